@@ -1,0 +1,73 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/invopop/jsonschema"
+	"github.com/spf13/cobra"
+
+	"tidegate/gateway"
+)
+
+func (p *process) checkCommand() *cobra.Command {
+	var (
+		f      serveFlags
+		schema bool
+	)
+	cmd := &cobra.Command{
+		Use:     "check",
+		Short:   "Check a configuration file without starting anything",
+		Long:    "Reads the file as serve would, the environment included, and says all that is wrong\nwith line and column. With --schema it prints the JSON Schema of the file instead, for editors.",
+		Example: "  tidegate check --config tidegate.yaml\n  tidegate check --schema > tidegate.schema.json",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if schema {
+				return p.printSchema()
+			}
+			load, err := p.loader(f)
+			if err != nil {
+				return err
+			}
+			c, err := load()
+			if err != nil {
+				return err
+			}
+			backends := 0
+			for _, m := range c.Models {
+				backends += len(m.Backends)
+			}
+			fmt.Fprintf(p.stdout, "ok: %d models, %d backends, auth %s with %d keys, listening on %s\n",
+				len(c.Models), backends, c.Auth.Mode, len(c.Auth.Keys), c.Server.Listen)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&f.file, "config", "", "configuration file (default $TIDEGATE_CONFIG, else tidegate.yaml)")
+	cmd.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema of the configuration file")
+	return cmd
+}
+
+// printSchema derives the schema from the types that the file is read into.
+func (p *process) printSchema() error {
+	r := jsonschema.Reflector{
+		FieldNameTag: "yaml", RequiredFromJSONSchemaTags: true, DoNotReference: true, Anonymous: true,
+		Mapper: func(t reflect.Type) *jsonschema.Schema {
+			switch t {
+			case reflect.TypeFor[time.Duration]():
+				return &jsonschema.Schema{Type: "string", Description: "a duration such as 10s or 1m30s", Pattern: `^([0-9.]+(ns|us|µs|ms|s|m|h))+$`}
+			case reflect.TypeFor[gateway.Size]():
+				return &jsonschema.Schema{Description: "a size such as 8MiB, or a number of bytes", Pattern: `^[0-9]+ *(B|KiB|MiB|GiB)?$`}
+			}
+			return nil
+		},
+	}
+	s := r.Reflect(&config{})
+	s.Title = "Tidegate configuration"
+	out, err := json.MarshalIndent(s, "", "  ")
+	if err == nil {
+		_, err = fmt.Fprintln(p.stdout, string(out))
+	}
+	return err
+}

@@ -1,0 +1,367 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+
+	"tidegate/gateway"
+	"tidegate/gateway/account"
+	"tidegate/gateway/backend"
+)
+
+// config is the whole configuration file.
+type config struct {
+	Server    serverConfig          `yaml:"server"`
+	Auth      account.Config        `yaml:"auth"`
+	Models    []backend.ModelConfig `yaml:"models"`
+	Telemetry telemetryConfig       `yaml:"telemetry"`
+}
+
+// serverConfig is the listeners and what the face is told.
+type serverConfig struct {
+	Listen         string        `yaml:"listen"`
+	OpsListen      string        `yaml:"ops_listen"`
+	HeaderTimeout  time.Duration `yaml:"header_timeout"` // slow clients
+	ShutdownGrace  time.Duration `yaml:"shutdown_grace"` // for streams to finish
+	TLS            tlsConfig     `yaml:"tls"`
+	gateway.Config `yaml:",inline"`
+}
+
+type tlsConfig struct {
+	CertFile     string `yaml:"cert_file"`
+	KeyFile      string `yaml:"key_file"`
+	ClientCAFile string `yaml:"client_ca_file"` // asks every client for a certificate of this authority
+}
+
+type telemetryConfig struct {
+	Log string `yaml:"log"` // json | text
+}
+
+func defaultConfig() config {
+	return config{
+		Server: serverConfig{
+			Listen: ":8080", OpsListen: "127.0.0.1:9090", HeaderTimeout: 10 * time.Second, ShutdownGrace: time.Minute,
+			Config: gateway.Default(),
+		},
+		Auth:      account.Default(),
+		Telemetry: telemetryConfig{Log: "json"},
+	}
+}
+
+// validate says all that is wrong, path first.
+func (c *config) validate() error {
+	var faults []error
+	fault := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	within := func(path string, err error) {
+		for _, e := range flatten(err) {
+			faults = append(faults, fmt.Errorf("%s%w", path, e))
+		}
+	}
+	s := &c.Server
+	fault(s.Listen != "", "server.listen: is empty; expected something like :8080")
+	fault(s.HeaderTimeout >= time.Millisecond, "server.header_timeout: must be at least 1ms, such as 10s")
+	fault(s.ShutdownGrace >= 0, "server.shutdown_grace: must not be negative")
+	fault((s.TLS.CertFile == "") == (s.TLS.KeyFile == ""), "server.tls: cert_file and key_file belong together")
+	fault(s.TLS.ClientCAFile == "" || s.TLS.CertFile != "", "server.tls.client_ca_file: needs cert_file and key_file")
+	fault(c.Telemetry.Log == "json" || c.Telemetry.Log == "text", "telemetry.log: must be json or text, not %q", c.Telemetry.Log)
+	within("server.", s.Validate())
+	within("auth.", c.Auth.Validate())
+	fault(len(c.Models) > 0, "models: is empty; expected at least one model with a name and backends")
+	owner := map[string]string{}
+	for i := range c.Models {
+		m := &c.Models[i]
+		path := fmt.Sprintf("models[%d]", i)
+		within(path+".", m.Validate())
+		for j, name := range append([]string{m.Name}, m.Aliases...) {
+			at := path + ".name"
+			if j > 0 {
+				at = fmt.Sprintf("%s.aliases[%d]", path, j-1)
+			}
+			fault(owner[name] == "", "%s: %q already names %s", at, name, owner[name])
+			owner[name] = path
+		}
+	}
+	for i, k := range c.Auth.Keys {
+		for j, name := range k.Models {
+			fault(owner[name] != "", "auth.keys[%d].models[%d]: there is no model %q", i, j, name)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// flatten lists the errors that errors.Join joined.
+func flatten(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
+}
+
+// configError is what is wrong with a configuration, as lines for people.
+type configError struct{ lines []string }
+
+func (e *configError) Error() string { return strings.Join(e.lines, "\n") }
+
+// readConfig reads a configuration strictly: the file, then the environment over
+// it. Each fault names file, line and column, shows the line and says what was
+// expected. env looks up an environment variable.
+func readConfig(file string, source []byte, env func(string) (string, bool)) (config, error) {
+	c := defaultConfig()
+	if err := yaml.NewDecoder(bytes.NewReader(source), yaml.Strict()).Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return c, &configError{[]string{explainYAML(file, source, err)}}
+	}
+	if err := overlay(reflect.ValueOf(&c).Elem(), "TIDEGATE", env); err != nil {
+		return c, &configError{[]string{err.Error()}}
+	}
+	if err := c.resolve(env); err != nil {
+		return c, &configError{locate(file, source, err)}
+	}
+	if err := c.validate(); err != nil {
+		return c, &configError{locate(file, source, err)}
+	}
+	return c, nil
+}
+
+// explainYAML says what a decoder refused, in the words of the file's author.
+func explainYAML(file string, source []byte, err error) string {
+	var e yaml.Error
+	if !errors.As(err, &e) || e.GetToken() == nil {
+		return file + ": " + err.Error()
+	}
+	message := e.GetMessage()
+	if m := regexp.MustCompile(`^unknown field "(.*)"$`).FindStringSubmatch(message); m != nil {
+		message = fmt.Sprintf("unknown key %q", m[1])
+		if near := nearest(m[1], keysOf(reflect.TypeFor[config]())); near != "" {
+			message += fmt.Sprintf("; expected %q?", near)
+		}
+	}
+	if m := regexp.MustCompile(`^cannot unmarshal (\S+).* of type (\S+)$`).FindStringSubmatch(message); m != nil {
+		message = fmt.Sprintf("expected %s, not %s", inWords(m[2]), inWords(m[1]))
+	}
+	at := e.GetToken().Position
+	return fmt.Sprintf("%s:%d:%d: %s\n%s", file, at.Line, at.Column, message, excerpt(source, at.Line, at.Column))
+}
+
+// inWords names a Go type as a writer of YAML would.
+func inWords(kind string) string {
+	switch {
+	case kind == "time.Duration":
+		return "a duration such as 10s"
+	case kind == "string":
+		return "text"
+	case kind == "bool":
+		return "true or false"
+	case strings.Contains(kind, "int"):
+		return "a whole number"
+	case strings.Contains(kind, "float"):
+		return "a number"
+	case strings.HasPrefix(kind, "[]"):
+		return "a list"
+	case strings.HasPrefix(kind, "map"), strings.Contains(kind, "."):
+		return "a mapping"
+	}
+	return kind
+}
+
+// excerpt shows a line and points at a column of it.
+func excerpt(source []byte, line, column int) string {
+	lines := strings.Split(string(source), "\n")
+	if line < 1 || line > len(lines) {
+		return ""
+	}
+	text := strings.TrimRight(lines[line-1], "\r")
+	return fmt.Sprintf("    %s\n    %s^", text, strings.Repeat(" ", max(column-1, 0)))
+}
+
+// locate finds the line of each fault, whose text begins with its path.
+func locate(file string, source []byte, faults error) []string {
+	tree, err := parser.ParseBytes(source, 0)
+	var out []string
+	for _, fault := range flatten(faults) {
+		path, message, _ := strings.Cut(fault.Error(), ": ")
+		line, column := 0, 0
+		if err == nil {
+			line, column = position(tree, path)
+		}
+		if line == 0 {
+			out = append(out, fmt.Sprintf("%s: %s: %s", file, path, message))
+			continue
+		}
+		out = append(out, fmt.Sprintf("%s:%d:%d: %s: %s\n%s", file, line, column, path, message, excerpt(source, line, column)))
+	}
+	return out
+}
+
+// position finds a path in the file, or the nearest thing above it.
+func position(tree *ast.File, path string) (line, column int) {
+	for path != "" {
+		if p, err := yaml.PathString("$." + path); err == nil {
+			if node, err := p.FilterFile(tree); err == nil && node != nil && node.GetToken() != nil {
+				at := node.GetToken().Position
+				return at.Line, at.Column
+			}
+		}
+		path = path[:max(strings.LastIndexAny(path, ".["), 0)]
+	}
+	return 0, 0
+}
+
+// keysOf lists every key that a configuration may have.
+func keysOf(t reflect.Type) (keys []string) {
+	switch t.Kind() {
+	case reflect.Slice, reflect.Pointer:
+		return keysOf(t.Elem())
+	case reflect.Struct:
+		for i := range t.NumField() {
+			if key := yamlKey(t.Field(i)); key != "" && key != "-" {
+				keys = append(keys, key)
+			}
+			keys = append(keys, keysOf(t.Field(i).Type)...)
+		}
+	}
+	return keys
+}
+
+func yamlKey(f reflect.StructField) string {
+	key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+	return key
+}
+
+// nearest is the key that differs from what was written by at most two letters.
+func nearest(written string, keys []string) string {
+	best, least := "", 3
+	for _, k := range keys {
+		if d := distance(written, k); d < least {
+			best, least = k, d
+		}
+	}
+	return best
+}
+
+// distance is Levenshtein's: insertions, deletions and substitutions.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}
+
+// overlay sets from the environment what it names: TIDEGATE_SERVER_LISTEN for
+// server.listen. A list or mapping is given as YAML.
+func overlay(v reflect.Value, name string, env func(string) (string, bool)) error {
+	if text, ok := env(name); ok && v.CanAddr() && name != "TIDEGATE" {
+		if v.Kind() == reflect.String {
+			v.SetString(text)
+			return nil
+		}
+		if text == "" {
+			return nil // as good as unset
+		}
+		if err := yaml.UnmarshalWithOptions([]byte(text), v.Addr().Interface(), yaml.Strict()); err != nil {
+			return fmt.Errorf("environment variable %s: %q: %s", name, text, explainYAML("value", []byte(text), err))
+		}
+		return nil
+	}
+	if v.Kind() != reflect.Struct {
+		return nil
+	}
+	for i := range v.NumField() {
+		key := yamlKey(v.Type().Field(i))
+		switch {
+		case key == "-":
+		case key == "": // inlined
+			if err := overlay(v.Field(i), name, env); err != nil {
+				return err
+			}
+		default:
+			if err := overlay(v.Field(i), name+"_"+strings.ToUpper(key), env); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// resolve reads the secrets that the configuration names.
+func (c *config) resolve(env func(string) (string, bool)) error {
+	var faults []error
+	read := func(path, variable, file string, into *string) {
+		switch {
+		case variable != "":
+			if value, ok := env(variable); ok && value != "" {
+				*into = value
+			} else {
+				faults = append(faults, fmt.Errorf("%s_env: the environment variable %s is not set", path, variable))
+			}
+		case file != "":
+			raw, err := os.ReadFile(file)
+			if err != nil {
+				faults = append(faults, fmt.Errorf("%s_file: %w", path, err))
+			}
+			*into = strings.TrimSpace(string(raw))
+		}
+	}
+	for i := range c.Auth.Keys {
+		k := &c.Auth.Keys[i]
+		read(fmt.Sprintf("auth.keys[%d].key", i), k.KeyEnv, k.KeyFile, &k.Key)
+	}
+	for i := range c.Models {
+		for j := range c.Models[i].Backends {
+			b := &c.Models[i].Backends[j]
+			read(fmt.Sprintf("models[%d].backends[%d].api_key", i, j), b.APIKeyEnv, b.APIKeyFile, &b.APIKey)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// restartOnly lists what a reload cannot change but which differs.
+func (c *config) restartOnly(next *config) (keys []string) {
+	for _, s := range []struct {
+		key  string
+		same bool
+	}{
+		{"server.listen", c.Server.Listen == next.Server.Listen},
+		{"server.ops_listen", c.Server.OpsListen == next.Server.OpsListen},
+		{"server.header_timeout", c.Server.HeaderTimeout == next.Server.HeaderTimeout},
+		{"server.shutdown_grace", c.Server.ShutdownGrace == next.Server.ShutdownGrace},
+		{"server.tls", c.Server.TLS == next.Server.TLS},
+		{"telemetry.log", c.Telemetry == next.Telemetry},
+	} {
+		if !s.same {
+			keys = append(keys, s.key)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}

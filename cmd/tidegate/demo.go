@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidegate/gateway/account"
+	"tidegate/gateway/backend"
+	"tidegate/gateway/gatewaytest"
+)
+
+func (p *process) demoCommand() *cobra.Command {
+	var listen string
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Run the gateway in front of simulated vLLM servers",
+		Long: "Starts three simulated vLLM servers (two of Qwen3-1.7B, one of Qwen3-0.6B) and the\n" +
+			"gateway in front of them, and prints a key and ways to call it. Ctrl-C stops all.",
+		Example: "  tidegate demo\n  tidegate demo --listen 127.0.0.1:9000",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return p.demo(cmd.Context(), listen) },
+	}
+	cmd.Flags().StringVar(&listen, "listen", "", "address for callers (default 127.0.0.1:8080, or a free port where that is taken)")
+	return cmd
+}
+
+// simulated are the servers of the demo.
+func simulated() []gatewaytest.Options {
+	large := gatewaytest.Default()
+	large.Model, large.Slots, large.TTFT, large.ITL = "Qwen3-1.7B", 16, 120*time.Millisecond, 15*time.Millisecond
+	small := large
+	small.Model, small.ITL = "Qwen3-0.6B", 6*time.Millisecond
+	return []gatewaytest.Options{large, large, small}
+}
+
+func (p *process) demo(ctx context.Context, address string) error {
+	models := []backend.ModelConfig{backend.DefaultModel(), backend.DefaultModel()}
+	models[0].Name, models[0].Aliases = "Qwen3-1.7B", []string{"qwen3"}
+	models[1].Name = "Qwen3-0.6B"
+	for i, o := range simulated() {
+		sim, err := gatewaytest.New(o)
+		if err != nil {
+			return err
+		}
+		defer sim.Close()
+		at, err := sim.Listen("127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		m := &models[i/2]
+		m.Backends = append(m.Backends, backend.Config{URL: at})
+		fmt.Fprintf(p.stdout, "simulated %-10s  %s\n", o.Model, at)
+	}
+	key, sum := newKey()
+	c := defaultConfig()
+	c.Server.Listen, c.Server.OpsListen, c.Server.ShutdownGrace = address, free("127.0.0.1:9090"), 3*time.Second
+	if address == "" {
+		c.Server.Listen = free("127.0.0.1:8080")
+	}
+	c.Auth.Keys = []account.KeyConfig{{Name: "demo", User: "demo", SHA256: sum}}
+	c.Models = models
+	c.Telemetry.Log = "text"
+	d, err := newDaemon(c, p)
+	if err != nil {
+		return err
+	}
+	d.load = func() (config, error) { return c, nil }
+	p.invite(d, key)
+	return d.run(ctx, func(ctx context.Context) error {
+		<-ctx.Done()
+		return nil
+	})
+}
+
+// free is the address, or a free port of the same host where it is taken.
+func free(address string) string {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		host, _, _ := net.SplitHostPort(address)
+		return net.JoinHostPort(host, "0")
+	}
+	l.Close()
+	return address
+}
+
+// newKey makes a random key and the SHA-256 under which it is known.
+func newKey() (key, sum string) {
+	const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+	b := make([]byte, 43) // 62^43 is just above 2^256
+	for i := range b {
+		b[i] = letters[random(len(letters))]
+	}
+	key = "tg-" + string(b)
+	h := sha256.Sum256([]byte(key))
+	return key, hex.EncodeToString(h[:])
+}
+
+// random is a uniform number below n ≤ 256; a value that would favour the small
+// ones is drawn again.
+func random(n int) int {
+	var b [1]byte
+	for {
+		rand.Read(b[:]) //nolint:errcheck // crypto/rand.Read never returns an error
+		if int(b[0]) < 256-256%n {
+			return int(b[0]) % n
+		}
+	}
+}
+
+// invite prints how to call the gateway, to be pasted as it is.
+func (p *process) invite(d *daemon, key string) {
+	base := "http://" + d.front.Addr().String()
+	ops := "http://" + d.ops.Addr().String()
+	fmt.Fprintf(p.stdout, `
+Tidegate is at %[1]s (operators: %[3]s/status, %[3]s/metrics)
+
+key: %[2]s
+
+curl:
+
+  curl -N %[1]s/v1/chat/completions -H 'Authorization: Bearer %[2]s' -H 'Content-Type: application/json' -d '{"model":"Qwen3-1.7B","stream":true,"messages":[{"role":"user","content":"Why is the sky blue?"}]}'
+
+Python (pip install openai):
+
+  from openai import OpenAI
+  client = OpenAI(base_url="%[1]s/v1", api_key="%[2]s")
+  answer = client.chat.completions.create(model="Qwen3-1.7B", messages=[{"role": "user", "content": "Why is the sky blue?"}])
+  print(answer.choices[0].message.content)
+
+What this key has used:
+
+  curl %[1]s/v1/usage -H 'Authorization: Bearer %[2]s'
+
+Ctrl-C stops all.
+
+`, base, key, ops)
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1 // it ran and failed
+	exitUsage  = 2 // the command line or the configuration is wrong
+)
+
+// usageError is a mistake of the one who called the command.
+type usageError struct{ error }
+
+// process is what a command is given of the process it runs in.
+type process struct {
+	env            func(string) (string, bool)
+	stdout, stderr io.Writer
+}
+
+// run is the command; it returns the exit code.
+func run(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
+	p := &process{env, stdout, stderr}
+	root := &cobra.Command{
+		Use:   "tidegate",
+		Short: "One front door in OpenAI's API for a fleet of vLLM servers",
+		Long: "Tidegate speaks OpenAI's API to callers, shares their requests among vLLM servers,\n" +
+			"and counts every token.\n\n" +
+			"Exit codes: 0 success, 1 it ran and failed, 2 the command line or the configuration is wrong.",
+		Example:       "  tidegate serve --backend http://localhost:8000\n  tidegate serve --config tidegate.yaml\n  tidegate demo",
+		SilenceErrors: true, SilenceUsage: true,
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(p.serveCommand(), p.checkCommand(), p.demoCommand(), p.versionCommand())
+	err := root.ExecuteContext(ctx)
+	var (
+		usage usageError
+		conf  *configError
+	)
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &conf):
+		fmt.Fprintln(stderr, conf.Error())
+		return exitUsage
+	case errors.As(err, &usage), !ran(root, args):
+		fmt.Fprintf(stderr, "tidegate: %v (see tidegate --help)\n", err)
+		return exitUsage
+	}
+	fmt.Fprintf(stderr, "tidegate: %v\n", err)
+	return exitFailed
+}
+
+// ran reports whether the arguments named a command at all.
+func ran(root *cobra.Command, args []string) bool {
+	found, _, err := root.Find(args)
+	return err == nil && found != root
+}
+
+// loop is something that runs until its context ends.
+type loop func(context.Context) error
+
+// supervise runs the servers and loops until ctx ends or one of them fails. Then
+// it drains: drain says that nothing new should come, the servers finish what
+// they have, for grace at most, and only then the loops stop.
+func supervise(ctx context.Context, log *slog.Logger, grace time.Duration, drain func(), servers []*server, loops ...loop) error {
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, failed := errgroup.WithContext(running)
+	for _, l := range loops {
+		group.Go(func() error { return l(running) })
+	}
+	for _, s := range servers {
+		group.Go(s.serve)
+	}
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			log.Info("draining", "grace", grace)
+		case <-failed.Done():
+		}
+		drain()
+		end, cancel := context.WithTimeout(running, grace)
+		defer cancel()
+		for _, s := range servers {
+			s.shutdown(end, log)
+		}
+		stop()
+		return nil
+	})
+	return group.Wait()
+}
+
+// server is an HTTP server on its listener.
+type server struct {
+	name   string
+	http   *http.Server
+	listen func(*http.Server) error
+	cut    context.CancelFunc // ends the requests that outlive the grace
+}
+
+func (s *server) serve() error {
+	if err := s.listen(s.http); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	return nil
+}
+
+// last is how long a request that was cut may take to settle.
+const last = 2 * time.Second
+
+func (s *server) shutdown(ctx context.Context, log *slog.Logger) {
+	if err := s.http.Shutdown(ctx); err == nil {
+		return
+	}
+	log.Warn("cutting what did not finish", "server", s.name)
+	s.cut()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), last)
+	defer cancel()
+	if s.http.Shutdown(ctx) != nil {
+		// Nothing is left to wait for.
+		_ = s.http.Close()
+	}
+}

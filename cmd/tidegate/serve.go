@@ -1,0 +1,413 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+
+	"tidegate/admission"
+	"tidegate/gateway"
+	"tidegate/gateway/account"
+	"tidegate/gateway/backend"
+	"tidegate/gateway/ledger"
+	"tidegate/gateway/qwen"
+)
+
+const defaultFile = "tidegate.yaml"
+
+// serveFlags are the flags of tidegate serve.
+type serveFlags struct {
+	file, listen, ops, log string
+	backends               []string
+}
+
+func (p *process) serveCommand() *cobra.Command {
+	var f serveFlags
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the gateway",
+		Long: "Runs the gateway with a configuration file, or in front of the vLLM servers that\n" +
+			"--backend names, without any file: then callers need no key and it listens on the\n" +
+			"loopback interface only. SIGHUP or a changed file reloads the configuration;\n" +
+			"SIGTERM and Ctrl-C drain.",
+		Example: "  tidegate serve --backend http://localhost:8000\n  tidegate serve --config tidegate.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.serve(cmd.Context(), f)
+		},
+	}
+	cmd.Flags().StringVar(&f.file, "config", "", "configuration file (default $TIDEGATE_CONFIG, else tidegate.yaml)")
+	cmd.Flags().StringArrayVar(&f.backends, "backend", nil, "URL of a vLLM server, instead of a file; may be given more than once")
+	cmd.Flags().StringVar(&f.listen, "listen", "", "address for callers, over server.listen")
+	cmd.Flags().StringVar(&f.ops, "ops-listen", "", "address for operators, over server.ops_listen")
+	cmd.Flags().StringVar(&f.log, "log", "", "json or text, over telemetry.log")
+	return cmd
+}
+
+// serve loads what the flags name and runs it.
+func (p *process) serve(ctx context.Context, f serveFlags) error {
+	load, err := p.loader(f)
+	if err != nil {
+		return err
+	}
+	c, err := load()
+	if err != nil {
+		return err
+	}
+	d, err := newDaemon(c, p)
+	if err != nil {
+		return err
+	}
+	d.load = load
+	if len(f.backends) > 0 {
+		return d.run(ctx, d.discover(f.backends))
+	}
+	return d.run(ctx, d.watch)
+}
+
+// loader returns what reads the configuration, now and again at each reload.
+func (p *process) loader(f serveFlags) (func() (config, error), error) {
+	over := func(c *config) {
+		for _, o := range []struct {
+			flag string
+			to   *string
+		}{{f.listen, &c.Server.Listen}, {f.ops, &c.Server.OpsListen}, {f.log, &c.Telemetry.Log}} {
+			if o.flag != "" {
+				*o.to = o.flag
+			}
+		}
+	}
+	if len(f.backends) > 0 {
+		if f.file != "" {
+			return nil, usageError{errors.New("--backend and --config exclude each other: put the backend into the file")}
+		}
+		return func() (config, error) { return p.withoutFile(f.backends, over) }, nil
+	}
+	file := f.file
+	if file == "" {
+		file, _ = p.env("TIDEGATE_CONFIG")
+	}
+	if file == "" {
+		file = defaultFile
+	}
+	return func() (config, error) {
+		source, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) && f.file == "" {
+			return config{}, usageError{fmt.Errorf("there is no %s here: give --config FILE, or --backend URL to run without a file", file)}
+		}
+		if err != nil {
+			return config{}, usageError{err}
+		}
+		c, err := readConfig(file, source, p.env)
+		over(&c)
+		return c, err
+	}, nil
+}
+
+// withoutFile is the configuration of a gateway that is only told its backends.
+func (p *process) withoutFile(urls []string, over func(*config)) (config, error) {
+	c := defaultConfig()
+	c.Server.Listen = "127.0.0.1:8080"
+	c.Auth.Mode = account.Open
+	c.Telemetry.Log = "text"
+	over(&c)
+	for _, url := range urls {
+		b := backend.Config{URL: url}
+		if err := b.Validate(); err != nil {
+			return c, usageError{fmt.Errorf("--backend %s", err)}
+		}
+	}
+	return c, nil
+}
+
+// daemon is a running gateway.
+type daemon struct {
+	config   config
+	log      *slog.Logger
+	gateway  *gateway.Gateway
+	fleet    *backend.Fleet
+	load     func() (config, error)
+	cert     atomic.Pointer[tls.Certificate]
+	reloaded *prometheus.GaugeVec
+	failure  atomic.Pointer[string] // of the last reload; nil: it worked
+	front    net.Listener           // where callers reach it, once it listens
+	ops      net.Listener
+}
+
+// newDaemon builds every part and starts nothing but the listeners, so that a
+// taken port is said at once.
+func newDaemon(c config, p *process) (*daemon, error) {
+	d := &daemon{config: c, log: newLog(c.Telemetry.Log, p)}
+	tokenizer, err := qwen.New()
+	if err != nil {
+		return nil, err
+	}
+	registry := prometheus.NewRegistry()
+	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tidegate_build_info", Help: "1, with the version as a label."}, []string{"version"})
+	info.WithLabelValues(version()).Set(1)
+	d.reloaded = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "tidegate_config_reload_success", Help: "1 if the last reading of the configuration succeeded.",
+	}, nil)
+	d.reloaded.WithLabelValues().Set(1)
+	registry.MustRegister(info, d.reloaded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	d.fleet = backend.NewFleet(d.log, "tidegate/"+version())
+	d.gateway = gateway.New(gateway.Parts{
+		Log: d.log, Fleet: d.fleet, Admission: admission.New(), Ledger: ledger.New(), Tokenizer: tokenizer,
+		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(),
+	}, c.Server.Config, account.New(c.Auth))
+	d.fleet.Apply(c.Models)
+	if d.front, err = listen("server.listen", c.Server.Listen); err != nil {
+		return nil, err
+	}
+	if c.Server.OpsListen != "" {
+		if d.ops, err = listen("server.ops_listen", c.Server.OpsListen); err != nil {
+			d.front.Close()
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// countedMessages is how many messages keep their token counts in memory.
+const countedMessages = 1 << 16
+
+func newLog(form string, p *process) *slog.Logger {
+	if form == "text" {
+		return slog.New(slog.NewTextHandler(p.stderr, nil))
+	}
+	return slog.New(slog.NewJSONHandler(p.stderr, nil))
+}
+
+func listen(key, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s: another process listens on %s: stop it, or choose another address", key, address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return l, nil
+}
+
+// run serves until ctx ends. source is the loop that keeps the configuration fresh.
+func (d *daemon) run(ctx context.Context, source loop) error {
+	s := d.config.Server
+	front, err := d.frontServer()
+	if err != nil {
+		d.front.Close()
+		return err
+	}
+	servers := []*server{front}
+	if d.ops != nil {
+		ops := &http.Server{Handler: d.gateway.OpsHandler(d.status), ReadHeaderTimeout: s.HeaderTimeout}
+		servers = append(servers, &server{
+			name: "ops listener", http: ops, cut: func() {},
+			listen: func(h *http.Server) error { return h.Serve(d.ops) },
+		})
+		d.log.Info("listening for operators", "address", d.ops.Addr().String())
+	}
+	d.log.Info("listening", "address", d.front.Addr().String(), "auth", d.config.Auth.Mode, "version", version())
+	if host, _, err := net.SplitHostPort(d.front.Addr().String()); err == nil && d.config.Auth.Mode == account.Open && !net.ParseIP(host).IsLoopback() {
+		d.log.Warn("anyone who reaches this address may use the models: auth.mode is open", "address", d.front.Addr().String())
+	}
+	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.fleet.Run, source)
+}
+
+// maxHeader bounds a request's head in bytes.
+const maxHeader = 64 << 10
+
+// frontServer is the server for callers: HTTP/1.1 and HTTP/2, the latter with
+// TLS or in clear text by prior knowledge.
+func (d *daemon) frontServer() (*server, error) {
+	s := d.config.Server
+	alive, cut := context.WithCancel(context.Background())
+	h := &http.Server{
+		Handler: d.gateway.Handler(), ReadHeaderTimeout: s.HeaderTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeader,
+		BaseContext: func(net.Listener) context.Context { return alive },
+		ErrorLog:    slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+		Protocols:   new(http.Protocols),
+	}
+	h.Protocols.SetHTTP1(true)
+	h.Protocols.SetHTTP2(true)
+	h.Protocols.SetUnencryptedHTTP2(true)
+	out := &server{name: "listener", http: h, cut: cut, listen: func(h *http.Server) error { return h.Serve(d.front) }}
+	if s.TLS.CertFile == "" {
+		return out, nil
+	}
+	if err := d.readCertificate(); err != nil {
+		return nil, err
+	}
+	h.TLSConfig = &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return d.cert.Load(), nil },
+	}
+	if s.TLS.ClientCAFile != "" {
+		pem, err := os.ReadFile(s.TLS.ClientCAFile)
+		if err != nil {
+			return nil, fmt.Errorf("server.tls.client_ca_file: %w", err)
+		}
+		h.TLSConfig.ClientCAs, h.TLSConfig.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
+		if !h.TLSConfig.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("server.tls.client_ca_file: %s holds no certificate in PEM", s.TLS.ClientCAFile)
+		}
+	}
+	out.listen = func(h *http.Server) error { return h.ServeTLS(d.front, "", "") }
+	return out, nil
+}
+
+func (d *daemon) readCertificate() error {
+	s := d.config.Server.TLS
+	if s.CertFile == "" {
+		return nil
+	}
+	cert, err := tls.LoadX509KeyPair(s.CertFile, s.KeyFile)
+	if err != nil {
+		return fmt.Errorf("server.tls: %w", err)
+	}
+	d.cert.Store(&cert)
+	return nil
+}
+
+// watchEvery is how often the file is looked at for changes. Its content is
+// compared, since a mounted file changes by a switched link.
+const watchEvery = 2 * time.Second
+
+// watch reloads on SIGHUP and when the file has changed.
+func (d *daemon) watch(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	seen := d.fingerprint()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hup:
+			d.reload()
+			seen = d.fingerprint()
+		case <-tick.C:
+			if now := d.fingerprint(); !bytes.Equal(now, seen) {
+				seen = now
+				d.reload()
+			}
+		}
+	}
+}
+
+// fingerprint changes when what the configuration says changes, or its fault does.
+func (d *daemon) fingerprint() []byte {
+	c, err := d.load()
+	sum := sha256.Sum256(fmt.Appendf(nil, "%+v %v", c, err))
+	return sum[:]
+}
+
+// reload replaces the configuration; one that is invalid keeps the old running.
+func (d *daemon) reload() {
+	c, err := d.load()
+	if err == nil {
+		err = d.readCertificate()
+	}
+	if err != nil {
+		text := err.Error()
+		d.failure.Store(&text)
+		d.reloaded.WithLabelValues().Set(0)
+		d.log.Error("the new configuration is not used; the old one stays", "error", text)
+		return
+	}
+	d.failure.Store(nil)
+	d.reloaded.WithLabelValues().Set(1)
+	if keys := d.config.restartOnly(&c); len(keys) > 0 {
+		d.log.Warn("changed, but only a restart applies it", "keys", strings.Join(keys, ", "))
+	}
+	d.gateway.Reload(c.Server.Config, account.New(c.Auth))
+	d.fleet.Apply(c.Models)
+	d.log.Info("configuration reloaded", "models", len(c.Models))
+}
+
+// status adds to /status what only the process knows.
+func (d *daemon) status() map[string]any {
+	problem := ""
+	if p := d.failure.Load(); p != nil {
+		problem = *p
+	}
+	return map[string]any{"config_reload_ok": problem == "", "config_reload_error": problem}
+}
+
+// discoverEvery is how often a server that is not there yet is asked again.
+const discoverEvery = 2 * time.Second
+
+// discover learns from each server what model it serves; servers of the same
+// model share it.
+func (d *daemon) discover(urls []string) loop {
+	return func(ctx context.Context) error {
+		client := backend.ProbeClient()
+		defer client.CloseIdleConnections()
+		models := map[string]*backend.ModelConfig{}
+		tick := time.NewTicker(discoverEvery)
+		defer tick.Stop()
+		for said := false; len(urls) > 0; said = true {
+			urls = slices.DeleteFunc(urls, func(url string) bool {
+				facts, err := backend.Discover(ctx, backend.Config{URL: url}, client)
+				if err != nil {
+					if !said {
+						d.log.Warn("a backend does not say yet what it serves; asking on", "backend", url, "reason", err.Error())
+					}
+					return false
+				}
+				d.adopt(models, url, facts)
+				return true
+			})
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+		}
+		<-ctx.Done()
+		return nil
+	}
+}
+
+// adopt adds a server to the model that it serves first.
+func (d *daemon) adopt(models map[string]*backend.ModelConfig, url string, f backend.Facts) {
+	name := f.Names[0]
+	m := models[name]
+	if m == nil {
+		c := backend.DefaultModel()
+		m = &c
+		m.Name = name
+		if short := path.Base(name); short != name {
+			m.Aliases = append(m.Aliases, short)
+		}
+		models[name] = m
+	}
+	m.Backends = append(m.Backends, backend.Config{URL: url})
+	var all []backend.ModelConfig
+	for _, m := range models {
+		all = append(all, *m)
+	}
+	slices.SortFunc(all, func(a, b backend.ModelConfig) int { return strings.Compare(a.Name, b.Name) })
+	d.fleet.Apply(all)
+	d.log.Info("backend found", "backend", url, "model", name, "context", f.MaxModelLen)
+}

@@ -1,0 +1,131 @@
+package backend
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"tidegate/admission"
+)
+
+// Config is one vLLM server.
+type Config struct {
+	URL        string `yaml:"url"`          // http(s)://host:port, with a path where it is behind one
+	Serves     string `yaml:"serves"`       // what it calls the model; empty: found out
+	Weight     int    `yaml:"weight"`       // its share beside the model's other backends
+	APIKeyEnv  string `yaml:"api_key_env"`  // environment variable that holds its --api-key
+	APIKeyFile string `yaml:"api_key_file"` // or the file
+	APIKey     string `yaml:"-"`            // what either held
+}
+
+// Validate says what is wrong, path first.
+func (c *Config) Validate() error {
+	u, err := url.Parse(c.URL)
+	switch {
+	case c.URL == "":
+		return errors.New("url: is missing; expected something like http://gpu-a:8000")
+	case err != nil, u.Host == "", u.Scheme != "http" && u.Scheme != "https":
+		return fmt.Errorf("url: %q is no http or https URL; expected something like http://gpu-a:8000", c.URL)
+	case u.RawQuery != "" || u.Fragment != "" || u.User != nil:
+		return errors.New("url: may hold a scheme, a host, a port and a path, nothing else")
+	case c.Weight < 0:
+		return errors.New("weight: must be 1 or more")
+	case c.APIKeyEnv != "" && c.APIKeyFile != "":
+		return errors.New("api_key_env: excludes api_key_file")
+	}
+	return nil
+}
+
+// Facts are what a server said of itself when it was last asked.
+type Facts struct {
+	Serves      string   // the name it knows the model by
+	Names       []string // all names it knows
+	MaxModelLen int      // its context in tokens; 0: unknown
+	Version     string   // of vLLM; empty: unknown
+}
+
+// Backend is one server of a model. It is safe for concurrent use.
+type Backend struct {
+	Name string             // host:port and path, for people and metrics
+	Seat *admission.Backend // its place in admission
+	Pace Pace               // how fast it makes tokens
+
+	config Config
+	base   string // URL without a trailing slash
+	prefix string // path before /v1
+	fixed  string // header lines that every request has
+	dialer dialer
+	pool   pool
+	heads  sync.Pool     // of *[]byte: buffers for a request's head
+	post   *http.Request // tells ReadResponse the method
+	facts  atomic.Pointer[Facts]
+	state  atomic.Pointer[string] // why it is out of rotation
+	kick   chan struct{}          // asks for a probe now
+}
+
+// New makes a backend that is out of rotation until it has been probed. The
+// configuration must be valid.
+func New(c Config, agent string) *Backend {
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		u = &url.URL{}
+	}
+	b := &Backend{
+		Name: u.Host + strings.TrimSuffix(u.Path, "/"), Seat: admission.NewBackend(c.Weight), config: c,
+		base: strings.TrimSuffix(c.URL, "/"), prefix: strings.TrimSuffix(u.EscapedPath(), "/"),
+		post: &http.Request{Method: http.MethodPost}, kick: make(chan struct{}, 1),
+	}
+	port := u.Port()
+	if u.Scheme == "https" {
+		b.dialer.tls = &tls.Config{ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12}
+		if port == "" {
+			port = "443"
+		}
+	} else if port == "" {
+		port = "80"
+	}
+	b.dialer.addr = net.JoinHostPort(u.Hostname(), port)
+	b.fixed = "Host: " + u.Host + "\r\nUser-Agent: " + agent + "\r\nContent-Type: application/json\r\n"
+	if c.APIKey != "" {
+		b.fixed += "Authorization: Bearer " + c.APIKey + "\r\n"
+	}
+	b.facts.Store(&Facts{Serves: c.Serves})
+	b.out("not probed yet")
+	return b
+}
+
+// Facts are what the server last said of itself.
+func (b *Backend) Facts() Facts { return *b.facts.Load() }
+
+// Why is the reason for being out of rotation; empty while in it.
+func (b *Backend) Why() string {
+	if b.Seat.Up() {
+		return ""
+	}
+	return *b.state.Load()
+}
+
+func (b *Backend) out(why string) (changed bool) {
+	b.state.Store(&why)
+	return b.Seat.Rotate(false)
+}
+
+// suspect takes the backend out of rotation at once where nobody listens, since
+// a dead server with nothing in flight would draw every request, and has it
+// probed now in any case.
+func (b *Backend) suspect(err error) {
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		b.out("connection refused")
+	}
+	select {
+	case b.kick <- struct{}{}:
+	default:
+	}
+}

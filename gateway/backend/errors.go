@@ -1,0 +1,107 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+)
+
+// Phase names the limit that a timeout ran into.
+type Phase string
+
+// The four limits of an exchange.
+const (
+	Connect    Phase = "connect"
+	FirstToken Phase = "first_token"
+	Idle       Phase = "idle"
+	Total      Phase = "total"
+)
+
+// TimeoutError says which limit was reached.
+type TimeoutError struct{ Phase Phase }
+
+func (e *TimeoutError) Error() string { return "timeout: " + string(e.Phase) }
+
+// StatusError is an answer other than 200. Body is the start of it.
+type StatusError struct {
+	Status int
+	Body   []byte
+}
+
+func (e *StatusError) Error() string { return fmt.Sprintf("status %d", e.Status) }
+
+// ErrLeft says that the caller left before the answer was whole.
+var ErrLeft = errors.New("the caller left")
+
+var errHead = errors.New("the head of the answer is longer than 1 MiB")
+
+// brokenError is a connection that could not be made or did not hold.
+type brokenError struct {
+	what string
+	err  error
+}
+
+func (e *brokenError) Error() string { return e.what + ": " + e.err.Error() }
+func (e *brokenError) Unwrap() error { return e.err }
+
+// Broken marks err as a connection that did not hold.
+func Broken(what string, err error) error { return &brokenError{what, err} }
+
+// Reached reports whether a request whose sending failed with err had reached
+// the server, so that tokens may have been made.
+func Reached(err error) bool {
+	var timeout *TimeoutError
+	return errors.Is(err, ErrLeft) || errors.As(err, &timeout) && timeout.Phase != Connect
+}
+
+// Retryable reports whether the same request may be sent to another backend,
+// given that the caller has seen nothing of an answer yet: the connection failed
+// or broke, or the server said that it is not available.
+func Retryable(err error) bool {
+	var status *StatusError
+	if errors.As(err, &status) {
+		return status.Status == 502 || status.Status == 503 || status.Status == 504
+	}
+	var timeout *TimeoutError
+	if errors.As(err, &timeout) {
+		return timeout.Phase == Connect
+	}
+	var broken *brokenError
+	return errors.As(err, &broken)
+}
+
+// Outcome is err in one word, for metrics.
+func Outcome(err error) string {
+	var (
+		status  *StatusError
+		timeout *TimeoutError
+		broken  *brokenError
+	)
+	switch {
+	case err == nil:
+		return "ok"
+	case errors.Is(err, ErrLeft), errors.Is(err, context.Canceled):
+		return "client_closed"
+	case errors.As(err, &timeout):
+		return "timeout_" + string(timeout.Phase)
+	case errors.As(err, &status) && status.Status < 500:
+		return "refused"
+	case errors.As(err, &status):
+		return "status_5xx"
+	case errors.As(err, &broken):
+		return "broken"
+	}
+	return "bad_answer"
+}
+
+// stale reports whether err is what a server's closing of an idle connection
+// looks like.
+func stale(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

@@ -1,0 +1,253 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// Timeouts are the limits of one exchange. A request that is not streamed sends
+// nothing until its answer is whole, so only Connect and Total hold for it.
+type Timeouts struct {
+	Connect    time.Duration `yaml:"connect"`
+	FirstToken time.Duration `yaml:"first_token"` // from sending to the first byte of a stream's body
+	Idle       time.Duration `yaml:"idle"`        // between two reads of a body
+	Total      time.Duration `yaml:"total"`       // from sending to the end of the answer
+}
+
+// Request is what is sent: one POST.
+type Request struct {
+	Path   string
+	ID     string // X-Request-Id, a fresh one for each attempt
+	Body   []byte
+	Stream bool
+	Limits Timeouts
+
+	// Silence, if set, is called on the exchange's own goroutine while nothing
+	// comes, first after SilenceAfter and then as it asks.
+	Silence      func(now time.Time) (next time.Duration)
+	SilenceAfter time.Duration
+}
+
+// Answer is an exchange whose head has arrived. Read it to the end and Close it;
+// a connection whose answer was read to its end is used again.
+type Answer struct {
+	Status int
+	Header http.Header
+
+	b       *Backend
+	c       *conn
+	q       *Request
+	ctx     context.Context
+	stop    func() bool // of the watch over ctx
+	body    io.ReadCloser
+	length  int64
+	began   time.Time
+	waiting time.Time // since when the network is being read
+	quiet   time.Time // when to call Silence
+	headed  bool      // the head is read
+	spoken  bool      // some of the body is read
+	ended   bool      // all of the body is read
+	left    bool      // the caller left; only what was on its way is read
+	close   bool      // the server will not keep the connection
+}
+
+// Send sends q and returns when the head of the answer has arrived, whatever its
+// status. When ctx ends the request is cancelled at the server.
+func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
+	now := time.Now()
+	c := b.pool.take(now)
+	for {
+		fresh := c == nil
+		if fresh {
+			var err error
+			if c, err = b.dialer.dial(ctx, q.Limits.Connect); err != nil {
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
+				b.suspect(err)
+				return nil, err
+			}
+		}
+		a := &Answer{b: b, c: c, q: q, ctx: ctx, began: now, waiting: now}
+		err := a.exchange()
+		if err == nil {
+			return a, nil
+		}
+		silent := c.read == 0
+		a.Close()
+		switch {
+		case a.left || ctx.Err() != nil:
+			return nil, ErrLeft
+		case !fresh && silent && stale(err):
+			c = nil // the server had closed the idle connection; nobody has seen the request
+		case errors.As(err, new(*TimeoutError)):
+			return nil, err
+		default:
+			b.suspect(err)
+			return nil, &brokenError{"no answer", err}
+		}
+	}
+}
+
+// exchange sends the request and reads the head of the answer.
+func (a *Answer) exchange() error {
+	a.c.x, a.c.read = a, 0
+	a.quiet = a.began.Add(a.q.SilenceAfter)
+	a.stop = context.AfterFunc(a.ctx, func() { _ = a.c.nc.SetDeadline(time.Unix(1, 0)) })
+	if err := a.c.nc.SetWriteDeadline(a.began.Add(a.q.Limits.Total)); err != nil {
+		return err
+	}
+	a.arm(a.began)
+	if err := a.b.write(a.c, a.q); err != nil {
+		return err
+	}
+	for {
+		resp, err := http.ReadResponse(a.c.br, a.b.post)
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode >= 200 {
+			a.Status, a.Header, a.body, a.close, a.headed = resp.StatusCode, resp.Header, resp.Body, resp.Close, true
+			a.length = resp.ContentLength
+			return nil
+		}
+	}
+}
+
+// joined is up to which size in bytes a body is copied behind its head, which
+// costs less than a second buffer in the system call.
+const joined = 16 << 10
+
+// write sends the request in one system call.
+func (b *Backend) write(c *conn, q *Request) error {
+	buf, ok := b.heads.Get().(*[]byte)
+	if !ok {
+		buf = new([]byte)
+	}
+	defer b.heads.Put(buf)
+	head := append(append((*buf)[:0], "POST "...), b.prefix...)
+	head = append(append(append(head, q.Path...), " HTTP/1.1\r\n"...), b.fixed...)
+	if q.Stream {
+		head = append(head, "Accept: text/event-stream\r\n"...)
+	}
+	head = append(append(head, "X-Request-Id: "...), q.ID...)
+	head = append(head, "\r\nContent-Length: "...)
+	head = append(strconv.AppendInt(head, int64(len(q.Body)), 10), "\r\n\r\n"...)
+	if len(q.Body) <= joined {
+		head = append(head, q.Body...)
+		*buf = head
+		_, err := c.nc.Write(head)
+		return err
+	}
+	*buf = head
+	_, err := (&net.Buffers{head, q.Body}).WriteTo(c.nc)
+	return err
+}
+
+// Read reads the body. The error is io.EOF at its end, a *TimeoutError, ErrLeft,
+// or one for which Retryable is true.
+func (a *Answer) Read(p []byte) (int, error) {
+	n, err := a.body.Read(p)
+	if n > 0 {
+		a.spoken = true
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
+		a.ended = true
+		if a.left {
+			err = ErrLeft
+		}
+	case a.left || a.ctx.Err() != nil:
+		err = ErrLeft
+	case errors.As(err, new(*TimeoutError)):
+	default:
+		a.b.suspect(err)
+		err = &brokenError{"the answer broke off", err}
+	}
+	return n, err
+}
+
+// Length is the length of the body in bytes, -1 where the server did not say.
+func (a *Answer) Length() int64 { return a.length }
+
+// Leave cancels the request at the server because the caller is gone. Reading
+// goes on for what the server had already sent.
+func (a *Answer) Leave() {
+	if a.left {
+		return
+	}
+	a.left = true
+	// Were this to fail, the deadline below still ends the exchange.
+	_ = a.c.closeWrite()
+	_ = a.c.nc.SetReadDeadline(time.Now().Add(drainAfter))
+}
+
+// Close ends the exchange.
+func (a *Answer) Close() {
+	watching := a.stop == nil || a.stop()
+	if a.ended && watching && !a.left && !a.close && a.c.br.Buffered() == 0 {
+		a.b.pool.give(a.c, time.Now())
+		return
+	}
+	a.c.nc.Close()
+}
+
+// waitOn is called when the read deadline has passed: it says why to stop, or
+// sets the next one.
+func (a *Answer) waitOn() error {
+	if a.left {
+		return ErrLeft
+	}
+	if a.ctx.Err() != nil {
+		a.Leave()
+		return nil
+	}
+	now := time.Now()
+	switch at, phase := a.limit(); {
+	case !now.Before(a.began.Add(a.q.Limits.Total)):
+		return &TimeoutError{Total}
+	case !at.IsZero() && !now.Before(at):
+		return &TimeoutError{phase}
+	}
+	if a.q.Silence != nil && !now.Before(a.quiet) {
+		a.quiet = now.Add(a.q.Silence(now))
+	}
+	a.arm(now)
+	return nil
+}
+
+// limit is when the server has been silent for too long; zero: never.
+func (a *Answer) limit() (time.Time, Phase) {
+	switch {
+	case a.spoken:
+		return a.waiting.Add(a.q.Limits.Idle), Idle
+	case a.q.Stream:
+		return a.began.Add(a.q.Limits.FirstToken), FirstToken
+	}
+	return time.Time{}, ""
+}
+
+// arm sets the read deadline to whatever is due next.
+func (a *Answer) arm(now time.Time) {
+	next := a.began.Add(a.q.Limits.Total)
+	if at, _ := a.limit(); !at.IsZero() && at.Before(next) {
+		next = at
+	}
+	if a.q.Silence != nil && a.quiet.Before(next) {
+		next = a.quiet
+	}
+	if !next.After(now) {
+		next = now.Add(time.Millisecond)
+	}
+	// A connection that takes no deadline is closed, and the next read says so.
+	_ = a.c.nc.SetReadDeadline(next)
+	if a.ctx.Err() != nil { // the watch may have fired just before
+		_ = a.c.nc.SetReadDeadline(time.Unix(1, 0))
+	}
+}

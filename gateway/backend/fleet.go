@@ -1,0 +1,270 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tidegate/admission"
+	"tidegate/gateway/openai"
+)
+
+// ModelConfig is one model and its servers.
+type ModelConfig struct {
+	Name      string        `yaml:"name"`
+	Aliases   []string      `yaml:"aliases"`
+	Reasoning string        `yaml:"reasoning"` // both | reasoning | reasoning_content
+	Timeouts  Timeouts      `yaml:"timeouts"`
+	Probe     time.Duration `yaml:"probe"` // between two health probes
+	Backends  []Config      `yaml:"backends"`
+}
+
+// DefaultModel is what a model has that says nothing.
+func DefaultModel() ModelConfig {
+	return ModelConfig{
+		Reasoning: "both",
+		Timeouts:  Timeouts{Connect: 3 * time.Second, FirstToken: 30 * time.Second, Idle: 20 * time.Second, Total: 10 * time.Minute},
+		Probe:     2 * time.Second,
+	}
+}
+
+// UnmarshalYAML lets a model say only what differs from the defaults.
+func (m *ModelConfig) UnmarshalYAML(decode func(any) error) error {
+	type plain ModelConfig
+	p := plain(DefaultModel())
+	if err := decode(&p); err != nil {
+		return err
+	}
+	*m = ModelConfig(p)
+	return nil
+}
+
+// Validate says all that is wrong, path first.
+func (m *ModelConfig) Validate() error {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	for i, name := range append([]string{m.Name}, m.Aliases...) {
+		at := "name"
+		if i > 0 {
+			at = fmt.Sprintf("aliases[%d]", i-1)
+		}
+		if !printable(name) {
+			fault("%s: must be 1 to 200 printable ASCII characters without spaces or quotes, not %q", at, name)
+		}
+	}
+	if _, ok := names(m.Reasoning); !ok {
+		fault("reasoning: must be both, reasoning or reasoning_content, not %q", m.Reasoning)
+	}
+	for _, t := range []struct {
+		at string
+		d  time.Duration
+	}{
+		{"timeouts.connect", m.Timeouts.Connect}, {"timeouts.first_token", m.Timeouts.FirstToken},
+		{"timeouts.idle", m.Timeouts.Idle}, {"timeouts.total", m.Timeouts.Total}, {"probe", m.Probe},
+	} {
+		if t.d < time.Millisecond {
+			fault("%s: must be at least 1ms, such as 3s", t.at)
+		}
+	}
+	if len(m.Backends) == 0 {
+		fault("backends: is empty; expected at least one {url: http://host:port}")
+	}
+	seen := map[string]int{}
+	for i := range m.Backends {
+		if err := m.Backends[i].Validate(); err != nil {
+			fault("backends[%d].%w", i, err)
+		}
+		if j, twice := seen[m.Backends[i].URL]; twice {
+			fault("backends[%d].url: is that of backends[%d]", i, j)
+		}
+		seen[m.Backends[i].URL] = i
+	}
+	return errors.Join(faults...)
+}
+
+func printable(name string) bool {
+	for i := range len(name) {
+		if c := name[i]; c <= ' ' || c >= 0x7f || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return len(name) > 0 && len(name) <= 200
+}
+
+func names(setting string) (n openai.Names, ok bool) {
+	switch setting {
+	case "both":
+		return openai.BothNames, true
+	case "reasoning":
+		return openai.OnlyReasoning, true
+	case "reasoning_content":
+		return openai.OnlyReasoningContent, true
+	}
+	return 0, false
+}
+
+// Model is a model that callers may ask for. It is immutable; what its backends
+// are doing is not.
+type Model struct {
+	Name      string
+	Aliases   []string
+	Reasoning openai.Names
+	Timeouts  Timeouts
+	Backends  []*Backend // by the index that a permit gives
+	Pool      *admission.Pool
+}
+
+// Context is how many tokens a prompt and its answer may have together: the least
+// of the backends in rotation, since any may be picked. 0: not known yet.
+func (m *Model) Context() int {
+	least := 0
+	for _, b := range m.Backends {
+		if n := b.Facts().MaxModelLen; n > 0 && (least == 0 || n < least) && b.Seat.Up() {
+			least = n
+		}
+	}
+	return least
+}
+
+// models is one state of the configuration.
+type models struct {
+	list   []*Model
+	byName map[string]*Model
+	every  map[*Backend]prober
+}
+
+// Fleet is all models and backends. It is safe for concurrent use.
+type Fleet struct {
+	log     *slog.Logger
+	agent   string // User-Agent of what is sent to the servers
+	client  *http.Client
+	now     atomic.Pointer[models]
+	apply   sync.Mutex
+	changed chan struct{}
+}
+
+// NewFleet makes a fleet without models.
+func NewFleet(log *slog.Logger, agent string) *Fleet {
+	f := &Fleet{log: log, agent: agent, changed: make(chan struct{}, 1), client: ProbeClient()}
+	f.now.Store(&models{})
+	return f
+}
+
+// ProbeClient makes the client for probes: its connections end before vLLM
+// closes them.
+func ProbeClient() *http.Client {
+	return &http.Client{Transport: &http.Transport{IdleConnTimeout: idleLife, DisableCompression: true}}
+}
+
+// Apply replaces the models. Backends whose configuration is as before keep their
+// connections, their place in rotation and their counts; requests on the others
+// go on to their end. The configuration must be valid.
+func (f *Fleet) Apply(configs []ModelConfig) {
+	f.apply.Lock()
+	defer f.apply.Unlock()
+	type key struct {
+		model string
+		Config
+	}
+	kept := map[key]*Backend{}
+	for b, p := range f.now.Load().every {
+		kept[key{p.names[0], b.config}] = b
+	}
+	next := &models{byName: map[string]*Model{}, every: map[*Backend]prober{}}
+	for _, c := range configs {
+		m := &Model{Name: c.Name, Aliases: c.Aliases, Timeouts: c.Timeouts}
+		m.Reasoning, _ = names(c.Reasoning)
+		known := append([]string{c.Name}, c.Aliases...)
+		var seats []*admission.Backend
+		for _, bc := range c.Backends {
+			b := kept[key{c.Name, bc}]
+			if b == nil {
+				b = New(bc, f.agent)
+			}
+			next.every[b] = prober{b: b, client: f.client, log: f.log, names: known, every: c.Probe}
+			m.Backends = append(m.Backends, b)
+			seats = append(seats, b.Seat)
+		}
+		m.Pool = admission.NewPool(seats)
+		next.list = append(next.list, m)
+		for _, name := range known {
+			next.byName[name] = m
+		}
+	}
+	f.now.Store(next)
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Model finds a model by its name or an alias.
+func (f *Fleet) Model(name string) (*Model, bool) {
+	m, ok := f.now.Load().byName[name]
+	return m, ok
+}
+
+// Models are all models, in the order of the configuration.
+func (f *Fleet) Models() []*Model { return f.now.Load().list }
+
+// Ready reports whether some backend of some model is in rotation.
+func (f *Fleet) Ready() bool {
+	for _, m := range f.Models() {
+		if m.Pool.Up() {
+			return true
+		}
+	}
+	return false
+}
+
+// Run probes every backend, each on a goroutine of its own so that a slow one
+// delays no other, until ctx ends.
+func (f *Fleet) Run(ctx context.Context) error {
+	var probing sync.WaitGroup
+	defer f.client.CloseIdleConnections()
+	defer probing.Wait()
+	type running struct {
+		prober
+		stop context.CancelFunc
+	}
+	now := map[*Backend]running{}
+	defer func() {
+		for b, r := range now {
+			r.stop()
+			b.pool.close()
+		}
+	}()
+	for {
+		wanted := f.now.Load().every
+		for b, r := range now {
+			p, ok := wanted[b]
+			if ok && p.every == r.every && slices.Equal(p.names, r.names) {
+				continue
+			}
+			r.stop()
+			delete(now, b)
+			if !ok {
+				b.out("removed from the configuration")
+				b.pool.close()
+			}
+		}
+		for b, p := range wanted {
+			if _, ok := now[b]; !ok {
+				ctx, stop := context.WithCancel(ctx)
+				now[b] = running{p, stop}
+				probing.Go(func() { p.run(ctx) })
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-f.changed:
+		}
+	}
+}

@@ -1,0 +1,181 @@
+package backend
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+)
+
+const (
+	probeLimit  = 2 * time.Second
+	factsEvery  = 30 * time.Second // how often a healthy server is asked again what it serves
+	failedTwice = 2                // failures in a row that take a backend out
+	maxProbe    = 1 << 20          // bytes of a probe's answer
+)
+
+// prober keeps one backend's place in rotation true. It asks GET /health, which
+// costs no tokens, and, of a server that comes up, GET /v1/models and /version.
+type prober struct {
+	b      *Backend
+	client *http.Client
+	log    *slog.Logger
+	names  []string // by which the model may be known
+	every  time.Duration
+	failed int
+	known  time.Time // when the facts were read; zero: not since it was down
+}
+
+// run probes until ctx ends.
+func (p *prober) run(ctx context.Context) {
+	tick := time.NewTicker(p.every)
+	defer tick.Stop()
+	for {
+		p.probe(ctx)
+		p.b.pool.prune(time.Now())
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-p.b.kick:
+		}
+	}
+}
+
+func (p *prober) probe(ctx context.Context) {
+	_, err := p.ask(ctx, "/health")
+	if err == nil && time.Since(p.known) > factsEvery {
+		err = p.learn(ctx)
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	if err == nil {
+		p.failed = 0
+		if p.b.Seat.Rotate(true) {
+			p.log.Info("backend in rotation", "backend", p.b.Name, "serves", p.b.Facts().Serves, "version", p.b.Facts().Version)
+		}
+		return
+	}
+	p.known = time.Time{}
+	if p.failed++; p.failed < failedTwice && p.b.Seat.Up() {
+		return
+	}
+	if p.b.out(err.Error()) {
+		p.log.Warn("backend out of rotation", "backend", p.b.Name, "reason", err.Error())
+	}
+}
+
+func (p *prober) ask(ctx context.Context, route string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	q, err := http.NewRequestWithContext(ctx, http.MethodGet, p.b.base+route, nil)
+	if err != nil {
+		return nil, err
+	}
+	if p.b.config.APIKey != "" {
+		q.Header.Set("Authorization", "Bearer "+p.b.config.APIKey)
+	}
+	resp, err := p.client.Do(q)
+	if err != nil {
+		return nil, fmt.Errorf("GET %s: %w", route, cause(err))
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxProbe))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("GET %s: status %d", route, resp.StatusCode)
+	}
+	return body, err
+}
+
+// cause leaves out the method and URL that net/http puts before what happened.
+func cause(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("no answer within %v", probeLimit)
+	}
+	if inner := errors.Unwrap(err); inner != nil {
+		return inner
+	}
+	return err
+}
+
+// learn reads what the server serves, how long its context is, and its version.
+func (p *prober) learn(ctx context.Context) error {
+	body, err := p.ask(ctx, "/v1/models")
+	if err != nil {
+		return err
+	}
+	f, err := readModels(body)
+	if err != nil {
+		return err
+	}
+	f.Serves = match(f.Names, p.b.config.Serves, p.names)
+	if f.Serves == "" {
+		return fmt.Errorf("it serves %s, none of which is %s: set serves on the backend to the name it uses",
+			strings.Join(f.Names, ", "), strings.Join(p.names, ", "))
+	}
+	var version struct{ Version string }
+	if body, err := p.ask(ctx, "/version"); err == nil && json.Unmarshal(body, &version) == nil {
+		f.Version = version.Version
+	}
+	p.b.facts.Store(&f)
+	p.known = time.Now()
+	return nil
+}
+
+func readModels(body []byte) (f Facts, err error) {
+	var list struct {
+		Data []struct {
+			ID          string `json:"id"`
+			MaxModelLen int    `json:"max_model_len"`
+		}
+	}
+	if err := json.Unmarshal(body, &list); err != nil {
+		return f, fmt.Errorf("GET /v1/models: %w", err)
+	}
+	for _, m := range list.Data {
+		f.Names = append(f.Names, m.ID)
+		f.MaxModelLen = max(f.MaxModelLen, m.MaxModelLen)
+	}
+	if len(f.Names) == 0 {
+		return f, errors.New("GET /v1/models: lists no model")
+	}
+	return f, nil
+}
+
+// match finds the served name that is meant: the configured one, one equal to a
+// name of the model, or one whose last path element is (Qwen/Qwen3-1.7B).
+func match(served []string, configured string, names []string) string {
+	if configured != "" {
+		names = []string{configured}
+	}
+	for _, same := range []func(a, b string) bool{
+		func(a, b string) bool { return a == b },
+		func(a, b string) bool { return strings.EqualFold(path.Base(a), path.Base(b)) },
+	} {
+		for _, s := range served {
+			for _, n := range names {
+				if same(s, n) {
+					return s
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// Discover asks a server of which nothing is known for the names it serves.
+func Discover(ctx context.Context, c Config, client *http.Client) (Facts, error) {
+	p := prober{b: New(c, "tidegate"), client: client}
+	body, err := p.ask(ctx, "/v1/models")
+	if err != nil {
+		return Facts{}, err
+	}
+	return readModels(body)
+}

@@ -1,0 +1,168 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"tidegate/degrade"
+	"tidegate/gateway/account"
+	"tidegate/gateway/backend"
+	"tidegate/gateway/openai"
+)
+
+// call is one request of a caller and what became of it. It lives as long as
+// its handler and is used by its goroutine alone.
+type call struct {
+	w     http.ResponseWriter
+	r     *http.Request
+	set   *settings
+	id    string
+	route string // the pattern of the route, for metrics
+	began time.Time
+
+	who   account.Identity
+	kind  openai.Route
+	body  *openai.Request
+	wish  openai.Wish
+	model *backend.Model
+	limit int // the answer's limit in tokens, as sent to the server
+
+	level  degrade.Level
+	reason string
+
+	sent       bool         // the head of the answer is on its way to the caller
+	status     int          // of the answer
+	backend    string       // the last one tried
+	prompt     int          // exact tokens of the prompt
+	reached    bool         // some backend was sent the request
+	usage      openai.Usage // what is charged
+	estimated  bool
+	firstToken time.Time
+	deadline   time.Time // until when the caller must take what is written; zero: not set
+}
+
+// handler serves one route; answer deals with what it returns.
+type handler func(*call) error
+
+// answer runs a handler and turns its error into a response: the one place that
+// recovers, logs and counts.
+func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, route string, h handler) {
+	c := &call{w: w, r: r, set: g.settings.Load(), id: newID(), route: route, began: time.Now(), status: http.StatusOK}
+	w.Header()["X-Request-Id"] = []string{c.id}
+	err := g.guarded(c, h)
+	cut := err != nil && g.fail(c, err)
+	g.finish(c, err)
+	if cut {
+		// The caller must notice that the answer is not whole.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// guarded turns a panic into an error.
+func (g *Gateway) guarded(c *call, h handler) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			g.Log.Error("panic", "id", c.id, "panic", p, "stack", string(debug.Stack()))
+			err = errPanic
+		}
+	}()
+	return h(c)
+}
+
+var errPanic = errors.New("panic in a handler")
+
+// newID is a request id: 128 random bits that need not be secret.
+func newID() string {
+	var b [32]byte
+	const digits = "0123456789abcdef"
+	hi, lo := rand.Uint64(), rand.Uint64()
+	for i := range 16 {
+		b[i], b[i+16] = digits[hi>>(4*i)&15], digits[lo>>(4*i)&15]
+	}
+	return string(b[:])
+}
+
+// identify finds out who calls.
+func (c *call) identify() (err error) {
+	c.who, err = c.set.accounts.Identify(c.r.Header.Get("Authorization"), c.from())
+	return err
+}
+
+// from is the caller's address: the last one that is no trusted proxy.
+func (c *call) from() netip.Addr {
+	peer, err := netip.ParseAddrPort(c.r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	addr := peer.Addr().Unmap()
+	hops := strings.Split(strings.Join(c.r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0 && c.trusted(addr); i-- {
+		next, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			break
+		}
+		addr = next.Unmap()
+	}
+	return addr
+}
+
+func (c *call) trusted(addr netip.Addr) bool {
+	for _, p := range c.set.proxies {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// finish counts and logs the request, once.
+func (g *Gateway) finish(c *call, err error) {
+	took := time.Since(c.began)
+	if !c.deadline.IsZero() {
+		// The next request on the connection must not inherit it; a connection
+		// that refuses is closed anyway.
+		_ = http.NewResponseController(c.w).SetWriteDeadline(time.Time{})
+	}
+	g.metrics.finished(c, took)
+	level := slog.LevelInfo
+	switch {
+	case c.status >= 500:
+		level = slog.LevelWarn
+	case c.route == routeOther && c.status == http.StatusNotFound:
+		level = slog.LevelDebug // scanners
+	}
+	if !g.Log.Enabled(context.Background(), level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 20)
+	attrs = append(attrs, slog.String("id", c.id), slog.String("route", c.route), slog.Int("status", c.status),
+		slog.Duration("took", took))
+	if c.who.User != "" {
+		attrs = append(attrs, slog.String("user", c.who.User), slog.String("key", c.who.Key))
+	}
+	if c.model != nil {
+		attrs = append(attrs, slog.String("model", c.wish.Model), slog.String("served", c.model.Name),
+			slog.Bool("stream", c.wish.Stream), slog.String("level", c.level.String()), slog.String("backend", c.backend),
+			slog.Int("input", c.usage.Input), slog.Int("cached", c.usage.Cached), slog.Int("output", c.usage.Output),
+			slog.Int("reasoning", c.usage.Reasoning))
+	}
+	if !c.firstToken.IsZero() {
+		attrs = append(attrs, slog.Duration("ttft", c.firstToken.Sub(c.began)))
+	}
+	if retry := c.r.Header.Get("X-Stainless-Retry-Count"); retry != "" && retry != "0" {
+		attrs = append(attrs, slog.String("client_retry", clip(retry)))
+	}
+	if err != nil {
+		attrs = append(attrs, slog.String("error", err.Error()))
+	}
+	g.Log.LogAttrs(context.Background(), level, "request", attrs...)
+}
+
+func clip(s string) string { return s[:min(len(s), 20)] }

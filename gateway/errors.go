@@ -1,0 +1,188 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"tidegate/admission"
+	"tidegate/gateway/account"
+	"tidegate/gateway/backend"
+	"tidegate/gateway/openai"
+)
+
+// code is the word by which a client tells one refusal from another.
+type code string
+
+// The codes of the error table in docs/api.md.
+const (
+	codeInvalidAPIKey    code = "invalid_api_key"
+	codeModelNotAllowed  code = "model_not_allowed"
+	codeModelNotFound    code = "model_not_found"
+	codeInvalidRequest   code = "invalid_request"
+	codeContextLength    code = "context_length_exceeded"
+	codeRequestTooLarge  code = "request_too_large"
+	codeUnknownURL       code = "unknown_url"
+	codeMethodNotAllowed code = "method_not_allowed"
+	codeOverloaded       code = "overloaded"
+	codeNoBackend        code = "no_backend"
+	codeUpstream         code = "upstream_error"
+	codeTimeout          code = "timeout"
+	codeInternal         code = "internal_error"
+)
+
+// status is the HTTP status and OpenAI's type of each code.
+func (c code) status() (int, string) {
+	switch c {
+	case codeInvalidAPIKey:
+		return http.StatusUnauthorized, "authentication_error"
+	case codeModelNotAllowed:
+		return http.StatusForbidden, "permission_error"
+	case codeModelNotFound, codeUnknownURL:
+		return http.StatusNotFound, "invalid_request_error"
+	case codeMethodNotAllowed:
+		return http.StatusMethodNotAllowed, "invalid_request_error"
+	case codeInvalidRequest, codeContextLength:
+		return http.StatusBadRequest, "invalid_request_error"
+	case codeRequestTooLarge:
+		return http.StatusRequestEntityTooLarge, "invalid_request_error"
+	case codeOverloaded, codeNoBackend:
+		return http.StatusServiceUnavailable, "server_error"
+	case codeUpstream:
+		return http.StatusBadGateway, "server_error"
+	case codeTimeout:
+		return http.StatusGatewayTimeout, "server_error"
+	}
+	return http.StatusInternalServerError, "server_error"
+}
+
+// clientClosed is the status in logs and metrics of a request whose caller left.
+const clientClosed = 499
+
+// refusal is an error as its caller is told it.
+type refusal struct {
+	told   openai.Error
+	status int
+	retry  time.Duration // when to try again; 0: not said
+}
+
+func (r *refusal) Error() string { return r.told.Message }
+
+// refuse makes a refusal.
+func refuse(c code, param, message string) *refusal {
+	status, kind := c.status()
+	return &refusal{told: openai.Error{Message: message, Type: kind, Param: param, Code: string(c)}, status: status}
+}
+
+func (r *refusal) after(d time.Duration) *refusal {
+	r.retry = d
+	return r
+}
+
+// fail tells the caller of an error, as a body where nothing has been sent yet,
+// else as an event of the stream that has begun. cut says that the connection
+// must be cut, since a client that does not read the event has no other way to
+// know that the answer is not whole.
+func (g *Gateway) fail(c *call, err error) (cut bool) {
+	if errors.Is(err, backend.ErrLeft) || errors.Is(err, context.Canceled) {
+		c.status = clientClosed
+		return c.sent
+	}
+	r := g.explain(c, err)
+	c.status = r.status
+	if !c.reached {
+		g.metrics.refused(c, r.told.Code)
+	}
+	if c.sent {
+		event := append([]byte("data: "), r.told.Body()...)
+		// The caller may be gone; the cut that follows says the same.
+		_, _ = c.w.Write(append(event, '\n', '\n'))
+		_ = http.NewResponseController(c.w).Flush()
+		return true
+	}
+	h := c.w.Header()
+	if r.retry > 0 {
+		ms := r.retry.Milliseconds()
+		h.Set("Retry-After", strconv.FormatInt(max((ms+999)/1000, 1), 10))
+		h.Set("Retry-After-Ms", strconv.FormatInt(max(ms, 1), 10))
+	}
+	writeJSON(c.w, r.status, r.told.Body())
+	return false
+}
+
+func writeJSON(w http.ResponseWriter, status int, body []byte) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	// A caller that is gone will not miss it.
+	_, _ = w.Write(body)
+}
+
+// explain is the error map: what a caller is told of what went wrong. The text
+// of an inner error never reaches it, but for what a server says of the request.
+func (g *Gateway) explain(c *call, err error) *refusal {
+	var (
+		r       *refusal
+		request *openai.Error
+		timeout *backend.TimeoutError
+		status  *backend.StatusError
+		stream  *openai.StreamError
+	)
+	switch {
+	case errors.As(err, &r):
+		return r
+	case errors.As(err, &request):
+		return refuse(codeInvalidRequest, request.Param, request.Message)
+	case errors.Is(err, account.ErrUnknownKey):
+		return refuse(codeInvalidAPIKey, "", "the API key is missing or not known here: send Authorization: Bearer KEY with a key of this gateway")
+	case errors.Is(err, admission.ErrNoBackend):
+		return refuse(codeNoBackend, "", fmt.Sprintf("no server of %s is available at the moment; please try again", c.model.Name)).after(retryNoBackend)
+	case errors.As(err, &timeout):
+		return refuse(codeTimeout, "", fmt.Sprintf("the model server took longer than the %s limit of %v; please try again (request id %s)",
+			timeout.Phase, limitOf(c.model.Timeouts, timeout.Phase), c.id))
+	case errors.As(err, &status):
+		return serverRefusal(c, status.Status, openai.ReadError(status.Body))
+	case errors.As(err, &stream):
+		return serverRefusal(c, stream.Status, stream.Err)
+	case errors.Is(err, errPanic):
+		return refuse(codeInternal, "", "something went wrong in the gateway (request id "+c.id+")")
+	}
+	return refuse(codeUpstream, "", "the model server failed before the answer was whole; please try again (request id "+c.id+")")
+}
+
+// How long to wait before trying again, at least.
+const (
+	retryNoBackend  = 2 * time.Second // the health probe's rhythm
+	retryOverloaded = time.Second
+)
+
+func limitOf(t backend.Timeouts, p backend.Phase) time.Duration {
+	switch p {
+	case backend.Connect:
+		return t.Connect
+	case backend.FirstToken:
+		return t.FirstToken
+	case backend.Idle:
+		return t.Idle
+	}
+	return t.Total
+}
+
+// serverRefusal turns a vLLM server's refusal into ours. What it says of the
+// request is passed on; that it wants another key or knows no such model is a
+// fault of the configuration, not of the caller.
+func serverRefusal(c *call, status int, said openai.Error) *refusal {
+	switch {
+	case status == http.StatusBadRequest && (said.Param == "input_tokens" || said.Param == "input_text"):
+		return refuse(codeContextLength, "messages", said.Message)
+	case status == http.StatusBadRequest, status == http.StatusUnprocessableEntity, status == http.StatusRequestEntityTooLarge, status == http.StatusNotImplemented:
+		return refuse(codeInvalidRequest, said.Param, said.Message)
+	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:
+		return refuse(codeOverloaded, "", fmt.Sprintf("the servers of %s are busy; please try again", c.model.Name)).after(retryOverloaded)
+	}
+	return refuse(codeUpstream, "", "the model server failed; please try again (request id "+c.id+")")
+}

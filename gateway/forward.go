@@ -1,0 +1,287 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"tidegate/admission"
+	"tidegate/gateway/backend"
+	"tidegate/gateway/openai"
+)
+
+// Bounds of what a server may answer in one piece, in bytes.
+const (
+	maxAnswer    = 64 << 20
+	maxError     = 64 << 10
+	socketBuffer = 64 << 10 // what a socket takes whether its reader reads or not
+)
+
+// forward sends the request to the permit's backend and the answer to the caller.
+// A failure of which the caller has seen nothing is tried once more, elsewhere.
+func (g *Gateway) forward(c *call, permit *admission.Permit) error {
+	out := &reply{c: c, lastWrite: c.began}
+	err := g.attempt(c, permit, out, 1)
+	if err != nil && !out.answered && backend.Retryable(err) && permit.Another() {
+		err = g.attempt(c, permit, out, 2)
+	}
+	return err
+}
+
+// attempt is one exchange with one backend.
+func (g *Gateway) attempt(c *call, permit *admission.Permit, out *reply, n int) (err error) {
+	b := c.model.Backends[permit.Backend()]
+	c.backend = b.Name
+	defer func() { g.metrics.attempted(c.model.Name, b.Name, err) }()
+
+	out.id = c.id + "-" + strconv.Itoa(n)
+	q := &backend.Request{Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.wish.Stream, Limits: c.model.Timeouts}
+	if c.wish.Stream {
+		q.Silence, q.SilenceAfter = out.silence, c.set.KeepAlive.After
+	}
+	sent := time.Now()
+	answer, err := b.Send(c.r.Context(), q)
+	if err != nil {
+		if c.reached = backend.Reached(err); c.reached && !c.wish.Stream {
+			c.usage = openai.Usage{Input: c.prompt, Output: min(b.Pace.Tokens(time.Since(sent)), c.limit) * c.wish.N}
+			c.estimated = true
+		}
+		return err
+	}
+	defer answer.Close()
+	if answer.Status != http.StatusOK {
+		return refused(answer)
+	}
+	c.reached = true
+	c.usage = openai.Usage{Input: c.prompt}
+	if c.wish.Stream {
+		err = g.stream(c, answer, out)
+		b.Pace.Observe(c.firstToken.Sub(sent), out.lastWrite.Sub(c.firstToken), c.usage.Output/c.wish.N)
+	} else {
+		err = g.whole(c, answer, out)
+	}
+	return err
+}
+
+func path(kind openai.Route) string {
+	if kind == openai.Completions {
+		return "/v1/completions"
+	}
+	return "/v1/chat/completions"
+}
+
+// bodyFor is the body with the name that b knows the model by.
+func (c *call) bodyFor(b *backend.Backend) []byte {
+	name := strconv.AppendQuote(nil, b.Facts().Serves)
+	if raw, _ := c.body.Raw("model"); string(raw) != string(name) {
+		c.body.Set("model", name)
+	}
+	return c.body.Bytes()
+}
+
+func refused(answer *backend.Answer) error {
+	// What cannot be read is left out of the error; its status still counts.
+	body, _ := io.ReadAll(io.LimitReader(answer, maxError))
+	return &backend.StatusError{Status: answer.Status, Body: body}
+}
+
+func (c *call) view() openai.View {
+	return openai.View{
+		Model: c.model.Name, IncludeUsage: c.wish.IncludeUsage, ContinuousUsage: c.wish.ContinuousUsage,
+		HideReasoning: c.wish.HideReasoning, Reasoning: c.model.Reasoning,
+	}
+}
+
+// whole passes on an answer that comes as one JSON body.
+func (g *Gateway) whole(c *call, answer *backend.Answer, out *reply) error {
+	body, err := readAll(answer)
+	if err != nil {
+		return err
+	}
+	shown, usage, known, err := openai.ReadAnswer(c.kind, c.view(), body, g.Counter.Text)
+	if err != nil {
+		return err
+	}
+	c.usage, c.estimated = usage, !known
+	out.answered = true
+	if len(shown) > socketBuffer {
+		if err := c.extend(time.Now()); err != nil {
+			return backend.ErrLeft
+		}
+	}
+	out.head("application/json")
+	c.w.Header()["Content-Length"] = []string{strconv.Itoa(len(shown))}
+	c.send(http.StatusOK)
+	if _, err := c.w.Write(shown); err != nil {
+		return backend.ErrLeft
+	}
+	return nil
+}
+
+func readAll(answer *backend.Answer) ([]byte, error) {
+	if answer.Length() > maxAnswer {
+		return nil, fmt.Errorf("an answer of %d bytes is too long", answer.Length())
+	}
+	body := make([]byte, 0, max(answer.Length()+1, 4<<10))
+	for {
+		if len(body) == cap(body) {
+			body = append(body, 0)[:len(body)]
+		}
+		n, err := answer.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		switch {
+		case errors.Is(err, io.EOF):
+			return body, nil
+		case err != nil:
+			return nil, err
+		case len(body) > maxAnswer:
+			return nil, fmt.Errorf("an answer of more than %d bytes is too long", maxAnswer)
+		}
+	}
+}
+
+// stream passes on an answer event by event. The caller's leaving ends the
+// request at the server, and what the server had sent by then is still counted.
+func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply) (err error) {
+	tap := openai.Tap{View: c.view(), Route: c.kind}
+	defer func() {
+		if u, known := tap.Usage(); known {
+			c.usage = u
+		}
+	}()
+	events := openai.NewScanner(source{answer, out})
+	for {
+		data, err := events.Next()
+		switch {
+		case errors.Is(err, io.EOF) && tap.Done():
+			return out.flush()
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return backend.Broken("stream", openai.ErrUnfinished)
+		case err != nil:
+			return err
+		}
+		out.pending, err = tap.Event(out.pending, data)
+		if err != nil {
+			if flushed := out.flush(); flushed != nil {
+				return flushed
+			}
+			return err
+		}
+		if !out.answered {
+			out.answered = true
+			c.firstToken = time.Now()
+			c.body = nil // no other backend will be sent it: a long stream need not hold it
+		}
+	}
+}
+
+// source is a stream's body. Before it is waited for, the caller gets all that
+// is ready: one read, one write, one flush.
+type source struct {
+	answer *backend.Answer
+	out    *reply
+}
+
+func (s source) Read(p []byte) (int, error) {
+	if err := s.out.flush(); err != nil {
+		s.answer.Leave()
+	}
+	return s.answer.Read(p)
+}
+
+// reply is what the caller of a stream is sent.
+type reply struct {
+	c         *call
+	id        string // of the attempt, as it stands in the server's chunks
+	pending   []byte
+	answered  bool // some of the server's answer has been passed on
+	gone      bool // the caller takes no more
+	lastWrite time.Time
+	kept      bool // the last write was a keep-alive
+}
+
+// head sets the headers that every generation has.
+func (o *reply) head(contentType string) {
+	h := o.c.w.Header()
+	h["Content-Type"] = []string{contentType}
+	h["X-Tidegate-Level"] = []string{o.c.level.String()}
+	reason := o.c.reason
+	if reason == "" {
+		reason = "none"
+	}
+	h["X-Tidegate-Reason"] = []string{reason}
+}
+
+// send writes the head of the answer.
+func (c *call) send(status int) {
+	c.sent, c.status = true, status
+	c.w.WriteHeader(status)
+}
+
+// flush writes what is pending. After a failure it writes no more.
+func (o *reply) flush() error {
+	if len(o.pending) == 0 || o.gone {
+		o.pending = o.pending[:0]
+		return nil
+	}
+	now := time.Now()
+	o.lastWrite, o.kept = now, false
+	if !o.c.sent {
+		o.head("text/event-stream; charset=utf-8")
+		h := o.c.w.Header()
+		h["Cache-Control"] = []string{"no-cache"}
+		h["X-Accel-Buffering"] = []string{"no"}
+		o.c.send(http.StatusOK)
+	}
+	err := o.c.extend(now)
+	if err == nil {
+		_, err = o.c.w.Write(o.pending)
+	}
+	if err == nil {
+		err = http.NewResponseController(o.c.w).Flush()
+	}
+	o.pending = o.pending[:0]
+	if err != nil {
+		o.gone = true
+		return backend.ErrLeft
+	}
+	return nil
+}
+
+// extend moves the deadline for writing to the caller, seldom.
+func (c *call) extend(now time.Time) error {
+	limit := c.set.WriteTimeout
+	if c.deadline.Sub(now) > limit/2 {
+		return nil
+	}
+	c.deadline = now.Add(limit)
+	return http.NewResponseController(c.w).SetWriteDeadline(c.deadline)
+}
+
+// silence keeps the caller's stream alive while the server says nothing.
+func (o *reply) silence(now time.Time) (next time.Duration) {
+	set := o.c.set.KeepAlive
+	patience := set.After
+	if o.kept {
+		patience = set.Every
+	}
+	if quiet := now.Sub(o.lastWrite); quiet < patience {
+		return patience - quiet
+	}
+	if set.Form == "comment" {
+		o.pending = append(o.pending, ": ping\n\n"...)
+	} else {
+		prefix := "chatcmpl-"
+		if o.c.kind == openai.Completions {
+			prefix = "cmpl-"
+		}
+		o.pending = append(o.pending, openai.KeepAlive(o.c.kind, prefix+o.id, o.c.model.Name, o.c.began, !o.c.sent)...)
+	}
+	// A caller that is gone is noticed by its context or the next write.
+	_ = o.flush()
+	o.kept = true
+	return set.Every
+}

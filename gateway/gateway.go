@@ -1,0 +1,154 @@
+// Package gateway is the HTTP face: it takes OpenAI's API from callers and
+// speaks vLLM's to the servers behind.
+//
+// A generation's whole path is the function generate in serve.go. A handler
+// returns an error; answer (call.go) turns it into a response, logs the request
+// once and counts it. Routes, the only place that knows the router, are in
+// routes.go.
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"tidegate/admission"
+	"tidegate/gateway/account"
+	"tidegate/gateway/backend"
+	"tidegate/gateway/ledger"
+	"tidegate/gateway/qwen"
+)
+
+// KeepAlive says when a silent stream is kept alive.
+type KeepAlive struct {
+	After time.Duration `yaml:"after"` // silence before the first keep-alive
+	Every time.Duration `yaml:"every"` // and between two
+	Form  string        `yaml:"form"`  // chunk | comment
+}
+
+// Config is what the face itself is told; it may change while requests run.
+type Config struct {
+	MaxBody        Size          `yaml:"max_body"`
+	BodyTimeout    time.Duration `yaml:"body_timeout"`  // for a caller to send its body
+	WriteTimeout   time.Duration `yaml:"write_timeout"` // for a caller to take what is sent
+	KeepAlive      KeepAlive     `yaml:"keepalive"`
+	MaxN           int           `yaml:"max_n"`           // choices per prompt
+	TrustedProxies []string      `yaml:"trusted_proxies"` // whose X-Forwarded-For is believed
+}
+
+// Default is a face that works without being told anything.
+func Default() Config {
+	return Config{
+		MaxBody: 8 << 20, BodyTimeout: time.Minute, WriteTimeout: time.Minute, MaxN: 8,
+		KeepAlive: KeepAlive{After: 10 * time.Second, Every: 10 * time.Second, Form: "chunk"},
+	}
+}
+
+// Validate says all that is wrong, path first.
+func (c *Config) Validate() error {
+	var faults []error
+	fault := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	fault(c.MaxBody >= 1<<10 && c.MaxBody <= 1<<30, "max_body: must be from 1KiB to 1GiB, such as 8MiB")
+	fault(c.BodyTimeout >= time.Millisecond, "body_timeout: must be at least 1ms, such as 60s")
+	fault(c.WriteTimeout >= time.Millisecond, "write_timeout: must be at least 1ms, such as 60s")
+	fault(c.KeepAlive.After >= time.Millisecond, "keepalive.after: must be at least 1ms, such as 10s")
+	fault(c.KeepAlive.Every >= time.Millisecond, "keepalive.every: must be at least 1ms, such as 10s")
+	fault(c.KeepAlive.Form == "chunk" || c.KeepAlive.Form == "comment", "keepalive.form: must be chunk or comment, not %q", c.KeepAlive.Form)
+	fault(c.MaxN >= 1 && c.MaxN <= 128, "max_n: must be from 1 to 128")
+	for i, p := range c.TrustedProxies {
+		_, err := netip.ParsePrefix(p)
+		fault(err == nil, "trusted_proxies[%d]: %q is no network; expected something like 10.0.0.0/8", i, p)
+	}
+	return errors.Join(faults...)
+}
+
+// Parts are what a gateway is made of.
+type Parts struct {
+	Log       *slog.Logger
+	Fleet     *backend.Fleet
+	Admission *admission.Controller
+	Ledger    *ledger.Ledger
+	Counter   *qwen.Counter
+	Tokenizer *qwen.Tokenizer
+	Registry  *prometheus.Registry
+	Version   string
+}
+
+// Gateway answers callers. It is safe for concurrent use.
+type Gateway struct {
+	Parts
+	settings atomic.Pointer[settings]
+	draining atomic.Bool
+	metrics  *metrics
+	began    time.Time
+}
+
+// settings are what a reload replaces as a whole.
+type settings struct {
+	Config
+	accounts *account.Directory
+	proxies  []netip.Prefix
+}
+
+// New makes a gateway; Reload may replace what it is told at any time.
+func New(p Parts, c Config, accounts *account.Directory) *Gateway {
+	g := &Gateway{Parts: p, metrics: newMetrics(p.Registry, p.Fleet), began: time.Now()}
+	g.Reload(c, accounts)
+	return g
+}
+
+// Reload replaces the configuration, which must be valid. Requests under way
+// keep the one they began with.
+func (g *Gateway) Reload(c Config, accounts *account.Directory) {
+	set := &settings{Config: c, accounts: accounts}
+	for _, p := range c.TrustedProxies {
+		if prefix, err := netip.ParsePrefix(p); err == nil {
+			set.proxies = append(set.proxies, prefix)
+		}
+	}
+	g.settings.Store(set)
+}
+
+// Drain makes the gateway say that it is not ready, so that nothing new is sent
+// to it; it goes on to serve.
+func (g *Gateway) Drain() { g.draining.Store(true) }
+
+// ready says why the gateway is not ready; empty: it is.
+func (g *Gateway) ready() string {
+	switch {
+	case g.draining.Load():
+		return "draining"
+	case !g.Fleet.Ready():
+		return "no backend of any model is in rotation"
+	}
+	return ""
+}
+
+// healthz is alive as long as it answers.
+func (g *Gateway) healthz(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok") }
+
+// readyz says whether requests should be sent here.
+func (g *Gateway) readyz(w http.ResponseWriter, _ *http.Request) {
+	if why := g.ready(); why != "" {
+		plain(w, http.StatusServiceUnavailable, why)
+		return
+	}
+	plain(w, http.StatusOK, "ready")
+}
+
+func plain(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	// The caller's going away is no concern of a probe.
+	_, _ = fmt.Fprintln(w, text)
+}

@@ -1,0 +1,139 @@
+package gateway
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"tidegate/gateway/backend"
+	"tidegate/gateway/openai"
+)
+
+// pickModel finds the model that a caller names and may use.
+func (g *Gateway) pickModel(c *call, name string) (*backend.Model, error) {
+	m, ok := g.Fleet.Model(name)
+	if !ok {
+		return nil, refuse(codeModelNotFound, "model", "there is no model "+quote(name)+" here: GET /v1/models lists those there are")
+	}
+	if !c.who.MayUse(m.Name) {
+		return nil, refuse(codeModelNotAllowed, "model", "this key may not use the model "+quote(name)+": GET /v1/models lists those it may")
+	}
+	return m, nil
+}
+
+func quote(name string) string {
+	if len(name) > maxPath {
+		name = strings.ToValidUTF8(name[:maxPath], "") + "…"
+	}
+	return "`" + name + "`"
+}
+
+// modelCard is a model as GET /v1/models shows it: OpenAI's fields, and vLLM's.
+type modelCard struct {
+	ID          string `json:"id"`
+	Object      string `json:"object"`
+	Created     int64  `json:"created"`
+	OwnedBy     string `json:"owned_by"`
+	Root        string `json:"root"` // the model itself, where id is an alias
+	MaxModelLen *int   `json:"max_model_len"`
+	Context     *int   `json:"context_length"` // the same, under the name that other gateways use
+}
+
+// cards are the models that the caller may use, aliases included.
+func (g *Gateway) cards(c *call) []modelCard {
+	cards := []modelCard{}
+	for _, m := range g.Fleet.Models() {
+		if !c.who.MayUse(m.Name) {
+			continue
+		}
+		var length *int
+		if n := m.Context(); n > 0 {
+			length = &n
+		}
+		for _, name := range append([]string{m.Name}, m.Aliases...) {
+			cards = append(cards, modelCard{name, "model", g.began.Unix(), "tidegate", m.Name, length, length})
+		}
+	}
+	return cards
+}
+
+// models lists what this key may use.
+func (g *Gateway) models(c *call) error {
+	if err := c.identify(); err != nil {
+		return err
+	}
+	return c.reply(map[string]any{"object": "list", "data": g.cards(c)})
+}
+
+// model shows one of them; ids may have slashes.
+func (g *Gateway) model(c *call) error {
+	if err := c.identify(); err != nil {
+		return err
+	}
+	id := strings.TrimPrefix(c.r.URL.Path, "/v1/models/")
+	for _, card := range g.cards(c) {
+		if card.ID == id {
+			return c.reply(card)
+		}
+	}
+	return refuse(codeModelNotFound, "model", "there is no model "+quote(id)+" here: GET /v1/models lists those there are")
+}
+
+// reply sends v as JSON.
+func (c *call) reply(v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	c.sent, c.status = true, http.StatusOK
+	writeJSON(c.w, http.StatusOK, body)
+	return nil
+}
+
+// tokenize answers vLLM's route of this name itself: how many tokens a prompt or
+// a conversation has, exactly, and which.
+func (g *Gateway) tokenize(c *call) error {
+	if err := c.identify(); err != nil {
+		return err
+	}
+	raw, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	body, fault := openai.ParseRequest(openai.Chat, raw)
+	if fault != nil {
+		return fault
+	}
+	length := 0
+	if name, ok, fault := body.Text("model"); fault != nil {
+		return fault
+	} else if ok {
+		m, err := g.pickModel(c, name)
+		if err != nil {
+			return err
+		}
+		length = m.Context()
+	}
+	prompt, ok, fault := body.Text("prompt")
+	if fault != nil {
+		return fault
+	}
+	if !ok {
+		if _, ok := body.Raw("messages"); !ok {
+			return refuse(codeInvalidRequest, "prompt", "the body must have a prompt or messages")
+		}
+		noThinking, fault := body.ThinkingOff()
+		if fault != nil {
+			return fault
+		}
+		if prompt, err = renderChat(body, noThinking); err != nil {
+			return err
+		}
+	}
+	ids := g.Tokenizer.Append(make([]uint32, 0, len(prompt)/3+8), prompt)
+	answer := map[string]any{"count": len(ids), "tokens": ids, "token_strs": nil}
+	if length > 0 {
+		answer["max_model_len"] = length
+	}
+	return c.reply(answer)
+}

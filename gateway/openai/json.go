@@ -1,0 +1,358 @@
+package openai
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"math/bits"
+)
+
+// maxDepth bounds nesting, so that no body can exhaust the stack.
+const maxDepth = 200
+
+// walker is a strict JSON reader over bytes (RFC 8259) that hands out the
+// members of one object, or the elements of one array, as spans of the
+// original text. One pass validates and splits; nothing is decoded or copied.
+type walker struct {
+	b     []byte
+	i     int
+	open  byte // '{' or '[': what is walked
+	begun bool
+	err   error
+
+	key   []byte // raw key of the current member, without quotes, escapes as written
+	value []byte // raw value of the current member or element
+	start int    // where the current member or element begins in b
+	end   int    // where it ends in b
+}
+
+// members walks the object in raw, which must hold nothing else but white space.
+func members(raw []byte) walker { return walker{b: raw, open: '{'} }
+
+// elements walks the array in raw.
+func elements(raw []byte) walker { return walker{b: raw, open: '['} }
+
+// next moves to the next member or element. After it returned false, err says
+// whether all of the text was valid.
+func (w *walker) next() bool {
+	if w.err != nil {
+		return false
+	}
+	closing := w.open + 2 // '{'+2 is '}', '['+2 is ']'
+	w.space()
+	if !w.begun {
+		w.begun = true
+		if !w.take(w.open) {
+			return w.fail("expected %q", w.open)
+		}
+		w.space()
+		if w.take(closing) {
+			return w.finish()
+		}
+	} else if w.take(closing) {
+		return w.finish()
+	} else if !w.take(',') {
+		return w.fail("expected ',' or %q", closing)
+	}
+	w.space()
+	w.start = w.i
+	if w.open == '{' {
+		from := w.i + 1
+		if !w.str() {
+			return false
+		}
+		w.key = w.b[from : w.i-1]
+		w.space()
+		if !w.take(':') {
+			return w.fail("expected ':'")
+		}
+		w.space()
+	}
+	from := w.i
+	if !w.skip(1) {
+		return false
+	}
+	w.value, w.end = w.b[from:w.i], w.i
+	return true
+}
+
+func (w *walker) finish() bool {
+	w.space()
+	if w.i < len(w.b) {
+		return w.fail("unexpected %q after the end", w.b[w.i])
+	}
+	w.key, w.value = nil, nil
+	w.err = errWalked
+	return false
+}
+
+// failure is nil after a complete and valid walk.
+func (w *walker) failure() error {
+	if w.err == errWalked {
+		return nil
+	}
+	return w.err
+}
+
+func (w *walker) fail(format string, args ...any) bool {
+	if w.i >= len(w.b) {
+		w.err = fmt.Errorf("unexpected end of JSON at byte %d", w.i)
+	} else {
+		w.err = fmt.Errorf("%s at byte %d", fmt.Sprintf(format, args...), w.i)
+	}
+	return false
+}
+
+func (w *walker) take(c byte) bool {
+	if w.i < len(w.b) && w.b[w.i] == c {
+		w.i++
+		return true
+	}
+	return false
+}
+
+func (w *walker) space() {
+	for w.i < len(w.b) {
+		switch w.b[w.i] {
+		case ' ', '\t', '\n', '\r':
+			w.i++
+		default:
+			return
+		}
+	}
+}
+
+// skip passes over one value of any kind.
+func (w *walker) skip(depth int) bool {
+	if w.i >= len(w.b) {
+		return w.fail("")
+	}
+	switch c := w.b[w.i]; c {
+	case '"':
+		return w.str()
+	case '{', '[':
+		if depth >= maxDepth {
+			return w.fail("nested more than %d deep", maxDepth)
+		}
+		return w.nest(c, depth+1)
+	case 't':
+		return w.word("true")
+	case 'f':
+		return w.word("false")
+	case 'n':
+		return w.word("null")
+	default:
+		return w.number()
+	}
+}
+
+func (w *walker) nest(open byte, depth int) bool {
+	closing := open + 2
+	w.i++
+	w.space()
+	if w.take(closing) {
+		return true
+	}
+	for {
+		if open == '{' {
+			if !w.str() {
+				return false
+			}
+			w.space()
+			if !w.take(':') {
+				return w.fail("expected ':'")
+			}
+			w.space()
+		}
+		if !w.skip(depth) {
+			return false
+		}
+		w.space()
+		if w.take(closing) {
+			return true
+		}
+		if !w.take(',') {
+			return w.fail("expected ',' or %q", closing)
+		}
+		w.space()
+	}
+}
+
+func (w *walker) word(want string) bool {
+	if len(w.b)-w.i < len(want) || string(w.b[w.i:w.i+len(want)]) != want {
+		return w.fail("invalid value")
+	}
+	w.i += len(want)
+	return true
+}
+
+func (w *walker) digits() bool {
+	from := w.i
+	for w.i < len(w.b) && w.b[w.i]-'0' <= 9 {
+		w.i++
+	}
+	return w.i > from
+}
+
+func (w *walker) number() bool {
+	w.take('-')
+	if !w.take('0') && !w.digits() {
+		return w.fail("invalid value")
+	}
+	if w.take('.') && !w.digits() {
+		return w.fail("invalid number")
+	}
+	if w.take('e') || w.take('E') {
+		if !w.take('+') {
+			w.take('-')
+		}
+		if !w.digits() {
+			return w.fail("invalid number")
+		}
+	}
+	return true
+}
+
+const (
+	ones  = 0x0101010101010101
+	highs = 0x8080808080808080
+)
+
+// special marks, in the high bit of its byte, each byte of v that cannot stand
+// for itself inside a JSON string: a quote, a backslash or a control character.
+// The lowest mark is exact; higher ones may be false, so only the lowest is used.
+func special(v uint64) uint64 {
+	quote, slash := v^(ones*'"'), v^(ones*'\\')
+	return ((quote-ones)&^quote | (slash-ones)&^slash | (v-ones*' ')&^v) & highs
+}
+
+// str passes over a string, eight bytes a step.
+func (w *walker) str() bool {
+	if !w.take('"') {
+		return w.fail("expected a string")
+	}
+	for {
+		for w.i+8 <= len(w.b) {
+			if m := special(binary.LittleEndian.Uint64(w.b[w.i:])); m != 0 {
+				w.i += bits.TrailingZeros64(m) / 8
+				break
+			}
+			w.i += 8
+		}
+		if w.i >= len(w.b) {
+			return w.fail("")
+		}
+		switch c := w.b[w.i]; {
+		case c == '"':
+			w.i++
+			return true
+		case c == '\\':
+			if !w.escape() {
+				return false
+			}
+		case c < ' ':
+			return w.fail("control character in a string")
+		default:
+			w.i++
+		}
+	}
+}
+
+func (w *walker) escape() bool {
+	w.i++
+	if w.i >= len(w.b) {
+		return w.fail("")
+	}
+	switch w.b[w.i] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		w.i++
+		return true
+	case 'u':
+		for range 4 {
+			w.i++
+			if w.i >= len(w.b) {
+				return w.fail("")
+			}
+			if c := w.b[w.i] | 0x20; w.b[w.i]-'0' > 9 && (c < 'a' || c > 'f') {
+				return w.fail("invalid \\u escape")
+			}
+		}
+		w.i++
+		return true
+	}
+	return w.fail("invalid escape")
+}
+
+// text decodes a raw JSON string; ok is false for any other value.
+func text(raw []byte) (s string, ok bool) {
+	if len(raw) < 2 || raw[0] != '"' {
+		return "", false
+	}
+	inner := raw[1 : len(raw)-1]
+	for _, c := range inner {
+		if c == '\\' || c >= 0x80 {
+			return s, json.Unmarshal(raw, &s) == nil
+		}
+	}
+	return string(inner), true
+}
+
+// keyIs compares a member's raw key; a key written with escapes is decoded first.
+func keyIs(raw []byte, name string) bool {
+	if string(raw) == name {
+		return true
+	}
+	for _, c := range raw {
+		if c == '\\' {
+			s, ok := text(quoted(raw))
+			return ok && s == name
+		}
+	}
+	return false
+}
+
+// quoted puts back the quotes that stand on both sides of a raw key.
+func quoted(raw []byte) []byte { return append(append([]byte{'"'}, raw...), '"') }
+
+// isNull reports whether raw is the JSON null.
+func isNull(raw []byte) bool { return string(raw) == "null" }
+
+// integer reads a JSON number that has no fraction, such as 16 or 16.0.
+func integer(raw []byte) (n int64, ok bool) {
+	i, neg := 0, false
+	if len(raw) > 0 && raw[0] == '-' {
+		i, neg = 1, true
+	}
+	if i == len(raw) || len(raw) > 18 {
+		return 0, false
+	}
+	for ; i < len(raw) && raw[i]-'0' <= 9; i++ {
+		n = n*10 + int64(raw[i]-'0')
+	}
+	if i < len(raw) {
+		if raw[i] != '.' || i == 0 {
+			return 0, false
+		}
+		for _, c := range raw[i+1:] {
+			if c != '0' {
+				return 0, false
+			}
+		}
+	}
+	if neg {
+		n = -n
+	}
+	return n, true
+}
+
+// find returns the raw value of one member of an object, nil where there is
+// none or raw is no object. Of members of the same name the last one counts, as
+// it does for the server behind.
+func find(raw []byte, name string) (value []byte) {
+	for w := members(raw); w.next(); {
+		if keyIs(w.key, name) {
+			value = w.value
+		}
+	}
+	return value
+}

@@ -1,0 +1,263 @@
+package openai
+
+import (
+	"bytes"
+	"fmt"
+	"strconv"
+	"unicode/utf8"
+)
+
+// Route says which kind of generation a body asks for.
+type Route int
+
+// The two generations of the OpenAI API.
+const (
+	Chat        Route = iota // POST /v1/chat/completions
+	Completions              // POST /v1/completions
+)
+
+// maxMembers bounds the top-level members of a body; vLLM knows about eighty.
+const maxMembers = 256
+
+// Request is the body of a generation request. It is not safe for concurrent
+// use. Its bytes alias the body it was parsed from.
+type Request struct {
+	Route  Route
+	body   []byte
+	fields []field
+	edited bool
+}
+
+type field struct {
+	key, value []byte // both raw
+}
+
+// ParseRequest checks that body is one JSON object in UTF-8 with no member
+// twice, and takes the members of a nested extra_body for members of the body
+// itself, as the SDKs do. The error is fit for the caller's eyes.
+func ParseRequest(route Route, body []byte) (*Request, *Error) {
+	if !utf8.Valid(body) {
+		return nil, invalid("", "the body is not valid UTF-8")
+	}
+	q := &Request{Route: route, body: body, fields: make([]field, 0, 24)}
+	w := members(body)
+	for w.next() {
+		if len(q.fields) >= maxMembers {
+			return nil, invalid("", "the body has more than %d top-level fields", maxMembers)
+		}
+		q.fields = append(q.fields, field{w.key, w.value})
+	}
+	if err := w.failure(); err != nil {
+		return nil, invalid("", "the body is not a JSON object: %v", err)
+	}
+	if err := q.refuseDuplicates(); err != nil {
+		return nil, err
+	}
+	return q, q.mergeExtraBody()
+}
+
+// invalid is the error of a body that says what it may not.
+func invalid(param, format string, args ...any) *Error {
+	return &Error{Message: fmt.Sprintf(format, args...), Type: "invalid_request_error", Param: param, Code: "invalid_request"}
+}
+
+// refuseDuplicates refuses a name that stands twice: two readers of the same
+// body could each see another model or another max_tokens.
+func (q *Request) refuseDuplicates() *Error {
+	for i := range q.fields {
+		key := q.fields[i].key
+		if bytes.IndexByte(key, '\\') >= 0 {
+			if name, ok := text(quoted(key)); ok {
+				key = []byte(name)
+			}
+		}
+		for j := range i {
+			if keyIs(q.fields[j].key, string(key)) {
+				return invalid(string(key), "%q stands twice in the body", key)
+			}
+		}
+	}
+	return nil
+}
+
+func (q *Request) mergeExtraBody() *Error {
+	extra, ok := q.Raw("extra_body")
+	if !ok {
+		return nil
+	}
+	q.Delete("extra_body")
+	if isNull(extra) {
+		return nil
+	}
+	w := members(extra)
+	for w.next() {
+		if len(q.fields) >= maxMembers {
+			return invalid("extra_body", "the body has more than %d top-level fields", maxMembers)
+		}
+		name, _ := text(quoted(w.key))
+		q.Set(name, w.value)
+	}
+	if err := w.failure(); err != nil {
+		return invalid("extra_body", "extra_body must be an object")
+	}
+	return nil
+}
+
+func (q *Request) index(name string) int {
+	for i := range q.fields {
+		if keyIs(q.fields[i].key, name) {
+			return i
+		}
+	}
+	return -1
+}
+
+// Raw is the JSON text of a member. A member that is null counts as absent.
+func (q *Request) Raw(name string) (value []byte, ok bool) {
+	if i := q.index(name); i >= 0 && !isNull(q.fields[i].value) {
+		return q.fields[i].value, true
+	}
+	return nil, false
+}
+
+// Set replaces or adds a member; raw must be valid JSON and is kept.
+func (q *Request) Set(name string, raw []byte) {
+	q.edited = true
+	if i := q.index(name); i >= 0 {
+		q.fields[i].value = raw
+		return
+	}
+	key := strconv.AppendQuote(nil, name)
+	q.fields = append(q.fields, field{key[1 : len(key)-1], raw})
+}
+
+// Delete drops members, present or not.
+func (q *Request) Delete(names ...string) {
+	for _, name := range names {
+		if i := q.index(name); i >= 0 {
+			q.edited = true
+			q.fields = append(q.fields[:i], q.fields[i+1:]...)
+		}
+	}
+}
+
+// Text is a member that must be a string; ok is false where it is absent.
+func (q *Request) Text(name string) (s string, ok bool, err *Error) {
+	raw, ok := q.Raw(name)
+	if !ok {
+		return "", false, nil
+	}
+	if s, ok = text(raw); !ok {
+		return "", false, invalid(name, "%s must be a string", name)
+	}
+	return s, true, nil
+}
+
+// Bool is a member that must be true or false; absent is false.
+func (q *Request) Bool(name string) (value, ok bool, err *Error) {
+	raw, ok := q.Raw(name)
+	if !ok {
+		return false, false, nil
+	}
+	value, ok = boolean(raw)
+	if !ok {
+		return false, false, invalid(name, "%s must be true or false", name)
+	}
+	return value, true, nil
+}
+
+func boolean(raw []byte) (value, ok bool) {
+	switch string(raw) {
+	case "true":
+		return true, true
+	case "false":
+		return false, true
+	}
+	return false, false
+}
+
+// Int is a member that must be a whole number of at least low.
+func (q *Request) Int(name string, low int) (n int, ok bool, err *Error) {
+	raw, ok := q.Raw(name)
+	if !ok {
+		return 0, false, nil
+	}
+	v, whole := integer(raw)
+	if !whole || v < int64(low) {
+		return 0, false, invalid(name, "%s must be a whole number of at least %d", name, low)
+	}
+	return int(v), true, nil
+}
+
+// Bytes is the body with all edits made. The values of members that were not
+// edited are byte for byte those of the original.
+func (q *Request) Bytes() []byte {
+	if !q.edited {
+		return q.body
+	}
+	size := 2
+	for _, f := range q.fields {
+		size += len(f.key) + len(f.value) + 4
+	}
+	out := append(make([]byte, 0, size), '{')
+	for i, f := range q.fields {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(append(append(out, '"'), f.key...), '"', ':')
+		out = append(out, f.value...)
+	}
+	return append(out, '}')
+}
+
+// Prompt is one prompt of a completion: a text, or the number of its token ids.
+type Prompt struct {
+	Text   string
+	Tokens int
+}
+
+// Prompts reads the four forms of prompt: a string, a list of strings, a list of
+// token ids, a list of such lists.
+func Prompts(raw []byte) ([]Prompt, *Error) {
+	if s, ok := text(raw); ok {
+		return []Prompt{{Text: s}}, nil
+	}
+	wrong := invalid("prompt", "prompt must be a string, a list of strings, a list of token ids, or a list of such lists")
+	if len(raw) == 0 || raw[0] != '[' {
+		return nil, wrong
+	}
+	var prompts []Prompt
+	ids := 0
+	for w := elements(raw); w.next(); {
+		switch s, isText := text(w.value); {
+		case isText:
+			prompts = append(prompts, Prompt{Text: s})
+		case w.value[0] == '[':
+			n := Count(w.value)
+			if n == 0 {
+				return nil, wrong
+			}
+			prompts = append(prompts, Prompt{Tokens: n})
+		default:
+			if _, whole := integer(w.value); !whole {
+				return nil, wrong
+			}
+			ids++
+		}
+	}
+	switch {
+	case ids > 0 && len(prompts) > 0, ids == 0 && len(prompts) == 0:
+		return nil, wrong
+	case ids > 0:
+		return []Prompt{{Tokens: ids}}, nil
+	}
+	return prompts, nil
+}
+
+// Count is the number of elements of an array.
+func Count(raw []byte) (n int) {
+	for w := elements(raw); w.next(); {
+		n++
+	}
+	return n
+}

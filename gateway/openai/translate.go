@@ -1,0 +1,275 @@
+package openai
+
+import (
+	"bytes"
+)
+
+// stripped are members that no caller may send on: they reach into the server's
+// scheduling, identity or caches, or cost far more than they are billed.
+func stripped() []string {
+	return []string{"priority", "kv_transfer_params", "request_id", "prompt_logprobs", "use_beam_search", "ignore_eos"}
+}
+
+// guided maps the names that vLLM dropped in v0.12 (and has ignored in silence
+// since) to the kinds of structured_outputs.
+func guided() [4][2]string {
+	return [4][2]string{{"guided_json", "json"}, {"guided_regex", "regex"}, {"guided_choice", "choice"}, {"guided_grammar", "grammar"}}
+}
+
+// Wish is what a caller asked for that concerns the gateway rather than the
+// server behind it.
+type Wish struct {
+	Model           string
+	Stream          bool
+	IncludeUsage    bool // of a stream: a last chunk with the usage
+	ContinuousUsage bool // of a stream: usage in every chunk
+	HideReasoning   bool // return_reasoning or include_reasoning is false
+	NoThinking      bool // the chat template is told enable_thinking: false
+	N               int  // choices per prompt
+	MaxTokens       int  // 0: the caller left it out
+}
+
+// Translate checks what the gateway itself must know, turns the spellings that
+// clients use into vLLM's, and strips what callers may not say.
+//
+// The thinking switch is chat_template_kwargs.enable_thinking, a real boolean.
+// Where the caller set it, it stays; else it comes from enable_thinking, from
+// thinking.type, or from a reasoning effort of none, in this order.
+func (q *Request) Translate(maxN int) (Wish, *Error) {
+	w, err := q.wish(maxN)
+	if err != nil {
+		return w, err
+	}
+	if err := q.streamWish(&w); err != nil {
+		return w, err
+	}
+	if err := q.reasoningWish(&w); err != nil {
+		return w, err
+	}
+	if err := q.structured(); err != nil {
+		return w, err
+	}
+	if q.Route == Chat {
+		if err := q.thinking(&w); err != nil {
+			return w, err
+		}
+		if err := q.developer(); err != nil {
+			return w, err
+		}
+	}
+	q.Delete(stripped()...)
+	return w, nil
+}
+
+func (q *Request) wish(maxN int) (w Wish, err *Error) {
+	var ok bool
+	if w.Model, ok, err = q.Text("model"); err != nil {
+		return w, err
+	} else if !ok || w.Model == "" {
+		return w, invalid("model", "model is missing: name one of those that GET /v1/models lists")
+	}
+	content := "messages"
+	if q.Route == Completions {
+		content = "prompt"
+	}
+	if raw, ok := q.Raw(content); !ok {
+		return w, invalid(content, "%s is missing", content)
+	} else if q.Route == Chat && raw[0] != '[' {
+		return w, invalid(content, "messages must be an array")
+	}
+	if w.N, ok, err = q.Int("n", 1); err != nil {
+		return w, err
+	} else if !ok {
+		w.N = 1
+	}
+	if w.N > maxN {
+		return w, invalid("n", "n may be at most %d here", maxN)
+	}
+	if w.MaxTokens, _, err = q.Int("max_tokens", 1); err != nil {
+		return w, err
+	}
+	if n, ok, err := q.Int("max_completion_tokens", 1); err != nil {
+		return w, err
+	} else if ok && q.Route == Chat {
+		w.MaxTokens = n // vLLM lets it win over max_tokens
+	}
+	return w, nil
+}
+
+func (q *Request) streamWish(w *Wish) (err *Error) {
+	if w.Stream, _, err = q.Bool("stream"); err != nil {
+		return err
+	}
+	options, ok := q.Raw("stream_options")
+	if !ok {
+		return nil
+	}
+	if options[0] != '{' {
+		return invalid("stream_options", "stream_options must be an object")
+	}
+	if !w.Stream {
+		return invalid("stream_options", "stream_options can only be set when stream is true")
+	}
+	w.IncludeUsage, _ = boolean(find(options, "include_usage"))
+	w.ContinuousUsage, _ = boolean(find(options, "continuous_usage_stats"))
+	w.ContinuousUsage = w.ContinuousUsage && w.IncludeUsage
+	return nil
+}
+
+// reasoningWish takes out return_reasoning and include_reasoning, which the
+// gateway answers itself: servers honour the latter in some answers only.
+func (q *Request) reasoningWish(w *Wish) *Error {
+	for _, name := range []string{"return_reasoning", "include_reasoning"} {
+		show, ok, err := q.Bool(name)
+		if err != nil {
+			return err
+		}
+		w.HideReasoning = w.HideReasoning || ok && !show
+		q.Delete(name)
+	}
+	return nil
+}
+
+func (q *Request) structured() *Error {
+	_, has := q.Raw("structured_outputs")
+	for _, g := range guided() {
+		raw, ok := q.Raw(g[0])
+		q.Delete(g[0])
+		if !ok {
+			continue
+		}
+		if has {
+			return invalid(g[0], "%s and another output constraint exclude each other", g[0])
+		}
+		has = true
+		q.Set("structured_outputs", join(`{"`, g[1], `":`, string(raw), `}`))
+	}
+	return nil
+}
+
+func join(parts ...string) []byte {
+	var b bytes.Buffer
+	for _, p := range parts {
+		b.WriteString(p)
+	}
+	return b.Bytes()
+}
+
+func (q *Request) thinking(w *Wish) *Error {
+	if err := q.thinkingBudget(); err != nil {
+		return err
+	}
+	on, said, err := q.thinkingSwitch()
+	if err != nil {
+		return err
+	}
+	kwargs, ok := q.Raw("chat_template_kwargs")
+	if ok && kwargs[0] != '{' {
+		return invalid("chat_template_kwargs", "chat_template_kwargs must be an object")
+	}
+	if own := find(kwargs, "enable_thinking"); own != nil {
+		w.NoThinking = string(own) == "false"
+		return nil
+	}
+	if !said {
+		return nil
+	}
+	w.NoThinking = !on
+	value := "true"
+	if !on {
+		value = "false"
+	}
+	q.Set("chat_template_kwargs", withMember(kwargs, "enable_thinking", value))
+	return nil
+}
+
+// withMember adds a member to an object that does not have it; nil is {}.
+func withMember(object []byte, name, value string) []byte {
+	rest := "}"
+	if inner := bytes.TrimLeft(bytes.TrimPrefix(object, []byte("{")), " \t\r\n"); len(inner) > 0 && inner[0] != '}' {
+		rest = "," + string(inner)
+	}
+	return join(`{"`, name, `":`, value, rest)
+}
+
+func (q *Request) thinkingBudget() *Error {
+	_, ok, err := q.Int("thinking_budget", 0)
+	if err != nil || !ok {
+		return err
+	}
+	raw, _ := q.Raw("thinking_budget")
+	q.Delete("thinking_budget")
+	if _, has := q.Raw("thinking_token_budget"); !has {
+		q.Set("thinking_token_budget", raw)
+	}
+	return nil
+}
+
+// thinkingSwitch reads and takes out the spellings that vLLM does not know.
+func (q *Request) thinkingSwitch() (on, said bool, err *Error) {
+	on, said, err = q.Bool("enable_thinking")
+	if err != nil {
+		return false, false, err
+	}
+	q.Delete("enable_thinking")
+	if raw, ok := q.Raw("thinking"); ok {
+		q.Delete("thinking")
+		kind, _ := text(find(raw, "type"))
+		if kind != "enabled" && kind != "disabled" && kind != "adaptive" {
+			return false, false, invalid("thinking", `thinking.type must be "enabled" or "disabled"`)
+		}
+		if !said {
+			on, said = kind != "disabled", true
+		}
+	}
+	if said {
+		return on, said, nil
+	}
+	raw, ok := q.Raw("reasoning_effort")
+	if !ok {
+		reasoning, _ := q.Raw("reasoning")
+		raw = find(reasoning, "effort")
+	}
+	// Only "none" is a switch on every version; the others are left to the server.
+	effort, _ := text(raw)
+	return false, effort == "none", nil
+}
+
+// developer renames the role that Qwen's template would drop in silence.
+func (q *Request) developer() *Error {
+	messages, _ := q.Raw("messages")
+	if first := elements(messages); !first.next() {
+		return invalid("messages", "messages must not be empty")
+	}
+	if !bytes.Contains(messages, []byte(`"developer"`)) {
+		return nil
+	}
+	out := messages[:0:0]
+	last := 0
+	for w := elements(messages); w.next(); {
+		at := w.end - len(w.value)
+		for m := members(w.value); m.next(); {
+			if role, ok := text(m.value); ok && role == "developer" && keyIs(m.key, "role") {
+				out = append(append(out, messages[last:at+m.end-len(m.value)]...), `"system"`...)
+				last = at + m.end
+			}
+		}
+	}
+	if last > 0 {
+		q.Set("messages", append(out, messages[last:]...))
+	}
+	return nil
+}
+
+// ThinkingOff applies the translations of a chat that change its prompt, and
+// reports whether its thinking is switched off.
+func (q *Request) ThinkingOff() (bool, *Error) {
+	var w Wish
+	if err := q.thinking(&w); err != nil {
+		return false, err
+	}
+	if err := q.developer(); err != nil {
+		return false, err
+	}
+	return w.NoThinking, nil
+}

@@ -1,0 +1,111 @@
+package openai
+
+import (
+	"bytes"
+	"strconv"
+)
+
+// Names says under which names a caller is given the reasoning: vLLM has called
+// it reasoning_content, both, and (since v0.16) reasoning; clients read one or
+// the other.
+type Names int
+
+// The settings of models[].reasoning.
+const (
+	BothNames Names = iota
+	OnlyReasoning
+	OnlyReasoningContent
+)
+
+// View is how one caller sees an answer.
+type View struct {
+	Model           string // what really answers; stands in every body
+	IncludeUsage    bool
+	ContinuousUsage bool
+	HideReasoning   bool
+	Reasoning       Names
+}
+
+// name makes the model's name true.
+func (v *View) name(e *edits, raw []byte) {
+	if v.Model != "" && len(raw) >= 2 && string(raw[1:len(raw)-1]) != v.Model {
+		e.replace(raw, strconv.AppendQuote(nil, v.Model))
+	}
+}
+
+// choice is what a gateway must know of one entry of choices.
+type choice struct {
+	index    int
+	finish   string // "" while it goes on
+	reasoned bool   // it carries reasoning that is not null
+	emptied  bool   // hiding the reasoning left nothing to show
+}
+
+// choice reads one choice and edits what its caller is to see. part is the
+// member that holds the text: delta, message, or none for completions.
+func (v *View) choice(e *edits, raw []byte, part string) (c choice) {
+	w := members(raw)
+	for w.next() {
+		switch string(w.key) {
+		case "index":
+			n, _ := integer(w.value)
+			c.index = int(n)
+		case "finish_reason":
+			c.finish, _ = text(w.value)
+			if c.finish == "repetition" { // vLLM's own; OpenAI's enumeration has no such value
+				c.finish = "stop"
+				e.replace(w.value, []byte(`"stop"`))
+			}
+		case part:
+			if bytes.Contains(w.value, []byte(`"reasoning`)) {
+				c.reasoned, c.emptied = v.reasoning(e, w.value)
+			}
+		}
+	}
+	return c
+}
+
+// reasoning gives the reasoning in a delta or message the names it is to have.
+func (v *View) reasoning(e *edits, raw []byte) (reasoned, emptied bool) {
+	own, other := "reasoning", "reasoning_content"
+	if v.Reasoning == OnlyReasoningContent {
+		own, other = other, own
+	}
+	both := find(raw, own) != nil && find(raw, other) != nil
+	kept, shown := 0, false
+	w := members(raw)
+	for w.next() {
+		name := string(w.key)
+		if name != own && name != other {
+			kept++
+			shown = shown || telling(name, w.value)
+			continue
+		}
+		reasoned = reasoned || !isNull(w.value)
+		switch {
+		case v.HideReasoning, both && name == other && v.Reasoning != BothNames:
+			e.cut(&w, kept == 0)
+			continue
+		case both:
+		case v.Reasoning == BothNames:
+			missing := other
+			if name == other {
+				missing = own
+			}
+			e.insert(w.value, join(`,"`, missing, `":`, string(w.value)))
+		case name == other:
+			e.replace(w.key, []byte(own))
+		}
+		kept++
+	}
+	return reasoned, v.HideReasoning && !shown
+}
+
+// telling reports whether a member of a delta says anything to its reader.
+func telling(name string, value []byte) bool {
+	switch string(value) {
+	case "null", `""`, "[]":
+		return false
+	}
+	return name != "role"
+}

@@ -1,0 +1,174 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"time"
+
+	"tidegate/gateway/openai"
+	"tidegate/gateway/qwen"
+)
+
+// readBody reads the caller's body, once, into a buffer of its size.
+func (c *call) readBody() ([]byte, error) {
+	if kind, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		return nil, refuse(codeInvalidRequest, "", "the body must be JSON: send the header Content-Type: application/json")
+	}
+	limit := int64(c.set.MaxBody)
+	if c.r.ContentLength > limit {
+		return nil, c.tooLarge()
+	}
+	deadline := http.NewResponseController(c.w)
+	if err := deadline.SetReadDeadline(time.Now().Add(c.set.BodyTimeout)); err != nil {
+		return nil, fmt.Errorf("set read deadline: %w", err)
+	}
+	body := make([]byte, 0, max(c.r.ContentLength, 0)+512)
+	in := http.MaxBytesReader(c.w, c.r.Body, limit)
+	for {
+		if len(body) == cap(body) {
+			body = append(body, 0)[:len(body)]
+		}
+		n, err := in.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if errors.As(err, new(*http.MaxBytesError)) {
+			return nil, c.tooLarge()
+		}
+		if err != nil && c.r.Context().Err() != nil {
+			return nil, c.r.Context().Err()
+		}
+		if err != nil {
+			return nil, refuse(codeInvalidRequest, "", fmt.Sprintf("the body did not arrive whole within %v", c.set.BodyTimeout))
+		}
+	}
+	return body, deadline.SetReadDeadline(time.Time{})
+}
+
+func (c *call) tooLarge() error {
+	return refuse(codeRequestTooLarge, "", fmt.Sprintf("the body is larger than %v, the most that this gateway takes", c.set.MaxBody))
+}
+
+// parse reads who calls, which model is meant and how long the prompt is, and
+// edits the body into what the server is to get.
+func (g *Gateway) parse(c *call) error {
+	if err := c.identify(); err != nil {
+		return err
+	}
+	raw, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	body, fault := openai.ParseRequest(c.kind, raw)
+	if fault != nil {
+		return fault
+	}
+	c.body = body
+	if c.wish, fault = body.Translate(c.set.MaxN); fault != nil {
+		return fault
+	}
+	if c.model, err = g.pickModel(c, c.wish.Model); err != nil {
+		return err
+	}
+	prompts, err := g.countPrompt(c)
+	if err != nil {
+		return err
+	}
+	if err := c.bound(prompts); err != nil {
+		return err
+	}
+	if c.wish.Stream {
+		body.Set("stream_options", []byte(`{"include_usage":true,"continuous_usage_stats":true}`))
+	} else {
+		body.Delete("stream_options")
+	}
+	return nil
+}
+
+// countPrompt counts the tokens of the prompt exactly, and returns those of the
+// longest where there are several, which is the one that must fit the context.
+func (g *Gateway) countPrompt(c *call) (longest int, err error) {
+	if c.kind == openai.Completions {
+		raw, _ := c.body.Raw("prompt")
+		prompts, fault := openai.Prompts(raw)
+		if fault != nil {
+			return 0, fault
+		}
+		for _, p := range prompts {
+			n := p.Tokens
+			if p.Tokens == 0 {
+				n = g.Counter.Text(p.Text)
+			}
+			c.prompt += n
+			longest = max(longest, n)
+		}
+		return longest, nil
+	}
+	n, err := g.Counter.Chat(chatOf(c.body, c.wish.NoThinking))
+	if err != nil {
+		return 0, refuse(codeInvalidRequest, "messages", err.Error())
+	}
+	c.prompt = n
+	return n, nil
+}
+
+// chatOf is the conversation in a body, as vLLM renders it.
+func chatOf(body *openai.Request, noThinking bool) qwen.Chat {
+	chat := qwen.Chat{NoThinking: noThinking, FillNulls: true}
+	chat.Messages, _ = body.Raw("messages")
+	chat.Tools, _ = body.Raw("tools")
+	if raw, ok := body.Raw("add_generation_prompt"); ok {
+		chat.NoGenerationPrompt = string(raw) == "false"
+	}
+	return chat
+}
+
+// What a body without max_tokens gets.
+const (
+	completionDefault = 16 // vLLM's for completions
+	perTool           = 16 // tokens by which versions of vLLM differ in rendering a tool
+)
+
+// bound makes sure that the answer has a limit and that the prompt and the limit
+// fit the model's context.
+func (c *call) bound(prompt int) error {
+	context := c.model.Context()
+	c.limit = c.wish.MaxTokens
+	left := context - prompt
+	switch {
+	case context == 0:
+		if c.limit == 0 {
+			return nil // nothing is in rotation, so nothing will be sent
+		}
+	case left < max(c.limit, 1):
+		return refuse(codeContextLength, "messages", fmt.Sprintf(
+			"the context of %s is %d tokens; the prompt has %d and the answer may have %d: shorten the prompt or lower max_tokens",
+			c.model.Name, context, prompt, max(c.limit, 1)))
+	case c.limit > 0:
+	case c.kind == openai.Completions:
+		c.limit = min(completionDefault, left)
+	default:
+		tools := 0
+		if raw, ok := c.body.Raw("tools"); ok {
+			tools = openai.Count(raw)
+		}
+		c.limit = max(left-perTool*tools, 1)
+	}
+	if c.wish.MaxTokens == 0 {
+		c.body.Set("max_tokens", strconv.AppendInt(nil, int64(c.limit), 10))
+	}
+	return nil
+}
+
+func renderChat(body *openai.Request, noThinking bool) (string, error) {
+	prompt, err := qwen.Render(chatOf(body, noThinking))
+	if err != nil {
+		return "", refuse(codeInvalidRequest, "messages", err.Error())
+	}
+	return prompt, nil
+}

@@ -1,0 +1,93 @@
+package qwen
+
+import "math"
+
+// bpe encodes pieces. Immutable.
+type bpe struct {
+	*vocabulary
+	trie
+}
+
+// A path is the scratch memory of one encoding, and its result; not safe for concurrent use.
+type path struct {
+	tokens []uint32 // the tokens so far
+	dead   []uint64 // one bit a place: no encoding of the piece has a border there
+	steps  int      // turns of the loop, for tests
+}
+
+// encode leaves the BPE encoding of piece in p.tokens. id and n are the longest token that
+// piece begins with and its length in bytes. The memory used is 4 bytes a token and a bit
+// a byte.
+//
+// The loop holds a path of tokens up to at that is a valid encoding of piece[:at] and
+// tries to add id. A place that turns out to lead nowhere is marked dead and not entered
+// again, and every turn enters a place, kills one, or shortens a candidate that at least
+// one of these follows, so turns are linear in the bytes.
+func (e *bpe) encode(p *path, piece string, id uint32, n int) {
+	p.tokens = p.tokens[:0]
+	p.alive(len(piece))
+	for at := 0; ; {
+		p.steps++
+		end := at + n
+		if p.dead[end/64]&(1<<(end%64)) == 0 && (at == 0 || e.adjacent(p.tokens[len(p.tokens)-1], id)) {
+			p.tokens = append(p.tokens, id)
+			if end == len(piece) {
+				return
+			}
+			at = end
+			id, n = e.longest(piece[at:])
+			continue
+		}
+		if next := e.shorter[id]; next != none {
+			id, n = next, e.width(next)
+			continue
+		}
+		// Nothing fits after the last token: it cannot end here.
+		p.dead[at/64] |= 1 << (at % 64)
+		last := len(p.tokens) - 1
+		id, n = p.tokens[last], e.width(p.tokens[last])
+		p.tokens = p.tokens[:last]
+		at -= n
+	}
+}
+
+// alive prepares p for a piece of n bytes: no place in it is dead.
+func (p *path) alive(n int) {
+	words := n/64 + 1
+	if cap(p.dead) < words {
+		p.dead = make([]uint64, words)
+		return
+	}
+	p.dead = p.dead[:words]
+	clear(p.dead)
+}
+
+// width is the length of a token in bytes.
+func (e *bpe) width(id uint32) int { return int(e.start[id+1] - e.start[id]) }
+
+// adjacent reports whether the bytes of left and right together encode to left, right:
+// whether at no stage of building the two would a merge across their border have come
+// first. It undoes the merges on both sides, the latest first. before bounds the ids of
+// merges across the border that would have come before the one undone last; a merge of the
+// same rank comes first on the left, as BPE works left to right.
+func (e *bpe) adjacent(left, right uint32) bool {
+	before := uint32(math.MaxUint32)
+	for {
+		if id, ok := e.pairs.merged(left, right); ok && id < before {
+			return false
+		}
+		switch {
+		case left > right && left >= byteTokens:
+			before = left
+			left = e.halves[left][1]
+		case right >= byteTokens:
+			before = right + 1
+			right = e.halves[right][0]
+		case left >= byteTokens:
+			before = left
+			left = e.halves[left][1]
+		default:
+			return true
+		}
+	}
+}

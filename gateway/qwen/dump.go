@@ -1,0 +1,279 @@
+package qwen
+
+import (
+	"bytes"
+	"math"
+	"strconv"
+)
+
+// A dumper reads one JSON value and writes it as Python's json.loads and
+// json.dumps(ensure_ascii=False) would: ", " and ": " between tokens, floats as repr,
+// integers of any size as they are, of a repeated key the first place and the last value.
+// It is strict, because vLLM's parser is: what is no JSON is left alone there. Python's NaN
+// and Infinity are JSON to it.
+type dumper struct {
+	in    []byte
+	at    int
+	out   []byte
+	depth int
+	spare []byte // scratch for strings
+}
+
+// A span is one member of the object being written, in dumper.out.
+type span struct{ key, value, end int }
+
+// fewKeys is up to how many keys of an object are compared one by one to find repeated
+// ones; more go through a map.
+const fewKeys = 16
+
+// appendPython appends the value that is all of in, with white space around it. ok is
+// false, and dst as it was, if in is no JSON or nested deeper than 512.
+func appendPython(dst, in []byte) (out []byte, ok bool) {
+	d := dumper{in: in, out: dst}
+	d.space()
+	if !d.value() {
+		return dst, false
+	}
+	d.space()
+	if d.at != len(in) {
+		return dst, false
+	}
+	return d.out, true
+}
+
+func (d *dumper) space() { d.at = skipSpace(d.in, d.at) }
+
+// next reports whether c comes next, and if so steps over it.
+func (d *dumper) next(c byte) bool {
+	if d.at < len(d.in) && d.in[d.at] == c {
+		d.at++
+		return true
+	}
+	return false
+}
+
+func (d *dumper) value() bool {
+	if d.at == len(d.in) {
+		return false
+	}
+	switch c := d.in[d.at]; {
+	case c == '"':
+		return d.string()
+	case c == '{' || c == '[':
+		if d.depth == deepest {
+			return false
+		}
+		d.depth++
+		d.at++
+		ok := false
+		if c == '{' {
+			ok = d.object()
+		} else {
+			ok = d.array()
+		}
+		d.depth--
+		return ok
+	case '0' <= c && c <= '9' || c == '-':
+		return d.number()
+	}
+	return d.word("true") || d.word("false") || d.word("null") || d.word("NaN") || d.word("Infinity")
+}
+
+func (d *dumper) word(w string) bool {
+	if !bytes.HasPrefix(d.in[d.at:], []byte(w)) {
+		return false
+	}
+	d.at += len(w)
+	d.out = append(d.out, w...)
+	return true
+}
+
+func (d *dumper) array() bool {
+	d.out = append(d.out, '[')
+	d.space()
+	for first := true; !d.next(']'); first = false {
+		if !first {
+			if !d.next(',') {
+				return false
+			}
+			d.out = append(d.out, ", "...)
+			d.space()
+		}
+		if !d.value() {
+			return false
+		}
+		d.space()
+	}
+	d.out = append(d.out, ']')
+	return true
+}
+
+func (d *dumper) object() bool {
+	d.out = append(d.out, '{')
+	begin := len(d.out)
+	var few [fewKeys]span
+	seen := few[:0]
+	var index map[string]int // once there are many keys
+	repeated := false
+	d.space()
+	for first := true; !d.next('}'); first = false {
+		if !first {
+			if !d.next(',') {
+				return false
+			}
+			d.out = append(d.out, ", "...)
+			d.space()
+		}
+		s := span{key: len(d.out)}
+		if d.at == len(d.in) || d.in[d.at] != '"' || !d.string() {
+			return false
+		}
+		key := d.out[s.key:len(d.out)]
+		at, again := d.find(seen, index, key)
+		d.space()
+		if !d.next(':') {
+			return false
+		}
+		d.space()
+		d.out = append(d.out, ": "...)
+		s.value = len(d.out)
+		if !d.value() {
+			return false
+		}
+		s.end = len(d.out)
+		d.space()
+		if again {
+			repeated = true
+			seen[at].value, seen[at].end = s.value, s.end
+			continue
+		}
+		seen = append(seen, s)
+		if len(seen) == fewKeys {
+			index = make(map[string]int)
+		}
+		if index != nil {
+			d.indexFrom(seen, index)
+		}
+	}
+	if repeated {
+		d.rewrite(begin, seen)
+	}
+	d.out = append(d.out, '}')
+	return true
+}
+
+// find returns which of seen has the key, which is quoted as written.
+func (d *dumper) find(seen []span, index map[string]int, key []byte) (int, bool) {
+	if index != nil {
+		at, ok := index[string(key)]
+		return at, ok
+	}
+	for i, s := range seen {
+		if bytes.HasPrefix(d.out[s.key:], key) { // the closing quote ends it
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// indexFrom enters in index the keys of seen that are not yet in it.
+func (d *dumper) indexFrom(seen []span, index map[string]int) {
+	for i := len(index); i < len(seen); i++ {
+		key := d.out[seen[i].key:]
+		index[string(key[:skipString(key, 0)])] = i
+	}
+}
+
+// rewrite replaces the members written from begin on by those of seen.
+func (d *dumper) rewrite(begin int, seen []span) {
+	written := append([]byte(nil), d.out[begin:]...)
+	d.out = d.out[:begin]
+	for i, s := range seen {
+		if i > 0 {
+			d.out = append(d.out, ", "...)
+		}
+		key := written[s.key-begin:]
+		d.out = append(d.out, key[:skipString(key, 0)]...)
+		d.out = append(d.out, ": "...)
+		d.out = append(d.out, written[s.value-begin:s.end-begin]...)
+	}
+}
+
+func (d *dumper) string() bool {
+	end := skipString(d.in, d.at)
+	if end < 0 {
+		return false
+	}
+	s := d.in[d.at+1 : end-1]
+	d.at = end
+	for i := 0; i < len(s); i++ {
+		if s[i] < ' ' {
+			return false
+		}
+		if s[i] != '\\' {
+			continue
+		}
+		i++
+		if s[i] == 'u' && hex4(s[i+1:]) < 0 || bytes.IndexByte([]byte(`"\/bfnrtu`), s[i]) < 0 {
+			return false
+		}
+	}
+	if bytes.IndexByte(s, '\\') >= 0 {
+		d.spare = appendUnquoted(d.spare[:0], s)
+		s = d.spare
+	}
+	d.out = appendPythonString(d.out, s)
+	return true
+}
+
+func (d *dumper) digits() bool {
+	begin := d.at
+	for d.at < len(d.in) && '0' <= d.in[d.at] && d.in[d.at] <= '9' {
+		d.at++
+	}
+	return d.at > begin
+}
+
+func (d *dumper) number() bool {
+	begin := d.at
+	if d.next('-') && d.word("Infinity") {
+		d.out = append(d.out[:len(d.out)-len("Infinity")], "-Infinity"...)
+		return true
+	}
+	if !d.next('0') && !d.digits() {
+		return false
+	}
+	float := false
+	if d.next('.') {
+		float = true
+		if !d.digits() {
+			return false
+		}
+	}
+	if d.next('e') || d.next('E') {
+		float = true
+		_ = d.next('+') || d.next('-')
+		if !d.digits() {
+			return false
+		}
+	}
+	text := d.in[begin:d.at]
+	if !float {
+		if string(text) == "-0" {
+			text = text[1:] // Python has no negative zero among its integers
+		}
+		d.out = append(d.out, text...)
+		return true
+	}
+	// Out of range is an error but also the infinity that Python reads.
+	f, _ := strconv.ParseFloat(string(text), 64)
+	switch {
+	case math.IsInf(f, 1):
+		d.out = append(d.out, "Infinity"...)
+	case math.IsInf(f, -1):
+		d.out = append(d.out, "-Infinity"...)
+	default:
+		d.out = appendPythonFloat(d.out, f)
+	}
+	return true
+}

@@ -1,0 +1,308 @@
+package qwen
+
+import (
+	"bytes"
+	"errors"
+	"strconv"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// deepest is how many arrays and objects may lie in each other where values are dumped
+// again. Python's own limit is near 1,000.
+const deepest = 512
+
+var errJSON = errors.New("invalid JSON")
+
+func isSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\r' || c == '\t' }
+
+// skipSpace returns where the next character that is no white space stands.
+func skipSpace(b []byte, i int) int {
+	for i < len(b) && isSpace(b[i]) {
+		i++
+	}
+	return i
+}
+
+// skipString returns the end of the string that begins with the quote at i, or -1.
+func skipString(b []byte, i int) int {
+	for i++; ; i++ {
+		n := bytes.IndexByte(b[i:], '"')
+		if n < 0 {
+			return -1
+		}
+		i += n
+		slashes := 0 // an odd number of them makes the quote part of the string
+		for b[i-1-slashes] == '\\' {
+			slashes++ // ends at the opening quote at the latest
+		}
+		if slashes%2 == 0 {
+			return i + 1
+		}
+	}
+}
+
+// skipValue returns the end of the value at i, or -1. It finds borders only: what is not
+// JSON inside them goes unseen.
+func skipValue(b []byte, i int) int {
+	begin, depth := i, 0
+	for i < len(b) {
+		switch b[i] {
+		case '"':
+			if i = skipString(b, i); i < 0 {
+				return -1
+			}
+			if depth == 0 {
+				return i
+			}
+			continue
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth == 0 {
+				if i == begin {
+					return -1
+				}
+				return i // of a number, true, false or null: its container ends
+			}
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case ',', ' ', '\n', '\r', '\t':
+			if depth == 0 {
+				if i == begin {
+					return -1
+				}
+				return i
+			}
+		}
+		i++
+	}
+	if depth > 0 || i == begin {
+		return -1
+	}
+	return i
+}
+
+// elements calls f with the index and the bytes of each element of the array b. It returns
+// what f returns, or errJSON if b is no array.
+func elements(b []byte, f func(i int, element []byte) error) error {
+	at := skipSpace(b, 0)
+	if at == len(b) || b[at] != '[' {
+		return errJSON
+	}
+	at = skipSpace(b, at+1)
+	if at < len(b) && b[at] == ']' {
+		return endOf(b, at+1)
+	}
+	for n := 0; ; n++ {
+		end := skipValue(b, at)
+		if end < 0 {
+			return errJSON
+		}
+		if err := f(n, b[at:end]); err != nil {
+			return err
+		}
+		at = skipSpace(b, end)
+		if at == len(b) {
+			return errJSON
+		}
+		if b[at] == ']' {
+			return endOf(b, at+1)
+		}
+		if b[at] != ',' {
+			return errJSON
+		}
+		at = skipSpace(b, at+1)
+	}
+}
+
+// members calls f with the key, unescaped, and the bytes of the value of each member of
+// the object b, in order. It returns what f returns, or errJSON if b is no object.
+func members(b []byte, f func(key, value []byte) error) error {
+	at := skipSpace(b, 0)
+	if at == len(b) || b[at] != '{' {
+		return errJSON
+	}
+	at = skipSpace(b, at+1)
+	if at < len(b) && b[at] == '}' {
+		return endOf(b, at+1)
+	}
+	for {
+		if at == len(b) || b[at] != '"' {
+			return errJSON
+		}
+		end := skipString(b, at)
+		if end < 0 {
+			return errJSON
+		}
+		key := b[at+1 : end-1]
+		if bytes.IndexByte(key, '\\') >= 0 {
+			key = appendUnquoted(nil, key)
+		}
+		at = skipSpace(b, end)
+		if at == len(b) || b[at] != ':' {
+			return errJSON
+		}
+		at = skipSpace(b, at+1)
+		if end = skipValue(b, at); end < 0 {
+			return errJSON
+		}
+		if err := f(key, b[at:end]); err != nil {
+			return err
+		}
+		at = skipSpace(b, end)
+		if at == len(b) {
+			return errJSON
+		}
+		if b[at] == '}' {
+			return endOf(b, at+1)
+		}
+		if b[at] != ',' {
+			return errJSON
+		}
+		at = skipSpace(b, at+1)
+	}
+}
+
+// endOf is nil if nothing but white space stands in b from i on.
+func endOf(b []byte, i int) error {
+	if skipSpace(b, i) != len(b) {
+		return errJSON
+	}
+	return nil
+}
+
+func isNull(value []byte) bool { return string(value) == "null" }
+
+// isNothing holds for no value and for null.
+func isNothing(value []byte) bool { return len(value) == 0 || isNull(value) }
+
+// str returns the string that value, the bytes of a JSON value, is; ok is false if it is
+// none.
+func str(value []byte) (s string, ok bool) {
+	if len(value) < 2 || value[0] != '"' || value[len(value)-1] != '"' {
+		return "", false
+	}
+	inner := value[1 : len(value)-1]
+	if bytes.IndexByte(inner, '\\') < 0 {
+		return string(inner), true
+	}
+	return string(appendUnquoted(make([]byte, 0, len(inner)), inner)), true
+}
+
+// appendUnquoted appends what the inside of a JSON string stands for. A surrogate without
+// its other half becomes U+FFFD, and an escape that JSON does not know stays as it is.
+func appendUnquoted(dst, s []byte) []byte {
+	for {
+		n := bytes.IndexByte(s, '\\')
+		if n < 0 || n+1 == len(s) {
+			return append(dst, s...)
+		}
+		dst = append(dst, s[:n]...)
+		c := s[n+1]
+		escape := s[n : n+2]
+		s = s[n+2:]
+		switch c {
+		case '"', '\\', '/':
+			dst = append(dst, c)
+		case 'b':
+			dst = append(dst, '\b')
+		case 'f':
+			dst = append(dst, '\f')
+		case 'n':
+			dst = append(dst, '\n')
+		case 'r':
+			dst = append(dst, '\r')
+		case 't':
+			dst = append(dst, '\t')
+		case 'u':
+			r := hex4(s)
+			if r < 0 {
+				dst = append(dst, escape...)
+				continue
+			}
+			s = s[4:]
+			if utf16.IsSurrogate(r) {
+				low := rune(-1)
+				if len(s) >= 6 && s[0] == '\\' && s[1] == 'u' {
+					low = hex4(s[2:])
+				}
+				if r = utf16.DecodeRune(r, low); r != utf8.RuneError {
+					s = s[6:]
+				}
+			}
+			dst = utf8.AppendRune(dst, r)
+		default:
+			dst = append(dst, escape...)
+		}
+	}
+}
+
+// hex4 reads four hexadecimal digits, or returns -1.
+func hex4(s []byte) rune {
+	if len(s) < 4 {
+		return -1
+	}
+	r := rune(0)
+	for _, c := range s[:4] {
+		switch {
+		case '0' <= c && c <= '9':
+			c -= '0'
+		case 'a' <= c|0x20 && c|0x20 <= 'f':
+			c = c | 0x20 - 'a' + 10
+		default:
+			return -1
+		}
+		r = r<<4 | rune(c)
+	}
+	return r
+}
+
+// appendPythonString appends a JSON string as json.dumps(s, ensure_ascii=False) writes it.
+func appendPythonString(dst []byte, s []byte) []byte {
+	const hex = "0123456789abcdef"
+	dst = append(dst, '"')
+	for len(s) > 0 {
+		n := 0
+		for n < len(s) && s[n] >= ' ' && s[n] != '"' && s[n] != '\\' {
+			n++
+		}
+		dst = append(dst, s[:n]...)
+		if n == len(s) {
+			break
+		}
+		switch c := s[n]; c {
+		case '"', '\\':
+			dst = append(dst, '\\', c)
+		case '\n':
+			dst = append(dst, `\n`...)
+		case '\r':
+			dst = append(dst, `\r`...)
+		case '\t':
+			dst = append(dst, `\t`...)
+		case '\f':
+			dst = append(dst, `\f`...)
+		case '\b':
+			dst = append(dst, `\b`...)
+		default:
+			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		}
+		s = s[n+1:]
+	}
+	return append(dst, '"')
+}
+
+// appendPythonFloat appends f as Python's repr writes it.
+func appendPythonFloat(dst []byte, f float64) []byte {
+	const plainFrom, plainTo = 1e-4, 1e16 // outside of these repr uses an exponent
+	if a := max(f, -f); a != 0 && (a < plainFrom || a >= plainTo) {
+		return strconv.AppendFloat(dst, f, 'e', -1, 64)
+	}
+	begin := len(dst)
+	dst = strconv.AppendFloat(dst, f, 'f', -1, 64)
+	if bytes.IndexByte(dst[begin:], '.') < 0 {
+		dst = append(dst, ".0"...)
+	}
+	return dst
+}

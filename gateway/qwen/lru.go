@@ -1,0 +1,89 @@
+package qwen
+
+import (
+	"hash/maphash"
+	"sync"
+)
+
+// shardCount is how many locks the cache has, a power of two. A hit holds one for the time
+// of a map lookup, so a few are enough.
+const shardCount = 16
+
+// A key is 128 bits of hash. Messages are told apart by nothing else: with a million of
+// them in the cache, the chance that a new one is taken for another is below 2^-100, and
+// as the seeds are secret and random in each process nobody can look for such a message.
+type key struct{ a, b uint64 }
+
+// A cache keeps what is known of the latest messages: sharded, and in each shard by the
+// clock algorithm, an approximation of LRU in which a hit writes one bit. It starts no
+// goroutine. Safe for concurrent use.
+type cache struct {
+	seeds  [2]maphash.Seed
+	shards [shardCount]shard
+}
+
+type shard struct {
+	mu    sync.Mutex
+	at    map[key]int32 // into slots
+	slots []slot
+	limit int // slots
+	hand  int // where the search for a slot to give away goes on
+	_     [64]byte
+}
+
+type slot struct {
+	key   key
+	entry entry
+	used  bool // since the hand last passed
+}
+
+func newCache(entries int) *cache {
+	c := &cache{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
+	for i := range c.shards {
+		c.shards[i].limit = (max(entries, 0) + shardCount - 1) / shardCount
+		c.shards[i].at = make(map[key]int32)
+	}
+	return c
+}
+
+func (c *cache) key(b []byte) key {
+	return key{maphash.Bytes(c.seeds[0], b), maphash.Bytes(c.seeds[1], b)}
+}
+
+func (c *cache) load(k key) (entry, bool) {
+	s := &c.shards[k.a%shardCount]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, ok := s.at[k]
+	if !ok {
+		return entry{}, false
+	}
+	s.slots[i].used = true
+	return s.slots[i].entry, true
+}
+
+func (c *cache) store(k key, e entry) {
+	s := &c.shards[k.a%shardCount]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i, ok := s.at[k]; ok {
+		s.slots[i].entry = e
+		return
+	}
+	if s.limit == 0 {
+		return
+	}
+	if len(s.slots) < s.limit {
+		s.at[k] = int32(len(s.slots))
+		s.slots = append(s.slots, slot{key: k, entry: e})
+		return
+	}
+	for s.slots[s.hand].used {
+		s.slots[s.hand].used = false
+		s.hand = (s.hand + 1) % len(s.slots)
+	}
+	delete(s.at, s.slots[s.hand].key)
+	s.at[k] = int32(s.hand)
+	s.slots[s.hand] = slot{key: k, entry: e}
+	s.hand = (s.hand + 1) % len(s.slots)
+}

@@ -1,0 +1,263 @@
+package qwen
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// role is what the template distinguishes.
+type role uint8
+
+const (
+	unknown role = iota // rendered as nothing
+	system
+	user
+	assistant
+	tool
+)
+
+// A message is one message as the template sees it, after what vLLM does to it.
+type message struct {
+	role      role
+	content   string
+	reasoning string // of an assistant
+	reasoned  bool   // reasoning was given apart from content, if only as ""
+	calls     []byte // the tool calls as rendered, a newline between two
+}
+
+// parseMessage reads one element of the messages array. Of a repeated key the last counts.
+func parseMessage(raw []byte) (message, error) {
+	var roleValue, content, reasoning, reasoningContent, calls []byte
+	err := members(raw, func(key, value []byte) error {
+		switch string(key) {
+		case "role":
+			roleValue = value
+		case "content":
+			content = value
+		case "reasoning":
+			reasoning = value
+		case "reasoning_content":
+			reasoningContent = value
+		case "tool_calls":
+			calls = value
+		}
+		return nil
+	})
+	if err != nil {
+		return message{}, errors.New("must be an object")
+	}
+	name, ok := str(roleValue)
+	if !ok {
+		return message{}, errors.New("role must be a string")
+	}
+	m := message{role: roleOf(name)}
+	if m.content, err = parseContent(content); err != nil {
+		return message{}, err
+	}
+	if m.role != assistant {
+		return m, nil
+	}
+	if isNothing(reasoning) {
+		reasoning = reasoningContent
+	}
+	if !isNothing(reasoning) {
+		if m.reasoning, m.reasoned = str(reasoning); !m.reasoned {
+			return message{}, errors.New("reasoning must be a string or null")
+		}
+	}
+	m.calls, err = parseCalls(calls)
+	return m, err
+}
+
+func roleOf(name string) role {
+	switch name {
+	case "system":
+		return system
+	case "user":
+		return user
+	case "assistant":
+		return assistant
+	case "tool":
+		return tool
+	}
+	return unknown
+}
+
+// parseContent returns content as one string: its text parts that are not empty, joined by
+// newlines, if it is an array.
+func parseContent(value []byte) (string, error) {
+	if isNothing(value) {
+		return "", nil
+	}
+	if s, ok := str(value); ok {
+		return s, nil
+	}
+	if value[0] != '[' {
+		return "", errors.New("content must be a string, an array of parts or null")
+	}
+	var b strings.Builder
+	err := elements(value, func(i int, part []byte) error {
+		text, err := parsePart(part)
+		if err != nil {
+			return fmt.Errorf("content[%d]: %w", i, err)
+		}
+		if text == "" {
+			return nil
+		}
+		if b.Len() > 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteString(text)
+		return nil
+	})
+	if errors.Is(err, errJSON) {
+		return "", errors.New("content must be a string, an array of parts or null")
+	}
+	return b.String(), err
+}
+
+// parsePart returns the text of one content part.
+func parsePart(value []byte) (string, error) {
+	if s, ok := str(value); ok {
+		return s, nil
+	}
+	var kind, text, refusal, thinking []byte
+	err := members(value, func(key, value []byte) error {
+		switch string(key) {
+		case "type":
+			kind = value
+		case "text":
+			text = value
+		case "refusal":
+			refusal = value
+		case "thinking":
+			thinking = value
+		}
+		return nil
+	})
+	if err != nil {
+		return "", errors.New("must be an object or a string")
+	}
+	name, ok := str(kind)
+	if !ok {
+		return "", errors.New("type must be a string")
+	}
+	switch name {
+	case "text", "input_text", "output_text":
+	case "refusal":
+		text = refusal
+	case "thinking":
+		text = thinking
+	default:
+		return "", fmt.Errorf("only text content can be counted, not %q", name)
+	}
+	if isNothing(text) {
+		return "", nil
+	}
+	s, ok := str(text)
+	if !ok {
+		return "", errors.New("text must be a string")
+	}
+	return s, nil
+}
+
+// parseCalls renders an assistant's tool calls.
+func parseCalls(value []byte) ([]byte, error) {
+	if isNothing(value) {
+		return nil, nil
+	}
+	var out []byte
+	err := elements(value, func(i int, call []byte) error {
+		if len(out) > 0 {
+			out = append(out, '\n')
+		}
+		var err error
+		if out, err = appendCall(out, call); err != nil {
+			return fmt.Errorf("tool_calls[%d]: %w", i, err)
+		}
+		return nil
+	})
+	if errors.Is(err, errJSON) {
+		return nil, errors.New("tool_calls must be an array or null")
+	}
+	return out, err
+}
+
+// appendCall renders one call. Its name and arguments lie in "function", or, as the
+// template allows, in the call itself.
+func appendCall(dst, call []byte) ([]byte, error) {
+	var function, name, arguments []byte
+	pick := func(key, value []byte) error {
+		switch string(key) {
+		case "function":
+			function = value
+		case "name":
+			name = value
+		case "arguments":
+			arguments = value
+		}
+		return nil
+	}
+	if err := members(call, pick); err != nil {
+		return nil, errors.New("must be an object")
+	}
+	if !isNothing(function) {
+		call, name, arguments = function, nil, nil
+		if err := members(call, pick); err != nil {
+			return nil, errors.New("function must be an object")
+		}
+	}
+	s, ok := str(name)
+	if !ok {
+		return nil, errors.New("name must be a string")
+	}
+	dst = append(dst, "<tool_call>\n{\"name\": \""...)
+	dst = append(dst, s...)
+	dst = append(dst, "\", \"arguments\": "...)
+	dst, ok = appendArguments(dst, arguments)
+	if !ok {
+		return nil, errors.New("arguments must be a string or an object")
+	}
+	return append(dst, "}\n</tool_call>"...), nil
+}
+
+// appendArguments renders a call's arguments: none are an empty object, a string that is
+// JSON is dumped as the value it holds, and any other string stands as it is.
+func appendArguments(dst, value []byte) (out []byte, ok bool) {
+	if isNothing(value) {
+		return append(dst, "{}"...), true
+	}
+	begin := len(dst)
+	s, ok := str(value)
+	if !ok {
+		if value[0] != '{' && value[0] != '[' {
+			return dst, false
+		}
+		dst, ok = appendPython(dst, value)
+		if string(dst[begin:]) == "[]" { // as empty as an object, to Python
+			dst = append(dst[:begin], "{}"...)
+		}
+		return dst, ok
+	}
+	if s == "" {
+		return append(dst, "{}"...), true
+	}
+	dst, ok = appendPython(dst, []byte(s))
+	if !ok {
+		return append(dst, s...), true
+	}
+	if dst[begin] == '"' {
+		// A string again, which the template writes without quotes.
+		held, _ := str(dst[begin:])
+		dst = append(dst[:begin], held...)
+	}
+	return dst, true
+}
+
+// realQuery says that m is a user's own turn, not a tool's result in a user's name: the
+// last of these is where the thoughts of the assistant begin to be kept.
+func (m *message) realQuery() bool {
+	return m.role == user &&
+		!(strings.HasPrefix(m.content, "<tool_response>") && strings.HasSuffix(m.content, "</tool_response>"))
+}

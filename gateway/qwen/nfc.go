@@ -1,0 +1,223 @@
+package qwen
+
+import "unicode/utf8"
+
+// countingSortFrom is the length of a run of combining marks, in characters, from which
+// sorting by counting beats insertion. Real text has runs of one to three; only a text
+// made to hurt has thousands, and there insertion would be quadratic.
+const countingSortFrom = 32
+
+// A character is a code point with its canonical combining class.
+type character struct {
+	r    rune
+	mark uint8
+}
+
+// A normalizer brings text to NFC. It holds the scratch memory for that; not safe for
+// concurrent use.
+type normalizer struct {
+	table   *properties
+	out     []byte
+	cluster []character
+	sorted  []character
+}
+
+// normal reports whether s is valid UTF-8 and certainly NFC. False only means that it may
+// not be.
+func (p *properties) normal(s string) bool {
+	i := 0
+	for ; len(s)-i >= 8; i += 8 {
+		b := s[i : i+8]
+		word := uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24 |
+			uint64(b[4])<<32 | uint64(b[5])<<40 | uint64(b[6])<<48 | uint64(b[7])<<56
+		if word&0x8080808080808080 != 0 {
+			return utf8.ValidString(s[i:]) && p.settledOrder(s[i:])
+		}
+	}
+	for ; i < len(s); i++ {
+		if s[i] >= utf8.RuneSelf {
+			return utf8.ValidString(s[i:]) && p.settledOrder(s[i:])
+		}
+	}
+	return true
+}
+
+// settledOrder is normal for valid UTF-8.
+func (p *properties) settledOrder(s string) bool {
+	last := uint8(0)
+	for i := 0; i < len(s); {
+		if b := s[i]; p.plain[b] {
+			last = 0
+			i += width(b)
+			continue
+		}
+		r, n := decode(s, i)
+		i += n
+		v := p.of(r)
+		if v&mayChange != 0 || v.mark() != 0 && v.mark() < last {
+			return false
+		}
+		last = v.mark()
+	}
+	return true
+}
+
+// width is the length in bytes of a character of valid UTF-8 by its first byte.
+func width(lead byte) int {
+	switch {
+	case lead < 0x80:
+		return 1
+	case lead < 0xe0:
+		return 2
+	case lead < 0xf0:
+		return 3
+	}
+	return 4
+}
+
+// decode is utf8.DecodeRuneInString without the checks, for text known to be valid.
+func decode(s string, i int) (rune, int) {
+	b := s[i]
+	switch {
+	case b < 0x80:
+		return rune(b), 1
+	case b < 0xe0:
+		return rune(b&0x1f)<<6 | rune(s[i+1]&0x3f), 2
+	case b < 0xf0:
+		_ = s[i+2]
+		return rune(b&0x0f)<<12 | rune(s[i+1]&0x3f)<<6 | rune(s[i+2]&0x3f), 3
+	}
+	_ = s[i+3]
+	return rune(b&0x07)<<18 | rune(s[i+1]&0x3f)<<12 | rune(s[i+2]&0x3f)<<6 | rune(s[i+3]&0x3f), 4
+}
+
+// normalize returns the NFC of s with each invalid byte as U+FFFD. The result is good
+// until the next call. It takes the text cluster by cluster: a settled character and what
+// follows that is not. Nothing in NFC reaches over the beginning of a cluster.
+func (n *normalizer) normalize(s string) []byte {
+	n.out, n.cluster = n.out[:0], n.cluster[:0]
+	for _, r := range s { // an invalid byte is U+FFFD here
+		v := n.table.of(r)
+		if v.settled() {
+			n.flush()
+		}
+		n.cluster = append(n.cluster, character{r, v.mark()})
+	}
+	n.flush()
+	return n.out
+}
+
+// flush writes the cluster in NFC and empties it.
+func (n *normalizer) flush() {
+	if len(n.cluster) > 1 || len(n.cluster) == 1 && !n.table.of(n.cluster[0].r).settled() {
+		n.decompose()
+		n.order()
+		n.compose()
+	}
+	for _, c := range n.cluster {
+		n.out = utf8.AppendRune(n.out, c.r)
+	}
+	n.cluster = n.cluster[:0]
+}
+
+// decompose replaces each character of the cluster by its full decomposition.
+func (n *normalizer) decompose() {
+	n.sorted = append(n.sorted[:0], n.cluster...)
+	n.cluster = n.cluster[:0]
+	for _, c := range n.sorted {
+		n.decomposeRune(c.r)
+	}
+}
+
+func (n *normalizer) decomposeRune(r rune) {
+	if s := r - hangulBase; s >= 0 && s < hangulCount {
+		n.cluster = append(n.cluster,
+			character{r: leadBase + s/(vowelCount*tailCount)},
+			character{r: vowelBase + s%(vowelCount*tailCount)/tailCount})
+		if tail := s % tailCount; tail > 0 {
+			n.cluster = append(n.cluster, character{r: tailBase + tail})
+		}
+		return
+	}
+	parts, ok := n.table.decomposed[r]
+	if !ok {
+		n.cluster = append(n.cluster, character{r, n.table.of(r).mark()})
+		return
+	}
+	for _, part := range parts { // three deep at most
+		n.decomposeRune(part)
+	}
+}
+
+// order sorts each run of marks by combining class, keeping the order of equals.
+func (n *normalizer) order() {
+	for i := 0; i < len(n.cluster); {
+		if n.cluster[i].mark == 0 {
+			i++
+			continue
+		}
+		end := i + 1
+		for end < len(n.cluster) && n.cluster[end].mark != 0 {
+			end++
+		}
+		n.sort(n.cluster[i:end])
+		i = end
+	}
+}
+
+func (n *normalizer) sort(run []character) {
+	if len(run) < countingSortFrom {
+		for i := 1; i < len(run); i++ {
+			for j := i; j > 0 && run[j].mark < run[j-1].mark; j-- {
+				run[j], run[j-1] = run[j-1], run[j]
+			}
+		}
+		return
+	}
+	n.sorted = append(n.sorted[:0], run...)
+	var at [257]int
+	for _, c := range run {
+		at[int(c.mark)+1]++
+	}
+	for i := 1; i < len(at); i++ {
+		at[i] += at[i-1]
+	}
+	for _, c := range n.sorted {
+		run[at[c.mark]] = c
+		at[c.mark]++
+	}
+}
+
+// compose joins the cluster's characters to the last starter before them where a composite
+// exists and nothing between them blocks it.
+func (n *normalizer) compose() {
+	const nothing = -1
+	starter, last, kept := nothing, nothing, 0
+	for _, c := range n.cluster {
+		if starter != nothing && last < int(c.mark) {
+			if r, ok := n.table.compose(n.cluster[starter].r, c.r); ok {
+				n.cluster[starter].r = r
+				continue
+			}
+		}
+		if c.mark == 0 {
+			starter, last = kept, nothing
+		} else {
+			last = int(c.mark)
+		}
+		n.cluster[kept] = c
+		kept++
+	}
+	n.cluster = n.cluster[:kept]
+}
+
+func (p *properties) compose(a, b rune) (rune, bool) {
+	if l, v := a-leadBase, b-vowelBase; l >= 0 && l < leadCount && v >= 0 && v < vowelCount {
+		return hangulBase + (l*vowelCount+v)*tailCount, true
+	}
+	if s, t := a-hangulBase, b-tailBase; s >= 0 && s < hangulCount && s%tailCount == 0 && t > 0 && t < tailCount {
+		return a + t, true
+	}
+	r, ok := p.composed[[2]rune{a, b}]
+	return r, ok
+}

@@ -1,0 +1,118 @@
+package qwen
+
+import "strings"
+
+// pieceEnd returns where the piece that begins at i of s ends. s is valid UTF-8 and i the
+// beginning of a character in it. It is the first alternative that matches of
+//
+//	(?i:'s|'t|'re|'ve|'m|'ll|'d)
+//	[^\r\n\p{L}\p{N}]?\p{L}+
+//	\p{N}
+//	 ?[^\s\p{L}\p{N}]+[\r\n]*
+//	\s*[\r\n]+
+//	\s+(?!\S)
+//	\s+
+//
+// with the meaning Oniguruma gives it. Every character begins one of them.
+func (p *properties) pieceEnd(s string, i int) int {
+	first := s[i]
+	c, n := p.classAt(s, i)
+	next := i + n
+	switch c {
+	case letter:
+		return p.skip(s, next, letter)
+	case number:
+		return next
+	case other:
+		if first == '\'' {
+			if n := contraction(s[next:]); n > 0 {
+				return next + n
+			}
+		}
+	}
+	if next == len(s) {
+		return next
+	}
+	following, m := p.classAt(s, next)
+	if c != lineEnd && following == letter {
+		return p.skip(s, next+m, letter)
+	}
+	if c == other {
+		return p.skip(s, p.skip(s, next, other), lineEnd)
+	}
+	if first == ' ' && following == other {
+		return p.skip(s, p.skip(s, next+m, other), lineEnd)
+	}
+	return p.spaceEnd(s, i)
+}
+
+// spaceEnd is pieceEnd for white space that no character after it joins.
+func (p *properties) spaceEnd(s string, i int) int {
+	line := 0     // the end of the last line end seen
+	previous := i // the beginning of the last character seen
+	end := i
+	for end < len(s) {
+		c, n := p.classAt(s, end)
+		if c != space && c != lineEnd {
+			break
+		}
+		previous = end
+		end += n
+		if c == lineEnd {
+			line = end
+		}
+	}
+	switch {
+	case line > 0:
+		return line
+	case end < len(s) && previous > i:
+		return previous // the last space goes with what follows
+	}
+	return end
+}
+
+// skip returns the end of the run of class c that goes on at i.
+func (p *properties) skip(s string, i int, c class) int {
+	for i < len(s) {
+		got, n := p.classAt(s, i)
+		if got != c {
+			break
+		}
+		i += n
+	}
+	return i
+}
+
+// classAt returns the class and the width in bytes of the character at i.
+func (p *properties) classAt(s string, i int) (class, int) {
+	if b := s[i]; b < 0x80 {
+		return p.ascii[b], 1
+	}
+	r, n := decode(s, i)
+	return p.of(r).class(), n
+}
+
+// contraction returns the length in bytes of the English ending that s, the text after an
+// apostrophe, begins with, or 0. The long s counts as an s: the pattern ignores case by
+// Unicode's folding, under which no other character comes near these letters.
+func contraction(s string) int {
+	if s == "" {
+		return 0
+	}
+	switch s[0] | 0x20 {
+	case 's', 't', 'm', 'd':
+		return 1
+	case 'r', 'v':
+		if len(s) > 1 && s[1]|0x20 == 'e' {
+			return 2
+		}
+	case 'l':
+		if len(s) > 1 && s[1]|0x20 == 'l' {
+			return 2
+		}
+	}
+	if strings.HasPrefix(s, "ſ") {
+		return len("ſ")
+	}
+	return 0
+}

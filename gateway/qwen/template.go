@@ -1,0 +1,183 @@
+package qwen
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// The fixed texts of the template.
+const (
+	opening        = "<|im_start|>"
+	closing        = "<|im_end|>\n"
+	toolGroup      = opening + "user" // before the first of consecutive tool results
+	generation     = opening + "assistant\n"
+	emptyThinking  = "<think>\n\n</think>\n\n"
+	thoughtsBegin  = "<think>\n"
+	thoughtsEnd    = "\n</think>\n\n"
+	resultBegin    = "\n<tool_response>\n"
+	resultEnd      = "\n</tool_response>"
+	toolsBegin     = "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+	toolsEnd       = "\n</tools>\n\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call>" + closing
+	thinkEndMarker = "</think>"
+)
+
+// A Chat is a conversation as it stands in an OpenAI request body.
+type Chat struct {
+	Messages []byte // the JSON array
+	Tools    []byte // the JSON array, or nil
+
+	NoThinking         bool // enable_thinking is false: 4 tokens more at the end
+	NoGenerationPrompt bool // add_generation_prompt is false: 3 tokens less, and not those 4
+
+	// FillNulls renders tools as vLLM's request model dumps them: of a tool first type,
+	// then function, of a function first name, description and parameters, null where
+	// the client left one of the latter two out; then the other keys in their order.
+	FillNulls bool
+}
+
+// Render returns the exact prompt text that vLLM makes of c for Qwen3. The error says which
+// part of c is not as the API wants it, such as "messages[2]: content must be a string, an
+// array of parts or null"; it quotes nothing of the conversation but the type of a part
+// that is no text. Memory is linear in c.
+func Render(c Chat) (string, error) {
+	var messages []message
+	err := elements(c.Messages, func(i int, raw []byte) error {
+		m, err := parseMessage(raw)
+		if err != nil {
+			return messageError(i, err)
+		}
+		messages = append(messages, m)
+		return nil
+	})
+	if err != nil {
+		return "", messagesError(err)
+	}
+	if len(messages) == 0 {
+		return "", messagesError(nil)
+	}
+	var first *message
+	if messages[0].role == system {
+		first = &messages[0]
+	}
+	out, withTools, err := appendTools(make([]byte, 0, len(c.Messages)+len(c.Tools)), c, first)
+	if err != nil {
+		return "", err
+	}
+	query := len(messages) - 1
+	for i := query; i >= 0; i-- {
+		if messages[i].realQuery() {
+			query = i
+			break
+		}
+	}
+	for i := range messages {
+		if i == 0 && withTools && first != nil {
+			continue // it is part of the tools' block
+		}
+		m := &messages[i]
+		last := i == len(messages)-1
+		if m.role == tool {
+			begins := i == 0 || messages[i-1].role != tool
+			ends := last || messages[i+1].role != tool
+			out = m.appendResult(out, begins, ends)
+			continue
+		}
+		out = m.append(out, i > query, last)
+	}
+	return string(c.appendEnd(out)), nil
+}
+
+func messageError(i int, err error) error { return fmt.Errorf("messages[%d]: %w", i, err) }
+
+// messagesError is the error for an array of messages that err, or its emptiness, spoils.
+func messagesError(err error) error {
+	if err == nil {
+		return errors.New("messages must not be empty")
+	}
+	if errors.Is(err, errJSON) {
+		return errors.New("messages must be an array")
+	}
+	return err
+}
+
+// appendEnd appends what stands after the last message.
+func (c *Chat) appendEnd(dst []byte) []byte {
+	if c.NoGenerationPrompt {
+		return dst
+	}
+	dst = append(dst, generation...)
+	if c.NoThinking {
+		dst = append(dst, emptyThinking...)
+	}
+	return dst
+}
+
+// append renders m, which is no tool result. recent says that it comes after the last real
+// user query, where thoughts are kept; last that nothing follows it.
+func (m *message) append(dst []byte, recent, last bool) []byte {
+	switch m.role {
+	case system:
+		dst = append(dst, opening+"system\n"...)
+	case user:
+		dst = append(dst, opening+"user\n"...)
+	case assistant:
+		return m.appendAssistant(dst, recent, last)
+	default:
+		return dst
+	}
+	dst = append(dst, m.content...)
+	return append(dst, closing...)
+}
+
+func (m *message) appendAssistant(dst []byte, recent, last bool) []byte {
+	reasoning, content := m.thoughts()
+	dst = append(dst, generation...)
+	if recent && (last || reasoning != "") {
+		dst = append(dst, thoughtsBegin...)
+		dst = append(dst, strings.Trim(reasoning, "\n")...)
+		dst = append(dst, thoughtsEnd...)
+		dst = append(dst, strings.TrimLeft(content, "\n")...)
+	} else {
+		dst = append(dst, content...)
+	}
+	if len(m.calls) > 0 {
+		if content != "" {
+			dst = append(dst, '\n')
+		}
+		dst = append(dst, m.calls...)
+	}
+	return append(dst, closing...)
+}
+
+// thoughts returns an assistant's reasoning and its answer, parted at the think markers if
+// they came in one.
+func (m *message) thoughts() (reasoning, content string) {
+	if m.reasoned {
+		return m.reasoning, m.content
+	}
+	before, _, ok := strings.Cut(m.content, thinkEndMarker)
+	if !ok {
+		return "", m.content
+	}
+	before = strings.TrimRight(before, "\n")
+	if i := strings.LastIndex(before, "<think>"); i >= 0 {
+		before = before[i+len("<think>"):]
+	}
+	after := m.content[strings.LastIndex(m.content, thinkEndMarker)+len(thinkEndMarker):]
+	return strings.TrimLeft(before, "\n"), strings.TrimLeft(after, "\n")
+}
+
+// appendResult renders m, a tool result, which begins or ends a group of them.
+func (m *message) appendResult(dst []byte, begins, ends bool) []byte {
+	if begins {
+		dst = append(dst, toolGroup...)
+	}
+	dst = append(dst, resultBegin...)
+	dst = append(dst, m.content...)
+	dst = append(dst, resultEnd...)
+	if ends {
+		dst = append(dst, closing...)
+	}
+	return dst
+}

@@ -1,0 +1,146 @@
+package qwen
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+)
+
+// appendTools renders the block of tools, which takes in first, the system message that
+// the conversation begins with, or nil. some is false if there are no tools.
+func appendTools(dst []byte, c Chat, first *message) (out []byte, some bool, err error) {
+	if !hasTools(c.Tools) {
+		return dst, false, nil
+	}
+	dst = append(dst, opening+"system\n"...)
+	if first != nil {
+		dst = append(dst, first.content...)
+		dst = append(dst, "\n\n"...)
+	}
+	dst = append(dst, toolsBegin...)
+	err = elements(c.Tools, func(i int, raw []byte) error {
+		dst = append(dst, '\n')
+		var err error
+		if c.FillNulls {
+			dst, err = appendFilled(dst, raw)
+		} else {
+			dst, err = appendValue(dst, raw)
+		}
+		if err != nil {
+			return fmt.Errorf("tools[%d]: %w", i, err)
+		}
+		return nil
+	})
+	if errors.Is(err, errJSON) {
+		return nil, false, errors.New("tools must be an array or null")
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return append(dst, toolsEnd...), true, nil
+}
+
+// hasTools is false for no tools, null and an empty array.
+func hasTools(tools []byte) bool {
+	tools = bytes.TrimSpace(tools)
+	if isNothing(tools) {
+		return false
+	}
+	return tools[0] != '[' || string(tools[skipSpace(tools, 1):]) != "]"
+}
+
+// appendValue appends value as Python dumps it.
+func appendValue(dst, value []byte) ([]byte, error) {
+	dst, ok := appendPython(dst, value)
+	if !ok {
+		return nil, fmt.Errorf("must be JSON, at most %d levels deep", deepest)
+	}
+	return dst, nil
+}
+
+// A member is one key of an object, unescaped, with its value as it stands.
+type member struct{ key, value []byte }
+
+// takeMember removes the member with the key from all and returns its value, or nil.
+func takeMember(all []member, key string) (rest []member, value []byte) {
+	for i, m := range all {
+		if string(m.key) == key {
+			return append(all[:i:i], all[i+1:]...), m.value
+		}
+	}
+	return all, nil
+}
+
+// uniqueMembers returns the members of the object raw; of a repeated key the first place
+// and the last value.
+func uniqueMembers(raw []byte) ([]member, error) {
+	var all []member
+	at := map[string]int{}
+	err := members(raw, func(key, value []byte) error {
+		if i, ok := at[string(key)]; ok {
+			all[i].value = value
+			return nil
+		}
+		at[string(key)] = len(all)
+		all = append(all, member{key, value})
+		return nil
+	})
+	return all, err
+}
+
+// appendFilled renders a tool as vLLM's request model dumps it: see [Chat].FillNulls.
+func appendFilled(dst, raw []byte) ([]byte, error) {
+	rest, err := uniqueMembers(raw)
+	if err != nil {
+		return nil, errors.New("must be an object")
+	}
+	rest, kind := takeMember(rest, "type")
+	if kind == nil {
+		kind = []byte(`"function"`)
+	}
+	rest, function := takeMember(rest, "function")
+	inner, err := uniqueMembers(function)
+	if err != nil {
+		return nil, errors.New("function must be an object")
+	}
+	inner, name := takeMember(inner, "name")
+	if _, ok := str(name); !ok {
+		return nil, errors.New("function.name must be a string")
+	}
+	inner, description := takeMember(inner, "description")
+	inner, parameters := takeMember(inner, "parameters")
+	dst = append(dst, '{')
+	if dst, err = appendMember(dst, "type", kind); err != nil {
+		return nil, err
+	}
+	dst = append(dst, `, "function": {`...)
+	if dst, err = appendMember(dst, "name", name); err != nil {
+		return nil, err
+	}
+	for _, m := range append([]member{
+		{[]byte("description"), description}, {[]byte("parameters"), parameters},
+	}, inner...) {
+		dst = append(dst, ", "...)
+		if dst, err = appendMember(dst, string(m.key), m.value); err != nil {
+			return nil, err
+		}
+	}
+	dst = append(dst, '}')
+	for _, m := range rest {
+		dst = append(dst, ", "...)
+		if dst, err = appendMember(dst, string(m.key), m.value); err != nil {
+			return nil, err
+		}
+	}
+	return append(dst, '}'), nil
+}
+
+// appendMember appends a key and its value; none is null.
+func appendMember(dst []byte, key string, value []byte) ([]byte, error) {
+	dst = appendPythonString(dst, []byte(key))
+	dst = append(dst, ": "...)
+	if value == nil {
+		return append(dst, "null"...), nil
+	}
+	return appendValue(dst, value)
+}

@@ -1,0 +1,200 @@
+package qwen
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	_ "embed"
+)
+
+//go:embed unicode.txt
+var unicodeTable string
+
+// class is what the splitting pattern asks of a character.
+type class uint8
+
+const (
+	other class = iota
+	letter
+	number
+	space   // white space but for line ends
+	lineEnd // carriage return or line feed
+)
+
+// A property packs what is known of one code point: its class in the low three bits, then
+// whether NFC may change it or join it to what precedes, then its combining class in the
+// high byte.
+type property uint16
+
+const (
+	classMask   property = 0x07
+	mayChange   property = 0x08
+	markShift            = 8
+	blockShift           = 7 // code points to a block, as a power of two
+	blockSize            = 1 << blockShift
+	unsettled            = mayChange | 0xff<<markShift
+	hangulBase           = 0xac00
+	hangulCount          = 11172
+	leadBase             = 0x1100
+	leadCount            = 19
+	vowelBase            = 0x1161
+	vowelCount           = 21
+	tailBase             = 0x11a7 // one before the first tail: none
+	tailCount            = 28     // with none
+)
+
+func (p property) class() class { return class(p & classMask) }
+
+// mark is the canonical combining class, 0 for all but combining marks.
+func (p property) mark() uint8 { return uint8(p >> markShift) }
+
+// settled says that p's character stands as it is wherever it comes, and that what
+// precedes it does so whatever follows.
+func (p property) settled() bool { return p&unsettled == 0 }
+
+// properties is what the reference tokenizer holds true of Unicode. Immutable.
+type properties struct {
+	ascii  [utf8.RuneSelf]class
+	plain  [256]bool // lead bytes of which all characters are settled
+	index  [(utf8.MaxRune + 1) >> blockShift]uint16
+	blocks []property // blockSize each, equal ones shared
+
+	decomposed map[rune][]rune // in full
+	composed   map[[2]rune]rune
+}
+
+func newProperties() (*properties, error) {
+	p := &properties{
+		decomposed: make(map[rune][]rune, 2200),
+		composed:   make(map[[2]rune]rune, 1000),
+	}
+	all := make([]property, utf8.MaxRune+1)
+	for line := range strings.Lines(unicodeTable) {
+		if err := p.parse(all, strings.Fields(line)); err != nil {
+			return nil, fmt.Errorf("unicode.txt: %q: %w", line[:min(len(line), 40)], err)
+		}
+	}
+	all['\r'] = property(lineEnd)
+	all['\n'] = property(lineEnd)
+	// Vowels and tails of Hangul join what precedes them.
+	for r := rune(vowelBase); r < vowelBase+vowelCount; r++ {
+		all[r] |= mayChange
+	}
+	for r := rune(tailBase + 1); r < tailBase+tailCount; r++ {
+		all[r] |= mayChange
+	}
+	p.pack(all)
+	return p, nil
+}
+
+// parse reads one line of the table into all, or into p's maps.
+func (p *properties) parse(all []property, fields []string) error {
+	if len(fields) == 0 || fields[0] == "#" {
+		return nil
+	}
+	var set property
+	switch kind, rest := fields[0], fields[1:]; kind {
+	case "L":
+		set, fields = property(letter), rest
+	case "N":
+		set, fields = property(number), rest
+	case "S":
+		set, fields = property(space), rest
+	case "C":
+		n, err := strconv.ParseUint(rest[0], 10, 8)
+		if err != nil {
+			return err
+		}
+		set, fields = property(n)<<markShift, rest[1:]
+	default:
+		return p.parseMapping(all, kind, rest)
+	}
+	for _, f := range fields {
+		first, last, ok := strings.Cut(f, "-")
+		if !ok {
+			last = first
+		}
+		from, err := parseRune(first)
+		if err != nil {
+			return err
+		}
+		to, err := parseRune(last)
+		if err != nil {
+			return err
+		}
+		for r := from; r <= to; r++ {
+			all[r] |= set
+		}
+	}
+	return nil
+}
+
+// parseMapping reads a line "P c a b" or "E c d...". The table is sorted by c, but a
+// composite's first half may come later, so full decompositions are taken at use.
+func (p *properties) parseMapping(all []property, kind string, fields []string) error {
+	runes := make([]rune, len(fields))
+	for i, f := range fields {
+		r, err := parseRune(f)
+		if err != nil {
+			return err
+		}
+		runes[i] = r
+	}
+	switch {
+	case kind == "P" && len(runes) == 3:
+		p.composed[[2]rune{runes[1], runes[2]}] = runes[0]
+		all[runes[2]] |= mayChange
+	case kind == "E" && len(runes) >= 2:
+		all[runes[0]] |= mayChange
+	default:
+		return fmt.Errorf("unknown line")
+	}
+	p.decomposed[runes[0]] = runes[1:]
+	return nil
+}
+
+func parseRune(s string) (rune, error) {
+	n, err := strconv.ParseUint(s, 16, 32)
+	if err != nil {
+		return 0, err
+	}
+	if n > utf8.MaxRune {
+		return 0, fmt.Errorf("%s is no code point", s)
+	}
+	return rune(n), nil
+}
+
+// pack folds the flat table into shared blocks: most of Unicode is a few kinds of block.
+func (p *properties) pack(all []property) {
+	for i := range p.ascii {
+		p.ascii[i] = all[i].class()
+	}
+	for i := range p.plain {
+		p.plain[i] = i < 0xf5
+	}
+	seen := map[[blockSize]property]uint16{}
+	var lead [utf8.UTFMax]byte
+	for i := range p.index {
+		block := [blockSize]property(all[i<<blockShift:])
+		at, ok := seen[block]
+		if !ok {
+			at = uint16(len(seen))
+			seen[block] = at
+			p.blocks = append(p.blocks, block[:]...)
+		}
+		p.index[i] = at
+		for j, v := range block {
+			if !v.settled() {
+				utf8.EncodeRune(lead[:], rune(i<<blockShift|j))
+				p.plain[lead[0]] = false
+			}
+		}
+	}
+}
+
+// of returns the property of r, which must be a code point.
+func (p *properties) of(r rune) property {
+	return p.blocks[int(p.index[r>>blockShift])<<blockShift|int(r&(blockSize-1))]
+}

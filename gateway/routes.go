@@ -1,0 +1,61 @@
+package gateway
+
+import (
+	"net/http"
+
+	"github.com/gin-gonic/gin"
+
+	"tidegate/gateway/openai"
+)
+
+// routeOther is the route of requests that match none.
+const routeOther = "other"
+
+// Handler is the front: what callers reach. Every other path is refused; the
+// servers' own operational routes are never reachable through it.
+func (g *Gateway) Handler() http.Handler {
+	gin.SetMode(gin.ReleaseMode)
+	// Not gin.Default: its Recovery would swallow the panic that cuts a broken stream.
+	e := gin.New()
+	e.HandleMethodNotAllowed = true
+	e.RedirectTrailingSlash = false
+	e.UseRawPath = true
+	on := func(method, pattern string, h handler) {
+		e.Handle(method, pattern, func(c *gin.Context) { g.answer(c.Writer, c.Request, pattern, h) })
+	}
+	generate := func(pattern string, kind openai.Route) {
+		on(http.MethodPost, pattern, func(c *call) error {
+			c.kind = kind
+			return g.generate(c)
+		})
+	}
+	generate("/v1/chat/completions", openai.Chat)
+	generate("/v1/completions", openai.Completions)
+	on(http.MethodGet, "/v1/models", g.models)
+	on(http.MethodGet, "/v1/models/*id", g.model)
+	on(http.MethodPost, "/tokenize", g.tokenize)
+	on(http.MethodGet, "/v1/usage", g.ownUsage)
+	e.GET("/healthz", gin.WrapF(g.healthz))
+	e.GET("/readyz", gin.WrapF(g.readyz))
+	e.NoRoute(func(c *gin.Context) {
+		g.answer(c.Writer, c.Request, routeOther, func(c *call) error {
+			return refuse(codeUnknownURL, "", "there is nothing at "+c.r.Method+" "+clipPath(c.r.URL.Path)+": see the list of routes in the documentation")
+		})
+	})
+	e.NoMethod(func(c *gin.Context) {
+		g.answer(c.Writer, c.Request, routeOther, func(c *call) error {
+			return refuse(codeMethodNotAllowed, "", clipPath(c.r.URL.Path)+" does not take "+c.r.Method+"; allowed: "+c.w.Header().Get("Allow"))
+		})
+	})
+	return e
+}
+
+// maxPath bounds what is quoted of a path, in bytes.
+const maxPath = 200
+
+func clipPath(p string) string {
+	if len(p) > maxPath {
+		return p[:maxPath] + "…"
+	}
+	return p
+}
