@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"tidegate/admission"
@@ -13,17 +14,18 @@ import (
 	"tidegate/gateway/openai"
 )
 
-// Bounds of what a server may answer in one piece, in bytes.
+// Bounds in bytes.
 const (
-	maxAnswer    = 64 << 20
-	maxError     = 64 << 10
+	maxAnswer    = 64 << 20 // of a server's answer in one piece
+	maxError     = 64 << 10 // of what is read of a server's refusal
+	passOn       = 32 << 10 // of a stream, before it is flushed at the latest
 	socketBuffer = 64 << 10 // what a socket takes whether its reader reads or not
 )
 
 // forward sends the request to the permit's backend and the answer to the caller.
 // A failure of which the caller has seen nothing is tried once more, elsewhere.
 func (g *Gateway) forward(c *call, permit *admission.Permit) error {
-	out := &reply{c: c, lastWrite: c.began}
+	out := &reply{c: c, lastWrite: c.began, buffers: &g.buffers}
 	err := g.attempt(c, permit, out, 1)
 	if err != nil && !out.answered && backend.Retryable(err) && permit.Another() {
 		err = g.attempt(c, permit, out, 2)
@@ -40,7 +42,7 @@ func (g *Gateway) attempt(c *call, permit *admission.Permit, out *reply, n int) 
 	out.id = c.id + "-" + strconv.Itoa(n)
 	q := &backend.Request{Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.wish.Stream, Limits: c.model.Timeouts}
 	if c.wish.Stream {
-		q.Silence, q.SilenceAfter = out.silence, c.set.KeepAlive.After
+		q.Waiting, q.Silence, q.SilenceAfter = out.flush, out.silence, c.set.KeepAlive.After
 	}
 	sent := time.Now()
 	answer, err := b.Send(c.r.Context(), q)
@@ -152,22 +154,23 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply) (err error
 			c.usage = u
 		}
 	}()
-	events := openai.NewScanner(source{answer, out})
+	events := openai.NewScanner(answer)
 	for {
 		data, err := events.Next()
 		switch {
 		case errors.Is(err, io.EOF) && tap.Done():
-			return out.flush()
+			if !out.flush() {
+				return backend.ErrLeft
+			}
+			return nil
 		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			return backend.Broken("stream", openai.ErrUnfinished)
 		case err != nil:
 			return err
 		}
-		out.pending, err = tap.Event(out.pending, data)
-		if err != nil {
-			if flushed := out.flush(); flushed != nil {
-				return flushed
-			}
+		out.ready()
+		if *out.pending, err = tap.Event(*out.pending, data); err != nil {
+			out.flush()
 			return err
 		}
 		if !out.answered {
@@ -175,30 +178,20 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply) (err error
 			c.firstToken = time.Now()
 			c.body = nil // no other backend will be sent it: a long stream need not hold it
 		}
+		if len(*out.pending) >= passOn && !out.flush() {
+			answer.Leave()
+		}
 	}
-}
-
-// source is a stream's body. Before it is waited for, the caller gets all that
-// is ready: one read, one write, one flush.
-type source struct {
-	answer *backend.Answer
-	out    *reply
-}
-
-func (s source) Read(p []byte) (int, error) {
-	if err := s.out.flush(); err != nil {
-		s.answer.Leave()
-	}
-	return s.answer.Read(p)
 }
 
 // reply is what the caller of a stream is sent.
 type reply struct {
 	c         *call
-	id        string // of the attempt, as it stands in the server's chunks
-	pending   []byte
-	answered  bool // some of the server's answer has been passed on
-	gone      bool // the caller takes no more
+	id        string     // of the attempt, as it stands in the server's chunks
+	buffers   *sync.Pool // of *[]byte, so that a stream that waits holds none
+	pending   *[]byte    // what is to be written next; nil: nothing
+	answered  bool       // some of the server's answer has been passed on
+	gone      bool       // the caller takes no more
 	lastWrite time.Time
 	kept      bool // the last write was a keep-alive
 }
@@ -221,11 +214,28 @@ func (c *call) send(status int) {
 	c.w.WriteHeader(status)
 }
 
-// flush writes what is pending. After a failure it writes no more.
-func (o *reply) flush() error {
-	if len(o.pending) == 0 || o.gone {
-		o.pending = o.pending[:0]
-		return nil
+// ready makes room for what is to be written.
+func (o *reply) ready() {
+	if o.pending == nil {
+		var ok bool
+		if o.pending, ok = o.buffers.Get().(*[]byte); !ok {
+			o.pending = new([]byte)
+		}
+	}
+}
+
+// flush writes what is pending; false: the caller takes no more.
+func (o *reply) flush() bool {
+	if o.pending == nil {
+		return !o.gone
+	}
+	defer func() {
+		*o.pending = (*o.pending)[:0]
+		o.buffers.Put(o.pending)
+		o.pending = nil
+	}()
+	if len(*o.pending) == 0 || o.gone {
+		return !o.gone
 	}
 	now := time.Now()
 	o.lastWrite, o.kept = now, false
@@ -238,17 +248,13 @@ func (o *reply) flush() error {
 	}
 	err := o.c.extend(now)
 	if err == nil {
-		_, err = o.c.w.Write(o.pending)
+		_, err = o.c.w.Write(*o.pending)
 	}
 	if err == nil {
 		err = http.NewResponseController(o.c.w).Flush()
 	}
-	o.pending = o.pending[:0]
-	if err != nil {
-		o.gone = true
-		return backend.ErrLeft
-	}
-	return nil
+	o.gone = err != nil
+	return !o.gone
 }
 
 // extend moves the deadline for writing to the caller, seldom.
@@ -271,17 +277,18 @@ func (o *reply) silence(now time.Time) (next time.Duration) {
 	if quiet := now.Sub(o.lastWrite); quiet < patience {
 		return patience - quiet
 	}
+	o.ready()
 	if set.Form == "comment" {
-		o.pending = append(o.pending, ": ping\n\n"...)
+		*o.pending = append(*o.pending, ": ping\n\n"...)
 	} else {
 		prefix := "chatcmpl-"
 		if o.c.kind == openai.Completions {
 			prefix = "cmpl-"
 		}
-		o.pending = append(o.pending, openai.KeepAlive(o.c.kind, prefix+o.id, o.c.model.Name, o.c.began, !o.c.sent)...)
+		*o.pending = append(*o.pending, openai.KeepAlive(o.c.kind, prefix+o.id, o.c.model.Name, o.c.began, !o.c.sent)...)
 	}
 	// A caller that is gone is noticed by its context or the next write.
-	_ = o.flush()
+	o.flush()
 	o.kept = true
 	return set.Every
 }

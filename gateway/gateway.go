@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -90,6 +91,7 @@ type Gateway struct {
 	settings atomic.Pointer[settings]
 	draining atomic.Bool
 	metrics  *metrics
+	buffers  sync.Pool // of *[]byte: what streams are about to write
 	began    time.Time
 }
 

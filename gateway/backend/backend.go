@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -63,7 +62,6 @@ type Backend struct {
 	fixed  string // header lines that every request has
 	dialer dialer
 	pool   pool
-	heads  sync.Pool     // of *[]byte: buffers for a request's head
 	post   *http.Request // tells ReadResponse the method
 	facts  atomic.Pointer[Facts]
 	state  atomic.Pointer[string] // why it is out of rotation

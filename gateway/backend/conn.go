@@ -2,9 +2,12 @@ package backend
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
+	"io"
 	"net"
+	"net/http"
 	"sync"
 	"time"
 )
@@ -13,40 +16,143 @@ const (
 	idleLife   = 4 * time.Second // below the 5 s after which vLLM's server closes
 	maxIdle    = 4096            // connections kept per backend
 	drainAfter = 50 * time.Millisecond
-	maxHead    = 1 << 20 // bytes of an answer's head
+)
+
+// Sizes of a connection's buffer in bytes. It also bounds the head of an answer.
+const (
+	largeBuffer = 32 << 10 // lent while there is something to read
+	smallBuffer = 4 << 10  // kept by a connection that cannot wait without one (TLS)
 )
 
 // conn is one connection. While an exchange runs on it, reading waits as long as
 // the exchange allows.
+//
+// A plain socket is waited on without a buffer: one is borrowed when there is
+// something to read and given back when that is used up. So thousands of waiting
+// streams share a few buffers, which can be large, and a fast stream is read and
+// passed on in large pieces.
 type conn struct {
 	nc    net.Conn
-	br    *bufio.Reader // over the conn itself
-	used  bool          // it has carried an exchange before
-	since time.Time     // idle since
+	eager *eager // nil: reading waits with a buffer
+	lent  *buffers
+	buf   []byte // nil: none is held
+	r, w  int    // buf[r:w] is unread
+	used  bool   // it has carried an exchange before
+	since time.Time
+	heard bool // something was read in this exchange
 	x     *Answer
-	read  int // bytes read in this exchange
 }
 
-// Read reads from the network. When the deadline passes, the exchange is asked
-// whether to wait on.
-func (c *conn) Read(p []byte) (int, error) {
-	c.x.waiting = time.Now()
-	for {
-		n, err := c.nc.Read(p)
-		if n > 0 {
-			c.read += n
-			if !c.x.headed && c.read > maxHead {
-				return n, errHead
-			}
-			return n, nil
-		}
-		if err == nil || !isTimeout(err) {
-			return 0, err
-		}
-		if err := c.x.waitOn(); err != nil {
-			return 0, err
+// buffers lends what exchanges need for a moment. The zero value is ready.
+type buffers struct {
+	large sync.Pool // of *[largeBuffer]byte
+	heads sync.Pool // of *headReader
+	out   sync.Pool // of *[]byte
+}
+
+// headReader parses an answer's head out of bytes.
+type headReader struct {
+	from bytes.Reader
+	br   *bufio.Reader
+}
+
+func (c *conn) unread() []byte { return c.buf[c.r:c.w] }
+
+// skip drops n unread bytes and gives the buffer back when it is empty.
+func (c *conn) skip(n int) {
+	if c.r += n; c.r == c.w {
+		c.release()
+	}
+}
+
+func (c *conn) release() {
+	c.r, c.w = 0, 0
+	if len(c.buf) == largeBuffer {
+		c.lent.large.Put((*[largeBuffer]byte)(c.buf))
+		c.buf = nil
+	}
+}
+
+// room is where to read to.
+func (c *conn) room() []byte {
+	if c.buf == nil && c.eager == nil {
+		c.buf = make([]byte, smallBuffer)
+	}
+	if c.buf == nil {
+		if b, ok := c.lent.large.Get().(*[largeBuffer]byte); ok {
+			c.buf = b[:]
+		} else {
+			c.buf = make([]byte, largeBuffer)
 		}
 	}
+	return c.buf[c.w:]
+}
+
+// fill waits until more can be read and reads it. When the deadline passes, the
+// exchange is asked whether to wait on.
+func (c *conn) fill() error {
+	if c.r > 0 {
+		c.w, c.r = copy(c.buf, c.unread()), 0
+	}
+	if c.buf != nil && c.w == len(c.buf) {
+		return errFraming
+	}
+	c.x.waiting = time.Now()
+	for {
+		n, err := c.fetch()
+		if n > 0 {
+			c.w += n
+			c.heard = true
+			return nil
+		}
+		if err == nil || !isTimeout(err) {
+			return err
+		}
+		if err := c.x.waitOn(); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *conn) fetch() (int, error) {
+	if c.eager != nil {
+		return c.eager.read(c)
+	}
+	c.x.beforeWait()
+	n, err := c.nc.Read(c.room())
+	if n == 0 && err == nil {
+		err = io.ErrNoProgress
+	}
+	return n, err
+}
+
+// head reads the head of an answer; net/http parses it and decides its framing.
+func (c *conn) head(post *http.Request) (*http.Response, error) {
+	for seen := 0; ; {
+		end := bytes.Index(c.unread()[seen:], []byte("\n\r\n"))
+		if end >= 0 {
+			end += seen + 3
+			resp, err := c.lent.parse(c.unread()[:end], post)
+			c.skip(end)
+			return resp, err
+		}
+		seen = max(len(c.unread())-2, 0)
+		if err := c.fill(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (b *buffers) parse(head []byte, post *http.Request) (*http.Response, error) {
+	h, ok := b.heads.Get().(*headReader)
+	if !ok {
+		h = &headReader{}
+		h.br = bufio.NewReader(&h.from)
+	}
+	defer b.heads.Put(h)
+	h.from.Reset(head)
+	h.br.Reset(&h.from)
+	return http.ReadResponse(h.br, post)
 }
 
 // closeWrite says that nothing more will be sent, which servers of one answer
@@ -58,10 +164,17 @@ func (c *conn) closeWrite() error {
 	return c.nc.Close()
 }
 
+// close ends the connection.
+func (c *conn) close() {
+	c.release()
+	c.nc.Close()
+}
+
 // dialer makes connections to one server.
 type dialer struct {
 	addr string
 	tls  *tls.Config // nil: plain
+	lent buffers
 }
 
 func (d *dialer) dial(ctx context.Context, limit time.Duration) (*conn, error) {
@@ -81,9 +194,7 @@ func (d *dialer) dial(ctx context.Context, limit time.Duration) (*conn, error) {
 		}
 		return nil, &brokenError{"connect", err}
 	}
-	c := &conn{nc: nc}
-	c.br = bufio.NewReader(c)
-	return c, nil
+	return &conn{nc: nc, eager: newEager(nc), lent: &d.lent}, nil
 }
 
 // pool keeps idle connections, the youngest on top.
@@ -111,11 +222,11 @@ func (p *pool) take(now time.Time) *conn {
 }
 
 func (p *pool) give(c *conn, now time.Time) {
-	c.used, c.since, c.x, c.read = true, now, nil, 0
+	c.used, c.since, c.x = true, now, nil
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || len(p.idle) >= maxIdle {
-		c.nc.Close()
+		c.close()
 		return
 	}
 	p.idle = append(p.idle, c)
@@ -143,7 +254,7 @@ func (p *pool) close() {
 // drop closes the n oldest.
 func (p *pool) drop(n int) {
 	for _, c := range p.idle[:n] {
-		c.nc.Close()
+		c.close()
 	}
 	rest := copy(p.idle, p.idle[n:])
 	clear(p.idle[rest:])

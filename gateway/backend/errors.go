@@ -36,8 +36,6 @@ func (e *StatusError) Error() string { return fmt.Sprintf("status %d", e.Status)
 // ErrLeft says that the caller left before the answer was whole.
 var ErrLeft = errors.New("the caller left")
 
-var errHead = errors.New("the head of the answer is longer than 1 MiB")
-
 // brokenError is a connection that could not be made or did not hold.
 type brokenError struct {
 	what string

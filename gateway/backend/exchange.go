@@ -27,6 +27,11 @@ type Request struct {
 	Stream bool
 	Limits Timeouts
 
+	// Waiting, if set, is called on the exchange's own goroutine whenever it is
+	// about to wait for the server: what was read so far should be passed on now.
+	// It returns false where the caller is gone.
+	Waiting func() bool
+
 	// Silence, if set, is called on the exchange's own goroutine while nothing
 	// comes, first after SilenceAfter and then as it asks.
 	Silence      func(now time.Time) (next time.Duration)
@@ -44,7 +49,7 @@ type Answer struct {
 	q       *Request
 	ctx     context.Context
 	stop    func() bool // of the watch over ctx
-	body    io.ReadCloser
+	body    framing
 	length  int64
 	began   time.Time
 	waiting time.Time // since when the network is being read
@@ -78,7 +83,7 @@ func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 		if err == nil {
 			return a, nil
 		}
-		silent := c.read == 0
+		silent := !c.heard
 		a.Close()
 		switch {
 		case a.left || ctx.Err() != nil:
@@ -96,7 +101,7 @@ func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 
 // exchange sends the request and reads the head of the answer.
 func (a *Answer) exchange() error {
-	a.c.x, a.c.read = a, 0
+	a.c.x, a.c.heard = a, false
 	a.quiet = a.began.Add(a.q.SilenceAfter)
 	a.stop = context.AfterFunc(a.ctx, func() { _ = a.c.nc.SetDeadline(time.Unix(1, 0)) })
 	if err := a.c.nc.SetWriteDeadline(a.began.Add(a.q.Limits.Total)); err != nil {
@@ -107,13 +112,12 @@ func (a *Answer) exchange() error {
 		return err
 	}
 	for {
-		resp, err := http.ReadResponse(a.c.br, a.b.post)
+		resp, err := a.c.head(a.b.post)
 		if err != nil {
 			return err
 		}
 		if resp.StatusCode >= 200 {
-			a.Status, a.Header, a.body, a.close, a.headed = resp.StatusCode, resp.Header, resp.Body, resp.Close, true
-			a.length = resp.ContentLength
+			a.Status, a.Header, a.body, a.length = resp.StatusCode, resp.Header, framingOf(resp), resp.ContentLength
 			return nil
 		}
 	}
@@ -125,11 +129,11 @@ const joined = 16 << 10
 
 // write sends the request in one system call.
 func (b *Backend) write(c *conn, q *Request) error {
-	buf, ok := b.heads.Get().(*[]byte)
+	buf, ok := b.dialer.lent.out.Get().(*[]byte)
 	if !ok {
 		buf = new([]byte)
 	}
-	defer b.heads.Put(buf)
+	defer b.dialer.lent.out.Put(buf)
 	head := append(append((*buf)[:0], "POST "...), b.prefix...)
 	head = append(append(append(head, q.Path...), " HTTP/1.1\r\n"...), b.fixed...)
 	if q.Stream {
@@ -152,14 +156,13 @@ func (b *Backend) write(c *conn, q *Request) error {
 // Read reads the body. The error is io.EOF at its end, a *TimeoutError, ErrLeft,
 // or one for which Retryable is true.
 func (a *Answer) Read(p []byte) (int, error) {
-	n, err := a.body.Read(p)
+	n, err := a.body.read(a.c, p)
 	if n > 0 {
 		a.spoken = true
 	}
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):
-		a.ended = true
 		if a.left {
 			err = ErrLeft
 		}
@@ -191,11 +194,18 @@ func (a *Answer) Leave() {
 // Close ends the exchange.
 func (a *Answer) Close() {
 	watching := a.stop == nil || a.stop()
-	if a.ended && watching && !a.left && !a.close && a.c.br.Buffered() == 0 {
+	if a.body.state == ended && !a.body.close && watching && !a.left && len(a.c.unread()) == 0 {
 		a.b.pool.give(a.c, time.Now())
 		return
 	}
-	a.c.nc.Close()
+	a.c.close()
+}
+
+// beforeWait is called when nothing more is there to be read.
+func (a *Answer) beforeWait() {
+	if a.q.Waiting != nil && !a.q.Waiting() {
+		a.Leave()
+	}
 }
 
 // waitOn is called when the read deadline has passed: it says why to stop, or

@@ -55,13 +55,13 @@ type totals struct {
 
 func newEngine(o Options) *engine {
 	e := &engine{
-		speed:    Speed{o.TTFT, o.ITL, o.PrefillPerToken, o.Slots, o.Tokens},
-		waiting:  seqHeap{byPriority: o.PriorityScheduling},
-		bound:    o.MaxQueued,
-		engines:  o.Engines,
-		cache:    newKVCache(o.KVBlocks),
-		running:  map[*sequence]struct{}{},
-		wake:     make(chan struct{}, 1),
+		speed:   Speed{o.TTFT, o.ITL, o.PrefillPerToken, o.Slots, o.Tokens},
+		waiting: seqHeap{byPriority: o.PriorityScheduling},
+		bound:   o.MaxQueued,
+		engines: o.Engines,
+		cache:   newKVCache(o.KVBlocks),
+		running: map[*sequence]struct{}{},
+		wake:    make(chan struct{}, 1),
 	}
 	for range o.Engines {
 		e.meters = append(e.meters, newMeter(o.MaxModelLen))

@@ -32,7 +32,8 @@ type Options struct {
 	KVBlocks int
 	// PriorityScheduling is --scheduling-policy priority: lower runs first.
 	PriorityScheduling bool
-	// MaxQueued is --max-num-queued-reqs, waiting and running together; 0: no bound.
+	// MaxQueued is --max-num-queued-reqs, waiting and running together; 0: no
+	// bound. vLLM has it from v0.29; here it holds in every version.
 	MaxQueued int
 	// Engines is the number of data-parallel engines shown in /metrics.
 	Engines int
@@ -150,9 +151,9 @@ func (r release) from(minor, patch int) bool { return r >= release(minor*1000+pa
 
 // The version table of the contract, one question each.
 
-func (r release) oldReasoningField() bool      { return !r.from(16, 0) }                 // reasoning_content is written
-func (r release) newReasoningField() bool      { return r.from(11, 1) }                  // reasoning is written
-func (r release) emptyOptionsMeanUsage() bool  { return !r.from(18, 0) }                 // stream_options: {}
+func (r release) oldReasoningField() bool      { return !r.from(16, 0) } // reasoning_content is written
+func (r release) newReasoningField() bool      { return r.from(11, 1) }  // reasoning is written
+func (r release) emptyOptionsMeanUsage() bool  { return !r.from(18, 0) } // stream_options: {}
 func (r release) thinkingBudget() bool         { return r.from(22, 0) }
 func (r release) effortSwitchesThinking() bool { return r.from(23, 0) }
 func (r release) zeroCachedTokens() bool       { return r.from(23, 0) }

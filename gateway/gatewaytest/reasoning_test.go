@@ -17,7 +17,7 @@ func TestReasoningFieldByVersion(t *testing.T) {
 			_, v := b.post(chatPath, chat("Hello", `"sim":{"tokens":20}`))
 			s := b.stream(chatPath, chat("Hello", `"stream":true,"sim":{"tokens":20}`))
 			for i, name := range []string{"reasoning", "reasoning_content"} {
-				if got := v.Get("choices.0.message." + name).String() != ""; got != fields[i] {
+				if got := v.Get("choices.0.message."+name).String() != ""; got != fields[i] {
 					t.Error(name, got)
 				}
 				if got := s.joined(0, "delta."+name) != ""; got != fields[i] {

@@ -103,6 +103,7 @@ type Stats struct {
 	Aborted  int64 `json:"aborted"`  // cut by the client or by a fault
 	Refused  int64 `json:"refused"`  // answered with an error
 
+	// Sums over the ended requests that got a token.
 	PromptTokens     int64 `json:"prompt_tokens"`
 	CachedTokens     int64 `json:"cached_tokens"`
 	GenerationTokens int64 `json:"generation_tokens"`
@@ -159,11 +160,11 @@ func (l *requestLog) close(r *Record) {
 		l.records[l.next] = r
 		l.next = (l.next + 1) % keptRecords
 	}
-	l.bodies = append(l.bodies, r)
-	if len(l.bodies) > keptBodies {
+	if len(l.bodies) == keptBodies {
 		l.bodies[0].Header, l.bodies[0].Body = nil, nil
-		l.bodies = append(l.bodies[:0:0], l.bodies[1:]...)
+		l.bodies = l.bodies[:copy(l.bodies, l.bodies[1:])]
 	}
+	l.bodies = append(l.bodies, r)
 }
 
 // Requests lists the ended requests, in the order in which they ended; the

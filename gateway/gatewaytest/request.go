@@ -33,7 +33,7 @@ type call struct {
 	priority  int64
 	salt      uint64
 	thinking  bool
-	budget    int // thinking tokens, -1: none
+	budget    int  // thinking tokens, -1: none
 	silent    bool // include_reasoning: false
 	echo      bool
 	echoed    []string

@@ -128,7 +128,8 @@ func (s *Server) lengths(c *call, rng *rand.Rand) (total, think int) {
 	if c.talk.noThink {
 		think = emptyThink
 	}
-	return total, think
+	// What lies beyond the limit is cut anyway.
+	return min(total, c.max+1), min(think, c.max+1)
 }
 
 // writeThinking writes the think block and tells how many tokens it took.

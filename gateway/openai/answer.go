@@ -12,35 +12,29 @@ var ErrNoAnswer = errors.New("the body is no completion")
 func ReadAnswer(route Route, v View, body []byte, count func(string) int) (out []byte, u Usage, known bool, err error) {
 	var (
 		e edits
-		p parts
+		c chunk
 	)
-	if !p.read(&e, body) || p.choices == nil || p.failure != nil {
-		return nil, u, false, ErrNoAnswer
-	}
-	v.name(&e, p.model)
 	part := "message"
 	if route == Completions {
 		part = ""
 	}
-	counted := false
-	if p.usage != nil {
-		u, counted = readUsage(p.usage)
-	}
-	list := elements(p.choices)
-	for list.next() {
-		c := v.choice(&e, list.value, part)
-		if c.finish == "abort" {
-			return nil, u, p.usage != nil, ErrUnfinished
-		}
-		if c.reasoned && !counted && count != nil {
-			u.Reasoning += reasoningTokens(find(list.value, part), count)
-		}
-	}
-	if list.failure() != nil {
+	if !c.read(&e, &v, body, part) || !c.listed || c.failure != nil {
 		return nil, u, false, ErrNoAnswer
 	}
+	counted := false
+	if known = c.usage != nil; known {
+		u, counted = readUsage(c.usage)
+	}
+	for _, one := range c.choices {
+		if one.finish == "abort" {
+			return nil, u, known, ErrUnfinished
+		}
+		if one.reasoned && !counted && count != nil {
+			u.Reasoning += reasoningTokens(one.part, count)
+		}
+	}
 	u.Reasoning = min(u.Reasoning, u.Output)
-	return e.append(make([]byte, 0, len(body)+len(body)/8)), u, p.usage != nil, nil
+	return e.append(make([]byte, 0, len(body)+len(body)/8)), u, known, nil
 }
 
 // reasoningTokens counts a message's reasoning and its marks, <think> and (where

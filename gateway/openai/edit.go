@@ -31,12 +31,14 @@ func (e *edits) insert(span, with []byte) {
 	e.list = append(e.list, edit{at, at, with})
 }
 
-// cut takes out the current member of w, which walks a part of raw, and one of
-// the commas beside it: the one before it, or, where nothing stands before it,
-// the one behind it.
-func (e *edits) cut(w *walker, first bool) {
+// cut takes out the member of w whose value was just taken; w walks a part of raw.
+func (e *edits) cut(w *walker, first bool) { e.list = append(e.list, e.cutting(w, first)) }
+
+// cutting is the edit that takes out a member and one of the commas beside it:
+// the one before it, or, where nothing stands before it, the one behind it.
+func (e *edits) cutting(w *walker, first bool) edit {
 	base := offset(e.raw, w.b)
-	from, to := base+w.start, base+w.end
+	from, to := base+w.start, base+w.i
 	if first {
 		for to < len(e.raw) && isSpace(e.raw[to]) {
 			to++
@@ -49,7 +51,7 @@ func (e *edits) cut(w *walker, first bool) {
 			from--
 		}
 	}
-	e.list = append(e.list, edit{from, to, nil})
+	return edit{from, to, nil}
 }
 
 func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\r' }

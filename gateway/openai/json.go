@@ -10,53 +10,90 @@ import (
 // maxDepth bounds nesting, so that no body can exhaust the stack.
 const maxDepth = 200
 
-// walker is a strict JSON reader over bytes (RFC 8259) that hands out the
-// members of one object, or the elements of one array, as spans of the
-// original text. One pass validates and splits; nothing is decoded or copied.
+// walker is a strict JSON reader over bytes (RFC 8259) that hands out spans of
+// the original text. One pass validates and splits; nothing is decoded or copied.
+//
+// It is used as a loop over the members of one object or the elements of one
+// array, which begins with members or elements. A value may be entered instead
+// of taken, and is then looped over in the same way before the outer loop goes on:
+//
+//	for w := members(raw); w.next(); {
+//		if string(w.key) == "choices" && w.enter('[') {
+//			for w.next() { … w.value() … }
+//			continue
+//		}
+//		v := w.value()
+//	}
 type walker struct {
 	b     []byte
 	i     int
-	open  byte // '{' or '[': what is walked
-	begun bool
+	depth int
+	open  [8]byte // what is being looped over, by depth
+	fresh bool    // nothing of it has been read yet
+	taken bool    // the current value has been taken or entered
 	err   error
 
 	key   []byte // raw key of the current member, without quotes, escapes as written
-	value []byte // raw value of the current member or element
 	start int    // where the current member or element begins in b
-	end   int    // where it ends in b
 }
 
 // members walks the object in raw, which must hold nothing else but white space.
-func members(raw []byte) walker { return walker{b: raw, open: '{'} }
+func members(raw []byte) (w walker) {
+	w.b, w.taken = raw, true
+	w.begin('{')
+	return w
+}
 
 // elements walks the array in raw.
-func elements(raw []byte) walker { return walker{b: raw, open: '['} }
+func elements(raw []byte) (w walker) {
+	w.b, w.taken = raw, true
+	w.begin('[')
+	return w
+}
 
-// next moves to the next member or element. After it returned false, err says
-// whether all of the text was valid.
+func (w *walker) begin(open byte) {
+	w.space()
+	if !w.take(open) {
+		w.fail("expected %q", open)
+		return
+	}
+	w.depth++
+	w.open[w.depth-1], w.fresh = open, true
+}
+
+// enter begins a loop over the current value if it opens with open.
+func (w *walker) enter(open byte) bool {
+	if w.err != nil || w.depth == len(w.open) || w.i >= len(w.b) || w.b[w.i] != open {
+		return false
+	}
+	w.begin(open)
+	w.taken = true
+	return true
+}
+
+// next moves to the next member or element of the innermost loop. When the
+// outermost loop has ended, failure says whether all of the text was valid.
 func (w *walker) next() bool {
+	if !w.taken {
+		w.value()
+	}
 	if w.err != nil {
 		return false
 	}
-	closing := w.open + 2 // '{'+2 is '}', '['+2 is ']'
+	open := w.open[w.depth-1]
 	w.space()
-	if !w.begun {
-		w.begun = true
-		if !w.take(w.open) {
-			return w.fail("expected %q", w.open)
+	if w.take(open + 2) { // '{'+2 is '}', '['+2 is ']'
+		return w.leave()
+	}
+	if !w.fresh {
+		if !w.take(',') {
+			return w.fail("expected ',' or %q", open+2)
 		}
 		w.space()
-		if w.take(closing) {
-			return w.finish()
-		}
-	} else if w.take(closing) {
-		return w.finish()
-	} else if !w.take(',') {
-		return w.fail("expected ',' or %q", closing)
 	}
-	w.space()
+	w.fresh, w.taken = false, false
 	w.start = w.i
-	if w.open == '{' {
+	if open == '{' {
 		from := w.i + 1
 		if !w.str() {
 			return false
@@ -68,22 +105,31 @@ func (w *walker) next() bool {
 		}
 		w.space()
 	}
-	from := w.i
-	if !w.skip(1) {
-		return false
-	}
-	w.value, w.end = w.b[from:w.i], w.i
 	return true
 }
 
-func (w *walker) finish() bool {
-	w.space()
-	if w.i < len(w.b) {
+// leave ends the innermost loop.
+func (w *walker) leave() bool {
+	w.depth--
+	w.fresh = false
+	if w.depth > 0 {
+		return false
+	}
+	if w.space(); w.i < len(w.b) {
 		return w.fail("unexpected %q after the end", w.b[w.i])
 	}
-	w.key, w.value = nil, nil
 	w.err = errWalked
 	return false
+}
+
+// value takes the current value; nil after a fault.
+func (w *walker) value() []byte {
+	w.taken = true
+	from := w.i
+	if w.err != nil || !w.skip(w.depth) {
+		return nil
+	}
+	return w.b[from:w.i]
 }
 
 // failure is nil after a complete and valid walk.
@@ -291,10 +337,15 @@ func text(raw []byte) (s string, ok bool) {
 	inner := raw[1 : len(raw)-1]
 	for _, c := range inner {
 		if c == '\\' || c >= 0x80 {
-			return s, json.Unmarshal(raw, &s) == nil
+			return decode(raw)
 		}
 	}
 	return string(inner), true
+}
+
+func decode(raw []byte) (s string, ok bool) {
+	err := json.Unmarshal(raw, &s)
+	return s, err == nil
 }
 
 // keyIs compares a member's raw key; a key written with escapes is decoded first.
@@ -351,7 +402,7 @@ func integer(raw []byte) (n int64, ok bool) {
 func find(raw []byte, name string) (value []byte) {
 	for w := members(raw); w.next(); {
 		if keyIs(w.key, name) {
-			value = w.value
+			value = w.value()
 		}
 	}
 	return value

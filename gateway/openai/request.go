@@ -45,7 +45,7 @@ func ParseRequest(route Route, body []byte) (*Request, *Error) {
 		if len(q.fields) >= maxMembers {
 			return nil, invalid("", "the body has more than %d top-level fields", maxMembers)
 		}
-		q.fields = append(q.fields, field{w.key, w.value})
+		q.fields = append(q.fields, field{w.key, w.value()})
 	}
 	if err := w.failure(); err != nil {
 		return nil, invalid("", "the body is not a JSON object: %v", err)
@@ -95,7 +95,7 @@ func (q *Request) mergeExtraBody() *Error {
 			return invalid("extra_body", "the body has more than %d top-level fields", maxMembers)
 		}
 		name, _ := text(quoted(w.key))
-		q.Set(name, w.value)
+		q.Set(name, w.value())
 	}
 	if err := w.failure(); err != nil {
 		return invalid("extra_body", "extra_body must be an object")
@@ -229,20 +229,15 @@ func Prompts(raw []byte) ([]Prompt, *Error) {
 	var prompts []Prompt
 	ids := 0
 	for w := elements(raw); w.next(); {
-		switch s, isText := text(w.value); {
-		case isText:
+		value := w.value()
+		if s, ok := text(value); ok {
 			prompts = append(prompts, Prompt{Text: s})
-		case w.value[0] == '[':
-			n := Count(w.value)
-			if n == 0 {
-				return nil, wrong
-			}
+		} else if n := Count(value); n > 0 {
 			prompts = append(prompts, Prompt{Tokens: n})
-		default:
-			if _, whole := integer(w.value); !whole {
-				return nil, wrong
-			}
+		} else if _, whole := integer(value); whole {
 			ids++
+		} else {
+			return nil, wrong
 		}
 	}
 	switch {

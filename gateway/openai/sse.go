@@ -6,10 +6,10 @@ import (
 	"io"
 )
 
-// Sizes of a Scanner's buffer in bytes. Small ones rule the memory of thousands
-// of open streams; a longer event lets the buffer grow while it passes.
+// Sizes of a Scanner's buffer in bytes. It rules the memory of thousands of open
+// streams; an event that does not fit lets it grow.
 const (
-	scanBuffer = 4 << 10
+	scanBuffer = 1 << 10
 	keepBuffer = 64 << 10
 	maxEvent   = 16 << 20
 )
@@ -20,8 +20,8 @@ var ErrEventTooLong = errors.New("a stream event is longer than 16 MiB")
 // Scanner reads server-sent events (the event-stream format of WHATWG HTML
 // §9.2) out of r, however its bytes are split over reads: lines end in LF, CRLF
 // or CR, comments and other fields than data are passed over, the data lines of
-// one event are joined by LF. Memory is constant: one buffer of 4 KiB, larger
-// only while a longer event is in it.
+// one event are joined by LF. Memory is constant: one buffer of 1 KiB, or
+// as much as the events are long (above 64 KiB only while one is in it).
 type Scanner struct {
 	r     io.Reader
 	buf   []byte

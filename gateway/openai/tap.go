@@ -34,10 +34,12 @@ type Tap struct {
 	Route Route
 
 	edits   edits
+	last    chunk
 	choices []progress
 	input   int
 	cached  int
-	final   *Usage
+	final   Usage
+	ended   bool // final was given
 	counted bool // the server counted the reasoning itself
 	done    bool
 }
@@ -84,31 +86,42 @@ func (t *Tap) whole() bool {
 	return len(t.choices) > 0
 }
 
-// parts are the members of a chunk or an answer that matter here, nil where absent.
-type parts struct {
-	model, choices, usage, failure []byte
-	usageCut                       edit
+// chunk is what is read of a chunk, or of an answer that comes as one body.
+type chunk struct {
+	choices []choice
+	listed  bool // it has choices, be they none
+	usage   []byte
+	cut     edit // takes the usage out
+	failure []byte
 }
 
-// read finds the parts; ok is false where data is no JSON object.
-func (p *parts) read(e *edits, data []byte) (ok bool) {
+// read reads data in one pass and edits what its caller is to see; ok is false
+// where data is no chunk.
+func (c *chunk) read(e *edits, v *View, data []byte, part string) (ok bool) {
 	e.reset(data)
+	c.choices, c.listed, c.usage, c.failure = c.choices[:0], false, nil, nil
 	w := members(data)
 	for first := true; w.next(); first = false {
 		switch string(w.key) {
 		case "model":
-			p.model = w.value
+			v.name(e, w.value())
 		case "choices":
-			p.choices = w.value
+			if c.listed = w.enter('['); !c.listed {
+				return false
+			}
+			for w.next() {
+				if !w.enter('{') {
+					return false
+				}
+				c.choices = append(c.choices, v.choice(e, &w, part))
+			}
 		case "usage":
-			if !isNull(w.value) {
-				p.usage = w.value
-				e.cut(&w, first)
-				p.usageCut, e.list = e.list[0], e.list[:0]
+			if raw := w.value(); !isNull(raw) {
+				c.usage, c.cut = raw, e.cutting(&w, first)
 			}
 		case "error":
-			if !isNull(w.value) {
-				p.failure = w.value
+			if raw := w.value(); !isNull(raw) {
+				c.failure = raw
 			}
 		}
 	}
@@ -117,42 +130,39 @@ func (p *parts) read(e *edits, data []byte) (ok bool) {
 
 // chunk reads one chunk, prepares its edits, and says whether the caller sees it.
 func (t *Tap) chunk(data []byte) (show bool, err error) {
-	var p parts
-	if !p.read(&t.edits, data) {
+	c := &t.last
+	if !c.read(&t.edits, &t.View, data, t.part()) {
 		return false, ErrGarbage
 	}
-	if p.failure != nil {
-		return false, streamError(data, p.failure)
+	if c.failure != nil {
+		return false, streamError(data, c.failure)
 	}
-	t.View.name(&t.edits, p.model)
 	var u Usage
-	var counted bool
-	if p.usage != nil {
-		u, counted = readUsage(p.usage)
+	if c.usage != nil {
+		var counted bool
+		u, counted = readUsage(c.usage)
 		t.counted = t.counted || counted
 	}
-	last, empty := -1, true
-	list := elements(p.choices)
-	for list.next() {
-		c := t.View.choice(&t.edits, list.value, t.part())
-		last = c.index
-		if err := t.advance(c, p.usage != nil, u); err != nil {
-			return false, err
+	if len(c.choices) == 0 {
+		if c.usage == nil {
+			return true, nil
 		}
-		empty = empty && c.emptied && c.finish == ""
-	}
-	switch {
-	case p.usage == nil:
-		return last < 0 || !empty, nil
-	case last < 0: // the last chunk: usage alone, of all choices together
-		t.final = &u
+		t.final, t.ended = u, true // of all choices together
 		return t.View.IncludeUsage, nil
 	}
-	t.input, t.cached = u.Input, max(t.cached, u.Cached)
-	if !t.View.ContinuousUsage {
-		t.edits.list = append(t.edits.list, p.usageCut)
+	for _, one := range c.choices {
+		if err := t.advance(one, c.usage != nil, u); err != nil {
+			return false, err
+		}
+		show = show || !one.emptied || one.finish != ""
 	}
-	return !empty, nil
+	if c.usage != nil {
+		t.input, t.cached = u.Input, max(t.cached, u.Cached)
+		if !t.View.ContinuousUsage {
+			t.edits.list = append(t.edits.list, c.cut)
+		}
+	}
+	return show, nil
 }
 
 func (t *Tap) part() string {
@@ -192,7 +202,7 @@ func (t *Tap) advance(c choice, known bool, u Usage) error {
 // the tokens up to the last reasoning heard of and the mark that ends it.
 func (t *Tap) Usage() (u Usage, known bool) {
 	u = Usage{Input: t.input, Cached: t.cached}
-	known = t.final != nil || t.input > 0
+	known = t.ended || t.input > 0
 	for i := range t.choices {
 		p := &t.choices[i]
 		u.Output += p.output
@@ -201,13 +211,14 @@ func (t *Tap) Usage() (u Usage, known bool) {
 			u.Reasoning++
 		}
 	}
-	if t.final != nil {
-		if !t.counted {
-			t.final.Reasoning = u.Reasoning
-		}
-		u = *t.final
+	if !t.ended {
+		return u, known
 	}
-	return u, known
+	final := t.final
+	if !t.counted {
+		final.Reasoning = u.Reasoning
+	}
+	return final, true
 }
 
 func streamError(data, failure []byte) *StreamError {

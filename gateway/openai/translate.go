@@ -247,11 +247,15 @@ func (q *Request) developer() *Error {
 	out := messages[:0:0]
 	last := 0
 	for w := elements(messages); w.next(); {
-		at := w.end - len(w.value)
-		for m := members(w.value); m.next(); {
-			if role, ok := text(m.value); ok && role == "developer" && keyIs(m.key, "role") {
-				out = append(append(out, messages[last:at+m.end-len(m.value)]...), `"system"`...)
-				last = at + m.end
+		if !w.enter('{') {
+			continue
+		}
+		for w.next() {
+			isRole := keyIs(w.key, "role")
+			raw := w.value()
+			if role, ok := text(raw); isRole && ok && role == "developer" {
+				out = append(append(out, messages[last:w.i-len(raw)]...), `"system"`...)
+				last = w.i
 			}
 		}
 	}

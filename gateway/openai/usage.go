@@ -16,17 +16,19 @@ func (u Usage) Total() int { return u.Input + u.Output }
 // reasoning tokens itself (vLLM does from about v0.28 on).
 func readUsage(raw []byte) (u Usage, reasoned bool) {
 	for w := members(raw); w.next(); {
-		n, _ := integer(w.value)
-		switch string(w.key) {
+		key := w.key
+		value := w.value()
+		n, _ := integer(value)
+		switch string(key) {
 		case "prompt_tokens":
 			u.Input = int(n)
 		case "completion_tokens":
 			u.Output = int(n)
 		case "prompt_tokens_details":
-			n, _ := integer(find(w.value, "cached_tokens"))
+			n, _ := integer(find(value, "cached_tokens"))
 			u.Cached = int(n)
 		case "completion_tokens_details":
-			if n, ok := integer(find(w.value, "reasoning_tokens")); ok {
+			if n, ok := integer(find(value, "reasoning_tokens")); ok {
 				u.Reasoning, reasoned = int(n), true
 			}
 		}

@@ -37,28 +37,30 @@ func (v *View) name(e *edits, raw []byte) {
 type choice struct {
 	index    int
 	finish   string // "" while it goes on
+	part     []byte // its delta or message
 	reasoned bool   // it carries reasoning that is not null
 	emptied  bool   // hiding the reasoning left nothing to show
 }
 
-// choice reads one choice and edits what its caller is to see. part is the
-// member that holds the text: delta, message, or none for completions.
-func (v *View) choice(e *edits, raw []byte, part string) (c choice) {
-	w := members(raw)
+// choice reads the choice that w has entered, and edits what its caller is to
+// see. part is the member that holds the text: delta, message, or none for
+// completions.
+func (v *View) choice(e *edits, w *walker, part string) (c choice) {
 	for w.next() {
 		switch string(w.key) {
 		case "index":
-			n, _ := integer(w.value)
+			n, _ := integer(w.value())
 			c.index = int(n)
 		case "finish_reason":
-			c.finish, _ = text(w.value)
+			raw := w.value()
+			c.finish, _ = text(raw)
 			if c.finish == "repetition" { // vLLM's own; OpenAI's enumeration has no such value
 				c.finish = "stop"
-				e.replace(w.value, []byte(`"stop"`))
+				e.replace(raw, []byte(`"stop"`))
 			}
 		case part:
-			if bytes.Contains(w.value, []byte(`"reasoning`)) {
-				c.reasoned, c.emptied = v.reasoning(e, w.value)
+			if c.part = w.value(); bytes.Contains(c.part, []byte(`"reasoning`)) {
+				c.reasoned, c.emptied = v.reasoning(e, c.part)
 			}
 		}
 	}
@@ -75,13 +77,14 @@ func (v *View) reasoning(e *edits, raw []byte) (reasoned, emptied bool) {
 	kept, shown := 0, false
 	w := members(raw)
 	for w.next() {
-		name := string(w.key)
+		key, value := w.key, w.value()
+		name := string(key)
 		if name != own && name != other {
 			kept++
-			shown = shown || telling(name, w.value)
+			shown = shown || telling(name, value)
 			continue
 		}
-		reasoned = reasoned || !isNull(w.value)
+		reasoned = reasoned || !isNull(value)
 		switch {
 		case v.HideReasoning, both && name == other && v.Reasoning != BothNames:
 			e.cut(&w, kept == 0)
@@ -92,9 +95,9 @@ func (v *View) reasoning(e *edits, raw []byte) (reasoned, emptied bool) {
 			if name == other {
 				missing = own
 			}
-			e.insert(w.value, join(`,"`, missing, `":`, string(w.value)))
+			e.insert(value, join(`,"`, missing, `":`, string(value)))
 		case name == other:
-			e.replace(w.key, []byte(own))
+			e.replace(key, []byte(own))
 		}
 		kept++
 	}

@@ -21,8 +21,9 @@ type path struct {
 //
 // The loop holds a path of tokens up to at that is a valid encoding of piece[:at] and
 // tries to add id. A place that turns out to lead nowhere is marked dead and not entered
-// again, and every turn enters a place, kills one, or shortens a candidate that at least
-// one of these follows, so turns are linear in the bytes.
+// again, so each place is entered and killed once at most, and at each the candidates, the
+// tokens that are prefixes of its longest, are gone through once: turns are linear in the
+// bytes.
 func (e *bpe) encode(p *path, piece string, id uint32, n int) {
 	p.tokens = p.tokens[:0]
 	p.alive(len(piece))

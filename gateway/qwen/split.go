@@ -1,6 +1,9 @@
 package qwen
 
-import "strings"
+import (
+	"strings"
+	"unicode/utf8"
+)
 
 // pieceEnd returns where the piece that begins at i of s ends. s is valid UTF-8 and i the
 // beginning of a character in it. It is the first alternative that matches of
@@ -90,6 +93,27 @@ func (p *properties) classAt(s string, i int) (class, int) {
 	}
 	r, n := decode(s, i)
 	return p.of(r).class(), n
+}
+
+// cut returns the first place after from, or len(s), where s falls into two texts that can
+// be normalized and split each for itself: between a letter and a character that is none,
+// neither of which NFC touches. No alternative of the pattern goes over such a place, and
+// none that ends there asks what follows. s need not be valid UTF-8.
+func (p *properties) cut(s string, from int) int {
+	for from < len(s) && !utf8.RuneStart(s[from]) {
+		from++
+	}
+	afterLetter := false
+	for i := from; i < len(s); {
+		r, n := utf8.DecodeRuneInString(s[i:])
+		v := p.of(r)
+		if afterLetter && v.settled() && v.class() != letter {
+			return i
+		}
+		afterLetter = v.settled() && v.class() == letter
+		i += n
+	}
+	return len(s)
 }
 
 // contraction returns the length in bytes of the English ending that s, the text after an

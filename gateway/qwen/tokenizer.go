@@ -19,6 +19,9 @@ const (
 	ThinkEnd        uint32 = 151668 // </think>
 )
 
+// chunkSize is from how many bytes on a text is taken in parts.
+const chunkSize = 16 << 10
+
 const (
 	// Scratch memory above these is not kept for the next call, so that one huge word does
 	// not hold memory for good.
@@ -164,8 +167,18 @@ func (t *Tokenizer) nextAdded(s string) (int, uint32) {
 	}
 }
 
-// encodeSegment encodes text that stands between two added tokens.
+// encodeSegment encodes text that stands between two added tokens, in chunks, so that the
+// memory for normalizing does not grow with the text.
 func (t *Tokenizer) encodeSegment(w *work, s string) {
+	for len(s) > chunkSize {
+		end := t.table.cut(s, chunkSize)
+		t.encodeChunk(w, s[:end])
+		s = s[end:]
+	}
+	t.encodeChunk(w, s)
+}
+
+func (t *Tokenizer) encodeChunk(w *work, s string) {
 	if !t.table.normal(s) {
 		out := w.text.normalize(s)
 		// A view, not a copy: s is not used after the next call of normalize.

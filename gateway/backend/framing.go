@@ -1,0 +1,154 @@
+package backend
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+)
+
+var errFraming = errors.New("malformed framing of the answer")
+
+// framing says where a body ends (RFC 9112 §6 and §7.1). net/http has judged the
+// head; this follows the body through the connection's own buffer, since
+// net/http's reader of chunks would need a second one.
+type framing struct {
+	state framingState
+	left  int64 // bytes left of the body or the chunk
+	close bool  // the connection ends with the body
+}
+
+type framingState int
+
+const (
+	whole      framingState = iota // a body of known length
+	untilClose                     // a body that ends with the connection
+	chunkSize                      // the line before a chunk
+	chunkBody
+	chunkEnd // the empty line behind a chunk
+	trailer  // the lines behind the last chunk
+	ended
+	broken // what came is no framing
+)
+
+func framingOf(resp *http.Response) framing {
+	f := framing{state: whole, left: resp.ContentLength, close: resp.Close}
+	switch {
+	case len(resp.TransferEncoding) > 0:
+		f.state, f.left = chunkSize, 0
+	case resp.ContentLength < 0:
+		f.state, f.close = untilClose, true
+	case resp.ContentLength == 0:
+		f.state = ended
+	}
+	return f
+}
+
+// read copies what is there of the body to p and waits only while nothing is.
+func (f *framing) read(c *conn, p []byte) (n int, err error) {
+	for n < len(p) && f.state != ended && f.state != broken {
+		moved, need := f.step(c, p[n:])
+		if n += moved; !need {
+			continue
+		}
+		if n > 0 {
+			return n, nil
+		}
+		if err := c.fill(); err != nil {
+			return 0, f.endOf(err)
+		}
+	}
+	switch {
+	case n > 0 || len(p) == 0:
+		return n, nil
+	case f.state == broken:
+		return 0, errFraming
+	}
+	return 0, io.EOF
+}
+
+// endOf judges an end of file.
+func (f *framing) endOf(err error) error {
+	if !errors.Is(err, io.EOF) {
+		return err
+	}
+	if f.state == untilClose {
+		f.state = ended
+		return io.EOF
+	}
+	return io.ErrUnexpectedEOF
+}
+
+// step takes one piece of what is buffered; need says that more must be read.
+func (f *framing) step(c *conn, p []byte) (n int, need bool) {
+	unread := c.unread()
+	switch f.state {
+	case whole, chunkBody:
+		n = copy(p[:min(int64(len(p)), f.left)], unread)
+		if f.left -= int64(n); f.left == 0 && f.state == whole {
+			f.state = ended
+		} else if f.left == 0 {
+			f.state = chunkEnd
+		}
+	case untilClose:
+		n = copy(p, unread)
+	default:
+		end := bytes.IndexByte(unread, '\n')
+		if end < 0 {
+			return 0, true
+		}
+		f.line(bytes.TrimSuffix(unread[:end], []byte("\r")))
+		c.skip(end + 1)
+		return 0, false
+	}
+	if n == 0 {
+		return 0, true
+	}
+	c.skip(n)
+	return n, false
+}
+
+// line takes a line of the framing itself.
+func (f *framing) line(line []byte) {
+	switch f.state {
+	case chunkEnd:
+		f.state = chunkSize
+		if len(line) > 0 {
+			f.state = broken
+		}
+	case trailer:
+		if len(line) == 0 {
+			f.state = ended
+		}
+	case chunkSize:
+		size, ok := hex(line)
+		switch f.left = size; {
+		case !ok:
+			f.state = broken
+		case size == 0:
+			f.state = trailer
+		default:
+			f.state = chunkBody
+		}
+	}
+}
+
+// hex reads the size of a chunk; an extension may follow it.
+func hex(line []byte) (size int64, ok bool) {
+	digits, _, _ := bytes.Cut(line, []byte(";"))
+	digits = bytes.TrimRight(digits, " \t")
+	if len(digits) == 0 || len(digits) > 15 {
+		return 0, false
+	}
+	for _, c := range digits {
+		switch lower := c | 0x20; {
+		case c >= '0' && c <= '9':
+			size = size<<4 | int64(c-'0')
+		case lower >= 'a' && lower <= 'f':
+			size = size<<4 | int64(lower-'a'+10)
+		default:
+			return 0, false
+		}
+	}
+	return size, true
+}
