@@ -35,6 +35,8 @@ type Tap struct {
 
 	edits   edits
 	last    chunk
+	shape   shape
+	learnt  int
 	choices []progress
 	input   int
 	cached  int
@@ -63,12 +65,17 @@ func (t *Tap) Event(dst, data []byte) ([]byte, error) {
 		t.done = true
 		return append(dst, "data: [DONE]\n\n"...), nil
 	}
+	if out, ok := t.fits(dst, data); ok {
+		return out, nil
+	}
 	show, err := t.chunk(data)
 	if err != nil || !show {
 		return dst, err
 	}
 	dst = append(dst, "data: "...)
-	return append(t.edits.append(dst), '\n', '\n'), nil
+	dst = append(t.edits.append(dst), '\n', '\n')
+	t.learn(data)
+	return dst, nil
 }
 
 // Done reports whether [DONE] came after every choice had finished.

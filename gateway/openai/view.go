@@ -38,6 +38,7 @@ type choice struct {
 	index    int
 	finish   string // "" while it goes on
 	part     []byte // its delta or message
+	text     []byte // of a completion
 	reasoned bool   // it carries reasoning that is not null
 	emptied  bool   // hiding the reasoning left nothing to show
 }
@@ -58,6 +59,8 @@ func (v *View) choice(e *edits, w *walker, part string) (c choice) {
 				c.finish = "stop"
 				e.replace(raw, []byte(`"stop"`))
 			}
+		case "text":
+			c.text = w.value()
 		case part:
 			if c.part = w.value(); bytes.Contains(c.part, []byte(`"reasoning`)) {
 				c.reasoned, c.emptied = v.reasoning(e, c.part)

@@ -1,6 +1,9 @@
 package qwen
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // bpe encodes pieces. Immutable.
 type bpe struct {
@@ -52,8 +55,12 @@ func (e *bpe) encode(p *path, piece string, id uint32, n int) {
 	}
 }
 
-// alive prepares p for a piece of n bytes: no place in it is dead.
+// alive prepares p for a piece of n bytes: no place in it is dead. For a long piece it makes
+// room at once, for text that encodes badly, instead of by doubling.
 func (p *path) alive(n int) {
+	if n > keptTokens {
+		p.tokens = slices.Grow(p.tokens, n/2)
+	}
 	words := n/64 + 1
 	if cap(p.dead) < words {
 		p.dead = make([]uint64, words)

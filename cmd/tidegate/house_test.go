@@ -1,0 +1,257 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// arrows are the only imports of one package of the house by another. They go
+// one way: cmd → gateway → admission → degrade → nvml.
+func arrows() map[string][]string {
+	return map[string][]string{
+		"cmd/tidegate": {
+			"admission", "gateway", "gateway/account", "gateway/backend", "gateway/gatewaytest", "gateway/ledger", "gateway/qwen",
+		},
+		"cmd/tidegate-vllm-sim": {"gateway/gatewaytest"},
+		"gateway": {
+			"admission", "degrade", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen",
+		},
+		"gateway/account":                {},
+		"gateway/backend":                {"admission", "gateway/openai"},
+		"gateway/ledger":                 {"gateway/openai"},
+		"gateway/openai":                 {},
+		"gateway/qwen":                   {},
+		"gateway/gatewaytest":            {"gateway/qwen"},
+		"gateway/gatewaytest/schematest": {},
+		"gateway/gatewaytest/loadtest":   {},
+		"admission":                      {"degrade"},
+		"degrade":                        {},
+		"nvml":                           {},
+	}
+}
+
+// owners says which files alone may import a library that rules how the rest is
+// written.
+func owners() map[string][]string {
+	return map[string][]string{
+		"github.com/gin-gonic/gin":      {"gateway/routes.go"},
+		"github.com/redis/go-redis":     {"admission/limit/redislimit/", "gateway/cache/", "cmd/"},
+		"github.com/sony/gobreaker":     {"degrade/"},
+		"github.com/NVIDIA/go-nvml":     {"nvml/device/"},
+		"github.com/goccy/go-yaml":      {"cmd/"},
+		"github.com/spf13/cobra":        {"cmd/"},
+		"github.com/invopop/jsonschema": {"cmd/"},
+	}
+}
+
+// topLevel is fixed: a new thing goes into a room that is there.
+func topLevel() []string {
+	return []string{
+		"cmd", "gateway", "admission", "degrade", "nvml", "deploy", "docs", "go.mod", "go.sum", "Makefile", "README.md", "LICENSE", "bin",
+	}
+}
+
+const (
+	maxFunction = 80  // lines
+	maxFile     = 600 // lines
+)
+
+// source is one Go file of the house.
+type source struct {
+	path  string // from the root, with slashes
+	dir   string
+	test  bool
+	lines int
+	file  *ast.File
+	set   *token.FileSet
+}
+
+func house(t *testing.T) []source {
+	t.Helper()
+	root := filepath.Join("..", "..")
+	var out []source
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(root, path)
+		rel = filepath.ToSlash(rel)
+		if d.IsDir() && rel != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "node_modules") {
+			return filepath.SkipDir
+		}
+		if d.IsDir() || !strings.HasSuffix(path, ".go") {
+			return nil
+		}
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		set := token.NewFileSet()
+		file, err := parser.ParseFile(set, rel, raw, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		dir := "."
+		if i := strings.LastIndexByte(rel, '/'); i >= 0 {
+			dir = rel[:i]
+		}
+		out = append(out, source{rel, dir, strings.HasSuffix(rel, "_test.go"), strings.Count(string(raw), "\n"), file, set})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(out) < 20 {
+		t.Fatalf("found only %d Go files: the walk is broken", len(out))
+	}
+	return out
+}
+
+func TestArrows(t *testing.T) {
+	allowed := arrows()
+	for _, s := range house(t) {
+		rooms, known := allowed[s.dir]
+		if !known {
+			t.Errorf("%s: there is no room %s in the house", s.path, s.dir)
+			continue
+		}
+		for _, im := range s.file.Imports {
+			name := strings.Trim(im.Path.Value, `"`)
+			for lib, where := range owners() {
+				if (name == lib || strings.HasPrefix(name, lib+"/")) && !slices.ContainsFunc(where, func(w string) bool { return strings.HasPrefix(s.path, w) }) {
+					t.Errorf("%s imports %s, which only %v may", s.path, name, where)
+				}
+			}
+			room, ours := strings.CutPrefix(name, "tidegate/")
+			if !ours || s.test && (strings.HasPrefix(room, "gateway/gatewaytest") || room == s.dir) {
+				continue
+			}
+			if !slices.Contains(rooms, room) {
+				t.Errorf("%s imports %s: there is no such arrow", s.path, name)
+			}
+		}
+	}
+}
+
+func TestTopLevel(t *testing.T) {
+	entries, err := os.ReadDir(filepath.Join("..", ".."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") && !slices.Contains(topLevel(), e.Name()) {
+			t.Errorf("%s stands at the top level, which is fixed", e.Name())
+		}
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for _, s := range house(t) {
+		if s.lines > maxFile {
+			t.Errorf("%s has %d lines; at most %d", s.path, s.lines, maxFile)
+		}
+		for _, d := range s.file.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok {
+				continue
+			}
+			if n := s.set.Position(f.End()).Line - s.set.Position(f.Pos()).Line + 1; n > maxFunction {
+				t.Errorf("%s: %s has %d lines; at most %d", s.path, f.Name.Name, n, maxFunction)
+			}
+			if f.Name.Name == "init" && f.Recv == nil {
+				t.Errorf("%s: has an init function", s.path)
+			}
+		}
+	}
+}
+
+func TestPackageComments(t *testing.T) {
+	commented := map[string]bool{}
+	for _, s := range house(t) {
+		commented[s.dir] = commented[s.dir] || s.file.Doc != nil && !s.test
+	}
+	for dir, ok := range commented {
+		if !ok {
+			t.Errorf("%s: no file says what the package is for", dir)
+		}
+	}
+}
+
+// TestPackageVariables allows errors, interface guards and embedded files, which
+// Go can only put into a package variable.
+func TestPackageVariables(t *testing.T) {
+	for _, s := range house(t) {
+		if s.test {
+			continue
+		}
+		for _, d := range s.file.Decls {
+			g, ok := d.(*ast.GenDecl)
+			if !ok || g.Tok != token.VAR {
+				continue
+			}
+			for _, spec := range g.Specs {
+				v := spec.(*ast.ValueSpec)
+				for i, name := range v.Names {
+					if name.Name == "_" || embedded(g, v) || i < len(v.Values) && isError(v.Values[i]) {
+						continue
+					}
+					t.Errorf("%s: %s is a package variable", s.path, name.Name)
+				}
+			}
+		}
+	}
+}
+
+func embedded(g *ast.GenDecl, v *ast.ValueSpec) bool {
+	for _, doc := range []*ast.CommentGroup{g.Doc, v.Doc} {
+		if doc == nil {
+			continue
+		}
+		for _, c := range doc.List {
+			if strings.HasPrefix(c.Text, "//go:embed ") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// isError recognises errors.New(…) and fmt.Errorf(…).
+func isError(e ast.Expr) bool {
+	call, ok := e.(*ast.CallExpr)
+	if !ok {
+		return false
+	}
+	sel, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok {
+		return false
+	}
+	pkg, ok := sel.X.(*ast.Ident)
+	return ok && (pkg.Name == "errors" && sel.Sel.Name == "New" || pkg.Name == "fmt" && sel.Sel.Name == "Errorf")
+}
+
+// TestNoEnvironment keeps environment reads in cmd.
+func TestNoEnvironment(t *testing.T) {
+	for _, s := range house(t) {
+		if s.test || strings.HasPrefix(s.dir, "cmd/") {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if pkg, ok := sel.X.(*ast.Ident); ok && pkg.Name == "os" && slices.Contains([]string{"Getenv", "LookupEnv", "Environ"}, sel.Sel.Name) {
+				t.Errorf("%s reads the environment", s.path)
+			}
+			return true
+		})
+	}
+}
