@@ -40,7 +40,8 @@ type call struct {
 	sent       bool         // the head of the answer is on its way to the caller
 	status     int          // of the answer
 	backend    string       // the last one tried
-	prompt     int          // exact tokens of the prompt
+	prompt     int          // exact tokens of the prompt, or of all prompts
+	several    bool         // there are several prompts
 	reached    bool         // some backend was sent the request
 	usage      openai.Usage // what is charged
 	estimated  bool

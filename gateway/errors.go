@@ -84,12 +84,12 @@ func (r *refusal) after(d time.Duration) *refusal {
 
 // fail tells the caller of an error, as a body where nothing has been sent yet,
 // else as an event of the stream that has begun. cut says that the connection
-// must be cut, since a client that does not read the event has no other way to
-// know that the answer is not whole.
+// must be cut: a client that does not read the event has no other way to know
+// that the answer is not whole, and a caller that is gone gets no answer at all.
 func (g *Gateway) fail(c *call, err error) (cut bool) {
 	if errors.Is(err, backend.ErrLeft) || errors.Is(err, context.Canceled) {
 		c.status = clientClosed
-		return c.sent
+		return true
 	}
 	r := g.explain(c, err)
 	c.status = r.status

@@ -149,6 +149,9 @@ func readAll(answer *backend.Answer) ([]byte, error) {
 // request at the server, and what the server had sent by then is still counted.
 func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply) (err error) {
 	tap := openai.Tap{View: c.view(), Route: c.kind}
+	if c.several {
+		tap.Input = c.prompt
+	}
 	defer func() {
 		if u, known := tap.Usage(); known {
 			c.usage = u

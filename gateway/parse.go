@@ -6,6 +6,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"os"
 	"strconv"
 	"time"
 
@@ -40,11 +41,14 @@ func (c *call) readBody() ([]byte, error) {
 		if errors.As(err, new(*http.MaxBytesError)) {
 			return nil, c.tooLarge()
 		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, refuse(codeInvalidRequest, "", fmt.Sprintf("the body did not arrive whole within %v", c.set.BodyTimeout))
+		}
 		if err != nil && c.r.Context().Err() != nil {
 			return nil, c.r.Context().Err()
 		}
 		if err != nil {
-			return nil, refuse(codeInvalidRequest, "", fmt.Sprintf("the body did not arrive whole within %v", c.set.BodyTimeout))
+			return nil, refuse(codeInvalidRequest, "", "the body did not arrive whole")
 		}
 	}
 	return body, deadline.SetReadDeadline(time.Time{})
@@ -99,6 +103,7 @@ func (g *Gateway) countPrompt(c *call) (longest int, err error) {
 		if fault != nil {
 			return 0, fault
 		}
+		c.several = len(prompts) > 1
 		for _, p := range prompts {
 			n := p.Tokens
 			if p.Tokens == 0 {

@@ -111,7 +111,7 @@ func serve(ctx context.Context, o gatewaytest.Options, faults []gatewaytest.Faul
 	for _, f := range faults {
 		if err := s.SetFault(f); err != nil {
 			_ = srv.Close()
-			<-failed
+			<-failed //nolint:errcheck // it says that the server was closed
 			return err
 		}
 	}

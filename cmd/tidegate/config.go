@@ -298,9 +298,9 @@ func overlay(v reflect.Value, name string, env func(string) (string, bool)) erro
 	}
 	for i := range v.NumField() {
 		key := yamlKey(v.Type().Field(i))
-		switch {
-		case key == "-":
-		case key == "": // inlined
+		switch key {
+		case "-":
+		case "": // inlined
 			if err := overlay(v.Field(i), name, env); err != nil {
 				return err
 			}

@@ -133,7 +133,7 @@ func (p *process) withoutFile(urls []string, over func(*config)) (config, error)
 	for _, url := range urls {
 		b := backend.Config{URL: url}
 		if err := b.Validate(); err != nil {
-			return c, usageError{fmt.Errorf("--backend %s", err)}
+			return c, usageError{fmt.Errorf("--backend %w", err)}
 		}
 	}
 	return c, nil

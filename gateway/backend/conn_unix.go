@@ -3,6 +3,7 @@
 package backend
 
 import (
+	"errors"
 	"io"
 	"net"
 	"syscall"
@@ -38,11 +39,11 @@ func newEager(nc net.Conn) *eager {
 func (e *eager) once(fd uintptr) (done bool) {
 	for {
 		e.n, e.err = syscall.Read(int(fd), e.c.room())
-		if e.err != syscall.EINTR {
+		if !errors.Is(e.err, syscall.EINTR) {
 			break
 		}
 	}
-	if e.err != syscall.EAGAIN {
+	if !errors.Is(e.err, syscall.EAGAIN) {
 		return true
 	}
 	if len(e.c.unread()) == 0 {

@@ -54,11 +54,9 @@ type Answer struct {
 	began   time.Time
 	waiting time.Time // since when the network is being read
 	quiet   time.Time // when to call Silence
-	headed  bool      // the head is read
 	spoken  bool      // some of the body is read
-	ended   bool      // all of the body is read
 	left    bool      // the caller left; only what was on its way is read
-	close   bool      // the server will not keep the connection
+	until   time.Time // and only until then
 }
 
 // Send sends q and returns when the head of the answer has arrived, whatever its
@@ -108,11 +106,13 @@ func (a *Answer) exchange() error {
 		return err
 	}
 	a.arm(a.began)
-	if err := a.b.write(a.c, a.q); err != nil {
+	if err := a.b.write(a.c, a.q); isTimeout(err) {
+		return &TimeoutError{Total}
+	} else if err != nil {
 		return err
 	}
 	for {
-		resp, err := a.c.head(a.b.post)
+		resp, err := a.c.head(a.b.post) //nolint:bodyclose // only the head is parsed out of a buffer: there is no body to close
 		if err != nil {
 			return err
 		}
@@ -157,8 +157,12 @@ func (b *Backend) write(c *conn, q *Request) error {
 // or one for which Retryable is true.
 func (a *Answer) Read(p []byte) (int, error) {
 	n, err := a.body.read(a.c, p)
-	if n > 0 {
+	if n > 0 && !a.spoken {
 		a.spoken = true
+		if a.q.Stream && !a.left { // the deadline was that of the first token
+			a.waiting = time.Now()
+			a.arm(a.waiting)
+		}
 	}
 	switch {
 	case err == nil:
@@ -185,10 +189,10 @@ func (a *Answer) Leave() {
 	if a.left {
 		return
 	}
-	a.left = true
+	a.left, a.until = true, time.Now().Add(drainAfter)
 	// Were this to fail, the deadline below still ends the exchange.
 	_ = a.c.closeWrite()
-	_ = a.c.nc.SetReadDeadline(time.Now().Add(drainAfter))
+	_ = a.c.nc.SetReadDeadline(a.until)
 }
 
 // Close ends the exchange.
@@ -211,6 +215,11 @@ func (a *Answer) beforeWait() {
 // waitOn is called when the read deadline has passed: it says why to stop, or
 // sets the next one.
 func (a *Answer) waitOn() error {
+	now := time.Now()
+	if a.left && now.Before(a.until) { // the watch over ctx fired after Leave
+		_ = a.c.nc.SetReadDeadline(a.until)
+		return nil
+	}
 	if a.left {
 		return ErrLeft
 	}
@@ -218,7 +227,6 @@ func (a *Answer) waitOn() error {
 		a.Leave()
 		return nil
 	}
-	now := time.Now()
 	switch at, phase := a.limit(); {
 	case !now.Before(a.began.Add(a.q.Limits.Total)):
 		return &TimeoutError{Total}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"path"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -64,7 +65,7 @@ func (p *prober) probe(ctx context.Context) {
 		return
 	}
 	p.known = time.Time{}
-	if p.failed++; p.failed < failedTwice && p.b.Seat.Up() {
+	if p.failed++; p.failed < failedTwice && p.b.Seat.Up() && !errors.Is(err, syscall.ECONNREFUSED) {
 		return
 	}
 	if p.b.out(err.Error()) {
@@ -115,10 +116,14 @@ func (p *prober) learn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.Serves = match(f.Names, p.b.config.Serves, p.names)
+	wanted := p.names
+	if name := p.b.config.Serves; name != "" {
+		wanted = []string{name}
+	}
+	f.Serves = match(f.Names, wanted)
 	if f.Serves == "" {
 		return fmt.Errorf("it serves %s, none of which is %s: set serves on the backend to the name it uses",
-			strings.Join(f.Names, ", "), strings.Join(p.names, ", "))
+			strings.Join(f.Names, ", "), strings.Join(wanted, ", "))
 	}
 	var version struct{ Version string }
 	if body, err := p.ask(ctx, "/version"); err == nil && json.Unmarshal(body, &version) == nil {
@@ -149,12 +154,9 @@ func readModels(body []byte) (f Facts, err error) {
 	return f, nil
 }
 
-// match finds the served name that is meant: the configured one, one equal to a
-// name of the model, or one whose last path element is (Qwen/Qwen3-1.7B).
-func match(served []string, configured string, names []string) string {
-	if configured != "" {
-		names = []string{configured}
-	}
+// match finds the served name that is meant: one equal to a wanted name, or one
+// whose last path element is (Qwen/Qwen3-1.7B).
+func match(served, names []string) string {
 	for _, same := range []func(a, b string) bool{
 		func(a, b string) bool { return a == b },
 		func(a, b string) bool { return strings.EqualFold(path.Base(a), path.Base(b)) },

@@ -476,12 +476,8 @@ func phrasesIn(text string, avoid []string) []string {
 			all = append(all, name)
 		}
 	}
-	for _, w := range regexp.MustCompile(`[\p{L}][\p{L}\p{N}_'-]{4,}`).FindAllString(text, -1) {
-		all = append(all, w)
-	}
-	for _, w := range regexp.MustCompile(`\p{Han}{2,8}`).FindAllString(text, -1) {
-		all = append(all, w)
-	}
+	all = append(all, regexp.MustCompile(`[\p{L}][\p{L}\p{N}_'-]{4,}`).FindAllString(text, -1)...)
+	all = append(all, regexp.MustCompile(`\p{Han}{2,8}`).FindAllString(text, -1)...)
 	var kept []string
 	for _, p := range all {
 		if !slices.Contains(avoid, p) && !slices.Contains(kept, p) {

@@ -142,7 +142,7 @@ func blockHashes(salt uint64, ids []uint32) []uint64 {
 
 func saltOf(s string) uint64 {
 	h := uint64(0)
-	for i := 0; i < len(s); i++ {
+	for i := range len(s) {
 		h = (h ^ uint64(s[i])) * 1099511628211
 	}
 	return h

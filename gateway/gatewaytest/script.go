@@ -82,7 +82,7 @@ func (s *Server) write(c *call, prompt []uint32, choice int) *script {
 	// Without a parser the grammar of a bound answer begins at the first token.
 	thinks := c.chat && c.thinking && (parser || !bound)
 	if thinks {
-		think = s.writeThinking(w, c, think, rng)
+		s.writeThinking(w, c, think, rng)
 	}
 	lead := ""
 	if thinks && !bound {
@@ -132,8 +132,8 @@ func (s *Server) lengths(c *call, rng *rand.Rand) (total, think int) {
 	return min(total, c.max+1), min(think, c.max+1)
 }
 
-// writeThinking writes the think block and tells how many tokens it took.
-func (s *Server) writeThinking(w *writer, c *call, think int, rng *rand.Rand) int {
+// writeThinking writes the think block.
+func (s *Server) writeThinking(w *writer, c *call, think int, rng *rand.Rand) {
 	if c.budget >= 0 {
 		think = min(think, c.budget+thinkFrame)
 	}
@@ -147,7 +147,6 @@ func (s *Server) writeThinking(w *writer, c *call, think int, rng *rand.Rand) in
 	}
 	w.add(mark, 0, "</think>")
 	w.reasoning = len(w.ids)
-	return len(w.ids)
 }
 
 func (s *Server) writeText(w *writer, c *call, total int, rng *rand.Rand) {

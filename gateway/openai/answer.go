@@ -41,7 +41,7 @@ func ReadAnswer(route Route, v View, body []byte, count func(string) int) (out [
 // an answer follows) </think>.
 func reasoningTokens(message []byte, count func(string) int) int {
 	raw := find(message, "reasoning")
-	if raw == nil {
+	if raw == nil || isNull(raw) {
 		raw = find(message, "reasoning_content")
 	}
 	s, _ := text(raw)

@@ -15,8 +15,3 @@
 //   - Answer: the same for an answer that comes as one JSON body.
 //   - Error: OpenAI's error body, and the reading of vLLM's.
 package openai
-
-import "errors"
-
-// errWalked marks a walk that reached the end of a valid text.
-var errWalked = errors.New("walked to the end")

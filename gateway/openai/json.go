@@ -31,6 +31,7 @@ type walker struct {
 	open  [8]byte // what is being looped over, by depth
 	fresh bool    // nothing of it has been read yet
 	taken bool    // the current value has been taken or entered
+	done  bool    // the outermost loop has ended
 	err   error
 
 	key   []byte // raw key of the current member, without quotes, escapes as written
@@ -77,7 +78,7 @@ func (w *walker) next() bool {
 	if !w.taken {
 		w.value()
 	}
-	if w.err != nil {
+	if w.err != nil || w.done {
 		return false
 	}
 	open := w.open[w.depth-1]
@@ -118,7 +119,7 @@ func (w *walker) leave() bool {
 	if w.space(); w.i < len(w.b) {
 		return w.fail("unexpected %q after the end", w.b[w.i])
 	}
-	w.err = errWalked
+	w.done = true
 	return false
 }
 
@@ -132,13 +133,8 @@ func (w *walker) value() []byte {
 	return w.b[from:w.i]
 }
 
-// failure is nil after a complete and valid walk.
-func (w *walker) failure() error {
-	if w.err == errWalked {
-		return nil
-	}
-	return w.err
-}
+// failure is nil after a complete walk of a valid text.
+func (w *walker) failure() error { return w.err }
 
 func (w *walker) fail(format string, args ...any) bool {
 	if w.i >= len(w.b) {

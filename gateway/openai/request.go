@@ -95,7 +95,11 @@ func (q *Request) mergeExtraBody() *Error {
 			return invalid("extra_body", "the body has more than %d top-level fields", maxMembers)
 		}
 		name, _ := text(quoted(w.key))
-		q.Set(name, w.value())
+		if i := q.index(name); i >= 0 {
+			q.fields[i].value = w.value()
+		} else {
+			q.fields = append(q.fields, field{w.key, w.value()}) // the key as written: Go quotes otherwise than JSON
+		}
 	}
 	if err := w.failure(); err != nil {
 		return invalid("extra_body", "extra_body must be an object")

@@ -39,17 +39,23 @@ func (t *Tap) fits(dst, data []byte) ([]byte, bool) {
 		return dst, false
 	}
 	text, rest := data[len(s.before):w.i], data[w.i:]
+	if len(text) == len(`""`) { // whether an empty one is shown hangs on what else there is
+		return dst, false
+	}
 	if !bytes.HasPrefix(rest, s.after) {
 		return dst, false
 	}
-	var u Usage
+	var (
+		u       Usage
+		counted bool
+	)
 	if s.usage {
 		w.i += len(s.after)
 		raw := w.value()
 		if raw == nil || raw[0] != '{' {
 			return dst, false
 		}
-		u, _ = readUsage(raw)
+		u, counted = readUsage(raw)
 		rest = data[w.i:]
 	} else {
 		rest = rest[len(s.after):]
@@ -58,7 +64,7 @@ func (t *Tap) fits(dst, data []byte) ([]byte, bool) {
 		return dst, false
 	}
 	if s.usage {
-		t.input, t.cached = u.Input, max(t.cached, u.Cached)
+		t.input, t.cached, t.counted = u.Input, max(t.cached, u.Cached), t.counted || counted
 	}
 	if t.advance(choice{index: s.index, reasoned: s.reasoned}, s.usage, u) != nil {
 		return dst, false

@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 )
@@ -32,6 +33,9 @@ func (e *StreamError) Error() string { return "error in the stream: " + e.Err.Me
 type Tap struct {
 	View  View
 	Route Route
+	// Input is the prompts' tokens by the gateway's own count where there are
+	// several, since until the last chunk the server states each prompt's alone.
+	Input int
 
 	edits   edits
 	last    chunk
@@ -73,9 +77,22 @@ func (t *Tap) Event(dst, data []byte) ([]byte, error) {
 		return dst, err
 	}
 	dst = append(dst, "data: "...)
-	dst = append(t.edits.append(dst), '\n', '\n')
-	t.learn(data)
-	return dst, nil
+	from := len(dst)
+	dst = t.edits.append(dst)
+	if oneLine(dst[from:]) {
+		t.learn(data)
+	}
+	return append(dst, '\n', '\n'), nil
+}
+
+// oneLine puts JSON on one line, as an event's data must be, and reports whether
+// it was: in valid JSON an LF is only white space.
+func oneLine(b []byte) bool {
+	was := true
+	for i := bytes.IndexByte(b, '\n'); i >= 0; i = bytes.IndexByte(b, '\n') {
+		b[i], b, was = ' ', b[i+1:], false
+	}
+	return was
 }
 
 // Done reports whether [DONE] came after every choice had finished.
@@ -210,6 +227,9 @@ func (t *Tap) advance(c choice, known bool, u Usage) error {
 func (t *Tap) Usage() (u Usage, known bool) {
 	u = Usage{Input: t.input, Cached: t.cached}
 	known = t.ended || t.input > 0
+	if t.Input > 0 {
+		u.Input = t.Input
+	}
 	for i := range t.choices {
 		p := &t.choices[i]
 		u.Output += p.output

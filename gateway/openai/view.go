@@ -84,7 +84,7 @@ func (v *View) reasoning(e *edits, raw []byte) (reasoned, emptied bool) {
 		name := string(key)
 		if name != own && name != other {
 			kept++
-			shown = shown || telling(name, value)
+			shown = shown || telling(value)
 			continue
 		}
 		reasoned = reasoned || !isNull(value)
@@ -107,11 +107,12 @@ func (v *View) reasoning(e *edits, raw []byte) (reasoned, emptied bool) {
 	return reasoned, v.HideReasoning && !shown
 }
 
-// telling reports whether a member of a delta says anything to its reader.
-func telling(name string, value []byte) bool {
+// telling reports whether a member's value says anything to its reader. A role
+// does: there are clients that refuse a message that never had one.
+func telling(value []byte) bool {
 	switch string(value) {
 	case "null", `""`, "[]":
 		return false
 	}
-	return name != "role"
+	return true
 }
