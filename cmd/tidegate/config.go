@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"reflect"
 	"regexp"
@@ -126,7 +124,7 @@ func (e *configError) Error() string { return strings.Join(e.lines, "\n") }
 // expected. env looks up an environment variable.
 func readConfig(file string, source []byte, env func(string) (string, bool)) (config, error) {
 	c := defaultConfig()
-	if err := yaml.NewDecoder(bytes.NewReader(source), yaml.Strict()).Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+	if err := decode(source, &c); err != nil {
 		return c, &configError{[]string{explainYAML(file, source, err)}}
 	}
 	if err := overlay(reflect.ValueOf(&c).Elem(), "TIDEGATE", env); err != nil {
@@ -139,6 +137,43 @@ func readConfig(file string, source []byte, env func(string) (string, bool)) (co
 		return c, &configError{locate(file, source, err)}
 	}
 	return c, nil
+}
+
+// decode reads the one document of a file. A key without a value, such as that of
+// a section whose lines are all commented out, leaves the defaults.
+func decode(source []byte, c *config) error {
+	tree, err := parser.ParseBytes(source, 0)
+	if err != nil {
+		return err
+	}
+	for i, doc := range tree.Docs {
+		if i > 0 && doc.Body != nil {
+			return errors.New("holds more than one document; expected one")
+		}
+		if doc.Body == nil || doc.Body.Type() == ast.NullType || doc.Body.Type() == ast.CommentType {
+			continue
+		}
+		dropNulls(doc.Body)
+		if err := yaml.NodeToValue(doc.Body, c, yaml.Strict()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropNulls takes out the members of mappings that have no value.
+func dropNulls(node ast.Node) {
+	switch n := node.(type) {
+	case *ast.MappingNode:
+		n.Values = slices.DeleteFunc(n.Values, func(v *ast.MappingValueNode) bool { return v.Value.Type() == ast.NullType })
+		for _, v := range n.Values {
+			dropNulls(v.Value)
+		}
+	case *ast.SequenceNode:
+		for _, v := range n.Values {
+			dropNulls(v)
+		}
+	}
 }
 
 // explainYAML says what a decoder refused, in the words of the file's author.
