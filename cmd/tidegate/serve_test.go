@@ -1,0 +1,304 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"tidegate/gateway/gatewaytest"
+)
+
+// certificate writes a certificate for 127.0.0.1 and its key, which serve as
+// server's, client's and authority's.
+func certificate(t *testing.T, dir, name string) (certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certFile, keyFile = filepath.Join(dir, name+".pem"), filepath.Join(dir, name+".key")
+	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "EC PRIVATE KEY", Bytes: raw}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certFile, keyFile
+}
+
+// TestProtocols streams over every protocol that the listener speaks.
+func TestProtocols(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := certificate(t, dir, "server")
+	clientCert, clientKey := certificate(t, dir, "client")
+	roots := x509.NewCertPool()
+	pemBytes, err := os.ReadFile(cert)
+	if err != nil || !roots.AppendCertsFromPEM(pemBytes) {
+		t.Fatal("no certificate")
+	}
+	pair, err := tls.LoadX509KeyPair(clientCert, clientKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startServers(t, nil)
+	clear := startGateway(t, s, plan{})
+	secure := startGateway(t, s, plan{server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s}", cert, key)}})
+	mutual := startGateway(t, s, plan{server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s, client_ca_file: %s}", cert, key, clientCert)}})
+	protocols := func(h1, h2, h2c bool) *http.Protocols {
+		p := new(http.Protocols)
+		p.SetHTTP1(h1)
+		p.SetHTTP2(h2)
+		p.SetUnencryptedHTTP2(h2c)
+		return p
+	}
+	for _, c := range []struct {
+		name   string
+		to     *front
+		scheme string
+		with   *http.Transport
+		proto  string // empty: refused
+	}{
+		{"HTTP/1.1", clear, "http", &http.Transport{Protocols: protocols(true, false, false)}, "HTTP/1.1"},
+		{"h2c", clear, "http", &http.Transport{Protocols: protocols(false, false, true)}, "HTTP/2.0"},
+		{"HTTP/1.1 over TLS", secure, "https", &http.Transport{Protocols: protocols(true, false, false), TLSClientConfig: &tls.Config{RootCAs: roots}}, "HTTP/1.1"},
+		{"h2 over TLS", secure, "https", &http.Transport{Protocols: protocols(false, true, false), TLSClientConfig: &tls.Config{RootCAs: roots}}, "HTTP/2.0"},
+		{"mTLS", mutual, "https", &http.Transport{Protocols: protocols(false, true, false), TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}}}, "HTTP/2.0"},
+		{"mTLS without a certificate", mutual, "https", &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			defer c.with.CloseIdleConnections()
+			f := *c.to
+			f.url = c.scheme + strings.TrimPrefix(f.url, "http")
+			f.client = &http.Client{Transport: c.with}
+			body := fmt.Sprintf(`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":20}}`, largeModel)
+			resp, err := f.post(t.Context(), "/v1/chat/completions", body)
+			if c.proto == "" {
+				if err == nil {
+					t.Error("it was let in")
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			text, err := io.ReadAll(resp.Body)
+			if err != nil || resp.Proto != c.proto || !strings.HasSuffix(string(text), "data: [DONE]\n\n") {
+				t.Errorf("%s %v: %.300s", resp.Proto, err, text)
+			}
+			// A caller that leaves over this protocol is noticed, too.
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			tag := "leaving over " + c.name
+			if resp, err = f.post(ctx, "/v1/chat/completions", fmt.Sprintf(
+				`{"model":%q,"stream":true,"messages":[{"role":"user","content":%q}],"sim":{"tokens":3000}}`, largeModel, tag)); err != nil {
+				t.Fatal(err)
+			}
+			cancel()
+			resp.Body.Close()
+			if r := s.record(t, tag); !r.Aborted {
+				t.Errorf("the server was not told: %+v", r)
+			}
+		})
+	}
+}
+
+// TestExpectContinue sends a body of 2 MiB as curl does, which waits for leave.
+func TestExpectContinue(t *testing.T) {
+	f := startGateway(t, startServers(t, nil), plan{})
+	body := fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":8},"padding":%q}`, largeModel, strings.Repeat("x", 2<<20))
+	q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, f.url+"/v1/chat/completions", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.Header.Set("Content-Type", "application/json")
+	q.Header.Set("Authorization", "Bearer "+adaKey)
+	q.Header.Set("Expect", "100-continue")
+	f.client.Transport.(*http.Transport).ExpectContinueTimeout = patience
+	resp, err := f.client.Do(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != 200 {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+}
+
+// TestDrain stops a gateway in the middle of a stream: it says that it is not
+// ready, finishes the stream, and ends with code 0.
+func TestDrain(t *testing.T) {
+	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 5 * time.Millisecond })
+	file := filepath.Join(t.TempDir(), "tidegate.yaml")
+	text := strings.Replace(plan{open: true}.yaml(s), "shutdown_grace: 2s", "shutdown_grace: 60s", 1)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	j := &journal{heard: make(chan struct{}, 1)}
+	ended := make(chan int, 1)
+	go func() { ended <- run(ctx, []string{"serve", "--config", file}, noEnv, j, j) }()
+	f := &front{servers: s, journal: j, client: &http.Client{Transport: &http.Transport{}}}
+	defer f.client.CloseIdleConnections()
+	f.url, f.ops = "http://"+j.address(t, "listening", ended), "http://"+j.address(t, "listening for operators", ended)
+	eventually(t, "all servers in rotation", func() bool { return f.up(t) == len(s) })
+
+	resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
+		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":100}}`, largeModel))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	stop()
+	j.address(t, "draining", ended)
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || !strings.HasSuffix(string(body), "data: [DONE]\n\n") {
+		t.Errorf("the stream was not finished: %v %.200s", err, body)
+	}
+	if _, err := f.client.Get(f.url + "/healthz"); err == nil {
+		t.Error("a new connection was taken while draining")
+	}
+	if code := <-ended; code != exitOK {
+		t.Errorf("code %d: %s", code, j)
+	}
+}
+
+// TestGraceEnds cuts what outlives the grace, and settles it.
+func TestGraceEnds(t *testing.T) {
+	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 20 * time.Millisecond })
+	file := filepath.Join(t.TempDir(), "tidegate.yaml")
+	text := strings.Replace(plan{open: true}.yaml(s), "shutdown_grace: 2s", "shutdown_grace: 50ms", 1)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	j := &journal{heard: make(chan struct{}, 1)}
+	ended := make(chan int, 1)
+	go func() { ended <- run(ctx, []string{"serve", "--config", file}, noEnv, j, j) }()
+	f := &front{servers: s, journal: j, client: &http.Client{Transport: &http.Transport{}}}
+	defer f.client.CloseIdleConnections()
+	f.url, f.ops = "http://"+j.address(t, "listening", ended), "http://"+j.address(t, "listening for operators", ended)
+	eventually(t, "all servers in rotation", func() bool { return f.up(t) == len(s) })
+	resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
+		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"outlives"}],"sim":{"tokens":5000}}`, largeModel))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	stop()
+	if _, err := io.ReadAll(resp.Body); err == nil {
+		t.Error("the stream ended as if it were whole")
+	}
+	if code := <-ended; code != exitOK {
+		t.Errorf("code %d: %s", code, j)
+	}
+	if r := s.record(t, "outlives"); !r.Aborted {
+		t.Error("the server was not told")
+	}
+}
+
+// TestWithoutFile starts the gateway with nothing but a server's address, and
+// before that server is there.
+func TestWithoutFile(t *testing.T) {
+	o := gatewaytest.Default()
+	o.Model, o.TTFT, o.ITL = "Qwen/Qwen3-1.7B", 0, 0
+	sim := gatewaytest.Start(t, o)
+	if err := sim.SetFault(gatewaytest.Fault{Kind: "refuse"}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	j := &journal{heard: make(chan struct{}, 1)}
+	ended := make(chan int, 1)
+	go func() {
+		ended <- run(ctx, []string{"serve", "--backend", sim.URL, "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--log", "json"}, noEnv, j, j)
+	}()
+	defer func() {
+		stop()
+		if code := <-ended; code != exitOK {
+			t.Errorf("code %d: %s", code, j)
+		}
+	}()
+	f := &front{client: &http.Client{Transport: &http.Transport{}}}
+	defer f.client.CloseIdleConnections()
+	f.url, f.ops = "http://"+j.address(t, "listening", ended), "http://"+j.address(t, "listening for operators", ended)
+	if status := f.status(t); !strings.Contains(status, `"ready": false`) {
+		t.Errorf("it is ready for nothing: %s", status)
+	}
+	if err := sim.ClearFaults(); err != nil {
+		t.Fatal(err)
+	}
+	for _, model := range []string{"Qwen/Qwen3-1.7B", "Qwen3-1.7B"} {
+		eventually(t, "an answer of "+model, func() bool {
+			resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":8}}`, model))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			return resp.StatusCode == 200
+		})
+	}
+}
+
+// TestDemo runs the demo and pastes what it prints.
+func TestDemo(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	out, log := &journal{heard: make(chan struct{}, 1)}, &bytes.Buffer{}
+	ended := make(chan int, 1)
+	go func() { ended <- run(ctx, []string{"demo", "--listen", "127.0.0.1:0"}, noEnv, out, log) }()
+	var text string
+	eventually(t, "the invitation", func() bool {
+		out.mu.Lock()
+		defer out.mu.Unlock()
+		text = string(out.text)
+		return strings.Contains(text, "Ctrl-C")
+	})
+	line := regexp.MustCompile(`(?m)^  (curl -N .*)$`).FindStringSubmatch(text)
+	if line == nil {
+		t.Fatalf("no curl line in %s", text)
+	}
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("SKIPPED-PART: demo's curl line: there is no curl on this machine")
+	}
+	eventually(t, "the pasted line to answer", func() bool {
+		answer, err := exec.CommandContext(ctx, "sh", "-c", line[1]).Output()
+		return err == nil && strings.Contains(string(answer), "data: [DONE]")
+	})
+	stop()
+	if code := <-ended; code != exitOK {
+		t.Errorf("code %d: %s", code, log)
+	}
+}

@@ -1,0 +1,74 @@
+// Where the gateways are, and what the simulated servers say about them. Two
+// gateways stand in front of the same simulated vLLM servers: one wants keys, one
+// is open. The Go test that starts these suites tells the addresses.
+
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+
+const env = (name) => {
+  assert.ok(process.env[name], `${name} is not set`);
+  return process.env[name];
+};
+
+export const url = env("TIDEGATE_URL");
+export const openURL = env("TIDEGATE_OPEN_URL");
+export const key = env("TIDEGATE_KEY");
+export const smallKey = env("TIDEGATE_SMALL_KEY");
+export const model = env("TIDEGATE_MODEL");
+export const smallModel = env("TIDEGATE_SMALL_MODEL");
+const sims = env("TIDEGATE_SIMS").split(",");
+
+export const hello = [{ role: "user", content: "Hello" }];
+export const rome = [{ role: "user", content: '4 days in "Rome"' }];
+export const paris = [{ role: "user", content: 'Use get_weather for "Paris"' }];
+
+export const weather = {
+  type: "function",
+  function: {
+    name: "get_weather",
+    description: "Current weather of a city",
+    parameters: {
+      type: "object",
+      properties: { city: { type: "string" } },
+      required: ["city"],
+    },
+  },
+};
+
+const patience = 20_000; // milliseconds
+
+// Tokens of an answer that nobody waits for.
+export const long = 4000;
+
+// tag is a word by which a request is found again in the servers' records.
+export const tag = () => `tag-${randomUUID()}`;
+
+// record waits for the record of the ended request whose body holds word.
+export async function record(word) {
+  const deadline = performance.now() + patience;
+  while (performance.now() < deadline) {
+    for (const sim of sims) {
+      const ended = await (await fetch(`${sim}/sim/requests?last=50`)).json();
+      const found = ended.find((r) => Buffer.from(r.Body ?? "", "base64").includes(word));
+      if (found) return found;
+    }
+  }
+  assert.fail(`no server ever ended a request with ${word}`);
+}
+
+// withFault lets all servers fail in a way while body runs.
+export async function withFault(fault, body) {
+  const all = (init) => Promise.all(sims.map((sim) => fetch(`${sim}/sim/faults`, init)));
+  await all({ method: "POST", body: JSON.stringify(fault) });
+  try {
+    await body();
+  } finally {
+    await all({ method: "DELETE" });
+  }
+}
+
+// stopped checks that a server was told to stop in the middle.
+export async function stopped(word) {
+  const r = await record(word);
+  assert.ok(r.Aborted && r.Output < long, JSON.stringify({ ...r, Body: "", Header: {} }));
+}
