@@ -46,7 +46,7 @@ check: build lint ## lint, and the example configuration
 	bin/tidegate check --config deploy/tidegate.example.yaml
 
 golden: clients ## the tokenizer and the chat template beside their references, at length
-	TIDEGATE_TEST_PYTHON=$(CACHE)/clients/python/bin/python $(GO) test $(FLAGS) -count 1 -v -run 'Golden|Corpus|Reference' ./gateway/qwen
+	TIDEGATE_TEST_PYTHON=$(CACHE)/clients/python/bin/python $(GO) test $(FLAGS) -count 1 -v -run 'Golden|Corpus|Against' ./gateway/qwen
 
 clean: ## what was built and installed here
 	rm -rf bin $(CACHE)
