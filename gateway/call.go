@@ -37,13 +37,13 @@ type call struct {
 	level  degrade.Level
 	reason string
 
-	sent       bool         // the head of the answer is on its way to the caller
-	status     int          // of the answer
-	backend    string       // the last one tried
-	prompt     int          // exact tokens of the prompt, or of all prompts
-	several    bool         // there are several prompts
-	reached    bool         // some backend was sent the request
-	usage      openai.Usage // what is charged
+	sent       bool   // the head of the answer is on its way to the caller
+	status     int    // of the answer
+	backend    string // the last one tried
+	prompt     int    // exact tokens of the prompt, or of all prompts
+	several    bool   // there are several prompts
+	charged    bool   // usage goes to the caller's account
+	usage      openai.Usage
 	estimated  bool
 	firstToken time.Time
 	deadline   time.Time // until when the caller must take what is written; zero: not set

@@ -5,7 +5,7 @@ import "tidegate/gateway/ledger"
 // count enters what the request took into the ledger: the engine's own numbers,
 // or, of an answer that was cut before it gave any, what is known.
 func (g *Gateway) count(c *call) {
-	if !c.reached {
+	if !c.charged {
 		return
 	}
 	g.Ledger.Add(ledger.Record{

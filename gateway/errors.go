@@ -77,6 +77,12 @@ func refuse(c code, param, message string) *refusal {
 	return &refusal{told: openai.Error{Message: message, Type: kind, Param: param, Code: string(c)}, status: status}
 }
 
+// overflow refuses what does not fit the context. The code stands in the message
+// too, by which alone LangChain knows the case.
+func overflow(message string) *refusal {
+	return refuse(codeContextLength, "messages", message+" ("+string(codeContextLength)+")")
+}
+
 func (r *refusal) after(d time.Duration) *refusal {
 	r.retry = d
 	return r
@@ -93,7 +99,7 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 	}
 	r := g.explain(c, err)
 	c.status = r.status
-	if !c.reached {
+	if c.backend == "" {
 		g.metrics.refused(c, r.told.Code)
 	}
 	if c.sent {
@@ -178,7 +184,7 @@ func limitOf(t backend.Timeouts, p backend.Phase) time.Duration {
 func serverRefusal(c *call, status int, said openai.Error) *refusal {
 	switch {
 	case status == http.StatusBadRequest && (said.Param == "input_tokens" || said.Param == "input_text"):
-		return refuse(codeContextLength, "messages", said.Message)
+		return overflow(said.Message)
 	case status == http.StatusBadRequest, status == http.StatusUnprocessableEntity, status == http.StatusRequestEntityTooLarge, status == http.StatusNotImplemented:
 		return refuse(codeInvalidRequest, said.Param, said.Message)
 	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:

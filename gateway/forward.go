@@ -46,26 +46,32 @@ func (g *Gateway) attempt(c *call, permit *admission.Permit, out *reply, n int) 
 	}
 	sent := time.Now()
 	answer, err := b.Send(c.r.Context(), q)
-	if err != nil {
-		if c.reached = backend.Reached(err); c.reached && !c.wish.Stream {
-			c.usage = openai.Usage{Input: c.prompt, Output: min(b.Pace.Tokens(time.Since(sent)), c.limit) * c.wish.N}
-			c.estimated = true
+	if err == nil {
+		defer answer.Close()
+		switch {
+		case answer.Status != http.StatusOK:
+			err = refused(answer)
+		case c.wish.Stream:
+			err = g.stream(c, answer, out)
+			b.Pace.Observe(c.firstToken.Sub(sent), out.lastWrite.Sub(c.firstToken), c.usage.Output/c.wish.N)
+		default:
+			err = g.whole(c, answer, out)
 		}
-		return err
 	}
-	defer answer.Close()
-	if answer.Status != http.StatusOK {
-		return refused(answer)
-	}
-	c.reached = true
-	c.usage = openai.Usage{Input: c.prompt}
-	if c.wish.Stream {
-		err = g.stream(c, answer, out)
-		b.Pace.Observe(c.firstToken.Sub(sent), out.lastWrite.Sub(c.firstToken), c.usage.Output/c.wish.N)
-	} else {
-		err = g.whole(c, answer, out)
+	if errors.Is(err, backend.ErrLeft) && !out.answered {
+		c.abandoned(b.Pace.Tokens(time.Since(sent)))
 	}
 	return err
+}
+
+// abandoned charges a request whose caller left before the server had said what
+// it took: its prompt, and where it is not streamed what one choice has by now,
+// by estimate. A request that failed before its first token is charged nothing.
+func (c *call) abandoned(tokens int) {
+	c.charged, c.usage = true, openai.Usage{Input: c.prompt}
+	if !c.wish.Stream {
+		c.usage.Output, c.estimated = min(tokens, c.limit)*c.wish.N, true
+	}
 }
 
 func path(kind openai.Route) string {
@@ -107,7 +113,7 @@ func (g *Gateway) whole(c *call, answer *backend.Answer, out *reply) error {
 	if err != nil {
 		return err
 	}
-	c.usage, c.estimated = usage, !known
+	c.charged, c.usage, c.estimated = true, usage, !known
 	out.answered = true
 	if len(shown) > socketBuffer {
 		if err := c.extend(time.Now()); err != nil {
@@ -153,7 +159,7 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply) (err error
 		tap.Input = c.prompt
 	}
 	defer func() {
-		if u, known := tap.Usage(); known {
+		if u, known := tap.Usage(); known && out.answered {
 			c.usage = u
 		}
 	}()
@@ -177,7 +183,8 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply) (err error
 			return err
 		}
 		if !out.answered {
-			out.answered = true
+			out.answered, c.charged = true, true
+			c.usage.Input = c.prompt // until the server says more
 			c.firstToken = time.Now()
 			c.body = nil // no other backend will be sent it: a long stream need not hold it
 		}

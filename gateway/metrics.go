@@ -71,7 +71,7 @@ func (m *metrics) finished(c *call, took time.Duration) {
 		stream = "true"
 	}
 	m.requests.WithLabelValues(model, model, c.route, strconv.Itoa(c.status), level, stream).Inc()
-	if c.model != nil && c.reached {
+	if c.backend != "" {
 		m.duration.WithLabelValues(model, level).Observe(took.Seconds())
 	}
 	if !c.firstToken.IsZero() {

@@ -48,13 +48,6 @@ func (e *brokenError) Unwrap() error { return e.err }
 // Broken marks err as a connection that did not hold.
 func Broken(what string, err error) error { return &brokenError{what, err} }
 
-// Reached reports whether a request whose sending failed with err had reached
-// the server, so that tokens may have been made.
-func Reached(err error) bool {
-	var timeout *TimeoutError
-	return errors.Is(err, ErrLeft) || errors.As(err, &timeout) && timeout.Phase != Connect
-}
-
 // Retryable reports whether the same request may be sent to another backend,
 // given that the caller has seen nothing of an answer yet: the connection failed
 // or broke, or the server said that it is not available.
