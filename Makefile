@@ -35,7 +35,8 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 
 bench: build ## benchmarks of packages, then the gateway beside a bare proxy; writes docs/benchmarks/DATE.md
 	$(GO) test $(FLAGS) -run '^$$' -bench . -benchmem ./gateway/qwen ./gateway/openai
-	$(GO) run $(FLAGS) ./gateway/gatewaytest/loadtest/compare -gateway bin/tidegate -out docs/benchmarks/$$(date -u +%F).md
+	TIDEGATE_BENCH_BINARY=$(CURDIR)/bin/tidegate TIDEGATE_BENCH_OUT=$(CURDIR)/docs/benchmarks/$$(date -u +%F).md \
+		$(GO) test $(FLAGS) -run '^$$' -bench BenchmarkGateway -benchtime 1x -timeout 30m ./gateway/gatewaytest/loadtest
 
 lint: ## gofmt, go vet, and golangci-lint where it is installed
 	@test -z "$$(gofmt -l cmd gateway admission degrade nvml | tee /dev/stderr)"

@@ -88,41 +88,47 @@ func TestBadInput(t *testing.T) {
 		{"no backend", chat(`{"model":"Qwen3-gone",` + hello + `}`), 503, "no_backend", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			resp := f.raw(t, c.request)
-			body, _ := io.ReadAll(resp.Body)
-			if resp.StatusCode != c.status {
-				t.Fatalf("status %d, expected %d: %.300s", resp.StatusCode, c.status, body)
-			}
-			if c.code == "" {
-				return // net/http's own answer
-			}
-			var e struct {
-				Error struct {
-					Message, Type string
-					Param, Code   *string
-				}
-			}
-			if err := json.Unmarshal(body, &e); err != nil {
-				t.Fatalf("%v: %s", err, body)
-			}
-			if e.Error.Code == nil || *e.Error.Code != c.code || e.Error.Message == "" || e.Error.Type == "" {
-				t.Errorf("got %s", body)
-			}
-			if param := e.Error.Param; (param == nil) != (c.param == "") || param != nil && *param != c.param {
-				t.Errorf("param is not %q: %s", c.param, body)
-			}
-			if resp.Header.Get("X-Request-Id") == "" {
-				t.Error("no x-request-id")
-			}
-			if retry := resp.Header.Get("Retry-After"); (c.status == 503) != (retry != "") {
-				t.Errorf("Retry-After: %q", retry)
-			}
+			f.refuses(t, f.raw(t, c.request), c.status, c.code, c.param)
 		})
 	}
 	if n := s[0].Stats().Requests + s[1].Stats().Requests + s[2].Stats().Requests; n != 0 {
 		t.Errorf("%d bad requests reached a server", n)
 	}
 	f.idle(t)
+}
+
+// refuses checks an error; without a code it is net/http's own.
+func (f *front) refuses(t *testing.T, resp *http.Response, status int, code, param string) {
+	t.Helper()
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != status {
+		t.Fatalf("status %d, expected %d: %.300s", resp.StatusCode, status, body)
+	}
+	if code == "" {
+		return
+	}
+	var e struct {
+		Error struct {
+			Message, Type string
+			Param, Code   *string
+		}
+	}
+	if err := json.Unmarshal(body, &e); err != nil {
+		t.Fatalf("%v: %s", err, body)
+	}
+	if e.Error.Code == nil || *e.Error.Code != code || e.Error.Message == "" || e.Error.Type == "" {
+		t.Errorf("got %s", body)
+	}
+	if said := e.Error.Param; (said == nil) != (param == "") || said != nil && *said != param {
+		t.Errorf("param is not %q: %s", param, body)
+	}
+	if resp.Header.Get("X-Request-Id") == "" {
+		t.Error("no x-request-id")
+	}
+	if retry := resp.Header.Get("Retry-After"); (status == 503) != (retry != "") {
+		t.Errorf("Retry-After: %q", retry)
+	}
 }
 
 // idle checks that no place on a backend is taken.

@@ -44,6 +44,8 @@ func NewBare(backend *url.URL) http.Handler {
 		},
 		FlushInterval: -1,
 		BufferPool:    &copyBuffers{},
+		// Its own logs each client that leaves.
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var body bytes.Buffer

@@ -10,7 +10,7 @@
 //
 // BenchmarkGateway runs it all, and so does make bench:
 //
-//	TIDEGATE_BENCH_BINARY=bin/tidegate go test -run '^$' -bench Gateway -benchtime 1x -timeout 30m ./gateway/gatewaytest/loadtest
+//	TIDEGATE_BENCH_BINARY=$PWD/bin/tidegate go test -tags nomsgpack -run '^$' -bench Gateway -benchtime 1x -timeout 30m ./gateway/gatewaytest/loadtest
 //
 // How to get a figure that means something:
 //

@@ -64,14 +64,14 @@ type Mock struct {
 
 // NewMock returns a mock that answers as b says.
 func NewMock(b Behaviour) *Mock {
-	s := &Mock{}
-	s.behaviour.Store(b.render())
-	return s
+	m := &Mock{}
+	m.behaviour.Store(b.render())
+	return m
 }
 
 // Stats reads the counters.
-func (s *Mock) Stats() Stats {
-	c := &s.count
+func (m *Mock) Stats() Stats {
+	c := &m.count
 	return Stats{
 		Requests: c.requests.Load(), Streams: c.streams.Load(), Finished: c.finished.Load(), Aborted: c.aborted.Load(),
 		Active: c.active.Load(), ActivePeak: c.peak.Load(), Events: c.events.Load(), Conns: c.conns.Load(),
@@ -79,7 +79,7 @@ func (s *Mock) Stats() Stats {
 }
 
 // Serve answers connections of l until it is closed.
-func (s *Mock) Serve(l net.Listener) error {
+func (m *Mock) Serve(l net.Listener) error {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
@@ -89,8 +89,8 @@ func (s *Mock) Serve(l net.Listener) error {
 			}
 			return err
 		}
-		s.count.conns.Add(1)
-		go s.serveConn(nc)
+		m.count.conns.Add(1)
+		go m.serveConn(nc)
 	}
 }
 
@@ -108,7 +108,7 @@ type mockConn struct {
 	body []byte // reused for each request
 }
 
-func (s *Mock) serveConn(nc net.Conn) {
+func (m *Mock) serveConn(nc net.Conn) {
 	defer nc.Close()
 	c := &mockConn{Conn: nc, br: bufio.NewReader(nc)}
 	for {
@@ -124,19 +124,19 @@ func (s *Mock) serveConn(nc net.Conn) {
 		if err := c.readBody(req.length); err != nil {
 			return
 		}
-		if !s.answer(c, req) || req.close {
+		if !m.answer(c, req) || req.close {
 			return
 		}
 	}
 }
 
 // answer writes one response; false ends the connection.
-func (s *Mock) answer(c *mockConn, req mockRequest) bool {
+func (m *Mock) answer(c *mockConn, req mockRequest) bool {
 	switch {
 	case req.method == "POST" && (strings.HasSuffix(req.path, "/chat/completions") || strings.HasSuffix(req.path, "/completions")):
-		return s.complete(c)
+		return m.complete(c)
 	case req.path == "/v1/models":
-		model := s.behaviour.Load().Model
+		model := m.behaviour.Load().Model
 		return c.send(httpResponse(200, compact(object{"object": "list", "data": []object{
 			{"id": model, "object": "model", "created": created, "owned_by": "vllm", "root": model, "max_model_len": 32768},
 		}})))
@@ -145,58 +145,58 @@ func (s *Mock) answer(c *mockConn, req mockRequest) bool {
 	case req.path == "/version":
 		return c.send(httpResponse(200, `{"version":"0.0.0-mock"}`))
 	case req.path == "/mock/stats":
-		raw, _ := json.Marshal(s.Stats())
+		raw, _ := json.Marshal(m.Stats())
 		return c.send(httpResponse(200, string(raw)))
 	case req.path == "/mock/aborts":
-		s.mu.Lock()
-		raw, _ := json.Marshal(s.aborts)
-		s.mu.Unlock()
+		m.mu.Lock()
+		raw, _ := json.Marshal(m.aborts)
+		m.mu.Unlock()
 		return c.send(httpResponse(200, string(raw)))
 	case req.path == "/mock/config" && req.method == "POST":
 		q, _ := url.ParseQuery(req.query)
-		b, err := s.behaviour.Load().With(q)
+		b, err := m.behaviour.Load().With(q)
 		if err != nil {
 			return c.send(httpResponse(400, compact(object{"message": err.Error()})))
 		}
-		s.behaviour.Store(b.render())
+		m.behaviour.Store(b.render())
 		return c.send(httpResponse(200, "{}"))
 	case req.path == "/mock/reset" && req.method == "POST":
-		for _, n := range s.count.all() {
-			if n != &s.count.active {
+		for _, n := range m.count.all() {
+			if n != &m.count.active {
 				n.Store(0)
 			}
 		}
-		s.mu.Lock()
-		s.aborts = nil
-		s.mu.Unlock()
+		m.mu.Lock()
+		m.aborts = nil
+		m.mu.Unlock()
 		return c.send(httpResponse(200, "{}"))
 	}
 	return c.send(httpResponse(404, compact(object{"object": "error", "message": "no such path: " + req.path})))
 }
 
 // complete answers one completion and counts how it ended.
-func (s *Mock) complete(c *mockConn) bool {
-	b := s.behaviour.Load()
+func (m *Mock) complete(c *mockConn) bool {
+	b := m.behaviour.Load()
 	stream := b.Status == 200 && flagTrue(c.body, "stream")
-	s.count.requests.Add(1)
-	raise(&s.count.peak, s.count.active.Add(1))
-	defer s.count.active.Add(-1)
+	m.count.requests.Add(1)
+	raise(&m.count.peak, m.count.active.Add(1))
+	defer m.count.active.Add(-1)
 
 	ok := b.TTFT == 0 || c.pause(b.TTFT)
 	if ok && stream {
-		s.count.streams.Add(1)
-		ok = s.stream(c, b, flagTrue(c.body, "include_usage"))
+		m.count.streams.Add(1)
+		ok = m.stream(c, b, flagTrue(c.body, "include_usage"))
 	} else if ok {
 		ok = c.send(b.answer)
 	}
 	if ok {
-		s.count.finished.Add(1)
+		m.count.finished.Add(1)
 	} else {
 		seen := time.Now()
-		s.count.aborted.Add(1)
-		s.mu.Lock()
-		s.aborts = append(s.aborts, Abort{numberIn(c.body), seen})
-		s.mu.Unlock()
+		m.count.aborted.Add(1)
+		m.mu.Lock()
+		m.aborts = append(m.aborts, Abort{numberIn(c.body), seen})
+		m.mu.Unlock()
 	}
 	return ok
 }
@@ -210,7 +210,7 @@ func raise(at *atomic.Int64, v int64) {
 	}
 }
 
-func (s *Mock) stream(c *mockConn, b *Behaviour, usage bool) bool {
+func (m *Mock) stream(c *mockConn, b *Behaviour, usage bool) bool {
 	if !c.send(b.head) {
 		return false
 	}
@@ -222,15 +222,15 @@ func (s *Mock) stream(c *mockConn, b *Behaviour, usage bool) bool {
 		if !c.send(e) {
 			return false
 		}
-		s.count.events.Add(1)
+		m.count.events.Add(1)
 	}
 	if usage {
 		if !c.send(b.usage) {
 			return false
 		}
-		s.count.events.Add(1)
+		m.count.events.Add(1)
 	}
-	s.count.events.Add(1)
+	m.count.events.Add(1)
 	return c.send(b.done)
 }
 
