@@ -111,7 +111,8 @@ func (c *Conn) Do(request []byte, ev *Events) (Response, error) {
 		c.br.Reset(nc)
 		c.Dials++
 	}
-	c.nc.SetDeadline(time.Now().Add(c.Timeout))
+	// A connection that takes no deadline is broken, and the writing says so.
+	_ = c.nc.SetDeadline(time.Now().Add(c.Timeout))
 	if _, err := c.nc.Write(request); err != nil {
 		c.Close()
 		return Response{}, err
