@@ -166,11 +166,11 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply) (err error
 	events := openai.NewScanner(answer)
 	for {
 		data, err := events.Next()
+		if err != nil && !out.flush() { // what has come is the caller's, however the stream ends
+			return backend.ErrLeft
+		}
 		switch {
 		case errors.Is(err, io.EOF) && tap.Done():
-			if !out.flush() {
-				return backend.ErrLeft
-			}
 			return nil
 		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			return backend.Broken("stream", openai.ErrUnfinished)

@@ -156,25 +156,30 @@ func TestExpectContinue(t *testing.T) {
 	}
 }
 
-// TestDrain stops a gateway in the middle of a stream: it says that it is not
-// ready, finishes the stream, and ends with code 0.
-func TestDrain(t *testing.T) {
-	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 5 * time.Millisecond })
+// stoppable starts a gateway with a grace of its own, which the test itself stops.
+func stoppable(t *testing.T, s servers, grace string) (f *front, stop context.CancelFunc, ended chan int) {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "tidegate.yaml")
-	text := strings.Replace(plan{open: true}.yaml(s), "shutdown_grace: 2s", "shutdown_grace: 60s", 1)
+	text := strings.Replace(plan{open: true}.yaml(s), "shutdown_grace: 2s", "shutdown_grace: "+grace, 1)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
 	j := &journal{heard: make(chan struct{}, 1)}
-	ended := make(chan int, 1)
+	ended = make(chan int, 1)
 	go func() { ended <- run(ctx, []string{"serve", "--config", file}, noEnv, j, j) }()
-	f := &front{servers: s, journal: j, client: &http.Client{Transport: &http.Transport{}}}
-	defer f.client.CloseIdleConnections()
+	f = &front{servers: s, journal: j, client: &http.Client{Transport: &http.Transport{}}}
+	t.Cleanup(f.client.CloseIdleConnections)
 	f.url, f.ops = "http://"+j.address(t, "listening", ended), "http://"+j.address(t, "listening for operators", ended)
 	eventually(t, "all servers in rotation", func() bool { return f.up(t) == len(s) })
+	return f, stop, ended
+}
 
+// TestDrain stops a gateway in the middle of a stream: it says that it is not
+// ready, finishes the stream, and ends with code 0.
+func TestDrain(t *testing.T) {
+	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 5 * time.Millisecond })
+	f, stop, ended := stoppable(t, s, "60s")
 	resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
 		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":100}}`, largeModel))
 	if err != nil {
@@ -182,7 +187,7 @@ func TestDrain(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	stop()
-	j.address(t, "draining", ended)
+	f.journal.address(t, "draining", ended)
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || !strings.HasSuffix(string(body), "data: [DONE]\n\n") {
 		t.Errorf("the stream was not finished: %v %.200s", err, body)
@@ -191,27 +196,14 @@ func TestDrain(t *testing.T) {
 		t.Error("a new connection was taken while draining")
 	}
 	if code := <-ended; code != exitOK {
-		t.Errorf("code %d: %s", code, j)
+		t.Errorf("code %d: %s", code, f.journal)
 	}
 }
 
 // TestGraceEnds cuts what outlives the grace, and settles it.
 func TestGraceEnds(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 20 * time.Millisecond })
-	file := filepath.Join(t.TempDir(), "tidegate.yaml")
-	text := strings.Replace(plan{open: true}.yaml(s), "shutdown_grace: 2s", "shutdown_grace: 50ms", 1)
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	j := &journal{heard: make(chan struct{}, 1)}
-	ended := make(chan int, 1)
-	go func() { ended <- run(ctx, []string{"serve", "--config", file}, noEnv, j, j) }()
-	f := &front{servers: s, journal: j, client: &http.Client{Transport: &http.Transport{}}}
-	defer f.client.CloseIdleConnections()
-	f.url, f.ops = "http://"+j.address(t, "listening", ended), "http://"+j.address(t, "listening for operators", ended)
-	eventually(t, "all servers in rotation", func() bool { return f.up(t) == len(s) })
+	f, stop, ended := stoppable(t, s, "50ms")
 	resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
 		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"outlives"}],"sim":{"tokens":5000}}`, largeModel))
 	if err != nil {
@@ -223,7 +215,7 @@ func TestGraceEnds(t *testing.T) {
 		t.Error("the stream ended as if it were whole")
 	}
 	if code := <-ended; code != exitOK {
-		t.Errorf("code %d: %s", code, j)
+		t.Errorf("code %d: %s", code, f.journal)
 	}
 	if r := s.record(t, "outlives"); !r.Aborted {
 		t.Error("the server was not told")
