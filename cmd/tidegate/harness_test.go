@@ -51,7 +51,7 @@ func startServers(t *testing.T, edit func(*gatewaytest.Options)) servers {
 	for _, model := range []string{largeModel, largeModel, smallModel} {
 		o := gatewaytest.Default()
 		o.Model, o.Tokenizer = model, tokenizer
-		o.TTFT, o.ITL = 5*time.Millisecond, time.Millisecond
+		o.TTFT, o.ITL = 5*time.Millisecond, time.Millisecond/4
 		if edit != nil {
 			edit(&o)
 		}

@@ -393,7 +393,7 @@ func (w *wire) refused(t *testing.T, resp *http.Response, status int, code, para
 // TestWireFailures lets the servers fail, before an answer and in the middle.
 func TestWireFailures(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.Tokens = 60 })
-	w := newWire(t, startGateway(t, s, plan{model: []string{"timeouts: {first_token: 300ms, idle: 300ms, total: 600ms}"}}))
+	w := newWire(t, startGateway(t, s, plan{model: []string{"timeouts: {first_token: 500ms, idle: 500ms, total: 1s}"}}))
 	for _, c := range []struct {
 		kind   gatewaytest.FaultKind
 		status int
@@ -434,9 +434,9 @@ func TestWireFailures(t *testing.T) {
 
 // TestWireKeepAlive has slow servers and an impatient gateway.
 func TestWireKeepAlive(t *testing.T) {
-	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.Tokens = 300*time.Millisecond, 30 })
+	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.Tokens = 150*time.Millisecond, 30 })
 	chunks := newWire(t, startGateway(t, s, plan{
-		server: []string{"keepalive: {after: 20ms, every: 20ms}"}, model: []string{"timeouts: {first_token: 400ms, idle: 400ms}"},
+		server: []string{"keepalive: {after: 20ms, every: 20ms}"}, model: []string{"timeouts: {first_token: 700ms, idle: 700ms}"},
 	}))
 	comments := newWire(t, startGateway(t, s, plan{server: []string{"keepalive: {after: 20ms, every: 20ms, form: comment}"}}))
 	chat := chatOf("Hello", `,"stream":true`)

@@ -21,7 +21,7 @@ MODEL = os.environ["TIDEGATE_MODEL"]
 SMALL_MODEL = os.environ["TIDEGATE_SMALL_MODEL"]
 PATIENCE = 20  # seconds
 
-LONG = 4000  # tokens of an answer that nobody waits for
+LONG = 30_000  # tokens of an answer that nobody waits for
 
 
 class Servers:

@@ -1,0 +1,222 @@
+package backend
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"tidegate/admission"
+	"tidegate/gateway/openai"
+)
+
+// models for a fleet over a world; each URL's host is its name.
+func modelOf(name string, urls ...string) ModelConfig {
+	m := DefaultModel()
+	m.Name = name
+	for _, u := range urls {
+		m.Backends = append(m.Backends, Config{URL: "http://" + u})
+	}
+	return m
+}
+
+// running is a fleet whose Run goes on until stop.
+func running(t *testing.T, w *world) (f *Fleet, stop func()) {
+	f = NewFleet(quiet(), "agent")
+	f.client = &http.Client{Transport: w}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.Run(ctx) }()
+	return f, func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	}
+}
+
+func model(t *testing.T, f *Fleet, name string) *Model {
+	t.Helper()
+	m, ok := f.Model(name)
+	if !ok {
+		t.Fatalf("no model %s", name)
+	}
+	return m
+}
+
+func TestApplyKeeps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		f, stop := running(t, w)
+		if f.Ready() || len(f.Models()) != 0 {
+			t.Error("ready without a model")
+		}
+		f.Apply([]ModelConfig{modelOf("Qwen3-1.7B", "a", "b")})
+		if f.Ready() {
+			t.Error("ready before a probe")
+		}
+		synctest.Wait()
+		m := model(t, f, "Qwen3-1.7B")
+		a, b := m.Backends[0], m.Backends[1]
+		if !f.Ready() || !a.Seat.Up() || !b.Seat.Up() || m.Context() != 40960 {
+			t.Fatalf("%s, %s, context %d", a.Why(), b.Why(), m.Context())
+		}
+		permit, err := admission.New().Admit(t.Context(), admission.Demand{Pool: m.Pool})
+		if err != nil {
+			t.Fatal(err)
+		}
+		held := m.Backends[permit.Backend()]
+		c, end := pipe()
+		a.pool.give(c, time.Now())
+
+		changed := modelOf("Qwen3-1.7B", "a", "b", "c")
+		changed.Timeouts.Total = time.Hour
+		changed.Reasoning = "reasoning"
+		f.Apply([]ModelConfig{changed})
+		m2 := model(t, f, "Qwen3-1.7B")
+		if m2 == m || m2.Backends[0] != a || m2.Backends[1] != b || m2.Timeouts.Total != time.Hour || m2.Reasoning != openai.OnlyReasoning {
+			t.Error("what did not change is not kept, or what did is not changed")
+		}
+		if !a.Seat.Up() || !b.Seat.Up() || held.Seat.InFlight() != 1 || len(a.pool.idle) != 1 || closed(end) {
+			t.Error("a kept backend lost its place, its count or its connections")
+		}
+		permit.Settle()
+		synctest.Wait()
+		if held.Seat.InFlight() != 0 || !m2.Backends[2].Seat.Up() {
+			t.Error("the new backend is not probed")
+		}
+		stop()
+	})
+}
+
+func TestApplyRemoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		f, stop := running(t, w)
+		first := modelOf("Qwen3-1.7B", "a", "b")
+		f.Apply([]ModelConfig{first})
+		synctest.Wait()
+		m := model(t, f, "Qwen3-1.7B")
+		a, b := m.Backends[0], m.Backends[1]
+		c, end := pipe()
+		a.pool.give(c, time.Now())
+		late, lateEnd := pipe()
+
+		second := modelOf("Qwen3-1.7B", "b")
+		second.Backends[0].Weight = 2 // another weight is another backend
+		f.Apply([]ModelConfig{second})
+		synctest.Wait()
+		for _, old := range []*Backend{a, b} {
+			if old.Seat.Up() || old.Why() != "removed from the configuration" {
+				t.Errorf("%s: %v, %q", old.Name, old.Seat.Up(), old.Why())
+			}
+		}
+		if a.pool.give(late, time.Now()); !closed(end) || !closed(lateEnd) {
+			t.Error("connections are left open")
+		}
+		w.count("a/health")
+		time.Sleep(time.Minute)
+		if n := w.count("a/health"); n != 0 {
+			t.Errorf("a removed backend is probed %d times", n)
+		}
+		if now := model(t, f, "Qwen3-1.7B").Backends; len(now) != 1 || now[0] == b || !now[0].Seat.Up() {
+			t.Error("its successor is not in rotation")
+		}
+		f.Apply(nil)
+		synctest.Wait()
+		if _, ok := f.Model("Qwen3-1.7B"); ok || f.Ready() {
+			t.Error("a removed model is left")
+		}
+		stop()
+	})
+}
+
+// TestApplyAliases: names by which a model may be known decide what its servers
+// may serve, so the prober begins anew with them.
+func TestApplyAliases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		f, stop := running(t, w)
+		c := modelOf("chat", "a")
+		f.Apply([]ModelConfig{c, modelOf("Qwen3-1.7B", "a")})
+		synctest.Wait()
+		b := model(t, f, "chat").Backends[0]
+		if b.Seat.Up() || b.Why() != "it serves Qwen/Qwen3-1.7B, none of which is chat: set serves on the backend to the name it uses" {
+			t.Errorf("%v, %q", b.Seat.Up(), b.Why())
+		}
+		if other := model(t, f, "Qwen3-1.7B").Backends[0]; other == b || !other.Seat.Up() {
+			t.Error("a server of two models is two backends")
+		}
+		c.Aliases = []string{"fast", "Qwen/Qwen3-1.7B"}
+		f.Apply([]ModelConfig{c})
+		synctest.Wait()
+		if m := model(t, f, "fast"); m != model(t, f, "chat") || m.Backends[0] != b || !b.Seat.Up() {
+			t.Errorf("%q", b.Why())
+		}
+		w.count("/health")
+		c.Probe = 500 * time.Millisecond
+		f.Apply([]ModelConfig{c})
+		synctest.Wait()
+		time.Sleep(10*time.Second + time.Millisecond)
+		if n := w.count("/health"); n != 21 {
+			t.Errorf("%d probes in 10 s at 500 ms", n)
+		}
+		stop()
+	})
+}
+
+func TestContextIsTheLeast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.set("b/v1/models", `{"data":[{"id":"m","max_model_len":100}]}`)
+		w.set("c/v1/models", `{"data":[{"id":"m","max_model_len":50}]}`)
+		w.set("d/v1/models", `{"data":[{"id":"m"}]}`)
+		w.set("/v1/models", `{"data":[{"id":"m","max_model_len":200}]}`)
+		f, stop := running(t, w)
+		f.Apply([]ModelConfig{modelOf("m", "a", "b", "c", "d")})
+		m := model(t, f, "m")
+		if n := m.Context(); n != 0 {
+			t.Errorf("%d before anything is known", n)
+		}
+		synctest.Wait()
+		if n := m.Context(); n != 50 {
+			t.Errorf("%d", n)
+		}
+		w.set("c/health", refusing)
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if n := m.Context(); n != 100 {
+			t.Errorf("%d without the least", n)
+		}
+		stop()
+	})
+}
+
+// TestRunEnds: a fleet that ends leaves no goroutine and no connection.
+func TestRunEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.set("b/health", silent)
+		f, stop := running(t, w)
+		f.Apply([]ModelConfig{modelOf("Qwen3-1.7B", "a", "b")})
+		synctest.Wait()
+		a := model(t, f, "Qwen3-1.7B").Backends[0]
+		c, end := pipe()
+		a.pool.give(c, time.Now())
+		stop()
+		if !closed(end) {
+			t.Error("a connection is left open")
+		}
+		if !a.Seat.Up() {
+			t.Error("the end of probing takes backends out: streams may still be retried")
+		}
+	})
+}
+
+func TestProbeClient(t *testing.T) {
+	transport := ProbeClient().Transport.(*http.Transport)
+	if transport.IdleConnTimeout != idleLife || !transport.DisableCompression {
+		t.Errorf("%+v", transport)
+	}
+}

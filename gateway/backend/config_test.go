@@ -1,0 +1,159 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func validModel() ModelConfig {
+	m := DefaultModel()
+	m.Name, m.Backends = "qwen3", []Config{{URL: "http://gpu-a:8000"}}
+	return m
+}
+
+func TestModelFaults(t *testing.T) {
+	m := validModel()
+	m.Aliases = []string{"Qwen/Qwen3-1.7B", strings.Repeat("x", 200)}
+	m.Backends = append(m.Backends, Config{URL: "https://[::1]:8443/a/b", Weight: 3, APIKeyEnv: "K"}, Config{URL: "http://gpu-a:8000/v2", APIKeyFile: "f"})
+	if err := m.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*ModelConfig)
+		want   []string // how the faults begin
+	}{
+		{"no name", func(m *ModelConfig) { m.Name = "" }, []string{"name: "}},
+		{"a space", func(m *ModelConfig) { m.Name = "a b" }, []string{"name: "}},
+		{"a quote", func(m *ModelConfig) { m.Name = `a"b` }, []string{"name: "}},
+		{"a backslash", func(m *ModelConfig) { m.Name = `a\b` }, []string{"name: "}},
+		{"no ASCII", func(m *ModelConfig) { m.Name = "é" }, []string{"name: "}},
+		{"control", func(m *ModelConfig) { m.Name = "a\x7f" }, []string{"name: "}},
+		{"too long", func(m *ModelConfig) { m.Name = strings.Repeat("x", 201) }, []string{"name: "}},
+		{"aliases", func(m *ModelConfig) { m.Aliases = []string{"ok", "", "a b"} }, []string{"aliases[1]: ", "aliases[2]: "}},
+		{"reasoning", func(m *ModelConfig) { m.Reasoning = "none" }, []string{`reasoning: must be both, reasoning or reasoning_content, not "none"`}},
+		{"timeouts", func(m *ModelConfig) { m.Timeouts = Timeouts{}; m.Probe = -1 }, []string{"timeouts.connect: ", "timeouts.first_token: ", "timeouts.idle: ", "timeouts.total: ", "probe: "}},
+		{"no backends", func(m *ModelConfig) { m.Backends = nil }, []string{"backends: is empty"}},
+		{"no url", func(m *ModelConfig) { m.Backends[0].URL = "" }, []string{"backends[0].url: is missing"}},
+		{"no scheme", func(m *ModelConfig) { m.Backends[0].URL = "gpu-a:8000" }, []string{"backends[0].url: "}},
+		{"another scheme", func(m *ModelConfig) { m.Backends[0].URL = "ftp://gpu-a" }, []string{"backends[0].url: "}},
+		{"no host", func(m *ModelConfig) { m.Backends[0].URL = "http:///v1" }, []string{"backends[0].url: "}},
+		{"a bad url", func(m *ModelConfig) { m.Backends[0].URL = "http://a b/" }, []string{"backends[0].url: "}},
+		{"a line break", func(m *ModelConfig) { m.Backends[0].URL = "http://a\r\nX: y" }, []string{"backends[0].url: "}},
+		{"a query", func(m *ModelConfig) { m.Backends[0].URL = "http://a?x=y" }, []string{"backends[0].url: may hold"}},
+		{"a password", func(m *ModelConfig) { m.Backends[0].URL = "http://u:p@a" }, []string{"backends[0].url: may hold"}},
+		{"weight", func(m *ModelConfig) { m.Backends[0].Weight = -1 }, []string{"backends[0].weight: "}},
+		{"two keys", func(m *ModelConfig) { m.Backends[0].APIKeyEnv, m.Backends[0].APIKeyFile = "a", "b" }, []string{"backends[0].api_key_env: "}},
+		{"twice", func(m *ModelConfig) { m.Backends = append(m.Backends, m.Backends[0]) }, []string{"backends[1].url: is that of backends[0]"}},
+		{"all at once", func(m *ModelConfig) { *m = ModelConfig{} }, []string{"name: ", "reasoning: ", "timeouts.connect: ", "timeouts.first_token: ", "timeouts.idle: ", "timeouts.total: ", "probe: ", "backends: "}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := validModel()
+			c.change(&m)
+			err := m.Validate()
+			if err == nil {
+				t.Fatal("no fault")
+			}
+			faults := strings.Split(err.Error(), "\n")
+			if !slices.EqualFunc(faults, c.want, strings.HasPrefix) {
+				t.Errorf("%q", faults)
+			}
+		})
+	}
+}
+
+// TestModelDefaults: a model says only what differs.
+func TestModelDefaults(t *testing.T) {
+	var m ModelConfig
+	err := m.UnmarshalYAML(func(v any) error {
+		if d := fmt.Sprintf("%+v", v); !strings.Contains(d, "Reasoning:both") {
+			t.Errorf("decoded over %s", d)
+		}
+		return nil
+	})
+	if err != nil || m.Timeouts != DefaultModel().Timeouts || m.Probe != 2*time.Second {
+		t.Errorf("%+v, %v", m, err)
+	}
+	broken := errors.New("broken")
+	if err := m.UnmarshalYAML(func(any) error { return broken }); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+}
+
+func TestNew(t *testing.T) {
+	for _, c := range []struct{ url, name, addr, base, prefix, host string }{
+		{"http://gpu-a:8000", "gpu-a:8000", "gpu-a:8000", "http://gpu-a:8000", "", "gpu-a:8000"},
+		{"http://gpu-a", "gpu-a", "gpu-a:80", "http://gpu-a", "", "gpu-a"},
+		{"https://gpu-a/", "gpu-a", "gpu-a:443", "https://gpu-a", "", "gpu-a"},
+		{"https://[::1]:8443/a/b/", "[::1]:8443/a/b", "[::1]:8443", "https://[::1]:8443/a/b", "/a/b", "[::1]:8443"},
+	} {
+		b := New(Config{URL: c.url, Serves: "x"}, "agent")
+		if b.Name != c.name || b.dialer.addr != c.addr || b.base != c.base || b.prefix != c.prefix || !strings.HasPrefix(b.fixed, "Host: "+c.host+"\r\n") {
+			t.Errorf("%s: %q %q %q %q %q", c.url, b.Name, b.dialer.addr, b.base, b.prefix, b.fixed)
+		}
+		if secure := strings.HasPrefix(c.url, "https"); (b.dialer.tls != nil) != secure {
+			t.Errorf("%s: TLS %v", c.url, b.dialer.tls)
+		}
+		if b.Seat.Up() || b.Why() != "not probed yet" || b.Facts().Serves != "x" {
+			t.Errorf("%s: in rotation %v, %q", c.url, b.Seat.Up(), b.Why())
+		}
+	}
+}
+
+func TestErrors(t *testing.T) {
+	for _, c := range []struct {
+		err     error
+		retry   bool
+		outcome string
+	}{
+		{nil, false, "ok"},
+		{ErrLeft, false, "client_closed"},
+		{context.Canceled, false, "client_closed"},
+		{&TimeoutError{Connect}, true, "timeout_connect"},
+		{&TimeoutError{FirstToken}, false, "timeout_first_token"},
+		{&TimeoutError{Idle}, false, "timeout_idle"},
+		{&TimeoutError{Total}, false, "timeout_total"},
+		{&StatusError{Status: 400}, false, "refused"},
+		{&StatusError{Status: 404}, false, "refused"},
+		{&StatusError{Status: 429}, false, "refused"},
+		{&StatusError{Status: 500}, false, "status_5xx"},
+		{&StatusError{Status: 501}, false, "status_5xx"},
+		{&StatusError{Status: 502}, true, "status_5xx"},
+		{&StatusError{Status: 503}, true, "status_5xx"},
+		{&StatusError{Status: 504}, true, "status_5xx"},
+		{Broken("stream", io.EOF), true, "broken"},
+		{errFraming, false, "bad_answer"},
+		{errors.New("x"), false, "bad_answer"},
+	} {
+		for _, err := range []error{c.err, fmt.Errorf("wrapped: %w", c.err)} {
+			if c.err == nil {
+				err = nil
+			}
+			if Retryable(err) != c.retry || Outcome(err) != c.outcome {
+				t.Errorf("%v: %v, %s", err, Retryable(err), Outcome(err))
+			}
+		}
+	}
+	for err, want := range map[error]string{
+		&TimeoutError{FirstToken}: "timeout: first_token", &StatusError{Status: 503}: "status 503", Broken("connect", syscall.ECONNREFUSED): "connect: connection refused",
+	} {
+		if err.Error() != want {
+			t.Error(err)
+		}
+	}
+	for err, want := range map[error]bool{
+		io.EOF: true, io.ErrUnexpectedEOF: true, syscall.ECONNRESET: true, syscall.EPIPE: true, fmt.Errorf("x: %w", syscall.EPIPE): true,
+		syscall.ECONNREFUSED: false, errFraming: false, ErrLeft: false, &TimeoutError{Total}: false,
+	} {
+		if stale(err) != want {
+			t.Errorf("%v", err)
+		}
+	}
+}

@@ -1,0 +1,345 @@
+package backend
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestRequestOnTheWire(t *testing.T) {
+	got := make(chan string, 1)
+	s := serve(t, nil, func(p *peer) {
+		var b strings.Builder
+		for !strings.HasSuffix(b.String(), `{"a":1}`) {
+			c, err := p.br.ReadByte()
+			if err != nil {
+				break
+			}
+			b.WriteByte(c)
+		}
+		got <- b.String()
+		p.say(ok)
+	})
+	for _, c := range []struct {
+		config Config
+		stream bool
+		want   string
+	}{
+		{Config{}, false, "POST /v1/completions HTTP/1.1\r\nHost: ADDR\r\nUser-Agent: agent/1\r\nContent-Type: application/json\r\nX-Request-Id: id-1\r\nContent-Length: 7\r\n\r\n"},
+		{Config{}, true, "POST /v1/completions HTTP/1.1\r\nHost: ADDR\r\nUser-Agent: agent/1\r\nContent-Type: application/json\r\nAccept: text/event-stream\r\nX-Request-Id: id-1\r\nContent-Length: 7\r\n\r\n"},
+		{Config{URL: "/a%20b/", APIKey: "k"}, false, "POST /a%20b/v1/completions HTTP/1.1\r\nHost: ADDR\r\nUser-Agent: agent/1\r\nContent-Type: application/json\r\nAuthorization: Bearer k\r\nX-Request-Id: id-1\r\nContent-Length: 7\r\n\r\n"},
+	} {
+		c.config.URL = "http://" + s.addr + c.config.URL
+		b := New(c.config, "agent/1")
+		q := post()
+		q.Stream = c.stream
+		if _, body, err := send(b, q); err != nil || body != "ok" {
+			t.Errorf("%q, %v", body, err)
+		}
+		if want := strings.ReplaceAll(c.want, "ADDR", s.addr) + `{"a":1}`; <-got != want {
+			t.Errorf("want %q", want)
+		}
+		b.pool.close()
+	}
+}
+
+// TestBodies sends bodies on both sides of the size up to which they are copied.
+func TestBodies(t *testing.T) {
+	got := make(chan string, 1)
+	s := serve(t, nil, func(p *peer) {
+		for q := p.request(); q != nil; q = p.request() {
+			raw, _ := io.ReadAll(q.Body)
+			got <- string(raw)
+			p.say(ok)
+		}
+	})
+	b := backendOf(t, s.addr)
+	for _, size := range []int{0, 1, joined - 1, joined, joined + 1, 100_000, 4 << 20} {
+		q := post()
+		q.Body = []byte(strings.Repeat("0123456789abcdef", size/16+1)[:size])
+		if _, body, err := send(b, q); err != nil || body != "ok" {
+			t.Fatalf("%d bytes: %q, %v", size, body, err)
+		}
+		if <-got != string(q.Body) {
+			t.Errorf("%d bytes did not arrive as sent", size)
+		}
+	}
+	if n := s.conns.Load(); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+func TestAnswers(t *testing.T) {
+	for _, c := range []struct {
+		name, answer string
+		status       int
+		body         string
+		length       int64
+		kept         bool
+	}{
+		{"length", ok, 200, "ok", 2, true},
+		{"no body", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, "", 0, true},
+		{"204", "HTTP/1.1 204 No Content\r\n\r\n", 204, "", 0, true},
+		{"chunks", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 200, "ok", -1, true},
+		{"chunks, extension and trailer", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nok\r\n0;z\r\nA: b\r\n\r\n", 200, "ok", -1, true},
+		{"until close", "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok", 200, "ok", -1, false},
+		{"until close, not said", "HTTP/1.1 200 OK\r\n\r\nok", 200, "ok", -1, false},
+		{"HTTP/1.0", "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, "ok", 2, false},
+		{"connection: close", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok", 200, "ok", 2, false},
+		{"100 before", "HTTP/1.1 100 Continue\r\n\r\n" + ok, 200, "ok", 2, true},
+		{"several 1xx before", "HTTP/1.1 102 Processing\r\nA: b\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok, 200, "ok", 2, true},
+		{"a refusal", "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\nX: y\r\n\r\nbusy", 503, "busy", 4, true},
+		{"more than the answer", ok + "junk", 200, "ok", 2, false},
+		{"a long head", "HTTP/1.1 200 OK\r\nX-Long: " + strings.Repeat("x", largeBuffer-100) + "\r\nContent-Length: 2\r\n\r\nok", 200, "ok", 2, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for _, split := range []bool{false, true} {
+				if split && (len(c.answer) > 1000 || strings.HasSuffix(c.answer, "junk")) {
+					continue // slow; and what comes after the answer was read is not seen by it
+				}
+				s := serve(t, nil, func(p *peer) {
+					for p.request() != nil {
+						if !split {
+							p.say(c.answer)
+						} else {
+							for i := range c.answer {
+								p.say(c.answer[i : i+1])
+							}
+						}
+						if !c.kept {
+							return
+						}
+					}
+				})
+				b := backendOf(t, s.addr)
+				for range 2 {
+					a, body, err := send(b, post())
+					if err != nil || a.Status != c.status || body != c.body || a.Length() != c.length {
+						t.Fatalf("%+v, %q, %v", a, body, err)
+					}
+				}
+				if n := s.conns.Load(); (n == 1) != c.kept {
+					t.Errorf("%d connections for two requests", n)
+				}
+			}
+		})
+	}
+}
+
+func TestNoAnswer(t *testing.T) {
+	for name, answer := range map[string]string{
+		"closed":                  "",
+		"cut in the head":         "HTTP/1.1 200 OK\r\nContent-Le",
+		"not HTTP":                "SSH-2.0-OpenSSH_9.6\r\n\r\n",
+		"a bad status":            "HTTP/1.1 abc OK\r\n\r\n",
+		"a bad length":            "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
+		"a head too long":         "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20),
+		"a head of too many":      "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", 1<<16),
+		"1xx and then the end":    "HTTP/1.1 100 Continue\r\n\r\n",
+		"an encoding not chunked": "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, nil, func(p *peer) {
+				p.request()
+				p.say(answer)
+			})
+			b := backendOf(t, s.addr)
+			_, _, err := send(b, post())
+			if !Retryable(err) || Outcome(err) != "broken" {
+				t.Errorf("%v: %s", err, Outcome(err))
+			}
+			if n := s.conns.Load(); n != 1 {
+				t.Errorf("sent %d times", n)
+			}
+			if !b.Seat.Up() || len(b.kick) != 1 {
+				t.Error("one failed answer should ask for a probe, no more")
+			}
+		})
+	}
+}
+
+func TestBrokenBodies(t *testing.T) {
+	for name, c := range map[string]struct{ answer, body string }{
+		"length, cut":      {"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok", "ok"},
+		"chunks, cut":      {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", "ok"},
+		"chunk, cut":       {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nok", "ok"},
+		"no chunk":         {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\nzz\r\n", "ok"},
+		"a size too long":  {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;" + strings.Repeat("x", 1<<20), ""},
+		"cut before it":    {"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", ""},
+		"a trailer, cut":   {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nA: b", "ok"},
+		"behind the chunk": {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nokk\r\n0\r\n\r\n", "ok"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, nil, func(p *peer) {
+				p.request()
+				p.say(c.answer)
+			})
+			b := backendOf(t, s.addr)
+			_, body, err := send(b, post())
+			if body != c.body || !Retryable(err) || len(b.kick) != 1 {
+				t.Errorf("%q, %v", body, err)
+			}
+			if len(b.pool.idle) != 0 {
+				t.Error("the connection is kept")
+			}
+		})
+	}
+}
+
+func TestKeepAlive(t *testing.T) {
+	s := serve(t, nil, answering(ok))
+	b := backendOf(t, s.addr)
+	for range 20 {
+		if _, body, err := send(b, post()); err != nil || body != "ok" {
+			t.Fatal(body, err)
+		}
+	}
+	// One that is not read to its end is not used again.
+	a, err := b.Send(context.Background(), post())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	if _, _, err := send(b, post()); err != nil || s.conns.Load() != 2 {
+		t.Error(err, s.conns.Load())
+	}
+}
+
+// TestStaleConnection: the server ends the connection after its answer, in either
+// way. Nobody has seen the next request, so it is sent again on a new connection.
+func TestStaleConnection(t *testing.T) {
+	for name, linger := range map[string]int{"closed": -1, "reset": 0} {
+		t.Run(name, func(t *testing.T) {
+			read := make(chan bool)
+			s := serve(t, nil, func(p *peer) {
+				p.request()
+				p.say(ok)
+				<-read
+				p.Conn.(*net.TCPConn).SetLinger(linger)
+			})
+			b := backendOf(t, s.addr)
+			for i := range 20 {
+				if _, body, err := send(b, post()); err != nil || body != "ok" {
+					t.Fatalf("request %d: %q, %v", i, body, err)
+				}
+				read <- true
+			}
+			if n := s.conns.Load(); n != 20 {
+				t.Errorf("%d connections for 20 requests", n)
+			}
+		})
+	}
+}
+
+func TestStaleConnectionOnce(t *testing.T) {
+	s := serve(t, nil, func(p *peer) {
+		p.request()
+		if p.n == 1 {
+			p.say(ok)
+		}
+	})
+	b := backendOf(t, s.addr)
+	if _, _, err := send(b, post()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := send(b, post()); !Retryable(err) || !errors.Is(err, io.EOF) {
+		t.Errorf("%v", err)
+	}
+	if n := s.conns.Load(); n != 2 {
+		t.Errorf("%d connections: the request was sent more than once again", n)
+	}
+}
+
+// TestNoResendAfterAByte: once the server has said anything, the request may have
+// been worked on.
+func TestNoResendAfterAByte(t *testing.T) {
+	s := serve(t, nil, func(p *peer) {
+		p.request()
+		p.say(ok)
+		p.request()
+		p.say("H")
+	})
+	b := backendOf(t, s.addr)
+	if _, _, err := send(b, post()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := send(b, post()); !Retryable(err) {
+		t.Errorf("%v", err)
+	}
+	if n := s.conns.Load(); n != 1 {
+		t.Errorf("%d connections: the request was sent again", n)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	b := backendOf(t, addr)
+	_, _, err = send(b, post())
+	if !Retryable(err) || Outcome(err) != "broken" {
+		t.Errorf("%v", err)
+	}
+	if b.Seat.Up() || b.Why() != "connection refused" || len(b.kick) != 1 {
+		t.Errorf("in rotation %v (%s), %d probes asked for", b.Seat.Up(), b.Why(), len(b.kick))
+	}
+}
+
+// TestConnectTimeout: a server that accepts and then does not shake hands.
+func TestConnectTimeout(t *testing.T) {
+	s := serve(t, nil, func(p *peer) { p.gone() })
+	_, client := tlsPair(t)
+	b := overTLS(t, s.addr, client)
+	q := post()
+	q.Limits.Connect = 20 * time.Millisecond
+	_, _, err := send(b, q)
+	wantPhase(t, err, Connect)
+	if !Retryable(err) || Outcome(err) != "timeout_connect" || len(b.kick) != 1 {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestTLS(t *testing.T) {
+	server, client := tlsPair(t)
+	big := strings.Repeat("x", 100_000)
+	s := serve(t, server, answering(fmt.Sprintf("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(big), big)))
+	b := overTLS(t, s.addr, client)
+	for range 3 {
+		q := post()
+		q.Body = []byte(strings.Repeat("y", 2*joined))
+		if _, body, err := send(b, q); err != nil || body != big {
+			t.Fatalf("%d bytes, %v", len(body), err)
+		}
+	}
+	if n := s.conns.Load(); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+	// As configured, with no root of its own, it trusts no such server.
+	b = New(Config{URL: "https://" + s.addr}, "test")
+	t.Cleanup(b.pool.close)
+	_, _, err := send(b, post())
+	if unknown := new(tls.CertificateVerificationError); !errors.As(err, &unknown) || !Retryable(err) {
+		t.Errorf("%v", err)
+	}
+	if b.dialer.tls.ServerName != "127.0.0.1" || b.dialer.tls.MinVersion != tls.VersionTLS12 {
+		t.Errorf("%+v", b.dialer.tls)
+	}
+}
+
+func TestHeaders(t *testing.T) {
+	s := serve(t, nil, answering("HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nx-a: 1\r\nX-A: 2\r\nContent-Length: 0\r\n\r\n"))
+	a, _, err := send(backendOf(t, s.addr), post())
+	if err != nil || a.Status != http.StatusTooManyRequests || a.Header.Get("Retry-After") != "7" || len(a.Header.Values("x-a")) != 2 {
+		t.Errorf("%+v, %v", a, err)
+	}
+}

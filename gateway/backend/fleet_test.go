@@ -1,0 +1,274 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// world is what all servers answer to probes; by host, else under "".
+type world struct {
+	mu      sync.Mutex
+	answers map[string]string // "host/route": a status, or a body
+	asked   []string
+}
+
+func (w *world) set(at, answer string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.answers[at] = answer
+}
+
+// count is how often a route was asked for since the last call.
+func (w *world) count(route string) (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	rest := w.asked[:0]
+	for _, a := range w.asked {
+		if strings.HasSuffix(a, route) {
+			n++
+		} else {
+			rest = append(rest, a)
+		}
+	}
+	w.asked = rest
+	return n
+}
+
+// What a world answers beside a body.
+const (
+	refusing = "refused"
+	silent   = "silent"
+)
+
+func (w *world) RoundTrip(q *http.Request) (*http.Response, error) {
+	w.mu.Lock()
+	w.asked = append(w.asked, q.URL.Host+q.URL.Path)
+	answer, ok := w.answers[q.URL.Host+q.URL.Path]
+	if !ok {
+		answer = w.answers[q.URL.Path]
+	}
+	w.mu.Unlock()
+	status := http.StatusOK
+	switch answer {
+	case refusing:
+		return nil, fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
+	case silent:
+		<-q.Context().Done()
+		return nil, q.Context().Err()
+	}
+	if _, err := fmt.Sscanf(answer, "status %d", &status); err == nil {
+		answer = ""
+	}
+	if q.Header.Get("Authorization") != "" {
+		answer = strings.ReplaceAll(answer, "KEY", q.Header.Get("Authorization"))
+	}
+	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(answer)), Request: q}, nil
+}
+
+func newWorld() *world {
+	return &world{answers: map[string]string{
+		"/health": "", "/version": `{"version":"0.23.0"}`, "/v1/models": `{"data":[{"id":"Qwen/Qwen3-1.7B","max_model_len":40960}]}`,
+	}}
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func proberOf(w *world, c Config, names ...string) *prober {
+	if c.URL == "" {
+		c.URL = "http://gpu-a:8000"
+	}
+	return &prober{b: New(c, "agent"), client: &http.Client{Transport: w}, log: quiet(), names: names, every: 2 * time.Second}
+}
+
+// TestProbe gives one server a row of healths and looks at its place after each.
+func TestProbe(t *testing.T) {
+	const up, bad = "", "status 503"
+	for _, c := range []struct {
+		name   string
+		health []string
+		up     []bool
+		why    string
+	}{
+		{"healthy", []string{up, up}, []bool{true, true}, ""},
+		{"never up", []string{bad, bad}, []bool{false, false}, "GET /health: status 503"},
+		{"one failure is forgiven", []string{up, bad, up, bad, up}, []bool{true, true, true, true, true}, ""},
+		{"two in a row are not", []string{up, bad, bad, bad}, []bool{true, true, false, false}, "GET /health: status 503"},
+		{"back at once", []string{up, bad, bad, up, bad}, []bool{true, true, false, true, true}, ""},
+		{"nobody listens", []string{up, refusing, refusing, up}, []bool{true, false, false, true}, ""},
+		{"nobody listens, why", []string{up, refusing}, []bool{true, false}, "GET /health: dial: connection refused"},
+		{"no answer", []string{up, silent, silent}, []bool{true, true, false}, "GET /health: no answer within 2s"},
+		{"not found", []string{"status 404"}, []bool{false}, "GET /health: status 404"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				p := proberOf(w, Config{}, "qwen3-1.7b")
+				for i, h := range c.health {
+					w.set("/health", h)
+					p.probe(t.Context())
+					if p.b.Seat.Up() != c.up[i] {
+						t.Fatalf("after probe %d (%q): in rotation %v (%s)", i, h, p.b.Seat.Up(), p.b.Why())
+					}
+				}
+				if p.b.Why() != c.why {
+					t.Errorf("why: %q", p.b.Why())
+				}
+			})
+		})
+	}
+}
+
+func TestProbeLearns(t *testing.T) {
+	for _, c := range []struct {
+		name, models, version, serves string
+		want                          Facts
+		why                           string
+	}{
+		{"all", `{"data":[{"id":"Qwen/Qwen3-1.7B","max_model_len":40960}]}`, `{"version":"0.23.0"}`, "", Facts{Serves: "Qwen/Qwen3-1.7B", MaxModelLen: 40960, Version: "0.23.0"}, ""},
+		{"no version", `{"data":[{"id":"qwen3-1.7b","max_model_len":100}]}`, `status 404`, "", Facts{Serves: "qwen3-1.7b", MaxModelLen: 100}, ""},
+		{"odd version", `{"data":[{"id":"qwen3-1.7b"}]}`, `nightly`, "", Facts{Serves: "qwen3-1.7b"}, ""},
+		{"an adapter beside it", `{"data":[{"id":"lora","max_model_len":null},{"id":"Qwen3-1.7B","max_model_len":7}]}`, ``, "", Facts{Serves: "Qwen3-1.7B", MaxModelLen: 7}, ""},
+		{"configured", `{"data":[{"id":"qwen3-1.7b"},{"id":"main"}]}`, ``, "main", Facts{Serves: "main"}, ""},
+		{"another model", `{"data":[{"id":"Llama"},{"id":"b"}]}`, ``, "", Facts{}, "it serves Llama, b, none of which is qwen3-1.7b: set serves on the backend to the name it uses"},
+		{"not the configured", `{"data":[{"id":"qwen3-1.7b"}]}`, ``, "main", Facts{Serves: "main"}, "it serves qwen3-1.7b, none of which is main: set serves on the backend to the name it uses"},
+		{"no models", `{"data":[]}`, ``, "", Facts{}, "GET /v1/models: lists no model"},
+		{"not JSON", `<html>`, ``, "", Facts{}, "GET /v1/models: invalid character '<' looking for beginning of value"},
+		{"a refusal", `status 401`, ``, "", Facts{}, "GET /v1/models: status 401"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			w.set("/v1/models", c.models)
+			w.set("/version", c.version)
+			p := proberOf(w, Config{Serves: c.serves}, "qwen3-1.7b")
+			p.probe(t.Context())
+			f := p.b.Facts()
+			f.Names = nil
+			if fmt.Sprintf("%+v", f) != fmt.Sprintf("%+v", c.want) || p.b.Why() != c.why || p.b.Seat.Up() != (c.why == "") {
+				t.Errorf("%+v, %q", f, p.b.Why())
+			}
+		})
+	}
+}
+
+func TestProbeSendsTheKey(t *testing.T) {
+	w := newWorld()
+	w.set("/v1/models", `{"data":[{"id":"KEY"}]}`)
+	p := proberOf(w, Config{APIKey: "secret"}, "Bearer secret")
+	if p.probe(t.Context()); !p.b.Seat.Up() {
+		t.Error(p.b.Why())
+	}
+}
+
+// TestProbeRhythm: health at every tick and when asked for, facts seldom, and
+// again after a failure; connections that grow old are closed meanwhile.
+func TestProbeRhythm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		p := proberOf(w, Config{}, "Qwen3-1.7B")
+		ctx, cancel := context.WithCancel(t.Context())
+		go p.run(ctx)
+		want := func(when string, health, models int) {
+			t.Helper()
+			synctest.Wait()
+			if h, m := w.count("/health"), w.count("/v1/models"); h != health || m != models {
+				t.Errorf("%s: health asked %d times, models %d", when, h, m)
+			}
+		}
+		want("at the start", 1, 1)
+		time.Sleep(20 * time.Second) // of the bubble's clock
+		want("after 20 s", 10, 0)
+		time.Sleep(20 * time.Second)
+		want("after 40 s", 10, 1)
+		p.b.suspect(io.EOF)
+		want("when suspected", 1, 0)
+		if !p.b.Seat.Up() {
+			t.Error("suspicion alone takes it out")
+		}
+		p.b.suspect(fmt.Errorf("x: %w", syscall.ECONNREFUSED))
+		if p.b.Seat.Up() || p.b.Why() != "connection refused" {
+			t.Error("refused, and yet in rotation")
+		}
+		want("when refused", 1, 0)
+		if !p.b.Seat.Up() {
+			t.Error("a healthy probe does not bring it back")
+		}
+		w.set("/health", "status 503")
+		time.Sleep(2 * time.Second)
+		want("a failure", 1, 0)
+		w.set("/health", "")
+		time.Sleep(2 * time.Second)
+		want("after a failure", 1, 1)
+		c, end := pipe()
+		p.b.pool.give(c, time.Now())
+		time.Sleep(6 * time.Second)
+		synctest.Wait()
+		if !closed(end) {
+			t.Error("an old connection is left open")
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
+func TestProbeStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.set("/health", silent)
+		p := proberOf(w, Config{}, "x")
+		p.b.Seat.Rotate(true)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan bool)
+		go func() { p.run(ctx); close(done) }()
+		synctest.Wait()
+		cancel()
+		<-done
+		if !p.b.Seat.Up() || p.failed != 0 {
+			t.Error("a probe that was stopped counts as a failure")
+		}
+	})
+}
+
+func TestMatch(t *testing.T) {
+	for _, c := range []struct {
+		served, names []string
+		want          string
+	}{
+		{[]string{"a"}, []string{"a"}, "a"},
+		{[]string{"b", "a"}, []string{"x", "a"}, "a"},
+		{[]string{"Qwen/Qwen3-1.7B"}, []string{"qwen3-1.7b"}, "Qwen/Qwen3-1.7B"},
+		{[]string{"qwen3-1.7b"}, []string{"Qwen/Qwen3-1.7B"}, "qwen3-1.7b"},
+		{[]string{"/models/Qwen3-1.7B"}, []string{"Qwen/Qwen3-1.7B"}, "/models/Qwen3-1.7B"},
+		{[]string{"other/a", "a"}, []string{"a"}, "a"}, // exact before alike
+		{[]string{"A"}, []string{"a"}, "A"},
+		{[]string{"qwen3-1.7b-fp8"}, []string{"qwen3-1.7b"}, ""},
+		{[]string{"Qwen/other"}, []string{"Qwen/Qwen3-1.7B"}, ""},
+		{nil, []string{"a"}, ""},
+		{[]string{"a"}, nil, ""},
+	} {
+		if got := match(c.served, c.names); got != c.want {
+			t.Errorf("%v, %v: %q; want %q", c.served, c.names, got, c.want)
+		}
+	}
+}
+
+func TestDiscover(t *testing.T) {
+	w := newWorld()
+	f, err := Discover(t.Context(), Config{URL: "http://gpu-a:8000"}, &http.Client{Transport: w})
+	if err != nil || len(f.Names) != 1 || f.Names[0] != "Qwen/Qwen3-1.7B" || f.MaxModelLen != 40960 {
+		t.Errorf("%+v, %v", f, err)
+	}
+	w.set("/v1/models", refusing)
+	if _, err := Discover(t.Context(), Config{URL: "http://gpu-a:8000"}, &http.Client{Transport: w}); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,441 @@
+package backend
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	soon   = 30 * time.Millisecond
+	opened = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+// TestTimeouts runs into each limit while all others are far.
+func TestTimeouts(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		stream bool
+		set    func(*Timeouts)
+		script func(*peer)
+		phase  Phase
+		body   string
+	}{
+		{"no head", true, func(l *Timeouts) { l.FirstToken = soon }, func(p *peer) { p.request(); p.gone() }, FirstToken, ""},
+		{"no body", true, func(l *Timeouts) { l.FirstToken = soon }, func(p *peer) { p.request(); p.say(opened); p.gone() }, FirstToken, ""},
+		{"only an empty frame", true, func(l *Timeouts) { l.FirstToken = soon }, func(p *peer) { p.request(); p.say(opened + "5\r\n"); p.gone() }, FirstToken, ""},
+		{"silence", true, func(l *Timeouts) { l.Idle = soon }, func(p *peer) { p.request(); p.say(opened + "1\r\na\r\n"); p.gone() }, Idle, "a"},
+		{"silence later", true, func(l *Timeouts) { l.Idle = soon }, func(p *peer) {
+			p.request()
+			p.say(opened)
+			for range 100 {
+				p.say("1\r\na\r\n")
+			}
+			p.gone()
+		}, Idle, strings.Repeat("a", 100)},
+		{"silence at the end", true, func(l *Timeouts) { l.Idle = soon }, func(p *peer) { p.request(); p.say(opened + "1\r\na\r\n0\r\n"); p.gone() }, Idle, "a"},
+		{"total, stream", true, func(l *Timeouts) { l.Total = soon }, func(p *peer) { p.request(); p.say(opened + "1\r\na\r\n"); p.gone() }, Total, "a"},
+		{"total, no head", true, func(l *Timeouts) { l.Total = soon }, func(p *peer) { p.request(); p.gone() }, Total, ""},
+		{"total, not streamed", false, func(l *Timeouts) { l.Total, l.FirstToken, l.Idle = soon, time.Millisecond, time.Millisecond }, func(p *peer) { p.request(); p.gone() }, Total, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := serve(t, nil, c.script)
+			b := backendOf(t, s.addr)
+			q := post()
+			q.Stream = c.stream
+			c.set(&q.Limits)
+			_, body, err := send(b, q)
+			wantPhase(t, err, c.phase)
+			if body != c.body || Retryable(err) || Outcome(err) != "timeout_"+string(c.phase) {
+				t.Errorf("%q, %v: %s", body, err, Outcome(err))
+			}
+			if len(b.pool.idle) > 0 {
+				t.Error("the connection is kept")
+			}
+		})
+	}
+}
+
+// TestTotalWhileFlowing: the total limit also ends an answer that never pauses.
+func TestTotalWhileFlowing(t *testing.T) {
+	s := serve(t, nil, func(p *peer) {
+		p.request()
+		p.say(opened)
+		for p.say("1\r\na\r\n") {
+		}
+	})
+	for _, stream := range []bool{false, true} {
+		q := post()
+		q.Stream, q.Limits.Total = stream, soon
+		_, body, err := send(backendOf(t, s.addr), q)
+		if wantPhase(t, err, Total); body == "" {
+			t.Error("nothing was read")
+		}
+	}
+}
+
+// TestTotalWhileSending: a server that takes no bytes is a timeout like any other.
+func TestTotalWhileSending(t *testing.T) {
+	done := make(chan bool)
+	s := serve(t, nil, func(*peer) { <-done })
+	t.Cleanup(func() { close(done) })
+	q := post()
+	q.Limits.Total = soon
+	q.Body = make([]byte, 64<<20)
+	_, _, err := send(backendOf(t, s.addr), q)
+	wantPhase(t, err, Total)
+}
+
+// TestSilence: while nothing comes the callback is called as it asks, and not
+// before its time; limits still hold.
+func TestSilence(t *testing.T) {
+	speak := make(chan bool)
+	s := serve(t, nil, func(p *peer) {
+		p.request()
+		p.say(opened)
+		<-speak
+		p.say("1\r\na\r\n")
+		<-speak
+		p.say("1\r\nb\r\n0\r\n\r\n")
+	})
+	q := post()
+	q.Stream, q.SilenceAfter = true, soon
+	var calls []time.Time
+	q.Silence = func(now time.Time) time.Duration {
+		if calls = append(calls, now); len(calls)%3 == 0 {
+			speak <- true
+		}
+		return time.Duration(len(calls)) * 10 * time.Millisecond
+	}
+	began := time.Now()
+	_, body, err := send(backendOf(t, s.addr), q)
+	if err != nil || body != "ab" || len(calls) != 6 {
+		t.Fatalf("%q, %v, %d calls", body, err, len(calls))
+	}
+	if calls[0].Sub(began) < soon {
+		t.Errorf("first after %v", calls[0].Sub(began))
+	}
+	for i := 1; i < len(calls); i++ {
+		if gap := calls[i].Sub(calls[i-1]); gap < time.Duration(i)*10*time.Millisecond {
+			t.Errorf("call %d comes %v after the one before", i, gap)
+		}
+	}
+	q.Silence, q.Limits.FirstToken = func(time.Time) time.Duration { return time.Millisecond }, soon
+	silent := serve(t, nil, func(p *peer) { p.gone() })
+	_, _, err = send(backendOf(t, silent.addr), q)
+	wantPhase(t, err, FirstToken)
+}
+
+// TestWaiting: whatever was read has been handed out before each wait; the server
+// here goes on only when the client has said that it is about to wait.
+func TestWaiting(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		waits := make(chan bool, 1000)
+		var server, client *tls.Config
+		if secure {
+			server, client = tlsPair(t)
+		}
+		parts := []string{opened + "1\r\na\r\n", "2\r\nbc\r\n1\r\nd\r\n", "3\r", "\ne", "fg\r\n", "0\r\n\r\n"}
+		s := serve(t, server, func(p *peer) {
+			p.request()
+			for i, part := range parts {
+				if i > 0 {
+					<-waits
+				}
+				p.say(part)
+			}
+			p.gone()
+		})
+		b := backendOf(t, s.addr)
+		if secure {
+			b = overTLS(t, s.addr, client)
+		}
+		q := post()
+		q.Stream = true
+		read, armed := 0, false
+		var at []int
+		q.Waiting = func() bool {
+			if at = append(at, read); armed {
+				select {
+				case waits <- true:
+				default:
+				}
+			}
+			return true
+		}
+		a, err := b.Send(context.Background(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		armed = true
+		var body []byte
+		for p := make([]byte, 100); err == nil; {
+			var n int
+			n, err = a.Read(p)
+			body = append(body, p[:n]...)
+			read += n
+		}
+		a.Close()
+		if !errors.Is(err, io.EOF) || string(body) != "abcdefg" {
+			t.Errorf("%q, %v", body, err)
+		}
+		// What each part adds has been handed out before the next is waited for.
+		if at = slices.DeleteFunc(at, func(n int) bool { return n == 0 }); !slices.Equal(at, []int{1, 4, 4, 5, 7}) {
+			t.Errorf("TLS %v: waits with %v bytes handed out", secure, at)
+		}
+	}
+}
+
+// TestCancel: the caller's leaving reaches the server at once, what the server had
+// sent by then is still read, and the connection is not used again.
+func TestCancel(t *testing.T) {
+	server, client := tlsPair(t)
+	for _, c := range []struct {
+		name   string
+		secure bool
+		leave  func(a *Answer, cancel context.CancelFunc)
+	}{
+		{"context", false, func(_ *Answer, cancel context.CancelFunc) { cancel() }},
+		{"context, TLS", true, func(_ *Answer, cancel context.CancelFunc) { cancel() }},
+		{"Leave", false, func(a *Answer, _ context.CancelFunc) { a.Leave() }},
+		{"Leave, TLS", true, func(a *Answer, _ context.CancelFunc) { a.Leave(); a.Leave() }},
+		{"Leave and context", false, func(a *Answer, cancel context.CancelFunc) { a.Leave(); cancel() }},
+		{"context and Leave", false, func(a *Answer, cancel context.CancelFunc) { cancel(); a.Leave() }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ready, gone, more := make(chan bool, 1), make(chan time.Time, 1), make(chan bool)
+			var config *tls.Config
+			if c.secure {
+				config = server
+			}
+			s := serve(t, config, func(p *peer) {
+				p.request()
+				p.say(opened + "1\r\na\r\n")
+				<-more
+				p.say("1\r\nb\r\n1\r\nc\r\n")
+				ready <- true
+				p.gone()
+				gone <- time.Now()
+			})
+			b := backendOf(t, s.addr)
+			if c.secure {
+				b = overTLS(t, s.addr, client)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			q := post()
+			q.Stream = true
+			a, err := b.Send(ctx, q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := make([]byte, 1)
+			if n, err := a.Read(p); n != 1 || err != nil || p[0] != 'a' {
+				t.Fatal(n, err)
+			}
+			close(more)
+			<-ready // b and c are on their way; on the loopback that is: there
+			left := time.Now()
+			c.leave(a, cancel)
+			rest, err := io.ReadAll(a)
+			if string(rest) != "bc" || !errors.Is(err, ErrLeft) || Retryable(err) || Outcome(err) != "client_closed" {
+				t.Errorf("%q, %v", rest, err)
+			}
+			a.Close()
+			took := (<-gone).Sub(left)
+			t.Logf("the server sees it after %v", took)
+			if took > 2*time.Second {
+				t.Errorf("the server sees it after %v", took)
+			}
+			if len(b.pool.idle) > 0 || len(b.kick) > 0 {
+				t.Error("the connection is kept, or the server is blamed")
+			}
+		})
+	}
+}
+
+// TestCancelIsSeenBeforeClose: the half-close alone tells the server; the answer
+// is not closed until the server has seen it.
+func TestCancelIsSeenBeforeClose(t *testing.T) {
+	gone := make(chan bool, 1)
+	s := serve(t, nil, func(p *peer) {
+		p.request()
+		p.say(opened + "1\r\na\r\n")
+		p.gone()
+		gone <- true
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	q := post()
+	q.Stream = true
+	a, err := backendOf(t, s.addr).Send(ctx, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if _, err := a.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if _, err := a.Read(make([]byte, 1)); !errors.Is(err, ErrLeft) {
+		t.Error(err)
+	}
+	<-gone
+}
+
+// TestCancelBeforeTheHead: also while the server has said nothing, or while it
+// takes the request, a caller's leaving ends the exchange.
+func TestCancelBeforeTheHead(t *testing.T) {
+	for name, c := range map[string]struct {
+		size int
+		then func(p *peer, left context.Context)
+	}{
+		"waiting": {10, func(p *peer, _ context.Context) { p.gone() }},
+		"sending": {64 << 20, func(_ *peer, left context.Context) { <-left.Done() }}, // reads no more
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			s := serve(t, nil, func(p *peer) {
+				p.br.ReadByte()
+				cancel()
+				c.then(p, ctx)
+			})
+			b := backendOf(t, s.addr)
+			q := post()
+			q.Body = make([]byte, c.size)
+			if _, err := b.Send(ctx, q); !errors.Is(err, ErrLeft) || Outcome(err) != "client_closed" {
+				t.Error(err)
+			}
+			if len(b.kick) > 0 || len(b.pool.idle) > 0 {
+				t.Error("the server is blamed, or the connection is kept")
+			}
+		})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s := serve(t, nil, answering(ok))
+	b := backendOf(t, s.addr)
+	if _, err := b.Send(ctx, post()); !errors.Is(err, context.Canceled) || Outcome(err) != "client_closed" || Retryable(err) {
+		t.Errorf("cancelled before: %v", err)
+	}
+	if !b.Seat.Up() || len(b.kick) > 0 {
+		t.Error("the server is blamed")
+	}
+}
+
+// TestWaitingLeaves: a caller that takes no more is noticed when it is to be
+// given what was read, and what comes meanwhile is read on. Its context may end
+// at any time then.
+func TestWaitingLeaves(t *testing.T) {
+	gone := make(chan bool, 1)
+	s := serve(t, nil, func(p *peer) {
+		p.request()
+		p.say(opened + "1\r\na\r\n")
+		p.gone() // the half-close
+		p.say("1\r\nb\r\n")
+		gone <- true
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	b := backendOf(t, s.addr)
+	q := post()
+	q.Stream = true
+	spoken := false
+	q.Waiting = func() bool {
+		if spoken {
+			cancel()
+		}
+		return !spoken
+	}
+	a, err := b.Send(ctx, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if _, err := a.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	spoken = true
+	rest, err := io.ReadAll(a)
+	if string(rest) != "b" || !errors.Is(err, ErrLeft) {
+		t.Errorf("%q, %v", rest, err)
+	}
+	<-gone
+}
+
+// TestLeaveThenWholeAnswer: an answer that ends well after its caller left is
+// still one whose caller left, and its connection is half closed.
+func TestLeaveThenWholeAnswer(t *testing.T) {
+	s := serve(t, nil, answering(ok))
+	b := backendOf(t, s.addr)
+	a, err := b.Send(t.Context(), post())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Leave()
+	rest, err := io.ReadAll(a)
+	a.Close()
+	if string(rest) != "ok" || !errors.Is(err, ErrLeft) || len(b.pool.idle) != 0 {
+		t.Errorf("%q, %v", rest, err)
+	}
+}
+
+// TestDrainIsBounded: a server that goes on sending after the caller left is
+// read for a moment only.
+func TestDrainIsBounded(t *testing.T) {
+	s := serve(t, nil, func(p *peer) {
+		p.request()
+		p.say(opened)
+		for p.say("1\r\na\r\n") {
+		}
+	})
+	a, err := backendOf(t, s.addr).Send(t.Context(), post())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	a.Leave()
+	if rest, err := io.ReadAll(a); len(rest) == 0 || !errors.Is(err, ErrLeft) {
+		t.Errorf("%d bytes, %v", len(rest), err)
+	}
+}
+
+// TestContextEndsAtTheEnd: the context ends between the last read and Close, or
+// after it.
+func TestContextEndsAtTheEnd(t *testing.T) {
+	s := serve(t, nil, answering(ok))
+	b := backendOf(t, s.addr)
+	ctx, cancel := context.WithCancel(t.Context())
+	a, err := b.Send(ctx, post())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(a); err != nil || string(body) != "ok" {
+		t.Fatal(string(body), err)
+	}
+	cancel()
+	a.Close() // the deadline of the connection may be in the past now
+	if _, body, err := send(b, post()); err != nil || body != "ok" {
+		t.Errorf("%q, %v", body, err)
+	}
+	if n := s.conns.Load(); n != 2 {
+		t.Errorf("%d connections", n)
+	}
+	// And after a Close a context's end no longer matters to the connection.
+	ctx, cancel = context.WithCancel(t.Context())
+	if a, err = b.Send(ctx, post()); err != nil {
+		t.Fatal(err)
+	}
+	io.Copy(io.Discard, a)
+	a.Close()
+	cancel()
+	if _, body, err := send(b, post()); err != nil || body != "ok" || s.conns.Load() != 2 {
+		t.Errorf("%q, %v, %d connections", body, err, s.conns.Load())
+	}
+}

@@ -1,0 +1,161 @@
+package openai
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"pgregory.net/rapid"
+)
+
+func TestReadAnswer(t *testing.T) {
+	const tail = `],"usage":{"prompt_tokens":9,"total_tokens":29,"completion_tokens":20,"prompt_tokens_details":null}}`
+	chat := func(choices string) string { return `{"id":"x","model":"Qwen/Qwen3-1.7B","choices":[` + choices + tail }
+	words := func(s string) int { return len(strings.Fields(s)) }
+	usage := Usage{Input: 9, Output: 20}
+	reasoned := func(n int) Usage { return Usage{Input: 9, Output: 20, Reasoning: n} }
+	for _, c := range []struct {
+		name, in, want string
+		view           View
+		usage          Usage
+	}{
+		{"plain", chat(`{"index":0,"message":{"role":"assistant","content":"a"},"finish_reason":"stop"}`), ``, View{}, usage},
+		{"model", chat(``), `{"id":"x","model":"qwen","choices":[` + tail, View{Model: "qwen"}, usage},
+		{"both names", chat(`{"message":{"content":"a","reasoning":"one two"}}`), chat(`{"message":{"content":"a","reasoning":"one two","reasoning_content":"one two"}}`), View{}, reasoned(4)},
+		{"one name", chat(`{"message":{"content":"a","reasoning_content":"one"}}`), chat(`{"message":{"content":"a","reasoning":"one"}}`), View{Reasoning: OnlyReasoning}, reasoned(3)},
+		{"hidden", chat(`{"message":{"reasoning":"one","content":"a"}}`), chat(`{"message":{"content":"a"}}`), View{HideReasoning: true}, reasoned(3)},
+		{"hidden, nothing else", chat(`{"message":{"reasoning":"one"}}`), chat(`{"message":{}}`), View{HideReasoning: true}, reasoned(2)},
+		{"no content", chat(`{"message":{"content":null,"reasoning":"one two"},"finish_reason":"length"}`), ``, View{Reasoning: OnlyReasoning}, reasoned(3)},
+		{"null", chat(`{"message":{"content":"a","reasoning":null}}`), ``, View{Reasoning: OnlyReasoning}, usage},
+		{"null beside the other name", chat(`{"message":{"content":"a","reasoning":null,"reasoning_content":"one two"}}`), ``, View{}, reasoned(4)},
+		{"two choices", chat(`{"message":{"content":"a","reasoning":"one two"}},{"message":{"reasoning":"three"}}`), chat(`{"message":{"content":"a"}},{"message":{}}`), View{HideReasoning: true}, reasoned(6)},
+		{"never more than all", chat(`{"message":{"content":"a","reasoning":"` + strings.Repeat("w ", 50) + `"}}`), ``, View{Reasoning: OnlyReasoning}, reasoned(20)},
+		{"repetition", chat(`{"message":{},"finish_reason":"repetition"}`), chat(`{"message":{},"finish_reason":"stop"}`), View{}, usage},
+		{"usage is always shown", chat(``), ``, View{IncludeUsage: false}, usage},
+		{"counted by the server", `{"choices":[{"message":{"reasoning":"a b c"}}],"usage":{"prompt_tokens":1,"completion_tokens":9,"prompt_tokens_details":{"cached_tokens":1},"completion_tokens_details":{"reasoning_tokens":7}}}`, ``, View{Reasoning: OnlyReasoning}, Usage{Input: 1, Cached: 1, Output: 9, Reasoning: 7}},
+		{"white space stays", " {\n \"choices\" : [ ]\n, \"usage\" : { } } ", ``, View{}, Usage{}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			out, u, known, err := ReadAnswer(Chat, c.view, []byte(c.in), words)
+			if c.want == "" {
+				c.want = c.in
+			}
+			if err != nil || !known || string(out) != c.want {
+				t.Errorf("%v, %v\ngot  %s\nwant %s", known, err, out, c.want)
+			}
+			if u != c.usage {
+				t.Errorf("%+v; want %+v", u, c.usage)
+			}
+		})
+	}
+	out, u, known, err := ReadAnswer(Completions, View{Model: "qwen"}, []byte(`{"model":"m","choices":[{"text":"a","finish_reason":"stop"}]}`), nil)
+	if err != nil || known || u != (Usage{}) || string(out) != `{"model":"qwen","choices":[{"text":"a","finish_reason":"stop"}]}` {
+		t.Errorf("%s, %+v, %v, %v", out, u, known, err)
+	}
+	if _, u, _, err := ReadAnswer(Chat, View{}, []byte(chat(`{"message":{"reasoning":"a"}}`)), nil); err != nil || u != usage {
+		t.Errorf("without a counter: %+v, %v", u, err)
+	}
+}
+
+func TestReadAnswerRefuses(t *testing.T) {
+	for _, in := range []string{``, `oops`, `[]`, `{}`, `{"usage":{}}`, `{"choices":null}`, `{"choices":[1]}`, `{"choices":[{}]`, `{"choices":[]} x`, `{"choices":[],"error":{"message":"x"}}`, `<html>`} {
+		if out, _, _, err := ReadAnswer(Chat, View{}, []byte(in), nil); !errors.Is(err, ErrNoAnswer) || out != nil {
+			t.Errorf("%s: %s, %v", in, out, err)
+		}
+	}
+	out, u, known, err := ReadAnswer(Chat, View{}, []byte(`{"choices":[{"message":{"content":"a"},"finish_reason":"abort"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}`), nil)
+	if !errors.Is(err, ErrUnfinished) || out != nil || !known || u != (Usage{Input: 3, Output: 2}) {
+		t.Errorf("aborted: %s, %+v, %v, %v", out, u, known, err)
+	}
+}
+
+func TestUsageTotal(t *testing.T) {
+	if n := (Usage{Input: 3, Cached: 2, Output: 4, Reasoning: 1}).Total(); n != 7 {
+		t.Error(n)
+	}
+}
+
+func TestErrorBody(t *testing.T) {
+	for want, e := range map[string]Error{
+		`{"error":{"message":"m","type":"t","param":"p","code":"c"}}`:             {"m", "t", "p", "c"},
+		`{"error":{"message":"m","type":"t","param":null,"code":null}}`:           {Message: "m", Type: "t"},
+		`{"error":{"message":"a<b>&\"c\" é","type":"","param":null,"code":null}}`: {Message: `a<b>&"c" é`},
+	} {
+		if got := string(e.Body()); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		if e.Error() != e.Message {
+			t.Error(e.Error())
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		e := Error{rapid.String().Draw(t, "message"), rapid.String().Draw(t, "type"), rapid.String().Draw(t, "param"), rapid.String().Draw(t, "code")}
+		body := e.Body()
+		var got struct {
+			Error struct{ Message, Type, Param, Code string }
+		}
+		if err := json.Unmarshal(body, &got); err != nil || Error(got.Error) != e || strings.Contains(string(body), "\n") {
+			t.Fatalf("%q: %+v, %v", body, got, err)
+		}
+	})
+}
+
+func TestReadError(t *testing.T) {
+	long := strings.Repeat("é", maxMessage)
+	for _, c := range []struct {
+		in   string
+		want Error
+	}{
+		{`{"error":{"message":"m","type":"BadRequestError","param":"input_tokens","code":400}}`, Error{"m", "BadRequestError", "input_tokens", ""}},
+		{`{"error":{"message":"The model does not exist.","type":"NotFoundError","param":null,"code":404}}`, Error{Message: "The model does not exist.", Type: "NotFoundError"}},
+		{`{"error":"Unauthorized"}`, Error{Message: "Unauthorized"}},
+		{`{"error":"The model is currently scaling. Please try again later."}`, Error{Message: "The model is currently scaling. Please try again later."}},
+		{`{"detail":"Not Found"}`, Error{Message: "Not Found"}},
+		{`{"detail":[{"loc":["body","n"],"msg":"bad"}]}`, Error{Message: `[{"loc":["body","n"],"msg":"bad"}]`}},
+		{`{"object":"error","message":"m","type":"t","param":null,"code":400}`, Error{Message: "m", Type: "t"}},
+		{`{"error":{"message":"é\u0041\n"}}`, Error{Message: "éA\n"}},
+		{`{"error":null}`, Error{Message: `{"error":null}`}},
+		{`{"error":{}}`, Error{Message: `{"error":{}}`}},
+		{`"a text"`, Error{Message: "a text"}},
+		{" Bad Gateway \n", Error{Message: "Bad Gateway"}},
+		{"<html>\xff</html>", Error{Message: "<html>\ufffd</html>"}},
+		{``, Error{}},
+		{`{"error":{"message":"` + long + `"}}`, Error{Message: long[:maxMessage] + "…"}},
+		{"x" + long, Error{Message: "x" + long[:maxMessage-2] + "…"}},
+	} {
+		if got := ReadError([]byte(c.in)); got != c.want {
+			t.Errorf("%.60s: %+v", c.in, got)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		e := ReadError(rapid.SliceOf(rapid.Byte()).Draw(t, "body"))
+		if !utf8.ValidString(e.Message) || !json.Valid(e.Body()) {
+			t.Fatalf("%+v", e)
+		}
+	})
+}
+
+func TestKeepAlive(t *testing.T) {
+	at := time.Unix(1700000000, 5)
+	for _, c := range []struct {
+		route Route
+		first bool
+		want  string
+	}{
+		{Chat, true, `{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"q\"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}`},
+		{Chat, false, `{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"q\"m","choices":[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":null}]}`},
+		{Completions, true, `{"id":"chatcmpl-1","object":"text_completion","created":1700000000,"model":"q\"m","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":null}]}`},
+	} {
+		got := KeepAlive(c.route, "chatcmpl-1", `q"m`, at, c.first)
+		if string(got) != "data: "+c.want+"\n\n" {
+			t.Errorf("%s", got)
+		}
+		events, _ := scan(strings.NewReader(string(got)))
+		if len(events) != 1 || !json.Valid([]byte(events[0])) {
+			t.Errorf("%q", events)
+		}
+	}
+}

@@ -1,0 +1,54 @@
+package openai
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
+
+func BenchmarkTap(b *testing.B) {
+	plain := []byte(`{"id":"chatcmpl-0123456789abcdef0123456789abcdef","object":"chat.completion.chunk","created":1700000000,"model":"mock-model","choices":[{"index":0,"delta":{"content":" token"},"logprobs":null,"finish_reason":null}]}`)
+	usage := []byte(`{"id":"chatcmpl-0123456789abcdef0123456789abcdef","object":"chat.completion.chunk","created":1700000000,"model":"mock-model","choices":[{"index":0,"delta":{"reasoning":" token"},"logprobs":null,"finish_reason":null}],"usage":{"prompt_tokens":16,"total_tokens":200,"completion_tokens":184}}`)
+	run := func(name string, tap *Tap, data []byte) {
+		b.Run(name, func(b *testing.B) {
+			var out []byte
+			b.ReportAllocs()
+			for b.Loop() {
+				var err error
+				if out, err = tap.Event(out[:0], data); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	v := View{Model: "mock-model"}
+	run("plain", &Tap{View: v}, plain)
+	run("usage+reasoning", &Tap{View: v}, usage)
+	run("usage+reasoning/slow", slow(v, Chat), usage)
+}
+
+func BenchmarkScanner(b *testing.B) {
+	s := NewScanner(&endless{text: bytes.Repeat([]byte("data: "+strings.Repeat("x", 250)+"\n\n"), 100)})
+	b.ReportAllocs()
+	b.SetBytes(258)
+	for b.Loop() {
+		if _, err := s.Next(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkParseAndTranslate(b *testing.B) {
+	body := []byte(`{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("word ", 400) + `"}],"stream":true,"stream_options":{"include_usage":true},"temperature":0.7,"max_tokens":100,"enable_thinking":false}`)
+	b.ReportAllocs()
+	b.SetBytes(int64(len(body)))
+	for b.Loop() {
+		q, err := ParseRequest(Chat, body)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := q.Translate(8); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
