@@ -79,8 +79,12 @@ func refuse(c code, param, message string) *refusal {
 
 // overflow refuses what does not fit the context. The code stands in the message
 // too, by which alone LangChain knows the case.
-func overflow(message string) *refusal {
-	return refuse(codeContextLength, "messages", message+" ("+string(codeContextLength)+")")
+func (c *call) overflow(message string) *refusal {
+	param := "messages"
+	if c.kind == openai.Completions {
+		param = "prompt"
+	}
+	return refuse(codeContextLength, param, message+" ("+string(codeContextLength)+")")
 }
 
 func (r *refusal) after(d time.Duration) *refusal {
@@ -184,7 +188,7 @@ func limitOf(t backend.Timeouts, p backend.Phase) time.Duration {
 func serverRefusal(c *call, status int, said openai.Error) *refusal {
 	switch {
 	case status == http.StatusBadRequest && (said.Param == "input_tokens" || said.Param == "input_text"):
-		return overflow(said.Message)
+		return c.overflow(said.Message)
 	case status == http.StatusBadRequest, status == http.StatusUnprocessableEntity, status == http.StatusRequestEntityTooLarge, status == http.StatusNotImplemented:
 		return refuse(codeInvalidRequest, said.Param, said.Message)
 	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:

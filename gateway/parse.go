@@ -151,7 +151,7 @@ func (c *call) bound(prompt int) error {
 			return nil // nothing is in rotation, so nothing will be sent
 		}
 	case left < max(c.limit, 1):
-		return overflow(fmt.Sprintf(
+		return c.overflow(fmt.Sprintf(
 			"the context of %s is %d tokens; the prompt has %d and the answer may have %d: shorten the prompt or lower max_tokens",
 			c.model.Name, context, prompt, max(c.limit, 1)))
 	case c.limit > 0:

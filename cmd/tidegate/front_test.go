@@ -72,6 +72,7 @@ func TestBadInput(t *testing.T) {
 		{"a message of another kind", chat(`{"model":"Qwen3-1.7B","messages":[7]}`), 400, "invalid_request", "messages"},
 		{"over the context", chat(`{"model":"Qwen3-1.7B","messages":[{"role":"user","content":"` + strings.Repeat("word ", 41000) + `"}]}`), 400, "context_length_exceeded", "messages"},
 		{"max_tokens over the context", chat(`{"model":"Qwen3-1.7B","max_tokens":40960,` + hello + `}`), 400, "context_length_exceeded", "messages"},
+		{"a completion over the context", strings.Replace(chat(`{"model":"Qwen3-1.7B","max_tokens":40960,"prompt":"hi"}        `), "/chat", "", 1), 400, "context_length_exceeded", "prompt"},
 		{"max_tokens of another kind", chat(`{"model":"Qwen3-1.7B","max_tokens":"many",` + hello + `}`), 400, "invalid_request", "max_tokens"},
 		{"n over its cap", chat(`{"model":"Qwen3-1.7B","n":9,` + hello + `}`), 400, "invalid_request", "n"},
 		{"stream of another kind", chat(`{"model":"Qwen3-1.7B","stream":"yes",` + hello + `}`), 400, "invalid_request", "stream"},
@@ -286,7 +287,7 @@ func TestCutStream(t *testing.T) {
 // TestReload changes the file under load: no request fails, an invalid file
 // changes nothing and is said, a valid one takes effect.
 func TestReload(t *testing.T) {
-	s := startServers(t, nil)
+	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 5 * time.Millisecond })
 	f := startGateway(t, s, plan{})
 	ctx, stop := context.WithCancel(t.Context())
 	var load sync.WaitGroup

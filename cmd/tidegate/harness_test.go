@@ -33,8 +33,11 @@ const (
 	bobKey = "tg-test-key-of-bob-who-may-use-the-small-one"
 )
 
+// vocabulary is the tokenizer of all simulated servers: loading it takes a while.
+var vocabulary = sync.OnceValues(qwen.New)
+
 // patience bounds every wait of these tests; it is for loaded machines.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // servers are the simulated vLLM servers behind a gateway: two of the large
 // model, one of the small.
@@ -43,7 +46,7 @@ type servers []*gatewaytest.Running
 // startServers starts them, fast ones unless edit says otherwise.
 func startServers(t *testing.T, edit func(*gatewaytest.Options)) servers {
 	t.Helper()
-	tokenizer, err := qwen.New() // one for all: a vocabulary is large
+	tokenizer, err := vocabulary()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,14 +21,23 @@ func modelOf(name string, urls ...string) ModelConfig {
 	return m
 }
 
+func fleetOver(w *world) *Fleet {
+	f := NewFleet(quiet(), "agent")
+	f.client = &http.Client{Transport: w}
+	return f
+}
+
 // running is a fleet whose Run goes on until stop.
 func running(t *testing.T, w *world) (f *Fleet, stop func()) {
-	f = NewFleet(quiet(), "agent")
-	f.client = &http.Client{Transport: w}
+	f = fleetOver(w)
+	return f, start(t, f)
+}
+
+func start(t *testing.T, f *Fleet) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- f.Run(ctx) }()
-	return f, func() {
+	return func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
@@ -48,7 +57,7 @@ func model(t *testing.T, f *Fleet, name string) *Model {
 func TestApplyKeeps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		f, stop := running(t, w)
+		f := fleetOver(w)
 		if f.Ready() || len(f.Models()) != 0 {
 			t.Error("ready without a model")
 		}
@@ -56,6 +65,7 @@ func TestApplyKeeps(t *testing.T) {
 		if f.Ready() {
 			t.Error("ready before a probe")
 		}
+		stop := start(t, f)
 		synctest.Wait()
 		m := model(t, f, "Qwen3-1.7B")
 		a, b := m.Backends[0], m.Backends[1]
@@ -173,12 +183,13 @@ func TestContextIsTheLeast(t *testing.T) {
 		w.set("c/v1/models", `{"data":[{"id":"m","max_model_len":50}]}`)
 		w.set("d/v1/models", `{"data":[{"id":"m"}]}`)
 		w.set("/v1/models", `{"data":[{"id":"m","max_model_len":200}]}`)
-		f, stop := running(t, w)
+		f := fleetOver(w)
 		f.Apply([]ModelConfig{modelOf("m", "a", "b", "c", "d")})
 		m := model(t, f, "m")
 		if n := m.Context(); n != 0 {
 			t.Errorf("%d before anything is known", n)
 		}
+		stop := start(t, f)
 		synctest.Wait()
 		if n := m.Context(); n != 50 {
 			t.Errorf("%d", n)

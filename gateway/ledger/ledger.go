@@ -15,7 +15,7 @@ import (
 const (
 	keepDays = 62
 	maxRows  = 200_000
-	other    = "other" // takes what comes when maxRows are there
+	other    = "" // the user, whom no account names, that takes what comes when maxRows are there
 )
 
 // Record is one finished request.

@@ -48,7 +48,7 @@ func TestShapesChangeNothing(t *testing.T) {
 		`{"content":null,"reasoning":%s}`, `{"content":null,"tool_calls":[{"index":0,"function":{"arguments":%s}}]}`, `{"content":%s,"content":%[1]s}`, `{}`,
 	}
 	usages := []string{
-		``, `,"usage":null`, `,"usage":{"prompt_tokens":9,"total_tokens":9,"completion_tokens":%d}`, `,"usage":{"prompt_tokens":9,"total_tokens":9,"completion_tokens":%d}`,
+		``, `,"usage":null`, `,"usage":{"prompt_tokens":9,"total_tokens":9,"completion_tokens":%d}`, `,"usage":{"prompt_tokens":%d,"total_tokens":9,"completion_tokens":%[1]d}`,
 		`,"usage":{"prompt_tokens":9,"completion_tokens":%d,"completion_tokens_details":{"reasoning_tokens":2}}`,
 		`,"usage":{"prompt_tokens":9,"completion_tokens":%d,"prompt_tokens_details":{"cached_tokens":4}},"model":"late"`, `,"usage":5`,
 	}
@@ -70,8 +70,8 @@ func TestShapesChangeNothing(t *testing.T) {
 			if strings.Contains(behind, "%d") {
 				behind = fmt.Sprintf(behind, i)
 			}
-			index := rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "index")
-			finish := rapid.SampledFrom([]string{"null", "null", "null", `"stop"`, `"repetition"`, `"abort"`}).Draw(t, "finish")
+			index := rapid.SampledFrom([]int{0, 0, 0, 0, 0, 1}).Draw(t, "index")
+			finish := rapid.SampledFrom([]string{"null", "null", "null", "null", "null", "null", "null", `"stop"`, `"repetition"`, `"abort"`}).Draw(t, "finish")
 			e := delta(index, d, finish, behind)
 			if route == Completions {
 				e = strings.Replace(e, `"delta":`+d, `"text":`+text, 1)
@@ -80,6 +80,27 @@ func TestShapesChangeNothing(t *testing.T) {
 		}
 		sameAsSlow(t, v, route, append(events, lastChunk, "[DONE]"))
 	})
+}
+
+// TestShapesThatDoNotFit: chunks that differ from the one before in one place.
+func TestShapesThatDoNotFit(t *testing.T) {
+	learnt := delta(0, `{"content":"a","reasoning":null}`, `null`, spent(9, 1))
+	counted := delta(0, `{"reasoning":"a"}`, `null`, `,"usage":{"prompt_tokens":9,"completion_tokens":4,"completion_tokens_details":{"reasoning_tokens":3}}`)
+	for name, next := range map[string]string{
+		"empty text": delta(0, `{"content":"","reasoning":null}`, `null`, spent(9, 2)), "text null": delta(0, `{"content":null,"reasoning":null}`, `null`, spent(9, 2)),
+		"a bad text": delta(0, "{\"content\":\"\x01\",\"reasoning\":null}", `null`, spent(9, 2)), "a text and more": delta(0, `{"content":"a","x":1,"reasoning":null}`, `null`, spent(9, 2)),
+		"another choice": delta(1, `{"content":"a","reasoning":null}`, `null`, spent(9, 2)), "the end": delta(0, `{"content":"a","reasoning":null}`, `"stop"`, spent(9, 2)),
+		"no usage": delta(0, `{"content":"a","reasoning":null}`, `null`, ``), "usage null": delta(0, `{"content":"a","reasoning":null}`, `null`, `,"usage":null`),
+		"more behind": delta(0, `{"content":"a","reasoning":null}`, `null`, spent(9, 2)+`,"error":{"message":"x"}`), "junk behind": learnt + "x", "cut": learnt[:len(learnt)-1],
+		"cut in the usage": learnt[:len(learnt)-3], "another prompt": delta(0, `{"content":"a","reasoning":null}`, `null`, spent(8, 2)), "nothing": "", "done": "[DONE]", "the last": lastChunk,
+	} {
+		for _, hide := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				sameAsSlow(t, View{HideReasoning: hide, Model: "qwen"}, Chat, []string{learnt, next, learnt})
+			})
+		}
+	}
+	sameAsSlow(t, View{}, Chat, []string{delta(0, `{"reasoning":"a"}`, `null`, spent(9, 1)), counted, delta(0, `{"reasoning":"a"}`, `null`, spent(9, 5))})
 }
 
 // TestShapesAreUsed: an ordinary stream goes the short way, else it is in vain.

@@ -188,14 +188,23 @@ func (e *endless) Read(p []byte) (int, error) {
 }
 
 func TestScannerBoundsEvents(t *testing.T) {
-	for name, text := range map[string]string{"one line": "data: xxxxxxxx", "many lines": "data: x\n", "comments inside": "data: x\n: yyyyyyy\n"} {
+	for name, text := range map[string]string{
+		"one line": "data: xxxxxxxx", "many lines": "data: " + strings.Repeat("x", 500) + "\n", "comments inside": "data: x\n: " + strings.Repeat("y", 500) + "\n",
+	} {
 		if _, err := NewScanner(&endless{text: []byte(text)}).Next(); !errors.Is(err, ErrEventTooLong) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	comments := strings.Repeat(": "+strings.Repeat("x", 1000)+"\n", 2*maxEvent/1000)
+	if events, err := scan(strings.NewReader("data: a\n\n" + comments + "data: b\n\n")); len(events) != 2 || !errors.Is(err, io.EOF) {
+		t.Errorf("behind 32 MiB of comments: %d events, %v", len(events), err)
+	}
 	fits := "data: " + strings.Repeat("x", maxEvent-len("data: \n\n")) + "\n\n"
 	if events, err := scan(strings.NewReader(fits + "data: a\n\n")); len(events) != 2 || !errors.Is(err, io.EOF) {
 		t.Errorf("an event of just 16 MiB: %d events, %v", len(events), err)
+	}
+	if events, err := scan(strings.NewReader("data: x" + fits[len("data: "):])); len(events) != 0 || !errors.Is(err, ErrEventTooLong) {
+		t.Errorf("a byte more: %d events, %v", len(events), err)
 	}
 }
 

@@ -241,7 +241,7 @@ func (q *Request) developer() *Error {
 	if first := elements(messages); !first.next() {
 		return invalid("messages", "messages must not be empty")
 	}
-	if !bytes.Contains(messages, []byte(`"developer"`)) {
+	if !bytes.Contains(messages, []byte(`"developer"`)) && !bytes.Contains(messages, []byte(`\u`)) {
 		return nil
 	}
 	out := messages[:0:0]

@@ -48,13 +48,10 @@ globalThis.fetch = (to, init) => {
 const patience = 20_000; // milliseconds
 
 // Tokens of an answer that nobody waits for.
-export const long = 30_000;
-
-// tag is a word by which a request is found again in the servers' records.
-export const tag = () => `tag-${randomUUID()}`;
+const long = 30_000;
 
 // record waits for the record of the ended request whose body holds word.
-export async function record(word) {
+async function record(word) {
   const deadline = performance.now() + patience;
   while (performance.now() < deadline) {
     for (const sim of sims) {
@@ -77,8 +74,13 @@ export async function withFault(fault, body) {
   }
 }
 
-// stopped checks that a server was told to stop in the middle.
-export async function stopped(word) {
-  const r = await record(word);
-  assert.ok(r.Aborted && r.Output < long, JSON.stringify({ ...r, Body: "", Header: {} }));
+// stops checks that a server of a real one's pace is told to stop in the middle
+// when ask, which is given the members of a body, leaves.
+export async function stops(ask) {
+  const user = `tag-${randomUUID()}`;
+  await withFault({ kind: "slow", delay_ms: 10 }, async () => {
+    await ask({ user, sim: { tokens: long } });
+    const r = await record(user);
+    assert.ok(r.Aborted && r.Output < long, JSON.stringify({ ...r, Body: "", Header: {} }));
+  });
 }

@@ -6,7 +6,7 @@ import OpenAI from "openai";
 import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
 import {
-  hello, key, long, model, openURL, paris, rome, smallKey, smallModel, stopped, tag, url, weather, withFault,
+  hello, key, model, openURL, paris, rome, smallKey, smallModel, stops, url, weather, withFault,
 } from "./gateway.mjs";
 
 const client = new OpenAI({ baseURL: url, apiKey: key });
@@ -204,28 +204,19 @@ for (const kind of ["error", "die_mid", "truncate"]) {
   });
 }
 
-test("cancel by leaving the loop", async () => {
-  const user = tag();
-  for await (const _ of await chat({ stream: true, user, sim: { tokens: long } })) break;
-  await stopped(user);
-});
+test("cancel by leaving the loop", () =>
+  stops(async (body) => {
+    for await (const _ of await chat({ ...body, stream: true })) break;
+  }));
 
-test("cancel by AbortController, streamed", async () => {
-  const user = tag();
-  const abort = new AbortController();
-  const stream = await chat({ stream: true, user, sim: { tokens: long } }, { signal: abort.signal });
-  for await (const _ of stream) abort.abort();
-  await stopped(user);
-});
+test("cancel by AbortController, streamed", () =>
+  stops(async (body) => {
+    const abort = new AbortController();
+    for await (const _ of await chat({ ...body, stream: true }, { signal: abort.signal })) abort.abort();
+  }));
 
-test("cancel by AbortController, whole", async () => {
-  const user = tag();
-  await assert.rejects(
-    chat({ user, sim: { tokens: long } }, { signal: AbortSignal.timeout(200) }),
-    (e) => e instanceof OpenAI.APIUserAbortError,
-  );
-  await stopped(user);
-});
+test("cancel by AbortController, whole", () =>
+  stops((body) => assert.rejects(chat(body, { signal: AbortSignal.timeout(200) }), OpenAI.APIUserAbortError)));
 
 test("the open gateway takes any key", async () => {
   const open = new OpenAI({ baseURL: openURL, apiKey: "EMPTY" });

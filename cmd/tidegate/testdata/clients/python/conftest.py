@@ -63,6 +63,17 @@ def servers():
 
 
 @pytest.fixture
+def slowly(servers):
+    """Servers of a real one's pace.
+
+    A client that is slower than its server always finds something to read, and an
+    asyncio task that never waits cannot be cancelled.
+    """
+    servers.fault(kind="slow", delay_ms=10)
+    return servers
+
+
+@pytest.fixture
 def tag():
     """A word by which a request is found again in the servers' records."""
     return "tag-" + uuid.uuid4().hex

@@ -134,7 +134,7 @@ def test_failure_in_the_middle(servers):
     assert e.value.code == "upstream_error"
 
 
-async def test_async_cancel(servers, tag):
+async def test_async_cancel(slowly, tag):
     llm = chat(extra_body={"sim": {"tokens": LONG}, "user": tag})
     began = asyncio.Event()
 
@@ -147,5 +147,5 @@ async def test_async_cancel(servers, tag):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    record = await asyncio.to_thread(servers.record, tag)
+    record = await asyncio.to_thread(slowly.record, tag)
     assert record["Aborted"] and record["Output"] < LONG

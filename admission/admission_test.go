@@ -1,0 +1,226 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"tidegate/degrade"
+)
+
+// poolOf is a pool of backends in rotation with the given weights.
+func poolOf(weights ...int) *Pool {
+	var all []*Backend
+	for _, w := range weights {
+		b := NewBackend(w)
+		b.Rotate(true)
+		all = append(all, b)
+	}
+	return NewPool(all)
+}
+
+func admit(t *testing.T, p *Pool) *Permit {
+	t.Helper()
+	permit, err := New().Admit(t.Context(), Demand{Pool: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return permit
+}
+
+func inFlight(p *Pool) (n []int) {
+	for _, b := range p.backends {
+		n = append(n, b.InFlight())
+	}
+	return n
+}
+
+func TestRotation(t *testing.T) {
+	b := NewBackend(0)
+	if b.Up() || b.Rotate(false) || !b.Rotate(true) || b.Rotate(true) || !b.Up() || !b.Rotate(false) || b.Up() {
+		t.Error("Rotate")
+	}
+	if NewPool(nil).Up() || NewPool([]*Backend{b, NewBackend(1)}).Up() || !poolOf(1, 1).Up() {
+		t.Error("a pool is in rotation when one of its backends is")
+	}
+	var zero Backend
+	if zero.Up() {
+		t.Error("the zero value is in rotation")
+	}
+}
+
+func TestNoBackend(t *testing.T) {
+	down := poolOf(1, 1)
+	for _, b := range down.backends {
+		b.Rotate(false)
+	}
+	for _, p := range []*Pool{NewPool(nil), down} {
+		if permit, err := New().Admit(t.Context(), Demand{Pool: p}); !errors.Is(err, ErrNoBackend) || permit != nil {
+			t.Errorf("%v, %v", permit, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	p := poolOf(1)
+	if _, err := New().Admit(ctx, Demand{Pool: p}); !errors.Is(err, context.Canceled) || inFlight(p)[0] != 0 {
+		t.Errorf("a caller that is gone: %v, %v", err, inFlight(p))
+	}
+}
+
+// TestLeastInFlight: each request goes to a backend that has the fewest for its
+// weight, those out of rotation aside.
+func TestLeastInFlight(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		weights := rapid.SliceOfN(rapid.IntRange(1, 5), 1, 5).Draw(t, "weights")
+		p := poolOf(weights...)
+		var held []*Permit
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			switch rapid.IntRange(0, 5).Draw(t, "step") {
+			case 0:
+				p.backends[rapid.IntRange(0, len(weights)-1).Draw(t, "which")].Rotate(rapid.Bool().Draw(t, "in"))
+				continue
+			case 1, 2:
+				if len(held) > 0 {
+					i := rapid.IntRange(0, len(held)-1).Draw(t, "settled")
+					held[i].Settle()
+					held = append(held[:i], held[i+1:]...)
+				}
+				continue
+			}
+			before := inFlight(p)
+			permit, err := New().Admit(t.Context(), Demand{Pool: p})
+			if err != nil {
+				if p.Up() {
+					t.Fatal(err)
+				}
+				continue
+			}
+			got := permit.Backend()
+			if permit.Level != degrade.Full || permit.Reason != "" || !p.backends[got].Up() || p.backends[got].InFlight() != before[got]+1 {
+				t.Fatalf("%+v", permit)
+			}
+			for i, w := range weights {
+				if p.backends[i].Up() && before[i]*weights[got] < before[got]*w {
+					t.Fatalf("%v in flight by weights %v: picked %d before %d", before, weights, got, i)
+				}
+			}
+			held = append(held, permit)
+		}
+		for _, permit := range held {
+			permit.Settle()
+		}
+		for i, n := range inFlight(p) {
+			if n != 0 {
+				t.Fatalf("%d left on backend %d", n, i)
+			}
+		}
+	})
+}
+
+func TestShares(t *testing.T) {
+	p := poolOf(1, 2, 5)
+	for range 800 {
+		admit(t, p)
+	}
+	if n := inFlight(p); n[0] != 100 || n[1] != 200 || n[2] != 500 {
+		t.Errorf("%v", n)
+	}
+}
+
+// TestEqualsInTurn: requests one after the other, none in flight meanwhile.
+func TestEqualsInTurn(t *testing.T) {
+	p := poolOf(1, 1, 1)
+	got := [3]int{}
+	for range 300 {
+		permit := admit(t, p)
+		got[permit.Backend()]++
+		permit.Settle()
+	}
+	if got != [3]int{100, 100, 100} {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestAnother(t *testing.T) {
+	p := poolOf(1, 100)
+	permit := admit(t, p)
+	first := permit.Backend()
+	p.backends[1-first].inFlight.Store(1000) // the other one is taken all the same
+	if !permit.Another() || permit.Backend() != 1-first {
+		t.Fatalf("%+v", permit)
+	}
+	if n := inFlight(p); n[first] != 0 || n[1-first] != 1001 {
+		t.Errorf("%v", n)
+	}
+	permit.Settle()
+	permit.Settle()
+	if n := inFlight(p); n[first] != 0 || n[1-first] != 1000 {
+		t.Errorf("settled twice: %v", n)
+	}
+
+	alone := poolOf(1)
+	permit = admit(t, alone)
+	if permit.Another() || permit.Backend() != -1 {
+		t.Errorf("there is no other: %+v", permit)
+	}
+	permit.Settle()
+	if n := inFlight(alone); n[0] != 0 {
+		t.Errorf("%v", n)
+	}
+	p = poolOf(1, 1)
+	permit = admit(t, p)
+	p.backends[1-permit.Backend()].Rotate(false)
+	if permit.Another() {
+		t.Error("the only other one is out of rotation")
+	}
+}
+
+// TestPlacesComeBack: under concurrency nothing is lost, counted twice or ever
+// below zero.
+func TestPlacesComeBack(t *testing.T) {
+	p := poolOf(1, 2, 3)
+	var callers, watching sync.WaitGroup
+	stop := make(chan bool)
+	watching.Go(func() {
+		for {
+			for i, n := range inFlight(p) {
+				if n < 0 || n > 8 {
+					t.Errorf("%d in flight on backend %d", n, i)
+				}
+			}
+			select {
+			case <-stop:
+				return
+			default:
+				p.backends[rand.IntN(3)].Rotate(rand.IntN(4) > 0)
+			}
+		}
+	})
+	for range 8 {
+		callers.Go(func() {
+			for range 2000 {
+				permit, err := New().Admit(context.Background(), Demand{Pool: p})
+				if err != nil {
+					continue
+				}
+				for rand.IntN(3) == 0 && permit.Another() {
+				}
+				for range 1 + rand.IntN(2) {
+					permit.Settle()
+				}
+			}
+		})
+	}
+	callers.Wait()
+	close(stop)
+	watching.Wait()
+	for i, n := range inFlight(p) {
+		if n != 0 {
+			t.Errorf("%d left on backend %d", n, i)
+		}
+	}
+}
