@@ -7,9 +7,11 @@ import (
 )
 
 // Sizes of a Scanner's buffer in bytes. It rules the memory of thousands of open
-// streams; an event that does not fit lets it grow.
+// streams; an event that does not fit lets it grow, and so does a stream that is
+// always ahead.
 const (
 	scanBuffer = 1 << 10
+	fastBuffer = 16 << 10 // to which a stream that fills it at each read lets it grow
 	keepBuffer = 64 << 10
 	maxEvent   = 16 << 20
 )
@@ -152,15 +154,14 @@ func (s *Scanner) more() error {
 		if len(s.buf) >= maxEvent {
 			return ErrEventTooLong
 		}
-		grown := make([]byte, 2*len(s.buf))
-		copy(grown, s.buf[:s.end])
-		s.buf = grown
+		s.grow()
 	}
 	for range 100 {
 		n, err := s.r.Read(s.buf[s.end:])
 		s.end += n
 		s.err = err
 		if n > 0 {
+			s.quicken()
 			return nil
 		}
 		if err != nil {
@@ -168,4 +169,18 @@ func (s *Scanner) more() error {
 		}
 	}
 	return io.ErrNoProgress
+}
+
+// quicken grows the buffer of a stream that has just filled it: more is there
+// than was taken.
+func (s *Scanner) quicken() {
+	if s.end == len(s.buf) && len(s.buf) < fastBuffer {
+		s.grow()
+	}
+}
+
+func (s *Scanner) grow() {
+	grown := make([]byte, 2*len(s.buf))
+	copy(grown, s.buf[:s.end])
+	s.buf = grown
 }

@@ -250,7 +250,7 @@ func TestScannerMemory(t *testing.T) {
 	if n := testing.AllocsPerRun(1, read); n > 100 {
 		t.Errorf("%v allocations for 100,000 events", n)
 	}
-	if len(s.buf) > 2*scanBuffer {
+	if len(s.buf) > fastBuffer {
 		t.Errorf("a buffer of %d bytes", len(s.buf))
 	}
 }
