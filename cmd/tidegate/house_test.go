@@ -32,6 +32,8 @@ func arrows() map[string][]string {
 		"gateway/gatewaytest/schematest": {},
 		"gateway/gatewaytest/loadtest":   {},
 		"admission":                      {"degrade"},
+		"admission/limit":                {},
+		"admission/limit/limittest":      {"admission/limit"},
 		"degrade":                        {},
 		"nvml":                           {},
 	}

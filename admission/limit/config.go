@@ -1,0 +1,453 @@
+package limit
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Policy is what of an unknown output is reserved.
+type Policy string
+
+// The policies.
+const (
+	ReserveP90    Policy = "p90"    // what nine of ten recent outputs stayed below
+	ReserveMax    Policy = "max"    // all that the request may produce
+	ReservePrompt Policy = "prompt" // nothing; outputs are charged when they are known
+)
+
+// Failure is what becomes of a rule while the store cannot be reached.
+type Failure string
+
+// The failure modes.
+const (
+	FailLocal  Failure = "local"  // each replica enforces its share
+	FailClosed Failure = "closed" // nothing passes
+	FailOpen   Failure = "open"   // everything passes
+)
+
+// What happens to a request over a rule's limit.
+const (
+	ExceedReject  = "reject"
+	ExceedDegrade = "degrade" // it is served, by a smaller model
+)
+
+const (
+	defaultBuckets = 12
+	maxBuckets     = 60
+)
+
+// Bounds are the numbers of a rule.
+type Bounds struct {
+	Requests        Rate  `yaml:"requests"`
+	Tokens          Rate  `yaml:"tokens"`
+	InputTokens     Rate  `yaml:"input_tokens"`
+	OutputTokens    Rate  `yaml:"output_tokens"`
+	ReasoningTokens Rate  `yaml:"reasoning_tokens"`
+	Concurrency     Count `yaml:"concurrency"`
+	Burst           Count `yaml:"burst"` // of requests where they are limited, else of the one token rate
+}
+
+// Rule is a limit for each of some subjects.
+type Rule struct {
+	Name           string `yaml:"name"`
+	Per            string `yaml:"per"` // key, user, project, department, ip, model, global or two such as user,model
+	Bounds         `yaml:",inline"`
+	Schedule       []Schedule `yaml:"schedule"`
+	UnderPressure  Pressure   `yaml:"under_pressure"`
+	Buckets        int        `yaml:"buckets"`          // in a window; 0: 12
+	Reserve        Policy     `yaml:"reserve"`          // p90 | max | prompt
+	Exceed         string     `yaml:"exceed"`           // reject | degrade
+	OnStoreFailure Failure    `yaml:"on_store_failure"` // local | closed | open
+	Shadow         bool       `yaml:"shadow"`           // counted and reported, never enforced
+}
+
+// Schedule gives a rule other numbers in some hours.
+type Schedule struct {
+	When   string `yaml:"when"` // [Mon-Fri ]22:00-08:00 Asia/Shanghai
+	Bounds `yaml:",inline"`
+}
+
+// Pressure shrinks a rule's limits while the GPUs are under pressure. A level
+// that is not given has the factor of the one below it. What a tier says of a
+// level goes before what is said in general.
+type Pressure struct {
+	Levels   `yaml:",inline"`
+	Critical Levels `yaml:"critical"`
+	Standard Levels `yaml:"standard"`
+	Batch    Levels `yaml:"batch"`
+}
+
+// Levels are factors by level.
+type Levels struct {
+	L1 Factor `yaml:"L1"`
+	L2 Factor `yaml:"L2"`
+	L3 Factor `yaml:"L3"`
+	L4 Factor `yaml:"L4"`
+}
+
+func (l Levels) list() [4]Factor { return [...]Factor{l.L1, l.L2, l.L3, l.L4} }
+
+// QuotaRule is an amount for each calendar period.
+type QuotaRule struct {
+	Name           string  `yaml:"name"`
+	Per            string  `yaml:"per"`
+	Units          Count   `yaml:"units"`    // tokens by their weights
+	Tokens         Count   `yaml:"tokens"`   // plain tokens
+	Every          string  `yaml:"every"`    // hour | day | week | month
+	Zone           string  `yaml:"zone"`     // empty: UTC
+	AlertAt        []int   `yaml:"alert_at"` // percent; empty: 80, 95, 100
+	OnStoreFailure Failure `yaml:"on_store_failure"`
+}
+
+// Weights turn tokens of one model into quota units.
+type Weights struct {
+	Input     Milli `yaml:"input"`
+	Cached    Milli `yaml:"cached"`
+	Output    Milli `yaml:"output"`
+	Reasoning Milli `yaml:"reasoning"`
+}
+
+// DefaultWeights count every token as one unit.
+func DefaultWeights() Weights { return Weights{1000, 1000, 1000, 1000} }
+
+// UnmarshalYAML lets a model say only the weights that are not 1.
+func (w *Weights) UnmarshalYAML(decode func(any) error) error {
+	type plain Weights
+	p := plain(DefaultWeights())
+	if err := decode(&p); err != nil {
+		return err
+	}
+	*w = Weights(p)
+	return nil
+}
+
+// faults gathers what is wrong, path first.
+type faults []error
+
+func (f *faults) add(path, format string, args ...any) {
+	*f = append(*f, fmt.Errorf("%s: "+format, append([]any{path}, args...)...))
+}
+
+// say adds a fault unless it is none.
+func (f *faults) say(path, fault string) {
+	if fault != "" {
+		f.add(path, "%s", fault)
+	}
+}
+
+// below takes in the faults of a part.
+func (f *faults) below(path string, err error) {
+	if err == nil {
+		return
+	}
+	parts := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		parts = joined.Unwrap()
+	}
+	for _, e := range parts {
+		*f = append(*f, fmt.Errorf("%s.%w", path, e))
+	}
+}
+
+// Validate says all that is wrong with the weights, path first.
+func (w Weights) Validate() error {
+	var f faults
+	for _, m := range []struct {
+		at string
+		n  Milli
+	}{{"input", w.Input}, {"cached", w.Cached}, {"output", w.Output}, {"reasoning", w.Reasoning}} {
+		if m.n < 0 || m.n > maxMilli {
+			f.add(m.at, "must be from 0 to 1000 with at most three decimals, such as 0.1")
+		}
+	}
+	return errors.Join(f...)
+}
+
+// Validate says all that is wrong with the limits and quotas sections of a
+// configuration, path first.
+func Validate(rules []Rule, quotas []QuotaRule) error {
+	var f faults
+	owner := map[string]string{}
+	name := func(path, name string) {
+		if at, twice := owner[name]; twice && name != "" {
+			f.add(path+".name", "%q already names %s", name, at)
+			return
+		}
+		owner[name] = path
+	}
+	for i := range rules {
+		path := fmt.Sprintf("limits[%d]", i)
+		f.below(path, rules[i].Validate())
+		name(path, rules[i].Name)
+	}
+	for i := range quotas {
+		path := fmt.Sprintf("quotas[%d]", i)
+		f.below(path, quotas[i].Validate())
+		name(path, quotas[i].Name)
+	}
+	return errors.Join(f...)
+}
+
+// Validate says all that is wrong with a rule, path first.
+func (r *Rule) Validate() error {
+	var f faults
+	f.say("name", nameFault(r.Name))
+	if _, ok := parsePer(r.Per); !ok {
+		f.say("per", perFault(r.Per))
+	}
+	given := r.validateBounds(&f)
+	if !given {
+		f.add("requests", "is missing, and so is every other limit; expected one of requests, tokens, input_tokens, output_tokens, reasoning_tokens, concurrency")
+	}
+	r.validateBurst(&f, "", r.Bounds)
+	r.validateSchedule(&f)
+	r.UnderPressure.validate(&f)
+	if r.Buckets < 0 || r.Buckets > maxBuckets {
+		f.add("buckets", "must be from 1 to %d", maxBuckets)
+	}
+	oneOf(&f, "reserve", string(r.Reserve), string(ReserveP90), string(ReserveMax), string(ReservePrompt))
+	oneOf(&f, "exceed", r.Exceed, ExceedReject, ExceedDegrade)
+	oneOf(&f, "on_store_failure", string(r.OnStoreFailure), string(FailLocal), string(FailClosed), string(FailOpen))
+	return errors.Join(f...)
+}
+
+// oneOf refuses what is neither empty nor one of the words.
+func oneOf(f *faults, path, word string, words ...string) {
+	if word != "" && !slices.Contains(words, word) {
+		f.add(path, "must be one of %s, not %q", strings.Join(words, ", "), word)
+	}
+}
+
+func nameFault(name string) string {
+	ok := len(name) >= 1 && len(name) <= 64
+	for i := range len(name) {
+		c := name[i]
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.')
+	}
+	if !ok {
+		return fmt.Sprintf("must be 1 to 64 letters, digits, dots, dashes and underscores, not %q", name)
+	}
+	return ""
+}
+
+func perFault(per string) string {
+	if per == "" {
+		return "is missing; expected key, user, project, department, ip, model, global or two of them such as user,model"
+	}
+	return fmt.Sprintf("must be key, user, project, department, ip, model, global or two of them such as user,model, not %q", per)
+}
+
+// rates are a rule's rates by metric.
+func (b *Bounds) rates() [5]struct {
+	metric Metric
+	rate   Rate
+} {
+	return [...]struct {
+		metric Metric
+		rate   Rate
+	}{
+		{Requests, b.Requests}, {Tokens, b.Tokens}, {InputTokens, b.InputTokens},
+		{OutputTokens, b.OutputTokens}, {ReasoningTokens, b.ReasoningTokens},
+	}
+}
+
+// bursting is the metric that a burst is of; false where that is not clear.
+func (b *Bounds) bursting() (Metric, Rate, bool) {
+	var found []int
+	rates := b.rates()
+	for i, r := range rates {
+		if r.rate != (Rate{}) {
+			found = append(found, i)
+		}
+	}
+	if len(found) == 0 || found[0] != 0 && len(found) > 1 {
+		return 0, Rate{}, false
+	}
+	return rates[found[0]].metric, rates[found[0]].rate, true
+}
+
+func (r *Rule) validateBounds(f *faults) (given bool) {
+	for _, m := range r.rates() {
+		if m.rate != (Rate{}) {
+			given = true
+			f.say(m.metric.String(), m.rate.fault())
+		}
+	}
+	if r.Concurrency != 0 {
+		given = true
+		f.say("concurrency", r.Concurrency.fault())
+	}
+	return given
+}
+
+func (r *Rule) validateBurst(f *faults, path string, b Bounds) {
+	if b.Burst == 0 {
+		return
+	}
+	metric, rate, ok := b.bursting()
+	switch fault := b.Burst.fault(); {
+	case fault != "":
+		f.say(path+"burst", fault)
+	case !ok:
+		f.add(path+"burst", "needs requests, or exactly one rate of tokens, to be a burst of")
+	case rate.fault() == "" && int64(b.Burst) > rate.Count:
+		f.add(path+"burst", "is more than the %d %s of the whole window", rate.Count, metric)
+	case rate.fault() == "" && int64(b.Burst) > maxExact/rate.Window.Milliseconds():
+		f.add(path+"burst", "must be at most %d for a window of %s", maxExact/rate.Window.Milliseconds(), rate.Window)
+	}
+}
+
+func (r *Rule) validateSchedule(f *faults) {
+	var week weekMinutes
+	zone := ""
+	for i := range r.Schedule {
+		s := &r.Schedule[i]
+		path := fmt.Sprintf("schedule[%d]", i)
+		hours, err := parseHours(s.When)
+		switch {
+		case err != nil:
+			f.say(path+".when", err.Error())
+		case zone != "" && hours.zone.String() != zone:
+			f.add(path+".when", "must be in the zone of the others, %s", zone)
+		case !week.take(hours):
+			f.add(path+".when", "overlaps another of the rule's schedules")
+		}
+		if err == nil {
+			zone = hours.zone.String()
+		}
+		r.validateOverride(f, path+".", s)
+	}
+}
+
+// validateOverride checks the numbers of a schedule beside those of its rule.
+func (r *Rule) validateOverride(f *faults, path string, s *Schedule) {
+	given := s.Concurrency != 0 || s.Burst != 0
+	own, base := s.rates(), r.rates()
+	for i, m := range own {
+		if m.rate == (Rate{}) {
+			continue
+		}
+		given = true
+		switch fault := m.rate.fault(); {
+		case fault != "":
+			f.say(path+m.metric.String(), fault)
+		case base[i].rate == (Rate{}):
+			f.add(path+m.metric.String(), "the rule itself has none to replace")
+		case base[i].rate.Window != m.rate.Window:
+			f.add(path+m.metric.String(), "must have the rule's own window of %s", base[i].rate.Window)
+		}
+	}
+	if s.Concurrency != 0 {
+		f.say(path+"concurrency", s.Concurrency.fault())
+		if r.Concurrency == 0 {
+			f.add(path+"concurrency", "the rule itself has none to replace")
+		}
+	}
+	if s.Burst != 0 && r.Burst == 0 {
+		f.add(path+"burst", "the rule itself has none to replace")
+	} else if s.Burst != 0 {
+		r.validateBurst(f, path, r.over(s.Bounds))
+	}
+	if !given {
+		f.add(path+"requests", "is missing, and so is every other number that the schedule could replace")
+	}
+}
+
+// over is the rule's numbers with those that are given in their place.
+func (r *Rule) over(s Bounds) Bounds {
+	b := r.Bounds
+	for _, m := range []struct {
+		into *Rate
+		from Rate
+	}{
+		{&b.Requests, s.Requests}, {&b.Tokens, s.Tokens}, {&b.InputTokens, s.InputTokens},
+		{&b.OutputTokens, s.OutputTokens}, {&b.ReasoningTokens, s.ReasoningTokens},
+	} {
+		if m.from != (Rate{}) {
+			*m.into = m.from
+		}
+	}
+	if s.Concurrency != 0 {
+		b.Concurrency = s.Concurrency
+	}
+	if s.Burst != 0 {
+		b.Burst = s.Burst
+	}
+	return b
+}
+
+func (p *Pressure) validate(f *faults) {
+	for _, tier := range []struct {
+		path   string
+		levels Levels
+	}{
+		{"under_pressure.", p.Levels}, {"under_pressure.critical.", p.Critical},
+		{"under_pressure.standard.", p.Standard}, {"under_pressure.batch.", p.Batch},
+	} {
+		last := Factor(1000)
+		for i, factor := range tier.levels.list() {
+			path := fmt.Sprintf("%sL%d", tier.path, i+1)
+			switch {
+			case factor == 0:
+			case factor < 0 || factor > 1000:
+				f.add(path, "must be more than 0 and at most 1, with at most three decimals, such as 0.5")
+			case factor > last:
+				f.add(path, "must not be more than at a lower level")
+			default:
+				last = factor
+			}
+		}
+	}
+}
+
+// Validate says all that is wrong with a quota, path first.
+func (q *QuotaRule) Validate() error {
+	var f faults
+	f.say("name", nameFault(q.Name))
+	if _, ok := parsePer(q.Per); !ok {
+		f.say("per", perFault(q.Per))
+	}
+	switch {
+	case q.Units == 0 && q.Tokens == 0:
+		f.add("units", "is missing; expected units (weighted) or tokens (plain)")
+	case q.Units != 0 && q.Tokens != 0:
+		f.add("tokens", "stands beside units; expected one of them")
+	case q.Units != 0:
+		f.say("units", q.Units.fault())
+	default:
+		f.say("tokens", q.Tokens.fault())
+	}
+	if _, ok := parseEvery(q.Every); !ok {
+		f.add("every", "must be hour, day, week or month, not %q", q.Every)
+	}
+	if _, err := loadZone(q.Zone); err != nil {
+		f.say("zone", err.Error())
+	}
+	for i, percent := range q.AlertAt {
+		switch {
+		case percent < 1 || percent > 100:
+			f.add(fmt.Sprintf("alert_at[%d]", i), "must be a percentage from 1 to 100")
+		case i > 0 && percent <= q.AlertAt[i-1]:
+			f.add(fmt.Sprintf("alert_at[%d]", i), "must be more than the one before it")
+		}
+	}
+	oneOf(&f, "on_store_failure", string(q.OnStoreFailure), string(FailLocal), string(FailClosed), string(FailOpen))
+	return errors.Join(f...)
+}
+
+// loadZone finds a time zone; an empty name is UTC. The machine's own zone is
+// none, since it differs between machines.
+func loadZone(name string) (*time.Location, error) {
+	if name == "" {
+		return time.UTC, nil
+	}
+	if name != "Local" {
+		if zone, err := time.LoadLocation(name); err == nil {
+			return zone, nil
+		}
+	}
+	return nil, fmt.Errorf("there is no time zone %q; expected UTC or a name such as Asia/Shanghai", name)
+}

@@ -1,0 +1,191 @@
+package limit
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Denied says why a request may not pass.
+type Denied struct {
+	Rule       string
+	Per        string
+	Metric     Metric
+	Limit      int64         // in force, in the metric's own unit
+	Window     time.Duration // of a rate; 0: none
+	RetryAfter time.Duration // exact, and up to a tenth (a minute at most) more so that callers do not return together; 0 where Never
+	Never      bool          // the request is larger than the limit ever is
+	Quota      bool          // the limit is a quota
+	Cached     bool          // nobody was asked: the same was refused a moment ago
+	Headers    Headers
+}
+
+func (d *Denied) Error() string {
+	what := fmt.Sprintf("rule %s: %d %s", d.Rule, d.Limit, d.Metric)
+	if d.Window > 0 {
+		what += " in " + Rate{Window: d.Window}.String()[2:]
+	}
+	if d.Never {
+		return what + ": the request is larger than that"
+	}
+	return fmt.Sprintf("%s: try again in %s", what, d.RetryAfter.Round(time.Millisecond))
+}
+
+// Headers are the numbers for a caller: of the tightest rule on requests and the
+// tightest on tokens.
+type Headers struct{ Requests, Tokens Line }
+
+// Line is one rule's numbers. A Limit of 0 says that there is no such rule.
+type Line struct {
+	Limit, Remaining int64
+	Reset            time.Duration // until all is there again
+}
+
+// headers picks from the states of enforced windows. The tightest has the least
+// left; of equals, the one that takes longer to be full again.
+func (p *plan) headers(states []State) (h Headers) {
+	for i := range states {
+		d, s := &p.dims[i], &states[i]
+		line := &h.Tokens
+		switch {
+		case d.Kind != Window || p.counters[i].shadow || d.Metric == ReasoningTokens:
+			continue
+		case d.Metric == Requests:
+			line = &h.Requests
+		}
+		reset := time.Duration(s.ResetMs) * time.Millisecond
+		if line.Limit == 0 || s.Remaining < line.Remaining || s.Remaining == line.Remaining && reset > line.Reset {
+			*line = Line{s.Limit, s.Remaining, reset}
+		}
+	}
+	return h
+}
+
+const (
+	maxJitter   = time.Minute
+	denialLife  = time.Second      // for which a refusal answers for the same request
+	maxDenials  = 16_384           // keys
+	levelDwells = 30 * time.Second // the least time for which a level of pressure stays
+)
+
+// denied makes the refusal of a decision.
+func (l *Limiter) denied(p *plan, out *Decision, now time.Time) (*Denied, time.Duration) {
+	i := out.Binding
+	d, c := &p.dims[i], p.counters[i]
+	refusal := &Denied{
+		Rule: d.Rule, Per: c.per, Metric: d.Metric, Limit: shown(d.Metric, out.States[i].Limit), Quota: d.Kind == Quota,
+		Window: time.Duration(d.WindowMs) * time.Millisecond, Never: out.Never, Headers: p.headers(out.States),
+	}
+	exact := time.Duration(out.RetryAfterMs) * time.Millisecond
+	if out.Never && d.Cost <= c.largest {
+		refusal.Never, exact = false, c.later(d, now)
+	}
+	if !refusal.Never {
+		refusal.RetryAfter = l.jittered(exact)
+	}
+	return refusal, exact
+}
+
+// later is how long a request waits that fits the rule, but not now: for the
+// next schedule, or for the pressure to fall.
+func (c *counter) later(d *Dim, now time.Time) time.Duration {
+	if c.schedule != nil {
+		spell := c.schedule.at(now)
+		if next := c.amounts[spell.next]; d.Cost <= capacity(next.limit, next.burst) {
+			return spell.until.Sub(now)
+		}
+	}
+	return levelDwells
+}
+
+func (l *Limiter) jittered(exact time.Duration) time.Duration {
+	return exact + time.Duration(l.random()*float64(min(exact/10, maxJitter)))
+}
+
+// shown is an amount in the unit that people read; part of a unit counts whole.
+func shown(m Metric, n int64) int64 {
+	if m == Units {
+		return ceilDiv(n, 1000)
+	}
+	return n
+}
+
+// denials are the refusals of the last second by the counter that refused. A
+// request that asks at least as much of such a counter is refused without asking
+// the store, until something is settled there.
+type denials struct {
+	size  atomic.Int64
+	mu    sync.Mutex
+	byKey map[string]denial
+}
+
+type denial struct {
+	until       time.Time // when to ask again
+	retryAt     time.Time
+	cost, limit int64
+	refusal     Denied
+}
+
+func (d *denials) find(dims []Dim, now time.Time) (denial, bool) {
+	if d.size.Load() == 0 {
+		return denial{}, false
+	}
+	for i := range dims {
+		if !dims[i].Soft && dims[i].Cost > capacity(dims[i].Limit, dims[i].Burst) {
+			return denial{}, false // to be told that it never fits, not to wait
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range dims {
+		one := &dims[i]
+		if one.Soft {
+			continue
+		}
+		found, ok := d.byKey[one.Key]
+		if !ok {
+			continue
+		}
+		if !now.Before(found.until) {
+			d.drop(one.Key)
+		} else if one.Cost >= found.cost && one.Limit <= found.limit {
+			return found, true
+		}
+	}
+	return denial{}, false
+}
+
+func (d *denials) put(key string, one denial, now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.byKey) >= maxDenials {
+		for other, found := range d.byKey {
+			if !now.Before(found.until) {
+				d.drop(other)
+			}
+		}
+		if len(d.byKey) >= maxDenials {
+			return
+		}
+	}
+	d.byKey[key] = one
+	d.size.Store(int64(len(d.byKey)))
+}
+
+// forget lets the next request ask again.
+func (d *denials) forget(dims []Dim) {
+	if d.size.Load() == 0 {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range dims {
+		d.drop(dims[i].Key)
+	}
+}
+
+func (d *denials) drop(key string) {
+	delete(d.byKey, key)
+	d.size.Store(int64(len(d.byKey)))
+}

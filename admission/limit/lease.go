@@ -1,0 +1,120 @@
+package limit
+
+import (
+	"container/list"
+	"math"
+)
+
+// leases are what is held now, by request id, in the order in which they end.
+type leases struct {
+	order list.List // of *lease
+	byID  map[string]*list.Element
+}
+
+type lease struct {
+	id   string
+	ends int64
+}
+
+// held counts the leases that have not ended, and is the first of them.
+func (l *leases) held(now int64) (n int64, first *list.Element) {
+	n = int64(l.order.Len())
+	for e := l.order.Front(); e != nil; e = e.Next() {
+		if e.Value.(*lease).ends > now {
+			return n, e
+		}
+		n--
+	}
+	return 0, nil
+}
+
+func (l *leases) check(d *Dim, now int64) State {
+	limit, _ := d.inForce(now)
+	n, first := l.held(now)
+	s := State{Limit: limit, Used: n, Remaining: max(limit-n, 0)}
+	if n > 0 {
+		s.ResetMs = l.order.Back().Value.(*lease).ends - now
+	}
+	if d.Cost == 0 || n+d.Cost <= limit {
+		return s
+	}
+	s.Over = true
+	at := endsAt(first, n-(limit-d.Cost))
+	if d.EdgeMs > now && at >= d.EdgeMs {
+		n, first = l.held(d.EdgeMs)
+		at = d.EdgeMs
+		if over := n - (d.NextLimit - d.Cost); over > 0 {
+			at = endsAt(first, over)
+		}
+	}
+	if s.Never = at == never; !s.Never {
+		s.RetryAfterMs = at - now
+	}
+	return s
+}
+
+// endsAt is when the n-th lease from e on has ended.
+func endsAt(e *list.Element, n int64) int64 {
+	for ; e != nil && n > 1; n-- {
+		e = e.Next()
+	}
+	if e == nil {
+		return never
+	}
+	return e.Value.(*lease).ends
+}
+
+func (l *leases) charge(d *Dim, id string, now, leaseEnds int64) part {
+	for e := l.order.Front(); e != nil && e.Value.(*lease).ends <= now; e = l.order.Front() {
+		l.drop(e)
+	}
+	if d.Cost > 0 {
+		if l.byID == nil {
+			l.byID = map[string]*list.Element{}
+		}
+		l.byID[id] = l.place(&lease{id, leaseEnds})
+	}
+	return part{charged: d.Cost}
+}
+
+// place puts a lease behind those that end no later.
+func (l *leases) place(one *lease) *list.Element {
+	for e := l.order.Back(); e != nil; e = e.Prev() {
+		if e.Value.(*lease).ends <= one.ends {
+			return l.order.InsertAfter(one, e)
+		}
+	}
+	return l.order.PushFront(one)
+}
+
+func (l *leases) drop(e *list.Element) {
+	delete(l.byID, e.Value.(*lease).id)
+	l.order.Remove(e)
+}
+
+// adjust does nothing: a lease is held or not.
+func (l *leases) adjust(*Dim, *part, int64, int64) {}
+
+func (l *leases) renew(id string, now, leaseEnds int64) {
+	e := l.byID[id]
+	if e == nil || e.Value.(*lease).ends <= now || leaseEnds <= e.Value.(*lease).ends {
+		return
+	}
+	one := e.Value.(*lease)
+	l.order.Remove(e)
+	one.ends = leaseEnds
+	l.byID[id] = l.place(one)
+}
+
+func (l *leases) release(id string) {
+	if e := l.byID[id]; e != nil {
+		l.drop(e)
+	}
+}
+
+func (l *leases) idleAt() int64 {
+	if last := l.order.Back(); last != nil {
+		return last.Value.(*lease).ends
+	}
+	return math.MinInt64
+}

@@ -1,0 +1,281 @@
+package limit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrNoID says that a request came without an id of its own.
+var ErrNoID = errors.New("a request needs an id")
+
+const (
+	heartbeat     = 10 * time.Second // of reservations; three fit into LeaseLife
+	settleTimeout = 2 * time.Second
+	maxUnsettled  = 10_000
+)
+
+// Options are what a Limiter works with. Only the Store must be given.
+type Options struct {
+	Store   Store
+	Now     func() time.Time // nil: time.Now
+	Random  func() float64   // from 0 to 1, for jitter; nil: math/rand
+	Shadow  func(Breach)     // a shadow rule would have refused; it must not block
+	Trouble func(error)      // the store failed where no request waits for it; it must not block
+}
+
+// Breach is a refusal that was not made.
+type Breach struct {
+	Rule   string
+	Per    string
+	Metric Metric
+	Limit  int64
+}
+
+// Limiter decides by a Set over a Store. It is safe for concurrent use.
+type Limiter struct {
+	with      Options
+	set       atomic.Pointer[Set]
+	estimates *estimator
+	denials   denials
+
+	mu        sync.Mutex
+	running   map[string]*Grant
+	unsettled map[string]Settlement // what the store did not take
+}
+
+// New makes a limiter. Run keeps its reservations alive.
+func New(set *Set, o Options) *Limiter {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Random == nil {
+		o.Random = rand.Float64
+	}
+	l := &Limiter{
+		with: o, estimates: newEstimator(), denials: denials{byKey: map[string]denial{}},
+		running: map[string]*Grant{}, unsettled: map[string]Settlement{},
+	}
+	l.set.Store(set)
+	return l
+}
+
+func (l *Limiter) random() float64 { return l.with.Random() }
+
+// Replace puts other rules in force. Counters stay; requests that are running
+// are settled by the rules that let them in.
+func (l *Limiter) Replace(set *Set) { l.set.Store(set) }
+
+// Admit lets a request in, or says why not with a *Denied. Any other error means
+// that the store could not say, and that nothing is held.
+func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
+	set, now := l.set.Load(), l.with.Now()
+	p := set.plan(&r, l.estimates.estimate(&r), now)
+	g := &Grant{limiter: l, set: set, request: r, plan: p}
+	if len(p.dims) == 0 {
+		return g, nil
+	}
+	if r.ID == "" {
+		return nil, ErrNoID
+	}
+	if found, ok := l.denials.find(p.dims, now); ok {
+		refusal := found.refusal
+		refusal.Cached, refusal.RetryAfter = true, l.jittered(max(found.retryAt.Sub(now), time.Millisecond))
+		return nil, &refusal
+	}
+	out, err := l.with.Store.Reserve(ctx, Reservation{ID: r.ID, Dims: p.dims})
+	if err != nil {
+		return nil, fmt.Errorf("reserve: %w", err)
+	}
+	l.report(&p, &out, g)
+	if !out.Allowed {
+		refusal, exact := l.denied(&p, &out, now)
+		if !out.Never {
+			d := &p.dims[out.Binding]
+			l.denials.put(d.Key, denial{
+				until: now.Add(min(exact, denialLife)), retryAt: now.Add(exact), cost: d.Cost, limit: d.Limit, refusal: *refusal,
+			}, now)
+		}
+		return nil, refusal
+	}
+	g.Headers = p.headers(out.States)
+	l.mu.Lock()
+	l.running[r.ID] = g
+	l.mu.Unlock()
+	return g, nil
+}
+
+// report tells of soft rules that were over.
+func (l *Limiter) report(p *plan, out *Decision, g *Grant) {
+	for i := range p.dims {
+		d, c := &p.dims[i], p.counters[i]
+		switch {
+		case !d.Soft || !out.States[i].Over:
+		case c.shadow:
+			if l.with.Shadow != nil {
+				l.with.Shadow(Breach{d.Rule, c.per, d.Metric, shown(d.Metric, out.States[i].Limit)})
+			}
+		default:
+			g.Degrade = append(g.Degrade, d.Rule)
+		}
+	}
+}
+
+// Run renews what is running, settles what the store did not take before, and
+// lets the store forget, until ctx ends. Stop it only after the last request has
+// been settled.
+func (l *Limiter) Run(ctx context.Context) error {
+	tick := time.NewTicker(heartbeat)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			l.beat(ctx)
+		}
+	}
+}
+
+func (l *Limiter) beat(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	l.mu.Lock()
+	again := make([]Settlement, 0, len(l.unsettled))
+	for _, s := range l.unsettled {
+		again = append(again, s)
+	}
+	renewals := make([]Renewal, 0, len(l.running))
+	for _, g := range l.running {
+		renewals = append(renewals, g.renewal())
+	}
+	l.mu.Unlock()
+	for _, s := range again {
+		if _, err := l.with.Store.Settle(ctx, s); err != nil {
+			l.trouble(fmt.Errorf("settle again: %w", err))
+			break
+		}
+		l.mu.Lock()
+		delete(l.unsettled, s.ID)
+		l.mu.Unlock()
+	}
+	lost, err := l.with.Store.Renew(ctx, renewals)
+	if err != nil {
+		l.trouble(fmt.Errorf("renew: %w", err))
+	}
+	// What is lost was reaped while this process could not reach the store. Its
+	// settlement still replaces what it was charged then.
+	l.mu.Lock()
+	for _, id := range lost {
+		delete(l.running, id)
+	}
+	l.mu.Unlock()
+}
+
+func (l *Limiter) trouble(err error) {
+	if l.with.Trouble != nil {
+		l.with.Trouble(err)
+	}
+}
+
+// Running counts the requests that hold reservations.
+func (l *Limiter) Running() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.running)
+}
+
+// Grant is a request that was let in. Settle or Cancel ends it, once; the first
+// call counts. It is safe for concurrent use.
+type Grant struct {
+	Headers Headers
+	Degrade []string // rules that were over and ask for a smaller model
+
+	limiter *Limiter
+	set     *Set
+	request Request
+	plan    plan
+	ended   atomic.Bool
+
+	mu       sync.Mutex
+	progress Usage
+	seen     bool
+}
+
+// Progress says what a request has used so far, so that long ones are charged
+// while they run and a gateway that dies loses little.
+func (g *Grant) Progress(u Usage) {
+	g.mu.Lock()
+	g.progress, g.seen = u, true
+	g.mu.Unlock()
+}
+
+func (g *Grant) renewal() Renewal {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r := Renewal{ID: g.request.ID, Dims: g.plan.dims}
+	if g.seen {
+		r.Charges = g.charges(g.progress, g.request.Model)
+	}
+	return r
+}
+
+func (g *Grant) charges(u Usage, model string) []int64 {
+	w := g.set.weightsOf(model)
+	out := make([]int64, len(g.plan.dims))
+	for i := range out {
+		out[i] = charge(g.plan.dims[i].Metric, u, w)
+	}
+	return out
+}
+
+// Settle says what the request has used; zero where it failed before its first
+// token. served is the model that answered, or empty for the one that was asked
+// for. An error says that the store did not take it; Run tries again.
+func (g *Grant) Settle(u Usage, served string) error {
+	if served == "" {
+		served = g.request.Model
+	}
+	if g.ended.Swap(true) {
+		return nil
+	}
+	g.limiter.estimates.learn(&g.request, u)
+	return g.end(g.charges(u, served))
+}
+
+// Cancel takes everything back, the request too: it was refused for another
+// reason after it was let in here.
+func (g *Grant) Cancel() error {
+	if g.ended.Swap(true) {
+		return nil
+	}
+	return g.end(make([]int64, len(g.plan.dims)))
+}
+
+func (g *Grant) end(charges []int64) error {
+	if len(charges) == 0 {
+		return nil
+	}
+	l, s := g.limiter, Settlement{ID: g.request.ID, Dims: g.plan.dims, Charges: charges}
+	l.mu.Lock()
+	delete(l.running, s.ID)
+	l.mu.Unlock()
+	// The caller may be gone, and what it used is charged all the same.
+	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
+	defer cancel()
+	_, err := l.with.Store.Settle(ctx, s)
+	l.denials.forget(s.Dims)
+	if err == nil {
+		return nil
+	}
+	l.mu.Lock()
+	if len(l.unsettled) < maxUnsettled {
+		l.unsettled[s.ID] = s
+	}
+	l.mu.Unlock()
+	return fmt.Errorf("settle: %w", err)
+}

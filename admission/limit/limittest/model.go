@@ -1,0 +1,393 @@
+package limittest
+
+import (
+	"maps"
+	"slices"
+	"sort"
+
+	"tidegate/admission/limit"
+)
+
+// model is a store that is slow and plain: it keeps every charge, works every
+// number out from the beginning, and finds a retry by trying times. It is of one
+// goroutine.
+type model struct {
+	windows  map[string][]entry
+	debts    map[string][]change
+	quotas   map[string]map[int64]int64 // used by the begin of the period
+	leases   map[string]map[string]int64
+	requests map[string]*request
+}
+
+// entry is one charge of a window.
+type entry struct {
+	id     string
+	at     int64
+	amount int64
+	bucket int64
+}
+
+// change is one change of a token bucket, in tokens times milliseconds, and the
+// rate at which it drains from then on.
+type change struct{ at, by, rate int64 }
+
+// request is what one id has of its counters.
+type request struct {
+	dims    []limit.Dim
+	charged []int64
+	floor   []int64
+	at      []int64 // of quotas the begin of the period
+	debt    []int64
+	skipped []bool
+	ends    int64
+	state   string // live, reaped, settled
+}
+
+func newModel() *model {
+	return &model{
+		windows: map[string][]entry{}, debts: map[string][]change{}, quotas: map[string]map[int64]int64{},
+		leases: map[string]map[string]int64{}, requests: map[string]*request{},
+	}
+}
+
+// used is what counts at a time: entries whose bucket was charged within a window
+// before it.
+func (m *model) used(d *limit.Dim, t int64) (sum int64) {
+	newest := map[int64]int64{}
+	for _, e := range m.windows[d.Key] {
+		newest[e.bucket] = max(newest[e.bucket], e.at)
+	}
+	for _, e := range m.windows[d.Key] {
+		if newest[e.bucket] > t-d.WindowMs {
+			sum += e.amount
+		}
+	}
+	return sum
+}
+
+// debt plays all changes of a token bucket and lets it drain until t.
+func (m *model) debt(d *limit.Dim, t int64) (debt, rate int64) {
+	at := int64(0)
+	rate = 1
+	for _, c := range m.debts[d.Key] {
+		debt = max(drained(debt, rate, c.at-at)+c.by, 0)
+		at, rate = c.at, c.rate
+	}
+	return drained(debt, rate, t-at), rate
+}
+
+func drained(debt, rate, elapsed int64) int64 {
+	return debt - min(debt, rate*min(elapsed, debt/rate+1))
+}
+
+func inForce(d *limit.Dim, t int64) (amount, burst int64) {
+	if d.EdgeMs != 0 && t >= d.EdgeMs {
+		return d.NextLimit, d.NextBurst
+	}
+	return d.Limit, d.Burst
+}
+
+// fits reports whether a dimension would let its cost through at t, if nothing
+// happens between now and then.
+func (m *model) fits(d *limit.Dim, now, t int64) bool {
+	amount, burst := inForce(d, t)
+	switch d.Kind {
+	case limit.Lease:
+		return m.held(d, t)+d.Cost <= amount
+	case limit.Quota:
+		used, end := m.period(d, now)
+		if t < end || t == now { // an asker whose calendar is behind asks the old period once more
+			return used+d.Cost <= amount
+		}
+		return d.Cost <= amount
+	}
+	if m.used(d, t)+d.Cost > amount {
+		return false
+	}
+	if burst == 0 {
+		return true
+	}
+	debt, _ := m.debt(d, t)
+	return debt+d.Cost*d.WindowMs <= burst*d.WindowMs
+}
+
+func (m *model) held(d *limit.Dim, t int64) (n int64) {
+	for _, ends := range m.leases[d.Key] {
+		if ends > t {
+			n++
+		}
+	}
+	return n
+}
+
+// period is what is used in the newest of the periods, and its end.
+func (m *model) period(d *limit.Dim, now int64) (used, end int64) {
+	newest := d.BeginMs
+	for begin := range m.quotas[d.Key] {
+		newest = max(newest, begin)
+	}
+	if end = newest + d.EndMs - d.BeginMs; now < end+limit.CalendarSkew.Milliseconds() {
+		used = m.quotas[d.Key][newest]
+	}
+	return used, end
+}
+
+const ages = int64(1) << 41 // milliseconds; longer than anything takes
+
+// firstFit is the first time at which the cost fits; ok is false where there is
+// none. Within what one limit is in force, what once fits goes on to fit.
+func (m *model) firstFit(d *limit.Dim, now int64) (at int64, ok bool) {
+	search := func(from, until int64) (int64, bool) {
+		n := sort.Search(int(until-from), func(i int) bool { return m.fits(d, now, from+int64(i)) })
+		return from + int64(n), int64(n) < until-from
+	}
+	if d.Kind != limit.Quota && d.EdgeMs > now {
+		if at, ok = search(now, d.EdgeMs); ok {
+			return at, true
+		}
+		return search(d.EdgeMs, d.EdgeMs+ages)
+	}
+	return search(now, now+ages)
+}
+
+func (m *model) state(d *limit.Dim, now int64) (s limit.State) {
+	var burst int64
+	s.Limit, burst = inForce(d, now)
+	switch d.Kind {
+	case limit.Lease:
+		s.Used = m.held(d, now)
+		for _, ends := range m.leases[d.Key] {
+			s.ResetMs = max(s.ResetMs, ends-now)
+		}
+	case limit.Quota:
+		var end int64
+		s.Limit = d.Limit
+		s.Used, end = m.period(d, now)
+		s.ResetMs = max(end-now, 0)
+	default:
+		s.Used = m.used(d, now)
+		s.ResetMs = int64(sort.Search(1<<40, func(i int) bool { return m.used(d, now+int64(i)) == 0 }))
+	}
+	s.Remaining = max(s.Limit-s.Used, 0)
+	if burst > 0 {
+		debt, rate := m.debt(d, now)
+		s.Remaining = max(min(s.Remaining, burst-(debt+d.WindowMs-1)/d.WindowMs), 0)
+		s.ResetMs = max(s.ResetMs, (debt+rate-1)/rate)
+	}
+	if d.Cost == 0 || m.fits(d, now, now) {
+		return s
+	}
+	s.Over = true
+	at, ok := m.firstFit(d, now)
+	if s.Never = !ok; ok {
+		s.RetryAfterMs = at - now
+	}
+	return s
+}
+
+func (m *model) reserve(r limit.Reservation, now int64) limit.Decision {
+	out := limit.Decision{Allowed: true, Binding: -1}
+	if !r.Peek && m.requests[r.ID] != nil {
+		out.Again = true
+		for _, d := range r.Dims {
+			d.Cost = 0
+			out.States = append(out.States, m.state(&d, now))
+		}
+		return out
+	}
+	for i := range r.Dims {
+		s := m.state(&r.Dims[i], now)
+		out.States = append(out.States, s)
+		if s.Over && !r.Dims[i].Soft {
+			out.Allowed, out.Never = false, out.Never || s.Never
+			out.RetryAfterMs = max(out.RetryAfterMs, s.RetryAfterMs)
+		}
+	}
+	if !out.Allowed {
+		for i, s := range out.States {
+			if !r.Dims[i].Soft && s.Over && (out.Never && s.Never || !out.Never && s.RetryAfterMs == out.RetryAfterMs) {
+				out.Binding = i
+				break
+			}
+		}
+		if out.Never {
+			out.RetryAfterMs = 0
+		}
+		return out
+	}
+	if r.Peek {
+		return out
+	}
+	m.charge(r, out.States, now)
+	for i := range r.Dims {
+		if d := r.Dims[i]; !out.States[i].Over {
+			d.Cost = 0
+			out.States[i] = m.state(&d, now)
+		}
+	}
+	return out
+}
+
+func (m *model) charge(r limit.Reservation, states []limit.State, now int64) {
+	n := len(r.Dims)
+	req := &request{
+		dims: r.Dims, charged: make([]int64, n), floor: make([]int64, n), at: make([]int64, n), debt: make([]int64, n),
+		skipped: make([]bool, n), ends: now + limit.LeaseLife.Milliseconds(), state: "live",
+	}
+	m.requests[r.ID] = req
+	for i := range r.Dims {
+		d := &r.Dims[i]
+		if req.skipped[i] = states[i].Over; req.skipped[i] {
+			continue
+		}
+		req.charged[i], req.floor[i], req.at[i] = d.Cost, d.Floor, now
+		switch d.Kind {
+		case limit.Lease:
+			if d.Cost > 0 {
+				m.lease(d.Key)[r.ID] = req.ends
+			}
+		case limit.Quota:
+			req.at[i] = m.enter(d)
+			m.quotas[d.Key][req.at[i]] += d.Cost
+		default:
+			m.add(d, r.ID, d.Cost, now)
+			if rate, burst := inForce(d, now); burst > 0 {
+				m.debts[d.Key] = append(m.debts[d.Key], change{now, d.Cost * d.WindowMs, rate})
+			}
+			req.debt[i], _ = m.debt(d, now)
+		}
+	}
+}
+
+func (m *model) lease(key string) map[string]int64 {
+	if m.leases[key] == nil {
+		m.leases[key] = map[string]int64{}
+	}
+	return m.leases[key]
+}
+
+// enter begins a dimension's period if it is the newest, and is the newest.
+func (m *model) enter(d *limit.Dim) (begin int64) {
+	if m.quotas[d.Key] == nil {
+		m.quotas[d.Key] = map[int64]int64{}
+	}
+	m.quotas[d.Key][d.BeginMs] += 0
+	return slices.Max(slices.Collect(maps.Keys(m.quotas[d.Key])))
+}
+
+func (m *model) add(d *limit.Dim, id string, amount, now int64) {
+	m.windows[d.Key] = append(m.windows[d.Key], entry{id, now, amount, now / d.BucketMs})
+}
+
+// owe changes the debt, which goes on to drain at its rate if there is any.
+func (m *model) owe(d *limit.Dim, by, now int64) {
+	if rate, burst := inForce(d, now); burst > 0 {
+		if owed, before := m.debt(d, now); owed > 0 {
+			rate = before
+		}
+		m.debts[d.Key] = append(m.debts[d.Key], change{now, by, rate})
+	}
+}
+
+// adjust charges a reservation more or less.
+func (m *model) adjust(id string, req *request, i int, d *limit.Dim, charge, now int64) {
+	delta := charge - req.charged[i]
+	req.charged[i] = charge
+	if delta == 0 || d.Kind == limit.Lease || req.skipped[i] {
+		return
+	}
+	if d.Kind == limit.Quota {
+		if begin := m.enter(d); begin == req.at[i] || delta > 0 {
+			m.quotas[d.Key][begin] = max(m.quotas[d.Key][begin]+delta, 0)
+		}
+		return
+	}
+	bucket, newest := req.at[i]/d.BucketMs, int64(-1)
+	for _, e := range m.windows[d.Key] {
+		if e.bucket == bucket {
+			newest = max(newest, e.at)
+		}
+	}
+	if newest <= now-d.WindowMs {
+		if delta > 0 {
+			m.add(d, id, delta, now)
+			m.owe(d, delta*d.WindowMs, now)
+		}
+		return
+	}
+	for j := range m.windows[d.Key] {
+		if e := &m.windows[d.Key][j]; e.id == id && e.at == req.at[i] {
+			e.amount += delta
+			break
+		}
+	}
+	by := delta * d.WindowMs
+	if delta < 0 {
+		_, rate := m.debt(d, now)
+		by = -min(-by, drained(req.debt[i], rate, now-req.at[i]))
+	}
+	m.owe(d, by, now)
+}
+
+func (m *model) settle(s limit.Settlement, now int64) (applied bool) {
+	req := m.requests[s.ID]
+	if req == nil && s.New {
+		n := len(s.Dims)
+		req = &request{charged: make([]int64, n), at: make([]int64, n), debt: make([]int64, n), skipped: make([]bool, n), state: "live"}
+		for i := range req.at {
+			req.at[i] = -1 << 40
+		}
+		m.requests[s.ID] = req
+	}
+	if req == nil || req.state == "settled" {
+		return false
+	}
+	m.finish(s.ID, req, s.Dims, s.Charges, now)
+	req.state, req.ends = "settled", now+limit.SettledLife.Milliseconds()
+	return true
+}
+
+func (m *model) finish(id string, req *request, dims []limit.Dim, charges []int64, now int64) {
+	for i := range dims {
+		m.adjust(id, req, i, &dims[i], max(charges[i], 0), now)
+		if dims[i].Kind == limit.Lease {
+			delete(m.leases[dims[i].Key], id)
+		}
+	}
+}
+
+func (m *model) renew(renewals []limit.Renewal, now int64) (lost []string) {
+	for _, r := range renewals {
+		req := m.requests[r.ID]
+		if req == nil || req.state != "live" || req.ends <= now {
+			lost = append(lost, r.ID)
+			continue
+		}
+		req.ends = now + limit.LeaseLife.Milliseconds()
+		for i := range r.Dims {
+			if len(r.Charges) > 0 {
+				req.floor[i] = max(req.floor[i], r.Charges[i])
+				m.adjust(r.ID, req, i, &r.Dims[i], max(req.charged[i], r.Charges[i]), now)
+			}
+			if leases := m.leases[r.Dims[i].Key]; leases[r.ID] > now {
+				leases[r.ID] = req.ends
+			}
+		}
+	}
+	for id, req := range m.requests {
+		if req.state == "live" && req.ends <= now {
+			m.finish(id, req, req.dims, req.floor, now)
+			req.state, req.ends = "reaped", now+limit.ReapedLife.Milliseconds()
+		}
+	}
+	return lost
+}
+
+// forget drops the ids that a store may have forgotten.
+func (m *model) forget(now int64) {
+	for id, req := range m.requests {
+		if req.state != "live" && req.ends <= now {
+			delete(m.requests, id)
+		}
+	}
+}

@@ -1,0 +1,350 @@
+package limit
+
+import (
+	"context"
+	"hash/maphash"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	shardCount = 64 // the bits of a lock set
+	// maxCounters bounds the counters of one shard, two million in all. Beyond it a
+	// window that is soon idle makes room.
+	maxCounters = 1 << 15
+	// Each new entry of a shard looks at so many others for one that may be
+	// forgotten, so that no more than about a quarter of a shard is idle.
+	looks = 4
+)
+
+// Memory is the store of a gateway that stands alone. Its counters are spread
+// over shards; a decision holds the locks of all shards it touches, taken in
+// their order. What is idle is forgotten, a bit with each new entry and wholly
+// with Renew.
+type Memory struct {
+	now    func() time.Time
+	latest atomic.Int64 // the clock does not go back
+	seed   maphash.Seed
+	bound  int // of the counters of a shard
+	shards [shardCount]shard
+}
+
+type shard struct {
+	sync.Mutex
+	cells   map[string]*counted
+	records map[string]*record
+	peak    int // of the cells, since the map was made
+}
+
+// counted is a counter of a shard.
+type counted struct {
+	cell
+	forget int64 // when it is idle, as far as is known; the cell itself may know better
+}
+
+// record is a reservation, or what is left to know of one.
+type record struct {
+	state reservationState
+	ends  int64 // of a live one the lease, else when it is forgotten
+	dims  []Dim
+	parts []part
+}
+
+type reservationState int
+
+const (
+	live reservationState = iota
+	reaped
+	settled
+)
+
+// NewMemory makes an empty store.
+func NewMemory(now func() time.Time) *Memory {
+	m := &Memory{now: now, seed: maphash.MakeSeed(), bound: maxCounters}
+	for i := range m.shards {
+		m.shards[i].cells, m.shards[i].records = map[string]*counted{}, map[string]*record{}
+	}
+	return m
+}
+
+func (m *Memory) clock() int64 {
+	now := m.now().UnixMilli()
+	for {
+		latest := m.latest.Load()
+		if now <= latest {
+			return latest
+		}
+		if m.latest.CompareAndSwap(latest, now) {
+			return now
+		}
+	}
+}
+
+// held is the shards that a call has locked: those of its dimensions and of its
+// record.
+type held struct {
+	m      *Memory
+	set    uint64
+	record *shard
+	room   [24]uint8
+	cells  []uint8 // by dimension, the shard
+}
+
+func (m *Memory) shardOf(key string) uint8 {
+	return uint8(maphash.String(m.seed, key) % shardCount)
+}
+
+func (m *Memory) lock(h *held, id string, dims []Dim) {
+	h.m, h.cells = m, h.room[:0]
+	for i := range dims {
+		n := m.shardOf(dims[i].Key)
+		h.cells = append(h.cells, n)
+		h.set |= 1 << n
+	}
+	n := m.shardOf(id)
+	h.record = &m.shards[n]
+	h.set |= 1 << n
+	for s := h.set; s != 0; s &= s - 1 {
+		m.shards[bits.TrailingZeros64(s)].Lock()
+	}
+}
+
+func (h *held) unlock() {
+	for s := h.set; s != 0; s &= s - 1 {
+		h.m.shards[bits.TrailingZeros64(s)].Unlock()
+	}
+}
+
+// cell finds a dimension's counter, or nil.
+func (h *held) cell(i int, d *Dim) *counted { return h.m.shards[h.cells[i]].cells[d.Key] }
+
+// open finds a dimension's counter or makes it.
+func (h *held) open(i int, d *Dim, now int64) *counted {
+	s := &h.m.shards[h.cells[i]]
+	c := s.cells[d.Key]
+	if c == nil {
+		s.makeRoom(now, h.m.bound)
+		c = &counted{cell: newCell(d.Kind)}
+		s.cells[d.Key] = c
+		s.peak = max(s.peak, len(s.cells))
+	}
+	return c
+}
+
+// touch puts off the forgetting of a counter that was charged.
+func (c *counted) touch(d *Dim, now int64) {
+	if w, ok := c.cell.(*window); ok {
+		c.forget = max(c.forget, now+d.WindowMs)
+		if owed := w.owed(now); owed > 0 {
+			c.forget = max(c.forget, now+ceilDiv(owed, w.debtRate))
+		}
+	}
+}
+
+func (c *counted) idle(now int64) bool { return now >= max(c.forget, c.idleAt()) }
+
+func (h *held) states(dims []Dim, now int64) []State {
+	out := make([]State, len(dims))
+	for i := range dims {
+		if c := h.cell(i, &dims[i]); c != nil {
+			out[i] = c.check(&dims[i], now)
+		} else {
+			out[i] = untouched(&dims[i], now)
+		}
+	}
+	return out
+}
+
+// untouched is what a dimension finds whose counter is not there.
+func untouched(d *Dim, now int64) State {
+	switch d.Kind {
+	case Lease:
+		return (&leases{}).check(d, now)
+	case Quota:
+		return (&quota{}).check(d, now)
+	}
+	return (&window{}).check(d, now)
+}
+
+// Reserve implements Store.
+func (m *Memory) Reserve(_ context.Context, r Reservation) (Decision, error) {
+	now := m.clock()
+	var h held
+	m.lock(&h, r.ID, r.Dims)
+	defer h.unlock()
+	if r.Peek {
+		return decide(r.Dims, h.states(r.Dims, now)), nil
+	}
+	if known := h.record.records[r.ID]; known != nil && !known.forgotten(now) {
+		free := withoutCost(r.Dims)
+		return Decision{Allowed: true, Again: true, Binding: -1, States: h.states(free, now)}, nil
+	}
+	states := h.states(r.Dims, now)
+	out := decide(r.Dims, states)
+	if !out.Allowed {
+		return out, nil
+	}
+	ends := now + LeaseLife.Milliseconds()
+	rec := &record{ends: ends, dims: r.Dims, parts: make([]part, len(r.Dims))}
+	for i := range r.Dims {
+		d := &r.Dims[i]
+		if states[i].Over { // soft
+			rec.parts[i].skipped = true
+			continue
+		}
+		c := h.open(i, d, now)
+		rec.parts[i] = c.charge(d, r.ID, now, ends)
+		c.touch(d, now)
+		states[i] = c.after(d, now)
+	}
+	h.record.makeRecordRoom(now)
+	h.record.records[r.ID] = rec
+	return out, nil
+}
+
+// after is the state once a dimension is charged: the cost no longer asks.
+func (c *counted) after(d *Dim, now int64) State {
+	paid := *d
+	paid.Cost = 0
+	return c.check(&paid, now)
+}
+
+func withoutCost(dims []Dim) []Dim {
+	out := append([]Dim(nil), dims...)
+	for i := range out {
+		out[i].Cost = 0
+	}
+	return out
+}
+
+// Settle implements Store.
+func (m *Memory) Settle(_ context.Context, s Settlement) (Settled, error) {
+	if len(s.Dims) != len(s.Charges) {
+		return Settled{}, ErrDims
+	}
+	now := m.clock()
+	var h held
+	m.lock(&h, s.ID, s.Dims)
+	defer h.unlock()
+	rec := h.record.records[s.ID]
+	if rec != nil && rec.forgotten(now) {
+		rec = nil
+	}
+	switch {
+	case rec == nil && s.New:
+		rec = &record{dims: s.Dims, parts: make([]part, len(s.Dims))}
+		for i := range s.Dims {
+			rec.parts[i].at = unknownTime
+		}
+		h.record.makeRecordRoom(now)
+		h.record.records[s.ID] = rec
+	case rec == nil || rec.state == settled:
+		return Settled{States: h.states(withoutCost(s.Dims), now)}, nil
+	case len(rec.parts) != len(s.Dims):
+		return Settled{}, ErrDims
+	}
+	h.settle(rec, s.ID, s.Dims, s.Charges, now)
+	rec.state, rec.ends, rec.dims, rec.parts = settled, now+SettledLife.Milliseconds(), nil, nil
+	return Settled{Applied: true, States: h.states(withoutCost(s.Dims), now)}, nil
+}
+
+// unknownTime is before any reservation.
+const unknownTime = -1
+
+// settle brings the charges of a reservation to what they are to be and ends its
+// leases.
+func (h *held) settle(rec *record, id string, dims []Dim, charges []int64, now int64) {
+	for i := range dims {
+		d, p := &dims[i], &rec.parts[i]
+		if p.skipped {
+			continue
+		}
+		h.adjust(i, d, p, max(charges[i], 0), now)
+		if c := h.cell(i, d); c != nil {
+			c.release(id)
+		}
+	}
+}
+
+// adjust brings one charge of a reservation to what it is to be.
+func (h *held) adjust(i int, d *Dim, p *part, charge, now int64) {
+	delta := charge - p.charged
+	p.charged = charge
+	if delta == 0 || d.Kind == Lease {
+		return
+	}
+	c := h.cell(i, d)
+	if c == nil {
+		if delta < 0 {
+			return // what the refund was of is forgotten
+		}
+		c = h.open(i, d, now)
+	}
+	c.adjust(d, p, delta, now)
+	c.touch(d, now)
+}
+
+// Renew implements Store.
+func (m *Memory) Renew(_ context.Context, renewals []Renewal) (lost []string, err error) {
+	now := m.clock()
+	for i := range renewals {
+		if len(renewals[i].Charges) != 0 && len(renewals[i].Charges) != len(renewals[i].Dims) {
+			return nil, ErrDims
+		}
+		if !m.renew(&renewals[i], now) {
+			lost = append(lost, renewals[i].ID)
+		}
+	}
+	for i := range m.shards {
+		for id, dims := range m.shards[i].sweep(now) {
+			m.reap(id, dims, now)
+		}
+	}
+	return lost, nil
+}
+
+func (m *Memory) renew(r *Renewal, now int64) bool {
+	var h held
+	m.lock(&h, r.ID, r.Dims)
+	defer h.unlock()
+	rec := h.record.records[r.ID]
+	if rec == nil || rec.state != live || rec.ends <= now || len(rec.parts) != len(r.Dims) {
+		return false
+	}
+	rec.ends = now + LeaseLife.Milliseconds()
+	for i := range r.Dims {
+		d, p := &r.Dims[i], &rec.parts[i]
+		if p.skipped {
+			continue
+		}
+		if len(r.Charges) > 0 {
+			p.floor = max(p.floor, r.Charges[i])
+			h.adjust(i, d, p, max(p.charged, r.Charges[i]), now)
+		}
+		if c := h.cell(i, d); c != nil {
+			c.renew(r.ID, now, rec.ends)
+		}
+	}
+	return true
+}
+
+// reap settles a reservation whose time is over with what is known of it.
+func (m *Memory) reap(id string, dims []Dim, now int64) {
+	var h held
+	m.lock(&h, id, dims)
+	defer h.unlock()
+	rec := h.record.records[id]
+	if rec == nil || rec.state != live || rec.ends > now {
+		return
+	}
+	charges := make([]int64, len(rec.parts))
+	for i := range rec.parts {
+		charges[i] = rec.parts[i].floor
+	}
+	h.settle(rec, id, rec.dims, charges, now)
+	rec.state, rec.ends = reaped, now+ReapedLife.Milliseconds()
+}
+
+func (r *record) forgotten(now int64) bool { return r.state != live && r.ends <= now }

@@ -1,0 +1,58 @@
+package limit
+
+// quota counts in one calendar period, which its begin names.
+type quota struct{ begin, end, used int64 }
+
+// current is what was used in the dimension's period, and when that ends. The
+// state of a later period is that of now: the asker's calendar is behind. What
+// ended so long ago that it may be forgotten is forgotten.
+func (q *quota) current(d *Dim, now int64) (used, end int64) {
+	used, end = q.used, q.end
+	if q.begin < d.BeginMs {
+		used, end = 0, d.EndMs
+	}
+	if now >= end+CalendarSkew.Milliseconds() {
+		used = 0
+	}
+	return used, end
+}
+
+func (q *quota) check(d *Dim, now int64) State {
+	used, end := q.current(d, now)
+	s := State{Limit: d.Limit, Used: used, Remaining: max(d.Limit-used, 0), ResetMs: max(end-now, 0)}
+	if d.Cost > 0 && used+d.Cost > d.Limit {
+		s.Over, s.Never = true, d.Cost > d.Limit
+		if !s.Never {
+			s.RetryAfterMs = max(end-now, 1)
+		}
+	}
+	return s
+}
+
+func (q *quota) charge(d *Dim, _ string, _, _ int64) part {
+	q.enter(d)
+	q.used += d.Cost
+	return part{charged: d.Cost, floor: d.Floor, at: q.begin}
+}
+
+func (q *quota) enter(d *Dim) {
+	if q.begin < d.BeginMs {
+		*q = quota{begin: d.BeginMs, end: d.EndMs}
+	}
+}
+
+// adjust changes the reservation's own period; after its end an overage goes to
+// the period of now and a refund is dropped.
+func (q *quota) adjust(d *Dim, p *part, delta, _ int64) {
+	q.enter(d)
+	if p.at == q.begin || delta > 0 {
+		q.used = max(q.used+delta, 0)
+	}
+}
+
+func (q *quota) renew(string, int64, int64) {}
+
+func (q *quota) release(string) {}
+
+// idleAt leaves time for askers whose clock is behind.
+func (q *quota) idleAt() int64 { return q.end + CalendarSkew.Milliseconds() }

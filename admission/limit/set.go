@@ -1,0 +1,428 @@
+package limit
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// Set is the rules in force, compiled. It is immutable; what it remembers of its
+// calendars is only what it would work out again.
+type Set struct {
+	counters []counter // in the order of their homes
+	weights  map[string]Weights
+	subjects [subjectCount]bool // that some counter is of
+	homes    [ofAll + 1]bool
+}
+
+// counter is one metric of one rule or quota.
+type counter struct {
+	rule    string
+	per     string
+	by      per
+	home    home
+	name    string // of the counter in keys
+	metric  Metric
+	kind    Kind
+	failure Failure
+	reserve Policy
+	shadow  bool
+	degrade bool
+
+	amounts  []amount // by schedule; the last is that of the rule itself
+	largest  int64    // capacity under any schedule
+	factors  [tierCount][levelCount]int64
+	schedule *schedule
+
+	windowMs, bucketMs int64
+
+	calendar *calendar
+	alertAt  []int
+}
+
+// amount is a limit and its burst.
+type amount struct{ limit, burst int64 }
+
+const (
+	levelCount = 5 // L0 to L4
+	tierCount  = 3
+)
+
+// Tiers of keys.
+const (
+	Critical = "critical"
+	Standard = "standard"
+	Batch    = "batch"
+)
+
+func tierIndex(tier string) int {
+	switch tier {
+	case Critical:
+		return 0
+	case Batch:
+		return 2
+	}
+	return 1
+}
+
+// schedule is the hours of one rule.
+type schedule struct {
+	table timetable
+	last  atomic.Pointer[spell]
+}
+
+// spell is a time in which the same schedule is in force.
+type spell struct {
+	from, until time.Time
+	now, next   int // indexes of amounts
+}
+
+func (s *schedule) at(t time.Time) *spell {
+	if last := s.last.Load(); last != nil && !t.Before(last.from) && t.Before(last.until) {
+		return last
+	}
+	found := &spell{from: t, now: s.index(t)}
+	if until, ok := s.table.next(t); ok {
+		found.until, found.next = until, s.index(until)
+	} else {
+		found.until, found.next = t.Add(horizon/2), found.now
+	}
+	s.last.Store(found)
+	return found
+}
+
+func (s *schedule) index(t time.Time) int {
+	if i := s.table.active(t); i >= 0 {
+		return i
+	}
+	return len(s.table)
+}
+
+// calendar is the periods of one quota.
+type calendar struct {
+	every every
+	zone  *time.Location
+	last  atomic.Pointer[span]
+}
+
+type span struct{ begin, end time.Time }
+
+func (c *calendar) at(t time.Time) *span {
+	if last := c.last.Load(); last != nil && !t.Before(last.begin) && t.Before(last.end) {
+		return last
+	}
+	found := &span{}
+	found.begin, found.end = c.every.bounds(t, c.zone)
+	c.last.Store(found)
+	return found
+}
+
+// Compile checks rules and quotas and makes them ready. The weights are those of
+// models by name; a model without counts every token as one unit.
+func Compile(rules []Rule, quotas []QuotaRule, weights map[string]Weights) (*Set, error) {
+	if err := Validate(rules, quotas); err != nil {
+		return nil, err
+	}
+	var f faults
+	for _, name := range slices.Sorted(maps.Keys(weights)) {
+		f.below(fmt.Sprintf("weights[%q]", name), weights[name].Validate())
+	}
+	if len(f) > 0 {
+		return nil, errors.Join(f...)
+	}
+	s := &Set{weights: maps.Clone(weights)}
+	for i := range rules {
+		s.counters = append(s.counters, rules[i].counters()...)
+	}
+	for i := range quotas {
+		s.counters = append(s.counters, quotas[i].counter())
+	}
+	slices.SortStableFunc(s.counters, func(a, b counter) int { return cmp.Compare(a.home, b.home) })
+	for i := range s.counters {
+		s.homes[s.counters[i].home] = true
+		for _, one := range s.counters[i].by {
+			s.subjects[one] = true
+		}
+	}
+	return s, nil
+}
+
+// counters are one for each metric of a valid rule.
+func (r *Rule) counters() []counter {
+	by, _ := parsePer(r.Per)
+	common := counter{
+		rule: r.Name, per: r.Per, by: by, home: by.home(), shadow: r.Shadow, degrade: r.Exceed == ExceedDegrade,
+		failure: cmp.Or(r.OnStoreFailure, FailLocal), reserve: cmp.Or(r.Reserve, ReserveP90), factors: r.UnderPressure.factors(),
+	}
+	all := make([]Bounds, 0, len(r.Schedule)+1)
+	if len(r.Schedule) > 0 {
+		common.schedule = &schedule{}
+		for i := range r.Schedule {
+			h, _ := parseHours(r.Schedule[i].When)
+			common.schedule.table = append(common.schedule.table, h)
+			all = append(all, r.over(r.Schedule[i].Bounds))
+		}
+	}
+	all = append(all, r.Bounds)
+	var out []counter
+	for i, m := range r.rates() {
+		if m.rate == (Rate{}) {
+			continue
+		}
+		c := common
+		c.metric, c.kind, c.windowMs = m.metric, Window, m.rate.Window.Milliseconds()
+		c.bucketMs = ceilDiv(c.windowMs, int64(cmp.Or(r.Buckets, defaultBuckets)))
+		for j := range all {
+			a := amount{limit: all[j].rates()[i].rate.Count}
+			if metric, _, ok := all[j].bursting(); ok && metric == m.metric && int64(all[j].Burst) < a.limit {
+				a.burst = int64(all[j].Burst)
+			}
+			c.amounts = append(c.amounts, a)
+		}
+		out = append(out, c.done())
+	}
+	if r.Concurrency != 0 {
+		c := common
+		c.metric, c.kind = Concurrency, Lease
+		for j := range all {
+			c.amounts = append(c.amounts, amount{limit: int64(all[j].Concurrency)})
+		}
+		out = append(out, c.done())
+	}
+	return out
+}
+
+func (c counter) done() counter {
+	c.name = "r:" + c.rule + ":" + c.metric.String() + ":"
+	for _, a := range c.amounts {
+		c.largest = max(c.largest, capacity(a.limit, a.burst))
+	}
+	return c
+}
+
+// counter is that of a valid quota. Its name holds the calendar: a quota by
+// another calendar is another counter.
+func (q *QuotaRule) counter() counter {
+	by, _ := parsePer(q.Per)
+	e, _ := parseEvery(q.Every)
+	zone, _ := loadZone(q.Zone)
+	c := counter{
+		rule: q.Name, per: q.Per, by: by, home: by.home(), kind: Quota, metric: Units, reserve: ReserveP90,
+		failure: cmp.Or(q.OnStoreFailure, FailLocal), calendar: &calendar{every: e, zone: zone}, alertAt: q.AlertAt,
+		factors: (&Pressure{}).factors(),
+	}
+	if len(c.alertAt) == 0 {
+		c.alertAt = []int{80, 95, 100}
+	}
+	a := amount{limit: int64(q.Units) * 1000}
+	if q.Tokens != 0 {
+		c.metric, a.limit = Tokens, int64(q.Tokens)
+	}
+	c.amounts, c.largest = []amount{a}, a.limit
+	c.name = "q:" + q.Name + ":" + c.metric.String() + ":" + q.Every + "@" + zone.String() + ":"
+	return c
+}
+
+// factors are those of every tier and level, in thousandths.
+func (p *Pressure) factors() (out [tierCount][levelCount]int64) {
+	general := p.list()
+	for tier, own := range [tierCount]Levels{p.Critical, p.Standard, p.Batch} {
+		last := int64(1000)
+		out[tier][0] = last
+		for i, f := range own.list() {
+			last = cmp.Or(int64(f), int64(general[i]), last)
+			out[tier][i+1] = last
+		}
+	}
+	return out
+}
+
+// scaled is an amount under pressure; something always remains.
+func (a amount) scaled(factor int64) amount {
+	if factor == 1000 {
+		return a
+	}
+	a.limit = max(a.limit*factor/1000, 1)
+	if a.burst > 0 {
+		a.burst = max(a.burst*factor/1000, 1)
+	}
+	return a
+}
+
+// Request is what a decision is about.
+type Request struct {
+	ID string // made by the gateway: a caller who could choose it would pay once for many
+	Subjects
+	Tier      string // critical | standard | batch; empty: standard
+	Level     int    // of pressure, 0 to 4
+	Prompt    int64  // tokens, exact
+	MaxTokens int64  // that all its answers may have together; 0: it generates nothing
+	Thinking  bool
+}
+
+// Estimate is what a request's answer is expected to have, in tokens.
+type Estimate struct {
+	Output, Reasoning int64
+	Cold              bool // too little is known; a quarter of the smallest limit is the most
+}
+
+// plan is the dimensions of one request and the counters they are of.
+type plan struct {
+	dims     []Dim
+	counters []*counter
+}
+
+// Dims lists the dimensions that a request meets, in the order of their homes.
+func (s *Set) Dims(r Request, e Estimate, now time.Time) []Dim { return s.plan(&r, e, now).dims }
+
+func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
+	p := plan{dims: make([]Dim, 0, len(s.counters)), counters: make([]*counter, 0, len(s.counters))}
+	n := r.names(s.subjects, s.homes)
+	level := min(max(r.Level, 0), levelCount-1)
+	tier := tierIndex(r.Tier)
+	for i := range s.counters {
+		c := &s.counters[i]
+		key := n.key(c.home, c.name, c.by)
+		if key == "" {
+			continue
+		}
+		p.dims = append(p.dims, Dim{
+			Key: key, Kind: c.kind, Rule: c.rule, Metric: c.metric, Failure: c.failure, Soft: c.shadow || c.degrade,
+			WindowMs: c.windowMs, BucketMs: c.bucketMs,
+		})
+		p.counters = append(p.counters, c)
+		c.limit(&p.dims[len(p.dims)-1], c.factors[tier][level], now)
+	}
+	if e.Cold {
+		e = e.capped(p)
+	}
+	w := s.weightsOf(r.Model)
+	for i := range p.dims {
+		p.counters[i].cost(&p.dims[i], r, e, w)
+	}
+	return p
+}
+
+// limit sets what is in force at a time.
+func (c *counter) limit(d *Dim, factor int64, now time.Time) {
+	if c.kind == Quota {
+		period := c.calendar.at(now)
+		d.Limit, d.BeginMs, d.EndMs = c.amounts[0].limit, period.begin.UnixMilli(), period.end.UnixMilli()
+		return
+	}
+	a := c.amounts[len(c.amounts)-1]
+	if c.schedule != nil {
+		spell := c.schedule.at(now)
+		a = c.amounts[spell.now]
+		// A retry reaches over one change at most: the window's length and a bucket's.
+		reach := max(2*time.Duration(c.windowMs)*time.Millisecond, 2*LeaseLife)
+		if spell.until.Sub(now) <= reach {
+			next := c.amounts[spell.next].scaled(factor)
+			d.EdgeMs, d.NextLimit, d.NextBurst = spell.until.UnixMilli(), next.limit, next.burst
+		}
+	}
+	a = a.scaled(factor)
+	d.Limit, d.Burst = a.limit, a.burst
+}
+
+func (s *Set) weightsOf(model string) Weights {
+	if w, ok := s.weights[model]; ok {
+		return w
+	}
+	return DefaultWeights()
+}
+
+// capped is an estimate without experience: at most a quarter of the smallest
+// limit of tokens, so that a small limit lets its first request in.
+func (e Estimate) capped(p plan) Estimate {
+	for i := range p.dims {
+		d := &p.dims[i]
+		most := capacity(d.Limit, d.Burst) / 4
+		switch d.Metric {
+		case Units:
+			most /= 1000
+		case Tokens, OutputTokens:
+		case ReasoningTokens:
+			e.Reasoning = min(e.Reasoning, max(most, 1))
+			continue
+		default:
+			continue
+		}
+		e.Output = min(e.Output, max(most, 1))
+	}
+	e.Reasoning = min(e.Reasoning, e.Output)
+	return e
+}
+
+// cost sets what a request reserves of a dimension, and what it is charged if
+// nothing more is ever heard of it: itself and its prompt.
+func (c *counter) cost(d *Dim, r *Request, e Estimate, w Weights) {
+	output, reasoning := min(e.Output, r.MaxTokens), min(e.Reasoning, r.MaxTokens)
+	switch c.reserve {
+	case ReserveMax:
+		output, reasoning = r.MaxTokens, r.MaxTokens
+	case ReservePrompt:
+		output, reasoning = 0, 0
+	}
+	if !r.Thinking {
+		reasoning = 0
+	}
+	prompt := Usage{Input: r.Prompt}
+	expected := Usage{Input: r.Prompt, Output: output, Reasoning: reasoning}
+	d.Floor, d.Cost = charge(c.metric, prompt, w), charge(c.metric, expected, w)
+	if c.metric == Units && c.reserve == ReserveMax {
+		d.Cost = max(d.Cost, charge(c.metric, Usage{Input: r.Prompt, Output: output}, w))
+	}
+	// What reserves nothing could not be refused once the limit is reached.
+	generates := r.MaxTokens > 0 && (c.metric == OutputTokens || c.metric == ReasoningTokens && r.Thinking || c.metric == Tokens || c.metric == Units)
+	if generates {
+		d.Cost = max(d.Cost, 1)
+	}
+	// An estimate alone makes no request too large.
+	if c.reserve != ReserveMax {
+		if room := capacity(d.Limit, d.Burst); d.Floor <= room {
+			d.Cost = min(d.Cost, room)
+		}
+	}
+}
+
+// Usage is what a request has used, in tokens.
+type Usage struct {
+	Input     int64 // with Cached
+	Cached    int64
+	Output    int64 // with Reasoning
+	Reasoning int64
+}
+
+const maxTokens = 1_000_000_000 // that one request is charged at most
+
+// sane bounds what an engine may report.
+func (u Usage) sane() Usage {
+	u.Input, u.Output = min(max(u.Input, 0), maxTokens), min(max(u.Output, 0), maxTokens)
+	u.Cached, u.Reasoning = min(max(u.Cached, 0), u.Input), min(max(u.Reasoning, 0), u.Output)
+	return u
+}
+
+// charge is what a usage is in a metric; units are in thousandths.
+func charge(m Metric, u Usage, w Weights) int64 {
+	u = u.sane()
+	switch m {
+	case Requests, Concurrency:
+		return 1
+	case Tokens:
+		return u.Input + u.Output
+	case InputTokens:
+		return u.Input
+	case OutputTokens:
+		return u.Output
+	case ReasoningTokens:
+		return u.Reasoning
+	case Units:
+		return (u.Input-u.Cached)*int64(w.Input) + u.Cached*int64(w.Cached) + (u.Output-u.Reasoning)*int64(w.Output) + u.Reasoning*int64(w.Reasoning)
+	}
+	return 0
+}

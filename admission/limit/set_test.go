@@ -1,0 +1,138 @@
+package limit
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestDims: addresses first, then tenants, then models and all, each in one slot.
+func TestDims(t *testing.T) {
+	set := compile(t, []Rule{
+		{Name: "all", Per: "global", Bounds: Bounds{Concurrency: 9}},
+		{Name: "model", Per: "model", Bounds: Bounds{Tokens: perMinute(9)}},
+		{Name: "pair", Per: "model,user", Bounds: Bounds{Requests: perMinute(9)}},
+		{Name: "ip", Per: "ip", Bounds: Bounds{Requests: perMinute(30)}},
+		{Name: "key", Per: "key", Bounds: Bounds{Requests: perMinute(9), Concurrency: 2}},
+	}, []QuotaRule{{Name: "month", Per: "project", Tokens: 5, Every: "month", Zone: "Asia/Shanghai"}}, nil)
+	var got []string
+	for _, d := range set.Dims(alice(), Estimate{}, time.Unix(1_800_000_000, 0)) {
+		got = append(got, d.Key)
+	}
+	want := []string{
+		"tg:{i:10.0.0.1}:r:ip:requests:ip=10.0.0.1",
+		"tg:{t:department=d}:r:pair:requests:user=alice,model=qwen",
+		"tg:{t:department=d}:r:key:requests:key=k1",
+		"tg:{t:department=d}:r:key:concurrency:key=k1",
+		"tg:{t:department=d}:q:month:tokens:month@Asia/Shanghai:project=p",
+		"tg:{m:qwen}:r:model:tokens:model=qwen",
+		"tg:{g}:r:all:concurrency:global=all",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	// Whom a request lacks, no rule counts by.
+	if dims := set.Dims(Request{Subjects: Subjects{Key: "k1"}}, Estimate{}, time.Unix(1_800_000_000, 0)); len(dims) != 3 || dims[0].Key != "tg:{t:key=k1}:r:key:requests:key=k1" {
+		t.Errorf("%+v", dims)
+	}
+}
+
+// TestKeysDiffer: no two callers share a counter because of how they are called.
+func TestKeysDiffer(t *testing.T) {
+	seen := map[string]string{}
+	odd := []string{"a", "a}", "{a", "a,model=b", "a:b", "a%3ab", "%61", "A", "a ", "ä", "a\n", strings.Repeat("x", 96), strings.Repeat("x", 97), strings.Repeat("x", 98)}
+	for _, user := range odd {
+		for _, model := range odd {
+			s := Subjects{User: user, Model: model}
+			n := s.names([subjectCount]bool{byModel: true}, [ofAll + 1]bool{ofTenant: true})
+			key := n.key(ofTenant, "r:x:", per{byUser, byModel})
+			if strings.Count(key, "{") != 1 || strings.Count(key, "}") != 1 {
+				t.Errorf("%q: more than one home", key)
+			}
+			who := fmt.Sprintf("%q %q", user, model)
+			if seen[key] != "" {
+				t.Errorf("%s and %s share %q", who, seen[key], key)
+			}
+			seen[key] = who
+		}
+	}
+	for written, want := range map[string]string{"10.0.0.1": "10.0.0.1", "::ffff:10.0.0.1": "10.0.0.1", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64"} {
+		if got := network(netip.MustParseAddr(written)); got != want {
+			t.Errorf("%s: %s", written, got)
+		}
+	}
+}
+
+func TestCosts(t *testing.T) {
+	w := map[string]Weights{"qwen": {Input: 1000, Cached: 100, Output: 4000, Reasoning: 2000}}
+	set := func(p Policy) *Set {
+		return compile(t, []Rule{{Name: "u", Per: "user", Reserve: p, Bounds: Bounds{
+			Requests: perMinute(10), Tokens: perMinute(10_000), InputTokens: perMinute(10_000), OutputTokens: perMinute(10_000),
+			ReasoningTokens: perMinute(10_000), Concurrency: 5,
+		}}}, []QuotaRule{{Name: "q", Per: "user", Units: 100_000, Every: "day"}}, w)
+	}
+	q := alice()
+	q.Prompt, q.MaxTokens = 100, 1000
+	e := Estimate{Output: 300, Reasoning: 200}
+	for _, c := range []struct {
+		policy   Policy
+		thinking bool
+		want     []int64 // requests, tokens, input, output, reasoning, concurrency, units
+	}{
+		{ReserveP90, true, []int64{1, 400, 100, 300, 200, 1, 100_000 + 400_000 + 400_000}},
+		{ReserveP90, false, []int64{1, 400, 100, 300, 0, 1, 100_000 + 1_200_000}},
+		{ReserveMax, true, []int64{1, 1100, 100, 1000, 1000, 1, 900_000}},
+		{ReservePrompt, true, []int64{1, 100, 100, 1, 1, 1, 900_000}},
+	} {
+		q.Thinking = c.thinking
+		dims := set(c.policy).Dims(q, e, time.Unix(1_800_000_000, 0))
+		for i, want := range c.want {
+			if dims[i].Cost != want {
+				t.Errorf("%s, thinking %v: %s costs %d, want %d", c.policy, c.thinking, dims[i].Metric, dims[i].Cost, want)
+			}
+			if dims[i].Floor > dims[i].Cost {
+				t.Errorf("%s: floor %d above %d", dims[i].Metric, dims[i].Floor, dims[i].Cost)
+			}
+		}
+	}
+	// What an engine reports cannot be more or less than anything.
+	if got := charge(Units, Usage{Input: -5, Cached: 99, Output: 1 << 62, Reasoning: -1}, w["qwen"]); got != maxTokens*4000 {
+		t.Errorf("odd usage is charged %d", got)
+	}
+}
+
+func TestEstimates(t *testing.T) {
+	e := newEstimator()
+	q := alice()
+	if got := e.estimate(&q); got != (Estimate{coldOutput, coldOutput, true}) {
+		t.Errorf("cold: %+v", got)
+	}
+	for i := range 200 {
+		e.learn(&q, Usage{Output: int64(i%10+1) * 10, Reasoning: int64(i%10 + 1)})
+	}
+	if got := e.estimate(&q); got != (Estimate{90, 9, false}) && got != (Estimate{100, 10, false}) {
+		t.Errorf("%+v", got)
+	}
+	thinks := q
+	thinks.Thinking = true
+	if got := e.estimate(&thinks); !got.Cold || got.Output != coldOutput {
+		t.Errorf("thinking is not apart: %+v", got)
+	}
+	other := q
+	other.Key = "k2"
+	if got := e.estimate(&other); !got.Cold || got.Output > 100 {
+		t.Errorf("a new key does not learn of its model: %+v", got)
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 3 * maxEstimated {
+		q.Key = fmt.Sprint(r.Int64())
+		e.learn(&q, Usage{Output: 5})
+	}
+	if len(e.spoken) > maxEstimated+1 {
+		t.Errorf("%d speakers are kept", len(e.spoken))
+	}
+}

@@ -1,0 +1,91 @@
+package limit
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Status is all that a caller's rules and quotas say now, in the form of
+// GET /quota/status.
+type Status struct {
+	Quotas []QuotaStatus `json:"quotas"`
+	Rates  []RateStatus  `json:"rates"`
+}
+
+// QuotaStatus is one quota. Parts of a unit count as used.
+type QuotaStatus struct {
+	Name          string    `json:"name"`
+	Per           string    `json:"per"`
+	Unit          string    `json:"unit"` // units | tokens
+	Used          int64     `json:"used"`
+	Limit         int64     `json:"limit"`
+	Remaining     int64     `json:"remaining"`
+	ResetsAt      time.Time `json:"resets_at"`
+	AlertsCrossed []int     `json:"alerts_crossed"` // percent
+}
+
+// RateStatus is one metric of one rule.
+type RateStatus struct {
+	Name      string `json:"name"`
+	Per       string `json:"per"`
+	Metric    string `json:"metric"`
+	Limit     int64  `json:"limit"`
+	Remaining int64  `json:"remaining"`
+	ResetMs   int64  `json:"reset_ms"`
+}
+
+// Status looks at every rule that the subjects of r meet, and changes nothing.
+// Shadow rules are left out: they refuse nobody.
+func (l *Limiter) Status(ctx context.Context, r Request) (Status, error) {
+	now := l.with.Now()
+	p := l.set.Load().plan(&r, Estimate{}, now)
+	out := Status{Quotas: []QuotaStatus{}, Rates: []RateStatus{}}
+	if len(p.dims) == 0 {
+		return out, nil
+	}
+	seen, err := l.with.Store.Reserve(ctx, Reservation{Dims: withoutCost(p.dims), Peek: true})
+	if err != nil {
+		return out, fmt.Errorf("look at limits: %w", err)
+	}
+	for i := range p.dims {
+		d, c, s := &p.dims[i], p.counters[i], &seen.States[i]
+		switch {
+		case c.shadow:
+		case d.Kind == Quota:
+			out.Quotas = append(out.Quotas, c.status(d, s))
+		default:
+			out.Rates = append(out.Rates, RateStatus{d.Rule, c.per, d.Metric.String(), s.Limit, s.Remaining, s.ResetMs})
+		}
+	}
+	return out, nil
+}
+
+func (c *counter) status(d *Dim, s *State) QuotaStatus {
+	q := QuotaStatus{
+		Name: d.Rule, Per: c.per, Unit: d.Metric.String(), Used: shown(d.Metric, s.Used), Limit: shown(d.Metric, s.Limit),
+		ResetsAt: time.UnixMilli(d.EndMs).In(c.calendar.zone), AlertsCrossed: []int{},
+	}
+	q.Remaining = max(q.Limit-q.Used, 0)
+	for _, percent := range c.alertAt {
+		if s.Used*100 >= s.Limit*int64(percent) {
+			q.AlertsCrossed = append(q.AlertsCrossed, percent)
+		}
+	}
+	return q
+}
+
+// Tightest is the quota of which the least part remains; false where there is
+// none.
+func (s *Status) Tightest() (QuotaStatus, bool) {
+	best := -1
+	for i := range s.Quotas {
+		if best < 0 || float64(s.Quotas[i].Remaining)/float64(s.Quotas[i].Limit) < float64(s.Quotas[best].Remaining)/float64(s.Quotas[best].Limit) {
+			best = i
+		}
+	}
+	if best < 0 {
+		return QuotaStatus{}, false
+	}
+	return s.Quotas[best], true
+}

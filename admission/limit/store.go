@@ -1,0 +1,102 @@
+package limit
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// ErrDims says that a reservation is settled or renewed with other dimensions
+// than it was made with.
+var ErrDims = errors.New("the dimensions are not those of the reservation")
+
+// Times of reservations, the same in every store.
+const (
+	LeaseLife   = 30 * time.Second // of a reservation that nobody renews
+	SettledLife = time.Minute      // for how long a settled id is remembered
+	ReapedLife  = 15 * time.Minute // for how long the true usage of a reaped id may still come
+	// CalendarSkew is how far an asker's calendar may be behind the store's clock:
+	// a quota's last period is not forgotten sooner.
+	CalendarSkew = time.Minute
+)
+
+// Store keeps the counters and decides over them, atomically over all dimensions
+// of a call. It reads its own clock, held against going back; decisions are the
+// same as those of Memory, to the millisecond. An error means that nothing is
+// held: a store that cannot know cancels the id itself or lets its lease run out.
+type Store interface {
+	// Reserve checks all dimensions and, if all fit, charges all. A request that is
+	// refused changes nothing. An id that has been let in is let in again and
+	// charged nothing, until it is forgotten.
+	Reserve(ctx context.Context, r Reservation) (Decision, error)
+	// Settle replaces what was reserved by the truth and ends the leases, once for
+	// each id. After a reservation was reaped, what it was charged then is replaced.
+	Settle(ctx context.Context, s Settlement) (Settled, error)
+	// Renew lets reservations live for another LeaseLife and charges what they have
+	// used beyond what they reserved. It also reaps: every reservation whose time
+	// is over is settled with the most that was said of it, its floor at least. It
+	// returns the ids whose reservations are no longer there.
+	Renew(ctx context.Context, renewals []Renewal) (lost []string, err error)
+}
+
+var _ Store = (*Memory)(nil)
+
+// Reservation asks for a decision.
+type Reservation struct {
+	ID   string // made by the gateway, never the caller's own
+	Dims []Dim  // not to be changed afterwards; no key twice
+	Peek bool   // only look: nothing is written, no id is needed
+}
+
+// Decision answers a Reservation.
+type Decision struct {
+	Allowed      bool
+	Again        bool    // the id was let in before and is charged nothing now
+	Never        bool    // refused by a dimension that can never hold the cost
+	Binding      int     // index of the dimension that refuses longest; -1: none
+	RetryAfterMs int64   // until all dimensions would fit, if nothing else is asked and no schedule shrinks another limit before
+	States       []State // by dimension, after the decision
+}
+
+// Settlement says what a request has used.
+type Settlement struct {
+	ID      string
+	Dims    []Dim   // those of the reservation
+	Charges []int64 // by dimension
+	// New charges an id that was never reserved here, now: a reservation made
+	// elsewhere while the store was away, or a counter that is rebuilt.
+	New bool
+}
+
+// Settled answers a Settlement.
+type Settled struct {
+	Applied bool // false: the id was settled before, or is not known
+	States  []State
+}
+
+// Renewal says that a request is still running.
+type Renewal struct {
+	ID      string
+	Dims    []Dim   // those of the reservation
+	Charges []int64 // what it has used so far, by dimension; empty: not known
+}
+
+// decide judges the states of all dimensions.
+func decide(dims []Dim, states []State) Decision {
+	out := Decision{Allowed: true, Binding: -1, States: states}
+	for i := range states {
+		s := &states[i]
+		if !s.Over || dims[i].Soft {
+			continue
+		}
+		out.Allowed = false
+		out.RetryAfterMs = max(out.RetryAfterMs, s.RetryAfterMs)
+		if b := out.Binding; b < 0 || !states[b].Never && (s.Never || s.RetryAfterMs > states[b].RetryAfterMs) {
+			out.Binding = i
+		}
+	}
+	if !out.Allowed && states[out.Binding].Never {
+		out.Never, out.RetryAfterMs = true, 0
+	}
+	return out
+}

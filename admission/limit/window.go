@@ -1,0 +1,207 @@
+package limit
+
+// bucket is what was charged in one bucket's time: how much, and when last.
+type bucket struct{ last, sum int64 }
+
+// window is a sliding window with an optional token bucket. The buckets are in
+// the order of time; those that count are at most one more than the window has.
+type window struct {
+	buckets []bucket
+
+	// The token bucket: what has not drained, in tokens times milliseconds of the
+	// window it was charged under, at whose rate it drains. So a retry time stays
+	// true when the limit changes meanwhile.
+	debt, debtAt, debtWindowMs, debtRate int64
+}
+
+// used is what counts at a time: every bucket whose newest charge is not yet a
+// window old, in full.
+func (w *window) used(now, windowMs int64) (sum int64) {
+	for i := len(w.buckets) - 1; i >= 0 && w.buckets[i].last > now-windowMs; i-- {
+		sum += w.buckets[i].sum
+	}
+	return sum
+}
+
+// roomAt is the first time from now on when no more than a sum counts.
+func (w *window) roomAt(now, windowMs, sum int64) int64 {
+	if sum < 0 {
+		return never
+	}
+	used := w.used(now, windowMs)
+	for _, b := range w.buckets {
+		if used <= sum {
+			return now
+		}
+		if b.last > now-windowMs {
+			used -= b.sum
+			if used <= sum {
+				return b.last + windowMs
+			}
+		}
+	}
+	return now
+}
+
+// owed is the debt at a time, in the unit in which it was charged.
+func (w *window) owed(now int64) int64 { return drain(w.debt, w.debtRate, now-w.debtAt) }
+
+// owedIn is the debt at a time in tokens times milliseconds of another window.
+func (w *window) owedIn(windowMs, now int64) int64 {
+	owed := w.owed(now)
+	if owed == 0 || w.debtWindowMs == windowMs {
+		return owed
+	}
+	return ceilDiv(owed, w.debtWindowMs) * windowMs
+}
+
+// drain takes rate per millisecond from a debt.
+func drain(debt, rate, elapsedMs int64) int64 {
+	if debt == 0 || elapsedMs <= 0 {
+		return debt
+	}
+	if elapsedMs > debt/rate {
+		return 0
+	}
+	return debt - rate*elapsedMs
+}
+
+// fitsAt is the first time from now on when the cost fits a limit and a burst.
+func (w *window) fitsAt(d *Dim, limit, burst, now int64) int64 {
+	at := w.roomAt(now, d.WindowMs, limit-d.Cost)
+	if burst == 0 || at == never {
+		return at
+	}
+	if d.Cost > burst {
+		return never
+	}
+	if over := w.owed(now) - (burst-d.Cost)*w.debtWindowMs; over > 0 {
+		at = max(at, now+ceilDiv(over, w.debtRate))
+	}
+	return at
+}
+
+// passesAt is the first time from now on when the dimension lets its cost
+// through, with the limit that is then in force.
+func (w *window) passesAt(d *Dim, now int64) int64 {
+	limit, burst := d.inForce(now)
+	at := w.fitsAt(d, limit, burst, now)
+	if d.EdgeMs <= now || at < d.EdgeMs {
+		return at
+	}
+	return w.fitsAt(d, d.NextLimit, d.NextBurst, d.EdgeMs)
+}
+
+func (w *window) check(d *Dim, now int64) State {
+	limit, burst := d.inForce(now)
+	s := State{Limit: limit, Used: w.used(now, d.WindowMs)}
+	s.Remaining = limit - s.Used
+	for i := len(w.buckets) - 1; i >= 0; i-- {
+		if w.buckets[i].sum > 0 {
+			s.ResetMs = max(w.buckets[i].last+d.WindowMs-now, 0)
+			break
+		}
+	}
+	if burst > 0 {
+		s.Remaining = min(s.Remaining, burst)
+		if owed := w.owed(now); owed > 0 {
+			s.Remaining = min(s.Remaining, burst-ceilDiv(owed, w.debtWindowMs))
+			s.ResetMs = max(s.ResetMs, ceilDiv(owed, w.debtRate))
+		}
+	}
+	s.Remaining = max(s.Remaining, 0)
+	if d.Cost == 0 {
+		return s
+	}
+	if at := w.passesAt(d, now); at == never {
+		s.Over, s.Never = true, true
+	} else if at > now {
+		s.Over, s.RetryAfterMs = true, at-now
+	}
+	return s
+}
+
+func (w *window) charge(d *Dim, _ string, now, _ int64) part {
+	if limit, burst := d.inForce(now); burst > 0 {
+		w.debt, w.debtAt, w.debtWindowMs, w.debtRate = w.owedIn(d.WindowMs, now), now, d.WindowMs, limit
+		w.owe(d, d.Cost*d.WindowMs, now)
+	}
+	w.add(d, d.Cost, now)
+	return part{charged: d.Cost, floor: d.Floor, at: now, debt: w.debt}
+}
+
+// add charges an amount to the bucket of now.
+func (w *window) add(d *Dim, amount, now int64) {
+	dead := 0
+	for dead < len(w.buckets) && w.buckets[dead].last <= now-d.WindowMs {
+		dead++
+	}
+	w.buckets = w.buckets[:copy(w.buckets, w.buckets[dead:])]
+	if n := len(w.buckets); n > 0 && w.buckets[n-1].last/d.BucketMs >= now/d.BucketMs {
+		b := &w.buckets[n-1]
+		b.last, b.sum = max(b.last, now), b.sum+amount
+		return
+	}
+	w.buckets = append(w.buckets, bucket{now, amount})
+}
+
+// adjust changes the bucket of the reservation while it counts. Of a refund the
+// token bucket takes what of the reservation has not drained: charges drain in
+// their order, so that is what of the debt of that time is left.
+func (w *window) adjust(d *Dim, p *part, delta, now int64) {
+	if delta == 0 {
+		return
+	}
+	b := w.bucketOf(d, p.at, now)
+	if b == nil && delta < 0 {
+		return
+	}
+	if b == nil {
+		w.owe(d, delta*d.WindowMs, now)
+		w.add(d, delta, now)
+		return
+	}
+	b.sum = max(b.sum+delta, 0)
+	change := delta * d.WindowMs
+	if delta < 0 {
+		change = -min(-change, drain(p.debt, w.debtRate, now-p.at))
+	}
+	w.owe(d, change, now)
+}
+
+// owe changes the debt, if the dimension has a burst. What is owed already goes on
+// to drain at its rate.
+func (w *window) owe(d *Dim, change, now int64) {
+	limit, burst := d.inForce(now)
+	if burst == 0 {
+		return
+	}
+	owed := w.owed(now)
+	if owed == 0 {
+		w.debtWindowMs, w.debtRate = d.WindowMs, limit
+	} else if w.debtWindowMs != d.WindowMs {
+		change = change / d.WindowMs * w.debtWindowMs
+	}
+	w.debt, w.debtAt = min(max(owed+change, 0), 2*maxExact-1), now
+}
+
+// bucketOf is the bucket of a charge at some time, or nil where it no longer
+// counts.
+func (w *window) bucketOf(d *Dim, at, now int64) *bucket {
+	for i := range w.buckets {
+		b := &w.buckets[i]
+		if b.last >= at {
+			if b.last > now-d.WindowMs && b.last/d.BucketMs == at/d.BucketMs {
+				return b
+			}
+			return nil
+		}
+	}
+	return nil
+}
+
+func (w *window) renew(string, int64, int64) {}
+
+func (w *window) release(string) {}
+
+func (w *window) idleAt() int64 { return 0 } // the store knows the window's length
