@@ -42,7 +42,7 @@ func (g *Gateway) attempt(c *call, permit *admission.Permit, out *reply, n int) 
 	out.id = c.id + "-" + strconv.Itoa(n)
 	q := &backend.Request{Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.wish.Stream, Limits: c.model.Timeouts}
 	if c.wish.Stream {
-		q.Waiting, q.Silence, q.SilenceAfter = out.flush, out.silence, c.set.KeepAlive.After
+		q.Silence, q.SilenceAfter = out.silence, c.set.KeepAlive.After
 	}
 	sent := time.Now()
 	answer, err := b.Send(c.r.Context(), q)
@@ -163,35 +163,42 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply) (err error
 			c.usage = u
 		}
 	}()
-	events := openai.NewScanner(answer)
-	for {
-		data, err := events.Next()
-		if err != nil && !out.flush() { // what has come is the caller's, however the stream ends
-			return backend.ErrLeft
+	events := openai.NewScanner(answer, &g.scans)
+	return answer.Follow(func() error {
+		for {
+			data, err := events.Next()
+			if err == backend.ErrNothing { //nolint:errorlint // never wrapped, and asked for each event
+				return err
+			}
+			if err != nil {
+				return out.ended(&tap, err)
+			}
+			out.ready()
+			if *out.pending, err = tap.Event(*out.pending, data); err != nil {
+				out.flush()
+				return err
+			}
+			if !out.answered {
+				out.begin()
+			}
+			if len(*out.pending) >= passOn && !out.flush() {
+				answer.Leave()
+			}
 		}
-		switch {
-		case errors.Is(err, io.EOF) && tap.Done():
-			return nil
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-			return backend.Broken("stream", openai.ErrUnfinished)
-		case err != nil:
-			return err
-		}
-		out.ready()
-		if *out.pending, err = tap.Event(*out.pending, data); err != nil {
-			out.flush()
-			return err
-		}
-		if !out.answered {
-			out.answered, c.charged = true, true
-			c.usage.Input = c.prompt // until the server says more
-			c.firstToken = time.Now()
-			c.body = nil // no other backend will be sent it: a long stream need not hold it
-		}
-		if len(*out.pending) >= passOn && !out.flush() {
-			answer.Leave()
-		}
+	}, out.flush)
+}
+
+// ended judges how a stream ended. What has come is the caller's in any case.
+func (o *reply) ended(tap *openai.Tap, err error) error {
+	switch {
+	case !o.flush():
+		return backend.ErrLeft
+	case errors.Is(err, io.EOF) && tap.Done():
+		return nil
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return backend.Broken("stream", openai.ErrUnfinished)
 	}
+	return err
 }
 
 // reply is what the caller of a stream is sent.
@@ -204,6 +211,15 @@ type reply struct {
 	gone      bool       // the caller takes no more
 	lastWrite time.Time
 	kept      bool // the last write was a keep-alive
+}
+
+// begin notes that the server's answer has begun.
+func (o *reply) begin() {
+	c := o.c
+	o.answered, c.charged = true, true
+	c.usage.Input = c.prompt // until the server says more
+	c.firstToken = time.Now()
+	c.body = nil // no other backend will be sent it: a long stream need not hold it
 }
 
 // head sets the headers that every generation has.
@@ -239,32 +255,32 @@ func (o *reply) flush() bool {
 	if o.pending == nil {
 		return !o.gone
 	}
-	defer func() {
-		*o.pending = (*o.pending)[:0]
-		o.buffers.Put(o.pending)
-		o.pending = nil
-	}()
-	if len(*o.pending) == 0 || o.gone {
-		return !o.gone
+	if len(*o.pending) > 0 && !o.gone {
+		o.gone = o.write(*o.pending) != nil
 	}
-	now := time.Now()
-	o.lastWrite, o.kept = now, false
-	if !o.c.sent {
+	*o.pending = (*o.pending)[:0]
+	o.buffers.Put(o.pending)
+	o.pending = nil
+	return !o.gone
+}
+
+func (o *reply) write(events []byte) error {
+	c := o.c
+	o.lastWrite, o.kept = c.now(), false
+	if !c.sent {
 		o.head("text/event-stream; charset=utf-8")
-		h := o.c.w.Header()
+		h := c.w.Header()
 		h["Cache-Control"] = []string{"no-cache"}
 		h["X-Accel-Buffering"] = []string{"no"}
-		o.c.send(http.StatusOK)
+		c.send(http.StatusOK)
 	}
-	err := o.c.extend(now)
-	if err == nil {
-		_, err = o.c.w.Write(*o.pending)
+	if err := c.extend(o.lastWrite); err != nil {
+		return err
 	}
-	if err == nil {
-		err = http.NewResponseController(o.c.w).Flush()
+	if _, err := c.w.Write(events); err != nil {
+		return err
 	}
-	o.gone = err != nil
-	return !o.gone
+	return http.NewResponseController(c.w).Flush()
 }
 
 // extend moves the deadline for writing to the caller, seldom.

@@ -23,6 +23,7 @@ import (
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
+	"tidegate/gateway/openai"
 	"tidegate/gateway/qwen"
 )
 
@@ -92,6 +93,7 @@ type Gateway struct {
 	draining atomic.Bool
 	metrics  *metrics
 	buffers  sync.Pool // of *[]byte: what streams are about to write
+	scans    openai.Buffers
 	began    time.Time
 }
 

@@ -41,6 +41,9 @@ type conn struct {
 	since time.Time
 	heard bool // something was read in this exchange
 	x     *Answer
+
+	followed bool  // reading does not wait: see Answer.Follow
+	failed   error // of the last read, while it is followed
 }
 
 // buffers lends what exchanges need for a moment. The zero value is ready.
@@ -73,8 +76,11 @@ func (c *conn) release() {
 	}
 }
 
-// room is where to read to.
+// room is where to read to; empty where the buffer is full.
 func (c *conn) room() []byte {
+	if c.r > 0 {
+		c.w, c.r = copy(c.buf, c.unread()), 0
+	}
 	if c.buf == nil && c.eager == nil {
 		c.buf = make([]byte, smallBuffer)
 	}
@@ -91,20 +97,15 @@ func (c *conn) room() []byte {
 // fill waits until more can be read and reads it. When the deadline passes, the
 // exchange is asked whether to wait on.
 func (c *conn) fill() error {
-	if c.r > 0 {
-		c.w, c.r = copy(c.buf, c.unread()), 0
+	if c.followed && c.failed == nil {
+		return ErrNothing
 	}
-	if c.buf != nil && c.w == len(c.buf) {
-		return errFraming
+	if c.followed {
+		return c.failed
 	}
 	c.x.waiting = time.Now()
 	for {
-		n, err := c.fetch()
-		if n > 0 {
-			c.w += n
-			c.heard = true
-			return nil
-		}
+		err := c.fetch()
 		if err == nil || !isTimeout(err) {
 			return err
 		}
@@ -114,16 +115,48 @@ func (c *conn) fill() error {
 	}
 }
 
-func (c *conn) fetch() (int, error) {
+// fetch waits and reads once.
+func (c *conn) fetch() error {
 	if c.eager != nil {
 		return c.eager.read(c)
 	}
-	c.x.beforeWait()
-	n, err := c.nc.Read(c.room())
-	if n == 0 && err == nil {
-		err = io.ErrNoProgress
+	return c.received(c.nc.Read(c.room()))
+}
+
+// received notes what one read has brought.
+func (c *conn) received(n int, err error) error {
+	switch {
+	case n > 0:
+		c.w += n
+		c.heard = true
+		return nil
+	case err != nil:
+		return err
+	case c.w == len(c.buf):
+		return errFraming // what is there needs more room than there is
 	}
-	return n, err
+	return io.ErrNoProgress
+}
+
+// follow waits, and lets take have what comes, be it an error.
+func (c *conn) follow(take func() error) error {
+	var err error
+	if c.eager != nil {
+		var ended error
+		if ended, err = c.eager.follow(c, take); err == nil {
+			return ended
+		}
+	} else {
+		c.x.beforeWait()
+		err = c.fetch()
+	}
+	if isTimeout(err) {
+		if err = c.x.waitOn(); err == nil {
+			return ErrNothing
+		}
+	}
+	c.failed = err
+	return take()
 }
 
 // head reads the head of an answer; net/http parses it and decides its framing.

@@ -9,4 +9,6 @@ type eager struct{}
 
 func newEager(net.Conn) *eager { return nil }
 
-func (e *eager) read(*conn) (int, error) { return 0, net.ErrClosed }
+func (e *eager) read(*conn) error { return net.ErrClosed }
+
+func (e *eager) follow(*conn, func() error) (ended, err error) { return nil, net.ErrClosed }

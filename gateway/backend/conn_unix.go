@@ -9,15 +9,18 @@ import (
 	"syscall"
 )
 
+// fast is how many bytes of one read say that more may be there already.
+const fast = 2 << 10
+
 // eager reads a socket without waiting first: what is to be done before a wait is
 // done only where there will be one, and no buffer is held through it.
 type eager struct {
-	raw  syscall.RawConn
-	try  func(fd uintptr) bool // made once: a closure for each read would be garbage
-	c    *conn
-	n    int
-	err  error
-	told bool // the wait has been announced
+	raw        syscall.RawConn
+	once, each func(fd uintptr) bool // made here: a closure for each read would be garbage
+	c          *conn
+	take       func() error
+	ended      error // what take returned
+	err        error // of the read
 }
 
 // newEager is nil where the connection is no plain socket.
@@ -31,40 +34,82 @@ func newEager(nc net.Conn) *eager {
 		return nil
 	}
 	e := &eager{raw: raw}
-	e.try = e.once
+	e.once, e.each = e.tryOnce, e.takeEach
 	return e
 }
 
-// once tries to read; false says that there is nothing yet.
-func (e *eager) once(fd uintptr) (done bool) {
-	for {
-		e.n, e.err = syscall.Read(int(fd), e.c.room())
-		if !errors.Is(e.err, syscall.EINTR) {
+// read waits until there is something and reads it.
+func (e *eager) read(c *conn) error {
+	e.c, e.err = c, nil
+	if err := e.raw.Read(e.once); err != nil {
+		return err
+	}
+	return e.err
+}
+
+// follow waits and lets take have what comes, piece after piece, until take ends
+// or, with err, reading does.
+func (e *eager) follow(c *conn, take func() error) (ended, err error) {
+	e.c, e.take, e.err = c, take, nil
+	if err := e.raw.Read(e.each); err != nil {
+		return nil, err
+	}
+	return e.ended, e.err
+}
+
+// tryOnce tries to read; false says that there is nothing yet.
+func (e *eager) tryOnce(fd uintptr) (done bool) {
+	if _, e.err = e.try(int(fd)); errors.Is(e.err, syscall.EAGAIN) {
+		e.idle()
+		return false
+	}
+	return true
+}
+
+// takeEach reads and lets take have it as long as there is more. A small piece
+// that left room was all there is: the runtime is told to wait without asking the
+// socket again. What comes between the two ends that wait at once, since the
+// socket's events are edges (epoll(7), question 9) which the runtime keeps from
+// the start of the call on.
+func (e *eager) takeEach(fd uintptr) (done bool) {
+	for n := fast; n >= fast; {
+		if n, e.err = e.try(int(fd)); errors.Is(e.err, syscall.EAGAIN) {
+			e.err = nil
 			break
 		}
+		if e.err != nil {
+			return true
+		}
+		room := e.c.w < len(e.c.buf)
+		if e.ended = e.take(); e.ended != ErrNothing { //nolint:errorlint // as in Answer.Follow
+			return true
+		}
+		if !room {
+			n = fast
+		}
 	}
-	if !errors.Is(e.err, syscall.EAGAIN) {
-		return true
-	}
-	if len(e.c.unread()) == 0 {
-		e.c.release()
-	}
-	if !e.told {
-		e.told = true
-		e.c.x.beforeWait()
-	}
+	e.idle()
+	e.c.x.beforeWait()
 	return false
 }
 
-func (e *eager) read(c *conn) (int, error) {
-	e.c, e.n, e.err, e.told = c, 0, nil, false
-	switch err := e.raw.Read(e.try); {
-	case err != nil:
-		return 0, err
-	case e.err != nil:
-		return 0, e.err
-	case e.n <= 0:
-		return 0, io.EOF
+// try reads what is there.
+func (e *eager) try(fd int) (n int, err error) {
+	room := e.c.room()
+	for {
+		if n, err = syscall.Read(fd, room); !errors.Is(err, syscall.EINTR) {
+			break
+		}
 	}
-	return e.n, nil
+	if n == 0 && err == nil && len(room) > 0 {
+		err = io.EOF
+	}
+	return n, e.c.received(n, err)
+}
+
+// idle holds no buffer while there is nothing in it.
+func (e *eager) idle() {
+	if len(e.c.unread()) == 0 {
+		e.c.release()
+	}
 }

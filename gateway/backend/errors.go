@@ -36,6 +36,9 @@ func (e *StatusError) Error() string { return fmt.Sprintf("status %d", e.Status)
 // ErrLeft says that the caller left before the answer was whole.
 var ErrLeft = errors.New("the caller left")
 
+// ErrNothing says that an answer that is followed has nothing to be read yet.
+var ErrNothing = errors.New("nothing to be read yet")
+
 // brokenError is a connection that could not be made or did not hold.
 type brokenError struct {
 	what string

@@ -27,11 +27,6 @@ type Request struct {
 	Stream bool
 	Limits Timeouts
 
-	// Waiting, if set, is called on the exchange's own goroutine whenever it is
-	// about to wait for the server: what was read so far should be passed on now.
-	// It returns false where the caller is gone.
-	Waiting func() bool
-
 	// Silence, if set, is called on the exchange's own goroutine while nothing
 	// comes, first after SilenceAfter and then as it asks.
 	Silence      func(now time.Time) (next time.Duration)
@@ -52,11 +47,13 @@ type Answer struct {
 	body    framing
 	length  int64
 	began   time.Time
-	waiting time.Time // since when the network is being read
-	quiet   time.Time // when to call Silence
-	spoken  bool      // some of the body is read
-	left    bool      // the caller left; only what was on its way is read
-	until   time.Time // and only until then
+	waiting time.Time   // since when the network is being read
+	quiet   time.Time   // when to call Silence
+	pause   func() bool // of Follow
+	taken   bool        // something was read since the last wait
+	spoken  bool        // some of the body is read
+	left    bool        // the caller left; only what was on its way is read
+	until   time.Time   // and only until then
 }
 
 // Send sends q and returns when the head of the answer has arrived, whatever its
@@ -153,10 +150,27 @@ func (b *Backend) write(c *conn, q *Request) error {
 	return err
 }
 
+// Follow reads a stream as it comes. It calls take whenever there is more, on this
+// goroutine; take calls Read until that returns ErrNothing and returns its error.
+// Any other error ends Follow. Before it waits for the server it calls pause,
+// which should pass on what was read so far and returns false where the caller is
+// gone. A slow stream costs one system call to read for each piece, where a loop
+// over Read needs a second to learn that there is no more.
+func (a *Answer) Follow(take func() error, pause func() bool) error {
+	a.pause, a.c.followed = pause, true
+	defer func() { a.c.followed = false }()
+	err := take()
+	for err == ErrNothing { //nolint:errorlint // it is never wrapped, and this is asked for each event
+		err = a.c.follow(take)
+	}
+	return err
+}
+
 // Read reads the body. The error is io.EOF at its end, a *TimeoutError, ErrLeft,
 // or one for which Retryable is true.
 func (a *Answer) Read(p []byte) (int, error) {
 	n, err := a.body.read(a.c, p)
+	a.taken = a.taken || n > 0
 	if n > 0 && !a.spoken {
 		a.spoken = true
 		if a.q.Stream && !a.left { // the deadline was that of the first token
@@ -165,7 +179,7 @@ func (a *Answer) Read(p []byte) (int, error) {
 		}
 	}
 	switch {
-	case err == nil:
+	case err == nil, err == ErrNothing: //nolint:errorlint // as in Follow
 	case errors.Is(err, io.EOF):
 		if a.left {
 			err = ErrLeft
@@ -205,12 +219,18 @@ func (a *Answer) Close() {
 	a.c.close()
 }
 
-// beforeWait is called when nothing more is there to be read.
+// beforeWait is called when nothing more is there to be taken.
 func (a *Answer) beforeWait() {
-	if a.q.Waiting != nil && !a.q.Waiting() {
+	if !a.pause() {
 		a.Leave()
 	}
+	if a.taken {
+		a.taken, a.waiting = false, a.now()
+	}
 }
+
+// now reads only one of the two clocks that time.Now reads.
+func (a *Answer) now() time.Time { return a.began.Add(time.Since(a.began)) }
 
 // waitOn is called when the read deadline has passed: it says why to stop, or
 // sets the next one.

@@ -97,12 +97,21 @@ func (f *framing) step(c *conn, p []byte) (n int, need bool) {
 		if end < 0 {
 			return 0, true
 		}
-		f.line(bytes.TrimSuffix(unread[:end], []byte("\r")))
+		line := unread[:end]
+		if end > 0 && line[end-1] == '\r' {
+			line = line[:end-1]
+		}
+		f.line(line)
 		c.skip(end + 1)
 		return 0, false
 	}
 	if n == 0 {
 		return 0, true
+	}
+	if f.state == chunkEnd && len(unread) >= n+2 && unread[n] == '\r' && unread[n+1] == '\n' {
+		f.state = chunkSize // the usual case, without another step
+		c.skip(n + 2)
+		return n, false
 	}
 	c.skip(n)
 	return n, false
@@ -135,20 +144,23 @@ func (f *framing) line(line []byte) {
 
 // hex reads the size of a chunk; an extension may follow it.
 func hex(line []byte) (size int64, ok bool) {
-	digits, _, _ := bytes.Cut(line, []byte(";"))
-	digits = bytes.TrimRight(digits, " \t")
-	if len(digits) == 0 || len(digits) > 15 {
-		return 0, false
-	}
-	for _, c := range digits {
+	const most = 15 // digits that fit
+	for i, c := range line {
+		digit := int64(-1)
 		switch lower := c | 0x20; {
 		case c >= '0' && c <= '9':
-			size = size<<4 | int64(c-'0')
+			digit = int64(c - '0')
 		case lower >= 'a' && lower <= 'f':
-			size = size<<4 | int64(lower-'a'+10)
-		default:
+			digit = int64(lower-'a') + 10
+		}
+		if digit < 0 {
+			rest := bytes.TrimLeft(line[i:], " \t")
+			return size, i > 0 && (len(rest) == 0 || rest[0] == ';')
+		}
+		if i == most {
 			return 0, false
 		}
+		size = size<<4 | digit
 	}
-	return size, true
+	return size, len(line) > 0
 }

@@ -176,7 +176,7 @@ func TestWaiting(t *testing.T) {
 		q.Stream = true
 		read, armed := 0, false
 		var at []int
-		q.Waiting = func() bool {
+		pause := func() bool {
 			if at = append(at, read); armed {
 				select {
 				case waits <- true:
@@ -191,12 +191,15 @@ func TestWaiting(t *testing.T) {
 		}
 		armed = true
 		var body []byte
-		for p := make([]byte, 100); err == nil; {
-			var n int
-			n, err = a.Read(p)
-			body = append(body, p[:n]...)
-			read += n
-		}
+		err = a.Follow(func() (err error) {
+			for p := make([]byte, 100); err == nil; {
+				var n int
+				n, err = a.Read(p)
+				body = append(body, p[:n]...)
+				read += n
+			}
+			return err
+		}, pause)
 		a.Close()
 		if !errors.Is(err, io.EOF) || string(body) != "abcdefg" {
 			t.Errorf("%q, %v", body, err)
@@ -363,25 +366,22 @@ func TestWaitingLeaves(t *testing.T) {
 	b := backendOf(t, s.addr)
 	q := post()
 	q.Stream = true
-	spoken := false
-	q.Waiting = func() bool {
-		if spoken {
-			cancel()
-		}
-		return !spoken
-	}
 	a, err := b.Send(ctx, q)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	if _, err := a.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-	spoken = true
-	rest, err := io.ReadAll(a)
-	if string(rest) != "b" || !errors.Is(err, ErrLeft) {
-		t.Errorf("%q, %v", rest, err)
+	var body []byte
+	err = a.Follow(func() error {
+		more, err := io.ReadAll(a)
+		body = append(body, more...)
+		return err
+	}, func() bool {
+		cancel()
+		return false
+	})
+	if string(body) != "ab" || !errors.Is(err, ErrLeft) {
+		t.Errorf("%q, %v", body, err)
 	}
 	<-gone
 }

@@ -28,7 +28,7 @@ func BenchmarkTap(b *testing.B) {
 }
 
 func BenchmarkScanner(b *testing.B) {
-	s := NewScanner(&endless{text: bytes.Repeat([]byte("data: "+strings.Repeat("x", 250)+"\n\n"), 100)})
+	s := newScanner(&endless{text: bytes.Repeat([]byte("data: "+strings.Repeat("x", 250)+"\n\n"), 100)})
 	b.ReportAllocs()
 	b.SetBytes(258)
 	for b.Loop() {

@@ -34,7 +34,7 @@ func (t *Tap) fits(dst, data []byte) ([]byte, bool) {
 	if !s.known || !bytes.HasPrefix(data, s.before) {
 		return dst, false
 	}
-	w := walker{b: data, i: len(s.before)}
+	w := walker{b: data, i: len(s.before), depth: 1} // inside of the chunk's object
 	if !w.str() {
 		return dst, false
 	}
@@ -51,11 +51,12 @@ func (t *Tap) fits(dst, data []byte) ([]byte, bool) {
 	)
 	if s.usage {
 		w.i += len(s.after)
-		raw := w.value()
-		if raw == nil || raw[0] != '{' {
+		if !w.enter('{') {
 			return dst, false
 		}
-		u, counted = readUsage(raw)
+		if u, counted = w.usage(); w.failure() != nil {
+			return dst, false
+		}
 		rest = data[w.i:]
 	} else {
 		rest = rest[len(s.after):]

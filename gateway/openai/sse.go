@@ -4,15 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"sync"
 )
 
-// Sizes of a Scanner's buffer in bytes. It rules the memory of thousands of open
-// streams; an event that does not fit lets it grow, and so does a stream that is
-// always ahead.
+// Sizes of a Scanner's buffer in bytes.
 const (
-	scanBuffer = 1 << 10
-	fastBuffer = 16 << 10 // to which a stream that fills it at each read lets it grow
-	keepBuffer = 64 << 10
+	scanBuffer = 16 << 10 // lent while there is something in it
+	keepBuffer = 64 << 10 // a larger one is kept only while its event is there
 	maxEvent   = 16 << 20
 )
 
@@ -22,58 +20,91 @@ var ErrEventTooLong = errors.New("a stream event is longer than 16 MiB")
 // Scanner reads server-sent events (the event-stream format of WHATWG HTML
 // §9.2) out of r, however its bytes are split over reads: lines end in LF, CRLF
 // or CR, comments and other fields than data are passed over, the data lines of
-// one event are joined by LF. Memory is constant: one buffer of 1 KiB, or
-// as much as the events are long (above 64 KiB only while one is in it).
+// one event are joined by LF. Memory is constant: none between two events for
+// which r has nothing yet, else one buffer of 16 KiB, or as much as the events are
+// long (above 64 KiB only while one is in it).
+//
+// A read that brings only an error other than io.EOF is not the end: the next call
+// goes on where the last one stopped, so r may be a reader that says when there is
+// nothing yet.
 type Scanner struct {
 	r     io.Reader
+	lent  *Buffers
 	buf   []byte
 	start int  // first byte of the event under way
-	pos   int  // first byte not yet looked at
+	pos   int  // first byte of the line under way
+	seen  int  // first byte not yet looked at
 	end   int  // first byte not yet read
+	crs   bool // there may be a CR in what is buffered
 	cr    bool // the last line ended in CR: an LF that follows belongs to it
+	event struct {
+		from, to int // where its data stands, counted from start
+		lines    int // of data
+	}
+	done  bool // the event was returned: the next call begins another
 	multi []byte
 	err   error
 }
 
-// NewScanner reads from r.
-func NewScanner(r io.Reader) *Scanner {
-	return &Scanner{r: r, buf: make([]byte, scanBuffer)}
+// Buffers lends scanners what they read into, so that thousands of streams that
+// wait share a few. The zero value is ready; it is safe for concurrent use.
+type Buffers struct{ pool sync.Pool } // of *[scanBuffer]byte
+
+func (b *Buffers) borrow() []byte {
+	if buf, ok := b.pool.Get().(*[scanBuffer]byte); ok {
+		return buf[:]
+	}
+	return make([]byte, scanBuffer)
+}
+
+func (b *Buffers) giveBack(buf []byte) {
+	if len(buf) == scanBuffer {
+		b.pool.Put((*[scanBuffer]byte)(buf))
+	}
+}
+
+// NewScanner reads from r into buffers that are lent.
+func NewScanner(r io.Reader, lent *Buffers) *Scanner {
+	return &Scanner{r: r, lent: lent, done: true}
 }
 
 // Next returns the data of the next event that has any. It is valid until the
 // following call. The error is io.EOF where the stream ended between events,
 // io.ErrUnexpectedEOF where it ended inside one, else the reader's own.
 func (s *Scanner) Next() ([]byte, error) {
-	s.begin()
-	var from, to, lines int // where the data stands, counted from start
+	if s.done {
+		s.begin()
+	}
+	e := &s.event
 	for {
 		lineFrom, lineTo, err := s.line()
 		if err != nil {
-			if errors.Is(err, io.EOF) && (lines > 0 || s.end > s.pos) {
+			if errors.Is(err, io.EOF) && (e.lines > 0 || s.end > s.pos) {
 				err = io.ErrUnexpectedEOF
 			}
 			return nil, err
 		}
 		line := s.buf[s.start+lineFrom : s.start+lineTo]
-		if len(line) == 0 && lines == 1 {
-			return s.buf[s.start+from : s.start+to], nil
-		}
-		if len(line) == 0 && lines > 1 {
+		if len(line) == 0 && e.lines > 0 {
+			s.done = true
+			if e.lines == 1 {
+				return s.buf[s.start+e.from : s.start+e.to], nil
+			}
 			return s.multi, nil
 		}
 		skip, ok := dataField(line)
 		switch {
-		case !ok && lines == 0:
+		case !ok && e.lines == 0:
 			s.start = s.pos // nothing of this line need be kept
 		case !ok:
-		case lines == 0:
-			from, to, lines = lineFrom+skip, lineTo, 1
+		case e.lines == 0:
+			e.from, e.to, e.lines = lineFrom+skip, lineTo, 1
 		default:
-			if lines == 1 {
-				s.multi = append(s.multi[:0], s.buf[s.start+from:s.start+to]...)
+			if e.lines == 1 {
+				s.multi = append(s.multi[:0], s.buf[s.start+e.from:s.start+e.to]...)
 			}
 			s.multi = append(append(s.multi, '\n'), line[skip:]...)
-			lines++
+			e.lines++
 		}
 	}
 }
@@ -96,46 +127,53 @@ func dataField(line []byte) (skip int, ok bool) {
 
 // begin starts an event; a buffer that a long one has left is given back.
 func (s *Scanner) begin() {
-	s.start = s.pos
+	s.start, s.seen, s.event.lines, s.done = s.pos, s.pos, 0, false
 	if len(s.buf) > keepBuffer && s.end-s.pos <= scanBuffer {
-		small := make([]byte, scanBuffer)
+		small := s.lent.borrow()
 		s.end = copy(small, s.buf[s.pos:s.end])
-		s.buf, s.start, s.pos, s.multi = small, 0, 0, nil
+		s.buf, s.start, s.pos, s.seen, s.multi = small, 0, 0, 0, nil
 	}
 }
 
 // line passes over one line and says where it stands, counted from start, its
 // end excluded.
 func (s *Scanner) line() (from, to int, err error) {
-	seen := s.pos
 	for {
 		if s.cr && s.pos < s.end {
 			s.cr = false
 			if s.buf[s.pos] == '\n' {
+				if s.start == s.pos {
+					s.start++
+				}
 				s.pos++
 			}
-			seen = s.pos
+			s.seen = s.pos
 		}
-		if i := lineEnd(s.buf[seen:s.end]); i >= 0 {
-			from, to = s.pos-s.start, seen+i-s.start
-			s.cr = s.buf[seen+i] == '\r'
-			s.pos = seen + i + 1
+		if i := s.lineEnd(); i >= 0 {
+			from, to = s.pos-s.start, s.seen+i-s.start
+			s.cr = s.buf[s.seen+i] == '\r'
+			s.pos = s.seen + i + 1
+			s.seen = s.pos
 			return from, to, nil
 		}
-		looked := s.end - s.start
+		s.seen = s.end
 		if err := s.more(); err != nil {
 			return 0, 0, err
 		}
-		seen = s.start + looked
 	}
 }
 
-func lineEnd(b []byte) int {
-	lf := bytes.IndexByte(b, '\n')
-	if lf >= 0 {
-		b = b[:lf]
+// lineEnd is where the line under way ends, counted from seen; -1: not yet.
+func (s *Scanner) lineEnd() int {
+	rest := s.buf[s.seen:s.end]
+	lf := bytes.IndexByte(rest, '\n')
+	if !s.crs {
+		return lf
 	}
-	if cr := bytes.IndexByte(b, '\r'); cr >= 0 {
+	if lf >= 0 {
+		rest = rest[:lf]
+	}
+	if cr := bytes.IndexByte(rest, '\r'); cr >= 0 {
 		return cr
 	}
 	return lf
@@ -148,9 +186,12 @@ func (s *Scanner) more() error {
 	}
 	if s.start > 0 {
 		copy(s.buf, s.buf[s.start:s.end])
-		s.pos, s.end, s.start = s.pos-s.start, s.end-s.start, 0
+		s.pos, s.seen, s.end, s.start = s.pos-s.start, s.seen-s.start, s.end-s.start, 0
 	}
-	if s.end == len(s.buf) {
+	switch {
+	case s.buf == nil:
+		s.buf = s.lent.borrow()
+	case s.end == len(s.buf):
 		if len(s.buf) >= maxEvent {
 			return ErrEventTooLong
 		}
@@ -158,29 +199,28 @@ func (s *Scanner) more() error {
 	}
 	for range 100 {
 		n, err := s.r.Read(s.buf[s.end:])
+		s.crs = s.crs && s.end > 0 || bytes.IndexByte(s.buf[s.end:s.end+n], '\r') >= 0
 		s.end += n
-		s.err = err
+		if n > 0 || errors.Is(err, io.EOF) {
+			s.err = err
+		}
 		if n > 0 {
-			s.quicken()
 			return nil
 		}
 		if err != nil {
+			if s.end == 0 {
+				s.lent.giveBack(s.buf)
+				s.buf = nil
+			}
 			return err
 		}
 	}
 	return io.ErrNoProgress
 }
 
-// quicken grows the buffer of a stream that has just filled it: more is there
-// than was taken.
-func (s *Scanner) quicken() {
-	if s.end == len(s.buf) && len(s.buf) < fastBuffer {
-		s.grow()
-	}
-}
-
 func (s *Scanner) grow() {
 	grown := make([]byte, 2*len(s.buf))
 	copy(grown, s.buf[:s.end])
+	s.lent.giveBack(s.buf)
 	s.buf = grown
 }

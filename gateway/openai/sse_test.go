@@ -13,9 +13,11 @@ import (
 	"pgregory.net/rapid"
 )
 
+func newScanner(r io.Reader) *Scanner { return NewScanner(r, &Buffers{}) }
+
 // scan reads all events of r, and how it ended.
 func scan(r io.Reader) (events []string, err error) {
-	s := NewScanner(r)
+	s := newScanner(r)
 	for {
 		data, err := s.Next()
 		if err != nil {
@@ -160,7 +162,7 @@ func TestScannerLongLines(t *testing.T) {
 	long := strings.Repeat("0123456789abcdef", 1<<16)
 	in := fmt.Sprintf("data: a\n\ndata: %s\n\n: %s\n\ndata: %s\ndata: b\n\ndata: c\n\n", long, long, long)
 	for _, sizes := range [][]byte{nil, {255}, {6, 255, 0}} {
-		s := NewScanner(&pieces{rest: []byte(in), sizes: sizes})
+		s := newScanner(&pieces{rest: []byte(in), sizes: sizes})
 		for i, want := range []string{"a", long, long + "\nb", "c"} {
 			if got, err := s.Next(); err != nil || string(got) != want {
 				t.Fatalf("event %d: %d bytes, %v", i, len(got), err)
@@ -191,7 +193,7 @@ func TestScannerBoundsEvents(t *testing.T) {
 	for name, text := range map[string]string{
 		"one line": "data: xxxxxxxx", "many lines": "data: " + strings.Repeat("x", 500) + "\n", "comments inside": "data: x\n: " + strings.Repeat("y", 500) + "\n",
 	} {
-		if _, err := NewScanner(&endless{text: []byte(text)}).Next(); !errors.Is(err, ErrEventTooLong) {
+		if _, err := newScanner(&endless{text: []byte(text)}).Next(); !errors.Is(err, ErrEventTooLong) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -208,6 +210,41 @@ func TestScannerBoundsEvents(t *testing.T) {
 	}
 }
 
+// TestScannerWaits: a reader that has nothing yet is asked again, wherever in an
+// event that is, and between events no buffer is held.
+func TestScannerWaits(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := rapid.SampledFrom([]string{"data: a\n\n: c\n\ndata: b\r\ndata: c\r\n\r\ndata:d\r\r", "data: a\ndata: b\n\nid: 1\n\ndata: [DONE]\n\n"}).Draw(t, "in")
+		sizes := rapid.SliceOfN(rapid.ByteMax(3), 1, 8).Draw(t, "sizes")
+		nothing := errors.New("nothing yet")
+		from, waits := &pieces{rest: []byte(in), sizes: sizes}, false
+		s := newScanner(readerFunc(func(p []byte) (int, error) {
+			if waits = !waits; waits {
+				return 0, nothing
+			}
+			return from.Read(p)
+		}))
+		var got []string
+		for {
+			data, err := s.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			switch {
+			case err == nil:
+				got = append(got, string(data))
+			case !errors.Is(err, nothing):
+				t.Fatal(err)
+			case s.event.lines == 0 && s.pos == s.end && s.buf != nil:
+				t.Fatal("a buffer is held")
+			}
+		}
+		if want, _ := naive(in); !slices.Equal(got, want) {
+			t.Fatalf("%q, want %q", got, want)
+		}
+	})
+}
+
 func TestScannerErrors(t *testing.T) {
 	broken := errors.New("broken")
 	for _, in := range []string{"", "data: a", "data: a\n", "data: a\n\n"} {
@@ -216,14 +253,14 @@ func TestScannerErrors(t *testing.T) {
 			t.Errorf("%q: %q, %v", in, events, err)
 		}
 	}
-	s := NewScanner(iotest.ErrReader(broken))
+	s := newScanner(iotest.ErrReader(broken))
 	for range 2 {
 		if _, err := s.Next(); !errors.Is(err, broken) {
 			t.Error(err)
 		}
 	}
 	silent := readerFunc(func([]byte) (int, error) { return 0, nil })
-	if _, err := NewScanner(silent).Next(); !errors.Is(err, io.ErrNoProgress) {
+	if _, err := newScanner(silent).Next(); !errors.Is(err, io.ErrNoProgress) {
 		t.Error(err)
 	}
 }
@@ -238,7 +275,7 @@ func TestScannerMemory(t *testing.T) {
 	for i := range 100 {
 		fmt.Fprintf(&b, "data: {\"choices\":[{\"delta\":{\"content\":%q}}]}\n\n: ping\n\ndata: a\ndata: b\r\n\r\n", strings.Repeat("x", i*7))
 	}
-	s := NewScanner(&endless{text: b.Bytes()})
+	s := newScanner(&endless{text: b.Bytes()})
 	read := func() {
 		for range 100_000 {
 			if _, err := s.Next(); err != nil {
@@ -250,7 +287,7 @@ func TestScannerMemory(t *testing.T) {
 	if n := testing.AllocsPerRun(1, read); n > 100 {
 		t.Errorf("%v allocations for 100,000 events", n)
 	}
-	if len(s.buf) > fastBuffer {
+	if len(s.buf) > scanBuffer {
 		t.Errorf("a buffer of %d bytes", len(s.buf))
 	}
 }

@@ -15,7 +15,13 @@ func (u Usage) Total() int { return u.Input + u.Output }
 // readUsage reads a usage object. reasoned says whether the server counted the
 // reasoning tokens itself (vLLM does from about v0.28 on).
 func readUsage(raw []byte) (u Usage, reasoned bool) {
-	for w := members(raw); w.next(); {
+	w := members(raw)
+	return w.usage()
+}
+
+// usage reads the rest of a usage object that has been entered.
+func (w *walker) usage() (u Usage, reasoned bool) {
+	for w.next() {
 		key := w.key
 		value := w.value()
 		n, _ := integer(value)
