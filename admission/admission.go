@@ -1,8 +1,10 @@
 // Package admission decides who may reach a GPU, when, and which one.
 //
-// Admit and the choice of a backend are one act: a Permit names the backend and
-// holds one of its places until Settle gives it back, once, whatever happened in
-// between. The choice is the backend with the fewest requests in flight for its
+// Admit asks the rate limits and quotas (package limit) and picks a backend, in
+// one act: a Permit names the backend and holds one of its places and what the
+// limits reserved until Settle gives both back, once, whatever happened in
+// between. What the limits reserved for a request that then finds no backend is
+// taken back. The choice is the backend with the fewest requests in flight for its
 // weight among those in rotation; equals are taken in turn. What other gateways
 // have sent to the same server is not known here, so this is a least-in-flight
 // rule over the gateway's own view.
@@ -13,6 +15,7 @@ import (
 	"errors"
 	"sync/atomic"
 
+	"tidegate/admission/limit"
 	"tidegate/degrade"
 )
 
@@ -86,32 +89,47 @@ func (p *Pool) pick(avoid int) int {
 
 // Demand is what a request asks for.
 type Demand struct {
-	Pool *Pool
+	Pool    *Pool
+	Request limit.Request
 }
 
 // Controller admits requests. It is safe for concurrent use.
-type Controller struct{}
+type Controller struct{ limits *limit.Limiter }
 
-// New returns a controller.
-func New() *Controller { return &Controller{} }
+// New returns a controller that holds requests to limits.
+func New(limits *limit.Limiter) *Controller { return &Controller{limits} }
 
-// Admit waits for nothing yet takes a place: it returns a permit, or ErrNoBackend.
+// Admit waits for nothing yet takes a place: it returns a permit, a *limit.Denied,
+// ErrNoBackend, or limit.ErrStore.
 func (c *Controller) Admit(ctx context.Context, d Demand) (*Permit, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	p := &Permit{Level: degrade.Full, pool: d.Pool, backend: -1, failed: -1}
+	grant, err := c.limits.Admit(ctx, d.Request)
+	if err != nil {
+		return nil, err
+	}
+	p := &Permit{Level: degrade.Full, Headers: grant.Headers, grant: grant, pool: d.Pool, backend: -1, failed: -1}
 	if !p.take() {
+		// What the store does not take back now is tried again by the limits' own loop.
+		_ = grant.Cancel()
 		return nil, ErrNoBackend
 	}
 	return p, nil
 }
 
+// Status is what the limits say of a caller now.
+func (c *Controller) Status(ctx context.Context, r limit.Request) (limit.Status, error) {
+	return c.limits.Status(ctx, r)
+}
+
 // Permit is a place on a backend. One goroutine may use it.
 type Permit struct {
-	Level  degrade.Level
-	Reason string // why Level is not L0
+	Level   degrade.Level
+	Reason  string        // why Level is not L0
+	Headers limit.Headers // what the limits leave the caller
 
+	grant   *limit.Grant
 	pool    *Pool
 	backend int
 	failed  int
@@ -127,8 +145,18 @@ func (p *Permit) Another() bool {
 	return p.take()
 }
 
-// Settle gives the place back. A second call does nothing.
-func (p *Permit) Settle() { p.release() }
+// Progress says what a request that goes on has used so far, so that a gateway
+// that dies loses little of it.
+func (p *Permit) Progress(u limit.Usage) { p.grant.Progress(u) }
+
+// Settle gives the place back and charges what was used; a request that failed
+// before its first token has used nothing but itself. served is the model that
+// answered. A second call does nothing. The error says that the limits' store did
+// not take it and will be asked again.
+func (p *Permit) Settle(u limit.Usage, served string) error {
+	p.release()
+	return p.grant.Settle(u, served)
+}
 
 func (p *Permit) take() bool {
 	i := p.pool.pick(p.failed)

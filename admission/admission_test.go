@@ -6,9 +6,11 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
+	"tidegate/admission/limit"
 	"tidegate/degrade"
 )
 
@@ -23,9 +25,14 @@ func poolOf(weights ...int) *Pool {
 	return NewPool(all)
 }
 
+// unlimited is a controller without limits.
+func unlimited() *Controller {
+	return New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}))
+}
+
 func admit(t *testing.T, p *Pool) *Permit {
 	t.Helper()
-	permit, err := New().Admit(t.Context(), Demand{Pool: p})
+	permit, err := unlimited().Admit(t.Context(), Demand{Pool: p})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,14 +66,14 @@ func TestNoBackend(t *testing.T) {
 		b.Rotate(false)
 	}
 	for _, p := range []*Pool{NewPool(nil), down} {
-		if permit, err := New().Admit(t.Context(), Demand{Pool: p}); !errors.Is(err, ErrNoBackend) || permit != nil {
+		if permit, err := unlimited().Admit(t.Context(), Demand{Pool: p}); !errors.Is(err, ErrNoBackend) || permit != nil {
 			t.Errorf("%v, %v", permit, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	p := poolOf(1)
-	if _, err := New().Admit(ctx, Demand{Pool: p}); !errors.Is(err, context.Canceled) || inFlight(p)[0] != 0 {
+	if _, err := unlimited().Admit(ctx, Demand{Pool: p}); !errors.Is(err, context.Canceled) || inFlight(p)[0] != 0 {
 		t.Errorf("a caller that is gone: %v, %v", err, inFlight(p))
 	}
 }
@@ -86,13 +93,13 @@ func TestLeastInFlight(t *testing.T) {
 			case 1, 2:
 				if len(held) > 0 {
 					i := rapid.IntRange(0, len(held)-1).Draw(t, "settled")
-					held[i].Settle()
+					held[i].Settle(limit.Usage{}, "")
 					held = append(held[:i], held[i+1:]...)
 				}
 				continue
 			}
 			before := inFlight(p)
-			permit, err := New().Admit(t.Context(), Demand{Pool: p})
+			permit, err := unlimited().Admit(t.Context(), Demand{Pool: p})
 			if err != nil {
 				if p.Up() {
 					t.Fatal(err)
@@ -111,7 +118,7 @@ func TestLeastInFlight(t *testing.T) {
 			held = append(held, permit)
 		}
 		for _, permit := range held {
-			permit.Settle()
+			permit.Settle(limit.Usage{}, "")
 		}
 		for i, n := range inFlight(p) {
 			if n != 0 {
@@ -138,7 +145,7 @@ func TestEqualsInTurn(t *testing.T) {
 	for range 300 {
 		permit := admit(t, p)
 		got[permit.Backend()]++
-		permit.Settle()
+		permit.Settle(limit.Usage{}, "")
 	}
 	if got != [3]int{100, 100, 100} {
 		t.Errorf("%v", got)
@@ -156,8 +163,8 @@ func TestAnother(t *testing.T) {
 	if n := inFlight(p); n[first] != 0 || n[1-first] != 1001 {
 		t.Errorf("%v", n)
 	}
-	permit.Settle()
-	permit.Settle()
+	permit.Settle(limit.Usage{}, "")
+	permit.Settle(limit.Usage{}, "")
 	if n := inFlight(p); n[first] != 0 || n[1-first] != 1000 {
 		t.Errorf("settled twice: %v", n)
 	}
@@ -167,7 +174,7 @@ func TestAnother(t *testing.T) {
 	if permit.Another() || permit.Backend() != -1 {
 		t.Errorf("there is no other: %+v", permit)
 	}
-	permit.Settle()
+	permit.Settle(limit.Usage{}, "")
 	if n := inFlight(alone); n[0] != 0 {
 		t.Errorf("%v", n)
 	}
@@ -203,14 +210,14 @@ func TestPlacesComeBack(t *testing.T) {
 	for range 8 {
 		callers.Go(func() {
 			for range 2000 {
-				permit, err := New().Admit(context.Background(), Demand{Pool: p})
+				permit, err := unlimited().Admit(context.Background(), Demand{Pool: p})
 				if err != nil {
 					continue
 				}
 				for rand.IntN(3) == 0 && permit.Another() {
 				}
 				for range 1 + rand.IntN(2) {
-					permit.Settle()
+					permit.Settle(limit.Usage{}, "")
 				}
 			}
 		})

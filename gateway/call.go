@@ -42,6 +42,7 @@ type call struct {
 	backend    string // the last one tried
 	prompt     int    // exact tokens of the prompt, or of all prompts
 	several    bool   // there are several prompts
+	answers    int    // choices of all prompts together
 	charged    bool   // usage goes to the caller's account
 	usage      openai.Usage
 	estimated  bool

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tidegate/admission"
+	"tidegate/admission/limit"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
@@ -19,19 +20,22 @@ type code string
 
 // The codes of the error table in docs/api.md.
 const (
-	codeInvalidAPIKey    code = "invalid_api_key"
-	codeModelNotAllowed  code = "model_not_allowed"
-	codeModelNotFound    code = "model_not_found"
-	codeInvalidRequest   code = "invalid_request"
-	codeContextLength    code = "context_length_exceeded"
-	codeRequestTooLarge  code = "request_too_large"
-	codeUnknownURL       code = "unknown_url"
-	codeMethodNotAllowed code = "method_not_allowed"
-	codeOverloaded       code = "overloaded"
-	codeNoBackend        code = "no_backend"
-	codeUpstream         code = "upstream_error"
-	codeTimeout          code = "timeout"
-	codeInternal         code = "internal_error"
+	codeInvalidAPIKey     code = "invalid_api_key"
+	codeModelNotAllowed   code = "model_not_allowed"
+	codeModelNotFound     code = "model_not_found"
+	codeInvalidRequest    code = "invalid_request"
+	codeContextLength     code = "context_length_exceeded"
+	codeRequestTooLarge   code = "request_too_large"
+	codeUnknownURL        code = "unknown_url"
+	codeMethodNotAllowed  code = "method_not_allowed"
+	codeTooLargeForLimit  code = "request_too_large_for_limit"
+	codeRateLimit         code = "rate_limit_exceeded"
+	codeInsufficientQuota code = "insufficient_quota"
+	codeOverloaded        code = "overloaded"
+	codeNoBackend         code = "no_backend"
+	codeUpstream          code = "upstream_error"
+	codeTimeout           code = "timeout"
+	codeInternal          code = "internal_error"
 )
 
 // status is the HTTP status and OpenAI's type of each code.
@@ -45,7 +49,11 @@ func (c code) status() (int, string) {
 		return http.StatusNotFound, "invalid_request_error"
 	case codeMethodNotAllowed:
 		return http.StatusMethodNotAllowed, "invalid_request_error"
-	case codeInvalidRequest, codeContextLength:
+	case codeRateLimit:
+		return http.StatusTooManyRequests, "rate_limit_error"
+	case codeInsufficientQuota: // not 429, which clients would retry
+		return http.StatusForbidden, "insufficient_quota"
+	case codeInvalidRequest, codeContextLength, codeTooLargeForLimit:
 		return http.StatusBadRequest, "invalid_request_error"
 	case codeRequestTooLarge:
 		return http.StatusRequestEntityTooLarge, "invalid_request_error"
@@ -64,9 +72,11 @@ const clientClosed = 499
 
 // refusal is an error as its caller is told it.
 type refusal struct {
-	told   openai.Error
-	status int
-	retry  time.Duration // when to try again; 0: not said
+	told     openai.Error
+	status   int
+	retry    time.Duration // when to try again; 0: not said
+	hopeless bool          // clients need not retry by themselves
+	rule     string        // the limit that refused
 }
 
 func (r *refusal) Error() string { return r.told.Message }
@@ -104,7 +114,7 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 	r := g.explain(c, err)
 	c.status = r.status
 	if c.backend == "" {
-		g.metrics.refused(c, r.told.Code)
+		g.metrics.refused(c, r)
 	}
 	if c.sent {
 		event := append([]byte("data: "), r.told.Body()...)
@@ -118,6 +128,9 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 		ms := r.retry.Milliseconds()
 		h.Set("Retry-After", strconv.FormatInt(max((ms+999)/1000, 1), 10))
 		h.Set("Retry-After-Ms", strconv.FormatInt(max(ms, 1), 10))
+	}
+	if r.hopeless {
+		h.Set("X-Should-Retry", "false")
 	}
 	writeJSON(c.w, r.status, r.told.Body())
 	return false
@@ -141,6 +154,7 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 		timeout *backend.TimeoutError
 		status  *backend.StatusError
 		stream  *openai.StreamError
+		denied  *limit.Denied
 	)
 	switch {
 	case errors.As(err, &r):
@@ -149,6 +163,10 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 		return refuse(codeInvalidRequest, request.Param, request.Message)
 	case errors.Is(err, account.ErrUnknownKey):
 		return refuse(codeInvalidAPIKey, "", "the API key is missing or not known here: send Authorization: Bearer KEY with a key of this gateway")
+	case errors.As(err, &denied):
+		return c.overLimit(denied)
+	case errors.Is(err, limit.ErrStore):
+		return refuse(codeOverloaded, "", "the limits cannot be checked at the moment; please try again").after(retryStore)
 	case errors.Is(err, admission.ErrNoBackend):
 		return refuse(codeNoBackend, "", fmt.Sprintf("no server of %s is available at the moment; please try again", c.model.Name)).after(retryNoBackend)
 	case errors.As(err, &timeout):
@@ -168,6 +186,7 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 const (
 	retryNoBackend  = 2 * time.Second // the health probe's rhythm
 	retryOverloaded = time.Second
+	retryStore      = time.Second
 )
 
 func limitOf(t backend.Timeouts, p backend.Phase) time.Duration {

@@ -25,7 +25,7 @@ const (
 // forward sends the request to the permit's backend and the answer to the caller.
 // A failure of which the caller has seen nothing is tried once more, elsewhere.
 func (g *Gateway) forward(c *call, permit *admission.Permit) error {
-	out := &reply{c: c, lastWrite: c.began, buffers: &g.buffers}
+	out := &reply{c: c, lastWrite: c.began, told: c.began, buffers: &g.buffers}
 	err := g.attempt(c, permit, out, 1)
 	if err != nil && !out.answered && backend.Retryable(err) && permit.Another() {
 		err = g.attempt(c, permit, out, 2)
@@ -52,7 +52,7 @@ func (g *Gateway) attempt(c *call, permit *admission.Permit, out *reply, n int) 
 		case answer.Status != http.StatusOK:
 			err = refused(answer)
 		case c.wish.Stream:
-			err = g.stream(c, answer, out)
+			err = g.stream(c, answer, out, permit)
 			b.Pace.Observe(c.firstToken.Sub(sent), out.lastWrite.Sub(c.firstToken), c.usage.Output/c.wish.N)
 		default:
 			err = g.whole(c, answer, out)
@@ -153,7 +153,7 @@ func readAll(answer *backend.Answer) ([]byte, error) {
 
 // stream passes on an answer event by event. The caller's leaving ends the
 // request at the server, and what the server had sent by then is still counted.
-func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply) (err error) {
+func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply, permit *admission.Permit) (err error) {
 	tap := openai.Tap{View: c.view(), Route: c.kind}
 	if c.several {
 		tap.Input = c.prompt
@@ -185,8 +185,20 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply) (err error
 				answer.Leave()
 			}
 		}
-	}, out.flush)
+	}, func() bool {
+		ok := out.flush()
+		if out.lastWrite.Sub(out.told) >= progressEvery {
+			out.told = out.lastWrite
+			if u, known := tap.Usage(); known {
+				permit.Progress(charge(u))
+			}
+		}
+		return ok
+	})
 }
+
+// progressEvery is how often the limits are told what a stream has used so far.
+const progressEvery = 2 * time.Second
 
 // ended judges how a stream ended. What has come is the caller's in any case.
 func (o *reply) ended(tap *openai.Tap, err error) error {
@@ -210,7 +222,8 @@ type reply struct {
 	answered  bool       // some of the server's answer has been passed on
 	gone      bool       // the caller takes no more
 	lastWrite time.Time
-	kept      bool // the last write was a keep-alive
+	told      time.Time // when the limits were told last
+	kept      bool      // the last write was a keep-alive
 }
 
 // begin notes that the server's answer has begun.

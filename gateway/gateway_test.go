@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"tidegate/admission"
+	"tidegate/admission/limit"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
@@ -44,7 +45,7 @@ func bare(t *testing.T, edit func(*Config)) (*Gateway, *prometheus.Registry) {
 	m.Name = "m"
 	fleet.Apply([]backend.ModelConfig{m})
 	return New(Parts{
-		Log: log, Fleet: fleet, Admission: admission.New(), Ledger: ledger.New(), Tokenizer: tokenizer,
+		Log: log, Fleet: fleet, Admission: admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)})), Ledger: ledger.New(), Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, 16), Registry: registry, Version: "test",
 	}, c, account.New(account.Config{Mode: account.Open})), registry
 }

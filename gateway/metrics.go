@@ -80,12 +80,12 @@ func (m *metrics) finished(c *call, took time.Duration) {
 }
 
 // refused counts a request that no backend was asked to answer.
-func (m *metrics) refused(c *call, why string) {
+func (m *metrics) refused(c *call, why *refusal) {
 	model := otherModel
 	if c.model != nil {
 		model = c.model.Name
 	}
-	m.rejected.WithLabelValues(model, why, "").Inc()
+	m.rejected.WithLabelValues(model, why.told.Code, why.rule).Inc()
 }
 
 func (m *metrics) attempted(model, backendName string, err error) {

@@ -103,7 +103,7 @@ func (g *Gateway) countPrompt(c *call) (longest int, err error) {
 		if fault != nil {
 			return 0, fault
 		}
-		c.several = len(prompts) > 1
+		c.several, c.answers = len(prompts) > 1, len(prompts)*c.wish.N
 		for _, p := range prompts {
 			n := p.Tokens
 			if p.Tokens == 0 {
@@ -118,7 +118,7 @@ func (g *Gateway) countPrompt(c *call) (longest int, err error) {
 	if err != nil {
 		return 0, refuse(codeInvalidRequest, "messages", err.Error())
 	}
-	c.prompt = n
+	c.prompt, c.answers = n, c.wish.N
 	return n, nil
 }
 

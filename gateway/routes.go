@@ -35,6 +35,7 @@ func (g *Gateway) Handler() http.Handler {
 	on(http.MethodGet, "/v1/models/*id", g.model)
 	on(http.MethodPost, "/tokenize", g.tokenize)
 	on(http.MethodGet, "/v1/usage", g.ownUsage)
+	on(http.MethodGet, "/quota/status", g.quotaStatus)
 	e.GET("/healthz", gin.WrapF(g.healthz))
 	e.GET("/readyz", gin.WrapF(g.readyz))
 	e.NoRoute(func(c *gin.Context) {

@@ -1,20 +1,19 @@
 package gateway
 
-import "tidegate/admission"
-
 // generate is the path of a generation, from a request to its answer.
 func (g *Gateway) generate(c *call) error {
 	if err := g.parse(c); err != nil { // who, which model, exact prompt tokens
 		return err
 	}
-	permit, err := g.Admission.Admit(c.r.Context(), admission.Demand{Pool: c.model.Pool}) // names the backend and holds a place on it
+	permit, err := g.Admission.Admit(c.r.Context(), c.demand()) // limits and quotas; names the backend and holds a place on it
 	if err != nil {
 		return err
 	}
 	defer func() { // once, whatever happens, panics included
-		permit.Settle()
+		g.settle(c, permit)
 		g.count(c)
 	}()
 	c.level, c.reason = permit.Level, permit.Reason
+	c.tell(permit.Headers)
 	return g.forward(c, permit) // retries before the first byte; the tap counts tokens
 }

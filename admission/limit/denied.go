@@ -21,11 +21,23 @@ type Denied struct {
 	Headers    Headers
 }
 
-func (d *Denied) Error() string {
-	what := fmt.Sprintf("rule %s: %d %s", d.Rule, d.Limit, d.Metric)
-	if d.Window > 0 {
-		what += " in " + Rate{Window: d.Window}.String()[2:]
+// Amount is the limit in words, such as 50 requests in 1m per user.
+func (d *Denied) Amount() string {
+	of := " per " + d.Per
+	if d.Per == byNone.String() {
+		of = " for all callers together"
 	}
+	switch {
+	case d.Metric == Concurrency:
+		return fmt.Sprintf("%d requests at a time%s", d.Limit, of)
+	case d.Window > 0:
+		return fmt.Sprintf("%d %s in %s%s", d.Limit, d.Metric, windowText(d.Window), of)
+	}
+	return fmt.Sprintf("%d %s%s", d.Limit, d.Metric, of)
+}
+
+func (d *Denied) Error() string {
+	what := "rule " + d.Rule + ": " + d.Amount()
 	if d.Never {
 		return what + ": the request is larger than that"
 	}

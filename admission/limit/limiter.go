@@ -8,10 +8,15 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // ErrNoID says that a request came without an id of its own.
 var ErrNoID = errors.New("a request needs an id")
+
+// ErrStore says that the store could not answer.
+var ErrStore = errors.New("the store of the limits does not answer")
 
 const (
 	heartbeat     = 10 * time.Second // of reservations; three fit into LeaseLife
@@ -21,11 +26,12 @@ const (
 
 // Options are what a Limiter works with. Only the Store must be given.
 type Options struct {
-	Store   Store
-	Now     func() time.Time // nil: time.Now
-	Random  func() float64   // from 0 to 1, for jitter; nil: math/rand
-	Shadow  func(Breach)     // a shadow rule would have refused; it must not block
-	Trouble func(error)      // the store failed where no request waits for it; it must not block
+	Store    Store
+	Now      func() time.Time // nil: time.Now
+	Random   func() float64   // from 0 to 1, for jitter; nil: math/rand
+	Shadow   func(Breach)     // a shadow rule would have refused; it must not block
+	Trouble  func(error)      // the store failed where no request waits for it; it must not block
+	Registry prometheus.Registerer
 }
 
 // Breach is a refusal that was not made.
@@ -42,6 +48,7 @@ type Limiter struct {
 	set       atomic.Pointer[Set]
 	estimates *estimator
 	denials   denials
+	metrics   *metrics
 
 	mu        sync.Mutex
 	running   map[string]*Grant
@@ -57,7 +64,7 @@ func New(set *Set, o Options) *Limiter {
 		o.Random = rand.Float64
 	}
 	l := &Limiter{
-		with: o, estimates: newEstimator(), denials: denials{byKey: map[string]denial{}},
+		with: o, estimates: newEstimator(), metrics: newMetrics(o.Registry), denials: denials{byKey: map[string]denial{}},
 		running: map[string]*Grant{}, unsettled: map[string]Settlement{},
 	}
 	l.set.Store(set)
@@ -68,10 +75,10 @@ func (l *Limiter) random() float64 { return l.with.Random() }
 
 // Replace puts other rules in force. Counters stay; requests that are running
 // are settled by the rules that let them in.
-func (l *Limiter) Replace(set *Set) { l.set.Store(set) }
+func (l *Limiter) Replace(set *Set) { l.metrics.keep(l.set.Swap(set), set) }
 
-// Admit lets a request in, or says why not with a *Denied. Any other error means
-// that the store could not say, and that nothing is held.
+// Admit lets a request in, or says why not with a *Denied. ErrStore means that the
+// store could not say, and that nothing is held.
 func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 	set, now := l.set.Load(), l.with.Now()
 	p := set.plan(&r, l.estimates.estimate(&r), now)
@@ -84,13 +91,15 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 	}
 	if found, ok := l.denials.find(p.dims, now); ok {
 		refusal := found.refusal
+		l.metrics.decisions.WithLabelValues(refusal.Rule, "deny", "local").Inc()
 		refusal.Cached, refusal.RetryAfter = true, l.jittered(max(found.retryAt.Sub(now), time.Millisecond))
 		return nil, &refusal
 	}
 	out, err := l.with.Store.Reserve(ctx, Reservation{ID: r.ID, Dims: p.dims})
 	if err != nil {
-		return nil, fmt.Errorf("reserve: %w", err)
+		return nil, fmt.Errorf("reserve: %w: %w", ErrStore, err)
 	}
+	l.metrics.decided(&p, &out)
 	l.report(&p, &out, g)
 	if !out.Allowed {
 		refusal, exact := l.denied(&p, &out, now)
@@ -277,5 +286,5 @@ func (g *Grant) end(charges []int64) error {
 		l.unsettled[s.ID] = s
 	}
 	l.mu.Unlock()
-	return fmt.Errorf("settle: %w", err)
+	return fmt.Errorf("settle: %w: %w", ErrStore, err)
 }

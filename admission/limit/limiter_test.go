@@ -121,7 +121,7 @@ func TestDenied(t *testing.T) {
 		if *denied != want {
 			t.Errorf("got  %+v\nwant %+v", *denied, want)
 		}
-		if denied.Error() != "rule rpm: 2 requests in 1m: try again in 55s" {
+		if denied.Error() != "rule rpm: 2 requests in 1m per user: try again in 55s" {
 			t.Error(denied)
 		}
 		q.MaxTokens = 1000

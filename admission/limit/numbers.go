@@ -76,13 +76,18 @@ func (r Rate) String() string {
 	if r == (Rate{}) {
 		return ""
 	}
-	window := r.Window.String()
-	if r.Window%time.Hour == 0 {
-		window = strconv.FormatInt(int64(r.Window/time.Hour), 10) + "h"
-	} else if r.Window%time.Minute == 0 {
-		window = strconv.FormatInt(int64(r.Window/time.Minute), 10) + "m"
+	return strconv.FormatInt(r.Count, 10) + "/" + windowText(r.Window)
+}
+
+// windowText writes a window without zeros behind it: 1m, not 1m0s.
+func windowText(d time.Duration) string {
+	switch {
+	case d%time.Hour == 0:
+		return strconv.FormatInt(int64(d/time.Hour), 10) + "h"
+	case d%time.Minute == 0:
+		return strconv.FormatInt(int64(d/time.Minute), 10) + "m"
 	}
-	return strconv.FormatInt(r.Count, 10) + "/" + window
+	return d.String()
 }
 
 // fault says what is wrong with a rate that is given.

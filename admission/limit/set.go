@@ -42,6 +42,8 @@ type counter struct {
 
 	calendar *calendar
 	alertAt  []int
+
+	variants map[owner]*counter // by override
 }
 
 // amount is a limit and its burst.
@@ -290,6 +292,7 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 		if key == "" {
 			continue
 		}
+		c = c.variant(&r.Subjects)
 		p.dims = append(p.dims, Dim{
 			Key: key, Kind: c.kind, Rule: c.rule, Metric: c.metric, Failure: c.failure, Soft: c.shadow || c.degrade,
 			WindowMs: c.windowMs, BucketMs: c.bucketMs,

@@ -136,3 +136,63 @@ func TestEstimates(t *testing.T) {
 		t.Errorf("%d speakers are kept", len(e.spoken))
 	}
 }
+
+// TestOverrides: one owner's own numbers hold for it, the smallest owner's go
+// first, and what cannot be used is named and left out.
+func TestOverrides(t *testing.T) {
+	set, err := Compile([]Rule{
+		{Name: "rpm", Per: "user", Bounds: Bounds{Requests: Rate{10, time.Minute}, Concurrency: 4}, Schedule: []Schedule{{When: "00:00-24:00 UTC", Bounds: Bounds{Requests: Rate{99, time.Minute}}}}},
+		{Name: "ips", Per: "ip", Bounds: Bounds{Requests: Rate{10, time.Minute}}},
+	}, []QuotaRule{{Name: "daily", Per: "project", Units: 100, Every: "day"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	numbers := func(pairs ...string) map[string]string {
+		out := map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			out[pairs[i]] = pairs[i+1]
+		}
+		return out
+	}
+	with, err := set.With([]Override{
+		{"rpm", "department", "lab", numbers("requests", "50/1m")},
+		{"rpm", "user", "ann", numbers("requests", "7/2m", "concurrency", "1")},
+		{"daily", "department", "lab", numbers("units", "5000")},
+		{"gone", "user", "ann", numbers("requests", "7/1m")},
+		{"ips", "user", "ann", numbers("requests", "7/1m")},
+		{"daily", "user", "ann", numbers("units", "1")}, // a user does not own a project
+		{"rpm", "user", "", numbers("requests", "7/1m")},
+		{"rpm", "user", "eve", numbers("requests", "0/1m")},
+		{"rpm", "user", "eve", numbers("tokens", "5/1m")},
+		{"rpm", "user", "eve", nil},
+		{"rpm", "ip", "10.0.0.1", numbers("requests", "7/1m")},
+	})
+	if err == nil || strings.Count(err.Error(), "override of ") != 8 {
+		t.Errorf("%v", err)
+	}
+	limits := func(s *Set, r Subjects) (out []string) {
+		for _, d := range s.Dims(Request{Subjects: r}, Estimate{}, time.Unix(0, 0)) {
+			out = append(out, fmt.Sprint(d.Rule, " ", d.Metric, " ", d.Limit, "/", d.WindowMs))
+		}
+		return out
+	}
+	for _, c := range []struct {
+		who  Subjects
+		want []string
+	}{
+		{Subjects{Department: "lab", Project: "p", User: "ann"}, []string{"rpm requests 7/120000", "rpm concurrency 1/0", "daily units 5000000/0"}},
+		{Subjects{Department: "lab", Project: "p", User: "bob"}, []string{"rpm requests 50/60000", "rpm concurrency 4/0", "daily units 5000000/0"}},
+		{Subjects{Department: "hall", Project: "p", User: "eve"}, []string{"rpm requests 99/60000", "rpm concurrency 4/0", "daily units 100000/0"}},
+	} {
+		if got := limits(with, c.who); !slices.Equal(got, c.want) {
+			t.Errorf("%+v: %q, want %q", c.who, got, c.want)
+		}
+	}
+	plain := []string{"rpm requests 99/60000", "rpm concurrency 4/0"}
+	if got := limits(set, Subjects{User: "ann"}); !slices.Equal(got, plain) {
+		t.Errorf("the set itself has changed: %q", got)
+	}
+	if again, err := with.With(nil); err != nil || !slices.Equal(limits(again, Subjects{User: "ann"}), plain) {
+		t.Errorf("without overrides: %v", err)
+	}
+}

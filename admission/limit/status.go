@@ -46,7 +46,7 @@ func (l *Limiter) Status(ctx context.Context, r Request) (Status, error) {
 	}
 	seen, err := l.with.Store.Reserve(ctx, Reservation{Dims: withoutCost(p.dims), Peek: true})
 	if err != nil {
-		return out, fmt.Errorf("look at limits: %w", err)
+		return out, fmt.Errorf("look at limits: %w: %w", ErrStore, err)
 	}
 	for i := range p.dims {
 		d, c, s := &p.dims[i], p.counters[i], &seen.States[i]

@@ -52,6 +52,7 @@ type Reservation struct {
 type Decision struct {
 	Allowed      bool
 	Again        bool    // the id was let in before and is charged nothing now
+	Shared       bool    // all replicas' counters decided, not this process's alone
 	Never        bool    // refused by a dimension that can never hold the cost
 	Binding      int     // index of the dimension that refuses longest; -1: none
 	RetryAfterMs int64   // until all dimensions would fit, if nothing else is asked and no schedule shrinks another limit before

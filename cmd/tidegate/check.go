@@ -9,6 +9,7 @@ import (
 	"github.com/invopop/jsonschema"
 	"github.com/spf13/cobra"
 
+	"tidegate/admission/limit"
 	"tidegate/gateway"
 )
 
@@ -57,6 +58,12 @@ func (p *process) printSchema() error {
 			switch t {
 			case reflect.TypeFor[time.Duration]():
 				return &jsonschema.Schema{Type: "string", Description: "a duration such as 10s or 1m30s", Pattern: `^([0-9.]+(ns|us|µs|ms|s|m|h))+$`}
+			case reflect.TypeFor[limit.Rate]():
+				return &jsonschema.Schema{Type: "string", Description: "so many in a window of 1s to 1h, such as 50/1m", Pattern: `^[0-9]+/[0-9]*(ns|us|µs|ms|s|m|h)[0-9a-z]*$`}
+			case reflect.TypeFor[limit.Count]():
+				return &jsonschema.Schema{Type: "integer", Minimum: "1"}
+			case reflect.TypeFor[limit.Milli](), reflect.TypeFor[limit.Factor]():
+				return &jsonschema.Schema{Type: "number", Minimum: "0", Description: "a decimal with at most three places, such as 0.25"}
 			case reflect.TypeFor[gateway.Size]():
 				return &jsonschema.Schema{Description: "a size such as 8MiB, or a number of bytes", Pattern: `^[0-9]+ *(B|KiB|MiB|GiB)?$`}
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
+	"tidegate/admission/limit"
 	"tidegate/gateway"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
@@ -24,6 +25,8 @@ type config struct {
 	Server    serverConfig          `yaml:"server"`
 	Auth      account.Config        `yaml:"auth"`
 	Models    []backend.ModelConfig `yaml:"models"`
+	Limits    []limit.Rule          `yaml:"limits"`
+	Quotas    []limit.QuotaRule     `yaml:"quotas"`
 	Telemetry telemetryConfig       `yaml:"telemetry"`
 }
 
@@ -100,6 +103,7 @@ func (c *config) validate() error {
 			fault(owner[name] != "", "auth.keys[%d].models[%d]: there is no model %q", i, j, name)
 		}
 	}
+	within("", limit.Validate(c.Limits, c.Quotas))
 	return errors.Join(faults...)
 }
 

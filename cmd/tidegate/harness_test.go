@@ -118,6 +118,7 @@ type plan struct {
 	open   bool     // auth.mode: open
 	server []string // lines of the section server
 	model  []string // lines of every model
+	more   string   // other sections
 }
 
 // yaml is the configuration file for these servers.
@@ -147,6 +148,7 @@ func (p plan) yaml(s servers) string {
 	model(largeModel, "\n    aliases: ["+largeAlias+"]", s[0].URL, s[1].URL)
 	model(smallModel, "", s[2].URL)
 	model(goneModel, "", "http://127.0.0.1:1")
+	b.WriteString(p.more)
 	return b.String()
 }
 

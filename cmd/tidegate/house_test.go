@@ -17,21 +17,21 @@ import (
 func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/tidegate": {
-			"admission", "gateway", "gateway/account", "gateway/backend", "gateway/gatewaytest", "gateway/ledger", "gateway/qwen",
+			"admission", "admission/limit", "gateway", "gateway/account", "gateway/backend", "gateway/gatewaytest", "gateway/ledger", "gateway/qwen",
 		},
 		"cmd/tidegate-vllm-sim": {"gateway/gatewaytest"},
 		"gateway": {
-			"admission", "degrade", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen",
+			"admission", "admission/limit", "degrade", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen",
 		},
 		"gateway/account":                {},
-		"gateway/backend":                {"admission", "gateway/openai"},
+		"gateway/backend":                {"admission", "admission/limit", "gateway/openai"},
 		"gateway/ledger":                 {"gateway/openai"},
 		"gateway/openai":                 {},
 		"gateway/qwen":                   {},
 		"gateway/gatewaytest":            {"gateway/qwen"},
 		"gateway/gatewaytest/schematest": {},
 		"gateway/gatewaytest/loadtest":   {},
-		"admission":                      {"degrade"},
+		"admission":                      {"admission/limit", "degrade"},
 		"admission/limit":                {},
 		"admission/limit/limittest":      {"admission/limit"},
 		"degrade":                        {},

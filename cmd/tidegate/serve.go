@@ -25,6 +25,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidegate/admission"
+	"tidegate/admission/limit"
 	"tidegate/gateway"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
@@ -145,6 +146,7 @@ type daemon struct {
 	log      *slog.Logger
 	gateway  *gateway.Gateway
 	fleet    *backend.Fleet
+	limiter  *limit.Limiter
 	load     func() (config, error)
 	cert     atomic.Pointer[tls.Certificate]
 	reloaded *prometheus.GaugeVec
@@ -169,9 +171,12 @@ func newDaemon(c config, p *process) (*daemon, error) {
 	}, nil)
 	d.reloaded.WithLabelValues().Set(1)
 	registry.MustRegister(info, d.reloaded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if err := d.openLimits(&c, registry); err != nil {
+		return nil, err
+	}
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version())
 	d.gateway = gateway.New(gateway.Parts{
-		Log: d.log, Fleet: d.fleet, Admission: admission.New(), Ledger: ledger.New(), Tokenizer: tokenizer,
+		Log: d.log, Fleet: d.fleet, Admission: admission.New(d.limiter), Ledger: ledger.New(), Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(),
 	}, c.Server.Config, account.New(c.Auth))
 	d.fleet.Apply(c.Models)
@@ -229,7 +234,7 @@ func (d *daemon) run(ctx context.Context, source loop) error {
 	if host, _, err := net.SplitHostPort(d.front.Addr().String()); err == nil && d.config.Auth.Mode == account.Open && !net.ParseIP(host).IsLoopback() {
 		d.log.Warn("anyone who reaches this address may use the models: auth.mode is open", "address", d.front.Addr().String())
 	}
-	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.fleet.Run, source)
+	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.fleet.Run, d.limiter.Run, source)
 }
 
 // maxHeader bounds a request's head in bytes.
@@ -325,6 +330,10 @@ func (d *daemon) fingerprint() []byte {
 // reload replaces the configuration; one that is invalid keeps the old running.
 func (d *daemon) reload() {
 	c, err := d.load()
+	var set *limit.Set
+	if err == nil {
+		set, err = c.limitSet()
+	}
 	if err == nil {
 		err = d.readCertificate()
 	}
@@ -341,6 +350,7 @@ func (d *daemon) reload() {
 		d.log.Warn("changed, but only a restart applies it", "keys", strings.Join(keys, ", "))
 	}
 	d.gateway.Reload(c.Server.Config, account.New(c.Auth))
+	d.limiter.Replace(set)
 	d.fleet.Apply(c.Models)
 	d.log.Info("configuration reloaded", "models", len(c.Models))
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tidegate/admission"
+	"tidegate/admission/limit"
 	"tidegate/gateway/openai"
 )
 
@@ -72,7 +73,7 @@ func TestApplyKeeps(t *testing.T) {
 		if !f.Ready() || !a.Seat.Up() || !b.Seat.Up() || m.Context() != 40960 {
 			t.Fatalf("%s, %s, context %d", a.Why(), b.Why(), m.Context())
 		}
-		permit, err := admission.New().Admit(t.Context(), admission.Demand{Pool: m.Pool})
+		permit, err := admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)})).Admit(t.Context(), admission.Demand{Pool: m.Pool})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,7 +92,9 @@ func TestApplyKeeps(t *testing.T) {
 		if !a.Seat.Up() || !b.Seat.Up() || held.Seat.InFlight() != 1 || len(a.pool.idle) != 1 || closed(end) {
 			t.Error("a kept backend lost its place, its count or its connections")
 		}
-		permit.Settle()
+		if err := permit.Settle(limit.Usage{}, ""); err != nil {
+			t.Error(err)
+		}
 		synctest.Wait()
 		if held.Seat.InFlight() != 0 || !m2.Backends[2].Seat.Up() {
 			t.Error("the new backend is not probed")

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tidegate/admission"
+	"tidegate/admission/limit"
 	"tidegate/gateway/openai"
 )
 
@@ -21,7 +22,8 @@ type ModelConfig struct {
 	Aliases   []string      `yaml:"aliases"`
 	Reasoning string        `yaml:"reasoning"` // both | reasoning | reasoning_content
 	Timeouts  Timeouts      `yaml:"timeouts"`
-	Probe     time.Duration `yaml:"probe"` // between two health probes
+	Probe     time.Duration `yaml:"probe"`   // between two health probes
+	Weights   limit.Weights `yaml:"weights"` // of its tokens in quota units
 	Backends  []Config      `yaml:"backends"`
 }
 
@@ -31,6 +33,7 @@ func DefaultModel() ModelConfig {
 		Reasoning: "both",
 		Timeouts:  Timeouts{Connect: 3 * time.Second, FirstToken: 30 * time.Second, Idle: 20 * time.Second, Total: 10 * time.Minute},
 		Probe:     2 * time.Second,
+		Weights:   limit.DefaultWeights(),
 	}
 }
 
@@ -71,6 +74,9 @@ func (m *ModelConfig) Validate() error {
 		if t.d < time.Millisecond {
 			fault("%s: must be at least 1ms, such as 3s", t.at)
 		}
+	}
+	if err := m.Weights.Validate(); err != nil {
+		fault("weights.%w", err)
 	}
 	if len(m.Backends) == 0 {
 		fault("backends: is empty; expected at least one {url: http://host:port}")
@@ -116,6 +122,7 @@ type Model struct {
 	Aliases   []string
 	Reasoning openai.Names
 	Timeouts  Timeouts
+	Weights   limit.Weights
 	Backends  []*Backend // by the index that a permit gives
 	Pool      *admission.Pool
 }
@@ -178,7 +185,7 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 	}
 	next := &models{byName: map[string]*Model{}, every: map[*Backend]prober{}}
 	for _, c := range configs {
-		m := &Model{Name: c.Name, Aliases: c.Aliases, Timeouts: c.Timeouts}
+		m := &Model{Name: c.Name, Aliases: c.Aliases, Timeouts: c.Timeouts, Weights: c.Weights}
 		m.Reasoning, _ = names(c.Reasoning)
 		known := append([]string{c.Name}, c.Aliases...)
 		var seats []*admission.Backend

@@ -1,0 +1,109 @@
+package gateway
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"tidegate/admission"
+	"tidegate/admission/limit"
+	"tidegate/gateway/openai"
+)
+
+// demand is what the request asks of admission.
+func (c *call) demand() admission.Demand {
+	return admission.Demand{Pool: c.model.Pool, Request: limit.Request{
+		ID: c.id, Subjects: c.subjects(), Level: int(c.level), Prompt: int64(c.prompt),
+		MaxTokens: int64(c.limit) * int64(c.answers), Thinking: !c.wish.NoThinking,
+	}}
+}
+
+// subjects are whom the limits count the request by.
+func (c *call) subjects() limit.Subjects {
+	s := limit.Subjects{User: c.who.User, Key: c.who.Key, IP: c.from()}
+	if c.model != nil {
+		s.Model = c.model.Name
+	}
+	return s
+}
+
+// settle charges what the request took, and gives its place back.
+func (g *Gateway) settle(c *call, permit *admission.Permit) {
+	if err := permit.Settle(charge(c.usage), c.model.Name); err != nil {
+		g.Log.Warn("the limits' store did not take a request's usage; it will be asked again", "id", c.id, "error", err.Error())
+	}
+}
+
+func charge(u openai.Usage) limit.Usage {
+	return limit.Usage{Input: int64(u.Input), Cached: int64(u.Cached), Output: int64(u.Output), Reasoning: int64(u.Reasoning)}
+}
+
+// tell sets the headers that say what the limits leave, in the form of OpenAI's.
+func (c *call) tell(left limit.Headers) {
+	h := c.w.Header()
+	for _, l := range []struct {
+		of   string
+		line limit.Line
+	}{{"Requests", left.Requests}, {"Tokens", left.Tokens}} {
+		if l.line.Limit == 0 {
+			continue // there is no such rule
+		}
+		h["X-Ratelimit-Limit-"+l.of] = []string{strconv.FormatInt(l.line.Limit, 10)}
+		h["X-Ratelimit-Remaining-"+l.of] = []string{strconv.FormatInt(l.line.Remaining, 10)}
+		h["X-Ratelimit-Reset-"+l.of] = []string{l.line.Reset.Round(time.Millisecond).String()}
+	}
+}
+
+// overLimit is what the caller of a request over a limit is told.
+func (c *call) overLimit(d *limit.Denied) *refusal {
+	c.tell(d.Headers)
+	rule := fmt.Sprintf("the limit %s allows %s", d.Rule, d.Amount())
+	if d.Quota {
+		rule = fmt.Sprintf("the quota %s of %s", d.Rule, d.Amount())
+	}
+	var r *refusal
+	switch {
+	case d.Never:
+		r = refuse(codeTooLargeForLimit, "", rule+", and this request alone is larger than that: shorten the prompt or lower max_tokens")
+	case d.Quota:
+		until := time.Now().Add(d.RetryAfter).UTC().Truncate(time.Second)
+		r = refuse(codeInsufficientQuota, "", fmt.Sprintf("%s is used up until %s: wait, or ask for more; GET /quota/status shows what is left", rule, until.Format(time.RFC3339)))
+	default:
+		r = refuse(codeRateLimit, "", fmt.Sprintf("%s: try again in %s", rule, max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(d.RetryAfter)
+	}
+	r.rule = d.Rule
+	r.hopeless = d.Quota || d.RetryAfter > worthWaiting
+	return r
+}
+
+// worthWaiting is up to how long clients may retry by themselves.
+const worthWaiting = time.Minute
+
+// quotaStatus reports the caller's own limits: GET /quota/status.
+func (g *Gateway) quotaStatus(c *call) error {
+	if err := c.identify(); err != nil {
+		return err
+	}
+	if name := c.r.URL.Query().Get("model"); name != "" {
+		m, err := g.pickModel(c, name)
+		if err != nil {
+			return err
+		}
+		c.model = m
+	}
+	s, err := g.Admission.Status(c.r.Context(), limit.Request{Subjects: c.subjects()})
+	if err != nil {
+		return err
+	}
+	out := struct {
+		Used      *int64     `json:"used,omitempty"` // of the tightest quota
+		Limit     *int64     `json:"limit,omitempty"`
+		Remaining *int64     `json:"remaining,omitempty"`
+		ResetsAt  *time.Time `json:"resets_at,omitempty"`
+		limit.Status
+	}{Status: s}
+	if t, ok := s.Tightest(); ok {
+		out.Used, out.Limit, out.Remaining, out.ResetsAt = &t.Used, &t.Limit, &t.Remaining, &t.ResetsAt
+	}
+	return c.reply(out)
+}
