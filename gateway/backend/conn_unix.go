@@ -9,9 +9,6 @@ import (
 	"syscall"
 )
 
-// fast is how many bytes of one read say that more may be there already.
-const fast = 2 << 10
-
 // eager reads a socket without waiting first: what is to be done before a wait is
 // done only where there will be one, and no buffer is held through it.
 type eager struct {
@@ -59,52 +56,46 @@ func (e *eager) follow(c *conn, take func() error) (ended, err error) {
 
 // tryOnce tries to read; false says that there is nothing yet.
 func (e *eager) tryOnce(fd uintptr) (done bool) {
-	if _, e.err = e.try(int(fd)); errors.Is(e.err, syscall.EAGAIN) {
+	if e.err = e.try(int(fd)); errors.Is(e.err, syscall.EAGAIN) {
 		e.idle()
 		return false
 	}
 	return true
 }
 
-// takeEach reads and lets take have it as long as there is more. A small piece
-// that left room was all there is: the runtime is told to wait without asking the
-// socket again. What comes between the two ends that wait at once, since the
-// socket's events are edges (epoll(7), question 9) which the runtime keeps from
-// the start of the call on.
+// takeEach reads and lets take have it as long as there is more. That a piece left
+// room does not say that it was all: the end of the stream may have come with it,
+// and no other event would tell.
 func (e *eager) takeEach(fd uintptr) (done bool) {
-	for n := fast; n >= fast; {
-		if n, e.err = e.try(int(fd)); errors.Is(e.err, syscall.EAGAIN) {
+	for {
+		if e.err = e.try(int(fd)); errors.Is(e.err, syscall.EAGAIN) {
 			e.err = nil
-			break
+			e.idle()
+			e.c.x.beforeWait()
+			return false
 		}
 		if e.err != nil {
 			return true
 		}
-		room := e.c.w < len(e.c.buf)
 		if e.ended = e.take(); e.ended != ErrNothing { //nolint:errorlint // as in Answer.Follow
 			return true
 		}
-		if !room {
-			n = fast
-		}
 	}
-	e.idle()
-	e.c.x.beforeWait()
-	return false
 }
 
 // try reads what is there.
-func (e *eager) try(fd int) (n int, err error) {
+func (e *eager) try(fd int) error {
 	room := e.c.room()
 	for {
-		if n, err = syscall.Read(fd, room); !errors.Is(err, syscall.EINTR) {
-			break
+		n, err := syscall.Read(fd, room)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+			continue
+		case n == 0 && err == nil && len(room) > 0:
+			err = io.EOF
 		}
+		return e.c.received(n, err)
 	}
-	if n == 0 && err == nil && len(room) > 0 {
-		err = io.EOF
-	}
-	return n, e.c.received(n, err)
 }
 
 // idle holds no buffer while there is nothing in it.
