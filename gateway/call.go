@@ -92,7 +92,7 @@ func newID() string {
 
 // identify finds out who calls.
 func (c *call) identify() (err error) {
-	c.who, err = c.set.accounts.Identify(c.r.Header.Get("Authorization"), c.from())
+	c.who, err = c.set.accounts.Identify(c.r.Context(), c.r.Header.Get("Authorization"), c.from())
 	return err
 }
 

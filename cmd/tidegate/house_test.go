@@ -17,7 +17,8 @@ import (
 func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/tidegate": {
-			"admission", "gateway", "gateway/account", "gateway/backend", "gateway/gatewaytest", "gateway/ledger", "gateway/qwen",
+			"admission", "gateway", "gateway/account", "gateway/backend", "gateway/database", "gateway/database/databasetest",
+			"gateway/gatewaytest", "gateway/ledger", "gateway/qwen",
 		},
 		"cmd/tidegate-vllm-sim": {"gateway/gatewaytest"},
 		"gateway": {

@@ -124,10 +124,10 @@ func (d *Directory) row(now time.Time, n *NewKey) (*keyRow, error) {
 	ips := []string{}
 	for _, text := range n.IPs {
 		p, err := netip.ParsePrefix(text)
-		if one, oneErr := netip.ParseAddr(text); oneErr == nil {
+		if one, oneErr := netip.ParseAddr(text); oneErr == nil && one.Zone() == "" {
 			p, err = netip.PrefixFrom(one, one.BitLen()), nil
 		}
-		if err != nil || p.Addr().Is4In6() || p.Addr().Zone() != "" {
+		if err != nil || p.Addr().Is4In6() {
 			return nil, fault(ErrInvalid, "ips", "ips: %.60q is no address or network; expected something like 10.0.0.0/8", text)
 		}
 		ips = append(ips, p.Masked().String())

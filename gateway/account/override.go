@@ -160,13 +160,13 @@ func (c *change) override(of, name, rule string) (*Override, error) {
 	return &o, nil
 }
 
-// readOverrides reads them all.
-func (s *Store) readOverrides(ctx context.Context) ([]Override, error) {
+// StoredOverrides reads all overrides, by subject and rule, from the database.
+func (s *Store) StoredOverrides(ctx context.Context) ([]Override, error) {
 	var texts []string
 	if err := s.db.NewRaw("SELECT numbers FROM account_overrides ORDER BY scope, name, rule").Scan(ctx, &texts); err != nil {
 		return nil, fmt.Errorf("read the overrides: %w", err)
 	}
-	out := make([]Override, len(texts))
+	out := make([]Override, len(texts)) // not nil, so that it is a list in JSON
 	for i, text := range texts {
 		if err := json.Unmarshal([]byte(text), &out[i]); err != nil {
 			return nil, fmt.Errorf("the store's overrides: %w", err)

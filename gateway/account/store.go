@@ -104,6 +104,9 @@ func (s *Store) Poke() {
 	}
 }
 
+// Up reports whether the database answered when it was last asked for changes.
+func (s *Store) Up() bool { return !s.down.Load() }
+
 // Run takes over the changes of all replicas until ctx ends, and then returns nil.
 // A database that does not answer is a state, not an error.
 func (s *Store) Run(ctx context.Context) error {
@@ -212,7 +215,7 @@ func (s *Store) apply(ctx context.Context, seq int64, ids []string, overridden b
 		}
 	}
 	if overridden {
-		if overrides, err = s.readOverrides(ctx); err != nil {
+		if overrides, err = s.StoredOverrides(ctx); err != nil {
 			return err
 		}
 	}
@@ -241,7 +244,7 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 	if err := s.db.NewRaw("SELECT seq FROM account_feed").Scan(ctx, &seq); err != nil {
 		return -1, fmt.Errorf("read the count of changes: %w", err)
 	}
-	overrides, err := s.readOverrides(ctx)
+	overrides, err := s.StoredOverrides(ctx)
 	if err != nil {
 		return -1, err
 	}
