@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,7 +59,7 @@ func (c *call) strict(v any, required bool) error {
 	}
 	var kind *json.UnmarshalTypeError
 	if errors.As(err, &kind) {
-		return refuse(codeInvalidRequest, kind.Field, fmt.Sprintf("%s: expected %s, not %s", kind.Field, jsonKind(kind), kind.Value))
+		return refuse(codeInvalidRequest, kind.Field, fmt.Sprintf("%s: expected %s, not %s", cmp.Or(kind.Field, "the body"), jsonKind(kind), kind.Value))
 	}
 	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		name = strings.Trim(name, `"`)

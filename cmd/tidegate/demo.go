@@ -60,7 +60,7 @@ func (p *process) demo(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // what stays is a small file among temporary ones
 	c := defaultConfig()
 	c.Store.DSN = "sqlite://" + filepath.Join(dir, "demo.db")
 	c.Server.Listen, c.Server.OpsListen, c.Server.ShutdownGrace = address, free("127.0.0.1:9090"), 3*time.Second

@@ -210,7 +210,7 @@ func (s *Store) apply(ctx context.Context, seq int64, ids []string, overridden b
 	)
 	if len(ids) > 0 {
 		slices.Sort(ids)
-		if keys, err = s.keys(ctx, s.db, "k.id IN (?)", bun.In(slices.Compact(ids))); err != nil {
+		if keys, err = s.keys(ctx, s.db, "k.id IN ?", bun.Tuple(slices.Compact(ids))); err != nil {
 			return err
 		}
 	}
@@ -252,7 +252,7 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("read the hashes: %w", err)
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // Err below says what matters
 	var all []uint64
 	for rows.Next() {
 		var text string

@@ -279,7 +279,7 @@ func faults(t *testing.T, dsn string) {
 		for _, k := range keys {
 			_, err := r.CreateKey(t.Context(), "test", k)
 			var f *Fault
-			if !errors.As(err, &f) || f.Kind != ErrInvalid || f.Field != field {
+			if !errors.As(err, &f) || !errors.Is(err, ErrInvalid) || f.Field != field {
 				t.Errorf("%s: %+v: %v", field, k, err)
 			}
 		}
@@ -301,7 +301,7 @@ func faults(t *testing.T, dsn string) {
 		for _, o := range overrides {
 			err := r.store.SetOverride(t.Context(), "test", o)
 			var f *Fault
-			if !errors.As(err, &f) || f.Kind != ErrInvalid || f.Field != field {
+			if !errors.As(err, &f) || !errors.Is(err, ErrInvalid) || f.Field != field {
 				t.Errorf("%s: %+v: %v", field, o, err)
 			}
 		}
@@ -537,4 +537,3 @@ func closed(t *testing.T, dsn string) {
 		t.Errorf("a change: %v", err)
 	}
 }
-
