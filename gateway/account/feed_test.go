@@ -222,6 +222,14 @@ func BenchmarkMillion(b *testing.B) {
 	b.ReportMetric(loading.Seconds(), "s-to-load")
 }
 
+// BenchmarkCreateKey makes keys one after another, each synchronously on the disk.
+func BenchmarkCreateKey(b *testing.B) {
+	r := newReplica(b, databasetest.SQLite(b), newClock(), nil)
+	for i := 0; b.Loop(); i++ {
+		r.make(b, NewKey{User: "ann", Name: fmt.Sprintf("ann%d", i)})
+	}
+}
+
 // BenchmarkIdentify is what a request pays for a key in memory, an unknown key in a
 // storm, and a header of 1 MiB.
 func BenchmarkIdentify(b *testing.B) {
