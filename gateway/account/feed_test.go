@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/uptrace/bun"
@@ -62,6 +63,48 @@ func until(t *testing.T, what string, ok func() bool) {
 			t.Fatalf("waited in vain for %s", what)
 		}
 	}
+}
+
+// TestRun follows the changes of another replica on a clock that only moves when
+// all wait: at the next second without help, at once with a Poke.
+func TestRun(t *testing.T) {
+	dsn := databasetest.SQLite(t)
+	synctest.Test(t, func(t *testing.T) {
+		c := &clock{}
+		c.ms.Store(time.Now().UnixMilli())
+		a, b := newReplica(t, dsn, c, nil), newReplica(t, dsn, c, nil)
+		m := a.make(t, NewKey{User: "ann"})
+		b.check(t, "before", m.Secret, nil)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- b.store.Run(ctx) }()
+		synctest.Wait()
+		if _, err := a.store.RevokeKey(t.Context(), "test", "ann"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		b.check(t, "revoked, not heard yet", m.Secret, nil)
+		time.Sleep(pollEvery)
+		synctest.Wait()
+		b.check(t, "revoked a second ago", m.Secret, ErrUnknownKey)
+		a.store.hooks.Wrote = b.store.Poke
+		m = a.make(t, NewKey{User: "ann"})
+		b.check(t, "made anew", m.Secret, nil)
+		if _, err := a.store.RevokeKey(t.Context(), "test", m.Key.ID); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		b.check(t, "revoked, with a Poke", m.Secret, ErrUnknownKey)
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		for _, r := range []*replica{a, b} {
+			if err := r.db.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
 
 // meddler revokes a key after it has been looked up and before the answer is kept.
