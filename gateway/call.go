@@ -97,7 +97,7 @@ func (c *call) now() time.Time { return c.began.Add(time.Since(c.began)) }
 
 // identify finds out who calls.
 func (c *call) identify() (err error) {
-	c.who, err = c.set.accounts.Identify(c.r.Header.Get("Authorization"), c.from())
+	c.who, err = c.set.accounts.Identify(c.r.Context(), c.r.Header.Get("Authorization"), c.from())
 	return err
 }
 

@@ -21,6 +21,7 @@ type code string
 // The codes of the error table in docs/api.md.
 const (
 	codeInvalidAPIKey     code = "invalid_api_key"
+	codeAccessDenied      code = "access_denied"
 	codeModelNotAllowed   code = "model_not_allowed"
 	codeModelNotFound     code = "model_not_found"
 	codeInvalidRequest    code = "invalid_request"
@@ -28,10 +29,13 @@ const (
 	codeRequestTooLarge   code = "request_too_large"
 	codeUnknownURL        code = "unknown_url"
 	codeMethodNotAllowed  code = "method_not_allowed"
+	codeNotFound          code = "not_found"
+	codeConflict          code = "conflict"
 	codeTooLargeForLimit  code = "request_too_large_for_limit"
 	codeRateLimit         code = "rate_limit_exceeded"
 	codeInsufficientQuota code = "insufficient_quota"
 	codeOverloaded        code = "overloaded"
+	codeStore             code = "store_unavailable"
 	codeNoBackend         code = "no_backend"
 	codeUpstream          code = "upstream_error"
 	codeTimeout           code = "timeout"
@@ -43,9 +47,9 @@ func (c code) status() (int, string) {
 	switch c {
 	case codeInvalidAPIKey:
 		return http.StatusUnauthorized, "authentication_error"
-	case codeModelNotAllowed:
+	case codeModelNotAllowed, codeAccessDenied:
 		return http.StatusForbidden, "permission_error"
-	case codeModelNotFound, codeUnknownURL:
+	case codeModelNotFound, codeUnknownURL, codeNotFound:
 		return http.StatusNotFound, "invalid_request_error"
 	case codeMethodNotAllowed:
 		return http.StatusMethodNotAllowed, "invalid_request_error"
@@ -55,9 +59,11 @@ func (c code) status() (int, string) {
 		return http.StatusForbidden, "insufficient_quota"
 	case codeInvalidRequest, codeContextLength, codeTooLargeForLimit:
 		return http.StatusBadRequest, "invalid_request_error"
+	case codeConflict:
+		return http.StatusConflict, "invalid_request_error"
 	case codeRequestTooLarge:
 		return http.StatusRequestEntityTooLarge, "invalid_request_error"
-	case codeOverloaded, codeNoBackend:
+	case codeOverloaded, codeNoBackend, codeStore:
 		return http.StatusServiceUnavailable, "server_error"
 	case codeUpstream:
 		return http.StatusBadGateway, "server_error"
@@ -151,6 +157,7 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 	var (
 		r       *refusal
 		request *openai.Error
+		wrong   *account.Fault
 		timeout *backend.TimeoutError
 		status  *backend.StatusError
 		stream  *openai.StreamError
@@ -162,11 +169,17 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 	case errors.As(err, &request):
 		return refuse(codeInvalidRequest, request.Param, request.Message)
 	case errors.Is(err, account.ErrUnknownKey):
-		return refuse(codeInvalidAPIKey, "", "the API key is missing or not known here: send Authorization: Bearer KEY with a key of this gateway")
+		return refuse(codeInvalidAPIKey, "", "the API key is missing, expired, revoked or not known here: send Authorization: Bearer KEY with a good key of this gateway")
 	case errors.As(err, &denied):
 		return c.overLimit(denied)
 	case errors.Is(err, limit.ErrStore):
-		return refuse(codeOverloaded, "", "the limits cannot be checked at the moment; please try again").after(retryStore)
+		return refuse(codeStore, "", "the limits cannot be checked at the moment; please try again").after(retryStore)
+	case errors.Is(err, account.ErrIPNotAllowed):
+		return refuse(codeAccessDenied, "", "this key may not be used from your address "+c.from().String())
+	case errors.Is(err, account.ErrUnavailable):
+		return refuse(codeStore, "", "the gateway cannot look this up at the moment, since its store does not answer; please try again").after(retryStore)
+	case errors.As(err, &wrong):
+		return explainFault(wrong)
 	case errors.Is(err, admission.ErrNoBackend):
 		return refuse(codeNoBackend, "", fmt.Sprintf("no server of %s is available at the moment; please try again", c.model.Name)).after(retryNoBackend)
 	case errors.As(err, &timeout):
@@ -186,8 +199,18 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 const (
 	retryNoBackend  = 2 * time.Second // the health probe's rhythm
 	retryOverloaded = time.Second
-	retryStore      = time.Second
+	retryStore      = 2 * time.Second // it is tried every second
 )
+
+func explainFault(f *account.Fault) *refusal {
+	switch {
+	case errors.Is(f, account.ErrNotFound):
+		return refuse(codeNotFound, f.Field, f.Text)
+	case errors.Is(f, account.ErrConflict):
+		return refuse(codeConflict, f.Field, f.Text)
+	}
+	return refuse(codeInvalidRequest, f.Field, f.Text)
+}
 
 func limitOf(t backend.Timeouts, p backend.Phase) time.Duration {
 	switch p {

@@ -47,7 +47,7 @@ func bare(t *testing.T, edit func(*Config)) (*Gateway, *prometheus.Registry) {
 	return New(Parts{
 		Log: log, Fleet: fleet, Admission: admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)})), Ledger: ledger.New(), Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, 16), Registry: registry, Version: "test",
-	}, c, account.New(account.Config{Mode: account.Open})), registry
+	}, c, account.New(account.Config{Mode: account.Open}, nil)), registry
 }
 
 // TestPanics checks that a panic in a handler is an error of that request alone:

@@ -65,7 +65,14 @@ func (g *Gateway) status() map[string]any {
 		models = append(models, s)
 	}
 	why := g.ready()
+	store := "none"
+	if s := g.settings.Load().accounts.Store(); s != nil {
+		if store = "up"; !s.Up() {
+			store = "down"
+		}
+	}
 	return map[string]any{
+		"store":   store,
 		"version": g.Version, "uptime_s": int(time.Since(g.began).Seconds()), "ready": why == "", "why_not_ready": why, "models": models,
 	}
 }

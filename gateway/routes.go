@@ -21,7 +21,12 @@ func (g *Gateway) Handler() http.Handler {
 	e.RedirectTrailingSlash = false
 	e.UseRawPath = true
 	on := func(method, pattern string, h handler) {
-		e.Handle(method, pattern, func(c *gin.Context) { g.answer(c.Writer, c.Request, pattern, h) })
+		e.Handle(method, pattern, func(c *gin.Context) {
+			for _, p := range c.Params {
+				c.Request.SetPathValue(p.Key, p.Value)
+			}
+			g.answer(c.Writer, c.Request, pattern, h)
+		})
 	}
 	generate := func(pattern string, kind openai.Route) {
 		on(http.MethodPost, pattern, func(c *call) error {
@@ -36,6 +41,7 @@ func (g *Gateway) Handler() http.Handler {
 	on(http.MethodPost, "/tokenize", g.tokenize)
 	on(http.MethodGet, "/v1/usage", g.ownUsage)
 	on(http.MethodGet, "/quota/status", g.quotaStatus)
+	g.adminRoutes(on)
 	e.GET("/healthz", gin.WrapF(g.healthz))
 	e.GET("/readyz", gin.WrapF(g.readyz))
 	e.NoRoute(func(c *gin.Context) {
@@ -49,6 +55,32 @@ func (g *Gateway) Handler() http.Handler {
 		})
 	})
 	return e
+}
+
+// adminRoutes are what an administrator's key opens.
+func (g *Gateway) adminRoutes(on func(method, pattern string, h handler)) {
+	for _, r := range []struct {
+		method, path string
+		h            handler
+	}{
+		{http.MethodGet, "departments", g.listDepartments},
+		{http.MethodPost, "departments", g.createDepartment},
+		{http.MethodGet, "projects", g.listProjects},
+		{http.MethodPost, "projects", g.createProject},
+		{http.MethodGet, "users", g.listUsers},
+		{http.MethodPost, "users", g.createUser},
+		{http.MethodGet, "keys", g.listKeys},
+		{http.MethodPost, "keys", g.createKey},
+		{http.MethodGet, "keys/:key", g.showKey},
+		{http.MethodPost, "keys/:key/rotate", g.rotateKey},
+		{http.MethodPost, "keys/:key/revoke", g.revokeKey},
+		{http.MethodGet, "overrides", g.listOverrides},
+		{http.MethodPut, "overrides", g.setOverride},
+		{http.MethodDelete, "overrides/:of/:name/:rule", g.deleteOverride},
+		{http.MethodGet, "audit", g.listAudit},
+	} {
+		on(r.method, "/admin/v1/"+r.path, admin(r.h))
+	}
 }
 
 // maxPath bounds what is quoted of a path, in bytes.

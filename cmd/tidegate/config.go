@@ -18,12 +18,14 @@ import (
 	"tidegate/gateway"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/database"
 )
 
 // config is the whole configuration file.
 type config struct {
 	Server    serverConfig          `yaml:"server"`
 	Auth      account.Config        `yaml:"auth"`
+	Store     storeConfig           `yaml:"store"`
 	Models    []backend.ModelConfig `yaml:"models"`
 	Limits    []limit.Rule          `yaml:"limits"`
 	Quotas    []limit.QuotaRule     `yaml:"quotas"`
@@ -46,6 +48,12 @@ type tlsConfig struct {
 	ClientCAFile string `yaml:"client_ca_file"` // asks every client for a certificate of this authority
 }
 
+// storeConfig is where accounts and usage are kept.
+type storeConfig struct {
+	DSN        string `yaml:"dsn"`         // sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME
+	JournalDir string `yaml:"journal_dir"` // of usage that is not in the store yet
+}
+
 type telemetryConfig struct {
 	Log string `yaml:"log"` // json | text
 }
@@ -57,6 +65,7 @@ func defaultConfig() config {
 			Config: gateway.Default(),
 		},
 		Auth:      account.Default(),
+		Store:     storeConfig{DSN: "sqlite://tidegate.db", JournalDir: "./journal"},
 		Telemetry: telemetryConfig{Log: "json"},
 	}
 }
@@ -83,6 +92,7 @@ func (c *config) validate() error {
 	fault(c.Telemetry.Log == "json" || c.Telemetry.Log == "text", "telemetry.log: must be json or text, not %q", c.Telemetry.Log)
 	within("server.", s.Validate())
 	within("auth.", c.Auth.Validate())
+	c.Store.validate(fault)
 	fault(len(c.Models) > 0, "models: is empty; expected at least one model with a name and backends")
 	owner := map[string]string{}
 	for i := range c.Models {
@@ -105,6 +115,12 @@ func (c *config) validate() error {
 	}
 	within("", limit.Validate(c.Limits, c.Quotas))
 	return errors.Join(faults...)
+}
+
+func (s *storeConfig) validate(fault func(ok bool, format string, args ...any)) {
+	err := database.Validate(s.DSN)
+	fault(err == nil, "store.dsn: %w", err)
+	fault(s.JournalDir != "", "store.journal_dir: is empty; expected a directory such as ./journal")
 }
 
 // flatten lists the errors that errors.Join joined.
@@ -371,6 +387,10 @@ func (c *config) resolve(env func(string) (string, bool)) error {
 			*into = strings.TrimSpace(string(raw))
 		}
 	}
+	// The usual variable may be missing; one that is named must be there.
+	if key, _ := env(c.Auth.AdminKeyEnv); key != "" || c.Auth.AdminKeyEnv != account.DefaultAdminKeyEnv {
+		read("auth.admin_key", c.Auth.AdminKeyEnv, "", &c.Auth.AdminKey)
+	}
 	for i := range c.Auth.Keys {
 		k := &c.Auth.Keys[i]
 		read(fmt.Sprintf("auth.keys[%d].key", i), k.KeyEnv, k.KeyFile, &k.Key)
@@ -395,6 +415,8 @@ func (c *config) restartOnly(next *config) (keys []string) {
 		{"server.header_timeout", c.Server.HeaderTimeout == next.Server.HeaderTimeout},
 		{"server.shutdown_grace", c.Server.ShutdownGrace == next.Server.ShutdownGrace},
 		{"server.tls", c.Server.TLS == next.Server.TLS},
+		{"store", c.Store == next.Store},
+		{"auth.mode (which opens the store)", c.usesStore() == next.usesStore()},
 		{"telemetry.log", c.Telemetry == next.Telemetry},
 	} {
 		if !s.same {

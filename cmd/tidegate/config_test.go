@@ -68,6 +68,10 @@ func TestExample(t *testing.T) {
 	if !reflect.DeepEqual(c.Server, d.Server) {
 		t.Errorf("the example shows %+v, the defaults are %+v", c.Server, d.Server)
 	}
+	c.Auth.Keys = nil
+	if !reflect.DeepEqual(c.Auth, d.Auth) || c.Store != d.Store {
+		t.Errorf("the example shows %+v and %+v, the defaults are %+v and %+v", c.Auth, c.Store, d.Auth, d.Store)
+	}
 	// And it names every key there is.
 	for _, key := range keysOf(reflect.TypeFor[config]()) {
 		if !bytes.Contains(source, []byte(key+":")) && !bytes.Contains(source, []byte(key)) {
@@ -169,7 +173,7 @@ func TestSchemaDescribesTheExample(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &schema); err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range []string{"server", "auth", "models", "telemetry"} {
+	for _, key := range []string{"server", "auth", "store", "models", "telemetry"} {
 		if schema.Properties[key] == nil {
 			t.Errorf("the schema lacks %s", key)
 		}

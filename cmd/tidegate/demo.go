@@ -2,16 +2,14 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/gatewaytest"
 )
@@ -58,21 +56,25 @@ func (p *process) demo(ctx context.Context, address string) error {
 		m.Backends = append(m.Backends, backend.Config{URL: at})
 		fmt.Fprintf(p.stdout, "simulated %-10s  %s\n", o.Model, at)
 	}
-	key, sum := newKey()
+	dir, err := os.MkdirTemp("", "tidegate-demo-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }() // what stays is a small file among temporary ones
 	c := defaultConfig()
+	c.Store.DSN = "sqlite://" + filepath.Join(dir, "demo.db")
 	c.Server.Listen, c.Server.OpsListen, c.Server.ShutdownGrace = address, free("127.0.0.1:9090"), 3*time.Second
 	if address == "" {
 		c.Server.Listen = free("127.0.0.1:8080")
 	}
-	c.Auth.Keys = []account.KeyConfig{{Name: "demo", User: "demo", SHA256: sum}}
 	c.Models = models
 	c.Telemetry.Log = "text"
-	d, err := newDaemon(c, p)
+	d, err := newDaemon(ctx, c, p)
 	if err != nil {
 		return err
 	}
 	d.load = func() (config, error) { return c, nil }
-	p.invite(d, key)
+	p.invite(d, d.firstKey)
 	return d.run(ctx, func(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
@@ -90,30 +92,6 @@ func free(address string) string {
 	return address
 }
 
-// newKey makes a random key and the SHA-256 under which it is known.
-func newKey() (key, sum string) {
-	const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-	b := make([]byte, 43) // 62^43 is just above 2^256
-	for i := range b {
-		b[i] = letters[random(len(letters))]
-	}
-	key = "tg-" + string(b)
-	h := sha256.Sum256([]byte(key))
-	return key, hex.EncodeToString(h[:])
-}
-
-// random is a uniform number below n ≤ 256; a value that would favour the small
-// ones is drawn again.
-func random(n int) int {
-	var b [1]byte
-	for {
-		rand.Read(b[:]) // never returns an error
-		if int(b[0]) < 256-256%n {
-			return int(b[0]) % n
-		}
-	}
-}
-
 // invite prints how to call the gateway, to be pasted as it is.
 func (p *process) invite(d *daemon, key string) {
 	base := "http://" + d.front.Addr().String()
@@ -121,7 +99,7 @@ func (p *process) invite(d *daemon, key string) {
 	fmt.Fprintf(p.stdout, `
 Tidegate is at %[1]s (operators: %[3]s/status, %[3]s/metrics)
 
-key: %[2]s
+key: %[2]s (an administrator's, good until the demo stops)
 
 curl:
 
@@ -133,6 +111,10 @@ Python (pip install openai):
   client = OpenAI(base_url="%[1]s/v1", api_key="%[2]s")
   answer = client.chat.completions.create(model="Qwen3-1.7B", messages=[{"role": "user", "content": "Why is the sky blue?"}])
   print(answer.choices[0].message.content)
+
+A key for somebody else:
+
+  curl %[1]s/admin/v1/keys -H 'Authorization: Bearer %[2]s' -H 'Content-Type: application/json' -d '{"user":"ann"}'
 
 What this key has used:
 

@@ -116,6 +116,7 @@ func (s servers) controls(t *testing.T) string {
 // plan is how a gateway of a test differs from the usual one.
 type plan struct {
 	open   bool     // auth.mode: open
+	dsn    string   // of the store; empty: a file of the test's own
 	server []string // lines of the section server
 	model  []string // lines of every model
 	more   string   // other sections
@@ -133,6 +134,9 @@ func (p plan) yaml(s servers) string {
 		line("auth: {mode: open}")
 	} else {
 		line("auth:\n  keys:\n    - {user: ada, key_env: KEY_OF_ADA}\n    - {user: bob, key_env: KEY_OF_BOB, models: [%s]}", smallModel)
+	}
+	if p.dsn != "" {
+		line("store: {dsn: '%s'}", p.dsn)
 	}
 	line("models:")
 	model := func(name string, more string, urls ...string) {
@@ -167,6 +171,9 @@ type front struct {
 func startGateway(t *testing.T, s servers, p plan) *front {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "tidegate.yaml")
+	if p.dsn == "" {
+		p.dsn = "sqlite://" + filepath.Join(filepath.Dir(file), "tidegate.db")
+	}
 	if err := os.WriteFile(file, []byte(p.yaml(s)), 0o600); err != nil {
 		t.Fatal(err)
 	}

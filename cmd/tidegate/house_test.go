@@ -17,14 +17,17 @@ import (
 func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/tidegate": {
-			"admission", "admission/limit", "gateway", "gateway/account", "gateway/backend", "gateway/gatewaytest", "gateway/ledger", "gateway/qwen",
+			"admission", "admission/limit", "gateway", "gateway/account", "gateway/backend", "gateway/database", "gateway/database/databasetest",
+			"gateway/gatewaytest", "gateway/ledger", "gateway/qwen",
 		},
 		"cmd/tidegate-vllm-sim": {"gateway/gatewaytest"},
 		"gateway": {
 			"admission", "admission/limit", "degrade", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen",
 		},
-		"gateway/account":                {},
+		"gateway/account":                {"gateway/database", "gateway/database/databasetest"},
 		"gateway/backend":                {"admission", "admission/limit", "gateway/openai"},
+		"gateway/database":               {"gateway/database/databasetest"},
+		"gateway/database/databasetest":  {},
 		"gateway/ledger":                 {"gateway/openai"},
 		"gateway/openai":                 {},
 		"gateway/qwen":                   {},
@@ -50,6 +53,10 @@ func owners() map[string][]string {
 		"github.com/goccy/go-yaml":      {"cmd/"},
 		"github.com/spf13/cobra":        {"cmd/"},
 		"github.com/invopop/jsonschema": {"cmd/"},
+		"github.com/uptrace/bun":        {"gateway/database/", "gateway/account/", "gateway/ledger/"},
+		"github.com/pressly/goose":      {"gateway/database/"},
+		"github.com/jackc/pgx":          {"gateway/database/", "gateway/ledger/"},
+		"modernc.org/sqlite":            {"gateway/database/"},
 	}
 }
 

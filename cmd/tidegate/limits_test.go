@@ -22,8 +22,8 @@ type reply struct {
 	body   []byte
 }
 
-// ask sends a chat of ada's, or of key's, and reads the answer to its end.
-func (f *front) ask(t *testing.T, key, body string) reply {
+// complete sends a chat of ada's, or of key's, and reads the answer to its end.
+func (f *front) complete(t *testing.T, key, body string) reply {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, f.url+"/v1/chat/completions", strings.NewReader(body))
 	if err != nil {
@@ -76,7 +76,7 @@ func chat(model string, tokens int, more string) string {
 func TestRateLimit(t *testing.T) {
 	f := startGateway(t, startServers(t, nil), plan{more: "limits:\n  - {name: few, per: user, requests: 3/1h}\n  - {name: some, per: user, tokens: 1000000/1h}\n"})
 	for i, stream := range []string{"", `,"stream":true`, ""} {
-		a := f.ask(t, adaKey, chat(largeModel, 5, stream))
+		a := f.complete(t, adaKey, chat(largeModel, 5, stream))
 		if a.status != 200 || a.header.Get("X-Ratelimit-Limit-Requests") != "3" || a.header.Get("X-Ratelimit-Remaining-Requests") != strconv.Itoa(2-i) {
 			t.Fatalf("%d, %v\n%s", a.status, a.header, a.body)
 		}
@@ -87,7 +87,7 @@ func TestRateLimit(t *testing.T) {
 			t.Errorf("%d tokens left, %v", left, err)
 		}
 	}
-	a := f.ask(t, adaKey, chat(largeModel, 5, `,"stream":true`))
+	a := f.complete(t, adaKey, chat(largeModel, 5, `,"stream":true`))
 	if a.status != 429 || a.code() != "rate_limit_exceeded" || !bytes.Contains(a.body, []byte("few")) || a.header.Get("X-Ratelimit-Remaining-Requests") != "0" {
 		t.Errorf("%d, %v\n%s", a.status, a.header, a.body)
 	}
@@ -96,7 +96,7 @@ func TestRateLimit(t *testing.T) {
 	if seconds < 3000 || ms > seconds*1000 || ms <= (seconds-1)*1000 || a.header.Get("X-Should-Retry") != "false" {
 		t.Errorf("retry after %d s, %d ms, %q", seconds, ms, a.header.Get("X-Should-Retry"))
 	}
-	if a := f.ask(t, bobKey, chat(smallModel, 5, "")); a.status != 200 {
+	if a := f.complete(t, bobKey, chat(smallModel, 5, "")); a.status != 200 {
 		t.Errorf("another user: %d %s", a.status, a.body)
 	}
 	if n := f.metric(t, `tidegate_limit_decisions_total{decision="allow",rule="few",store="local"}`); n != 4 {
@@ -136,10 +136,10 @@ func TestRefusals(t *testing.T) {
 quotas:
   - {name: daily, per: user, units: 150, every: day, zone: Asia/Shanghai}
 `})
-	if a := f.ask(t, adaKey, chat(largeModel, 5, `,"max_tokens":300`)); a.status != 400 || a.code() != "request_too_large_for_limit" || a.header.Get("Retry-After") != "" {
+	if a := f.complete(t, adaKey, chat(largeModel, 5, `,"max_tokens":300`)); a.status != 400 || a.code() != "request_too_large_for_limit" || a.header.Get("Retry-After") != "" {
 		t.Errorf("never: %d %s", a.status, a.body)
 	}
-	if a := f.ask(t, adaKey, chat(goneModel, 5, `,"max_tokens":50`)); a.status != 503 || a.code() != "no_backend" {
+	if a := f.complete(t, adaKey, chat(goneModel, 5, `,"max_tokens":50`)); a.status != 503 || a.code() != "no_backend" {
 		t.Errorf("no backend: %d %s", a.status, a.body)
 	}
 	// Neither of the two has used anything.
@@ -149,11 +149,11 @@ quotas:
 		t.Errorf("%+v", before)
 	}
 	for range 2 { // the shadow rule refuses nobody
-		if a := f.ask(t, adaKey, chat(largeModel, 60, `,"max_tokens":60`)); a.status != 200 {
+		if a := f.complete(t, adaKey, chat(largeModel, 60, `,"max_tokens":60`)); a.status != 200 {
 			t.Fatalf("%d %s", a.status, a.body)
 		}
 	}
-	a := f.ask(t, adaKey, chat(largeModel, 60, `,"max_tokens":60`))
+	a := f.complete(t, adaKey, chat(largeModel, 60, `,"max_tokens":60`))
 	if a.status != 403 || a.code() != "insufficient_quota" || a.header.Get("X-Should-Retry") != "false" || !bytes.Contains(a.body, []byte("daily")) {
 		t.Errorf("quota: %d %v %s", a.status, a.header, a.body)
 	}
@@ -205,7 +205,7 @@ func TestSettled(t *testing.T) {
 	want := int64(0)
 	for i, stream := range []string{"", `,"stream":true`, `,"n":2`} {
 		tag := fmt.Sprintf("settled-%d", i)
-		if a := f.ask(t, adaKey, chat(largeModel, 20+i, stream+`,"user":"`+tag+`"`)); a.status != 200 {
+		if a := f.complete(t, adaKey, chat(largeModel, 20+i, stream+`,"user":"`+tag+`"`)); a.status != 200 {
 			t.Fatalf("%d %s", a.status, a.body)
 		}
 		r := s.record(t, tag)
@@ -244,7 +244,7 @@ func TestSettled(t *testing.T) {
 	})
 	s.fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500})
 	before := f.charged(t, "tokens")
-	if a := f.ask(t, adaKey, chat(largeModel, 5, "")); a.status != 502 {
+	if a := f.complete(t, adaKey, chat(largeModel, 5, "")); a.status != 502 {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
 	if after := f.charged(t, "tokens"); after != before {
@@ -275,11 +275,11 @@ func TestLimitsReload(t *testing.T) {
 	p := plan{more: "limits:\n  - {name: few, per: user, requests: 2/1h}\n"}
 	f := startGateway(t, s, p)
 	for range 2 {
-		if a := f.ask(t, adaKey, chat(largeModel, 5, "")); a.status != 200 {
+		if a := f.complete(t, adaKey, chat(largeModel, 5, "")); a.status != 200 {
 			t.Fatalf("%d %s", a.status, a.body)
 		}
 	}
-	if a := f.ask(t, adaKey, chat(largeModel, 5, "")); a.status != 429 {
+	if a := f.complete(t, adaKey, chat(largeModel, 5, "")); a.status != 429 {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
 	p.more = "limits:\n  - {name: few, per: user, requests: 4/1h}\n"
@@ -294,5 +294,5 @@ func TestLimitsReload(t *testing.T) {
 	if n := f.charged(t, "requests"); n != 2 {
 		t.Errorf("%d requests are remembered", n)
 	}
-	eventually(t, "room under the new limit", func() bool { return f.ask(t, adaKey, chat(largeModel, 5, "")).status == 200 })
+	eventually(t, "room under the new limit", func() bool { return f.complete(t, adaKey, chat(largeModel, 5, "")).status == 200 })
 }

@@ -74,11 +74,14 @@ func (p *process) serve(ctx context.Context, f serveFlags) error {
 	if err != nil {
 		return err
 	}
-	d, err := newDaemon(c, p)
+	d, err := newDaemon(ctx, c, p)
 	if err != nil {
 		return err
 	}
 	d.load = load
+	if d.firstKey != "" {
+		fmt.Fprintf(p.stdout, "The store has no administrator's key, so this one was made. It is shown only now:\n\n  %s\n\n", d.firstKey)
+	}
 	if len(f.backends) > 0 {
 		return d.run(ctx, d.discover(f.backends))
 	}
@@ -149,6 +152,9 @@ type daemon struct {
 	limiter  *limit.Limiter
 	load     func() (config, error)
 	cert     atomic.Pointer[tls.Certificate]
+	accounts *account.Store // nil: keys of the file only
+	close    func() error   // the store's database
+	firstKey string         // an administrator's, where the store had none
 	reloaded *prometheus.GaugeVec
 	failure  atomic.Pointer[string] // of the last reload; nil: it worked
 	front    net.Listener           // where callers reach it, once it listens
@@ -157,11 +163,22 @@ type daemon struct {
 
 // newDaemon builds every part and starts nothing but the listeners, so that a
 // taken port is said at once.
-func newDaemon(c config, p *process) (*daemon, error) {
-	d := &daemon{config: c, log: newLog(c.Telemetry.Log, p)}
+func newDaemon(ctx context.Context, c config, p *process) (*daemon, error) {
+	d := &daemon{config: c, log: newLog(c.Telemetry.Log, p), close: func() error { return nil }}
+	if err := d.openAccounts(ctx); err != nil {
+		return nil, err
+	}
+	if err := d.build(c); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+// build makes the parts over the store, and listens.
+func (d *daemon) build(c config) error {
 	tokenizer, err := qwen.New()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	registry := prometheus.NewRegistry()
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tidegate_build_info", Help: "1, with the version as a label."}, []string{"version"})
@@ -172,24 +189,24 @@ func newDaemon(c config, p *process) (*daemon, error) {
 	d.reloaded.WithLabelValues().Set(1)
 	registry.MustRegister(info, d.reloaded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := d.openLimits(&c, registry); err != nil {
-		return nil, err
+		return err
 	}
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version())
 	d.gateway = gateway.New(gateway.Parts{
 		Log: d.log, Fleet: d.fleet, Admission: admission.New(d.limiter), Ledger: ledger.New(), Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(),
-	}, c.Server.Config, account.New(c.Auth))
+	}, c.Server.Config, account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
 	if d.front, err = listen("server.listen", c.Server.Listen); err != nil {
-		return nil, err
+		return err
 	}
 	if c.Server.OpsListen != "" {
 		if d.ops, err = listen("server.ops_listen", c.Server.OpsListen); err != nil {
 			d.front.Close()
-			return nil, err
+			return err
 		}
 	}
-	return d, nil
+	return nil
 }
 
 // countedMessages is how many messages keep their token counts in memory.
@@ -219,7 +236,7 @@ func (d *daemon) run(ctx context.Context, source loop) error {
 	front, err := d.frontServer()
 	if err != nil {
 		d.front.Close()
-		return err
+		return errors.Join(err, d.close())
 	}
 	servers := []*server{front}
 	if d.ops != nil {
@@ -234,7 +251,11 @@ func (d *daemon) run(ctx context.Context, source loop) error {
 	if host, _, err := net.SplitHostPort(d.front.Addr().String()); err == nil && d.config.Auth.Mode == account.Open && !net.ParseIP(host).IsLoopback() {
 		d.log.Warn("anyone who reaches this address may use the models: auth.mode is open", "address", d.front.Addr().String())
 	}
-	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.fleet.Run, d.limiter.Run, source)
+	loops := []loop{d.fleet.Run, d.limiter.Run, source}
+	if d.accounts != nil {
+		loops = append(loops, d.accounts.Run)
+	}
+	return errors.Join(supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, loops...), d.close())
 }
 
 // maxHeader bounds a request's head in bytes.
@@ -349,7 +370,7 @@ func (d *daemon) reload() {
 	if keys := d.config.restartOnly(&c); len(keys) > 0 {
 		d.log.Warn("changed, but only a restart applies it", "keys", strings.Join(keys, ", "))
 	}
-	d.gateway.Reload(c.Server.Config, account.New(c.Auth))
+	d.gateway.Reload(c.Server.Config, account.New(c.Auth, d.accounts))
 	d.limiter.Replace(set)
 	d.fleet.Apply(c.Models)
 	d.log.Info("configuration reloaded", "models", len(c.Models))

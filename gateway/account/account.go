@@ -1,127 +1,97 @@
-// Package account says who is calling. A key is a random string of which only
-// the SHA-256 is kept here; it belongs to a user and may be bound to some models.
+// Package account says who is calling and what they may do. A key is a random
+// string of which only the SHA-256 is kept; it belongs to a user, who belongs to a
+// project of a department.
 //
-// The keys of this package's Directory come from the configuration file, for
-// small installations that keep their users beside their models under version
-// control.
+// # Where keys come from
+//
+// The configuration file may name some, for small installations that keep their
+// users beside their models under version control. All others live in the Store,
+// in SQLite or PostgreSQL, with an expiry, a list of models, a list of addresses, a
+// tier and the level of degradation they accept; they are made, rotated and revoked
+// while the gateway runs, and each change is written down with who made it.
+//
+// # How a change reaches every replica
+//
+// One row of the database counts the changes. A change adds one to it in its own
+// transaction, and the count is the id of its line in the audit log; since the row
+// stays locked until the commit, ids appear in their order and without gaps. Every
+// replica asks once a second for the lines after the last it has seen, and drops or
+// renews what it holds of those keys: a revoked key is refused everywhere within
+// two seconds, without anything but the database. A faster channel can call Poke.
+//
+// # What a request costs
+//
+// Recently used keys are in memory. Of all others the store's first eight bytes of
+// the hash are (8 MB for a million keys), so a storm of made-up keys is refused
+// without the database; only a few unknown ones a second are asked for, in case one
+// was made a moment ago on another replica.
+//
+// # When the database is down
+//
+// Keys in memory go on for staleAfter, which is how long a revocation can be missed
+// then; all others are refused with ErrUnavailable, since nobody can say whether
+// they are good.
 package account
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
+	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
+	"time"
 )
 
-// ErrUnknownKey says that a request carries no key, or none that is known.
-var ErrUnknownKey = errors.New("unknown key")
+// What Identify refuses with.
+var (
+	ErrUnknownKey   = errors.New("unknown key")                       // none, unknown, expired or revoked
+	ErrIPNotAllowed = errors.New("the key is not for this address")   // known, used from elsewhere
+	ErrUnavailable  = errors.New("the store of keys does not answer") // so the key may be good or not
+)
 
-// maxKey bounds what is hashed of a caller's key, in bytes.
-const maxKey = 512
+// Tier says whose requests go first.
+type Tier string
 
-// Modes of Config.
+// The tiers.
 const (
-	Keys = "keys" // only known keys
-	Open = "open" // any key or none; the caller's address is the user
+	Critical Tier = "critical"
+	Standard Tier = "standard"
+	Batch    Tier = "batch"
 )
 
-// Config is the auth section of the configuration.
-type Config struct {
-	Mode string      `yaml:"mode"` // keys | open
-	Keys []KeyConfig `yaml:"keys"`
-}
-
-// KeyConfig is one key. It is given as the SHA-256 of its text, in hexadecimal,
-// or by an environment variable or a file that holds its text.
-type KeyConfig struct {
-	Name    string   `yaml:"name"` // shown in usage reports and logs; empty: the user's name
-	User    string   `yaml:"user"`
-	SHA256  string   `yaml:"sha256"`
-	KeyEnv  string   `yaml:"key_env"`
-	KeyFile string   `yaml:"key_file"`
-	Models  []string `yaml:"models"` // empty: all
-	Key     string   `yaml:"-"`      // what the variable or the file held
-}
-
-// Default is a gateway that asks for keys.
-func Default() Config { return Config{Mode: Keys} }
-
-// Validate says all that is wrong, path first.
-func (c *Config) Validate() error {
-	var faults []error
-	if c.Mode != Keys && c.Mode != Open {
-		faults = append(faults, fmt.Errorf("mode: must be keys or open, not %q", c.Mode))
-	}
-	if c.Mode == Keys && len(c.Keys) == 0 {
-		faults = append(faults, errors.New("keys: is empty, so nobody could call; name a key or set mode: open"))
-	}
-	seen := map[[sha256.Size]byte]int{}
-	for i := range c.Keys {
-		k := &c.Keys[i]
-		sum, err := k.sum()
-		switch {
-		case k.User == "":
-			err = errors.New("user: is missing")
-		case err == nil:
-			if j, twice := seen[sum]; twice {
-				err = fmt.Errorf("user: is the same key as keys[%d]", j)
-			}
-			seen[sum] = i
-		}
-		if err != nil {
-			faults = append(faults, fmt.Errorf("keys[%d].%w", i, err))
-		}
-	}
-	return errors.Join(faults...)
-}
-
-func (k *KeyConfig) sum() (sum [sha256.Size]byte, err error) {
-	given := 0
-	for _, s := range []string{k.SHA256, k.KeyEnv, k.KeyFile} {
-		if s != "" {
-			given++
-		}
-	}
-	if given != 1 {
-		return sum, errors.New("sha256: give exactly one of sha256, key_env and key_file")
-	}
-	if k.SHA256 == "" {
-		if len(k.Key) < 16 || len(k.Key) > maxKey {
-			return sum, fmt.Errorf("key_env: the key must have 16 to %d characters", maxKey)
-		}
-		return sha256.Sum256([]byte(k.Key)), nil
-	}
-	raw, err := hex.DecodeString(k.SHA256)
-	if err != nil || len(raw) != len(sum) {
-		return sum, errors.New("sha256: must be 64 hexadecimal digits, as printed by sha256sum")
-	}
-	return [sha256.Size]byte(raw), nil
-}
+// MaxLevel is the last level of degradation, which a key accepts unless it says
+// otherwise.
+const MaxLevel = 4
 
 // Identity is who calls.
 type Identity struct {
-	User   string
-	Key    string // the key's name, never the key
-	models []string
+	Department string // empty for keys of the file and in open mode, as is Project
+	Project    string
+	User       string
+	Key        string // the key's name, never the key
+	KeyID      string // empty for keys of the file and in open mode
+	Tier       Tier
+	MaxLevel   int // the furthest level of degradation that the caller accepts, 0 to 4
+	Admin      bool
+	Expires    time.Time // zero: never
+	models     []string
 }
 
 // MayUse reports whether the caller may use a model.
-func (i Identity) MayUse(model string) bool {
+func (i *Identity) MayUse(model string) bool {
 	return len(i.models) == 0 || slices.Contains(i.models, model)
 }
 
-// Directory knows the keys. It is immutable.
+// Directory knows the keys of the file and, if there is one, of the store. It is
+// immutable; a new configuration is a new Directory over the same Store.
 type Directory struct {
-	open bool
-	keys map[[sha256.Size]byte]Identity
+	config Config
+	keys   map[hash]Identity
+	store  *Store
 }
 
-// New makes a directory of a valid configuration.
-func New(c Config) *Directory {
-	d := &Directory{open: c.Mode == Open, keys: make(map[[sha256.Size]byte]Identity, len(c.Keys))}
+// New makes a directory of a valid configuration; store may be nil.
+func New(c Config, store *Store) *Directory {
+	d := &Directory{config: c, keys: make(map[hash]Identity, len(c.Keys)+1), store: store}
 	for i := range c.Keys {
 		k := &c.Keys[i]
 		sum, err := k.sum()
@@ -132,24 +102,45 @@ func New(c Config) *Directory {
 		if name == "" {
 			name = k.User
 		}
-		d.keys[sum] = Identity{User: k.User, Key: name, models: k.Models}
+		d.keys[sum] = Identity{User: k.User, Key: name, Tier: Standard, MaxLevel: MaxLevel, models: k.Models}
+	}
+	if c.AdminKey != "" {
+		d.keys[hashOf(c.AdminKey)] = Identity{User: "admin", Key: "admin_key_env", Tier: Standard, MaxLevel: MaxLevel, Admin: true}
 	}
 	return d
 }
 
+// Store is the store behind the directory, or nil.
+func (d *Directory) Store() *Store { return d.store }
+
 // Identify finds who calls from the Authorization header and the caller's
-// address. The look-up is of a hash, so its time says nothing about any key. In
-// open mode a known key still names its user.
-func (d *Directory) Identify(authorization string, from netip.Addr) (Identity, error) {
-	scheme, key, _ := strings.Cut(authorization, " ")
-	key = strings.TrimSpace(key)
-	if strings.EqualFold(scheme, "Bearer") && key != "" && len(key) <= maxKey && len(d.keys) > 0 {
-		if id, ok := d.keys[sha256.Sum256([]byte(key))]; ok {
-			return id, nil
-		}
+// address. It looks hashes up, so its time says nothing about any key. It waits
+// for the store, if it must, until ctx ends or for two seconds. Its errors are
+// ErrUnknownKey, ErrIPNotAllowed, ErrUnavailable or the context's. In open mode it
+// has none but the context's, and a known key still names its user.
+func (d *Directory) Identify(ctx context.Context, authorization string, from netip.Addr) (Identity, error) {
+	key := bearer(authorization)
+	id, err := d.identify(ctx, key, from)
+	if err != nil && d.config.Mode == Open && ctx.Err() == nil {
+		return Identity{User: from.String(), Key: Open, Tier: Standard, MaxLevel: MaxLevel}, nil
 	}
-	if d.open {
-		return Identity{User: from.String(), Key: Open}, nil
+	return id, err
+}
+
+func (d *Directory) identify(ctx context.Context, key string, from netip.Addr) (Identity, error) {
+	if key == "" {
+		return Identity{}, ErrUnknownKey
 	}
-	return Identity{}, ErrUnknownKey
+	inStore := d.store != nil && wellFormed(key)
+	if !inStore && len(d.keys) == 0 {
+		return Identity{}, ErrUnknownKey
+	}
+	sum := hashOf(key)
+	if id, ok := d.keys[sum]; ok {
+		return id, nil
+	}
+	if !inStore {
+		return Identity{}, ErrUnknownKey
+	}
+	return d.store.identify(ctx, sum, from)
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func sum(key string) string {
@@ -21,11 +22,13 @@ const (
 )
 
 func valid() Config {
-	return Config{Mode: Keys, Keys: []KeyConfig{
+	c := Default()
+	c.Keys = []KeyConfig{
 		{User: "ann", SHA256: sum(annKey)},
 		{Name: "ci", User: "bob", KeyEnv: "BOB", Key: bobKey, Models: []string{"qwen3", "small"}},
 		{Name: "caps", User: "ann", SHA256: strings.ToUpper(sum("tg-upper-0123456"))},
-	}}
+	}
+	return c
 }
 
 func TestFaults(t *testing.T) {
@@ -33,11 +36,8 @@ func TestFaults(t *testing.T) {
 	if err := c.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	if c := Default(); c.Mode != Keys || c.Validate() == nil {
-		t.Error("the default asks for keys, and so for some to be named")
-	}
-	if err := (&Config{Mode: Open}).Validate(); err != nil {
-		t.Error(err)
+	if c := Default(); c.Mode != Keys || c.KeyTTL != 168*time.Hour || c.Validate() != nil {
+		t.Error("the default asks for keys, which the store may have")
 	}
 	for _, c := range []struct {
 		name   string
@@ -46,7 +46,10 @@ func TestFaults(t *testing.T) {
 	}{
 		{"mode", func(c *Config) { c.Mode = "none" }, []string{`mode: must be keys or open, not "none"`}},
 		{"no mode", func(c *Config) { c.Mode = "" }, []string{"mode: "}},
-		{"no keys", func(c *Config) { c.Keys = nil }, []string{"keys: is empty"}},
+		{"keys forever", func(c *Config) { c.KeyTTL = 0 }, []string{"key_ttl: is 0"}},
+		{"a negative life", func(c *Config) { c.KeyTTL, c.AllowUnexpiring = -1, true }, []string{"key_ttl: must be"}},
+		{"a short life", func(c *Config) { c.KeyTTL = time.Second }, []string{"key_ttl: must be"}},
+		{"a short admin key", func(c *Config) { c.AdminKey = "short" }, []string{"admin_key_env: the key must have 16"}},
 		{"no user", func(c *Config) { c.Keys[1].User = "" }, []string{"keys[1].user: is missing"}},
 		{"no key", func(c *Config) { c.Keys[0].SHA256 = "" }, []string{"keys[0].sha256: give exactly one"}},
 		{"two keys", func(c *Config) { c.Keys[0].KeyFile = "f" }, []string{"keys[0].sha256: give exactly one"}},
@@ -105,7 +108,7 @@ func TestIdentify(t *testing.T) {
 		{"a huge key", "Bearer " + strings.Repeat("x", 1<<20), "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			id, err := New(closed).Identify(c.header, from)
+			id, err := New(closed, nil).Identify(t.Context(), c.header, from)
 			if c.user == "" != errors.Is(err, ErrUnknownKey) || id.User != c.user || id.Key != c.key {
 				t.Errorf("%+v, %v", id, err)
 			}
@@ -113,20 +116,20 @@ func TestIdentify(t *testing.T) {
 			if user == "" {
 				user, key = "192.0.2.7", Open
 			}
-			if id, err := New(open).Identify(c.header, from); err != nil || id.User != user || id.Key != key {
+			if id, err := New(open, nil).Identify(t.Context(), c.header, from); err != nil || id.User != user || id.Key != key {
 				t.Errorf("open: %+v, %v", id, err)
 			}
 		})
 	}
-	if id, err := New(Config{Mode: Open}).Identify("Bearer "+annKey, from); err != nil || id.User != "192.0.2.7" || !id.MayUse("any") {
+	if id, err := New(Config{Mode: Open}, nil).Identify(t.Context(), "Bearer "+annKey, from); err != nil || id.User != "192.0.2.7" || !id.MayUse("any") {
 		t.Errorf("%+v, %v", id, err)
 	}
 }
 
 func TestMayUse(t *testing.T) {
-	d := New(valid())
-	ann, _ := d.Identify("Bearer "+annKey, netip.Addr{})
-	bob, _ := d.Identify("Bearer "+bobKey, netip.Addr{})
+	d := New(valid(), nil)
+	ann, _ := d.Identify(t.Context(), "Bearer "+annKey, netip.Addr{})
+	bob, _ := d.Identify(t.Context(), "Bearer "+bobKey, netip.Addr{})
 	if !ann.MayUse("qwen3") || !ann.MayUse("") {
 		t.Error("a key that names no model may use all")
 	}

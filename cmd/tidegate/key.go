@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/user"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidegate/gateway/account"
+)
+
+func (p *process) keyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "key",
+		Short: "Make, list, rotate and revoke API keys",
+		Long: "Works on the store of the configuration (store.dsn, by default tidegate.db in this\n" +
+			"directory) directly, whether gateways run or not; those that do follow within two seconds.",
+		Example: "  KEY=$(tidegate key create --user ann)\n  tidegate key list\n  tidegate key revoke ann",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(p.keyCreateCommand(), p.keyListCommand(), p.keyRotateCommand(), p.keyRevokeCommand())
+	return cmd
+}
+
+// operator is how the audit log calls who runs a command.
+func operator() string {
+	if u, err := user.Current(); err == nil {
+		return "cli:" + u.Username
+	}
+	return "cli"
+}
+
+func (p *process) keyCreateCommand() *cobra.Command {
+	var (
+		file  string
+		n     account.NewKey
+		level string
+		tier  string
+	)
+	cmd := &cobra.Command{
+		Use:   "create --user NAME",
+		Short: "Make a key and print it, once",
+		Long: "Prints the key, which is kept nowhere, to stdout, and all else to stderr. A user,\n" +
+			"project or department that is not there yet is made. With --name, a name whose key is\n" +
+			"expired or revoked can be used again by the same user.",
+		Example: "  KEY=$(tidegate key create --user ann)\n" +
+			"  tidegate key create --user ci --project apollo --department space --models Qwen3-0.6B --ips 10.0.0.0/8 --tier batch --ttl 720h\n" +
+			"  tidegate key create --user root --admin",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			n.Tier, n.MaxLevel = account.Tier(tier), level
+			return p.withAccounts(cmd.Context(), file, true, func(d *account.Directory) error {
+				m, err := d.CreateKey(cmd.Context(), operator(), n)
+				if err != nil {
+					return err
+				}
+				p.tell(m)
+				return nil
+			})
+		},
+	}
+	f := cmd.Flags()
+	configFlag(cmd, &file)
+	f.StringVar(&n.User, "user", "", "whose key it is (required)")
+	f.StringVar(&n.Project, "project", "", "project of a user that is not there yet (default \"default\")")
+	f.StringVar(&n.Department, "department", "", "department of a project that is not there yet (default \"default\")")
+	f.StringVar(&n.Name, "name", "", "name of the key, for reports and limits (default the user's, with a number where that is taken)")
+	f.StringVar(&n.TTL, "ttl", "", "how long it is good, such as 720h, or never (default auth.key_ttl)")
+	f.StringSliceVar(&n.Models, "models", nil, "models it may use, separated by commas (default all)")
+	f.StringSliceVar(&n.IPs, "ips", nil, "addresses or networks it may be used from (default all)")
+	f.StringVar(&tier, "tier", "", "critical, standard or batch (default standard)")
+	f.StringVar(&level, "max-level", "", "the furthest level of degradation it accepts, L0 to L4 (default L4)")
+	f.BoolVar(&n.Admin, "admin", false, "it may administer the gateway")
+	return cmd
+}
+
+// tell prints a new key, alone on stdout.
+func (p *process) tell(m account.Made) {
+	for _, made := range m.Created {
+		fmt.Fprintf(p.stderr, "made %s\n", made)
+	}
+	fmt.Fprintf(p.stderr, "key %s (id %s) of user %s, project %s, department %s; %s; shown only now:\n",
+		m.Key.Name, m.Key.ID, m.Key.User, m.Key.Project, m.Key.Department, until(m.Key.Expires))
+	fmt.Fprintln(p.stdout, m.Secret)
+}
+
+func until(t *time.Time) string {
+	if t == nil {
+		return "never expires"
+	}
+	return "expires " + t.Format(time.RFC3339)
+}
+
+func (p *process) keyListCommand() *cobra.Command {
+	var (
+		file, owner string
+		asJSON      bool
+	)
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List keys, never their text",
+		Example: "  tidegate key list\n  tidegate key list --user ann --json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.withAccounts(cmd.Context(), file, false, func(d *account.Directory) error {
+				keys, err := allKeys(cmd.Context(), d.Store(), owner)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					enc := json.NewEncoder(p.stdout)
+					enc.SetIndent("", "  ")
+					return enc.Encode(keys)
+				}
+				return p.table(keys)
+			})
+		},
+	}
+	configFlag(cmd, &file)
+	cmd.Flags().StringVar(&owner, "user", "", "of this user only")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	return cmd
+}
+
+func allKeys(ctx context.Context, s *account.Store, owner string) ([]account.Key, error) {
+	all := []account.Key{}
+	for page, more := (account.Page{}), true; more; page.After = all[len(all)-1].ID {
+		keys, next, err := s.Keys(ctx, owner, page)
+		if err != nil || len(keys) == 0 {
+			return all, err
+		}
+		all, more = append(all, keys...), next
+	}
+	return all, nil
+}
+
+func (p *process) table(keys []account.Key) error {
+	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tSTATUS\tEXPIRES\tUSER\tPROJECT\tDEPARTMENT\tTIER\tLEVEL\tADMIN\tMODELS\tIPS\tID")
+	for _, k := range keys {
+		expires, models, ips := "never", "all", "all"
+		if k.Expires != nil {
+			expires = k.Expires.Format("2006-01-02 15:04Z")
+		}
+		if len(k.Models) > 0 {
+			models = strings.Join(k.Models, ",")
+		}
+		if len(k.IPs) > 0 {
+			ips = strings.Join(k.IPs, ",")
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%v\t%s\t%s\t%s\n",
+			k.Name, k.Status, expires, k.User, k.Project, k.Department, k.Tier, k.MaxLevel, k.Admin, models, ips, k.ID)
+	}
+	return w.Flush()
+}
+
+func (p *process) keyRotateCommand() *cobra.Command {
+	var (
+		file    string
+		overlap time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "rotate NAME|ID",
+		Short: "Replace a key by a new one of the same name and rights",
+		Long: "Prints the new key, once, to stdout. The old one stays good for the overlap, or until\n" +
+			"its own end if that is sooner. The new one lives as long as the old one was to.",
+		Example: "  KEY=$(tidegate key rotate ann)\n  tidegate key rotate ann --overlap 0s",
+		Args:    oneKey,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.withAccounts(cmd.Context(), file, false, func(d *account.Directory) error {
+				m, err := d.RotateKey(cmd.Context(), operator(), args[0], overlap)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(p.stderr, "the old key (id %s) %s\n", m.Old.ID, until(m.Old.Expires))
+				p.tell(m)
+				return nil
+			})
+		},
+	}
+	configFlag(cmd, &file)
+	cmd.Flags().DurationVar(&overlap, "overlap", account.DefaultOverlap, "how long the old key stays good")
+	return cmd
+}
+
+func oneKey(_ *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return usageError{fmt.Errorf("name one key by its name or id, as tidegate key list shows them; got %d", len(args))}
+	}
+	return nil
+}
+
+func (p *process) keyRevokeCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:     "revoke NAME|ID",
+		Short:   "End a key at once",
+		Long:    "By name, all keys of that name end, also one that was rotated and is in its overlap;\nby id, that one. Running gateways refuse them within two seconds.",
+		Example: "  tidegate key revoke ann\n  tidegate key revoke 01K0ABCDEFGHJKMNPQRSTVWXYZ",
+		Args:    oneKey,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.withAccounts(cmd.Context(), file, false, func(d *account.Directory) error {
+				keys, err := d.Store().RevokeKey(cmd.Context(), operator(), args[0])
+				for _, k := range keys {
+					fmt.Fprintf(p.stderr, "revoked %s (id %s) of user %s\n", k.Name, k.ID, k.User)
+				}
+				return err
+			})
+		},
+	}
+	configFlag(cmd, &file)
+	return cmd
+}

@@ -1,0 +1,415 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tidegate/gateway/database/databasetest"
+)
+
+// command runs a command as a shell would.
+func command(t *testing.T, code int, args ...string) (stdout, stderr string) {
+	t.Helper()
+	var out, log bytes.Buffer
+	if got := run(t.Context(), args, noEnv, &out, &log); got != code {
+		t.Fatalf("tidegate %s: code %d, expected %d\n%s%s", strings.Join(args, " "), got, code, &out, &log)
+	}
+	return out.String(), log.String()
+}
+
+// only is an environment of one variable.
+func only(variable, value string) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		if name != variable {
+			return "", false
+		}
+		return value, true
+	}
+}
+
+// call asks a gateway with a key and returns the status and the body.
+func (f *front) call(t *testing.T, key, method, path, body string) (int, string) {
+	t.Helper()
+	q, err := http.NewRequestWithContext(t.Context(), method, f.url+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.Header.Set("Authorization", "Bearer "+key)
+	if body != "" {
+		q.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := f.client.Do(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(got)
+}
+
+// ask is a generation with a key.
+func (f *front) ask(t *testing.T, key string) (int, string) {
+	t.Helper()
+	return f.call(t, key, http.MethodPost, "/v1/chat/completions", fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":4}}`, smallModel))
+}
+
+func (f *front) expect(t *testing.T, key, method, path, body string, status int, want string) string {
+	t.Helper()
+	got, text := f.call(t, key, method, path, body)
+	if got != status || !strings.Contains(text, want) {
+		t.Errorf("%s %s %s: %d %s\nexpected %d %s", method, path, body, got, text, status, want)
+	}
+	return text
+}
+
+// made is the text and id of the key in an answer.
+func made(t *testing.T, answer string) (secret, id string) {
+	t.Helper()
+	var m struct {
+		Secret string
+		Key    struct{ ID string }
+	}
+	if err := json.Unmarshal([]byte(answer), &m); err != nil || m.Secret == "" {
+		t.Fatalf("%v: %s", err, answer)
+	}
+	return m.Secret, m.Key.ID
+}
+
+// TestAccounts runs two gateways over one store: keys are made by command and over
+// the API of one, and used on the other.
+func TestAccounts(t *testing.T) {
+	s := startServers(t, nil)
+	databasetest.Each(t, func(t *testing.T, dsn string) {
+		a, b := startGateway(t, s, plan{dsn: dsn}), startGateway(t, s, plan{dsn: dsn})
+		out, log := command(t, exitOK, "key", "create", "--config", a.file, "--user", "root", "--project", "ops", "--admin")
+		admin := strings.TrimSuffix(out, "\n")
+		if !regexp.MustCompile(`^tg-[0-9A-Za-z]{43}$`).MatchString(admin) || strings.Contains(log, admin) {
+			t.Fatalf("stdout %q, stderr %q", out, log)
+		}
+		for _, want := range []string{"made department default", "made project ops", "made user root", "expires 2"} {
+			if !strings.Contains(log, want) {
+				t.Errorf("%q is not said: %s", want, log)
+			}
+		}
+		for _, f := range []*front{a, b} {
+			if status, text := f.ask(t, admin); status != 200 {
+				t.Errorf("a key made while the gateway runs: %d %s", status, text)
+			}
+		}
+		t.Run("revoke", func(t *testing.T) { revokes(t, a, b, admin) })
+		t.Run("rights", func(t *testing.T) { rights(t, a, b, admin) })
+		t.Run("rotate", func(t *testing.T) { rotates(t, a, b, admin) })
+		t.Run("admin", func(t *testing.T) { administers(t, a, b, admin) })
+		t.Run("bodies", func(t *testing.T) { badBodies(t, a, admin) })
+		t.Run("command", func(t *testing.T) { commands(t, a, b) })
+	})
+}
+
+// revokes measures how long a key that one gateway revoked still works on another.
+func revokes(t *testing.T, a, b *front, admin string) {
+	var worst time.Duration
+	for i := range 3 {
+		key, id := made(t, a.expect(t, admin, "POST", "/admin/v1/keys", `{"user":"ann"}`, 200, `"user":"ann"`))
+		if status, text := b.ask(t, key); status != 200 {
+			t.Fatalf("on the other gateway: %d %s", status, text)
+		}
+		began := time.Now()
+		a.expect(t, admin, "POST", "/admin/v1/keys/"+id+"/revoke", "", 200, `"status":"revoked"`)
+		if status, _ := a.ask(t, key); status != 401 {
+			t.Errorf("on the gateway that revoked it: %d", status)
+		}
+		eventually(t, "the other gateway to refuse the key", func() bool {
+			status, _ := b.call(t, key, "GET", "/v1/models", "")
+			return status == 401
+		})
+		worst = max(worst, time.Since(began))
+		if i == 0 {
+			b.expect(t, key, "GET", "/v1/models", "", 401, `"code":"invalid_api_key"`)
+		}
+	}
+	t.Logf("REVOKED after at most %v on the other gateway, of 3 tries; the bound is 2s", worst.Round(time.Millisecond))
+}
+
+func rights(t *testing.T, a, b *front, admin string) {
+	bound, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys",
+		fmt.Sprintf(`{"user":"bea","models":[%q],"tier":"batch","max_level":"L1","ips":["127.0.0.0/8"]}`, smallModel), 200, `"max_level":"L1"`))
+	if status, text := b.ask(t, bound); status != 200 {
+		t.Errorf("%d %s", status, text)
+	}
+	b.expect(t, bound, "POST", "/v1/chat/completions", fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}]}`, largeModel), 403, "model_not_allowed")
+	away, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys", `{"user":"bea","ips":["10.0.0.0/8"]}`, 200, "bea-2"))
+	b.expect(t, away, "GET", "/v1/models", "", 403, `"code":"access_denied"`)
+	short, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys", `{"user":"bea","ttl":"1s"}`, 200, "bea-3"))
+	eventually(t, "the key to expire", func() bool {
+		status, _ := b.call(t, short, "GET", "/v1/models", "")
+		return status == 401
+	})
+	for _, key := range []string{bound, adaKey} {
+		a.expect(t, key, "GET", "/admin/v1/keys", "", 403, `"code":"access_denied"`)
+	}
+	a.expect(t, "EMPTY", "GET", "/admin/v1/keys", "", 401, `"code":"invalid_api_key"`)
+	a.expect(t, away, "GET", "/admin/v1/keys", "", 403, "access_denied")
+}
+
+func rotates(t *testing.T, a, b *front, admin string) {
+	old, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys", `{"user":"cal"}`, 200, ""))
+	next, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys/cal/rotate", "", 200, `"status":"replaced"`))
+	for _, key := range []string{old, next} {
+		if status, text := b.ask(t, key); status != 200 {
+			t.Errorf("in the overlap: %d %s", status, text)
+		}
+	}
+	last, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys/cal/rotate", `{"overlap":"0s"}`, 200, ""))
+	eventually(t, "the key without overlap to be refused", func() bool {
+		status, _ := b.call(t, next, "GET", "/v1/models", "")
+		return status == 401
+	})
+	b.expect(t, last, "GET", "/v1/models", "", 200, smallModel)
+	b.expect(t, last, "GET", "/v1/usage", "", 200, `"user":"cal"`)
+}
+
+func administers(t *testing.T, a, b *front, admin string) {
+	a.expect(t, admin, "POST", "/admin/v1/departments", `{"name":"space"}`, 200, `"name":"space"`)
+	a.expect(t, admin, "POST", "/admin/v1/departments", `{"name":"space"}`, 409, `"code":"conflict"`)
+	a.expect(t, admin, "POST", "/admin/v1/projects", `{"name":"apollo","department":"space"}`, 200, `"department":"space"`)
+	b.expect(t, admin, "POST", "/admin/v1/users", `{"name":"dee","project":"apollo"}`, 200, `"department":"space"`)
+	a.expect(t, admin, "POST", "/admin/v1/users", `{"name":"eli","project":"none"}`, 404, `"param":"project"`)
+	a.expect(t, admin, "GET", "/admin/v1/projects?department=space", "", 200, `"name":"apollo"`)
+	a.expect(t, admin, "GET", "/admin/v1/users?project=apollo", "", 200, `"name":"dee"`)
+	a.expect(t, admin, "GET", "/admin/v1/departments?limit=1", "", 200, `"after":"default","data":[{"name":"default"`)
+	a.expect(t, admin, "GET", "/admin/v1/departments?limit=1&after=default", "", 200, `"name":"space"`)
+	a.expect(t, admin, "GET", "/admin/v1/departments?limit=0", "", 400, `"param":"limit"`)
+	a.expect(t, admin, "GET", "/admin/v1/keys?user=root", "", 200, `"name":"root"`)
+	a.expect(t, admin, "GET", "/admin/v1/keys/root", "", 200, `"admin":true`)
+	a.expect(t, admin, "GET", "/admin/v1/keys/none", "", 404, `"code":"not_found"`)
+	a.expect(t, admin, "POST", "/admin/v1/keys/none/revoke", "", 404, `"code":"not_found"`)
+	a.expect(t, admin, "GET", "/admin/v1/overrides", "", 200, `"data":[]`)
+	a.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"dee@x","requests":"100/1m","burst":5}`, 200, `"burst":"5"`)
+	b.expect(t, admin, "GET", "/admin/v1/overrides", "", 200, `"requests":"100/1m"`)
+	b.expect(t, admin, "DELETE", "/admin/v1/overrides/user/dee%40x/user-rate", "", 200, "true")
+	b.expect(t, admin, "DELETE", "/admin/v1/overrides/user/dee@x/user-rate", "", 404, `"code":"not_found"`)
+	log := a.expect(t, admin, "GET", "/admin/v1/audit?limit=1", "", 200, `"what":"override.delete"`)
+	if !strings.Contains(log, `"who":"root/root"`) || !strings.Contains(log, `"requests":"100/1m"`) || !strings.Contains(log, `"after":null`) {
+		t.Error(log)
+	}
+	var page struct{ After string }
+	if err := json.Unmarshal([]byte(log), &page); err != nil || page.After == "" {
+		t.Fatal(log)
+	}
+	a.expect(t, admin, "GET", "/admin/v1/audit?limit=1&after="+page.After, "", 200, `"what":"override.set"`)
+	a.expect(t, admin, "PATCH", "/admin/v1/keys", "", 405, "method_not_allowed")
+	a.expect(t, admin, "GET", "/admin/v1/none", "", 404, "unknown_url")
+	resp, err := a.client.Get(a.ops + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if status, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(status), `"store": "up"`) {
+		t.Errorf("%v %s", err, status)
+	}
+}
+
+func badBodies(t *testing.T, f *front, admin string) {
+	for body, want := range map[string]string{
+		`{"user":"x","colour":"red"}`:       `"param":"colour"`,
+		`{"user":7}`:                        `"param":"user"`,
+		`{"user":"x","models":"m"}`:         "expected a list, not string",
+		`{"user":"x","admin":"yes"}`:        "expected true or false",
+		`{"user":"x"} {}`:                   "nothing after it",
+		`{"user":`:                          "no valid JSON",
+		`[]`:                                "the body: expected an object",
+		`{}`:                                `"param":"user"`,
+		`null`:                              `"param":"user"`,
+		`{"user":"x","ttl":"never"}`:        "allow_unexpiring",
+		`{"user":"x","max_level":"L9"}`:     `"param":"max_level"`,
+		`{"user":"x","ips":["1.2.3.4/99"]}`: `"param":"ips"`,
+	} {
+		f.expect(t, admin, "POST", "/admin/v1/keys", body, 400, want)
+	}
+	f.expect(t, admin, "POST", "/admin/v1/keys", "", 400, "Content-Type")
+	f.expect(t, admin, "POST", "/admin/v1/keys/root/rotate", `{"overlap":"-1s"}`, 400, `"param":"overlap"`)
+	f.expect(t, admin, "POST", "/admin/v1/keys/root/rotate", `{"overlap":"soon"}`, 400, `"param":"overlap"`)
+	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"r","of":"user","name":"n","requests":{}}`, 400, `"param":"requests"`)
+	f.expect(t, admin, "GET", "/admin/v1/audit?after=x", "", 400, `"param":"after"`)
+}
+
+// commands runs the key commands beside the gateways.
+func commands(t *testing.T, a, b *front) {
+	out, _ := command(t, exitOK, "key", "create", "--config", a.file, "--user", "fay", "--name", "fay-ci", "--models", smallModel+",other", "--ips", "127.0.0.1", "--tier", "batch", "--max-level", "L2", "--ttl", "2h")
+	old := strings.TrimSpace(out)
+	out, log := command(t, exitOK, "key", "rotate", "fay-ci", "--config", b.file, "--overlap", "1h")
+	key := strings.TrimSpace(out)
+	if !strings.Contains(log, "the old key") || key == old {
+		t.Errorf("%q %q", out, log)
+	}
+	for _, k := range []string{old, key} {
+		if status, text := b.ask(t, k); status != 200 {
+			t.Errorf("%d %s", status, text)
+		}
+	}
+	out, _ = command(t, exitOK, "key", "list", "--config", a.file, "--user", "fay")
+	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 3 || !strings.Contains(out, "replaced") || !strings.Contains(out, smallModel+",other") || strings.Contains(out, key) {
+		t.Error(out)
+	}
+	out, _ = command(t, exitOK, "key", "list", "--config", a.file, "--user", "fay", "--json")
+	var keys []struct{ Name, Status, Tier string }
+	if err := json.Unmarshal([]byte(out), &keys); err != nil || len(keys) != 2 || keys[1].Status != "active" || keys[1].Tier != "batch" {
+		t.Errorf("%v %s", err, out)
+	}
+	if _, log = command(t, exitOK, "key", "revoke", "fay-ci", "--config", a.file); strings.Count(log, "revoked fay-ci") != 2 {
+		t.Error(log)
+	}
+	eventually(t, "both keys to be refused", func() bool {
+		one, _ := b.ask(t, old)
+		two, _ := b.ask(t, key)
+		return one == 401 && two == 401
+	})
+	if out, _ = command(t, exitOK, "migrate", "--config", a.file); !strings.Contains(out, "up to date") {
+		t.Error(out)
+	}
+	for _, c := range []struct {
+		code int
+		args string
+		want string
+	}{
+		{exitUsage, "key create", "user: must be"},
+		{exitUsage, "key create --user fay --tier gold", "tier: must be critical, standard or batch"},
+		{exitUsage, "key create --user fay --ttl never", "allow_unexpiring"},
+		{exitUsage, "key rotate", "name one key"},
+		{exitUsage, "key revoke nobody", `no key with the name or id "nobody"`},
+		{exitFailed, "key revoke fay-ci", "revoked already"},
+		{exitFailed, "key create --user fay --project elsewhere", "users have one project"},
+	} {
+		_, log := command(t, c.code, append(strings.Fields(c.args), "--config", a.file)...)
+		if !strings.Contains(log, c.want) || strings.Count(log, "\n") != 1 {
+			t.Errorf("%s: %s", c.args, log)
+		}
+	}
+}
+
+// TestFirstStart starts gateways in a directory that is empty at first.
+func TestFirstStart(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	text := "server: {listen: '127.0.0.1:0', ops_listen: ''}\nmodels: [{name: m, backends: [{url: 'http://127.0.0.1:1'}]}]\n"
+	if err := os.WriteFile("tidegate.yaml", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start := func(env func(string) (string, bool)) (f *front, stop func() int, secrets []string) {
+		ctx, cancel := context.WithCancel(t.Context())
+		out, log := &journal{heard: make(chan struct{}, 1)}, &journal{heard: make(chan struct{}, 1)}
+		ended := make(chan int, 1)
+		go func() { ended <- run(ctx, []string{"serve"}, env, out, log) }()
+		f = &front{client: &http.Client{Transport: &http.Transport{}}, url: "http://" + log.address(t, "listening", ended)}
+		t.Cleanup(cancel)
+		return f, func() int {
+			f.client.CloseIdleConnections()
+			cancel()
+			return <-ended
+		}, regexp.MustCompile(`tg-[0-9A-Za-z]{43}`).FindAllString(out.String(), -1)
+	}
+	f, stop, secrets := start(noEnv)
+	if len(secrets) != 1 {
+		t.Fatalf("%d keys are shown", len(secrets))
+	}
+	f.expect(t, secrets[0], "GET", "/admin/v1/keys", "", 200, `"name":"admin"`)
+	// Another gateway beside it, with an administrator's key of its own in the environment.
+	const own = "an-administrators-own-key"
+	g, stopOther, others := start(only("TIDEGATE_ADMIN_KEY", own))
+	if len(others) != 0 {
+		t.Error("a second first key")
+	}
+	g.expect(t, own, "POST", "/admin/v1/keys", `{"user":"gil"}`, 200, "gil")
+	g.expect(t, own, "GET", "/admin/v1/audit?limit=1", "", 200, `"who":"admin/admin_key_env"`)
+	f.expect(t, own, "GET", "/admin/v1/keys", "", 401, "invalid_api_key")
+	for _, s := range []func() int{stop, stopOther} {
+		if code := s(); code != exitOK {
+			t.Errorf("code %d", code)
+		}
+	}
+	f, stop, again := start(noEnv)
+	if len(again) != 0 {
+		t.Error("a first key at the second start")
+	}
+	f.expect(t, secrets[0], "GET", "/admin/v1/keys", "", 200, `"name":"gil"`)
+	stop()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := slices.IndexFunc(entries, func(e os.DirEntry) bool { return e.Name() == "tidegate.db" }); i < 0 {
+		t.Errorf("%v", entries)
+	}
+}
+
+// TestNoStore starts where the usual store cannot be made.
+func TestNoStore(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.Mkdir("tidegate.db", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	models := "\nmodels: [{name: m, backends: [{url: 'http://127.0.0.1:1'}]}]\nserver: {listen: '127.0.0.1:0', ops_listen: ''}\n"
+	write := func(name, text string) string {
+		path, err := filepath.Abs(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text+models), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	if _, log := command(t, exitFailed, "serve", "--config", write("none.yaml", "")); !strings.Contains(log, "store.dsn: reach sqlite://tidegate.db") {
+		t.Error(log)
+	}
+	if _, log := command(t, exitFailed, "serve", "--config", write("lost.yaml", "auth: {mode: open}\nstore: {dsn: 'sqlite://none/t.db'}")); !strings.Contains(log, "the directory none is not there") {
+		t.Error(log)
+	}
+	if _, log := command(t, exitFailed, "serve", "--config", write("pg.yaml", "store: {dsn: 'postgres://u:hunter2@127.0.0.1:1/t'}")); !strings.Contains(log, "127.0.0.1:1") || strings.Contains(log, "hunter2") {
+		t.Error(log)
+	}
+	if err := os.Remove("tidegate.db"); err != nil {
+		t.Fatal(err)
+	}
+	if _, log := command(t, exitUsage, "key", "list"); !strings.Contains(log, "there is no tidegate.db here") {
+		t.Error(log)
+	}
+	if _, err := os.Stat("tidegate.db"); err == nil {
+		t.Error("listing makes a store")
+	}
+	if err := os.Mkdir("tidegate.db", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"open.yaml": "auth: {mode: open}", "keys.yaml": "auth: {keys: [{user: ann, key_env: ANN}]}"} {
+		ctx, stop := context.WithCancel(t.Context())
+		log := &journal{heard: make(chan struct{}, 1)}
+		ended := make(chan int, 1)
+		env := only("ANN", adaKey)
+		go func() { ended <- run(ctx, []string{"serve", "--config", write(name, text)}, env, log, log) }()
+		f := &front{client: &http.Client{Transport: &http.Transport{}}, url: "http://" + log.address(t, "listening", ended)}
+		f.expect(t, adaKey, "GET", "/v1/models", "", 200, `"id":"m"`)
+		f.expect(t, adaKey, "GET", "/admin/v1/keys", "", 403, "access_denied")
+		if warned := strings.Contains(log.String(), "running without a store"); warned != (name == "keys.yaml") {
+			t.Errorf("%s: %s", name, log)
+		}
+		f.client.CloseIdleConnections()
+		stop()
+		if code := <-ended; code != exitOK {
+			t.Errorf("code %d: %s", code, log)
+		}
+	}
+}

@@ -1,0 +1,108 @@
+package account
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+)
+
+func hashOf(key string) hash { return sha256.Sum256([]byte(key)) }
+
+// Modes of Config.
+const (
+	Keys = "keys" // only known keys
+	Open = "open" // any key or none; the caller's address is the user
+)
+
+// DefaultAdminKeyEnv is the variable that may hold the administrators' key.
+const DefaultAdminKeyEnv = "TIDEGATE_ADMIN_KEY"
+
+// Config is the auth section of the configuration.
+type Config struct {
+	Mode            string        `yaml:"mode"` // keys | open
+	KeyTTL          time.Duration `yaml:"key_ttl"`
+	AllowUnexpiring bool          `yaml:"allow_unexpiring"`
+	AdminKeyEnv     string        `yaml:"admin_key_env"`
+	Keys            []KeyConfig   `yaml:"keys"`
+	AdminKey        string        `yaml:"-"` // what the variable held; empty: there is none
+}
+
+// KeyConfig is one key. It is given as the SHA-256 of its text, in hexadecimal,
+// or by an environment variable or a file that holds its text.
+type KeyConfig struct {
+	Name    string   `yaml:"name"` // shown in usage reports and logs; empty: the user's name
+	User    string   `yaml:"user"`
+	SHA256  string   `yaml:"sha256"`
+	KeyEnv  string   `yaml:"key_env"`
+	KeyFile string   `yaml:"key_file"`
+	Models  []string `yaml:"models"` // empty: all
+	Key     string   `yaml:"-"`      // what the variable or the file held
+}
+
+// Default is a gateway that asks for keys, which last a week.
+func Default() Config {
+	return Config{Mode: Keys, KeyTTL: 7 * 24 * time.Hour, AdminKeyEnv: DefaultAdminKeyEnv}
+}
+
+// Validate says all that is wrong, path first.
+func (c *Config) Validate() error {
+	var faults []error
+	if c.Mode != Keys && c.Mode != Open {
+		faults = append(faults, fmt.Errorf("mode: must be keys or open, not %q", c.Mode))
+	}
+	switch {
+	case c.KeyTTL == 0 && !c.AllowUnexpiring:
+		faults = append(faults, errors.New("key_ttl: is 0, so keys would never expire; say allow_unexpiring: true as well, or something like 168h"))
+	case c.KeyTTL < 0 || c.KeyTTL > 0 && c.KeyTTL < time.Minute:
+		faults = append(faults, errors.New("key_ttl: must be at least 1m, such as 168h"))
+	}
+	if c.AdminKey != "" && (len(c.AdminKey) < minKey || len(c.AdminKey) > maxKey) {
+		faults = append(faults, fmt.Errorf("admin_key_env: the key must have %d to %d characters", minKey, maxKey))
+	}
+	seen := map[hash]int{}
+	for i := range c.Keys {
+		k := &c.Keys[i]
+		sum, err := k.sum()
+		switch {
+		case k.User == "":
+			err = errors.New("user: is missing")
+		case err == nil:
+			if j, twice := seen[sum]; twice {
+				err = fmt.Errorf("user: is the same key as keys[%d]", j)
+			}
+			seen[sum] = i
+		}
+		if err != nil {
+			faults = append(faults, fmt.Errorf("keys[%d].%w", i, err))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// minKey is how long a key of somebody's own making must be, in bytes.
+const minKey = 16
+
+func (k *KeyConfig) sum() (sum hash, err error) {
+	given := 0
+	for _, s := range []string{k.SHA256, k.KeyEnv, k.KeyFile} {
+		if s != "" {
+			given++
+		}
+	}
+	if given != 1 {
+		return sum, errors.New("sha256: give exactly one of sha256, key_env and key_file")
+	}
+	if k.SHA256 == "" {
+		if len(k.Key) < minKey || len(k.Key) > maxKey {
+			return sum, fmt.Errorf("key_env: the key must have %d to %d characters", minKey, maxKey)
+		}
+		return hashOf(k.Key), nil
+	}
+	raw, err := hex.DecodeString(k.SHA256)
+	if err != nil || len(raw) != len(sum) {
+		return sum, errors.New("sha256: must be 64 hexadecimal digits, as printed by sha256sum")
+	}
+	return hash(raw), nil
+}

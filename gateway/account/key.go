@@ -1,0 +1,415 @@
+package account
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+)
+
+// Key is a key as it is shown: never its text, nor its hash.
+type Key struct {
+	ID         string     `json:"id"`
+	Name       string     `json:"name"`
+	User       string     `json:"user"`
+	Project    string     `json:"project"`
+	Department string     `json:"department"`
+	Models     []string   `json:"models"` // empty: all
+	IPs        []string   `json:"ips"`    // networks; empty: from everywhere
+	Tier       Tier       `json:"tier"`
+	MaxLevel   string     `json:"max_level"` // L0 to L4
+	Admin      bool       `json:"admin"`
+	Status     string     `json:"status"` // active | replaced (still good) | expired | revoked
+	Created    time.Time  `json:"created_at"`
+	Expires    *time.Time `json:"expires_at"` // null: never
+	Revoked    *time.Time `json:"revoked_at"`
+	ReplacedBy string     `json:"replaced_by,omitempty"` // the id of the key that has its name now
+}
+
+// NewKey says what a key is to be.
+type NewKey struct {
+	User       string   `json:"user"`
+	Project    string   `json:"project"`    // of a user that is not there yet; empty: default
+	Department string   `json:"department"` // of a project that is not there yet; empty: default
+	Name       string   `json:"name"`       // empty: the user's name, with a number where that is taken
+	TTL        string   `json:"ttl"`        // a duration such as 168h, or never; empty: auth.key_ttl
+	Models     []string `json:"models"`
+	IPs        []string `json:"ips"` // addresses or networks
+	Tier       Tier     `json:"tier"`
+	MaxLevel   string   `json:"max_level"`
+	Admin      bool     `json:"admin"`
+}
+
+// Made is what came of a new key.
+type Made struct {
+	Key     Key      `json:"key"`
+	Secret  string   `json:"secret"`            // the text, which cannot be shown again
+	Created []string `json:"created,omitempty"` // what else had to be made, such as "user ann"
+	Old     *Key     `json:"old,omitempty"`     // the key that it replaces, with its new expiry
+}
+
+// DefaultOverlap is how long a rotated key stays good beside its successor.
+const DefaultOverlap = 24 * time.Hour
+
+// never is the TTL of a key that does not expire.
+const never = "never"
+
+// Bounds of what a key may list.
+const (
+	maxList  = 100
+	maxModel = 200 // bytes of a model's name
+)
+
+// expiry is when a key of some time to live ends; 0: never.
+func (d *Directory) expiry(now time.Time, ttl string) (ms int64, err error) {
+	lasts := d.config.KeyTTL
+	switch ttl {
+	case "":
+	case never:
+		lasts = 0
+	default:
+		if lasts, err = time.ParseDuration(ttl); err != nil || lasts < time.Second {
+			return 0, fault(ErrInvalid, "ttl", "ttl: must be a duration of at least 1s such as 168h, or never, not %q", ttl)
+		}
+	}
+	if lasts == 0 && !d.config.AllowUnexpiring {
+		return 0, fault(ErrInvalid, "ttl", "ttl: keys that never expire need auth.allow_unexpiring: true in the configuration")
+	}
+	if lasts == 0 {
+		return 0, nil
+	}
+	return now.Add(lasts).UnixMilli(), nil
+}
+
+// row checks a new key and makes its row, but for name and user.
+func (d *Directory) row(now time.Time, n *NewKey) (*keyRow, error) {
+	if err := checkName("user", n.User); err != nil {
+		return nil, err
+	}
+	for _, f := range []struct{ field, name string }{{"project", n.Project}, {"department", n.Department}, {"name", n.Name}} {
+		if f.name != "" {
+			if err := checkName(f.field, f.name); err != nil {
+				return nil, err
+			}
+		}
+	}
+	k := &keyRow{ID: ulid.Make().String(), Tier: string(n.Tier), MaxLevel: MaxLevel, Admin: n.Admin, CreatedMs: now.UnixMilli()}
+	switch n.Tier {
+	case "":
+		k.Tier = string(Standard)
+	case Critical, Standard, Batch:
+	default:
+		return nil, fault(ErrInvalid, "tier", "tier: must be critical, standard or batch, not %q", n.Tier)
+	}
+	if n.MaxLevel != "" {
+		level, err := strconv.Atoi(n.MaxLevel[1:])
+		if n.MaxLevel[0] != 'L' || len(n.MaxLevel) != 2 || err != nil || level < 0 || level > MaxLevel {
+			return nil, fault(ErrInvalid, "max_level", "max_level: must be L0 to L4, not %q", n.MaxLevel)
+		}
+		k.MaxLevel = level
+	}
+	if len(n.Models) > maxList || len(n.IPs) > maxList {
+		return nil, fault(ErrInvalid, "models", "models and ips: may have %d entries each", maxList)
+	}
+	for _, m := range n.Models {
+		if m == "" || len(m) > maxModel {
+			return nil, fault(ErrInvalid, "models", "models: %.20q is no name of a model", m)
+		}
+	}
+	ips := []string{}
+	for _, text := range n.IPs {
+		p, err := netip.ParsePrefix(text)
+		if one, oneErr := netip.ParseAddr(text); oneErr == nil && one.Zone() == "" {
+			p, err = netip.PrefixFrom(one, one.BitLen()), nil
+		}
+		if err != nil || p.Addr().Is4In6() {
+			return nil, fault(ErrInvalid, "ips", "ips: %.60q is no address or network; expected something like 10.0.0.0/8", text)
+		}
+		ips = append(ips, p.Masked().String())
+	}
+	var err error
+	if k.ExpiresMs, err = d.expiry(now, n.TTL); err != nil {
+		return nil, err
+	}
+	k.Models, k.IPs = listText(n.Models), listText(ips)
+	return k, nil
+}
+
+func listText(items []string) string {
+	if len(items) == 0 {
+		return "[]"
+	}
+	text, _ := json.Marshal(items) // strings can always be written
+	return string(text)
+}
+
+// CreateKey makes a key, and its user, project and department where they are
+// missing; who is written into the audit log. The directory must have a store.
+func (d *Directory) CreateKey(ctx context.Context, who string, n NewKey) (m Made, err error) {
+	k, err := d.row(d.store.hooks.now(), &n)
+	if err != nil {
+		return m, err
+	}
+	err = d.store.change(ctx, who, func(c *change) error {
+		user, made, err := c.member(n.User, n.Project, n.Department)
+		if err != nil {
+			return err
+		}
+		k.UserName, k.Project, k.Department = user.Name, user.Project, user.Department
+		if k.Name, err = c.freeName(n.Name, k); err != nil {
+			return err
+		}
+		m.Secret, m.Created = k.secret(), made
+		if err := c.insert(k); err != nil {
+			return err
+		}
+		m.Key = k.shown(c.now)
+		return c.note("key.create", k.ID, nil, m.Key)
+	})
+	return m, err
+}
+
+// secret gives the key a text, which is returned, and its hash.
+func (k *keyRow) secret() string {
+	text := NewSecret()
+	sum := hashOf(text)
+	k.Hash = hex.EncodeToString(sum[:])
+	return text
+}
+
+// freeName is the name of a new key: what was asked for, or the user's name with a
+// number where it is taken. The name of a user's own key that is no longer good may
+// be used again; another's may not, so that limits and usage by key stay apart.
+func (c *change) freeName(wanted string, k *keyRow) (string, error) {
+	name := wanted
+	if name == "" {
+		name = k.UserName
+	}
+	for n := 2; ; n++ {
+		held, err := c.store.keys(c.ctx, c.tx, "k.name = ? AND k.replaced_by = ''", name)
+		if err != nil || len(held) == 0 {
+			return name, err
+		}
+		old := held[0]
+		status := old.shown(c.now).Status
+		if wanted != "" && old.UserName != k.UserName {
+			return "", fault(ErrConflict, "name", "the name %s belongs to a key of user %s: choose another", name, old.UserName)
+		}
+		if wanted != "" && status == statusActive {
+			return "", fault(ErrConflict, "name", "the user has a key %s: rotate or revoke it, or choose another name", name)
+		}
+		if wanted != "" {
+			return name, c.exec("UPDATE account_keys SET replaced_by = ? WHERE id = ?", k.ID, old.ID)
+		}
+		name = k.UserName + "-" + strconv.Itoa(n)
+	}
+}
+
+func (c *change) insert(k *keyRow) error {
+	return c.exec(`INSERT INTO account_keys (id, name, user_name, hash, models, ips, tier, max_level, admin, created_ms, expires_ms, revoked_ms, replaced_by)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')`,
+		k.ID, k.Name, k.UserName, k.Hash, k.Models, k.IPs, k.Tier, k.MaxLevel, k.Admin, k.CreatedMs, k.ExpiresMs)
+}
+
+// What Key.Status can be.
+const (
+	statusActive   = "active"
+	statusReplaced = "replaced"
+	statusExpired  = "expired"
+	statusRevoked  = "revoked"
+)
+
+// shown is the key as it is shown at a time.
+func (k *keyRow) shown(now time.Time) Key {
+	out := Key{
+		ID: k.ID, Name: k.Name, User: k.UserName, Project: k.Project, Department: k.Department, Models: []string{}, IPs: []string{},
+		Tier: Tier(k.Tier), MaxLevel: "L" + strconv.Itoa(k.MaxLevel), Admin: k.Admin, Status: statusActive,
+		Created: at(k.CreatedMs), ReplacedBy: k.ReplacedBy,
+	}
+	// What the store wrote can be read.
+	_ = json.Unmarshal([]byte(k.Models), &out.Models)
+	_ = json.Unmarshal([]byte(k.IPs), &out.IPs)
+	if k.ReplacedBy != "" {
+		out.Status = statusReplaced
+	}
+	if k.ExpiresMs != 0 {
+		t := at(k.ExpiresMs)
+		out.Expires = &t
+		if !now.Before(t) {
+			out.Status = statusExpired
+		}
+	}
+	if k.RevokedMs != 0 {
+		t := at(k.RevokedMs)
+		out.Revoked, out.Status = &t, statusRevoked
+	}
+	return out
+}
+
+// find returns the keys that an id or a name means: the one of the id, or all of
+// the name, the current one first.
+func (c *change) find(ref string) ([]*keyRow, error) {
+	rows, err := c.store.keys(c.ctx, c.tx, "k.id = ?", ref)
+	if err != nil || len(rows) > 0 {
+		return rows, err
+	}
+	rows, err = c.store.keys(c.ctx, c.tx, "k.name = ? ORDER BY k.replaced_by, k.id DESC", ref)
+	if err == nil && len(rows) == 0 {
+		err = fault(ErrNotFound, "key", "there is no key with the name or id %q", ref)
+	}
+	return rows, err
+}
+
+// RotateKey makes a successor, with the same name and rights and as long a life, of
+// the key that an id or name means. The old one stays good for overlap, or until
+// its own end if that is sooner.
+func (d *Directory) RotateKey(ctx context.Context, who, ref string, overlap time.Duration) (m Made, err error) {
+	if overlap < 0 {
+		return m, fault(ErrInvalid, "overlap", "overlap: must not be negative")
+	}
+	err = d.store.change(ctx, who, func(c *change) error {
+		rows, err := c.find(ref)
+		if err != nil {
+			return err
+		}
+		old := rows[0]
+		before := old.shown(c.now)
+		switch {
+		case before.Status == statusRevoked:
+			return fault(ErrConflict, "key", "the key %s is revoked: create a new one", ref)
+		case old.ReplacedBy != "":
+			return fault(ErrConflict, "key", "the key %s has been replaced by %s", ref, old.ReplacedBy)
+		}
+		k := *old
+		k.ID, k.CreatedMs = ulid.Make().String(), c.now.UnixMilli()
+		if k.ExpiresMs != 0 {
+			k.ExpiresMs += k.CreatedMs - old.CreatedMs
+		} else if !d.config.AllowUnexpiring {
+			k.ExpiresMs = c.now.Add(d.config.KeyTTL).UnixMilli()
+		}
+		if end := c.now.Add(overlap).UnixMilli(); old.ExpiresMs == 0 || end < old.ExpiresMs {
+			old.ExpiresMs = end
+		}
+		old.ReplacedBy = k.ID
+		m.Secret = k.secret()
+		if err := c.exec("UPDATE account_keys SET replaced_by = ?, expires_ms = ? WHERE id = ?", k.ID, old.ExpiresMs, old.ID); err != nil {
+			return err
+		}
+		if err := c.insert(&k); err != nil {
+			return err
+		}
+		after := old.shown(c.now)
+		m.Key, m.Old = k.shown(c.now), &after
+		if err := c.note("key.rotate", old.ID, before, after); err != nil {
+			return err
+		}
+		return c.note("key.create", k.ID, nil, m.Key)
+	})
+	return m, err
+}
+
+// RevokeKey ends the key of an id, or all keys of a name, those in their overlap
+// too. It returns the keys that were good until now.
+func (s *Store) RevokeKey(ctx context.Context, who, ref string) (revoked []Key, err error) {
+	err = s.change(ctx, who, func(c *change) error {
+		rows, err := c.find(ref)
+		if err != nil {
+			return err
+		}
+		for _, k := range rows {
+			before := k.shown(c.now)
+			if before.Status == statusRevoked || before.Status == statusExpired {
+				continue
+			}
+			k.RevokedMs = c.now.UnixMilli()
+			if err := c.exec("UPDATE account_keys SET revoked_ms = ? WHERE id = ?", k.RevokedMs, k.ID); err != nil {
+				return err
+			}
+			after := k.shown(c.now)
+			if err := c.note("key.revoke", k.ID, before, after); err != nil {
+				return err
+			}
+			revoked = append(revoked, after)
+		}
+		if len(revoked) == 0 {
+			return fault(ErrConflict, "key", "the key %s is %s already", ref, rows[0].shown(c.now).Status)
+		}
+		return nil
+	})
+	return revoked, err
+}
+
+// Keys lists keys by id, which is the order in which they were made, of one user or
+// of all.
+func (s *Store) Keys(ctx context.Context, user string, p Page) (items []Key, more bool, err error) {
+	rows, err := s.keys(ctx, s.db, "k.id > ? AND (? = '' OR k.user_name = ?) ORDER BY k.id LIMIT ?", p.After, user, user, p.limit()+1)
+	if err != nil {
+		return nil, false, err
+	}
+	if more = len(rows) > p.limit(); more {
+		rows = rows[:p.limit()]
+	}
+	items = make([]Key, 0, len(rows))
+	for _, k := range rows {
+		items = append(items, k.shown(s.hooks.now()))
+	}
+	return items, more, nil
+}
+
+// Key shows the key of an id, or the current one of a name.
+func (s *Store) Key(ctx context.Context, ref string) (Key, error) {
+	rows, err := s.keys(ctx, s.db, "k.id = ? OR k.name = ? AND k.replaced_by = '' ORDER BY k.id LIMIT 1", ref, ref)
+	if err != nil {
+		return Key{}, err
+	}
+	if len(rows) == 0 {
+		return Key{}, fault(ErrNotFound, "key", "there is no key with the name or id %q", ref)
+	}
+	return rows[0].shown(s.hooks.now()), nil
+}
+
+// Bootstrap makes the first administrator's key where nobody could administer
+// otherwise: keys are asked for, the file names none and no administrator's key,
+// and the store has no good one. It returns the key's text, to be shown once, or
+// nothing. Of several replicas that start at once one makes it.
+func (d *Directory) Bootstrap(ctx context.Context) (secret string, err error) {
+	if d.store == nil || d.config.Mode != Keys || len(d.keys) > 0 {
+		return "", nil
+	}
+	err = d.store.change(ctx, "bootstrap", func(c *change) error {
+		rows, err := d.store.keys(c.ctx, c.tx, "k.admin AND k.revoked_ms = 0 AND (k.expires_ms = 0 OR k.expires_ms > ?) LIMIT 1", c.now.UnixMilli())
+		if err != nil || len(rows) > 0 {
+			return err
+		}
+		k, err := d.row(c.now, &NewKey{User: "admin", Admin: true})
+		if err != nil {
+			return err
+		}
+		user, _, err := c.member("admin", "", "")
+		if err != nil {
+			return err
+		}
+		k.UserName, k.Project, k.Department = user.Name, user.Project, user.Department
+		if k.Name, err = c.freeName("", k); err != nil {
+			return err
+		}
+		text := k.secret()
+		if err := c.insert(k); err != nil {
+			return err
+		}
+		if err := c.note("key.create", k.ID, nil, k.shown(c.now)); err != nil {
+			return err
+		}
+		secret = text
+		return nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("make the first administrator's key: %w", err)
+	}
+	return secret, nil
+}

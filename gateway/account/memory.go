@@ -1,0 +1,100 @@
+package account
+
+import (
+	"container/list"
+	"slices"
+	"time"
+)
+
+// lru keeps the last used of its entries. It is not safe for concurrent use.
+type lru[V any] struct {
+	max   int
+	byKey map[hash]*list.Element
+	order *list.List // of *entry[V], the last used first
+}
+
+type entry[V any] struct {
+	key   hash
+	value V
+}
+
+func newLRU[V any](most int) *lru[V] {
+	return &lru[V]{max: most, byKey: map[hash]*list.Element{}, order: list.New()}
+}
+
+func (l *lru[V]) get(key hash) (value V, ok bool) {
+	e, ok := l.byKey[key]
+	if !ok {
+		return value, false
+	}
+	l.order.MoveToFront(e)
+	return e.Value.(*entry[V]).value, true
+}
+
+func (l *lru[V]) put(key hash, value V) {
+	if e, ok := l.byKey[key]; ok {
+		e.Value.(*entry[V]).value = value
+		l.order.MoveToFront(e)
+		return
+	}
+	if l.order.Len() >= l.max {
+		last := l.order.Remove(l.order.Back()).(*entry[V])
+		delete(l.byKey, last.key)
+	}
+	l.byKey[key] = l.order.PushFront(&entry[V]{key, value})
+}
+
+// prints are the beginnings of the hashes of all keys: a sorted list, and those
+// that came since it was sorted. It is not safe for concurrent use.
+type prints struct {
+	sorted []uint64
+	fresh  map[uint64]struct{}
+}
+
+func newPrints(all []uint64) *prints {
+	slices.Sort(all)
+	return &prints{sorted: all, fresh: map[uint64]struct{}{}}
+}
+
+func (p *prints) has(x uint64) bool {
+	if _, ok := p.fresh[x]; ok {
+		return true
+	}
+	_, ok := slices.BinarySearch(p.sorted, x)
+	return ok
+}
+
+// maxFresh bounds what is kept in the map, which takes several times the memory.
+const maxFresh = 1 << 14
+
+func (p *prints) add(x uint64) {
+	if p.has(x) {
+		return
+	}
+	p.fresh[x] = struct{}{}
+	if len(p.fresh) < maxFresh {
+		return
+	}
+	for x := range p.fresh {
+		p.sorted = append(p.sorted, x)
+	}
+	slices.Sort(p.sorted)
+	clear(p.fresh)
+}
+
+// bucket lets so many things happen a second, and some more at once.
+type bucket struct {
+	rate, burst float64
+	left        float64
+	at          time.Time
+}
+
+func (b *bucket) take(now time.Time) bool {
+	b.left = min(b.burst, b.left+b.rate*max(now.Sub(b.at).Seconds(), 0))
+	b.at = now
+	if b.left < 1 {
+		return false
+	}
+	b.left--
+	return true
+}

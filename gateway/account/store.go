@@ -1,0 +1,435 @@
+package account
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/uptrace/bun"
+	"golang.org/x/sync/singleflight"
+
+	"tidegate/gateway/database"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Bounds of what the store does and keeps.
+const (
+	pollEvery    = time.Second
+	askTimeout   = 2 * time.Second // of one look into the database
+	loadTimeout  = 2 * time.Minute // of the first one, which reads the hashes of all keys
+	staleAfter   = time.Hour       // how long keys in memory are believed without the database
+	cachedKeys   = 50_000          // about 25 MB
+	unknownKeys  = 4096            // that were asked for in vain
+	unknownRate  = 20              // a second for which the database is asked
+	unknownBurst = 50              //
+	feedPage     = 1000            // changes read at a time
+)
+
+// Hooks are called, if they are not nil, on the goroutine of what has happened:
+// they must be quick and must not call the store.
+type Hooks struct {
+	Wrote   func()           // this process has made a change: others may be told to Poke
+	Applied func()           // changes of any replica have been taken over: overrides may differ
+	Log     *slog.Logger     // nil: silent
+	now     func() time.Time // for tests
+}
+
+// Store is the accounts in a database, and what this replica keeps of them in
+// memory. It is safe for concurrent use.
+type Store struct {
+	db      *bun.DB
+	hooks   Hooks
+	poke    chan struct{}
+	flights singleflight.Group
+
+	syncing chan struct{} // holds one token: who takes it may pull
+	down    atomic.Bool   // the last pull failed
+	fresh   atomic.Int64  // when the last pull worked, in Unix milliseconds; 0: never
+
+	mu        sync.Mutex // guards what is below
+	seq       int64      // the last change that was taken over; -1: nothing is loaded
+	cache     *lru[*record]
+	unknown   *lru[struct{}]
+	prints    *prints
+	asks      bucket
+	overrides []Override
+}
+
+// NewStore makes a store over an open database, which stays the caller's. Nothing
+// is read before Migrate and Sync.
+func NewStore(db *bun.DB, hooks Hooks) *Store {
+	if hooks.Log == nil {
+		hooks.Log = slog.New(slog.DiscardHandler)
+	}
+	if hooks.now == nil {
+		hooks.now = time.Now
+	}
+	s := &Store{
+		db: db, hooks: hooks, poke: make(chan struct{}, 1), syncing: make(chan struct{}, 1), seq: -1,
+		cache: newLRU[*record](cachedKeys), unknown: newLRU[struct{}](unknownKeys), prints: newPrints(nil),
+		asks: bucket{rate: unknownRate, burst: unknownBurst},
+	}
+	s.syncing <- struct{}{}
+	return s
+}
+
+// Migrate brings the tables up to date. Several replicas may do so at once.
+func Migrate(ctx context.Context, db *bun.DB) error {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	return database.Migrate(ctx, db, "account", files)
+}
+
+// Poke makes Run look for changes at once. It never blocks.
+func (s *Store) Poke() {
+	select {
+	case s.poke <- struct{}{}:
+	default: // it is about to look anyway
+	}
+}
+
+// Up reports whether the database answered when it was last asked for changes.
+func (s *Store) Up() bool { return !s.down.Load() }
+
+// Run takes over the changes of all replicas until ctx ends, and then returns nil.
+// A database that does not answer is a state, not an error.
+func (s *Store) Run(ctx context.Context) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-s.poke:
+		}
+		was := s.down.Load()
+		err := s.Sync(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !was:
+			s.hooks.Log.Error("the store does not answer: keys in use go on, others are refused with 503", "for_at_most", staleAfter, "error", err)
+		case err == nil && was:
+			s.hooks.Log.Info("the store answers again")
+		}
+	}
+}
+
+// Sync takes over what has changed since the last time; the first time it reads
+// the beginnings of the hashes of all keys (a million take a few seconds). It must
+// have worked once before Identify knows any key.
+func (s *Store) Sync(ctx context.Context) error {
+	select {
+	case <-s.syncing:
+		defer func() { s.syncing <- struct{}{} }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	s.mu.Lock()
+	from := s.seq
+	s.mu.Unlock()
+	limit := askTimeout
+	if from < 0 {
+		limit = loadTimeout
+	}
+	within, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	began := s.hooks.now()
+	to, err := s.pull(within, from)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	s.down.Store(err != nil)
+	if err != nil {
+		return err
+	}
+	s.fresh.Store(began.UnixMilli())
+	if to != from && s.hooks.Applied != nil {
+		s.hooks.Applied()
+	}
+	return nil
+}
+
+// pull reads the changes after from and takes them over.
+func (s *Store) pull(ctx context.Context, from int64) (to int64, err error) {
+	if from < 0 {
+		return s.load(ctx)
+	}
+	for {
+		var lines []struct {
+			ID            int64
+			What, Subject string
+		}
+		err := s.db.NewRaw("SELECT id, what, subject FROM account_audit WHERE id > ? ORDER BY id LIMIT ?", from, feedPage).Scan(ctx, &lines)
+		if err != nil {
+			return from, fmt.Errorf("read the changes: %w", err)
+		}
+		if len(lines) == 0 {
+			return from, nil
+		}
+		var ids []string
+		overrides := false
+		for _, l := range lines {
+			kind, _, _ := strings.Cut(l.What, ".")
+			if kind == "key" {
+				ids = append(ids, l.Subject)
+			}
+			overrides = overrides || kind == "override"
+		}
+		if err := s.apply(ctx, lines[len(lines)-1].ID, ids, overrides); err != nil {
+			return from, err
+		}
+		from = lines[len(lines)-1].ID
+	}
+}
+
+// apply reads the keys again, and the overrides where they changed, and takes them
+// over as the state after the change seq.
+func (s *Store) apply(ctx context.Context, seq int64, ids []string, overridden bool) error {
+	var (
+		keys      []*keyRow
+		overrides []Override
+		err       error
+	)
+	if len(ids) > 0 {
+		slices.Sort(ids)
+		if keys, err = s.keys(ctx, s.db, "k.id IN ?", bun.Tuple(slices.Compact(ids))); err != nil {
+			return err
+		}
+	}
+	if overridden {
+		if overrides, err = s.StoredOverrides(ctx); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range keys {
+		sum, r, err := k.record()
+		if err != nil {
+			return err
+		}
+		s.prints.add(sum.print())
+		if _, ok := s.cache.get(sum); ok {
+			s.cache.put(sum, r)
+		}
+	}
+	if overridden {
+		s.overrides = overrides
+	}
+	s.seq = seq
+	return nil
+}
+
+// load reads everything that is kept in memory from the start. The count of
+// changes is read first, so that what changes meanwhile is read again.
+func (s *Store) load(ctx context.Context) (seq int64, err error) {
+	if err := s.db.NewRaw("SELECT seq FROM account_feed").Scan(ctx, &seq); err != nil {
+		return -1, fmt.Errorf("read the count of changes: %w", err)
+	}
+	overrides, err := s.StoredOverrides(ctx)
+	if err != nil {
+		return -1, err
+	}
+	rows, err := s.db.QueryContext(ctx, "SELECT hash FROM account_keys WHERE revoked_ms = 0")
+	if err != nil {
+		return -1, fmt.Errorf("read the hashes: %w", err)
+	}
+	defer func() { _ = rows.Close() }() // Err below says what matters
+	var all []uint64
+	for rows.Next() {
+		var text string
+		if err := rows.Scan(&text); err != nil {
+			return -1, fmt.Errorf("read the hashes: %w", err)
+		}
+		sum, err := parseHash(text)
+		if err != nil {
+			return -1, err
+		}
+		all = append(all, sum.print())
+	}
+	if err := rows.Err(); err != nil {
+		return -1, fmt.Errorf("read the hashes: %w", err)
+	}
+	known := newPrints(slices.Clip(all))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.prints, s.overrides, s.seq = known, overrides, seq
+	return seq, nil
+}
+
+func parseHash(text string) (sum hash, err error) {
+	if n, err := hex.Decode(sum[:], []byte(text)); err != nil || n != len(sum) || len(text) != 2*len(sum) {
+		return sum, fmt.Errorf("the store holds %q where a hash should be", text)
+	}
+	return sum, nil
+}
+
+// record is a key in memory.
+type record struct {
+	id      Identity
+	ips     []netip.Prefix
+	revoked bool
+}
+
+// admit says whether the key may be used now and from there.
+func (r *record) admit(now time.Time, from netip.Addr) (Identity, error) {
+	if r.revoked || !r.id.Expires.IsZero() && !now.Before(r.id.Expires) {
+		return Identity{}, ErrUnknownKey
+	}
+	if len(r.ips) > 0 && !slices.ContainsFunc(r.ips, func(p netip.Prefix) bool { return p.Contains(from) }) {
+		return Identity{}, ErrIPNotAllowed
+	}
+	return r.id, nil
+}
+
+// keyRow is a key as the database holds it, with whom it belongs to.
+type keyRow struct {
+	ID, Name, UserName, Project, Department string
+	Hash, Models, Tier                      string
+	IPs                                     string `bun:"ips"`
+	MaxLevel                                int
+	Admin                                   bool
+	CreatedMs, ExpiresMs, RevokedMs         int64
+	ReplacedBy                              string
+}
+
+// keys reads the keys that a condition picks.
+func (s *Store) keys(ctx context.Context, db bun.IDB, where string, args ...any) (rows []*keyRow, err error) {
+	err = db.NewRaw(`SELECT k.id, k.name, k.user_name, u.project, p.department, k.hash, k.models, k.ips, k.tier, k.max_level,
+		k.admin, k.created_ms, k.expires_ms, k.revoked_ms, k.replaced_by
+		FROM account_keys AS k JOIN account_users AS u ON u.name = k.user_name JOIN account_projects AS p ON p.name = u.project
+		WHERE `+where, args...).Scan(ctx, &rows)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("read keys: %w", err)
+	}
+	return rows, nil
+}
+
+func (k *keyRow) record() (hash, *record, error) {
+	r := &record{revoked: k.RevokedMs != 0, id: Identity{
+		Department: k.Department, Project: k.Project, User: k.UserName, Key: k.Name, KeyID: k.ID,
+		Tier: Tier(k.Tier), MaxLevel: k.MaxLevel, Admin: k.Admin, Expires: at(k.ExpiresMs),
+	}}
+	var ips []string
+	if err := errors.Join(json.Unmarshal([]byte(k.Models), &r.id.models), json.Unmarshal([]byte(k.IPs), &ips)); err != nil {
+		return hash{}, nil, fmt.Errorf("the store's key %s: %w", k.ID, err)
+	}
+	for _, ip := range ips {
+		p, err := netip.ParsePrefix(ip)
+		if err != nil {
+			return hash{}, nil, fmt.Errorf("the store's key %s: %w", k.ID, err)
+		}
+		r.ips = append(r.ips, p)
+	}
+	sum, err := parseHash(k.Hash)
+	return sum, r, err
+}
+
+// at is a time of the database; 0 is no time.
+func at(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
+}
+
+// identify finds whose key has a hash.
+func (s *Store) identify(ctx context.Context, sum hash, from netip.Addr) (Identity, error) {
+	now := s.hooks.now()
+	if now.UnixMilli()-s.fresh.Load() > staleAfter.Milliseconds() {
+		return Identity{}, ErrUnavailable
+	}
+	s.mu.Lock()
+	r, ok := s.cache.get(sum)
+	var err error
+	if !ok {
+		err = s.worthAsking(sum, now)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return Identity{}, err
+	}
+	if !ok {
+		if r, err = s.ask(ctx, sum); err != nil {
+			return Identity{}, err
+		}
+	}
+	return r.admit(now, from)
+}
+
+// worthAsking says why the database is not to be asked for a key; s.mu is held.
+func (s *Store) worthAsking(sum hash, now time.Time) error {
+	if s.down.Load() {
+		return ErrUnavailable
+	}
+	if s.prints.has(sum.print()) {
+		return nil
+	}
+	if _, ok := s.unknown.get(sum); ok || !s.asks.take(now) {
+		return ErrUnknownKey
+	}
+	return nil
+}
+
+// ask looks a key up in the database, once for all that ask at the same time. It
+// goes on when one of them leaves.
+func (s *Store) ask(ctx context.Context, sum hash) (*record, error) {
+	answer := s.flights.DoChan(string(sum[:]), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+		defer cancel()
+		return s.lookup(ctx, sum)
+	})
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case a := <-answer:
+		if a.Err != nil {
+			return nil, a.Err
+		}
+		return a.Val.(*record), nil
+	}
+}
+
+func (s *Store) lookup(ctx context.Context, sum hash) (*record, error) {
+	s.mu.Lock()
+	seq := s.seq
+	s.mu.Unlock()
+	rows, err := s.keys(ctx, s.db, "k.hash = ?", hex.EncodeToString(sum[:]))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(rows) == 0 {
+		s.unknown.put(sum, struct{}{})
+		return nil, ErrUnknownKey
+	}
+	_, r, err := rows[0].record()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	// What changed since then may be this key, whose change finds nothing to renew.
+	if s.seq == seq {
+		s.cache.put(sum, r)
+	}
+	s.prints.add(sum.print())
+	return r, nil
+}

@@ -1,0 +1,284 @@
+package gateway
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"tidegate/gateway/account"
+)
+
+// admin lets only administrators through to a route of /admin/v1/. What the store
+// fails with is the store's failure, not a model server's.
+func admin(h handler) handler {
+	return func(c *call) error {
+		c.w.Header().Set("Cache-Control", "no-store")
+		if err := c.identify(); err != nil {
+			return err
+		}
+		if !c.who.Admin {
+			return refuse(codeAccessDenied, "", "this needs an administrator's key: make one with tidegate key create --admin")
+		}
+		if c.set.accounts.Store() == nil {
+			return refuse(codeStore, "", "this gateway runs without a store: set store.dsn in its configuration")
+		}
+		err := h(c)
+		if err == nil || errors.As(err, new(*refusal)) || errors.As(err, new(*account.Fault)) || c.r.Context().Err() != nil {
+			return err
+		}
+		return fmt.Errorf("%w: %w", account.ErrUnavailable, err)
+	}
+}
+
+// actor is who the audit log says it was.
+func (c *call) actor() string { return c.who.User + "/" + c.who.Key }
+
+// strict reads the body into v, which knows all that may stand in it. A body may
+// be left out where nothing in it is required.
+func (c *call) strict(v any, required bool) error {
+	if c.r.ContentLength == 0 && !required {
+		return nil
+	}
+	raw, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err = d.Decode(v); err == nil {
+		if _, end := d.Token(); !errors.Is(end, io.EOF) {
+			return refuse(codeInvalidRequest, "", "the body must be one JSON object and nothing after it")
+		}
+		return nil
+	}
+	var kind *json.UnmarshalTypeError
+	if errors.As(err, &kind) {
+		return refuse(codeInvalidRequest, kind.Field, fmt.Sprintf("%s: expected %s, not %s", cmp.Or(kind.Field, "the body"), jsonKind(kind), kind.Value))
+	}
+	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+		name = strings.Trim(name, `"`)
+		return refuse(codeInvalidRequest, name, "unknown field "+quote(name))
+	}
+	return refuse(codeInvalidRequest, "", "the body is no valid JSON")
+}
+
+// jsonKind names what was expected as a writer of JSON would.
+func jsonKind(e *json.UnmarshalTypeError) string {
+	switch name := e.Type.Kind().String(); name {
+	case "bool":
+		return "true or false"
+	case "slice":
+		return "a list"
+	case "struct":
+		return "an object"
+	case "string":
+		return "text"
+	}
+	return "a number"
+}
+
+// pageOf reads the part of a list that is asked for.
+func (c *call) pageOf() (account.Page, error) {
+	q := c.r.URL.Query()
+	p := account.Page{After: q.Get("after"), Limit: defaultPage}
+	if s := q.Get("limit"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 || n > account.MaxPage {
+			return p, refuse(codeInvalidRequest, "limit", fmt.Sprintf("limit must be from 1 to %d", account.MaxPage))
+		}
+		p.Limit = n
+	}
+	return p, nil
+}
+
+const defaultPage = 100
+
+// listed sends one page; next is what after must be for the one that follows.
+func listed[T any](c *call, items []T, more bool, next func(T) any) error {
+	answer := map[string]any{"object": "list", "data": items, "has_more": more, "after": nil}
+	if more {
+		answer["after"] = next(items[len(items)-1])
+	}
+	return c.reply(answer)
+}
+
+// page answers with a part of a list that goes by names or ids.
+func page[T any](c *call, list func(account.Page) ([]T, bool, error), next func(T) any) error {
+	p, err := c.pageOf()
+	if err != nil {
+		return err
+	}
+	items, more, err := list(p)
+	if err != nil {
+		return err
+	}
+	return listed(c, items, more, next)
+}
+
+func (g *Gateway) listDepartments(c *call) error {
+	return page(c, func(p account.Page) ([]account.Department, bool, error) {
+		return c.set.accounts.Store().Departments(c.r.Context(), p)
+	}, func(d account.Department) any { return d.Name })
+}
+
+func (g *Gateway) listProjects(c *call) error {
+	return page(c, func(p account.Page) ([]account.Project, bool, error) {
+		return c.set.accounts.Store().Projects(c.r.Context(), c.r.URL.Query().Get("department"), p)
+	}, func(p account.Project) any { return p.Name })
+}
+
+func (g *Gateway) listUsers(c *call) error {
+	return page(c, func(p account.Page) ([]account.User, bool, error) {
+		return c.set.accounts.Store().Users(c.r.Context(), c.r.URL.Query().Get("project"), p)
+	}, func(u account.User) any { return u.Name })
+}
+
+func (g *Gateway) listKeys(c *call) error {
+	return page(c, func(p account.Page) ([]account.Key, bool, error) {
+		return c.set.accounts.Store().Keys(c.r.Context(), c.r.URL.Query().Get("user"), p)
+	}, func(k account.Key) any { return k.ID })
+}
+
+// listAudit goes from the newest entry back; after is the last id that is known.
+func (g *Gateway) listAudit(c *call) error {
+	return page(c, func(p account.Page) ([]account.Entry, bool, error) {
+		var before int64
+		if p.After != "" {
+			n, err := strconv.ParseInt(p.After, 10, 64)
+			if err != nil || n < 1 {
+				return nil, false, refuse(codeInvalidRequest, "after", "after must be the id of an entry")
+			}
+			before = n
+		}
+		return c.set.accounts.Store().Audit(c.r.Context(), before, p.Limit)
+	}, func(e account.Entry) any { return strconv.FormatInt(e.ID, 10) })
+}
+
+func (g *Gateway) listOverrides(c *call) error {
+	items, err := c.set.accounts.Store().StoredOverrides(c.r.Context())
+	if err != nil {
+		return err
+	}
+	return listed(c, items, false, nil)
+}
+
+func (g *Gateway) createDepartment(c *call) error {
+	var body struct {
+		Name string `json:"name"`
+	}
+	if err := c.strict(&body, true); err != nil {
+		return err
+	}
+	d, err := c.set.accounts.Store().CreateDepartment(c.r.Context(), c.actor(), body.Name)
+	if err != nil {
+		return err
+	}
+	return c.reply(d)
+}
+
+func (g *Gateway) createProject(c *call) error {
+	var body struct {
+		Name       string `json:"name"`
+		Department string `json:"department"`
+	}
+	if err := c.strict(&body, true); err != nil {
+		return err
+	}
+	p, err := c.set.accounts.Store().CreateProject(c.r.Context(), c.actor(), body.Name, body.Department)
+	if err != nil {
+		return err
+	}
+	return c.reply(p)
+}
+
+func (g *Gateway) createUser(c *call) error {
+	var body struct {
+		Name    string `json:"name"`
+		Project string `json:"project"`
+	}
+	if err := c.strict(&body, true); err != nil {
+		return err
+	}
+	u, err := c.set.accounts.Store().CreateUser(c.r.Context(), c.actor(), body.Name, body.Project)
+	if err != nil {
+		return err
+	}
+	return c.reply(u)
+}
+
+func (g *Gateway) createKey(c *call) error {
+	var body account.NewKey
+	if err := c.strict(&body, true); err != nil {
+		return err
+	}
+	made, err := c.set.accounts.CreateKey(c.r.Context(), c.actor(), body)
+	if err != nil {
+		return err
+	}
+	return c.reply(made)
+}
+
+func (g *Gateway) showKey(c *call) error {
+	k, err := c.set.accounts.Store().Key(c.r.Context(), c.r.PathValue("key"))
+	if err != nil {
+		return err
+	}
+	return c.reply(k)
+}
+
+func (g *Gateway) rotateKey(c *call) error {
+	var body struct {
+		Overlap string `json:"overlap"`
+	}
+	if err := c.strict(&body, false); err != nil {
+		return err
+	}
+	overlap := account.DefaultOverlap
+	if body.Overlap != "" {
+		var err error
+		if overlap, err = time.ParseDuration(body.Overlap); err != nil {
+			return refuse(codeInvalidRequest, "overlap", "overlap must be a duration such as 24h, or 0s")
+		}
+	}
+	made, err := c.set.accounts.RotateKey(c.r.Context(), c.actor(), c.r.PathValue("key"), overlap)
+	if err != nil {
+		return err
+	}
+	return c.reply(made)
+}
+
+func (g *Gateway) revokeKey(c *call) error {
+	if err := c.strict(&struct{}{}, false); err != nil {
+		return err
+	}
+	keys, err := c.set.accounts.Store().RevokeKey(c.r.Context(), c.actor(), c.r.PathValue("key"))
+	if err != nil {
+		return err
+	}
+	return c.reply(map[string]any{"revoked": keys})
+}
+
+func (g *Gateway) setOverride(c *call) error {
+	var body account.Override
+	if err := c.strict(&body, true); err != nil {
+		return err
+	}
+	if err := c.set.accounts.Store().SetOverride(c.r.Context(), c.actor(), body); err != nil {
+		return err
+	}
+	return c.reply(body)
+}
+
+func (g *Gateway) deleteOverride(c *call) error {
+	r := c.r
+	if err := c.set.accounts.Store().DeleteOverride(r.Context(), c.actor(), r.PathValue("of"), r.PathValue("name"), r.PathValue("rule")); err != nil {
+		return err
+	}
+	return c.reply(map[string]any{"deleted": true})
+}
