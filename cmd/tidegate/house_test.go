@@ -23,8 +23,10 @@ func arrows() map[string][]string {
 		"gateway": {
 			"admission", "degrade", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen",
 		},
-		"gateway/account":                {},
+		"gateway/account":                {"gateway/database", "gateway/database/databasetest"},
 		"gateway/backend":                {"admission", "gateway/openai"},
+		"gateway/database":               {"gateway/database/databasetest"},
+		"gateway/database/databasetest":  {},
 		"gateway/ledger":                 {"gateway/openai"},
 		"gateway/openai":                 {},
 		"gateway/qwen":                   {},
@@ -50,6 +52,10 @@ func owners() map[string][]string {
 		"github.com/goccy/go-yaml":      {"cmd/"},
 		"github.com/spf13/cobra":        {"cmd/"},
 		"github.com/invopop/jsonschema": {"cmd/"},
+		"github.com/uptrace/bun":        {"gateway/database/", "gateway/account/", "gateway/ledger/"},
+		"github.com/pressly/goose":      {"gateway/database/"},
+		"github.com/jackc/pgx":          {"gateway/database/", "gateway/ledger/"},
+		"modernc.org/sqlite":            {"gateway/database/"},
 	}
 }
 

@@ -1,0 +1,215 @@
+// Package database opens the store that accounts and usage records live in:
+// SQLite in a file, which needs nothing else, or a PostgreSQL server, which
+// several gateways can share. One code serves both, through bun; statements and
+// migrations keep to what the two have in common (TEXT, BIGINT, INTEGER, BOOLEAN).
+//
+// # SQLite
+//
+// The file is in WAL mode: readers never wait. Transactions take the write lock
+// when they begin (BEGIN IMMEDIATE), so there is one writer, and the others wait
+// in line, for five seconds at most, instead of failing in the middle. Commits are
+// synchronous=FULL: with NORMAL a power cut may undo the last commits, and then a
+// revoked key would work again, and usage whose journal is gone would be lost.
+//
+// # PostgreSQL
+//
+// No statements are kept prepared on the server, so a pooler such as pgbouncer may
+// stand between. Every call ends with its context, also when the server hangs.
+package database
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+	"github.com/uptrace/bun"
+	"github.com/uptrace/bun/dialect"
+	"github.com/uptrace/bun/dialect/pgdialect"
+	"github.com/uptrace/bun/dialect/sqlitedialect"
+	_ "modernc.org/sqlite" // registers the driver
+)
+
+// The pools. A gateway asks little: its keys are in memory and its usage goes out
+// in batches.
+const (
+	sqliteConns = 8
+	pgConns     = 16
+	pgIdle      = 5 * time.Minute
+	pgLifetime  = 30 * time.Minute
+	pgConnect   = 5 * time.Second
+)
+
+const sqliteScheme = "sqlite://"
+
+// Validate says what is wrong with a DSN, without its password, and touches
+// nothing.
+func Validate(dsn string) error {
+	if path, ok := strings.CutPrefix(dsn, sqliteScheme); ok {
+		if path == "" || path == ":memory:" || strings.ContainsAny(path, "?#") || strings.HasSuffix(path, "/") {
+			return errors.New("must name a file, such as sqlite://tidegate.db or sqlite:///var/lib/tidegate/tidegate.db")
+		}
+		return nil
+	}
+	_, err := postgres(dsn)
+	return err
+}
+
+// Open opens the database of a DSN, sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME,
+// and asks it for a sign of life within ctx. A missing SQLite file is made,
+// readable by its owner alone. Errors never hold the password. The caller closes
+// what it gets, which is safe for concurrent use.
+func Open(ctx context.Context, dsn string) (*bun.DB, error) {
+	if err := Validate(dsn); err != nil {
+		return nil, err
+	}
+	var db *bun.DB
+	if path, ok := strings.CutPrefix(dsn, sqliteScheme); ok {
+		if err := createFile(path); err != nil {
+			return nil, err
+		}
+		pool, err := sql.Open("sqlite", path+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)&_txlock=immediate")
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", path, err)
+		}
+		pool.SetMaxOpenConns(sqliteConns)
+		pool.SetMaxIdleConns(sqliteConns)
+		db = bun.NewDB(pool, sqlitedialect.New())
+	} else {
+		config, err := postgres(dsn)
+		if err != nil {
+			return nil, err
+		}
+		pool := stdlib.OpenDB(*config)
+		pool.SetMaxOpenConns(pgConns)
+		pool.SetMaxIdleConns(pgConns)
+		pool.SetConnMaxIdleTime(pgIdle)
+		pool.SetConnMaxLifetime(pgLifetime)
+		db = bun.NewDB(pool, pgdialect.New())
+	}
+	var one int
+	if err := db.QueryRowContext(ctx, "SELECT 1").Scan(&one); err != nil {
+		return nil, errors.Join(fmt.Errorf("reach %s: %w", Name(dsn), err), db.Close())
+	}
+	return db, nil
+}
+
+// Name is a valid DSN as it may be shown: without user and password.
+func Name(dsn string) string {
+	if u, err := url.Parse(dsn); err == nil && u.Host != "" && !strings.HasPrefix(dsn, sqliteScheme) {
+		return u.Scheme + "://" + u.Host + u.Path
+	}
+	return dsn
+}
+
+// createFile makes the file where it is missing. It must not open one that is
+// there: closing it would drop the locks that SQLite holds on it in this process.
+func createFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("cannot create %s: the directory %s is not there", path, filepath.Dir(path))
+	case err != nil:
+		return fmt.Errorf("cannot create %s, is its directory writable?: %w", path, err)
+	}
+	return f.Close()
+}
+
+// postgres reads the DSN of a PostgreSQL server. What the parsers say of a DSN may
+// quote pieces of the password, so their words are not passed on where they do.
+func postgres(dsn string) (*pgx.ConnConfig, error) {
+	if !strings.HasPrefix(dsn, "postgres://") && !strings.HasPrefix(dsn, "postgresql://") {
+		return nil, errors.New("must begin with sqlite:// or postgres://")
+	}
+	u, err := url.Parse(dsn)
+	if err != nil {
+		return nil, errors.New("is no URL; expected postgres://USER:PASSWORD@HOST:5432/NAME, with @ : / ? # in the password written as %40 %3A %2F %3F %23")
+	}
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		text := "is not understood; expected postgres://USER:PASSWORD@HOST:5432/NAME?sslmode=require"
+		if inner := errors.Unwrap(err); inner != nil && u.User == nil && !u.Query().Has("password") {
+			text += ": " + inner.Error()
+		}
+		return nil, errors.New(text)
+	}
+	if config.ConnectTimeout == 0 {
+		config.ConnectTimeout = pgConnect
+	}
+	if config.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
+		config.DefaultQueryExecMode = pgx.QueryExecModeExec
+	}
+	return config, nil
+}
+
+// lockTries is how often, a second apart, a gateway asks for the lock of one that
+// is migrating.
+const lockTries = 300
+
+// Migrate brings the tables of one set up to date; set is a short word such as
+// account, whose versions are kept in the table SET_migrations. files holds goose
+// migrations in SQL at its top, each of which runs in a transaction. Gateways that
+// start at once may all call it: each migration is applied once.
+func Migrate(ctx context.Context, db *bun.DB, set string, files fs.FS) error {
+	kind, table := goose.DialectSQLite3, set+"_migrations"
+	options := []goose.ProviderOption{goose.WithTableName(table), goose.WithDisableGlobalRegistry(true)}
+	pg := db.Dialect().Name() == dialect.PG
+	if pg {
+		kind = goose.DialectPostgres
+		locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, lockTries))
+		if err != nil {
+			return fmt.Errorf("migrate %s: %w", set, err)
+		}
+		options = append(options, goose.WithSessionLocker(locker))
+	}
+	// The provider is not closed: that would close the database.
+	p, err := goose.NewProvider(kind, db.DB, files, options...)
+	if err != nil {
+		return fmt.Errorf("migrate %s: %w", set, err)
+	}
+	if pg {
+		if _, err = p.Up(ctx); err != nil {
+			return fmt.Errorf("migrate %s: %w", set, err)
+		}
+		return nil
+	}
+	if err := migrateSQLite(ctx, db, p, table); err != nil {
+		return fmt.Errorf("migrate %s: %w", set, err)
+	}
+	return nil
+}
+
+// migrateSQLite does without a lock over all, which SQLite does not have: of two
+// that run the same migration the second fails as a whole, since a version can
+// stand in the table only once, and then looks again at what is left to do.
+func migrateSQLite(ctx context.Context, db *bun.DB, p *goose.Provider, table string) error {
+	before, err := p.GetDBVersion(ctx) // makes the table
+	if err != nil {
+		return err
+	}
+	if _, err := db.ExecContext(ctx, "CREATE UNIQUE INDEX IF NOT EXISTS "+table+"_once ON "+table+" (version_id)"); err != nil {
+		return err
+	}
+	for {
+		if _, err = p.Up(ctx); err == nil {
+			return nil
+		}
+		now, versionErr := p.GetDBVersion(ctx)
+		if versionErr != nil || now <= before {
+			return err
+		}
+		before = now
+	}
+}
