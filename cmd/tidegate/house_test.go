@@ -17,7 +17,8 @@ import (
 func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/tidegate": {
-			"admission", "gateway", "gateway/account", "gateway/backend", "gateway/gatewaytest", "gateway/ledger", "gateway/qwen",
+			"admission", "gateway", "gateway/account", "gateway/backend", "gateway/database", "gateway/database/databasetest",
+			"gateway/gatewaytest", "gateway/ledger", "gateway/qwen",
 		},
 		"cmd/tidegate-vllm-sim": {"gateway/gatewaytest"},
 		"gateway": {
@@ -27,7 +28,7 @@ func arrows() map[string][]string {
 		"gateway/backend":                {"admission", "gateway/openai"},
 		"gateway/database":               {"gateway/database/databasetest"},
 		"gateway/database/databasetest":  {},
-		"gateway/ledger":                 {"gateway/openai"},
+		"gateway/ledger":                 {"gateway/database", "gateway/database/databasetest", "gateway/openai"},
 		"gateway/openai":                 {},
 		"gateway/qwen":                   {},
 		"gateway/gatewaytest":            {"gateway/qwen"},
