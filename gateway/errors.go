@@ -32,6 +32,7 @@ const (
 	codeUpstream         code = "upstream_error"
 	codeTimeout          code = "timeout"
 	codeInternal         code = "internal_error"
+	codeStoreUnavailable code = "store_unavailable"
 )
 
 // status is the HTTP status and OpenAI's type of each code.
@@ -49,7 +50,7 @@ func (c code) status() (int, string) {
 		return http.StatusBadRequest, "invalid_request_error"
 	case codeRequestTooLarge:
 		return http.StatusRequestEntityTooLarge, "invalid_request_error"
-	case codeOverloaded, codeNoBackend:
+	case codeOverloaded, codeNoBackend, codeStoreUnavailable:
 		return http.StatusServiceUnavailable, "server_error"
 	case codeUpstream:
 		return http.StatusBadGateway, "server_error"
@@ -168,6 +169,7 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 const (
 	retryNoBackend  = 2 * time.Second // the health probe's rhythm
 	retryOverloaded = time.Second
+	retryStore      = 5 * time.Second
 )
 
 func limitOf(t backend.Timeouts, p backend.Phase) time.Duration {

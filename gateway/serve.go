@@ -11,10 +11,7 @@ func (g *Gateway) generate(c *call) error {
 	if err != nil {
 		return err
 	}
-	defer func() { // once, whatever happens, panics included
-		permit.Settle()
-		g.count(c)
-	}()
-	c.level, c.reason = permit.Level, permit.Reason
-	return g.forward(c, permit) // retries before the first byte; the tap counts tokens
+	defer permit.Settle()                                             // once, whatever happens, panics included
+	c.admitted, c.level, c.reason = true, permit.Level, permit.Reason // from here on the ledger has it
+	return g.forward(c, permit)                                       // retries before the first byte; the tap counts tokens
 }

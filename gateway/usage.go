@@ -35,9 +35,16 @@ func (g *Gateway) ownUsage(c *call) error {
 	default:
 		return refuse(codeInvalidRequest, "group_by", "group_by must be day, model or key")
 	}
+	const day = 24 * time.Hour
+	rows, err := g.Ledger.Report(c.r.Context(), ledger.Query{
+		Filter: c.own(), By: []ledger.Group{by}, From: from.Truncate(day), To: to.Truncate(day).Add(day),
+	})
+	if err != nil {
+		return fmt.Errorf("%w (%w)", refuse(codeStoreUnavailable, "", "the database of usage does not answer; please try again").after(retryStore), err)
+	}
 	return c.reply(map[string]any{
 		"object": "list", "user": c.who.User, "from": from.Format(time.DateOnly), "to": to.Format(time.DateOnly),
-		"group_by": by, "data": g.Ledger.Report(c.who.User, from, to, by),
+		"group_by": by, "data": rows,
 	})
 }
 

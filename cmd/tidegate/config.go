@@ -23,6 +23,7 @@ import (
 type config struct {
 	Server    serverConfig          `yaml:"server"`
 	Auth      account.Config        `yaml:"auth"`
+	Store     storeConfig           `yaml:"store"`
 	Models    []backend.ModelConfig `yaml:"models"`
 	Telemetry telemetryConfig       `yaml:"telemetry"`
 }
@@ -54,6 +55,7 @@ func defaultConfig() config {
 			Config: gateway.Default(),
 		},
 		Auth:      account.Default(),
+		Store:     storeConfig{DSN: "sqlite://tidegate.db", JournalDir: "./journal"},
 		Telemetry: telemetryConfig{Log: "json"},
 	}
 }
@@ -80,6 +82,7 @@ func (c *config) validate() error {
 	fault(c.Telemetry.Log == "json" || c.Telemetry.Log == "text", "telemetry.log: must be json or text, not %q", c.Telemetry.Log)
 	within("server.", s.Validate())
 	within("auth.", c.Auth.Validate())
+	within("store.", c.Store.validate())
 	fault(len(c.Models) > 0, "models: is empty; expected at least one model with a name and backends")
 	owner := map[string]string{}
 	for i := range c.Models {
@@ -224,6 +227,7 @@ func excerpt(source []byte, line, column int) string {
 		return ""
 	}
 	text := strings.TrimRight(lines[line-1], "\r")
+	text = regexp.MustCompile(`(://[^:@/\s]*:)[^@\s]*@`).ReplaceAllString(text, "$1***@") // a log needs no password
 	return fmt.Sprintf("    %s\n    %s^", text, strings.Repeat(" ", max(column-1, 0)))
 }
 
@@ -391,6 +395,7 @@ func (c *config) restartOnly(next *config) (keys []string) {
 		{"server.header_timeout", c.Server.HeaderTimeout == next.Server.HeaderTimeout},
 		{"server.shutdown_grace", c.Server.ShutdownGrace == next.Server.ShutdownGrace},
 		{"server.tls", c.Server.TLS == next.Server.TLS},
+		{"store", c.Store == next.Store},
 		{"telemetry.log", c.Telemetry == next.Telemetry},
 	} {
 		if !s.same {

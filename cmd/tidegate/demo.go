@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,8 +60,14 @@ func (p *process) demo(ctx context.Context, address string) error {
 		m.Backends = append(m.Backends, backend.Config{URL: at})
 		fmt.Fprintf(p.stdout, "simulated %-10s  %s\n", o.Model, at)
 	}
+	dir, err := os.MkdirTemp("", "tidegate-demo-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
 	key, sum := newKey()
 	c := defaultConfig()
+	c.Store = storeConfig{DSN: "sqlite://" + filepath.Join(dir, "tidegate.db"), JournalDir: filepath.Join(dir, "journal")}
 	c.Server.Listen, c.Server.OpsListen, c.Server.ShutdownGrace = address, free("127.0.0.1:9090"), 3*time.Second
 	if address == "" {
 		c.Server.Listen = free("127.0.0.1:8080")

@@ -73,6 +73,11 @@ func (p *process) serve(ctx context.Context, f serveFlags) error {
 	if err != nil {
 		return err
 	}
+	if len(f.backends) > 0 {
+		if err := p.storeHere(&c.Store); err != nil {
+			return err
+		}
+	}
 	d, err := newDaemon(c, p)
 	if err != nil {
 		return err
@@ -130,6 +135,9 @@ func (p *process) withoutFile(urls []string, over func(*config)) (config, error)
 	c.Auth.Mode = account.Open
 	c.Telemetry.Log = "text"
 	over(&c)
+	if err := p.overStore(&c.Store); err != nil {
+		return c, err
+	}
 	for _, url := range urls {
 		b := backend.Config{URL: url}
 		if err := b.Validate(); err != nil {
@@ -151,15 +159,38 @@ type daemon struct {
 	failure  atomic.Pointer[string] // of the last reload; nil: it worked
 	front    net.Listener           // where callers reach it, once it listens
 	ops      net.Listener
+	ledger   *ledger.Ledger
+	close    func() error // of the ledger and its database
 }
 
 // newDaemon builds every part and starts nothing but the listeners, so that a
-// taken port is said at once.
+// taken port is said at once. Who runs it closes it.
 func newDaemon(c config, p *process) (*daemon, error) {
-	d := &daemon{config: c, log: newLog(c.Telemetry.Log, p)}
+	d := &daemon{config: c, log: newLog(c.Telemetry.Log, p), close: func() error { return nil }}
+	if err := d.build(); err != nil {
+		for _, l := range []net.Listener{d.front, d.ops} {
+			if l != nil {
+				l.Close()
+			}
+		}
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+func (d *daemon) build() (err error) {
+	c := d.config
+	if d.front, err = listen("server.listen", c.Server.Listen); err != nil {
+		return err
+	}
+	if c.Server.OpsListen != "" {
+		if d.ops, err = listen("server.ops_listen", c.Server.OpsListen); err != nil {
+			return err
+		}
+	}
 	tokenizer, err := qwen.New()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	registry := prometheus.NewRegistry()
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tidegate_build_info", Help: "1, with the version as a label."}, []string{"version"})
@@ -169,22 +200,17 @@ func newDaemon(c config, p *process) (*daemon, error) {
 	}, nil)
 	d.reloaded.WithLabelValues().Set(1)
 	registry.MustRegister(info, d.reloaded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if d.ledger, d.close, err = openLedger(c.Store, d.log, registry); err != nil {
+		d.close = func() error { return nil }
+		return err
+	}
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version())
 	d.gateway = gateway.New(gateway.Parts{
-		Log: d.log, Fleet: d.fleet, Admission: admission.New(), Ledger: ledger.New(), Tokenizer: tokenizer,
+		Log: d.log, Fleet: d.fleet, Admission: admission.New(), Ledger: d.ledger, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(),
 	}, c.Server.Config, account.New(c.Auth))
 	d.fleet.Apply(c.Models)
-	if d.front, err = listen("server.listen", c.Server.Listen); err != nil {
-		return nil, err
-	}
-	if c.Server.OpsListen != "" {
-		if d.ops, err = listen("server.ops_listen", c.Server.OpsListen); err != nil {
-			d.front.Close()
-			return nil, err
-		}
-	}
-	return d, nil
+	return nil
 }
 
 // countedMessages is how many messages keep their token counts in memory.
@@ -208,8 +234,10 @@ func listen(key, address string) (net.Listener, error) {
 	return l, nil
 }
 
-// run serves until ctx ends. source is the loop that keeps the configuration fresh.
-func (d *daemon) run(ctx context.Context, source loop) error {
+// run serves until ctx ends, and closes what newDaemon opened. source is the loop
+// that keeps the configuration fresh.
+func (d *daemon) run(ctx context.Context, source loop) (err error) {
+	defer func() { err = errors.Join(err, d.close()) }()
 	s := d.config.Server
 	front, err := d.frontServer()
 	if err != nil {
@@ -229,7 +257,7 @@ func (d *daemon) run(ctx context.Context, source loop) error {
 	if host, _, err := net.SplitHostPort(d.front.Addr().String()); err == nil && d.config.Auth.Mode == account.Open && !net.ParseIP(host).IsLoopback() {
 		d.log.Warn("anyone who reaches this address may use the models: auth.mode is open", "address", d.front.Addr().String())
 	}
-	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.fleet.Run, source)
+	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.fleet.Run, d.ledger.Run, source)
 }
 
 // maxHeader bounds a request's head in bytes.
@@ -351,7 +379,7 @@ func (d *daemon) status() map[string]any {
 	if p := d.failure.Load(); p != nil {
 		problem = *p
 	}
-	return map[string]any{"config_reload_ok": problem == "", "config_reload_error": problem}
+	return map[string]any{"config_reload_ok": problem == "", "config_reload_error": problem, "ledger": d.ledger.Status()}
 }
 
 // discoverEvery is how often a server that is not there yet is asked again.

@@ -173,104 +173,117 @@ func testTwice(t *testing.T, db *bun.DB) {
 	}
 }
 
+// model is a ledger under testCrashes and what it must say.
+type model struct {
+	t            *testing.T
+	db           *bun.DB
+	department   string
+	dir          string
+	l            *Ledger
+	n            int
+	kept, memory []Record // on the disk or further; in memory only
+}
+
+func (m *model) open() {
+	m.l = open(m.t, m.dir, m.db)
+	m.l.journal.segment = 2000 // bytes: about ten records
+}
+
+func (m *model) add(rt *rapid.T) {
+	for range rapid.IntRange(1, 30).Draw(rt, "n") {
+		r := one(m.n)
+		r.ID, r.Department, r.User = fmt.Sprint(m.department, "-", m.n), m.department, fmt.Sprint(m.n%3)
+		r.Time = noon().Add(time.Duration(m.n) * time.Minute)
+		m.n++
+		m.l.Add(r)
+		m.memory = append(m.memory, r)
+	}
+}
+
+func (m *model) commit(rt *rapid.T) {
+	if err := m.l.journal.commit(); err != nil {
+		rt.Fatal(err)
+	}
+	m.kept, m.memory = append(m.kept, m.memory...), nil
+}
+
+func (m *model) ship(rt *rapid.T) {
+	if _, err := m.l.ship(m.t.Context()); err != nil {
+		rt.Fatal(err)
+	}
+}
+
+// shipUnheard ships, and does not hear that it worked.
+func (m *model) shipUnheard(rt *rapid.T) {
+	at, before := m.l.at, m.l.offset.Load()
+	m.ship(rt)
+	if m.l.at == at && at != nil {
+		m.l.offset.Store(before)
+	}
+}
+
+func (m *model) crash(*rapid.T) {
+	m.l.crash()
+	m.memory = nil
+	m.open()
+}
+
+// crashWriting leaves a part of a record at the end of the live segment.
+func (m *model) crashWriting(rt *rapid.T) {
+	m.commit(rt)
+	live := m.l.journal.live
+	m.l.crash()
+	if live != nil {
+		r := one(m.n)
+		r.Department = m.department
+		whole := appendFrame(nil, &r)
+		f, err := os.OpenFile(live.path, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		f.Write(whole[:rapid.IntRange(0, len(whole)-1).Draw(rt, "bytes")])
+		f.Close()
+	}
+	m.open()
+}
+
+func (m *model) restart(rt *rapid.T) {
+	if err := m.l.Close(); err != nil {
+		rt.Fatal(err)
+	}
+	m.kept, m.memory = append(m.kept, m.memory...), nil
+	m.open()
+}
+
+func (m *model) check(rt *rapid.T) {
+	want := sumOf(append(slices.Clone(m.kept), m.memory...)...)
+	if got := total(m.t, m.l, Filter{Department: m.department}); got != want {
+		rt.Fatalf("got  %+v\nwant %+v", got, want)
+	}
+}
+
 // testCrashes adds, commits, ships, kills and reopens at random, damages what a
 // kill may damage, and asks for the sum after every step.
 func testCrashes(t *testing.T, db *bun.DB) {
 	run := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		run++
-		department := fmt.Sprint("crashes", run)
-		dir := filepath.Join(t.TempDir(), "journal")
-		n := 0
-		var kept, memory []Record // on the disk or further; in memory only
-		reopen := func() *Ledger {
-			l := open(t, dir, db)
-			l.journal.segment = 2000 // about ten records
-			return l
-		}
-		l := reopen()
-		commit := func() {
-			if err := l.journal.commit(); err != nil {
-				rt.Fatal(err)
-			}
-			kept, memory = append(kept, memory...), nil
-		}
+		m := &model{t: t, db: db, department: fmt.Sprint("crashes", run), dir: filepath.Join(t.TempDir(), "journal")}
+		m.open()
 		rt.Repeat(map[string]func(*rapid.T){
-			"add": func(rt *rapid.T) {
-				for range rapid.IntRange(1, 30).Draw(rt, "n") {
-					r := one(n)
-					r.ID, r.Department, r.User = fmt.Sprint(department, "-", n), department, fmt.Sprint(n%3)
-					r.Time = noon().Add(time.Duration(n) * time.Minute)
-					n++
-					l.Add(r)
-					memory = append(memory, r)
-				}
-			},
-			"commit": func(*rapid.T) { commit() },
-			"ship": func(rt *rapid.T) {
-				if _, err := l.ship(t.Context()); err != nil {
-					rt.Fatal(err)
-				}
-			},
-			"ship without an answer": func(rt *rapid.T) {
-				at, before := l.at, l.offset.Load()
-				if _, err := l.ship(t.Context()); err != nil {
-					rt.Fatal(err)
-				}
-				if l.at == at && at != nil {
-					l.offset.Store(before)
-				}
-			},
-			"crash": func(rt *rapid.T) {
-				l.crash()
-				memory = nil
-				l = reopen()
-			},
-			"crash in a write": func(rt *rapid.T) {
-				commit()
-				var path string
-				if l.journal.live != nil {
-					path = l.journal.live.path
-				}
-				l.crash()
-				if path != "" {
-					r := one(n)
-					r.Department = department
-					whole := appendFrame(nil, &r)
-					part := whole[:rapid.IntRange(0, len(whole)-1).Draw(rt, "bytes")]
-					f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
-					if err != nil {
-						rt.Fatal(err)
-					}
-					f.Write(part)
-					f.Close()
-				}
-				l = reopen()
-			},
-			"close": func(rt *rapid.T) {
-				if err := l.Close(); err != nil {
-					rt.Fatal(err)
-				}
-				kept, memory = append(kept, memory...), nil
-				l = reopen()
-			},
-			"": func(rt *rapid.T) {
-				want := sumOf(append(slices.Clone(kept), memory...)...)
-				if got := total(t, l, Filter{Department: department}); got != want {
-					rt.Fatalf("got  %+v\nwant %+v", got, want)
-				}
-			},
+			"add": m.add, "commit": m.commit, "ship": m.ship, "ship unheard": m.shipUnheard,
+			"crash": m.crash, "crash writing": m.crashWriting, "restart": m.restart, "": m.check,
 		})
-		commit()
-		shipAll(t, l)
-		if err := l.Close(); err != nil {
+		m.commit(rt)
+		shipAll(t, m.l)
+		if err := m.l.Close(); err != nil {
 			rt.Fatal(err)
 		}
-		if left, _, err := listSegments(dir); err != nil || len(left) > 0 {
+		if left, _, err := listSegments(m.dir); err != nil || len(left) > 0 {
 			rt.Fatalf("%v: %d segments are left though all is shipped", err, len(left))
 		}
-		rows, err := Report(t.Context(), db, dir, always(Filter{Department: department}))
-		if err != nil || rows[0].Sums != sumOf(kept...) {
+		rows, err := Report(t.Context(), db, m.dir, always(Filter{Department: m.department}))
+		if err != nil || rows[0].Sums != sumOf(m.kept...) {
 			rt.Fatalf("%v: at last %+v", err, rows)
 		}
 	})

@@ -77,10 +77,11 @@ type Sums struct {
 	Total      int64 `json:"total_tokens"` // Input and Output
 	Estimated  int64 `json:"estimated_requests"`
 	Milliunits int64 `json:"milliunits"` // thousandths of a quota unit
-	GPUMillis  int64 `json:"gpu_ms"`
+	GPUMillis  int64 `json:"gpu_ms,omitempty"`
 }
 
-func (s *Sums) add(o *Sums) {
+// Add adds other sums.
+func (s *Sums) Add(o *Sums) {
 	s.Requests += o.Requests
 	s.Failed += o.Failed
 	s.Input += o.Input
@@ -94,7 +95,7 @@ func (s *Sums) add(o *Sums) {
 }
 
 func (s *Sums) count(r *Record) {
-	s.add(&Sums{
+	s.Add(&Sums{
 		Requests: 1, Failed: flag(r.failed()), Input: int64(r.Usage.Input), Cached: int64(r.Usage.Cached), Output: int64(r.Usage.Output),
 		Reasoning: int64(r.Usage.Reasoning), Total: int64(r.Usage.Total()), Estimated: flag(r.Estimated), Milliunits: r.Units,
 		GPUMillis: r.GPU.Milliseconds(),
@@ -133,9 +134,28 @@ func (q *Query) head(at *Record) (row Row) {
 	return row
 }
 
-// value is the row's, in the column of a group.
+// Values is what the row is about, by group.
+func (r *Row) Values(by []Group) (out []string) {
+	for _, g := range by {
+		out = append(out, r.value(g))
+	}
+	return out
+}
+
 func (r *Row) value(g Group) string {
-	return map[Group]string{ByDay: r.Day, ByDepartment: r.Department, ByProject: r.Project, ByUser: r.User, ByKey: r.Key, ByModel: r.Model}[g]
+	switch g {
+	case ByDay:
+		return r.Day
+	case ByDepartment:
+		return r.Department
+	case ByProject:
+		return r.Project
+	case ByUser:
+		return r.User
+	case ByKey:
+		return r.Key
+	}
+	return r.Model
 }
 
 // tally collects the rows of a report from the database and from segments.
@@ -163,7 +183,7 @@ func (t *tally) add(head Row, s *Sums) {
 	if t.rows[head] == nil {
 		t.rows[head] = &Sums{}
 	}
-	t.rows[head].add(s)
+	t.rows[head].Add(s)
 }
 
 // record counts a record that is not in the database.
