@@ -1,12 +1,16 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"net/url"
 	"time"
 
 	"tidegate/gateway/ledger"
 )
+
+// reportTimeout is how long a report may take, above all where the database hangs.
+const reportTimeout = 10 * time.Second
 
 // ownUsage reports what the caller has used: GET /v1/usage?from&to&group_by.
 // Days are in UTC and both ends are included; the default is the last 30 days.
@@ -36,7 +40,9 @@ func (g *Gateway) ownUsage(c *call) error {
 		return refuse(codeInvalidRequest, "group_by", "group_by must be day, model or key")
 	}
 	const day = 24 * time.Hour
-	rows, err := g.Ledger.Report(c.r.Context(), ledger.Query{
+	ctx, cancel := context.WithTimeout(c.r.Context(), reportTimeout)
+	defer cancel()
+	rows, err := g.Ledger.Report(ctx, ledger.Query{
 		Filter: c.own(), By: []ledger.Group{by}, From: from.Truncate(day), To: to.Truncate(day).Add(day),
 	})
 	if err != nil {

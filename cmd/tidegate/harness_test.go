@@ -126,6 +126,7 @@ type plan struct {
 	open   bool     // auth.mode: open
 	server []string // lines of the section server
 	model  []string // lines of every model
+	dsn    string   // of the database; empty: a new SQLite file
 }
 
 // yaml is the configuration file for these servers; what is stored is in dir.
@@ -141,7 +142,11 @@ func (p plan) yaml(s servers, dir string) string {
 	} else {
 		line("auth:\n  keys:\n    - {user: ada, key_env: KEY_OF_ADA}\n    - {user: bob, key_env: KEY_OF_BOB, models: [%s]}", smallModel)
 	}
-	line("store: {dsn: 'sqlite://%s', journal_dir: %s}", filepath.Join(dir, "tidegate.db"), filepath.Join(dir, "journal"))
+	dsn := p.dsn
+	if dsn == "" {
+		dsn = "sqlite://" + filepath.Join(dir, "tidegate.db")
+	}
+	line("store: {dsn: '%s', journal_dir: %s}", dsn, filepath.Join(dir, "journal"))
 	line("models:")
 	model := func(name string, more string, urls ...string) {
 		line("  - name: %s\n    probe: 50ms%s", name, more)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/database/databasetest"
 	"tidegate/gateway/gatewaytest"
 )
 
@@ -108,6 +109,68 @@ func TestKilled(t *testing.T) {
 	}
 	checkReports(t, file, want)
 	t.Logf("%d requests through 3 kills: output %d in the engines' books and in the report", want.Requests, want.Output)
+}
+
+// TestDatabaseAway stops the database under two gateways that share it: they go on
+// to serve, say in a report that they cannot tell, and have counted all when it is
+// back.
+func TestDatabaseAway(t *testing.T) {
+	server := databasetest.StartServer(t)
+	s := startServers(t, func(o *gatewaytest.Options) { o.Version, o.PromptTokensDetails = "0.30.0", true })
+	dsn := server.Database(t)
+	gateways := []*front{startGateway(t, s, plan{dsn: dsn}), startGateway(t, s, plan{dsn: dsn})}
+	generate := func(n int) {
+		for i := range n {
+			resp, err := gateways[i%2].post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
+				`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":%d}}`, largeModel, 5+i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("status %d", resp.StatusCode)
+			}
+			io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+	}
+	counted := func() bool {
+		want, _ := s.delivered()
+		return gateways[0].used(t) == want && gateways[1].used(t) == want
+	}
+	generate(20)
+	eventually(t, "all to be in both reports", counted)
+	server.Stop(t)
+	generate(20)
+	for _, f := range gateways {
+		resp := f.get(t, "/v1/usage")
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(body), "store_unavailable") || resp.Header.Get("Retry-After") == "" {
+			t.Errorf("status %d: %s", resp.StatusCode, body)
+		}
+		eventually(t, "the outage to be seen", func() bool { return strings.Contains(f.status(t), `"failure"`) })
+	}
+	server.Start(t)
+	eventually(t, "all to be in both reports after the outage", func() bool {
+		resp := gateways[0].get(t, "/v1/usage")
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK && counted()
+	})
+}
+
+// get asks for a path as Ada; the caller closes the answer's body.
+func (f *front) get(t *testing.T, path string) *http.Response {
+	t.Helper()
+	q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, f.url+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.Header.Set("Authorization", "Bearer "+adaKey)
+	resp, err := f.client.Do(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
 }
 
 // checkReports prints the same sum in each form.

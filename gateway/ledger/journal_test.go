@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"pgregory.net/rapid"
@@ -37,6 +38,11 @@ func TestEncode(t *testing.T) {
 		again, err := decode(r.encode(nil))
 		if err != nil || !reflect.DeepEqual(again, r) {
 			t.Fatalf("%v\n%+v\n%+v", err, r, again)
+		}
+		for _, s := range r.texts() {
+			if !utf8.ValidString(s) || strings.Contains(s, "\x00") || len(s) > maxText {
+				t.Fatalf("%q", s)
+			}
 		}
 		if f := appendFrame(nil, &r); len(f) > maxFrame {
 			t.Fatalf("%d bytes", len(f))
@@ -247,6 +253,13 @@ func TestDiskFails(t *testing.T) {
 		l.Add(one(10 + i))
 		if err := j.commit(); !errors.Is(err, broken) {
 			t.Fatal(err)
+		}
+	}
+	// What was not synced is in no file, where the next process would take it for
+	// written while this one writes it again.
+	for i, s := range j.segments {
+		if at, err := os.Stat(s.path); err != nil || at.Size() != s.size || i > 0 {
+			t.Errorf("segment %d: %+v, %v", i, s, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
