@@ -64,7 +64,7 @@ func (p *process) demo(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer os.RemoveAll(dir) //nolint:errcheck // it is in a temporary directory
 	key, sum := newKey()
 	c := defaultConfig()
 	c.Store = storeConfig{DSN: "sqlite://" + filepath.Join(dir, "tidegate.db"), JournalDir: filepath.Join(dir, "journal")}

@@ -120,7 +120,7 @@ func (p *process) usageReport(ctx context.Context, f reportFlags) error {
 	if err != nil {
 		return fmt.Errorf("store.dsn: %w", err)
 	}
-	defer db.Close()
+	defer db.Close() //nolint:errcheck // it was only read
 	if err := ledger.Migrate(ctx, db); err != nil {
 		return err
 	}

@@ -263,7 +263,7 @@ func (j *journal) abandon() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.live.size == 0 {
-		os.Remove(j.live.path)
+		_ = os.Remove(j.live.path) // an empty segment does no harm
 		j.segments = slices.DeleteFunc(j.segments, func(s *segment) bool { return s == j.live })
 	}
 	j.finish()

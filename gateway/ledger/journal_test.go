@@ -124,7 +124,7 @@ func TestDamage(t *testing.T) {
 	}
 	for at := range whole {
 		ids, end, err := read(whole[:at], 0)
-		want := error(errTorn)
+		want := errTorn
 		if slices.Contains(ends, at) {
 			want = nil
 		}

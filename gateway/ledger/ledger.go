@@ -171,7 +171,8 @@ func (l *Ledger) batch(ctx context.Context) (int, error) {
 	for {
 		now, s := l.journal.next()
 		if s == nil {
-			return 0, l.sweep(ctx)
+			l.sweep(ctx)
+			return 0, nil
 		}
 		if err := l.enter(ctx, s); err != nil {
 			return 0, err
@@ -197,7 +198,8 @@ func (l *Ledger) batch(ctx context.Context) (int, error) {
 			return len(batch), nil
 		}
 		if now.live && damage == nil {
-			return 0, l.sweep(ctx)
+			l.sweep(ctx)
+			return 0, nil
 		}
 		l.end(now, from, damage)
 		l.leave()
@@ -254,16 +256,15 @@ func (l *Ledger) end(s segment, at int64, damage error) {
 }
 
 // sweep removes what is shipped, and the notes of it.
-func (l *Ledger) sweep(ctx context.Context) error {
+func (l *Ledger) sweep(ctx context.Context) {
 	gone := l.journal.remove()
 	if len(gone) == 0 {
-		return nil
+		return
 	}
 	if err := forget(ctx, l.DB, gone); err != nil {
 		// A note too many does no harm; Prune takes it away.
 		l.Log.Debug("cannot drop the note of a shipped segment", "error", err.Error())
 	}
-	return nil
 }
 
 // ready makes the tables, once.

@@ -213,7 +213,7 @@ func (t *tally) database(ctx context.Context, db *bun.DB) (shipped map[string]in
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer rows.Close() //nolint:errcheck // Err says what went wrong
 	for rows.Next() {
 		var (
 			id string
@@ -246,7 +246,7 @@ func (t *tally) sums(ctx context.Context, tx bun.Tx) error {
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
+	defer rows.Close() //nolint:errcheck // Err says what went wrong
 	for rows.Next() {
 		var (
 			at  Record
@@ -343,12 +343,13 @@ func Report(ctx context.Context, db *bun.DB, dir string, q Query) ([]Row, error)
 			f.Close()
 		}
 	}()
-	look := func() (all []*segment, err error) {
+	look := func() error {
 		if dir == "" {
-			return nil, nil
+			return nil
 		}
-		if all, _, err = listSegments(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("journal directory: %w", err)
+		all, _, err := listSegments(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("journal directory: %w", err)
 		}
 		for _, s := range all {
 			if open[s.id] == nil {
@@ -357,16 +358,16 @@ func Report(ctx context.Context, db *bun.DB, dir string, q Query) ([]Row, error)
 				}
 			}
 		}
-		return all, nil
+		return nil
 	}
-	if _, err := look(); err != nil {
+	if err := look(); err != nil {
 		return nil, err
 	}
 	shipped, err := t.database(ctx, db)
 	if err != nil {
 		return nil, fmt.Errorf("report of usage: %w", err)
 	}
-	if _, err := look(); err != nil {
+	if err := look(); err != nil {
 		return nil, err
 	}
 	for id, f := range open {

@@ -152,7 +152,7 @@ func newSegment(dir string, number uint64) (*segment, *os.File, error) {
 	}
 	if err := syncDir(dir); err != nil {
 		f.Close()
-		os.Remove(s.path)
+		_ = os.Remove(s.path) // an empty segment does no harm
 		return nil, nil, err
 	}
 	return s, f, nil

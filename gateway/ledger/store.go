@@ -1,10 +1,10 @@
 package ledger
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -40,11 +40,6 @@ type place struct{ department, project, user, key, model string }
 type cell struct {
 	quarter int64
 	place
-}
-
-func (c cell) compare(o cell) int {
-	return cmp.Or(cmp.Compare(c.quarter, o.quarter), strings.Compare(c.department, o.department), strings.Compare(c.project, o.project),
-		strings.Compare(c.user, o.user), strings.Compare(c.key, o.key), strings.Compare(c.model, o.model))
 }
 
 // begin is the begin of a moment's quarter, in seconds.
@@ -165,7 +160,7 @@ func insertSQLite(ctx context.Context, tx *sql.Tx, batch []Record) error {
 	if err != nil {
 		return err
 	}
-	defer row.Close()
+	defer row.Close() //nolint:errcheck // the transaction ends it anyway
 	sums := map[cell]*Sums{}
 	args := make([]any, 0, texts+numbers)
 	for i := range batch {
@@ -199,7 +194,7 @@ func insertSQLite(ctx context.Context, tx *sql.Tx, batch []Record) error {
 	if err != nil {
 		return err
 	}
-	defer sum.Close()
+	defer sum.Close() //nolint:errcheck // the transaction ends it anyway
 	for c, s := range sums {
 		if _, err := sum.ExecContext(ctx, c.quarter, c.department, c.project, c.user, c.key, c.model,
 			s.Requests, s.Failed, s.Input, s.Cached, s.Output, s.Reasoning, s.Estimated, s.Milliunits, s.GPUMillis); err != nil {
@@ -212,7 +207,7 @@ func insertSQLite(ctx context.Context, tx *sql.Tx, batch []Record) error {
 // shippedOf is up to which byte a segment is in the database.
 func shippedOf(ctx context.Context, db *bun.DB, segment string) (shipped int64, err error) {
 	err = db.QueryRowContext(ctx, "SELECT shipped FROM usage_segments WHERE id = ?", segment).Scan(&shipped)
-	if err == sql.ErrNoRows { //nolint:errorlint // database/sql returns it bare
+	if errors.Is(err, sql.ErrNoRows) {
 		err = nil
 	}
 	return shipped, err
@@ -220,7 +215,7 @@ func shippedOf(ctx context.Context, db *bun.DB, segment string) (shipped int64, 
 
 // forget drops the note of a segment that is no more.
 func forget(ctx context.Context, db *bun.DB, segments []string) error {
-	_, err := db.ExecContext(ctx, "DELETE FROM usage_segments WHERE id IN (?)", bun.In(segments))
+	_, err := db.ExecContext(ctx, "DELETE FROM usage_segments WHERE id IN (?)", bun.List(segments))
 	return err
 }
 

@@ -43,6 +43,8 @@ CREATE TABLE usage_sums (
 );
 CREATE INDEX usage_sums_user ON usage_sums (user_name, quarter);
 CREATE INDEX usage_sums_project ON usage_sums (project, quarter);
+CREATE INDEX usage_sums_key ON usage_sums (key_name, quarter);
+CREATE INDEX usage_sums_department ON usage_sums (department, quarter);
 
 CREATE TABLE usage_segments (
   id          TEXT    NOT NULL PRIMARY KEY, -- of a journal's segment
