@@ -32,7 +32,7 @@ const (
 	codeUpstream         code = "upstream_error"
 	codeTimeout          code = "timeout"
 	codeInternal         code = "internal_error"
-	codeStoreUnavailable code = "store_unavailable"
+	codeStore            code = "store_unavailable"
 )
 
 // status is the HTTP status and OpenAI's type of each code.
@@ -50,7 +50,7 @@ func (c code) status() (int, string) {
 		return http.StatusBadRequest, "invalid_request_error"
 	case codeRequestTooLarge:
 		return http.StatusRequestEntityTooLarge, "invalid_request_error"
-	case codeOverloaded, codeNoBackend, codeStoreUnavailable:
+	case codeOverloaded, codeNoBackend, codeStore:
 		return http.StatusServiceUnavailable, "server_error"
 	case codeUpstream:
 		return http.StatusBadGateway, "server_error"

@@ -46,7 +46,7 @@ func (g *Gateway) ownUsage(c *call) error {
 		Filter: c.own(), By: []ledger.Group{by}, From: from.Truncate(day), To: to.Truncate(day).Add(day),
 	})
 	if err != nil {
-		return fmt.Errorf("%w (%w)", refuse(codeStoreUnavailable, "", "the database of usage does not answer; please try again").after(retryStore), err)
+		return fmt.Errorf("%w (%w)", refuse(codeStore, "", "the database of usage does not answer; please try again").after(retryStore), err)
 	}
 	return c.reply(map[string]any{
 		"object": "list", "user": c.who.User, "from": from.Format(time.DateOnly), "to": to.Format(time.DateOnly),

@@ -17,6 +17,7 @@ import (
 	"tidegate/gateway"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/database"
 )
 
 // config is the whole configuration file.
@@ -42,6 +43,12 @@ type tlsConfig struct {
 	CertFile     string `yaml:"cert_file"`
 	KeyFile      string `yaml:"key_file"`
 	ClientCAFile string `yaml:"client_ca_file"` // asks every client for a certificate of this authority
+}
+
+// storeConfig is where accounts and usage are kept.
+type storeConfig struct {
+	DSN        string `yaml:"dsn"`         // sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME
+	JournalDir string `yaml:"journal_dir"` // of usage that is not in the store yet; of this gateway alone
 }
 
 type telemetryConfig struct {
@@ -82,7 +89,7 @@ func (c *config) validate() error {
 	fault(c.Telemetry.Log == "json" || c.Telemetry.Log == "text", "telemetry.log: must be json or text, not %q", c.Telemetry.Log)
 	within("server.", s.Validate())
 	within("auth.", c.Auth.Validate())
-	within("store.", c.Store.validate())
+	c.Store.validate(fault)
 	fault(len(c.Models) > 0, "models: is empty; expected at least one model with a name and backends")
 	owner := map[string]string{}
 	for i := range c.Models {
@@ -104,6 +111,12 @@ func (c *config) validate() error {
 		}
 	}
 	return errors.Join(faults...)
+}
+
+func (s *storeConfig) validate(fault func(ok bool, format string, args ...any)) {
+	err := database.Validate(s.DSN)
+	fault(err == nil, "store.dsn: %w", err)
+	fault(s.JournalDir != "", "store.journal_dir: is empty; expected a directory such as ./journal")
 }
 
 // flatten lists the errors that errors.Join joined.

@@ -20,7 +20,7 @@ import (
 const (
 	batchRecords = 500
 	shipEvery    = time.Second      // a smaller batch waits so long
-	shipTimeout  = 30 * time.Second // of one batch
+	shipTimeout  = 10 * time.Second // of one batch
 	drainGrace   = 5 * time.Second  // for the rest, after Run has been told to end
 	backOffFirst = 250 * time.Millisecond
 	backOffLast  = 15 * time.Second

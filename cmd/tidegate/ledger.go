@@ -17,29 +17,12 @@ import (
 	"tidegate/gateway/ledger"
 )
 
-// storeConfig says where what must outlive the process is kept.
-type storeConfig struct {
-	DSN        string `yaml:"dsn"`         // sqlite://FILE or postgres://USER:PASSWORD@HOST/NAME
-	JournalDir string `yaml:"journal_dir"` // usage on its way to the database; of this gateway alone
-}
-
-func (c *storeConfig) validate() error {
-	var faults []error
-	if err := database.Validate(c.DSN); err != nil {
-		faults = append(faults, fmt.Errorf("dsn: %w", err))
-	}
-	if c.JournalDir == "" {
-		faults = append(faults, errors.New("journal_dir: is empty; expected a directory such as ./journal"))
-	}
-	return errors.Join(faults...)
-}
-
-// openTimeout is how long a database may take to give a sign of life.
-const openTimeout = 10 * time.Second
+// ledgerTimeout is how long the database may take to give a sign of life.
+const ledgerTimeout = 10 * time.Second
 
 // openLedger opens the ledger and its database. close closes both.
 func openLedger(c storeConfig, log *slog.Logger, reg prometheus.Registerer) (l *ledger.Ledger, closeAll func() error, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), ledgerTimeout)
 	defer cancel()
 	db, err := database.Open(ctx, c.DSN)
 	if err != nil {
@@ -82,8 +65,14 @@ func (p *process) overStore(c *storeConfig) error {
 	if err := overlay(reflect.ValueOf(c).Elem(), "TIDEGATE_STORE", p.env); err != nil {
 		return &configError{[]string{err.Error()}}
 	}
-	if err := c.validate(); err != nil {
-		return usageError{fmt.Errorf("store.%w", err)}
+	var faults []error
+	c.validate(func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	})
+	if len(faults) > 0 {
+		return usageError{errors.Join(faults...)}
 	}
 	return nil
 }
