@@ -228,6 +228,18 @@ func (j *journal) commit() error {
 	return nil
 }
 
+// drain commits all that waits, also behind a group that had failed.
+func (j *journal) drain() error {
+	for {
+		if err := j.commit(); err != nil {
+			return err
+		}
+		if _, memory := j.sizes(); memory == 0 {
+			return nil
+		}
+	}
+}
+
 // write appends a group to the live segment, beginning one where there is none.
 func (j *journal) write(group []byte) error {
 	if j.live == nil {
@@ -349,19 +361,17 @@ func (j *journal) sizes() (segments, memory int64) {
 }
 
 // close commits what is left, removes the live segment if it has been shipped,
-// and gives the directory to others.
-func (j *journal) close(shipped func(*segment) bool) error {
+// and gives the directory to others. It returns the ids of the segments that are
+// gone.
+func (j *journal) close(shipped func(*segment) bool) (gone []string, err error) {
 	j.mu.Lock()
 	if j.closed {
 		j.mu.Unlock()
-		return nil
+		return nil, nil
 	}
 	j.closed = true
 	j.mu.Unlock()
-	err := j.commit()
-	if err == nil {
-		err = j.commit() // of what an earlier, failed one had left behind
-	}
+	err = j.drain()
 	j.mu.Lock()
 	if j.live != nil {
 		s := j.live
@@ -370,10 +380,10 @@ func (j *journal) close(shipped func(*segment) bool) error {
 	}
 	left := j.appended - j.durable
 	j.mu.Unlock()
-	j.remove()
+	gone = j.remove()
 	j.lock.Close()
 	if err != nil {
-		return fmt.Errorf("%d usage records are lost: %w", left, err)
+		return gone, fmt.Errorf("%d usage records are lost: %w", left, err)
 	}
-	return nil
+	return gone, nil
 }

@@ -276,10 +276,8 @@ func TestDiskFails(t *testing.T) {
 		t.Errorf("%v are counted as lost", n)
 	}
 	j.sync, j.buffer = works, bufferBytes
-	for range 2 { // the group that failed, and what came after
-		if err := j.commit(); err != nil {
-			t.Fatal(err)
-		}
+	if err := j.drain(); err != nil { // the group that failed, and what came after
+		t.Fatal(err)
 	}
 	if err := l.Flush(t.Context()); err != nil {
 		t.Error(err)

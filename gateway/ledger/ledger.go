@@ -22,6 +22,7 @@ const (
 	shipEvery    = time.Second      // a smaller batch waits so long
 	shipTimeout  = 10 * time.Second // of one batch
 	drainGrace   = 5 * time.Second  // for the rest, after Run has been told to end
+	closeTimeout = 2 * time.Second  // for what a closed ledger still asks of the database
 	backOffFirst = 250 * time.Millisecond
 	backOffLast  = 15 * time.Second
 )
@@ -89,7 +90,7 @@ func (l *Ledger) Run(ctx context.Context) error {
 	loops.Wait()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainGrace)
 	defer cancel()
-	if err := l.journal.commit(); err != nil {
+	if err := l.journal.drain(); err != nil {
 		l.Log.Error("cannot write the journal of usage; Close will try once more", "error", err.Error())
 	}
 	for {
@@ -109,10 +110,15 @@ func (l *Ledger) Run(ctx context.Context) error {
 func (l *Ledger) Close() error {
 	l.shipping.Lock()
 	defer l.shipping.Unlock()
-	err := l.journal.close(func(live *segment) bool {
+	gone, err := l.journal.close(func(live *segment) bool {
 		return live == l.at && l.offset.Load() >= live.size
 	})
 	l.leave()
+	if l.DB != nil && l.failure.Load() == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		l.forget(ctx, gone)
+	}
 	return err
 }
 
@@ -257,7 +263,11 @@ func (l *Ledger) end(s segment, at int64, damage error) {
 
 // sweep removes what is shipped, and the notes of it.
 func (l *Ledger) sweep(ctx context.Context) {
-	gone := l.journal.remove()
+	l.forget(ctx, l.journal.remove())
+}
+
+// forget drops the notes of segments that are gone.
+func (l *Ledger) forget(ctx context.Context, gone []string) {
 	if len(gone) == 0 {
 		return
 	}

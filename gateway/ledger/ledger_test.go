@@ -367,6 +367,17 @@ func testRuns(t *testing.T, db *bun.DB) {
 	if s := l.Status(); s != (Status{}) {
 		t.Errorf("after Run: %+v", s)
 	}
+	id := l.journal.segments[0].id
+	if at, err := shippedOf(t.Context(), db, id); err != nil || at == 0 {
+		t.Errorf("the segment is shipped up to %d: %v", at, err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := shippedOf(t.Context(), db, id); err != nil || at != 0 {
+		t.Errorf("the note of a segment that is gone stays, at %d: %v", at, err)
+	}
+	l = open(t, dir, db)
 	l.Add(Record{ID: "runs-later", Time: noon(), Department: "runs", Status: 200})
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
