@@ -43,6 +43,7 @@ type call struct {
 	prompt     int    // exact tokens of the prompt, or of all prompts
 	several    bool   // there are several prompts
 	answers    int    // choices of all prompts together
+	admitted   bool   // it held a place on a backend, so it goes into the ledger
 	charged    bool   // usage goes to the caller's account
 	usage      openai.Usage
 	estimated  bool
@@ -56,7 +57,8 @@ type handler func(*call) error
 // answer runs a handler and turns its error into a response: the one place that
 // recovers, logs and counts.
 func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, route string, h handler) {
-	c := &call{w: w, r: r, set: g.settings.Load(), id: newID(), route: route, began: time.Now(), status: http.StatusOK}
+	c := &call{w: w, r: r, set: g.settings.Load(), route: route, began: time.Now(), status: http.StatusOK}
+	c.id = newID(c.began)
 	w.Header()["X-Request-Id"] = []string{c.id}
 	err := g.guarded(c, h)
 	cut := err != nil && g.fail(c, err)
@@ -80,13 +82,21 @@ func (g *Gateway) guarded(c *call, h handler) (err error) {
 
 var errPanic = errors.New("panic in a handler")
 
-// newID is a request id: 128 random bits that need not be secret.
-func newID() string {
+// newID is a request id of 128 bits: the time in milliseconds, so that a database
+// finds the newest together, and 80 random bits that need not be secret. It is
+// unique among all gateways, whenever they run.
+func newID(at time.Time) string {
 	var b [32]byte
 	const digits = "0123456789abcdef"
-	hi, lo := rand.Uint64(), rand.Uint64()
+	ms, hi, lo := uint64(at.UnixMilli()), rand.Uint64(), rand.Uint64()
+	for i := range 12 {
+		b[11-i] = digits[ms>>(4*i)&15]
+	}
+	for i := range 4 {
+		b[12+i] = digits[hi>>(4*i)&15]
+	}
 	for i := range 16 {
-		b[i], b[i+16] = digits[hi>>(4*i)&15], digits[lo>>(4*i)&15]
+		b[16+i] = digits[lo>>(4*i)&15]
 	}
 	return string(b[:])
 }
@@ -128,7 +138,7 @@ func (c *call) trusted(addr netip.Addr) bool {
 	return false
 }
 
-// finish counts and logs the request, once.
+// finish counts the request, enters it into the ledger and logs it, once.
 func (g *Gateway) finish(c *call, err error) {
 	took := time.Since(c.began)
 	if !c.deadline.IsZero() {
@@ -137,6 +147,7 @@ func (g *Gateway) finish(c *call, err error) {
 		_ = http.NewResponseController(c.w).SetWriteDeadline(time.Time{})
 	}
 	g.metrics.finished(c, took)
+	g.count(c, took)
 	level := slog.LevelInfo
 	switch {
 	case c.status >= 500:

@@ -1,15 +1,31 @@
 package gateway
 
-import "tidegate/gateway/ledger"
+import (
+	"time"
 
-// count enters what the request took into the ledger: the engine's own numbers,
-// or, of an answer that was cut before it gave any, what is known.
-func (g *Gateway) count(c *call) {
-	if !c.charged {
+	"tidegate/gateway/ledger"
+)
+
+// count enters a request that held a place on a backend into the ledger, with the
+// engine's own numbers, or, of an answer that was cut before it gave any, what is
+// known. One that failed before its first token is entered without tokens.
+func (g *Gateway) count(c *call, took time.Duration) {
+	if !c.admitted {
 		return
 	}
-	g.Ledger.Add(ledger.Record{
-		Time: c.began, User: c.who.User, Key: c.who.Key, Model: c.model.Name, Usage: c.usage, Estimated: c.estimated,
-	})
-	g.metrics.used(c.model.Name, c.usage)
+	r := ledger.Record{
+		ID: c.id, Time: c.began, Department: c.who.Department, Project: c.who.Project, User: c.who.User, Key: c.who.Key, Asked: c.wish.Model, Model: c.model.Name,
+		Level: int(c.level), Status: c.status, Took: took,
+	}
+	if c.charged {
+		r.Usage, r.Estimated, r.Units = c.usage, c.estimated, c.model.Weights.Units(charge(c.usage))
+		g.metrics.used(c.model.Name, c.usage)
+	}
+	if !c.firstToken.IsZero() {
+		r.TTFT = c.firstToken.Sub(c.began)
+	}
+	g.Ledger.Add(r)
 }
+
+// own is the filter of the caller's own use.
+func (c *call) own() ledger.Filter { return ledger.Filter{User: c.who.User} }

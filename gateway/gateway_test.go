@@ -44,8 +44,13 @@ func bare(t *testing.T, edit func(*Config)) (*Gateway, *prometheus.Registry) {
 	m := backend.DefaultModel()
 	m.Name = "m"
 	fleet.Apply([]backend.ModelConfig{m})
+	usage, err := ledger.Open(ledger.Parts{Dir: t.TempDir(), Log: log, Registry: registry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { usage.Close() })
 	return New(Parts{
-		Log: log, Fleet: fleet, Admission: admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)})), Ledger: ledger.New(), Tokenizer: tokenizer,
+		Log: log, Fleet: fleet, Admission: admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)})), Ledger: usage, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, 16), Registry: registry, Version: "test",
 	}, c, account.New(account.Config{Mode: account.Open}, nil)), registry
 }

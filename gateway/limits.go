@@ -13,14 +13,14 @@ import (
 // demand is what the request asks of admission.
 func (c *call) demand() admission.Demand {
 	return admission.Demand{Pool: c.model.Pool, Request: limit.Request{
-		ID: c.id, Subjects: c.subjects(), Level: int(c.level), Prompt: int64(c.prompt),
+		ID: c.id, Subjects: c.subjects(), Tier: string(c.who.Tier), Level: int(c.level), Prompt: int64(c.prompt),
 		MaxTokens: int64(c.limit) * int64(c.answers), Thinking: !c.wish.NoThinking,
 	}}
 }
 
 // subjects are whom the limits count the request by.
 func (c *call) subjects() limit.Subjects {
-	s := limit.Subjects{User: c.who.User, Key: c.who.Key, IP: c.from()}
+	s := limit.Subjects{Department: c.who.Department, Project: c.who.Project, User: c.who.User, Key: c.who.Key, IP: c.from()}
 	if c.model != nil {
 		s.Model = c.model.Name
 	}

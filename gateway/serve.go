@@ -9,11 +9,8 @@ func (g *Gateway) generate(c *call) error {
 	if err != nil {
 		return err
 	}
-	defer func() { // once, whatever happens, panics included
-		g.settle(c, permit)
-		g.count(c)
-	}()
-	c.level, c.reason = permit.Level, permit.Reason
+	defer g.settle(c, permit)                                         // once, whatever happens, panics included
+	c.admitted, c.level, c.reason = true, permit.Level, permit.Reason // from here on the ledger has it
 	c.tell(permit.Headers)
 	return g.forward(c, permit) // retries before the first byte; the tap counts tokens
 }

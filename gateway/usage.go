@@ -1,12 +1,16 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"net/url"
 	"time"
 
 	"tidegate/gateway/ledger"
 )
+
+// reportTimeout is how long a report may take, above all where the database hangs.
+const reportTimeout = 10 * time.Second
 
 // ownUsage reports what the caller has used: GET /v1/usage?from&to&group_by.
 // Days are in UTC and both ends are included; the default is the last 30 days.
@@ -35,9 +39,18 @@ func (g *Gateway) ownUsage(c *call) error {
 	default:
 		return refuse(codeInvalidRequest, "group_by", "group_by must be day, model or key")
 	}
+	const day = 24 * time.Hour
+	ctx, cancel := context.WithTimeout(c.r.Context(), reportTimeout)
+	defer cancel()
+	rows, err := g.Ledger.Report(ctx, ledger.Query{
+		Filter: c.own(), By: []ledger.Group{by}, From: from.Truncate(day), To: to.Truncate(day).Add(day),
+	})
+	if err != nil {
+		return fmt.Errorf("%w (%w)", refuse(codeStore, "", "the database of usage does not answer; please try again").after(retryStore), err)
+	}
 	return c.reply(map[string]any{
 		"object": "list", "user": c.who.User, "from": from.Format(time.DateOnly), "to": to.Format(time.DateOnly),
-		"group_by": by, "data": g.Ledger.Report(c.who.User, from, to, by),
+		"group_by": by, "data": rows,
 	})
 }
 

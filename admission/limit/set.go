@@ -410,6 +410,9 @@ func (u Usage) sane() Usage {
 	return u
 }
 
+// Units is what a usage counts against quotas, in thousandths of a unit.
+func (w Weights) Units(u Usage) int64 { return charge(Units, u, w) }
+
 // charge is what a usage is in a metric; units are in thousandths.
 func charge(m Metric, u Usage, w Weights) int64 {
 	u = u.sane()

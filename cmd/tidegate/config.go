@@ -51,7 +51,7 @@ type tlsConfig struct {
 // storeConfig is where accounts and usage are kept.
 type storeConfig struct {
 	DSN        string `yaml:"dsn"`         // sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME
-	JournalDir string `yaml:"journal_dir"` // of usage that is not in the store yet
+	JournalDir string `yaml:"journal_dir"` // of usage that is not in the store yet; of this gateway alone
 }
 
 type telemetryConfig struct {
@@ -244,6 +244,7 @@ func excerpt(source []byte, line, column int) string {
 		return ""
 	}
 	text := strings.TrimRight(lines[line-1], "\r")
+	text = regexp.MustCompile(`(://[^:@/\s]*:)[^@\s]*@`).ReplaceAllString(text, "$1***@") // a log needs no password
 	return fmt.Sprintf("    %s\n    %s^", text, strings.Repeat(" ", max(column-1, 0)))
 }
 
@@ -416,7 +417,6 @@ func (c *config) restartOnly(next *config) (keys []string) {
 		{"server.shutdown_grace", c.Server.ShutdownGrace == next.Server.ShutdownGrace},
 		{"server.tls", c.Server.TLS == next.Server.TLS},
 		{"store", c.Store == next.Store},
-		{"auth.mode (which opens the store)", c.usesStore() == next.usesStore()},
 		{"telemetry.log", c.Telemetry == next.Telemetry},
 	} {
 		if !s.same {

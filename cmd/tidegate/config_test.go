@@ -140,6 +140,8 @@ func TestCommands(t *testing.T) {
 		{"serve --help", exitOK, "tidegate serve --backend http://localhost:8000", ""},
 		{"check --help", exitOK, "Examples:", ""},
 		{"demo --help", exitOK, "Examples:", ""},
+		{"usage report --help", exitOK, "Examples:", ""},
+		{"usage", exitUsage, "", "tidegate usage report"},
 		{"version", exitOK, "tidegate ", ""},
 		{"check --config " + good, exitOK, "ok: 1 models, 1 backends", ""},
 		{"check --config " + bad, exitUsage, "", "bad.yaml:4:22: models[0].backends[0].url:"},

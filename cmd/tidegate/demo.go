@@ -62,7 +62,7 @@ func (p *process) demo(ctx context.Context, address string) error {
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // what stays is a small file among temporary ones
 	c := defaultConfig()
-	c.Store.DSN = "sqlite://" + filepath.Join(dir, "demo.db")
+	c.Store = storeConfig{DSN: "sqlite://" + filepath.Join(dir, "demo.db"), JournalDir: filepath.Join(dir, "journal")}
 	c.Server.Listen, c.Server.OpsListen, c.Server.ShutdownGrace = address, free("127.0.0.1:9090"), 3*time.Second
 	if address == "" {
 		c.Server.Listen = free("127.0.0.1:8080")

@@ -309,7 +309,7 @@ func TestReload(t *testing.T) {
 			}
 		})
 	}
-	good := plan{}.yaml(s)
+	good := plan{}.yaml(s, filepath.Dir(f.file))
 	f.write(t, good+"nonsense: true\n")
 	eventually(t, "the bad file to be refused", func() bool { return strings.Contains(f.status(t), "unknown key") })
 	f.write(t, strings.Replace(good, "["+largeAlias+"]", "[large]", 1))

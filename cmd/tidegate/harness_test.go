@@ -20,7 +20,15 @@ import (
 	"tidegate/gateway/qwen"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain runs the tests, or, in a process that a test starts, the command itself
+// with the arguments of a variable, one a line.
+func TestMain(m *testing.M) {
+	if args, ok := os.LookupEnv("TIDEGATE_TEST_MAIN"); ok {
+		os.Args = append(os.Args[:1], strings.Split(args, "\n")...)
+		main()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // The models of the tests, and the keys of those who call them.
 const (
@@ -122,8 +130,8 @@ type plan struct {
 	more   string   // other sections
 }
 
-// yaml is the configuration file for these servers.
-func (p plan) yaml(s servers) string {
+// yaml is the configuration file for these servers; what is stored is in dir.
+func (p plan) yaml(s servers, dir string) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("server:\n  listen: 127.0.0.1:0\n  ops_listen: 127.0.0.1:0\n  shutdown_grace: 2s")
@@ -135,9 +143,11 @@ func (p plan) yaml(s servers) string {
 	} else {
 		line("auth:\n  keys:\n    - {user: ada, key_env: KEY_OF_ADA}\n    - {user: bob, key_env: KEY_OF_BOB, models: [%s]}", smallModel)
 	}
-	if p.dsn != "" {
-		line("store: {dsn: '%s'}", p.dsn)
+	dsn := p.dsn
+	if dsn == "" {
+		dsn = "sqlite://" + filepath.Join(dir, "tidegate.db")
 	}
+	line("store: {dsn: '%s', journal_dir: %s}", dsn, filepath.Join(dir, "journal"))
 	line("models:")
 	model := func(name string, more string, urls ...string) {
 		line("  - name: %s\n    probe: 50ms%s", name, more)
@@ -171,10 +181,7 @@ type front struct {
 func startGateway(t *testing.T, s servers, p plan) *front {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "tidegate.yaml")
-	if p.dsn == "" {
-		p.dsn = "sqlite://" + filepath.Join(filepath.Dir(file), "tidegate.db")
-	}
-	if err := os.WriteFile(file, []byte(p.yaml(s)), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(p.yaml(s, filepath.Dir(file))), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	env := func(name string) (string, bool) {

@@ -28,7 +28,7 @@ func arrows() map[string][]string {
 		"gateway/backend":                {"admission", "admission/limit", "gateway/openai"},
 		"gateway/database":               {"gateway/database/databasetest"},
 		"gateway/database/databasetest":  {},
-		"gateway/ledger":                 {"gateway/openai"},
+		"gateway/ledger":                 {"gateway/database", "gateway/database/databasetest", "gateway/openai"},
 		"gateway/openai":                 {},
 		"gateway/qwen":                   {},
 		"gateway/gatewaytest":            {"gateway/qwen"},

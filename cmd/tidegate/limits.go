@@ -8,14 +8,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tidegate/admission/limit"
+	"tidegate/gateway/account"
 )
 
 // openLimits makes the limiter of a configuration.
-func (d *daemon) openLimits(c *config, registry prometheus.Registerer) error {
-	set, err := c.limitSet()
+func (d *daemon) openLimits(registry prometheus.Registerer) error {
+	set, err := d.config.limitSet()
 	if err != nil {
 		return err
 	}
+	d.rules.Store(set)
 	shadows := seldom{every: time.Minute}
 	d.limiter = limit.New(set, limit.Options{
 		Store: limit.NewMemory(time.Now), Registry: registry,
@@ -29,6 +31,31 @@ func (d *daemon) openLimits(c *config, registry prometheus.Registerer) error {
 		},
 	})
 	return nil
+}
+
+// override puts the rules in force with the overrides that the store has now.
+func (d *daemon) override() {
+	if d.accounts == nil {
+		return // the store is being opened
+	}
+	var list []limit.Override
+	for _, o := range d.accounts.Overrides() {
+		numbers := map[string]string{}
+		for metric, amount := range map[string]account.Amount{
+			"requests": o.Requests, "tokens": o.Tokens, "input_tokens": o.InputTokens, "output_tokens": o.OutputTokens,
+			"reasoning_tokens": o.ReasoningTokens, "concurrency": o.Concurrency, "burst": o.Burst, "units": o.Units,
+		} {
+			if amount != "" {
+				numbers[metric] = string(amount)
+			}
+		}
+		list = append(list, limit.Override{Rule: o.Rule, Of: o.Of, Name: o.Name, Numbers: numbers})
+	}
+	set, err := d.rules.Load().With(list)
+	for _, e := range flatten(err) {
+		d.log.Warn("an override does not hold", "error", e.Error())
+	}
+	d.limiter.Replace(set)
 }
 
 // limitSet compiles the rules and quotas of a configuration that is valid.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -283,7 +284,7 @@ func TestLimitsReload(t *testing.T) {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
 	p.more = "limits:\n  - {name: few, per: user, requests: 4/1h}\n"
-	if err := os.WriteFile(f.file, []byte(p.yaml(s)), 0o600); err != nil {
+	if err := os.WriteFile(f.file, []byte(p.yaml(s, filepath.Dir(f.file))), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the new limit", func() bool {

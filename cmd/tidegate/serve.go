@@ -74,6 +74,11 @@ func (p *process) serve(ctx context.Context, f serveFlags) error {
 	if err != nil {
 		return err
 	}
+	if len(f.backends) > 0 {
+		if err := p.storeHere(&c.Store); err != nil {
+			return err
+		}
+	}
 	d, err := newDaemon(ctx, c, p)
 	if err != nil {
 		return err
@@ -134,6 +139,9 @@ func (p *process) withoutFile(urls []string, over func(*config)) (config, error)
 	c.Auth.Mode = account.Open
 	c.Telemetry.Log = "text"
 	over(&c)
+	if err := p.overStore(&c.Store); err != nil {
+		return c, err
+	}
 	for _, url := range urls {
 		b := backend.Config{URL: url}
 		if err := b.Validate(); err != nil {
@@ -152,9 +160,11 @@ type daemon struct {
 	limiter  *limit.Limiter
 	load     func() (config, error)
 	cert     atomic.Pointer[tls.Certificate]
-	accounts *account.Store // nil: keys of the file only
-	close    func() error   // the store's database
-	firstKey string         // an administrator's, where the store had none
+	rules    atomic.Pointer[limit.Set] // of the configuration, without overrides
+	accounts *account.Store
+	ledger   *ledger.Ledger
+	close    func() error // of the ledger and the database
+	firstKey string       // an administrator's, where the store had none
 	reloaded *prometheus.GaugeVec
 	failure  atomic.Pointer[string] // of the last reload; nil: it worked
 	front    net.Listener           // where callers reach it, once it listens
@@ -162,20 +172,30 @@ type daemon struct {
 }
 
 // newDaemon builds every part and starts nothing but the listeners, so that a
-// taken port is said at once.
+// taken port is said at once. Who runs it closes it.
 func newDaemon(ctx context.Context, c config, p *process) (*daemon, error) {
 	d := &daemon{config: c, log: newLog(c.Telemetry.Log, p), close: func() error { return nil }}
-	if err := d.openAccounts(ctx); err != nil {
-		return nil, err
-	}
-	if err := d.build(c); err != nil {
+	if err := d.build(ctx); err != nil {
+		for _, l := range []net.Listener{d.front, d.ops} {
+			if l != nil {
+				l.Close()
+			}
+		}
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
 }
 
-// build makes the parts over the store, and listens.
-func (d *daemon) build(c config) error {
+func (d *daemon) build(ctx context.Context) (err error) {
+	c := &d.config
+	if d.front, err = listen("server.listen", c.Server.Listen); err != nil {
+		return err
+	}
+	if c.Server.OpsListen != "" {
+		if d.ops, err = listen("server.ops_listen", c.Server.OpsListen); err != nil {
+			return err
+		}
+	}
 	tokenizer, err := qwen.New()
 	if err != nil {
 		return err
@@ -188,24 +208,19 @@ func (d *daemon) build(c config) error {
 	}, nil)
 	d.reloaded.WithLabelValues().Set(1)
 	registry.MustRegister(info, d.reloaded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if err := d.openLimits(&c, registry); err != nil {
+	if err := d.openLimits(registry); err != nil {
 		return err
 	}
+	if err := d.openStore(ctx, registry); err != nil {
+		return err
+	}
+	d.override()
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version())
 	d.gateway = gateway.New(gateway.Parts{
-		Log: d.log, Fleet: d.fleet, Admission: admission.New(d.limiter), Ledger: ledger.New(), Tokenizer: tokenizer,
+		Log: d.log, Fleet: d.fleet, Admission: admission.New(d.limiter), Ledger: d.ledger, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(),
 	}, c.Server.Config, account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
-	if d.front, err = listen("server.listen", c.Server.Listen); err != nil {
-		return err
-	}
-	if c.Server.OpsListen != "" {
-		if d.ops, err = listen("server.ops_listen", c.Server.OpsListen); err != nil {
-			d.front.Close()
-			return err
-		}
-	}
 	return nil
 }
 
@@ -230,13 +245,15 @@ func listen(key, address string) (net.Listener, error) {
 	return l, nil
 }
 
-// run serves until ctx ends. source is the loop that keeps the configuration fresh.
-func (d *daemon) run(ctx context.Context, source loop) error {
+// run serves until ctx ends, and closes what newDaemon opened. source is the loop
+// that keeps the configuration fresh.
+func (d *daemon) run(ctx context.Context, source loop) (err error) {
+	defer func() { err = errors.Join(err, d.close()) }()
 	s := d.config.Server
 	front, err := d.frontServer()
 	if err != nil {
 		d.front.Close()
-		return errors.Join(err, d.close())
+		return err
 	}
 	servers := []*server{front}
 	if d.ops != nil {
@@ -251,11 +268,7 @@ func (d *daemon) run(ctx context.Context, source loop) error {
 	if host, _, err := net.SplitHostPort(d.front.Addr().String()); err == nil && d.config.Auth.Mode == account.Open && !net.ParseIP(host).IsLoopback() {
 		d.log.Warn("anyone who reaches this address may use the models: auth.mode is open", "address", d.front.Addr().String())
 	}
-	loops := []loop{d.fleet.Run, d.limiter.Run, source}
-	if d.accounts != nil {
-		loops = append(loops, d.accounts.Run)
-	}
-	return errors.Join(supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, loops...), d.close())
+	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.fleet.Run, d.limiter.Run, d.accounts.Run, d.ledger.Run, source)
 }
 
 // maxHeader bounds a request's head in bytes.
@@ -371,7 +384,8 @@ func (d *daemon) reload() {
 		d.log.Warn("changed, but only a restart applies it", "keys", strings.Join(keys, ", "))
 	}
 	d.gateway.Reload(c.Server.Config, account.New(c.Auth, d.accounts))
-	d.limiter.Replace(set)
+	d.rules.Store(set)
+	d.override()
 	d.fleet.Apply(c.Models)
 	d.log.Info("configuration reloaded", "models", len(c.Models))
 }
@@ -382,7 +396,7 @@ func (d *daemon) status() map[string]any {
 	if p := d.failure.Load(); p != nil {
 		problem = *p
 	}
-	return map[string]any{"config_reload_ok": problem == "", "config_reload_error": problem}
+	return map[string]any{"config_reload_ok": problem == "", "config_reload_error": problem, "ledger": d.ledger.Status()}
 }
 
 // discoverEvery is how often a server that is not there yet is asked again.

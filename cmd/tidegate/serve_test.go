@@ -160,7 +160,7 @@ func TestExpectContinue(t *testing.T) {
 func stoppable(t *testing.T, s servers, grace string) (f *front, stop context.CancelFunc, ended chan int) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "tidegate.yaml")
-	text := strings.Replace(plan{open: true}.yaml(s), "shutdown_grace: 2s", "shutdown_grace: "+grace, 1)
+	text := strings.Replace(plan{open: true}.yaml(s, t.TempDir()), "shutdown_grace: 2s", "shutdown_grace: "+grace, 1)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -225,6 +225,7 @@ func TestGraceEnds(t *testing.T) {
 // TestWithoutFile starts the gateway with nothing but a server's address, and
 // before that server is there.
 func TestWithoutFile(t *testing.T) {
+	t.Chdir(t.TempDir())
 	o := gatewaytest.Default()
 	o.Model, o.TTFT, o.ITL = "Qwen/Qwen3-1.7B", 0, 0
 	sim := gatewaytest.Start(t, o)

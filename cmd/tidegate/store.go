@@ -4,67 +4,104 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"tidegate/gateway/account"
 	"tidegate/gateway/database"
+	"tidegate/gateway/ledger"
 )
 
 // openTimeout bounds the first sign of life of a database.
 const openTimeout = 15 * time.Second
 
-// usesStore reports whether accounts need a store. In open mode nobody is asked for
-// a key, so a gateway without a file touches no disk; one that names a store of its
-// own gets it, for its administrators.
-func (c *config) usesStore() bool {
-	return c.Auth.Mode == account.Keys || c.Store.DSN != defaultConfig().Store.DSN
-}
-
 // openStore opens the store and brings its tables up to date.
-func openStore(ctx context.Context, s storeConfig, log *slog.Logger) (*account.Store, func() error, error) {
+func openStore(ctx context.Context, s storeConfig, hooks account.Hooks) (*database.DB, *account.Store, error) {
 	within, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	db, err := database.Open(within, s.DSN)
 	if err != nil {
 		return nil, nil, fmt.Errorf("store.dsn: %w", err)
 	}
-	if err := account.Migrate(ctx, db); err != nil {
+	if err := errors.Join(account.Migrate(ctx, db), ledger.Migrate(ctx, db)); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("store.dsn: %w", err), db.Close())
 	}
-	return account.NewStore(db, account.Hooks{Log: log}), db.Close, nil
+	return db, account.NewStore(db, hooks), nil
 }
 
-// openAccounts opens the store where one is used, and makes the first key. A store
-// that nobody configured and that cannot be had, as in a directory that is read-only,
-// is no reason not to start while the file names keys.
-func (d *daemon) openAccounts(ctx context.Context) error {
+// openStore opens accounts and ledger over one database, and makes the first key.
+func (d *daemon) openStore(ctx context.Context, registry prometheus.Registerer) error {
 	c := &d.config
-	if !c.usesStore() {
-		return nil
-	}
-	store, closeStore, err := openStore(ctx, c.Store, d.log)
+	db, accounts, err := openStore(ctx, c.Store, account.Hooks{Log: d.log, Applied: d.override})
 	if err != nil {
-		if c.Store.DSN == defaultConfig().Store.DSN && len(c.Auth.Keys) > 0 {
-			d.log.Warn("running without a store: only the keys of the configuration file are known; set store.dsn to keep others", "error", err)
-			return nil
-		}
 		return err
 	}
-	d.accounts, d.close = store, closeStore
-	if err = store.Sync(ctx); err == nil {
-		d.firstKey, err = account.New(c.Auth, store).Bootstrap(ctx)
+	d.close = db.Close
+	if err = accounts.Sync(ctx); err == nil {
+		d.firstKey, err = account.New(c.Auth, accounts).Bootstrap(ctx)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("store.dsn: %w", err), closeStore())
+		return fmt.Errorf("store.dsn: %w", err)
+	}
+	usage, err := ledger.Open(ledger.Parts{Dir: c.Store.JournalDir, DB: db, Log: d.log, Registry: registry})
+	if err != nil {
+		return fmt.Errorf("store.journal_dir: %w", err)
+	}
+	d.accounts, d.ledger = accounts, usage
+	d.close = func() error { return errors.Join(usage.Close(), db.Close()) }
+	return nil
+}
+
+// overStore lets the environment have its say on the store.
+func (p *process) overStore(c *storeConfig) error {
+	if err := overlay(reflect.ValueOf(c).Elem(), "TIDEGATE_STORE", p.env); err != nil {
+		return &configError{[]string{err.Error()}}
+	}
+	var faults []error
+	c.validate(func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	})
+	if len(faults) > 0 {
+		return usageError{errors.Join(faults...)}
 	}
 	return nil
 }
+
+// storeHere is the store of a gateway that is told nothing: in the working
+// directory, or, where that cannot be written to, in a new temporary one, which
+// is said.
+func (p *process) storeHere(c *storeConfig) error {
+	if *c != defaultConfig().Store || writable(".") {
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "tidegate-")
+	if err != nil {
+		return err
+	}
+	c.DSN, c.JournalDir = "sqlite://"+filepath.Join(dir, "tidegate.db"), filepath.Join(dir, "journal")
+	fmt.Fprintf(p.stderr, "tidegate: the working directory cannot be written to; usage is kept in %s\n", dir)
+	return nil
+}
+
+func writable(dir string) bool {
+	f, err := os.CreateTemp(dir, ".tidegate-")
+	if err != nil {
+		return false
+	}
+	f.Close()
+	return os.Remove(f.Name()) == nil
+}
+
+// sqliteFile is the file of a SQLite database; false: it is another one.
+func sqliteFile(dsn string) (string, bool) { return strings.CutPrefix(dsn, "sqlite://") }
 
 // storeConfig reads what commands need that work on the store alone: the sections
 // store and auth of the file, or the defaults where there is no file. Keys that the
@@ -112,7 +149,7 @@ func (p *process) withAccounts(ctx context.Context, file string, create bool, f 
 	if err != nil {
 		return err
 	}
-	if path, ok := strings.CutPrefix(c.Store.DSN, "sqlite://"); ok {
+	if path, ok := sqliteFile(c.Store.DSN); ok {
 		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 			if !create {
 				return usageError{fmt.Errorf("there is no %s here: run this where the gateway runs, or give --config FILE with its store.dsn", path)}
@@ -120,7 +157,7 @@ func (p *process) withAccounts(ctx context.Context, file string, create bool, f 
 			fmt.Fprintf(p.stderr, "making a new store: %s\n", path)
 		}
 	}
-	store, closeStore, err := openStore(ctx, c.Store, nil)
+	db, store, err := openStore(ctx, c.Store, account.Hooks{})
 	if err != nil {
 		return err
 	}
@@ -128,7 +165,7 @@ func (p *process) withAccounts(ctx context.Context, file string, create bool, f 
 	if errors.Is(err, account.ErrInvalid) || errors.Is(err, account.ErrNotFound) {
 		err = usageError{err}
 	}
-	return errors.Join(err, closeStore())
+	return errors.Join(err, db.Close())
 }
 
 func (p *process) migrateCommand() *cobra.Command {

@@ -65,6 +65,9 @@ func Validate(dsn string) error {
 	return err
 }
 
+// DB is an open database. Any number of goroutines may use it.
+type DB = bun.DB
+
 // Open opens the database of a DSN, sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME,
 // and asks it for a sign of life within ctx. A missing SQLite file is made,
 // readable by its owner alone. Errors never hold the password. The caller closes

@@ -96,14 +96,17 @@ func (s *stage) role(name string, env ...string) (*actor, error) {
 }
 
 const gatewayConfig = `server:
-  listen: %s
-  ops_listen: %s
+  listen: %[1]s
+  ops_listen: %[2]s
 auth:
   mode: open
+store:
+  dsn: "sqlite://%[4]s/tidegate.db"
+  journal_dir: "%[4]s/journal"
 models:
   - name: mock-model
     backends:
-      - url: %s
+      - url: %[3]s
 `
 
 // gateway starts the gateway and waits until it has found the mock.
@@ -117,7 +120,7 @@ func (s *stage) gateway(ctx context.Context) (*actor, error) {
 		return nil, err
 	}
 	file := filepath.Join(s.dir, "tidegate.yaml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, gatewayConfig, listen, ops, s.mock.base), 0o644); err != nil {
+	if err := os.WriteFile(file, fmt.Appendf(nil, gatewayConfig, listen, ops, s.mock.base, s.dir), 0o644); err != nil {
 		return nil, err
 	}
 	cmd := exec.Command(s.binary, "serve", "--config", file)

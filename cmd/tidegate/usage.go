@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidegate/gateway/database"
+	"tidegate/gateway/ledger"
+)
+
+func (p *process) usageCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "usage", Short: "What was used", Args: cobra.NoArgs,
+		Example: "  tidegate usage report --by user --from 2026-01-01 --to 2026-01-31",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return usageError{errors.New("say which: tidegate usage report")}
+		},
+	}
+	cmd.AddCommand(p.usageReportCommand())
+	return cmd
+}
+
+// reportFlags are the flags of tidegate usage report.
+type reportFlags struct {
+	file, from, to, format string
+	by                     []string
+	filter                 ledger.Filter
+}
+
+func (p *process) usageReportCommand() *cobra.Command {
+	var f reportFlags
+	cmd := &cobra.Command{
+		Use:   "report",
+		Short: "Print what was used, from the store of the configuration",
+		Long: "Prints requests and tokens from the gateway's database and from this machine's\n" +
+			"journal, whether the gateway runs or not. Days are in UTC, and both ends are\n" +
+			"included. Units are what quotas were charged.",
+		Example: "  tidegate usage report --by department --from 2026-01-01 --to 2026-01-31\n" +
+			"  tidegate usage report --by day,model --user alice --format csv > alice.csv",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return p.usageReport(cmd.Context(), f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.file, "config", "", "configuration file (default $TIDEGATE_CONFIG, else tidegate.yaml, else the defaults)")
+	flags.StringSliceVar(&f.by, "by", []string{string(ledger.ByUser)}, "department, project, user, key, model or day; several with commas")
+	flags.StringVar(&f.from, "from", "", "first day, such as 2026-01-01 (default 29 days before the last)")
+	flags.StringVar(&f.to, "to", "", "last day (default today)")
+	flags.StringVar(&f.format, "format", "table", "table, json or csv")
+	flags.StringVar(&f.filter.Department, "department", "", "only this department")
+	flags.StringVar(&f.filter.Project, "project", "", "only this project")
+	flags.StringVar(&f.filter.User, "user", "", "only this user")
+	flags.StringVar(&f.filter.Key, "key", "", "only the key of this name")
+	flags.StringVar(&f.filter.Model, "model", "", "only this model")
+	return cmd
+}
+
+// query is what the flags ask for.
+func (f *reportFlags) query(today time.Time) (q ledger.Query, err error) {
+	q.Filter = f.filter
+	for _, by := range f.by {
+		g := ledger.Group(by)
+		if !slices.Contains(ledger.Groups(), g) {
+			return q, usageError{fmt.Errorf("--by %s: expected department, project, user, key, model or day", by)}
+		}
+		if slices.Contains(q.By, g) {
+			return q, usageError{fmt.Errorf("--by names %s twice", by)}
+		}
+		q.By = append(q.By, g)
+	}
+	day := func(name, text string, otherwise time.Time) time.Time {
+		if text == "" {
+			return otherwise
+		}
+		at, e := time.Parse(time.DateOnly, text)
+		if e != nil && err == nil {
+			err = usageError{fmt.Errorf("--%s %s: expected a day such as 2026-01-31", name, text)}
+		}
+		return at
+	}
+	last := day("to", f.to, today.UTC().Truncate(24*time.Hour))
+	q.From, q.To = day("from", f.from, last.AddDate(0, 0, -29)), last.AddDate(0, 0, 1)
+	if err == nil && !q.From.Before(q.To) {
+		err = usageError{errors.New("--from must not be after --to")}
+	}
+	return q, err
+}
+
+func (p *process) usageReport(ctx context.Context, f reportFlags) error {
+	q, err := f.query(time.Now())
+	if err != nil {
+		return err
+	}
+	if !slices.Contains([]string{"table", "json", "csv"}, f.format) {
+		return usageError{fmt.Errorf("--format %s: expected table, json or csv", f.format)}
+	}
+	c, err := p.storeConfig(f.file)
+	if err != nil {
+		return err
+	}
+	store := c.Store
+	if file, ok := sqliteFile(store.DSN); ok {
+		if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+			at, _ := filepath.Abs(file) // it is only shown
+			return usageError{fmt.Errorf("there is no database %s: run this where the gateway runs, or name its configuration with --config", at)}
+		}
+	}
+	db, err := database.Open(ctx, store.DSN)
+	if err != nil {
+		return fmt.Errorf("store.dsn: %w", err)
+	}
+	defer db.Close() //nolint:errcheck // it was only read
+	if err := ledger.Migrate(ctx, db); err != nil {
+		return err
+	}
+	rows, err := ledger.Report(ctx, db, store.JournalDir, q)
+	if err != nil {
+		return err
+	}
+	switch f.format {
+	case "json":
+		enc := json.NewEncoder(p.stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(map[string]any{
+			"object": "list", "from": q.From.Format(time.DateOnly), "to": q.To.AddDate(0, 0, -1).Format(time.DateOnly), "group_by": q.By, "data": rows,
+		})
+	case "csv":
+		return writeCSV(p.stdout, q.By, rows)
+	}
+	return writeTable(p.stdout, q.By, rows)
+}
+
+// sumColumns are a report's numbers by name, in order.
+func sumColumns(s *ledger.Sums) (names, values []string) {
+	for _, c := range []struct {
+		name string
+		n    int64
+	}{
+		{"requests", s.Requests}, {"failed_requests", s.Failed}, {"input_tokens", s.Input}, {"cached_tokens", s.Cached}, {"output_tokens", s.Output},
+		{"reasoning_tokens", s.Reasoning}, {"total_tokens", s.Total}, {"estimated_requests", s.Estimated},
+	} {
+		names, values = append(names, c.name), append(values, strconv.FormatInt(c.n, 10))
+	}
+	return append(names, "units"), append(values, strconv.FormatFloat(float64(s.Milliunits)/1000, 'f', -1, 64))
+}
+
+func writeCSV(out io.Writer, by []ledger.Group, rows []ledger.Row) error {
+	w := csv.NewWriter(out)
+	names, _ := sumColumns(&ledger.Sums{})
+	var head []string
+	for _, g := range by {
+		head = append(head, string(g))
+	}
+	lines := [][]string{append(head, names...)}
+	for i := range rows {
+		_, values := sumColumns(&rows[i].Sums)
+		lines = append(lines, append(rows[i].Values(by), values...))
+	}
+	return w.WriteAll(lines)
+}
+
+func writeTable(out io.Writer, by []ledger.Group, rows []ledger.Row) error {
+	if len(rows) == 0 {
+		_, err := fmt.Fprintln(out, "nothing was used")
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	line := func(cells []string) { fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
+	names, _ := sumColumns(&ledger.Sums{})
+	var head []string
+	for _, g := range by {
+		head = append(head, string(g))
+	}
+	line(append(head, names...))
+	var sum ledger.Sums
+	for i := range rows {
+		_, values := sumColumns(&rows[i].Sums)
+		cells := rows[i].Values(by)
+		for j := range cells {
+			if cells[j] == "" {
+				cells[j] = "-"
+			}
+		}
+		line(append(cells, values...))
+		sum.Add(&rows[i].Sums)
+	}
+	_, values := sumColumns(&sum)
+	line(append(append([]string{"total"}, make([]string, len(by)-1)...), values...))
+	return w.Flush()
+}

@@ -1,0 +1,248 @@
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/uptrace/bun"
+	"github.com/uptrace/bun/dialect"
+
+	"tidegate/gateway/database"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// quarter is the grain of the sums.
+const quarter = 15 * time.Minute
+
+// Migrate makes the ledger's tables or brings them up to date. A Ledger does so
+// itself as soon as it reaches its database.
+func Migrate(ctx context.Context, db *bun.DB) error {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	return database.Migrate(ctx, db, "ledger", files)
+}
+
+// place is what sums are kept apart by, but for the time.
+type place struct{ department, project, user, key, model string }
+
+// cell is a place in a quarter of an hour, by the quarter's begin in seconds.
+type cell struct {
+	quarter int64
+	place
+}
+
+// begin is the begin of a moment's quarter, in seconds.
+func begin(t time.Time) int64 {
+	s := t.Unix()
+	return s - s%int64(quarter/time.Second)
+}
+
+func cellOf(r *Record) cell {
+	return cell{begin(r.Time), place{r.Department, r.Project, r.User, r.Key, r.Model}}
+}
+
+func flag(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// insert puts a batch into the database in one transaction and notes that the
+// segment is shipped up to a byte. Records that are there already change nothing.
+func insert(ctx context.Context, db *bun.DB, segment string, shipped int64, batch []Record) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() //nolint:errcheck // after a commit it says that there is nothing to roll back; else the error is known
+	// The same order everywhere: gateways that add to the same sums wait for each
+	// other, and never each for the other.
+	slices.SortFunc(batch, func(a, b Record) int { return strings.Compare(a.ID, b.ID) })
+	if db.Dialect().Name() == dialect.PG {
+		err = insertPostgres(ctx, tx.Tx, batch)
+	} else {
+		err = insertSQLite(ctx, tx.Tx, batch)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO usage_segments (id, shipped, at) VALUES (?, ?, ?)
+		ON CONFLICT (id) DO UPDATE SET shipped = excluded.shipped, at = excluded.at`, segment, shipped, time.Now().UnixMilli()); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// addSums adds to a sum that is there already.
+const addSums = ` ON CONFLICT (quarter, department, project, user_name, key_name, model) DO UPDATE SET
+	requests = usage_sums.requests + excluded.requests, failed = usage_sums.failed + excluded.failed,
+	input = usage_sums.input + excluded.input, cached = usage_sums.cached + excluded.cached,
+	output = usage_sums.output + excluded.output, reasoning = usage_sums.reasoning + excluded.reasoning,
+	estimated = usage_sums.estimated + excluded.estimated, milliunits = usage_sums.milliunits + excluded.milliunits,
+	gpu_ms = usage_sums.gpu_ms + excluded.gpu_ms`
+
+// columns of usage_records, first the texts, then the numbers.
+const (
+	textColumns   = "id, department, project, user_name, key_name, asked, model"
+	numberColumns = "at, level, status, input, cached, output, reasoning, estimated, milliunits, queue_ms, ttft_ms, took_ms, gpu_ms"
+	texts         = 7
+	numbers       = 13
+)
+
+func (r *Record) texts() [texts]string {
+	return [...]string{r.ID, r.Department, r.Project, r.User, r.Key, r.Asked, r.Model}
+}
+
+func (r *Record) numbers() [numbers]int64 {
+	return [...]int64{
+		r.Time.UnixMilli(), int64(r.Level), int64(r.Status), int64(r.Usage.Input), int64(r.Usage.Cached), int64(r.Usage.Output),
+		int64(r.Usage.Reasoning), flag(r.Estimated), r.Units,
+		r.Queue.Milliseconds(), r.TTFT.Milliseconds(), r.Took.Milliseconds(), r.GPU.Milliseconds(),
+	}
+}
+
+// insertPostgres is one statement: it inserts the rows that are new, and adds
+// those, and only those, to the sums.
+func insertPostgres(ctx context.Context, tx *sql.Tx, batch []Record) error {
+	var (
+		text   [texts][]string
+		number [numbers][]int64
+		kinds  []string
+		args   []any
+	)
+	for i := range batch {
+		for c, v := range batch[i].texts() {
+			text[c] = append(text[c], v)
+		}
+		for c, v := range batch[i].numbers() {
+			number[c] = append(number[c], v)
+		}
+	}
+	for _, column := range text {
+		args = append(args, column)
+		kinds = append(kinds, fmt.Sprintf("$%d::text[]", len(args)))
+	}
+	for _, column := range number {
+		args = append(args, column)
+		kinds = append(kinds, fmt.Sprintf("$%d::bigint[]", len(args)))
+	}
+	columns := textColumns + ", " + numberColumns
+	_, err := tx.ExecContext(ctx, `WITH fresh AS (
+		INSERT INTO usage_records (`+columns+`)
+		SELECT * FROM unnest(`+strings.Join(kinds, ", ")+`) AS given (`+columns+`) ORDER BY id
+		ON CONFLICT (id) DO NOTHING RETURNING `+columns+`)
+	INSERT INTO usage_sums (quarter, department, project, user_name, key_name, model,
+		requests, failed, input, cached, output, reasoning, estimated, milliunits, gpu_ms)
+	SELECT at / 900000 * 900, department, project, user_name, key_name, model,
+		count(*), count(*) FILTER (WHERE status >= 400 AND status <> 499), sum(input), sum(cached), sum(output), sum(reasoning),
+		sum(estimated), sum(milliunits), sum(gpu_ms)
+	FROM fresh GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6`+addSums, args...)
+	return err
+}
+
+// insertSQLite does the same step by step: there is nobody between its steps, and
+// the way to the database costs nothing.
+func insertSQLite(ctx context.Context, tx *sql.Tx, batch []Record) error {
+	row, err := tx.PrepareContext(ctx, `INSERT INTO usage_records (`+textColumns+`, `+numberColumns+`)
+		VALUES (?`+strings.Repeat(", ?", texts+numbers-1)+`) ON CONFLICT (id) DO NOTHING`)
+	if err != nil {
+		return err
+	}
+	defer row.Close() //nolint:errcheck // the transaction ends it anyway
+	sums := map[cell]*Sums{}
+	args := make([]any, 0, texts+numbers)
+	for i := range batch {
+		r := &batch[i]
+		args = args[:0]
+		for _, v := range r.texts() {
+			args = append(args, v)
+		}
+		for _, v := range r.numbers() {
+			args = append(args, v)
+		}
+		result, err := row.ExecContext(ctx, args...)
+		if err != nil {
+			return err
+		}
+		if n, err := result.RowsAffected(); err != nil || n == 0 {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		at := cellOf(r)
+		if sums[at] == nil {
+			sums[at] = &Sums{}
+		}
+		sums[at].count(r)
+	}
+	sum, err := tx.PrepareContext(ctx, `INSERT INTO usage_sums (quarter, department, project, user_name, key_name, model,
+		requests, failed, input, cached, output, reasoning, estimated, milliunits, gpu_ms)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`+addSums)
+	if err != nil {
+		return err
+	}
+	defer sum.Close() //nolint:errcheck // the transaction ends it anyway
+	for c, s := range sums {
+		if _, err := sum.ExecContext(ctx, c.quarter, c.department, c.project, c.user, c.key, c.model,
+			s.Requests, s.Failed, s.Input, s.Cached, s.Output, s.Reasoning, s.Estimated, s.Milliunits, s.GPUMillis); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shippedOf is up to which byte a segment is in the database.
+func shippedOf(ctx context.Context, db *bun.DB, segment string) (shipped int64, err error) {
+	err = db.QueryRowContext(ctx, "SELECT shipped FROM usage_segments WHERE id = ?", segment).Scan(&shipped)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	return shipped, err
+}
+
+// forget drops the note of a segment that is no more.
+func forget(ctx context.Context, db *bun.DB, segments []string) error {
+	_, err := db.ExecContext(ctx, "DELETE FROM usage_segments WHERE id IN (?)", bun.List(segments))
+	return err
+}
+
+// noteKept is how much longer than single records the notes of segments are kept.
+// A gateway that comes back with a segment must find how much of it was shipped,
+// since the records that would tell may be gone.
+const noteKept = 365 * 24 * time.Hour
+
+// prune deletes single records that began before a moment, a piece at a time so
+// that nobody waits long, and notes of segments of machines that never came back.
+// The sums stay.
+func prune(ctx context.Context, db *bun.DB, before time.Time) (deleted int64, err error) {
+	const piece = 5000
+	for {
+		result, err := db.ExecContext(ctx, "DELETE FROM usage_records WHERE id IN (SELECT id FROM usage_records WHERE at < ? ORDER BY at LIMIT ?)",
+			before.UnixMilli(), piece)
+		if err != nil {
+			return deleted, fmt.Errorf("prune usage records: %w", err)
+		}
+		n, err := result.RowsAffected()
+		deleted += n
+		if err != nil || n < piece {
+			break
+		}
+	}
+	if _, err := db.ExecContext(ctx, "DELETE FROM usage_segments WHERE at < ?", before.Add(-noteKept).UnixMilli()); err != nil {
+		return deleted, fmt.Errorf("prune notes of segments: %w", err)
+	}
+	return deleted, nil
+}
