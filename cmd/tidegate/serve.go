@@ -186,6 +186,16 @@ func (d *daemon) build(c config) error {
 	}, nil)
 	d.reloaded.WithLabelValues().Set(1)
 	registry.MustRegister(info, d.reloaded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if d.accounts != nil {
+		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "tidegate_accounts_up", Help: "1 if the store of accounts answered when it was last asked.",
+		}, func() float64 {
+			if d.accounts.Up() {
+				return 1
+			}
+			return 0
+		}))
+	}
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version())
 	d.gateway = gateway.New(gateway.Parts{
 		Log: d.log, Fleet: d.fleet, Admission: admission.New(), Ledger: ledger.New(), Tokenizer: tokenizer,
