@@ -14,8 +14,9 @@
 // # PostgreSQL
 //
 // No statements are kept prepared on the server, so a pooler such as pgbouncer may
-// stand between; one that hands out connections by transaction needs tables that
-// are up to date (tidegate migrate, past the pooler). Every call ends with its context, also when the server hangs.
+// stand between. Migrations take a lock of the session, but only where there is
+// something to migrate: behind a pooler that hands out connections by transaction,
+// run tidegate migrate past it first. Every call ends with its context, also when the server hangs.
 package database
 
 import (
@@ -179,11 +180,6 @@ func Migrate(ctx context.Context, db *bun.DB, set string, files fs.FS) error {
 	p, err := goose.NewProvider(kind, db.DB, files, options...)
 	if err != nil {
 		return fmt.Errorf("migrate %s: %w", set, err)
-	}
-	// Tables that are up to date need no lock, which a pooler that hands out
-	// connections by transaction would not keep.
-	if pending, err := p.HasPending(ctx); err == nil && !pending {
-		return nil
 	}
 	if pg {
 		if _, err = p.Up(ctx); err != nil {
