@@ -301,6 +301,38 @@ func commands(t *testing.T, a, b *front) {
 	}
 }
 
+// TestStoreOutage crashes the database under a gateway.
+func TestStoreOutage(t *testing.T) {
+	server := databasetest.StartServer(t)
+	f := startGateway(t, startServers(t, nil), plan{dsn: server.Database(t)})
+	out, _ := command(t, exitOK, "key", "create", "--config", f.file, "--user", "root", "--admin")
+	warm := strings.TrimSpace(out)
+	out, _ = command(t, exitOK, "key", "create", "--config", f.file, "--user", "ann")
+	cold := strings.TrimSpace(out)
+	f.expect(t, warm, "GET", "/v1/models", "", 200, smallModel)
+	server.Stop(t)
+	eventually(t, "the crash to be noticed", func() bool { return strings.Contains(f.status(t), `"store": "down"`) })
+	if status, text := f.ask(t, warm); status != 200 {
+		t.Errorf("a key in memory: %d %s", status, text)
+	}
+	if status, text := f.ask(t, adaKey); status != 200 {
+		t.Errorf("a key of the file: %d %s", status, text)
+	}
+	f.expect(t, cold, "GET", "/v1/models", "", 503, `"code":"store_unavailable"`)
+	f.expect(t, warm, "GET", "/admin/v1/keys", "", 503, `"code":"store_unavailable"`)
+	f.expect(t, warm, "POST", "/admin/v1/keys", `{"user":"bob"}`, 503, `"code":"store_unavailable"`)
+	f.expect(t, "EMPTY", "GET", "/v1/models", "", 401, "invalid_api_key")
+	if log := f.journal.String(); !strings.Contains(log, "the store does not answer") {
+		t.Error(log)
+	}
+	server.Start(t)
+	eventually(t, "the key to be good again", func() bool {
+		status, _ := f.ask(t, cold)
+		return status == 200
+	})
+	f.expect(t, warm, "POST", "/admin/v1/keys", `{"user":"bob"}`, 200, "bob")
+}
+
 // TestFirstStart starts gateways in a directory that is empty at first.
 func TestFirstStart(t *testing.T) {
 	dir := t.TempDir()

@@ -53,6 +53,14 @@ func (d *daemon) openStore(ctx context.Context, registry prometheus.Registerer) 
 	if err != nil {
 		return fmt.Errorf("store.journal_dir: %w", err)
 	}
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tidegate_accounts_up", Help: "1 if the store of accounts answered when it was last asked.",
+	}, func() float64 {
+		if accounts.Up() {
+			return 1
+		}
+		return 0
+	}))
 	d.accounts, d.ledger = accounts, usage
 	d.close = func() error { return errors.Join(usage.Close(), db.Close()) }
 	return nil

@@ -120,9 +120,12 @@ func aKeysLife(t *testing.T, dsn string) {
 	c := newClock()
 	r := newReplica(t, dsn, c, nil)
 	m := r.make(t, NewKey{User: "ann", Project: "apollo", Department: "space", Name: "laptop", Models: []string{"qwen3"},
-		IPs: []string{"192.0.2.0/24", "2001:db8::1"}, Tier: Critical, MaxLevel: "L2", Admin: true})
+		IPs: []string{"192.0.2.99/24", "2001:db8::1"}, Tier: Critical, MaxLevel: "L2", Admin: true})
 	if !wellFormed(m.Secret) || !slices.Equal(m.Created, []string{"department space", "project apollo", "user ann"}) {
 		t.Errorf("%+v", m)
+	}
+	if !slices.Equal(m.Key.IPs, []string{"192.0.2.0/24", "2001:db8::1/128"}) {
+		t.Errorf("%q", m.Key.IPs)
 	}
 	id, err := r.as(t, m.Secret)
 	id.models = nil
@@ -241,6 +244,9 @@ func members(t *testing.T, dsn string) {
 	_, moved := r.CreateKey(ctx, "test", NewKey{User: "max", Project: "other"})
 	_, lent := r.CreateKey(ctx, "test", NewKey{User: "moe", Project: "m-proj", Department: "other"})
 	_, taken := r.CreateKey(ctx, "test", NewKey{User: "max", Name: "max-key"})
+	if _, err := s.RevokeKey(ctx, "test", "max-key"); err != nil {
+		t.Fatal(err)
+	}
 	_, others := r.CreateKey(ctx, "test", NewKey{User: "mia", Name: "max-key"})
 	for i, err := range []error{dep, proj, user, moved, lent, taken, others} {
 		if !errors.Is(err, ErrConflict) {
@@ -353,11 +359,11 @@ func replicas(t *testing.T, dsn string) {
 	if id, err := a.as(t, secrets[2]); err != nil || !id.Admin {
 		t.Errorf("%+v, %v", id, err)
 	}
-	if text, err := New(valid(), a.store).Bootstrap(t.Context()); err != nil || text != "" {
-		t.Errorf("the file names keys: %q, %v", text, err)
-	}
 	if _, err := a.store.RevokeKey(t.Context(), "test", "admin"); err != nil {
 		t.Fatal(err)
+	}
+	if text, err := New(valid(), a.store).Bootstrap(t.Context()); err != nil || text != "" {
+		t.Errorf("the file names keys: %q, %v", text, err)
 	}
 	if text, err := a.Bootstrap(t.Context()); err != nil || text == "" {
 		t.Errorf("the only administrator is gone: %q, %v", text, err)
@@ -519,10 +525,14 @@ func closed(t *testing.T, dsn string) {
 	if err := r.store.Sync(t.Context()); err == nil {
 		t.Fatal("a closed database answers")
 	}
+	asked := r.asked.n.Load()
 	c.advance(staleAfter)
 	r.check(t, "in memory", warm.Secret, nil)
 	r.check(t, "known, not in memory", cold.Secret, ErrUnavailable)
 	r.check(t, "unknown", NewSecret(), ErrUnavailable)
+	if n := r.asked.n.Load() - asked; n != 0 {
+		t.Errorf("a database that is down is asked %d times", n)
+	}
 	r.check(t, "of odd shape", "EMPTY", ErrUnknownKey)
 	if _, err := file.Identify(t.Context(), "Bearer "+annKey, netip.Addr{}); err != nil {
 		t.Errorf("of the file: %v", err)

@@ -14,7 +14,9 @@
 // # PostgreSQL
 //
 // No statements are kept prepared on the server, so a pooler such as pgbouncer may
-// stand between. Every call ends with its context, also when the server hangs.
+// stand between. Migrations take a lock of the session, but only where there is
+// something to migrate: behind a pooler that hands out connections by transaction,
+// run tidegate migrate past it first. Every call ends with its context, also when the server hangs.
 package database
 
 import (

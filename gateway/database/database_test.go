@@ -13,7 +13,9 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/pressly/goose/v3/lock"
 	"github.com/uptrace/bun"
+	"github.com/uptrace/bun/dialect"
 	"go.uber.org/goleak"
 
 	"tidegate/gateway/database/databasetest"
@@ -177,6 +179,27 @@ func TestMigrateTogether(t *testing.T) {
 			t.Fatal(err)
 		}
 		check(steps + 1)
+		if db.Dialect().Name() == dialect.PG {
+			// With nothing to do, somebody else's migration is not waited for.
+			conn, err := db.Conn(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.ExecContext(t.Context(), "SELECT pg_advisory_lock(?)", lock.DefaultLockID); err != nil {
+				t.Fatal(err)
+			}
+			short, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if err := Migrate(short, db, "test", migrations(steps+1)); err != nil {
+				t.Error(err)
+			}
+			if _, err := conn.ExecContext(t.Context(), "SELECT pg_advisory_unlock(?)", lock.DefaultLockID); err != nil {
+				t.Error(err)
+			}
+			if err := conn.Close(); err != nil {
+				t.Error(err)
+			}
+		}
 		// A set has versions of its own, and a failing migration leaves nothing.
 		bad := fstest.MapFS{"00001_bad.sql": &fstest.MapFile{Data: []byte("-- +goose Up\nCREATE TABLE half (n BIGINT);\nCREATE NONSENSE;\n")}}
 		if err := Migrate(t.Context(), db, "other", bad); err == nil || !strings.HasPrefix(err.Error(), "migrate other: ") {
