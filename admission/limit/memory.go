@@ -175,14 +175,14 @@ func (m *Memory) Reserve(_ context.Context, r Reservation) (Decision, error) {
 	m.lock(&h, r.ID, r.Dims)
 	defer h.unlock()
 	if r.Peek {
-		return decide(r.Dims, h.states(r.Dims, now)), nil
+		return Decide(r.Dims, h.states(r.Dims, now)), nil
 	}
 	if known := h.record.records[r.ID]; known != nil && !known.forgotten(now) {
 		free := withoutCost(r.Dims)
 		return Decision{Allowed: true, Again: true, Binding: -1, States: h.states(free, now)}, nil
 	}
 	states := h.states(r.Dims, now)
-	out := decide(r.Dims, states)
+	out := Decide(r.Dims, states)
 	if !out.Allowed {
 		return out, nil
 	}
