@@ -372,41 +372,55 @@ func (s *Store) tracked() []string {
 	return out
 }
 
-// reap settles reservations whose time is over: the answer lists them. Their
-// records say what they are of; the script has to be given the keys.
+// reap settles reservations whose time is over: the answer lists some of them, and
+// it asks for more.
 func (s *Store) reap(ctx context.Context, home string, answer any) error {
+	for {
+		dead, err := s.reapListed(ctx, home, answer)
+		if err != nil || dead == 0 {
+			return err
+		}
+		if answer, err = s.run(ctx, s.call("due", home, "", nil)); err != nil {
+			return err
+		}
+	}
+}
+
+// reapListed settles those that are listed. Their records say what they are of; the
+// script has to be given the keys.
+func (s *Store) reapListed(ctx context.Context, home string, answer any) (dead int, err error) {
 	list, _ := answer.([]any)
 	if len(list) == 0 {
-		return errAnswer
+		return 0, errAnswer
 	}
 	if list[0] == "0" && s.cluster {
 		s.mu.Lock()
 		delete(s.homes, home)
 		s.mu.Unlock()
 	}
-	dead := list[1:]
-	if len(dead) == 0 {
-		return nil
+	ids := list[1:]
+	if len(ids) == 0 {
+		return 0, nil
 	}
-	records := make([]*redis.StringCmd, len(dead))
-	_, err := s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for i := range dead {
-			records[i] = p.Get(ctx, "tg:"+home+"id:"+fmt.Sprint(dead[i]))
+	records := make([]*redis.StringCmd, len(ids))
+	_, err = s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i := range ids {
+			records[i] = p.Get(ctx, "tg:"+home+"id:"+fmt.Sprint(ids[i]))
 		}
 		return nil
 	})
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return err
+		return 0, err
 	}
-	calls := make([]call, len(dead))
-	for i := range dead {
+	calls := make([]call, len(ids))
+	for i := range ids {
 		raw, keys := recorded(records[i].Val())
-		c := s.call("reap", home, fmt.Sprint(dead[i]), nil)
+		c := s.call("reap", home, fmt.Sprint(ids[i]), nil)
 		c.keys, c.args[3] = append(c.keys, keys...), raw
 		calls[i] = c
 	}
 	_, err = s.runAll(ctx, calls)
-	return err
+	return len(ids), err
 }
 
 var errAnswer = errors.New("the script answered something else")
