@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-
 	"tidegate/admission/limit"
 	"tidegate/admission/limit/redislimit/redistest"
 )
@@ -84,4 +83,3 @@ func BenchmarkReserve(b *testing.B) {
 	b.ReportMetric(median(four)/median(ping), "4rules/ping")
 	b.ReportMetric(median(twenty)/median(ping), "20rules/ping")
 }
-

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,9 +24,8 @@ import (
 var limitLua string
 
 const (
-	dimFields   = 13 // of a dimension in the script
-	stateFields = 7
-	partFields  = 5
+	maxFields   = 11 // of a dimension in the script
+	stateFields = 4
 	number      = 8 // bytes
 	maxTracked  = 10_000
 )
@@ -42,6 +42,7 @@ type Store struct {
 	client  redis.UniversalClient
 	cluster bool
 	now     func() time.Time
+	source  string
 	sha     string
 
 	mu    sync.Mutex
@@ -53,9 +54,20 @@ var _ limit.Store = (*Store)(nil)
 // New makes a store. The client must neither retry nor wait beyond a context's
 // deadline, as those of Dial: a retry of an answer that was late is another call.
 func New(client redis.UniversalClient, o Options) *Store {
-	sum := sha1.Sum([]byte(limitLua)) //nolint:gosec // see the import
 	_, cluster := client.(*redis.ClusterClient)
-	return &Store{client: client, cluster: cluster, now: o.Now, sha: hex.EncodeToString(sum[:]), homes: map[string]bool{}}
+	source := script()
+	sum := sha1.Sum([]byte(source)) //nolint:gosec // see the import
+	return &Store{client: client, cluster: cluster, now: o.Now, source: source, sha: hex.EncodeToString(sum[:]), homes: map[string]bool{}}
+}
+
+// script is limit.lua with its constants put in and its comments left out.
+func script() string {
+	value := map[string]string{}
+	for _, one := range regexp.MustCompile(`(\$[A-Z]+)=(-?\d+)`).FindAllStringSubmatch(limitLua, -1) {
+		value[one[1]] = one[2]
+	}
+	bare := regexp.MustCompile(`(?m)^ *--.*\n`).ReplaceAllString(limitLua, "")
+	return regexp.MustCompile(`\$[A-Z]+`).ReplaceAllStringFunc(bare, func(name string) string { return value[name] })
 }
 
 // group is the dimensions that one call of the script decides.
@@ -134,7 +146,7 @@ func (s *Store) call(operation, home, id string, dims []limit.Dim, more ...any) 
 func (s *Store) run(ctx context.Context, c call) (any, error) {
 	out, err := s.client.EvalSha(ctx, s.sha, c.keys, c.args...).Result()
 	if unknownScript(err) {
-		out, err = s.client.Eval(ctx, limitLua, c.keys, c.args...).Result()
+		out, err = s.client.Eval(ctx, s.source, c.keys, c.args...).Result()
 	}
 	return out, err
 }
@@ -168,7 +180,7 @@ func (s *Store) runAll(ctx context.Context, calls []call) ([]any, error) {
 		if left = unknown; len(left) == 0 {
 			break
 		}
-		if err = s.client.ScriptLoad(ctx, limitLua).Err(); err != nil { // of a cluster, on all servers
+		if err = s.client.ScriptLoad(ctx, s.source).Err(); err != nil { // of a cluster, on all servers
 			return nil, err
 		}
 	}
@@ -428,14 +440,17 @@ var errAnswer = errors.New("the script answered something else")
 // recorded takes the dimensions, as they were packed, and their keys out of a
 // record.
 func recorded(record string) (dims string, keys []string) {
-	const head = 3 * number
+	const head = 6 * number
 	if len(record) < head {
 		return "", nil
 	}
-	n := int(math.Float64frombits(binary.LittleEndian.Uint64([]byte(record[2*number : head]))))
-	from := head + n*partFields*number
-	until := from + n*dimFields*number
-	if n < 1 || len(record) < until {
+	field := func(i int) int {
+		return int(math.Float64frombits(binary.LittleEndian.Uint64([]byte(record[i*number : (i+1)*number]))))
+	}
+	n, length := field(2), field(4)
+	from := head + n*number + field(5)*n*2*number
+	until := from + length
+	if n < 1 || length < 1 || len(record) < until {
 		return "", nil
 	}
 	keys = strings.Split(record[until:], "\x00")
@@ -457,18 +472,31 @@ func appendNumber(out []byte, n int64) []byte {
 	return binary.LittleEndian.AppendUint64(out, math.Float64bits(float64(n)))
 }
 
+// packDims packs dimensions as limit.lua reads them: without the fields that a kind
+// does not have, unless its limit changes by the clock.
 func packDims(dims []limit.Dim) string {
-	out := make([]byte, 0, len(dims)*dimFields*number)
+	out := make([]byte, 0, len(dims)*maxFields*number)
 	for i := range dims {
 		d := &dims[i]
 		soft := int64(0)
 		if d.Soft {
 			soft = 1
 		}
-		for _, n := range [dimFields]int64{
-			int64(d.Kind), soft, d.Limit, d.Cost, d.Floor, d.WindowMs, d.BucketMs, d.Burst, d.EdgeMs, d.NextLimit, d.NextBurst, d.BeginMs, d.EndMs,
-		} {
-			out = appendNumber(out, n)
+		fields := [maxFields]int64{
+			int64(d.Kind), soft, d.Limit, d.Cost, d.EdgeMs, d.Floor, d.WindowMs, d.BucketMs, d.Burst, d.NextLimit, d.NextBurst,
+		}
+		n := maxFields
+		switch {
+		case d.Kind == limit.Quota:
+			fields[4], fields[6], fields[7], n = 0, d.BeginMs, d.EndMs, 8
+		case d.EdgeMs != 0:
+		case d.Kind == limit.Lease:
+			n = 5
+		default:
+			n = 9
+		}
+		for _, f := range fields[:n] {
+			out = appendNumber(out, f)
 		}
 	}
 	return string(out)
@@ -483,18 +511,24 @@ func unpackStates(answer any, g *group, states []limit.State) (verdict int, err 
 		return n
 	}
 	if len(text) == number {
-		if verdict = int(next()); verdict < 0 || len(g.dims) == 0 {
-			return verdict, nil
-		}
+		return int(next()), nil // an error, which has no states
 	}
-	if len(text) != number*(1+len(g.dims)*stateFields) {
+	if len(text) != number*(2+len(g.dims)*stateFields) {
 		return 0, errAnswer
 	}
 	verdict = int(next())
-	for _, at := range g.at {
-		states[at] = limit.State{
-			Limit: next(), Used: next(), Remaining: next(), ResetMs: next(), Over: next() == 1, Never: next() == 1, RetryAfterMs: next(),
+	now := next()
+	for i, at := range g.at {
+		d := &g.dims[i]
+		s := limit.State{Limit: d.Limit, Used: next(), Remaining: next(), ResetMs: next(), RetryAfterMs: next()}
+		if d.EdgeMs != 0 && now >= d.EdgeMs && d.Kind != limit.Quota {
+			s.Limit = d.NextLimit
 		}
+		s.Over = s.RetryAfterMs != 0
+		if s.Never = s.RetryAfterMs < 0; s.Never {
+			s.RetryAfterMs = 0
+		}
+		states[at] = s
 	}
 	return verdict, nil
 }
