@@ -212,8 +212,7 @@ func (s *Store) Reserve(ctx context.Context, r limit.Reservation) (limit.Decisio
 	for i := range groups {
 		g := &groups[i]
 		verdict, back, err := s.reserve(ctx, r, g, states, i < len(groups)-1)
-		if err != nil {
-			s.cancel(ctx, r.ID, groups[:i], undo)
+		if err != nil { // what earlier homes let in ends with its lease
 			return limit.Decision{}, fmt.Errorf("redis: %w", err)
 		}
 		undo[i] = back
