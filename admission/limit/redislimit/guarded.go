@@ -133,7 +133,7 @@ func (g *Guarded) call(parent context.Context, dims []limit.Dim, do func(context
 	switch {
 	case err == nil || errors.Is(err, limit.ErrDims):
 		return err
-	case parent.Err() != nil:
+	case gone(parent):
 		return fmt.Errorf("%w: %w", errCaller, err)
 	}
 	g.mu.Lock()
@@ -143,6 +143,13 @@ func (g *Guarded) call(parent context.Context, dims []limit.Dim, do func(context
 	}
 	g.mu.Unlock()
 	return err
+}
+
+// gone reports whether a caller has gone away or its time is over. The connection may
+// notice a deadline before the context does.
+func gone(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
 
 // Reserve implements limit.Store. While Redis cannot be asked it decides alone, and

@@ -84,10 +84,10 @@ func (o oneHome) Reserve(ctx context.Context, r limit.Reservation) (limit.Decisi
 
 func (o oneHome) Settle(ctx context.Context, s limit.Settlement) (limit.Settled, error) {
 	n := len(s.Dims)
-	s.Dims = o.home(s.Dims)
-	if len(s.Charges) == n {
-		s.Charges = append(append([]int64(nil), s.Charges...), 0)
+	if len(s.Charges) != n {
+		return o.of.Settle(ctx, s)
 	}
+	s.Dims, s.Charges = o.home(s.Dims), append(append([]int64(nil), s.Charges...), 0)
 	out, err := o.of.Settle(ctx, s)
 	if err == nil {
 		out.States = out.States[:n]
@@ -98,7 +98,9 @@ func (o oneHome) Settle(ctx context.Context, s limit.Settlement) (limit.Settled,
 func (o oneHome) Renew(ctx context.Context, renewals []limit.Renewal) ([]string, error) {
 	all := append([]limit.Renewal(nil), renewals...)
 	for i := range all {
-		if len(all[i].Charges) == len(all[i].Dims) && len(all[i].Dims) > 0 {
+		if n := len(all[i].Charges); n > 0 && n != len(all[i].Dims) {
+			return o.of.Renew(ctx, renewals)
+		} else if n > 0 {
 			all[i].Charges = append(append([]int64(nil), all[i].Charges...), 0)
 		}
 		all[i].Dims = o.home(all[i].Dims)

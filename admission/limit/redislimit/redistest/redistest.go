@@ -114,7 +114,14 @@ func (s *Server) Start() {
 		close(ended)
 	}()
 	c := s.Client()
-	s.await(startTime, "answers", func(ctx context.Context) bool { return c.Ping(ctx).Err() == nil })
+	s.await(startTime, "answers", func(ctx context.Context) bool {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.Addr)
+		if err != nil {
+			return false
+		}
+		_ = conn.Close()
+		return c.Ping(ctx).Err() == nil
+	})
 }
 
 // Client is a plain client of this server, for looking at it from outside of what
