@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,9 +78,59 @@ func BenchmarkReserve(b *testing.B) {
 		slices.Sort(all)
 		return float64(all[len(all)/2].Nanoseconds()) / 1000
 	}
+	if stats, err := server.Client().Info(ctx, "commandstats").Result(); err == nil {
+		for line := range strings.SplitSeq(stats, "\r\n") {
+			if strings.HasPrefix(line, "cmdstat_evalsha:") || strings.HasPrefix(line, "cmdstat_ping:") {
+				b.Log(line)
+			}
+		}
+	}
 	b.ReportMetric(median(ping), "ping-µs")
 	b.ReportMetric(median(four), "4rules-µs")
 	b.ReportMetric(median(twenty), "20rules-µs")
 	b.ReportMetric(median(four)/median(ping), "4rules/ping")
 	b.ReportMetric(median(twenty)/median(ping), "20rules/ping")
+}
+
+// BenchmarkPaused shows what a request waits when Redis stops answering: the first
+// ones, for the budget, and those after the breaker has opened.
+func BenchmarkPaused(b *testing.B) {
+	server := redistest.Single(b)
+	c := DefaultConfig()
+	c.Addrs = []string{server.Addr}
+	client := Dial(c)
+	defer client.Close()
+	dims := mixed(4)
+	var first, open []time.Duration
+	for round := 0; b.Loop(); round++ {
+		g := Guard(New(client, Options{}), GuardOptions{Replica: "one", Timeout: c.Timeout})
+		if err := g.fleet.beat(b.Context(), g.store, 0); err != nil {
+			b.Fatal(err)
+		}
+		reserve := func(id string) time.Duration {
+			began := time.Now()
+			if _, err := g.Reserve(b.Context(), limit.Reservation{ID: id, Dims: dims}); err != nil {
+				b.Fatal(err)
+			}
+			return time.Since(began)
+		}
+		reserve(fmt.Sprint("warm", round))
+		server.Pause()
+		for i := range 2000 {
+			into := &open
+			if !g.State().Alone {
+				into = &first
+			}
+			*into = append(*into, reserve(fmt.Sprint(round, "/", i)))
+		}
+		server.Resume()
+	}
+	report := func(name string, all []time.Duration) {
+		slices.Sort(all)
+		b.ReportMetric(float64(all[len(all)/2].Microseconds()), name+"-p50-µs")
+		b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), name+"-p99-µs")
+		b.ReportMetric(float64(all[len(all)-1].Microseconds()), name+"-max-µs")
+	}
+	report("first", first)
+	report("open", open)
 }

@@ -74,7 +74,9 @@ func Dial(c Config) redis.UniversalClient {
 		// Of what has no deadline of its own. Heartbeats of many may take a while.
 		ReadTimeout: maxRead, WriteTimeout: maxRead, PoolTimeout: maxRead,
 		PoolSize: 16 * runtime.GOMAXPROCS(0), MinIdleConns: 2, FailingTimeoutSeconds: 1,
-		DisableIdentity: true,
+		// The newer protocol makes the client look for news that are never sent before
+		// each answer.
+		Protocol: 2, DisableIdentity: true,
 	}
 	if c.TLS {
 		o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}

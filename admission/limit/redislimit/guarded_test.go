@@ -419,7 +419,7 @@ func TestShares(t *testing.T) {
 		n := rapid.IntRange(1, 8).Draw(t, "members")
 		draw := func(label string) (e epoch) {
 			for i := range n {
-				e = append(e, member{fmt.Sprint("r", i), uint64(rapid.OneOf(rapid.Uint64Range(0, 5), rapid.Uint64Range(0, maxUse)).Draw(t, label))})
+				e = append(e, member{fmt.Sprint("r", i), rapid.OneOf(rapid.Uint64Range(0, 5), rapid.Uint64Range(0, maxUse)).Draw(t, label)})
 			}
 			return e
 		}

@@ -34,6 +34,9 @@
 --   $LEASELIFE=30000 $SETTLEDLIFE=60000 $REAPEDLIFE=900000 $SKEW=60000
 -- and our own; by $SLACK keys outlive their use, so that no expiry decides anything:
 --   $HOUR=3600000 $MONTH=2764800000 $SLACK=60000
+-- The clock is written when it is so far behind, and leases that have ended are
+-- removed, and those that have not are kept from expiring, once in a spell:
+--   $PRECISION=50 $SPELL=10000
 
 local call, floor, ceil, max, min = redis.call, math.floor, math.ceil, math.max, math.min
 local operation, id, raw = ARGV[1], ARGV[3], ARGV[4]
@@ -149,7 +152,9 @@ end
 -- S is the answer: the verdict, the time, and of each dimension what is used, what
 -- remains, when it is reset, and the wait (0: it fits, -1: never). check fills in a
 -- dimension's and changes nothing.
-local S = {0, now}
+-- (Made from other numbers, so that the list does not have to grow.)
+local S = {unpack(D, 1, n * 4 + 2)}
+S[2] = now
 
 local function check(i, cost)
   local d, c, o = where[i], cells[i], i * 4 - 1
@@ -301,7 +306,7 @@ local function write()
   -- The index holds an entry that never ends, so that it is there, with its expiry,
   -- for as long as the clock is.
   if floor(latest / $HOUR) == floor(now / $HOUR) then
-    call('SET', KEYS[2], now, 'KEEPTTL')
+    if now - latest > $PRECISION then call('SET', KEYS[2], now, 'KEEPTTL') end
   else
     call('SET', KEYS[2], now, 'PX', 3 * $HOUR)
     call('ZADD', KEYS[3], '+inf', '')
@@ -331,11 +336,12 @@ if operation == 'reserve' then
     elseif kind == $LEASE then
       X[i] = 0
       local key, last = KEYS[i + 3], now + S[o + 2] -- when the last one ends
-      call('ZREMRANGEBYSCORE', key, '-inf', now)
       if cost > 0 then
         call('ZADD', key, ends, id)
-        -- Each new spell of ten minutes puts the expiry off by an hour.
-        if S[o] == 0 or floor(last / 600000) ~= floor(ends / 600000) then call('PEXPIRE', key, $HOUR) end
+        if S[o] == 0 or floor(last / $SPELL) ~= floor(ends / $SPELL) then
+          call('ZREMRANGEBYSCORE', key, '-inf', now)
+          call('PEXPIRE', key, $HOUR)
+        end
         S[o] = S[o] + 1
         S[o + 1], S[o + 2] = max(S[o + 1] - 1, 0), max(S[o + 2], $LEASELIFE)
       end
@@ -343,7 +349,11 @@ if operation == 'reserve' then
       local c = change(i, kind)
       enter(d, c)
       c[$USED], X[i] = c[$USED] + cost, c[$QBEGIN]
-      check(i, 0)
+      if now < c[$QEND] + $SKEW then
+        S[o], S[o + 1] = c[$USED], max(D[d + $LIMIT] - c[$USED], 0)
+      else
+        check(i, 0)
+      end
     else
       local c = change(i, kind)
       local limit, burst = inforce(d, now)

@@ -162,7 +162,8 @@ func (s *Store) runAll(ctx context.Context, calls []call) ([]any, error) {
 	}
 	for again := false; len(left) > 0; again = true {
 		answers := make([]*redis.Cmd, len(left))
-		_, err := s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
+		// Its error is that of one of the answers.
+		_, _ = s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
 			for i, at := range left {
 				answers[i] = p.EvalSha(ctx, s.sha, calls[at].keys, calls[at].args...)
 			}
@@ -180,7 +181,7 @@ func (s *Store) runAll(ctx context.Context, calls []call) ([]any, error) {
 		if left = unknown; len(left) == 0 {
 			break
 		}
-		if err = s.client.ScriptLoad(ctx, s.source).Err(); err != nil { // of a cluster, on all servers
+		if err := s.client.ScriptLoad(ctx, s.source).Err(); err != nil { // of a cluster, on all servers
 			return nil, err
 		}
 	}
