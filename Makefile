@@ -21,14 +21,17 @@ build: ## the binaries, into bin/
 	@mkdir -p bin
 	$(GO) build $(FLAGS) -trimpath -o bin/ ./cmd/...
 
-test: clients ## all tests; installs the client SDKs they need where it may
+test: clients servers ## all tests; installs the client SDKs and servers they need where it may
 	@.ci/test $(FLAGS)
 
-race: clients ## all tests under the race detector (needs a C compiler)
+race: clients servers ## all tests under the race detector (needs a C compiler)
 	@CGO_ENABLED=1 .ci/test $(FLAGS) -race
 
 clients:
 	@sh cmd/tidegate/testdata/clients/install.sh $(CACHE)/clients
+
+servers:
+	@.ci/servers
 
 fuzz: ## every fuzz target for FUZZTIME (20s)
 	@.ci/fuzz $(FUZZTIME) $(FLAGS)

@@ -175,17 +175,36 @@ func (m *Memory) Reserve(_ context.Context, r Reservation) (Decision, error) {
 	m.lock(&h, r.ID, r.Dims)
 	defer h.unlock()
 	if r.Peek {
-		return decide(r.Dims, h.states(r.Dims, now)), nil
+		return Decide(r.Dims, h.states(r.Dims, now)), nil
 	}
 	if known := h.record.records[r.ID]; known != nil && !known.forgotten(now) {
 		free := withoutCost(r.Dims)
 		return Decision{Allowed: true, Again: true, Binding: -1, States: h.states(free, now)}, nil
 	}
 	states := h.states(r.Dims, now)
-	out := decide(r.Dims, states)
+	out := Decide(r.Dims, states)
 	if !out.Allowed {
 		return out, nil
 	}
+	h.charge(r, states, now)
+	return out, nil
+}
+
+// Note charges what another store has let in, whether or not it fits here: out is
+// that store's decision. So a Memory is kept in step with a store that may be lost.
+func (m *Memory) Note(r Reservation, out Decision) {
+	now := m.clock()
+	var h held
+	m.lock(&h, r.ID, r.Dims)
+	defer h.unlock()
+	if known := h.record.records[r.ID]; known != nil && !known.forgotten(now) {
+		return
+	}
+	h.charge(r, append([]State(nil), out.States...), now)
+}
+
+// charge makes a reservation that was let in, and brings the states up to date.
+func (h *held) charge(r Reservation, states []State, now int64) {
 	ends := now + LeaseLife.Milliseconds()
 	rec := &record{ends: ends, dims: r.Dims, parts: make([]part, len(r.Dims))}
 	for i := range r.Dims {
@@ -201,7 +220,6 @@ func (m *Memory) Reserve(_ context.Context, r Reservation) (Decision, error) {
 	}
 	h.record.makeRecordRoom(now)
 	h.record.records[r.ID] = rec
-	return out, nil
 }
 
 // after is the state once a dimension is charged: the cost no longer asks.

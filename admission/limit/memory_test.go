@@ -217,3 +217,29 @@ func BenchmarkForget(b *testing.B) {
 func first[A, B any](a A, _ B) A { return a }
 
 func second[A, B any](_ A, b B) B { return b }
+
+// TestMemoryNote: what another store let in counts here, though it would not have
+// fitted, and is settled as if it had been let in here.
+func TestMemoryNote(t *testing.T) {
+	ms := int64(1_800_000_000_000)
+	m := NewMemory(func() time.Time { return time.UnixMilli(ms) })
+	dims := []Dim{{Key: "w", Kind: Window, Limit: 10, Cost: 8, WindowMs: 60_000, BucketMs: 5_000}, {Key: "soft", Kind: Window, Limit: 1, Cost: 1, WindowMs: 60_000, BucketMs: 5_000, Soft: true}}
+	used := func(want ...int64) {
+		t.Helper()
+		out, _ := m.Reserve(context.Background(), Reservation{Dims: dims, Peek: true})
+		for i := range want {
+			if out.States[i].Used != want[i] {
+				t.Errorf("%s: %d used, want %d", dims[i].Key, out.States[i].Used, want[i])
+			}
+		}
+	}
+	elsewhere := Decision{Allowed: true, Binding: -1, States: []State{{}, {Over: true}}}
+	for _, id := range []string{"a", "b", "b"} {
+		m.Note(Reservation{ID: id, Dims: dims}, elsewhere)
+	}
+	used(16, 0)
+	if s, err := m.Settle(context.Background(), Settlement{ID: "a", Dims: dims, Charges: []int64{1, 1}}); err != nil || !s.Applied {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	used(9, 0)
+}

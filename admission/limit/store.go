@@ -82,8 +82,8 @@ type Renewal struct {
 	Charges []int64 // what it has used so far, by dimension; empty: not known
 }
 
-// decide judges the states of all dimensions.
-func decide(dims []Dim, states []State) Decision {
+// Decide judges the states of all dimensions: what every store answers to them.
+func Decide(dims []Dim, states []State) Decision {
 	out := Decision{Allowed: true, Binding: -1, States: states}
 	for i := range states {
 		s := &states[i]

@@ -15,6 +15,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 
 	"tidegate/admission/limit"
+	"tidegate/admission/limit/redislimit"
 	"tidegate/gateway"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
@@ -26,6 +27,7 @@ type config struct {
 	Server    serverConfig          `yaml:"server"`
 	Auth      account.Config        `yaml:"auth"`
 	Store     storeConfig           `yaml:"store"`
+	Redis     redislimit.Config     `yaml:"redis"`
 	Models    []backend.ModelConfig `yaml:"models"`
 	Limits    []limit.Rule          `yaml:"limits"`
 	Quotas    []limit.QuotaRule     `yaml:"quotas"`
@@ -66,6 +68,7 @@ func defaultConfig() config {
 		},
 		Auth:      account.Default(),
 		Store:     storeConfig{DSN: "sqlite://tidegate.db", JournalDir: "./journal"},
+		Redis:     redislimit.DefaultConfig(),
 		Telemetry: telemetryConfig{Log: "json"},
 	}
 }
@@ -93,6 +96,7 @@ func (c *config) validate() error {
 	within("server.", s.Validate())
 	within("auth.", c.Auth.Validate())
 	c.Store.validate(fault)
+	within("redis.", c.Redis.Validate())
 	fault(len(c.Models) > 0, "models: is empty; expected at least one model with a name and backends")
 	owner := map[string]string{}
 	for i := range c.Models {
@@ -392,6 +396,9 @@ func (c *config) resolve(env func(string) (string, bool)) error {
 	if key, _ := env(c.Auth.AdminKeyEnv); key != "" || c.Auth.AdminKeyEnv != account.DefaultAdminKeyEnv {
 		read("auth.admin_key", c.Auth.AdminKeyEnv, "", &c.Auth.AdminKey)
 	}
+	if password, _ := env(c.Redis.PasswordEnv); len(c.Redis.Addrs) > 0 && (password != "" || c.Redis.PasswordEnv != redislimit.DefaultPasswordEnv) {
+		read("redis.password", c.Redis.PasswordEnv, "", &c.Redis.Password)
+	}
 	for i := range c.Auth.Keys {
 		k := &c.Auth.Keys[i]
 		read(fmt.Sprintf("auth.keys[%d].key", i), k.KeyEnv, k.KeyFile, &k.Key)
@@ -417,6 +424,7 @@ func (c *config) restartOnly(next *config) (keys []string) {
 		{"server.shutdown_grace", c.Server.ShutdownGrace == next.Server.ShutdownGrace},
 		{"server.tls", c.Server.TLS == next.Server.TLS},
 		{"store", c.Store == next.Store},
+		{"redis", reflect.DeepEqual(c.Redis, next.Redis)},
 		{"telemetry.log", c.Telemetry == next.Telemetry},
 	} {
 		if !s.same {

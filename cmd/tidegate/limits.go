@@ -1,26 +1,65 @@
 package main
 
 import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
 	"sync"
 	"time"
 	_ "time/tzdata" // quotas and schedules know every zone, also in an image without any
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
 
 	"tidegate/admission/limit"
+	"tidegate/admission/limit/redislimit"
 	"tidegate/gateway/account"
+	"tidegate/gateway/ledger"
 )
 
-// openLimits makes the limiter of a configuration.
-func (d *daemon) openLimits(registry prometheus.Registerer) error {
-	set, err := d.config.limitSet()
+// counters are the limiter of a gateway, the rules it was configured with, and
+// where the counters lie.
+type counters struct {
+	*limit.Limiter
+	d     *daemon
+	mu    sync.Mutex // of the next two
+	rules *limit.Set // of the configuration, without overrides
+	over  []limit.Override
+	redis redis.UniversalClient // nil: the counters are this process's own
+	guard *redislimit.Guarded   // nil, too
+	back  chan struct{}         // Redis answers again
+	wrote chan struct{}         // this process has changed accounts
+}
+
+// openCounters makes the limiter of a configuration.
+func (d *daemon) openCounters(registry prometheus.Registerer) error {
+	rules, err := d.config.limitSet()
 	if err != nil {
 		return err
 	}
-	d.rules.Store(set)
+	c := &counters{d: d, rules: rules, back: make(chan struct{}, 1), wrote: make(chan struct{}, 1)}
+	store := limit.Store(limit.NewMemory(time.Now))
+	if len(d.config.Redis.Addrs) > 0 {
+		host, _ := os.Hostname() // it only makes the name readable
+		c.redis = redislimit.Dial(d.config.Redis)
+		c.guard = redislimit.Guard(redislimit.New(c.redis, redislimit.Options{}), redislimit.GuardOptions{
+			Replica: host + "-" + rand.Text()[:8], Timeout: d.config.Redis.Timeout, Changed: c.changed,
+		})
+		store = c.guard
+		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "tidegate_store_breaker_state", Help: "0 while the store is asked, 1 while it is not because it does not answer.",
+			ConstLabels: prometheus.Labels{"store": "redis"},
+		}, func() float64 {
+			if c.guard.State().Alone {
+				return 1
+			}
+			return 0
+		}))
+	}
 	shadows := seldom{every: time.Minute}
-	d.limiter = limit.New(set, limit.Options{
-		Store: limit.NewMemory(time.Now), Registry: registry,
+	c.Limiter = limit.New(rules, limit.Options{
+		Store: store, Registry: registry,
 		Shadow: func(b limit.Breach) {
 			if shadows.now(b.Rule, time.Now()) {
 				d.log.Info("a shadow limit would have refused", "rule", b.Rule, "per", b.Per, "metric", b.Metric.String(), "limit", b.Limit)
@@ -30,16 +69,93 @@ func (d *daemon) openLimits(registry prometheus.Registerer) error {
 			d.log.Warn("the store of the limits does not answer; trying on", "error", err.Error())
 		},
 	})
+	d.counters = c
 	return nil
 }
 
-// override puts the rules in force with the overrides that the store has now.
-func (d *daemon) override() {
-	if d.accounts == nil {
-		return // the store is being opened
+// changed hears of Redis going and coming.
+func (c *counters) changed(alone bool, last error) {
+	if alone {
+		c.d.log.Warn("Redis does not answer: each gateway enforces its share of the limits alone, or what on_store_failure says", "error", fmt.Sprint(last))
+		return
 	}
-	var list []limit.Override
-	for _, o := range d.accounts.Overrides() {
+	c.d.log.Info("Redis answers again: what was counted alone is handed in")
+	raise(c.back)
+}
+
+// raise sets a flag that is a channel of one.
+func raise(flag chan struct{}) {
+	select {
+	case flag <- struct{}{}:
+	default:
+	}
+}
+
+// hooks ties the store of accounts to the counters: its overrides hold here, and
+// its changes are announced by Redis where there is one, which is faster than the
+// store's own look every second.
+func (d *daemon) hooks() account.Hooks {
+	return account.Hooks{
+		Log:   d.log,
+		Wrote: func() { raise(d.counters.wrote) },
+		Applied: func() {
+			if d.accounts != nil {
+				d.counters.override(d.accounts.Overrides())
+			}
+		},
+	}
+}
+
+// changesChannel is where replicas tell each other that accounts have changed.
+const changesChannel = "tg:accounts"
+
+// announce tells other replicas of changes of accounts, and hears of theirs. Where
+// Redis does not answer, the store's own look every second finds them.
+func (c *counters) announce(ctx context.Context) {
+	heard := c.redis.Subscribe(ctx, changesChannel)
+	defer heard.Close()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-heard.Channel():
+			c.d.accounts.Poke()
+		case <-c.wrote:
+			call, cancel := context.WithTimeout(ctx, time.Second)
+			_ = c.redis.Publish(call, changesChannel, "").Err() // see above
+			cancel()
+		}
+	}
+}
+
+// close ends the connections to Redis.
+func (c *counters) close() error {
+	if c.redis == nil {
+		return nil
+	}
+	return c.redis.Close()
+}
+
+// status is what /status says of the counters.
+func (c *counters) status() map[string]any {
+	out := map[string]any{"store": "memory", "running": c.Running()}
+	if c.guard != nil {
+		out["store"], out["redis"] = "redis", c.guard.State()
+	}
+	return out
+}
+
+// reconfigure puts the rules of a new configuration in force.
+func (c *counters) reconfigure(rules *limit.Set) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rules = rules
+	c.replace()
+}
+
+// override puts other overrides of the store over the rules.
+func (c *counters) override(stored []account.Override) {
+	over := make([]limit.Override, 0, len(stored))
+	for _, o := range stored {
 		numbers := map[string]string{}
 		for metric, amount := range map[string]account.Amount{
 			"requests": o.Requests, "tokens": o.Tokens, "input_tokens": o.InputTokens, "output_tokens": o.OutputTokens,
@@ -49,13 +165,92 @@ func (d *daemon) override() {
 				numbers[metric] = string(amount)
 			}
 		}
-		list = append(list, limit.Override{Rule: o.Rule, Of: o.Of, Name: o.Name, Numbers: numbers})
+		over = append(over, limit.Override{Rule: o.Rule, Of: o.Of, Name: o.Name, Numbers: numbers})
 	}
-	set, err := d.rules.Load().With(list)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = over
+	c.replace()
+}
+
+func (c *counters) replace() {
+	set, err := c.rules.With(c.over)
 	for _, e := range flatten(err) {
-		d.log.Warn("an override does not hold", "error", e.Error())
+		c.d.log.Warn("an override does not hold", "error", e.Error())
 	}
-	d.limiter.Replace(set)
+	c.Replace(set)
+}
+
+// run keeps reservations alive and, with Redis, hands in what was counted alone and
+// restores quotas that a Redis which was lost has forgotten.
+func (c *counters) run(ctx context.Context) error {
+	if c.guard == nil {
+		return c.Run(ctx)
+	}
+	var loops sync.WaitGroup
+	loops.Go(func() { _ = c.Run(ctx) }) // neither ends with an error
+	loops.Go(func() { _ = c.guard.Run(ctx) })
+	loops.Go(func() { c.announce(ctx) })
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for lost := false; ctx.Err() == nil; {
+		select {
+		case <-ctx.Done():
+		case <-c.back:
+			lost = true
+		case <-tick.C:
+			if lost && !c.guard.State().Alone && c.guard.State().Waiting == 0 {
+				lost = c.restore(ctx) != nil
+			}
+		}
+	}
+	loops.Wait()
+	return nil
+}
+
+// restore raises quotas to what the ledger says was used of them: a new process has
+// forgotten its counters, and so may Redis have.
+func (c *counters) restore(ctx context.Context) error {
+	for _, q := range c.Quotas() {
+		by, whole := groupsOf(q.Per)
+		if !whole {
+			continue
+		}
+		rows, err := c.d.ledger.Report(ctx, ledger.Query{By: by, From: q.Begin, To: q.End})
+		if err != nil {
+			c.d.log.Warn("cannot restore a quota from the ledger; it counts what is used from now on", "quota", q.Name, "error", err.Error())
+			return err
+		}
+		for i := range rows {
+			r := &rows[i]
+			who := limit.Subjects{Department: r.Department, Project: r.Project, User: r.User, Key: r.Key, Model: r.Model}
+			if err := c.Restore(ctx, q.Name, who, r.Total, r.Milliunits); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// groupsOf are the sums that a quota's counters are made of: its subjects and who
+// owns them. The ledger does not know addresses.
+func groupsOf(per []string) (by []ledger.Group, whole bool) {
+	tenants := []ledger.Group{ledger.ByDepartment, ledger.ByProject, ledger.ByUser, ledger.ByKey}
+	deepest := -1
+	for _, name := range per {
+		switch name {
+		case "ip":
+			return nil, false
+		case "model":
+			by = append(by, ledger.ByModel)
+		}
+		for i, t := range tenants {
+			if name == string(t) {
+				deepest = max(deepest, i)
+			}
+		}
+	}
+	return append(by, tenants[:deepest+1]...), true
 }
 
 // limitSet compiles the rules and quotas of a configuration that is valid.

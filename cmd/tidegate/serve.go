@@ -157,10 +157,9 @@ type daemon struct {
 	log      *slog.Logger
 	gateway  *gateway.Gateway
 	fleet    *backend.Fleet
-	limiter  *limit.Limiter
+	counters *counters
 	load     func() (config, error)
 	cert     atomic.Pointer[tls.Certificate]
-	rules    atomic.Pointer[limit.Set] // of the configuration, without overrides
 	accounts *account.Store
 	ledger   *ledger.Ledger
 	close    func() error // of the ledger and the database
@@ -208,16 +207,17 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	}, nil)
 	d.reloaded.WithLabelValues().Set(1)
 	registry.MustRegister(info, d.reloaded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if err := d.openLimits(registry); err != nil {
+	if err := d.openCounters(registry); err != nil {
 		return err
 	}
 	if err := d.openStore(ctx, registry); err != nil {
 		return err
 	}
-	d.override()
+	// A quota that cannot be restored is said, and counts from zero.
+	_ = d.counters.restore(ctx)
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version())
 	d.gateway = gateway.New(gateway.Parts{
-		Log: d.log, Fleet: d.fleet, Admission: admission.New(d.limiter), Ledger: d.ledger, Tokenizer: tokenizer,
+		Log: d.log, Fleet: d.fleet, Admission: admission.New(d.counters.Limiter), Ledger: d.ledger, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(),
 	}, c.Server.Config, account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
@@ -268,7 +268,7 @@ func (d *daemon) run(ctx context.Context, source loop) (err error) {
 	if host, _, err := net.SplitHostPort(d.front.Addr().String()); err == nil && d.config.Auth.Mode == account.Open && !net.ParseIP(host).IsLoopback() {
 		d.log.Warn("anyone who reaches this address may use the models: auth.mode is open", "address", d.front.Addr().String())
 	}
-	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.fleet.Run, d.limiter.Run, d.accounts.Run, d.ledger.Run, source)
+	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.fleet.Run, d.counters.run, d.accounts.Run, d.ledger.Run, source)
 }
 
 // maxHeader bounds a request's head in bytes.
@@ -384,8 +384,7 @@ func (d *daemon) reload() {
 		d.log.Warn("changed, but only a restart applies it", "keys", strings.Join(keys, ", "))
 	}
 	d.gateway.Reload(c.Server.Config, account.New(c.Auth, d.accounts))
-	d.rules.Store(set)
-	d.override()
+	d.counters.reconfigure(set)
 	d.fleet.Apply(c.Models)
 	d.log.Info("configuration reloaded", "models", len(c.Models))
 }
@@ -396,7 +395,7 @@ func (d *daemon) status() map[string]any {
 	if p := d.failure.Load(); p != nil {
 		problem = *p
 	}
-	return map[string]any{"config_reload_ok": problem == "", "config_reload_error": problem, "ledger": d.ledger.Status()}
+	return map[string]any{"config_reload_ok": problem == "", "config_reload_error": problem, "ledger": d.ledger.Status(), "limits": d.counters.status()}
 }
 
 // discoverEvery is how often a server that is not there yet is asked again.

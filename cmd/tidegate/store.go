@@ -38,11 +38,11 @@ func openStore(ctx context.Context, s storeConfig, hooks account.Hooks) (*databa
 // openStore opens accounts and ledger over one database, and makes the first key.
 func (d *daemon) openStore(ctx context.Context, registry prometheus.Registerer) error {
 	c := &d.config
-	db, accounts, err := openStore(ctx, c.Store, account.Hooks{Log: d.log, Applied: d.override})
+	db, accounts, err := openStore(ctx, c.Store, d.hooks())
 	if err != nil {
 		return err
 	}
-	d.close = db.Close
+	d.close = func() error { return errors.Join(db.Close(), d.counters.close()) }
 	if err = accounts.Sync(ctx); err == nil {
 		d.firstKey, err = account.New(c.Auth, accounts).Bootstrap(ctx)
 	}
@@ -62,7 +62,8 @@ func (d *daemon) openStore(ctx context.Context, registry prometheus.Registerer) 
 		return 0
 	}))
 	d.accounts, d.ledger = accounts, usage
-	d.close = func() error { return errors.Join(usage.Close(), db.Close()) }
+	d.counters.override(accounts.Overrides())
+	d.close = func() error { return errors.Join(usage.Close(), db.Close(), d.counters.close()) }
 	return nil
 }
 

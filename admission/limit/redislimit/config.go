@@ -1,0 +1,92 @@
+package redislimit
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"runtime"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Config is the section redis of the configuration.
+type Config struct {
+	// Addrs are of the server, of some of a cluster's servers (more than one), or of
+	// the sentinels. None: there is no Redis.
+	Addrs          []string `yaml:"addrs"`
+	SentinelMaster string   `yaml:"sentinel_master"` // the name by which sentinels know the master
+	Cluster        bool     `yaml:"cluster"`         // the one address is of a cluster
+	Username       string   `yaml:"username"`
+	PasswordEnv    string   `yaml:"password_env"`
+	Password       string   `yaml:"-"` // of PasswordEnv
+	TLS            bool     `yaml:"tls"`
+	DB             int      `yaml:"db"`
+	// Timeout is the most that one decision waits, for a connection too.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// DefaultConfig is no Redis, and 50 ms for a decision where one is given.
+func DefaultConfig() Config {
+	return Config{PasswordEnv: DefaultPasswordEnv, Timeout: 50 * time.Millisecond}
+}
+
+// DefaultPasswordEnv is the environment variable of the password, which may be unset.
+const DefaultPasswordEnv = "REDIS_PASSWORD"
+
+// Validate says all that is wrong, each with its path first.
+func (c *Config) Validate() error {
+	var faults []error
+	add := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	for i, addr := range c.Addrs {
+		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
+			add("addrs[%d]: must be host:port, not %q", i, addr)
+		}
+	}
+	if c.Timeout < time.Millisecond || c.Timeout > 5*time.Second {
+		add("timeout: must be from 1ms to 5s, not %s", c.Timeout)
+	}
+	if c.DB < 0 {
+		add("db: must not be negative")
+	}
+	if len(c.Addrs) == 0 && c.SentinelMaster != "" {
+		add("sentinel_master: needs the sentinels' addrs")
+	}
+	if c.SentinelMaster != "" && c.Cluster {
+		add("cluster: sentinels do not watch a cluster")
+	}
+	if c.SentinelMaster == "" && (c.Cluster || len(c.Addrs) > 1) && c.DB != 0 {
+		add("db: a cluster has only 0")
+	}
+	return errors.Join(faults...)
+}
+
+// Dial makes the client of a valid configuration with addresses; it connects with
+// its first use. It never repeats a call: a repeated one whose answer was only late
+// would be charged again by a script that is not idempotent, and a heartbeat waits
+// for its own deadline, not for four.
+func Dial(c Config) redis.UniversalClient {
+	o := &redis.UniversalOptions{
+		Addrs: c.Addrs, MasterName: c.SentinelMaster, IsClusterMode: c.Cluster,
+		Username: c.Username, Password: c.Password, DB: c.DB,
+		MaxRetries: -1, ContextTimeoutEnabled: true,
+		// A slot that has moved is asked for where it is now: that is no repetition.
+		MaxRedirects: 3,
+		// Dialing happens beside the call that wants it, and serves a later one where
+		// that has given up.
+		DialTimeout: 10 * c.Timeout, DialerRetries: 1,
+		// Of what has no deadline of its own. Heartbeats of many may take a while.
+		ReadTimeout: maxRead, WriteTimeout: maxRead, PoolTimeout: maxRead,
+		PoolSize: 16 * runtime.GOMAXPROCS(0), MinIdleConns: 2, FailingTimeoutSeconds: 1,
+		// The newer protocol makes the client look for news that are never sent before
+		// each answer.
+		Protocol: 2, DisableIdentity: true,
+	}
+	if c.TLS {
+		o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	return redis.NewUniversalClient(o)
+}
+
+const maxRead = 2 * time.Second

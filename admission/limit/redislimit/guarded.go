@@ -1,0 +1,344 @@
+package redislimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tidegate/admission/limit"
+	"tidegate/degrade"
+)
+
+// ErrClosed says that Redis cannot be asked, and that a rule lets nothing pass then.
+var ErrClosed = errors.New("the limits' store cannot be reached")
+
+const (
+	defaultTimeout = 50 * time.Millisecond
+	lookAgain      = time.Second // between probes, and what a caller waits whose share is too small
+)
+
+// GuardOptions are what a Guarded works with. Only Replica must be given.
+type GuardOptions struct {
+	Replica string           // the name of this replica, unlike all others'
+	Timeout time.Duration    // of one call; 0: 50 ms
+	Now     func() time.Time // nil: time.Now
+	Breaker degrade.BreakerConfig
+	// Changed is told when this replica is left alone and when it no longer is, with
+	// the last failure. It must not block.
+	Changed func(alone bool, last error)
+}
+
+// Guarded is a Store that goes on deciding when Redis does not answer; failure.go
+// says how. Run must be running, or it never finds out that Redis is back. It is
+// safe for concurrent use.
+type Guarded struct {
+	store   *Store
+	with    GuardOptions
+	breaker *degrade.Breaker
+	shadow  *limit.Memory
+	fleet   fleet
+	seen    seen
+	recent  recent
+
+	alone atomic.Bool
+	mu    sync.Mutex
+	since time.Time // of alone
+	last  error
+	// outage numbers the counters that are only of a time without Redis: each end of
+	// such a time begins another.
+	outage  int64
+	suspect string // the home that a probe asks
+	here    map[string]*local
+	waiting []settlement
+	dropped int64
+	probes  int64
+
+	hereCount, waitingCount atomic.Int64
+}
+
+var _ limit.Store = (*Guarded)(nil)
+
+// Guard puts a guard in front of a store.
+func Guard(store *Store, o GuardOptions) *Guarded {
+	if o.Timeout == 0 {
+		o.Timeout = defaultTimeout
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	g := &Guarded{
+		store: store, with: o, shadow: limit.NewMemory(o.Now), fleet: fleet{own: o.Replica}, here: map[string]*local{},
+		seen: seen{now: map[string]sight{}}, suspect: "{probe}",
+	}
+	b := o.Breaker
+	b.Ignore = func(err error) bool { return errors.Is(err, errCaller) || errors.Is(err, limit.ErrDims) }
+	b.Changed = g.changed
+	g.breaker = degrade.NewBreaker(b)
+	return g
+}
+
+// errCaller says that a call ended with its caller, not with Redis.
+var errCaller = errors.New("the caller is gone")
+
+func (g *Guarded) changed(alone bool) {
+	g.alone.Store(alone)
+	g.mu.Lock()
+	g.since = g.with.Now()
+	if !alone {
+		g.outage++
+	}
+	last := g.last
+	g.mu.Unlock()
+	if g.with.Changed != nil {
+		g.with.Changed(alone, last)
+	}
+}
+
+// State is what an operator may want to know.
+type State struct {
+	Alone    bool      `json:"alone"`     // Redis is not asked
+	Since    time.Time `json:"since"`     // when that changed; zero: never
+	Error    string    `json:"error"`     // the last failure
+	Replicas int       `json:"replicas"`  // as far as was last known; 0: never known
+	PerMille int64     `json:"per_mille"` // of the limits, that this replica enforces alone
+	Waiting  int       `json:"waiting"`   // settlements that Redis is still to be told of
+	Dropped  int64     `json:"dropped"`   // settlements for which there was no room
+}
+
+// State is how things are now.
+func (g *Guarded) State() State {
+	s := State{Alone: g.alone.Load()}
+	s.Replicas, s.PerMille = g.fleet.size()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s.Since, s.Waiting, s.Dropped = g.since, len(g.waiting), g.dropped
+	if g.last != nil {
+		s.Error = g.last.Error()
+	}
+	return s
+}
+
+// ask calls Redis within the budget, unless the breaker is open.
+func (g *Guarded) ask(parent context.Context, dims []limit.Dim, do func(context.Context) error) error {
+	return g.breaker.Do(func() error { return g.call(parent, dims, do) })
+}
+
+func (g *Guarded) call(parent context.Context, dims []limit.Dim, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(parent, g.with.Timeout)
+	defer cancel()
+	err := do(ctx)
+	switch {
+	case err == nil || errors.Is(err, limit.ErrDims):
+		return err
+	case gone(parent):
+		return fmt.Errorf("%w: %w", errCaller, err)
+	}
+	g.mu.Lock()
+	g.last = err
+	if len(dims) > 0 {
+		g.suspect = tag(dims[0].Key)
+	}
+	g.mu.Unlock()
+	return err
+}
+
+// gone reports whether a caller has gone away or its time is over. The connection may
+// notice a deadline before the context does.
+func gone(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
+}
+
+// Reserve implements limit.Store. While Redis cannot be asked it decides alone, and
+// returns ErrClosed where a rule forbids that.
+func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.Decision, err error) {
+	if !r.Peek && g.hereCount.Load() > 0 && g.isHere(r.ID) {
+		return g.reserveHere(r)
+	}
+	err = g.ask(ctx, r.Dims, func(ctx context.Context) (err error) {
+		out, err = g.store.Reserve(ctx, r)
+		return err
+	})
+	switch {
+	case err == nil:
+		out.Shared = true
+		g.seen.learn(r.Dims, out.States, g.with.Now().UnixMilli())
+		if out.Allowed && !out.Again && !r.Peek {
+			g.shadow.Note(r, out)
+			g.recent.add(g.with.Now())
+		}
+		return out, nil
+	case errors.Is(err, limit.ErrDims):
+		return out, err
+	case errors.Is(err, errCaller):
+		g.forget(r)
+		return out, err
+	}
+	asked := !errors.Is(err, degrade.ErrOpen)
+	out, err = g.reserveHere(r)
+	if asked && (err != nil || !out.Allowed) {
+		g.forget(r)
+	}
+	return out, err
+}
+
+// forget takes back what Redis may have let in without being able to say so.
+func (g *Guarded) forget(r limit.Reservation) {
+	if !r.Peek {
+		g.wait(settlement{Settlement: limit.Settlement{ID: r.ID, Dims: r.Dims, Charges: make([]int64, len(r.Dims))}})
+	}
+}
+
+// Settle implements limit.Store. It fails only where the dimensions are wrong: what
+// Redis does not take waits until it does.
+func (g *Guarded) Settle(ctx context.Context, s limit.Settlement) (limit.Settled, error) {
+	if len(s.Dims) != len(s.Charges) {
+		return limit.Settled{}, limit.ErrDims
+	}
+	shared := settlement{Settlement: s}
+	var mine limit.Settled
+	if l := g.leave(s.ID); l != nil {
+		if len(l.skipped) != len(s.Dims) {
+			return limit.Settled{}, limit.ErrDims
+		}
+		mine, _ = g.shadow.Settle(ctx, limit.Settlement{ID: s.ID, Dims: l.dims, Charges: l.charges(s.Charges)})
+		shared = l.home(s)
+	} else {
+		mine, _ = g.shadow.Settle(ctx, s)
+	}
+	var out limit.Settled
+	err := g.ask(ctx, s.Dims, func(ctx context.Context) (err error) {
+		out, err = g.store.Settle(ctx, shared.due(g.with.Now().UnixMilli()))
+		return err
+	})
+	if err == nil {
+		g.seen.learn(s.Dims, out.States, g.with.Now().UnixMilli())
+		return out, nil
+	}
+	if errors.Is(err, limit.ErrDims) {
+		return limit.Settled{}, err
+	}
+	g.wait(shared)
+	if len(mine.States) < len(s.Dims) {
+		mine.States = make([]limit.State, len(s.Dims))
+	}
+	return limit.Settled{Applied: true, States: mine.States[:len(s.Dims)]}, nil
+}
+
+// Renew implements limit.Store. It is also this replica's heartbeat in the fleet.
+func (g *Guarded) Renew(ctx context.Context, renewals []limit.Renewal) (lost []string, err error) {
+	shared := make([]limit.Renewal, 0, len(renewals))
+	mine := make([]limit.Renewal, 0, len(renewals))
+	g.mu.Lock()
+	for _, r := range renewals {
+		l := g.here[r.ID]
+		if l == nil {
+			shared, mine = append(shared, r), append(mine, r)
+			continue
+		}
+		if len(r.Charges) == len(l.skipped) {
+			r.Charges = l.charges(r.Charges)
+		}
+		r.Dims = l.dims
+		mine = append(mine, r)
+	}
+	g.mu.Unlock()
+	if _, err := g.shadow.Renew(ctx, mine); err != nil {
+		return nil, err
+	}
+	if !g.breaker.Closed() {
+		return nil, nil // what is reserved there cannot be renewed; its settlement will say the truth
+	}
+	if lost, err = g.store.Renew(ctx, shared); err != nil {
+		return lost, err
+	}
+	return lost, g.fleet.beat(ctx, g.store, g.recent.sum(g.with.Now()))
+}
+
+// Run looks whether Redis is back, and tells it what it was not told, until ctx
+// ends.
+func (g *Guarded) Run(ctx context.Context) error {
+	if err := g.fleet.beat(ctx, g.store, 0); err != nil && ctx.Err() == nil {
+		g.mu.Lock()
+		g.last = err
+		g.mu.Unlock()
+	}
+	tick := time.NewTicker(lookAgain)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			g.look(ctx)
+		}
+	}
+}
+
+func (g *Guarded) look(ctx context.Context) {
+	if !g.breaker.Closed() {
+		// The counts come home before anybody is let in by Redis again.
+		_ = g.breaker.Probe(func() error { return errors.Join(g.probe(ctx), g.tell(ctx)) })
+	} else if g.waitingCount.Load() > 0 {
+		_ = g.breaker.Do(func() error { return g.tell(ctx) })
+	}
+}
+
+// probe makes and ends a reservation with the real script, in the home where the
+// last one failed: a server that is read-only, full or loading still answers PING.
+func (g *Guarded) probe(ctx context.Context) error {
+	g.mu.Lock()
+	g.probes++
+	id := fmt.Sprintf("probe:%s:%d", g.with.Replica, g.probes)
+	dims := []limit.Dim{{
+		Key: "tg:" + g.suspect + ":probe:" + g.with.Replica, Kind: limit.Window, Limit: 1000, Cost: 1, WindowMs: 1000, BucketMs: 100,
+	}}
+	g.mu.Unlock()
+	if err := g.call(ctx, dims, func(ctx context.Context) error {
+		_, err := g.store.Reserve(ctx, limit.Reservation{ID: id, Dims: dims})
+		return err
+	}); err != nil {
+		return err
+	}
+	return g.call(ctx, dims, func(ctx context.Context) error {
+		_, err := g.store.Settle(ctx, limit.Settlement{ID: id, Dims: dims, Charges: []int64{0}})
+		return err
+	})
+}
+
+// recent counts what was let in during the last minute.
+type recent struct {
+	mu     sync.Mutex
+	counts [6]struct {
+		spell int64
+		n     uint64
+	}
+}
+
+const spellLength = 10 * time.Second
+
+func (r *recent) add(now time.Time) {
+	spell := now.UnixNano() / int64(spellLength)
+	r.mu.Lock()
+	c := &r.counts[spell%int64(len(r.counts))]
+	if c.spell != spell {
+		c.spell, c.n = spell, 0
+	}
+	c.n++
+	r.mu.Unlock()
+}
+
+func (r *recent) sum(now time.Time) (n uint64) {
+	spell := now.UnixNano() / int64(spellLength)
+	r.mu.Lock()
+	for i := range r.counts {
+		if spell-r.counts[i].spell < int64(len(r.counts)) {
+			n += r.counts[i].n
+		}
+	}
+	r.mu.Unlock()
+	return n
+}

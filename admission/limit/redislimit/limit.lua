@@ -1,0 +1,532 @@
+-- One call of the store: all counters of one home are read, judged and written
+-- together. The arithmetic is that of limit.Memory (window.go, lease.go, quota.go),
+-- in integers below 2^53, which a double holds exactly; the names are the same.
+--
+-- KEYS   1 record of the reservation, 2 clock, 3 index of reservations by their end,
+--        4... counters
+-- ARGV   1 operation, 2 time in ms (empty: the server's), 3 id, 4 dimensions, and
+--        of reserve  5 "1" to be given what a cancel needs
+--        of cancel   5... what it was given
+--        of settle   5 the charges, 6 "1" where an unknown id is charged
+--        of renew    5 the charges (empty: not known)
+--
+-- Lists of numbers travel and lie in counters as doubles, little end first: one
+-- string is read by one call, where a field each would take hundreds.
+--
+-- What is slow here is not arithmetic but making functions, formatting numbers and
+-- calling Redis. So functions are made only when they are needed, in the order of
+-- the operations; keys are given a new expiry only when the old one comes near; and
+-- $NAMES are constants whose numbers the store puts in (as locals, each function
+-- would have to search for those it uses, in every call).
+--
+-- Fields of a dimension; where $EDGE is not 0 there are all eleven:
+--   $KIND=1 $SOFT=2 $LIMIT=3 $COST=4 $EDGE=5
+--   of windows $FLOOR=6 $WINDOW=7 $BUCKET=8 $BURST=9, of quotas $BEGIN=7 $END=8
+--   $NEXTLIMIT=10 $NEXTBURST=11
+-- Kinds: $LEASE=2 $QUOTA=3
+-- Of a window's counter; pairs of newest charge and sum follow:
+--   $EXPIRES=1 $DEBT=2 $DEBTAT=3 $DEBTWINDOW=4 $RATE=5 $FIRST=6
+-- Of a quota's: $QBEGIN=2 $QEND=3 $USED=4
+-- States of a reservation: $LIVE=0 $REAPED=1 $SETTLED=2
+-- What a reservation knows of a dimension that was over and soft, and of a quota
+-- when it was made by its settlement: $SKIPPED=-1 $NOWHERE=-2
+-- Times in ms, as in package limit:
+--   $LEASELIFE=30000 $SETTLEDLIFE=60000 $REAPEDLIFE=900000 $SKEW=60000
+-- and our own; by $SLACK keys outlive their use, so that no expiry decides anything:
+--   $HOUR=3600000 $MONTH=2764800000 $SLACK=60000
+-- The clock is written when it is so far behind, and leases that have ended are
+-- removed, and those that have not are kept from expiring, once in a spell:
+--   $PRECISION=50 $SPELL=10000
+
+local call, floor, ceil, max, min = redis.call, math.floor, math.ceil, math.max, math.min
+local operation, id, raw = ARGV[1], ARGV[3], ARGV[4]
+local n = #KEYS - 3
+
+local function numbers(text)
+  local list = {struct.unpack('<' .. string.rep('d', #text / 8), text)}
+  list[#list] = nil -- unpack ends with a position
+  return list
+end
+
+local function packed(list) return struct.pack('<' .. string.rep('d', #list), unpack(list)) end
+
+-- places are where in a list each dimension begins, less one.
+local function places(list)
+  local at, d = {}, 0
+  for i = 1, n do
+    at[i] = d
+    local kind = list[d + $KIND]
+    if list[d + $EDGE] ~= 0 then d = d + 11 elseif kind == $LEASE then d = d + 5 elseif kind == $QUOTA then d = d + 8 else d = d + 9 end
+  end
+  return at
+end
+
+local D = numbers(raw)
+local where = places(D)
+
+local values = call('MGET', unpack(KEYS))
+local now = tonumber(ARGV[2])
+if not now then
+  local time = call('TIME')
+  now = time[1] * 1000 + floor(time[2] / 1000)
+end
+-- The clock is held against going back over all that was written. One that was an
+-- hour ahead was wrong.
+local latest, behind = tonumber(values[2] or 0), 0
+if latest > now and latest <= now + $HOUR then behind, now = latest - now, latest end
+
+if operation == 'due' then -- how many reservations there are, and whose time is over
+  local out = call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 500)
+  table.insert(out, 1, tostring(max(call('ZCARD', KEYS[3]) - 1, 0)))
+  return out
+end
+
+local cells = {}
+for i = 1, n do
+  if values[i + 3] then
+    local c = numbers(values[i + 3])
+    -- What a wrong clock has charged would count for as long as it was ahead.
+    if D[where[i] + $KIND] == $QUOTA or #c < $FIRST or c[#c - 1] <= now + $HOUR then cells[i] = c end
+  end
+end
+
+------------------------------------------------------------------- checks
+
+local function inforce(d, at)
+  local edge = D[d + $EDGE]
+  if edge ~= 0 and at >= edge then return D[d + $NEXTLIMIT], D[d + $NEXTBURST] end
+  return D[d + $LIMIT], D[d + $BURST] -- of a lease the second is not used
+end
+
+local function drain(debt, rate, elapsed)
+  if debt == 0 or elapsed <= 0 then return debt end
+  if elapsed > floor(debt / rate) then return 0 end
+  return debt - rate * elapsed
+end
+
+local function used(c, at, length)
+  local sum, i = 0, #c - 1
+  while i >= $FIRST and c[i] > at - length do
+    sum, i = sum + c[i + 1], i - 2
+  end
+  return sum
+end
+
+-- later is when a window lets the cost through that it does not now; -1: never.
+local function later(d, c)
+  local cost, length = D[d + $COST], D[d + $WINDOW]
+  local function fitsat(limit, burst, at)
+    if cost > limit or burst > 0 and cost > burst then return math.huge end
+    local left, when = used(c, at, length), at
+    for i = $FIRST, #c, 2 do
+      if left <= limit - cost then break end
+      if c[i] > at - length then left, when = left - c[i + 1], c[i] + length end
+    end
+    if burst > 0 then
+      local over = drain(c[$DEBT], c[$RATE], at - c[$DEBTAT]) - (burst - cost) * c[$DEBTWINDOW]
+      if over > 0 then when = max(when, at + ceil(over / c[$RATE])) end
+    end
+    return when
+  end
+  local limit, burst = inforce(d, now)
+  local at, edge = fitsat(limit, burst, now), D[d + $EDGE]
+  if edge > now and at >= edge then at = fitsat(D[d + $NEXTLIMIT], D[d + $NEXTBURST], edge) end
+  return at == math.huge and -1 or at - now
+end
+
+-- ended is when a lease lets the cost through; -1: never.
+local function ended(d, key, count, limit)
+  local function endsat(at, i)
+    return tonumber(call('ZRANGEBYSCORE', key, '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', i - 1, 1)[2] or math.huge)
+  end
+  local cost, edge = D[d + $COST], D[d + $EDGE]
+  local at = endsat(now, count + cost - limit)
+  if edge > now and at >= edge then
+    local over = call('ZCOUNT', key, '(' .. edge, '+inf') + cost - D[d + $NEXTLIMIT]
+    at = edge
+    if over > 0 then at = endsat(edge, over) end
+  end
+  return at == math.huge and -1 or at - now
+end
+
+-- S is the answer: the verdict, the time, and of each dimension what is used, what
+-- remains, when it is reset, and the wait (0: it fits, -1: never). check fills in a
+-- dimension's and changes nothing.
+-- (Made from other numbers, so that the list does not have to grow.)
+local S = {unpack(D, 1, n * 4 + 2)}
+S[2] = now
+
+local function check(i, cost)
+  local d, c, o = where[i], cells[i], i * 4 - 1
+  local kind = D[d + $KIND]
+  if kind == $QUOTA then
+    local sum, ends, limit, wait = 0, D[d + $END], D[d + $LIMIT], 0
+    if c and c[$QBEGIN] >= D[d + $BEGIN] then sum, ends = c[$USED], c[$QEND] end
+    if now >= ends + $SKEW then sum = 0 end
+    if cost > 0 and sum + cost > limit then wait = cost > limit and -1 or max(ends - now, 1) end
+    S[o], S[o + 1], S[o + 2], S[o + 3] = sum, max(limit - sum, 0), max(ends - now, 0), wait
+    return
+  end
+  local limit, burst = inforce(d, now)
+  if kind == $LEASE then
+    local key, reset, wait = KEYS[i + 3], 0, 0
+    local count = call('ZCOUNT', key, '(' .. now, '+inf')
+    if count > 0 then reset = call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] - now end
+    if cost > 0 and count + cost > limit then wait = ended(d, key, count, limit) end
+    S[o], S[o + 1], S[o + 2], S[o + 3] = count, max(limit - count, 0), reset, wait
+    return
+  end
+  local sum, reset, debt, length = 0, 0, 0, D[d + $WINDOW]
+  if c then
+    sum = used(c, now, length)
+    for j = #c - 1, $FIRST, -2 do
+      if c[j + 1] > 0 then
+        reset = max(c[j] + length - now, 0)
+        break
+      end
+    end
+  end
+  local remaining = limit - sum
+  if burst > 0 then
+    remaining = min(remaining, burst)
+    if c then debt = drain(c[$DEBT], c[$RATE], now - c[$DEBTAT]) end
+    if debt > 0 then
+      remaining = min(remaining, burst - ceil(debt / c[$DEBTWINDOW]))
+      reset = max(reset, ceil(debt / c[$RATE]))
+    end
+  end
+  local wait = 0
+  if cost > 0 and (sum + cost > limit or burst > 0 and (cost > burst or debt > 0 and debt > (burst - cost) * c[$DEBTWINDOW])) then
+    wait = later(d, c or {0, 0, 0, 0, 0})
+  end
+  S[o], S[o + 1], S[o + 2], S[o + 3] = sum, max(remaining, 0), reset, wait
+end
+
+local function answer(verdict)
+  S[1] = verdict
+  return packed(S)
+end
+
+local function answerall(verdict)
+  for i = 1, n do check(i, 0) end
+  return answer(verdict)
+end
+
+-- The record: state, end, dimensions, time, length of the packed dimensions, and
+-- whether more is known than when it was made. Then what each dimension remembers
+-- of the charge: a window its debt, a quota its begin. Then, where more is known,
+-- what each is charged and its floor. At last, for the reaper, who knows nothing
+-- else, the dimensions and their keys.
+local state, ends, at, X, charged, floors
+if values[1] then
+  local head = numbers(string.sub(values[1], 1, 48))
+  if head[1] == $LIVE or head[2] > now then state, ends, at = head[1], head[2], head[4] end
+end
+
+if operation == 'peek' or operation == 'reserve' then
+  if state and operation == 'reserve' then return answerall(2) end
+  local allowed = 1
+  for i = 1, n do
+    local d = where[i]
+    check(i, D[d + $COST])
+    if S[i * 4 + 2] ~= 0 and D[d + $SOFT] == 0 then allowed = 0 end
+  end
+  if operation == 'peek' or allowed == 0 then return answer(allowed) end
+end
+
+------------------------------------------------------------------ changes
+
+local dirty = {}
+
+-- change is a dimension's counter, which will be written.
+local function change(i, kind)
+  local c = cells[i]
+  if not c then
+    if kind == $QUOTA then c = {0, 0, 0, 0} else c = {0, 0, 0, 0, 0} end
+    cells[i] = c
+  end
+  dirty[i] = 0
+  return c
+end
+
+local function enter(d, c)
+  if c[$QBEGIN] < D[d + $BEGIN] then c[$QBEGIN], c[$QEND], c[$USED] = D[d + $BEGIN], D[d + $END], 0 end
+end
+
+local function add(d, c, amount)
+  local gone, size, length, bucket = $FIRST, #c, D[d + $WINDOW], D[d + $BUCKET]
+  while gone <= size and c[gone] <= now - length do gone = gone + 2 end
+  if gone > $FIRST then
+    for i = gone, size do c[i - gone + $FIRST] = c[i] end
+    for i = size, size - gone + $FIRST + 1, -1 do c[i] = nil end
+  end
+  local last = #c - 1
+  if last >= $FIRST and floor(c[last] / bucket) >= floor(now / bucket) then
+    c[last], c[last + 1] = max(c[last], now), c[last + 1] + amount
+  else
+    c[last + 2], c[last + 3] = now, amount
+  end
+end
+
+local function owe(d, c, more)
+  local limit, burst = inforce(d, now)
+  if burst == 0 then return end
+  local debt, length = drain(c[$DEBT], c[$RATE], now - c[$DEBTAT]), D[d + $WINDOW]
+  if debt == 0 then
+    c[$DEBTWINDOW], c[$RATE] = length, limit
+  elseif c[$DEBTWINDOW] ~= length then
+    local whole = floor(math.abs(more) / length) * c[$DEBTWINDOW]
+    more = more < 0 and -whole or whole
+  end
+  c[$DEBT], c[$DEBTAT] = min(max(debt + more, 0), 9007199254740991), now
+end
+
+-- write puts back what was changed, and the clock with it.
+local function write()
+  for i = 1, n do
+    if dirty[i] then
+      local c, d, need = cells[i], where[i], 0
+      if D[d + $KIND] == $QUOTA then
+        need = c[$QEND] + $SKEW
+      else
+        need = now + D[d + $WINDOW]
+        local debt = drain(c[$DEBT], c[$RATE], now - c[$DEBTAT])
+        if debt > 0 then need = max(need, now + ceil(debt / c[$RATE])) end
+      end
+      if need > c[$EXPIRES] or not values[i + 3] then
+        c[$EXPIRES] = max(need, c[$EXPIRES], now) + $SLACK
+        dirty[i] = packed(c)
+        call('SET', KEYS[i + 3], dirty[i], 'PX', c[$EXPIRES] - now + behind)
+      else
+        dirty[i] = packed(c)
+        call('SET', KEYS[i + 3], dirty[i], 'KEEPTTL')
+      end
+    end
+  end
+  -- The index holds an entry that never ends, so that it is there, with its expiry,
+  -- for as long as the clock is.
+  if floor(latest / $HOUR) == floor(now / $HOUR) then
+    if now - latest > $PRECISION then call('SET', KEYS[2], now, 'KEEPTTL') end
+  else
+    call('SET', KEYS[2], now, 'PX', 3 * $HOUR)
+    call('ZADD', KEYS[3], '+inf', '')
+    call('PEXPIRE', KEYS[3], $MONTH)
+  end
+end
+
+-- remember writes the record of a reservation that lives.
+local function remember(more)
+  -- It lives until it is reaped. What has reserved nothing of a quota has nothing to
+  -- give back once its windows are over.
+  local life = 3 * $HOUR
+  for i = 1, n do
+    if D[where[i] + $KIND] == $QUOTA then life = $MONTH end
+  end
+  call('SET', KEYS[1], packed({$LIVE, ends, n, at, #raw, more == '' and 0 or 1}) .. packed(X) .. more .. raw .. table.concat(KEYS, '\0', 4), 'PX', life)
+  call('ZADD', KEYS[3], ends, id)
+end
+
+if operation == 'reserve' then
+  at, ends, X = now, now + $LEASELIFE, {}
+  for i = 1, n do
+    local d, o = where[i], i * 4 - 1
+    local kind, cost = D[d + $KIND], D[d + $COST]
+    if S[o + 3] ~= 0 then -- soft
+      X[i] = $SKIPPED
+    elseif kind == $LEASE then
+      X[i] = 0
+      local key, last = KEYS[i + 3], now + S[o + 2] -- when the last one ends
+      if cost > 0 then
+        call('ZADD', key, ends, id)
+        if S[o] == 0 or floor(last / $SPELL) ~= floor(ends / $SPELL) then
+          call('ZREMRANGEBYSCORE', key, '-inf', now)
+          call('PEXPIRE', key, $HOUR)
+        end
+        S[o] = S[o] + 1
+        S[o + 1], S[o + 2] = max(S[o + 1] - 1, 0), max(S[o + 2], $LEASELIFE)
+      end
+    elseif kind == $QUOTA then
+      local c = change(i, kind)
+      enter(d, c)
+      c[$USED], X[i] = c[$USED] + cost, c[$QBEGIN]
+      if now < c[$QEND] + $SKEW then
+        S[o], S[o + 1] = c[$USED], max(D[d + $LIMIT] - c[$USED], 0)
+      else
+        check(i, 0)
+      end
+    else
+      local c = change(i, kind)
+      local limit, burst = inforce(d, now)
+      local length = D[d + $WINDOW]
+      if burst > 0 then
+        local debt = drain(c[$DEBT], c[$RATE], now - c[$DEBTAT])
+        if debt ~= 0 and c[$DEBTWINDOW] ~= length then debt = ceil(debt / c[$DEBTWINDOW]) * length end
+        c[$DEBT], c[$DEBTAT], c[$DEBTWINDOW], c[$RATE] = debt, now, length, limit
+        owe(d, c, cost * length)
+      end
+      add(d, c, cost)
+      X[i] = c[$DEBT]
+      if cost > 0 and burst == 0 then
+        S[o] = S[o] + cost
+        S[o + 1], S[o + 2] = limit - S[o], length
+      else
+        check(i, 0)
+      end
+    end
+  end
+  write()
+  remember('')
+  if ARGV[5] ~= '1' then return answer(1) end
+  local out = {answer(1)}
+  for i = 1, n do
+    out[2 * i], out[2 * i + 1] = values[i + 3] or '', dirty[i] or ''
+  end
+  return out
+end
+
+-- What follows is about a reservation that was made before.
+
+-- known reads what its record says; false where it is of other dimensions.
+local function known()
+  local record = values[1]
+  local head = numbers(string.sub(record, 1, 48))
+  if head[3] ~= n then return false end
+  local more = 48 + n * 8
+  X = numbers(string.sub(record, 49, more))
+  local tail = more + 1 + head[6] * n * 16
+  if head[6] == 1 then
+    charged, floors = numbers(string.sub(record, more + 1, more + n * 8)), numbers(string.sub(record, more + n * 8 + 1, tail - 1))
+    return true
+  end
+  local made = string.sub(record, tail, tail + head[5] - 1)
+  local list, place = D, where
+  if made ~= raw then
+    list = numbers(made)
+    place = places(list)
+  end
+  charged, floors = {}, {}
+  for i = 1, n do
+    local d = place[i]
+    charged[i], floors[i] = list[d + $COST], list[d + $FLOOR]
+    if list[d + $KIND] == $LEASE then floors[i] = 0 end
+    if X[i] == $SKIPPED then charged[i], floors[i] = 0, 0 end
+  end
+  return true
+end
+
+local function bucketof(d, c)
+  for i = $FIRST, #c, 2 do
+    if c[i] >= at then
+      local bucket = D[d + $BUCKET]
+      if c[i] > now - D[d + $WINDOW] and floor(c[i] / bucket) == floor(at / bucket) then return i end
+      return nil
+    end
+  end
+end
+
+-- adjust brings one charge of a reservation to what it is to be.
+local function adjust(i, target)
+  local d, delta = where[i], target - charged[i]
+  local kind = D[d + $KIND]
+  charged[i] = target
+  if delta == 0 or kind == $LEASE or not cells[i] and delta < 0 then return end
+  local c = change(i, kind)
+  if kind == $QUOTA then
+    enter(d, c)
+    if X[i] == c[$QBEGIN] or delta > 0 then c[$USED] = max(c[$USED] + delta, 0) end
+    return
+  end
+  local b, more = bucketof(d, c), delta * D[d + $WINDOW]
+  if not b and delta < 0 then return end
+  if not b then
+    owe(d, c, more)
+    add(d, c, delta)
+    return
+  end
+  c[b + 1] = max(c[b + 1] + delta, 0)
+  if delta < 0 then more = -min(-more, drain(X[i], c[$RATE], now - at)) end
+  owe(d, c, more)
+end
+
+-- finish brings all charges to what they are to be and ends the leases.
+local function finish(target)
+  for i = 1, n do
+    if X[i] ~= $SKIPPED then
+      adjust(i, target(i))
+      if D[where[i] + $KIND] == $LEASE then call('ZREM', KEYS[i + 3], id) end
+    end
+  end
+  call('ZREM', KEYS[3], id)
+  write()
+end
+
+local function close(as, life, more)
+  call('SET', KEYS[1], packed({as, now + life, n, at, 0, 1}) .. more, 'PX', life + $SLACK + behind)
+end
+
+if operation == 'settle' then
+  if not state and ARGV[6] == '1' then
+    at, X, charged = -1, {}, {}
+    for i = 1, n do
+      X[i], charged[i] = 0, 0
+      if D[where[i] + $KIND] == $QUOTA then X[i] = $NOWHERE end
+    end
+  elseif not state or state == $SETTLED then
+    return answerall(0)
+  elseif not known() then
+    return packed({-1})
+  end
+  local charges = numbers(ARGV[5])
+  finish(function(i) return max(charges[i], 0) end)
+  -- Who settles what was never reserved may be repeating itself much later.
+  close($SETTLED, ARGV[6] == '1' and 24 * $HOUR or $SETTLEDLIFE, '')
+  return answerall(1)
+end
+
+if operation == 'reap' and not state then -- it was forgotten before it was reaped
+  call('ZREM', KEYS[3], id)
+  return 0
+end
+if state ~= $LIVE or not known() then return 0 end
+
+if operation == 'reap' then
+  if ends > now then return 0 end
+  finish(function(i) return floors[i] end)
+  close($REAPED, $REAPEDLIFE, packed(X) .. packed(charged) .. packed(floors))
+  return 1
+end
+
+if operation == 'renew' then
+  if ends <= now then return 0 end
+  local charges = numbers(ARGV[5])
+  ends = now + $LEASELIFE
+  for i = 1, n do
+    if X[i] ~= $SKIPPED then
+      if charges[i] then
+        floors[i] = max(floors[i], charges[i])
+        adjust(i, max(charged[i], charges[i]))
+      end
+      if D[where[i] + $KIND] == $LEASE then
+        call('ZADD', KEYS[i + 3], 'XX', ends, id)
+        call('PEXPIRE', KEYS[i + 3], $HOUR)
+      end
+    end
+  end
+  write()
+  remember(packed(charged) .. packed(floors))
+  return 1
+end
+
+-- cancel: a refusal elsewhere takes back what was reserved here, as if it had never
+-- been: where nobody else has charged since, the counter is what it was.
+local restore = {}
+for i = 1, n do
+  local was, is = ARGV[2 * i + 3], ARGV[2 * i + 4]
+  if is ~= '' and is == values[i + 3] then restore[i] = was end
+end
+finish(function(i) return restore[i] and charged[i] or 0 end)
+for i, was in pairs(restore) do
+  if was == '' then call('DEL', KEYS[i + 3]) else call('SET', KEYS[i + 3], was, 'KEEPTTL') end
+end
+call('DEL', KEYS[1])
+return 1

@@ -1,0 +1,534 @@
+package redislimit
+
+import (
+	"context"
+	"crypto/sha1" //nolint:gosec // the name that Redis gives a script
+	_ "embed"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"tidegate/admission/limit"
+)
+
+//go:embed limit.lua
+var limitLua string
+
+const (
+	maxFields   = 11 // of a dimension in the script
+	stateFields = 4
+	number      = 8 // bytes
+	maxTracked  = 10_000
+)
+
+// Options are what a Store works with.
+type Options struct {
+	// Now is sent along as the time of each call; nil: the server's clock decides.
+	// Only tests have another.
+	Now func() time.Time
+}
+
+// Store is a limit.Store in Redis. It is safe for concurrent use.
+type Store struct {
+	client  redis.UniversalClient
+	cluster bool
+	now     func() time.Time
+	source  string
+	sha     string
+
+	mu    sync.Mutex
+	homes map[string]bool // whose index may hold reservations
+}
+
+var _ limit.Store = (*Store)(nil)
+
+// New makes a store. The client must neither retry nor wait beyond a context's
+// deadline, as those of Dial: a retry of an answer that was late is another call.
+func New(client redis.UniversalClient, o Options) *Store {
+	_, cluster := client.(*redis.ClusterClient)
+	source := script()
+	sum := sha1.Sum([]byte(source)) //nolint:gosec // see the import
+	return &Store{client: client, cluster: cluster, now: o.Now, source: source, sha: hex.EncodeToString(sum[:]), homes: map[string]bool{}}
+}
+
+// script is limit.lua with its constants put in and its comments left out.
+func script() string {
+	value := map[string]string{}
+	for _, one := range regexp.MustCompile(`(\$[A-Z]+)=(-?\d+)`).FindAllStringSubmatch(limitLua, -1) {
+		value[one[1]] = one[2]
+	}
+	bare := regexp.MustCompile(`(?m)^ *--.*\n`).ReplaceAllString(limitLua, "")
+	return regexp.MustCompile(`\$[A-Z]+`).ReplaceAllStringFunc(bare, func(name string) string { return value[name] })
+}
+
+// group is the dimensions that one call of the script decides.
+type group struct {
+	home string // of a single primary all is one home
+	dims []limit.Dim
+	at   []int // by dimension, where it is in the request
+}
+
+// groups parts dimensions by their home, in the order in which they come.
+func (s *Store) groups(dims []limit.Dim) []group {
+	at := make([]int, len(dims))
+	for i := range at {
+		at[i] = i
+	}
+	if !s.cluster || len(dims) == 0 {
+		return []group{{"", dims, at}}
+	}
+	var out []group
+next:
+	for i := range dims {
+		home := tag(dims[i].Key)
+		for j := range out {
+			if out[j].home == home {
+				out[j].dims, out[j].at = append(out[j].dims, dims[i]), append(out[j].at, i)
+				continue next
+			}
+		}
+		out = append(out, group{home, []limit.Dim{dims[i]}, []int{i}})
+	}
+	return out
+}
+
+// tag is the part of a key that says in which slot of a cluster it lies.
+func tag(key string) string {
+	if _, rest, ok := strings.Cut(key, "{"); ok {
+		if name, _, ok := strings.Cut(rest, "}"); ok && name != "" {
+			return "{" + name + "}"
+		}
+	}
+	return "{" + key + "}"
+}
+
+// pick takes the numbers that belong to a group.
+func (g *group) pick(all []int64) []int64 {
+	out := make([]int64, len(g.at))
+	for i, at := range g.at {
+		out[i] = all[at]
+	}
+	return out
+}
+
+// call is one call of the script.
+type call struct {
+	keys []string
+	args []any
+}
+
+func (s *Store) call(operation, home, id string, dims []limit.Dim, more ...any) call {
+	prefix := "tg:" + home
+	c := call{keys: make([]string, 3, 3+len(dims)), args: make([]any, 4, 4+len(more))}
+	c.keys[0], c.keys[1], c.keys[2] = prefix+"id:"+id, prefix+"clock", prefix+"due"
+	for i := range dims {
+		c.keys = append(c.keys, dims[i].Key)
+	}
+	c.args[0], c.args[1], c.args[2], c.args[3] = operation, "", id, packDims(dims)
+	if s.now != nil {
+		c.args[1] = strconv.FormatInt(s.now().UnixMilli(), 10)
+	}
+	c.args = append(c.args, more...)
+	return c
+}
+
+// run runs one call. A server that does not know the script, because it was
+// restarted, failed over or told to forget, is given it.
+func (s *Store) run(ctx context.Context, c call) (any, error) {
+	out, err := s.client.EvalSha(ctx, s.sha, c.keys, c.args...).Result()
+	if unknownScript(err) {
+		out, err = s.client.Eval(ctx, s.source, c.keys, c.args...).Result()
+	}
+	return out, err
+}
+
+func unknownScript(err error) bool { return redis.HasErrorPrefix(err, "NOSCRIPT") }
+
+// runAll runs calls in one pipeline and gives each answer, or its error, in turn.
+func (s *Store) runAll(ctx context.Context, calls []call) ([]any, error) {
+	out := make([]any, len(calls))
+	left := make([]int, len(calls))
+	for i := range left {
+		left[i] = i
+	}
+	for again := false; len(left) > 0; again = true {
+		answers := make([]*redis.Cmd, len(left))
+		// Its error is that of one of the answers.
+		_, _ = s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
+			for i, at := range left {
+				answers[i] = p.EvalSha(ctx, s.sha, calls[at].keys, calls[at].args...)
+			}
+			return nil
+		})
+		var unknown []int
+		for i, at := range left {
+			var one error
+			if out[at], one = answers[i].Result(); unknownScript(one) && !again {
+				unknown = append(unknown, at)
+			} else if one != nil {
+				return nil, one
+			}
+		}
+		if left = unknown; len(left) == 0 {
+			break
+		}
+		if err := s.client.ScriptLoad(ctx, s.source).Err(); err != nil { // of a cluster, on all servers
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// track remembers that a home may hold reservations to reap.
+func (s *Store) track(home string) {
+	s.mu.Lock()
+	if len(s.homes) < maxTracked {
+		s.homes[home] = true
+	}
+	s.mu.Unlock()
+}
+
+// Verdicts of the script.
+const (
+	refused = iota
+	allowed
+	again
+)
+
+// Reserve implements limit.Store.
+func (s *Store) Reserve(ctx context.Context, r limit.Reservation) (limit.Decision, error) {
+	groups := s.groups(r.Dims)
+	states := make([]limit.State, len(r.Dims))
+	known := 0
+	undo := make([][]any, len(groups))
+	for i := range groups {
+		g := &groups[i]
+		verdict, back, err := s.reserve(ctx, r, g, states, i < len(groups)-1)
+		if err != nil { // what earlier homes let in ends with its lease
+			return limit.Decision{}, fmt.Errorf("redis: %w", err)
+		}
+		undo[i] = back
+		if verdict == again {
+			known++
+		}
+		if verdict == refused && !r.Peek {
+			s.cancel(ctx, r.ID, groups[:i], undo)
+			return s.look(ctx, r, groups, i, states)
+		}
+	}
+	if known == len(groups) && !r.Peek {
+		return limit.Decision{Allowed: true, Again: true, Binding: -1, States: states}, nil
+	}
+	return limit.Decide(r.Dims, states), nil
+}
+
+// look judges all dimensions after one of the homes has refused.
+func (s *Store) look(ctx context.Context, r limit.Reservation, groups []group, refusedBy int, states []limit.State) (limit.Decision, error) {
+	r.Peek = true
+	for i := range groups {
+		if i == refusedBy {
+			continue
+		}
+		if _, _, err := s.reserve(ctx, r, &groups[i], states, false); err != nil {
+			return limit.Decision{}, fmt.Errorf("redis: %w", err)
+		}
+	}
+	return limit.Decide(r.Dims, states), nil
+}
+
+// reserve asks one home. With partly it also returns what a cancel needs.
+func (s *Store) reserve(ctx context.Context, r limit.Reservation, g *group, states []limit.State, partly bool) (int, []any, error) {
+	operation, mark := "reserve", ""
+	if r.Peek {
+		operation, partly = "peek", false
+	} else {
+		s.track(g.home)
+	}
+	if partly {
+		mark = "1"
+	}
+	answer, err := s.run(ctx, s.call(operation, g.home, r.ID, g.dims, mark))
+	if err != nil {
+		return 0, nil, err
+	}
+	var back []any
+	if list, ok := answer.([]any); ok && len(list) > 0 {
+		answer, back = list[0], list[1:]
+	}
+	verdict, err := unpackStates(answer, g, states)
+	return verdict, back, err
+}
+
+// cancel takes back what earlier homes let in. Where that fails, the reservation
+// is reaped when its lease ends.
+func (s *Store) cancel(ctx context.Context, id string, groups []group, undo [][]any) {
+	var calls []call
+	for i := range groups {
+		if len(undo[i]) > 0 { // nothing is given where the id was let in before
+			calls = append(calls, s.call("cancel", groups[i].home, id, groups[i].dims, undo[i]...))
+		}
+	}
+	if len(calls) > 0 {
+		// The caller may be gone, and what was taken is given back all the same.
+		ctx, done := context.WithTimeout(context.WithoutCancel(ctx), cancelTime)
+		defer done()
+		_, _ = s.runAll(ctx, calls)
+	}
+}
+
+const cancelTime = 50 * time.Millisecond
+
+// Settle implements limit.Store.
+func (s *Store) Settle(ctx context.Context, t limit.Settlement) (limit.Settled, error) {
+	if len(t.Dims) != len(t.Charges) {
+		return limit.Settled{}, limit.ErrDims
+	}
+	mark := ""
+	if t.New {
+		mark = "1"
+	}
+	groups := s.groups(t.Dims)
+	calls := make([]call, len(groups))
+	for i := range groups {
+		g := &groups[i]
+		calls[i] = s.call("settle", g.home, t.ID, g.dims, packNumbers(g.pick(t.Charges)), mark)
+	}
+	answers, err := s.several(ctx, calls)
+	if err != nil {
+		return limit.Settled{}, fmt.Errorf("redis: %w", err)
+	}
+	out := limit.Settled{States: make([]limit.State, len(t.Dims))}
+	for i := range groups {
+		verdict, err := unpackStates(answers[i], &groups[i], out.States)
+		if err != nil {
+			return limit.Settled{}, fmt.Errorf("redis: %w", err)
+		}
+		if verdict < 0 {
+			return limit.Settled{}, limit.ErrDims
+		}
+		out.Applied = out.Applied || verdict == allowed
+	}
+	return out, nil
+}
+
+// several runs calls for which one request waits.
+func (s *Store) several(ctx context.Context, calls []call) ([]any, error) {
+	if len(calls) == 1 {
+		one, err := s.run(ctx, calls[0])
+		return []any{one}, err
+	}
+	return s.runAll(ctx, calls)
+}
+
+// Renew implements limit.Store. What nobody could have renewed is reaped by the
+// same call; reservations that have ended cost further ones.
+func (s *Store) Renew(ctx context.Context, renewals []limit.Renewal) (lost []string, err error) {
+	var calls []call
+	var ids []string
+	for i := range renewals {
+		r := &renewals[i]
+		if len(r.Charges) != 0 && len(r.Charges) != len(r.Dims) {
+			return nil, limit.ErrDims
+		}
+		groups := s.groups(r.Dims)
+		for j := range groups {
+			g := &groups[j]
+			charges := ""
+			if len(r.Charges) > 0 {
+				charges = packNumbers(g.pick(r.Charges))
+			}
+			calls, ids = append(calls, s.call("renew", g.home, r.ID, g.dims, charges)), append(ids, r.ID)
+		}
+	}
+	homes := s.tracked()
+	for _, home := range homes {
+		calls = append(calls, s.call("due", home, "", nil))
+	}
+	answers, err := s.runAll(ctx, calls)
+	if err != nil {
+		return nil, fmt.Errorf("redis: %w", err)
+	}
+	for i, id := range ids {
+		if kept, _ := answers[i].(int64); kept == 0 && (len(lost) == 0 || lost[len(lost)-1] != id) {
+			lost = append(lost, id)
+		}
+	}
+	for i, home := range homes {
+		if err := s.reap(ctx, home, answers[len(ids)+i]); err != nil {
+			return lost, fmt.Errorf("redis: reap: %w", err)
+		}
+	}
+	return lost, nil
+}
+
+// tracked are the homes to look at: of a single primary the one.
+func (s *Store) tracked() []string {
+	if !s.cluster {
+		return []string{""}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]string, 0, len(s.homes))
+	for home := range s.homes {
+		out = append(out, home)
+	}
+	return out
+}
+
+// reap settles reservations whose time is over: the answer lists some of them, and
+// it asks for more.
+func (s *Store) reap(ctx context.Context, home string, answer any) error {
+	for {
+		dead, err := s.reapListed(ctx, home, answer)
+		if err != nil || dead == 0 {
+			return err
+		}
+		if answer, err = s.run(ctx, s.call("due", home, "", nil)); err != nil {
+			return err
+		}
+	}
+}
+
+// reapListed settles those that are listed. Their records say what they are of; the
+// script has to be given the keys.
+func (s *Store) reapListed(ctx context.Context, home string, answer any) (dead int, err error) {
+	list, _ := answer.([]any)
+	if len(list) == 0 {
+		return 0, errAnswer
+	}
+	if list[0] == "0" && s.cluster {
+		s.mu.Lock()
+		delete(s.homes, home)
+		s.mu.Unlock()
+	}
+	ids := list[1:]
+	if len(ids) == 0 {
+		return 0, nil
+	}
+	records := make([]*redis.StringCmd, len(ids))
+	_, err = s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i := range ids {
+			records[i] = p.Get(ctx, "tg:"+home+"id:"+fmt.Sprint(ids[i]))
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return 0, err
+	}
+	calls := make([]call, len(ids))
+	for i := range ids {
+		raw, keys := recorded(records[i].Val())
+		c := s.call("reap", home, fmt.Sprint(ids[i]), nil)
+		c.keys, c.args[3] = append(c.keys, keys...), raw
+		calls[i] = c
+	}
+	_, err = s.runAll(ctx, calls)
+	return len(ids), err
+}
+
+var errAnswer = errors.New("the script answered something else")
+
+// recorded takes the dimensions, as they were packed, and their keys out of a
+// record.
+func recorded(record string) (dims string, keys []string) {
+	const head = 6 * number
+	if len(record) < head {
+		return "", nil
+	}
+	field := func(i int) int {
+		return int(math.Float64frombits(binary.LittleEndian.Uint64([]byte(record[i*number : (i+1)*number]))))
+	}
+	n, length := field(2), field(4)
+	from := head + n*number + field(5)*n*2*number
+	until := from + length
+	if n < 1 || length < 1 || len(record) < until {
+		return "", nil
+	}
+	keys = strings.Split(record[until:], "\x00")
+	if len(keys) != n {
+		return "", nil
+	}
+	return record[from:until], keys
+}
+
+func packNumbers(numbers []int64) string {
+	out := make([]byte, 0, len(numbers)*number)
+	for _, n := range numbers {
+		out = appendNumber(out, n)
+	}
+	return string(out)
+}
+
+func appendNumber(out []byte, n int64) []byte {
+	return binary.LittleEndian.AppendUint64(out, math.Float64bits(float64(n)))
+}
+
+// packDims packs dimensions as limit.lua reads them: without the fields that a kind
+// does not have, unless its limit changes by the clock.
+func packDims(dims []limit.Dim) string {
+	out := make([]byte, 0, len(dims)*maxFields*number)
+	for i := range dims {
+		d := &dims[i]
+		soft := int64(0)
+		if d.Soft {
+			soft = 1
+		}
+		fields := [maxFields]int64{
+			int64(d.Kind), soft, d.Limit, d.Cost, d.EdgeMs, d.Floor, d.WindowMs, d.BucketMs, d.Burst, d.NextLimit, d.NextBurst,
+		}
+		n := maxFields
+		switch {
+		case d.Kind == limit.Quota:
+			fields[4], fields[6], fields[7], n = 0, d.BeginMs, d.EndMs, 8
+		case d.EdgeMs != 0:
+		case d.Kind == limit.Lease:
+			n = 5
+		default:
+			n = 9
+		}
+		for _, f := range fields[:n] {
+			out = appendNumber(out, f)
+		}
+	}
+	return string(out)
+}
+
+// unpackStates reads the verdict and puts the states where they belong.
+func unpackStates(answer any, g *group, states []limit.State) (verdict int, err error) {
+	text, _ := answer.(string)
+	next := func() int64 {
+		n := int64(math.Float64frombits(binary.LittleEndian.Uint64([]byte(text[:number]))))
+		text = text[number:]
+		return n
+	}
+	if len(text) == number {
+		return int(next()), nil // an error, which has no states
+	}
+	if len(text) != number*(2+len(g.dims)*stateFields) {
+		return 0, errAnswer
+	}
+	verdict = int(next())
+	now := next()
+	for i, at := range g.at {
+		d := &g.dims[i]
+		s := limit.State{Limit: d.Limit, Used: next(), Remaining: next(), ResetMs: next(), RetryAfterMs: next()}
+		if d.EdgeMs != 0 && now >= d.EdgeMs && d.Kind != limit.Quota {
+			s.Limit = d.NextLimit
+		}
+		s.Over = s.RetryAfterMs != 0
+		if s.Never = s.RetryAfterMs < 0; s.Never {
+			s.RetryAfterMs = 0
+		}
+		states[at] = s
+	}
+	return verdict, nil
+}

@@ -1,0 +1,390 @@
+package redislimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"tidegate/admission/limit"
+	"tidegate/admission/limit/limittest"
+	"tidegate/admission/limit/redislimit/redistest"
+)
+
+// patient is a client like those of Dial, for tests that are not about time.
+func patient(t testing.TB, addrs ...string) redis.UniversalClient {
+	t.Helper()
+	c := DefaultConfig()
+	c.Addrs, c.Timeout = addrs, time.Second
+	client := Dial(c)
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+func wipe(t testing.TB, servers ...*redistest.Server) {
+	t.Helper()
+	for _, s := range servers {
+		c := redis.NewClient(&redis.Options{Addr: s.Addr, DisableIdentity: true})
+		if err := c.FlushAll(context.Background()).Err(); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+	}
+}
+
+func TestSingle(t *testing.T) {
+	server := redistest.Single(t)
+	client := patient(t, server.Addr)
+	limittest.Run(t, func(t *testing.T, now func() time.Time) limit.Store {
+		wipe(t, server)
+		return New(client, Options{Now: now})
+	})
+}
+
+// TestGuardedSuite: as long as Redis answers, the guard is not to be noticed.
+func TestGuardedSuite(t *testing.T) {
+	server := redistest.Single(t)
+	client := patient(t, server.Addr)
+	limittest.Run(t, func(t *testing.T, now func() time.Time) limit.Store {
+		wipe(t, server)
+		return Guard(New(client, Options{Now: now}), GuardOptions{Replica: "r", Now: now, Timeout: time.Minute})
+	})
+}
+
+// oneHome puts all counters of a suite into one slot, also where an id comes again
+// with other dimensions or none, as no gateway would send it.
+type oneHome struct{ of limit.Store }
+
+func (o oneHome) home(dims []limit.Dim) []limit.Dim {
+	out := make([]limit.Dim, 0, len(dims)+1)
+	for _, d := range dims {
+		d.Key = "tg:{one}:" + strings.NewReplacer("{", "", "}", "").Replace(d.Key)
+		out = append(out, d)
+	}
+	return append(out, limit.Dim{Key: "tg:{one}:pad", Kind: limit.Quota, Limit: 1, BeginMs: 1, EndMs: 1 << 42})
+}
+
+func (o oneHome) Reserve(ctx context.Context, r limit.Reservation) (limit.Decision, error) {
+	n := len(r.Dims)
+	r.Dims = o.home(r.Dims)
+	out, err := o.of.Reserve(ctx, r)
+	if err == nil {
+		out.States = out.States[:n]
+	}
+	return out, err
+}
+
+func (o oneHome) Settle(ctx context.Context, s limit.Settlement) (limit.Settled, error) {
+	n := len(s.Dims)
+	if len(s.Charges) != n {
+		return o.of.Settle(ctx, s)
+	}
+	s.Dims, s.Charges = o.home(s.Dims), append(append([]int64(nil), s.Charges...), 0)
+	out, err := o.of.Settle(ctx, s)
+	if err == nil {
+		out.States = out.States[:n]
+	}
+	return out, err
+}
+
+func (o oneHome) Renew(ctx context.Context, renewals []limit.Renewal) ([]string, error) {
+	all := append([]limit.Renewal(nil), renewals...)
+	for i := range all {
+		if n := len(all[i].Charges); n > 0 && n != len(all[i].Dims) {
+			return o.of.Renew(ctx, renewals)
+		} else if n > 0 {
+			all[i].Charges = append(append([]int64(nil), all[i].Charges...), 0)
+		}
+		all[i].Dims = o.home(all[i].Dims)
+	}
+	return o.of.Renew(ctx, all)
+}
+
+func TestCluster(t *testing.T) {
+	nodes := redistest.Cluster(t)
+	client := patient(t, nodes.Addrs...)
+	limittest.Run(t, func(t *testing.T, now func() time.Time) limit.Store {
+		wipe(t, nodes.Servers...)
+		return oneHome{New(client, Options{Now: now})}
+	})
+	t.Run("Homes", func(t *testing.T) {
+		wipe(t, nodes.Servers...)
+		equalsMemory(t, client, 1_000)
+	})
+}
+
+// TestSingleEqualsMemory is the same of one server.
+func TestSingleEqualsMemory(t *testing.T) {
+	equalsMemory(t, patient(t, redistest.Single(t).Addr), 1_000)
+}
+
+// equalsMemory compares a store with a Memory through random histories over the
+// homes of an address, a tenant, a model and everybody.
+func equalsMemory(t *testing.T, client redis.UniversalClient, histories int) {
+	if text := os.Getenv("TIDEGATE_TEST_HISTORIES"); text != "" {
+		histories, _ = strconv.Atoi(text)
+	} else if testing.Short() {
+		histories /= 5
+	}
+	ctx := t.Context()
+	random := rand.New(rand.NewPCG(3, 4))
+	between := func(low, high int) int64 { return int64(low + random.IntN(high-low+1)) }
+	ms := int64(1_772_362_687_123)
+	now := func() time.Time { return time.UnixMilli(ms) }
+	memory, store := limit.NewMemory(now), New(client, Options{Now: now})
+	homes := []string{"i:10.0.0.1", "t:department=ml", "m:qwen", "g"}
+	decisions, refusals := 0, 0
+	for h := range histories {
+		var ids []limit.Reservation
+		dims := func() []limit.Dim {
+			var out []limit.Dim
+			for i, home := range homes {
+				for j := range 3 {
+					d := limit.Dim{Key: fmt.Sprintf("tg:{%s}:%d:%d", home, h, j), Limit: between(3, 12), Cost: between(0, 4), Soft: i == 1 && j == 0}
+					switch j {
+					case 0:
+						d.Kind, d.WindowMs, d.BucketMs, d.Floor = limit.Window, 60_000, 5_000, min(d.Cost, 1)
+						if i == 2 {
+							d.Burst = between(2, 5)
+						}
+					case 1:
+						d.Kind, d.Cost = limit.Lease, 1
+					case 2:
+						d.Kind, d.BeginMs, d.EndMs, d.Floor = limit.Quota, ms/3_600_000*3_600_000, (ms/3_600_000+1)*3_600_000, min(d.Cost, 1)
+					}
+					if random.IntN(2) == 0 {
+						out = append(out, d)
+					}
+				}
+			}
+			if len(out) == 0 {
+				out = append(out, limit.Dim{Key: fmt.Sprintf("tg:{g}:%d:0", h), Kind: limit.Window, Limit: 5, Cost: 1, WindowMs: 60_000, BucketMs: 5_000})
+			}
+			return out
+		}
+		same := func(what string, got, want any, err1, err2 error) {
+			t.Helper()
+			if err1 != nil || err2 != nil || !reflect.DeepEqual(got, want) {
+				t.Fatalf("history %d, %s at %d:\ngot  %+v, %v\nwant %+v, %v", h, what, ms, got, err1, want, err2)
+			}
+		}
+		for step := range 10 {
+			switch ms += between(0, 9_000); random.IntN(8) {
+			case 0, 1, 2, 3:
+				r := limit.Reservation{ID: fmt.Sprintf("%d-%d", h, step), Dims: dims()}
+				got, err1 := store.Reserve(ctx, r)
+				want, err2 := memory.Reserve(ctx, r)
+				same("reserve", got, want, err1, err2)
+				decisions++
+				if want.Allowed {
+					ids = append(ids, r)
+				} else {
+					refusals++
+				}
+			case 4:
+				r := limit.Reservation{Dims: dims(), Peek: true}
+				got, err1 := store.Reserve(ctx, r)
+				want, err2 := memory.Reserve(ctx, r)
+				same("look", got, want, err1, err2)
+			case 5:
+				if len(ids) == 0 {
+					continue
+				}
+				got, err1 := store.Reserve(ctx, ids[0])
+				want, err2 := memory.Reserve(ctx, ids[0])
+				same("reserve again", got, want, err1, err2)
+				if !want.Again {
+					ids = ids[1:]
+				}
+			case 6:
+				if len(ids) == 0 {
+					continue
+				}
+				at := random.IntN(len(ids))
+				s := limit.Settlement{ID: ids[at].ID, Dims: ids[at].Dims, Charges: make([]int64, len(ids[at].Dims))}
+				for i := range s.Charges {
+					s.Charges[i] = between(0, 6)
+				}
+				got, err1 := store.Settle(ctx, s)
+				want, err2 := memory.Settle(ctx, s)
+				same("settle", got, want, err1, err2)
+			case 7:
+				var renewals []limit.Renewal
+				for _, r := range ids {
+					if random.IntN(2) == 0 {
+						renewals = append(renewals, limit.Renewal{ID: r.ID, Dims: r.Dims})
+					}
+				}
+				got, err1 := store.Renew(ctx, renewals)
+				want, err2 := memory.Renew(ctx, renewals)
+				same("renew", got, want, err1, err2)
+			}
+		}
+	}
+	t.Logf("%d histories, %d decisions, %d refusals: all equal", histories, decisions, refusals)
+}
+
+// TestRefusedChangesNoKey: a refusal leaves every key as it is, byte for byte.
+func TestRefusedChangesNoKey(t *testing.T) {
+	server := redistest.Single(t)
+	store, look := New(patient(t, server.Addr), Options{}), server.Client()
+	dims := mixed(8)
+	dims[7].Limit = 1
+	if out, err := store.Reserve(t.Context(), limit.Reservation{ID: "in", Dims: dims}); err != nil || !out.Allowed {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	digest := func() string { return look.Do(t.Context(), "debug", "digest").String() }
+	before := digest()
+	for i := range 50 {
+		out, err := store.Reserve(t.Context(), limit.Reservation{ID: fmt.Sprint(i), Dims: dims})
+		if err != nil || out.Allowed || out.Binding != 7 {
+			t.Fatalf("%+v, %v", out, err)
+		}
+		if _, err := store.Reserve(t.Context(), limit.Reservation{Dims: dims, Peek: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := digest(); after != before {
+		t.Errorf("%s became %s", before, after)
+	}
+	if _, err := store.Settle(t.Context(), limit.Settlement{ID: "in", Dims: dims, Charges: make([]int64, 8)}); err != nil {
+		t.Fatal(err)
+	}
+	if digest() == before {
+		t.Error("the digest does not see a change")
+	}
+}
+
+// TestEveryKeyExpires: whatever was done, no key is without an expiry.
+func TestEveryKeyExpires(t *testing.T) {
+	server := redistest.Single(t)
+	client := patient(t, server.Addr)
+	ms := time.Now().UnixMilli()
+	store := New(client, Options{Now: func() time.Time { return time.UnixMilli(ms) }})
+	dims := mixed(8)
+	for i := range 200 {
+		id := fmt.Sprint(i)
+		if _, err := store.Reserve(t.Context(), limit.Reservation{ID: id, Dims: dims}); err != nil {
+			t.Fatal(err)
+		}
+		if i%3 > 0 {
+			if _, err := store.Settle(t.Context(), limit.Settlement{ID: id, Dims: dims, Charges: make([]int64, 8), New: i%3 == 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if ms += 47_000; i%5 == 0 {
+			if _, err := store.Renew(t.Context(), []limit.Renewal{{ID: id, Dims: dims}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i%40 != 39 {
+			continue
+		}
+		keys := client.Keys(t.Context(), "*").Val()
+		if len(keys) < 8 {
+			t.Fatalf("only %d keys", len(keys))
+		}
+		for _, key := range keys {
+			if life := client.PTTL(t.Context(), key).Val(); life <= 0 {
+				t.Errorf("after %d: %s lives for %s", i, key, life)
+			}
+		}
+	}
+}
+
+// TestServerClock: without a time of the caller's, the server's decides.
+func TestServerClock(t *testing.T) {
+	server := redistest.Single(t)
+	store := New(patient(t, server.Addr), Options{})
+	d := []limit.Dim{{Key: "tg:{t}:w", Kind: limit.Window, Limit: 1, Cost: 1, WindowMs: 3_600_000, BucketMs: 300_000}}
+	if out, err := store.Reserve(t.Context(), limit.Reservation{ID: "a", Dims: d}); err != nil || out.States[0].ResetMs != 3_600_000 {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	// The latest time is that of a clock that has gone back since.
+	ahead := time.Now().Add(10 * time.Minute).UnixMilli()
+	if err := server.Client().Set(t.Context(), "tg:clock", ahead, time.Hour).Err(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := store.Reserve(t.Context(), limit.Reservation{ID: "b", Dims: d})
+	if err != nil || out.Allowed || out.RetryAfterMs > 3_000_000 {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	// One that is a day ahead was wrong, and so is what it charged.
+	wrong := New(patient(t, server.Addr), Options{Now: func() time.Time { return time.Now().Add(24 * time.Hour) }})
+	if out, err := wrong.Reserve(t.Context(), limit.Reservation{ID: "c", Dims: d}); err != nil || !out.Allowed {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if out, err := store.Reserve(t.Context(), limit.Reservation{ID: "d", Dims: d}); err != nil || !out.Allowed || out.States[0].ResetMs != 3_600_000 {
+		t.Fatalf("%+v, %v", out, err)
+	}
+}
+
+// TestScriptForgotten: a server that has lost the script is given it, in pipelines
+// too.
+func TestScriptForgotten(t *testing.T) {
+	nodes := redistest.Cluster(t)
+	for name, addrs := range map[string][]string{"single": {redistest.Single(t).Addr}, "cluster": nodes.Addrs} {
+		t.Run(name, func(t *testing.T) {
+			client := patient(t, addrs...)
+			store := New(client, Options{})
+			flush := func() {
+				for _, addr := range addrs {
+					if err := patient(t, addr).(*redis.Client).ScriptFlush(t.Context()).Err(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			var renewals []limit.Renewal
+			for i := range 20 {
+				flush()
+				dims := []limit.Dim{{Key: fmt.Sprintf("tg:{%d}:w", i), Kind: limit.Window, Limit: 5, Cost: 1, WindowMs: 60_000, BucketMs: 5_000}}
+				if out, err := store.Reserve(t.Context(), limit.Reservation{ID: "a", Dims: dims}); err != nil || !out.Allowed || out.Again != (name == "single" && i > 0) {
+					t.Fatalf("%+v, %v", out, err)
+				}
+				if name == "cluster" || i == 0 {
+					renewals = append(renewals, limit.Renewal{ID: "a", Dims: dims})
+				}
+			}
+			flush()
+			if lost, err := store.Renew(t.Context(), renewals); err != nil || len(lost) > 0 {
+				t.Errorf("lost %v, %v", lost, err)
+			}
+		})
+	}
+}
+
+// TestDamaged: what is not ours is an error, not a decision.
+func TestDamaged(t *testing.T) {
+	server := redistest.Single(t)
+	store, look := New(patient(t, server.Addr), Options{}), server.Client()
+	d := []limit.Dim{{Key: "tg:{t}:w", Kind: limit.Window, Limit: 5, Cost: 1, WindowMs: 60_000, BucketMs: 5_000}}
+	for _, value := range []string{"x", "12345678x", strings.Repeat("x", 8)} {
+		look.Set(t.Context(), d[0].Key, value, 0)
+		if out, err := store.Reserve(t.Context(), limit.Reservation{ID: "a", Dims: d}); err == nil {
+			t.Errorf("%q: %+v", value, out)
+		}
+	}
+	if _, err := store.Settle(t.Context(), limit.Settlement{ID: "a", Dims: d}); !errors.Is(err, limit.ErrDims) {
+		t.Error(err)
+	}
+}
+
+func FuzzRecorded(f *testing.F) {
+	f.Add("")
+	f.Add(packNumbers([]int64{0, 1, 1, 1, 16, 0, 0, 7, 8}) + "key")
+	f.Add(packNumbers([]int64{0, 1, 2, 1, -1, 1, 0, 7, 8}) + "a\x00b")
+	f.Fuzz(func(t *testing.T, record string) {
+		dims, keys := recorded(record)
+		if len(dims) > len(record) || len(keys) > len(record)+1 {
+			t.Error("more than there is")
+		}
+	})
+}
