@@ -123,6 +123,9 @@ func (c *Controller) Status(ctx context.Context, r limit.Request) (limit.Status,
 	return c.limits.Status(ctx, r)
 }
 
+// CheckOverride says why an override could not be used with the limits in force.
+func (c *Controller) CheckOverride(o limit.Override) error { return c.limits.CheckOverride(o) }
+
 // Permit is a place on a backend. One goroutine may use it.
 type Permit struct {
 	Level   degrade.Level

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"tidegate/admission/limit"
 	"tidegate/gateway/account"
 )
 
@@ -268,6 +269,9 @@ func (g *Gateway) setOverride(c *call) error {
 	var body account.Override
 	if err := c.strict(&body, true); err != nil {
 		return err
+	}
+	if err := g.Admission.CheckOverride(limit.Override{Rule: body.Rule, Of: body.Of, Name: body.Name, Numbers: body.Numbers()}); err != nil {
+		return refuse(codeInvalidRequest, "", err.Error())
 	}
 	if err := c.set.accounts.Store().SetOverride(c.r.Context(), c.actor(), body); err != nil {
 		return err

@@ -78,6 +78,7 @@ func (g *Gateway) adminRoutes(on func(method, pattern string, h handler)) {
 		{http.MethodPut, "overrides", g.setOverride},
 		{http.MethodDelete, "overrides/:of/:name/:rule", g.deleteOverride},
 		{http.MethodGet, "audit", g.listAudit},
+		{http.MethodGet, "usage", g.allUsage},
 	} {
 		on(r.method, "/admin/v1/"+r.path, admin(r.h))
 	}

@@ -95,47 +95,95 @@ func (s *Set) override(o *Override) error {
 }
 
 // changed are the counters with the override's numbers; nil where it has none.
+// What it does not say stays as the rule says.
 func (o *Override) changed(counters []*counter) ([]*counter, error) {
 	out := make([]*counter, len(counters))
-	used := 0
+	left := maps.Clone(o.Numbers)
 	for i, c := range counters {
-		text, given := o.Numbers[c.metric.String()]
-		if !given {
+		v, base := *c, c.amounts[len(c.amounts)-1]
+		v.schedule, v.variants = nil, nil
+		text, given := left[c.metric.String()]
+		burst, bursts := left["burst"]
+		bursts = bursts && bursting(counters) == c
+		if !given && !bursts {
 			continue
 		}
-		used++
-		v := *c
-		v.schedule, v.variants = nil, nil
-		fault := ""
-		switch c.kind {
-		case Window:
-			r, ok := ParseRate(text)
-			if fault = r.fault(); !ok {
-				fault = "must be a count and a window, such as 50/1m"
+		if given {
+			if fault := v.take(text, &base); fault != "" {
+				return nil, fmt.Errorf("%s: %s", c.metric, fault)
 			}
-			v.windowMs = r.Window.Milliseconds()
-			v.bucketMs = ceilDiv(v.windowMs, ceilDiv(c.windowMs, c.bucketMs))
-			v.amounts = []amount{{limit: r.Count}}
-		default:
-			var n Count
-			_ = n.UnmarshalText([]byte(text)) // the fault is in n
-			fault = n.fault()
-			v.amounts = []amount{{limit: int64(n)}}
-			if c.metric == Units {
-				v.amounts[0].limit *= 1000
+			delete(left, c.metric.String())
+		}
+		if bursts {
+			n, fault := parseCount(burst)
+			if fault == "" && (n > base.limit || n > maxExact/v.windowMs) {
+				fault = "is more than the whole window"
 			}
+			if fault != "" {
+				return nil, fmt.Errorf("burst: %s", fault)
+			}
+			base.burst = n
+			delete(left, "burst")
 		}
-		if fault != "" {
-			return nil, fmt.Errorf("%s: %s", c.metric, fault)
+		if base.burst >= base.limit {
+			base.burst = 0 // a burst of the whole window is none
 		}
-		v.largest = capacity(v.amounts[0].limit, 0)
+		v.amounts, v.largest = []amount{base}, capacity(base.limit, base.burst)
 		out[i] = &v
 	}
-	if used != len(o.Numbers) {
-		return nil, fmt.Errorf("names %v, of which the rule limits %d", slices.Sorted(maps.Keys(o.Numbers)), used)
-	}
-	if used == 0 {
+	switch {
+	case len(o.Numbers) == 0:
 		return nil, errors.New("has no numbers")
+	case len(left) > 0:
+		return nil, fmt.Errorf("the rule does not limit %v", slices.Sorted(maps.Keys(left)))
 	}
 	return out, nil
+}
+
+// bursting is the counter that a burst is of: requests, else the one rate there is.
+func bursting(counters []*counter) (found *counter) {
+	for _, c := range counters {
+		switch {
+		case c.kind != Window:
+		case c.metric == Requests:
+			return c
+		case found != nil:
+			return nil
+		default:
+			found = c
+		}
+	}
+	return found
+}
+
+// take reads a limit into base, and a window into c.
+func (c *counter) take(text string, base *amount) (fault string) {
+	if c.kind != Window {
+		base.limit, fault = parseCount(text)
+		if c.metric == Units {
+			base.limit *= 1000
+		}
+		return fault
+	}
+	r, ok := ParseRate(text)
+	if !ok {
+		return "must be a count and a window, such as 50/1m"
+	}
+	if fault = r.fault(); fault == "" {
+		c.bucketMs = ceilDiv(r.Window.Milliseconds(), ceilDiv(c.windowMs, c.bucketMs))
+		c.windowMs, base.limit = r.Window.Milliseconds(), r.Count
+	}
+	return fault
+}
+
+func parseCount(text string) (int64, string) {
+	var n Count
+	_ = n.UnmarshalText([]byte(text)) // the fault is in n
+	return int64(n), n.fault()
+}
+
+// CheckOverride says why an override could not be used with the rules in force.
+func (l *Limiter) CheckOverride(o Override) error {
+	_, err := l.set.Load().With([]Override{o})
+	return err
 }

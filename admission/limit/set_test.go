@@ -156,7 +156,7 @@ func TestOverrides(t *testing.T) {
 	}
 	with, err := set.With([]Override{
 		{"rpm", "department", "lab", numbers("requests", "50/1m")},
-		{"rpm", "user", "ann", numbers("requests", "7/2m", "concurrency", "1")},
+		{"rpm", "user", "ann", numbers("requests", "7/2m", "concurrency", "1", "burst", "3")},
 		{"daily", "department", "lab", numbers("units", "5000")},
 		{"gone", "user", "ann", numbers("requests", "7/1m")},
 		{"ips", "user", "ann", numbers("requests", "7/1m")},
@@ -165,14 +165,16 @@ func TestOverrides(t *testing.T) {
 		{"rpm", "user", "eve", numbers("requests", "0/1m")},
 		{"rpm", "user", "eve", numbers("tokens", "5/1m")},
 		{"rpm", "user", "eve", nil},
+		{"rpm", "user", "eve", numbers("requests", "7/1m", "burst", "8")},
+		{"daily", "project", "p", numbers("burst", "8")},
 		{"rpm", "ip", "10.0.0.1", numbers("requests", "7/1m")},
 	})
-	if err == nil || strings.Count(err.Error(), "override of ") != 8 {
+	if err == nil || strings.Count(err.Error(), "override of ") != 10 {
 		t.Errorf("%v", err)
 	}
 	limits := func(s *Set, r Subjects) (out []string) {
 		for _, d := range s.Dims(Request{Subjects: r}, Estimate{}, time.Unix(0, 0)) {
-			out = append(out, fmt.Sprint(d.Rule, " ", d.Metric, " ", d.Limit, "/", d.WindowMs))
+			out = append(out, fmt.Sprint(d.Rule, " ", d.Metric, " ", d.Limit, "/", d.WindowMs, " ", d.Burst))
 		}
 		return out
 	}
@@ -180,15 +182,15 @@ func TestOverrides(t *testing.T) {
 		who  Subjects
 		want []string
 	}{
-		{Subjects{Department: "lab", Project: "p", User: "ann"}, []string{"rpm requests 7/120000", "rpm concurrency 1/0", "daily units 5000000/0"}},
-		{Subjects{Department: "lab", Project: "p", User: "bob"}, []string{"rpm requests 50/60000", "rpm concurrency 4/0", "daily units 5000000/0"}},
-		{Subjects{Department: "hall", Project: "p", User: "eve"}, []string{"rpm requests 99/60000", "rpm concurrency 4/0", "daily units 100000/0"}},
+		{Subjects{Department: "lab", Project: "p", User: "ann"}, []string{"rpm requests 7/120000 3", "rpm concurrency 1/0 0", "daily units 5000000/0 0"}},
+		{Subjects{Department: "lab", Project: "p", User: "bob"}, []string{"rpm requests 50/60000 0", "rpm concurrency 4/0 0", "daily units 5000000/0 0"}},
+		{Subjects{Department: "hall", Project: "p", User: "eve"}, []string{"rpm requests 99/60000 0", "rpm concurrency 4/0 0", "daily units 100000/0 0"}},
 	} {
 		if got := limits(with, c.who); !slices.Equal(got, c.want) {
 			t.Errorf("%+v: %q, want %q", c.who, got, c.want)
 		}
 	}
-	plain := []string{"rpm requests 99/60000", "rpm concurrency 4/0"}
+	plain := []string{"rpm requests 99/60000 0", "rpm concurrency 4/0 0"}
 	if got := limits(set, Subjects{User: "ann"}); !slices.Equal(got, plain) {
 		t.Errorf("the set itself has changed: %q", got)
 	}

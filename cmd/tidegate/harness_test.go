@@ -128,6 +128,7 @@ type plan struct {
 	server []string // lines of the section server
 	model  []string // lines of every model
 	more   string   // other sections
+	env    map[string]string
 }
 
 // yaml is the configuration file for these servers; what is stored is in dir.
@@ -185,6 +186,9 @@ func startGateway(t *testing.T, s servers, p plan) *front {
 		t.Fatal(err)
 	}
 	env := func(name string) (string, bool) {
+		if value, ok := p.env[name]; ok {
+			return value, true
+		}
 		key, ok := map[string]string{"KEY_OF_ADA": adaKey, "KEY_OF_BOB": bobKey}[name]
 		return key, ok
 	}

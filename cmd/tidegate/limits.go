@@ -156,16 +156,7 @@ func (c *counters) reconfigure(rules *limit.Set) {
 func (c *counters) override(stored []account.Override) {
 	over := make([]limit.Override, 0, len(stored))
 	for _, o := range stored {
-		numbers := map[string]string{}
-		for metric, amount := range map[string]account.Amount{
-			"requests": o.Requests, "tokens": o.Tokens, "input_tokens": o.InputTokens, "output_tokens": o.OutputTokens,
-			"reasoning_tokens": o.ReasoningTokens, "concurrency": o.Concurrency, "burst": o.Burst, "units": o.Units,
-		} {
-			if amount != "" {
-				numbers[metric] = string(amount)
-			}
-		}
-		over = append(over, limit.Override{Rule: o.Rule, Of: o.Of, Name: o.Name, Numbers: numbers})
+		over = append(over, limit.Override{Rule: o.Rule, Of: o.Of, Name: o.Name, Numbers: o.Numbers()})
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

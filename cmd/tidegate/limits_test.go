@@ -297,3 +297,55 @@ func TestLimitsReload(t *testing.T) {
 	}
 	eventually(t, "room under the new limit", func() bool { return f.complete(t, adaKey, chat(largeModel, 5, "")).status == 200 })
 }
+
+// TestOverrideHolds: an administrator's override holds at once, and only where a
+// rule can take it; usage reports are for administrators.
+func TestOverrideHolds(t *testing.T) {
+	s := startServers(t, nil)
+	f := startGateway(t, s, plan{more: "limits:\n  - {name: few, per: user, requests: 1/1h}\n", env: map[string]string{"TIDEGATE_ADMIN_KEY": adminKey}})
+	if a := f.complete(t, adaKey, chat(largeModel, 5, "")); a.status != 200 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	if a := f.complete(t, adaKey, chat(largeModel, 5, "")); a.status != 429 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	f.expect(t, adminKey, "PUT", "/admin/v1/overrides", `{"rule":"few","of":"user","name":"ada","requests":"3/1h"}`, 200, "3/1h")
+	f.expect(t, adminKey, "PUT", "/admin/v1/overrides", `{"rule":"gone","of":"user","name":"ada","requests":"3/1h"}`, 400, "no such rule")
+	f.expect(t, adminKey, "PUT", "/admin/v1/overrides", `{"rule":"few","of":"user","name":"ada","tokens":"3/1h"}`, 400, "does not limit")
+	eventually(t, "the override", func() bool {
+		var now limitStatus
+		f.limits(t, adaKey, "/quota/status", &now)
+		return now.Rates[0].Limit == 3 && now.Rates[0].Remaining == 2
+	})
+	eventually(t, "room under it", func() bool { return f.complete(t, adaKey, chat(largeModel, 5, "")).status == 200 })
+	f.expect(t, adaKey, "GET", "/admin/v1/usage", "", 403, "access_denied")
+	f.expect(t, adminKey, "GET", "/admin/v1/usage?group_by=user,model&user=ada", "", 200, `"user":"ada"`)
+	f.expect(t, adminKey, "GET", "/admin/v1/usage?group_by=user&format=csv", "", 200, "user,requests,failed_requests")
+	f.expect(t, adminKey, "GET", "/admin/v1/usage?group_by=colour", "", 400, "group_by")
+}
+
+const adminKey = "an-administrators-key-of-the-tests"
+
+// TestQuotaSurvives: a quota of a gateway that counts alone is what the ledger says
+// after a restart.
+func TestQuotaSurvives(t *testing.T) {
+	s := startServers(t, nil)
+	dir := t.TempDir()
+	p := plan{dsn: "sqlite://" + filepath.Join(dir, "t.db"), more: "quotas:\n  - {name: monthly, per: user, units: 100000, every: month, zone: Asia/Shanghai}\n  - {name: all, per: global, tokens: 100000, every: month}\n"}
+	var before limitStatus
+	t.Run("first", func(t *testing.T) {
+		f := startGateway(t, s, p)
+		if a := f.complete(t, adaKey, chat(largeModel, 40, "")); a.status != 200 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		f.limits(t, adaKey, "/quota/status", &before)
+	})
+	f := startGateway(t, s, p)
+	var after limitStatus
+	f.limits(t, adaKey, "/quota/status", &after)
+	for i := range before.Quotas {
+		if before.Quotas[i].Used < 40 || after.Quotas[i].Used != before.Quotas[i].Used {
+			t.Errorf("%s: used %d before and %d after", before.Quotas[i].Name, before.Quotas[i].Used, after.Quotas[i].Used)
+		}
+	}
+}

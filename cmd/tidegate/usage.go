@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/csv"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -137,38 +135,9 @@ func (p *process) usageReport(ctx context.Context, f reportFlags) error {
 			"object": "list", "from": q.From.Format(time.DateOnly), "to": q.To.AddDate(0, 0, -1).Format(time.DateOnly), "group_by": q.By, "data": rows,
 		})
 	case "csv":
-		return writeCSV(p.stdout, q.By, rows)
+		return ledger.WriteCSV(p.stdout, q.By, rows)
 	}
 	return writeTable(p.stdout, q.By, rows)
-}
-
-// sumColumns are a report's numbers by name, in order.
-func sumColumns(s *ledger.Sums) (names, values []string) {
-	for _, c := range []struct {
-		name string
-		n    int64
-	}{
-		{"requests", s.Requests}, {"failed_requests", s.Failed}, {"input_tokens", s.Input}, {"cached_tokens", s.Cached}, {"output_tokens", s.Output},
-		{"reasoning_tokens", s.Reasoning}, {"total_tokens", s.Total}, {"estimated_requests", s.Estimated},
-	} {
-		names, values = append(names, c.name), append(values, strconv.FormatInt(c.n, 10))
-	}
-	return append(names, "units"), append(values, strconv.FormatFloat(float64(s.Milliunits)/1000, 'f', -1, 64))
-}
-
-func writeCSV(out io.Writer, by []ledger.Group, rows []ledger.Row) error {
-	w := csv.NewWriter(out)
-	names, _ := sumColumns(&ledger.Sums{})
-	var head []string
-	for _, g := range by {
-		head = append(head, string(g))
-	}
-	lines := [][]string{append(head, names...)}
-	for i := range rows {
-		_, values := sumColumns(&rows[i].Sums)
-		lines = append(lines, append(rows[i].Values(by), values...))
-	}
-	return w.WriteAll(lines)
 }
 
 func writeTable(out io.Writer, by []ledger.Group, rows []ledger.Row) error {
@@ -178,7 +147,7 @@ func writeTable(out io.Writer, by []ledger.Group, rows []ledger.Row) error {
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	line := func(cells []string) { fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
-	names, _ := sumColumns(&ledger.Sums{})
+	names, _ := new(ledger.Sums).Columns()
 	var head []string
 	for _, g := range by {
 		head = append(head, string(g))
@@ -186,7 +155,7 @@ func writeTable(out io.Writer, by []ledger.Group, rows []ledger.Row) error {
 	line(append(head, names...))
 	var sum ledger.Sums
 	for i := range rows {
-		_, values := sumColumns(&rows[i].Sums)
+		_, values := rows[i].Columns()
 		cells := rows[i].Values(by)
 		for j := range cells {
 			if cells[j] == "" {
@@ -196,7 +165,7 @@ func writeTable(out io.Writer, by []ledger.Group, rows []ledger.Row) error {
 		line(append(cells, values...))
 		sum.Add(&rows[i].Sums)
 	}
-	_, values := sumColumns(&sum)
+	_, values := sum.Columns()
 	line(append(append([]string{"total"}, make([]string, len(by)-1)...), values...))
 	return w.Flush()
 }

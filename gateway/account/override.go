@@ -45,6 +45,20 @@ type Override struct {
 	Units           Amount `json:"units,omitempty"`
 }
 
+// Numbers are the amounts that are given, by the metric that they limit.
+func (o *Override) Numbers() map[string]string {
+	out := map[string]string{}
+	for metric, amount := range map[string]Amount{
+		"requests": o.Requests, "tokens": o.Tokens, "input_tokens": o.InputTokens, "output_tokens": o.OutputTokens,
+		"reasoning_tokens": o.ReasoningTokens, "concurrency": o.Concurrency, "burst": o.Burst, "units": o.Units,
+	} {
+		if amount != "" {
+			out[metric] = string(amount)
+		}
+	}
+	return out
+}
+
 // rate and count are the two forms of an Amount: 1 to 10^12, in 1 s to 1 h.
 const (
 	rateForm  = `[1-9][0-9]{0,11}/[0-9]{0,4}[smh]`
