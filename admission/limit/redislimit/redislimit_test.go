@@ -232,6 +232,17 @@ func equalsMemory(t *testing.T, client redis.UniversalClient, histories int) {
 	t.Logf("%d histories, %d decisions, %d refusals: all equal", histories, decisions, refusals)
 }
 
+// TestRefused is the longer form of the suite's own, for when it is asked for.
+func TestRefused(t *testing.T) {
+	histories, err := strconv.Atoi(os.Getenv("TIDEGATE_TEST_HISTORIES"))
+	if err != nil {
+		histories = 100
+	}
+	server := redistest.Single(t)
+	client := patient(t, server.Addr)
+	limittest.Refused(t, func(_ *testing.T, now func() time.Time) limit.Store { return New(client, Options{Now: now}) }, histories)
+}
+
 // TestRefusedChangesNoKey: a refusal leaves every key as it is, byte for byte.
 func TestRefusedChangesNoKey(t *testing.T) {
 	server := redistest.Single(t)
