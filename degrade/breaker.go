@@ -2,6 +2,7 @@ package degrade
 
 import (
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -29,7 +30,13 @@ type BreakerConfig struct {
 // Breaker stops calls to what fails. Calls of requests go through Do: none of them
 // ever has to find out whether a failed thing works again. That is for Probe, which
 // somebody calls in the background. It is safe for concurrent use.
-type Breaker struct{ of *gobreaker.CircuitBreaker[struct{}] }
+type Breaker struct {
+	of     *gobreaker.CircuitBreaker[struct{}]
+	ignore func(error) bool
+	// row counts failures in a row, however far apart they are: gobreaker forgets
+	// those that are older than its window.
+	row atomic.Int64
+}
 
 // NewBreaker makes a closed breaker.
 func NewBreaker(c BreakerConfig) *Breaker {
@@ -38,10 +45,11 @@ func NewBreaker(c BreakerConfig) *Breaker {
 	orElse(&c.MinCalls, 20)
 	orElse(&c.Window, time.Second)
 	orElse(&c.Open, time.Second)
-	return &Breaker{gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
+	b := &Breaker{ignore: c.ignored}
+	b.of = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
 		Interval: c.Window, BucketPeriod: c.Window / 10, Timeout: c.Open, IsExcluded: c.ignored,
 		ReadyToTrip: func(n gobreaker.Counts) bool {
-			return n.ConsecutiveFailures >= uint32(c.Failures) ||
+			return b.row.Load() >= int64(c.Failures) ||
 				n.Requests >= uint32(c.MinCalls) && float64(n.TotalFailures) > c.Ratio*float64(n.Requests)
 		},
 		OnStateChange: func(_ string, from, to gobreaker.State) {
@@ -51,7 +59,8 @@ func NewBreaker(c BreakerConfig) *Breaker {
 				c.Changed(to == gobreaker.StateOpen)
 			}
 		},
-	})}
+	})
+	return b
 }
 
 func orElse[T comparable](value *T, otherwise T) {
@@ -61,7 +70,9 @@ func orElse[T comparable](value *T, otherwise T) {
 	}
 }
 
-func (c *BreakerConfig) ignored(err error) bool { return err != nil && c.Ignore != nil && c.Ignore(err) }
+func (c *BreakerConfig) ignored(err error) bool {
+	return err != nil && c.Ignore != nil && c.Ignore(err)
+}
 
 // Closed reports whether Do lets calls through.
 func (b *Breaker) Closed() bool { return b.of.State() == gobreaker.StateClosed }
@@ -89,7 +100,15 @@ func (b *Breaker) Probe(call func() error) error {
 }
 
 func (b *Breaker) do(call func() error) error {
-	_, err := b.of.Execute(func() (struct{}, error) { return struct{}{}, call() })
+	_, err := b.of.Execute(func() (struct{}, error) {
+		err := call()
+		if err == nil {
+			b.row.Store(0)
+		} else if !b.ignore(err) {
+			b.row.Add(1)
+		}
+		return struct{}{}, err
+	})
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
 		return ErrOpen
 	}

@@ -97,3 +97,21 @@ func TestBreakerIgnores(t *testing.T) {
 		t.Error("callers that went away opened it")
 	}
 }
+
+// TestBreakerSeldom: failures in a row open it however far apart they are, and a
+// success between them begins the row anew.
+func TestBreakerSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBreaker(BreakerConfig{})
+		for i, call := range []func() error{fail, fail, fail, fail, work, fail, fail, fail, fail, fail} {
+			if !b.Closed() {
+				t.Fatalf("open before call %d", i)
+			}
+			_ = b.Do(call)
+			time.Sleep(time.Minute * time.Duration(1-i/9))
+		}
+		if b.Closed() {
+			t.Error("closed after five failures in a row")
+		}
+	})
+}

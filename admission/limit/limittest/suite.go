@@ -20,8 +20,12 @@ type Open func(t *testing.T, now func() time.Time) limit.Store
 
 // Run is the suite.
 func Run(t *testing.T, open Open) {
+	histories := 2_000
+	if testing.Short() {
+		histories = 200
+	}
 	for name, test := range map[string]func(*testing.T, Open){
-		"Model": equalsModel, "Refused": func(t *testing.T, open Open) { Refused(t, open, 2_000) },
+		"Model": equalsModel, "Refused": func(t *testing.T, open Open) { Refused(t, open, histories) },
 		"AllOrNothing": allOrNothing, "SettleOnce": settleOnce, "RetriedReserve": retriedReserve, "Concurrent": concurrent,
 		"Leases": leaseLife, "LeaseOfLongRequest": longRequest, "Reaper": reaper, "SettleAfterReaper": settleAfterReaper,
 		"EditedLimit": editedLimit, "EditedWindow": editedWindow, "ClockBack": clockBack, "Never": neverFits,

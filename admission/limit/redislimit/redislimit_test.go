@@ -134,102 +134,127 @@ func equalsMemory(t *testing.T, client redis.UniversalClient, histories int) {
 	} else if testing.Short() {
 		histories /= 5
 	}
-	ctx := t.Context()
-	random := rand.New(rand.NewPCG(3, 4))
-	between := func(low, high int) int64 { return int64(low + random.IntN(high-low+1)) }
-	ms := int64(1_772_362_687_123)
-	now := func() time.Time { return time.UnixMilli(ms) }
-	memory, store := limit.NewMemory(now), New(client, Options{Now: now})
-	homes := []string{"i:10.0.0.1", "t:department=ml", "m:qwen", "g"}
-	decisions, refusals := 0, 0
-	for h := range histories {
-		var ids []limit.Reservation
-		dims := func() []limit.Dim {
-			var out []limit.Dim
-			for i, home := range homes {
-				for j := range 3 {
-					d := limit.Dim{Key: fmt.Sprintf("tg:{%s}:%d:%d", home, h, j), Limit: between(3, 12), Cost: between(0, 4), Soft: i == 1 && j == 0}
-					switch j {
-					case 0:
-						d.Kind, d.WindowMs, d.BucketMs, d.Floor = limit.Window, 60_000, 5_000, min(d.Cost, 1)
-						if i == 2 {
-							d.Burst = between(2, 5)
-						}
-					case 1:
-						d.Kind, d.Cost = limit.Lease, 1
-					case 2:
-						d.Kind, d.BeginMs, d.EndMs, d.Floor = limit.Quota, ms/3_600_000*3_600_000, (ms/3_600_000+1)*3_600_000, min(d.Cost, 1)
-					}
-					if random.IntN(2) == 0 {
-						out = append(out, d)
-					}
-				}
-			}
-			if len(out) == 0 {
-				out = append(out, limit.Dim{Key: fmt.Sprintf("tg:{g}:%d:0", h), Kind: limit.Window, Limit: 5, Cost: 1, WindowMs: 60_000, BucketMs: 5_000})
-			}
-			return out
+	w := &twins{t: t, Rand: rand.New(rand.NewPCG(3, 4)), ms: 1_772_362_687_123}
+	now := func() time.Time { return time.UnixMilli(w.ms) }
+	w.memory, w.store = limit.NewMemory(now), New(client, Options{Now: now})
+	for w.history = range histories {
+		w.held = nil
+		for w.step = range 10 {
+			w.ms += w.between(0, 9_000)
+			w.act()
 		}
-		same := func(what string, got, want any, err1, err2 error) {
-			t.Helper()
-			if err1 != nil || err2 != nil || !reflect.DeepEqual(got, want) {
-				t.Fatalf("history %d, %s at %d:\ngot  %+v, %v\nwant %+v, %v", h, what, ms, got, err1, want, err2)
+	}
+	t.Logf("%d histories, %d decisions, %d refusals: all equal", histories, w.decisions, w.refusals)
+}
+
+// twins are a Memory and a store that are told the same.
+type twins struct {
+	t *testing.T
+	*rand.Rand
+	ms                  int64 // now
+	memory              *limit.Memory
+	store               *Store
+	history, step       int
+	held                []limit.Reservation
+	decisions, refusals int
+}
+
+func (w *twins) between(low, high int) int64 { return int64(low + w.IntN(high-low+1)) }
+
+// dims are some of the dimensions of all homes.
+func (w *twins) dims() (out []limit.Dim) {
+	const hour = 3_600_000
+	for i, home := range []string{"i:10.0.0.1", "t:department=ml", "m:qwen", "g"} {
+		for j := range 3 {
+			d := limit.Dim{Key: fmt.Sprintf("tg:{%s}:%d:%d", home, w.history, j), Limit: w.between(3, 12), Cost: w.between(0, 4), Soft: i == 1 && j == 0}
+			switch j {
+			case 0:
+				d.Kind, d.WindowMs, d.BucketMs, d.Floor = limit.Window, 60_000, 5_000, min(d.Cost, 1)
+				if i == 2 {
+					d.Burst = w.between(2, 5)
+				}
+			case 1:
+				d.Kind, d.Cost = limit.Lease, 1
+			case 2:
+				d.Kind, d.BeginMs, d.EndMs, d.Floor = limit.Quota, w.ms/hour*hour, (w.ms/hour+1)*hour, min(d.Cost, 1)
 			}
-		}
-		for step := range 10 {
-			switch ms += between(0, 9_000); random.IntN(8) {
-			case 0, 1, 2, 3:
-				r := limit.Reservation{ID: fmt.Sprintf("%d-%d", h, step), Dims: dims()}
-				got, err1 := store.Reserve(ctx, r)
-				want, err2 := memory.Reserve(ctx, r)
-				same("reserve", got, want, err1, err2)
-				decisions++
-				if want.Allowed {
-					ids = append(ids, r)
-				} else {
-					refusals++
-				}
-			case 4:
-				r := limit.Reservation{Dims: dims(), Peek: true}
-				got, err1 := store.Reserve(ctx, r)
-				want, err2 := memory.Reserve(ctx, r)
-				same("look", got, want, err1, err2)
-			case 5:
-				if len(ids) == 0 {
-					continue
-				}
-				got, err1 := store.Reserve(ctx, ids[0])
-				want, err2 := memory.Reserve(ctx, ids[0])
-				same("reserve again", got, want, err1, err2)
-				if !want.Again {
-					ids = ids[1:]
-				}
-			case 6:
-				if len(ids) == 0 {
-					continue
-				}
-				at := random.IntN(len(ids))
-				s := limit.Settlement{ID: ids[at].ID, Dims: ids[at].Dims, Charges: make([]int64, len(ids[at].Dims))}
-				for i := range s.Charges {
-					s.Charges[i] = between(0, 6)
-				}
-				got, err1 := store.Settle(ctx, s)
-				want, err2 := memory.Settle(ctx, s)
-				same("settle", got, want, err1, err2)
-			case 7:
-				var renewals []limit.Renewal
-				for _, r := range ids {
-					if random.IntN(2) == 0 {
-						renewals = append(renewals, limit.Renewal{ID: r.ID, Dims: r.Dims})
-					}
-				}
-				got, err1 := store.Renew(ctx, renewals)
-				want, err2 := memory.Renew(ctx, renewals)
-				same("renew", got, want, err1, err2)
+			if w.IntN(2) == 0 {
+				out = append(out, d)
 			}
 		}
 	}
-	t.Logf("%d histories, %d decisions, %d refusals: all equal", histories, decisions, refusals)
+	if len(out) == 0 {
+		out = append(out, limit.Dim{Key: fmt.Sprintf("tg:{g}:%d:0", w.history), Kind: limit.Window, Limit: 5, Cost: 1, WindowMs: 60_000, BucketMs: 5_000})
+	}
+	return out
+}
+
+// same compares what the two have answered.
+func (w *twins) same(what string, got, want any, err1, err2 error) {
+	w.t.Helper()
+	if err1 != nil || err2 != nil || !reflect.DeepEqual(got, want) {
+		w.t.Fatalf("history %d, %s at %d:\ngot  %+v, %v\nwant %+v, %v", w.history, what, w.ms, got, err1, want, err2)
+	}
+}
+
+func (w *twins) reserve(what string, r limit.Reservation) limit.Decision {
+	w.t.Helper()
+	got, err1 := w.store.Reserve(w.t.Context(), r)
+	want, err2 := w.memory.Reserve(w.t.Context(), r)
+	w.same(what, got, want, err1, err2)
+	return want
+}
+
+// act does one thing to both.
+func (w *twins) act() {
+	ctx := w.t.Context()
+	switch do := w.IntN(8); {
+	case do <= 3:
+		r := limit.Reservation{ID: fmt.Sprintf("%d-%d", w.history, w.step), Dims: w.dims()}
+		w.decisions++
+		if w.reserve("reserve", r).Allowed {
+			w.held = append(w.held, r)
+		} else {
+			w.refusals++
+		}
+	case do == 4:
+		w.reserve("look", limit.Reservation{Dims: w.dims(), Peek: true})
+	case do == 7:
+		var renewals []limit.Renewal
+		for _, r := range w.held {
+			if w.IntN(2) == 0 {
+				renewals = append(renewals, limit.Renewal{ID: r.ID, Dims: r.Dims})
+			}
+		}
+		got, err1 := w.store.Renew(ctx, renewals)
+		want, err2 := w.memory.Renew(ctx, renewals)
+		w.same("renew", got, want, err1, err2)
+	case len(w.held) == 0:
+	case do == 5:
+		if !w.reserve("reserve again", w.held[0]).Again {
+			w.held = w.held[1:]
+		}
+	default:
+		r := w.held[w.IntN(len(w.held))]
+		s := limit.Settlement{ID: r.ID, Dims: r.Dims, Charges: make([]int64, len(r.Dims))}
+		for i := range s.Charges {
+			s.Charges[i] = w.between(0, 6)
+		}
+		got, err1 := w.store.Settle(ctx, s)
+		want, err2 := w.memory.Settle(ctx, s)
+		w.same("settle", got, want, err1, err2)
+	}
+}
+
+// TestRefused is the longer form of the suite's own, for when it is asked for.
+func TestRefused(t *testing.T) {
+	histories, err := strconv.Atoi(os.Getenv("TIDEGATE_TEST_HISTORIES"))
+	if err != nil {
+		histories = 100
+	}
+	server := redistest.Single(t)
+	client := patient(t, server.Addr)
+	limittest.Refused(t, func(_ *testing.T, now func() time.Time) limit.Store { return New(client, Options{Now: now}) }, histories)
 }
 
 // TestRefusedChangesNoKey: a refusal leaves every key as it is, byte for byte.
