@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidegate/admission/limit"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/gatewaytest"
 )
@@ -68,6 +69,10 @@ func (p *process) demo(ctx context.Context, address string) error {
 		c.Server.Listen = free("127.0.0.1:8080")
 	}
 	c.Models = models
+	c.Limits = []limit.Rule{{Name: "user-rate", Per: "user", Bounds: limit.Bounds{
+		Requests: limit.Rate{Count: 60, Window: time.Minute}, Tokens: limit.Rate{Count: 100_000, Window: time.Minute}, Concurrency: 16,
+	}}}
+	c.Quotas = []limit.QuotaRule{{Name: "daily", Per: "user", Units: 1_000_000, Every: "day"}}
 	c.Telemetry.Log = "text"
 	d, err := newDaemon(ctx, c, p)
 	if err != nil {
@@ -116,9 +121,10 @@ A key for somebody else:
 
   curl %[1]s/admin/v1/keys -H 'Authorization: Bearer %[2]s' -H 'Content-Type: application/json' -d '{"user":"ann"}'
 
-What this key has used:
+What this key has used, and what its limits (60 requests and 100000 tokens a minute, a daily quota) leave:
 
   curl %[1]s/v1/usage -H 'Authorization: Bearer %[2]s'
+  curl %[1]s/quota/status -H 'Authorization: Bearer %[2]s'
 
 Ctrl-C stops all.
 
