@@ -126,110 +126,130 @@ func TestSingleEqualsMemory(t *testing.T) {
 	equalsMemory(t, patient(t, redistest.Single(t).Addr), 1_000)
 }
 
-// equalsMemory compares a store with a Memory through random histories over the
-// homes of an address, a tenant, a model and everybody.
+// pair is a store and a Memory that are driven through the same history.
+type pair struct {
+	t         *testing.T
+	store     *Store
+	memory    *limit.Memory
+	random    *rand.Rand
+	ms        int64
+	history   int
+	ids       []limit.Reservation // let in and not settled
+	decisions int
+	refusals  int
+}
+
+func (p *pair) between(low, high int) int64 { return int64(low + p.random.IntN(high-low+1)) }
+
+// dims are some of twelve counters in the homes of an address, a tenant, a model and
+// everybody.
+func (p *pair) dims() []limit.Dim {
+	var out []limit.Dim
+	for i, home := range []string{"i:10.0.0.1", "t:department=ml", "m:qwen", "g"} {
+		for j := range 3 {
+			d := limit.Dim{Key: fmt.Sprintf("tg:{%s}:%d:%d", home, p.history, j), Limit: p.between(3, 12), Cost: p.between(0, 4), Soft: i == 1 && j == 0}
+			switch j {
+			case 0:
+				d.Kind, d.WindowMs, d.BucketMs, d.Floor = limit.Window, 60_000, 5_000, min(d.Cost, 1)
+				if i == 2 {
+					d.Burst = p.between(2, 5)
+				}
+			case 1:
+				d.Kind, d.Cost = limit.Lease, 1
+			case 2:
+				const hour = 3_600_000
+				d.Kind, d.BeginMs, d.EndMs, d.Floor = limit.Quota, p.ms/hour*hour, (p.ms/hour+1)*hour, min(d.Cost, 1)
+			}
+			if p.random.IntN(2) == 0 {
+				out = append(out, d)
+			}
+		}
+	}
+	if len(out) == 0 {
+		out = append(out, limit.Dim{Key: fmt.Sprintf("tg:{g}:%d:0", p.history), Kind: limit.Window, Limit: 5, Cost: 1, WindowMs: 60_000, BucketMs: 5_000})
+	}
+	return out
+}
+
+func (p *pair) same(what string, got, want any, err1, err2 error) {
+	p.t.Helper()
+	if err1 != nil || err2 != nil || !reflect.DeepEqual(got, want) {
+		p.t.Fatalf("history %d, %s at %d:\ngot  %+v, %v\nwant %+v, %v", p.history, what, p.ms, got, err1, want, err2)
+	}
+}
+
+func (p *pair) reserve(what string, r limit.Reservation) limit.Decision {
+	p.t.Helper()
+	got, err1 := p.store.Reserve(p.t.Context(), r)
+	want, err2 := p.memory.Reserve(p.t.Context(), r)
+	p.same(what, got, want, err1, err2)
+	return want
+}
+
+func (p *pair) settle(r limit.Reservation) {
+	s := limit.Settlement{ID: r.ID, Dims: r.Dims, Charges: make([]int64, len(r.Dims))}
+	for i := range s.Charges {
+		s.Charges[i] = p.between(0, 6)
+	}
+	got, err1 := p.store.Settle(p.t.Context(), s)
+	want, err2 := p.memory.Settle(p.t.Context(), s)
+	p.same("settle", got, want, err1, err2)
+}
+
+func (p *pair) renew() {
+	var renewals []limit.Renewal
+	for _, r := range p.ids {
+		if p.random.IntN(2) == 0 {
+			renewals = append(renewals, limit.Renewal{ID: r.ID, Dims: r.Dims})
+		}
+	}
+	got, err1 := p.store.Renew(p.t.Context(), renewals)
+	want, err2 := p.memory.Renew(p.t.Context(), renewals)
+	p.same("renew", got, want, err1, err2)
+}
+
+func (p *pair) step(n int) {
+	p.ms += p.between(0, 9_000)
+	switch choice := p.random.IntN(8); {
+	case choice < 4:
+		r := limit.Reservation{ID: fmt.Sprintf("%d-%d", p.history, n), Dims: p.dims()}
+		p.decisions++
+		if p.reserve("reserve", r).Allowed {
+			p.ids = append(p.ids, r)
+		} else {
+			p.refusals++
+		}
+	case choice == 4:
+		p.reserve("look", limit.Reservation{Dims: p.dims(), Peek: true})
+	case len(p.ids) == 0:
+	case choice == 5:
+		if !p.reserve("reserve again", p.ids[0]).Again {
+			p.ids = p.ids[1:]
+		}
+	case choice == 6:
+		p.settle(p.ids[p.random.IntN(len(p.ids))])
+	default:
+		p.renew()
+	}
+}
+
+// equalsMemory compares a store with a Memory through random histories.
 func equalsMemory(t *testing.T, client redis.UniversalClient, histories int) {
 	if text := os.Getenv("TIDEGATE_TEST_HISTORIES"); text != "" {
 		histories, _ = strconv.Atoi(text)
 	} else if testing.Short() {
 		histories /= 5
 	}
-	ctx := t.Context()
-	random := rand.New(rand.NewPCG(3, 4))
-	between := func(low, high int) int64 { return int64(low + random.IntN(high-low+1)) }
-	ms := int64(1_772_362_687_123)
-	now := func() time.Time { return time.UnixMilli(ms) }
-	memory, store := limit.NewMemory(now), New(client, Options{Now: now})
-	homes := []string{"i:10.0.0.1", "t:department=ml", "m:qwen", "g"}
-	decisions, refusals := 0, 0
-	for h := range histories {
-		var ids []limit.Reservation
-		dims := func() []limit.Dim {
-			var out []limit.Dim
-			for i, home := range homes {
-				for j := range 3 {
-					d := limit.Dim{Key: fmt.Sprintf("tg:{%s}:%d:%d", home, h, j), Limit: between(3, 12), Cost: between(0, 4), Soft: i == 1 && j == 0}
-					switch j {
-					case 0:
-						d.Kind, d.WindowMs, d.BucketMs, d.Floor = limit.Window, 60_000, 5_000, min(d.Cost, 1)
-						if i == 2 {
-							d.Burst = between(2, 5)
-						}
-					case 1:
-						d.Kind, d.Cost = limit.Lease, 1
-					case 2:
-						d.Kind, d.BeginMs, d.EndMs, d.Floor = limit.Quota, ms/3_600_000*3_600_000, (ms/3_600_000+1)*3_600_000, min(d.Cost, 1)
-					}
-					if random.IntN(2) == 0 {
-						out = append(out, d)
-					}
-				}
-			}
-			if len(out) == 0 {
-				out = append(out, limit.Dim{Key: fmt.Sprintf("tg:{g}:%d:0", h), Kind: limit.Window, Limit: 5, Cost: 1, WindowMs: 60_000, BucketMs: 5_000})
-			}
-			return out
-		}
-		same := func(what string, got, want any, err1, err2 error) {
-			t.Helper()
-			if err1 != nil || err2 != nil || !reflect.DeepEqual(got, want) {
-				t.Fatalf("history %d, %s at %d:\ngot  %+v, %v\nwant %+v, %v", h, what, ms, got, err1, want, err2)
-			}
-		}
-		for step := range 10 {
-			switch ms += between(0, 9_000); random.IntN(8) {
-			case 0, 1, 2, 3:
-				r := limit.Reservation{ID: fmt.Sprintf("%d-%d", h, step), Dims: dims()}
-				got, err1 := store.Reserve(ctx, r)
-				want, err2 := memory.Reserve(ctx, r)
-				same("reserve", got, want, err1, err2)
-				decisions++
-				if want.Allowed {
-					ids = append(ids, r)
-				} else {
-					refusals++
-				}
-			case 4:
-				r := limit.Reservation{Dims: dims(), Peek: true}
-				got, err1 := store.Reserve(ctx, r)
-				want, err2 := memory.Reserve(ctx, r)
-				same("look", got, want, err1, err2)
-			case 5:
-				if len(ids) == 0 {
-					continue
-				}
-				got, err1 := store.Reserve(ctx, ids[0])
-				want, err2 := memory.Reserve(ctx, ids[0])
-				same("reserve again", got, want, err1, err2)
-				if !want.Again {
-					ids = ids[1:]
-				}
-			case 6:
-				if len(ids) == 0 {
-					continue
-				}
-				at := random.IntN(len(ids))
-				s := limit.Settlement{ID: ids[at].ID, Dims: ids[at].Dims, Charges: make([]int64, len(ids[at].Dims))}
-				for i := range s.Charges {
-					s.Charges[i] = between(0, 6)
-				}
-				got, err1 := store.Settle(ctx, s)
-				want, err2 := memory.Settle(ctx, s)
-				same("settle", got, want, err1, err2)
-			case 7:
-				var renewals []limit.Renewal
-				for _, r := range ids {
-					if random.IntN(2) == 0 {
-						renewals = append(renewals, limit.Renewal{ID: r.ID, Dims: r.Dims})
-					}
-				}
-				got, err1 := store.Renew(ctx, renewals)
-				want, err2 := memory.Renew(ctx, renewals)
-				same("renew", got, want, err1, err2)
-			}
+	p := &pair{t: t, random: rand.New(rand.NewPCG(3, 4)), ms: 1_772_362_687_123}
+	now := func() time.Time { return time.UnixMilli(p.ms) }
+	p.store, p.memory = New(client, Options{Now: now}), limit.NewMemory(now)
+	for p.history = range histories {
+		p.ids = nil
+		for n := range 10 {
+			p.step(n)
 		}
 	}
-	t.Logf("%d histories, %d decisions, %d refusals: all equal", histories, decisions, refusals)
+	t.Logf("%d histories, %d decisions, %d refusals: all equal", histories, p.decisions, p.refusals)
 }
 
 // TestRefused is the longer form of the suite's own, for when it is asked for.
