@@ -123,6 +123,13 @@ func (c *Controller) Status(ctx context.Context, r limit.Request) (limit.Status,
 	return c.limits.Status(ctx, r)
 }
 
+// Refused says what is known to refuse a request of these subjects, before anything
+// else of it is known; nil: nothing.
+func (c *Controller) Refused(r limit.Request) *limit.Denied { return c.limits.Refused(r) }
+
+// Rules are the names of the limits and quotas in force.
+func (c *Controller) Rules() []string { return c.limits.Rules() }
+
 // CheckOverride says why an override could not be used with the limits in force.
 func (c *Controller) CheckOverride(o limit.Override) error { return c.limits.CheckOverride(o) }
 

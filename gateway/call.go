@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -34,8 +35,7 @@ type call struct {
 	model *backend.Model
 	limit int // the answer's limit in tokens, as sent to the server
 
-	level  degrade.Level
-	reason string
+	level degrade.Level
 
 	sent       bool   // the head of the answer is on its way to the caller
 	status     int    // of the answer
@@ -99,6 +99,14 @@ func newID(at time.Time) string {
 		b[16+i] = digits[lo>>(4*i)&15]
 	}
 	return string(b[:])
+}
+
+// stand sets the level at which the request is answered, and says it.
+func (c *call) stand(level degrade.Level, reason string) {
+	c.level = level
+	h := c.w.Header()
+	h["X-Tidegate-Level"] = []string{level.String()}
+	h["X-Tidegate-Reason"] = []string{cmp.Or(reason, "none")}
 }
 
 // now reads only one of the two clocks that time.Now reads: it is asked for each

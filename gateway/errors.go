@@ -129,6 +129,8 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 		_ = http.NewResponseController(c.w).Flush()
 		return true
 	}
+	// The server waits for the rest of a body before it answers, but not for ever.
+	_ = http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(c.set.BodyTimeout))
 	h := c.w.Header()
 	if r.retry > 0 {
 		ms := r.retry.Milliseconds()

@@ -120,7 +120,7 @@ func (g *Gateway) whole(c *call, answer *backend.Answer, out *reply) error {
 			return backend.ErrLeft
 		}
 	}
-	out.head("application/json")
+	c.w.Header()["Content-Type"] = []string{"application/json"}
 	c.w.Header()["Content-Length"] = []string{strconv.Itoa(len(shown))}
 	c.send(http.StatusOK)
 	if _, err := c.w.Write(shown); err != nil {
@@ -235,18 +235,6 @@ func (o *reply) begin() {
 	c.body = nil // no other backend will be sent it: a long stream need not hold it
 }
 
-// head sets the headers that every generation has.
-func (o *reply) head(contentType string) {
-	h := o.c.w.Header()
-	h["Content-Type"] = []string{contentType}
-	h["X-Tidegate-Level"] = []string{o.c.level.String()}
-	reason := o.c.reason
-	if reason == "" {
-		reason = "none"
-	}
-	h["X-Tidegate-Reason"] = []string{reason}
-}
-
 // send writes the head of the answer.
 func (c *call) send(status int) {
 	c.sent, c.status = true, status
@@ -281,8 +269,8 @@ func (o *reply) write(events []byte) error {
 	c := o.c
 	o.lastWrite, o.kept = c.now(), false
 	if !c.sent {
-		o.head("text/event-stream; charset=utf-8")
 		h := c.w.Header()
+		h["Content-Type"] = []string{"text/event-stream; charset=utf-8"}
 		h["Cache-Control"] = []string{"no-cache"}
 		h["X-Accel-Buffering"] = []string{"no"}
 		c.send(http.StatusOK)

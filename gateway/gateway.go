@@ -121,6 +121,7 @@ func (g *Gateway) Reload(c Config, accounts *account.Directory) {
 		}
 	}
 	g.settings.Store(set)
+	g.metrics.keepRules(g.Admission.Rules())
 }
 
 // Drain makes the gateway say that it is not ready, so that nothing new is sent

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +20,9 @@ type metrics struct {
 	ttft     *prometheus.HistogramVec
 	tokens   *prometheus.CounterVec
 	attempts *prometheus.CounterVec
+
+	mu    sync.Mutex
+	rules map[string]bool // that series of rejected name
 }
 
 const otherModel = "other"
@@ -45,6 +49,7 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 		return v
 	}
 	m := &metrics{
+		rules:    map[string]bool{},
 		requests: counter("tidegate_requests_total", "Finished requests.", "model", "served", "route", "status", "level", "stream"),
 		rejected: counter("tidegate_rejected_total", "Requests refused by the gateway itself, by the code they were given.", "model", "reason", "rule"),
 		duration: histogram("tidegate_request_duration_seconds", "From the request's head to the end of its answer.", "model", "level"),
@@ -79,12 +84,31 @@ func (m *metrics) finished(c *call, took time.Duration) {
 	}
 }
 
+// keepRules deletes the series of limits that are no more.
+func (m *metrics) keepRules(names []string) {
+	stay := map[string]bool{"": true}
+	for _, name := range names {
+		stay[name] = true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name := range m.rules {
+		if !stay[name] {
+			m.rejected.DeletePartialMatch(prometheus.Labels{"rule": name})
+			delete(m.rules, name)
+		}
+	}
+}
+
 // refused counts a request that no backend was asked to answer.
 func (m *metrics) refused(c *call, why *refusal) {
 	model := otherModel
 	if c.model != nil {
 		model = c.model.Name
 	}
+	m.mu.Lock()
+	m.rules[why.rule] = true
+	m.mu.Unlock()
 	m.rejected.WithLabelValues(model, why.told.Code, why.rule).Inc()
 }
 

@@ -3,6 +3,7 @@ package gateway
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 
 	"tidegate/gateway/backend"
@@ -15,10 +16,15 @@ func (g *Gateway) pickModel(c *call, name string) (*backend.Model, error) {
 	if !ok {
 		return nil, refuse(codeModelNotFound, "model", "there is no model "+quote(name)+" here: GET /v1/models lists those there are")
 	}
-	if !c.who.MayUse(m.Name) {
+	if !c.mayUse(m) {
 		return nil, refuse(codeModelNotAllowed, "model", "this key may not use the model "+quote(name)+": GET /v1/models lists those it may")
 	}
 	return m, nil
+}
+
+// mayUse reports whether the key may use a model; an allow-list may name an alias.
+func (c *call) mayUse(m *backend.Model) bool {
+	return c.who.MayUse(m.Name) || slices.ContainsFunc(m.Aliases, c.who.MayUse)
 }
 
 func quote(name string) string {
@@ -43,7 +49,7 @@ type modelCard struct {
 func (g *Gateway) cards(c *call) []modelCard {
 	cards := []modelCard{}
 	for _, m := range g.Fleet.Models() {
-		if !c.who.MayUse(m.Name) {
+		if !c.mayUse(m) {
 			continue
 		}
 		var length *int

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"tidegate/admission/limit"
 	"tidegate/gateway/openai"
 	"tidegate/gateway/qwen"
 )
@@ -63,6 +64,9 @@ func (c *call) tooLarge() error {
 func (g *Gateway) parse(c *call) error {
 	if err := c.identify(); err != nil {
 		return err
+	}
+	if known := g.Admission.Refused(limit.Request{Subjects: c.subjects(), Tier: string(c.who.Tier)}); known != nil {
+		return known // before anything is read of those who hammer
 	}
 	raw, err := c.readBody()
 	if err != nil {

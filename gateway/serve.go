@@ -1,7 +1,10 @@
 package gateway
 
+import "tidegate/degrade"
+
 // generate is the path of a generation, from a request to its answer.
 func (g *Gateway) generate(c *call) error {
+	c.stand(degrade.Full, "")
 	if err := g.parse(c); err != nil { // who, which model, exact prompt tokens
 		return err
 	}
@@ -9,8 +12,9 @@ func (g *Gateway) generate(c *call) error {
 	if err != nil {
 		return err
 	}
-	defer g.settle(c, permit)                                         // once, whatever happens, panics included
-	c.admitted, c.level, c.reason = true, permit.Level, permit.Reason // from here on the ledger has it
+	defer g.settle(c, permit) // once, whatever happens, panics included
+	c.admitted = true         // from here on the ledger has it
+	c.stand(permit.Level, permit.Reason)
 	c.tell(permit.Headers)
 	return g.forward(c, permit) // retries before the first byte; the tap counts tokens
 }

@@ -54,10 +54,10 @@ type Line struct {
 	Reset            time.Duration // until all is there again
 }
 
-// headers picks from the states of enforced windows. The tightest has the least
+// headers picks from the states, between two indexes, of enforced windows. The tightest has the least
 // left; of equals, the one that takes longer to be full again.
-func (p *plan) headers(states []State) (h Headers) {
-	for i := range states {
+func (p *plan) headers(states []State, from, to int) (h Headers) {
+	for i := from; i < to; i++ {
 		d, s := &p.dims[i], &states[i]
 		line := &h.Tokens
 		switch {
@@ -87,7 +87,7 @@ func (l *Limiter) denied(p *plan, out *Decision, now time.Time) (*Denied, time.D
 	d, c := &p.dims[i], p.counters[i]
 	refusal := &Denied{
 		Rule: d.Rule, Per: c.per, Metric: d.Metric, Limit: shown(d.Metric, out.States[i].Limit), Quota: d.Kind == Quota,
-		Window: time.Duration(d.WindowMs) * time.Millisecond, Never: out.Never, Headers: p.headers(out.States),
+		Window: time.Duration(d.WindowMs) * time.Millisecond, Never: out.Never, Headers: p.headers(out.States, 0, len(p.dims)),
 	}
 	exact := time.Duration(out.RetryAfterMs) * time.Millisecond
 	if out.Never && d.Cost <= c.largest {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,11 +91,8 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 	if r.ID == "" {
 		return nil, ErrNoID
 	}
-	if found, ok := l.denials.find(p.dims, now); ok {
-		refusal := found.refusal
-		l.metrics.decisions.WithLabelValues(refusal.Rule, "deny", "local").Inc()
-		refusal.Cached, refusal.RetryAfter = true, l.jittered(max(found.retryAt.Sub(now), time.Millisecond))
-		return nil, &refusal
+	if refusal := l.refused(p.dims, now); refusal != nil {
+		return nil, refusal
 	}
 	out, err := l.with.Store.Reserve(ctx, Reservation{ID: r.ID, Dims: p.dims})
 	if err != nil {
@@ -105,17 +104,43 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 		refusal, exact := l.denied(&p, &out, now)
 		if !out.Never {
 			d := &p.dims[out.Binding]
+			shared := *refusal
+			shared.Headers = p.headers(out.States, out.Binding, out.Binding+1) // what else is left is this caller's alone
 			l.denials.put(d.Key, denial{
-				until: now.Add(min(exact, denialLife)), retryAt: now.Add(exact), cost: d.Cost, limit: d.Limit, refusal: *refusal,
+				until: now.Add(min(exact, denialLife)), retryAt: now.Add(exact), cost: d.Cost, limit: d.Limit, refusal: shared,
 			}, now)
 		}
 		return nil, refusal
 	}
-	g.Headers = p.headers(out.States)
+	g.Headers = p.headers(out.States, 0, len(p.dims))
 	l.mu.Lock()
 	l.running[r.ID] = g
 	l.mu.Unlock()
 	return g, nil
+}
+
+// Refused says what is known to refuse a request of these subjects, whatever it
+// asks, from a refusal of the last second; nil: nothing is known. It asks no store,
+// so that those who hammer are turned away before anything is read of them.
+func (l *Limiter) Refused(r Request) *Denied {
+	if l.denials.size.Load() == 0 {
+		return nil
+	}
+	now := l.with.Now()
+	p := l.set.Load().plan(&r, Estimate{}, now)
+	return l.refused(slices.DeleteFunc(p.dims, func(d Dim) bool { return d.Metric != Requests && d.Metric != Concurrency }), now)
+}
+
+// refused looks for a refusal of the last second.
+func (l *Limiter) refused(dims []Dim, now time.Time) *Denied {
+	found, ok := l.denials.find(dims, now)
+	if !ok {
+		return nil
+	}
+	refusal := found.refusal
+	l.metrics.decisions.WithLabelValues(refusal.Rule, "deny", "local").Inc()
+	refusal.Cached, refusal.RetryAfter = true, l.jittered(max(found.retryAt.Sub(now), time.Millisecond))
+	return &refusal
 }
 
 // report tells of soft rules that were over.
@@ -150,29 +175,18 @@ func (l *Limiter) Run(ctx context.Context) error {
 	}
 }
 
+// beat renews first: leases must not end because there is much to settle again.
 func (l *Limiter) beat(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
 	l.mu.Lock()
-	again := make([]Settlement, 0, len(l.unsettled))
-	for _, s := range l.unsettled {
-		again = append(again, s)
-	}
 	renewals := make([]Renewal, 0, len(l.running))
 	for _, g := range l.running {
 		renewals = append(renewals, g.renewal())
 	}
+	again := slices.Collect(maps.Values(l.unsettled))
 	l.mu.Unlock()
-	for _, s := range again {
-		if _, err := l.with.Store.Settle(ctx, s); err != nil {
-			l.trouble(fmt.Errorf("settle again: %w", err))
-			break
-		}
-		l.mu.Lock()
-		delete(l.unsettled, s.ID)
-		l.mu.Unlock()
-	}
-	lost, err := l.with.Store.Renew(ctx, renewals)
+	within, cancel := context.WithTimeout(ctx, settleTimeout)
+	lost, err := l.with.Store.Renew(within, renewals)
+	cancel()
 	if err != nil {
 		l.trouble(fmt.Errorf("renew: %w", err))
 	}
@@ -183,6 +197,17 @@ func (l *Limiter) beat(ctx context.Context) {
 		delete(l.running, id)
 	}
 	l.mu.Unlock()
+	within, cancel = context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	for _, s := range again {
+		if _, err := l.with.Store.Settle(within, s); err != nil {
+			l.trouble(fmt.Errorf("settle again: %w", err))
+			return
+		}
+		l.mu.Lock()
+		delete(l.unsettled, s.ID)
+		l.mu.Unlock()
+	}
 }
 
 func (l *Limiter) trouble(err error) {

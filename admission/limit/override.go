@@ -182,6 +182,15 @@ func parseCount(text string) (int64, string) {
 	return int64(n), n.fault()
 }
 
+// Rules are the names of the rules and quotas in force, some more than once.
+func (l *Limiter) Rules() (names []string) {
+	set := l.set.Load()
+	for i := range set.counters {
+		names = append(names, set.counters[i].rule)
+	}
+	return names
+}
+
 // CheckOverride says why an override could not be used with the rules in force.
 func (l *Limiter) CheckOverride(o Override) error {
 	_, err := l.set.Load().With([]Override{o})

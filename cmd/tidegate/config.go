@@ -118,6 +118,9 @@ func (c *config) validate() error {
 		}
 	}
 	within("", limit.Validate(c.Limits, c.Quotas))
+	for i := range c.Limits {
+		fault(c.Limits[i].Exceed != limit.ExceedDegrade, "limits[%d].exceed: degrade is not to be had yet, since nothing would be limited without the smaller model; use reject", i)
+	}
 	return errors.Join(faults...)
 }
 
@@ -248,7 +251,9 @@ func excerpt(source []byte, line, column int) string {
 		return ""
 	}
 	text := strings.TrimRight(lines[line-1], "\r")
-	text = regexp.MustCompile(`(://[^:@/\s]*:)[^@\s]*@`).ReplaceAllString(text, "$1***@") // a log needs no password
+	// A log needs no password, of which the writer may have forgotten to encode an @.
+	text = regexp.MustCompile(`(://[^:@/\s]*:)\S*@`).ReplaceAllString(text, "$1***@")
+	text = regexp.MustCompile(`(?i)(password=)[^&\s'"]*`).ReplaceAllString(text, "$1***")
 	return fmt.Sprintf("    %s\n    %s^", text, strings.Repeat(" ", max(column-1, 0)))
 }
 
@@ -349,7 +354,9 @@ func overlay(v reflect.Value, name string, env func(string) (string, bool)) erro
 			return nil // as good as unset
 		}
 		if err := yaml.UnmarshalWithOptions([]byte(text), v.Addr().Interface(), yaml.Strict()); err != nil {
-			return fmt.Errorf("environment variable %s: %q: %s", name, text, explainYAML("value", []byte(text), err))
+			// What it holds may be a secret, so it is not shown.
+			message, _, _ := strings.Cut(explainYAML("value", []byte(text), err), "\n")
+			return fmt.Errorf("environment variable %s: %s", name, message)
 		}
 		return nil
 	}
@@ -393,11 +400,17 @@ func (c *config) resolve(env func(string) (string, bool)) error {
 		}
 	}
 	// The usual variable may be missing; one that is named must be there.
+	if c.Auth.AdminKeyFile != "" && c.Auth.AdminKeyEnv == account.DefaultAdminKeyEnv {
+		c.Auth.AdminKeyEnv = ""
+	}
 	if key, _ := env(c.Auth.AdminKeyEnv); key != "" || c.Auth.AdminKeyEnv != account.DefaultAdminKeyEnv {
-		read("auth.admin_key", c.Auth.AdminKeyEnv, "", &c.Auth.AdminKey)
+		read("auth.admin_key", c.Auth.AdminKeyEnv, c.Auth.AdminKeyFile, &c.Auth.AdminKey)
+	}
+	if c.Redis.PasswordFile != "" && c.Redis.PasswordEnv == redislimit.DefaultPasswordEnv {
+		c.Redis.PasswordEnv = ""
 	}
 	if password, _ := env(c.Redis.PasswordEnv); len(c.Redis.Addrs) > 0 && (password != "" || c.Redis.PasswordEnv != redislimit.DefaultPasswordEnv) {
-		read("redis.password", c.Redis.PasswordEnv, "", &c.Redis.Password)
+		read("redis.password", c.Redis.PasswordEnv, c.Redis.PasswordFile, &c.Redis.Password)
 	}
 	for i := range c.Auth.Keys {
 		k := &c.Auth.Keys[i]

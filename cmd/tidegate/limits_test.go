@@ -349,3 +349,26 @@ func TestQuotaSurvives(t *testing.T) {
 		}
 	}
 }
+
+// TestHammering: a refusal of the last second refuses before the body is read, tells
+// nobody another's numbers, and every answer of a generation says its level.
+func TestHammering(t *testing.T) {
+	f := startGateway(t, startServers(t, nil), plan{more: "limits:\n  - {name: together, per: global, requests: 2/1h}\n  - {name: own, per: user, tokens: 1000000/1h}\n"})
+	for range 2 {
+		if a := f.complete(t, adaKey, chat(largeModel, 5, "")); a.status != 200 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+	}
+	if a := f.complete(t, adaKey, chat(largeModel, 5, "")); a.status != 429 || a.header.Get("X-Ratelimit-Remaining-Tokens") == "" || a.header.Get("X-Tidegate-Level") != "L0" {
+		t.Fatalf("%d %v", a.status, a.header)
+	}
+	// Nobody has looked at this body.
+	resp := f.raw(t, head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+bobKey, "Content-Length: 2")+"{]")
+	resp.Body.Close()
+	if resp.StatusCode != 429 || resp.Header.Get("X-Ratelimit-Remaining-Requests") != "0" || resp.Header.Get("X-Ratelimit-Remaining-Tokens") != "" {
+		t.Errorf("%d %v", resp.StatusCode, resp.Header)
+	}
+	if n := f.metric(t, `tidegate_rejected_total{model="other",reason="rate_limit_exceeded",rule="together"}`); n != 1 {
+		t.Errorf("%v refused before the model was known", n)
+	}
+}

@@ -25,6 +25,7 @@ type Config struct {
 	KeyTTL          time.Duration `yaml:"key_ttl"`
 	AllowUnexpiring bool          `yaml:"allow_unexpiring"`
 	AdminKeyEnv     string        `yaml:"admin_key_env"`
+	AdminKeyFile    string        `yaml:"admin_key_file"`
 	Keys            []KeyConfig   `yaml:"keys"`
 	AdminKey        string        `yaml:"-"` // what the variable held; empty: there is none
 }

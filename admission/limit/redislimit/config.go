@@ -20,7 +20,8 @@ type Config struct {
 	Cluster        bool     `yaml:"cluster"`         // the one address is of a cluster
 	Username       string   `yaml:"username"`
 	PasswordEnv    string   `yaml:"password_env"`
-	Password       string   `yaml:"-"` // of PasswordEnv
+	PasswordFile   string   `yaml:"password_file"`
+	Password       string   `yaml:"-"` // of PasswordEnv or PasswordFile
 	TLS            bool     `yaml:"tls"`
 	DB             int      `yaml:"db"`
 	// Timeout is the most that one decision waits, for a connection too.

@@ -126,124 +126,130 @@ func TestSingleEqualsMemory(t *testing.T) {
 	equalsMemory(t, patient(t, redistest.Single(t).Addr), 1_000)
 }
 
-// equalsMemory compares a store with a Memory through random histories over the
-// homes of an address, a tenant, a model and everybody.
+// pair is a store and a Memory that are driven through the same history.
+type pair struct {
+	t         *testing.T
+	store     *Store
+	memory    *limit.Memory
+	random    *rand.Rand
+	ms        int64
+	history   int
+	ids       []limit.Reservation // let in and not settled
+	decisions int
+	refusals  int
+}
+
+func (p *pair) between(low, high int) int64 { return int64(low + p.random.IntN(high-low+1)) }
+
+// dims are some of twelve counters in the homes of an address, a tenant, a model and
+// everybody.
+func (p *pair) dims() []limit.Dim {
+	var out []limit.Dim
+	for i, home := range []string{"i:10.0.0.1", "t:department=ml", "m:qwen", "g"} {
+		for j := range 3 {
+			d := limit.Dim{Key: fmt.Sprintf("tg:{%s}:%d:%d", home, p.history, j), Limit: p.between(3, 12), Cost: p.between(0, 4), Soft: i == 1 && j == 0}
+			switch j {
+			case 0:
+				d.Kind, d.WindowMs, d.BucketMs, d.Floor = limit.Window, 60_000, 5_000, min(d.Cost, 1)
+				if i == 2 {
+					d.Burst = p.between(2, 5)
+				}
+			case 1:
+				d.Kind, d.Cost = limit.Lease, 1
+			case 2:
+				const hour = 3_600_000
+				d.Kind, d.BeginMs, d.EndMs, d.Floor = limit.Quota, p.ms/hour*hour, (p.ms/hour+1)*hour, min(d.Cost, 1)
+			}
+			if p.random.IntN(2) == 0 {
+				out = append(out, d)
+			}
+		}
+	}
+	if len(out) == 0 {
+		out = append(out, limit.Dim{Key: fmt.Sprintf("tg:{g}:%d:0", p.history), Kind: limit.Window, Limit: 5, Cost: 1, WindowMs: 60_000, BucketMs: 5_000})
+	}
+	return out
+}
+
+func (p *pair) same(what string, got, want any, err1, err2 error) {
+	p.t.Helper()
+	if err1 != nil || err2 != nil || !reflect.DeepEqual(got, want) {
+		p.t.Fatalf("history %d, %s at %d:\ngot  %+v, %v\nwant %+v, %v", p.history, what, p.ms, got, err1, want, err2)
+	}
+}
+
+func (p *pair) reserve(what string, r limit.Reservation) limit.Decision {
+	p.t.Helper()
+	got, err1 := p.store.Reserve(p.t.Context(), r)
+	want, err2 := p.memory.Reserve(p.t.Context(), r)
+	p.same(what, got, want, err1, err2)
+	return want
+}
+
+func (p *pair) settle(r limit.Reservation) {
+	s := limit.Settlement{ID: r.ID, Dims: r.Dims, Charges: make([]int64, len(r.Dims))}
+	for i := range s.Charges {
+		s.Charges[i] = p.between(0, 6)
+	}
+	got, err1 := p.store.Settle(p.t.Context(), s)
+	want, err2 := p.memory.Settle(p.t.Context(), s)
+	p.same("settle", got, want, err1, err2)
+}
+
+func (p *pair) renew() {
+	var renewals []limit.Renewal
+	for _, r := range p.ids {
+		if p.random.IntN(2) == 0 {
+			renewals = append(renewals, limit.Renewal{ID: r.ID, Dims: r.Dims})
+		}
+	}
+	got, err1 := p.store.Renew(p.t.Context(), renewals)
+	want, err2 := p.memory.Renew(p.t.Context(), renewals)
+	p.same("renew", got, want, err1, err2)
+}
+
+func (p *pair) step(n int) {
+	p.ms += p.between(0, 9_000)
+	switch choice := p.random.IntN(8); {
+	case choice < 4:
+		r := limit.Reservation{ID: fmt.Sprintf("%d-%d", p.history, n), Dims: p.dims()}
+		p.decisions++
+		if p.reserve("reserve", r).Allowed {
+			p.ids = append(p.ids, r)
+		} else {
+			p.refusals++
+		}
+	case choice == 4:
+		p.reserve("look", limit.Reservation{Dims: p.dims(), Peek: true})
+	case len(p.ids) == 0:
+	case choice == 5:
+		if !p.reserve("reserve again", p.ids[0]).Again {
+			p.ids = p.ids[1:]
+		}
+	case choice == 6:
+		p.settle(p.ids[p.random.IntN(len(p.ids))])
+	default:
+		p.renew()
+	}
+}
+
+// equalsMemory compares a store with a Memory through random histories.
 func equalsMemory(t *testing.T, client redis.UniversalClient, histories int) {
 	if text := os.Getenv("TIDEGATE_TEST_HISTORIES"); text != "" {
 		histories, _ = strconv.Atoi(text)
 	} else if testing.Short() {
 		histories /= 5
 	}
-	w := &twins{t: t, Rand: rand.New(rand.NewPCG(3, 4)), ms: 1_772_362_687_123}
-	now := func() time.Time { return time.UnixMilli(w.ms) }
-	w.memory, w.store = limit.NewMemory(now), New(client, Options{Now: now})
-	for w.history = range histories {
-		w.held = nil
-		for w.step = range 10 {
-			w.ms += w.between(0, 9_000)
-			w.act()
+	p := &pair{t: t, random: rand.New(rand.NewPCG(3, 4)), ms: 1_772_362_687_123}
+	now := func() time.Time { return time.UnixMilli(p.ms) }
+	p.store, p.memory = New(client, Options{Now: now}), limit.NewMemory(now)
+	for p.history = range histories {
+		p.ids = nil
+		for n := range 10 {
+			p.step(n)
 		}
 	}
-	t.Logf("%d histories, %d decisions, %d refusals: all equal", histories, w.decisions, w.refusals)
-}
-
-// twins are a Memory and a store that are told the same.
-type twins struct {
-	t *testing.T
-	*rand.Rand
-	ms                  int64 // now
-	memory              *limit.Memory
-	store               *Store
-	history, step       int
-	held                []limit.Reservation
-	decisions, refusals int
-}
-
-func (w *twins) between(low, high int) int64 { return int64(low + w.IntN(high-low+1)) }
-
-// dims are some of the dimensions of all homes.
-func (w *twins) dims() (out []limit.Dim) {
-	const hour = 3_600_000
-	for i, home := range []string{"i:10.0.0.1", "t:department=ml", "m:qwen", "g"} {
-		for j := range 3 {
-			d := limit.Dim{Key: fmt.Sprintf("tg:{%s}:%d:%d", home, w.history, j), Limit: w.between(3, 12), Cost: w.between(0, 4), Soft: i == 1 && j == 0}
-			switch j {
-			case 0:
-				d.Kind, d.WindowMs, d.BucketMs, d.Floor = limit.Window, 60_000, 5_000, min(d.Cost, 1)
-				if i == 2 {
-					d.Burst = w.between(2, 5)
-				}
-			case 1:
-				d.Kind, d.Cost = limit.Lease, 1
-			case 2:
-				d.Kind, d.BeginMs, d.EndMs, d.Floor = limit.Quota, w.ms/hour*hour, (w.ms/hour+1)*hour, min(d.Cost, 1)
-			}
-			if w.IntN(2) == 0 {
-				out = append(out, d)
-			}
-		}
-	}
-	if len(out) == 0 {
-		out = append(out, limit.Dim{Key: fmt.Sprintf("tg:{g}:%d:0", w.history), Kind: limit.Window, Limit: 5, Cost: 1, WindowMs: 60_000, BucketMs: 5_000})
-	}
-	return out
-}
-
-// same compares what the two have answered.
-func (w *twins) same(what string, got, want any, err1, err2 error) {
-	w.t.Helper()
-	if err1 != nil || err2 != nil || !reflect.DeepEqual(got, want) {
-		w.t.Fatalf("history %d, %s at %d:\ngot  %+v, %v\nwant %+v, %v", w.history, what, w.ms, got, err1, want, err2)
-	}
-}
-
-func (w *twins) reserve(what string, r limit.Reservation) limit.Decision {
-	w.t.Helper()
-	got, err1 := w.store.Reserve(w.t.Context(), r)
-	want, err2 := w.memory.Reserve(w.t.Context(), r)
-	w.same(what, got, want, err1, err2)
-	return want
-}
-
-// act does one thing to both.
-func (w *twins) act() {
-	ctx := w.t.Context()
-	switch do := w.IntN(8); {
-	case do <= 3:
-		r := limit.Reservation{ID: fmt.Sprintf("%d-%d", w.history, w.step), Dims: w.dims()}
-		w.decisions++
-		if w.reserve("reserve", r).Allowed {
-			w.held = append(w.held, r)
-		} else {
-			w.refusals++
-		}
-	case do == 4:
-		w.reserve("look", limit.Reservation{Dims: w.dims(), Peek: true})
-	case do == 7:
-		var renewals []limit.Renewal
-		for _, r := range w.held {
-			if w.IntN(2) == 0 {
-				renewals = append(renewals, limit.Renewal{ID: r.ID, Dims: r.Dims})
-			}
-		}
-		got, err1 := w.store.Renew(ctx, renewals)
-		want, err2 := w.memory.Renew(ctx, renewals)
-		w.same("renew", got, want, err1, err2)
-	case len(w.held) == 0:
-	case do == 5:
-		if !w.reserve("reserve again", w.held[0]).Again {
-			w.held = w.held[1:]
-		}
-	default:
-		r := w.held[w.IntN(len(w.held))]
-		s := limit.Settlement{ID: r.ID, Dims: r.Dims, Charges: make([]int64, len(r.Dims))}
-		for i := range s.Charges {
-			s.Charges[i] = w.between(0, 6)
-		}
-		got, err1 := w.store.Settle(ctx, s)
-		want, err2 := w.memory.Settle(ctx, s)
-		w.same("settle", got, want, err1, err2)
-	}
+	t.Logf("%d histories, %d decisions, %d refusals: all equal", histories, p.decisions, p.refusals)
 }
 
 // TestRefused is the longer form of the suite's own, for when it is asked for.
