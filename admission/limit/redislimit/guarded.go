@@ -162,6 +162,11 @@ func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.D
 		out, err = g.store.Reserve(ctx, r)
 		return err
 	})
+	if errors.Is(err, errKept) {
+		g.forget(r)
+		out.Shared = true
+		return out, nil
+	}
 	switch {
 	case err == nil:
 		out.Shared = true

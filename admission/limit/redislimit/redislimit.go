@@ -27,7 +27,7 @@ const (
 	maxFields   = 11 // of a dimension in the script
 	stateFields = 4
 	number      = 8 // bytes
-	maxTracked  = 10_000
+	maxTracked  = 100_000
 )
 
 // Options are what a Store works with.
@@ -191,9 +191,13 @@ func (s *Store) runAll(ctx context.Context, calls []call) ([]any, error) {
 // track remembers that a home may hold reservations to reap.
 func (s *Store) track(home string) {
 	s.mu.Lock()
-	if len(s.homes) < maxTracked {
-		s.homes[home] = true
+	if len(s.homes) >= maxTracked && !s.homes[home] {
+		for other := range s.homes { // it is tracked again when it is asked about
+			delete(s.homes, other)
+			break
+		}
 	}
+	s.homes[home] = true
 	s.mu.Unlock()
 }
 
@@ -221,8 +225,12 @@ func (s *Store) Reserve(ctx context.Context, r limit.Reservation) (limit.Decisio
 			known++
 		}
 		if verdict == refused && !r.Peek {
-			s.cancel(ctx, r.ID, groups[:i], undo)
-			return s.look(ctx, r, groups, i, states)
+			kept := s.cancel(ctx, r.ID, groups[:i], undo)
+			out, err := s.look(ctx, r, groups, i, states)
+			if err != nil {
+				return out, err
+			}
+			return out, kept
 		}
 	}
 	if known == len(groups) && !r.Peek {
@@ -268,9 +276,13 @@ func (s *Store) reserve(ctx context.Context, r limit.Reservation, g *group, stat
 	return verdict, back, err
 }
 
-// cancel takes back what earlier homes let in. Where that fails, the reservation
-// is reaped when its lease ends.
-func (s *Store) cancel(ctx context.Context, id string, groups []group, undo [][]any) {
+// errKept says that a reservation was refused, but that what earlier homes had let in
+// could not be taken back. It is to be settled to nothing; else it is reaped when its
+// lease ends.
+var errKept = errors.New("redis: a refused reservation could not be taken back")
+
+// cancel takes back what earlier homes let in.
+func (s *Store) cancel(ctx context.Context, id string, groups []group, undo [][]any) error {
 	var calls []call
 	for i := range groups {
 		if len(undo[i]) > 0 { // nothing is given where the id was let in before
@@ -281,8 +293,11 @@ func (s *Store) cancel(ctx context.Context, id string, groups []group, undo [][]
 		// The caller may be gone, and what was taken is given back all the same.
 		ctx, done := context.WithTimeout(context.WithoutCancel(ctx), cancelTime)
 		defer done()
-		_, _ = s.runAll(ctx, calls)
+		if _, err := s.runAll(ctx, calls); err != nil {
+			return fmt.Errorf("%w: %w", errKept, err)
+		}
 	}
+	return nil
 }
 
 const cancelTime = 50 * time.Millisecond

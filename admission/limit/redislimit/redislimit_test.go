@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -418,4 +421,52 @@ func FuzzRecorded(f *testing.F) {
 			t.Error("more than there is")
 		}
 	})
+}
+
+// failing makes the calls of one operation fail while it is on.
+type failing struct {
+	operation string
+	on        atomic.Bool
+}
+
+func (f *failing) DialHook(next redis.DialHook) redis.DialHook          { return next }
+func (f *failing) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+func (f *failing) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		for _, c := range cmds {
+			if f.on.Load() && slices.Contains(c.Args(), any(f.operation)) {
+				for _, c := range cmds {
+					c.SetErr(io.ErrUnexpectedEOF)
+				}
+				return io.ErrUnexpectedEOF
+			}
+		}
+		return next(ctx, cmds)
+	}
+}
+
+// TestKept: what one home let in and another refused, and what cannot be taken back,
+// is refused all the same and settled to nothing later.
+func TestKept(t *testing.T) {
+	nodes := redistest.Cluster(t)
+	client := patient(t, nodes.Addrs...)
+	hook := &failing{operation: "cancel"}
+	client.AddHook(hook)
+	g := running(t, New(client, Options{}), GuardOptions{Replica: "one", Timeout: 5 * time.Second})
+	dims := []limit.Dim{
+		{Key: "tg:{i:10.0.0.1}:a", Kind: limit.Window, Limit: 5, Cost: 1, Floor: 1, WindowMs: 3_600_000, BucketMs: 300_000},
+		{Key: "tg:{t:user=ann}:b", Kind: limit.Window, Limit: 5, Cost: 6, WindowMs: 3_600_000, BucketMs: 300_000},
+	}
+	hook.on.Store(true)
+	out, err := g.Reserve(t.Context(), limit.Reservation{ID: "x", Dims: dims})
+	if err != nil || out.Allowed || out.Binding != 1 || g.State().Waiting != 1 {
+		t.Fatalf("%+v, %v, %d wait", out, err, g.State().Waiting)
+	}
+	hook.on.Store(false)
+	until(t, "nothing waits", func() bool { return g.State().Waiting == 0 })
+	seen, err := g.Reserve(t.Context(), limit.Reservation{Dims: dims[:1], Peek: true})
+	if err != nil || seen.States[0].Used != 0 {
+		t.Errorf("%+v, %v", seen, err)
+	}
 }
