@@ -153,6 +153,10 @@ func (s *Store) Sync(ctx context.Context) error {
 	defer cancel()
 	began := s.hooks.now()
 	to, err := s.pull(within, from)
+	// Also where it failed half-way: the next time begins after what was taken over.
+	if to != from && s.hooks.Applied != nil {
+		s.hooks.Applied()
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -161,13 +165,11 @@ func (s *Store) Sync(ctx context.Context) error {
 		return err
 	}
 	s.fresh.Store(began.UnixMilli())
-	if to != from && s.hooks.Applied != nil {
-		s.hooks.Applied()
-	}
 	return nil
 }
 
-// pull reads the changes after from and takes them over.
+// pull reads the changes after from and takes them over; to is the last that it
+// did, also where it fails.
 func (s *Store) pull(ctx context.Context, from int64) (to int64, err error) {
 	if from < 0 {
 		return s.load(ctx)
