@@ -46,7 +46,6 @@ type journal struct {
 	unripe   int    // records made durable since the shipper was told
 	saidFull time.Time
 	closed   bool
-	waiters  []waiter
 	segments []*segment // oldest first; only the last may be live
 	last     uint64     // number of the youngest segment ever seen
 
@@ -56,12 +55,6 @@ type journal struct {
 	file  *os.File
 	spare []byte
 	sync  func(*os.File) error // of a file; another one in tests
-}
-
-// waiter waits for a record to be durable.
-type waiter struct {
-	upTo uint64
-	done chan struct{}
 }
 
 // openJournal locks the directory, making it where it is missing, and finds what
@@ -137,27 +130,6 @@ func signal(c chan struct{}) {
 	}
 }
 
-// flush waits until all that was appended before is on the disk.
-func (j *journal) flush(ctx context.Context) error {
-	j.mu.Lock()
-	if j.durable >= j.appended {
-		j.mu.Unlock()
-		return nil
-	}
-	w := waiter{j.appended, make(chan struct{})}
-	j.waiters = append(j.waiters, w)
-	j.mu.Unlock()
-	select {
-	case <-w.done:
-		return nil
-	case <-ctx.Done():
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.waiters = slices.DeleteFunc(j.waiters, func(o waiter) bool { return o.done == w.done })
-	return fmt.Errorf("wait for the journal: %w", ctx.Err())
-}
-
 // run commits what comes until ctx ends.
 func (j *journal) run(ctx context.Context) {
 	retry := retryFirst
@@ -215,13 +187,6 @@ func (j *journal) commit() error {
 	if cap(group) <= 1<<20 { // what one bad moment needed is not kept for ever
 		j.spare = group
 	}
-	j.waiters = slices.DeleteFunc(j.waiters, func(w waiter) bool {
-		if w.upTo > j.durable {
-			return false
-		}
-		close(w.done)
-		return true
-	})
 	if j.live.size >= j.segment {
 		j.finish()
 	}

@@ -3,7 +3,6 @@ package ledger
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -20,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"pgregory.net/rapid"
 
+	"tidegate/gateway/database/databasetest"
 	"tidegate/gateway/openai"
 )
 
@@ -164,7 +164,7 @@ func TestChunks(t *testing.T) {
 // TestCorruptIsKept damages the middle of a segment: what stands before is
 // counted, the next segments too, and the file stays for people.
 func TestCorruptIsKept(t *testing.T) {
-	db := openDB(t, "sqlite://"+filepath.Join(t.TempDir(), "x.db"))
+	db := openDB(t, databasetest.SQLite(t))
 	dir := t.TempDir()
 	l := open(t, dir, db)
 	add := func(from, n int) {
@@ -237,7 +237,7 @@ func TestOneGatewayPerDirectory(t *testing.T) {
 // TestDiskFails lets syncs fail for a while: nothing is lost while the buffer
 // lasts, what comes after is counted, and all that was kept arrives once.
 func TestDiskFails(t *testing.T) {
-	db := openDB(t, "sqlite://"+filepath.Join(t.TempDir(), "x.db"))
+	db := openDB(t, databasetest.SQLite(t))
 	l := open(t, t.TempDir(), db)
 	j := l.journal
 	works := j.sync
@@ -262,11 +262,6 @@ func TestDiskFails(t *testing.T) {
 			t.Errorf("segment %d: %+v, %v", i, s, err)
 		}
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := l.Flush(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("Flush: %v", err)
-	}
 	if got, want := total(t, l, Filter{}), sumOf(records(0, 20)...); got != want {
 		t.Errorf("while it fails:\ngot  %+v\nwant %+v", got, want)
 	}
@@ -279,8 +274,8 @@ func TestDiskFails(t *testing.T) {
 	if err := j.drain(); err != nil { // the group that failed, and what came after
 		t.Fatal(err)
 	}
-	if err := l.Flush(t.Context()); err != nil {
-		t.Error(err)
+	if n := l.Status().Buffer; n != 0 {
+		t.Errorf("%d bytes wait", n)
 	}
 	shipAll(t, l)
 	if got, want := total(t, l, Filter{}), sumOf(records(0, 20)...); got != want {
@@ -301,7 +296,7 @@ func TestDiskFails(t *testing.T) {
 // TestNoDirectory takes the directory away under a running ledger.
 func TestNoDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "journal")
-	l := open(t, dir, nil)
+	l := open(t, dir, openDB(t, databasetest.SQLite(t)))
 	run(t, l)
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
@@ -311,9 +306,7 @@ func TestNoDirectory(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Flush(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	flush(t, l)
 	if got := total(t, l, Filter{}); got != sumOf(one(0)) {
 		t.Errorf("%+v", got)
 	}
@@ -328,13 +321,12 @@ func victim(dir string) {
 		return
 	}
 	l.journal.segment = 20_000
-	go l.Run(context.Background())
 	for n := 0; ; n++ {
 		r := one(n)
 		r.ID = fmt.Sprintf("%d-%d", os.Getpid(), n)
 		l.Add(r)
 		if n%20 == 19 {
-			if err := l.Flush(context.Background()); err != nil {
+			if err := l.journal.commit(); err != nil {
 				fmt.Println(err)
 				return
 			}
@@ -347,7 +339,7 @@ func victim(dir string) {
 // what it knew to be on the disk is there, each once, in order.
 func TestKill(t *testing.T) {
 	dir := t.TempDir()
-	db := openDB(t, "sqlite://"+filepath.Join(t.TempDir(), "x.db"))
+	db := openDB(t, databasetest.SQLite(t))
 	known := 0
 	for range 5 {
 		c := exec.CommandContext(t.Context(), os.Args[0])

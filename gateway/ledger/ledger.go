@@ -30,7 +30,7 @@ const (
 // Parts are what a ledger is made of.
 type Parts struct {
 	Dir      string  // of the journal; made where it is missing
-	DB       *bun.DB // nil: there is none, and records stay in the journal. The caller closes it, after the ledger
+	DB       *bun.DB // brought up to date by Migrate. The caller closes it, after the ledger
 	Log      *slog.Logger
 	Registry prometheus.Registerer
 }
@@ -40,9 +40,6 @@ type Ledger struct {
 	Parts
 	metrics *metrics
 	journal *journal
-
-	migrating sync.Mutex
-	migrated  atomic.Bool
 
 	// Of the shipper.
 	shipping sync.Mutex
@@ -66,8 +63,8 @@ func Open(p Parts) (*Ledger, error) {
 	return l, nil
 }
 
-// Add takes a record. It returns at once: no disk and no database is waited for.
-// What a crash in the next few milliseconds would lose is what Flush waits for.
+// Add takes a record. It returns at once: no disk and no database is waited for,
+// so a crash in the next few milliseconds loses the record.
 func (l *Ledger) Add(r Record) {
 	if r.ID == "" {
 		r.ID = rand.Text()
@@ -75,10 +72,6 @@ func (l *Ledger) Add(r Record) {
 	r.clean()
 	l.journal.append(&r)
 }
-
-// Flush waits until every record added before is on the disk, or ctx ends. Run
-// must be running.
-func (l *Ledger) Flush(ctx context.Context) error { return l.journal.flush(ctx) }
 
 // Run brings records to the disk and to the database until ctx ends. Then it
 // syncs what is left, tries for five seconds to ship it, and returns nil: losing
@@ -114,7 +107,7 @@ func (l *Ledger) Close() error {
 		return live == l.at && l.offset.Load() >= live.size
 	})
 	l.leave()
-	if l.DB != nil && l.failure.Load() == nil {
+	if l.failure.Load() == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		l.forget(ctx, gone)
@@ -156,9 +149,6 @@ func (l *Ledger) shipLoop(ctx context.Context) {
 // ship brings the next batch into the database and returns how many records it
 // had; 0: all is there.
 func (l *Ledger) ship(ctx context.Context) (n int, err error) {
-	if l.DB == nil {
-		return 0, nil
-	}
 	l.shipping.Lock()
 	defer l.shipping.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, shipTimeout)
@@ -193,9 +183,6 @@ func (l *Ledger) batch(ctx context.Context) (int, error) {
 			return 0, damage
 		}
 		if len(batch) > 0 {
-			if err := l.ready(ctx); err != nil {
-				return 0, err
-			}
 			if err := insert(ctx, l.DB, s.id, end, batch); err != nil {
 				return 0, fmt.Errorf("insert usage: %w", err)
 			}
@@ -221,9 +208,6 @@ func (l *Ledger) enter(ctx context.Context, s *segment) error {
 	l.leave()
 	var shipped int64
 	if !s.ours {
-		if err := l.ready(ctx); err != nil {
-			return err
-		}
 		var err error
 		if shipped, err = shippedOf(ctx, l.DB, s.id); err != nil {
 			return fmt.Errorf("look up a segment: %w", err)
@@ -277,23 +261,6 @@ func (l *Ledger) forget(ctx context.Context, gone []string) {
 	}
 }
 
-// ready makes the tables, once.
-func (l *Ledger) ready(ctx context.Context) error {
-	if l.migrated.Load() {
-		return nil
-	}
-	l.migrating.Lock()
-	defer l.migrating.Unlock()
-	if l.migrated.Load() {
-		return nil
-	}
-	if err := Migrate(ctx, l.DB); err != nil {
-		return err
-	}
-	l.migrated.Store(true)
-	return nil
-}
-
 // Report answers a query from the database and from what this gateway has not yet
 // brought there, so it holds every record that was added here before. What other
 // gateways added in the last second may be missing. The rows are in the order of
@@ -305,12 +272,7 @@ func (l *Ledger) Report(ctx context.Context, q Query) ([]Row, error) {
 	}
 	l.journal.readers.RLock()
 	defer l.journal.readers.RUnlock()
-	var shipped map[string]int64
-	if l.DB != nil {
-		if err = l.ready(ctx); err == nil {
-			shipped, err = t.database(ctx, l.DB)
-		}
-	}
+	shipped, err := t.database(ctx, l.DB)
 	if err == nil {
 		// What was shipped since the database was asked is still in its segment.
 		segments, memory := l.journal.unread()
@@ -324,17 +286,6 @@ func (l *Ledger) Report(ctx context.Context, q Query) ([]Row, error) {
 	return t.sorted(), nil
 }
 
-// Total sums what was used by those that a filter means, as Report does: with the
-// begin and the end of a calendar period in any zone it is what a quota's counter
-// must stand at.
-func (l *Ledger) Total(ctx context.Context, f Filter, begin, end time.Time) (Sums, error) {
-	rows, err := l.Report(ctx, Query{Filter: f, From: begin, To: end})
-	if err != nil {
-		return Sums{}, err
-	}
-	return rows[0].Sums, nil
-}
-
 // MinRetention is how long single records stay in the database at least: a batch
 // that may or may not have arrived is sent again, and must find its records.
 const MinRetention = 7 * 24 * time.Hour
@@ -344,12 +295,6 @@ const MinRetention = 7 * 24 * time.Hour
 func (l *Ledger) Prune(ctx context.Context, before time.Time) (deleted int64, err error) {
 	if time.Since(before) < MinRetention {
 		return 0, fmt.Errorf("usage records must be kept for %v at least", MinRetention)
-	}
-	if l.DB == nil {
-		return 0, nil
-	}
-	if err := l.ready(ctx); err != nil {
-		return 0, err
 	}
 	return prune(ctx, l.DB, before)
 }

@@ -23,8 +23,8 @@ var migrations embed.FS
 // quarter is the grain of the sums.
 const quarter = 15 * time.Minute
 
-// Migrate makes the ledger's tables or brings them up to date. A Ledger does so
-// itself as soon as it reaches its database.
+// Migrate makes the ledger's tables or brings them up to date. Several gateways
+// may do so at once.
 func Migrate(ctx context.Context, db *bun.DB) error {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
