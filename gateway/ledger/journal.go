@@ -34,9 +34,6 @@ type journal struct {
 	wake    chan struct{} // something waits for the disk
 	ripe    chan struct{} // a whole batch waits for the shipper
 
-	// Readers of segments hold it, so that none is removed under them.
-	readers sync.RWMutex
-
 	mu       sync.Mutex
 	pending  []byte // frames that came after the last commit began
 	count    int    // of records in pending
@@ -48,6 +45,8 @@ type journal struct {
 	closed   bool
 	segments []*segment // oldest first; only the last may be live
 	last     uint64     // number of the youngest segment ever seen
+	reports  uint64     // begun, ever
+	reading  []uint64   // the numbers of those under way
 
 	// Only of the goroutine that commits.
 	group int      // records in writing
@@ -184,7 +183,8 @@ func (j *journal) commit() error {
 		signal(j.ripe)
 	}
 	j.writing = nil
-	if cap(group) <= 1<<20 { // what one bad moment needed is not kept for ever
+	// What one bad moment needed is not kept for ever, and a report may read it.
+	if cap(group) <= 1<<20 && len(j.reading) == 0 {
 		j.spare = group
 	}
 	if j.live.size >= j.segment {
@@ -271,23 +271,21 @@ func (j *journal) next() (at segment, s *segment) {
 func (j *journal) shipped(s *segment) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	s.done = true
+	s.done, s.reports = true, j.reports
 }
 
-// remove removes the segments that are shipped, unless somebody reads them just
-// now: then a later call does. It returns the ids of those that are gone.
+// remove removes the segments that are shipped, but for those that a report may
+// still have to read, since it began before they were: a later call does, however
+// many reports follow. It returns the ids of those that are gone.
 func (j *journal) remove() (gone []string) {
-	if !j.readers.TryLock() {
-		return nil
-	}
-	defer j.readers.Unlock()
 	j.mu.Lock()
 	var done []*segment
 	j.segments = slices.DeleteFunc(j.segments, func(s *segment) bool {
-		if s.done {
+		free := s.done && !slices.ContainsFunc(j.reading, func(report uint64) bool { return report <= s.reports })
+		if free {
 			done = append(done, s)
 		}
-		return s.done
+		return free
 	})
 	j.mu.Unlock()
 	for _, s := range done {
@@ -301,15 +299,30 @@ func (j *journal) remove() (gone []string) {
 	return gone
 }
 
+// begin begins a report: until end is called, what is not shipped yet can be read.
+func (j *journal) begin() (end func()) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.reports++
+	report := j.reports
+	j.reading = append(j.reading, report)
+	return func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.reading = slices.DeleteFunc(j.reading, func(r uint64) bool { return r == report })
+	}
+}
+
 // unread is a moment of the journal: its segments, up to where they may be read,
-// and what is in memory only. The caller holds readers.
-func (j *journal) unread() (segments []segment, memory []byte) {
+// and what is in memory only. It is good until the caller's report ends: memory is
+// no copy, but what comes later is written behind it.
+func (j *journal) unread() (segments []segment, memory [2][]byte) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, s := range j.segments {
 		segments = append(segments, *s)
 	}
-	return segments, slices.Concat(j.writing, j.pending)
+	return segments, [2][]byte{j.writing, j.pending}
 }
 
 // sizes are those of the segments that are not done and of what is in memory, in
@@ -341,7 +354,7 @@ func (j *journal) close(shipped func(*segment) bool) (gone []string, err error) 
 	if j.live != nil {
 		s := j.live
 		j.finish()
-		s.done = shipped(s)
+		s.done, s.reports = shipped(s), j.reports
 	}
 	left := j.appended - j.durable
 	j.mu.Unlock()

@@ -23,6 +23,7 @@ const (
 	shipTimeout  = 10 * time.Second // of one batch
 	drainGrace   = 5 * time.Second  // for the rest, after Run has been told to end
 	closeTimeout = 2 * time.Second  // for what a closed ledger still asks of the database
+	maxReports   = 2                // at a time: each may read all that is not shipped
 	backOffFirst = 250 * time.Millisecond
 	backOffLast  = 15 * time.Second
 )
@@ -40,6 +41,7 @@ type Ledger struct {
 	Parts
 	metrics *metrics
 	journal *journal
+	reports chan struct{} // has one for each report under way
 
 	// Of the shipper.
 	shipping sync.Mutex
@@ -53,7 +55,7 @@ type Ledger struct {
 // open. It starts nothing and asks the database nothing: until Run runs, records
 // wait in memory.
 func Open(p Parts) (*Ledger, error) {
-	l := &Ledger{Parts: p}
+	l := &Ledger{Parts: p, reports: make(chan struct{}, maxReports)}
 	l.metrics = newMetrics(p.Registry, l)
 	j, err := openJournal(p.Dir, p.Log, l.metrics)
 	if err != nil {
@@ -265,19 +267,28 @@ func (l *Ledger) forget(ctx context.Context, gone []string) {
 // brought there, so it holds every record that was added here before. What other
 // gateways added in the last second may be missing. The rows are in the order of
 // the groups, of which each may stand once. It fails while the database is away.
+// Where two reports are under way it waits for one to end, at most until ctx does.
 func (l *Ledger) Report(ctx context.Context, q Query) ([]Row, error) {
 	t, err := newTally(&q)
 	if err != nil {
 		return nil, err
 	}
-	l.journal.readers.RLock()
-	defer l.journal.readers.RUnlock()
+	select {
+	case l.reports <- struct{}{}:
+		defer func() { <-l.reports }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("report of usage: wait for others: %w", ctx.Err())
+	}
+	defer l.journal.begin()()
 	shipped, err := t.database(ctx, l.DB)
 	if err == nil {
 		// What was shipped since the database was asked is still in its segment.
 		segments, memory := l.journal.unread()
-		if err = t.unshipped(ctx, segments, shipped); err == nil {
-			err = t.memory(ctx, memory)
+		err = t.unshipped(ctx, segments, shipped)
+		for _, frames := range memory {
+			if err == nil {
+				err = t.memory(ctx, frames)
+			}
 		}
 	}
 	if err != nil {

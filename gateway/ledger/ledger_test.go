@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -457,6 +458,98 @@ func testElsewhere(t *testing.T, db *bun.DB) {
 			t.Errorf("%q: %v: %+v", c.dir, err, rows)
 		}
 	}
+}
+
+// TestReportsDoNotHold lets reports overlap without a gap: shipped segments go all
+// the same, but not those that a report under way may have to read.
+func TestReportsDoNotHold(t *testing.T) {
+	db := openDB(t, databasetest.SQLite(t))
+	l := open(t, t.TempDir(), db)
+	l.journal.segment = 1 // byte: a segment for each commit
+	n := 0
+	ship := func() (left int) {
+		l.Add(one(n))
+		n++
+		if err := l.journal.commit(); err != nil {
+			t.Fatal(err)
+		}
+		shipAll(t, l)
+		all, _, err := listSegments(l.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	end := l.journal.begin()
+	for range 20 {
+		if left := ship(); left != 1 {
+			t.Fatalf("%d segments while one is read", left)
+		}
+		next := l.journal.begin()
+		end()
+		end = next
+	}
+	end()
+	if left := ship(); left != 0 {
+		t.Errorf("%d segments that nobody reads", left)
+	}
+}
+
+// TestReportsWait asks for more reports than may run at a time.
+func TestReportsWait(t *testing.T) {
+	l := open(t, t.TempDir(), openDB(t, databasetest.SQLite(t)))
+	for range maxReports {
+		l.reports <- struct{}{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := l.Report(ctx, always(Filter{})); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	answer := make(chan error)
+	go func() {
+		_, err := l.Report(t.Context(), always(Filter{}))
+		answer <- err
+	}()
+	<-l.reports
+	if err := <-answer; err != nil {
+		t.Error(err)
+	}
+	<-l.reports
+	if len(l.reports)+len(l.journal.reading) > 0 {
+		t.Error("a report that ended is still counted")
+	}
+}
+
+// TestReportReadsTheBuffer reads what waits for the disk while commits go on: what
+// is read is no copy and must not be written over.
+func TestReportReadsTheBuffer(t *testing.T) {
+	l := open(t, t.TempDir(), openDB(t, databasetest.SQLite(t)))
+	add := func(n int) {
+		for i := range n {
+			l.Add(one(i))
+		}
+	}
+	commit := func() {
+		if err := l.journal.commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // leaves two buffers to be used again
+		add(10)
+		commit()
+	}
+	l.Add(one(77))
+	end := l.journal.begin()
+	_, memory := l.journal.unread()
+	for range 3 {
+		commit()
+		add(1)
+	}
+	if ids, _, err := read(slices.Concat(memory[:]...), 0); err != nil || !slices.Equal(ids, []string{one(77).ID}) {
+		t.Errorf("%q, %v", ids, err)
+	}
+	end()
 }
 
 // TestOutage kills the database while requests go on, and starts it again.

@@ -133,6 +133,8 @@ type segment struct {
 	live   bool  // more will be written to it
 	ours   bool  // made by this process, so nothing of it was shipped before
 	done   bool  // shipped as a whole; to be removed
+
+	reports uint64 // that had begun when it was done
 }
 
 const (
