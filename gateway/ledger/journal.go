@@ -159,6 +159,9 @@ func (j *journal) run(ctx context.Context) {
 // are tried again by the next call.
 func (j *journal) commit() error {
 	j.mu.Lock()
+	if j.live != nil && j.live.spoilt {
+		j.finish()
+	}
 	if len(j.writing) == 0 {
 		j.writing, j.group = j.pending, j.count
 		j.pending, j.count = j.spare[:0], 0
@@ -267,14 +270,23 @@ func (j *journal) next() (at segment, s *segment) {
 }
 
 // shipped notes that a segment which is not live is in the database as a whole,
-// or as far as it can be read.
-func (j *journal) shipped(s *segment) {
+// or as far as it can be read; then keep says that people may want the rest.
+func (j *journal) shipped(s *segment, keep bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	s.done, s.reports = true, j.reports
+	s.done, s.keep, s.reports = true, keep, j.reports
 }
 
-// remove removes the segments that are shipped, but for those that a report may
+// spoil says that what is written to a live segment can no longer be read: the
+// next records go to another one.
+func (j *journal) spoil(s *segment) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s.spoilt = true
+	signal(j.wake)
+}
+
+// remove removes the segments that are shipped, or sets them aside, but for those that a report may
 // still have to read, since it began before they were: a later call does, however
 // many reports follow. It returns the ids of those that are gone.
 func (j *journal) remove() (gone []string) {
@@ -289,9 +301,15 @@ func (j *journal) remove() (gone []string) {
 	})
 	j.mu.Unlock()
 	for _, s := range done {
-		if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		var err error
+		if s.keep {
+			err = os.Rename(s.path, s.path+aside)
+		} else {
+			err = os.Remove(s.path)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			// The next process ships it again, which changes nothing.
-			j.log.Warn("cannot remove a shipped segment", "path", s.path, "error", err.Error())
+			j.log.Warn("cannot remove a shipped segment or set it aside", "path", s.path, "error", err.Error())
 			continue
 		}
 		gone = append(gone, s.id)

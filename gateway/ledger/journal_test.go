@@ -206,6 +206,93 @@ func TestCorruptIsKept(t *testing.T) {
 	}
 }
 
+// TestLiveIsDamaged damages the segment that is written to: what stood before the
+// damage is counted and so is all that comes after it was found, in another file.
+func TestLiveIsDamaged(t *testing.T) {
+	whole := len(segmentOf(records(0, 6)...))
+	for _, c := range []struct {
+		name   string
+		damage func(path string) error
+		counts func(*metrics) prometheus.Counter
+		before int // records that are still counted
+		kept   bool
+	}{
+		{"flipped", func(path string) error {
+			b, err := os.ReadFile(path)
+			if err == nil {
+				b[whole+20] ^= 1
+				err = os.WriteFile(path, b, 0o600)
+			}
+			return err
+		}, func(m *metrics) prometheus.Counter { return m.corrupt }, 6, true},
+		{"cut", func(path string) error { return os.Truncate(path, int64(whole+20)) }, func(m *metrics) prometheus.Counter { return m.torn }, 6, false},
+		{"taken away", os.Remove, func(m *metrics) prometheus.Counter { return m.missing }, 0, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := open(t, t.TempDir(), openDB(t, databasetest.SQLite(t)))
+			commit := func(all []Record) {
+				for _, r := range all {
+					l.Add(r)
+				}
+				if err := l.journal.commit(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			commit(records(0, 10))
+			path := l.journal.live.path
+			if err := c.damage(path); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 { // finding it twice is finding it once
+				shipAll(t, l)
+			}
+			commit(records(10, 5))
+			want := sumOf(append(records(0, c.before), records(10, 5)...)...)
+			for range 2 { // the same before it is shipped and after
+				if got := total(t, l, Filter{}); got != want {
+					t.Errorf("got  %+v\nwant %+v", got, want)
+				}
+				shipAll(t, l)
+			}
+			if n := value(t, c.counts(l.metrics)); n != 1 {
+				t.Errorf("%v segments are counted", n)
+			}
+			if _, err := os.Stat(path + aside); (err == nil) != c.kept {
+				t.Errorf("kept: %v", err)
+			}
+			if left, _, err := listSegments(l.Dir); err != nil || len(left) != 1 {
+				t.Errorf("%d segments: %v", len(left), err)
+			}
+		})
+	}
+}
+
+// TestMissing takes a file of an earlier process away: it is counted as missing,
+// and what comes behind it is shipped.
+func TestMissing(t *testing.T) {
+	db, dir := openDB(t, databasetest.SQLite(t)), t.TempDir()
+	l := open(t, dir, db)
+	l.journal.segment = 1 // byte: a segment for each commit
+	for _, r := range records(0, 3) {
+		l.Add(r)
+		if err := l.journal.commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.crash()
+	l = open(t, dir, db)
+	if err := os.Remove(l.journal.segments[1].path); err != nil {
+		t.Fatal(err)
+	}
+	shipAll(t, l)
+	if got, want := total(t, l, Filter{}), sumOf(one(0), one(2)); got != want {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if n := value(t, l.metrics.missing); n != 1 || l.Status() != (Status{}) {
+		t.Errorf("%v segments are counted: %+v", n, l.Status())
+	}
+}
+
 func TestOneGatewayPerDirectory(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, dir, nil)

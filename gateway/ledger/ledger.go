@@ -172,17 +172,17 @@ func (l *Ledger) batch(ctx context.Context) (int, error) {
 			l.sweep(ctx)
 			return 0, nil
 		}
-		if err := l.enter(ctx, s); err != nil {
-			return 0, err
-		}
-		from := l.offset.Load()
 		batch := make([]Record, 0, batchRecords)
-		end, damage := scan(l.file, from, now.size, func(r Record, _ int64) bool {
-			batch = append(batch, r)
-			return len(batch) < batchRecords
-		})
-		if damage != nil && !errors.Is(damage, errTorn) && !errors.Is(damage, errCorrupt) {
-			return 0, damage
+		var end int64
+		err := l.enter(ctx, s)
+		if err == nil {
+			end, err = scan(l.file, l.offset.Load(), now.size, func(r Record, _ int64) bool {
+				batch = append(batch, r)
+				return len(batch) < batchRecords
+			})
+		}
+		if err != nil && !damaged(err) {
+			return 0, err
 		}
 		if len(batch) > 0 {
 			if err := insert(ctx, l.DB, s.id, end, batch); err != nil {
@@ -192,17 +192,21 @@ func (l *Ledger) batch(ctx context.Context) (int, error) {
 			l.metrics.shipped.Add(float64(len(batch)))
 			return len(batch), nil
 		}
-		if now.live && damage == nil {
+		if now.live {
+			if err != nil { // first the journal must leave it
+				l.journal.spoil(s)
+			}
 			l.sweep(ctx)
 			return 0, nil
 		}
-		l.end(now, from, damage)
+		l.end(now, end, err)
 		l.leave()
-		l.journal.shipped(s)
+		l.journal.shipped(s, errors.Is(err, errCorrupt))
 	}
 }
 
-// enter opens the segment to be shipped, at the byte up to which it has been.
+// enter opens the segment to be shipped, at the byte up to which it has been. Its
+// error is errMissing where there is no such file.
 func (l *Ledger) enter(ctx context.Context, s *segment) error {
 	if l.at == s {
 		return nil
@@ -216,6 +220,9 @@ func (l *Ledger) enter(ctx context.Context, s *segment) error {
 		}
 	}
 	f, err := os.Open(s.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return errMissing
+	}
 	if err != nil {
 		return err
 	}
@@ -232,8 +239,7 @@ func (l *Ledger) leave() {
 	l.offset.Store(0)
 }
 
-// end says what became of a segment that was read as far as possible. A corrupt
-// one is kept, under another name.
+// end says what became of a segment that was read as far as possible.
 func (l *Ledger) end(s segment, at int64, damage error) {
 	switch {
 	case errors.Is(damage, errTorn):
@@ -241,9 +247,11 @@ func (l *Ledger) end(s segment, at int64, damage error) {
 		l.Log.Warn("cut a segment of the journal after its last whole record, as after a kill", "path", s.path, "bytes", s.size-at)
 	case errors.Is(damage, errCorrupt):
 		l.metrics.corrupt.Inc()
-		err := os.Rename(s.path, s.path+aside)
 		l.Log.Error("a segment of the journal is corrupt: what follows the damage is not counted, and the file is kept",
-			"path", s.path+aside, "damaged_at_byte", at, "bytes", s.size-at, "kept", err == nil)
+			"path", s.path+aside, "damaged_at_byte", at, "bytes", s.size-at)
+	case errors.Is(damage, errMissing):
+		l.metrics.missing.Inc()
+		l.Log.Error("a segment of the journal is missing: what was not shipped of it is not counted", "path", s.path)
 	}
 }
 
