@@ -26,14 +26,17 @@ const (
 	maxReports   = 2                // at a time: each may read all that is not shipped
 	backOffFirst = 250 * time.Millisecond
 	backOffLast  = 15 * time.Second
+	pruneEvery   = 24 * time.Hour
+	pruneFirst   = 5 * time.Minute // after the start, and again after a failure; up to twice that
 )
 
 // Parts are what a ledger is made of.
 type Parts struct {
-	Dir      string  // of the journal; made where it is missing
-	DB       *bun.DB // brought up to date by Migrate. The caller closes it, after the ledger
-	Log      *slog.Logger
-	Registry prometheus.Registerer
+	Dir       string        // of the journal; made where it is missing
+	DB        *bun.DB       // brought up to date by Migrate. The caller closes it, after the ledger
+	Retention time.Duration // of single records in the database, MinRetention at least; 0: for good. Sums stay
+	Log       *slog.Logger
+	Registry  prometheus.Registerer
 }
 
 // Ledger takes records and answers what was used. It is safe for concurrent use.
@@ -75,13 +78,14 @@ func (l *Ledger) Add(r Record) {
 	l.journal.append(&r)
 }
 
-// Run brings records to the disk and to the database until ctx ends. Then it
-// syncs what is left, tries for five seconds to ship it, and returns nil: losing
+// Run brings records to the disk and to the database, and once a day deletes there
+// those beyond Parts.Retention, until ctx ends. Then it syncs what is left, tries for five seconds to ship it, and returns nil: losing
 // the disk or the database is no reason to stop. It may run once at a time.
 func (l *Ledger) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() { l.journal.run(ctx) })
 	loops.Go(func() { l.shipLoop(ctx) })
+	loops.Go(func() { l.pruneLoop(ctx) })
 	loops.Wait()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainGrace)
 	defer cancel()
@@ -266,7 +270,7 @@ func (l *Ledger) forget(ctx context.Context, gone []string) {
 		return
 	}
 	if err := forget(ctx, l.DB, gone); err != nil {
-		// A note too many does no harm; Prune takes it away.
+		// A note too many does no harm; pruning takes it away.
 		l.Log.Debug("cannot drop the note of a shipped segment", "error", err.Error())
 	}
 }
@@ -309,13 +313,36 @@ func (l *Ledger) Report(ctx context.Context, q Query) ([]Row, error) {
 // that may or may not have arrived is sent again, and must find its records.
 const MinRetention = 7 * 24 * time.Hour
 
-// Prune deletes the single records that began before a moment; the sums stay, and
-// so do reports. It refuses a moment younger than MinRetention.
-func (l *Ledger) Prune(ctx context.Context, before time.Time) (deleted int64, err error) {
-	if time.Since(before) < MinRetention {
-		return 0, fmt.Errorf("usage records must be kept for %v at least", MinRetention)
+// pruneLoop keeps the single records of the database to their retention.
+func (l *Ledger) pruneLoop(ctx context.Context) {
+	if l.Retention == 0 {
+		return
 	}
-	return prune(ctx, l.DB, before)
+	// Gateways that share a database and start together prune one after another.
+	pause := pruneFirst + mathrand.N(pruneFirst)
+	for sleep(ctx, pause) {
+		deleted, err := prune(ctx, l.DB, time.Now().Add(-l.Retention))
+		pause = pruneEvery
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			pause = pruneFirst + mathrand.N(pruneFirst)
+			l.Log.Warn("cannot delete old usage records", "deleted", deleted, "error", err.Error(), "again_in", pause)
+		case deleted > 0:
+			l.Log.Info("deleted old usage records; their sums stay", "records", deleted, "retention", l.Retention)
+		}
+	}
+}
+
+// sleep waits; false: ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
 
 // Status is how the ledger is doing.

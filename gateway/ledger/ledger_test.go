@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/uptrace/bun"
@@ -414,10 +415,7 @@ func testPrune(t *testing.T, db *bun.DB) {
 		t.Fatal(err)
 	}
 	shipAll(t, l)
-	if _, err := l.Prune(t.Context(), now.Add(-time.Hour)); err == nil {
-		t.Error("records of the last hour may go")
-	}
-	if n, err := l.Prune(t.Context(), now.AddDate(0, 0, -10).Add(-time.Minute)); err != nil || n < 9 {
+	if n, err := prune(t.Context(), db, now.AddDate(0, 0, -10).Add(-time.Minute)); err != nil || n < 9 {
 		t.Errorf("%d deleted: %v", n, err)
 	}
 	var left int
@@ -427,6 +425,78 @@ func testPrune(t *testing.T, db *bun.DB) {
 	rows, err := l.Report(t.Context(), Query{Filter: Filter{Department: "prune"}, From: now.AddDate(0, 0, -30), To: now.AddDate(0, 0, 1)})
 	if err != nil || rows[0].Requests != 20 {
 		t.Errorf("%v: %+v", err, rows)
+	}
+}
+
+// TestRetention lets a ledger run for a day on a clock that only moves when all
+// wait: records go soon after the start and then once a day, in several pieces;
+// their sums stay. Without a retention they stay.
+func TestRetention(t *testing.T) {
+	for _, keep := range []time.Duration{0, 90 * 24 * time.Hour} {
+		t.Run(fmt.Sprint(keep), func(t *testing.T) {
+			dsn, dir := databasetest.SQLite(t), t.TempDir()
+			synctest.Test(t, func(t *testing.T) {
+				db := openDB(t, dsn)
+				l := open(t, dir, db)
+				l.Retention = keep
+				const old, edge, young = 2*prunePiece + 5, 7, 3
+				began := time.Now()
+				for i := range old + edge + young {
+					r := one(i)
+					switch {
+					case i < old:
+						r.Time = began.Add(-91 * 24 * time.Hour)
+					case i < old+edge:
+						r.Time = began.Add(-90*24*time.Hour + 12*time.Hour)
+					default:
+						r.Time = began
+					}
+					l.Add(r)
+				}
+				if err := l.journal.commit(); err != nil {
+					t.Fatal(err)
+				}
+				shipAll(t, l)
+				if err := insert(t.Context(), db, "lost", 1, nil); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := db.ExecContext(t.Context(), "UPDATE usage_segments SET at = 0 WHERE id = 'lost'"); err != nil {
+					t.Fatal(err)
+				}
+				stop := run(t, l)
+				check := func(after time.Duration, want int) {
+					t.Helper()
+					time.Sleep(time.Until(began.Add(after)))
+					synctest.Wait()
+					var left int
+					if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM usage_records").Scan(&left); err != nil {
+						t.Fatal(err)
+					}
+					if keep == 0 {
+						want = old + edge + young
+					}
+					if left != want {
+						t.Errorf("after %v: %d records are left; want %d", after, left, want)
+					}
+				}
+				check(pruneFirst/2, old+edge+young)
+				check(2*pruneFirst+time.Minute, edge+young)
+				stop()
+				ctx, cancel := context.WithCancel(t.Context())
+				go l.pruneLoop(ctx) // alone, since Run wakes every second of the day
+				check(pruneEvery, edge+young)
+				check(pruneEvery+4*pruneFirst+2*time.Minute, young)
+				cancel()
+				synctest.Wait()
+				if at, err := shippedOf(t.Context(), db, "lost"); err != nil || (at == 0) != (keep > 0) {
+					t.Errorf("the note of a machine that never came back is at %d: %v", at, err)
+				}
+				rows, err := l.Report(t.Context(), Query{From: began.AddDate(0, -4, 0), To: began.AddDate(0, 0, 1)})
+				if err != nil || rows[0].Requests != old+edge+young {
+					t.Errorf("%v: %+v", err, rows)
+				}
+			})
+		})
 	}
 }
 
