@@ -100,16 +100,8 @@ func (c *call) pageOf() (account.Page, error) {
 
 const defaultPage = 100
 
-// listed sends one page; next is what after must be for the one that follows.
-func listed[T any](c *call, items []T, more bool, next func(T) any) error {
-	answer := map[string]any{"object": "list", "data": items, "has_more": more, "after": nil}
-	if more {
-		answer["after"] = next(items[len(items)-1])
-	}
-	return c.reply(answer)
-}
-
-// page answers with a part of a list that goes by names or ids.
+// page answers with a part of a list; next is what after must be for the one that
+// follows an item.
 func page[T any](c *call, list func(account.Page) ([]T, bool, error), next func(T) any) error {
 	p, err := c.pageOf()
 	if err != nil {
@@ -119,7 +111,11 @@ func page[T any](c *call, list func(account.Page) ([]T, bool, error), next func(
 	if err != nil {
 		return err
 	}
-	return listed(c, items, more, next)
+	answer := map[string]any{"object": "list", "data": items, "has_more": more, "after": nil}
+	if more {
+		answer["after"] = next(items[len(items)-1])
+	}
+	return c.reply(answer)
 }
 
 func (g *Gateway) listDepartments(c *call) error {
@@ -162,11 +158,9 @@ func (g *Gateway) listAudit(c *call) error {
 }
 
 func (g *Gateway) listOverrides(c *call) error {
-	items, err := c.set.accounts.Store().StoredOverrides(c.r.Context())
-	if err != nil {
-		return err
-	}
-	return listed(c, items, false, nil)
+	return page(c, func(p account.Page) ([]account.Override, bool, error) {
+		return c.set.accounts.Store().StoredOverrides(c.r.Context(), p)
+	}, func(o account.Override) any { return o.Path() })
 }
 
 func (g *Gateway) createDepartment(c *call) error {
@@ -268,6 +262,9 @@ func (g *Gateway) revokeKey(c *call) error {
 func (g *Gateway) setOverride(c *call) error {
 	var body account.Override
 	if err := c.strict(&body, true); err != nil {
+		return err
+	}
+	if err := body.Validate(); err != nil {
 		return err
 	}
 	if err := g.Admission.CheckOverride(limit.Override{Rule: body.Rule, Of: body.Of, Name: body.Name, Numbers: body.Numbers()}); err != nil {

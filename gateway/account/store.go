@@ -217,7 +217,7 @@ func (s *Store) apply(ctx context.Context, seq int64, ids []string, overridden b
 		}
 	}
 	if overridden {
-		if overrides, err = s.StoredOverrides(ctx); err != nil {
+		if overrides, err = s.allOverrides(ctx); err != nil {
 			return err
 		}
 	}
@@ -246,7 +246,7 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 	if err := s.db.NewRaw("SELECT seq FROM account_feed").Scan(ctx, &seq); err != nil {
 		return -1, fmt.Errorf("read the count of changes: %w", err)
 	}
-	overrides, err := s.StoredOverrides(ctx)
+	overrides, err := s.allOverrides(ctx)
 	if err != nil {
 		return -1, err
 	}
