@@ -26,9 +26,6 @@ func admin(h handler) handler {
 		if !c.who.Admin {
 			return refuse(codeAccessDenied, "", "this needs an administrator's key: make one with tidegate key create --admin")
 		}
-		if c.set.accounts.Store() == nil {
-			return refuse(codeStore, "", "this gateway runs without a store: set store.dsn in its configuration")
-		}
 		err := h(c)
 		if err == nil || errors.As(err, new(*refusal)) || errors.As(err, new(*account.Fault)) || c.r.Context().Err() != nil {
 			return err

@@ -181,6 +181,8 @@ func rotates(t *testing.T, a, b *front, admin string) {
 	})
 	b.expect(t, last, "GET", "/v1/models", "", 200, smallModel)
 	b.expect(t, last, "GET", "/v1/usage", "", 200, `"user":"cal"`)
+	b.expect(t, last, "GET", "/v1/usage?group_by=model&from=2026-01-01&to=2026-01-31", "", 200, `"to":"2026-01-31"`)
+	b.expect(t, last, "GET", "/v1/usage?to=2026-01-31T12:00:00Z", "", 200, `"from":"2026-01-02"`)
 }
 
 func administers(t *testing.T, a, b *front, admin string) {
