@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,8 +16,12 @@ import (
 	"tidegate/gateway/account"
 )
 
+// adminTimeout is how long a route of /admin/v1/ may take, so that none waits for
+// ever where the database hangs.
+const adminTimeout = 10 * time.Second
+
 // admin lets only administrators through to a route of /admin/v1/. What the store
-// fails with is the store's failure, not a model server's.
+// fails with, or is too slow for, is the store's failure, not a model server's.
 func admin(h handler) handler {
 	return func(c *call) error {
 		c.w.Header().Set("Cache-Control", "no-store")
@@ -26,8 +31,12 @@ func admin(h handler) handler {
 		if !c.who.Admin {
 			return refuse(codeAccessDenied, "", "this needs an administrator's key: make one with tidegate key create --admin")
 		}
+		caller := c.r.Context()
+		within, cancel := context.WithTimeout(caller, adminTimeout)
+		defer cancel()
+		c.r = c.r.WithContext(within)
 		err := h(c)
-		if err == nil || errors.As(err, new(*refusal)) || errors.As(err, new(*account.Fault)) || c.r.Context().Err() != nil {
+		if err == nil || errors.As(err, new(*refusal)) || errors.As(err, new(*account.Fault)) || caller.Err() != nil {
 			return err
 		}
 		return fmt.Errorf("%w: %w", account.ErrUnavailable, err)

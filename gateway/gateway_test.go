@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -159,6 +161,43 @@ func TestValidate(t *testing.T) {
 	var joined interface{ Unwrap() []error }
 	if !errors.As(c.Validate(), &joined) || len(joined.Unwrap()) != 8 {
 		t.Errorf("got %v", c.Validate())
+	}
+}
+
+// TestAdminDeadline lets the store hang under an administrator's request: it ends
+// by itself, and a caller who leaves before is not told anything.
+func TestAdminDeadline(t *testing.T) {
+	const key = "an-administrators-key"
+	for _, c := range []struct {
+		name           string
+		patience, took time.Duration
+		status         int
+	}{
+		{"patient", time.Hour, adminTimeout, http.StatusServiceUnavailable},
+		{"leaves", time.Second, time.Second, clientClosed},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g, _ := bare(t, nil)
+			g.Reload(Default(), account.New(account.Config{AdminKey: key}, nil))
+			synctest.Test(t, func(t *testing.T) {
+				ctx, leave := context.WithCancel(t.Context())
+				defer leave()
+				defer time.AfterFunc(c.patience, leave).Stop()
+				r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/admin/v1/keys", nil)
+				r.Header.Set("Authorization", "Bearer "+key)
+				w := httptest.NewRecorder()
+				asked := &call{w: w, r: r, set: g.settings.Load()}
+				began := time.Now()
+				err := admin(func(c *call) error {
+					<-c.r.Context().Done()
+					return fmt.Errorf("read the accounts: %w", c.r.Context().Err())
+				})(asked)
+				g.fail(asked, err)
+				if took := time.Since(began); took != c.took || asked.status != c.status || strings.Contains(w.Body.String(), string(codeStore)) != (c.status == http.StatusServiceUnavailable) {
+					t.Errorf("%v after %v: %d %s", err, took, asked.status, w.Body)
+				}
+			})
+		})
 	}
 }
 
