@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,8 +16,12 @@ import (
 	"tidegate/gateway/account"
 )
 
+// adminTimeout is how long a route of /admin/v1/ may take, so that none waits for
+// ever where the database hangs.
+const adminTimeout = 10 * time.Second
+
 // admin lets only administrators through to a route of /admin/v1/. What the store
-// fails with is the store's failure, not a model server's.
+// fails with, or is too slow for, is the store's failure, not a model server's.
 func admin(h handler) handler {
 	return func(c *call) error {
 		c.w.Header().Set("Cache-Control", "no-store")
@@ -26,11 +31,12 @@ func admin(h handler) handler {
 		if !c.who.Admin {
 			return refuse(codeAccessDenied, "", "this needs an administrator's key: make one with tidegate key create --admin")
 		}
-		if c.set.accounts.Store() == nil {
-			return refuse(codeStore, "", "this gateway runs without a store: set store.dsn in its configuration")
-		}
+		caller := c.r.Context()
+		within, cancel := context.WithTimeout(caller, adminTimeout)
+		defer cancel()
+		c.r = c.r.WithContext(within)
 		err := h(c)
-		if err == nil || errors.As(err, new(*refusal)) || errors.As(err, new(*account.Fault)) || c.r.Context().Err() != nil {
+		if err == nil || errors.As(err, new(*refusal)) || errors.As(err, new(*account.Fault)) || caller.Err() != nil {
 			return err
 		}
 		return fmt.Errorf("%w: %w", account.ErrUnavailable, err)
@@ -100,16 +106,8 @@ func (c *call) pageOf() (account.Page, error) {
 
 const defaultPage = 100
 
-// listed sends one page; next is what after must be for the one that follows.
-func listed[T any](c *call, items []T, more bool, next func(T) any) error {
-	answer := map[string]any{"object": "list", "data": items, "has_more": more, "after": nil}
-	if more {
-		answer["after"] = next(items[len(items)-1])
-	}
-	return c.reply(answer)
-}
-
-// page answers with a part of a list that goes by names or ids.
+// page answers with a part of a list; next is what after must be for the one that
+// follows an item.
 func page[T any](c *call, list func(account.Page) ([]T, bool, error), next func(T) any) error {
 	p, err := c.pageOf()
 	if err != nil {
@@ -119,7 +117,11 @@ func page[T any](c *call, list func(account.Page) ([]T, bool, error), next func(
 	if err != nil {
 		return err
 	}
-	return listed(c, items, more, next)
+	answer := map[string]any{"object": "list", "data": items, "has_more": more, "after": nil}
+	if more {
+		answer["after"] = next(items[len(items)-1])
+	}
+	return c.reply(answer)
 }
 
 func (g *Gateway) listDepartments(c *call) error {
@@ -162,11 +164,9 @@ func (g *Gateway) listAudit(c *call) error {
 }
 
 func (g *Gateway) listOverrides(c *call) error {
-	items, err := c.set.accounts.Store().StoredOverrides(c.r.Context())
-	if err != nil {
-		return err
-	}
-	return listed(c, items, false, nil)
+	return page(c, func(p account.Page) ([]account.Override, bool, error) {
+		return c.set.accounts.Store().StoredOverrides(c.r.Context(), p)
+	}, func(o account.Override) any { return o.Path() })
 }
 
 func (g *Gateway) createDepartment(c *call) error {
@@ -268,6 +268,9 @@ func (g *Gateway) revokeKey(c *call) error {
 func (g *Gateway) setOverride(c *call) error {
 	var body account.Override
 	if err := c.strict(&body, true); err != nil {
+		return err
+	}
+	if err := body.Validate(); err != nil {
 		return err
 	}
 	if err := g.Admission.CheckOverride(limit.Override{Rule: body.Rule, Of: body.Of, Name: body.Name, Numbers: body.Numbers()}); err != nil {

@@ -65,11 +65,9 @@ func (g *Gateway) status() map[string]any {
 		models = append(models, s)
 	}
 	why := g.ready()
-	store := "none"
-	if s := g.settings.Load().accounts.Store(); s != nil {
-		if store = "up"; !s.Up() {
-			store = "down"
-		}
+	store := "up"
+	if !g.settings.Load().accounts.Store().Up() {
+		store = "down"
 	}
 	return map[string]any{
 		"store":   store,

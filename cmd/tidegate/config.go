@@ -20,6 +20,7 @@ import (
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/database"
+	"tidegate/gateway/ledger"
 )
 
 // config is the whole configuration file.
@@ -52,8 +53,9 @@ type tlsConfig struct {
 
 // storeConfig is where accounts and usage are kept.
 type storeConfig struct {
-	DSN        string `yaml:"dsn"`         // sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME
-	JournalDir string `yaml:"journal_dir"` // of usage that is not in the store yet; of this gateway alone
+	DSN        string        `yaml:"dsn"`         // sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME
+	JournalDir string        `yaml:"journal_dir"` // of usage that is not in the store yet; of this gateway alone
+	Retention  time.Duration `yaml:"retention"`   // of single usage records; 0: for good. Sums stay
 }
 
 type telemetryConfig struct {
@@ -67,7 +69,7 @@ func defaultConfig() config {
 			Config: gateway.Default(),
 		},
 		Auth:      account.Default(),
-		Store:     storeConfig{DSN: "sqlite://tidegate.db", JournalDir: "./journal"},
+		Store:     storeConfig{DSN: "sqlite://tidegate.db", JournalDir: "./journal", Retention: 90 * 24 * time.Hour},
 		Redis:     redislimit.DefaultConfig(),
 		Telemetry: telemetryConfig{Log: "json"},
 	}
@@ -128,6 +130,7 @@ func (s *storeConfig) validate(fault func(ok bool, format string, args ...any)) 
 	err := database.Validate(s.DSN)
 	fault(err == nil, "store.dsn: %w", err)
 	fault(s.JournalDir != "", "store.journal_dir: is empty; expected a directory such as ./journal")
+	fault(s.Retention == 0 || s.Retention >= ledger.MinRetention, "store.retention: must be at least %v, such as 2160h, or 0s for good", ledger.MinRetention)
 }
 
 // flatten lists the errors that errors.Join joined.

@@ -94,7 +94,8 @@ func made(t *testing.T, answer string) (secret, id string) {
 func TestAccounts(t *testing.T) {
 	s := startServers(t, nil)
 	databasetest.Each(t, func(t *testing.T, dsn string) {
-		a, b := startGateway(t, s, plan{dsn: dsn}), startGateway(t, s, plan{dsn: dsn})
+		p := plan{dsn: dsn, more: "limits:\n  - {name: user-rate, per: user, requests: 1000/1m}\n"}
+		a, b := startGateway(t, s, p), startGateway(t, s, p)
 		out, log := command(t, exitOK, "key", "create", "--config", a.file, "--user", "root", "--project", "ops", "--admin")
 		admin := strings.TrimSuffix(out, "\n")
 		if !regexp.MustCompile(`^tg-[0-9A-Za-z]{43}$`).MatchString(admin) || strings.Contains(log, admin) {
@@ -180,6 +181,8 @@ func rotates(t *testing.T, a, b *front, admin string) {
 	})
 	b.expect(t, last, "GET", "/v1/models", "", 200, smallModel)
 	b.expect(t, last, "GET", "/v1/usage", "", 200, `"user":"cal"`)
+	b.expect(t, last, "GET", "/v1/usage?group_by=model&from=2026-01-01&to=2026-01-31", "", 200, `"to":"2026-01-31"`)
+	b.expect(t, last, "GET", "/v1/usage?to=2026-01-31T12:00:00Z", "", 200, `"from":"2026-01-02"`)
 }
 
 func administers(t *testing.T, a, b *front, admin string) {
@@ -200,6 +203,11 @@ func administers(t *testing.T, a, b *front, admin string) {
 	a.expect(t, admin, "GET", "/admin/v1/overrides", "", 200, `"data":[]`)
 	a.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"dee@x","requests":"100/1m","burst":5}`, 200, `"burst":"5"`)
 	b.expect(t, admin, "GET", "/admin/v1/overrides", "", 200, `"requests":"100/1m"`)
+	a.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"eli","requests":"7/1m"}`, 200, "7/1m")
+	b.expect(t, admin, "GET", "/admin/v1/overrides?limit=1", "", 200, `"after":"user/dee@x/user-rate"`)
+	b.expect(t, admin, "GET", "/admin/v1/overrides?limit=1&after=user/dee@x/user-rate", "", 200, `"requests":"7/1m"`)
+	b.expect(t, admin, "GET", "/admin/v1/overrides?after=dee", "", 400, `"param":"after"`)
+	b.expect(t, admin, "DELETE", "/admin/v1/overrides/user/eli/user-rate", "", 200, "true")
 	b.expect(t, admin, "DELETE", "/admin/v1/overrides/user/dee%40x/user-rate", "", 200, "true")
 	b.expect(t, admin, "DELETE", "/admin/v1/overrides/user/dee@x/user-rate", "", 404, `"code":"not_found"`)
 	log := a.expect(t, admin, "GET", "/admin/v1/audit?limit=1", "", 200, `"what":"override.delete"`)
@@ -210,7 +218,7 @@ func administers(t *testing.T, a, b *front, admin string) {
 	if err := json.Unmarshal([]byte(log), &page); err != nil || page.After == "" {
 		t.Fatal(log)
 	}
-	a.expect(t, admin, "GET", "/admin/v1/audit?limit=1&after="+page.After, "", 200, `"what":"override.set"`)
+	a.expect(t, admin, "GET", "/admin/v1/audit?limit=1&after="+page.After, "", 200, `"subject":"user eli user-rate"`)
 	a.expect(t, admin, "PATCH", "/admin/v1/keys", "", 405, "method_not_allowed")
 	a.expect(t, admin, "GET", "/admin/v1/none", "", 404, "unknown_url")
 	resp, err := a.client.Get(a.ops + "/status")
@@ -244,6 +252,9 @@ func badBodies(t *testing.T, f *front, admin string) {
 	f.expect(t, admin, "POST", "/admin/v1/keys/root/rotate", `{"overlap":"-1s"}`, 400, `"param":"overlap"`)
 	f.expect(t, admin, "POST", "/admin/v1/keys/root/rotate", `{"overlap":"soon"}`, 400, `"param":"overlap"`)
 	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"r","of":"user","name":"n","requests":{}}`, 400, `"param":"requests"`)
+	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"n","requests":"5"}`, 400, "requests: must be a count and a window")
+	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"n"}`, 400, "has no numbers")
+	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"ip","name":"n","requests":"5/1m"}`, 400, `"param":"of"`)
 	f.expect(t, admin, "GET", "/admin/v1/audit?after=x", "", 400, `"param":"after"`)
 }
 

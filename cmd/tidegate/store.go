@@ -49,7 +49,7 @@ func (d *daemon) openStore(ctx context.Context, registry prometheus.Registerer) 
 	if err != nil {
 		return fmt.Errorf("store.dsn: %w", err)
 	}
-	usage, err := ledger.Open(ledger.Parts{Dir: c.Store.JournalDir, DB: db, Log: d.log, Registry: registry})
+	usage, err := ledger.Open(ledger.Parts{Dir: c.Store.JournalDir, DB: db, Retention: c.Store.Retention, Log: d.log, Registry: registry})
 	if err != nil {
 		return fmt.Errorf("store.journal_dir: %w", err)
 	}

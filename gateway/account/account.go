@@ -81,15 +81,15 @@ func (i *Identity) MayUse(model string) bool {
 	return len(i.models) == 0 || slices.Contains(i.models, model)
 }
 
-// Directory knows the keys of the file and, if there is one, of the store. It is
-// immutable; a new configuration is a new Directory over the same Store.
+// Directory knows the keys of the file and of the store. It is immutable; a new
+// configuration is a new Directory over the same Store.
 type Directory struct {
 	config Config
 	keys   map[hash]Identity
 	store  *Store
 }
 
-// New makes a directory of a valid configuration; store may be nil.
+// New makes a directory of a valid configuration.
 func New(c Config, store *Store) *Directory {
 	d := &Directory{config: c, keys: make(map[hash]Identity, len(c.Keys)+1), store: store}
 	for i := range c.Keys {
@@ -110,7 +110,7 @@ func New(c Config, store *Store) *Directory {
 	return d
 }
 
-// Store is the store behind the directory, or nil.
+// Store is the store behind the directory.
 func (d *Directory) Store() *Store { return d.store }
 
 // Identify finds who calls from the Authorization header and the caller's
@@ -131,7 +131,7 @@ func (d *Directory) identify(ctx context.Context, key string, from netip.Addr) (
 	if key == "" {
 		return Identity{}, ErrUnknownKey
 	}
-	inStore := d.store != nil && wellFormed(key)
+	inStore := wellFormed(key)
 	if !inStore && len(d.keys) == 0 {
 		return Identity{}, ErrUnknownKey
 	}

@@ -140,6 +140,56 @@ func TestLateAnswer(t *testing.T) {
 	b.check(t, "after that", m.Secret, ErrUnknownKey)
 }
 
+// breaker fails the second time that the store is asked for changes.
+type breaker struct {
+	n    int
+	fail func(context.Context) context.Context
+}
+
+func (b *breaker) BeforeQuery(ctx context.Context, e *bun.QueryEvent) context.Context {
+	if strings.Contains(e.Query, "FROM account_audit") {
+		if b.n++; b.n == 2 {
+			return b.fail(ctx)
+		}
+	}
+	return ctx
+}
+func (b *breaker) AfterQuery(context.Context, *bun.QueryEvent) {}
+
+// TestHalfASync takes a change over and then fails, or is told to end: that the
+// change was taken over must be said, since the next Sync does not see it again.
+func TestHalfASync(t *testing.T) {
+	for name, ends := range map[string]bool{"the database fails": false, "the caller leaves": true} {
+		t.Run(name, func(t *testing.T) {
+			dsn, c := databasetest.SQLite(t), newClock()
+			a, b := newReplica(t, dsn, c, nil), newReplica(t, dsn, c, nil)
+			if err := a.store.SetOverride(t.Context(), "test", Override{Rule: "r", Of: "user", Name: "ann", Requests: "1/1m"}); err != nil {
+				t.Fatal(err)
+			}
+			applied := 0
+			b.store.hooks.Applied = func() { applied++ }
+			ctx, leave := context.WithCancel(t.Context())
+			defer leave()
+			b.store.db = b.store.db.WithQueryHook(&breaker{fail: func(ctx context.Context) context.Context {
+				if ends {
+					leave()
+					return ctx
+				}
+				broken, cancel := context.WithCancel(ctx)
+				cancel()
+				return broken
+			}})
+			if err := b.store.Sync(ctx); err == nil {
+				t.Fatal("nothing failed")
+			}
+			b.sync(t)
+			if applied != 1 || len(b.store.Overrides()) != 1 {
+				t.Errorf("applied %d times: %+v", applied, b.store.Overrides())
+			}
+		})
+	}
+}
+
 // TestAgainstModel makes, rotates and revokes keys at random on two replicas while
 // time passes: the one where it happens knows at once, the other after a Sync.
 func TestAgainstModel(t *testing.T) {

@@ -149,7 +149,7 @@ func listText(items []string) string {
 }
 
 // CreateKey makes a key, and its user, project and department where they are
-// missing; who is written into the audit log. The directory must have a store.
+// missing; who is written into the audit log.
 func (d *Directory) CreateKey(ctx context.Context, who string, n NewKey) (m Made, err error) {
 	k, err := d.row(d.store.hooks.now(), &n)
 	if err != nil {
@@ -378,7 +378,7 @@ func (s *Store) Key(ctx context.Context, ref string) (Key, error) {
 // and the store has no good one. It returns the key's text, to be shown once, or
 // nothing. Of several replicas that start at once one makes it.
 func (d *Directory) Bootstrap(ctx context.Context) (secret string, err error) {
-	if d.store == nil || d.config.Mode != Keys || len(d.keys) > 0 {
+	if d.config.Mode != Keys || len(d.keys) > 0 {
 		return "", nil
 	}
 	err = d.store.change(ctx, "bootstrap", func(c *change) error {

@@ -4,9 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"regexp"
-	"strconv"
 	"strings"
 )
 
@@ -16,17 +15,12 @@ type Amount string
 
 // UnmarshalJSON reads a text or a number.
 func (a *Amount) UnmarshalJSON(raw []byte) error {
-	if len(raw) > 0 && raw[0] == '"' {
-		var text string
-		err := json.Unmarshal(raw, &text)
-		*a = Amount(text)
-		return err
+	var n json.Number
+	if !bytes.HasPrefix(raw, []byte(`"`)) && json.Unmarshal(raw, &n) == nil {
+		*a = Amount(n) // empty for null
+		return nil
 	}
-	*a = Amount(bytes.TrimSpace(raw))
-	if *a == "null" {
-		*a = ""
-	}
-	return nil
+	return json.Unmarshal(raw, (*string)(a))
 }
 
 // Override replaces numbers of a rule or quota of the configuration for one
@@ -59,17 +53,16 @@ func (o *Override) Numbers() map[string]string {
 	return out
 }
 
-// rate and count are the two forms of an Amount: 1 to 10^12, in 1 s to 1 h.
-const (
-	rateForm  = `[1-9][0-9]{0,11}/[0-9]{0,4}[smh]`
-	countForm = `[1-9][0-9]{0,11}`
-)
+// maxAmount bounds an amount, in bytes.
+const maxAmount = 32
 
-func (o *Override) check() error {
+// Validate says, as a Fault, why the store would refuse the override. Whether its
+// numbers make sense, the rules know.
+func (o *Override) Validate() error {
 	switch o.Of {
 	case "department", "project", "user", "key":
 	default:
-		return fault(ErrInvalid, "of", "of: must be department, project, user or key, not %q", o.Of)
+		return fault(ErrInvalid, "of", "of: must be department, project, user or key, not %.40q", o.Of)
 	}
 	if err := checkName("name", o.Name); err != nil {
 		return err
@@ -77,53 +70,18 @@ func (o *Override) check() error {
 	if err := checkName("rule", o.Rule); err != nil {
 		return err
 	}
-	given := false
-	for _, f := range []struct {
-		field  string
-		amount Amount
-		form   string
-		say    string
-	}{
-		{"requests", o.Requests, rateForm, "a rate such as 50/1m"},
-		{"tokens", o.Tokens, rateForm + "|" + countForm, "a rate such as 100000/1m, or for a quota a count"},
-		{"input_tokens", o.InputTokens, rateForm, "a rate such as 100000/1m"},
-		{"output_tokens", o.OutputTokens, rateForm, "a rate such as 100000/1m"},
-		{"reasoning_tokens", o.ReasoningTokens, rateForm, "a rate such as 100000/1m"},
-		{"concurrency", o.Concurrency, countForm, "a count such as 8"},
-		{"burst", o.Burst, countForm, "a count such as 8"},
-		{"units", o.Units, countForm, "a count such as 1000000"},
-	} {
-		if f.amount == "" {
-			continue
+	for field, amount := range o.Numbers() {
+		if len(amount) > maxAmount {
+			return fault(ErrInvalid, field, "%s: is longer than %d characters", field, maxAmount)
 		}
-		given = true
-		if ok, err := regexp.MatchString("^(?:"+f.form+")$", string(f.amount)); err != nil || !ok || !window(f.amount) {
-			return fault(ErrInvalid, f.field, "%s: must be %s, not %.40q", f.field, f.say, string(f.amount))
-		}
-	}
-	if !given {
-		return fault(ErrInvalid, "requests", "an override must give at least one number, such as requests: 50/1m")
 	}
 	return nil
 }
 
-// window reports whether a rate's window, if it has one, is from 1 s to 1 h.
-func window(a Amount) bool {
-	_, text, ok := strings.Cut(string(a), "/")
-	if !ok {
-		return true
-	}
-	n := 1
-	if digits := text[:len(text)-1]; digits != "" {
-		n, _ = strconv.Atoi(digits) // the form has been checked
-	}
-	seconds := n * map[byte]int{'s': 1, 'm': 60, 'h': 3600}[text[len(text)-1]]
-	return seconds >= 1 && seconds <= 3600
-}
-
-// SetOverride makes or replaces the override of one rule for one subject.
+// SetOverride makes or replaces the override of one rule for one subject. That it
+// can be used with the rules is for the caller to check.
 func (s *Store) SetOverride(ctx context.Context, who string, o Override) error {
-	if err := o.check(); err != nil {
+	if err := o.Validate(); err != nil {
 		return err
 	}
 	text, err := json.Marshal(o)
@@ -174,19 +132,40 @@ func (c *change) override(of, name, rule string) (*Override, error) {
 	return &o, nil
 }
 
-// StoredOverrides reads all overrides, by subject and rule, from the database.
-func (s *Store) StoredOverrides(ctx context.Context) ([]Override, error) {
-	var texts []string
-	if err := s.db.NewRaw("SELECT numbers FROM account_overrides ORDER BY scope, name, rule").Scan(ctx, &texts); err != nil {
-		return nil, fmt.Errorf("read the overrides: %w", err)
+// Path names the override among all: OF/NAME/RULE.
+func (o *Override) Path() string { return o.Of + "/" + o.Name + "/" + o.Rule }
+
+// StoredOverrides lists the overrides of the database by subject and rule; the
+// page begins after a Path.
+func (s *Store) StoredOverrides(ctx context.Context, p Page) (items []Override, more bool, err error) {
+	after := strings.Split(p.After, "/")
+	if p.After == "" {
+		after = make([]string, 3)
 	}
-	out := make([]Override, len(texts)) // not nil, so that it is a list in JSON
-	for i, text := range texts {
-		if err := json.Unmarshal([]byte(text), &out[i]); err != nil {
-			return nil, fmt.Errorf("the store's overrides: %w", err)
+	if len(after) != 3 {
+		return nil, false, fault(ErrInvalid, "after", "after must be OF/NAME/RULE of an override")
+	}
+	var bad error
+	items, more, err = page(ctx, s, p, func(text string) (o Override) {
+		bad = errors.Join(bad, json.Unmarshal([]byte(text), &o))
+		return o
+	}, "SELECT numbers FROM account_overrides WHERE (scope, name, rule) > (?, ?, ?) ORDER BY scope, name, rule", after[0], after[1], after[2])
+	if bad != nil {
+		return nil, false, fmt.Errorf("the store's overrides: %w", bad)
+	}
+	return items, more, err
+}
+
+// allOverrides reads every page.
+func (s *Store) allOverrides(ctx context.Context) (all []Override, err error) {
+	for p, more := (Page{}), true; more; p.After = all[len(all)-1].Path() {
+		var items []Override
+		if items, more, err = s.StoredOverrides(ctx, p); err != nil || len(items) == 0 {
+			return all, err
 		}
+		all = append(all, items...)
 	}
-	return out, nil
+	return all, nil
 }
 
 // Overrides are those that this replica has taken over, in the order of subject

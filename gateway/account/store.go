@@ -153,6 +153,10 @@ func (s *Store) Sync(ctx context.Context) error {
 	defer cancel()
 	began := s.hooks.now()
 	to, err := s.pull(within, from)
+	// Also where it failed half-way: the next time begins after what was taken over.
+	if to != from && s.hooks.Applied != nil {
+		s.hooks.Applied()
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -161,13 +165,11 @@ func (s *Store) Sync(ctx context.Context) error {
 		return err
 	}
 	s.fresh.Store(began.UnixMilli())
-	if to != from && s.hooks.Applied != nil {
-		s.hooks.Applied()
-	}
 	return nil
 }
 
-// pull reads the changes after from and takes them over.
+// pull reads the changes after from and takes them over; to is the last that it
+// did, also where it fails.
 func (s *Store) pull(ctx context.Context, from int64) (to int64, err error) {
 	if from < 0 {
 		return s.load(ctx)
@@ -215,7 +217,7 @@ func (s *Store) apply(ctx context.Context, seq int64, ids []string, overridden b
 		}
 	}
 	if overridden {
-		if overrides, err = s.StoredOverrides(ctx); err != nil {
+		if overrides, err = s.allOverrides(ctx); err != nil {
 			return err
 		}
 	}
@@ -244,7 +246,7 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 	if err := s.db.NewRaw("SELECT seq FROM account_feed").Scan(ctx, &seq); err != nil {
 		return -1, fmt.Errorf("read the count of changes: %w", err)
 	}
-	overrides, err := s.StoredOverrides(ctx)
+	overrides, err := s.allOverrides(ctx)
 	if err != nil {
 		return -1, err
 	}

@@ -109,7 +109,7 @@ func TestStore(t *testing.T) {
 	databasetest.Each(t, func(t *testing.T, dsn string) {
 		for name, test := range map[string]func(*testing.T, string){
 			"a key's life": aKeysLife, "rotation": rotation, "members": members, "faults": faults, "replicas": replicas,
-			"audit": audit, "overrides": overrides, "lists": lists, "storm": storm, "closed": closed,
+			"audit": audit, "overrides": overrides, "many overrides": manyOverrides, "lists": lists, "storm": storm, "closed": closed,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, dsn) })
 		}
@@ -298,11 +298,8 @@ func faults(t *testing.T, dsn string) {
 		"of":           {{Rule: "r", Name: "n", Requests: "1/1m"}, {Rule: "r", Of: "ip", Name: "n", Requests: "1/1m"}},
 		"name":         {{Rule: "r", Of: "user", Requests: "1/1m"}},
 		"rule":         {{Of: "user", Name: "n", Requests: "1/1m"}},
-		"requests":     {{Rule: "r", Of: "user", Name: "n"}, {Rule: "r", Of: "user", Name: "n", Requests: "50"}, {Rule: "r", Of: "user", Name: "n", Requests: "0/1m"}, {Rule: "r", Of: "user", Name: "n", Requests: "5/2h"}, {Rule: "r", Of: "user", Name: "n", Requests: "5/0s"}, {Rule: "r", Of: "user", Name: "n", Requests: "5/1d"}},
-		"input_tokens": {{Rule: "r", Of: "user", Name: "n", InputTokens: "100"}},
-		"tokens":       {{Rule: "r", Of: "user", Name: "n", Tokens: "many"}, {Rule: "r", Of: "user", Name: "n", Tokens: "-1"}},
-		"concurrency":  {{Rule: "r", Of: "user", Name: "n", Concurrency: "1/1m"}},
-		"units":        {{Rule: "r", Of: "user", Name: "n", Units: "1.5"}},
+		"requests":     {{Rule: "r", Of: "user", Name: "n", Requests: Amount(strings.Repeat("1", maxAmount+1))}},
+		"input_tokens": {{Rule: "r", Of: "user", Name: "n", Units: "1", InputTokens: Amount(strings.Repeat("x", 1<<20))}},
 	} {
 		for _, o := range overrides {
 			err := r.store.SetOverride(t.Context(), "test", o)
@@ -417,6 +414,12 @@ func overrides(t *testing.T, dsn string) {
 	if got := b.store.Overrides(); !slices.Equal(got, []Override{want}) || applied != 1 {
 		t.Errorf("%+v, applied %d times", got, applied)
 	}
+	for _, bad := range []string{`{"requests":{}}`, `{"requests":[1]}`, `{"requests":true}`} {
+		var kind *json.UnmarshalTypeError
+		if err := json.Unmarshal([]byte(bad), &Override{}); !errors.As(err, &kind) || kind.Field != "requests" {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
 	o.Requests = "5/s"
 	if err := a.store.SetOverride(t.Context(), "test", o); err != nil {
 		t.Fatal(err)
@@ -437,6 +440,49 @@ func overrides(t *testing.T, dsn string) {
 	got, _, err := a.store.Audit(t.Context(), 0, 3)
 	if err != nil || got[0].What != "override.delete" || string(got[0].After) != "null" || string(got[2].Before) != "null" || !strings.Contains(string(got[1].Before), "100/1m") {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// manyOverrides are more than one page.
+func manyOverrides(t *testing.T, dsn string) {
+	r := newReplica(t, dsn, newClock(), nil)
+	var want []string
+	for _, of := range []string{"department", "key", "user"} {
+		for i := range MaxPage/2 + 1 {
+			o := Override{Rule: fmt.Sprintf("r%d", i%2), Of: of, Name: fmt.Sprintf("n%04d", i/2), Requests: "1/1m"}
+			text, err := json.Marshal(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.db.ExecContext(t.Context(), "INSERT INTO account_overrides VALUES (?, ?, ?, ?)", o.Of, o.Name, o.Rule, string(text)); err != nil {
+				t.Fatal(err)
+			}
+			want = append(want, o.Path())
+		}
+	}
+	paths := func(items []Override) (out []string) {
+		for i := range items {
+			out = append(out, items[i].Path())
+		}
+		return out
+	}
+	if got := paths(newReplica(t, dsn, newClock(), nil).store.Overrides()); !slices.Equal(got, want) {
+		t.Errorf("a new replica knows %d of %d", len(got), len(want))
+	}
+	items, more, err := r.store.StoredOverrides(t.Context(), Page{After: want[2], Limit: 3})
+	if err != nil || !more || !slices.Equal(paths(items), want[3:6]) {
+		t.Errorf("%q, %v, %v", paths(items), more, err)
+	}
+	items, more, err = r.store.StoredOverrides(t.Context(), Page{After: want[len(want)-1]})
+	if err != nil || more || items == nil || len(items) > 0 {
+		t.Errorf("%q, %v, %v", items, more, err)
+	}
+	var f *Fault
+	if _, _, err := r.store.StoredOverrides(t.Context(), Page{After: "user/n"}); !errors.As(err, &f) || f.Field != "after" {
+		t.Errorf("%v", err)
+	}
+	if _, err := r.db.ExecContext(t.Context(), "DELETE FROM account_overrides"); err != nil {
+		t.Fatal(err)
 	}
 }
 

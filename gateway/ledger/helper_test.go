@@ -56,6 +56,9 @@ func openDB(t testing.TB, dsn string) *bun.DB {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
+	if err := Migrate(ctx, db); err != nil {
+		t.Fatal(err)
+	}
 	return db
 }
 
@@ -122,11 +125,17 @@ func shipAll(t testing.TB, l *Ledger) {
 
 func total(t testing.TB, l *Ledger, f Filter) Sums {
 	t.Helper()
-	s, err := l.Total(t.Context(), f, noon().AddDate(-1, 0, 0), noon().AddDate(1, 0, 0))
+	rows, err := l.Report(t.Context(), always(f))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s
+	return rows[0].Sums
+}
+
+// flush waits until all that was added is on the disk.
+func flush(t testing.TB, l *Ledger) {
+	t.Helper()
+	eventually(t, "the disk", func() bool { return l.Status().Buffer == 0 })
 }
 
 func sumOf(records ...Record) (s Sums) {

@@ -34,9 +34,6 @@ type journal struct {
 	wake    chan struct{} // something waits for the disk
 	ripe    chan struct{} // a whole batch waits for the shipper
 
-	// Readers of segments hold it, so that none is removed under them.
-	readers sync.RWMutex
-
 	mu       sync.Mutex
 	pending  []byte // frames that came after the last commit began
 	count    int    // of records in pending
@@ -46,9 +43,10 @@ type journal struct {
 	unripe   int    // records made durable since the shipper was told
 	saidFull time.Time
 	closed   bool
-	waiters  []waiter
 	segments []*segment // oldest first; only the last may be live
 	last     uint64     // number of the youngest segment ever seen
+	reports  uint64     // begun, ever
+	reading  []uint64   // the numbers of those under way
 
 	// Only of the goroutine that commits.
 	group int      // records in writing
@@ -56,12 +54,6 @@ type journal struct {
 	file  *os.File
 	spare []byte
 	sync  func(*os.File) error // of a file; another one in tests
-}
-
-// waiter waits for a record to be durable.
-type waiter struct {
-	upTo uint64
-	done chan struct{}
 }
 
 // openJournal locks the directory, making it where it is missing, and finds what
@@ -137,27 +129,6 @@ func signal(c chan struct{}) {
 	}
 }
 
-// flush waits until all that was appended before is on the disk.
-func (j *journal) flush(ctx context.Context) error {
-	j.mu.Lock()
-	if j.durable >= j.appended {
-		j.mu.Unlock()
-		return nil
-	}
-	w := waiter{j.appended, make(chan struct{})}
-	j.waiters = append(j.waiters, w)
-	j.mu.Unlock()
-	select {
-	case <-w.done:
-		return nil
-	case <-ctx.Done():
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.waiters = slices.DeleteFunc(j.waiters, func(o waiter) bool { return o.done == w.done })
-	return fmt.Errorf("wait for the journal: %w", ctx.Err())
-}
-
 // run commits what comes until ctx ends.
 func (j *journal) run(ctx context.Context) {
 	retry := retryFirst
@@ -188,6 +159,9 @@ func (j *journal) run(ctx context.Context) {
 // are tried again by the next call.
 func (j *journal) commit() error {
 	j.mu.Lock()
+	if j.live != nil && j.live.spoilt {
+		j.finish()
+	}
 	if len(j.writing) == 0 {
 		j.writing, j.group = j.pending, j.count
 		j.pending, j.count = j.spare[:0], 0
@@ -212,16 +186,10 @@ func (j *journal) commit() error {
 		signal(j.ripe)
 	}
 	j.writing = nil
-	if cap(group) <= 1<<20 { // what one bad moment needed is not kept for ever
+	// What one bad moment needed is not kept for ever, and a report may read it.
+	if cap(group) <= 1<<20 && len(j.reading) == 0 {
 		j.spare = group
 	}
-	j.waiters = slices.DeleteFunc(j.waiters, func(w waiter) bool {
-		if w.upTo > j.durable {
-			return false
-		}
-		close(w.done)
-		return true
-	})
 	if j.live.size >= j.segment {
 		j.finish()
 	}
@@ -302,33 +270,46 @@ func (j *journal) next() (at segment, s *segment) {
 }
 
 // shipped notes that a segment which is not live is in the database as a whole,
-// or as far as it can be read.
-func (j *journal) shipped(s *segment) {
+// or as far as it can be read; then keep says that people may want the rest.
+func (j *journal) shipped(s *segment, keep bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	s.done = true
+	s.done, s.keep, s.reports = true, keep, j.reports
 }
 
-// remove removes the segments that are shipped, unless somebody reads them just
-// now: then a later call does. It returns the ids of those that are gone.
+// spoil says that what is written to a live segment can no longer be read: the
+// next records go to another one.
+func (j *journal) spoil(s *segment) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s.spoilt = true
+	signal(j.wake)
+}
+
+// remove removes the segments that are shipped, or sets them aside, but for those that a report may
+// still have to read, since it began before they were: a later call does, however
+// many reports follow. It returns the ids of those that are gone.
 func (j *journal) remove() (gone []string) {
-	if !j.readers.TryLock() {
-		return nil
-	}
-	defer j.readers.Unlock()
 	j.mu.Lock()
 	var done []*segment
 	j.segments = slices.DeleteFunc(j.segments, func(s *segment) bool {
-		if s.done {
+		free := s.done && !slices.ContainsFunc(j.reading, func(report uint64) bool { return report <= s.reports })
+		if free {
 			done = append(done, s)
 		}
-		return s.done
+		return free
 	})
 	j.mu.Unlock()
 	for _, s := range done {
-		if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		var err error
+		if s.keep {
+			err = os.Rename(s.path, s.path+aside)
+		} else {
+			err = os.Remove(s.path)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			// The next process ships it again, which changes nothing.
-			j.log.Warn("cannot remove a shipped segment", "path", s.path, "error", err.Error())
+			j.log.Warn("cannot remove a shipped segment or set it aside", "path", s.path, "error", err.Error())
 			continue
 		}
 		gone = append(gone, s.id)
@@ -336,15 +317,30 @@ func (j *journal) remove() (gone []string) {
 	return gone
 }
 
+// begin begins a report: until end is called, what is not shipped yet can be read.
+func (j *journal) begin() (end func()) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.reports++
+	report := j.reports
+	j.reading = append(j.reading, report)
+	return func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.reading = slices.DeleteFunc(j.reading, func(r uint64) bool { return r == report })
+	}
+}
+
 // unread is a moment of the journal: its segments, up to where they may be read,
-// and what is in memory only. The caller holds readers.
-func (j *journal) unread() (segments []segment, memory []byte) {
+// and what is in memory only. It is good until the caller's report ends: memory is
+// no copy, but what comes later is written behind it.
+func (j *journal) unread() (segments []segment, memory [2][]byte) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, s := range j.segments {
 		segments = append(segments, *s)
 	}
-	return segments, slices.Concat(j.writing, j.pending)
+	return segments, [2][]byte{j.writing, j.pending}
 }
 
 // sizes are those of the segments that are not done and of what is in memory, in
@@ -376,7 +372,7 @@ func (j *journal) close(shipped func(*segment) bool) (gone []string, err error) 
 	if j.live != nil {
 		s := j.live
 		j.finish()
-		s.done = shipped(s)
+		s.done, s.reports = shipped(s), j.reports
 	}
 	left := j.appended - j.durable
 	j.mu.Unlock()

@@ -3,7 +3,6 @@ package ledger
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -20,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"pgregory.net/rapid"
 
+	"tidegate/gateway/database/databasetest"
 	"tidegate/gateway/openai"
 )
 
@@ -164,7 +164,7 @@ func TestChunks(t *testing.T) {
 // TestCorruptIsKept damages the middle of a segment: what stands before is
 // counted, the next segments too, and the file stays for people.
 func TestCorruptIsKept(t *testing.T) {
-	db := openDB(t, "sqlite://"+filepath.Join(t.TempDir(), "x.db"))
+	db := openDB(t, databasetest.SQLite(t))
 	dir := t.TempDir()
 	l := open(t, dir, db)
 	add := func(from, n int) {
@@ -206,6 +206,93 @@ func TestCorruptIsKept(t *testing.T) {
 	}
 }
 
+// TestLiveIsDamaged damages the segment that is written to: what stood before the
+// damage is counted and so is all that comes after it was found, in another file.
+func TestLiveIsDamaged(t *testing.T) {
+	whole := len(segmentOf(records(0, 6)...))
+	for _, c := range []struct {
+		name   string
+		damage func(path string) error
+		counts func(*metrics) prometheus.Counter
+		before int // records that are still counted
+		kept   bool
+	}{
+		{"flipped", func(path string) error {
+			b, err := os.ReadFile(path)
+			if err == nil {
+				b[whole+20] ^= 1
+				err = os.WriteFile(path, b, 0o600)
+			}
+			return err
+		}, func(m *metrics) prometheus.Counter { return m.corrupt }, 6, true},
+		{"cut", func(path string) error { return os.Truncate(path, int64(whole+20)) }, func(m *metrics) prometheus.Counter { return m.torn }, 6, false},
+		{"taken away", os.Remove, func(m *metrics) prometheus.Counter { return m.missing }, 0, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := open(t, t.TempDir(), openDB(t, databasetest.SQLite(t)))
+			commit := func(all []Record) {
+				for _, r := range all {
+					l.Add(r)
+				}
+				if err := l.journal.commit(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			commit(records(0, 10))
+			path := l.journal.live.path
+			if err := c.damage(path); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 { // finding it twice is finding it once
+				shipAll(t, l)
+			}
+			commit(records(10, 5))
+			want := sumOf(append(records(0, c.before), records(10, 5)...)...)
+			for range 2 { // the same before it is shipped and after
+				if got := total(t, l, Filter{}); got != want {
+					t.Errorf("got  %+v\nwant %+v", got, want)
+				}
+				shipAll(t, l)
+			}
+			if n := value(t, c.counts(l.metrics)); n != 1 {
+				t.Errorf("%v segments are counted", n)
+			}
+			if _, err := os.Stat(path + aside); (err == nil) != c.kept {
+				t.Errorf("kept: %v", err)
+			}
+			if left, _, err := listSegments(l.Dir); err != nil || len(left) != 1 {
+				t.Errorf("%d segments: %v", len(left), err)
+			}
+		})
+	}
+}
+
+// TestMissing takes a file of an earlier process away: it is counted as missing,
+// and what comes behind it is shipped.
+func TestMissing(t *testing.T) {
+	db, dir := openDB(t, databasetest.SQLite(t)), t.TempDir()
+	l := open(t, dir, db)
+	l.journal.segment = 1 // byte: a segment for each commit
+	for _, r := range records(0, 3) {
+		l.Add(r)
+		if err := l.journal.commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.crash()
+	l = open(t, dir, db)
+	if err := os.Remove(l.journal.segments[1].path); err != nil {
+		t.Fatal(err)
+	}
+	shipAll(t, l)
+	if got, want := total(t, l, Filter{}), sumOf(one(0), one(2)); got != want {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if n := value(t, l.metrics.missing); n != 1 || l.Status() != (Status{}) {
+		t.Errorf("%v segments are counted: %+v", n, l.Status())
+	}
+}
+
 func TestOneGatewayPerDirectory(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, dir, nil)
@@ -237,7 +324,7 @@ func TestOneGatewayPerDirectory(t *testing.T) {
 // TestDiskFails lets syncs fail for a while: nothing is lost while the buffer
 // lasts, what comes after is counted, and all that was kept arrives once.
 func TestDiskFails(t *testing.T) {
-	db := openDB(t, "sqlite://"+filepath.Join(t.TempDir(), "x.db"))
+	db := openDB(t, databasetest.SQLite(t))
 	l := open(t, t.TempDir(), db)
 	j := l.journal
 	works := j.sync
@@ -262,11 +349,6 @@ func TestDiskFails(t *testing.T) {
 			t.Errorf("segment %d: %+v, %v", i, s, err)
 		}
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := l.Flush(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("Flush: %v", err)
-	}
 	if got, want := total(t, l, Filter{}), sumOf(records(0, 20)...); got != want {
 		t.Errorf("while it fails:\ngot  %+v\nwant %+v", got, want)
 	}
@@ -279,8 +361,8 @@ func TestDiskFails(t *testing.T) {
 	if err := j.drain(); err != nil { // the group that failed, and what came after
 		t.Fatal(err)
 	}
-	if err := l.Flush(t.Context()); err != nil {
-		t.Error(err)
+	if n := l.Status().Buffer; n != 0 {
+		t.Errorf("%d bytes wait", n)
 	}
 	shipAll(t, l)
 	if got, want := total(t, l, Filter{}), sumOf(records(0, 20)...); got != want {
@@ -301,7 +383,7 @@ func TestDiskFails(t *testing.T) {
 // TestNoDirectory takes the directory away under a running ledger.
 func TestNoDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "journal")
-	l := open(t, dir, nil)
+	l := open(t, dir, openDB(t, databasetest.SQLite(t)))
 	run(t, l)
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
@@ -311,9 +393,7 @@ func TestNoDirectory(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Flush(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	flush(t, l)
 	if got := total(t, l, Filter{}); got != sumOf(one(0)) {
 		t.Errorf("%+v", got)
 	}
@@ -328,13 +408,12 @@ func victim(dir string) {
 		return
 	}
 	l.journal.segment = 20_000
-	go l.Run(context.Background())
 	for n := 0; ; n++ {
 		r := one(n)
 		r.ID = fmt.Sprintf("%d-%d", os.Getpid(), n)
 		l.Add(r)
 		if n%20 == 19 {
-			if err := l.Flush(context.Background()); err != nil {
+			if err := l.journal.commit(); err != nil {
 				fmt.Println(err)
 				return
 			}
@@ -347,7 +426,7 @@ func victim(dir string) {
 // what it knew to be on the disk is there, each once, in order.
 func TestKill(t *testing.T) {
 	dir := t.TempDir()
-	db := openDB(t, "sqlite://"+filepath.Join(t.TempDir(), "x.db"))
+	db := openDB(t, databasetest.SQLite(t))
 	known := 0
 	for range 5 {
 		c := exec.CommandContext(t.Context(), os.Args[0])

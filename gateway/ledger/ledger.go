@@ -23,16 +23,20 @@ const (
 	shipTimeout  = 10 * time.Second // of one batch
 	drainGrace   = 5 * time.Second  // for the rest, after Run has been told to end
 	closeTimeout = 2 * time.Second  // for what a closed ledger still asks of the database
+	maxReports   = 2                // at a time: each may read all that is not shipped
 	backOffFirst = 250 * time.Millisecond
 	backOffLast  = 15 * time.Second
+	pruneEvery   = 24 * time.Hour
+	pruneFirst   = 5 * time.Minute // after the start, and again after a failure; up to twice that
 )
 
 // Parts are what a ledger is made of.
 type Parts struct {
-	Dir      string  // of the journal; made where it is missing
-	DB       *bun.DB // nil: there is none, and records stay in the journal. The caller closes it, after the ledger
-	Log      *slog.Logger
-	Registry prometheus.Registerer
+	Dir       string        // of the journal; made where it is missing
+	DB        *bun.DB       // brought up to date by Migrate. The caller closes it, after the ledger
+	Retention time.Duration // of single records in the database, MinRetention at least; 0: for good. Sums stay
+	Log       *slog.Logger
+	Registry  prometheus.Registerer
 }
 
 // Ledger takes records and answers what was used. It is safe for concurrent use.
@@ -40,9 +44,7 @@ type Ledger struct {
 	Parts
 	metrics *metrics
 	journal *journal
-
-	migrating sync.Mutex
-	migrated  atomic.Bool
+	reports chan struct{} // has one for each report under way
 
 	// Of the shipper.
 	shipping sync.Mutex
@@ -56,7 +58,7 @@ type Ledger struct {
 // open. It starts nothing and asks the database nothing: until Run runs, records
 // wait in memory.
 func Open(p Parts) (*Ledger, error) {
-	l := &Ledger{Parts: p}
+	l := &Ledger{Parts: p, reports: make(chan struct{}, maxReports)}
 	l.metrics = newMetrics(p.Registry, l)
 	j, err := openJournal(p.Dir, p.Log, l.metrics)
 	if err != nil {
@@ -66,8 +68,8 @@ func Open(p Parts) (*Ledger, error) {
 	return l, nil
 }
 
-// Add takes a record. It returns at once: no disk and no database is waited for.
-// What a crash in the next few milliseconds would lose is what Flush waits for.
+// Add takes a record. It returns at once: no disk and no database is waited for,
+// so a crash in the next few milliseconds loses the record.
 func (l *Ledger) Add(r Record) {
 	if r.ID == "" {
 		r.ID = rand.Text()
@@ -76,17 +78,14 @@ func (l *Ledger) Add(r Record) {
 	l.journal.append(&r)
 }
 
-// Flush waits until every record added before is on the disk, or ctx ends. Run
-// must be running.
-func (l *Ledger) Flush(ctx context.Context) error { return l.journal.flush(ctx) }
-
-// Run brings records to the disk and to the database until ctx ends. Then it
-// syncs what is left, tries for five seconds to ship it, and returns nil: losing
+// Run brings records to the disk and to the database, and once a day deletes there
+// those beyond Parts.Retention, until ctx ends. Then it syncs what is left, tries for five seconds to ship it, and returns nil: losing
 // the disk or the database is no reason to stop. It may run once at a time.
 func (l *Ledger) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() { l.journal.run(ctx) })
 	loops.Go(func() { l.shipLoop(ctx) })
+	loops.Go(func() { l.pruneLoop(ctx) })
 	loops.Wait()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainGrace)
 	defer cancel()
@@ -114,7 +113,7 @@ func (l *Ledger) Close() error {
 		return live == l.at && l.offset.Load() >= live.size
 	})
 	l.leave()
-	if l.DB != nil && l.failure.Load() == nil {
+	if l.failure.Load() == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		l.forget(ctx, gone)
@@ -156,9 +155,6 @@ func (l *Ledger) shipLoop(ctx context.Context) {
 // ship brings the next batch into the database and returns how many records it
 // had; 0: all is there.
 func (l *Ledger) ship(ctx context.Context) (n int, err error) {
-	if l.DB == nil {
-		return 0, nil
-	}
 	l.shipping.Lock()
 	defer l.shipping.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, shipTimeout)
@@ -180,22 +176,19 @@ func (l *Ledger) batch(ctx context.Context) (int, error) {
 			l.sweep(ctx)
 			return 0, nil
 		}
-		if err := l.enter(ctx, s); err != nil {
+		batch := make([]Record, 0, batchRecords)
+		var end int64
+		err := l.enter(ctx, s)
+		if err == nil {
+			end, err = scan(l.file, l.offset.Load(), now.size, func(r Record, _ int64) bool {
+				batch = append(batch, r)
+				return len(batch) < batchRecords
+			})
+		}
+		if err != nil && !damaged(err) {
 			return 0, err
 		}
-		from := l.offset.Load()
-		batch := make([]Record, 0, batchRecords)
-		end, damage := scan(l.file, from, now.size, func(r Record, _ int64) bool {
-			batch = append(batch, r)
-			return len(batch) < batchRecords
-		})
-		if damage != nil && !errors.Is(damage, errTorn) && !errors.Is(damage, errCorrupt) {
-			return 0, damage
-		}
 		if len(batch) > 0 {
-			if err := l.ready(ctx); err != nil {
-				return 0, err
-			}
 			if err := insert(ctx, l.DB, s.id, end, batch); err != nil {
 				return 0, fmt.Errorf("insert usage: %w", err)
 			}
@@ -203,17 +196,21 @@ func (l *Ledger) batch(ctx context.Context) (int, error) {
 			l.metrics.shipped.Add(float64(len(batch)))
 			return len(batch), nil
 		}
-		if now.live && damage == nil {
+		if now.live {
+			if err != nil { // first the journal must leave it
+				l.journal.spoil(s)
+			}
 			l.sweep(ctx)
 			return 0, nil
 		}
-		l.end(now, from, damage)
+		l.end(now, end, err)
 		l.leave()
-		l.journal.shipped(s)
+		l.journal.shipped(s, errors.Is(err, errCorrupt))
 	}
 }
 
-// enter opens the segment to be shipped, at the byte up to which it has been.
+// enter opens the segment to be shipped, at the byte up to which it has been. Its
+// error is errMissing where there is no such file.
 func (l *Ledger) enter(ctx context.Context, s *segment) error {
 	if l.at == s {
 		return nil
@@ -221,15 +218,15 @@ func (l *Ledger) enter(ctx context.Context, s *segment) error {
 	l.leave()
 	var shipped int64
 	if !s.ours {
-		if err := l.ready(ctx); err != nil {
-			return err
-		}
 		var err error
 		if shipped, err = shippedOf(ctx, l.DB, s.id); err != nil {
 			return fmt.Errorf("look up a segment: %w", err)
 		}
 	}
 	f, err := os.Open(s.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return errMissing
+	}
 	if err != nil {
 		return err
 	}
@@ -246,8 +243,7 @@ func (l *Ledger) leave() {
 	l.offset.Store(0)
 }
 
-// end says what became of a segment that was read as far as possible. A corrupt
-// one is kept, under another name.
+// end says what became of a segment that was read as far as possible.
 func (l *Ledger) end(s segment, at int64, damage error) {
 	switch {
 	case errors.Is(damage, errTorn):
@@ -255,9 +251,11 @@ func (l *Ledger) end(s segment, at int64, damage error) {
 		l.Log.Warn("cut a segment of the journal after its last whole record, as after a kill", "path", s.path, "bytes", s.size-at)
 	case errors.Is(damage, errCorrupt):
 		l.metrics.corrupt.Inc()
-		err := os.Rename(s.path, s.path+aside)
 		l.Log.Error("a segment of the journal is corrupt: what follows the damage is not counted, and the file is kept",
-			"path", s.path+aside, "damaged_at_byte", at, "bytes", s.size-at, "kept", err == nil)
+			"path", s.path+aside, "damaged_at_byte", at, "bytes", s.size-at)
+	case errors.Is(damage, errMissing):
+		l.metrics.missing.Inc()
+		l.Log.Error("a segment of the journal is missing: what was not shipped of it is not counted", "path", s.path)
 	}
 }
 
@@ -272,50 +270,37 @@ func (l *Ledger) forget(ctx context.Context, gone []string) {
 		return
 	}
 	if err := forget(ctx, l.DB, gone); err != nil {
-		// A note too many does no harm; Prune takes it away.
+		// A note too many does no harm; pruning takes it away.
 		l.Log.Debug("cannot drop the note of a shipped segment", "error", err.Error())
 	}
-}
-
-// ready makes the tables, once.
-func (l *Ledger) ready(ctx context.Context) error {
-	if l.migrated.Load() {
-		return nil
-	}
-	l.migrating.Lock()
-	defer l.migrating.Unlock()
-	if l.migrated.Load() {
-		return nil
-	}
-	if err := Migrate(ctx, l.DB); err != nil {
-		return err
-	}
-	l.migrated.Store(true)
-	return nil
 }
 
 // Report answers a query from the database and from what this gateway has not yet
 // brought there, so it holds every record that was added here before. What other
 // gateways added in the last second may be missing. The rows are in the order of
 // the groups, of which each may stand once. It fails while the database is away.
+// Where two reports are under way it waits for one to end, at most until ctx does.
 func (l *Ledger) Report(ctx context.Context, q Query) ([]Row, error) {
 	t, err := newTally(&q)
 	if err != nil {
 		return nil, err
 	}
-	l.journal.readers.RLock()
-	defer l.journal.readers.RUnlock()
-	var shipped map[string]int64
-	if l.DB != nil {
-		if err = l.ready(ctx); err == nil {
-			shipped, err = t.database(ctx, l.DB)
-		}
+	select {
+	case l.reports <- struct{}{}:
+		defer func() { <-l.reports }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("report of usage: wait for others: %w", ctx.Err())
 	}
+	defer l.journal.begin()()
+	shipped, err := t.database(ctx, l.DB)
 	if err == nil {
 		// What was shipped since the database was asked is still in its segment.
 		segments, memory := l.journal.unread()
-		if err = t.unshipped(ctx, segments, shipped); err == nil {
-			err = t.memory(ctx, memory)
+		err = t.unshipped(ctx, segments, shipped)
+		for _, frames := range memory {
+			if err == nil {
+				err = t.memory(ctx, frames)
+			}
 		}
 	}
 	if err != nil {
@@ -324,34 +309,40 @@ func (l *Ledger) Report(ctx context.Context, q Query) ([]Row, error) {
 	return t.sorted(), nil
 }
 
-// Total sums what was used by those that a filter means, as Report does: with the
-// begin and the end of a calendar period in any zone it is what a quota's counter
-// must stand at.
-func (l *Ledger) Total(ctx context.Context, f Filter, begin, end time.Time) (Sums, error) {
-	rows, err := l.Report(ctx, Query{Filter: f, From: begin, To: end})
-	if err != nil {
-		return Sums{}, err
-	}
-	return rows[0].Sums, nil
-}
-
 // MinRetention is how long single records stay in the database at least: a batch
 // that may or may not have arrived is sent again, and must find its records.
 const MinRetention = 7 * 24 * time.Hour
 
-// Prune deletes the single records that began before a moment; the sums stay, and
-// so do reports. It refuses a moment younger than MinRetention.
-func (l *Ledger) Prune(ctx context.Context, before time.Time) (deleted int64, err error) {
-	if time.Since(before) < MinRetention {
-		return 0, fmt.Errorf("usage records must be kept for %v at least", MinRetention)
+// pruneLoop keeps the single records of the database to their retention.
+func (l *Ledger) pruneLoop(ctx context.Context) {
+	if l.Retention == 0 {
+		return
 	}
-	if l.DB == nil {
-		return 0, nil
+	// Gateways that share a database and start together prune one after another.
+	pause := pruneFirst + mathrand.N(pruneFirst)
+	for sleep(ctx, pause) {
+		deleted, err := prune(ctx, l.DB, time.Now().Add(-l.Retention))
+		pause = pruneEvery
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			pause = pruneFirst + mathrand.N(pruneFirst)
+			l.Log.Warn("cannot delete old usage records", "deleted", deleted, "error", err.Error(), "again_in", pause)
+		case deleted > 0:
+			l.Log.Info("deleted old usage records; their sums stay", "records", deleted, "retention", l.Retention)
+		}
 	}
-	if err := l.ready(ctx); err != nil {
-		return 0, err
+}
+
+// sleep waits; false: ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
-	return prune(ctx, l.DB, before)
 }
 
 // Status is how the ledger is doing.

@@ -11,6 +11,7 @@ type metrics struct {
 	shipFailures  prometheus.Counter
 	corrupt       prometheus.Counter
 	torn          prometheus.Counter
+	missing       prometheus.Counter
 	sync          prometheus.Histogram
 }
 
@@ -31,6 +32,7 @@ func newMetrics(reg prometheus.Registerer, l *Ledger) *metrics {
 		shipFailures:  counter("tidegate_ledger_ship_failures_total", "Failed attempts to reach the database with usage records."),
 		corrupt:       counter("tidegate_ledger_corrupt_segments_total", "Segments of the journal of which a part cannot be read; they are kept beside."),
 		torn:          counter("tidegate_ledger_torn_segments_total", "Segments that ended in the middle of a record, as after a kill."),
+		missing:       counter("tidegate_ledger_missing_segments_total", "Segments of the journal that somebody took away before they were shipped."),
 		sync: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "tidegate_ledger_sync_seconds", Help: "Time that the journal's disk took to sync.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},

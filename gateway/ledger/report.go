@@ -298,7 +298,7 @@ func (t *tally) read(ctx context.Context, f io.ReaderAt, from, to int64) error {
 		t.record(&r)
 		return ctx.Err() == nil
 	})
-	if errors.Is(err, errTorn) || errors.Is(err, errCorrupt) {
+	if damaged(err) {
 		err = nil
 	}
 	return errors.Join(err, ctx.Err())

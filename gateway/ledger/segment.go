@@ -29,7 +29,15 @@ var (
 	errTorn = errors.New("the segment ends in the middle of a record")
 	// errCorrupt says that what once was written whole can no longer be read.
 	errCorrupt = errors.New("the segment is corrupt")
+	// errMissing says that somebody has taken the file away.
+	errMissing = errors.New("the segment is missing")
 )
+
+// damaged reports whether an error says that the rest of a segment is beyond
+// reading, for ever.
+func damaged(err error) bool {
+	return errors.Is(err, errTorn) || errors.Is(err, errCorrupt) || errors.Is(err, errMissing)
+}
 
 // checksum is of a record. A table for Castagnoli is made once in the library.
 func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
@@ -132,7 +140,11 @@ type segment struct {
 	size   int64 // of what may be read, in bytes
 	live   bool  // more will be written to it
 	ours   bool  // made by this process, so nothing of it was shipped before
-	done   bool  // shipped as a whole; to be removed
+	spoilt bool  // damaged while it is live; to be ended
+	done   bool  // shipped as far as it can be read; to be removed
+	keep   bool  // under another name instead of being removed
+
+	reports uint64 // that had begun when it was done
 }
 
 const (

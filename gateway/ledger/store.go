@@ -23,8 +23,8 @@ var migrations embed.FS
 // quarter is the grain of the sums.
 const quarter = 15 * time.Minute
 
-// Migrate makes the ledger's tables or brings them up to date. A Ledger does so
-// itself as soon as it reaches its database.
+// Migrate makes the ledger's tables or brings them up to date. Several gateways
+// may do so at once.
 func Migrate(ctx context.Context, db *bun.DB) error {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
@@ -224,24 +224,41 @@ func forget(ctx context.Context, db *bun.DB, segments []string) error {
 // since the records that would tell may be gone.
 const noteKept = 365 * 24 * time.Hour
 
-// prune deletes single records that began before a moment, a piece at a time so
-// that nobody waits long, and notes of segments of machines that never came back.
-// The sums stay.
+// How prune deletes: in pieces, so that a shipper or another gateway waits for one
+// of them at most, and with pauses, in which they go on.
+const (
+	prunePiece   = 1000                   // records
+	prunePause   = 100 * time.Millisecond // between two
+	pruneTimeout = 30 * time.Second       // of one
+)
+
+// prune deletes single records that began before a moment, and notes of segments
+// of machines that never came back. The sums stay. It returns how many records it
+// deleted, also where it fails.
 func prune(ctx context.Context, db *bun.DB, before time.Time) (deleted int64, err error) {
-	const piece = 5000
+	exec := func(query string, args ...any) (int64, error) {
+		ctx, cancel := context.WithTimeout(ctx, pruneTimeout)
+		defer cancel()
+		result, err := db.ExecContext(ctx, query, args...)
+		if err != nil {
+			return 0, err
+		}
+		return result.RowsAffected()
+	}
 	for {
-		result, err := db.ExecContext(ctx, "DELETE FROM usage_records WHERE id IN (SELECT id FROM usage_records WHERE at < ? ORDER BY at LIMIT ?)",
-			before.UnixMilli(), piece)
+		n, err := exec("DELETE FROM usage_records WHERE id IN (SELECT id FROM usage_records WHERE at < ? ORDER BY at LIMIT ?)", before.UnixMilli(), prunePiece)
+		deleted += n
 		if err != nil {
 			return deleted, fmt.Errorf("prune usage records: %w", err)
 		}
-		n, err := result.RowsAffected()
-		deleted += n
-		if err != nil || n < piece {
+		if n < prunePiece {
 			break
 		}
+		if !sleep(ctx, prunePause) {
+			return deleted, ctx.Err()
+		}
 	}
-	if _, err := db.ExecContext(ctx, "DELETE FROM usage_segments WHERE at < ?", before.Add(-noteKept).UnixMilli()); err != nil {
+	if _, err := exec("DELETE FROM usage_segments WHERE at < ?", before.Add(-noteKept).UnixMilli()); err != nil {
 		return deleted, fmt.Errorf("prune notes of segments: %w", err)
 	}
 	return deleted, nil
