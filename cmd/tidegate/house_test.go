@@ -37,7 +37,7 @@ func arrows() map[string][]string {
 		"admission":                            {"admission/limit", "degrade"},
 		"admission/limit":                      {},
 		"admission/limit/limittest":            {"admission/limit"},
-		"admission/limit/redislimit":           {"admission/limit", "degrade"},
+		"admission/limit/redislimit":           {"admission/limit", "admission/limit/limittest", "admission/limit/redislimit/redistest", "degrade"},
 		"admission/limit/redislimit/redistest": {},
 		"degrade":                              {},
 		"nvml":                                 {},

@@ -28,7 +28,6 @@ type counters struct {
 	over  []limit.Override
 	redis redis.UniversalClient // nil: the counters are this process's own
 	guard *redislimit.Guarded   // nil, too
-	back  chan struct{}         // Redis answers again
 	wrote chan struct{}         // this process has changed accounts
 }
 
@@ -38,7 +37,7 @@ func (d *daemon) openCounters(registry prometheus.Registerer) error {
 	if err != nil {
 		return err
 	}
-	c := &counters{d: d, rules: rules, back: make(chan struct{}, 1), wrote: make(chan struct{}, 1)}
+	c := &counters{d: d, rules: rules, wrote: make(chan struct{}, 1)}
 	store := limit.Store(limit.NewMemory(time.Now))
 	if len(d.config.Redis.Addrs) > 0 {
 		host, _ := os.Hostname() // it only makes the name readable
@@ -80,7 +79,6 @@ func (c *counters) changed(alone bool, last error) {
 		return
 	}
 	c.d.log.Info("Redis answers again: what was counted alone is handed in")
-	raise(c.back)
 }
 
 // raise sets a flag that is a channel of one.
@@ -182,7 +180,7 @@ func (c *counters) replace() {
 }
 
 // run keeps reservations alive and, with Redis, hands in what was counted alone and
-// restores quotas that a Redis which was lost has forgotten.
+// restores the quotas of a Redis that has lost them.
 func (c *counters) run(ctx context.Context) error {
 	if c.guard == nil {
 		return c.Run(ctx)
@@ -193,23 +191,36 @@ func (c *counters) run(ctx context.Context) error {
 	loops.Go(func() { c.announce(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for lost := false; ctx.Err() == nil; {
+	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case <-c.back:
-			lost = true
 		case <-tick.C:
-			if lost && !c.guard.State().Alone && c.guard.State().Waiting == 0 {
-				lost = c.restore(ctx) != nil
-			}
+			c.refill(ctx)
 		}
 	}
 	loops.Wait()
 	return nil
 }
 
-// restore raises quotas to what the ledger says was used of them: a new process has
-// forgotten its counters, and so may Redis have.
+// refill restores the quotas where the counters are new: those of this process
+// always are, and those of Redis where it is or has lost them. A Redis that was only
+// away is left alone: what other gateways counted meanwhile stands in the ledger and
+// is still to be handed in, so that it would be charged twice. What cannot be
+// restored is said and tried again; until then it counts from zero.
+func (c *counters) refill(ctx context.Context) {
+	if c.guard == nil {
+		_ = c.restore(ctx)
+		return
+	}
+	if empty, err := c.guard.Empty(ctx); err != nil || !empty || c.restore(ctx) != nil {
+		return
+	}
+	if err := c.guard.MarkWhole(ctx); err != nil {
+		c.d.log.Warn("cannot tell the other gateways that quotas are restored; trying on", "error", err.Error())
+	}
+}
+
+// restore raises quotas to what the ledger says was used of them.
 func (c *counters) restore(ctx context.Context) error {
 	for _, q := range c.Quotas() {
 		by, whole := groupsOf(q.Per)

@@ -223,6 +223,20 @@ func (g *Guarded) wait(s settlement) {
 	g.mu.Unlock()
 }
 
+// leaveQuotas lets what waits charge no quota: Redis has lost them, and they are
+// restored from a ledger that has counted these requests, too.
+func (g *Guarded) leaveQuotas() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.waiting {
+		for i := range s.Dims {
+			if s.Dims[i].Kind == limit.Quota && s.ms != 0 {
+				s.Charges[i] = 0 // the slice is the settlement's own
+			}
+		}
+	}
+}
+
 // tell settles in Redis what waits, in its order, until nothing does or one fails.
 func (g *Guarded) tell(ctx context.Context) error {
 	for {

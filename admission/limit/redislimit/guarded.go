@@ -2,6 +2,7 @@ package redislimit
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
@@ -255,13 +256,49 @@ func (g *Guarded) Renew(ctx context.Context, renewals []limit.Renewal) (lost []s
 	if lost, err = g.store.Renew(ctx, shared); err != nil {
 		return lost, err
 	}
-	return lost, g.fleet.beat(ctx, g.store, g.recent.sum(g.with.Now()))
+	return lost, g.greet(ctx)
+}
+
+// greet is this replica's heartbeat in the fleet.
+func (g *Guarded) greet(ctx context.Context) error {
+	other, err := g.fleet.beat(ctx, g.store, g.recent.sum(g.with.Now()))
+	if other {
+		g.leaveQuotas()
+	}
+	return err
+}
+
+// Empty asks Redis whether it is new or has lost all counters since the last
+// MarkWhole, of any replica. While Redis is not asked it says what was last known.
+func (g *Guarded) Empty(ctx context.Context) (bool, error) {
+	if !g.fleet.bare() && g.met() || !g.breaker.Closed() {
+		return g.fleet.bare(), nil
+	}
+	err := g.call(ctx, nil, g.greet)
+	return g.fleet.bare(), err
+}
+
+func (g *Guarded) met() bool {
+	g.fleet.mu.RLock()
+	defer g.fleet.mu.RUnlock()
+	return g.fleet.met
+}
+
+// MarkWhole says to all replicas that the quotas of an empty Redis have been brought
+// to what is known of them from elsewhere.
+func (g *Guarded) MarkWhole(ctx context.Context) error {
+	return g.call(ctx, nil, func(ctx context.Context) error {
+		if err := g.store.client.SetNX(ctx, markKey, rand.Text(), 0).Err(); err != nil {
+			return fmt.Errorf("redis: mark: %w", err)
+		}
+		return g.greet(ctx)
+	})
 }
 
 // Run looks whether Redis is back, and tells it what it was not told, until ctx
 // ends.
 func (g *Guarded) Run(ctx context.Context) error {
-	if err := g.fleet.beat(ctx, g.store, 0); err != nil && ctx.Err() == nil {
+	if err := g.greet(ctx); err != nil && ctx.Err() == nil {
 		g.mu.Lock()
 		g.last = err
 		g.mu.Unlock()
@@ -280,8 +317,17 @@ func (g *Guarded) Run(ctx context.Context) error {
 
 func (g *Guarded) look(ctx context.Context) {
 	if !g.breaker.Closed() {
-		// The counts come home before anybody is let in by Redis again.
-		_ = g.breaker.Probe(func() error { return errors.Join(g.probe(ctx), g.tell(ctx)) })
+		// The counts come home before anybody is let in by Redis again, unless it has
+		// lost those that they would be added to.
+		_ = g.breaker.Probe(func() error {
+			if err := g.probe(ctx); err != nil {
+				return err
+			}
+			if err := g.call(ctx, nil, g.greet); err != nil {
+				return err
+			}
+			return g.tell(ctx)
+		})
 	} else if g.waitingCount.Load() > 0 {
 		_ = g.breaker.Do(func() error { return g.tell(ctx) })
 	}
