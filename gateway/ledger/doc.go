@@ -2,9 +2,10 @@
 // place on a backend, in a database, counted once whatever crashes.
 //
 // A record goes three steps. Add puts it into a bounded buffer in memory, at once,
-// so that a request never waits for a disk. The journal writes the buffer to an
-// append-only file, a segment, and syncs it every few milliseconds; Flush waits
-// for that. The shipper copies batches from the segments into the database: one
+// so that a request never waits for a disk. The journal writes the buffer at once to
+// an append-only file, a segment, where a kill of the process does not reach it
+// (Written waits for that), and syncs it every few milliseconds (Flush waits for
+// that). The shipper copies batches from the segments into the database: one
 // transaction inserts the rows whose request id is new, adds only those to the
 // sums of their quarter of an hour, and notes up to which byte the segment has
 // been shipped. A segment that is shipped as a whole is deleted.
