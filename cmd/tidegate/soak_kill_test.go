@@ -49,6 +49,7 @@ func entries(t *testing.T, dsn string) map[string]entry {
 // its end stands in the ledger once and to the token; slots come back; quotas stand
 // at no less than the ledger.
 func TestSoakKill(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Single(t)
 	dsn := databasetest.Postgres(t)
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL = 10*time.Millisecond, 2*time.Millisecond })

@@ -16,7 +16,7 @@ import (
 // TestSoakLimit holds two gateways on one Redis under 200 callers, who ask for much
 // more than the limits allow. In no window may more pass than the limit.
 func TestSoakLimit(t *testing.T) {
-	window, windows := length(3*time.Second, time.Minute), 3
+	window, windows := length(2*time.Second, time.Minute), 3
 	requests, tokens := int64(40*window.Seconds()), int64(1000*window.Seconds())
 	redis := redistest.Single(t)
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL = time.Millisecond, 0 })

@@ -32,6 +32,7 @@ const soakSlots = 8 // of the concurrency rule
 // TestSoakOutage stops Redis under load, and then PostgreSQL. Limits hold as their
 // rules say, keys in use go on, and in the end every request is counted once.
 func TestSoakOutage(t *testing.T) {
+	t.Parallel()
 	o := &outage{servers: startServers(t, nil), redis: redistest.Single(t), store: databasetest.StartServer(t), window: 2 * time.Second}
 	o.tokens = 4000
 	dsn := o.store.Database(t)
@@ -77,7 +78,7 @@ func (o *outage) withoutRedis(t *testing.T) {
 			eventually(t, "a gateway to find out", func() bool { return strings.Contains(r.status(t), `"alone": true`) })
 		}
 		alone = time.Now()
-		elapse(t, length(3*time.Second, 5*time.Minute))
+		elapse(t, length(2*time.Second, 5*time.Minute))
 		closed = o.reconfigure(t, "closed")
 		elapse(t, length(time.Second, 5*time.Second))
 		open = o.reconfigure(t, "open")
@@ -175,7 +176,7 @@ func (o *outage) withoutStore(t *testing.T) {
 				}
 			}
 		}
-		elapse(t, length(3*time.Second, 5*time.Minute))
+		elapse(t, length(time.Second, 5*time.Minute))
 		if status, text := o.replicas[0].call(t, o.cold, "GET", "/v1/models", ""); status != http.StatusServiceUnavailable {
 			t.Errorf("%d %s", status, text)
 		}

@@ -60,6 +60,7 @@ type fleet struct {
 	this, last epoch
 	mark       string // of the store when it was last asked; empty: it had none
 	met        bool   // it was asked
+	other      bool   // it has lost its counters since this replica last marked it
 }
 
 // markKey holds a random text from when what is known from elsewhere has been put
@@ -150,15 +151,23 @@ func (f *fleet) beat(ctx context.Context, s *Store, use uint64) (other bool, err
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	other = f.mark != "" && f.mark != mark
-	f.this, f.last, f.mark, f.met = this, last, mark, true
+	f.this, f.last, f.mark, f.met, f.other = this, last, mark, true, f.other || other
 	return other, nil
 }
 
-// bare reports whether the store was last seen without a mark.
-func (f *fleet) bare() bool {
+// empty reports whether the store had no mark, or another one, when it was last
+// asked, and whether it ever was.
+func (f *fleet) empty() (empty, met bool) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return f.met && f.mark == ""
+	return f.met && (f.mark == "" || f.other), f.met
+}
+
+// filled notes that this replica has given the store what it knows.
+func (f *fleet) filled() {
+	f.mu.Lock()
+	f.other = false
+	f.mu.Unlock()
 }
 
 func readEpoch(answer any) epoch {

@@ -268,29 +268,27 @@ func (g *Guarded) greet(ctx context.Context) error {
 	return err
 }
 
-// Empty asks Redis whether it is new or has lost all counters since the last
-// MarkWhole, of any replica. While Redis is not asked it says what was last known.
+// Empty asks Redis whether it is new, or has lost its counters since this replica's
+// last MarkWhole; later it is asked with each heartbeat. While Redis is not asked,
+// what was last known is the answer.
 func (g *Guarded) Empty(ctx context.Context) (bool, error) {
-	if !g.fleet.bare() && g.met() || !g.breaker.Closed() {
-		return g.fleet.bare(), nil
+	empty, met := g.fleet.empty()
+	if met || !g.breaker.Closed() {
+		return empty, nil
 	}
 	err := g.call(ctx, nil, g.greet)
-	return g.fleet.bare(), err
+	empty, _ = g.fleet.empty()
+	return empty, err
 }
 
-func (g *Guarded) met() bool {
-	g.fleet.mu.RLock()
-	defer g.fleet.mu.RUnlock()
-	return g.fleet.met
-}
-
-// MarkWhole says to all replicas that the quotas of an empty Redis have been brought
-// to what is known of them from elsewhere.
+// MarkWhole says that the quotas of an empty Redis have been brought to what this
+// replica knows of them from elsewhere.
 func (g *Guarded) MarkWhole(ctx context.Context) error {
 	return g.call(ctx, nil, func(ctx context.Context) error {
 		if err := g.store.client.SetNX(ctx, markKey, rand.Text(), 0).Err(); err != nil {
 			return fmt.Errorf("redis: mark: %w", err)
 		}
+		g.fleet.filled()
 		return g.greet(ctx)
 	})
 }
