@@ -14,14 +14,16 @@ import (
 )
 
 // TestSoakLimit holds two gateways on one Redis under 200 callers, who ask for much
-// more than the limits allow. In no window may more pass than the limit.
+// more than the limits allow. In no window may more pass than the limit. Redis has a
+// second to answer, so that a busy machine is not taken for an outage: a gateway that
+// is left alone while another is not has its share beside what Redis lets in.
 func TestSoakLimit(t *testing.T) {
 	window, windows := length(2*time.Second, time.Minute), 3
 	requests, tokens := int64(40*window.Seconds()), int64(1000*window.Seconds())
 	redis := redistest.Single(t)
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL = time.Millisecond, 0 })
 	dsn := databasetest.SQLite(t)
-	p := plan{dsn: dsn, more: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits:\n"+
+	p := plan{dsn: dsn, more: fmt.Sprintf("redis: {addrs: ['%s'], timeout: 1s}\nlimits:\n"+
 		"  - {name: by-tokens, per: user, tokens: %d/%v, reserve: max}\n  - {name: by-requests, per: user, requests: %d/%v}\n",
 		redis.Addr, tokens, window, requests, window)}
 	client := soakClient(t)
@@ -86,7 +88,7 @@ func TestSoakLimit(t *testing.T) {
 	}
 	for i, r := range c.replicas {
 		if n := strings.Count(r.journal.whole(), "Redis does not answer"); n > 0 {
-			t.Logf("replica %d went alone %d times", i, n)
+			t.Errorf("replica %d went alone %d times", i, n)
 		}
 	}
 }

@@ -168,6 +168,9 @@ func (o *outage) withoutStore(t *testing.T) {
 		from = time.Now()
 		for i, r := range o.replicas {
 			for what, key := range map[string]string{"a key that is not in memory": o.cold, "a made-up key": made} {
+				if i == 0 && key == made {
+					continue // it waits for two seconds, as the other one does
+				}
 				began := time.Now()
 				status, text := r.call(t, key, "GET", "/v1/models", "")
 				t.Logf("replica %d, %s: %d after %v", i, what, status, time.Since(began).Round(time.Millisecond))
