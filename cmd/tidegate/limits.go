@@ -180,7 +180,7 @@ func (c *counters) replace() {
 }
 
 // run keeps reservations alive and, with Redis, hands in what was counted alone and
-// restores the quotas of a Redis that has lost them.
+// restores what Redis has not heard of.
 func (c *counters) run(ctx context.Context) error {
 	if c.guard == nil {
 		return c.Run(ctx)
@@ -191,37 +191,76 @@ func (c *counters) run(ctx context.Context) error {
 	loops.Go(func() { c.announce(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	next := refill{need: true, calm: time.Now()}
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
-			c.refill(ctx)
+			empty, _ := c.guard.Empty(ctx) // its error is one of State
+			if next.due(time.Now(), c.guard.State(), empty) {
+				next.done(time.Now(), c.restore(ctx))
+			}
 		}
 	}
 	loops.Wait()
 	return nil
 }
 
-// refill restores the quotas where the counters are new: those of this process
-// always are, and those of Redis where it is or has lost them. A Redis that was only
-// away is left alone: what other gateways counted meanwhile stands in the ledger and
-// is still to be handed in, so that it would be charged twice. What cannot be
-// restored is said and tried again; until then it counts from zero.
-func (c *counters) refill(ctx context.Context) {
-	if c.guard == nil {
-		_ = c.restore(ctx)
-		return
+// first restores quotas before the first request, where the counters are new: those
+// of this process always are, those of Redis may be.
+func (c *counters) first(ctx context.Context) {
+	if c.guard != nil {
+		if empty, err := c.guard.Empty(ctx); err != nil || !empty {
+			return
+		}
 	}
-	if empty, err := c.guard.Empty(ctx); err != nil || !empty || c.restore(ctx) != nil {
-		return
-	}
-	if err := c.guard.MarkWhole(ctx); err != nil {
-		c.d.log.Warn("cannot tell the other gateways that quotas are restored; trying on", "error", err.Error())
-	}
+	_ = c.restore(ctx) // what fails is said
 }
 
-// restore raises quotas to what the ledger says was used of them.
+const (
+	// calmFor is how long Redis must have known everything of this gateway before
+	// quotas are restored that it has not lost: other gateways have handed in by then
+	// what they counted alone, and what died with its gateway has been settled.
+	calmFor      = time.Minute
+	restoreAgain = 10 * time.Second // after a failure
+	restoreTime  = 10 * time.Second // for one try
+)
+
+// refill says when quotas are to be restored from the ledger, which knows of what a
+// gateway that died had not handed in, and of what a Redis that failed over had not
+// passed on.
+type refill struct {
+	need bool      // something may be missing
+	calm time.Time // since when Redis knows everything
+	wait time.Time // a failure puts the next try off
+}
+
+// due is asked once a second.
+func (r *refill) due(now time.Time, s redislimit.State, empty bool) bool {
+	if s.Alone || s.Waiting > 0 {
+		r.need, r.calm = true, now
+	}
+	return !s.Alone && !now.Before(r.wait) && (empty || r.need && now.Sub(r.calm) >= calmFor)
+}
+
+func (r *refill) done(now time.Time, err error) {
+	if err != nil {
+		r.wait = now.Add(restoreAgain)
+		return
+	}
+	r.need = false
+}
+
+// restore raises quotas to what the ledger says was used of them. Until then they
+// count from where they are.
 func (c *counters) restore(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, restoreTime)
+	defer cancel()
+	if c.guard != nil {
+		if err := c.guard.Mark(ctx); err != nil {
+			return err
+		}
+	}
 	for _, q := range c.Quotas() {
 		by, whole := groupsOf(q.Per)
 		if !whole {

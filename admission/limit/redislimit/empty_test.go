@@ -9,8 +9,8 @@ import (
 	"tidegate/admission/limit/redislimit/redistest"
 )
 
-// TestEmpty: a Redis that is new, or was emptied, is known by all replicas until each
-// has said that it is whole.
+// TestEmpty: a Redis that is new, or was emptied, is known by all replicas until one
+// has marked it.
 func TestEmpty(t *testing.T) {
 	t.Parallel()
 	server := redistest.Single(t)
@@ -19,36 +19,83 @@ func TestEmpty(t *testing.T) {
 	for i := range 2 {
 		fleet = append(fleet, Guard(dial(t, single(server.Addr)), GuardOptions{Replica: fmt.Sprint("r", i), Timeout: time.Second}))
 	}
-	expect := func(when string, want ...bool) {
+	expect := func(when string, want bool) {
 		t.Helper()
 		for i, g := range fleet {
 			if _, err := g.Renew(ctx, nil); err != nil { // a heartbeat
 				t.Fatal(err)
 			}
-			if got, err := g.Empty(ctx); err != nil || got != want[i] {
+			if got, err := g.Empty(ctx); err != nil || got != want {
 				t.Errorf("%s: replica %d: empty %v, %v", when, i, got, err)
 			}
-		}
-	}
-	mark := func(i int) {
-		t.Helper()
-		if err := fleet[i].MarkWhole(ctx); err != nil {
-			t.Fatal(err)
 		}
 	}
 	if empty, err := fleet[0].Empty(ctx); err != nil || !empty {
 		t.Errorf("before any heartbeat: %v, %v", empty, err)
 	}
-	mark(0)
-	expect("once one has marked a new one", false, false)
-	if err := server.Client().FlushAll(ctx).Err(); err != nil {
+	for range 2 {
+		expect("it holds nothing", true)
+		if err := fleet[0].Mark(ctx); err != nil {
+			t.Fatal(err)
+		}
+		expect("it is marked", false)
+		if err := server.Client().FlushAll(ctx).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestMarked: a replica that was alone while another one restored quotas from the
+// ledger leaves them alone with what it then has to tell.
+func TestMarked(t *testing.T) {
+	t.Parallel()
+	server := redistest.Single(t)
+	p := proxied(t, server.Addr)
+	g := running(t, dial(t, single(p.Listen)), GuardOptions{Replica: "one"})
+	other := Guard(dial(t, single(server.Addr)), GuardOptions{Replica: "two", Timeout: time.Second})
+	until(t, "it knows the fleet", func() bool { return g.State().Replicas == 1 })
+	for turn, restored := range []bool{true, false} {
+		if err := other.Mark(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Renew(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		dims := day(fmt.Sprint("marked", turn), 1000, 10, limit.FailLocal)
+		ask(t, g, fmt.Sprint(turn, "before"), dims) // so that it knows what remains
+		p.Stop()
+		for i := range 10 {
+			ask(t, g, fmt.Sprint(turn, i), dims)
+		}
+		if !g.State().Alone || g.State().Waiting != 10 {
+			t.Fatalf("%+v", g.State())
+		}
+		want := int64(88)
+		if restored {
+			if err := other.Mark(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			want = 8 // the rest the ledger has told
+		}
+		if err := p.Start(); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "all is told", func() bool { return !g.State().Alone && g.State().Waiting == 0 })
+		if used := usedIn(t, other, dims); used[0] != want || used[1] != 88 {
+			t.Errorf("restored %v: %v are used of the quota and the window", restored, used)
+		}
+	}
+}
+
+// ask lets a request of ten in and settles it with eight.
+func ask(t *testing.T, g *Guarded, id string, dims []limit.Dim) {
+	t.Helper()
+	if out, err := g.Reserve(t.Context(), limit.Reservation{ID: id, Dims: dims}); err != nil || !out.Allowed {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if _, err := g.Settle(t.Context(), limit.Settlement{ID: id, Dims: dims, Charges: []int64{8, 8}}); err != nil {
 		t.Fatal(err)
 	}
-	expect("emptied", true, true)
-	mark(0)
-	expect("the other one may know of more", false, true)
-	mark(1)
-	expect("both have marked it", false, false)
 }
 
 // TestEmptied loses Redis with all it holds while a replica is alone: what that let
@@ -59,22 +106,13 @@ func TestEmptied(t *testing.T) {
 	g := running(t, dial(t, single(server.Addr)), GuardOptions{Replica: "one"})
 	dims := day("emptied", 1000, 10, limit.FailLocal)
 	until(t, "it knows the fleet", func() bool { return g.State().Replicas == 1 })
-	if err := g.MarkWhole(t.Context()); err != nil {
+	if err := g.Mark(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	request := func(id string) {
-		t.Helper()
-		if out, err := g.Reserve(t.Context(), limit.Reservation{ID: id, Dims: dims}); err != nil || !out.Allowed {
-			t.Fatalf("%+v, %v", out, err)
-		}
-		if _, err := g.Settle(t.Context(), limit.Settlement{ID: id, Dims: dims, Charges: []int64{8, 8}}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	request("before")
+	ask(t, g, "before", dims)
 	server.Kill()
 	for i := range 10 {
-		request(fmt.Sprint("during", i))
+		ask(t, g, fmt.Sprint("during", i), dims)
 	}
 	if !g.State().Alone || g.State().Waiting != 10 {
 		t.Fatalf("%+v", g.State())

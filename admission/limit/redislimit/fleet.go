@@ -60,11 +60,10 @@ type fleet struct {
 	this, last epoch
 	mark       string // of the store when it was last asked; empty: it had none
 	met        bool   // it was asked
-	other      bool   // it has lost its counters since this replica last marked it
 }
 
-// markKey holds a random text from when what is known from elsewhere has been put
-// into an empty store. Without it the store is new, or has lost what it had.
+// markKey holds a random text that is renewed whenever quotas are brought to what is
+// known of them from elsewhere. Without it the store is new, or has lost what it had.
 const markKey = "tg:{fleet}:mark"
 
 // share is the part of an amount that this replica may have while it is alone: the
@@ -133,7 +132,7 @@ func (f *fleet) size() (members int, perMille int64) {
 }
 
 // beat says that this replica lives, and learns of the fleet. other says that the
-// store is not the one that it was, which has lost its counters.
+// mark is not the one that it was.
 func (f *fleet) beat(ctx context.Context, s *Store, use uint64) (other bool, err error) {
 	at := ""
 	if s.now != nil {
@@ -151,23 +150,16 @@ func (f *fleet) beat(ctx context.Context, s *Store, use uint64) (other bool, err
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	other = f.mark != "" && f.mark != mark
-	f.this, f.last, f.mark, f.met, f.other = this, last, mark, true, f.other || other
+	f.this, f.last, f.mark, f.met = this, last, mark, true
 	return other, nil
 }
 
-// empty reports whether the store had no mark, or another one, when it was last
-// asked, and whether it ever was.
+// empty reports whether the store had no mark when it was last asked, and whether it
+// ever was.
 func (f *fleet) empty() (empty, met bool) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return f.met && (f.mark == "" || f.other), f.met
-}
-
-// filled notes that this replica has given the store what it knows.
-func (f *fleet) filled() {
-	f.mu.Lock()
-	f.other = false
-	f.mu.Unlock()
+	return f.met && f.mark == "", f.met
 }
 
 func readEpoch(answer any) epoch {

@@ -268,9 +268,9 @@ func (g *Guarded) greet(ctx context.Context) error {
 	return err
 }
 
-// Empty asks Redis whether it is new, or has lost its counters since this replica's
-// last MarkWhole; later it is asked with each heartbeat. While Redis is not asked,
-// what was last known is the answer.
+// Empty asks Redis whether it is new, or has lost its counters since the last Mark of
+// any replica; later it is asked with each heartbeat. While Redis is not asked, what
+// was last known is the answer.
 func (g *Guarded) Empty(ctx context.Context) (bool, error) {
 	empty, met := g.fleet.empty()
 	if met || !g.breaker.Closed() {
@@ -281,14 +281,14 @@ func (g *Guarded) Empty(ctx context.Context) (bool, error) {
 	return empty, err
 }
 
-// MarkWhole says that the quotas of an empty Redis have been brought to what this
-// replica knows of them from elsewhere.
-func (g *Guarded) MarkWhole(ctx context.Context) error {
+// Mark says to all replicas that quotas are now brought to what a ledger knows of
+// them. What a replica still has to tell of from before, the ledger knows, too: it
+// leaves the quotas alone.
+func (g *Guarded) Mark(ctx context.Context) error {
 	return g.call(ctx, nil, func(ctx context.Context) error {
-		if err := g.store.client.SetNX(ctx, markKey, rand.Text(), 0).Err(); err != nil {
+		if err := g.store.client.Set(ctx, markKey, rand.Text(), 0).Err(); err != nil {
 			return fmt.Errorf("redis: mark: %w", err)
 		}
-		g.fleet.filled()
 		return g.greet(ctx)
 	})
 }
@@ -315,8 +315,7 @@ func (g *Guarded) Run(ctx context.Context) error {
 
 func (g *Guarded) look(ctx context.Context) {
 	if !g.breaker.Closed() {
-		// The counts come home before anybody is let in by Redis again, unless it has
-		// lost those that they would be added to.
+		// The counts come home before anybody is let in by Redis again.
 		_ = g.breaker.Probe(func() error {
 			if err := g.probe(ctx); err != nil {
 				return err
