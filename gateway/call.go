@@ -45,6 +45,7 @@ type call struct {
 	answers    int    // choices of all prompts together
 	admitted   bool   // it held a place on a backend, so it goes into the ledger
 	charged    bool   // usage goes to the caller's account
+	counted    bool   // the ledger has it
 	usage      openai.Usage
 	estimated  bool
 	firstToken time.Time
@@ -155,7 +156,7 @@ func (g *Gateway) finish(c *call, err error) {
 		_ = http.NewResponseController(c.w).SetWriteDeadline(time.Time{})
 	}
 	g.metrics.finished(c, took)
-	g.count(c, took)
+	g.count(c)
 	level := slog.LevelInfo
 	switch {
 	case c.status >= 500:

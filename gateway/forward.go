@@ -115,6 +115,7 @@ func (g *Gateway) whole(c *call, answer *backend.Answer, out *reply) error {
 	}
 	c.charged, c.usage, c.estimated = true, usage, !known
 	out.answered = true
+	g.countFirst(c)
 	if len(shown) > socketBuffer {
 		if err := c.extend(time.Now()); err != nil {
 			return backend.ErrLeft
@@ -158,11 +159,12 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply, permit *ad
 	if c.several {
 		tap.Input = c.prompt
 	}
-	defer func() {
+	used := func() {
 		if u, known := tap.Usage(); known && out.answered {
 			c.usage = u
 		}
-	}()
+	}
+	defer used()
 	events := openai.NewScanner(answer, &g.scans)
 	return answer.Follow(func() error {
 		for {
@@ -180,6 +182,10 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply, permit *ad
 			}
 			if !out.answered {
 				out.begin()
+			}
+			if tap.Done() {
+				used()
+				g.countFirst(c)
 			}
 			if len(*out.pending) >= passOn && !out.flush() {
 				answer.Leave()

@@ -2,6 +2,7 @@ package limit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -35,6 +36,9 @@ func (l *Limiter) Quotas() (out []QuotaPeriod) {
 // restoreEvery is how long one restoration of a counter stands for all replicas.
 const restoreEvery = 10 * time.Second
 
+// ErrRestoring says that a quota is being restored by another replica, too.
+var ErrRestoring = errors.New("another gateway restores this quota just now")
+
 // Restore raises one quota of who to what a ledger says was used in the running
 // period, in tokens and in thousandths of a unit, if the store knows of less: it was
 // started anew. Of several replicas that do so at once one counts.
@@ -60,8 +64,12 @@ func (l *Limiter) Restore(ctx context.Context, quota string, who Subjects, token
 			continue
 		}
 		id := fmt.Sprintf("restore:%s:%d", d.Key, now.Truncate(restoreEvery).Unix())
-		if _, err := l.with.Store.Settle(ctx, Settlement{ID: id, Dims: dims, Charges: []int64{missing}, New: true}); err != nil {
+		out, err := l.with.Store.Settle(ctx, Settlement{ID: id, Dims: dims, Charges: []int64{missing}, New: true})
+		if err != nil {
 			return fmt.Errorf("restore quota %s: %w: %w", quota, ErrStore, err)
+		}
+		if !out.Applied {
+			return ErrRestoring
 		}
 	}
 	return nil

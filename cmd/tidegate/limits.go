@@ -28,7 +28,6 @@ type counters struct {
 	over  []limit.Override
 	redis redis.UniversalClient // nil: the counters are this process's own
 	guard *redislimit.Guarded   // nil, too
-	back  chan struct{}         // Redis answers again
 	wrote chan struct{}         // this process has changed accounts
 }
 
@@ -38,7 +37,7 @@ func (d *daemon) openCounters(registry prometheus.Registerer) error {
 	if err != nil {
 		return err
 	}
-	c := &counters{d: d, rules: rules, back: make(chan struct{}, 1), wrote: make(chan struct{}, 1)}
+	c := &counters{d: d, rules: rules, wrote: make(chan struct{}, 1)}
 	store := limit.Store(limit.NewMemory(time.Now))
 	if len(d.config.Redis.Addrs) > 0 {
 		host, _ := os.Hostname() // it only makes the name readable
@@ -80,7 +79,6 @@ func (c *counters) changed(alone bool, last error) {
 		return
 	}
 	c.d.log.Info("Redis answers again: what was counted alone is handed in")
-	raise(c.back)
 }
 
 // raise sets a flag that is a channel of one.
@@ -173,7 +171,7 @@ func (c *counters) replace() {
 }
 
 // run keeps reservations alive and, with Redis, hands in what was counted alone and
-// restores quotas that a Redis which was lost has forgotten.
+// restores what Redis has not heard of.
 func (c *counters) run(ctx context.Context) error {
 	if c.guard == nil {
 		return c.Run(ctx)
@@ -184,14 +182,14 @@ func (c *counters) run(ctx context.Context) error {
 	loops.Go(func() { c.announce(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for lost := false; ctx.Err() == nil; {
+	next := refill{need: true, calm: time.Now()}
+	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case <-c.back:
-			lost = true
 		case <-tick.C:
-			if lost && !c.guard.State().Alone && c.guard.State().Waiting == 0 {
-				lost = c.restore(ctx) != nil
+			empty, _ := c.guard.Empty(ctx) // its error is one of State
+			if next.due(time.Now(), c.guard.State(), empty) {
+				next.done(time.Now(), c.restore(ctx))
 			}
 		}
 	}
@@ -199,9 +197,61 @@ func (c *counters) run(ctx context.Context) error {
 	return nil
 }
 
-// restore raises quotas to what the ledger says was used of them: a new process has
-// forgotten its counters, and so may Redis have.
+// first restores quotas before the first request, where the counters are new: those
+// of this process always are, those of Redis may be.
+func (c *counters) first(ctx context.Context) {
+	if c.guard != nil {
+		if empty, err := c.guard.Empty(ctx); err != nil || !empty {
+			return
+		}
+	}
+	_ = c.restore(ctx) // what fails is said
+}
+
+const (
+	// calmFor is how long Redis must have known everything of this gateway before
+	// quotas are restored that it has not lost: other gateways have handed in by then
+	// what they counted alone, and what died with its gateway has been settled.
+	calmFor      = time.Minute
+	restoreAgain = 10 * time.Second // after a failure
+	restoreTime  = 10 * time.Second // for one try
+)
+
+// refill says when quotas are to be restored from the ledger, which knows of what a
+// gateway that died had not handed in, and of what a Redis that failed over had not
+// passed on.
+type refill struct {
+	need bool      // something may be missing
+	calm time.Time // since when Redis knows everything
+	wait time.Time // a failure puts the next try off
+}
+
+// due is asked once a second.
+func (r *refill) due(now time.Time, s redislimit.State, empty bool) bool {
+	if s.Alone || s.Waiting > 0 {
+		r.need, r.calm = true, now
+	}
+	return !s.Alone && !now.Before(r.wait) && (empty || r.need && now.Sub(r.calm) >= calmFor)
+}
+
+func (r *refill) done(now time.Time, err error) {
+	if err != nil {
+		r.wait = now.Add(restoreAgain)
+		return
+	}
+	r.need = false
+}
+
+// restore raises quotas to what the ledger says was used of them. Until then they
+// count from where they are.
 func (c *counters) restore(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, restoreTime)
+	defer cancel()
+	if c.guard != nil {
+		if err := c.guard.Mark(ctx); err != nil {
+			return err
+		}
+	}
 	for _, q := range c.Quotas() {
 		by, whole := groupsOf(q.Per)
 		if !whole {

@@ -213,8 +213,7 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	if err := d.openStore(ctx, registry); err != nil {
 		return err
 	}
-	// A quota that cannot be restored is said, and counts from zero.
-	_ = d.counters.restore(ctx)
+	d.counters.first(ctx)
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version())
 	d.gateway = gateway.New(gateway.Parts{
 		Log: d.log, Fleet: d.fleet, Admission: admission.New(d.counters.Limiter), Ledger: d.ledger, Tokenizer: tokenizer,

@@ -23,7 +23,9 @@ const (
 )
 
 // journal is the records of this gateway that the database does not have yet, and
-// some that it has. Any goroutine may append; one at a time may commit.
+// some that it has. Any goroutine may append. One goroutine writes to the live
+// segment as records come, so that they outlive the process; another syncs it, so
+// that they outlive the machine. Nothing that is written waits for a sync.
 type journal struct {
 	dir     string
 	segment int64 // segmentBytes, or less in tests
@@ -31,29 +33,40 @@ type journal struct {
 	log     *slog.Logger
 	metrics *metrics
 	lock    *os.File
-	wake    chan struct{} // something waits for the disk
+	wake    chan struct{} // something waits to be written
+	dirty   chan struct{} // something waits to be synced
 	ripe    chan struct{} // a whole batch waits for the shipper
 
 	mu       sync.Mutex
-	pending  []byte // frames that came after the last commit began
+	pending  []byte // frames that came after the last write began
 	count    int    // of records in pending
-	writing  []byte // frames of the commit under way, or of one that failed
+	writing  []byte // frames that are written, or are to be, and not synced
+	group    int    // of records in writing
 	appended uint64 // records, ever
+	written  uint64 // of them in a file
 	durable  uint64 // of them on the disk
 	unripe   int    // records made durable since the shipper was told
 	saidFull time.Time
 	closed   bool
+	writers  []waiter   // for written
 	segments []*segment // oldest first; only the last may be live
 	last     uint64     // number of the youngest segment ever seen
 	reports  uint64     // begun, ever
 	reading  []uint64   // the numbers of those under way
 
-	// Only of the goroutine that commits.
-	group int      // records in writing
-	live  *segment // nil: none is begun
-	file  *os.File
-	spare []byte
-	sync  func(*os.File) error // of a file; another one in tests
+	syncing sync.Mutex // held by a sync; taken before files
+	files   sync.Mutex // held while the live segment is written to or changes; taken before mu
+	live    *segment   // nil: none is begun
+	file    *os.File
+	put     int                  // bytes of writing that are in the file
+	puts    int                  // records of them
+	sync    func(*os.File) error // of a file; another one in tests
+}
+
+// waiter waits for a record to be written.
+type waiter struct {
+	upTo uint64
+	done chan struct{}
 }
 
 // openJournal locks the directory, making it where it is missing, and finds what
@@ -68,7 +81,7 @@ func openJournal(dir string, log *slog.Logger, m *metrics) (*journal, error) {
 	}
 	j := &journal{
 		dir: dir, segment: segmentBytes, buffer: bufferBytes, log: log, metrics: m, lock: lock,
-		wake: make(chan struct{}, 1), ripe: make(chan struct{}, 1), sync: (*os.File).Sync,
+		wake: make(chan struct{}, 1), dirty: make(chan struct{}, 1), ripe: make(chan struct{}, 1), sync: (*os.File).Sync,
 	}
 	taken, err := take(lock)
 	switch {
@@ -129,28 +142,66 @@ func signal(c chan struct{}) {
 	}
 }
 
-// run commits what comes until ctx ends.
+// await waits until all that was appended before is written.
+func (j *journal) await(ctx context.Context) error {
+	j.mu.Lock()
+	if j.written >= j.appended {
+		j.mu.Unlock()
+		return nil
+	}
+	w := waiter{j.appended, make(chan struct{})}
+	j.writers = append(j.writers, w)
+	j.mu.Unlock()
+	select {
+	case <-w.done:
+		return nil
+	case <-ctx.Done():
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.writers = slices.DeleteFunc(j.writers, func(o waiter) bool { return o.done == w.done })
+	return fmt.Errorf("wait for the journal: %w", ctx.Err())
+}
+
+// run writes and syncs what comes until ctx ends.
 func (j *journal) run(ctx context.Context) {
+	var loops sync.WaitGroup
+	loops.Go(func() { j.loop(ctx, j.wake, j.write, j.dirty, 0) })
+	loops.Go(func() { j.loop(ctx, j.dirty, j.settle, nil, groupEvery) })
+	loops.Wait()
+}
+
+// loop does one step each time it is told to, and tells the next. What was written
+// before a step failed has to be written again.
+func (j *journal) loop(ctx context.Context, told chan struct{}, step func() error, next chan struct{}, pause time.Duration) {
 	retry := retryFirst
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-j.wake:
+		case <-told:
 		}
-		pause := groupEvery
-		if err := j.commit(); err != nil {
+		wait := pause
+		err := step()
+		if err != nil {
 			j.metrics.writeFailures.Inc()
 			j.log.Error("cannot write the journal of usage; records wait in memory", "error", err.Error(), "again_in", retry)
-			pause, retry = retry, min(2*retry, retryLast)
-			signal(j.wake)
+			wait, retry = retry, min(2*retry, retryLast)
 		} else {
 			retry = retryFirst
+			if next != nil {
+				signal(next)
+			}
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
+		if wait > 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(wait):
+			}
+		}
+		if err != nil {
+			signal(j.wake)
 		}
 	}
 }
@@ -158,40 +209,118 @@ func (j *journal) run(ctx context.Context) {
 // commit brings on the disk what waits for it. After an error the same records
 // are tried again by the next call.
 func (j *journal) commit() error {
-	j.mu.Lock()
-	if j.live != nil && j.live.spoilt {
-		j.finish()
+	if err := j.write(); err != nil {
+		return err
 	}
-	if len(j.writing) == 0 {
-		j.writing, j.group = j.pending, j.count
-		j.pending, j.count = j.spare[:0], 0
-		j.spare = nil
-	}
-	group := j.writing
-	j.mu.Unlock()
-	if len(group) == 0 {
+	return j.settle()
+}
+
+// write puts into the live segment what is not there yet.
+func (j *journal) write() error {
+	j.files.Lock()
+	err := j.writeLive()
+	j.files.Unlock()
+	if err == nil {
 		return nil
 	}
-	if err := j.write(group); err != nil {
+	j.syncing.Lock() // nobody syncs the file that is given up
+	defer j.syncing.Unlock()
+	j.files.Lock()
+	defer j.files.Unlock()
+	j.abandon()
+	return err
+}
+
+// writeLive appends to the live segment, beginning one where there is none. A full
+// one takes no more: it ends with its next sync. The caller holds files.
+func (j *journal) writeLive() error {
+	j.mu.Lock()
+	if l := j.live; l != nil && (l.spoilt || l.size+int64(j.put) >= j.segment) {
+		if j.put > 0 {
+			j.mu.Unlock()
+			return nil
+		}
+		j.finish()
+	}
+	j.writing, j.group = append(j.writing, j.pending...), j.group+j.count
+	if cap(j.pending) > keptBuffer || len(j.reading) > 0 { // a report may be reading it
+		j.pending = nil
+	}
+	j.pending, j.count = j.pending[:0], 0
+	frames, records, upTo := j.writing[j.put:], j.group, j.appended
+	j.mu.Unlock()
+	if len(frames) == 0 {
+		return nil
+	}
+	if j.live == nil {
+		s, f, err := newSegment(j.dir, j.last+1)
+		if err != nil {
+			return err
+		}
+		j.live, j.file = s, f
+		j.mu.Lock()
+		j.last++
+		j.segments = append(j.segments, s)
+		j.mu.Unlock()
+	}
+	// The size is the end of what is durable, so what failed is written over.
+	if _, err := j.file.WriteAt(frames, j.live.size+int64(j.put)); err != nil {
+		return err
+	}
+	j.put, j.puts = j.put+len(frames), records
+	j.mu.Lock()
+	j.written = upTo
+	j.writers = slices.DeleteFunc(j.writers, func(w waiter) bool {
+		if w.upTo > upTo {
+			return false
+		}
+		close(w.done)
+		return true
+	})
+	j.mu.Unlock()
+	return nil
+}
+
+// keptBuffer is up to how many bytes a buffer is kept for the next group: what one
+// bad moment needed is not kept for ever.
+const keptBuffer = 1 << 20
+
+// settle syncs what was written before.
+func (j *journal) settle() error {
+	j.syncing.Lock()
+	defer j.syncing.Unlock()
+	j.files.Lock()
+	file, bytes, records := j.file, j.put, j.puts
+	j.files.Unlock()
+	if bytes == 0 {
+		return nil
+	}
+	began := time.Now()
+	err := j.sync(file)
+	j.metrics.sync.Observe(time.Since(began).Seconds())
+	j.files.Lock()
+	defer j.files.Unlock()
+	if err != nil {
 		j.abandon()
 		return err
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.live.size += int64(len(group))
-	j.durable += uint64(j.group)
-	j.unripe += j.group
+	j.live.size += int64(bytes)
+	j.put, j.puts = j.put-bytes, j.puts-records
+	j.writing, j.group = j.writing[bytes:], j.group-records
+	if len(j.writing) == 0 && cap(j.writing) > keptBuffer {
+		j.writing = nil
+	}
+	j.durable += uint64(records)
+	j.unripe += records
 	if j.unripe >= batchRecords {
 		j.unripe = 0
 		signal(j.ripe)
 	}
-	j.writing = nil
-	// What one bad moment needed is not kept for ever, and a report may read it.
-	if cap(group) <= 1<<20 && len(j.reading) == 0 {
-		j.spare = group
-	}
-	if j.live.size >= j.segment {
+	if (j.live.size >= j.segment || j.live.spoilt) && j.put == 0 {
 		j.finish()
+		signal(j.wake) // what the full segment did not take
 	}
 	return nil
 }
@@ -208,32 +337,11 @@ func (j *journal) drain() error {
 	}
 }
 
-// write appends a group to the live segment, beginning one where there is none.
-func (j *journal) write(group []byte) error {
-	if j.live == nil {
-		s, f, err := newSegment(j.dir, j.last+1)
-		if err != nil {
-			return err
-		}
-		j.live, j.file = s, f
-		j.mu.Lock()
-		j.last++
-		j.segments = append(j.segments, s)
-		j.mu.Unlock()
-	}
-	// The size is the end of what is durable, so a failed write is written over.
-	if _, err := j.file.WriteAt(group, j.live.size); err != nil {
-		return err
-	}
-	began := time.Now()
-	err := j.sync(j.file)
-	j.metrics.sync.Observe(time.Since(began).Seconds())
-	return err
-}
-
 // abandon ends the live segment after a failed write: after a failed sync nobody
-// knows what of the file is on the disk, so the group goes to another one.
+// knows what of the file is on the disk, so what is not durable goes to another one.
+// The caller holds syncing and files.
 func (j *journal) abandon() {
+	j.put, j.puts = 0, 0
 	if j.live == nil {
 		return
 	}
@@ -249,7 +357,7 @@ func (j *journal) abandon() {
 	j.finish()
 }
 
-// finish ends the live segment. The caller holds mu and is the one that commits.
+// finish ends the live segment. The caller holds files and mu.
 func (j *journal) finish() {
 	j.live.live = false
 	j.file.Close()
@@ -368,6 +476,8 @@ func (j *journal) close(shipped func(*segment) bool) (gone []string, err error) 
 	j.closed = true
 	j.mu.Unlock()
 	err = j.drain()
+	j.files.Lock()
+	defer j.files.Unlock()
 	j.mu.Lock()
 	if j.live != nil {
 		s := j.live

@@ -3,6 +3,7 @@ package ledger
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -464,4 +465,68 @@ func TestKill(t *testing.T) {
 		t.Errorf("%d records in the database; %d were in the journal", got, inJournal)
 	}
 	t.Logf("%d records were known, %d found", known, inJournal)
+}
+
+// TestWritten lets a disk take long to sync: what was added is in the file all the
+// same, where another process finds it after a kill of this one.
+func TestWritten(t *testing.T) {
+	l := open(t, t.TempDir(), openDB(t, "sqlite://"+filepath.Join(t.TempDir(), "x.db")))
+	syncs, release := make(chan struct{}, 100), make(chan struct{})
+	l.journal.sync = func(f *os.File) error {
+		syncs <- struct{}{}
+		<-release
+		return f.Sync()
+	}
+	run(t, l)
+	t.Cleanup(func() { close(release) }) // before run's
+	within, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for i := range 20 {
+		l.Add(one(i))
+		if err := l.Written(within); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			<-syncs // and it hangs
+		}
+		segments, _, err := listSegments(l.Dir)
+		if err != nil || len(segments) != 1 {
+			t.Fatalf("%d segments, %v", len(segments), err)
+		}
+		f, err := os.Open(segments[0].path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		if _, err := scan(f, 0, segments[0].size, func(r Record, _ int64) bool { got = append(got, r.ID); return true }); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		if len(got) != i+1 || got[i] != one(i).ID {
+			t.Fatalf("after %d records the file holds %v", i+1, got)
+		}
+	}
+	if n := l.Status().Buffer; n == 0 {
+		t.Error("what is not synced is not kept")
+	}
+}
+
+// TestFullWhileSyncing fills segments while syncs go on: none is ended before all of
+// it is durable, and everything is there once.
+func TestFullWhileSyncing(t *testing.T) {
+	db := openDB(t, "sqlite://"+filepath.Join(t.TempDir(), "x.db"))
+	l := open(t, t.TempDir(), db)
+	l.journal.segment = 2 << 10
+	run(t, l)
+	const n = 2000
+	for i := range n {
+		l.Add(one(i))
+	}
+	eventually(t, "the disk", func() bool { return l.Status().Buffer == 0 })
+	if l.journal.last < 3 {
+		t.Errorf("only %d segments were begun: the test does not test it", l.journal.last)
+	}
+	if got, want := total(t, l, Filter{}), sumOf(records(0, n)...); got != want {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
 }

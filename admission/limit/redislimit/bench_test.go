@@ -104,7 +104,7 @@ func BenchmarkPaused(b *testing.B) {
 	var first, open []time.Duration
 	for round := 0; b.Loop(); round++ {
 		g := Guard(New(client, Options{}), GuardOptions{Replica: "one", Timeout: c.Timeout})
-		if err := g.fleet.beat(b.Context(), g.store, 0); err != nil {
+		if err := g.greet(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 		reserve := func(id string) time.Duration {

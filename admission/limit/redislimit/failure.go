@@ -29,7 +29,8 @@ import (
 // is there, quotas always and windows as long as they would still count. An id is
 // settled once, so a reservation that Redis had made, but could not say so, is not
 // charged twice. The settlements wait in memory; what a replica that dies had not
-// yet told of is in the ledger's journal, from which quotas are rebuilt.
+// yet told of is in the ledger's journal, from which quotas are restored. That is
+// marked in Redis (Mark), so that what others have still to tell is not added to it.
 
 // unknownPart is what of a quota is taken to remain where that is not known.
 const unknownPart = 20
@@ -221,6 +222,20 @@ func (g *Guarded) wait(s settlement) {
 	}
 	g.waitingCount.Store(int64(len(g.waiting)))
 	g.mu.Unlock()
+}
+
+// leaveQuotas lets what waits charge no quota: Redis was given what a ledger knows,
+// which has counted these requests, too.
+func (g *Guarded) leaveQuotas() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.waiting {
+		for i := range s.Dims {
+			if s.Dims[i].Kind == limit.Quota && s.ms != 0 {
+				s.Charges[i] = 0 // the slice is the settlement's own
+			}
+		}
+	}
 }
 
 // tell settles in Redis what waits, in its order, until nothing does or one fails.

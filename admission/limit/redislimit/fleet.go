@@ -58,7 +58,13 @@ type fleet struct {
 
 	mu         sync.RWMutex
 	this, last epoch
+	mark       string // of the store when it was last asked; empty: it had none
+	met        bool   // it was asked
 }
+
+// markKey holds a random text that is renewed whenever quotas are brought to what is
+// known of them from elsewhere. Without it the store is new, or has lost what it had.
+const markKey = "tg:{fleet}:mark"
 
 // share is the part of an amount that this replica may have while it is alone: the
 // lesser of the last two epochs, since another replica may know only the earlier
@@ -125,25 +131,35 @@ func (f *fleet) size() (members int, perMille int64) {
 	return len(f.this), min(f.this.share(f.own, 1000), f.last.share(f.own, 1000))
 }
 
-// beat says that this replica lives, and learns of the fleet.
-func (f *fleet) beat(ctx context.Context, s *Store, use uint64) error {
+// beat says that this replica lives, and learns of the fleet. other says that the
+// mark is not the one that it was.
+func (f *fleet) beat(ctx context.Context, s *Store, use uint64) (other bool, err error) {
 	at := ""
 	if s.now != nil {
 		at = strconv.FormatInt(s.now().UnixMilli(), 10)
 	}
-	keys := []string{"tg:{fleet}:members", "tg:{fleet}:use", "tg:{fleet}:shares"}
+	keys := []string{"tg:{fleet}:members", "tg:{fleet}:use", "tg:{fleet}:shares", markKey}
 	answer, err := redis.NewScript(fleetLua).Run(ctx, s.client, keys, at, f.own, min(use, maxUse)).Slice()
 	if err != nil {
-		return fmt.Errorf("redis: fleet: %w", err)
+		return false, fmt.Errorf("redis: fleet: %w", err)
 	}
-	if len(answer) != 2 {
-		return errAnswer
+	if len(answer) != 3 {
+		return false, errAnswer
 	}
-	this, last := readEpoch(answer[0]), readEpoch(answer[1])
+	this, last, mark := readEpoch(answer[0]), readEpoch(answer[1]), fmt.Sprint(answer[2])
 	f.mu.Lock()
-	f.this, f.last = this, last
-	f.mu.Unlock()
-	return nil
+	defer f.mu.Unlock()
+	other = f.mark != "" && f.mark != mark
+	f.this, f.last, f.mark, f.met = this, last, mark, true
+	return other, nil
+}
+
+// empty reports whether the store had no mark when it was last asked, and whether it
+// ever was.
+func (f *fleet) empty() (empty, met bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.met && f.mark == "", f.met
 }
 
 func readEpoch(answer any) epoch {

@@ -1,7 +1,8 @@
 -- One heartbeat of one replica: it says that it lives and how much it lets in, and
 -- is told how the limits are to be shared if it should be left alone.
 --
--- KEYS  1 members by their last heartbeat, 2 what each lets in, 3 the shares
+-- KEYS  1 members by their last heartbeat, 2 what each lets in, 3 the shares, 4 the
+--       mark that says that the counters are whole
 -- ARGV  1 time in ms (empty: the server's), 2 this replica, 3 what it lets in
 --
 -- The shares are fixed for an epoch, from what the members said until then, so that
@@ -35,4 +36,4 @@ if now - shares.begun >= EPOCH then
 end
 redis.call('PEXPIRE', KEYS[1], FORGET)
 redis.call('PEXPIRE', KEYS[2], FORGET)
-return {shares.this, shares.last}
+return {shares.this, shares.last, redis.call('GET', KEYS[4]) or ''}

@@ -2,6 +2,7 @@ package redislimit
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
@@ -260,13 +261,47 @@ func (g *Guarded) Renew(ctx context.Context, renewals []limit.Renewal) (lost []s
 	if lost, err = g.store.Renew(ctx, shared); err != nil {
 		return lost, err
 	}
-	return lost, g.fleet.beat(ctx, g.store, g.recent.sum(g.with.Now()))
+	return lost, g.greet(ctx)
+}
+
+// greet is this replica's heartbeat in the fleet.
+func (g *Guarded) greet(ctx context.Context) error {
+	other, err := g.fleet.beat(ctx, g.store, g.recent.sum(g.with.Now()))
+	if other {
+		g.leaveQuotas()
+	}
+	return err
+}
+
+// Empty asks Redis whether it is new, or has lost its counters since the last Mark of
+// any replica; later it is asked with each heartbeat. While Redis is not asked, what
+// was last known is the answer.
+func (g *Guarded) Empty(ctx context.Context) (bool, error) {
+	empty, met := g.fleet.empty()
+	if met || !g.breaker.Closed() {
+		return empty, nil
+	}
+	err := g.call(ctx, nil, g.greet)
+	empty, _ = g.fleet.empty()
+	return empty, err
+}
+
+// Mark says to all replicas that quotas are now brought to what a ledger knows of
+// them. What a replica still has to tell of from before, the ledger knows, too: it
+// leaves the quotas alone.
+func (g *Guarded) Mark(ctx context.Context) error {
+	return g.call(ctx, nil, func(ctx context.Context) error {
+		if err := g.store.client.Set(ctx, markKey, rand.Text(), 0).Err(); err != nil {
+			return fmt.Errorf("redis: mark: %w", err)
+		}
+		return g.greet(ctx)
+	})
 }
 
 // Run looks whether Redis is back, and tells it what it was not told, until ctx
 // ends.
 func (g *Guarded) Run(ctx context.Context) error {
-	if err := g.fleet.beat(ctx, g.store, 0); err != nil && ctx.Err() == nil {
+	if err := g.greet(ctx); err != nil && ctx.Err() == nil {
 		g.mu.Lock()
 		g.last = err
 		g.mu.Unlock()
@@ -286,7 +321,15 @@ func (g *Guarded) Run(ctx context.Context) error {
 func (g *Guarded) look(ctx context.Context) {
 	if !g.breaker.Closed() {
 		// The counts come home before anybody is let in by Redis again.
-		_ = g.breaker.Probe(func() error { return errors.Join(g.probe(ctx), g.tell(ctx)) })
+		_ = g.breaker.Probe(func() error {
+			if err := g.probe(ctx); err != nil {
+				return err
+			}
+			if err := g.call(ctx, nil, g.greet); err != nil {
+				return err
+			}
+			return g.tell(ctx)
+		})
 	} else if g.waitingCount.Load() > 0 {
 		_ = g.breaker.Do(func() error { return g.tell(ctx) })
 	}

@@ -468,7 +468,7 @@ func TestFleetMembers(t *testing.T) {
 	beat := func(n int, names ...string) {
 		for range n {
 			for _, name := range names {
-				if err := fleets[name].beat(t.Context(), store, uint64(len(name))); err != nil {
+				if _, err := fleets[name].beat(t.Context(), store, uint64(len(name))); err != nil {
 					t.Fatal(err)
 				}
 			}

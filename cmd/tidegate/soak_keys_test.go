@@ -1,0 +1,242 @@
+package main
+
+import (
+	"crypto/rand"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"tidegate/admission/limit/redislimit/redistest"
+	"tidegate/gateway/account"
+	"tidegate/gateway/database"
+	"tidegate/gateway/database/databasetest"
+)
+
+// TestSoakRevocation measures how soon a key that one process revoked is refused by
+// another: told by Redis, while Redis is stopped, and without any Redis.
+func TestSoakRevocation(t *testing.T) {
+	t.Parallel()
+	redis := redistest.Single(t)
+	s := startServers(t, nil)
+	client := soakClient(t)
+	for _, with := range []string{"redis: {addrs: ['" + redis.Addr + "']}\n", ""} {
+		p := plan{dsn: databasetest.SQLite(t), more: with}
+		a, b := startReplica(t, s, p, client), startReplica(t, s, p, client)
+		out, _ := command(t, exitOK, "key", "create", "--config", a.file, "--user", "root", "--admin")
+		admin := strings.TrimSpace(out)
+		name := "without Redis"
+		if with != "" {
+			name = "with Redis"
+		}
+		t.Run(name, func(t *testing.T) { revokes(t, a.front, b.front, admin) })
+		if with != "" && atLength() {
+			t.Run("with a stopped Redis", func(t *testing.T) {
+				redis.Pause()
+				defer redis.Resume()
+				revokes(t, a.front, b.front, admin)
+			})
+		}
+	}
+}
+
+// TestSoakRestore lets gateways and Redis forget what they counted: quotas stand
+// where they stood.
+func TestSoakRestore(t *testing.T) {
+	t.Parallel()
+	s := startServers(t, nil)
+	client := soakClient(t)
+	const quotas = "quotas:\n  - {name: daily, per: user, tokens: 1000000, every: day}\n  - {name: monthly, per: 'user,model', units: 1000000, every: month, zone: Asia/Kathmandu}\n"
+	used := func(r *replica) (used []int64) {
+		var now limitStatus
+		r.limits(t, adaKey, "/quota/status?model="+largeModel, &now)
+		for _, q := range now.Quotas {
+			used = append(used, q.Used)
+		}
+		return used
+	}
+	generate := func(r *replica) []int64 {
+		for range 10 {
+			if a := r.complete(t, adaKey, chat(largeModel, 10, "")); a.status != 200 {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+		}
+		want, _ := s.delivered()
+		total := want.Input + want.Output
+		if got := used(r); len(got) != 2 || got[0] != total || got[1] != total {
+			t.Fatalf("the quotas stand at %v; the engines say %d", got, total)
+		}
+		return used(r)
+	}
+	restart := func(r *replica) {
+		r.kill()
+		r.start(t)
+	}
+	t.Run("memory", func(t *testing.T) {
+		r := startReplica(t, s, plan{more: quotas}, client)
+		before := generate(r)
+		restart(r)
+		if after := used(r); fmt.Sprint(after) != fmt.Sprint(before) {
+			t.Errorf("after a kill the quotas stand at %v; before at %v", after, before)
+		}
+	})
+	for _, one := range s {
+		one.Reset()
+	}
+	t.Run("redis", func(t *testing.T) {
+		redis := redistest.Single(t)
+		flush := func() {
+			if err := redis.Client().FlushAll(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := startReplica(t, s, plan{dsn: databasetest.SQLite(t), more: quotas + "redis: {addrs: ['" + redis.Addr + "']}\n"}, client)
+		before := generate(r)
+		flush()
+		restart(r)
+		if after := used(r); fmt.Sprint(after) != fmt.Sprint(before) {
+			t.Errorf("after FLUSHALL and a kill the quotas stand at %v; before at %v", after, before)
+		}
+		restart(r)
+		if after := used(r); fmt.Sprint(after) != fmt.Sprint(before) {
+			t.Errorf("after another kill the quotas stand at %v; before at %v", after, before)
+		}
+		if !atLength() {
+			return
+		}
+		for _, how := range []string{"FLUSHALL", "kill -9 of Redis"} {
+			if how == "FLUSHALL" {
+				flush()
+			} else {
+				redis.Kill()
+				redis.Start()
+			}
+			began := time.Now()
+			eventually(t, "the quotas to be restored", func() bool { return fmt.Sprint(used(r)) == fmt.Sprint(before) })
+			t.Logf("%s under a gateway that does nothing: restored after %v", how, time.Since(began).Round(10*time.Millisecond))
+		}
+	})
+}
+
+// TestSoakKeys lets others try keys: huge ones, odd ones and a flood of made-up ones.
+// The database is asked for a few of them a second, and memory does not grow.
+func TestSoakKeys(t *testing.T) {
+	dsn := databasetest.Postgres(t)
+	client := soakClient(t)
+	r := startReplica(t, startServers(t, nil), plan{dsn: dsn}, client)
+	db, err := database.Open(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	try := func(authorization string) (status int) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.front.url+"/v1/models", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header["Authorization"] = []string{authorization}
+		resp, err := client.Do(req)
+		if err != nil {
+			return 0
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	known := "Bearer " + adaKey
+	for what, c := range map[string]struct {
+		value string
+		want  []int
+	}{
+		"nothing": {"", []int{401}}, "no scheme": {adaKey, []int{401}}, "another scheme": {"Basic " + adaKey, []int{401}},
+		"another case": {"bearer " + adaKey, []int{200}}, "spaces": {"Bearer    " + adaKey + "  ", []int{200}},
+		"two keys": {known + ", " + known, []int{401}}, "half": {known[:len(known)-1], []int{401}}, "more": {known + "x", []int{401}},
+		"unicode": {"Bearer tg-\u2713\u2713\u2713", []int{401}}, "bytes": {"Bearer tg-\xff\xfe", []int{401}}, "SQL": {"Bearer tg-' OR 1=1 --", []int{401}},
+		"long": {"Bearer tg-" + strings.Repeat("A", 8<<10), []int{401}}, "1 MB": {"Bearer tg-" + strings.Repeat("A", 1<<20), []int{431, 0}},
+	} {
+		if got := try(c.value); !slices.Contains(c.want, got) {
+			t.Errorf("%s: status %d, expected one of %v", what, got, c.want)
+		}
+	}
+	before, asked := r.memory(t), transactions(t, db)
+	began := time.Now()
+	var tried, wrong atomic.Int64
+	var callers sync.WaitGroup
+	last := began.Add(length(2*time.Second, time.Minute))
+	for n := range 16 {
+		callers.Go(func() {
+			for time.Now().Before(last) {
+				want := 401
+				key := account.NewSecret()
+				if n == 0 {
+					key, want = strings.Repeat(rand.Text(), 40_000), 431 // 1 MB
+				}
+				if got := try("Bearer " + key); got != want && (n != 0 || got != 0) {
+					wrong.Add(1)
+				}
+				tried.Add(1)
+			}
+		})
+	}
+	callers.Wait()
+	took := time.Since(began)
+	queries, grown := transactions(t, db)-asked, r.memory(t)-before
+	// 20 lookups a second after the first 50, one look a second for changes, and the
+	// ledger's and this test's own.
+	bound := int64(50 + 25*took.Seconds() + 20)
+	t.Logf("%d unknown keys in %v: %d transactions of the database (at most %d), %d MB more memory, %d unexpected answers",
+		tried.Load(), took.Round(10*time.Millisecond), queries, bound, grown>>20, wrong.Load())
+	if queries > bound {
+		t.Errorf("the database was asked %d times", queries)
+	}
+	if grown > 128<<20 {
+		t.Errorf("memory grew by %d MB", grown>>20)
+	}
+	if wrong.Load() > 0 {
+		t.Errorf("%d answers were neither 401 nor 431", wrong.Load())
+	}
+	if got := try(known); got != 200 {
+		t.Errorf("a good key after the storm: %d", got)
+	}
+	if err := r.process.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	code := <-r.ended
+	r.ended <- code
+	if code != exitOK {
+		t.Errorf("code %d", code)
+	}
+}
+
+// memory is what the process has resident, in bytes.
+func (r *replica) memory(t *testing.T) int64 {
+	t.Helper()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.process.Process.Pid))
+	if err != nil {
+		t.Skip("SKIPPED-PART: key storms: there is no /proc here")
+	}
+	_, rest, _ := strings.Cut(string(raw), "VmRSS:")
+	kilobytes, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kilobytes << 10
+}
+
+// transactions counts those of the database so far.
+func transactions(t *testing.T, db *database.DB) (n int64) {
+	t.Helper()
+	if _, err := db.ExecContext(t.Context(), "SELECT pg_stat_force_next_flush()"); err != nil {
+		t.Logf("statistics may be late: %v", err)
+	}
+	if err := db.QueryRowContext(t.Context(), "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}

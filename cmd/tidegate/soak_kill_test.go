@@ -1,0 +1,176 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tidegate/admission/limit/redislimit/redistest"
+	"tidegate/gateway/database"
+	"tidegate/gateway/database/databasetest"
+	"tidegate/gateway/gatewaytest"
+)
+
+// entry is a record of the ledger.
+type entry struct{ input, output int64 }
+
+// entries are the ledger's records, by their id.
+func entries(t *testing.T, dsn string) map[string]entry {
+	t.Helper()
+	db, err := database.Open(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	rows, err := db.QueryContext(t.Context(), "SELECT id, input, output FROM usage_records")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	all := map[string]entry{}
+	for rows.Next() {
+		var id string
+		var e entry
+		if err := rows.Scan(&id, &e.input, &e.output); err != nil {
+			t.Fatal(err)
+		}
+		all[id] = e
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// TestSoakKill kills gateways under load, again and again. Whatever a caller got to
+// its end stands in the ledger once and to the token; slots come back; quotas stand
+// at no less than the ledger.
+func TestSoakKill(t *testing.T) {
+	t.Parallel()
+	redis := redistest.Single(t)
+	dsn := databasetest.Postgres(t)
+	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL = 10*time.Millisecond, 2*time.Millisecond })
+	const slots = 200
+	p := plan{dsn: dsn, more: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits:\n  - {name: slots, per: user, concurrency: %d}\n"+
+		"quotas:\n  - {name: daily, per: user, tokens: 1000000000, every: day}\n", redis.Addr, slots)}
+	c := &crowd{client: soakClient(t), callers: 40, longest: 100 * time.Millisecond, request: func(_ int, rng *rand.Rand) (string, string) {
+		stream := ""
+		if rng.IntN(2) == 0 {
+			stream = `,"stream":true`
+		}
+		return adaKey, chat(largeModel, 10+rng.IntN(90), stream)
+	}}
+	for range 2 {
+		c.replicas = append(c.replicas, startReplica(t, s, p, c.client))
+	}
+	rounds := length(3, 20)
+	var killed time.Time
+	all := c.during(t, func() {
+		for round := range rounds {
+			elapse(t, length(600*time.Millisecond, 2*time.Second)+rand.N(400*time.Millisecond))
+			victim := c.replicas[round%2]
+			victim.kill()
+			killed = time.Now()
+			victim.start(t)
+		}
+		elapse(t, 500*time.Millisecond)
+	})
+	for _, r := range c.replicas {
+		eventually(t, "all to be in the database", func() bool {
+			status := r.status(t)
+			return strings.Contains(status, `"backlog_bytes": 0`) && strings.Contains(status, `"buffer_bytes": 0`) && strings.Contains(status, `"running": 0`)
+		})
+	}
+	produced, ledger := s.passages(t), entries(t, dsn)
+	var sum, cut, cutKnown, cutTokens, missing int64
+	whole := map[string]bool{}
+	for _, a := range all {
+		if !a.whole {
+			continue
+		}
+		whole[a.id] = true
+		e, ok := ledger[a.id]
+		if !ok {
+			missing++
+			continue
+		}
+		if got := e.input + e.output; got != produced[a.id].tokens {
+			t.Errorf("%s: the ledger says %d tokens, the engine %d", a.id, got, produced[a.id].tokens)
+		}
+	}
+	if missing > 0 {
+		t.Errorf("%d answers that their callers have as a whole are not in the ledger", missing)
+	}
+	for id, p := range produced {
+		if whole[id] {
+			continue
+		}
+		cut++
+		cutTokens += p.tokens
+		if _, ok := ledger[id]; ok {
+			cutKnown++
+		}
+	}
+	for id, e := range ledger {
+		sum += e.input + e.output
+		if _, ok := produced[id]; !ok && e != (entry{}) {
+			t.Errorf("%s: the ledger says %+v, no engine has seen it", id, e)
+		}
+	}
+	t.Logf("%d kills: %d whole answers, all in the ledger but %d; %d requests (%d tokens) were cut, %d of them are in the ledger; %s",
+		rounds, len(whole), missing, cut, cutTokens, cutKnown, tally(all))
+	if len(whole) < 20*rounds || cut < int64(rounds) {
+		t.Errorf("%d whole answers and %d cut ones: the test does not test it", len(whole), cut)
+	}
+	var report tokens
+	o := outage{crowd: c, servers: s}
+	if report = o.usedBy(t, adaKey); report.Input+report.Output != sum || report.Requests != int64(len(ledger)) {
+		t.Errorf("the report says %+v, the records %d in %d", report, sum, len(ledger))
+	}
+	c.slotsReturn(t, killed, slots, sum, cutTokens)
+}
+
+// slotsReturn looks for the slots of gateways that were killed, and for quotas.
+func (c *crowd) slotsReturn(t *testing.T, killed time.Time, slots, used, cut int64) {
+	const lease = 30 * time.Second
+	var now limitStatus
+	free := func() (free int64, reset time.Duration) {
+		c.replicas[0].limits(t, adaKey, "/quota/status", &now)
+		i := slices.IndexFunc(now.Rates, func(r struct {
+			Name, Metric     string
+			Limit, Remaining int64
+			ResetMs          int64 `json:"reset_ms"`
+		}) bool {
+			return r.Metric == "concurrency"
+		})
+		return now.Rates[i].Remaining, time.Duration(now.Rates[i].ResetMs) * time.Millisecond
+	}
+	left, reset := free()
+	if end := time.Now().Add(reset); end.After(killed.Add(lease + time.Second)) {
+		t.Errorf("the last slot ends %v after the kill", end.Sub(killed))
+	}
+	t.Logf("%v after the last kill %d of %d slots are free, the last one in %v", time.Since(killed).Round(time.Millisecond), left, slots, reset)
+	if atLength() {
+		eventually(t, "all slots to be free", func() bool {
+			left, _ := free()
+			return left == slots
+		})
+		took := time.Since(killed)
+		t.Logf("all slots are free %v after the last kill", took.Round(100*time.Millisecond))
+		if took > lease+time.Second {
+			t.Errorf("that is too long")
+		}
+		elapse(t, 12*time.Second) // until a heartbeat has settled what died
+		free()
+		t.Logf("the quota stands at %d; the ledger says %d; %d were cut", *now.Used, used, cut)
+		if *now.Used > used+cut {
+			t.Errorf("the quota stands at %d: more than all engines have done", *now.Used)
+		}
+	}
+	if *now.Used < used {
+		t.Errorf("the quota stands at %d; the ledger says %d", *now.Used, used)
+	}
+}
