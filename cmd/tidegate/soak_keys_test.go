@@ -136,34 +136,8 @@ func TestSoakKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	try := func(authorization string) (status int) {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.front.url+"/v1/models", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header["Authorization"] = []string{authorization}
-		resp, err := client.Do(req)
-		if err != nil {
-			return 0
-		}
-		resp.Body.Close()
-		return resp.StatusCode
-	}
-	known := "Bearer " + adaKey
-	for what, c := range map[string]struct {
-		value string
-		want  []int
-	}{
-		"nothing": {"", []int{401}}, "no scheme": {adaKey, []int{401}}, "another scheme": {"Basic " + adaKey, []int{401}},
-		"another case": {"bearer " + adaKey, []int{200}}, "spaces": {"Bearer    " + adaKey + "  ", []int{200}},
-		"two keys": {known + ", " + known, []int{401}}, "half": {known[:len(known)-1], []int{401}}, "more": {known + "x", []int{401}},
-		"unicode": {"Bearer tg-\u2713\u2713\u2713", []int{401}}, "bytes": {"Bearer tg-\xff\xfe", []int{401}}, "SQL": {"Bearer tg-' OR 1=1 --", []int{401}},
-		"long": {"Bearer tg-" + strings.Repeat("A", 8<<10), []int{401}}, "1 MB": {"Bearer tg-" + strings.Repeat("A", 1<<20), []int{431, 0}},
-	} {
-		if got := try(c.value); !slices.Contains(c.want, got) {
-			t.Errorf("%s: status %d, expected one of %v", what, got, c.want)
-		}
-	}
+	try := func(authorization string) int { return r.authorized(t, authorization) }
+	oddKeys(t, try)
 	before, asked := r.memory(t), transactions(t, db)
 	began := time.Now()
 	var tried, wrong atomic.Int64
@@ -201,7 +175,7 @@ func TestSoakKeys(t *testing.T) {
 	if wrong.Load() > 0 {
 		t.Errorf("%d answers were neither 401 nor 431", wrong.Load())
 	}
-	if got := try(known); got != 200 {
+	if got := try("Bearer " + adaKey); got != 200 {
 		t.Errorf("a good key after the storm: %d", got)
 	}
 	if err := r.process.Process.Signal(syscall.SIGTERM); err != nil {
@@ -239,4 +213,39 @@ func transactions(t *testing.T, db *database.DB) (n int64) {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// authorized asks with an Authorization header; 0: there was no answer.
+func (r *replica) authorized(t *testing.T, authorization string) (status int) {
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.front.url+"/v1/models", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header["Authorization"] = []string{authorization}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return 0
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+// oddKeys tries what is no key.
+func oddKeys(t *testing.T, try func(string) int) {
+	t.Helper()
+	known := "Bearer " + adaKey
+	for what, c := range map[string]struct {
+		value string
+		want  []int
+	}{
+		"nothing": {"", []int{401}}, "no scheme": {adaKey, []int{401}}, "another scheme": {"Basic " + adaKey, []int{401}},
+		"another case": {"bearer " + adaKey, []int{200}}, "spaces": {"Bearer    " + adaKey + "  ", []int{200}},
+		"two keys": {known + ", " + known, []int{401}}, "half": {known[:len(known)-1], []int{401}}, "more": {known + "x", []int{401}},
+		"unicode": {"Bearer tg-\u2713\u2713\u2713", []int{401}}, "bytes": {"Bearer tg-\xff\xfe", []int{401}}, "SQL": {"Bearer tg-' OR 1=1 --", []int{401}},
+		"long": {"Bearer tg-" + strings.Repeat("A", 8<<10), []int{401}}, "1 MB": {"Bearer tg-" + strings.Repeat("A", 1<<20), []int{431, 0}},
+	} {
+		if got := try(c.value); !slices.Contains(c.want, got) {
+			t.Errorf("%s: status %d, expected one of %v", what, got, c.want)
+		}
+	}
 }

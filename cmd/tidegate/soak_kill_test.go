@@ -68,7 +68,7 @@ func TestSoakKill(t *testing.T) {
 	}
 	rounds := length(3, 20)
 	var killed time.Time
-	all := c.during(t, func() {
+	c.during(t, func() {
 		for round := range rounds {
 			elapse(t, length(600*time.Millisecond, 2*time.Second)+rand.N(400*time.Millisecond))
 			victim := c.replicas[round%2]
@@ -84,8 +84,22 @@ func TestSoakKill(t *testing.T) {
 			return strings.Contains(status, `"backlog_bytes": 0`) && strings.Contains(status, `"buffer_bytes": 0`) && strings.Contains(status, `"running": 0`)
 		})
 	}
-	produced, ledger := s.passages(t), entries(t, dsn)
-	var sum, cut, cutKnown, cutTokens, missing int64
+	ledger := entries(t, dsn)
+	sum, cutTokens := c.compare(t, s.passages(t), ledger, rounds)
+	var report tokens
+	o := outage{crowd: c, servers: s}
+	if report = o.usedBy(t, adaKey); report.Input+report.Output != sum || report.Requests != int64(len(ledger)) {
+		t.Errorf("the report says %+v, the records %d in %d", report, sum, len(ledger))
+	}
+	c.slotsReturn(t, killed, slots, sum, cutTokens)
+}
+
+// compare holds the ledger against the engines' books, and returns the sum of the one
+// and what of the other was cut.
+func (c *crowd) compare(t *testing.T, produced map[string]passage, ledger map[string]entry, kills int) (sum, cutTokens int64) {
+	t.Helper()
+	all := c.seen()
+	var cut, cutKnown, missing int64
 	whole := map[string]bool{}
 	for _, a := range all {
 		if !a.whole {
@@ -121,16 +135,11 @@ func TestSoakKill(t *testing.T) {
 		}
 	}
 	t.Logf("%d kills: %d whole answers, all in the ledger but %d; %d requests (%d tokens) were cut, %d of them are in the ledger; %s",
-		rounds, len(whole), missing, cut, cutTokens, cutKnown, tally(all))
-	if len(whole) < 20*rounds || cut < int64(rounds) {
+		kills, len(whole), missing, cut, cutTokens, cutKnown, tally(all))
+	if len(whole) < 20*kills || cut < int64(kills) {
 		t.Errorf("%d whole answers and %d cut ones: the test does not test it", len(whole), cut)
 	}
-	var report tokens
-	o := outage{crowd: c, servers: s}
-	if report = o.usedBy(t, adaKey); report.Input+report.Output != sum || report.Requests != int64(len(ledger)) {
-		t.Errorf("the report says %+v, the records %d in %d", report, sum, len(ledger))
-	}
-	c.slotsReturn(t, killed, slots, sum, cutTokens)
+	return sum, cutTokens
 }
 
 // slotsReturn looks for the slots of gateways that were killed, and for quotas.

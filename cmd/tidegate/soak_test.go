@@ -204,7 +204,6 @@ func (c *crowd) one(n int, rng *rand.Rand) (a asked) {
 // passage is a request that an engine has worked on: it was let in between two
 // moments, the one that its id names and the one when it reached the engine.
 type passage struct {
-	user     string
 	from, to time.Time
 	tokens   int64
 	whole    bool
