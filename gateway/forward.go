@@ -123,7 +123,7 @@ func (g *Gateway) whole(c *call, answer *backend.Answer, out *reply) error {
 	}
 	c.w.Header()["Content-Type"] = []string{"application/json"}
 	c.w.Header()["Content-Length"] = []string{strconv.Itoa(len(shown))}
-	c.send(http.StatusOK)
+	c.send()
 	if _, err := c.w.Write(shown); err != nil {
 		return backend.ErrLeft
 	}
@@ -241,10 +241,10 @@ func (o *reply) begin() {
 	c.body = nil // no other backend will be sent it: a long stream need not hold it
 }
 
-// send writes the head of the answer.
-func (c *call) send(status int) {
-	c.sent, c.status = true, status
-	c.w.WriteHeader(status)
+// send writes the head of a good answer.
+func (c *call) send() {
+	c.sent, c.status = true, http.StatusOK
+	c.w.WriteHeader(http.StatusOK)
 }
 
 // ready makes room for what is to be written.
@@ -279,7 +279,7 @@ func (o *reply) write(events []byte) error {
 		h["Content-Type"] = []string{"text/event-stream; charset=utf-8"}
 		h["Cache-Control"] = []string{"no-cache"}
 		h["X-Accel-Buffering"] = []string{"no"}
-		c.send(http.StatusOK)
+		c.send()
 	}
 	if err := c.extend(o.lastWrite); err != nil {
 		return err

@@ -65,7 +65,7 @@ func TestPanics(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.answer(w, r, "/x", func(c *call) error {
 			if begun {
-				c.send(http.StatusOK)
+				c.send()
 				_, _ = io.WriteString(c.w, "half an ans")
 			}
 			panic("as planned")

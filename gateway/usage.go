@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -71,7 +70,7 @@ func (g *Gateway) allUsage(c *call) error {
 	h := c.w.Header()
 	h.Set("Content-Type", "text/csv; charset=utf-8")
 	h.Set("Content-Disposition", `attachment; filename="usage-`+r.first()+`-`+r.last()+`.csv"`)
-	c.send(http.StatusOK)
+	c.send()
 	_, _ = c.w.Write(text.Bytes()) // a caller that is gone will not miss it
 	return nil
 }

@@ -28,16 +28,6 @@ func command(t *testing.T, code int, args ...string) (stdout, stderr string) {
 	return out.String(), log.String()
 }
 
-// only is an environment of one variable.
-func only(variable, value string) func(string) (string, bool) {
-	return func(name string) (string, bool) {
-		if name != variable {
-			return "", false
-		}
-		return value, true
-	}
-}
-
 // call asks a gateway with a key and returns the status and the body.
 func (f *front) call(t *testing.T, key, method, path, body string) (int, string) {
 	t.Helper()

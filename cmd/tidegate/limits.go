@@ -111,7 +111,7 @@ const changesChannel = "tg:accounts"
 // Redis does not answer, the store's own look every second finds them.
 func (c *counters) announce(ctx context.Context) {
 	heard := c.redis.Subscribe(ctx, changesChannel)
-	defer heard.Close()
+	defer heard.Close() //nolint:errcheck // nobody listens any more
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"reflect"
 	"strings"
 	"testing"
 
@@ -98,24 +97,4 @@ func pairsOf(t interface{ Fatalf(string, ...any) }, object []byte) (out []pair) 
 		out = append(out, pair{name.(string), string(value)})
 	}
 	return out
-}
-
-// sameJSON compares as JSON, numbers by their digits.
-func sameJSON(a, b []byte) bool {
-	decode := func(raw []byte) (v any, err error) {
-		d := json.NewDecoder(bytes.NewReader(raw))
-		d.UseNumber()
-		err = d.Decode(&v)
-		return v, err
-	}
-	x, err1 := decode(a)
-	y, err2 := decode(b)
-	return err1 == nil && err2 == nil && reflect.DeepEqual(x, y)
-}
-
-func wantJSON(t *testing.T, got []byte, want string) {
-	t.Helper()
-	if !sameJSON(got, []byte(want)) {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
 }
