@@ -8,7 +8,7 @@ import (
 )
 
 // writing is how long the end of an answer may wait for its record. It is written
-// in some 50 µs; a disk that takes nothing must not stop answers.
+// in some 15 µs; a disk that takes nothing must not stop answers.
 const writing = 100 * time.Millisecond
 
 // countFirst enters a whole answer into the ledger before its caller is given the

@@ -53,7 +53,7 @@ func TestSoakRestore(t *testing.T) {
 	t.Parallel()
 	s := startServers(t, nil)
 	client := soakClient(t)
-	const quotas = "quotas:\n  - {name: daily, per: user, tokens: 1000000, every: day}\n  - {name: monthly, per: 'user,model', units: 1000000, every: month, zone: Asia/Kathmandu}\n"
+	const quotas = "quotas:\n  - {name: weekly, per: user, tokens: 1000000, every: week}\n  - {name: monthly, per: 'user,model', units: 1000000, every: month, zone: Asia/Kathmandu}\n"
 	used := func(r *replica) (used []int64) {
 		var now limitStatus
 		r.limits(t, adaKey, "/quota/status?model="+largeModel, &now)

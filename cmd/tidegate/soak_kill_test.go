@@ -55,7 +55,7 @@ func TestSoakKill(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL = 10*time.Millisecond, 2*time.Millisecond })
 	const slots = 200
 	p := plan{dsn: dsn, more: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits:\n  - {name: slots, per: user, concurrency: %d}\n"+
-		"quotas:\n  - {name: daily, per: user, tokens: 1000000000, every: day}\n", redis.Addr, slots)}
+		"quotas:\n  - {name: monthly, per: user, tokens: 1000000000, every: month}\n", redis.Addr, slots)}
 	c := &crowd{client: soakClient(t), callers: 40, longest: 100 * time.Millisecond, request: func(_ int, rng *rand.Rand) (string, string) {
 		stream := ""
 		if rng.IntN(2) == 0 {

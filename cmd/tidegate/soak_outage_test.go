@@ -40,7 +40,7 @@ func TestSoakOutage(t *testing.T) {
 		return plan{dsn: dsn, more: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits:\n"+
 			"  - {name: rate, per: user, tokens: %d/%v, reserve: max, on_store_failure: %s}\n"+
 			"  - {name: slots, per: user, concurrency: %d}\n"+
-			"quotas:\n  - {name: daily, per: user, tokens: 1000000000, every: day}\n", o.redis.Addr, o.tokens, o.window, failure, soakSlots)}
+			"quotas:\n  - {name: monthly, per: user, tokens: 1000000000, every: month}\n", o.redis.Addr, o.tokens, o.window, failure, soakSlots)}
 	}
 	o.crowd = &crowd{client: soakClient(t), callers: 24, longest: 200 * time.Millisecond}
 	for range 2 {

@@ -98,3 +98,29 @@ func fill(b *testing.B, db *bun.DB) {
 		b.Fatal(err)
 	}
 }
+
+// BenchmarkWritten is what the end of an answer waits for, with one request at a time
+// and with many.
+func BenchmarkWritten(b *testing.B) {
+	l := open(b, b.TempDir(), nil)
+	run(b, l)
+	add := func(n int) {
+		l.Add(one(n))
+		if err := l.Written(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Run("alone", func(b *testing.B) {
+		for n := 0; b.Loop(); n++ {
+			add(n)
+		}
+	})
+	b.Run("many", func(b *testing.B) {
+		b.SetParallelism(32)
+		b.RunParallel(func(p *testing.PB) {
+			for n := 0; p.Next(); n++ {
+				add(n)
+			}
+		})
+	})
+}
