@@ -336,16 +336,16 @@ func (d *daemon) watch(ctx context.Context) error {
 	defer signal.Stop(hup)
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	seen := d.fingerprint()
+	seen := fingerprint(d.config, nil) // of what runs: the file may have changed since
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
 			d.reload()
-			seen = d.fingerprint()
+			seen = fingerprint(d.load())
 		case <-tick.C:
-			if now := d.fingerprint(); !bytes.Equal(now, seen) {
+			if now := fingerprint(d.load()); !bytes.Equal(now, seen) {
 				seen = now
 				d.reload()
 			}
@@ -354,8 +354,7 @@ func (d *daemon) watch(ctx context.Context) error {
 }
 
 // fingerprint changes when what the configuration says changes, or its fault does.
-func (d *daemon) fingerprint() []byte {
-	c, err := d.load()
+func fingerprint(c config, err error) []byte {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%+v %v", c, err))
 	return sum[:]
 }
