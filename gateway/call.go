@@ -48,7 +48,8 @@ type call struct {
 	usage      openai.Usage
 	estimated  bool
 	firstToken time.Time
-	deadline   time.Time // until when the caller must take what is written; zero: not set
+	deadline   time.Time     // until when the caller must take what is written; zero: not set
+	gpu        time.Duration // of GPUs' time; 0: not known
 }
 
 // handler serves one route; answer deals with what it returns.

@@ -15,7 +15,7 @@ func (g *Gateway) count(c *call, took time.Duration) {
 	}
 	r := ledger.Record{
 		ID: c.id, Time: c.began, Department: c.who.Department, Project: c.who.Project, User: c.who.User, Key: c.who.Key, Asked: c.wish.Model, Model: c.model.Name,
-		Level: int(c.level), Status: c.status, Took: took,
+		Level: int(c.level), Status: c.status, Took: took, GPU: c.gpu,
 	}
 	if c.charged {
 		r.Usage, r.Estimated, r.Units = c.usage, c.estimated, c.model.Weights.Units(charge(c.usage))

@@ -19,7 +19,7 @@ type Config struct {
 	DCGM      string        `yaml:"dcgm"`       // URL of a dcgm-exporter's metrics
 	Local     bool          `yaml:"local"`      // start tidegate-gpu-agent here
 	Replay    string        `yaml:"replay"`     // file of a recorded trace, in JSON lines; it begins again at its end
-	Command   []string      `yaml:"command"`    // of local, instead of tidegate-gpu-agent; --listen unix://PATH is appended
+	Command   []string      `yaml:"command"`    // of local, instead of tidegate-gpu-agent; --socket PATH is appended
 	Every     time.Duration `yaml:"every"`      // between two questions
 	TokenEnv  string        `yaml:"token_env"`  // environment variable that holds the bearer token of the agent or exporter
 	TokenFile string        `yaml:"token_file"` // or the file

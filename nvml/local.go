@@ -105,7 +105,7 @@ func (c *child) run(ctx context.Context) {
 func (c *child) once(ctx context.Context, socket string) error {
 	// A socket that a dead child left would be in the way.
 	_ = os.Remove(socket)
-	cmd := exec.Command(c.command[0], append(c.command[1:len(c.command):len(c.command)], "--listen", "unix://"+socket)...)
+	cmd := exec.Command(c.command[0], append(c.command[1:len(c.command):len(c.command)], "--socket", socket)...)
 	said, err := cmd.StderrPipe()
 	if err != nil {
 		return err

@@ -58,8 +58,11 @@ func (g *GPU) Ref() string {
 func (g *GPU) Age(now time.Time) time.Duration { return max(now.Sub(g.At), 0) }
 
 // Freshness says what the values may be used for.
-func (g *GPU) Freshness(now time.Time) Freshness {
-	switch age := now.Sub(g.At); {
+func (g *GPU) Freshness(now time.Time) Freshness { return AtAge(now.Sub(g.At)) }
+
+// AtAge is the freshness of a reading of some age.
+func AtAge(age time.Duration) Freshness {
+	switch {
 	case age <= freshFor:
 		return Fresh
 	case age <= heldFor:
