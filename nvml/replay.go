@@ -17,6 +17,7 @@ import (
 const (
 	maxTraceLine = 64 << 10 // bytes
 	maxTrace     = 1 << 20  // lines: a GPU at 1 Hz for 12 days
+	maxTraceTime = 1 << 36  // milliseconds: two years
 )
 
 // traceLine is one line of a trace: what one GPU read at a moment.
@@ -52,12 +53,14 @@ type trace struct {
 	period time.Duration // after which it begins again
 }
 
-// readTrace reads JSON lines. Empty lines are left out; times must not go back.
+// readTrace reads JSON lines. Empty lines are left out. Where the time goes back by a
+// second or more another recording was appended, which is played a second later;
+// by less it is two GPUs that were read at once.
 func readTrace(from io.Reader) (*trace, error) {
 	t := &trace{lines: map[string][]traceLine{}}
 	in := bufio.NewScanner(from)
 	in.Buffer(nil, maxTraceLine)
-	var first, last int64
+	var first, last, shift int64
 	n, kept := 0, 0
 	for in.Scan() {
 		n++
@@ -69,17 +72,21 @@ func readTrace(from io.Reader) (*trace, error) {
 		if err := json.Unmarshal(raw, &l); err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
-		if kept == 0 {
-			first, last = l.Ms, l.Ms
-		}
 		switch kept++; {
-		case l.UUID == "":
-			return nil, fmt.Errorf("line %d: has no uuid", n)
-		case l.Ms < last || l.Ms < 0 || l.Ms > 1<<40:
-			return nil, fmt.Errorf("line %d: t_ms goes back or is out of range", n)
+		case l.UUID == "" || len(l.UUID) > maxText:
+			return nil, fmt.Errorf("line %d: has no uuid of at most %d bytes", n, maxText)
+		case l.Ms < 0 || l.Ms > maxTraceTime:
+			return nil, fmt.Errorf("line %d: t_ms is out of range", n)
 		case kept > maxTrace:
 			return nil, fmt.Errorf("has more than %d lines", maxTrace)
+		case kept == 1:
+			first, last = l.Ms, l.Ms
 		}
+		if l.Ms += shift; l.Ms <= last-1000 {
+			shift += last + 1000 - l.Ms
+			l.Ms = last + 1000
+		}
+		l.Ms = max(l.Ms, last)
 		if t.lines[l.UUID] == nil {
 			if t.uuids = append(t.uuids, l.UUID); len(t.uuids) > maxGPUs {
 				return nil, fmt.Errorf("line %d: has more than %d GPUs", n, maxGPUs)
