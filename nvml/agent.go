@@ -2,10 +2,9 @@ package nvml
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
+	"io"
 	"time"
 )
 
@@ -21,30 +20,25 @@ type agent struct {
 	at        map[string]time.Time // by UUID: when the values of report seq were measured
 }
 
-func newAgent(c *Config, w *web, restarted func()) *agent {
-	a := &agent{restarted: restarted}
-	a.aim(c, w, c.Agent)
-	return a
+func newAgent(c *Config, address string, restarted func()) *agent {
+	return &agent{restarted: restarted, page: newPage(address, "/v1/readings", c, maxReport)}
 }
 
-// aim sets where the agent is asked.
-func (a *agent) aim(c *Config, w *web, url string) {
-	if strings.HasPrefix(url, "unix://") {
-		url += "?" // what follows is the path of the request
+func (a *agent) close() { a.page.close() }
+
+func (a *agent) read(ctx context.Context) (s *sample, err error) {
+	var at time.Time
+	if err = a.page.get(ctx, func(body io.Reader, arrived time.Time) error {
+		at = arrived
+		return a.page.all(body)
+	}); err != nil {
+		return nil, err
 	}
-	a.page = newPage(w, strings.TrimSuffix(url, "/")+"/v1/readings", c, maxReport)
-}
-
-func (a *agent) read(ctx context.Context) (*sample, error) {
-	at, err := a.page.all(ctx)
+	r, err := readReport(a.page.body)
 	if err != nil {
 		return nil, err
 	}
-	var r Report
-	if err := json.Unmarshal(a.page.body, &r); err != nil {
-		return nil, fmt.Errorf("the answer is no report: %w", err)
-	}
-	return a.take(&r, at)
+	return a.take(r, at)
 }
 
 // take turns a report that arrived at a moment into what it says. Within a boot of

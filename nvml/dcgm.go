@@ -43,18 +43,18 @@ type found struct {
 	xid            uint64
 }
 
-func newDCGM(c *Config, w *web) *dcgm {
-	return &dcgm{page: newPage(w, c.DCGM, c, maxPage), seen: map[string]*life{}}
+func newDCGM(c *Config) *dcgm {
+	return &dcgm{page: newPage(c.DCGM, "", c, maxPage), seen: map[string]*life{}}
 }
 
-func (d *dcgm) read(ctx context.Context) (*sample, error) {
-	resp, at, err := d.page.get(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	s, err := d.take(resp.Body, at)
-	return s, explain(ctx, err)
+func (d *dcgm) close() { d.page.close() }
+
+func (d *dcgm) read(ctx context.Context) (s *sample, err error) {
+	err = d.page.get(ctx, func(body io.Reader, arrived time.Time) (err error) {
+		s, err = d.take(body, arrived)
+		return err
+	})
+	return s, err
 }
 
 // take reads a page that arrived at a moment.

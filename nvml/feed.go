@@ -31,6 +31,8 @@ type source interface {
 	// read asks once; ctx carries the limit. Beside an error it may return what
 	// could be read all the same.
 	read(ctx context.Context) (*sample, error)
+	// close gives back what reading holds; it may be read again.
+	close()
 }
 
 // feed asks one source again and again.
@@ -60,13 +62,12 @@ func newFeed(c Config, m *Monitor) *feed {
 	f.last.Store(&sample{})
 	switch c.kind() {
 	case "agent":
-		f.source = newAgent(&f.config, m.web, f.restarted)
+		f.source = newAgent(&f.config, c.Agent, f.restarted)
 	case "dcgm":
-		f.source, f.limit = newDCGM(&f.config, m.web), dcgmLimit
+		f.source, f.limit = newDCGM(&f.config), dcgmLimit
 	case "local":
-		a := newAgent(&f.config, m.web, f.restarted)
-		f.child = &child{command: c.command(), log: m.log.With("source", c.Name), aim: func(address string) { a.aim(&f.config, m.web, address) }}
-		f.source = &local{f.child, a}
+		f.child = &child{command: c.command(), log: m.log.With("source", c.Name)}
+		f.source = &local{child: f.child, config: &f.config, restarted: f.restarted}
 	default:
 		f.source = &replay{file: c.Replay}
 	}
@@ -76,6 +77,7 @@ func newFeed(c Config, m *Monitor) *feed {
 // run asks until ctx ends. Questions of many sources are spread over the time
 // between two, and no question waits for another source's answer.
 func (f *feed) run(ctx context.Context) {
+	defer f.source.close()
 	if f.child != nil {
 		var running sync.WaitGroup
 		defer running.Wait()

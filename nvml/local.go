@@ -19,14 +19,25 @@ import (
 
 // local asks an agent that runs as a child of this process, behind a socket.
 type local struct {
-	child *child
-	agent *agent
+	child     *child
+	config    *Config
+	restarted func()
+	agent     *agent // nil: it is not known yet where it listens
+}
+
+func (l *local) close() {
+	if l.agent != nil {
+		l.agent.close()
+	}
 }
 
 func (l *local) read(ctx context.Context) (*sample, error) {
 	socket, why := l.child.where()
 	if socket == "" {
 		return nil, errors.New(why)
+	}
+	if l.agent == nil {
+		l.agent = newAgent(l.config, "unix://"+socket, l.restarted)
 	}
 	s, err := l.agent.read(ctx)
 	if err != nil && why != "" {
@@ -49,7 +60,6 @@ const (
 type child struct {
 	command []string // socket's address is appended
 	log     *slog.Logger
-	aim     func(address string) // says where the child will listen
 
 	mu     sync.Mutex
 	socket string
@@ -79,7 +89,6 @@ func (c *child) run(ctx context.Context) {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // an empty directory among the temporary ones harms nobody
 	socket := filepath.Join(dir, "agent.sock")
-	c.aim("unix://" + socket)
 	for wait := restartFirst; ; {
 		began := time.Now()
 		err := c.once(ctx, socket)

@@ -85,7 +85,6 @@ func (v *View) Load() *GPU { return v.gpu.Load() }
 // Monitor keeps what the sources say. It is safe for concurrent use.
 type Monitor struct {
 	log     *slog.Logger
-	web     *web
 	slots   chan struct{} // bounds how many questions are open
 	changed chan struct{}
 
@@ -100,7 +99,7 @@ const maxOpen = 256
 
 // New makes a monitor without sources. It starts nothing.
 func New(log *slog.Logger, reg prometheus.Registerer) *Monitor {
-	m := &Monitor{log: log, web: newWeb(), slots: make(chan struct{}, maxOpen), changed: make(chan struct{}, 1), views: map[string]*View{}}
+	m := &Monitor{log: log, slots: make(chan struct{}, maxOpen), changed: make(chan struct{}, 1), views: map[string]*View{}}
 	newMetrics(reg, m)
 	return m
 }
@@ -191,7 +190,6 @@ func (m *Monitor) Replace(sources []Config) {
 // Run asks the sources until ctx ends.
 func (m *Monitor) Run(ctx context.Context) error {
 	var asking sync.WaitGroup
-	defer m.web.close()
 	defer asking.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

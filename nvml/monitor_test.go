@@ -28,6 +28,8 @@ type scripted struct {
 	n    int // times asked
 }
 
+func (s *scripted) close() {}
+
 func (s *scripted) read(ctx context.Context) (*sample, error) {
 	s.n++
 	if s.wait > 0 {

@@ -151,6 +151,8 @@ type replay struct {
 	began time.Time
 }
 
+func (r *replay) close() {}
+
 func (r *replay) read(context.Context) (*sample, error) {
 	if r.trace == nil {
 		f, err := os.Open(r.file)
