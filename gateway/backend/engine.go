@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
-	"strconv"
 	"time"
 
 	"tidegate/nvml"
@@ -153,10 +152,12 @@ func number(scan *promtext.Scanner, label string) int {
 	if len(text) > 9 {
 		return 0
 	}
-	// None is no number.
-	n, err := strconv.Atoi(string(text))
-	if err != nil || n < 0 {
-		return 0
+	n := 0
+	for _, c := range text {
+		if c < '0' || c > '9' {
+			return 0 // None, for one
+		}
+		n = 10*n + int(c-'0')
 	}
 	return n
 }
