@@ -3,6 +3,7 @@ package nvml
 import (
 	"encoding/json"
 	"reflect"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -79,7 +80,7 @@ func TestOddReports(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{`{"boot_id":"x","gpus":[{"uuid":"a","margin":"hot","memory_used":-1,"rows_pending":1,"reasons":"all","xids":{},"throttle_ns":[]}]}`, `{"node":"","boot_id":"x","seq":0,"gpus":[{"index":0,"uuid":"a","name":"","state":"","age_ms":0,"latency_us":0}]}`},
 		{`{"boot_id":7,"gpus":[null,3,"x",[]]}`, `{"node":"","boot_id":"","seq":0,"gpus":[{"index":0,"uuid":"","name":"","state":"","age_ms":0,"latency_us":0},{"index":0,"uuid":"","name":"","state":"","age_ms":0,"latency_us":0},{"index":0,"uuid":"","name":"","state":"","age_ms":0,"latency_us":0},{"index":0,"uuid":"","name":"","state":"","age_ms":0,"latency_us":0}]}`},
-		{`{"gpus":{}}`, ""}, {`[]`, ""}, {`null`, ""}, {``, ""}, {`{"node":"x"`, ""},
+		{`{"gpus":{}}`, ""}, {`[]`, ""}, {`null`, ""}, {``, ""}, {`{"node":"x"`, ""}, {`{"node":"x"} x`, ""}, {`{"seq":01}`, ""}, {`{"seq":1,}`, ""}, {`{"x":nul}`, ""}, {`{"node":"\x"}`, ""},
 	} {
 		r, err := readReport([]byte(c.text))
 		if c.want == "" {
@@ -92,6 +93,13 @@ func TestOddReports(t *testing.T) {
 		if err != nil || string(raw) != c.want {
 			t.Errorf("%s: %v, %s", c.text, err, raw)
 		}
+	}
+}
+
+// TestDeepReport: no depth harms the reader.
+func TestDeepReport(t *testing.T) {
+	if _, err := readReport([]byte(`{"x":` + strings.Repeat(`[`, 500_000))); err == nil {
+		t.Error("taken")
 	}
 }
 
