@@ -26,9 +26,9 @@ func newAgent(c *Config, address string, restarted func()) *agent {
 
 func (a *agent) close() { a.page.close() }
 
-func (a *agent) read(ctx context.Context) (s *sample, err error) {
+func (a *agent) read(ctx context.Context, until time.Time) (s *sample, err error) {
 	var at time.Time
-	if err = a.page.get(ctx, func(body io.Reader, arrived time.Time) error {
+	if err = a.page.get(ctx, until, func(body io.Reader, arrived time.Time) error {
 		at = arrived
 		return a.page.all(body)
 	}); err != nil {

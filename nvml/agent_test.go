@@ -154,7 +154,7 @@ func TestAgentOverTheWire(t *testing.T) {
 			a := newAgent(&c.c, c.c.Agent, func() {})
 			defer a.close()
 			for range 2 {
-				s, err := a.read(t.Context())
+				s, err := a.read(t.Context(), time.Now().Add(patience))
 				if c.err != "" {
 					if err == nil || !strings.Contains(err.Error(), c.err) {
 						t.Fatalf("%v; want %s", err, c.err)

@@ -49,8 +49,8 @@ func newDCGM(c *Config) *dcgm {
 
 func (d *dcgm) close() { d.page.close() }
 
-func (d *dcgm) read(ctx context.Context) (s *sample, err error) {
-	err = d.page.get(ctx, func(body io.Reader, arrived time.Time) (err error) {
+func (d *dcgm) read(ctx context.Context, until time.Time) (s *sample, err error) {
+	err = d.page.get(ctx, until, func(body io.Reader, arrived time.Time) (err error) {
 		s, err = d.take(body, arrived)
 		return err
 	})

@@ -155,11 +155,11 @@ func TestExporterOverTheWire(t *testing.T) {
 	defer server.Close()
 	d := newDCGM(&Config{DCGM: server.URL + "/metrics"})
 	defer d.close()
-	if s, err := d.read(t.Context()); err != nil || len(s.gpus) != 2 {
+	if s, err := d.read(t.Context(), time.Now().Add(patience)); err != nil || len(s.gpus) != 2 {
 		t.Errorf("%v, %+v", err, s)
 	}
 	endless = true
-	if _, err := d.read(t.Context()); err == nil || !strings.Contains(err.Error(), "long") {
+	if _, err := d.read(t.Context(), time.Now().Add(patience)); err == nil || !strings.Contains(err.Error(), "long") {
 		t.Errorf("%v", err)
 	}
 }

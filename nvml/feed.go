@@ -28,9 +28,9 @@ type sample struct {
 
 // source is where readings come from. Only one goroutine asks it.
 type source interface {
-	// read asks once; ctx carries the limit. Beside an error it may return what
-	// could be read all the same.
-	read(ctx context.Context) (*sample, error)
+	// read asks once, until a moment at most; ctx is as long as the source is asked
+	// at all. Beside an error it may return what could be read all the same.
+	read(ctx context.Context, until time.Time) (*sample, error)
 	// close gives back what reading holds; it may be read again.
 	close()
 }
@@ -83,7 +83,7 @@ func (f *feed) run(ctx context.Context) {
 		defer running.Wait()
 		running.Go(func() { f.child.run(ctx) })
 	}
-	timer := time.NewTimer(time.Duration(rand.Int64N(int64(f.config.Every))))
+	timer := time.NewTimer(f.monitor.onGrid(time.Duration(rand.Int64N(int64(f.config.Every)))))
 	defer timer.Stop()
 	began := time.Now()
 	for {
@@ -106,8 +106,18 @@ func (f *feed) run(ctx context.Context) {
 		}
 		// 0.9 to 1.1 times that, from one question to the next
 		pause += time.Duration(rand.Int64N(int64(pause)/5)) - pause/10
-		timer.Reset(max(pause-time.Since(asked), pause/10))
+		timer.Reset(f.monitor.onGrid(max(pause-time.Since(asked), pause/10)))
 	}
+}
+
+// grid is the time between two moments at which sources are asked: hundreds of them
+// wake this process twenty times a second, not hundreds of times.
+const grid = 50 * time.Millisecond
+
+// onGrid lengthens a pause to the next moment at which sources are asked.
+func (m *Monitor) onGrid(pause time.Duration) time.Duration {
+	at := time.Since(m.began) + pause
+	return pause + (grid - at%grid)
 }
 
 // silent is for how long the source has said nothing.
@@ -122,9 +132,7 @@ func (f *feed) silent(began time.Time) time.Duration {
 
 // ask asks once and publishes the answer.
 func (f *feed) ask(ctx context.Context) {
-	limited, cancel := context.WithTimeout(ctx, f.limit)
-	defer cancel()
-	s, err := f.source.read(limited)
+	s, err := f.source.read(ctx, time.Now().Add(f.limit))
 	if ctx.Err() != nil {
 		return
 	}

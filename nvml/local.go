@@ -31,7 +31,7 @@ func (l *local) close() {
 	}
 }
 
-func (l *local) read(ctx context.Context) (*sample, error) {
+func (l *local) read(ctx context.Context, until time.Time) (*sample, error) {
 	socket, why := l.child.where()
 	if socket == "" {
 		return nil, errors.New(why)
@@ -39,7 +39,7 @@ func (l *local) read(ctx context.Context) (*sample, error) {
 	if l.agent == nil {
 		l.agent = newAgent(l.config, "unix://"+socket, l.restarted)
 	}
-	s, err := l.agent.read(ctx)
+	s, err := l.agent.read(ctx, until)
 	if err != nil && why != "" {
 		err = fmt.Errorf("%s (%w)", why, err)
 	}

@@ -87,6 +87,7 @@ type Monitor struct {
 	log     *slog.Logger
 	slots   chan struct{} // bounds how many questions are open
 	changed chan struct{}
+	began   time.Time
 
 	mu    sync.Mutex
 	feeds []*feed // in the order of the configuration
@@ -99,7 +100,7 @@ const maxOpen = 256
 
 // New makes a monitor without sources. It starts nothing.
 func New(log *slog.Logger, reg prometheus.Registerer) *Monitor {
-	m := &Monitor{log: log, slots: make(chan struct{}, maxOpen), changed: make(chan struct{}, 1), views: map[string]*View{}}
+	m := &Monitor{log: log, slots: make(chan struct{}, maxOpen), changed: make(chan struct{}, 1), began: time.Now(), views: map[string]*View{}}
 	newMetrics(reg, m)
 	return m
 }

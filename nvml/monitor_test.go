@@ -30,12 +30,14 @@ type scripted struct {
 
 func (s *scripted) close() {}
 
-func (s *scripted) read(ctx context.Context) (*sample, error) {
+func (s *scripted) read(ctx context.Context, until time.Time) (*sample, error) {
 	s.n++
 	if s.wait > 0 {
+		ctx, cancel := context.WithDeadline(ctx, until)
+		defer cancel()
 		select {
 		case <-ctx.Done():
-			return nil, explain(ctx, ctx.Err())
+			return nil, explain(ctx.Err())
 		case <-time.After(s.wait):
 		}
 	}

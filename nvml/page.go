@@ -30,7 +30,8 @@ type page struct {
 	fault error  // why it cannot be asked at all
 	limit int64  // bytes of an answer
 
-	nc   net.Conn // nil: none is open
+	nc   net.Conn    // nil: none is open
+	free func() bool // ends the watch that closes nc with its context
 	in   io.LimitedReader
 	br   *bufio.Reader
 	body []byte // of the last answer
@@ -101,33 +102,32 @@ func authority(file string) (*x509.CertPool, error) {
 // close ends the connection; the next question makes another.
 func (p *page) close() {
 	if p.nc != nil {
+		p.free()
 		p.nc.Close()
 		p.nc = nil
 	}
 }
 
-// get asks, lets read have the body, and returns when the answer arrived. A
-// connection that the server had closed meanwhile is made anew. A redirect is no
-// answer, so that a token goes nowhere else.
-func (p *page) get(ctx context.Context, read func(body io.Reader, arrived time.Time) error) error {
+// get asks and lets read have the body, and when it arrived, until a moment at most.
+// ctx outlives the connection, which is made anew where the server has closed it
+// meanwhile. A redirect is no answer, so that a token goes nowhere else.
+func (p *page) get(ctx context.Context, until time.Time, read func(body io.Reader, arrived time.Time) error) error {
 	if p.fault != nil {
 		return p.fault
 	}
 	for {
 		used := p.nc != nil
 		if !used {
-			if err := p.open(ctx); err != nil {
-				return explain(ctx, err)
+			if err := p.open(ctx, until); err != nil {
+				return explain(err)
 			}
 		}
-		nc := p.nc
-		stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
-		resp, err := p.exchange(ctx)
+		resp, err := p.exchange(until)
 		heard := err == nil
 		if heard {
 			err = p.take(resp, read)
 		}
-		if !stop() || err != nil {
+		if err != nil {
 			p.close()
 		}
 		if used && !heard && ctx.Err() == nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -136,16 +136,19 @@ func (p *page) get(ctx context.Context, read func(body io.Reader, arrived time.T
 		if err != nil && p.in.N <= 0 {
 			return fmt.Errorf("the answer is longer than %d bytes", p.limit)
 		}
-		return explain(ctx, err)
+		return explain(err)
 	}
 }
 
-func (p *page) open(ctx context.Context) (err error) {
-	if p.nc, err = p.dial(ctx); err != nil {
-		p.nc = nil // no interface around nothing
+func (p *page) open(ctx context.Context, until time.Time) error {
+	limited, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	nc, err := p.dial(limited)
+	if err != nil {
 		return err
 	}
-	p.in.R = p.nc
+	p.nc, p.in.R = nc, nc
+	p.free = context.AfterFunc(ctx, func() { nc.Close() })
 	if p.br == nil {
 		p.br = bufio.NewReader(&p.in)
 	}
@@ -154,11 +157,9 @@ func (p *page) open(ctx context.Context) (err error) {
 }
 
 // exchange sends the question and reads the head of the answer.
-func (p *page) exchange(ctx context.Context) (*http.Response, error) {
-	if deadline, ok := ctx.Deadline(); ok && ctx.Err() == nil {
-		if err := p.nc.SetDeadline(deadline); err != nil {
-			return nil, err
-		}
+func (p *page) exchange(until time.Time) (*http.Response, error) {
+	if err := p.nc.SetDeadline(until); err != nil {
+		return nil, err
 	}
 	p.in.N = p.limit + maxHead
 	if _, err := p.nc.Write(p.text); err != nil {
@@ -205,8 +206,8 @@ func (p *page) all(body io.Reader) error {
 }
 
 // explain says it in plain words where the time was up.
-func explain(ctx context.Context, err error) error {
-	if err != nil && (errors.Is(ctx.Err(), context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)) {
+func explain(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
 		return errors.New("no whole answer in time")
 	}
 	return err

@@ -153,7 +153,7 @@ type replay struct {
 
 func (r *replay) close() {}
 
-func (r *replay) read(context.Context) (*sample, error) {
+func (r *replay) read(context.Context, time.Time) (*sample, error) {
 	if r.trace == nil {
 		f, err := os.Open(r.file)
 		if err != nil {
