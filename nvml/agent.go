@@ -17,11 +17,12 @@ type agent struct {
 	restarted func()
 	boot      string
 	seq       uint64
+	texts     texts
 	at        map[string]time.Time // by UUID: when the values of report seq were measured
 }
 
 func newAgent(c *Config, address string, restarted func()) *agent {
-	return &agent{restarted: restarted, page: newPage(address, "/v1/readings", c, maxReport)}
+	return &agent{restarted: restarted, texts: texts{}, page: newPage(address, "/v1/readings", c, maxReport)}
 }
 
 func (a *agent) close() { a.page.close() }
@@ -34,7 +35,7 @@ func (a *agent) read(ctx context.Context, until time.Time) (s *sample, err error
 	}); err != nil {
 		return nil, err
 	}
-	r, err := readReport(a.page.body)
+	r, err := readReport(a.page.body, a.texts)
 	if err != nil {
 		return nil, err
 	}

@@ -305,7 +305,7 @@ func FuzzReport(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var r Report
 		known := json.Unmarshal(raw, &r) == nil
-		read, err := readReport(raw)
+		read, err := readReport(raw, texts{})
 		if known && err != nil && strings.TrimSpace(string(raw)) != "null" {
 			t.Error(err)
 		}

@@ -1,6 +1,7 @@
 package nvml
 
 import (
+	"bytes"
 	"encoding/json"
 	"strconv"
 )
@@ -11,12 +12,40 @@ type cursor struct {
 	rest  []byte
 	bad   bool
 	depth int
+	texts texts
 }
 
-const maxDepth = 64
+// texts are those read before: most of a report is the same every second.
+type texts map[string]string
+
+const (
+	maxDepth = 64
+	maxTexts = 1 << 14
+)
+
+func (t texts) of(raw []byte) string {
+	if s, ok := t[string(raw)]; ok {
+		return s
+	}
+	s := string(raw)
+	if t != nil && len(s) <= maxText {
+		if len(t) >= maxTexts {
+			clear(t) // an agent that never says the same twice
+		}
+		t[s] = s
+	}
+	return s
+}
 
 // peek is the next byte that is no space; 0: there is none.
 func (c *cursor) peek() byte {
+	if len(c.rest) > 0 && c.rest[0] > ' ' {
+		return c.rest[0]
+	}
+	return c.peekOn()
+}
+
+func (c *cursor) peekOn() byte {
 	for i, b := range c.rest {
 		if b != ' ' && b != '\n' && b != '\t' && b != '\r' {
 			c.rest = c.rest[i:]
@@ -91,26 +120,29 @@ func (c *cursor) quoted() []byte {
 		c.fail()
 		return nil
 	}
-	escaped := false
+	end := bytes.IndexByte(c.rest, '"')
+	if end >= 0 && bytes.IndexByte(c.rest[:end], '\\') < 0 {
+		raw := c.rest[:end]
+		c.rest = c.rest[end+1:]
+		return raw
+	}
+	return c.escaped()
+}
+
+// escaped is quoted for a text with a backslash in it.
+func (c *cursor) escaped() []byte {
 	for i := 0; i < len(c.rest); i++ {
-		switch b := c.rest[i]; {
-		case b == '"':
-			raw := c.rest[:i]
-			c.rest = c.rest[i+1:]
-			if !escaped {
-				return raw
-			}
+		switch c.rest[i] {
+		case '"':
 			var text string
-			if json.Unmarshal([]byte(`"`+string(raw)+`"`), &text) != nil {
+			if json.Unmarshal([]byte(`"`+string(c.rest[:i])+`"`), &text) != nil {
 				c.fail()
+				return nil
 			}
+			c.rest = c.rest[i+1:]
 			return []byte(text)
-		case b == '\\':
-			escaped = true
+		case '\\':
 			i++
-		case b < ' ':
-			c.fail()
-			return nil
 		}
 	}
 	c.fail()
@@ -123,7 +155,7 @@ func (c *cursor) text() string {
 		c.skip()
 		return ""
 	}
-	return string(c.quoted())
+	return c.texts.of(c.quoted())
 }
 
 // skip reads over any value.
@@ -172,7 +204,7 @@ func (c *cursor) amount() (n uint64, ok bool) {
 		c.skip()
 		return 0, false
 	}
-	n, err := strconv.ParseUint(string(c.bare()), 10, 64)
+	n, err := strconv.ParseUint(string(c.bare()), 10, 64) // without a copy: it is short
 	return n, err == nil && !c.bad
 }
 

@@ -12,8 +12,9 @@ type numbers struct {
 // readReport reads what an agent answers. It does what encoding/json would, at a
 // tenth of the cost, which hundreds of agents with eight GPUs each, every second,
 // make worth its lines. What is of another kind than it should be is not known.
-func readReport(body []byte) (*Report, error) {
-	r, c := &Report{}, &cursor{rest: body}
+// before are the texts of earlier reports.
+func readReport(body []byte, before texts) (*Report, error) {
+	r, c := &Report{}, &cursor{rest: body, texts: before}
 	if c.peek() != '{' {
 		return nil, errors.New("the answer is no report: it is no JSON object")
 	}
@@ -35,7 +36,10 @@ func readReport(body []byte) (*Report, error) {
 				c.skip()
 				return
 			}
-			lists = c.list(func() { r.GPUs = append(r.GPUs, readReading(c)) })
+			lists = c.list(func() {
+				r.GPUs = append(r.GPUs, Reading{})
+				readReading(c, &r.GPUs[len(r.GPUs)-1])
+			})
 		default:
 			c.skip()
 		}
@@ -50,7 +54,7 @@ func readReport(body []byte) (*Report, error) {
 }
 
 // readReading reads one GPU.
-func readReading(c *cursor) (r Reading) {
+func readReading(c *cursor, r *Reading) {
 	n := &numbers{}
 	c.object(func(key []byte) {
 		switch string(key) {
@@ -92,15 +96,14 @@ func readReading(c *cursor) (r Reading) {
 		case "ecc_uncorrected":
 			r.ECCUncorrected = n.readAmount(c, 6)
 		default:
-			readRest(c, string(key), &r, n)
+			readRest(c, key, r, n)
 		}
 	})
-	return r
 }
 
 // readRest reads the members of a Reading that are no plain values.
-func readRest(c *cursor, key string, r *Reading, n *numbers) {
-	switch key {
+func readRest(c *cursor, key []byte, r *Reading, n *numbers) {
+	switch string(key) {
 	case "rows_pending":
 		if v, ok := c.flag(); ok {
 			n.flag = v
@@ -110,7 +113,7 @@ func readRest(c *cursor, key string, r *Reading, n *numbers) {
 		c.list(func() { r.Reasons = append(r.Reasons, c.text()) })
 	case "throttle_ns":
 		c.object(func(reason []byte) {
-			name := string(reason)
+			name := c.texts.of(reason)
 			ns, ok := c.amount()
 			if r.ThrottleNs == nil {
 				r.ThrottleNs = make(map[string]uint64, 4)
