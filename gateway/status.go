@@ -113,17 +113,16 @@ func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings
 		}
 	}
 	for _, view := range b.GPUs() {
-		freshness := "unknown"
-		switch g := view.Load(); {
-		case g == nil:
+		g := view.Load()
+		if g == nil {
 			warnings = append(warnings, "no source reports its GPU "+view.Ref)
-		default:
-			freshness = g.Freshness(now).String()
-			if g.State != nvml.StateOK {
-				warnings = append(warnings, "its GPU "+view.Ref+" is "+g.State)
-			}
+			s.GPUs = append(s.GPUs, BackendGPU{view.Ref, "unknown"})
+			continue
 		}
-		s.GPUs = append(s.GPUs, BackendGPU{view.Ref, freshness})
+		if g.State != nvml.StateOK {
+			warnings = append(warnings, "its GPU "+view.Ref+" is "+g.State)
+		}
+		s.GPUs = append(s.GPUs, BackendGPU{view.Ref, g.Freshness(now).String()})
 	}
 	return s, warnings
 }

@@ -151,7 +151,7 @@ func Validate(sources []Config) error {
 	seen := map[string]int{}
 	for i := range sources {
 		if err := sources[i].Validate(); err != nil {
-			for _, e := range err.(interface{ Unwrap() []error }).Unwrap() { //nolint:errorlint // it is errors.Join's own
+			for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
 				faults = append(faults, fmt.Errorf("gpus[%d].%w", i, e))
 			}
 		}
@@ -178,7 +178,7 @@ func CheckRef(ref string, sources []Config) error {
 	name, index, ok := strings.Cut(ref, "/")
 	n, err := strconv.Atoi(index)
 	if !ok || err != nil || n < 0 || strconv.Itoa(n) != index {
-		return fmt.Errorf("%q: expected SOURCE/INDEX such as gpu-a/0, or a UUID such as GPU-5f4e...", ref)
+		return fmt.Errorf("%q: expected SOURCE/INDEX such as gpu-a/0, or a UUID as nvidia-smi -L shows it", ref)
 	}
 	if slices.ContainsFunc(sources, func(c Config) bool { return c.Name == name }) {
 		return nil

@@ -85,12 +85,11 @@ func (c *cursor) items(end byte, one func()) {
 	c.depth--
 }
 
-// object has member read the value of each member. What is no object is read
-// over; false.
-func (c *cursor) object(member func(key []byte)) bool {
+// object has member read the value of each member. What is no object is read over.
+func (c *cursor) object(member func(key []byte)) {
 	if c.peek() != '{' {
 		c.skip()
-		return false
+		return
 	}
 	c.items('}', func() {
 		key := c.quoted()
@@ -100,7 +99,6 @@ func (c *cursor) object(member func(key []byte)) bool {
 		}
 		member(key)
 	})
-	return !c.bad
 }
 
 // list has one read each item. What is no list is read over; false.

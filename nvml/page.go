@@ -122,7 +122,7 @@ func (p *page) get(ctx context.Context, until time.Time, read func(body io.Reade
 				return explain(err)
 			}
 		}
-		resp, err := p.exchange(until)
+		resp, err := p.exchange(until) //nolint:bodyclose // the connection is ours: what is left of a body ends with it
 		heard := err == nil
 		if heard {
 			err = p.take(resp, read)
