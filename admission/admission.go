@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"sync/atomic"
+	"time"
 
 	"tidegate/admission/limit"
 	"tidegate/degrade"
@@ -30,6 +31,7 @@ type Backend struct {
 	weight   int64
 	inFlight atomic.Int64
 	up       atomic.Bool
+	share    share // of its GPUs' time
 }
 
 // NewBackend makes a backend that is out of rotation. Twice the weight draws
@@ -143,6 +145,8 @@ type Permit struct {
 	pool    *Pool
 	backend int
 	failed  int
+	entered time.Duration // the integral of the backend's share when the place was taken
+	gpu     time.Duration // of GPUs' time, on backends whose place was given back
 }
 
 // Backend is the index, in the pool, of the backend to use.
@@ -173,14 +177,14 @@ func (p *Permit) take() bool {
 	if i < 0 {
 		return false
 	}
-	p.pool.backends[i].inFlight.Add(1)
+	p.entered = p.pool.backends[i].enter()
 	p.backend = i
 	return true
 }
 
 func (p *Permit) release() {
 	if p.backend >= 0 {
-		p.pool.backends[p.backend].inFlight.Add(-1)
+		p.gpu += p.pool.backends[p.backend].leave() - p.entered
 		p.failed, p.backend = p.backend, -1
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"tidegate/admission"
 	"tidegate/degrade"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
@@ -37,15 +38,15 @@ type call struct {
 
 	level degrade.Level
 
-	sent       bool   // the head of the answer is on its way to the caller
-	status     int    // of the answer
-	backend    string // the last one tried
-	prompt     int    // exact tokens of the prompt, or of all prompts
-	several    bool   // there are several prompts
-	answers    int    // choices of all prompts together
-	admitted   bool   // it held a place on a backend, so it goes into the ledger
-	charged    bool   // usage goes to the caller's account
-	counted    bool   // the ledger has it
+	sent       bool              // the head of the answer is on its way to the caller
+	status     int               // of the answer
+	backend    string            // the last one tried
+	prompt     int               // exact tokens of the prompt, or of all prompts
+	several    bool              // there are several prompts
+	answers    int               // choices of all prompts together
+	permit     *admission.Permit // it held a place on a backend, so it goes into the ledger
+	charged    bool              // usage goes to the caller's account
+	counted    bool              // the ledger has it
 	usage      openai.Usage
 	estimated  bool
 	firstToken time.Time

@@ -26,13 +26,13 @@ func (g *Gateway) countFirst(c *call) {
 // the engine's own numbers, or, of an answer that was cut before it gave any, what is
 // known. One that failed before its first token is entered without tokens.
 func (g *Gateway) count(c *call) {
-	if !c.admitted || c.counted {
+	if c.permit == nil || c.counted {
 		return
 	}
 	c.counted = true
 	r := ledger.Record{
 		ID: c.id, Time: c.began, Department: c.who.Department, Project: c.who.Project, User: c.who.User, Key: c.who.Key, Asked: c.wish.Model, Model: c.model.Name,
-		Level: int(c.level), Status: c.status, Took: time.Since(c.began),
+		Level: int(c.level), Status: c.status, Took: time.Since(c.began), GPU: c.permit.GPU(),
 	}
 	if c.charged {
 		r.Usage, r.Estimated, r.Units = c.usage, c.estimated, c.model.Weights.Units(charge(c.usage))

@@ -25,6 +25,7 @@ import (
 	"tidegate/gateway/ledger"
 	"tidegate/gateway/openai"
 	"tidegate/gateway/qwen"
+	"tidegate/nvml"
 )
 
 // KeepAlive says when a silent stream is kept alive.
@@ -78,6 +79,7 @@ func (c *Config) Validate() error {
 type Parts struct {
 	Log       *slog.Logger
 	Fleet     *backend.Fleet
+	GPUs      *nvml.Monitor
 	Admission *admission.Controller
 	Ledger    *ledger.Ledger
 	Counter   *qwen.Counter

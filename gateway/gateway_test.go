@@ -22,6 +22,7 @@ import (
 	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
 	"tidegate/gateway/qwen"
+	"tidegate/nvml"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -42,7 +43,8 @@ func bare(t *testing.T, edit func(*Config)) (*Gateway, *prometheus.Registry) {
 		t.Fatal(err)
 	}
 	registry := prometheus.NewRegistry()
-	fleet := backend.NewFleet(log, "test")
+	gpus := nvml.New(log, registry)
+	fleet := backend.NewFleet(log, "test", gpus)
 	m := backend.DefaultModel()
 	m.Name = "m"
 	fleet.Apply([]backend.ModelConfig{m})
@@ -52,7 +54,7 @@ func bare(t *testing.T, edit func(*Config)) (*Gateway, *prometheus.Registry) {
 	}
 	t.Cleanup(func() { usage.Close() })
 	return New(Parts{
-		Log: log, Fleet: fleet, Admission: admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)})), Ledger: usage, Tokenizer: tokenizer,
+		Log: log, Fleet: fleet, GPUs: gpus, Admission: admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)})), Ledger: usage, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, 16), Registry: registry, Version: "test",
 	}, c, account.New(account.Config{Mode: account.Open}, nil)), registry
 }

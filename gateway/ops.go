@@ -2,9 +2,9 @@ package gateway
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/http/pprof"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
@@ -18,17 +18,15 @@ func (g *Gateway) OpsHandler(extra func() map[string]any) http.Handler {
 	mux.HandleFunc("GET /healthz", g.healthz)
 	mux.HandleFunc("GET /readyz", g.readyz)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		status := g.status()
-		if extra != nil {
-			for k, v := range extra() {
-				status[k] = v
-			}
+		body, err := g.statusJSON(extra)
+		if err != nil {
+			g.Log.Error("the status could not be written", "error", err.Error())
+			http.Error(w, "internal error", http.StatusInternalServerError)
+			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
 		// An operator who left needs no error.
-		_ = enc.Encode(status)
+		_, _ = w.Write(body)
 	})
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
@@ -38,39 +36,23 @@ func (g *Gateway) OpsHandler(extra func() map[string]any) http.Handler {
 	return mux
 }
 
-// status is what the gateway knows of itself and its backends.
-func (g *Gateway) status() map[string]any {
-	type backendStatus struct {
-		Backend     string `json:"backend"`
-		Up          bool   `json:"up"`
-		Why         string `json:"why_out,omitempty"`
-		InFlight    int    `json:"in_flight"`
-		Serves      string `json:"serves,omitempty"`
-		MaxModelLen int    `json:"max_model_len,omitempty"`
-		Version     string `json:"version,omitempty"`
-	}
-	type modelStatus struct {
-		Model    string          `json:"model"`
-		Aliases  []string        `json:"aliases,omitempty"`
-		Context  int             `json:"context_length,omitempty"`
-		Backends []backendStatus `json:"backends"`
-	}
-	models := []modelStatus{}
-	for _, m := range g.Fleet.Models() {
-		s := modelStatus{Model: m.Name, Aliases: m.Aliases, Context: m.Context()}
-		for _, b := range m.Backends {
-			f := b.Facts()
-			s.Backends = append(s.Backends, backendStatus{b.Name, b.Seat.Up(), b.Why(), b.Seat.InFlight(), f.Serves, f.MaxModelLen, f.Version})
+// statusJSON is the status with what extra adds to it.
+func (g *Gateway) statusJSON(extra func() map[string]any) ([]byte, error) {
+	body, err := json.Marshal(g.status())
+	all := map[string]any{}
+	if err == nil {
+		raw := map[string]json.RawMessage{}
+		err = json.Unmarshal(body, &raw)
+		for k, v := range raw {
+			all[k] = v
 		}
-		models = append(models, s)
 	}
-	why := g.ready()
-	store := "up"
-	if !g.settings.Load().accounts.Store().Up() {
-		store = "down"
+	if err != nil {
+		return nil, err
 	}
-	return map[string]any{
-		"store":   store,
-		"version": g.Version, "uptime_s": int(time.Since(g.began).Seconds()), "ready": why == "", "why_not_ready": why, "models": models,
+	if extra != nil {
+		maps.Copy(all, extra())
 	}
+	body, err = json.MarshalIndent(all, "", "  ")
+	return append(body, '\n'), err
 }

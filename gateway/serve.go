@@ -13,7 +13,7 @@ func (g *Gateway) generate(c *call) error {
 		return err
 	}
 	defer g.settle(c, permit) // once, whatever happens, panics included
-	c.admitted = true         // from here on the ledger has it
+	c.permit = permit         // from here on the ledger has it
 	c.stand(permit.Level, permit.Reason)
 	c.tell(permit.Headers)
 	return g.forward(c, permit) // retries before the first byte; the tap counts tokens

@@ -21,6 +21,7 @@ import (
 	"tidegate/gateway/backend"
 	"tidegate/gateway/database"
 	"tidegate/gateway/ledger"
+	"tidegate/nvml"
 )
 
 // config is the whole configuration file.
@@ -30,6 +31,7 @@ type config struct {
 	Store     storeConfig           `yaml:"store"`
 	Redis     redislimit.Config     `yaml:"redis"`
 	Models    []backend.ModelConfig `yaml:"models"`
+	GPUs      []nvml.Config         `yaml:"gpus"`
 	Limits    []limit.Rule          `yaml:"limits"`
 	Quotas    []limit.QuotaRule     `yaml:"quotas"`
 	Telemetry telemetryConfig       `yaml:"telemetry"`
@@ -113,7 +115,15 @@ func (c *config) validate() error {
 			fault(owner[name] == "", "%s: %q already names %s", at, name, owner[name])
 			owner[name] = path
 		}
+		for j := range m.Backends {
+			for k, ref := range m.Backends[j].GPUs {
+				if err := nvml.CheckRef(ref, c.GPUs); err != nil {
+					fault(false, "%s.backends[%d].gpus[%d]: %w", path, j, k, err)
+				}
+			}
+		}
 	}
+	within("", nvml.Validate(c.GPUs))
 	for i, k := range c.Auth.Keys {
 		for j, name := range k.Models {
 			fault(owner[name] != "", "auth.keys[%d].models[%d]: there is no model %q", i, j, name)
@@ -424,6 +434,10 @@ func (c *config) resolve(env func(string) (string, bool)) error {
 			b := &c.Models[i].Backends[j]
 			read(fmt.Sprintf("models[%d].backends[%d].api_key", i, j), b.APIKeyEnv, b.APIKeyFile, &b.APIKey)
 		}
+	}
+	for i := range c.GPUs {
+		s := &c.GPUs[i]
+		read(fmt.Sprintf("gpus[%d].token", i), s.TokenEnv, s.TokenFile, &s.Token)
 	}
 	return errors.Join(faults...)
 }

@@ -18,14 +18,14 @@ func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/tidegate": {
 			"admission", "admission/limit", "admission/limit/redislimit", "admission/limit/redislimit/redistest", "gateway", "gateway/account", "gateway/backend", "gateway/database", "gateway/database/databasetest",
-			"gateway/gatewaytest", "gateway/ledger", "gateway/qwen",
+			"gateway/gatewaytest", "gateway/ledger", "gateway/qwen", "nvml",
 		},
 		"cmd/tidegate-vllm-sim": {"gateway/gatewaytest"},
 		"gateway": {
-			"admission", "admission/limit", "degrade", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen",
+			"admission", "admission/limit", "degrade", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen", "nvml",
 		},
 		"gateway/account":                      {"gateway/database", "gateway/database/databasetest"},
-		"gateway/backend":                      {"admission", "admission/limit", "gateway/openai"},
+		"gateway/backend":                      {"admission", "admission/limit", "gateway/openai", "nvml", "nvml/promtext"},
 		"gateway/database":                     {"gateway/database/databasetest"},
 		"gateway/database/databasetest":        {},
 		"gateway/ledger":                       {"gateway/database", "gateway/database/databasetest", "gateway/openai"},
@@ -40,7 +40,8 @@ func arrows() map[string][]string {
 		"admission/limit/redislimit":           {"admission/limit", "admission/limit/limittest", "admission/limit/redislimit/redistest", "degrade"},
 		"admission/limit/redislimit/redistest": {},
 		"degrade":                              {},
-		"nvml":                                 {},
+		"nvml":                                 {"nvml/promtext"},
+		"nvml/promtext":                        {},
 	}
 }
 

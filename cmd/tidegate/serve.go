@@ -31,6 +31,7 @@ import (
 	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
 	"tidegate/gateway/qwen"
+	"tidegate/nvml"
 )
 
 const defaultFile = "tidegate.yaml"
@@ -157,6 +158,7 @@ type daemon struct {
 	log      *slog.Logger
 	gateway  *gateway.Gateway
 	fleet    *backend.Fleet
+	gpus     *nvml.Monitor
 	counters *counters
 	load     func() (config, error)
 	cert     atomic.Pointer[tls.Certificate]
@@ -214,9 +216,11 @@ func (d *daemon) build(ctx context.Context) (err error) {
 		return err
 	}
 	d.counters.first(ctx)
-	d.fleet = backend.NewFleet(d.log, "tidegate/"+version())
+	d.gpus = nvml.New(d.log, registry)
+	d.gpus.Replace(c.GPUs)
+	d.fleet = backend.NewFleet(d.log, "tidegate/"+version(), d.gpus)
 	d.gateway = gateway.New(gateway.Parts{
-		Log: d.log, Fleet: d.fleet, Admission: admission.New(d.counters.Limiter), Ledger: d.ledger, Tokenizer: tokenizer,
+		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: admission.New(d.counters.Limiter), Ledger: d.ledger, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(),
 	}, c.Server.Config, account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
@@ -267,7 +271,7 @@ func (d *daemon) run(ctx context.Context, source loop) (err error) {
 	if host, _, err := net.SplitHostPort(d.front.Addr().String()); err == nil && d.config.Auth.Mode == account.Open && !net.ParseIP(host).IsLoopback() {
 		d.log.Warn("anyone who reaches this address may use the models: auth.mode is open", "address", d.front.Addr().String())
 	}
-	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.fleet.Run, d.counters.run, d.accounts.Run, d.ledger.Run, source)
+	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.gpus.Run, d.fleet.Run, d.counters.run, d.accounts.Run, d.ledger.Run, source)
 }
 
 // maxHeader bounds a request's head in bytes.
@@ -383,6 +387,7 @@ func (d *daemon) reload() {
 	}
 	d.gateway.Reload(c.Server.Config, account.New(c.Auth, d.accounts))
 	d.counters.reconfigure(set)
+	d.gpus.Replace(c.GPUs)
 	d.fleet.Apply(c.Models)
 	d.log.Info("configuration reloaded", "models", len(c.Models))
 }

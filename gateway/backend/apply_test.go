@@ -7,9 +7,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"tidegate/admission"
 	"tidegate/admission/limit"
 	"tidegate/gateway/openai"
+	"tidegate/nvml"
 )
 
 // models for a fleet over a world; each URL's host is its name.
@@ -23,7 +26,7 @@ func modelOf(name string, urls ...string) ModelConfig {
 }
 
 func fleetOver(w *world) *Fleet {
-	f := NewFleet(quiet(), "agent")
+	f := NewFleet(quiet(), "agent", nvml.New(quiet(), prometheus.NewRegistry()))
 	f.client = &http.Client{Transport: w}
 	return f
 }

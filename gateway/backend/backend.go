@@ -7,11 +7,14 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
 
 	"tidegate/admission"
+	"tidegate/nvml"
 )
 
 // Config is one vLLM server.
@@ -22,6 +25,8 @@ type Config struct {
 	APIKeyEnv  string `yaml:"api_key_env"`  // environment variable that holds its --api-key
 	APIKeyFile string `yaml:"api_key_file"` // or the file
 	APIKey     string `yaml:"-"`            // what either held
+
+	GPUs []string `yaml:"gpus"` // those it runs on, SOURCE/INDEX or UUID; none: not known
 }
 
 // Validate says what is wrong, path first.
@@ -39,7 +44,19 @@ func (c *Config) Validate() error {
 	case c.APIKeyEnv != "" && c.APIKeyFile != "":
 		return errors.New("api_key_env: excludes api_key_file")
 	}
+	for i, ref := range c.GPUs {
+		if slices.Contains(c.GPUs[:i], ref) {
+			return fmt.Errorf("gpus[%d]: %q is named twice", i, ref)
+		}
+	}
 	return nil
+}
+
+// same reports whether a backend of either configuration is the same one: which
+// GPUs it is said to run on can change under it.
+func (c Config) same(other Config) bool {
+	c.GPUs, other.GPUs = nil, nil
+	return reflect.DeepEqual(c, other)
 }
 
 // Facts are what a server said of itself when it was last asked.
@@ -48,6 +65,7 @@ type Facts struct {
 	Names       []string // all names it knows
 	MaxModelLen int      // its context in tokens; 0: unknown
 	Version     string   // of vLLM; empty: unknown
+	Can         Capabilities
 }
 
 // Backend is one server of a model. It is safe for concurrent use.
@@ -66,6 +84,9 @@ type Backend struct {
 	facts  atomic.Pointer[Facts]
 	state  atomic.Pointer[string] // why it is out of rotation
 	kick   chan struct{}          // asks for a probe now
+	gpus   atomic.Pointer[[]*nvml.View]
+	engine atomic.Pointer[Engine]
+	blind  atomic.Pointer[string] // why the engine's load is not known; nil: it is
 }
 
 // New makes a backend that is out of rotation until it has been probed. The
@@ -95,12 +116,26 @@ func New(c Config, agent string) *Backend {
 		b.fixed += "Authorization: Bearer " + c.APIKey + "\r\n"
 	}
 	b.facts.Store(&Facts{Serves: c.Serves})
+	b.gpus.Store(&[]*nvml.View{})
 	b.out("not probed yet")
 	return b
 }
 
 // Facts are what the server last said of itself.
 func (b *Backend) Facts() Facts { return *b.facts.Load() }
+
+// GPUs are windows on the GPUs that the backend is said to run on.
+func (b *Backend) GPUs() []*nvml.View { return *b.gpus.Load() }
+
+// runsOn says which GPUs those are.
+func (b *Backend) runsOn(refs []string, gpus *nvml.Monitor) {
+	views := make([]*nvml.View, 0, len(refs))
+	for _, ref := range refs {
+		views = append(views, gpus.Watch(ref))
+	}
+	b.gpus.Store(&views)
+	b.Seat.SetGPUs(len(views))
+}
 
 // Why is the reason for being out of rotation; empty while in it.
 func (b *Backend) Why() string {
@@ -122,6 +157,10 @@ func (b *Backend) suspect(err error) {
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		b.out("connection refused")
 	}
+	b.probeNow()
+}
+
+func (b *Backend) probeNow() {
 	select {
 	case b.kick <- struct{}{}:
 	default:

@@ -49,10 +49,12 @@ func TestModelFaults(t *testing.T) {
 		{"a line break", func(m *ModelConfig) { m.Backends[0].URL = "http://a\r\nX: y" }, []string{"backends[0].url: "}},
 		{"a query", func(m *ModelConfig) { m.Backends[0].URL = "http://a?x=y" }, []string{"backends[0].url: may hold"}},
 		{"a password", func(m *ModelConfig) { m.Backends[0].URL = "http://u:p@a" }, []string{"backends[0].url: may hold"}},
+		{"scrape", func(m *ModelConfig) { m.Scrape = 49 * time.Millisecond }, []string{"scrape: must be at least 50ms"}},
+		{"a GPU twice", func(m *ModelConfig) { m.Backends[0].GPUs = []string{"a/0", "b/0", "a/0"} }, []string{`backends[0].gpus[2]: "a/0" is named twice`}},
 		{"weight", func(m *ModelConfig) { m.Backends[0].Weight = -1 }, []string{"backends[0].weight: "}},
 		{"two keys", func(m *ModelConfig) { m.Backends[0].APIKeyEnv, m.Backends[0].APIKeyFile = "a", "b" }, []string{"backends[0].api_key_env: "}},
 		{"twice", func(m *ModelConfig) { m.Backends = append(m.Backends, m.Backends[0]) }, []string{"backends[1].url: is that of backends[0]"}},
-		{"all at once", func(m *ModelConfig) { *m = ModelConfig{} }, []string{"name: ", "reasoning: ", "timeouts.connect: ", "timeouts.first_token: ", "timeouts.idle: ", "timeouts.total: ", "probe: ", "backends: "}},
+		{"all at once", func(m *ModelConfig) { *m = ModelConfig{} }, []string{"name: ", "reasoning: ", "timeouts.connect: ", "timeouts.first_token: ", "timeouts.idle: ", "timeouts.total: ", "probe: ", "scrape: ", "backends: "}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := validModel()

@@ -14,6 +14,7 @@ import (
 	"tidegate/admission"
 	"tidegate/admission/limit"
 	"tidegate/gateway/openai"
+	"tidegate/nvml"
 )
 
 // ModelConfig is one model and its servers.
@@ -23,6 +24,7 @@ type ModelConfig struct {
 	Reasoning string        `yaml:"reasoning"` // both | reasoning | reasoning_content
 	Timeouts  Timeouts      `yaml:"timeouts"`
 	Probe     time.Duration `yaml:"probe"`   // between two health probes
+	Scrape    time.Duration `yaml:"scrape"`  // between two readings of a server's /metrics
 	Weights   limit.Weights `yaml:"weights"` // of its tokens in quota units
 	Backends  []Config      `yaml:"backends"`
 }
@@ -33,6 +35,7 @@ func DefaultModel() ModelConfig {
 		Reasoning: "both",
 		Timeouts:  Timeouts{Connect: 3 * time.Second, FirstToken: 30 * time.Second, Idle: 20 * time.Second, Total: 10 * time.Minute},
 		Probe:     2 * time.Second,
+		Scrape:    250 * time.Millisecond,
 		Weights:   limit.DefaultWeights(),
 	}
 }
@@ -74,6 +77,9 @@ func (m *ModelConfig) Validate() error {
 		if t.d < time.Millisecond {
 			fault("%s: must be at least 1ms, such as 3s", t.at)
 		}
+	}
+	if m.Scrape < 50*time.Millisecond {
+		fault("scrape: must be at least 50ms, such as 250ms: each costs the server a few milliseconds")
 	}
 	if err := m.Weights.Validate(); err != nil {
 		fault("weights.%w", err)
@@ -150,15 +156,17 @@ type models struct {
 type Fleet struct {
 	log     *slog.Logger
 	agent   string // User-Agent of what is sent to the servers
+	gpus    *nvml.Monitor
 	client  *http.Client
 	now     atomic.Pointer[models]
 	apply   sync.Mutex
 	changed chan struct{}
 }
 
-// NewFleet makes a fleet without models.
-func NewFleet(log *slog.Logger, agent string) *Fleet {
-	f := &Fleet{log: log, agent: agent, changed: make(chan struct{}, 1), client: ProbeClient()}
+// NewFleet makes a fleet without models; agent is the User-Agent of what it sends,
+// and gpus sees the GPUs that backends name.
+func NewFleet(log *slog.Logger, agent string, gpus *nvml.Monitor) *Fleet {
+	f := &Fleet{log: log, agent: agent, gpus: gpus, changed: make(chan struct{}, 1), client: ProbeClient()}
 	f.now.Store(&models{})
 	return f
 }
@@ -175,13 +183,10 @@ func ProbeClient() *http.Client {
 func (f *Fleet) Apply(configs []ModelConfig) {
 	f.apply.Lock()
 	defer f.apply.Unlock()
-	type key struct {
-		model string
-		Config
-	}
+	type key struct{ model, url string }
 	kept := map[key]*Backend{}
 	for b, p := range f.now.Load().every {
-		kept[key{p.names[0], b.config}] = b
+		kept[key{p.names[0], b.config.URL}] = b
 	}
 	next := &models{byName: map[string]*Model{}, every: map[*Backend]prober{}}
 	for _, c := range configs {
@@ -190,11 +195,12 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 		known := append([]string{c.Name}, c.Aliases...)
 		var seats []*admission.Backend
 		for _, bc := range c.Backends {
-			b := kept[key{c.Name, bc}]
-			if b == nil {
+			b := kept[key{c.Name, bc.URL}]
+			if b == nil || !b.config.same(bc) {
 				b = New(bc, f.agent)
 			}
-			next.every[b] = prober{b: b, client: f.client, log: f.log, names: known, every: c.Probe}
+			b.runsOn(bc.GPUs, f.gpus)
+			next.every[b] = prober{b: b, client: f.client, log: f.log, names: known, every: c.Probe, scrape: c.Scrape}
 			m.Backends = append(m.Backends, b)
 			seats = append(seats, b.Seat)
 		}
@@ -251,7 +257,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 		wanted := f.now.Load().every
 		for b, r := range now {
 			p, ok := wanted[b]
-			if ok && p.every == r.every && slices.Equal(p.names, r.names) {
+			if ok && p.every == r.every && p.scrape == r.scrape && slices.Equal(p.names, r.names) {
 				continue
 			}
 			r.stop()
@@ -266,6 +272,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 				ctx, stop := context.WithCancel(ctx)
 				now[b] = running{p, stop}
 				probing.Go(func() { p.run(ctx) })
+				probing.Go(func() { newScraper(&p).run(ctx) })
 			}
 		}
 		select {

@@ -134,7 +134,7 @@ func TestProbeLearns(t *testing.T) {
 		want                          Facts
 		why                           string
 	}{
-		{"all", `{"data":[{"id":"Qwen/Qwen3-1.7B","max_model_len":40960}]}`, `{"version":"0.23.0"}`, "", Facts{Serves: "Qwen/Qwen3-1.7B", MaxModelLen: 40960, Version: "0.23.0"}, ""},
+		{"all", `{"data":[{"id":"Qwen/Qwen3-1.7B","max_model_len":40960}]}`, `{"version":"0.23.0"}`, "", Facts{Serves: "Qwen/Qwen3-1.7B", MaxModelLen: 40960, Version: "0.23.0", Can: capabilitiesOf("0.23.0")}, ""},
 		{"no version", `{"data":[{"id":"qwen3-1.7b","max_model_len":100}]}`, `status 404`, "", Facts{Serves: "qwen3-1.7b", MaxModelLen: 100}, ""},
 		{"odd version", `{"data":[{"id":"qwen3-1.7b"}]}`, `nightly`, "", Facts{Serves: "qwen3-1.7b"}, ""},
 		{"an adapter beside it", `{"data":[{"id":"lora","max_model_len":null},{"id":"Qwen3-1.7B","max_model_len":7}]}`, ``, "", Facts{Serves: "Qwen3-1.7B", MaxModelLen: 7}, ""},

@@ -29,6 +29,7 @@ type prober struct {
 	log    *slog.Logger
 	names  []string // by which the model may be known
 	every  time.Duration
+	scrape time.Duration // between two readings of its load
 	failed int
 	known  time.Time // when the facts were read; zero: not since it was down
 }
@@ -57,6 +58,14 @@ func (p *prober) probe(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	if why := p.b.asleep(time.Now()); err == nil && why != "" {
+		// Healthy, and yet no place for a request.
+		p.failed = 0
+		if p.b.out(why) {
+			p.log.Warn("backend out of rotation", "backend", p.b.Name, "reason", why)
+		}
+		return
+	}
 	if err == nil {
 		p.failed = 0
 		if p.b.Seat.Rotate(true) {
@@ -76,6 +85,16 @@ func (p *prober) probe(ctx context.Context) {
 func (p *prober) ask(ctx context.Context, route string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
+	resp, err := p.get(ctx, route)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(io.LimitReader(resp.Body, maxProbe))
+}
+
+// get asks for a route; only a 200 is an answer.
+func (p *prober) get(ctx context.Context, route string) (*http.Response, error) {
 	q, err := http.NewRequestWithContext(ctx, http.MethodGet, p.b.base+route, nil)
 	if err != nil {
 		return nil, err
@@ -87,12 +106,13 @@ func (p *prober) ask(ctx context.Context, route string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("GET %s: %w", route, cause(err))
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxProbe))
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("GET %s: status %d", route, resp.StatusCode)
+	if resp.StatusCode != http.StatusOK {
+		// What is read lets the connection be used again.
+		_, _ = io.CopyN(io.Discard, resp.Body, 4<<10)
+		resp.Body.Close()
+		return nil, fmt.Errorf("GET %s: status %d", route, resp.StatusCode)
 	}
-	return body, err
+	return resp, nil
 }
 
 // cause leaves out the method and URL that net/http puts before what happened.
@@ -127,7 +147,7 @@ func (p *prober) learn(ctx context.Context) error {
 	}
 	var version struct{ Version string }
 	if body, err := p.ask(ctx, "/version"); err == nil && json.Unmarshal(body, &version) == nil {
-		f.Version = version.Version
+		f.Version, f.Can = version.Version, capabilitiesOf(version.Version)
 	}
 	p.b.facts.Store(&f)
 	p.known = time.Now()

@@ -1,0 +1,69 @@
+package admission
+
+import (
+	"sync"
+	"time"
+)
+
+// share divides the time of a backend's GPUs among the requests that are on it: of
+// each instant a request has GPUs/n where n are there. It keeps the integral of
+// that over the time in which any was there, so that what one request had is the
+// difference between its end and its beginning, however many came and went
+// meanwhile, and all of them together have exactly the time in which the GPUs were
+// used. Who holds a place counts, whether the engine computes for it or lets it wait.
+type share struct {
+	mu    sync.Mutex
+	gpus  int
+	n     int
+	since time.Time     // when sum was true
+	sum   time.Duration // of GPU time
+}
+
+// add lets so many requests come or go, and returns the integral.
+func (s *share) add(requests int, now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.advance(now)
+	s.n += requests
+	return s.sum
+}
+
+// advance brings sum up to now. The lock is held.
+func (s *share) advance(now time.Time) {
+	if d := now.Sub(s.since); d > 0 {
+		if s.n > 0 && s.gpus > 0 {
+			s.sum += d * time.Duration(s.gpus) / time.Duration(s.n)
+		}
+		s.since = now
+	}
+}
+
+// SetGPUs says how many GPUs the backend runs on; 0, as at first: it is not known,
+// and no request has GPU time.
+func (b *Backend) SetGPUs(n int) {
+	s := &b.share
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.advance(time.Now())
+	s.gpus = max(n, 0)
+}
+
+// enter and leave take and give back a place, and return the integral of the share.
+func (b *Backend) enter() time.Duration {
+	b.inFlight.Add(1)
+	return b.share.add(1, time.Now())
+}
+
+func (b *Backend) leave() time.Duration {
+	b.inFlight.Add(-1)
+	return b.share.add(-1, time.Now())
+}
+
+// GPU is the time of GPUs that the request has had on all backends it was given so
+// far; after Settle it is final. 0 where its backends do not say which GPUs they use.
+func (p *Permit) GPU() time.Duration {
+	if p.backend < 0 {
+		return p.gpu
+	}
+	return p.gpu + p.pool.backends[p.backend].share.add(0, time.Now()) - p.entered
+}

@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidegate/gateway"
+	"tidegate/nvml"
+)
+
+func (p *process) statusCommand() *cobra.Command {
+	var (
+		ops   string
+		asRaw bool
+	)
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what a running gateway, its backends and their GPUs are doing",
+		Long: "Asks a running gateway's ops listener and prints its models, backends, GPUs and\n" +
+			"sources of readings. A dash stands for what is not known. Ages are of the readings:\n" +
+			"those up to 3 s count in full, those over 10 s not at all.",
+		Example: "  tidegate status\n  tidegate status --ops http://10.0.0.5:9090 --json",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return p.status(cmd.Context(), ops, asRaw) },
+	}
+	cmd.Flags().StringVar(&ops, "ops", "http://127.0.0.1:9090", "URL of the gateway's ops listener")
+	cmd.Flags().BoolVar(&asRaw, "json", false, "print what GET /status answers, as it is")
+	return cmd
+}
+
+// Bounds of asking a gateway for its status.
+const (
+	statusLimit = 10 * time.Second
+	maxStatus   = 64 << 20 // bytes
+)
+
+func (p *process) status(ctx context.Context, ops string, asRaw bool) error {
+	if u, err := url.Parse(ops); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return usageError{fmt.Errorf("--ops %s: expected a URL such as http://127.0.0.1:9090", ops)}
+	}
+	ctx, cancel := context.WithTimeout(ctx, statusLimit)
+	defer cancel()
+	q, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(ops, "/")+"/status", nil)
+	if err != nil {
+		return usageError{fmt.Errorf("--ops %s: %w", ops, err)}
+	}
+	transport := &http.Transport{DisableKeepAlives: true}
+	resp, err := transport.RoundTrip(q)
+	if err != nil {
+		return fmt.Errorf("no gateway answers at %s (server.ops_listen says where it does): %w", ops, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxStatus))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("status %d", resp.StatusCode)
+	}
+	var s gateway.Status
+	if err == nil {
+		err = json.Unmarshal(body, &s)
+	}
+	if err == nil && s.Version == "" {
+		err = errors.New("the answer is no gateway's")
+	}
+	if err != nil {
+		return fmt.Errorf("%s/status: %w", ops, err)
+	}
+	if asRaw {
+		_, err = p.stdout.Write(body)
+		return err
+	}
+	return writeStatus(p.stdout, &s)
+}
+
+// writeStatus prints a status for people.
+func writeStatus(out io.Writer, s *gateway.Status) error {
+	ready := "ready"
+	if !s.Ready {
+		ready = "not ready: " + s.WhyNotReady
+	}
+	fmt.Fprintf(out, "tidegate %s, up %v, store %s, %s\n", s.Version, time.Duration(s.UptimeS)*time.Second, s.Store, ready)
+	backends := table{{"MODEL", "BACKEND", "STATE", "VLLM", "IN FLIGHT", "RUNNING", "WAITING", "KV CACHE", "PREEMPTED 5S", "AGE", "GPUS"}}
+	for _, m := range s.Models {
+		for i := range m.Backends {
+			backends = append(backends, backendLine(m.Model, &m.Backends[i]))
+		}
+	}
+	gpus := table{{"GPU", "NAME", "STATE", "MARGIN", "TEMP", "HBM", "MEMORY", "POWER", "AGE", "CLOCKS HELD BY"}}
+	for i := range s.GPUs {
+		gpus = append(gpus, gpuLine(&s.GPUs[i]))
+	}
+	sources := table{{"SOURCE", "KIND", "STATE", "GPUS", "HEARD", "RESTARTS", "ADDRESS"}}
+	for i := range s.Sources {
+		sources = append(sources, sourceLine(&s.Sources[i]))
+	}
+	for _, t := range []table{backends, gpus, sources} {
+		if len(t) == 1 {
+			continue
+		}
+		fmt.Fprintln(out)
+		if err := t.write(out); err != nil {
+			return err
+		}
+	}
+	for _, w := range s.Warnings {
+		fmt.Fprintf(out, "\nwarning: %s", w)
+	}
+	if len(s.Warnings) > 0 {
+		fmt.Fprintln(out)
+	}
+	return nil
+}
+
+// table is lines of cells; the first is the head.
+type table [][]string
+
+func (t table) write(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, cells := range t {
+		for i, c := range cells {
+			if c == "" {
+				cells[i] = "-"
+			}
+		}
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
+	}
+	return w.Flush()
+}
+
+func backendLine(model string, b *gateway.BackendStatus) []string {
+	state := "up"
+	if !b.Up {
+		state = "out: " + b.Why
+	}
+	var names []string
+	for _, g := range b.GPUs {
+		name := g.GPU
+		if g.Freshness != nvml.Fresh.String() {
+			name += " (" + g.Freshness + ")"
+		}
+		names = append(names, name)
+	}
+	line := []string{model, b.Backend, state, b.Version, fmt.Sprint(b.InFlight), "", "", "", "", "", strings.Join(names, " ")}
+	if e := b.Engine; e != nil {
+		line[5], line[6], line[8] = shown(e.Running, "%d"), shown(e.Waiting, "%d"), shown(e.Preempted, "%d")
+		if e.KV != nil {
+			line[7] = fmt.Sprintf("%.0f%%", *e.KV*100)
+		}
+		line[9] = age(e.AgeMs)
+	}
+	return line
+}
+
+func gpuLine(g *nvml.GPUStatus) []string {
+	state := g.State
+	if g.Freshness != nvml.Fresh.String() {
+		state += ", " + g.Freshness
+	}
+	for _, x := range g.XIDs {
+		if x.Fatal {
+			state += fmt.Sprintf(", XID %d", x.Code)
+		}
+	}
+	const gibi = 1 << 30
+	memory := ""
+	if g.MemoryUsed != nil {
+		memory = fmt.Sprintf("%.1f", float64(*g.MemoryUsed)/gibi)
+		if g.MemoryTotal != nil {
+			memory += fmt.Sprintf(" of %.1f", float64(*g.MemoryTotal)/gibi)
+		}
+		memory += " GiB"
+	}
+	power := ""
+	if g.Power != nil {
+		power = fmt.Sprintf("%d W", (*g.Power+500)/1000)
+	}
+	return []string{
+		g.GPU, g.Name, state, shown(g.Margin, "%d C"), shown(g.Temperature, "%d C"), shown(g.HBM, "%d C"), memory, power, age(g.AgeMs), strings.Join(g.Reasons, " "),
+	}
+}
+
+func sourceLine(s *nvml.SourceStatus) []string {
+	state, heard := "ok", "never"
+	if !s.OK {
+		state = s.Error
+	}
+	if s.HeardMs != nil {
+		heard = age(*s.HeardMs) + " ago"
+	}
+	return []string{s.Name, s.Kind, state, fmt.Sprint(s.GPUs), heard, fmt.Sprint(s.Restarts), s.Address}
+}
+
+func shown(n *int, format string) string {
+	if n == nil {
+		return ""
+	}
+	return fmt.Sprintf(format, *n)
+}
+
+func age(ms int64) string {
+	return (time.Duration(ms) * time.Millisecond).Round(100 * time.Millisecond).String()
+}

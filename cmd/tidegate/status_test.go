@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"tidegate/gateway"
+	"tidegate/nvml"
+)
+
+// gpuNode is a stand-in for a tidegate-gpu-agent of one GPU.
+type gpuNode struct {
+	seq  atomic.Uint64
+	now  atomic.Pointer[func(w http.ResponseWriter, r *nvml.Report)]
+	boot atomic.Int64
+	*httptest.Server
+}
+
+func startNode(t *testing.T) *gpuNode {
+	t.Helper()
+	n := &gpuNode{}
+	n.be(func(w http.ResponseWriter, r *nvml.Report) { json.NewEncoder(w).Encode(r) })
+	n.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		margin, used, total := 35, uint64(132270)<<20, uint64(143771)<<20
+		(*n.now.Load())(w, &nvml.Report{Node: "gpu-a", BootID: fmt.Sprint("boot", n.boot.Load()), Seq: n.seq.Add(1), GPUs: []nvml.Reading{
+			{UUID: "GPU-a", Name: "NVIDIA H200", State: nvml.StateOK, Margin: &margin, MemoryUsed: &used, MemoryTotal: &total, Reasons: []string{"sw_power_cap"}},
+		}})
+	}))
+	t.Cleanup(n.Close)
+	return n
+}
+
+// be sets how the node answers from now on.
+func (n *gpuNode) be(answer func(w http.ResponseWriter, r *nvml.Report)) { n.now.Store(&answer) }
+
+func (n *gpuNode) config() string {
+	return fmt.Sprintf("gpus:\n  - {name: gpu-a, agent: '%s', every: 100ms}\n  - {name: rec, replay: ../../nvml/testdata/heat.jsonl}\n", n.URL)
+}
+
+// status is what the gateway's status says.
+func (f *front) told(t *testing.T) (s gateway.Status) {
+	t.Helper()
+	resp, err := f.client.Get(f.ops + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestStatus: what backends and GPUs are doing stands in /status and in the table
+// of the command, and a request's GPU time in its record.
+func TestStatus(t *testing.T) {
+	n := startNode(t)
+	f := startGateway(t, startServers(t, nil), plan{gpus: "gpu-a/0, GPU-a, rec/0, gpu-a/7", more: n.config()})
+	eventually(t, "all readings", func() bool {
+		s := f.told(t)
+		return len(s.GPUs) == 2 && s.Models[0].Backends[0].Engine != nil
+	})
+	resp, err := f.post(t.Context(), chatPath, `{"model":"qwen3","stream":true,"max_tokens":200,"messages":[{"role":"user","content":"Hello"}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.Copy(io.Discard, resp.Body)
+	resp.Body.Close()
+	s := f.told(t)
+	b := s.Models[0].Backends[0]
+	if !s.Ready || !b.Up || b.Version != "0.23.0" || !b.Can.Known || b.Engine.Freshness != "fresh" || *b.Engine.Waiting != 0 || *b.Engine.KVTokens != 16384*16 || b.Engine.Sleep != "awake" || b.Blind != "" {
+		t.Errorf("%+v, %+v", b, b.Engine)
+	}
+	if got := fmt.Sprint(b.GPUs); got != "[{gpu-a/0 fresh} {GPU-a fresh} {rec/0 fresh} {gpu-a/7 unknown}]" {
+		t.Error(got)
+	}
+	if len(s.Warnings) != 4 || !strings.HasSuffix(s.Warnings[0], "no source reports its GPU gpu-a/7") {
+		t.Errorf("%q", s.Warnings)
+	}
+	if g := s.GPUs[0]; g.GPU != "gpu-a/0" || g.Freshness != "fresh" || *g.Margin != 35 || g.Temperature != nil || !s.Sources[0].OK || s.Sources[0].Node != "gpu-a" {
+		t.Errorf("%+v, %+v", g, s.Sources)
+	}
+	for _, want := range []string{"tidegate_gpu_margin_celsius{gpu=\"gpu-a/0\",name=\"NVIDIA H200\",uuid=\"GPU-a\"}", "tidegate_gpu_source_up{source=\"rec\"}"} {
+		if f.metric(t, want) == 0 {
+			t.Errorf("no %s", want)
+		}
+	}
+	eventually(t, "the request's GPU time", func() bool {
+		_, body := f.call(t, adaKey, http.MethodGet, "/v1/usage", "")
+		var usage struct {
+			Data []struct {
+				GPU int64 `json:"gpu_ms"`
+			}
+		}
+		return json.Unmarshal([]byte(body), &usage) == nil && len(usage.Data) == 1 && usage.Data[0].GPU > 0
+	})
+	var out, complaints bytes.Buffer
+	if code := run(t.Context(), []string{"status", "--ops", f.ops}, noEnv, &out, &complaints); code != exitOK {
+		t.Fatal(complaints.String())
+	}
+	for _, want := range []string{"ready\n", "MODEL", "Qwen3-gone", "0.23.0", "gpu-a/7 (unknown)", "NVIDIA H200", "35 C", "129.2 of 140.4 GiB", "sw_power_cap", "rec/0", "SOURCE", "replay", "warning: model Qwen3-1.7B, backend "} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the table lacks %q:\n%s", want, &out)
+		}
+	}
+	out.Reset()
+	if code := run(t.Context(), []string{"status", "--json", "--ops", f.ops + "/"}, noEnv, &out, &complaints); code != exitOK || json.Unmarshal(out.Bytes(), &s) != nil {
+		t.Errorf("%s%s", &out, &complaints)
+	}
+}
+
+func TestStatusOfNobody(t *testing.T) {
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "{}") }))
+	defer other.Close()
+	for _, c := range []struct {
+		ops  string
+		code int
+		want string
+	}{
+		{"localhost:9090", exitUsage, "expected a URL"},
+		{"http://127.0.0.1:1", exitFailed, "no gateway answers at http://127.0.0.1:1"},
+		{other.URL, exitFailed, "the answer is no gateway's"},
+		{other.URL + "/a b", exitFailed, "no gateway's"},
+	} {
+		var out, complaints bytes.Buffer
+		if code := run(t.Context(), []string{"status", "--ops", c.ops}, noEnv, &out, &complaints); code != c.code || !strings.Contains(complaints.String(), c.want) {
+			t.Errorf("%s: code %d, %s", c.ops, code, &complaints)
+		}
+	}
+}
+
+// TestTrafficThroughGPUFaults drives requests through everything that may befall
+// an agent and its GPU: none may fail, and the status says each fault.
+func TestTrafficThroughGPUFaults(t *testing.T) {
+	n := startNode(t)
+	f := startGateway(t, startServers(t, nil), plan{gpus: "gpu-a/0", more: n.config()})
+	eventually(t, "a reading", func() bool { return len(f.told(t).GPUs) > 0 })
+	stop := make(chan struct{})
+	var driving sync.WaitGroup
+	var sent, failed atomic.Int64
+	for range 3 {
+		driving.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				resp, err := f.post(t.Context(), chatPath, `{"model":"qwen3","max_tokens":4,"messages":[{"role":"user","content":"Hello"}]}`)
+				sent.Add(1)
+				if err != nil {
+					failed.Add(1)
+					t.Error(err)
+					return
+				}
+				body, err := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if err != nil || resp.StatusCode != http.StatusOK {
+					failed.Add(1)
+					t.Errorf("status %d, %v: %s", resp.StatusCode, err, body)
+				}
+			}
+		})
+	}
+	defer func() {
+		close(stop)
+		driving.Wait()
+		t.Logf("%d requests, %d failed", sent.Load(), failed.Load())
+		if sent.Load() < 20 {
+			t.Errorf("only %d requests", sent.Load())
+		}
+	}()
+	release := make(chan struct{})
+	defer close(release)
+	source := func() nvml.SourceStatus { return f.told(t).Sources[0] }
+	send := func(edit func(r *nvml.Report)) func(http.ResponseWriter, *nvml.Report) {
+		return func(w http.ResponseWriter, r *nvml.Report) { edit(r); json.NewEncoder(w).Encode(r) }
+	}
+	for _, c := range []struct {
+		name   string
+		answer func(w http.ResponseWriter, r *nvml.Report)
+		seen   func() bool
+	}{
+		{"no driver", send(func(r *nvml.Report) { r.GPUs, r.Error = nil, "libnvidia-ml.so.1 was not found" }), func() bool { return strings.Contains(source().Error, "libnvidia-ml.so.1") }},
+		{"hung", func(http.ResponseWriter, *nvml.Report) { <-release }, func() bool { return strings.Contains(source().Error, "in time") }},
+		{"garbage", func(w http.ResponseWriter, _ *nvml.Report) { io.WriteString(w, "\xff\x00") }, func() bool { return strings.Contains(source().Error, "no report") }},
+		{"too long", func(w http.ResponseWriter, _ *nvml.Report) { w.Write(make([]byte, 8<<20)) }, func() bool { return strings.Contains(source().Error, "longer than") }},
+		{"failing", func(w http.ResponseWriter, _ *nvml.Report) { w.WriteHeader(500) }, func() bool { return strings.Contains(source().Error, "status 500") }},
+		{"restarted", func(w http.ResponseWriter, r *nvml.Report) { n.boot.CompareAndSwap(0, 1); json.NewEncoder(w).Encode(r) }, func() bool { return source().OK && source().Restarts == 1 }},
+		{"wedged", send(func(r *nvml.Report) { r.GPUs[0].State, r.GPUs[0].AgeMs = nvml.StateWedged, 60_000 }), func() bool {
+			g := f.told(t).GPUs[0]
+			return g.State == nvml.StateWedged && g.Freshness == "dropped"
+		}},
+		{"lost", send(func(r *nvml.Report) { r.GPUs[0].State = nvml.StateLost }), func() bool { return strings.Contains(fmt.Sprint(f.told(t).Warnings), "its GPU gpu-a/0 is lost") }},
+		{"fatal XID", send(func(r *nvml.Report) { r.GPUs[0].XIDs = []nvml.XID{{Code: 79, Fatal: true}} }), func() bool { g := f.told(t).GPUs[0]; return len(g.XIDs) == 1 && g.XIDs[0].Fatal }},
+	} {
+		n.be(c.answer)
+		eventually(t, c.name+" in the status", c.seen)
+	}
+	n.CloseClientConnections()
+	n.Listener.Close()
+	eventually(t, "the dead agent in the status", func() bool { return !source().OK })
+}

@@ -1,0 +1,37 @@
+package backend
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Capabilities are what versions of vLLM differ in. Of a version that is not known
+// nothing is assumed but what all have.
+type Capabilities struct {
+	Known             bool `json:"known"`
+	UniqueIDs         bool `json:"unique_ids"`         // two requests may have the same id
+	StructuredOutputs bool `json:"structured_outputs"` // in place of guided_*, which are ignored
+	OnlyReasoning     bool `json:"only_reasoning"`     // answers no longer have reasoning_content
+	ThinkingBudget    bool `json:"thinking_budget"`    // thinking_token_budget is kept to
+	ReasoningEffort   bool `json:"reasoning_effort"`   // none switches Qwen3's thinking off
+	CachedTokens      bool `json:"cached_tokens"`      // told even where they are 0
+	ReasoningTokens   bool `json:"reasoning_tokens"`   // told in the usage
+	QueueBound        bool `json:"queue_bound"`        // it may refuse with 503 when its queue is full
+}
+
+// capabilitiesOf reads a version such as v0.23.1rc2.dev7+g1a2b3c.cu129.
+func capabilitiesOf(version string) Capabilities {
+	var major, minor int
+	if n, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &major, &minor); n < 2 || err != nil || major < 0 || minor < 0 {
+		return Capabilities{}
+	}
+	// A development version may lack what its release will have.
+	if strings.Contains(version, ".dev") && strings.Contains(version, fmt.Sprintf("%d.%d.0", major, minor)) {
+		minor--
+	}
+	from := func(n int) bool { return major > 0 || minor >= n }
+	return Capabilities{
+		Known: true, StructuredOutputs: from(12), UniqueIDs: from(14), OnlyReasoning: from(16), ThinkingBudget: from(22),
+		ReasoningEffort: from(23), CachedTokens: from(23), ReasoningTokens: from(28), QueueBound: from(29),
+	}
+}

@@ -1,0 +1,272 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"time"
+
+	"tidegate/nvml"
+	"tidegate/nvml/promtext"
+)
+
+// Engine is what a vLLM server said of its load, over all its data-parallel engines.
+// It is immutable. Counts that are not known are negative.
+type Engine struct {
+	At          time.Time
+	Engines     int
+	Running     int     // requests, of all engines together
+	Waiting     int     // likewise
+	KV          float64 // of the fullest engine's KV cache, 0 to 1
+	KVTokens    int     // room in the KV caches of all engines
+	Preemptions int     // since the server started
+	Preempted   int     // of those, in the last 5 s
+	Sleep       string  // awake | weights_offloaded | discard_all | asleep; empty: not known
+}
+
+// Age is how old the reading is.
+func (e *Engine) Age(now time.Time) time.Duration { return max(now.Sub(e.At), 0) }
+
+// Freshness says what the reading may still be used for.
+func (e *Engine) Freshness(now time.Time) nvml.Freshness { return nvml.AtAge(now.Sub(e.At)) }
+
+// Asleep reports whether an engine has given up its weights or its cache.
+func (e *Engine) Asleep() bool { return e.Sleep != "" && e.Sleep != awake }
+
+const awake = "awake"
+
+// Engine is what the server last said of its load, however long ago; nil: nothing
+// since the gateway started.
+func (b *Backend) Engine() *Engine { return b.engine.Load() }
+
+// Blind is why the server's load could not be read the last time; empty: it could.
+func (b *Backend) Blind() string {
+	if p := b.blind.Load(); p != nil {
+		return *p
+	}
+	return ""
+}
+
+// asleep says that the engine sleeps; empty: it is awake, or nothing is known of it.
+func (b *Backend) asleep(now time.Time) string {
+	if e := b.Engine(); e != nil && e.Asleep() && e.Freshness(now) != nvml.Dropped {
+		return "the engine is asleep (" + e.Sleep + ")"
+	}
+	return ""
+}
+
+// maxMetrics bounds a page of metrics, in bytes. One engine's has some 60 KB.
+const maxMetrics = 4 << 20
+
+var errNoEngine = errors.New("GET /metrics: no vllm: metrics: was the server started with --disable-log-stats?")
+
+// read takes in a page of vLLM's /metrics. It knows the names of both generations.
+func (e *Engine) read(page io.Reader, scan *promtext.Scanner) error {
+	*e = Engine{Running: -1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1}
+	scan.Reset(page, "vllm:", maxMetrics)
+	for scan.Next() {
+		switch string(scan.Name()) {
+		case "vllm:num_requests_running":
+			if add(&e.Running, scan) {
+				e.Engines++
+			}
+		case "vllm:num_requests_waiting":
+			add(&e.Waiting, scan)
+		case "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc":
+			if v, ok := scan.Value(); ok && v >= 0 {
+				e.KV = max(e.KV, min(v, 1))
+			}
+		case "vllm:num_preemptions_total":
+			add(&e.Preemptions, scan)
+		case "vllm:engine_sleep_state":
+			e.sleep(scan)
+		case "vllm:cache_config_info":
+			if n := tokens(scan); n > 0 {
+				e.KVTokens = max(e.KVTokens, 0) + n
+			}
+		}
+	}
+	if err := scan.Err(); err != nil {
+		return err
+	}
+	if e.Engines == 0 {
+		return errNoEngine
+	}
+	return nil
+}
+
+// maxCount bounds a count, so that no sum overflows.
+const maxCount = 1 << 50
+
+// add adds a sample to the sum of all engines.
+func add(sum *int, scan *promtext.Scanner) bool {
+	v, ok := scan.Value()
+	if !ok || v < 0 || v > maxCount {
+		return false
+	}
+	*sum = min(max(*sum, 0)+int(v), maxCount)
+	return true
+}
+
+// sleep takes in one state of one engine; one engine that sleeps is enough.
+func (e *Engine) sleep(scan *promtext.Scanner) {
+	v, ok := scan.Value()
+	if !ok {
+		return
+	}
+	in := v > 0
+	switch string(scan.Label("sleep_state")) {
+	case "awake":
+		switch {
+		case !in && !e.Asleep():
+			e.Sleep = "asleep"
+		case in && e.Sleep == "":
+			e.Sleep = awake
+		}
+	case "weights_offloaded":
+		if in {
+			e.Sleep = "weights_offloaded"
+		}
+	case "discard_all":
+		if in {
+			e.Sleep = "discard_all"
+		}
+	}
+}
+
+// tokens is the room in one engine's KV cache; 0: it is not told. vLLM writes the
+// numbers as text, and None for those it does not have.
+func tokens(scan *promtext.Scanner) int {
+	if n := number(scan, "kv_cache_size_tokens"); n > 0 {
+		return n
+	}
+	return number(scan, "num_gpu_blocks") * number(scan, "block_size")
+}
+
+func number(scan *promtext.Scanner, label string) int {
+	text := scan.Label(label)
+	if len(text) > 9 {
+		return 0
+	}
+	n := 0
+	for _, c := range text {
+		if c < '0' || c > '9' {
+			return 0 // None, for one
+		}
+		n = 10*n + int(c-'0')
+	}
+	return n
+}
+
+// preemptedWindow is the time over which preemptions are counted.
+const preemptedWindow = 5 * time.Second
+
+// total is how many preemptions there had been at a moment.
+type total struct {
+	at time.Time
+	n  int
+}
+
+// scraper reads one backend's load, one page after another: a page that comes late
+// delays the next one and nobody else's.
+type scraper struct {
+	b      *Backend
+	ask    func(ctx context.Context) (*http.Response, error)
+	log    *slog.Logger
+	every  time.Duration
+	seldom time.Duration // while it fails
+	scan   promtext.Scanner
+	past   []total // oldest first; the first is the last one before the window
+}
+
+func newScraper(p *prober) *scraper {
+	return &scraper{b: p.b, log: p.log, every: p.scrape, seldom: max(p.every, p.scrape), ask: func(ctx context.Context) (*http.Response, error) {
+		return p.get(ctx, "/metrics")
+	}}
+}
+
+// run reads until ctx ends. The jitter keeps gateways that started together from
+// asking together.
+func (s *scraper) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		began, pause := time.Now(), s.every
+		err := s.scrape(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if s.told(err); err != nil {
+			pause = s.seldom
+		}
+		pause += time.Duration(rand.Int64N(int64(pause)/5)) - pause/10
+		timer.Reset(max(pause-time.Since(began), pause/10))
+	}
+}
+
+// scrape reads one page.
+func (s *scraper) scrape(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	resp, err := s.ask(ctx)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	e := new(Engine)
+	at := time.Now()
+	if err := e.read(resp.Body, &s.scan); err != nil {
+		if errors.Is(err, errNoEngine) {
+			return err
+		}
+		return fmt.Errorf("GET /metrics: %w", cause(err))
+	}
+	e.At, e.Preempted = at, s.preempted(at, e.Preemptions)
+	before := s.b.engine.Swap(e)
+	if e.Asleep() != (before != nil && before.Asleep()) {
+		s.b.probeNow()
+	}
+	return nil
+}
+
+// preempted is how many preemptions there were in the window that ends at now. A
+// server that has restarted counts from nothing.
+func (s *scraper) preempted(now time.Time, n int) int {
+	if len(s.past) > 0 && n < s.past[len(s.past)-1].n {
+		s.past = s.past[:0]
+	}
+	s.past = append(s.past, total{now, n})
+	old := 0
+	for old+1 < len(s.past) && now.Sub(s.past[old+1].at) >= preemptedWindow {
+		old++
+	}
+	s.past = s.past[:copy(s.past, s.past[old:])]
+	return n - s.past[0].n
+}
+
+// told remembers why the load is not known, and logs what has changed.
+func (s *scraper) told(err error) {
+	was, now := s.b.Blind(), ""
+	if err != nil {
+		now = err.Error()
+	}
+	if was == now {
+		return
+	}
+	s.b.blind.Store(&now)
+	switch {
+	case now == "":
+		s.log.Info("backend tells its load", "backend", s.b.Name)
+	case s.b.Seat.Up():
+		s.log.Warn("the load of a backend is not known", "backend", s.b.Name, "reason", now)
+	}
+}

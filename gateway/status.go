@@ -1,0 +1,134 @@
+package gateway
+
+import (
+	"time"
+
+	"tidegate/gateway/backend"
+	"tidegate/nvml"
+)
+
+// Status is what GET /status tells, beside what the process adds. Values that are
+// not known are null or left out, never 0.
+type Status struct {
+	Version     string              `json:"version"`
+	UptimeS     int                 `json:"uptime_s"`
+	Ready       bool                `json:"ready"`
+	WhyNotReady string              `json:"why_not_ready"`
+	Store       string              `json:"store"` // up | down
+	Models      []ModelStatus       `json:"models"`
+	GPUs        []nvml.GPUStatus    `json:"gpus"`
+	Sources     []nvml.SourceStatus `json:"gpu_sources"`
+	Warnings    []string            `json:"warnings"` // what works, but not as it was meant
+}
+
+// ModelStatus is one model.
+type ModelStatus struct {
+	Model    string          `json:"model"`
+	Aliases  []string        `json:"aliases,omitempty"`
+	Context  int             `json:"context_length,omitempty"`
+	Backends []BackendStatus `json:"backends"`
+}
+
+// BackendStatus is one server of a model.
+type BackendStatus struct {
+	Backend     string               `json:"backend"`
+	Up          bool                 `json:"up"`
+	Why         string               `json:"why_out,omitempty"`
+	InFlight    int                  `json:"in_flight"`
+	Serves      string               `json:"serves,omitempty"`
+	MaxModelLen int                  `json:"max_model_len,omitempty"`
+	Version     string               `json:"version,omitempty"`
+	Can         backend.Capabilities `json:"capabilities"`
+	Engine      *EngineStatus        `json:"engine"`                 // null: it has never told its load
+	Blind       string               `json:"engine_error,omitempty"` // why it did not the last time
+	GPUs        []BackendGPU         `json:"gpus,omitempty"`
+}
+
+// EngineStatus is the load that a server tells.
+type EngineStatus struct {
+	Freshness   string   `json:"freshness"` // fresh | held | dropped
+	AgeMs       int64    `json:"age_ms"`
+	Engines     int      `json:"engines"`
+	Running     *int     `json:"running"`
+	Waiting     *int     `json:"waiting"`
+	KV          *float64 `json:"kv_cache_usage"` // 0 to 1
+	KVTokens    *int     `json:"kv_cache_tokens"`
+	Preemptions *int     `json:"preemptions"`
+	Preempted   *int     `json:"preempted_5s"`
+	Sleep       string   `json:"sleep,omitempty"`
+}
+
+// BackendGPU is a GPU that a server is said to run on.
+type BackendGPU struct {
+	GPU       string `json:"gpu"`       // as the configuration names it
+	Freshness string `json:"freshness"` // fresh | held | dropped | unknown
+}
+
+// status is what the gateway knows of itself, its backends and their GPUs.
+func (g *Gateway) status() Status {
+	now := time.Now()
+	why := g.ready()
+	s := Status{
+		Version: g.Version, UptimeS: int(now.Sub(g.began).Seconds()), Ready: why == "", WhyNotReady: why, Store: "up",
+		Models: []ModelStatus{}, Warnings: []string{},
+	}
+	if !g.settings.Load().accounts.Store().Up() {
+		s.Store = "down"
+	}
+	s.Sources, s.GPUs = g.GPUs.Status()
+	for _, source := range s.Sources {
+		if source.Warning != "" {
+			s.Warnings = append(s.Warnings, "source "+source.Name+": "+source.Warning)
+		}
+	}
+	for _, m := range g.Fleet.Models() {
+		ms := ModelStatus{Model: m.Name, Aliases: m.Aliases, Context: m.Context(), Backends: []BackendStatus{}}
+		for _, b := range m.Backends {
+			bs, warnings := backendStatus(b, now)
+			ms.Backends = append(ms.Backends, bs)
+			for _, w := range warnings {
+				s.Warnings = append(s.Warnings, "model "+m.Name+", backend "+b.Name+": "+w)
+			}
+		}
+		s.Models = append(s.Models, ms)
+	}
+	return s
+}
+
+func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings []string) {
+	f := b.Facts()
+	s = BackendStatus{
+		Backend: b.Name, Up: b.Seat.Up(), Why: b.Why(), InFlight: b.Seat.InFlight(), Serves: f.Serves, MaxModelLen: f.MaxModelLen,
+		Version: f.Version, Can: f.Can, Blind: b.Blind(),
+	}
+	if e := b.Engine(); e != nil {
+		s.Engine = &EngineStatus{
+			Freshness: e.Freshness(now).String(), AgeMs: e.Age(now).Milliseconds(), Engines: e.Engines, Running: known(e.Running), Waiting: known(e.Waiting),
+			KV: known(e.KV), KVTokens: known(e.KVTokens), Preemptions: known(e.Preemptions), Sleep: e.Sleep,
+		}
+		if e.Preemptions >= 0 {
+			s.Engine.Preempted = &e.Preempted
+		}
+	}
+	for _, view := range b.GPUs() {
+		g := view.Load()
+		if g == nil {
+			warnings = append(warnings, "no source reports its GPU "+view.Ref)
+			s.GPUs = append(s.GPUs, BackendGPU{view.Ref, "unknown"})
+			continue
+		}
+		if g.State != nvml.StateOK {
+			warnings = append(warnings, "its GPU "+view.Ref+" is "+g.State)
+		}
+		s.GPUs = append(s.GPUs, BackendGPU{view.Ref, g.Freshness(now).String()})
+	}
+	return s, warnings
+}
+
+// known is nil for a negative number, which says that it is not known.
+func known[N int | float64](n N) *N {
+	if n < 0 {
+		return nil
+	}
+	return &n
+}

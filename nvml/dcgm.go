@@ -1,0 +1,255 @@
+package nvml
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"time"
+
+	"tidegate/nvml/promtext"
+)
+
+// maxPage bounds an exporter's page, in bytes: 16 GPUs with all fields and the
+// labels of Kubernetes need some 2 MiB.
+const maxPage = 4 << 20
+
+// dcgm scrapes a dcgm-exporter. It leaves a value out when it does not know it, so
+// what is absent is unknown. After a restart of its host engine it may serve the
+// last values for ever: energy that does not rise shows it, since no GPU draws none.
+type dcgm struct {
+	page *page
+	scan promtext.Scanner
+	seen map[string]*life // by UUID, of the GPUs on the last page
+}
+
+// life is what has to be remembered of a GPU between two pages.
+type life struct {
+	energy  float64   // in millijoules
+	changed time.Time // when that was last seen to change
+	xid     uint64    // the last one; 0: none
+	xidAt   time.Time
+	dated   bool // it came while we were looking
+}
+
+// found is a GPU on a page.
+type found struct {
+	g              *GPU
+	energy         float64
+	alive          bool // energy is given
+	gpuMax, memMax *int // temperatures up to which it may run
+	xid            uint64
+}
+
+func newDCGM(c *Config) *dcgm {
+	return &dcgm{page: newPage(c.DCGM, "", c, maxPage), seen: map[string]*life{}}
+}
+
+func (d *dcgm) close() { d.page.close() }
+
+func (d *dcgm) read(ctx context.Context, until time.Time) (s *sample, err error) {
+	err = d.page.get(ctx, until, func(body io.Reader, arrived time.Time) (err error) {
+		s, err = d.take(body, arrived)
+		return err
+	})
+	return s, err
+}
+
+// take reads a page that arrived at a moment.
+func (d *dcgm) take(body io.Reader, arrived time.Time) (*sample, error) {
+	byUUID := map[string]*found{}
+	var order []*found
+	d.scan.Reset(body, "DCGM_FI_DEV_", d.page.limit)
+	of := func(uuid string) *found {
+		f := byUUID[uuid]
+		if f == nil {
+			f = &found{g: &GPU{Reading: Reading{UUID: uuid, State: StateOK}}}
+			byUUID[uuid] = f
+			order = append(order, f)
+		}
+		return f
+	}
+	for d.scan.Next() {
+		v, ok := d.scan.Value()
+		uuid := string(d.scan.Label("UUID"))
+		if !ok || uuid == "" || len(order) > maxGPUs {
+			continue
+		}
+		name := d.scan.Name()
+		targets := []*found{of(uuid)}
+		d.describe(targets[0].g)
+		if part := string(d.scan.Label("GPU_I_ID")); part != "" {
+			// A MIG device has memory of its own; heat and power are its GPU's.
+			f := of(uuid + "/" + part)
+			d.describe(f.g)
+			if f.g.Parent = uuid; wholeGPU(name) {
+				targets = append(targets, f)
+			} else {
+				targets[0] = f
+			}
+		}
+		for _, f := range targets {
+			f.set(name, v)
+		}
+	}
+	if err := d.scan.Err(); err != nil {
+		return nil, err
+	}
+	if len(order) == 0 {
+		return nil, errors.New("the page has no DCGM_FI_DEV_ samples with a UUID: is this a dcgm-exporter?")
+	}
+	return d.date(order, arrived), nil
+}
+
+// describe reads the labels that say which GPU it is.
+func (d *dcgm) describe(g *GPU) {
+	if g.Name != "" {
+		return
+	}
+	g.Name = string(d.scan.Label("modelName"))
+	// An index that is none leaves 0; the UUID still names the GPU.
+	g.Index, _ = strconv.Atoi(string(d.scan.Label("gpu")))
+}
+
+// wholeGPU reports whether a field is of the whole GPU even on a MIG device.
+func wholeGPU(field []byte) bool {
+	switch string(field) {
+	case "DCGM_FI_DEV_FB_TOTAL", "DCGM_FI_DEV_FB_FREE", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_RESERVED":
+		return false
+	}
+	return true
+}
+
+// set takes in one sample, under its old or its new name.
+func (f *found) set(field []byte, v float64) {
+	r := &f.g.Reading
+	switch string(field) {
+	case "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_GPU_TEMP_CELSIUS":
+		r.Temperature = whole(v)
+	case "DCGM_FI_DEV_MEMORY_TEMP", "DCGM_FI_DEV_MEMORY_TEMP_CELSIUS":
+		if v > 0 { // 0 where there is no sensor
+			r.HBM = whole(v)
+		}
+	case "DCGM_FI_DEV_GPU_TEMP_LIMIT", "DCGM_FI_DEV_GPU_TEMP_MARGIN_CELSIUS":
+		r.Margin = whole(v)
+	case "DCGM_FI_DEV_GPU_MAX_OP_TEMP", "DCGM_FI_DEV_GPU_MAX_OP_TEMP_CELSIUS":
+		f.gpuMax = whole(v)
+	case "DCGM_FI_DEV_MEM_MAX_OP_TEMP", "DCGM_FI_DEV_MEMORY_MAX_OP_TEMP_CELSIUS":
+		f.memMax = whole(v)
+	case "DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_BOARD_POWER_WATTS":
+		r.Power = amount(v * 1000)
+	case "DCGM_FI_DEV_ENFORCED_POWER_LIMIT", "DCGM_FI_DEV_BOARD_POWER_LIMIT_ENFORCED_WATTS":
+		r.PowerLimit = amount(v * 1000)
+	case "DCGM_FI_DEV_GPU_UTIL":
+		r.Utilisation = whole(v)
+	case "DCGM_FI_DEV_FB_TOTAL":
+		r.MemoryTotal = amount(v * mebi)
+	case "DCGM_FI_DEV_FB_FREE":
+		r.MemoryFree = amount(v * mebi)
+	case "DCGM_FI_DEV_FB_USED":
+		r.MemoryUsed = amount(v * mebi)
+	case "DCGM_FI_DEV_FB_RESERVED":
+		r.MemoryReserved = amount(v * mebi)
+	case "DCGM_FI_DEV_CLOCKS_EVENT_REASONS", "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS":
+		if mask := amount(v); mask != nil {
+			r.Reasons = reasonNames(*mask)
+		}
+	case "DCGM_FI_DEV_XID_ERRORS", "DCGM_FI_DEV_XID_ERROR":
+		if code := amount(v); code != nil {
+			f.xid = *code
+		}
+	case "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL":
+		r.ECCUncorrected = amount(v)
+	case "DCGM_FI_DEV_ROW_REMAP_PENDING":
+		pending := v > 0
+		r.RowsPending = &pending
+	case "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION":
+		f.energy, f.alive = v, true
+	}
+}
+
+const mebi = 1 << 20
+
+// whole and amount are nil for what DCGM writes in place of a value it has not.
+func whole(v float64) *int {
+	if v < -1000 || v > 1000 {
+		return nil
+	}
+	n := int(v)
+	return &n
+}
+
+func amount(v float64) *uint64 {
+	if v < 0 || v > 1<<52 {
+		return nil
+	}
+	n := uint64(v)
+	return &n
+}
+
+// date finds out how old each GPU's values are, and what befell it since.
+func (d *dcgm) date(order []*found, arrived time.Time) *sample {
+	s := &sample{}
+	seen, undated := map[string]*life{}, 0
+	for _, f := range order {
+		l := d.seen[f.g.UUID]
+		switch {
+		case l == nil:
+			l = &life{energy: f.energy, changed: arrived, xid: f.xid, xidAt: arrived}
+		case l.energy != f.energy:
+			l.energy, l.changed = f.energy, arrived
+		}
+		if l.xid != f.xid {
+			l.xid, l.xidAt, l.dated = f.xid, arrived, true
+		}
+		seen[f.g.UUID] = l
+		f.g.At = arrived
+		if f.alive {
+			f.g.At = l.changed
+		} else if f.g.Parent == "" {
+			undated++
+		}
+		if l.xid != 0 {
+			// One that was there before us may be long over, so it condemns nothing.
+			fatal := l.dated && slices.Contains([]uint64{48, 64, 74, 79, 95, 119, 120}, l.xid)
+			f.g.XIDs = []XID{{Code: l.xid, AgeMs: arrived.Sub(l.xidAt).Milliseconds(), Fatal: fatal}}
+		}
+		if r := &f.g.Reading; r.Margin == nil {
+			r.Margin = marginOf(r, f.gpuMax, f.memMax)
+		}
+		s.gpus = append(s.gpus, f.g)
+	}
+	d.seen = seen
+	if undated > 0 {
+		s.warning = fmt.Sprintf("%d GPUs have no DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION: frozen values would not be noticed", undated)
+	}
+	return s
+}
+
+// marginOf is the margin of a card that does not tell it (before Ada): to the
+// nearer of its two limits.
+func marginOf(r *Reading, gpuMax, memMax *int) *int {
+	var margin *int
+	for _, p := range [...][2]*int{{gpuMax, r.Temperature}, {memMax, r.HBM}} {
+		if limit, now := p[0], p[1]; limit != nil && now != nil && *limit > 0 {
+			if left := *limit - *now; margin == nil || left < *margin {
+				margin = &left
+			}
+		}
+	}
+	return margin
+}
+
+// reasonNames are the clocks-event reasons of NVML's bit mask.
+func reasonNames(mask uint64) (names []string) {
+	for bit, name := range [...]string{
+		"gpu_idle", "applications_clocks", "sw_power_cap", "hw_slowdown", "sync_boost", "sw_thermal", "hw_thermal", "hw_power_brake", "display_clocks",
+	} {
+		if mask&(1<<bit) != 0 {
+			names = append(names, name)
+		}
+	}
+	return names
+}

@@ -1,0 +1,102 @@
+package nvml
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics reads the GPUs when Prometheus asks, so that a series ends with its
+// subject. A value that is not known has no series; one that is dropped as too old
+// has only its age.
+type metrics struct {
+	monitor *Monitor
+	gauges  []gauge
+	state   *prometheus.Desc // throttling, by reason
+	sources *prometheus.Desc
+}
+
+// gauge is one value of a GPU; nil: it is not known.
+type gauge struct {
+	desc   *prometheus.Desc
+	always bool // even of a reading that is dropped
+	value  func(g *GPU, now time.Time) *float64
+}
+
+func newMetrics(reg prometheus.Registerer, m *Monitor) {
+	labels := []string{"gpu", "uuid", "name"}
+	c := &metrics{
+		monitor: m,
+		state:   prometheus.NewDesc("tidegate_gpu_throttle_seconds_total", "How long the clocks have been held down, by reason.", append(labels, "reason"), nil),
+		sources: prometheus.NewDesc("tidegate_gpu_source_up", "1 while the source of readings answers.", []string{"source"}, nil),
+	}
+	add := func(name, help string, value func(g *GPU, now time.Time) *float64) {
+		c.gauges = append(c.gauges, gauge{prometheus.NewDesc("tidegate_gpu_"+name, help, labels, nil), false, value})
+	}
+	add("temperature_celsius", "Of the GPU.", func(g *GPU, _ time.Time) *float64 { return scaled(g.Temperature, 1) })
+	add("margin_celsius", "To the nearest slowdown threshold.", func(g *GPU, _ time.Time) *float64 { return scaled(g.Margin, 1) })
+	add("memory_temperature_celsius", "Of the GPU's memory.", func(g *GPU, _ time.Time) *float64 { return scaled(g.HBM, 1) })
+	add("memory_used_bytes", "Without what the driver reserves.", func(g *GPU, _ time.Time) *float64 { return scaled(g.MemoryUsed, 1) })
+	add("memory_total_bytes", "Of the GPU.", func(g *GPU, _ time.Time) *float64 { return scaled(g.MemoryTotal, 1) })
+	add("power_watts", "That the GPU draws.", func(g *GPU, _ time.Time) *float64 { return scaled(g.Power, 1000) })
+	add("utilization_ratio", "Share of the time in which any kernel ran; shown, never used for control.", func(g *GPU, _ time.Time) *float64 { return scaled(g.Utilisation, 100) })
+	add("reading_age_seconds", "Age of the values.", func(g *GPU, now time.Time) *float64 { age := g.Age(now).Seconds(); return &age })
+	c.gauges[len(c.gauges)-1].always = true
+	add("wedged", "1 while a call of the driver hangs.", func(g *GPU, _ time.Time) *float64 {
+		wedged := 0.0
+		if g.State == StateWedged {
+			wedged = 1
+		}
+		return &wedged
+	})
+	c.gauges[len(c.gauges)-1].always = true
+	reg.MustRegister(c)
+}
+
+func scaled[N int | uint64](v *N, by float64) *float64 {
+	if v == nil {
+		return nil
+	}
+	f := float64(*v) / by
+	return &f
+}
+
+// Describe is prometheus.Collector's.
+func (c *metrics) Describe(out chan<- *prometheus.Desc) {
+	for _, g := range c.gauges {
+		out <- g.desc
+	}
+	out <- c.state
+	out <- c.sources
+}
+
+// Collect is prometheus.Collector's.
+func (c *metrics) Collect(out chan<- prometheus.Metric) {
+	now := time.Now()
+	for _, f := range c.monitor.running() {
+		up := 0.0
+		if f.status(now).OK {
+			up = 1
+		}
+		out <- prometheus.MustNewConstMetric(c.sources, prometheus.GaugeValue, up, f.config.Name)
+		for _, g := range f.last.Load().gpus {
+			c.collect(out, g, now)
+		}
+	}
+}
+
+func (c *metrics) collect(out chan<- prometheus.Metric, g *GPU, now time.Time) {
+	dropped := g.Freshness(now) == Dropped
+	ref := g.Ref()
+	for _, m := range c.gauges {
+		if dropped && !m.always {
+			continue
+		}
+		if v := m.value(g, now); v != nil {
+			out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, *v, ref, g.UUID, g.Name)
+		}
+	}
+	for reason, ns := range g.ThrottleNs {
+		out <- prometheus.MustNewConstMetric(c.state, prometheus.CounterValue, float64(ns)/1e9, ref, g.UUID, g.Name, reason)
+	}
+}

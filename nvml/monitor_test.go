@@ -1,0 +1,311 @@
+package nvml
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func newMonitor() *Monitor { return New(quiet(), prometheus.NewRegistry()) }
+
+func of[T any](v T) *T { return &v }
+
+// scripted is a source that says what it is told to.
+type scripted struct {
+	gpus []Reading
+	err  error
+	wait time.Duration
+	n    int // times asked
+}
+
+func (s *scripted) close() {}
+
+func (s *scripted) read(ctx context.Context, until time.Time) (*sample, error) {
+	s.n++
+	if s.wait > 0 {
+		ctx, cancel := context.WithDeadline(ctx, until)
+		defer cancel()
+		select {
+		case <-ctx.Done():
+			return nil, explain(ctx.Err())
+		case <-time.After(s.wait):
+		}
+	}
+	if s.err != nil {
+		return nil, s.err
+	}
+	out := &sample{node: "n"}
+	for _, r := range s.gpus {
+		out.gpus = append(out.gpus, &GPU{Reading: r, At: ago(time.Now(), r.AgeMs)})
+	}
+	return out, nil
+}
+
+// watching is a monitor of scripted sources that runs until stop.
+func watching(t *testing.T, sources ...*scripted) (m *Monitor, stop func()) {
+	t.Helper()
+	m = newMonitor()
+	var configs []Config
+	for i := range sources {
+		configs = append(configs, Config{Name: fmt.Sprintf("s%d", i), Agent: "http://127.0.0.1:1", Every: time.Second})
+	}
+	m.Replace(configs)
+	for i, s := range sources {
+		m.feeds[i].source = s
+	}
+	return m, start(t, m)
+}
+
+func start(t *testing.T, m *Monitor) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	}
+}
+
+// TestStaleness: what a source said grows old while it says nothing, and is fresh
+// again as soon as it speaks.
+func TestStaleness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{gpus: []Reading{{UUID: "GPU-a", Index: 0, Margin: of(20)}}}
+		m, stop := watching(t, s)
+		defer stop()
+		byIndex, byUUID := m.Watch("s0/0"), m.Watch("GPU-a")
+		if byIndex.Load() != nil || m.Watch("s0/0") != byIndex {
+			t.Error("there before it was reported, or a second window")
+		}
+		time.Sleep(1100 * time.Millisecond)
+		g := byIndex.Load()
+		if g == nil || g != byUUID.Load() || *g.Margin != 20 || g.Freshness(time.Now()) != Fresh || g.Source != "s0" || g.Ref() != "s0/0" {
+			t.Fatalf("%+v, %+v", g, byUUID.Load())
+		}
+		synctest.Wait()
+		s.err = errors.New("gone")
+		last := byIndex.Load().At
+		for _, c := range []struct {
+			age  time.Duration
+			want Freshness
+		}{{3 * time.Second, Fresh}, {3*time.Second + 1, Held}, {10 * time.Second, Held}, {10*time.Second + 1, Dropped}, {time.Hour, Dropped}} {
+			time.Sleep(time.Until(last.Add(c.age)))
+			if got := byIndex.Load().Freshness(time.Now()); got != c.want {
+				t.Errorf("after %v: %v, want %v", c.age, got, c.want)
+			}
+		}
+		sources, gpus := m.Status()
+		if sources[0].OK || sources[0].Error != "gone" || sources[0].Failures < 10 || gpus[0].Freshness != "dropped" || gpus[0].AgeMs != time.Hour.Milliseconds() {
+			t.Errorf("%+v, %+v", sources, gpus)
+		}
+		s.err = nil
+		time.Sleep(6 * time.Second) // it is asked seldom by now
+		if got := byUUID.Load().Freshness(time.Now()); got != Fresh {
+			t.Errorf("it speaks again, and is %v", got)
+		}
+	})
+}
+
+// TestAgeIsOfTheAgent: a fresh answer about an old reading is old.
+func TestAgeIsOfTheAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{gpus: []Reading{
+			{UUID: "GPU-a", AgeMs: 4000, State: StateWedged}, {UUID: "GPU-b", AgeMs: -5}, {UUID: "GPU-c", AgeMs: 1 << 60}, {UUID: "GPU-d"},
+		}}
+		m, stop := watching(t, s)
+		defer stop()
+		time.Sleep(1100 * time.Millisecond)
+		for uuid, want := range map[string]Freshness{"GPU-a": Held, "GPU-b": Dropped, "GPU-c": Dropped, "GPU-d": Fresh} {
+			if g := m.Watch(uuid).Load(); g == nil || g.Freshness(time.Now()) != want {
+				t.Errorf("%s: %+v, want %v", uuid, g, want)
+			}
+		}
+	})
+}
+
+// TestSlowSourceDelaysNobody: one that never answers in time is asked on, and the
+// other is asked every second as if alone.
+func TestSlowSourceDelaysNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow, quick := &scripted{wait: time.Hour}, &scripted{gpus: []Reading{{UUID: "GPU-a"}}}
+		m, stop := watching(t, slow, quick)
+		v := m.Watch("s1/0")
+		time.Sleep(1500 * time.Millisecond)
+		for range 100 {
+			time.Sleep(time.Second)
+			if age := v.Load().Age(time.Now()); age > 1200*time.Millisecond {
+				t.Fatalf("aged %v", age)
+			}
+		}
+		sources, _ := m.Status()
+		stop()
+		if quick.n < 90 || quick.n > 115 {
+			t.Errorf("asked %d times in 100 s", quick.n)
+		}
+		if slow.n < 18 || slow.n > 40 { // every second for 10 s, then every five
+			t.Errorf("the slow one asked %d times", slow.n)
+		}
+		if sources[0].Error != "no whole answer in time" || sources[0].HeardMs != nil || !sources[1].OK {
+			t.Errorf("%+v", sources)
+		}
+	})
+}
+
+// TestReplace: sources that stay go on, and what only removed ones said is gone.
+func TestReplace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := &scripted{gpus: []Reading{{UUID: "GPU-a"}}}, &scripted{gpus: []Reading{{UUID: "GPU-b"}}}
+		m, stop := watching(t, a, b)
+		defer stop()
+		va, vb := m.Watch("s0/0"), m.Watch("GPU-b")
+		time.Sleep(1100 * time.Millisecond)
+		kept, keep := m.feeds[0], m.feeds[0].config
+		m.Replace([]Config{keep})
+		if vb.Load() != nil || va.Load() == nil || m.feeds[0] != kept {
+			t.Errorf("%+v, %+v", va.Load(), vb.Load())
+		}
+		asked := b.n
+		time.Sleep(5 * time.Second)
+		if b.n != asked || va.Load().Freshness(time.Now()) != Fresh {
+			t.Errorf("the removed one was asked %d times more, or the other no more", b.n-asked)
+		}
+		keep.Every = 2 * time.Second
+		m.Replace([]Config{keep})
+		if va.Load() != nil || m.feeds[0] == kept {
+			t.Error("another source of the same name is taken for the old one")
+		}
+		m.publish(kept, &sample{gpus: []*GPU{{Reading: Reading{UUID: "GPU-a"}, Source: "s0", At: time.Now()}}})
+		if va.Load() != nil {
+			t.Error("a removed source still speaks")
+		}
+	})
+}
+
+// TestSameGPUTwice: of two sources that report the same GPU the second is used
+// only when the first is silent.
+func TestSameGPUTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := &scripted{gpus: []Reading{{UUID: "GPU-a"}}}, &scripted{err: errors.New("not yet")}
+		m, stop := watching(t, a, b)
+		defer stop()
+		v := m.Watch("GPU-a")
+		time.Sleep(1100 * time.Millisecond)
+		b.err, b.gpus = nil, []Reading{{UUID: "GPU-a", Index: 5}}
+		time.Sleep(5 * time.Second)
+		if v.Load().Source != "s0" || m.Watch("s1/5").Load().Source != "s1" {
+			t.Errorf("%+v", v.Load())
+		}
+		a.err = errors.New("gone")
+		time.Sleep(5 * time.Second)
+		if g := v.Load(); g.Source != "s1" || g.Freshness(time.Now()) != Fresh {
+			t.Errorf("%+v", g)
+		}
+	})
+}
+
+// TestClean: what comes from outside is made fit for use.
+func TestClean(t *testing.T) {
+	long := strings.Repeat("é", 100)
+	in := []*GPU{
+		{Reading: Reading{UUID: "GPU-b", Index: 1, Margin: of(300), Temperature: of(-60), Utilisation: of(101), MemoryTotal: of(uint64(1 << 60)), State: "melting"}},
+		{Reading: Reading{UUID: ""}},
+		{Reading: Reading{UUID: "GPU-a", Margin: of(-3), XIDs: make([]XID, 40), Reasons: make([]string, 40), ThrottleNs: map[string]uint64{"\xff": 1}}},
+		{Reading: Reading{UUID: "GPU-a", Margin: of(50)}},
+		{Reading: Reading{UUID: long, Index: 2, Name: "\xff\xfe" + long, State: StateLost}},
+		{Reading: Reading{UUID: "MIG-a", Index: 0, Parent: "GPU-a"}},
+	}
+	out := clean(in, "s")
+	var got []string
+	for _, g := range out {
+		got = append(got, g.Ref())
+	}
+	if !slices.Equal(got, []string{"s/0", "MIG-a", "s/1", "s/2"}) {
+		t.Fatalf("%q", got)
+	}
+	if a := out[0]; *a.Margin != -3 || len(a.XIDs) != maxXIDs || len(a.Reasons) != 32 || a.ThrottleNs != nil {
+		t.Errorf("%+v", a)
+	}
+	if b := out[2]; b.Margin != nil || b.Temperature != nil || b.Utilisation != nil || b.MemoryTotal != nil || b.State != StateOK {
+		t.Errorf("%+v", b)
+	}
+	if c := out[3]; len(c.UUID) > maxText || len(c.Name) > maxText || c.State != StateLost || strings.ContainsRune(c.Name, 0xfffd) {
+		t.Errorf("%+v", c)
+	}
+	many := make([]*GPU, 2*maxGPUs)
+	for i := range many {
+		many[i] = &GPU{Reading: Reading{UUID: fmt.Sprint(i)}}
+	}
+	if n := len(clean(many, "s")); n != maxGPUs {
+		t.Errorf("%d GPUs", n)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{gpus: []Reading{{
+			UUID: "GPU-a", Name: "H200", State: StateWedged, Margin: of(30), Temperature: of(50), MemoryUsed: of(uint64(5)), Power: of(uint64(1500)), Utilisation: of(50),
+			ThrottleNs: map[string]uint64{"sw_thermal": 2_500_000_000},
+		}}}
+		m, stop := watching(t, s)
+		defer stop()
+		time.Sleep(1100 * time.Millisecond)
+		synctest.Wait()
+		for name, want := range map[string]string{
+			"margin_celsius": "s0/0 H200 GPU-a 30", "power_watts": "s0/0 H200 GPU-a 1.5", "throttle_seconds_total": "s0/0 H200 sw_thermal GPU-a 2.5",
+			"utilization_ratio": "s0/0 H200 GPU-a 0.5", "wedged": "s0/0 H200 GPU-a 1", "source_up": "s0 1", "memory_total_bytes": "", "memory_used_bytes": "s0/0 H200 GPU-a 5",
+		} {
+			if got := series(t, m, "tidegate_gpu_"+name); got != want {
+				t.Errorf("%s: %q, want %q", name, got, want)
+			}
+		}
+		s.err = errors.New("gone")
+		time.Sleep(20 * time.Second)
+		if got := series(t, m, "tidegate_gpu_margin_celsius"); got != "" {
+			t.Errorf("a value that is too old is still told: %s", got)
+		}
+		if got := series(t, m, "tidegate_gpu_reading_age_seconds"); got == "" {
+			t.Error("the age of one that is too old is not told")
+		}
+	})
+}
+
+// series is one metric as a text: its labels, by name, and its value.
+func series(t *testing.T, m *Monitor, name string) string {
+	t.Helper()
+	families, err := prometheusOf(m).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, x := range f.GetMetric() {
+			for _, l := range x.GetLabel() {
+				out = append(out, l.GetValue())
+			}
+			out = append(out, fmt.Sprint(x.GetGauge().GetValue()+x.GetCounter().GetValue()))
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+// prometheusOf is a registry with the metrics of a monitor.
+func prometheusOf(m *Monitor) *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	newMetrics(reg, m)
+	return reg
+}
