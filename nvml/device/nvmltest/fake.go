@@ -6,6 +6,7 @@ package nvmltest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,7 +22,7 @@ type Fake struct {
 	up      bool
 	calls   int // in flight
 	inits   int
-	sweeps  map[int]int
+	sweeps  map[string]int // by UUID
 	misuse  []string
 	event   chan device.Event
 	hanging chan struct{} // closed and made anew when the state changes
@@ -47,7 +48,7 @@ type GPU struct {
 
 // New returns a driver with n healthy GPUs, called GPU-0 and so on.
 func New(n int) *Fake {
-	f := &Fake{state: State{Driver: "580.1"}, event: make(chan device.Event, 100), hanging: make(chan struct{}), sweeps: map[int]int{}}
+	f := &Fake{state: State{Driver: "580.1"}, event: make(chan device.Event, 100), hanging: make(chan struct{}), sweeps: map[string]int{}}
 	for i := range n {
 		margin, temperature := 40, 45
 		f.state.GPUs = append(f.state.GPUs, GPU{Reading: nvml.Reading{
@@ -66,6 +67,13 @@ func (f *Fake) Change(change func(*State)) {
 	f.hanging = make(chan struct{})
 }
 
+// GPUs says how its GPUs behave now.
+func (f *Fake) GPUs() []GPU {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.state.GPUs)
+}
+
 // Send makes an event.
 func (f *Fake) Send(e device.Event) { f.event <- e }
 
@@ -77,10 +85,10 @@ func (f *Fake) Inits() int {
 }
 
 // Sweeps says how many sweeps over a GPU began.
-func (f *Fake) Sweeps(gpu int) int {
+func (f *Fake) Sweeps(uuid string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.sweeps[gpu]
+	return f.sweeps[uuid]
 }
 
 // Misuse says what was called that must not be called then, and whether it is
@@ -115,8 +123,8 @@ func (f *Fake) Init() (device.Inventory, error) {
 	f.up = true
 	f.inits++
 	inventory := device.Inventory{Driver: f.state.Driver}
-	for i, g := range f.state.GPUs {
-		inventory.GPUs = append(inventory.GPUs, &gpu{fake: f, at: i, id: device.Identity{Index: g.Reading.Index, UUID: g.Reading.UUID, Name: g.Reading.Name}})
+	for _, g := range f.state.GPUs {
+		inventory.GPUs = append(inventory.GPUs, &gpu{fake: f, id: device.Identity{Index: g.Reading.Index, UUID: g.Reading.UUID, Name: g.Reading.Name}})
 	}
 	return inventory, nil
 }
@@ -172,7 +180,6 @@ func (f *Fake) enter(what string) (leave func()) {
 
 type gpu struct {
 	fake *Fake
-	at   int
 	id   device.Identity
 	busy bool
 	bad  bool
@@ -180,26 +187,35 @@ type gpu struct {
 
 func (g *gpu) Identity() device.Identity { return g.id }
 
+// state is how it behaves: one that is no longer there is lost.
+func (g *gpu) state() GPU {
+	at := slices.IndexFunc(g.fake.state.GPUs, func(s GPU) bool { return s.Reading.UUID == g.id.UUID })
+	if at < 0 {
+		return GPU{Err: fmt.Errorf("not there: %w", device.ErrLost)}
+	}
+	return g.fake.state.GPUs[at]
+}
+
 func (g *gpu) Read(ctx context.Context, _ bool, timed func(string, time.Duration)) ([]nvml.Reading, error) {
 	f := g.fake
-	defer f.enter(fmt.Sprintf("Read of GPU %d", g.at))()
+	defer f.enter("Read of "+g.id.UUID)()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if g.busy {
-		f.misuse = append(f.misuse, fmt.Sprintf("two calls in flight for GPU %d", g.at))
+		f.misuse = append(f.misuse, "two calls in flight for "+g.id.UUID)
 	}
 	if g.bad {
-		f.misuse = append(f.misuse, fmt.Sprintf("Read of GPU %d after it failed", g.at))
+		f.misuse = append(f.misuse, "Read after it failed of "+g.id.UUID)
 	}
 	g.busy = true
 	defer func() { g.busy = false }()
-	f.sweeps[g.at]++
-	f.hang(func() bool { return f.state.GPUs[g.at].Hang })
+	f.sweeps[g.id.UUID]++
+	f.hang(func() bool { return g.state().Hang })
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	timed("read", time.Millisecond)
-	now := f.state.GPUs[g.at]
+	now := g.state()
 	if now.Err != nil {
 		g.bad = true
 		return nil, now.Err

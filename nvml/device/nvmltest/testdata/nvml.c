@@ -24,7 +24,7 @@ typedef struct { unsigned version; int margin; } margin;
 typedef struct { unsigned id, scope; long long time, latency; unsigned type; int ret; union { double d; unsigned u; unsigned long long ull; char raw[8]; } value; } field;
 typedef struct { unsigned gpu, memory; } utilisation;
 
-static struct device devices[8], instances[8][2];
+static struct device devices[8];
 static int initialised, calls;
 static long long xid_seen = 0;
 
@@ -73,7 +73,8 @@ static int leave(device d, int ret) {
 #define CALL(d, name) int ret = enter(d, name); if (ret) return leave(d, ret)
 #define VALUE(name, type, key, otherwise) \
 	int name(device d, type *out) { CALL(d, #name); long long v = get(d->index, key, otherwise); \
-		if (v < 0) return leave(d, 3); *out = (type)v; return leave(d, 0); }
+		if (v >= 0) *out = (type)v; \
+		return leave(d, v < 0 ? 3 : 0); }
 
 static int start(void) {
 	int ret = get(-1, "init", 0);
@@ -169,6 +170,7 @@ int nvmlDeviceGetMigMode(device d, unsigned *now, unsigned *pending) {
 	return leave(d, 0);
 }
 int nvmlDeviceGetMaxMigDeviceCount(device d, unsigned *n) { CALL(d, "mig count"); *n = 7; return leave(d, 0); }
+static struct device instances[8][2];
 int nvmlDeviceGetMigDeviceHandleByIndex(device d, unsigned i, device *out) {
 	CALL(d, "mig handle");
 	if (i >= 2 || (long long)i >= get(d->index, "mig", 0)) return leave(d, 6);
