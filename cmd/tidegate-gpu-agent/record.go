@@ -54,6 +54,9 @@ func newRecorder(path string, log *slog.Logger) (*recorder, error) {
 	return r, nil
 }
 
+// farthest a trace's time may go, milliseconds: 30 years. What is beyond is no time.
+const farthest = 1e12
+
 // resume ends a line that was torn and says where the trace's time goes on: a
 // second after its last line, so that an agent that was started again does not
 // turn time back.
@@ -74,7 +77,7 @@ func resume(file *os.File) (time.Duration, error) {
 	lines := bytes.Split(tail, []byte("\n"))
 	for _, line := range slices.Backward(lines) {
 		var f frame
-		if json.Unmarshal(line, &f) == nil && f.T >= 0 {
+		if json.Unmarshal(line, &f) == nil && f.T >= 0 && f.T < farthest {
 			return time.Duration(f.T+1000) * time.Millisecond, nil
 		}
 	}

@@ -209,7 +209,11 @@ func TestLostWhileWedged(t *testing.T) {
 		want(t, r, "GPU-0:lost:60000 GPU-1:wedged:60000 GPU-2:ok:0")
 		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err, s.GPUs[1].Hang = nil, false })
 		after(2 * time.Second)
-		want(t, r, "GPU-0:ok:500 GPU-1:ok:500 GPU-2:ok:500")
+		for _, g := range r.Report().GPUs {
+			if g.State != "ok" || g.AgeMs > 1000 {
+				t.Errorf("%+v", g)
+			}
+		}
 		if r.fake.Inits() != 2 {
 			t.Error(r.fake.Inits())
 		}
@@ -224,8 +228,8 @@ func TestDriverFails(t *testing.T) {
 		r := start(t, nvmltest.New(1), nil)
 		mismatch := fmt.Errorf("version mismatch: %w", device.ErrDriver)
 		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err = mismatch })
-		after(time.Second)
-		if got := r.Report(); got.Error != mismatch.Error() || got.GPUs[0].State != "ok" || got.GPUs[0].AgeMs != 1000 {
+		after(1600 * time.Millisecond) // when the wait for events has ended as well
+		if got := r.Report(); got.Error != mismatch.Error() || got.GPUs[0].State != "ok" || got.GPUs[0].AgeMs != 1600 {
 			t.Errorf("%+v", got)
 		}
 		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err, s.Driver = nil, "590.2" })

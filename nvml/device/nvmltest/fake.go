@@ -198,7 +198,7 @@ func (g *gpu) state() GPU {
 
 func (g *gpu) Read(ctx context.Context, _ bool, timed func(string, time.Duration)) ([]nvml.Reading, error) {
 	f := g.fake
-	defer f.enter("Read of "+g.id.UUID)()
+	defer f.enter("Read of " + g.id.UUID)()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if g.busy {
