@@ -25,11 +25,15 @@ import (
 	"tidegate/nvml/device/nvmltest"
 )
 
-// build builds the agent as it ships, once for all tests.
+// build builds the agent as it ships, once for all tests, unless
+// TIDEGATE_GPU_AGENT names one.
 func build(t *testing.T) string {
 	t.Helper()
 	if runtime.GOOS != "linux" {
 		t.Skip("SKIPPED-PART: the GPU agent over NVML: it is for Linux only")
+	}
+	if path := os.Getenv("TIDEGATE_GPU_AGENT"); path != "" {
+		return path
 	}
 	if _, err := exec.LookPath("gcc"); err != nil {
 		t.Skip("SKIPPED-PART: the GPU agent over NVML: there is no gcc on this machine (apt-get install gcc libc6-dev)")
