@@ -8,7 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"slices"
+	"strings"
 	"time"
 
 	"tidegate/nvml"
@@ -19,10 +19,12 @@ import (
 type frame struct {
 	T       int64            `json:"t_ms"` // since the trace began
 	UUID    string           `json:"uuid"`
+	Name    string           `json:"name,omitempty"`
 	Margin  *int             `json:"margin,omitempty"`
 	Temp    *int             `json:"temp,omitempty"`
 	HBM     *int             `json:"hbm,omitempty"`
 	Used    *uint64          `json:"used,omitempty"`     // MiB
+	Total   *uint64          `json:"total,omitempty"`    // MiB
 	Reasons uint64           `json:"reasons"`            // the driver's bits
 	Power   *uint64          `json:"power,omitempty"`    // watts
 	Calls   map[string]int64 `json:"calls_us,omitempty"` // latency of each of the library's functions, microseconds; the longest where one was called more than once
@@ -54,12 +56,9 @@ func newRecorder(path string, log *slog.Logger) (*recorder, error) {
 	return r, nil
 }
 
-// farthest a trace's time may go, milliseconds: 30 years. What is beyond is no time.
-const farthest = 1e12
-
-// resume ends a line that was torn and says where the trace's time goes on: a
+// resume cuts off a line that was torn and says where the trace's time goes on: a
 // second after its last line, so that an agent that was started again does not
-// turn time back.
+// turn time back. A file that is no trace is an error, and stays as it is.
 func resume(file *os.File) (time.Duration, error) {
 	size, err := file.Seek(0, io.SeekEnd)
 	if err != nil || size == 0 {
@@ -69,20 +68,24 @@ func resume(file *os.File) (time.Duration, error) {
 	if _, err := file.ReadAt(tail, size-int64(len(tail))); err != nil {
 		return 0, err
 	}
-	if tail[len(tail)-1] != '\n' {
-		if _, err := file.Write([]byte("\n")); err != nil {
-			return 0, err
-		}
+	const start = `{"t_ms":`
+	end := bytes.LastIndexByte(tail, '\n') + 1
+	whole, torn := bytes.Split(tail[:max(end-1, 0)], []byte("\n")), tail[end:]
+	last := whole[len(whole)-1]
+	f := frame{}
+	switch {
+	case !bytes.HasPrefix(torn, []byte(start)) && !strings.HasPrefix(start, string(torn)):
+		return 0, fmt.Errorf("%s exists and is no trace", file.Name())
+	case end == 0:
+		return 0, file.Truncate(0)
+	case json.Unmarshal(last, &f) != nil || f.UUID == "" || f.T < 0 || f.T > farthest:
+		return 0, fmt.Errorf("%s exists and is no trace", file.Name())
 	}
-	lines := bytes.Split(tail, []byte("\n"))
-	for _, line := range slices.Backward(lines) {
-		var f frame
-		if json.Unmarshal(line, &f) == nil && f.T >= 0 && f.T < farthest {
-			return time.Duration(f.T+1000) * time.Millisecond, nil
-		}
-	}
-	return 0, nil
+	return time.Duration(f.T+1000) * time.Millisecond, file.Truncate(size - int64(len(torn)))
 }
+
+// farthest that a trace's time may be, milliseconds: 30 years.
+const farthest = 1e12
 
 func (r *recorder) observe(s device.Sample) {
 	select {
@@ -120,6 +123,9 @@ func (r *recorder) run() {
 
 func (r *recorder) write(s device.Sample) error {
 	for i, g := range s.Readings {
+		if g.UUID == "" {
+			continue // a trace knows GPUs by nothing else
+		}
 		f := newFrame(g, s.Time.Sub(r.began))
 		if i == 0 {
 			f.Calls = map[string]int64{}
@@ -139,16 +145,19 @@ func (r *recorder) write(s device.Sample) error {
 }
 
 func newFrame(g nvml.Reading, at time.Duration) frame {
-	f := frame{T: at.Milliseconds(), UUID: g.UUID, Margin: g.Margin, Temp: g.Temperature, HBM: g.HBM, Reasons: device.ReasonMask(g.Reasons)}
-	if g.MemoryUsed != nil {
-		used := *g.MemoryUsed >> 20
-		f.Used = &used
-	}
-	if g.Power != nil {
-		watts := (*g.Power + 500) / 1000
-		f.Power = &watts
-	}
+	f := frame{T: at.Milliseconds(), UUID: g.UUID, Name: g.Name, Margin: g.Margin, Temp: g.Temperature, HBM: g.HBM, Reasons: device.ReasonMask(g.Reasons)}
+	f.Used, f.Total = scaled(g.MemoryUsed, 1<<20), scaled(g.MemoryTotal, 1<<20)
+	f.Power = scaled(g.Power, 1000)
 	return f
+}
+
+// scaled is a value in a larger unit, rounded.
+func scaled(v *uint64, unit uint64) *uint64 {
+	if v == nil {
+		return nil
+	}
+	n := (*v + unit/2) / unit
+	return &n
 }
 
 // close writes what was observed before.

@@ -248,6 +248,7 @@ func TestUsage(t *testing.T) {
 		{"--listen nowhere:x", exitFailed, "unknown port"},
 		{"--tls-cert " + missing + " --tls-key " + missing, exitFailed, "TLS: "},
 		{"--record " + missing + "/trace", exitFailed, "--record: "},
+		{"--record run.go", exitFailed, "run.go exists and is no trace"},
 	} {
 		var stderr bytes.Buffer
 		none := func(string) (string, bool) { return "", false }
@@ -273,7 +274,9 @@ func TestRecordResumes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.observe(device.Sample{Time: r.began.Add(5 * time.Second), Readings: []nvml.Reading{reading, {UUID: "MIG"}}, Calls: []device.Call{{Name: "a", Took: time.Microsecond}, {Name: "a", Took: time.Millisecond}}})
+		at := time.Now()
+		r.began = at.Add(-5 * time.Second)
+		r.observe(device.Sample{Time: at, Readings: []nvml.Reading{reading, {UUID: "MIG"}}, Calls: []device.Call{{Name: "a", Took: time.Microsecond}, {Name: "a", Took: time.Millisecond}}})
 		if err := r.close(); err != nil {
 			t.Fatal(err)
 		}
@@ -282,7 +285,7 @@ func TestRecordResumes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _ = file.WriteString(`{"t_ms":99`)
+	_, _ = file.WriteString(`{"t_ms":9999999,"uu`)
 	file.Close()
 	r, err := newRecorder(path, log)
 	if err != nil {
@@ -296,7 +299,7 @@ func TestRecordResumes(t *testing.T) {
 	}
 	raw, _ := os.ReadFile(path)
 	line := `{"t_ms":5000,"uuid":"GPU-0","margin":35,"used":5,"reasons":32,"power":627,"calls_us":{"a":1000}}` + "\n" + `{"t_ms":5000,"uuid":"MIG","reasons":0}` + "\n"
-	if got := string(raw); got != line+line+`{"t_ms":99`+"\n" {
+	if got := string(raw); got != line+line {
 		t.Error(got)
 	}
 }
@@ -318,7 +321,7 @@ func TestRecordFails(t *testing.T) {
 }
 
 func FuzzResume(f *testing.F) {
-	for _, s := range []string{"", "\n", "{}", `{"t_ms":1}`, `{"t_ms":-5}` + "\n", `{"t_ms":9223372036854775807}` + "\n", "null\n"} {
+	for _, s := range []string{"", "\n", "{}", `{"t_ms":1}`, `{"t_ms":-5}` + "\n", `{"t_ms":9223372036854775807,"uuid":"a"}` + "\n", "null\n", `{"t_ms":1,"uuid":"a"}` + "\n" + `{"t_ms":2`, "root:x:0", `{"t_ms":1,"uuid":"a"}` + "\n{"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, content []byte) {
@@ -331,13 +334,15 @@ func FuzzResume(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer file.Close()
-		last, err := resume(file)
-		if err != nil || last < 0 {
-			t.Fatal(last, err)
-		}
+		last, fault := resume(file)
 		after, err := os.ReadFile(path)
-		if err != nil || !bytes.HasPrefix(after, content) || len(after) > 0 && after[len(after)-1] != '\n' {
-			t.Fatalf("%q became %q: %v", content, after, err)
+		switch {
+		case err != nil || last < 0:
+			t.Fatal(last, err)
+		case fault != nil && !bytes.Equal(after, content):
+			t.Fatalf("%q is no trace and became %q", content, after)
+		case !bytes.HasPrefix(content, after) || fault == nil && len(after) > 0 && after[len(after)-1] != '\n':
+			t.Fatalf("%q became %q", content, after)
 		}
 	})
 }

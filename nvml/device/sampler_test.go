@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,9 +80,9 @@ func want(t *testing.T, r *running, s string) {
 
 func TestReports(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var samples int
+		var samples atomic.Int32 // each GPU has its own goroutine
 		r := start(t, nvmltest.New(2), func(s device.Sample) {
-			samples++
+			samples.Add(1)
 			if len(s.Calls) != 1 || s.Calls[0].Name != "read" {
 				t.Error(s.Calls)
 			}
@@ -100,8 +101,8 @@ func TestReports(t *testing.T) {
 			t.Errorf("%d after %d", b.Seq, a.Seq)
 		}
 		r.end(t)
-		if samples != 4 || r.fake.Inits() != 1 {
-			t.Error(samples, r.fake.Inits())
+		if n := samples.Load(); n != 4 || r.fake.Inits() != 1 {
+			t.Error(n, r.fake.Inits())
 		}
 	})
 }
