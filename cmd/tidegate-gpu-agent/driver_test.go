@@ -39,7 +39,7 @@ func build(t *testing.T) string {
 		t.Skip("SKIPPED-PART: the GPU agent over NVML: there is no gcc on this machine (apt-get install gcc libc6-dev)")
 	}
 	built.Do(func() {
-		dir, err := os.MkdirTemp("", "tidegate-gpu-agent")
+		dir, err := os.MkdirTemp("", "tidegate-gpu-agent") //nolint:usetesting // it serves all tests
 		if err != nil {
 			buildFault = err.Error()
 			return
@@ -83,11 +83,7 @@ type agent struct {
 func launch(t *testing.T, lib *nvmltest.Library, args ...string) *agent {
 	t.Helper()
 	binary := build(t)
-	dir, err := os.MkdirTemp("", "gpu") // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket := filepath.Join(dir, "s")
+	socket := filepath.Join(t.TempDir(), "s")
 	args = append([]string{"--socket", socket, "--interval", "50ms", "--retry", "20ms", "--node", "n1"}, args...)
 	a := &agent{cmd: exec.Command(binary, args...), logs: &bytes.Buffer{}, exited: make(chan struct{})}
 	if lib != nil {
@@ -111,7 +107,6 @@ func launch(t *testing.T, lib *nvmltest.Library, args ...string) *agent {
 	t.Cleanup(func() {
 		_ = a.cmd.Process.Kill()
 		<-a.exited
-		os.RemoveAll(dir)
 		if t.Failed() {
 			t.Log(a.logs.String())
 		}

@@ -173,12 +173,7 @@ func writePair(t *testing.T, pair tls.Certificate, cert, key string) {
 }
 
 func TestUnixSocket(t *testing.T) {
-	dir, err := os.MkdirTemp("", "gpu")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "s")
+	path := filepath.Join(t.TempDir(), "s")
 	// What a dead process left is taken over.
 	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
@@ -313,7 +308,7 @@ func TestRecordFails(t *testing.T) {
 	}
 	r.file.Close()
 	for range 1000 {
-		r.observe(device.Sample{Readings: []nvml.Reading{{}}})
+		r.observe(device.Sample{Readings: []nvml.Reading{{UUID: "GPU-0"}}})
 	}
 	if err := r.close(); err == nil || strings.Count(logs.String(), "recording ends") != 1 {
 		t.Error(err, logs.String())

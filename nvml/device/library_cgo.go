@@ -163,7 +163,7 @@ func (l *library) listen() gonvml.EventSet {
 		}
 	}
 	if !some {
-		set.Free()
+		_ = set.Free()
 		return nil
 	}
 	return set
@@ -193,10 +193,11 @@ func (l *library) Wait(timeout time.Duration) (*Event, error) {
 
 func (l *library) Shutdown() {
 	if l.events != nil {
-		l.events.Free()
+		_ = l.events.Free()
 		l.events = nil
 	}
-	l.api.Shutdown()
+	// What fails now is found by the next Init.
+	_ = l.api.Shutdown()
 }
 
 // sweep guards the calls of one sweep over a GPU.
