@@ -191,8 +191,8 @@ func TestLost(t *testing.T) {
 					}
 				}
 				after(time.Hour)
-				if fake.Inits() != again {
-					t.Error("initialised again while all is well")
+				if again != 6 || fake.Inits() != again {
+					t.Errorf("initialised %d, then %d times: again while all is well", again, fake.Inits())
 				}
 				r.end(t)
 			})
@@ -249,6 +249,23 @@ func TestDriverFails(t *testing.T) {
 		if misuse, up := r.fake.Misuse(); len(misuse) > 0 || up {
 			t.Error(misuse, up)
 		}
+	})
+}
+
+// Failures that were cured in between do not add up.
+func TestDriverFailsNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, nvmltest.New(1), nil)
+		for range 3 * device.Default().Attempts {
+			r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err = device.ErrDriver })
+			after(2 * time.Second)
+			r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err = nil })
+			after(10 * time.Second)
+			if got := r.Report(); got.Error != "" || got.GPUs[0].AgeMs > 1000 {
+				t.Fatalf("%+v", got)
+			}
+		}
+		r.end(t)
 	})
 }
 
