@@ -26,7 +26,7 @@ test: clients servers ## all tests; installs the client SDKs and servers they ne
 	@.ci/test $(FLAGS)
 
 race: clients servers ## all tests under the race detector (needs a C compiler)
-	@CGO_ENABLED=1 .ci/test $(FLAGS) -race
+	@CGO_ENABLED=1 CGO_CFLAGS="-O2 -g -Wno-deprecated-declarations" .ci/test $(FLAGS) -race
 
 clients:
 	@sh cmd/tidegate/testdata/clients/install.sh $(CACHE)/clients
