@@ -11,7 +11,7 @@
 // ErrGivenUp, and whoever supervises the process starts it again.
 //
 // Only library_cgo.go knows NVML; without cgo a stub stands in its place, which
-// never finds a library. contracts and traps: docs/adr/0008-gpu-agent.md.
+// never finds a library. Why it is so: docs/adr/0008-gpu-agent.md.
 package device
 
 import (
@@ -89,18 +89,6 @@ type Identity struct {
 type Event struct {
 	GPU int // position in the inventory
 	XID uint64
-}
-
-// absent is a GPU that the driver counts and cannot open.
-type absent struct {
-	id  Identity
-	err error
-}
-
-func (a absent) Identity() Identity { return a.id }
-
-func (a absent) Read(context.Context, bool, func(string, time.Duration)) ([]nvml.Reading, error) {
-	return nil, fmt.Errorf("%w: %w", ErrLost, a.err)
 }
 
 // Config is how a Sampler samples.

@@ -257,6 +257,18 @@ func asked[T any](s *sweep, symbol string, call func() (T, gonvml.Return)) *T {
 
 func pointer[T any](v T) *T { return &v }
 
+// absent is a GPU that the driver counts and cannot open.
+type absent struct {
+	id  Identity
+	err error
+}
+
+func (a absent) Identity() Identity { return a.id }
+
+func (a absent) Read(context.Context, bool, func(string, time.Duration)) ([]nvml.Reading, error) {
+	return nil, fmt.Errorf("%w: %w", ErrLost, a.err)
+}
+
 // gpu is a GPU of one generation.
 type gpu struct {
 	has    map[string]bool
