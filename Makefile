@@ -9,7 +9,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help demo build test race fuzz bench lint check golden clean
+.PHONY: help demo build test race fuzz bench gpu-test lint check golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,15 +17,16 @@ help: ## list the targets
 demo: build ## the gateway in front of three simulated vLLM servers; Ctrl-C stops all
 	@bin/tidegate demo
 
-build: ## the binaries, into bin/
+build: ## the binaries, into bin/; the GPU agent where there is a C compiler
 	@mkdir -p bin
-	$(GO) build $(FLAGS) -trimpath -o bin/ ./cmd/...
+	$(GO) build $(FLAGS) -trimpath -o bin/ ./cmd/tidegate ./cmd/tidegate-vllm-sim
+	@.ci/agent bin/tidegate-gpu-agent $(FLAGS)
 
 test: clients servers ## all tests; installs the client SDKs and servers they need where it may
 	@.ci/test $(FLAGS)
 
 race: clients servers ## all tests under the race detector (needs a C compiler)
-	@CGO_ENABLED=1 .ci/test $(FLAGS) -race
+	@CGO_ENABLED=1 CGO_CFLAGS="-O2 -g -Wno-deprecated-declarations" .ci/test $(FLAGS) -race
 
 clients:
 	@sh cmd/tidegate/testdata/clients/install.sh $(CACHE)/clients
@@ -40,6 +41,14 @@ bench: build ## benchmarks of packages, then the gateway beside a bare proxy; wr
 	$(GO) test $(FLAGS) -run '^$$' -bench . -benchmem ./gateway/qwen ./gateway/openai
 	TIDEGATE_BENCH_BINARY=$(CURDIR)/bin/tidegate TIDEGATE_BENCH_OUT=$(CURDIR)/docs/benchmarks/$$(date -u +%F).md \
 		$(GO) test $(FLAGS) -run '^$$' -bench BenchmarkGateway -benchtime 1x -timeout 30m ./gateway/gatewaytest/loadtest
+
+# GPUTEST_OUT gets the trace and the figures.
+GPUTEST_OUT ?= $(CURDIR)/.cache/gpu-test
+
+gpu-test: build ## the GPU agent on this machine's GPU: idle, memory ramp, matrix burn, cool-down (7 minutes)
+	@mkdir -p $(GPUTEST_OUT)
+	TIDEGATE_GPU_TEST=$(GPUTEST_OUT) TIDEGATE_GPU_AGENT=$(CURDIR)/bin/tidegate-gpu-agent \
+		$(GO) test $(FLAGS) -count 1 -v -timeout 20m -run '^TestGPU$$' ./cmd/tidegate-gpu-agent
 
 lint: ## gofmt, go vet, and golangci-lint where it is installed
 	@test -z "$$(gofmt -l cmd gateway admission degrade nvml | tee /dev/stderr)"

@@ -20,7 +20,8 @@ func arrows() map[string][]string {
 			"admission", "admission/limit", "admission/limit/redislimit", "admission/limit/redislimit/redistest", "gateway", "gateway/account", "gateway/backend", "gateway/database", "gateway/database/databasetest",
 			"gateway/gatewaytest", "gateway/ledger", "gateway/qwen", "nvml",
 		},
-		"cmd/tidegate-vllm-sim": {"gateway/gatewaytest"},
+		"cmd/tidegate-vllm-sim":  {"gateway/gatewaytest"},
+		"cmd/tidegate-gpu-agent": {"nvml", "nvml/device", "nvml/device/nvmltest"},
 		"gateway": {
 			"admission", "admission/limit", "degrade", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen", "nvml",
 		},
@@ -42,6 +43,8 @@ func arrows() map[string][]string {
 		"degrade":                              {},
 		"nvml":                                 {"nvml/promtext"},
 		"nvml/promtext":                        {},
+		"nvml/device":                          {"nvml", "nvml/device/nvmltest"},
+		"nvml/device/nvmltest":                 {"nvml", "nvml/device"},
 	}
 }
 

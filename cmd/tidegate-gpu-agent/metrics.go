@@ -1,0 +1,139 @@
+package main
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"tidegate/nvml"
+	"tidegate/nvml/device"
+)
+
+// calls are the latencies of the library's functions, the first sign of a driver
+// in trouble; beside them is what the process itself uses, since drivers leak.
+type calls struct{ seconds *prometheus.HistogramVec }
+
+func newCalls(reg prometheus.Registerer) *calls {
+	c := &calls{prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "tidegate_gpu_agent_call_seconds", Help: "Latency of NVML's functions, by name.",
+		Buckets:                     []float64{10e-6, 30e-6, 100e-6, 300e-6, 1e-3, 3e-3, .01, .03, .1, .3, 1, 3, 10, 45},
+		NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160,
+	}, []string{"call"})}
+	reg.MustRegister(c.seconds, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
+	return c
+}
+
+func (c *calls) observe(s device.Sample) {
+	for _, call := range s.Calls {
+		c.seconds.WithLabelValues(call.Name).Observe(call.Took.Seconds())
+	}
+}
+
+// readings collects the report of the moment. A value that is not known has no
+// sample, which is not the same as 0.
+type readings struct {
+	report                                                     func() nvml.Report
+	up, temperature, margin, hbm                               *prometheus.Desc
+	used, total, free, reserved                                *prometheus.Desc
+	power, limit, utilisation, throttle, reason, age, latency  *prometheus.Desc
+	wedged, lost, fatal, xids, eccUncorrected, rowsPendingFlag *prometheus.Desc
+}
+
+func newReadings(report func() nvml.Report) *readings {
+	gpu := func(name, help string, more ...string) *prometheus.Desc {
+		return prometheus.NewDesc("tidegate_gpu_"+name, help, append([]string{"gpu", "uuid", "name"}, more...), nil)
+	}
+	return &readings{
+		report:          report,
+		up:              prometheus.NewDesc("tidegate_gpu_agent_up", "1 while NVML is initialised.", nil, nil),
+		temperature:     gpu("temperature_celsius", "Of the GPU's core."),
+		margin:          gpu("margin_celsius", "Distance to the nearest slowdown threshold."),
+		hbm:             gpu("memory_temperature_celsius", "Of the GPU's memory."),
+		used:            gpu("memory_used_bytes", "Allocated memory."),
+		total:           gpu("memory_total_bytes", "Physical memory."),
+		free:            gpu("memory_free_bytes", "Memory that is free."),
+		reserved:        gpu("memory_reserved_bytes", "Memory that the driver keeps for itself."),
+		power:           gpu("power_watts", "Power drawn, averaged by the driver."),
+		limit:           gpu("power_limit_watts", "Power limit in force."),
+		utilisation:     gpu("utilization_ratio", "Share of time in which any kernel ran; not a measure of load."),
+		throttle:        gpu("throttle_seconds_total", "Time for which clocks were lowered, by reason.", "reason"),
+		reason:          gpu("clocks_event", "1 for each reason in force for which clocks are not higher.", "reason"),
+		age:             gpu("reading_age_seconds", "Age of the values."),
+		latency:         gpu("sweep_seconds", "Duration of the last sweep over the GPU."),
+		wedged:          gpu("wedged", "1 while a call to the GPU hangs."),
+		lost:            gpu("lost", "1 while the GPU cannot be reached or must be reset."),
+		fatal:           gpu("fatal_xid", "Newest XID after which the GPU must be reset; 0: none."),
+		xids:            gpu("xids", "Error events of the driver that are remembered, at most 16."),
+		eccUncorrected:  gpu("ecc_uncorrected_total", "Memory errors that were not corrected since the driver was loaded."),
+		rowsPendingFlag: gpu("rows_pending", "1 while memory waits for a reset to be remapped, or could not be."),
+	}
+}
+
+// Describe says nothing: which series there are depends on the GPUs.
+func (r *readings) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (r *readings) Collect(out chan<- prometheus.Metric) {
+	report := r.report()
+	out <- prometheus.MustNewConstMetric(r.up, prometheus.GaugeValue, flag(report.Error == ""))
+	for _, g := range report.GPUs {
+		r.gpu(out, g)
+	}
+}
+
+func (r *readings) gpu(out chan<- prometheus.Metric, g nvml.Reading) {
+	labels := []string{strconv.Itoa(g.Index), g.UUID, g.Name}
+	put := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, more ...string) {
+		out <- prometheus.MustNewConstMetric(d, kind, v, append(labels[:3:3], more...)...)
+	}
+	gauge := func(d *prometheus.Desc, v float64) { put(d, prometheus.GaugeValue, v) }
+	some(r.temperature, g.Temperature, 1, gauge)
+	some(r.margin, g.Margin, 1, gauge)
+	some(r.hbm, g.HBM, 1, gauge)
+	some(r.used, g.MemoryUsed, 1, gauge)
+	some(r.total, g.MemoryTotal, 1, gauge)
+	some(r.free, g.MemoryFree, 1, gauge)
+	some(r.reserved, g.MemoryReserved, 1, gauge)
+	some(r.power, g.Power, 1e-3, gauge)
+	some(r.limit, g.PowerLimit, 1e-3, gauge)
+	some(r.utilisation, g.Utilisation, 1e-2, gauge)
+	for reason, ns := range g.ThrottleNs {
+		put(r.throttle, prometheus.CounterValue, float64(ns)/1e9, reason)
+	}
+	for _, reason := range g.Reasons {
+		put(r.reason, prometheus.GaugeValue, 1, reason)
+	}
+	gauge(r.age, float64(g.AgeMs)/1e3)
+	gauge(r.latency, float64(g.LatencyUs)/1e6)
+	gauge(r.wedged, flag(g.State == "wedged"))
+	gauge(r.lost, flag(g.State == "lost"))
+	fatal := uint64(0)
+	for _, x := range g.XIDs {
+		if x.Fatal {
+			fatal = x.Code
+		}
+	}
+	gauge(r.fatal, float64(fatal))
+	gauge(r.xids, float64(len(g.XIDs)))
+	if g.ECCUncorrected != nil {
+		put(r.eccUncorrected, prometheus.CounterValue, float64(*g.ECCUncorrected))
+	}
+	if g.RowsPending != nil {
+		gauge(r.rowsPendingFlag, flag(*g.RowsPending))
+	}
+}
+
+// some puts a value that is known.
+func some[T int | uint64](d *prometheus.Desc, v *T, unit float64, put func(*prometheus.Desc, float64)) {
+	if v != nil {
+		put(d, float64(*v)*unit)
+	}
+}
+
+func flag(on bool) float64 {
+	if on {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,71 @@
+package nvmltest
+
+import (
+	_ "embed"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+//go:embed testdata/nvml.c
+var source []byte
+
+// Library is a libnvidia-ml.so.1 built from C, and the file that tells it what to
+// do. A program loads it by Path, with Env in its environment.
+type Library struct {
+	Path  string
+	Env   string // FAKE_NVML=file
+	state string
+}
+
+// Build builds the library with gcc, with these macros set: none, OLD or BARE (see
+// testdata/nvml.c). Where there is no gcc, the test is skipped loudly.
+func Build(t testing.TB, macros ...string) *Library {
+	t.Helper()
+	gcc, err := exec.LookPath("gcc")
+	if err != nil {
+		t.Skip("SKIPPED-PART: the GPU agent over NVML: there is no gcc on this machine (apt-get install gcc libc6-dev)")
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "nvml.c")
+	l := &Library{Path: filepath.Join(dir, "libnvidia-ml.so.1"), state: filepath.Join(dir, "state")}
+	l.Env = "FAKE_NVML=" + l.state
+	if err := os.WriteFile(file, source, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", l.Path, file}
+	for _, m := range macros {
+		args = append(args, "-D"+m)
+	}
+	if out, err := exec.Command(gcc, args...).CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v\n%s", err, out)
+	}
+	l.Set(t, nil)
+	t.Cleanup(func() {
+		if misuse, err := os.ReadFile(l.state + ".misuse"); err == nil {
+			t.Errorf("NVML's rules were broken:\n%s", misuse)
+		}
+	})
+	return l
+}
+
+// Set tells the library what to do from now on; what is not named is as at first.
+func (l *Library) Set(t testing.TB, state map[string]int64) {
+	t.Helper()
+	var b strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(state)) {
+		fmt.Fprintf(&b, "%s=%d\n", key, state[key])
+	}
+	// Renamed, so that no call reads half of it.
+	if err := os.WriteFile(l.state+".new", []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(l.state+".new", l.state); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,145 @@
+package device
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"slices"
+
+	"tidegate/nvml"
+)
+
+// Return codes of NVML that mean more than a missing value.
+const (
+	codeUninitialized  = 1
+	codeNoDriver       = 9
+	codeLost           = 15
+	codeResetRequired  = 16
+	codeMismatch       = 18
+	unknownCardMaximum = 83 // degrees Celsius; the lowest that cards in servers begin to slow down at
+)
+
+// failure is the error of a call that did not succeed. The texts are our own: to
+// ask the library for its text is one more call that may be missing.
+func failure(call string, code int) error {
+	text := map[int]string{
+		1: "not initialised", 2: "invalid argument", 3: "not supported", 4: "no permission", 6: "not found",
+		8: "a power cable is missing", 9: "driver not loaded", 10: "timeout", 11: "interrupt issue", 12: "library not found",
+		13: "function not found", 14: "corrupted infoROM", 15: "GPU is lost", 16: "reset required", 17: "blocked by the operating system",
+		18: "driver and library have different versions", 20: "out of memory", 23: "out of resources", 25: "argument version mismatch",
+		28: "GPU not found", 999: "unknown error",
+	}[code]
+	if text == "" {
+		text = "error"
+	}
+	err := fmt.Errorf("%s: %s (%d)", call, text, code)
+	switch code {
+	case codeUninitialized, codeNoDriver, codeMismatch:
+		return fmt.Errorf("%w: %w", ErrDriver, err)
+	case codeLost, codeResetRequired:
+		return fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	return err
+}
+
+// reason is a bit of the clocks-event reasons.
+type reason struct {
+	bit  uint64
+	name string
+}
+
+func reasons() []reason {
+	return []reason{
+		{0x1, "gpu_idle"}, {0x2, "applications_clocks"}, {0x4, "sw_power_cap"}, {0x8, "hw_slowdown"}, {0x10, "sync_boost"},
+		{0x20, "sw_thermal"}, {0x40, "hw_thermal"}, {0x80, "hw_power_brake"}, {0x100, "display_clocks"},
+	}
+}
+
+// reasonNames are the reasons in force; bits that have no name are left out.
+func reasonNames(mask uint64) []string {
+	var names []string
+	for _, r := range reasons() {
+		if mask&r.bit != 0 {
+			names = append(names, r.name)
+		}
+	}
+	return names
+}
+
+// ReasonMask is the driver's bit mask of the reasons of a reading.
+func ReasonMask(names []string) uint64 {
+	var mask uint64
+	for _, r := range reasons() {
+		if slices.Contains(names, r.name) {
+			mask |= r.bit
+		}
+	}
+	return mask
+}
+
+// thresholds are the temperatures that a GPU may work at, in degrees Celsius; nil
+// where the card does not tell. Cards since Ada tell none and have a margin.
+type thresholds struct {
+	gpu, memory *int
+}
+
+// margin is the distance to the nearest threshold for cards that have no margin of
+// their own: the nearer of the GPU's and the memory's. It is worse than a card's
+// own, which follows the hottest of its inner sensors.
+func (t thresholds) margin(gpu, memory *int) *int {
+	if gpu == nil {
+		return nil
+	}
+	limit := unknownCardMaximum
+	if t.gpu != nil {
+		limit = *t.gpu
+	}
+	m := limit - *gpu
+	if t.memory != nil && memory != nil {
+		m = min(m, *t.memory-*memory)
+	}
+	return &m
+}
+
+// number reads a field's value by its type; false for a type that is not known or
+// a value that is no number.
+func number(kind uint32, raw [8]byte) (int64, bool) {
+	word := binary.NativeEndian.Uint64(raw[:])
+	switch kind {
+	case 0: // double
+		f := math.Float64frombits(word)
+		if f != f || math.Abs(f) > math.MaxInt64/2 {
+			return 0, false
+		}
+		return int64(f), true
+	case 1: // unsigned int
+		return int64(binary.NativeEndian.Uint32(raw[:])), true
+	case 2, 3, 4: // unsigned long, unsigned long long, signed long long
+		return int64(word), true //nolint:gosec // counters stay below 2^63
+	case 5: // signed int
+		return int64(int32(binary.NativeEndian.Uint32(raw[:]))), true //nolint:gosec // this is what the type says
+	case 6: // unsigned short
+		return int64(binary.NativeEndian.Uint16(raw[:])), true
+	}
+	return 0, false
+}
+
+// migReading is the reading of a MIG device as far as its GPU tells it: all that
+// is on a GPU shares its heat. Power and utilisation are the GPU's alone.
+func migReading(gpu nvml.Reading, uuid, name string) nvml.Reading {
+	r := gpu
+	r.UUID, r.Name, r.Parent = uuid, name, gpu.UUID
+	r.MemoryTotal, r.MemoryUsed, r.MemoryFree, r.MemoryReserved = nil, nil, nil, nil
+	r.Power, r.PowerLimit, r.Utilisation = nil, nil, nil
+	return r
+}
+
+// Errors that a program on the GPU causes and that say nothing about the GPU.
+func ofApplication(xid uint64) bool {
+	return slices.Contains([]uint64{13, 31, 43, 45, 68, 109}, xid)
+}
+
+// Errors after which a GPU gives wrong results or none until it is reset.
+func fatal(xid uint64) bool {
+	return slices.Contains([]uint64{48, 64, 74, 79, 95, 119, 120}, xid)
+}
