@@ -42,7 +42,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestTake(t *testing.T) {
 	began := time.Now()
 	restarts := 0
-	a := &agent{restarted: func() { restarts++ }}
+	a := newAgent(&Config{}, "http://a", func() { restarts++ })
 	for i, c := range []struct {
 		boot     string
 		seq      uint64
@@ -358,7 +358,7 @@ func FuzzReport(f *testing.F) {
 		if err != nil {
 			return
 		}
-		a := &agent{restarted: func() {}}
+		a := newAgent(&Config{}, "http://a", func() {})
 		s, _ := a.take(read, time.Now())
 		if s == nil {
 			return

@@ -29,7 +29,8 @@ func TestMain(m *testing.M) {
 	case "":
 		goleak.VerifyTestMain(m)
 	case "many":
-		manyAgents()
+		gpus, _ := strconv.Atoi(os.Getenv("TIDEGATE_TEST_GPUS"))
+		manyAgents(gpus)
 	case "parent":
 		parent()
 	default:
