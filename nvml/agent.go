@@ -22,7 +22,7 @@ type agent struct {
 }
 
 func newAgent(c *Config, address string, restarted func()) *agent {
-	return &agent{restarted: restarted, texts: texts{}, page: newPage(address, "/v1/readings", c, maxReport)}
+	return &agent{restarted: restarted, texts: texts{}, at: map[string]time.Time{}, page: newPage(address, "/v1/readings", c, maxReport)}
 }
 
 func (a *agent) close() { a.page.close() }
@@ -53,25 +53,26 @@ func (a *agent) take(r *Report, arrived time.Time) (*sample, error) {
 		if a.boot != "" {
 			a.restarted()
 		}
-		a.boot, a.seq, a.at = r.BootID, r.Seq, nil
+		a.boot, a.seq = r.BootID, r.Seq
+		clear(a.at)
 	case r.Seq < a.seq:
 		return nil, fmt.Errorf("report %d came after report %d: something between repeats old answers", r.Seq, a.seq)
 	case r.Seq > a.seq:
-		a.seq, a.at = r.Seq, nil
+		a.seq = r.Seq
+		clear(a.at)
 	}
 	s := &sample{node: cleanText(r.Node), driver: cleanText(r.Driver)}
-	measured := make(map[string]time.Time, len(r.GPUs))
 	block := make([]GPU, len(r.GPUs))
+	s.gpus = make([]*GPU, len(r.GPUs))
 	for i := range r.GPUs {
 		g := &block[i]
+		s.gpus[i] = g
 		g.Reading, g.At = r.GPUs[i], ago(arrived, r.GPUs[i].AgeMs)
 		if before, again := a.at[g.UUID]; again && before.Before(g.At) {
 			g.At = before
 		}
-		measured[g.UUID] = g.At
-		s.gpus = append(s.gpus, g)
+		a.at[g.UUID] = g.At
 	}
-	a.at = measured
 	if r.Error != "" {
 		return s, fmt.Errorf("the agent says: %s", cleanText(r.Error))
 	}

@@ -42,7 +42,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestTake(t *testing.T) {
 	began := time.Now()
 	restarts := 0
-	a := &agent{restarted: func() { restarts++ }}
+	a := newAgent(&Config{}, "http://a", func() { restarts++ })
 	for i, c := range []struct {
 		boot     string
 		seq      uint64
@@ -208,6 +208,52 @@ func raw(t *testing.T, write func(nc net.Conn)) string {
 	return "http://" + l.Addr().String()
 }
 
+// TestClosedMeanwhile: a server that closes after each answer without saying so is
+// asked over a new connection.
+func TestClosedMeanwhile(t *testing.T) {
+	f := &fakeAgent{boot: "x", gpus: 1}
+	closed := make(chan bool, 10)
+	url := raw(t, func(nc net.Conn) {
+		body, _ := json.Marshal(f.report())
+		fmt.Fprintf(nc, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		nc.Close()
+		closed <- true
+	})
+	a := newAgent(&Config{}, url, func() {})
+	defer a.close()
+	for i := range 3 {
+		if _, err := a.read(t.Context(), time.Now().Add(patience)); err != nil {
+			t.Errorf("%d: %v", i, err)
+		}
+		<-closed
+	}
+}
+
+// TestStopsAtOnce: a question that is open does not delay the end.
+func TestStopsAtOnce(t *testing.T) {
+	asked, release := make(chan bool, 1), make(chan bool)
+	url := raw(t, func(net.Conn) { asked <- true; <-release })
+	defer close(release)
+	a := newAgent(&Config{}, url, func() {})
+	defer a.close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := a.read(ctx, time.Now().Add(2*patience))
+		done <- err
+	}()
+	<-asked
+	cancel()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("an answer")
+		}
+	case <-time.After(patience):
+		t.Error("the question outlives its context")
+	}
+}
+
 // TestBadAgents: nothing that an agent may do harms the monitor, and each says in
 // the status what is wrong. A good one beside them is read all the while.
 func TestBadAgents(t *testing.T) {
@@ -312,7 +358,7 @@ func FuzzReport(f *testing.F) {
 		if err != nil {
 			return
 		}
-		a := &agent{restarted: func() {}}
+		a := newAgent(&Config{}, "http://a", func() {})
 		s, _ := a.take(read, time.Now())
 		if s == nil {
 			return

@@ -56,16 +56,13 @@ func BenchmarkView(b *testing.B) {
 	}
 }
 
-// nodes is how many sources the cost is measured for, and gpusPerNode what each has.
-const (
-	nodes       = 500
-	gpusPerNode = 8
-)
+// nodes is how many sources the cost is measured for.
+const nodes = 500
 
 // manyAgents serves the agents of all nodes, each on a port of its own, in a
 // process of their own, so that they cost the monitor nothing. It ends with its
 // standard input.
-func manyAgents() {
+func manyAgents(gpus int) {
 	out := bufio.NewWriter(os.Stdout)
 	for i := range nodes {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -74,22 +71,28 @@ func manyAgents() {
 			os.Exit(1)
 		}
 		fmt.Fprintln(out, l.Addr())
-		go http.Serve(l, &fakeAgent{boot: fmt.Sprint("node", i), gpus: gpusPerNode})
+		go http.Serve(l, &fakeAgent{boot: fmt.Sprint("node", i), gpus: gpus})
 	}
 	out.Flush()
 	bufio.NewReader(os.Stdin).ReadByte()
 	os.Exit(0)
 }
 
-// BenchmarkFleet is the cost of 500 agents with 8 GPUs each at 1 Hz: one operation
-// is ten seconds of it. What matters is cores.
+// BenchmarkFleet is the cost of 500 agents at 1 Hz: one operation is ten seconds of
+// it. What matters is the share of a core.
 func BenchmarkFleet(b *testing.B) {
+	for _, gpus := range []int{1, 8} {
+		b.Run(fmt.Sprintf("%d-gpus-each", gpus), func(b *testing.B) { fleet(b, gpus) })
+	}
+}
+
+func fleet(b *testing.B, gpus int) {
 	self, err := os.Executable()
 	if err != nil {
 		b.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), "TIDEGATE_TEST_AGENT=many")
+	cmd.Env = append(os.Environ(), "TIDEGATE_TEST_AGENT=many", "TIDEGATE_TEST_GPUS="+strconv.Itoa(gpus))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -112,7 +115,7 @@ func BenchmarkFleet(b *testing.B) {
 	before := runtime.NumGoroutine()
 	m := newMonitor()
 	m.Replace(configs)
-	v := m.Watch("n499/7")
+	v := m.Watch(fmt.Sprintf("n499/%d", gpus-1))
 	stop := make(chan struct{})
 	ctx := b.Context()
 	go func() { defer close(stop); m.Run(ctx) }()
@@ -128,14 +131,14 @@ func BenchmarkFleet(b *testing.B) {
 	}
 	cores := float64(cpu()-used) / float64(time.Since(began))
 	goroutines := runtime.NumGoroutine() - before
-	sources, gpus := m.Status()
+	sources, all := m.Status()
 	ok, stale := 0, 0
 	for _, s := range sources {
 		if s.OK {
 			ok++
 		}
 	}
-	for _, g := range gpus {
+	for _, g := range all {
 		if g.Freshness != Fresh.String() {
 			stale++
 		}

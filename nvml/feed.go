@@ -111,8 +111,8 @@ func (f *feed) run(ctx context.Context) {
 }
 
 // grid is the time between two moments at which sources are asked: hundreds of them
-// wake this process twenty times a second, not hundreds of times.
-const grid = 50 * time.Millisecond
+// wake this process ten times a second, not hundreds of times.
+const grid = 100 * time.Millisecond
 
 // onGrid lengthens a pause to the next moment at which sources are asked.
 func (m *Monitor) onGrid(pause time.Duration) time.Duration {
@@ -201,7 +201,7 @@ func (f *feed) status(now time.Time) SourceStatus {
 // ones of the same UUID are left out, texts are bounded, and numbers that no GPU
 // can have are unknown.
 func clean(gpus []*GPU, name string) []*GPU {
-	seen := map[string]bool{}
+	seen := make(map[string]bool, len(gpus))
 	out := gpus[:0]
 	for _, g := range gpus {
 		g.Source = name
@@ -245,6 +245,13 @@ func cleanThrottle(r *Reading) {
 }
 
 func cleanText(s string) string {
+	plain := len(s) <= maxText
+	for i := 0; plain && i < len(s); i++ {
+		plain = s[i] < 0x80
+	}
+	if plain {
+		return s
+	}
 	return strings.ToValidUTF8(s[:min(len(s), maxText)], "")
 }
 

@@ -1,6 +1,7 @@
 package nvml
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"io"
@@ -8,8 +9,10 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,7 +29,10 @@ func TestMain(m *testing.M) {
 	case "":
 		goleak.VerifyTestMain(m)
 	case "many":
-		manyAgents()
+		gpus, _ := strconv.Atoi(os.Getenv("TIDEGATE_TEST_GPUS"))
+		manyAgents(gpus)
+	case "parent":
+		parent()
 	default:
 		childAgent(mode)
 	}
@@ -54,6 +60,50 @@ func childAgent(mode string) {
 		<-term
 	}
 	os.Exit(0)
+}
+
+// parent runs a monitor with an agent of its own until it is killed.
+func parent() {
+	os.Setenv("TIDEGATE_TEST_AGENT", "good")
+	m := newMonitor()
+	m.Replace([]Config{{Name: "here", Local: true, Command: os.Args[:1], Every: 100 * time.Millisecond}})
+	v := m.Watch("here/0")
+	go m.Run(context.Background())
+	for v.Load() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	fmt.Println(pid(v))
+	select {}
+}
+
+// TestOrphan: the agent does not outlive a gateway that was killed.
+func TestOrphan(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux ends a child with its parent")
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "TIDEGATE_TEST_AGENT=parent", "TMPDIR="+t.TempDir())
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var child int
+	_, err = fmt.Fscan(out, &child)
+	cmd.Process.Kill()
+	cmd.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the agent's end", func() bool { return ended(child) })
+}
+
+// ended reports whether a process is no more, or only not buried yet.
+func ended(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(stat), ") Z ")
 }
 
 // journal keeps what is logged.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,6 +23,7 @@ func of[T any](v T) *T { return &v }
 
 // scripted is a source that says what it is told to.
 type scripted struct {
+	mu   sync.Mutex
 	gpus []Reading
 	err  error
 	wait time.Duration
@@ -30,7 +32,23 @@ type scripted struct {
 
 func (s *scripted) close() {}
 
+// set changes what it says.
+func (s *scripted) set(gpus []Reading, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gpus, s.err = gpus, err
+}
+
+// asked is how often it was asked.
+func (s *scripted) asked() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.n
+}
+
 func (s *scripted) read(ctx context.Context, until time.Time) (*sample, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.n++
 	if s.wait > 0 {
 		ctx, cancel := context.WithDeadline(ctx, until)
@@ -95,7 +113,7 @@ func TestStaleness(t *testing.T) {
 			t.Fatalf("%+v, %+v", g, byUUID.Load())
 		}
 		synctest.Wait()
-		s.err = errors.New("gone")
+		s.set(s.gpus, errors.New("gone"))
 		last := byIndex.Load().At
 		for _, c := range []struct {
 			age  time.Duration
@@ -110,7 +128,7 @@ func TestStaleness(t *testing.T) {
 		if sources[0].OK || sources[0].Error != "gone" || sources[0].Failures < 10 || gpus[0].Freshness != "dropped" || gpus[0].AgeMs != time.Hour.Milliseconds() {
 			t.Errorf("%+v, %+v", sources, gpus)
 		}
-		s.err = nil
+		s.set(s.gpus, nil)
 		time.Sleep(6 * time.Second) // it is asked seldom by now
 		if got := byUUID.Load().Freshness(time.Now()); got != Fresh {
 			t.Errorf("it speaks again, and is %v", got)
@@ -176,10 +194,10 @@ func TestReplace(t *testing.T) {
 		if vb.Load() != nil || va.Load() == nil || m.feeds[0] != kept {
 			t.Errorf("%+v, %+v", va.Load(), vb.Load())
 		}
-		asked := b.n
+		asked := b.asked()
 		time.Sleep(5 * time.Second)
-		if b.n != asked || va.Load().Freshness(time.Now()) != Fresh {
-			t.Errorf("the removed one was asked %d times more, or the other no more", b.n-asked)
+		if b.asked() != asked || va.Load().Freshness(time.Now()) != Fresh {
+			t.Errorf("the removed one was asked %d times more, or the other no more", b.asked()-asked)
 		}
 		keep.Every = 2 * time.Second
 		m.Replace([]Config{keep})
@@ -202,12 +220,17 @@ func TestSameGPUTwice(t *testing.T) {
 		defer stop()
 		v := m.Watch("GPU-a")
 		time.Sleep(1100 * time.Millisecond)
-		b.err, b.gpus = nil, []Reading{{UUID: "GPU-a", Index: 5}}
-		time.Sleep(5 * time.Second)
-		if v.Load().Source != "s0" || m.Watch("s1/5").Load().Source != "s1" {
-			t.Errorf("%+v", v.Load())
+		b.set([]Reading{{UUID: "GPU-a", Index: 5}}, nil)
+		for range 50 {
+			time.Sleep(100 * time.Millisecond)
+			if v.Load().Source != "s0" {
+				t.Fatalf("%+v", v.Load())
+			}
 		}
-		a.err = errors.New("gone")
+		if m.Watch("s1/5").Load().Source != "s1" {
+			t.Error("the second one's index is not its own")
+		}
+		a.set(a.gpus, errors.New("gone"))
 		time.Sleep(5 * time.Second)
 		if g := v.Load(); g.Source != "s1" || g.Freshness(time.Now()) != Fresh {
 			t.Errorf("%+v", g)
@@ -270,7 +293,7 @@ func TestMetrics(t *testing.T) {
 				t.Errorf("%s: %q, want %q", name, got, want)
 			}
 		}
-		s.err = errors.New("gone")
+		s.set(s.gpus, errors.New("gone"))
 		time.Sleep(20 * time.Second)
 		if got := series(t, m, "tidegate_gpu_margin_celsius"); got != "" {
 			t.Errorf("a value that is too old is still told: %s", got)

@@ -194,9 +194,10 @@ func TestScrape(t *testing.T) {
 		if n := b.Engine().Preempted; n != 0 {
 			t.Errorf("%d preemptions after a restart", n)
 		}
-		for answer, want := range map[string]string{
-			"status 404": "GET /metrics: status 404", "": "no vllm: metrics", silent: "GET /metrics: no answer within 2s", refusing: "GET /metrics: dial: connection refused",
+		for _, c := range [][2]string{
+			{silent, "GET /metrics: no answer within 2s"}, {refusing, "GET /metrics: dial: connection refused"}, {"", "no vllm: metrics"}, {"status 404", "GET /metrics: status 404"},
 		} {
+			answer, want := c[0], c[1]
 			w.set("/metrics", answer)
 			time.Sleep(20 * time.Second)
 			if !strings.Contains(b.Blind(), want) || !b.Seat.Up() || b.Engine().Freshness(time.Now()) != nvml.Dropped {

@@ -112,6 +112,16 @@ func quoted(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
+// TestLongLine: no piece of a line that is left out is taken for a line.
+func TestLongLine(t *testing.T) {
+	const piece = "vllm:a 1" // of a length that divides the buffer's
+	page := strings.Repeat(piece, bufferSize/len(piece)*5/2) + "\nvllm:b 2\n"
+	var s Scanner
+	if got := scan(&s, strings.NewReader(page), 1<<20); fmt.Sprint(got) != "[{vllm:b  2 true}]" {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestFaults(t *testing.T) {
 	page := strings.Repeat("vllm:a 1\n", 100)
 	var s Scanner
