@@ -519,8 +519,15 @@ func TestFullWhileSyncing(t *testing.T) {
 	l.journal.segment = 2 << 10
 	run(t, l)
 	const n = 2000
+	within, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	for i := range n {
 		l.Add(one(i))
+		if i%100 == 99 { // more than a segment takes
+			if err := l.Written(within); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	eventually(t, "the disk", func() bool { return l.Status().Buffer == 0 })
 	if l.journal.last < 3 {
