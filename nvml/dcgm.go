@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"tidegate/nvml/promtext"
@@ -129,15 +129,13 @@ func (f *found) set(field []byte, v float64) {
 	case "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_GPU_TEMP_CELSIUS":
 		r.Temperature = whole(v)
 	case "DCGM_FI_DEV_MEMORY_TEMP", "DCGM_FI_DEV_MEMORY_TEMP_CELSIUS":
-		if v > 0 { // 0 where there is no sensor
-			r.HBM = whole(v)
-		}
+		r.HBM = positive(v) // 0 where there is no sensor
 	case "DCGM_FI_DEV_GPU_TEMP_LIMIT", "DCGM_FI_DEV_GPU_TEMP_MARGIN_CELSIUS":
 		r.Margin = whole(v)
 	case "DCGM_FI_DEV_GPU_MAX_OP_TEMP", "DCGM_FI_DEV_GPU_MAX_OP_TEMP_CELSIUS":
-		f.gpuMax = whole(v)
+		f.gpuMax = positive(v)
 	case "DCGM_FI_DEV_MEM_MAX_OP_TEMP", "DCGM_FI_DEV_MEMORY_MAX_OP_TEMP_CELSIUS":
-		f.memMax = whole(v)
+		f.memMax = positive(v)
 	case "DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_BOARD_POWER_WATTS":
 		r.Power = amount(v * 1000)
 	case "DCGM_FI_DEV_ENFORCED_POWER_LIMIT", "DCGM_FI_DEV_BOARD_POWER_LIMIT_ENFORCED_WATTS":
@@ -154,7 +152,7 @@ func (f *found) set(field []byte, v float64) {
 		r.MemoryReserved = amount(v * mebi)
 	case "DCGM_FI_DEV_CLOCKS_EVENT_REASONS", "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS":
 		if mask := amount(v); mask != nil {
-			r.Reasons = reasonNames(*mask)
+			r.Reasons = ReasonNames(*mask)
 		}
 	case "DCGM_FI_DEV_XID_ERRORS", "DCGM_FI_DEV_XID_ERROR":
 		if code := amount(v); code != nil {
@@ -181,6 +179,14 @@ func whole(v float64) *int {
 	return &n
 }
 
+// positive is whole for what is 0 where it is not known.
+func positive(v float64) *int {
+	if v <= 0 {
+		return nil
+	}
+	return whole(v)
+}
+
 func amount(v float64) *uint64 {
 	if v < 0 || v > 1<<52 {
 		return nil
@@ -192,7 +198,7 @@ func amount(v float64) *uint64 {
 // date finds out how old each GPU's values are, and what befell it since.
 func (d *dcgm) date(order []*found, arrived time.Time) *sample {
 	s := &sample{}
-	seen, undated := map[string]*life{}, 0
+	seen, undated, margins := map[string]*life{}, 0, false
 	for _, f := range order {
 		l := d.seen[f.g.UUID]
 		switch {
@@ -213,43 +219,23 @@ func (d *dcgm) date(order []*found, arrived time.Time) *sample {
 		}
 		if l.xid != 0 {
 			// One that was there before us may be long over, so it condemns nothing.
-			fatal := l.dated && slices.Contains([]uint64{48, 64, 74, 79, 95, 119, 120}, l.xid)
+			fatal := l.dated && FatalXID(l.xid)
 			f.g.XIDs = []XID{{Code: l.xid, AgeMs: arrived.Sub(l.xidAt).Milliseconds(), Fatal: fatal}}
 		}
 		if r := &f.g.Reading; r.Margin == nil {
-			r.Margin = marginOf(r, f.gpuMax, f.memMax)
+			r.Margin = MarginBelow(f.gpuMax, f.memMax, r.Temperature, r.HBM)
 		}
+		margins = margins || f.g.Margin != nil
 		s.gpus = append(s.gpus, f.g)
 	}
 	d.seen = seen
+	var warnings []string
 	if undated > 0 {
-		s.warning = fmt.Sprintf("%d GPUs have no DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION: frozen values would not be noticed", undated)
+		warnings = append(warnings, fmt.Sprintf("%d GPUs have no DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION: frozen values would not be noticed", undated))
 	}
+	if !margins {
+		warnings = append(warnings, "no GPU has a temperature margin: let the exporter give DCGM_FI_DEV_GPU_TEMP_LIMIT, or for cards before Ada DCGM_FI_DEV_GPU_MAX_OP_TEMP")
+	}
+	s.warning = strings.Join(warnings, "; ")
 	return s
-}
-
-// marginOf is the margin of a card that does not tell it (before Ada): to the
-// nearer of its two limits.
-func marginOf(r *Reading, gpuMax, memMax *int) *int {
-	var margin *int
-	for _, p := range [...][2]*int{{gpuMax, r.Temperature}, {memMax, r.HBM}} {
-		if limit, now := p[0], p[1]; limit != nil && now != nil && *limit > 0 {
-			if left := *limit - *now; margin == nil || left < *margin {
-				margin = &left
-			}
-		}
-	}
-	return margin
-}
-
-// reasonNames are the clocks-event reasons of NVML's bit mask.
-func reasonNames(mask uint64) (names []string) {
-	for bit, name := range [...]string{
-		"gpu_idle", "applications_clocks", "sw_power_cap", "hw_slowdown", "sync_boost", "sw_thermal", "hw_thermal", "hw_power_brake", "display_clocks",
-	} {
-		if mask&(1<<bit) != 0 {
-			names = append(names, name)
-		}
-	}
-	return names
 }

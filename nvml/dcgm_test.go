@@ -94,7 +94,7 @@ func TestOddPages(t *testing.T) {
 // TestFrozen: values whose energy does not rise grow old, each GPU's by itself.
 func TestFrozen(t *testing.T) {
 	page := func(a, b int) string {
-		return fmt.Sprintf("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu=\"0\",UUID=\"GPU-a\"} %d\nDCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu=\"1\",UUID=\"GPU-b\"} %d\n", a, b)
+		return "DCGM_FI_DEV_GPU_TEMP_LIMIT{gpu=\"0\",UUID=\"GPU-a\"} 35\n" + fmt.Sprintf("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu=\"0\",UUID=\"GPU-a\"} %d\nDCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu=\"1\",UUID=\"GPU-b\"} %d\n", a, b)
 	}
 	d, began := exporter(), time.Now()
 	for i, c := range []struct {
@@ -134,6 +134,9 @@ func TestXIDs(t *testing.T) {
 		s, err := d.take(strings.NewReader(fmt.Sprintf("DCGM_FI_DEV_XID_ERRORS{UUID=\"GPU-a\"} %d\n", c.code)), began.Add(time.Duration(i)*time.Second))
 		if err != nil || fmt.Sprint(s.gpus[0].XIDs) != fmt.Sprint(c.want) {
 			t.Errorf("%d: %v, %v; want %v", i, err, s.gpus[0].XIDs, c.want)
+		}
+		if !strings.HasPrefix(s.warning, "1 GPUs have no DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION: ") || !strings.Contains(s.warning, "; no GPU has a temperature margin: ") {
+			t.Error(s.warning)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -115,6 +116,10 @@ func (c *child) once(ctx context.Context, socket string) error {
 	// A socket that a dead child left would be in the way.
 	_ = os.Remove(socket)
 	cmd := exec.Command(c.command[0], append(c.command[1:len(c.command):len(c.command)], "--socket", socket)...)
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
+		// The agent would be ended by the loader: see cmd/tidegate-gpu-agent.
+		return strings.HasPrefix(v, "LD_BIND_NOW=")
+	})
 	said, err := cmd.StderrPipe()
 	if err != nil {
 		return err

@@ -40,7 +40,7 @@ type traceReasons []string
 func (t *traceReasons) UnmarshalJSON(raw []byte) error {
 	var mask uint64
 	if json.Unmarshal(raw, &mask) == nil {
-		*t = reasonNames(mask)
+		*t = ReasonNames(mask)
 		return nil
 	}
 	return json.Unmarshal(raw, (*[]string)(t))

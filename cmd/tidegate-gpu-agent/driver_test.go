@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -22,50 +21,33 @@ import (
 	"time"
 
 	"tidegate/nvml"
-	"tidegate/nvml/device/nvmltest"
+	"tidegate/nvml/nvmltest"
 )
 
-// build builds the agent as it ships, once for all tests, unless
-// TIDEGATE_GPU_AGENT names one.
+// build builds the agent, once for all tests.
 func build(t *testing.T) string {
 	t.Helper()
-	if runtime.GOOS != "linux" {
-		t.Skip("SKIPPED-PART: the GPU agent over NVML: it is for Linux only")
-	}
-	if path := os.Getenv("TIDEGATE_GPU_AGENT"); path != "" {
-		return path
-	}
-	if _, err := exec.LookPath("gcc"); err != nil {
-		t.Skip("SKIPPED-PART: the GPU agent over NVML: there is no gcc on this machine (apt-get install gcc libc6-dev)")
-	}
 	built.Do(func() {
 		dir, err := os.MkdirTemp("", "tidegate-gpu-agent") //nolint:usetesting // it serves all tests
 		if err != nil {
-			buildFault = err.Error()
-			return
+			t.Fatal(err)
 		}
-		agentBinary = filepath.Join(dir, "tidegate-gpu-agent")
-		cmd := exec.Command("../../.ci/agent", agentBinary, "-tags", "nomsgpack", "-p", "2")
-		cmd.Env = append(os.Environ(), "CC=gcc")
-		out, err := cmd.CombinedOutput()
-		if err != nil || len(out) > 0 { // a warning is a fault
-			buildFault = fmt.Sprintf("%v\n%s", err, out)
-		}
+		agentBinary = nvmltest.Agent(t, dir)
 	})
-	if buildFault != "" {
-		t.Fatal(buildFault)
+	if agentBinary == "" {
+		t.Skip("there is no agent to test")
 	}
 	return agentBinary
 }
 
 var (
-	built                   sync.Once
-	agentBinary, buildFault string
+	built       sync.Once
+	agentBinary string
 )
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if agentBinary != "" {
+	if agentBinary != "" && os.Getenv("TIDEGATE_GPU_AGENT") == "" {
 		os.RemoveAll(filepath.Dir(agentBinary))
 	}
 	os.Exit(code)

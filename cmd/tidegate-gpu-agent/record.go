@@ -145,7 +145,7 @@ func (r *recorder) write(s device.Sample) error {
 }
 
 func newFrame(g nvml.Reading, at time.Duration) frame {
-	f := frame{T: at.Milliseconds(), UUID: g.UUID, Name: g.Name, Margin: g.Margin, Temp: g.Temperature, HBM: g.HBM, Reasons: device.ReasonMask(g.Reasons)}
+	f := frame{T: at.Milliseconds(), UUID: g.UUID, Name: g.Name, Margin: g.Margin, Temp: g.Temperature, HBM: g.HBM, Reasons: nvml.ReasonMask(g.Reasons)}
 	f.Used, f.Total = scaled(g.MemoryUsed, 1<<20), scaled(g.MemoryTotal, 1<<20)
 	f.Power = scaled(g.Power, 1000)
 	return f

@@ -24,12 +24,12 @@ import (
 
 	"tidegate/nvml"
 	"tidegate/nvml/device"
-	"tidegate/nvml/device/nvmltest"
+	"tidegate/nvml/device/devicetest"
 )
 
 // inside runs the command in this process over a driver in Go. It returns where it
 // listens, and stop, which ends it and returns the exit code.
-func inside(t *testing.T, fake *nvmltest.Fake, env map[string]string, args ...string) (where string, stop func() int) {
+func inside(t *testing.T, fake *devicetest.Fake, env map[string]string, args ...string) (where string, stop func() int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	out, in := io.Pipe()
@@ -75,7 +75,7 @@ func request(t *testing.T, client *http.Client, url, authorization string) (int,
 
 func TestServes(t *testing.T) {
 	defer goleak.VerifyNone(t)
-	fake := nvmltest.New(2)
+	fake := devicetest.New(2)
 	where, stop := inside(t, fake, nil, "--listen", "127.0.0.1:0")
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
@@ -111,7 +111,7 @@ func TestToken(t *testing.T) {
 	}
 	for name, args := range map[string][]string{"env": {"--token-env", "TOKEN"}, "file": {"--token-file", file}} {
 		t.Run(name, func(t *testing.T) {
-			where, stop := inside(t, nvmltest.New(1), map[string]string{"TOKEN": "secret"}, append(args, "--listen", "127.0.0.1:0")...)
+			where, stop := inside(t, devicetest.New(1), map[string]string{"TOKEN": "secret"}, append(args, "--listen", "127.0.0.1:0")...)
 			for _, c := range []struct {
 				path, authorization string
 				want                int
@@ -140,7 +140,7 @@ func TestTLS(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	writePair(t, pair.TLS.Certificates[0], cert, key)
-	where, stop := inside(t, nvmltest.New(1), nil, "--listen", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key)
+	where, stop := inside(t, devicetest.New(1), nil, "--listen", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key)
 	defer stop()
 	if !strings.HasPrefix(where, "https://127.0.0.1:") {
 		t.Fatal(where)
@@ -181,7 +181,7 @@ func TestUnixSocket(t *testing.T) {
 	}
 	dead.SetUnlinkOnClose(false)
 	dead.Close()
-	where, stop := inside(t, nvmltest.New(1), nil, "--socket", path)
+	where, stop := inside(t, devicetest.New(1), nil, "--socket", path)
 	if where != "unix:"+path {
 		t.Error(where)
 	}
@@ -189,7 +189,7 @@ func TestUnixSocket(t *testing.T) {
 		t.Error(at, err)
 	}
 	var stderr bytes.Buffer
-	if code := run(t.Context(), []string{"--socket", path}, nil, func(string) device.Library { return nvmltest.New(0) }, io.Discard, &stderr); code != exitFailed || !strings.Contains(stderr.String(), "another process listens") {
+	if code := run(t.Context(), []string{"--socket", path}, nil, func(string) device.Library { return devicetest.New(0) }, io.Discard, &stderr); code != exitFailed || !strings.Contains(stderr.String(), "another process listens") {
 		t.Error(code, stderr.String())
 	}
 	if code := stop(); code != exitOK {
@@ -203,7 +203,7 @@ func TestUnixSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	stderr.Reset()
-	if code := run(t.Context(), []string{"--socket", path}, nil, func(string) device.Library { return nvmltest.New(0) }, io.Discard, &stderr); code != exitFailed || !strings.Contains(stderr.String(), "is no socket") {
+	if code := run(t.Context(), []string{"--socket", path}, nil, func(string) device.Library { return devicetest.New(0) }, io.Discard, &stderr); code != exitFailed || !strings.Contains(stderr.String(), "is no socket") {
 		t.Error(code, stderr.String())
 	}
 	if raw, _ := os.ReadFile(path); string(raw) != "precious" {
@@ -214,8 +214,8 @@ func TestUnixSocket(t *testing.T) {
 // A driver that cannot be initialised ends the command with its own code, since a
 // supervisor is to start it again.
 func TestGivesUp(t *testing.T) {
-	fake := nvmltest.New(1)
-	fake.Change(func(s *nvmltest.State) { s.Init = fmt.Errorf("version mismatch: %w", device.ErrDriver) })
+	fake := devicetest.New(1)
+	fake.Change(func(s *devicetest.State) { s.Init = fmt.Errorf("version mismatch: %w", device.ErrDriver) })
 	var stderr bytes.Buffer
 	code := run(t.Context(), []string{"--listen", "127.0.0.1:0", "--attempts", "3", "--retry", "1ms"}, nil, func(string) device.Library { return fake }, io.Discard, &stderr)
 	if code != exitGivenUp || !strings.Contains(stderr.String(), "tidegate-gpu-agent: NVML cannot be initialised: 3 times in a row: version mismatch") {
@@ -247,7 +247,7 @@ func TestUsage(t *testing.T) {
 	} {
 		var stderr bytes.Buffer
 		none := func(string) (string, bool) { return "", false }
-		code := run(t.Context(), strings.Fields(c.args), none, func(string) device.Library { return nvmltest.New(0) }, io.Discard, &stderr)
+		code := run(t.Context(), strings.Fields(c.args), none, func(string) device.Library { return devicetest.New(0) }, io.Discard, &stderr)
 		if code != c.code || !strings.HasPrefix(stderr.String(), "tidegate-gpu-agent: ") || !strings.Contains(stderr.String(), c.want) {
 			t.Errorf("%s: %d %s", c.args, code, stderr.String())
 		}

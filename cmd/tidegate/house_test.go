@@ -18,10 +18,10 @@ func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/tidegate": {
 			"admission", "admission/limit", "admission/limit/redislimit", "admission/limit/redislimit/redistest", "gateway", "gateway/account", "gateway/backend", "gateway/database", "gateway/database/databasetest",
-			"gateway/gatewaytest", "gateway/ledger", "gateway/qwen", "nvml",
+			"gateway/gatewaytest", "gateway/ledger", "gateway/qwen", "nvml", "nvml/nvmltest",
 		},
 		"cmd/tidegate-vllm-sim":  {"gateway/gatewaytest"},
-		"cmd/tidegate-gpu-agent": {"nvml", "nvml/device", "nvml/device/nvmltest"},
+		"cmd/tidegate-gpu-agent": {"nvml", "nvml/device", "nvml/device/devicetest", "nvml/nvmltest"},
 		"gateway": {
 			"admission", "admission/limit", "degrade", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen", "nvml",
 		},
@@ -43,8 +43,9 @@ func arrows() map[string][]string {
 		"degrade":                              {},
 		"nvml":                                 {"nvml/promtext"},
 		"nvml/promtext":                        {},
-		"nvml/device":                          {"nvml", "nvml/device/nvmltest"},
-		"nvml/device/nvmltest":                 {"nvml", "nvml/device"},
+		"nvml/nvmltest":                        {},
+		"nvml/device":                          {"nvml", "nvml/device/devicetest"},
+		"nvml/device/devicetest":               {"nvml", "nvml/device"},
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -135,77 +134,4 @@ func TestStatusOfNobody(t *testing.T) {
 			t.Errorf("%s: code %d, %s", c.ops, code, &complaints)
 		}
 	}
-}
-
-// TestTrafficThroughGPUFaults drives requests through everything that may befall
-// an agent and its GPU: none may fail, and the status says each fault.
-func TestTrafficThroughGPUFaults(t *testing.T) {
-	n := startNode(t)
-	f := startGateway(t, startServers(t, nil), plan{gpus: "gpu-a/0", more: n.config()})
-	eventually(t, "a reading", func() bool { return len(f.told(t).GPUs) > 0 })
-	stop := make(chan struct{})
-	var driving sync.WaitGroup
-	var sent, failed atomic.Int64
-	for range 3 {
-		driving.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				resp, err := f.post(t.Context(), chatPath, `{"model":"qwen3","max_tokens":4,"messages":[{"role":"user","content":"Hello"}]}`)
-				sent.Add(1)
-				if err != nil {
-					failed.Add(1)
-					t.Error(err)
-					return
-				}
-				body, err := io.ReadAll(resp.Body)
-				resp.Body.Close()
-				if err != nil || resp.StatusCode != http.StatusOK {
-					failed.Add(1)
-					t.Errorf("status %d, %v: %s", resp.StatusCode, err, body)
-				}
-			}
-		})
-	}
-	defer func() {
-		close(stop)
-		driving.Wait()
-		t.Logf("%d requests, %d failed", sent.Load(), failed.Load())
-		if sent.Load() < 20 {
-			t.Errorf("only %d requests", sent.Load())
-		}
-	}()
-	release := make(chan struct{})
-	defer close(release)
-	source := func() nvml.SourceStatus { return f.told(t).Sources[0] }
-	send := func(edit func(r *nvml.Report)) func(http.ResponseWriter, *nvml.Report) {
-		return func(w http.ResponseWriter, r *nvml.Report) { edit(r); json.NewEncoder(w).Encode(r) }
-	}
-	for _, c := range []struct {
-		name   string
-		answer func(w http.ResponseWriter, r *nvml.Report)
-		seen   func() bool
-	}{
-		{"no driver", send(func(r *nvml.Report) { r.GPUs, r.Error = nil, "libnvidia-ml.so.1 was not found" }), func() bool { return strings.Contains(source().Error, "libnvidia-ml.so.1") }},
-		{"hung", func(http.ResponseWriter, *nvml.Report) { <-release }, func() bool { return strings.Contains(source().Error, "in time") }},
-		{"garbage", func(w http.ResponseWriter, _ *nvml.Report) { io.WriteString(w, "\xff\x00") }, func() bool { return strings.Contains(source().Error, "no report") }},
-		{"too long", func(w http.ResponseWriter, _ *nvml.Report) { w.Write(make([]byte, 8<<20)) }, func() bool { return strings.Contains(source().Error, "longer than") }},
-		{"failing", func(w http.ResponseWriter, _ *nvml.Report) { w.WriteHeader(500) }, func() bool { return strings.Contains(source().Error, "status 500") }},
-		{"restarted", func(w http.ResponseWriter, r *nvml.Report) { n.boot.CompareAndSwap(0, 1); json.NewEncoder(w).Encode(r) }, func() bool { return source().OK && source().Restarts == 1 }},
-		{"wedged", send(func(r *nvml.Report) { r.GPUs[0].State, r.GPUs[0].AgeMs = nvml.StateWedged, 60_000 }), func() bool {
-			g := f.told(t).GPUs[0]
-			return g.State == nvml.StateWedged && g.Freshness == "dropped"
-		}},
-		{"lost", send(func(r *nvml.Report) { r.GPUs[0].State = nvml.StateLost }), func() bool { return strings.Contains(fmt.Sprint(f.told(t).Warnings), "its GPU gpu-a/0 is lost") }},
-		{"fatal XID", send(func(r *nvml.Report) { r.GPUs[0].XIDs = []nvml.XID{{Code: 79, Fatal: true}} }), func() bool { g := f.told(t).GPUs[0]; return len(g.XIDs) == 1 && g.XIDs[0].Fatal }},
-	} {
-		n.be(c.answer)
-		eventually(t, c.name+" in the status", c.seen)
-	}
-	n.CloseClientConnections()
-	n.Listener.Close()
-	eventually(t, "the dead agent in the status", func() bool { return !source().OK })
 }

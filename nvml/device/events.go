@@ -5,6 +5,8 @@ import (
 	"errors"
 	"slices"
 	"time"
+
+	"tidegate/nvml"
 )
 
 // eventWait bounds how long a generation's end waits for the event loop.
@@ -40,10 +42,10 @@ func (s *Sampler) noteXID(sl *slot, code uint64) {
 	sl.xids = append(sl.xids, xid{code, time.Now()})
 	if len(sl.xids) > maxXIDs {
 		// What says that the GPU must not be used is kept longest.
-		drop := max(0, slices.IndexFunc(sl.xids, func(x xid) bool { return !fatal(x.code) }))
+		drop := max(0, slices.IndexFunc(sl.xids, func(x xid) bool { return !nvml.FatalXID(x.code) }))
 		sl.xids = slices.Delete(sl.xids, drop, drop+1)
 	}
 	id := sl.id
 	s.mu.Unlock()
-	s.log.Error("GPU error", "gpu", id.Index, "uuid", id.UUID, "xid", code, "fatal", fatal(code))
+	s.log.Error("GPU error", "gpu", id.Index, "uuid", id.UUID, "xid", code, "fatal", nvml.FatalXID(code))
 }

@@ -141,7 +141,7 @@ func threshold(s *sweep, device gonvml.Device, kind gonvml.TemperatureThresholds
 	if !ok || t == 0 {
 		return nil
 	}
-	return pointer(int(t))
+	return new(int(t))
 }
 
 // listen makes an event set for errors of all GPUs, nil where that cannot be.
@@ -255,8 +255,6 @@ func asked[T any](s *sweep, symbol string, call func() (T, gonvml.Return)) *T {
 	return nil
 }
 
-func pointer[T any](v T) *T { return &v }
-
 // absent is a GPU that the driver counts and cannot open.
 type absent struct {
 	id  Identity
@@ -295,11 +293,11 @@ func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Durat
 	r := nvml.Reading{Index: g.id.Index, UUID: g.id.UUID, Name: g.id.Name}
 	g.fields(s, &r, slow)
 	if t, ok := ask(s, "nvmlDeviceGetTemperature", func() (uint32, gonvml.Return) { return g.device.GetTemperature(gonvml.TEMPERATURE_GPU) }); ok {
-		r.Temperature = pointer(int(t))
+		r.Temperature = new(int(t))
 	}
 	before := s.failed
 	if m, ok := ask(s, "nvmlDeviceGetMarginTemperature", g.device.GetMarginTemperature); ok {
-		r.Margin = pointer(int(m.MarginTemperature))
+		r.Margin = new(int(m.MarginTemperature))
 	} else if s.failed == before {
 		// The card or the library has none. A card that has one and fails to tell it
 		// must not seem to jump.
@@ -309,16 +307,16 @@ func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Durat
 	if !ok {
 		clocks, _ = ask(s, "nvmlDeviceGetCurrentClocksThrottleReasons", g.device.GetCurrentClocksThrottleReasons)
 	}
-	r.Reasons = reasonNames(clocks)
+	r.Reasons = nvml.ReasonNames(clocks)
 	memory(s, g.device, &r)
 	if p, ok := ask(s, "nvmlDeviceGetPowerUsage", g.device.GetPowerUsage); ok {
-		r.Power = pointer(uint64(p))
+		r.Power = new(uint64(p))
 	}
 	if p, ok := ask(s, "nvmlDeviceGetEnforcedPowerLimit", g.device.GetEnforcedPowerLimit); ok {
-		r.PowerLimit = pointer(uint64(p))
+		r.PowerLimit = new(uint64(p))
 	}
 	if u, ok := ask(s, "nvmlDeviceGetUtilizationRates", g.device.GetUtilizationRates); ok {
-		r.Utilisation = pointer(int(u.Gpu))
+		r.Utilisation = new(int(u.Gpu))
 	}
 	if slow {
 		g.seldom(s)
@@ -372,7 +370,7 @@ func (g *gpu) fields(s *sweep, r *nvml.Reading, slow bool) {
 		switch v.FieldId {
 		case gonvml.FI_DEV_MEMORY_TEMP:
 			if n > 0 { // cards without a sensor may say 0
-				r.HBM = pointer(int(n))
+				r.HBM = new(int(n))
 			}
 		case gonvml.FI_DEV_GET_GPU_RECOVERY_ACTION:
 			action := gonvml.DeviceGpuRecoveryAction(n) //nolint:gosec // 0 to 5

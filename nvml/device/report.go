@@ -68,7 +68,7 @@ func (sl *slot) report(now time.Time, wedge time.Duration) []nvml.Reading {
 		r.AgeMs = now.Sub(sl.sampled).Milliseconds()
 		r.LatencyUs = sl.took.Microseconds()
 		for _, x := range sl.xids {
-			r.XIDs = append(r.XIDs, nvml.XID{Code: x.code, AgeMs: now.Sub(x.at).Milliseconds(), Fatal: fatal(x.code)})
+			r.XIDs = append(r.XIDs, nvml.XID{Code: x.code, AgeMs: now.Sub(x.at).Milliseconds(), Fatal: nvml.FatalXID(x.code)})
 		}
 	}
 	return out

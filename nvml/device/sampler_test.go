@@ -17,7 +17,7 @@ import (
 
 	"tidegate/nvml"
 	"tidegate/nvml/device"
-	"tidegate/nvml/device/nvmltest"
+	"tidegate/nvml/device/devicetest"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
@@ -25,12 +25,12 @@ func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)
 // running is a sampler over a fake, in a bubble.
 type running struct {
 	*device.Sampler
-	fake *nvmltest.Fake
+	fake *devicetest.Fake
 	stop context.CancelFunc
 	done chan error
 }
 
-func start(t *testing.T, fake *nvmltest.Fake, observe func(device.Sample)) *running {
+func start(t *testing.T, fake *devicetest.Fake, observe func(device.Sample)) *running {
 	t.Helper()
 	c := device.Default()
 	c.Node = "node"
@@ -81,7 +81,7 @@ func want(t *testing.T, r *running, s string) {
 func TestReports(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var samples atomic.Int32 // each GPU has its own goroutine
-		r := start(t, nvmltest.New(2), func(s device.Sample) {
+		r := start(t, devicetest.New(2), func(s device.Sample) {
 			samples.Add(1)
 			if len(s.Calls) != 1 || s.Calls[0].Name != "read" {
 				t.Error(s.Calls)
@@ -111,8 +111,8 @@ func TestReports(t *testing.T) {
 // others are read on.
 func TestWedged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, nvmltest.New(2), nil)
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Hang = true })
+		r := start(t, devicetest.New(2), nil)
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Hang = true })
 		after(2900 * time.Millisecond)
 		want(t, r, "GPU-0:ok:2900 GPU-1:ok:900")
 		after(200 * time.Millisecond)
@@ -122,7 +122,7 @@ func TestWedged(t *testing.T) {
 		if n := r.fake.Sweeps("GPU-0"); n != 2 {
 			t.Errorf("%d sweeps over a GPU that hangs", n)
 		}
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Hang = false })
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Hang = false })
 		synctest.Wait()
 		// What it answered is as old as the question, until the next sweep, which a
 		// tick that was missed begins at once.
@@ -136,19 +136,19 @@ func TestWedged(t *testing.T) {
 
 func TestHungFromTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fake := nvmltest.New(1)
-		fake.Change(func(s *nvmltest.State) { s.HangInit = true })
+		fake := devicetest.New(1)
+		fake.Change(func(s *devicetest.State) { s.HangInit = true })
 		r := start(t, fake, nil)
 		if got := r.Report(); got.Error != "not initialised yet" || got.GPUs == nil || len(got.GPUs) != 0 {
 			t.Errorf("%+v", got)
 		}
-		fake.Change(func(s *nvmltest.State) { s.HangInit, s.GPUs[0].Hang = false, true })
+		fake.Change(func(s *devicetest.State) { s.HangInit, s.GPUs[0].Hang = false, true })
 		after(3 * time.Second)
 		want(t, r, "GPU-0:wedged:3000")
 		if g := r.Report().GPUs[0]; g.Margin != nil || g.Temperature != nil {
 			t.Error("values that nobody read")
 		}
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Hang = false })
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Hang = false })
 		r.end(t)
 	})
 }
@@ -156,19 +156,19 @@ func TestHungFromTheStart(t *testing.T) {
 // A GPU that is lost stays in the report, is looked for with a back-off while the
 // others work, and comes back without the errors that its reset has cured.
 func TestLost(t *testing.T) {
-	for name, gone := range map[string]func(*nvmltest.State){
-		"not answering": func(s *nvmltest.State) { s.GPUs[0].Err = fmt.Errorf("fell off: %w", device.ErrLost) },
-		"not found": func(s *nvmltest.State) {
+	for name, gone := range map[string]func(*devicetest.State){
+		"not answering": func(s *devicetest.State) { s.GPUs[0].Err = fmt.Errorf("fell off: %w", device.ErrLost) },
+		"not found": func(s *devicetest.State) {
 			s.GPUs = s.GPUs[1:]
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				fake := nvmltest.New(2)
+				fake := devicetest.New(2)
 				r := start(t, fake, nil)
 				healthy := fake.GPUs()
 				fake.Send(device.Event{GPU: 0, XID: 79})
-				fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err = fmt.Errorf("fell off: %w", device.ErrLost) })
+				fake.Change(func(s *devicetest.State) { s.GPUs[0].Err = fmt.Errorf("fell off: %w", device.ErrLost) })
 				after(1500 * time.Millisecond)
 				want(t, r, "GPU-0:lost:1500 GPU-1:ok:500")
 				fake.Change(gone)
@@ -182,7 +182,7 @@ func TestLost(t *testing.T) {
 						t.Errorf("%+v", g)
 					}
 				}
-				fake.Change(func(s *nvmltest.State) { s.GPUs = healthy })
+				fake.Change(func(s *devicetest.State) { s.GPUs = healthy })
 				after(5 * time.Minute)
 				again := fake.Inits()
 				for _, g := range r.Report().GPUs {
@@ -204,11 +204,11 @@ func TestLost(t *testing.T) {
 // down, and the rest is still read.
 func TestLostWhileWedged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, nvmltest.New(3), nil)
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err, s.GPUs[1].Hang = device.ErrLost, true })
+		r := start(t, devicetest.New(3), nil)
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Err, s.GPUs[1].Hang = device.ErrLost, true })
 		after(60 * time.Second)
 		want(t, r, "GPU-0:lost:60000 GPU-1:wedged:60000 GPU-2:ok:0")
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err, s.GPUs[1].Hang = nil, false })
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Err, s.GPUs[1].Hang = nil, false })
 		after(2 * time.Second)
 		for _, g := range r.Report().GPUs {
 			if g.State != "ok" || g.AgeMs > 1000 {
@@ -226,19 +226,19 @@ func TestLostWhileWedged(t *testing.T) {
 // the report says why all the while.
 func TestDriverFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, nvmltest.New(1), nil)
+		r := start(t, devicetest.New(1), nil)
 		mismatch := fmt.Errorf("version mismatch: %w", device.ErrDriver)
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err = mismatch })
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Err = mismatch })
 		after(1600 * time.Millisecond) // when the wait for events has ended as well
 		if got := r.Report(); got.Error != mismatch.Error() || got.GPUs[0].State != "ok" || got.GPUs[0].AgeMs != 1600 {
 			t.Errorf("%+v", got)
 		}
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err, s.Driver = nil, "590.2" })
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Err, s.Driver = nil, "590.2" })
 		after(1500 * time.Millisecond)
 		if got := r.Report(); got.Error != "" || got.Driver != "590.2" || got.GPUs[0].AgeMs > 1000 {
 			t.Errorf("%+v", got)
 		}
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err, s.Init = mismatch, mismatch })
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Err, s.Init = mismatch, mismatch })
 		began := time.Now()
 		if err := <-r.done; !errors.Is(err, device.ErrGivenUp) || !errors.Is(err, device.ErrDriver) {
 			t.Error(err)
@@ -255,11 +255,11 @@ func TestDriverFails(t *testing.T) {
 // Failures that were cured in between do not add up.
 func TestDriverFailsNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, nvmltest.New(1), nil)
+		r := start(t, devicetest.New(1), nil)
 		for range 3 * device.Default().Attempts {
-			r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err = device.ErrDriver })
+			r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Err = device.ErrDriver })
 			after(2 * time.Second)
-			r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err = nil })
+			r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Err = nil })
 			after(10 * time.Second)
 			if got := r.Report(); got.Error != "" || got.GPUs[0].AgeMs > 1000 {
 				t.Fatalf("%+v", got)
@@ -272,8 +272,8 @@ func TestDriverFailsNowAndThen(t *testing.T) {
 // An initialisation after which nothing can be read is a failed one.
 func TestInitialisesInVain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fake := nvmltest.New(2)
-		fake.Change(func(s *nvmltest.State) { s.GPUs[0].Err, s.GPUs[1].Err = device.ErrDriver, device.ErrDriver })
+		fake := devicetest.New(2)
+		fake.Change(func(s *devicetest.State) { s.GPUs[0].Err, s.GPUs[1].Err = device.ErrDriver, device.ErrDriver })
 		r := start(t, fake, nil)
 		if err := <-r.done; !errors.Is(err, device.ErrGivenUp) {
 			t.Error(err)
@@ -287,14 +287,14 @@ func TestInitialisesInVain(t *testing.T) {
 // Where there is no library, a new process would find none either.
 func TestNoLibrary(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fake := nvmltest.New(1)
-		fake.Change(func(s *nvmltest.State) { s.Init = fmt.Errorf("%w: no such file", device.ErrNoLibrary) })
+		fake := devicetest.New(1)
+		fake.Change(func(s *devicetest.State) { s.Init = fmt.Errorf("%w: no such file", device.ErrNoLibrary) })
 		r := start(t, fake, nil)
 		after(24 * time.Hour)
 		if got := r.Report(); got.Error != "no NVML library: no such file" {
 			t.Errorf("%+v", got)
 		}
-		fake.Change(func(s *nvmltest.State) { s.Init = nil })
+		fake.Change(func(s *devicetest.State) { s.Init = nil })
 		after(15 * time.Second)
 		if got := r.Report(); got.Error != "" || got.GPUs[0].State != "ok" {
 			t.Errorf("%+v", got)
@@ -305,14 +305,14 @@ func TestNoLibrary(t *testing.T) {
 
 func TestNoGPUs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fake := nvmltest.New(1)
-		var gpus []nvmltest.GPU
-		fake.Change(func(s *nvmltest.State) { gpus, s.GPUs = s.GPUs, nil })
+		fake := devicetest.New(1)
+		var gpus []devicetest.GPU
+		fake.Change(func(s *devicetest.State) { gpus, s.GPUs = s.GPUs, nil })
 		r := start(t, fake, nil)
 		if got := r.Report(); got.Error != "the driver has no GPUs" {
 			t.Errorf("%+v", got)
 		}
-		fake.Change(func(s *nvmltest.State) { s.GPUs = gpus })
+		fake.Change(func(s *devicetest.State) { s.GPUs = gpus })
 		after(10 * time.Second)
 		if got := r.Report(); got.Error != "" || len(got.GPUs) != 1 {
 			t.Errorf("%+v", got)
@@ -324,8 +324,8 @@ func TestNoGPUs(t *testing.T) {
 // The end waits for the call in flight, as long as it was told to.
 func TestEndWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, nvmltest.New(1), nil)
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Hang = true })
+		r := start(t, devicetest.New(1), nil)
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Hang = true })
 		after(time.Second)
 		r.stop()
 		after(50 * time.Second)
@@ -334,26 +334,26 @@ func TestEndWaits(t *testing.T) {
 			t.Fatal("did not wait", err)
 		default:
 		}
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Hang = false })
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Hang = false })
 		r.end(t)
 	})
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, nvmltest.New(1), nil)
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Hang = true })
+		r := start(t, devicetest.New(1), nil)
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Hang = true })
 		after(time.Second)
 		r.stop()
 		began := time.Now()
 		if err := <-r.done; !errors.Is(err, device.ErrHung) || time.Since(began) != time.Minute {
 			t.Error(err, time.Since(began))
 		}
-		r.fake.Change(func(s *nvmltest.State) { s.GPUs[0].Hang = false })
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Hang = false })
 	})
 }
 
 func TestXIDs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fake := nvmltest.New(2)
-		fake.Change(func(s *nvmltest.State) {
+		fake := devicetest.New(2)
+		fake.Change(func(s *devicetest.State) {
 			s.GPUs[1].MIG = []nvml.Reading{{Index: 1, UUID: "MIG-0", Parent: "GPU-1"}}
 		})
 		r := start(t, fake, nil)
@@ -376,15 +376,15 @@ func TestXIDs(t *testing.T) {
 			}
 		}
 		// Events that fail leave the readings alone.
-		fake.Change(func(s *nvmltest.State) { s.FailWaits = true })
+		fake.Change(func(s *devicetest.State) { s.FailWaits = true })
 		after(time.Minute)
-		fake.Change(func(s *nvmltest.State) { s.FailWaits = false })
+		fake.Change(func(s *devicetest.State) { s.FailWaits = false })
 		fake.Send(device.Event{GPU: 0, XID: 48})
 		after(30 * time.Second)
 		if g := r.Report().GPUs[0]; g.State != "ok" || len(g.XIDs) != 1 || g.AgeMs > 1000 {
 			t.Errorf("%+v", g)
 		}
-		fake.Change(func(s *nvmltest.State) { s.NoEvents = true })
+		fake.Change(func(s *devicetest.State) { s.NoEvents = true })
 		after(time.Minute)
 		want(t, r, "GPU-0:ok:0 GPU-1:ok:0 MIG-0:ok:0")
 		r.end(t)
@@ -399,7 +399,7 @@ func TestAnyDriver(t *testing.T) {
 		pauses := rapid.SliceOfN(rapid.IntRange(0, 20_000), len(steps), len(steps)).Draw(rt, "pauses")
 		which := rapid.SliceOfN(rapid.IntRange(0, 2), len(steps), len(steps)).Draw(rt, "which")
 		synctest.Test(t, func(t *testing.T) {
-			fake := nvmltest.New(3)
+			fake := devicetest.New(3)
 			c := device.Default()
 			c.Attempts, c.SearchMax = 1000, 20*time.Second
 			s, err := device.New(c, fake, quiet(), nil)
@@ -411,9 +411,9 @@ func TestAnyDriver(t *testing.T) {
 			go func() { done <- s.Run(ctx) }()
 			synctest.Wait()
 			healthy := fake.GPUs()
-			heal := func(st *nvmltest.State) { st.Init, st.GPUs = nil, slices.Clone(healthy) }
+			heal := func(st *devicetest.State) { st.Init, st.GPUs = nil, slices.Clone(healthy) }
 			for i, step := range steps {
-				fake.Change(func(st *nvmltest.State) {
+				fake.Change(func(st *devicetest.State) {
 					at := min(which[i], len(st.GPUs)-1)
 					switch step {
 					case "lose":
@@ -482,7 +482,7 @@ func TestConfig(t *testing.T) {
 	} {
 		c := device.Default()
 		spoil(&c)
-		if _, err := device.New(c, nvmltest.New(1), quiet(), nil); err == nil || !strings.HasPrefix(err.Error(), want+": ") {
+		if _, err := device.New(c, devicetest.New(1), quiet(), nil); err == nil || !strings.HasPrefix(err.Error(), want+": ") {
 			t.Errorf("%s: %v", want, err)
 		}
 	}

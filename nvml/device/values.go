@@ -42,63 +42,19 @@ func failure(call string, code int) error {
 	return err
 }
 
-// reason is a bit of the clocks-event reasons.
-type reason struct {
-	bit  uint64
-	name string
-}
-
-func reasons() []reason {
-	return []reason{
-		{0x1, "gpu_idle"}, {0x2, "applications_clocks"}, {0x4, "sw_power_cap"}, {0x8, "hw_slowdown"}, {0x10, "sync_boost"},
-		{0x20, "sw_thermal"}, {0x40, "hw_thermal"}, {0x80, "hw_power_brake"}, {0x100, "display_clocks"},
-	}
-}
-
-// reasonNames are the reasons in force; bits that have no name are left out.
-func reasonNames(mask uint64) []string {
-	var names []string
-	for _, r := range reasons() {
-		if mask&r.bit != 0 {
-			names = append(names, r.name)
-		}
-	}
-	return names
-}
-
-// ReasonMask is the driver's bit mask of the reasons of a reading.
-func ReasonMask(names []string) uint64 {
-	var mask uint64
-	for _, r := range reasons() {
-		if slices.Contains(names, r.name) {
-			mask |= r.bit
-		}
-	}
-	return mask
-}
-
 // thresholds are the temperatures that a GPU may work at, in degrees Celsius; nil
 // where the card does not tell. Cards since Ada tell none and have a margin.
 type thresholds struct {
 	gpu, memory *int
 }
 
-// margin is the distance to the nearest threshold for cards that have no margin of
-// their own: the nearer of the GPU's and the memory's. It is worse than a card's
-// own, which follows the hottest of its inner sensors.
+// margin is the margin of a card that has none of its own.
 func (t thresholds) margin(gpu, memory *int) *int {
-	if gpu == nil {
-		return nil
+	limit := t.gpu
+	if limit == nil {
+		limit = new(unknownCardMaximum)
 	}
-	limit := unknownCardMaximum
-	if t.gpu != nil {
-		limit = *t.gpu
-	}
-	m := limit - *gpu
-	if t.memory != nil && memory != nil {
-		m = min(m, *t.memory-*memory)
-	}
-	return &m
+	return nvml.MarginBelow(limit, t.memory, gpu, memory)
 }
 
 // number reads a field's value by its type; false for a type that is not known or
@@ -137,9 +93,4 @@ func migReading(gpu nvml.Reading, uuid, name string) nvml.Reading {
 // Errors that a program on the GPU causes and that say nothing about the GPU.
 func ofApplication(xid uint64) bool {
 	return slices.Contains([]uint64{13, 31, 43, 45, 68, 109}, xid)
-}
-
-// Errors after which a GPU gives wrong results or none until it is reset.
-func fatal(xid uint64) bool {
-	return slices.Contains([]uint64{48, 64, 74, 79, 95, 119, 120}, xid)
 }

@@ -1,3 +1,6 @@
+// Package nvmltest has the driver's library in C, with faults that a test can write
+// down: it is built by the test and loaded as the real one is. And it builds the
+// agent that loads it.
 package nvmltest
 
 import (
@@ -7,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -27,10 +31,7 @@ type Library struct {
 // testdata/nvml.c). Where there is no gcc, the test is skipped loudly.
 func Build(t testing.TB, macros ...string) *Library {
 	t.Helper()
-	gcc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("SKIPPED-PART: the GPU agent over NVML: there is no gcc on this machine (apt-get install gcc libc6-dev)")
-	}
+	gcc := compiler(t)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "nvml.c")
 	l := &Library{Path: filepath.Join(dir, "libnvidia-ml.so.1"), state: filepath.Join(dir, "state")}
@@ -52,6 +53,36 @@ func Build(t testing.TB, macros ...string) *Library {
 		}
 	})
 	return l
+}
+
+// Agent builds the agent as it ships into a directory and returns its path, or what
+// TIDEGATE_GPU_AGENT names. A warning is a fault. Where it cannot be built, the test
+// is skipped loudly.
+func Agent(t testing.TB, dir string) string {
+	t.Helper()
+	if path := os.Getenv("TIDEGATE_GPU_AGENT"); path != "" {
+		return path
+	}
+	compiler(t)
+	binary := filepath.Join(dir, "tidegate-gpu-agent")
+	cmd := exec.Command("../../.ci/agent", binary, "-tags", "nomsgpack", "-p", "2")
+	cmd.Env = append(os.Environ(), "CC=gcc")
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return binary
+}
+
+func compiler(t testing.TB) string {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		t.Skip("SKIPPED-PART: the GPU agent over NVML: it is for Linux only")
+	}
+	gcc, err := exec.LookPath("gcc")
+	if err != nil {
+		t.Skip("SKIPPED-PART: the GPU agent over NVML: there is no gcc on this machine (apt-get install gcc libc6-dev)")
+	}
+	return gcc
 }
 
 // Set tells the library what to do from now on; what is not named is as at first.

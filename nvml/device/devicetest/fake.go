@@ -1,7 +1,5 @@
-// Package nvmltest has drivers whose faults a test can write down: Fake, in Go,
-// for the loops around a driver; and a library in C, built by the test and loaded
-// as the real one is, for what stands between Go and the loader.
-package nvmltest
+// Package devicetest has Fake, a driver in Go whose faults a test can write down.
+package devicetest
 
 import (
 	"context"
