@@ -16,6 +16,7 @@ import (
 	"tidegate/degrade"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/ledger"
 	"tidegate/gateway/openai"
 )
 
@@ -46,6 +47,7 @@ type call struct {
 	answers    int               // choices of all prompts together
 	permit     *admission.Permit // it held a place on a backend, so it goes into the ledger
 	charged    bool              // usage goes to the caller's account
+	flight     *ledger.Flight    // that it is under way; nil: it is not, or is counted
 	counted    bool              // the ledger has it
 	usage      openai.Usage
 	estimated  bool

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"tidegate/gateway/ledger"
+	"tidegate/gateway/openai"
 )
 
 // writing is how long the end of an answer may wait for its record. It is written
@@ -30,10 +31,8 @@ func (g *Gateway) count(c *call) {
 		return
 	}
 	c.counted = true
-	r := ledger.Record{
-		ID: c.id, Time: c.began, Department: c.who.Department, Project: c.who.Project, User: c.who.User, Key: c.who.Key, Asked: c.wish.Model, Model: c.model.Name,
-		Level: int(c.level), Status: c.status, Took: time.Since(c.began), GPU: c.permit.GPU(),
-	}
+	r := c.record()
+	r.Status, r.Took, r.GPU = c.status, time.Since(c.began), c.permit.GPU()
 	if c.charged {
 		r.Usage, r.Estimated, r.Units = c.usage, c.estimated, c.model.Weights.Units(charge(c.usage))
 		g.metrics.used(c.model.Name, c.usage)
@@ -41,7 +40,31 @@ func (g *Gateway) count(c *call) {
 	if !c.firstToken.IsZero() {
 		r.TTFT = c.firstToken.Sub(c.began)
 	}
-	g.Ledger.Add(r)
+	g.Ledger.Add(r, c.flight)
+	c.flight = nil
+}
+
+// record is what is known of the request from the beginning.
+func (c *call) record() ledger.Record {
+	return ledger.Record{
+		ID: c.id, Time: c.began, Department: c.who.Department, Project: c.who.Project, User: c.who.User, Key: c.who.Key, Asked: c.wish.Model, Model: c.model.Name, Level: int(c.level),
+	}
+}
+
+// takeOff notes a request that is sent to a server, with its prompt: should this
+// process be killed, the next one counts it.
+func (g *Gateway) takeOff(c *call) {
+	r := c.record()
+	r.Usage.Input = c.prompt
+	r.Units = c.model.Weights.Units(charge(r.Usage))
+	c.flight = g.Ledger.Begin(r)
+}
+
+// progress notes what a stream has used so far.
+func (c *call) progress(u openai.Usage) {
+	if c.flight != nil {
+		c.flight.Progress(u, c.model.Weights.Units(charge(u)))
+	}
 }
 
 // own is the filter of the caller's own use.

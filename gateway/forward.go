@@ -192,10 +192,14 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply, permit *ad
 			}
 		}
 	}, func() bool {
+		u, known := tap.Usage()
+		if known {
+			c.progress(u) // before the caller has it
+		}
 		ok := out.flush()
 		if out.lastWrite.Sub(out.told) >= progressEvery {
 			out.told = out.lastWrite
-			if u, known := tap.Usage(); known {
+			if known {
 				permit.Progress(charge(u))
 			}
 		}

@@ -14,6 +14,7 @@ func (g *Gateway) generate(c *call) error {
 	}
 	defer g.settle(c, permit) // once, whatever happens, panics included
 	c.permit = permit         // from here on the ledger has it
+	g.takeOff(c)              // also if this process is killed
 	c.stand(permit.Level, permit.Reason)
 	c.tell(permit.Headers)
 	return g.forward(c, permit) // retries before the first byte; the tap counts tokens

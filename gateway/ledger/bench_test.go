@@ -19,7 +19,7 @@ func BenchmarkAdd(b *testing.B) {
 	r.ID = "0123456789abcdef0123456789abcdef"
 	b.ReportAllocs()
 	for b.Loop() {
-		l.Add(r)
+		l.Add(r, nil)
 	}
 }
 
@@ -27,7 +27,7 @@ func BenchmarkAdd(b *testing.B) {
 func BenchmarkCommit(b *testing.B) {
 	l := open(b, b.TempDir(), nil)
 	for b.Loop() {
-		l.Add(one(1))
+		l.Add(one(1), nil)
 		if err := l.journal.commit(); err != nil {
 			b.Fatal(err)
 		}
@@ -105,7 +105,7 @@ func BenchmarkWritten(b *testing.B) {
 	l := open(b, b.TempDir(), nil)
 	run(b, l)
 	add := func(n int) {
-		l.Add(one(n))
+		l.Add(one(n), nil)
 		if err := l.Written(b.Context()); err != nil {
 			b.Fatal(err)
 		}

@@ -38,14 +38,15 @@ type journal struct {
 	ripe    chan struct{} // a whole batch waits for the shipper
 
 	mu       sync.Mutex
-	pending  []byte // frames that came after the last write began
-	count    int    // of records in pending
-	writing  []byte // frames that are written, or are to be, and not synced
-	group    int    // of records in writing
-	appended uint64 // records, ever
-	written  uint64 // of them in a file
-	durable  uint64 // of them on the disk
-	unripe   int    // records made durable since the shipper was told
+	pending  []byte    // frames that came after the last write began
+	count    int       // of records in pending
+	landed   []*Flight // of records in pending
+	writing  []byte    // frames that are written, or are to be, and not synced
+	group    int       // of records in writing
+	appended uint64    // records, ever
+	written  uint64    // of them in a file
+	durable  uint64    // of them on the disk
+	unripe   int       // records made durable since the shipper was told
 	saidFull time.Time
 	closed   bool
 	writers  []waiter   // for written
@@ -58,8 +59,10 @@ type journal struct {
 	files   sync.Mutex // held while the live segment is written to or changes; taken before mu
 	live    *segment   // nil: none is begun
 	file    *os.File
-	put     int                  // bytes of writing that are in the file
-	puts    int                  // records of them
+	put     int       // bytes of writing that are in the file
+	puts    int       // records of them
+	landing []*Flight // of records that are, or are to be, in the file
+	flights *flights
 	sync    func(*os.File) error // of a file; another one in tests
 }
 
@@ -110,9 +113,10 @@ func openJournal(dir string, log *slog.Logger, m *metrics) (*journal, error) {
 	return j, nil
 }
 
-// append takes a clean record. It waits for no disk: where the buffer is full, or
-// the journal closed, the record is lost, counted and logged.
-func (j *journal) append(r *Record) {
+// append takes a clean record, and the note of it while it was under way. It waits
+// for no disk: where the buffer is full, or the journal closed, the record is lost,
+// counted and logged.
+func (j *journal) append(r *Record, f *Flight) {
 	j.mu.Lock()
 	if j.closed || len(j.pending)+len(j.writing) >= j.buffer {
 		say := time.Since(j.saidFull) > retryLast
@@ -120,6 +124,9 @@ func (j *journal) append(r *Record) {
 			j.saidFull = time.Now()
 		}
 		j.mu.Unlock()
+		if f != nil {
+			j.flights.release(f)
+		}
 		j.metrics.lost.Inc()
 		if say {
 			j.log.Error("usage records are lost: the journal is closed, or its disk takes nothing and the buffer is full", "dir", j.dir, "record", r.ID)
@@ -129,6 +136,9 @@ func (j *journal) append(r *Record) {
 	j.pending = appendFrame(j.pending, r)
 	j.count++
 	j.appended++
+	if f != nil {
+		j.landed = append(j.landed, f)
+	}
 	j.mu.Unlock()
 	j.metrics.records.Inc()
 	signal(j.wake)
@@ -247,6 +257,7 @@ func (j *journal) writeLive() error {
 		j.pending = nil
 	}
 	j.pending, j.count = j.pending[:0], 0
+	j.landing, j.landed = append(j.landing, j.landed...), j.landed[:0]
 	frames, records, upTo := j.writing[j.put:], j.group, j.appended
 	j.mu.Unlock()
 	if len(frames) == 0 {
@@ -268,6 +279,10 @@ func (j *journal) writeLive() error {
 		return err
 	}
 	j.put, j.puts = j.put+len(frames), records
+	for _, f := range j.landing {
+		j.flights.release(f)
+	}
+	j.landing = j.landing[:0]
 	j.mu.Lock()
 	j.written = upTo
 	j.writers = slices.DeleteFunc(j.writers, func(w waiter) bool {

@@ -170,7 +170,7 @@ func TestCorruptIsKept(t *testing.T) {
 	l := open(t, dir, db)
 	add := func(from, n int) {
 		for i := range n {
-			l.Add(one(from + i))
+			l.Add(one(from + i), nil)
 		}
 		if err := l.journal.commit(); err != nil {
 			t.Fatal(err)
@@ -233,7 +233,7 @@ func TestLiveIsDamaged(t *testing.T) {
 			l := open(t, t.TempDir(), openDB(t, databasetest.SQLite(t)))
 			commit := func(all []Record) {
 				for _, r := range all {
-					l.Add(r)
+					l.Add(r, nil)
 				}
 				if err := l.journal.commit(); err != nil {
 					t.Fatal(err)
@@ -275,7 +275,7 @@ func TestMissing(t *testing.T) {
 	l := open(t, dir, db)
 	l.journal.segment = 1 // byte: a segment for each commit
 	for _, r := range records(0, 3) {
-		l.Add(r)
+		l.Add(r, nil)
 		if err := l.journal.commit(); err != nil {
 			t.Fatal(err)
 		}
@@ -330,7 +330,7 @@ func TestDiskFails(t *testing.T) {
 	j := l.journal
 	works := j.sync
 	for i := range 10 {
-		l.Add(one(i))
+		l.Add(one(i), nil)
 	}
 	if err := j.commit(); err != nil {
 		t.Fatal(err)
@@ -338,7 +338,7 @@ func TestDiskFails(t *testing.T) {
 	broken := errors.New("no space left on device")
 	j.sync = func(*os.File) error { return broken }
 	for i := range 10 {
-		l.Add(one(10 + i))
+		l.Add(one(10 + i), nil)
 		if err := j.commit(); !errors.Is(err, broken) {
 			t.Fatal(err)
 		}
@@ -354,7 +354,7 @@ func TestDiskFails(t *testing.T) {
 		t.Errorf("while it fails:\ngot  %+v\nwant %+v", got, want)
 	}
 	j.buffer = int(l.Status().Buffer)
-	l.Add(one(20))
+	l.Add(one(20), nil)
 	if n := value(t, l.metrics.lost); n != 1 {
 		t.Errorf("%v are counted as lost", n)
 	}
@@ -372,7 +372,7 @@ func TestDiskFails(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l.Add(one(21))
+	l.Add(one(21), nil)
 	if n := value(t, l.metrics.lost); n != 2 {
 		t.Errorf("%v are counted as lost", n)
 	}
@@ -389,7 +389,7 @@ func TestNoDirectory(t *testing.T) {
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	l.Add(one(0))
+	l.Add(one(0), nil)
 	eventually(t, "the failure to be counted", func() bool { return value(t, l.metrics.writeFailures) > 0 })
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -412,7 +412,7 @@ func victim(dir string) {
 	for n := 0; ; n++ {
 		r := one(n)
 		r.ID = fmt.Sprintf("%d-%d", os.Getpid(), n)
-		l.Add(r)
+		l.Add(r, nil)
 		if n%20 == 19 {
 			if err := l.journal.commit(); err != nil {
 				fmt.Println(err)
@@ -482,7 +482,7 @@ func TestWritten(t *testing.T) {
 	within, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for i := range 20 {
-		l.Add(one(i))
+		l.Add(one(i), nil)
 		if err := l.Written(within); err != nil {
 			t.Fatal(err)
 		}
@@ -522,7 +522,7 @@ func TestFullWhileSyncing(t *testing.T) {
 	within, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for i := range n {
-		l.Add(one(i))
+		l.Add(one(i), nil)
 		if i%100 == 99 { // more than a segment takes
 			if err := l.Written(within); err != nil {
 				t.Fatal(err)

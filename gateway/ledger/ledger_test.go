@@ -43,7 +43,7 @@ func testReport(t *testing.T, db *bun.DB) {
 			ID: fmt.Sprint("report", n), Time: noon().AddDate(0, 0, day), Department: "report", Project: "p-" + user, User: user, Key: key, Model: model,
 			Status: status, Estimated: estimated, Units: 7, GPU: time.Second,
 			Usage: openai.Usage{Input: input, Cached: input / 2, Output: output, Reasoning: output / 2},
-		})
+		}, nil)
 	}
 	// A third is in the database, a third in the journal and a third in memory.
 	add(0, "ann", "k1", "big", 10, 4, 200, false)
@@ -117,7 +117,7 @@ func testPeriods(t *testing.T, db *bun.DB) {
 	for i := range 2000 {
 		r := one(i)
 		r.ID, r.Department, r.Time = fmt.Sprint("periods", i), "periods", noon().Add(time.Duration(i)*7*time.Minute)
-		l.Add(r)
+		l.Add(r, nil)
 		all = append(all, r)
 	}
 	if err := l.journal.commit(); err != nil {
@@ -192,7 +192,7 @@ func (m *model) add(rt *rapid.T) {
 		r.ID, r.Department, r.User = fmt.Sprint(m.department, "-", m.n), m.department, fmt.Sprint(m.n%3)
 		r.Time = noon().Add(time.Duration(m.n) * time.Minute)
 		m.n++
-		m.l.Add(r)
+		m.l.Add(r, nil)
 		m.memory = append(m.memory, r)
 	}
 }
@@ -300,7 +300,7 @@ func testTogether(t *testing.T, db *bun.DB) {
 				k = each - i
 			}
 			r.ID, r.Department, r.User = fmt.Sprint("together", g, "-", i), "together", fmt.Sprint(k%97)
-			l.Add(r)
+			l.Add(r, nil)
 		}
 		if err := l.journal.commit(); err != nil {
 			t.Fatal(err)
@@ -337,7 +337,7 @@ func testRuns(t *testing.T, db *bun.DB) {
 			for i := range 200 {
 				r := one(i)
 				r.ID, r.Department = fmt.Sprint("runs", g, "-", i), "runs"
-				l.Add(r)
+				l.Add(r, nil)
 				if i%50 == 0 {
 					if s := total(t, l, Filter{Department: "runs"}); s.Requests < int64(i) {
 						t.Errorf("%d requests after %d were added", s.Requests, i)
@@ -354,7 +354,7 @@ func testRuns(t *testing.T, db *bun.DB) {
 		t.Errorf("%v: %+v", err, rows)
 	}
 	eventually(t, "all to be shipped", func() bool { return l.Status().Backlog == 0 })
-	l.Add(Record{ID: "runs-last", Time: noon(), Department: "runs", Status: 200})
+	l.Add(Record{ID: "runs-last", Time: noon(), Department: "runs", Status: 200}, nil)
 	stop()
 	if s := l.Status(); s != (Status{}) {
 		t.Errorf("after Run: %+v", s)
@@ -370,7 +370,7 @@ func testRuns(t *testing.T, db *bun.DB) {
 		t.Errorf("the note of a segment that is gone stays, at %d: %v", at, err)
 	}
 	l = open(t, dir, db)
-	l.Add(Record{ID: "runs-later", Time: noon(), Department: "runs", Status: 200})
+	l.Add(Record{ID: "runs-later", Time: noon(), Department: "runs", Status: 200}, nil)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -386,9 +386,9 @@ func testOddTexts(t *testing.T, db *bun.DB) {
 	odd := []string{"", "\x00", "a\x00b", "\xff\xfe", "'; DROP TABLE usage_sums; --", "?", "$1", "潮汐", string(make([]byte, 5000)), "\xe6\xbd", "a\\b", "{\"x\"}"}
 	for i, s := range odd {
 		l.Add(Record{ID: "odd" + fmt.Sprint(i) + s, Time: time.UnixMilli(-1 << 60), Department: "odd", Project: s, User: s, Key: s, Asked: s, Model: s,
-			Level: -1, Status: 1 << 50, Usage: openai.Usage{Input: -5, Output: 1 << 62}, Units: -1, Took: -time.Hour})
+			Level: -1, Status: 1 << 50, Usage: openai.Usage{Input: -5, Output: 1 << 62}, Units: -1, Took: -time.Hour}, nil)
 	}
-	l.Add(Record{Time: time.Unix(1<<40, 0), Department: "odd", Project: "late"})
+	l.Add(Record{Time: time.Unix(1<<40, 0), Department: "odd", Project: "late"}, nil)
 	if err := l.journal.commit(); err != nil {
 		t.Fatal(err)
 	}
@@ -407,7 +407,7 @@ func testPrune(t *testing.T, db *bun.DB) {
 	l := open(t, t.TempDir(), db)
 	now := time.Now()
 	for i := range 20 {
-		l.Add(Record{ID: fmt.Sprint("prune", i), Time: now.AddDate(0, 0, -i), Department: "prune", User: "u", Usage: openai.Usage{Input: 1}})
+		l.Add(Record{ID: fmt.Sprint("prune", i), Time: now.AddDate(0, 0, -i), Department: "prune", User: "u", Usage: openai.Usage{Input: 1}}, nil)
 	}
 	if err := l.journal.commit(); err != nil {
 		t.Fatal(err)
@@ -433,7 +433,7 @@ func testElsewhere(t *testing.T, db *bun.DB) {
 	for i := range 30 {
 		r := one(i)
 		r.ID, r.Department = fmt.Sprint("elsewhere", i), "elsewhere"
-		l.Add(r)
+		l.Add(r, nil)
 		if i == 9 {
 			if err := l.journal.commit(); err != nil {
 				t.Fatal(err)
@@ -464,7 +464,7 @@ func TestOutage(t *testing.T) {
 	run(t, l)
 	add := func(from, n int) {
 		for i := range n {
-			l.Add(one(from + i))
+			l.Add(one(from + i), nil)
 		}
 	}
 	add(0, 600)

@@ -20,7 +20,7 @@ func TestReportsDoNotHold(t *testing.T) {
 	l.journal.segment = 1 // byte: a segment for each commit
 	n := 0
 	ship := func() (left int) {
-		l.Add(one(n))
+		l.Add(one(n), nil)
 		n++
 		if err := l.journal.commit(); err != nil {
 			t.Fatal(err)
@@ -79,7 +79,7 @@ func TestReportReadsTheBuffer(t *testing.T) {
 	l := open(t, t.TempDir(), openDB(t, databasetest.SQLite(t)))
 	add := func(n int) {
 		for i := range n {
-			l.Add(one(i))
+			l.Add(one(i), nil)
 		}
 	}
 	commit := func() {
@@ -91,7 +91,7 @@ func TestReportReadsTheBuffer(t *testing.T) {
 		add(10)
 		commit()
 	}
-	l.Add(one(77))
+	l.Add(one(77), nil)
 	end := l.journal.begin()
 	_, memory := l.journal.unread()
 	for range 3 {
@@ -127,7 +127,7 @@ func TestRetention(t *testing.T) {
 					default:
 						r.Time = began
 					}
-					l.Add(r)
+					l.Add(r, nil)
 				}
 				if err := l.journal.commit(); err != nil {
 					t.Fatal(err)

@@ -128,7 +128,8 @@ func (g *Guarded) ask(parent context.Context, dims []limit.Dim, do func(context.
 }
 
 func (g *Guarded) call(parent context.Context, dims []limit.Dim, do func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(parent, g.with.Timeout)
+	// A timer ends late, and the failure has to be dealt with inside of the budget.
+	ctx, cancel := context.WithTimeout(parent, g.with.Timeout-g.with.Timeout/20)
 	defer cancel()
 	err := do(ctx)
 	switch {
