@@ -41,10 +41,16 @@ func (g *Gateway) attempt(c *call, permit *admission.Permit, out *reply, n int) 
 
 	out.id = c.id + "-" + strconv.Itoa(n)
 	q := &backend.Request{Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.wish.Stream, Limits: c.model.Timeouts}
+	sent := time.Now()
 	if c.wish.Stream {
 		q.Silence, q.SilenceAfter = out.silence, c.set.KeepAlive.After
+	} else {
+		q.SilenceAfter = guessEvery
+		q.Silence = func(now time.Time) time.Duration {
+			c.progress(c.guess(b.Pace.Tokens(now.Sub(sent))))
+			return guessEvery
+		}
 	}
-	sent := time.Now()
 	answer, err := b.Send(c.r.Context(), q)
 	if err == nil {
 		defer answer.Close()
@@ -64,14 +70,24 @@ func (g *Gateway) attempt(c *call, permit *admission.Permit, out *reply, n int) 
 	return err
 }
 
+// guessEvery is how often it is noted what an answer in one piece may have taken so
+// far, should this process be killed.
+const guessEvery = 100 * time.Millisecond
+
 // abandoned charges a request whose caller left before the server had said what
-// it took: its prompt, and where it is not streamed what one choice has by now,
-// by estimate. A request that failed before its first token is charged nothing.
+// it took. A request that failed before its first token is charged nothing.
 func (c *call) abandoned(tokens int) {
-	c.charged, c.usage = true, openai.Usage{Input: c.prompt}
+	c.charged, c.usage, c.estimated = true, c.guess(tokens), !c.wish.Stream
+}
+
+// guess is what a request has taken of which nothing has come: its prompt, and where
+// it is not streamed what one choice has by now, by estimate.
+func (c *call) guess(tokens int) openai.Usage {
+	u := openai.Usage{Input: c.prompt}
 	if !c.wish.Stream {
-		c.usage.Output, c.estimated = min(tokens, c.limit)*c.wish.N, true
+		u.Output = min(tokens, c.limit) * c.wish.N
 	}
+	return u
 }
 
 func path(kind openai.Route) string {

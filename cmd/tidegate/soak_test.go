@@ -207,6 +207,7 @@ type passage struct {
 	from, to time.Time
 	tokens   int64
 	whole    bool
+	stream   bool
 }
 
 // passages are those of all engines, by the gateway's request id.
@@ -226,7 +227,7 @@ func (s servers) passages(t *testing.T) map[string]passage {
 			if _, twice := all[id]; twice {
 				t.Errorf("the engines saw the request %s twice", id)
 			}
-			all[id] = passage{from: time.UnixMilli(ms), to: r.Arrived, tokens: int64(r.Prompt + r.Output), whole: !r.Aborted}
+			all[id] = passage{from: time.UnixMilli(ms), to: r.Arrived, tokens: int64(r.Prompt + r.Output), whole: !r.Aborted, stream: r.Stream}
 		}
 	}
 	return all
