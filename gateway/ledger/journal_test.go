@@ -170,7 +170,7 @@ func TestCorruptIsKept(t *testing.T) {
 	l := open(t, dir, db)
 	add := func(from, n int) {
 		for i := range n {
-			l.Add(one(from + i), nil)
+			l.Add(one(from+i), nil)
 		}
 		if err := l.journal.commit(); err != nil {
 			t.Fatal(err)
@@ -338,7 +338,7 @@ func TestDiskFails(t *testing.T) {
 	broken := errors.New("no space left on device")
 	j.sync = func(*os.File) error { return broken }
 	for i := range 10 {
-		l.Add(one(10 + i), nil)
+		l.Add(one(10+i), nil)
 		if err := j.commit(); !errors.Is(err, broken) {
 			t.Fatal(err)
 		}

@@ -464,7 +464,7 @@ func TestOutage(t *testing.T) {
 	run(t, l)
 	add := func(from, n int) {
 		for i := range n {
-			l.Add(one(from + i), nil)
+			l.Add(one(from+i), nil)
 		}
 	}
 	add(0, 600)

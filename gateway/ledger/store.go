@@ -62,20 +62,30 @@ func flag(b bool) int64 {
 // insert puts a batch into the database in one transaction and notes that the
 // segment is shipped up to a byte. Records that are there already change nothing.
 func insert(ctx context.Context, db *bun.DB, segment string, shipped int64, batch []Record) error {
+	// The same order everywhere: gateways that add to the same sums wait for each
+	// other, and never each for the other.
+	slices.SortFunc(batch, func(a, b Record) int { return strings.Compare(a.ID, b.ID) })
+	put := insertPostgres
+	if db.Dialect().Name() != dialect.PG {
+		put = func(ctx context.Context, tx *sql.Tx, batch []Record) error {
+			return insertSQLite(ctx, tx, batch, rowsAtOnce)
+		}
+	}
+	err := insertBy(ctx, db, segment, shipped, batch, put)
+	if errors.Is(err, errSome) {
+		put = func(ctx context.Context, tx *sql.Tx, batch []Record) error { return insertSQLite(ctx, tx, batch, 1) }
+		err = insertBy(ctx, db, segment, shipped, batch, put)
+	}
+	return err
+}
+
+func insertBy(ctx context.Context, db *bun.DB, segment string, shipped int64, batch []Record, put func(context.Context, *sql.Tx, []Record) error) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback() //nolint:errcheck // after a commit it says that there is nothing to roll back; else the error is known
-	// The same order everywhere: gateways that add to the same sums wait for each
-	// other, and never each for the other.
-	slices.SortFunc(batch, func(a, b Record) int { return strings.Compare(a.ID, b.ID) })
-	if db.Dialect().Name() == dialect.PG {
-		err = insertPostgres(ctx, tx.Tx, batch)
-	} else {
-		err = insertSQLite(ctx, tx.Tx, batch)
-	}
-	if err != nil {
+	if err := put(ctx, tx.Tx, batch); err != nil {
 		return err
 	}
 	if _, err := tx.ExecContext(ctx, `INSERT INTO usage_segments (id, shipped, at) VALUES (?, ?, ?)
@@ -152,43 +162,28 @@ func insertPostgres(ctx context.Context, tx *sql.Tx, batch []Record) error {
 	return err
 }
 
-// insertSQLite does the same step by step: there is nobody between its steps, and
-// the way to the database costs nothing.
-func insertSQLite(ctx context.Context, tx *sql.Tx, batch []Record) error {
-	row, err := tx.PrepareContext(ctx, `INSERT INTO usage_records (`+textColumns+`, `+numberColumns+`)
-		VALUES (?`+strings.Repeat(", ?", texts+numbers-1)+`) ON CONFLICT (id) DO NOTHING`)
-	if err != nil {
+// rowsAtOnce is how many rows one statement of SQLite inserts: what a statement costs
+// is shared by them, and what its parameters cost grows with the square of them.
+const rowsAtOnce = 6
+
+// errSome says that a statement inserted some of its rows, and nobody knows which.
+var errSome = errors.New("some records are in the database already")
+
+// insertSQLite does the same step by step, so many rows at once: there is nobody
+// between its steps, and the way to the database costs nothing.
+func insertSQLite(ctx context.Context, tx *sql.Tx, batch []Record, atOnce int) error {
+	// A statement that can be interrupted costs a goroutine. These are short, and the
+	// transaction ends with ctx.
+	inside := context.WithoutCancel(ctx)
+	sums := map[cell]*Sums{}
+	whole := len(batch) - len(batch)%atOnce
+	if err := insertRows(inside, tx, batch[:whole], atOnce, sums); err != nil {
 		return err
 	}
-	defer row.Close() //nolint:errcheck // the transaction ends it anyway
-	sums := map[cell]*Sums{}
-	args := make([]any, 0, texts+numbers)
-	for i := range batch {
-		r := &batch[i]
-		args = args[:0]
-		for _, v := range r.texts() {
-			args = append(args, v)
-		}
-		for _, v := range r.numbers() {
-			args = append(args, v)
-		}
-		result, err := row.ExecContext(ctx, args...)
-		if err != nil {
-			return err
-		}
-		if n, err := result.RowsAffected(); err != nil || n == 0 {
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		at := cellOf(r)
-		if sums[at] == nil {
-			sums[at] = &Sums{}
-		}
-		sums[at].count(r)
+	if err := insertRows(inside, tx, batch[whole:], 1, sums); err != nil {
+		return err
 	}
-	sum, err := tx.PrepareContext(ctx, `INSERT INTO usage_sums (quarter, department, project, user_name, key_name, model,
+	sum, err := tx.PrepareContext(inside, `INSERT INTO usage_sums (quarter, department, project, user_name, key_name, model,
 		requests, failed, input, cached, output, reasoning, estimated, milliunits, gpu_ms)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`+addSums)
 	if err != nil {
@@ -196,9 +191,54 @@ func insertSQLite(ctx context.Context, tx *sql.Tx, batch []Record) error {
 	}
 	defer sum.Close() //nolint:errcheck // the transaction ends it anyway
 	for c, s := range sums {
-		if _, err := sum.ExecContext(ctx, c.quarter, c.department, c.project, c.user, c.key, c.model,
+		if _, err := sum.ExecContext(inside, c.quarter, c.department, c.project, c.user, c.key, c.model,
 			s.Requests, s.Failed, s.Input, s.Cached, s.Output, s.Reasoning, s.Estimated, s.Milliunits, s.GPUMillis); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// insertRows inserts records, of which batch holds a multiple of atOnce, and adds
+// those that are new to the sums.
+func insertRows(ctx context.Context, tx *sql.Tx, batch []Record, atOnce int, sums map[cell]*Sums) error {
+	row := "(?" + strings.Repeat(", ?", texts+numbers-1) + ")"
+	insert, err := tx.PrepareContext(ctx, `INSERT INTO usage_records (`+textColumns+`, `+numberColumns+`) VALUES `+
+		row+strings.Repeat(", "+row, atOnce-1)+` ON CONFLICT (id) DO NOTHING`)
+	if err != nil {
+		return err
+	}
+	defer insert.Close() //nolint:errcheck // the transaction ends it anyway
+	args := make([]any, 0, atOnce*(texts+numbers))
+	for some := range slices.Chunk(batch, atOnce) {
+		args = args[:0]
+		for i := range some {
+			for _, v := range some[i].texts() {
+				args = append(args, v)
+			}
+			for _, v := range some[i].numbers() {
+				args = append(args, v)
+			}
+		}
+		result, err := insert.ExecContext(ctx, args...)
+		if err != nil {
+			return err
+		}
+		fresh, err := result.RowsAffected()
+		switch {
+		case err != nil:
+			return err
+		case fresh < int64(atOnce) && atOnce > 1:
+			return errSome
+		case fresh == 0:
+			continue
+		}
+		for i := range some {
+			at := cellOf(&some[i])
+			if sums[at] == nil {
+				sums[at] = &Sums{}
+			}
+			sums[at].count(&some[i])
 		}
 	}
 	return nil
