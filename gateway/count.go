@@ -8,15 +8,17 @@ import (
 	"tidegate/gateway/openai"
 )
 
-// writing is how long the end of an answer may wait for its record. It is written
-// in some 15 µs; a disk that takes nothing must not stop answers.
+// writing is how long the end of an answer may wait for its record where it is not
+// noted that it was under way; a disk that takes nothing must not stop answers.
 const writing = 100 * time.Millisecond
 
 // countFirst enters a whole answer into the ledger before its caller is given the
 // end of it, so that what a caller has is counted even if this process is killed the
 // next moment.
 func (g *Gateway) countFirst(c *call) {
-	g.count(c)
+	if g.count(c) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), writing)
 	defer cancel()
 	// Where the disk takes it later, only a kill before then would lose it.
@@ -25,10 +27,11 @@ func (g *Gateway) countFirst(c *call) {
 
 // count enters a request that held a place on a backend into the ledger, once, with
 // the engine's own numbers, or, of an answer that was cut before it gave any, what is
-// known. One that failed before its first token is entered without tokens.
-func (g *Gateway) count(c *call) {
+// known. One that failed before its first token is entered without tokens. It reports
+// whether the record outlives this process.
+func (g *Gateway) count(c *call) (kept bool) {
 	if c.permit == nil || c.counted {
-		return
+		return true
 	}
 	c.counted = true
 	r := c.record()
@@ -40,8 +43,9 @@ func (g *Gateway) count(c *call) {
 	if !c.firstToken.IsZero() {
 		r.TTFT = c.firstToken.Sub(c.began)
 	}
-	g.Ledger.Add(r, c.flight)
+	kept = g.Ledger.Add(r, c.flight)
 	c.flight = nil
+	return kept
 }
 
 // record is what is known of the request from the beginning.

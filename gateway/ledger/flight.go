@@ -20,11 +20,13 @@ type Flight struct {
 	slot []byte // of the file
 }
 
-// A slot holds five numbers that grow, eight bytes each, the lowest first, and the
-// frame of the record as it began; a frame of no length says that it is free.
+// A slot holds the numbers of a record, eight bytes each, the lowest first; behind
+// them whether they are those of its end; and the frame of the record as it began. A
+// frame of no length says that the slot is free.
 const (
 	slotBytes   = 1 << 10
-	grownBytes  = 40
+	endedAt     = 8 * numbers
+	frameAt     = endedAt + 8
 	blockBytes  = 256 * slotBytes // by which the file grows, a multiple of any page
 	flightsFile = "flights.v1"
 )
@@ -119,10 +121,11 @@ func (b *flights) take(r *Record) *Flight {
 	}
 	f := b.free[len(b.free)-1]
 	err := f.write(func() {
-		f.grown(r.Usage, r.Units)
+		f.numbers(r.numbers())
+		clear(f.slot[endedAt:frameAt])
 		// Its length is written last. One that is longer than the slot is written
 		// elsewhere, and so nowhere.
-		appendFrame(f.slot[grownBytes:grownBytes:slotBytes], r)
+		appendFrame(f.slot[frameAt:frameAt:slotBytes], r)
 	})
 	if err != nil {
 		b.fail(err)
@@ -134,7 +137,7 @@ func (b *flights) take(r *Record) *Flight {
 
 // release frees the slot of a record that is in the journal, or was none.
 func (b *flights) release(f *Flight) {
-	err := f.write(func() { clear(f.slot[grownBytes : grownBytes+headBytes]) })
+	err := f.write(func() { clear(f.slot[frameAt : frameAt+headBytes]) })
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err != nil {
@@ -164,30 +167,54 @@ func (f *Flight) write(change func()) (err error) {
 	return nil
 }
 
-func (f *Flight) grown(u openai.Usage, units int64) {
-	for i, n := range [...]uint64{uint64(u.Input), uint64(u.Cached), uint64(u.Output), uint64(u.Reasoning), uint64(units)} {
-		binary.LittleEndian.PutUint64(f.slot[8*i:], n)
+func (f *Flight) numbers(all [numbers]int64) {
+	for i, n := range all {
+		f.number(i, n)
 	}
+}
+
+func (f *Flight) number(i int, n int64) {
+	binary.LittleEndian.PutUint64(f.slot[8*i:], uint64(n)) //nolint:gosec // read as what it was
+}
+
+// note is write by whoever uses the flight, which may be nil.
+func (f *Flight) note(change func()) (ok bool) {
+	if f == nil {
+		return false
+	}
+	err := f.write(change)
+	if err != nil {
+		f.book.mu.Lock()
+		defer f.book.mu.Unlock()
+		f.book.fail(err)
+	}
+	return err == nil
 }
 
 // Progress notes what has been used so far, and what quotas are charged for that in
 // thousandths of a unit. It takes some nanoseconds.
 func (f *Flight) Progress(u openai.Usage, units int64) {
-	if f == nil {
-		return
-	}
-	if err := f.write(func() { f.grown(u, units) }); err != nil {
-		f.book.mu.Lock()
-		defer f.book.mu.Unlock()
-		f.book.fail(err)
-	}
+	f.note(func() {
+		for i, n := range [...]int{u.Input, u.Cached, u.Output, u.Reasoning} {
+			f.number(inputAt+i, int64(n))
+		}
+		f.number(unitsAt, units)
+	})
 }
 
-// record is what the slot says of a generation that has had no end; false: it is
-// free, or was being written.
+// land notes a clean record whose texts are those that it began with.
+func (f *Flight) land(r *Record) (ok bool) {
+	return f.note(func() {
+		f.numbers(r.numbers())
+		f.slot[endedAt] = 1
+	})
+}
+
+// record is what the slot says; false: it is free, or was being written. Of a
+// generation that has had no end it is what had been used, and an estimate.
 func (f *Flight) record() (r Record, ok bool) {
 	err := f.write(func() {
-		body, _, whole := frame(f.slot[grownBytes:])
+		body, _, whole := frame(f.slot[frameAt:])
 		if !whole {
 			return
 		}
@@ -195,11 +222,20 @@ func (f *Flight) record() (r Record, ok bool) {
 		if r, err = decode(body); err != nil {
 			return
 		}
-		ok = true
-		for i, n := range []*int{&r.Usage.Input, &r.Usage.Cached, &r.Usage.Output, &r.Usage.Reasoning} {
-			*n = int(min(binary.LittleEndian.Uint64(f.slot[8*i:]), maxNumber)) //nolint:gosec // bounded
+		var all [numbers]int64
+		for i := range all {
+			all[i] = int64(binary.LittleEndian.Uint64(f.slot[8*i:])) //nolint:gosec // it is cleaned
 		}
-		r.Units = int64(min(binary.LittleEndian.Uint64(f.slot[32:]), maxNumber)) //nolint:gosec // bounded
+		r.setNumbers(all)
+		if f.slot[endedAt] != 1 {
+			r.Status, r.Estimated = statusKilled, true
+		}
+		r.clean()
+		ok = true
 	})
 	return r, ok && err == nil
 }
+
+// statusKilled is that of a generation which a killed gateway had under way: its
+// caller has no answer, or half of one.
+const statusKilled = 500

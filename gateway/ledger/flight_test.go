@@ -64,7 +64,9 @@ func TestFlights(t *testing.T) {
 	far.Progress(openai.Usage{Input: 8, Cached: 2, Output: 30, Reasoning: 20}, 38_000)
 	ended := l.Begin(begun(2))
 	ended.Progress(openai.Usage{Input: 7, Output: 3}, 10_000)
-	l.Add(one(2), ended)
+	if !l.Add(one(2), ended) {
+		t.Error("a kill would lose it")
+	}
 	within, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := l.Written(within); err != nil {
@@ -72,12 +74,14 @@ func TestFlights(t *testing.T) {
 	}
 	stop()
 	late := l.Begin(begun(3)) // nobody writes any more
-	l.Add(one(3), late)
+	if !l.Add(one(3), late) {
+		t.Error("a kill would lose it")
+	}
 	got := found(t, l)
 	slices.SortFunc(got, func(a, b Record) int { return strings.Compare(a.ID, b.ID) })
 	want := []Record{
 		killed(0, openai.Usage{Input: 7}, 7000), killed(1, openai.Usage{Input: 8, Cached: 2, Output: 30, Reasoning: 20}, 38_000),
-		one(2), killed(3, openai.Usage{Input: 7}, 7000),
+		one(2), one(3),
 	}
 	if !slices.EqualFunc(got, want, func(a, b Record) bool { return a.Time.Equal(b.Time) && same(a, b) }) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -174,7 +178,9 @@ func TestOddFlights(t *testing.T) {
 	if l.Begin(begun(3)) != nil {
 		t.Error("a flight without a file")
 	}
-	l.Add(one(1), f)
+	if l.Add(one(1), f) {
+		t.Error("it is kept nowhere")
+	}
 	l.Add(one(3), nil)
 	if err := l.journal.commit(); err != nil {
 		t.Fatal(err)
@@ -188,7 +194,7 @@ func TestOddFlights(t *testing.T) {
 		t.Fatal(err)
 	}
 	l = open(t, dir, db)
-	if l.Begin(begun(4)) != nil {
+	if f := l.Begin(begun(4)); f != nil || l.Add(one(4), f) {
 		t.Error("a flight without a file")
 	}
 }
@@ -196,7 +202,7 @@ func TestOddFlights(t *testing.T) {
 // FuzzFlights: whatever the file holds, opening it does no harm, and what it finds is
 // a record that a database takes.
 func FuzzFlights(f *testing.F) {
-	whole := make([]byte, grownBytes)
+	whole := make([]byte, frameAt)
 	r := begun(1)
 	f.Add(appendFrame(whole, &r))
 	f.Add([]byte{})

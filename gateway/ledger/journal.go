@@ -17,7 +17,8 @@ import (
 const (
 	segmentBytes = 64 << 20               // after which a new segment is begun
 	bufferBytes  = 32 << 20               // of records that wait for the disk, about 200,000
-	groupEvery   = 5 * time.Millisecond   // between two syncs, so that records share them
+	writeEvery   = 2 * time.Millisecond   // between two writes, so that records share them
+	groupEvery   = 20 * time.Millisecond  // between two syncs, likewise
 	retryFirst   = 100 * time.Millisecond // after a failed write, then doubled
 	retryLast    = 5 * time.Second
 )
@@ -115,8 +116,8 @@ func openJournal(dir string, log *slog.Logger, m *metrics) (*journal, error) {
 
 // append takes a clean record, and the note of it while it was under way. It waits
 // for no disk: where the buffer is full, or the journal closed, the record is lost,
-// counted and logged.
-func (j *journal) append(r *Record, f *Flight) {
+// counted and logged, and that is false.
+func (j *journal) append(r *Record, f *Flight) bool {
 	j.mu.Lock()
 	if j.closed || len(j.pending)+len(j.writing) >= j.buffer {
 		say := time.Since(j.saidFull) > retryLast
@@ -131,7 +132,7 @@ func (j *journal) append(r *Record, f *Flight) {
 		if say {
 			j.log.Error("usage records are lost: the journal is closed, or its disk takes nothing and the buffer is full", "dir", j.dir, "record", r.ID)
 		}
-		return
+		return false
 	}
 	j.pending = appendFrame(j.pending, r)
 	j.count++
@@ -142,6 +143,7 @@ func (j *journal) append(r *Record, f *Flight) {
 	j.mu.Unlock()
 	j.metrics.records.Inc()
 	signal(j.wake)
+	return true
 }
 
 // signal tells a loop that there is something to do, if it has not been told.
@@ -176,7 +178,7 @@ func (j *journal) await(ctx context.Context) error {
 // run writes and syncs what comes until ctx ends.
 func (j *journal) run(ctx context.Context) {
 	var loops sync.WaitGroup
-	loops.Go(func() { j.loop(ctx, j.wake, j.write, j.dirty, 0) })
+	loops.Go(func() { j.loop(ctx, j.wake, j.write, j.dirty, writeEvery) })
 	loops.Go(func() { j.loop(ctx, j.dirty, j.settle, nil, groupEvery) })
 	loops.Wait()
 }

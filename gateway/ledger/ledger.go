@@ -70,24 +70,18 @@ func Open(p Parts) (*Ledger, error) {
 }
 
 // recover enters what was under way when a process before this was killed, as far as
-// it had come.
+// it had come, and what had ended and was not written yet.
 func (l *Ledger) recover() {
 	var left []*Flight
 	l.journal.flights, left = openFlights(l.Dir, l.Log)
 	for _, f := range left {
 		r, _ := f.record()
-		r.Status, r.Estimated = statusKilled, true
-		r.clean()
 		l.journal.append(&r, f)
 	}
 	if len(left) > 0 {
-		l.Log.Warn("entered generations that ended because a gateway was killed, as far as they had come", "records", len(left))
+		l.Log.Warn("entered generations that a killed gateway had under way, as far as they had come", "records", len(left))
 	}
 }
-
-// statusKilled is that of a generation which a killed gateway had under way: its
-// caller has no answer, or half of one.
-const statusKilled = 500
 
 // Begin notes a record of a generation that is under way, so that the next process
 // enters it if this one is killed, with the status 500 and as an estimate. It costs
@@ -97,21 +91,22 @@ func (l *Ledger) Begin(r Record) *Flight {
 	return l.journal.flights.take(&r)
 }
 
-// Add takes a record and ends its flight, which may be nil. It returns at once: no
-// disk and no database is waited for. A crash of the machine in the next few
-// milliseconds loses it; what a crash of this process would lose, where there is no
-// flight, is what Written waits for.
-func (l *Ledger) Add(r Record, f *Flight) {
+// Add takes a record and ends its flight, which may be nil; its texts are those that
+// it began with. It returns at once: no disk and no database is waited for. A crash
+// of the machine in the next few milliseconds loses the record. It reports whether a
+// crash of this process no longer does; else Written waits for that.
+func (l *Ledger) Add(r Record, f *Flight) (kept bool) {
 	if r.ID == "" {
 		r.ID = rand.Text()
 	}
 	r.clean()
-	l.journal.append(&r, f)
+	kept = f.land(&r)
+	return l.journal.append(&r, f) && kept
 }
 
 // Written waits until every record added before is written to a file, where it
-// outlives this process, or ctx ends. That takes some 15 µs, and no disk is waited
-// for unless its cache is full. Run must be running.
+// outlives this process, or ctx ends. That takes some milliseconds, and no disk is
+// waited for unless its cache is full. Run must be running.
 func (l *Ledger) Written(ctx context.Context) error { return l.journal.await(ctx) }
 
 // Run brings records to the disk and to the database, and once a day deletes there

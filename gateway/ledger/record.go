@@ -72,25 +72,54 @@ func cleanText(s string) string {
 	return strings.ToValidUTF8(s, "")
 }
 
+const (
+	texts   = 7  // of a record
+	numbers = 13 // of a record, in the order of numbers
+	inputAt = 3  // where those of the usage begin
+	unitsAt = 8
+)
+
+func (r *Record) texts() [texts]string {
+	return [...]string{r.ID, r.Department, r.Project, r.User, r.Key, r.Asked, r.Model}
+}
+
+func (r *Record) numbers() [numbers]int64 {
+	return [...]int64{
+		r.Time.UnixMilli(), int64(r.Level), int64(r.Status), int64(r.Usage.Input), int64(r.Usage.Cached), int64(r.Usage.Output),
+		int64(r.Usage.Reasoning), flag(r.Estimated), r.Units,
+		r.Queue.Milliseconds(), r.TTFT.Milliseconds(), r.Took.Milliseconds(), r.GPU.Milliseconds(),
+	}
+}
+
+// setNumbers takes over what numbers gave; the record must be cleaned.
+func (r *Record) setNumbers(n [numbers]int64) {
+	millis := func(n int64) time.Duration { return time.Duration(min(n, maxNumber/1000)) * time.Millisecond }
+	r.Time = time.UnixMilli(n[0])
+	r.Level, r.Status = int(n[1]), int(n[2])
+	r.Usage = openai.Usage{Input: int(n[3]), Cached: int(n[4]), Output: int(n[5]), Reasoning: int(n[6])}
+	r.Estimated = n[7] == 1
+	r.Units = n[8]
+	r.Queue, r.TTFT, r.Took, r.GPU = millis(n[9]), millis(n[10]), millis(n[11]), millis(n[12])
+}
+
+func flag(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 // version is the first byte of an encoded record.
 const version = 1
 
 // encode appends a clean record.
 func (r *Record) encode(b []byte) []byte {
 	b = append(b, version)
-	for _, s := range [...]string{r.ID, r.Department, r.Project, r.User, r.Key, r.Asked, r.Model} {
+	for _, s := range r.texts() {
 		b = binary.AppendUvarint(b, uint64(len(s)))
 		b = append(b, s...)
 	}
-	estimated := 0
-	if r.Estimated {
-		estimated = 1
-	}
-	for _, n := range [...]int64{
-		r.Time.UnixMilli(), int64(r.Level), int64(r.Status), int64(r.Usage.Input), int64(r.Usage.Cached), int64(r.Usage.Output),
-		int64(r.Usage.Reasoning), int64(estimated), r.Units,
-		r.Queue.Milliseconds(), r.TTFT.Milliseconds(), r.Took.Milliseconds(), r.GPU.Milliseconds(),
-	} {
+	for _, n := range r.numbers() {
 		b = binary.AppendUvarint(b, uint64(n))
 	}
 	return b
@@ -120,13 +149,11 @@ func decode(b []byte) (r Record, err error) {
 		}
 		*s, b = string(b[:n]), b[n:]
 	}
-	millis := func() time.Duration { return time.Duration(min(number(), maxNumber/1000)) * time.Millisecond }
-	r.Time = time.UnixMilli(number())
-	r.Level, r.Status = int(number()), int(number())
-	r.Usage = openai.Usage{Input: int(number()), Cached: int(number()), Output: int(number()), Reasoning: int(number())}
-	r.Estimated = number() == 1
-	r.Units = number()
-	r.Queue, r.TTFT, r.Took, r.GPU = millis(), millis(), millis(), millis()
+	var all [numbers]int64
+	for i := range all {
+		all[i] = number()
+	}
+	r.setNumbers(all)
 	if err == nil && len(b) > 0 {
 		err = errRecord
 	}

@@ -52,13 +52,6 @@ func cellOf(r *Record) cell {
 	return cell{begin(r.Time), place{r.Department, r.Project, r.User, r.Key, r.Model}}
 }
 
-func flag(b bool) int64 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
 // insert puts a batch into the database in one transaction and notes that the
 // segment is shipped up to a byte. Records that are there already change nothing.
 func insert(ctx context.Context, db *bun.DB, segment string, shipped int64, batch []Record) error {
@@ -103,25 +96,11 @@ const addSums = ` ON CONFLICT (quarter, department, project, user_name, key_name
 	estimated = usage_sums.estimated + excluded.estimated, milliunits = usage_sums.milliunits + excluded.milliunits,
 	gpu_ms = usage_sums.gpu_ms + excluded.gpu_ms`
 
-// columns of usage_records, first the texts, then the numbers.
+// columns of usage_records, first the texts, then the numbers of a record.
 const (
 	textColumns   = "id, department, project, user_name, key_name, asked, model"
 	numberColumns = "at, level, status, input, cached, output, reasoning, estimated, milliunits, queue_ms, ttft_ms, took_ms, gpu_ms"
-	texts         = 7
-	numbers       = 13
 )
-
-func (r *Record) texts() [texts]string {
-	return [...]string{r.ID, r.Department, r.Project, r.User, r.Key, r.Asked, r.Model}
-}
-
-func (r *Record) numbers() [numbers]int64 {
-	return [...]int64{
-		r.Time.UnixMilli(), int64(r.Level), int64(r.Status), int64(r.Usage.Input), int64(r.Usage.Cached), int64(r.Usage.Output),
-		int64(r.Usage.Reasoning), flag(r.Estimated), r.Units,
-		r.Queue.Milliseconds(), r.TTFT.Milliseconds(), r.Took.Milliseconds(), r.GPU.Milliseconds(),
-	}
-}
 
 // insertPostgres is one statement: it inserts the rows that are new, and adds
 // those, and only those, to the sums.
