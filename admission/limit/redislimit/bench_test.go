@@ -68,6 +68,22 @@ func BenchmarkReserve(b *testing.B) {
 		}
 	}
 	dims4, dims20 := mixed(4), mixed(20)
+	for ago := time.Minute; ago > 0; ago -= 5 * time.Second { // windows are as full as they are in the middle of a day
+		past := New(client, Options{Now: func() time.Time { return time.Now().Add(-ago) }})
+		for i, dims := range [][]limit.Dim{dims4, dims20} {
+			id := fmt.Sprint("past", i, ago)
+			if _, err := past.Reserve(ctx, limit.Reservation{ID: id, Dims: dims}); err != nil {
+				b.Fatal(err)
+			}
+			charges := make([]int64, len(dims))
+			for j := range charges {
+				charges[j] = 1
+			}
+			if _, err := past.Settle(ctx, limit.Settlement{ID: id, Dims: dims, Charges: charges}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
 	for i := 0; b.Loop(); i++ {
 		took(&ping, func() error { return client.Ping(ctx).Err() })
 		reserve(&four, fmt.Sprint("f", i), dims4)

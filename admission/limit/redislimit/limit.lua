@@ -24,8 +24,9 @@
 --   of windows $FLOOR=6 $WINDOW=7 $BUCKET=8 $BURST=9, of quotas $BEGIN=7 $END=8
 --   $NEXTLIMIT=10 $NEXTBURST=11
 -- Kinds: $LEASE=2 $QUOTA=3
--- Of a window's counter; pairs of newest charge and sum follow:
---   $EXPIRES=1 $DEBT=2 $DEBTAT=3 $DEBTWINDOW=4 $RATE=5 $FIRST=6
+-- Of a window's counter; pairs of newest charge and sum follow, oldest first, of which
+-- all sums together are $SUM:
+--   $EXPIRES=1 $DEBT=2 $DEBTAT=3 $DEBTWINDOW=4 $RATE=5 $SUM=6 $FIRST=7
 -- Of a quota's: $QBEGIN=2 $QEND=3 $USED=4
 -- States of a reservation: $LIVE=0 $REAPED=1 $SETTLED=2
 -- What a reservation knows of a dimension that was over and soft, and of a quota
@@ -105,9 +106,9 @@ local function drain(debt, rate, elapsed)
 end
 
 local function used(c, at, length)
-  local sum, i = 0, #c - 1
-  while i >= $FIRST and c[i] > at - length do
-    sum, i = sum + c[i + 1], i - 2
+  local sum, i = c[$SUM], $FIRST
+  while c[i] and c[i] <= at - length do
+    sum, i = sum - c[i + 1], i + 2
   end
   return sum
 end
@@ -197,7 +198,7 @@ local function check(i, cost)
   end
   local wait = 0
   if cost > 0 and (sum + cost > limit or burst > 0 and (cost > burst or debt > 0 and debt > (burst - cost) * c[$DEBTWINDOW])) then
-    wait = later(d, c or {0, 0, 0, 0, 0})
+    wait = later(d, c or {0, 0, 0, 0, 0, 0})
   end
   S[o], S[o + 1], S[o + 2], S[o + 3] = sum, max(remaining, 0), reset, wait
 end
@@ -242,7 +243,7 @@ local dirty = {}
 local function change(i, kind)
   local c = cells[i]
   if not c then
-    if kind == $QUOTA then c = {0, 0, 0, 0} else c = {0, 0, 0, 0, 0} end
+    if kind == $QUOTA then c = {0, 0, 0, 0} else c = {0, 0, 0, 0, 0, 0} end
     cells[i] = c
   end
   dirty[i] = 0
@@ -255,11 +256,15 @@ end
 
 local function add(d, c, amount)
   local gone, size, length, bucket = $FIRST, #c, D[d + $WINDOW], D[d + $BUCKET]
-  while gone <= size and c[gone] <= now - length do gone = gone + 2 end
+  while gone <= size and c[gone] <= now - length do
+    c[$SUM] = c[$SUM] - c[gone + 1]
+    gone = gone + 2
+  end
   if gone > $FIRST then
     for i = gone, size do c[i - gone + $FIRST] = c[i] end
     for i = size, size - gone + $FIRST + 1, -1 do c[i] = nil end
   end
+  c[$SUM] = c[$SUM] + amount
   local last = #c - 1
   if last >= $FIRST and floor(c[last] / bucket) >= floor(now / bucket) then
     c[last], c[last + 1] = max(c[last], now), c[last + 1] + amount
@@ -443,7 +448,9 @@ local function adjust(i, target)
     add(d, c, delta)
     return
   end
-  c[b + 1] = max(c[b + 1] + delta, 0)
+  local was = c[b + 1]
+  c[b + 1] = max(was + delta, 0)
+  c[$SUM] = c[$SUM] + c[b + 1] - was
   if delta < 0 then more = -min(-more, drain(X[i], c[$RATE], now - at)) end
   owe(d, c, more)
 end
