@@ -181,6 +181,20 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply, permit *ad
 		}
 	}
 	defer used()
+	pass := func() bool {
+		u, known := tap.Usage()
+		if known {
+			c.progress(u) // before the caller has it
+		}
+		ok := out.flush()
+		if out.lastWrite.Sub(out.told) >= progressEvery {
+			out.told = out.lastWrite
+			if known {
+				permit.Progress(charge(u))
+			}
+		}
+		return ok
+	}
 	events := openai.NewScanner(answer, &g.scans)
 	return answer.Follow(func() error {
 		for {
@@ -203,24 +217,11 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply, permit *ad
 				used()
 				g.countFirst(c)
 			}
-			if len(*out.pending) >= passOn && !out.flush() {
+			if len(*out.pending) >= passOn && !pass() {
 				answer.Leave()
 			}
 		}
-	}, func() bool {
-		u, known := tap.Usage()
-		if known {
-			c.progress(u) // before the caller has it
-		}
-		ok := out.flush()
-		if out.lastWrite.Sub(out.told) >= progressEvery {
-			out.told = out.lastWrite
-			if known {
-				permit.Progress(charge(u))
-			}
-		}
-		return ok
-	})
+	}, pass)
 }
 
 // progressEvery is how often the limits are told what a stream has used so far.

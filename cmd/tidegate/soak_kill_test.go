@@ -140,7 +140,8 @@ func (c *crowd) compare(t *testing.T, produced map[string]passage, ledger map[st
 	}
 	for id, e := range ledger {
 		sum += e.input + e.output
-		if _, ok := produced[id]; !ok && e != (entry{}) {
+		// A kill just before the request is sent leaves its prompt.
+		if _, ok := produced[id]; !ok && e.output > 0 {
 			t.Errorf("%s: the ledger says %+v, no engine has seen it", id, e)
 		}
 	}

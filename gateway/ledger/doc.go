@@ -2,12 +2,16 @@
 // place on a backend, in a database, counted once whatever crashes.
 //
 // A record goes three steps. Add puts it into a bounded buffer in memory, at once,
-// so that a request never waits for a disk. The journal writes the buffer at once to
-// an append-only file, a segment, where a kill of the process does not reach it
-// (Written waits for that), and syncs it every few milliseconds. The shipper copies batches from the segments into the database: one
-// transaction inserts the rows whose request id is new, adds only those to the
-// sums of their quarter of an hour, and notes up to which byte the segment has
-// been shipped. A segment that is shipped as a whole is deleted.
+// so that a request never waits for a disk. The journal writes the buffer every 2 ms
+// to an append-only file, a segment, and syncs it every 20 ms. The shipper copies
+// batches from the segments into the database: one transaction inserts the rows whose
+// request id is new, adds only those to the sums of their quarter of an hour, and
+// notes up to which byte the segment has been shipped. A segment that is shipped as a
+// whole is deleted.
+//
+// From its beginning until it is synced, a generation also stands in a slot of a
+// mapped file, its flight, where a kill of the process does not reach it. The next
+// process enters what it finds there.
 //
 // A crash between two steps repeats one, and the request id makes the repetition
 // harmless. While the database is away, segments pile up on the disk; no memory

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"tidegate/gateway/openai"
 )
@@ -33,7 +34,8 @@ const (
 
 // flights is the file of what is under way. It is mapped into memory, so that a note
 // costs no call of the system; and what is written to a mapped file is the system's
-// when the process is killed. Nothing is synced: a crash of the machine loses it.
+// when the process is killed. Nothing is synced: after a crash of the machine the file
+// holds some of it, and some that is long in the database.
 type flights struct {
 	log *slog.Logger
 
@@ -41,7 +43,8 @@ type flights struct {
 	file *os.File // nil: this system cannot, or the file failed
 	size int64
 	free []*Flight
-	said sync.Once // that it failed
+	full time.Time // when it could not grow
+	said time.Time // that something is not noted
 }
 
 // openFlights maps the file, and returns what a process that was killed has left in
@@ -60,7 +63,7 @@ func openFlights(dir string, log *slog.Logger) (b *flights, left []*Flight) {
 		err = b.grow()
 	}
 	if err != nil {
-		b.fail(err)
+		b.troubled(err) // what is mapped is used all the same
 	}
 	all := b.free
 	b.free = nil
@@ -74,11 +77,18 @@ func openFlights(dir string, log *slog.Logger) (b *flights, left []*Flight) {
 	return b, left
 }
 
+// troubled says that something is not noted, once a minute at most.
+func (b *flights) troubled(err error) {
+	if time.Since(b.said) < time.Minute {
+		return
+	}
+	b.said = time.Now()
+	b.log.Warn("some of what is under way would not be counted if this process were killed", "file", flightsFile, "error", err.Error())
+}
+
 // fail gives the file up. The lock is held, or not needed yet.
 func (b *flights) fail(err error) {
-	b.said.Do(func() {
-		b.log.Warn("what is under way when this process is killed will not be counted", "file", flightsFile, "error", err.Error())
-	})
+	b.troubled(err)
 	if b.file != nil {
 		b.file.Close()
 	}
@@ -108,32 +118,48 @@ func (b *flights) grow() error {
 
 // take notes a clean record, nil where that cannot be.
 func (b *flights) take(r *Record) *Flight {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.file == nil {
+	f := b.slot()
+	if f == nil {
 		return nil
 	}
-	if len(b.free) == 0 {
-		if err := b.grow(); err != nil {
-			b.fail(err)
-			return nil
-		}
-	}
-	f := b.free[len(b.free)-1]
-	err := f.write(func() {
+	fits := false
+	// Nobody waits for this one, should a store to the file wait for the disk.
+	if !f.note(func() {
 		f.numbers(r.numbers())
 		clear(f.slot[endedAt:frameAt])
-		// Its length is written last. One that is longer than the slot is written
-		// elsewhere, and so nowhere.
-		appendFrame(f.slot[frameAt:frameAt:slotBytes], r)
-	})
-	if err != nil {
-		b.fail(err)
+		// What is longer than the slot is written elsewhere, and so nowhere.
+		frame := appendFrame(f.slot[frameAt:frameAt:slotBytes], r)
+		fits = frameAt+len(frame) <= slotBytes
+	}) {
 		return nil
 	}
+	if !fits {
+		b.release(f)
+		return nil
+	}
+	return f
+}
+
+// slot is a free slot, nil where there is none.
+func (b *flights) slot() *Flight {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.free) == 0 && b.file != nil && time.Since(b.full) > growAgain {
+		if err := b.grow(); err != nil {
+			b.full = time.Now()
+			b.troubled(err)
+		}
+	}
+	if len(b.free) == 0 {
+		return nil
+	}
+	f := b.free[len(b.free)-1]
 	b.free = b.free[:len(b.free)-1]
 	return f
 }
+
+// growAgain is how long the file is not tried to grow after it could not.
+const growAgain = time.Second
 
 // release frees the slot of a record that is in the journal, or was none.
 func (b *flights) release(f *Flight) {

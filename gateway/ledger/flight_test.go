@@ -133,7 +133,7 @@ func TestManyFlights(t *testing.T) {
 	for round := range 3 {
 		all := make([]*Flight, 600)
 		for i := range all {
-			if all[i] = l.Begin(begun(i)); all[i] == nil {
+			if all[i] = l.Begin(begun(1000*round + i)); all[i] == nil {
 				t.Fatal("no slot")
 			}
 		}

@@ -56,15 +56,16 @@ type journal struct {
 	reports  uint64     // begun, ever
 	reading  []uint64   // the numbers of those under way
 
-	syncing sync.Mutex // held by a sync; taken before files
-	files   sync.Mutex // held while the live segment is written to or changes; taken before mu
-	live    *segment   // nil: none is begun
-	file    *os.File
-	put     int       // bytes of writing that are in the file
-	puts    int       // records of them
-	landing []*Flight // of records that are, or are to be, in the file
-	flights *flights
-	sync    func(*os.File) error // of a file; another one in tests
+	syncing  sync.Mutex // held by a sync; taken before files
+	files    sync.Mutex // held while the live segment is written to or changes; taken before mu
+	live     *segment   // nil: none is begun
+	file     *os.File
+	put      int       // bytes of writing that are in the file
+	puts     int       // records of them
+	landing  []*Flight // of records in writing
+	landings int       // of them in the file
+	flights  *flights
+	sync     func(*os.File) error // of a file; another one in tests
 }
 
 // waiter waits for a record to be written.
@@ -116,16 +117,18 @@ func openJournal(dir string, log *slog.Logger, m *metrics) (*journal, error) {
 
 // append takes a clean record, and the note of it while it was under way. It waits
 // for no disk: where the buffer is full, or the journal closed, the record is lost,
-// counted and logged, and that is false.
+// counted and logged, and that is false. After the close the next process still finds
+// it where it was noted.
 func (j *journal) append(r *Record, f *Flight) bool {
 	j.mu.Lock()
-	if j.closed || len(j.pending)+len(j.writing) >= j.buffer {
+	full := len(j.pending)+len(j.writing) >= j.buffer
+	if j.closed || full {
 		say := time.Since(j.saidFull) > retryLast
 		if say {
 			j.saidFull = time.Now()
 		}
 		j.mu.Unlock()
-		if f != nil {
+		if full && f != nil {
 			j.flights.release(f)
 		}
 		j.metrics.lost.Inc()
@@ -281,10 +284,7 @@ func (j *journal) writeLive() error {
 		return err
 	}
 	j.put, j.puts = j.put+len(frames), records
-	for _, f := range j.landing {
-		j.flights.release(f)
-	}
-	j.landing = j.landing[:0]
+	j.landings = len(j.landing)
 	j.mu.Lock()
 	j.written = upTo
 	j.writers = slices.DeleteFunc(j.writers, func(w waiter) bool {
@@ -307,7 +307,7 @@ func (j *journal) settle() error {
 	j.syncing.Lock()
 	defer j.syncing.Unlock()
 	j.files.Lock()
-	file, bytes, records := j.file, j.put, j.puts
+	file, bytes, records, landed := j.file, j.put, j.puts, j.landings
 	j.files.Unlock()
 	if bytes == 0 {
 		return nil
@@ -321,6 +321,10 @@ func (j *journal) settle() error {
 		j.abandon()
 		return err
 	}
+	for _, f := range j.landing[:landed] {
+		j.flights.release(f)
+	}
+	j.landing, j.landings = slices.Delete(j.landing, 0, landed), j.landings-landed
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.live.size += int64(bytes)
@@ -358,7 +362,7 @@ func (j *journal) drain() error {
 // knows what of the file is on the disk, so what is not durable goes to another one.
 // The caller holds syncing and files.
 func (j *journal) abandon() {
-	j.put, j.puts = 0, 0
+	j.put, j.puts, j.landings = 0, 0, 0
 	if j.live == nil {
 		return
 	}

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"embed"
@@ -79,7 +80,9 @@ func insertBy(ctx context.Context, db *bun.DB, segment string, shipped int64, ba
 	}
 	defer tx.Rollback() //nolint:errcheck // after a commit it says that there is nothing to roll back; else the error is known
 	if err := put(ctx, tx.Tx, batch); err != nil {
-		return err
+		// Without one of its own a statement of SQLite says only that there is no
+		// transaction any more.
+		return cmp.Or(ctx.Err(), err)
 	}
 	if _, err := tx.ExecContext(ctx, `INSERT INTO usage_segments (id, shipped, at) VALUES (?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET shipped = excluded.shipped, at = excluded.at`, segment, shipped, time.Now().UnixMilli()); err != nil {
@@ -221,6 +224,27 @@ func insertRows(ctx context.Context, tx *sql.Tx, batch []Record, atOnce int, sum
 		}
 	}
 	return nil
+}
+
+// stored are those of ids that have a record.
+func stored(ctx context.Context, db *bun.DB, ids []string) (known []string, err error) {
+	for some := range slices.Chunk(ids, batchRecords) {
+		rows, err := db.QueryContext(ctx, "SELECT id FROM usage_records WHERE id IN (?)", bun.List(some))
+		if err != nil {
+			return known, err
+		}
+		for rows.Next() {
+			var id string
+			if err = rows.Scan(&id); err != nil {
+				break
+			}
+			known = append(known, id)
+		}
+		if err = errors.Join(err, rows.Err(), rows.Close()); err != nil {
+			return known, err
+		}
+	}
+	return known, nil
 }
 
 // shippedOf is up to which byte a segment is in the database.

@@ -263,6 +263,7 @@ local function add(d, c, amount)
     c[$SUM] = c[$SUM] - c[gone + 1]
     gone = gone + 2
   end
+  if gone > size then c[$SUM] = 0 end -- whatever it was
   if gone > $FIRST then
     for i = gone, size do c[i - gone + $FIRST] = c[i] end
     for i = size, size - gone + $FIRST + 1, -1 do c[i] = nil end
