@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"tidegate/gateway/database/databasetest"
 	"tidegate/gateway/openai"
@@ -117,6 +118,67 @@ func TestFlightsTwiceKilled(t *testing.T) {
 	}
 }
 
+// TestFlightsAndSegments: a record is in its slot until it is synced, since a failed
+// sync takes it back from the segment; and what is in both, or in the database, is
+// found once.
+func TestFlightsAndSegments(t *testing.T) {
+	db := openDB(t, databasetest.SQLite(t))
+	l := open(t, t.TempDir(), db)
+	shipped := one(7)
+	l.Add(shipped, nil)
+	if err := l.journal.commit(); err != nil {
+		t.Fatal(err)
+	}
+	shipAll(t, l)
+	l.Begin(begun(7)) // as after a crash of the machine, which kept an old page
+	l.Add(one(0), l.Begin(begun(0)))
+	l.journal.sync = func(*os.File) error { return os.ErrInvalid }
+	if l.journal.commit() == nil {
+		t.Fatal("it was synced")
+	}
+	l.Add(one(1), l.Begin(begun(1)))
+	if err := l.journal.write(); err != nil {
+		t.Fatal(err)
+	}
+	got := found(t, l)
+	ids := map[string]int{}
+	for _, r := range got {
+		ids[r.ID]++
+	}
+	if len(ids) != 3 || ids[shipped.ID] != 1 || ids[one(0).ID] != 1 || ids[one(1).ID] != 1 {
+		t.Error(ids) // 7 is in the segment from which it was shipped
+	}
+}
+
+// TestFlightsDiskFull: where the file cannot grow, what has a slot is noted all the
+// same, and more again when it can.
+func TestFlightsDiskFull(t *testing.T) {
+	l := open(t, t.TempDir(), openDB(t, databasetest.SQLite(t)))
+	book := l.journal.flights
+	var last *Flight
+	for i := range blockBytes / slotBytes {
+		last = l.Begin(begun(i))
+	}
+	whole := book.file
+	var err error
+	if book.file, err = os.Open(whole.Name()); err != nil { // only to be read
+		t.Fatal(err)
+	}
+	if l.Begin(begun(1000)) != nil {
+		t.Error("a slot out of nothing")
+	}
+	book.file.Close()
+	book.file, book.full = whole, time.Time{}
+	last.Progress(openai.Usage{Input: 7, Output: 5}, 1)
+	if l.Begin(begun(1001)) == nil {
+		t.Error("no slot, though there is room again")
+	}
+	got := found(t, l)
+	if len(got) != blockBytes/slotBytes+1 || !slices.ContainsFunc(got, func(r Record) bool { return r.Usage.Output == 5 }) {
+		t.Error(len(got))
+	}
+}
+
 // copied is a directory as another process would find it.
 func copied(t *testing.T, dir string) string {
 	t.Helper()
@@ -163,7 +225,9 @@ func TestOddFlights(t *testing.T) {
 	l := open(t, t.TempDir(), db)
 	long := begun(0)
 	long.Department, long.Project, long.User, long.Key, long.Model = strings.Repeat("a", 256), strings.Repeat("b", 256), strings.Repeat("c", 256), strings.Repeat("d", 256), strings.Repeat("e", 256)
-	l.Begin(long)
+	if f := l.Begin(long); f != nil || l.Add(long, f) {
+		t.Error("it is noted nowhere")
+	}
 	if got := found(t, l); len(got) != 0 {
 		t.Errorf("%+v", got)
 	}
