@@ -154,6 +154,11 @@ func (c *conn) follow(take func() error) error {
 		if err = c.x.waitOn(); err == nil {
 			return ErrNothing
 		}
+		if c.x.left && c.eager != nil {
+			if ended := c.eager.rest(c, take); ended != ErrNothing { //nolint:errorlint // as in Answer.Follow
+				return ended
+			}
+		}
 	}
 	c.failed = err
 	return take()

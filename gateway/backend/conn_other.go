@@ -12,3 +12,5 @@ func newEager(net.Conn) *eager { return nil }
 func (e *eager) read(*conn) error { return net.ErrClosed }
 
 func (e *eager) follow(*conn, func() error) (ended, err error) { return nil, net.ErrClosed }
+
+func (e *eager) rest(*conn, func() error) (ended error) { return ErrNothing }

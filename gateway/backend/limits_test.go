@@ -386,6 +386,43 @@ func TestWaitingLeaves(t *testing.T) {
 	<-gone
 }
 
+// TestLookAfterDeadline: on a starved machine the time for reading on may pass before
+// anybody has looked; what has come is read all the same.
+func TestLookAfterDeadline(t *testing.T) {
+	said := make(chan bool)
+	s := serve(t, nil, func(p *peer) {
+		p.request()
+		p.say(opened + "1\r\na\r\n")
+		p.gone()
+		p.say("1\r\nb\r\n")
+		close(said)
+	})
+	q := post()
+	q.Stream = true
+	a, err := backendOf(t, s.addr).Send(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	var body []byte
+	err = a.Follow(func() error {
+		more, err := io.ReadAll(a)
+		body = append(body, more...)
+		return err
+	}, func() bool {
+		a.Leave()
+		<-said
+		a.until = time.Unix(1, 0)
+		if err := a.c.nc.SetReadDeadline(a.until); err != nil {
+			t.Error(err)
+		}
+		return false
+	})
+	if string(body) != "ab" || !errors.Is(err, ErrLeft) {
+		t.Errorf("%q, %v", body, err)
+	}
+}
+
 // TestWatchAfterLeave: the watch over the context fires after Leave has set its
 // own deadline, and takes nothing from it.
 func TestWatchAfterLeave(t *testing.T) {
