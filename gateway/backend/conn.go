@@ -13,9 +13,11 @@ import (
 )
 
 const (
-	idleLife   = 4 * time.Second // below the 5 s after which vLLM's server closes
-	maxIdle    = 4096            // connections kept per backend
-	drainAfter = 50 * time.Millisecond
+	idleLife = 4 * time.Second // below the 5 s after which vLLM's server closes
+	maxIdle  = 4096            // connections kept per backend
+	// A server that is busy notices late that the caller has left, and what it makes
+	// until then is counted. One that never does is cut off after this.
+	drainAfter = 500 * time.Millisecond
 )
 
 // Sizes of a connection's buffer in bytes. It also bounds the head of an answer.
