@@ -349,6 +349,16 @@ func TestCancelBeforeTheHead(t *testing.T) {
 	}
 }
 
+// followed is all that Follow gives, and how it ends.
+func followed(a *Answer, pause func() bool) (body []byte, err error) {
+	err = a.Follow(func() error {
+		more, err := io.ReadAll(a)
+		body = append(body, more...)
+		return err
+	}, pause)
+	return body, err
+}
+
 // TestWaitingLeaves: a caller that takes no more is noticed when it is to be
 // given what was read, and what comes meanwhile is read on. Its context may end
 // at any time then.
@@ -371,12 +381,7 @@ func TestWaitingLeaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	var body []byte
-	err = a.Follow(func() error {
-		more, err := io.ReadAll(a)
-		body = append(body, more...)
-		return err
-	}, func() bool {
+	body, err := followed(a, func() bool {
 		cancel()
 		return false
 	})
@@ -404,12 +409,7 @@ func TestLookAfterDeadline(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	var body []byte
-	err = a.Follow(func() error {
-		more, err := io.ReadAll(a)
-		body = append(body, more...)
-		return err
-	}, func() bool {
+	body, err := followed(a, func() bool {
 		a.Leave()
 		<-said
 		a.until = time.Unix(1, 0)
