@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"tidegate/admission/limit"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/gatewaytest"
+	"tidegate/nvml"
 )
 
 func (p *process) demoCommand() *cobra.Command {
@@ -20,8 +22,9 @@ func (p *process) demoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Run the gateway in front of simulated vLLM servers",
-		Long: "Starts three simulated vLLM servers (two of Qwen3-1.7B, one of Qwen3-0.6B) and the\n" +
-			"gateway in front of them, and prints a key and ways to call it. Ctrl-C stops all.",
+		Long: "Starts three simulated vLLM servers (two of Qwen3-1.7B, one of Qwen3-0.6B), each with a\n" +
+			"simulated GPU, and the gateway in front of them, and prints a key and ways to call it.\n" +
+			"Ctrl-C stops all.",
 		Example: "  tidegate demo\n  tidegate demo --listen 127.0.0.1:9000",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return p.demo(cmd.Context(), listen) },
@@ -39,6 +42,20 @@ func simulated() []gatewaytest.Options {
 	return []gatewaytest.Options{large, large, small}
 }
 
+// simulatedGPUs is a trace of two minutes of the servers' GPUs, which are warm and
+// have room, each at another moment of the same wave.
+func simulatedGPUs() []byte {
+	var b []byte
+	for second := range 120 {
+		for i := range simulated() {
+			wave := math.Sin(2 * math.Pi * (float64(second)/60 + float64(i)/3))
+			b = fmt.Appendf(b, `{"t_ms":%d,"uuid":"GPU-simulated-%d","name":"Simulated H200","margin":%.0f,"temp":%.0f,"hbm":%.0f,"used":132270,"total":143771,"reasons":4,"power":%.0f}`+"\n",
+				1000*second, i, 35-4*wave, 50+4*wave, 42+2*wave, 560+80*wave)
+		}
+	}
+	return b
+}
+
 func (p *process) demo(ctx context.Context, address string) error {
 	models := []backend.ModelConfig{backend.DefaultModel(), backend.DefaultModel()}
 	models[0].Name, models[0].Aliases = "Qwen3-1.7B", []string{"qwen3"}
@@ -54,7 +71,7 @@ func (p *process) demo(ctx context.Context, address string) error {
 			return err
 		}
 		m := &models[i/2]
-		m.Backends = append(m.Backends, backend.Config{URL: at})
+		m.Backends = append(m.Backends, backend.Config{URL: at, GPUs: []string{fmt.Sprint("demo/", i)}})
 		fmt.Fprintf(p.stdout, "simulated %-10s  %s\n", o.Model, at)
 	}
 	dir, err := os.MkdirTemp("", "tidegate-demo-")
@@ -69,6 +86,11 @@ func (p *process) demo(ctx context.Context, address string) error {
 		c.Server.Listen = free("127.0.0.1:8080")
 	}
 	c.Models = models
+	c.GPUs = []nvml.Config{nvml.DefaultConfig()}
+	c.GPUs[0].Name, c.GPUs[0].Replay = "demo", filepath.Join(dir, "gpus.jsonl")
+	if err := os.WriteFile(c.GPUs[0].Replay, simulatedGPUs(), 0o600); err != nil {
+		return err
+	}
 	c.Limits = []limit.Rule{{Name: "user-rate", Per: "user", Bounds: limit.Bounds{
 		Requests: limit.Rate{Count: 60, Window: time.Minute}, Tokens: limit.Rate{Count: 100_000, Window: time.Minute}, Concurrency: 16,
 	}}}
@@ -126,7 +148,11 @@ What this key has used, and what its limits (60 requests and 100000 tokens a min
   curl %[1]s/v1/usage -H 'Authorization: Bearer %[2]s'
   curl %[1]s/quota/status -H 'Authorization: Bearer %[2]s'
 
+What the servers and their simulated GPUs are doing:
+
+  %[4]s status --ops %[3]s
+
 Ctrl-C stops all.
 
-`, base, key, ops)
+`, base, key, ops, os.Args[0])
 }

@@ -290,6 +290,15 @@ func TestDemo(t *testing.T) {
 		answer, err := exec.CommandContext(ctx, "sh", "-c", line[1]).Output()
 		return err == nil && strings.Contains(string(answer), "data: [DONE]")
 	})
+	ops := regexp.MustCompile(`(?m)^  .* status --ops (\S+)$`).FindStringSubmatch(text)
+	if ops == nil {
+		t.Fatalf("no way to the status in %s", text)
+	}
+	eventually(t, "the simulated GPUs in the status", func() bool {
+		var table, complaints bytes.Buffer
+		code := run(ctx, []string{"status", "--ops", ops[1]}, noEnv, &table, &complaints)
+		return code == exitOK && strings.Count(table.String(), "Simulated H200") == 3
+	})
 	stop()
 	if code := <-ended; code != exitOK {
 		t.Errorf("code %d: %s", code, log)
