@@ -488,6 +488,24 @@ func TestNothingAnswers(t *testing.T) {
 	}
 }
 
+// One GPU of two answers nothing: the other is read on.
+func TestOneAnswersNothing(t *testing.T) {
+	t.Parallel()
+	lib := nvmltest.Build(t)
+	lib.Set(t, map[string]int64{"count": 2})
+	a := launch(t, lib, "--attempts", "2")
+	a.until(t, "fresh", func(r nvml.Report) bool { return fresh(r) && len(r.GPUs) == 2 })
+	lib.Set(t, map[string]int64{"count": 2, "0.ret": 999})
+	// Also after it was looked for, when not even its UUID is told.
+	a.until(t, "lost", func(r nvml.Report) bool {
+		g := r.GPUs
+		return len(g) == 2 && g[0].UUID == "GPU-fake-0" && g[0].State == nvml.StateLost && g[0].AgeMs > 6000 && g[1].State == nvml.StateOK && g[1].AgeMs < 2000
+	})
+	lib.Set(t, map[string]int64{"count": 2})
+	a.until(t, "back", func(r nvml.Report) bool { return fresh(r) && len(r.GPUs) == 2 })
+	a.stop(t)
+}
+
 func TestMIG(t *testing.T) {
 	t.Parallel()
 	lib := nvmltest.Build(t)

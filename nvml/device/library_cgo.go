@@ -264,7 +264,10 @@ type absent struct {
 func (a absent) Identity() Identity { return a.id }
 
 func (a absent) Read(context.Context, bool, func(string, time.Duration)) ([]nvml.Reading, error) {
-	return nil, fmt.Errorf("%w: %w", ErrLost, a.err)
+	if errors.Is(a.err, ErrLost) {
+		return nil, a.err
+	}
+	return nil, fmt.Errorf("%w: %w", ErrSilent, a.err)
 }
 
 // gpu is a GPU of one generation.
@@ -335,8 +338,7 @@ func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Durat
 	case s.err != nil:
 		return nil, s.err
 	case !s.answered:
-		// As in a container that lost its right to the GPU while it ran.
-		return nil, fmt.Errorf("%w: no call succeeds: %w", ErrDriver, s.last)
+		return nil, fmt.Errorf("%w: %w", ErrSilent, s.last)
 	}
 	return out, nil
 }

@@ -126,6 +126,7 @@ func (s *Sampler) generation(ctx context.Context, search *backoff) (read bool, e
 	calls.Go(func() { s.events(inside, slots) })
 
 	var look <-chan time.Time
+	silent := 0
 	for {
 		if look == nil && s.missing() {
 			timer := time.NewTimer(search.next())
@@ -143,6 +144,12 @@ func (s *Sampler) generation(ctx context.Context, search *backoff) (read bool, e
 			}
 			search.reset()
 		case err := <-ended:
+			if errors.Is(err, ErrSilent) {
+				silent++
+			}
+			if silent == len(slots) && !s.anyRead(slots) {
+				err = fmt.Errorf("%w: of all GPUs: %w", ErrDriver, err)
+			}
 			if errors.Is(err, ErrDriver) {
 				s.unwedged(ctx)
 				return s.anyRead(slots), err

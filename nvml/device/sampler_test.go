@@ -284,6 +284,35 @@ func TestInitialisesInVain(t *testing.T) {
 	})
 }
 
+// One GPU that answers nothing is lost and takes nobody with it; where none answers
+// anything the driver has failed.
+func TestSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, devicetest.New(2), nil)
+		silent := fmt.Errorf("%w: unknown error (999)", device.ErrSilent)
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Err = silent })
+		after(time.Hour)
+		got := r.Report()
+		if got.Error != "" || got.GPUs[0].State != nvml.StateLost || got.GPUs[1].State != nvml.StateOK || got.GPUs[1].AgeMs > 1000 || r.fake.Inits() > 20 {
+			t.Errorf("%+v, initialised %d times", got, r.fake.Inits())
+		}
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[1].Err = silent })
+		select {
+		case err := <-r.done:
+			if !errors.Is(err, device.ErrGivenUp) || !errors.Is(err, device.ErrDriver) {
+				t.Error(err)
+			}
+		case <-time.After(time.Hour):
+			t.Error("it does not end")
+			r.stop()
+			<-r.done
+		}
+		if misuse, up := r.fake.Misuse(); len(misuse) > 0 || up {
+			t.Error(misuse, up)
+		}
+	})
+}
+
 // Where there is no library, a new process would find none either.
 func TestNoLibrary(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
