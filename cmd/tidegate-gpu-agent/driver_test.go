@@ -244,7 +244,7 @@ func TestHealthy(t *testing.T) {
 	common := `"temperature":52,"hbm":41,"memory_total":150754820096,"memory_used":1048576000,"memory_free":149062418432,"memory_reserved":643825664,"power_mw":627400,"power_limit_mw":700000,"utilisation":99,`
 	throttle := `"throttle_ns":{"hw_thermal":0,"sw_power_cap":5,"sw_thermal":7},"ecc_uncorrected":3,`
 	want := `[{"index":0,"uuid":"GPU-fake-0","name":"Fake H200","state":"ok","age_ms":0,"margin":35,` + common + `"reasons":["sw_power_cap","hw_thermal"],` + throttle + `"rows_pending":true,"latency_us":0},` +
-		`{"index":1,"uuid":"GPU-fake-1","name":"Fake H200","state":"ok","age_ms":0,"margin":-2,` + common + throttle + `"rows_pending":false,"latency_us":0}]`
+		`{"index":1,"uuid":"GPU-fake-1","name":"Fake H200","state":"ok","age_ms":0,"margin":-2,` + common + `"reasons":[],` + throttle + `"rows_pending":false,"latency_us":0}]`
 	if got := asJSON(r.GPUs); got != want || r.Driver != "580.1" {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -260,9 +260,9 @@ func TestHealthy(t *testing.T) {
 		}
 	}
 	// What is not known is absent, not 0.
-	lib.Set(t, map[string]int64{"power": -1, "margin_ret": 999, "gpu_max": 85})
+	lib.Set(t, map[string]int64{"power": -1, "margin_ret": 999, "gpu_max": 85, "reasons": -1})
 	r = a.until(t, "unknown", func(r nvml.Report) bool { return r.GPUs[0].Power == nil })
-	if g := r.GPUs[0]; g.Margin != nil || g.HBM != nil || g.ThrottleNs != nil || g.State != "ok" {
+	if g := r.GPUs[0]; g.Margin != nil || g.HBM != nil || g.Reasons != nil || g.ThrottleNs != nil || g.State != "ok" {
 		t.Errorf("%s", asJSON(g))
 	}
 	if page := a.get(t, "/metrics"); strings.Contains(page, "tidegate_gpu_power_watts{") || strings.Contains(page, "tidegate_gpu_memory_temperature_celsius{") {
@@ -273,12 +273,18 @@ func TestHealthy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !strings.Contains(string(raw), `"reasons":0,`) {
+		t.Error("no line without a reason in force")
+	}
+	if lines := strings.Split(strings.TrimSpace(string(raw)), "\n"); strings.Contains(lines[len(lines)-1], "reasons") {
+		t.Error("reasons that are not known:", lines[len(lines)-1])
+	}
 	first, _, _ := strings.Cut(string(raw), "\n")
 	var f frame
 	if err := json.Unmarshal([]byte(first), &f); err != nil || f.UUID == "" || *f.Temp != 52 || *f.HBM != 41 || *f.Used != 1000 || *f.Power != 627 || len(f.Calls) < 8 {
 		t.Error(err, first)
 	}
-	if f.UUID == "GPU-fake-0" && f.Reasons != 0x44 {
+	if f.UUID == "GPU-fake-0" && (f.Reasons == nil || *f.Reasons != 0x44) {
 		t.Error(first)
 	}
 }

@@ -125,7 +125,6 @@ func (l *library) inventory() (Inventory, error) {
 		g := &gpu{has: l.has, device: device, id: Identity{Index: i}}
 		g.id.UUID, _ = ask(s, "nvmlDeviceGetUUID", device.GetUUID)
 		g.id.Name, _ = ask(s, "nvmlDeviceGetName", device.GetName)
-		g.limits.gpu, g.limits.memory = threshold(s, device, gonvml.TEMPERATURE_THRESHOLD_GPU_MAX), threshold(s, device, gonvml.TEMPERATURE_THRESHOLD_MEM_MAX)
 		if errors.Is(s.err, ErrDriver) {
 			return out, s.err
 		}
@@ -276,6 +275,7 @@ type gpu struct {
 	device gonvml.Device
 	id     Identity
 	limits thresholds
+	asked  bool // for the limits
 
 	// Of the last slow sweep.
 	ecc     *uint64
@@ -294,6 +294,14 @@ func (g *gpu) Identity() Identity { return g.id }
 func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Duration)) ([]nvml.Reading, error) {
 	s := newSweep(ctx, g.has, timed)
 	r := nvml.Reading{Index: g.id.Index, UUID: g.id.UUID, Name: g.id.Name}
+	if r.UUID == "" { // the driver failed to tell it before
+		r.UUID, _ = ask(s, "nvmlDeviceGetUUID", g.device.GetUUID)
+		g.id.UUID = r.UUID
+	}
+	if before := s.failed; slow && !g.asked {
+		g.limits = thresholds{threshold(s, g.device, gonvml.TEMPERATURE_THRESHOLD_GPU_MAX), threshold(s, g.device, gonvml.TEMPERATURE_THRESHOLD_MEM_MAX)}
+		g.asked = s.failed == before
+	}
 	g.fields(s, &r, slow)
 	if t, ok := ask(s, "nvmlDeviceGetTemperature", func() (uint32, gonvml.Return) { return g.device.GetTemperature(gonvml.TEMPERATURE_GPU) }); ok {
 		r.Temperature = new(int(t))
@@ -308,9 +316,11 @@ func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Durat
 	}
 	clocks, ok := ask(s, "nvmlDeviceGetCurrentClocksEventReasons", g.device.GetCurrentClocksEventReasons)
 	if !ok {
-		clocks, _ = ask(s, "nvmlDeviceGetCurrentClocksThrottleReasons", g.device.GetCurrentClocksThrottleReasons)
+		clocks, ok = ask(s, "nvmlDeviceGetCurrentClocksThrottleReasons", g.device.GetCurrentClocksThrottleReasons)
 	}
-	r.Reasons = nvml.ReasonNames(clocks)
+	if ok {
+		r.Reasons = nvml.ReasonNames(clocks)
+	}
 	memory(s, g.device, &r)
 	if p, ok := ask(s, "nvmlDeviceGetPowerUsage", g.device.GetPowerUsage); ok {
 		r.Power = new(uint64(p))
@@ -326,7 +336,7 @@ func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Durat
 	}
 	r.ECCUncorrected, r.RowsPending = g.ecc, g.pending
 	if g.broken {
-		r.State = stateLost
+		r.State = nvml.StateLost
 	}
 	out := []nvml.Reading{r}
 	for _, m := range g.mig {

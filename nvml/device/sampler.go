@@ -105,11 +105,12 @@ func (s *Sampler) generations(ctx context.Context) error {
 // call is in flight. It reports whether any GPU was read, and what failed but a
 // single GPU.
 func (s *Sampler) generation(ctx context.Context, search *backoff) (read bool, err error) {
-	inventory, err := s.library.Init()
+	var inventory Inventory
+	s.telling("initialising the driver", func() { inventory, err = s.library.Init() })
 	if err != nil {
 		return false, err
 	}
-	defer s.library.Shutdown()
+	defer s.telling("shutting the driver down", s.library.Shutdown)
 	slots := s.adopt(inventory)
 	inside, stop := context.WithCancel(ctx)
 	var calls sync.WaitGroup
@@ -151,10 +152,25 @@ func (s *Sampler) generation(ctx context.Context, search *backoff) (read bool, e
 				err = fmt.Errorf("%w: of all GPUs: %w", ErrDriver, err)
 			}
 			if errors.Is(err, ErrDriver) {
+				s.failed(err)
 				s.unwedged(ctx)
 				return s.anyRead(slots), err
 			}
 		}
+	}
+}
+
+// telling makes a call that belongs to no GPU, and says so while it hangs. What
+// comes next says how it is then.
+func (s *Sampler) telling(what string, call func()) {
+	said := make(chan struct{})
+	hangs := time.AfterFunc(s.config.Wedge, func() {
+		defer close(said)
+		s.failed(fmt.Errorf("%s hangs", what))
+	})
+	call()
+	if !hangs.Stop() {
+		<-said // or it would be said after all is well
 	}
 }
 
