@@ -433,6 +433,20 @@ func TestHungCall(t *testing.T) {
 	}
 }
 
+// What is asked of a GPU only once hangs for that GPU alone.
+func TestHungThreshold(t *testing.T) {
+	t.Parallel()
+	lib := nvmltest.Build(t)
+	lib.Set(t, map[string]int64{"count": 2, "0.threshold_hang": 1})
+	a := launch(t, lib)
+	a.until(t, "wedged", func(r nvml.Report) bool {
+		return len(r.GPUs) == 2 && r.GPUs[0].State == nvml.StateWedged && r.GPUs[1].State == nvml.StateOK && r.GPUs[1].Temperature != nil
+	})
+	lib.Set(t, map[string]int64{"count": 2})
+	a.until(t, "fresh", fresh)
+	a.stop(t)
+}
+
 func TestHungPastGrace(t *testing.T) {
 	t.Parallel()
 	lib := nvmltest.Build(t)
