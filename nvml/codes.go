@@ -10,9 +10,10 @@ func reasonsByBit() [9]string {
 	}
 }
 
-// ReasonNames are the clocks-event reasons of NVML's bit mask; bits that have no
-// name are left out.
-func ReasonNames(mask uint64) (names []string) {
+// ReasonNames are the clocks-event reasons of NVML's bit mask, never nil; bits that
+// have no name are left out.
+func ReasonNames(mask uint64) []string {
+	names := []string{}
 	for bit, name := range reasonsByBit() {
 		if mask&(1<<bit) != 0 {
 			names = append(names, name)

@@ -107,7 +107,7 @@ func (c *Config) Validate() error {
 		info, err := os.Stat(c.Replay)
 		fault(err == nil && info.Mode().IsRegular(), "replay: there is no file %q", c.Replay)
 	}
-	fault(c.Every >= 100*time.Millisecond && c.Every <= time.Minute, "every: must be from 100ms to 1m, such as 1s")
+	fault(c.Every >= 100*time.Millisecond && c.Every <= 2*time.Second, "every: must be from 100ms to 2s, such as 1s: a reading counts in full for %v", freshFor)
 	fault(c.Local || len(c.Command) == 0, "command: belongs to local: true")
 	fault(len(c.Command) == 0 || c.Command[0] != "", "command: must begin with a program")
 	fault(c.TokenEnv == "" || c.TokenFile == "", "token_env: excludes token_file")

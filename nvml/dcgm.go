@@ -81,13 +81,15 @@ func (d *dcgm) take(body io.Reader, arrived time.Time) (*sample, error) {
 		targets := []*found{of(uuid)}
 		d.describe(targets[0].g)
 		if part := string(d.scan.Label("GPU_I_ID")); part != "" {
-			// A MIG device has memory of its own; heat and power are its GPU's.
+			// A MIG device has memory of its own and shares its GPU's heat.
 			f := of(uuid + "/" + part)
 			d.describe(f.g)
-			if f.g.Parent = uuid; wholeGPU(name) {
-				targets = append(targets, f)
-			} else {
+			switch f.g.Parent = uuid; string(name) {
+			case "DCGM_FI_DEV_FB_TOTAL", "DCGM_FI_DEV_FB_FREE", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_RESERVED":
 				targets[0] = f
+			case "DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_BOARD_POWER_WATTS", "DCGM_FI_DEV_ENFORCED_POWER_LIMIT", "DCGM_FI_DEV_BOARD_POWER_LIMIT_ENFORCED_WATTS", "DCGM_FI_DEV_GPU_UTIL":
+			default:
+				targets = append(targets, f)
 			}
 		}
 		for _, f := range targets {
@@ -111,15 +113,6 @@ func (d *dcgm) describe(g *GPU) {
 	g.Name = string(d.scan.Label("modelName"))
 	// An index that is none leaves 0; the UUID still names the GPU.
 	g.Index, _ = strconv.Atoi(string(d.scan.Label("gpu")))
-}
-
-// wholeGPU reports whether a field is of the whole GPU even on a MIG device.
-func wholeGPU(field []byte) bool {
-	switch string(field) {
-	case "DCGM_FI_DEV_FB_TOTAL", "DCGM_FI_DEV_FB_FREE", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_RESERVED":
-		return false
-	}
-	return true
 }
 
 // set takes in one sample, under its old or its new name.
@@ -160,9 +153,13 @@ func (f *found) set(field []byte, v float64) {
 		}
 	case "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL":
 		r.ECCUncorrected = amount(v)
-	case "DCGM_FI_DEV_ROW_REMAP_PENDING":
-		pending := v > 0
-		r.RowsPending = &pending
+	case "DCGM_FI_DEV_ROW_REMAP_PENDING", "DCGM_FI_DEV_ROW_REMAP_FAILURE":
+		// What could not be remapped is pending too; that nothing failed says less.
+		n := whole(v)
+		if n != nil && (*n > 0 || r.RowsPending == nil && string(field) == "DCGM_FI_DEV_ROW_REMAP_PENDING") {
+			pending := *n > 0
+			r.RowsPending = &pending
+		}
 	case "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION":
 		f.energy, f.alive = v, true
 	}
@@ -198,7 +195,7 @@ func amount(v float64) *uint64 {
 // date finds out how old each GPU's values are, and what befell it since.
 func (d *dcgm) date(order []*found, arrived time.Time) *sample {
 	s := &sample{}
-	seen, undated, margins := map[string]*life{}, 0, false
+	seen, undated, margins, reasons := map[string]*life{}, 0, false, false
 	for _, f := range order {
 		l := d.seen[f.g.UUID]
 		switch {
@@ -225,7 +222,7 @@ func (d *dcgm) date(order []*found, arrived time.Time) *sample {
 		if r := &f.g.Reading; r.Margin == nil {
 			r.Margin = MarginBelow(f.gpuMax, f.memMax, r.Temperature, r.HBM)
 		}
-		margins = margins || f.g.Margin != nil
+		margins, reasons = margins || f.g.Margin != nil, reasons || f.g.Reasons != nil
 		s.gpus = append(s.gpus, f.g)
 	}
 	d.seen = seen
@@ -235,6 +232,9 @@ func (d *dcgm) date(order []*found, arrived time.Time) *sample {
 	}
 	if !margins {
 		warnings = append(warnings, "no GPU has a temperature margin: let the exporter give DCGM_FI_DEV_GPU_TEMP_LIMIT, or for cards before Ada DCGM_FI_DEV_GPU_MAX_OP_TEMP")
+	}
+	if !reasons {
+		warnings = append(warnings, "no GPU has its clocks' reasons: let the exporter give DCGM_FI_DEV_CLOCKS_EVENT_REASONS")
 	}
 	s.warning = strings.Join(warnings, "; ")
 	return s

@@ -67,6 +67,11 @@ func TestOddPages(t *testing.T) {
 		{"blank values", "DCGM_FI_DEV_GPU_TEMP" + labels + " 2147483632\nDCGM_FI_DEV_FB_USED" + labels + " 9223372036854775792\nDCGM_FI_DEV_POWER_USAGE" + labels + " NaN\n", `"name":"A100","state":"ok","age_ms":0,"latency_us":0}`},
 		{"a GPU in parts", `DCGM_FI_DEV_GPU_TEMP{gpu="3",UUID="GPU-a",GPU_I_PROFILE="1g.18gb",GPU_I_ID="7"} 50` + "\n" + `DCGM_FI_DEV_FB_USED{gpu="3",UUID="GPU-a",GPU_I_PROFILE="1g.18gb",GPU_I_ID="7"} 5` + "\n",
 			`{"index":3,"uuid":"GPU-a","name":"","state":"ok","age_ms":0,"temperature":50,"latency_us":0} {"index":3,"uuid":"GPU-a/7","name":"","parent":"GPU-a","state":"ok","age_ms":0,"temperature":50,"memory_used":5242880,"latency_us":0}`},
+		{"power of a GPU in parts", `DCGM_FI_DEV_POWER_USAGE{gpu="3",UUID="GPU-a",GPU_I_ID="7"} 50` + "\n" + `DCGM_FI_DEV_ENFORCED_POWER_LIMIT{gpu="3",UUID="GPU-a",GPU_I_ID="7"} 60` + "\n" + `DCGM_FI_DEV_GPU_UTIL{gpu="3",UUID="GPU-a",GPU_I_ID="7"} 5` + "\n",
+			`"power_mw":50000,"power_limit_mw":60000,"utilisation":5,"latency_us":0} {"index":3,"uuid":"GPU-a/7","name":"","parent":"GPU-a","state":"ok","age_ms":0,"latency_us":0}`},
+		{"no reason in force", "DCGM_FI_DEV_CLOCKS_EVENT_REASONS" + labels + " 0\n", `"reasons":[],`},
+		{"rows that could not be remapped", "DCGM_FI_DEV_ROW_REMAP_FAILURE" + labels + " 1\nDCGM_FI_DEV_ROW_REMAP_PENDING" + labels + " 0\n", `"rows_pending":true,`},
+		{"blank rows", "DCGM_FI_DEV_ROW_REMAP_PENDING" + labels + " 2147483632\n", `"age_ms":0,"latency_us":0}`},
 		{"another page", "vllm:num_requests_running 1\n", "is this a dcgm-exporter?"},
 		{"no UUID", "DCGM_FI_DEV_GPU_TEMP{gpu=\"0\"} 50\n", "is this a dcgm-exporter?"},
 		{"empty", "", "is this a dcgm-exporter?"},
@@ -94,7 +99,7 @@ func TestOddPages(t *testing.T) {
 // TestFrozen: values whose energy does not rise grow old, each GPU's by itself.
 func TestFrozen(t *testing.T) {
 	page := func(a, b int) string {
-		return "DCGM_FI_DEV_GPU_TEMP_LIMIT{gpu=\"0\",UUID=\"GPU-a\"} 35\n" + fmt.Sprintf("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu=\"0\",UUID=\"GPU-a\"} %d\nDCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu=\"1\",UUID=\"GPU-b\"} %d\n", a, b)
+		return "DCGM_FI_DEV_GPU_TEMP_LIMIT{gpu=\"0\",UUID=\"GPU-a\"} 35\n" + fmt.Sprintf("DCGM_FI_DEV_CLOCKS_EVENT_REASONS{gpu=\"0\",UUID=\"GPU-a\"} 0\nDCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu=\"0\",UUID=\"GPU-a\"} %d\nDCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu=\"1\",UUID=\"GPU-b\"} %d\n", a, b)
 	}
 	d, began := exporter(), time.Now()
 	for i, c := range []struct {
@@ -135,7 +140,7 @@ func TestXIDs(t *testing.T) {
 		if err != nil || fmt.Sprint(s.gpus[0].XIDs) != fmt.Sprint(c.want) {
 			t.Errorf("%d: %v, %v; want %v", i, err, s.gpus[0].XIDs, c.want)
 		}
-		if !strings.HasPrefix(s.warning, "1 GPUs have no DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION: ") || !strings.Contains(s.warning, "; no GPU has a temperature margin: ") {
+		if !strings.HasPrefix(s.warning, "1 GPUs have no DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION: ") || !strings.Contains(s.warning, "; no GPU has a temperature margin: ") || !strings.Contains(s.warning, "; no GPU has its clocks' reasons: ") {
 			t.Error(s.warning)
 		}
 	}

@@ -10,13 +10,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 )
 
 // Bounds of what one source may say.
 const (
-	maxGPUs = 1024
-	maxText = 128 // bytes of a name or UUID
-	maxXIDs = 16
+	maxGPUs    = 1024
+	maxText    = 128 // bytes of a name or UUID
+	maxReasons = 32
 )
 
 // sample is what a source said last. It is immutable.
@@ -202,7 +203,7 @@ func (f *feed) status(now time.Time) SourceStatus {
 // can have are unknown.
 func clean(gpus []*GPU, name string) []*GPU {
 	seen := make(map[string]bool, len(gpus))
-	out := gpus[:0]
+	var out []*GPU // not a part of gpus, which may be much longer
 	for _, g := range gpus {
 		g.Source = name
 		for _, s := range []*string{&g.UUID, &g.Name, &g.Parent, &g.State} {
@@ -222,37 +223,55 @@ func clean(gpus []*GPU, name string) []*GPU {
 		for _, m := range []**uint64{&g.MemoryTotal, &g.MemoryUsed, &g.MemoryFree, &g.MemoryReserved, &g.Power, &g.PowerLimit} {
 			within(m, 0, 1<<50)
 		}
-		g.XIDs = g.XIDs[max(len(g.XIDs)-maxXIDs, 0):]
-		g.Reasons = g.Reasons[:min(len(g.Reasons), 32)]
+		g.XIDs = g.XIDs[max(len(g.XIDs)-MaxXIDs, 0):]
+		g.Reasons = g.Reasons[:min(len(g.Reasons), maxReasons)]
 		for i := range g.Reasons {
 			g.Reasons[i] = cleanText(g.Reasons[i])
 		}
 		cleanThrottle(&g.Reading)
 		out = append(out, g)
 	}
-	slices.SortStableFunc(out, func(a, b *GPU) int { return cmp.Or(cmp.Compare(a.Index, b.Index), strings.Compare(a.Parent, b.Parent)) })
+	lost := func(g *GPU) int {
+		if g.State == StateLost {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(out, func(a, b *GPU) int {
+		return cmp.Or(cmp.Compare(a.Index, b.Index), strings.Compare(a.Parent, b.Parent), cmp.Compare(lost(a), lost(b)))
+	})
+	for i := 1; i < len(out); i++ {
+		// A lost GPU keeps its index, which the driver may have given to another since.
+		out[i].shadowed = out[i].Parent == "" && out[i-1].Parent == "" && out[i].Index == out[i-1].Index
+	}
 	return out
 }
 
 // cleanThrottle leaves out a map that would make series without end.
 func cleanThrottle(r *Reading) {
 	for reason := range r.ThrottleNs {
-		if len(r.ThrottleNs) > 32 || cleanText(reason) != reason {
+		if len(r.ThrottleNs) > maxReasons || cleanText(reason) != reason {
 			r.ThrottleNs = nil
 			return
 		}
 	}
 }
 
+// cleanText bounds a text, and drops what a terminal could take for an order.
 func cleanText(s string) string {
 	plain := len(s) <= maxText
 	for i := 0; plain && i < len(s); i++ {
-		plain = s[i] < 0x80
+		plain = s[i] >= ' ' && s[i] < 0x7f
 	}
 	if plain {
 		return s
 	}
-	return strings.ToValidUTF8(s[:min(len(s), maxText)], "")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s[:min(len(s), maxText)], ""))
 }
 
 // within makes unknown what is out of bounds.

@@ -8,7 +8,7 @@ import (
 
 // metrics reads the GPUs when Prometheus asks, so that a series ends with its
 // subject. A value that is not known has no series; one that is dropped as too old
-// has only its age.
+// has only its age and state.
 type metrics struct {
 	monitor *Monitor
 	gauges  []gauge
@@ -88,6 +88,9 @@ func (c *metrics) Collect(out chan<- prometheus.Metric) {
 func (c *metrics) collect(out chan<- prometheus.Metric, g *GPU, now time.Time) {
 	dropped := g.Freshness(now) == Dropped
 	ref := g.Ref()
+	if ref == g.UUID {
+		ref = g.Source + "/" + ref // another source may have the same one
+	}
 	for _, m := range c.gauges {
 		if dropped && !m.always {
 			continue
@@ -95,6 +98,9 @@ func (c *metrics) collect(out chan<- prometheus.Metric, g *GPU, now time.Time) {
 		if v := m.value(g, now); v != nil {
 			out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, *v, ref, g.UUID, g.Name)
 		}
+	}
+	if dropped {
+		return
 	}
 	for reason, ns := range g.ThrottleNs {
 		out <- prometheus.MustNewConstMetric(c.state, prometheus.CounterValue, float64(ns)/1e9, ref, g.UUID, g.Name, reason)

@@ -44,11 +44,14 @@ type GPU struct {
 	Reading
 	Source string
 	At     time.Time // when the values were measured, by this process's clock
+
+	shadowed bool // another GPU of the source has its index
 }
 
-// Ref is SOURCE/INDEX; of a MIG device, whose index is not its own, the UUID.
+// Ref is SOURCE/INDEX; of a GPU whose index is not its own, as that of a MIG device
+// or of a lost GPU after a restart of the driver, the UUID.
 func (g *GPU) Ref() string {
-	if g.Parent != "" {
+	if g.Parent != "" || g.shadowed {
 		return g.UUID
 	}
 	return g.Source + "/" + strconv.Itoa(g.Index)
@@ -136,8 +139,12 @@ func (m *Monitor) show(v *View, g *GPU) {
 	if v == nil || v.Ref != g.UUID && v.Ref != g.Ref() {
 		return
 	}
-	if old := v.gpu.Load(); old != nil && old.Source != g.Source && old.Freshness(time.Now()) == Fresh {
+	old := v.gpu.Load()
+	if old != nil && old.Source != g.Source && old.Freshness(time.Now()) == Fresh {
 		return
+	}
+	if old != nil && old.UUID != g.UUID {
+		m.log.Warn("an index names another GPU than before: name GPUs by UUID", "gpu", v.Ref, "was", old.UUID, "is", g.UUID)
 	}
 	v.gpu.Store(g)
 }
@@ -155,8 +162,8 @@ func (m *Monitor) publish(f *feed, s *sample) {
 	}
 	for _, g := range s.gpus {
 		m.show(m.views[g.UUID], g)
-		if g.Parent == "" {
-			m.show(m.views[g.Ref()], g)
+		if ref := g.Ref(); ref != g.UUID {
+			m.show(m.views[ref], g)
 		}
 	}
 }

@@ -248,16 +248,17 @@ func TestClean(t *testing.T) {
 		{Reading: Reading{UUID: "GPU-a", Margin: of(50)}},
 		{Reading: Reading{UUID: long, Index: 2, Name: "\xff\xfe" + long, State: StateLost}},
 		{Reading: Reading{UUID: "MIG-a", Index: 0, Parent: "GPU-a"}},
+		{Reading: Reading{UUID: "GPU-c\x1b[2J\u009b\u202e", Index: 3, Name: "H200\r\n\x7f ok"}},
 	}
 	out := clean(in, "s")
 	var got []string
 	for _, g := range out {
 		got = append(got, g.Ref())
 	}
-	if !slices.Equal(got, []string{"s/0", "MIG-a", "s/1", "s/2"}) {
+	if !slices.Equal(got, []string{"s/0", "MIG-a", "s/1", "s/2", "s/3"}) {
 		t.Fatalf("%q", got)
 	}
-	if a := out[0]; *a.Margin != -3 || len(a.XIDs) != maxXIDs || len(a.Reasons) != 32 || a.ThrottleNs != nil {
+	if a := out[0]; *a.Margin != -3 || len(a.XIDs) != MaxXIDs || len(a.Reasons) != 32 || a.ThrottleNs != nil {
 		t.Errorf("%+v", a)
 	}
 	if b := out[2]; b.Margin != nil || b.Temperature != nil || b.Utilisation != nil || b.MemoryTotal != nil || b.State != StateOK {
@@ -266,6 +267,9 @@ func TestClean(t *testing.T) {
 	if c := out[3]; len(c.UUID) > maxText || len(c.Name) > maxText || c.State != StateLost || strings.ContainsRune(c.Name, 0xfffd) {
 		t.Errorf("%+v", c)
 	}
+	if d := out[4]; d.UUID != "GPU-c[2J" || d.Name != "H200 ok" {
+		t.Errorf("%+v", d)
+	}
 	many := make([]*GPU, 2*maxGPUs)
 	for i := range many {
 		many[i] = &GPU{Reading: Reading{UUID: fmt.Sprint(i)}}
@@ -273,6 +277,43 @@ func TestClean(t *testing.T) {
 	if n := len(clean(many, "s")); n != maxGPUs {
 		t.Errorf("%d GPUs", n)
 	}
+	if kept := cap(clean(append(make([]*GPU, 0, 1<<16), &GPU{Reading: Reading{UUID: "a"}}), "s")); kept > 8 {
+		t.Errorf("one GPU keeps room for %d", kept)
+	}
+}
+
+// TestIndexes: a lost GPU that has kept its index hides no other, and an index that
+// comes to name another GPU is told.
+func TestIndexes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := Reading{UUID: "GPU-a"}, Reading{UUID: "GPU-b", Index: 1}
+		s := &scripted{gpus: []Reading{a, b}}
+		m, stop := watching(t, s)
+		defer stop()
+		var logs strings.Builder
+		m.log = slog.New(slog.NewTextHandler(&logs, nil))
+		first, byUUID := m.Watch("s0/0"), m.Watch("GPU-a")
+		want := func(uuid string, warnings int) {
+			t.Helper()
+			time.Sleep(2500 * time.Millisecond)
+			synctest.Wait()
+			if got := first.Load().UUID; got != uuid || m.Watch("s0/0").Load().UUID != uuid || byUUID.Load().UUID != "GPU-a" {
+				t.Errorf("s0/0 is %s, want %s", got, uuid)
+			}
+			if n := strings.Count(logs.String(), "names another GPU"); n != warnings {
+				t.Errorf("%d warnings, want %d: %s", n, warnings, logs.String())
+			}
+		}
+		want("GPU-a", 0)
+		a.State, b.Index = StateLost, 0
+		s.set([]Reading{b, a}, nil)
+		want("GPU-b", 1)
+		s.set([]Reading{a, b}, nil)
+		want("GPU-b", 1)
+		if _, gpus := m.Status(); gpus[0].GPU != "s0/0" || gpus[1].GPU != "GPU-a" {
+			t.Errorf("%+v", gpus)
+		}
+	})
 }
 
 func TestMetrics(t *testing.T) {
@@ -298,8 +339,24 @@ func TestMetrics(t *testing.T) {
 		if got := series(t, m, "tidegate_gpu_margin_celsius"); got != "" {
 			t.Errorf("a value that is too old is still told: %s", got)
 		}
+		if got := series(t, m, "tidegate_gpu_throttle_seconds_total"); got != "" {
+			t.Errorf("a counter that is too old is still told: %s", got)
+		}
 		if got := series(t, m, "tidegate_gpu_reading_age_seconds"); got == "" {
 			t.Error("the age of one that is too old is not told")
+		}
+	})
+}
+
+// TestMetricsOfTwoSources: the same MIG device from two sources spoils no page.
+func TestMetricsOfTwoSources(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gpus := []Reading{{UUID: "GPU-a", Margin: of(30)}, {UUID: "MIG-a", Parent: "GPU-a", Margin: of(30)}}
+		m, stop := watching(t, &scripted{gpus: gpus}, &scripted{gpus: gpus})
+		defer stop()
+		time.Sleep(2500 * time.Millisecond)
+		if got, want := series(t, m, "tidegate_gpu_margin_celsius"), "s0/0  GPU-a 30 s0/MIG-a  MIG-a 30 s1/0  GPU-a 30 s1/MIG-a  MIG-a 30"; got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	})
 }

@@ -38,6 +38,9 @@ type traceLine struct {
 type traceReasons []string
 
 func (t *traceReasons) UnmarshalJSON(raw []byte) error {
+	if string(raw) == "null" {
+		return nil
+	}
 	var mask uint64
 	if json.Unmarshal(raw, &mask) == nil {
 		*t = ReasonNames(mask)

@@ -12,7 +12,8 @@ type numbers struct {
 // readReport reads what an agent answers. It does what encoding/json would, at a
 // tenth of the cost, which hundreds of agents with eight GPUs each, every second,
 // make worth its lines. What is of another kind than it should be is not known.
-// before are the texts of earlier reports.
+// What is beyond the bounds of a source is read over. before are the texts of
+// earlier reports.
 func readReport(body []byte, before texts) (*Report, error) {
 	r, c := &Report{}, &cursor{rest: body, texts: before}
 	if c.peek() != '{' {
@@ -37,6 +38,10 @@ func readReport(body []byte, before texts) (*Report, error) {
 				return
 			}
 			lists = c.list(func() {
+				if len(r.GPUs) == maxGPUs {
+					c.skip()
+					return
+				}
 				r.GPUs = append(r.GPUs, Reading{})
 				readReading(c, &r.GPUs[len(r.GPUs)-1])
 			})
@@ -110,7 +115,14 @@ func readRest(c *cursor, key []byte, r *Reading, n *numbers) {
 			r.RowsPending = &n.flag
 		}
 	case "reasons":
-		c.list(func() { r.Reasons = append(r.Reasons, c.text()) })
+		if c.peek() == '[' {
+			r.Reasons = []string{} // known, though maybe none
+		}
+		c.list(func() {
+			if reason := c.text(); len(r.Reasons) < maxReasons {
+				r.Reasons = append(r.Reasons, reason)
+			}
+		})
 	case "throttle_ns":
 		c.object(func(reason []byte) {
 			name := c.texts.of(reason)
@@ -118,7 +130,7 @@ func readRest(c *cursor, key []byte, r *Reading, n *numbers) {
 			if r.ThrottleNs == nil {
 				r.ThrottleNs = make(map[string]uint64, 4)
 			}
-			if ok {
+			if ok && len(r.ThrottleNs) <= maxReasons {
 				r.ThrottleNs[name] = ns
 			}
 		})
@@ -137,6 +149,9 @@ func readRest(c *cursor, key []byte, r *Reading, n *numbers) {
 					c.skip()
 				}
 			})
+			if len(r.XIDs) == MaxXIDs {
+				r.XIDs = r.XIDs[:copy(r.XIDs, r.XIDs[1:])]
+			}
 			r.XIDs = append(r.XIDs, x)
 		})
 	default:

@@ -2,9 +2,11 @@ package nvml
 
 import (
 	"encoding/json"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -23,8 +25,7 @@ func fill(t *rapid.T, v reflect.Value) {
 			fill(t, v.Elem())
 		}
 	case reflect.Slice:
-		// An empty list that the wire leaves out comes back as none.
-		if n := rapid.IntRange(0, 3).Draw(t, "length"); n > 0 {
+		if n := rapid.IntRange(-1, 3).Draw(t, "length"); n >= 0 {
 			v.Set(reflect.MakeSlice(v.Type(), n, n))
 			for i := range n {
 				fill(t, v.Index(i))
@@ -101,6 +102,46 @@ func TestOddReports(t *testing.T) {
 func TestDeepReport(t *testing.T) {
 	if _, err := readReport([]byte(`{"x":`+strings.Repeat(`[`, 500_000)), nil); err == nil {
 		t.Error("taken")
+	}
+}
+
+// TestLongReport: what a report may have is bounded while it is read.
+func TestLongReport(t *testing.T) {
+	list := func(n int, item string) string { return "[" + strings.Repeat(item+",", n) + item + "]" }
+	var throttle strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&throttle, "\"r%d\":1,", i)
+	}
+	r, err := readReport([]byte(`{"boot_id":"x","gpus":[{"reasons":`+list(5000, `"r"`)+`,"throttle_ns":{`+throttle.String()+`"x":1},"xids":`+list(5000, `{"code":1}`)[:1]+strings.Repeat(`{"code":1},`, 5000)+`{"code":79}]},`+list(400_000, "0")[1:]+`}`), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := r.GPUs[0]
+	if len(r.GPUs) != maxGPUs || cap(r.GPUs) > 2*maxGPUs || len(g.Reasons) != maxReasons || len(g.ThrottleNs) != maxReasons+1 || len(g.XIDs) != MaxXIDs || g.XIDs[MaxXIDs-1].Code != 79 {
+		t.Errorf("%d GPUs, %d reasons, %d counters, %d XIDs", len(r.GPUs), len(g.Reasons), len(g.ThrottleNs), len(g.XIDs))
+	}
+}
+
+// TestReasonsNotKnown: none in force is not the same as none known.
+func TestReasonsNotKnown(t *testing.T) {
+	r, err := readReport([]byte(`{"boot_id":"x","gpus":[{"uuid":"a","reasons":[]},{"uuid":"b"},{"uuid":"c","reasons":null},{"uuid":"d","reasons":"all"}]}`), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range r.GPUs {
+		raw, _ := json.Marshal(r.GPUs[i])
+		if known := strings.Contains(string(raw), `"reasons":[]`); known != (i == 0) || known != (r.GPUs[i].Reasons != nil) {
+			t.Errorf("%s", raw)
+		}
+	}
+	tr, err := readTrace(strings.NewReader(`{"t_ms":0,"uuid":"a","reasons":0}` + "\n" + `{"t_ms":0,"uuid":"b"}` + "\n" + `{"t_ms":0,"uuid":"c","reasons":null}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, g := range clean(tr.at(0, time.Now()), "s") {
+		if (g.Reasons != nil) != (i == 0) {
+			t.Errorf("%s: %#v", g.UUID, g.Reasons)
+		}
 	}
 }
 

@@ -30,13 +30,16 @@ type Reading struct {
 	Power          *uint64           `json:"power_mw,omitempty"`
 	PowerLimit     *uint64           `json:"power_limit_mw,omitempty"`
 	Utilisation    *int              `json:"utilisation,omitempty"` // percent; shown, never used for control
-	Reasons        []string          `json:"reasons,omitempty"`     // clocks-event reasons in force: sw_thermal, hw_thermal, hw_power_brake, hw_slowdown, sw_power_cap, ...
+	Reasons        []string          `json:"reasons,omitzero"`      // clocks-event reasons in force, nil where not known: sw_thermal, hw_thermal, hw_power_brake, hw_slowdown, sw_power_cap, ...
 	ThrottleNs     map[string]uint64 `json:"throttle_ns,omitempty"` // cumulative, by reason
-	XIDs           []XID             `json:"xids,omitempty"`        // newest last, at most 16
+	XIDs           []XID             `json:"xids,omitempty"`        // newest last, at most MaxXIDs
 	ECCUncorrected *uint64           `json:"ecc_uncorrected,omitempty"`
 	RowsPending    *bool             `json:"rows_pending,omitempty"`
 	LatencyUs      int64             `json:"latency_us"` // of the last sweep over this GPU
 }
+
+// MaxXIDs are told of each GPU at most.
+const MaxXIDs = 16
 
 // XID is an error event of the driver.
 type XID struct {

@@ -244,7 +244,7 @@ func TestHealthy(t *testing.T) {
 	common := `"temperature":52,"hbm":41,"memory_total":150754820096,"memory_used":1048576000,"memory_free":149062418432,"memory_reserved":643825664,"power_mw":627400,"power_limit_mw":700000,"utilisation":99,`
 	throttle := `"throttle_ns":{"hw_thermal":0,"sw_power_cap":5,"sw_thermal":7},"ecc_uncorrected":3,`
 	want := `[{"index":0,"uuid":"GPU-fake-0","name":"Fake H200","state":"ok","age_ms":0,"margin":35,` + common + `"reasons":["sw_power_cap","hw_thermal"],` + throttle + `"rows_pending":true,"latency_us":0},` +
-		`{"index":1,"uuid":"GPU-fake-1","name":"Fake H200","state":"ok","age_ms":0,"margin":-2,` + common + throttle + `"rows_pending":false,"latency_us":0}]`
+		`{"index":1,"uuid":"GPU-fake-1","name":"Fake H200","state":"ok","age_ms":0,"margin":-2,` + common + `"reasons":[],` + throttle + `"rows_pending":false,"latency_us":0}]`
 	if got := asJSON(r.GPUs); got != want || r.Driver != "580.1" {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -260,9 +260,9 @@ func TestHealthy(t *testing.T) {
 		}
 	}
 	// What is not known is absent, not 0.
-	lib.Set(t, map[string]int64{"power": -1, "margin_ret": 999, "gpu_max": 85})
-	r = a.until(t, "unknown", func(r nvml.Report) bool { return r.GPUs[0].Power == nil })
-	if g := r.GPUs[0]; g.Margin != nil || g.HBM != nil || g.ThrottleNs != nil || g.State != "ok" {
+	lib.Set(t, map[string]int64{"power": -1, "margin_ret": 999, "gpu_max": 85, "reasons": -1})
+	r = a.until(t, "unknown", func(r nvml.Report) bool { return r.GPUs[0].Power == nil && r.GPUs[0].Reasons == nil })
+	if g := r.GPUs[0]; g.Margin != nil || g.HBM != nil || g.Reasons != nil || g.ThrottleNs != nil || g.State != "ok" {
 		t.Errorf("%s", asJSON(g))
 	}
 	if page := a.get(t, "/metrics"); strings.Contains(page, "tidegate_gpu_power_watts{") || strings.Contains(page, "tidegate_gpu_memory_temperature_celsius{") {
@@ -273,12 +273,18 @@ func TestHealthy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !strings.Contains(string(raw), `"reasons":0,`) {
+		t.Error("no line without a reason in force")
+	}
+	if lines := strings.Split(strings.TrimSpace(string(raw)), "\n"); !slices.ContainsFunc(lines, func(l string) bool { return !strings.Contains(l, "reasons") }) {
+		t.Error("reasons that are not known:", lines[len(lines)-1])
+	}
 	first, _, _ := strings.Cut(string(raw), "\n")
 	var f frame
 	if err := json.Unmarshal([]byte(first), &f); err != nil || f.UUID == "" || *f.Temp != 52 || *f.HBM != 41 || *f.Used != 1000 || *f.Power != 627 || len(f.Calls) < 8 {
 		t.Error(err, first)
 	}
-	if f.UUID == "GPU-fake-0" && f.Reasons != 0x44 {
+	if f.UUID == "GPU-fake-0" && (f.Reasons == nil || *f.Reasons != 0x44) {
 		t.Error(first)
 	}
 }
@@ -427,6 +433,20 @@ func TestHungCall(t *testing.T) {
 	}
 }
 
+// What is asked of a GPU only once hangs for that GPU alone.
+func TestHungThreshold(t *testing.T) {
+	t.Parallel()
+	lib := nvmltest.Build(t)
+	lib.Set(t, map[string]int64{"count": 2, "0.threshold_hang": 1})
+	a := launch(t, lib)
+	a.until(t, "wedged", func(r nvml.Report) bool {
+		return len(r.GPUs) == 2 && r.GPUs[0].State == nvml.StateWedged && r.GPUs[1].State == nvml.StateOK && r.GPUs[1].Temperature != nil
+	})
+	lib.Set(t, map[string]int64{"count": 2})
+	a.until(t, "fresh", fresh)
+	a.stop(t)
+}
+
 func TestHungPastGrace(t *testing.T) {
 	t.Parallel()
 	lib := nvmltest.Build(t)
@@ -486,6 +506,24 @@ func TestNothingAnswers(t *testing.T) {
 	if code := a.end(t); code != exitGivenUp {
 		t.Error(code)
 	}
+}
+
+// One GPU of two answers nothing: the other is read on.
+func TestOneAnswersNothing(t *testing.T) {
+	t.Parallel()
+	lib := nvmltest.Build(t)
+	lib.Set(t, map[string]int64{"count": 2})
+	a := launch(t, lib, "--attempts", "2")
+	a.until(t, "fresh", func(r nvml.Report) bool { return fresh(r) && len(r.GPUs) == 2 })
+	lib.Set(t, map[string]int64{"count": 2, "0.ret": 999})
+	// Also after it was looked for, when not even its UUID is told.
+	a.until(t, "lost", func(r nvml.Report) bool {
+		g := r.GPUs
+		return len(g) == 2 && g[0].UUID == "GPU-fake-0" && g[0].State == nvml.StateLost && g[0].AgeMs > 6000 && g[1].State == nvml.StateOK && g[1].AgeMs < 2000
+	})
+	lib.Set(t, map[string]int64{"count": 2})
+	a.until(t, "back", func(r nvml.Report) bool { return fresh(r) && len(r.GPUs) == 2 })
+	a.stop(t)
 }
 
 func TestMIG(t *testing.T) {

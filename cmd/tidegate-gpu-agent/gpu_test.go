@@ -175,7 +175,9 @@ func describe(report nvml.Report, phases []span, frames []frame) string {
 				continue
 			}
 			n++
-			reasons |= f.Reasons
+			if f.Reasons != nil {
+				reasons |= *f.Reasons
+			}
 			margin, temp, hbm = known(margin, f.Margin), known(temp, f.Temp), known(hbm, f.HBM)
 			used, power = known(used, f.Used), known(power, f.Power)
 			for name, us := range f.Calls {
@@ -223,9 +225,9 @@ func rank(values []int64, share float64) string {
 func TestDescribe(t *testing.T) {
 	p := func(v int) *int { return &v }
 	got := describe(nvml.Report{Driver: "580", GPUs: []nvml.Reading{{Name: "H200"}}}, []span{{"idle", 0}, {"burn", 2 * time.Second}}, []frame{
-		{T: 0, UUID: "a", Margin: p(59), Reasons: 1, Calls: map[string]int64{"x": 10}},
-		{T: 1000, UUID: "a", Margin: p(57), Reasons: 1, Calls: map[string]int64{"x": 30}},
-		{T: 2500, UUID: "a", Margin: p(35), Reasons: 4, Calls: map[string]int64{"x": 500}},
+		{T: 0, UUID: "a", Margin: p(59), Reasons: new(uint64(1)), Calls: map[string]int64{"x": 10}},
+		{T: 1000, UUID: "a", Margin: p(57), Reasons: new(uint64(1)), Calls: map[string]int64{"x": 30}},
+		{T: 2500, UUID: "a", Margin: p(35), Reasons: new(uint64(4)), Calls: map[string]int64{"x": 500}},
 	})
 	for _, want := range []string{
 		"H200, driver 580, 3 readings, longest gap 1.5s.", "| idle | 2 | 57 / 59 / 59 | - | - | - | - / - | 0x1 |", "| burn | 1 | 35 / 35 / 35 | - | - | - | - / - | 0x4 |",

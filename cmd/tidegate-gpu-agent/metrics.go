@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -64,7 +65,7 @@ func newReadings(report func() nvml.Report) *readings {
 		wedged:          gpu("wedged", "1 while a call to the GPU hangs."),
 		lost:            gpu("lost", "1 while the GPU cannot be reached or must be reset."),
 		fatal:           gpu("fatal_xid", "Newest XID after which the GPU must be reset; 0: none."),
-		xids:            gpu("xids", "Error events of the driver that are remembered, at most 16."),
+		xids:            gpu("xids", fmt.Sprintf("Error events of the driver that are remembered, at most %d.", nvml.MaxXIDs)),
 		eccUncorrected:  gpu("ecc_uncorrected_total", "Memory errors that were not corrected since the driver was loaded."),
 		rowsPendingFlag: gpu("rows_pending", "1 while memory waits for a reset to be remapped, or could not be."),
 	}
@@ -106,8 +107,8 @@ func (r *readings) gpu(out chan<- prometheus.Metric, g nvml.Reading) {
 	}
 	gauge(r.age, float64(g.AgeMs)/1e3)
 	gauge(r.latency, float64(g.LatencyUs)/1e6)
-	gauge(r.wedged, flag(g.State == "wedged"))
-	gauge(r.lost, flag(g.State == "lost"))
+	gauge(r.wedged, flag(g.State == nvml.StateWedged))
+	gauge(r.lost, flag(g.State == nvml.StateLost))
 	fatal := uint64(0)
 	for _, x := range g.XIDs {
 		if x.Fatal {

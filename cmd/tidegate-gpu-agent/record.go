@@ -25,7 +25,7 @@ type frame struct {
 	HBM     *int             `json:"hbm,omitempty"`
 	Used    *uint64          `json:"used,omitempty"`     // MiB
 	Total   *uint64          `json:"total,omitempty"`    // MiB
-	Reasons uint64           `json:"reasons"`            // the driver's bits
+	Reasons *uint64          `json:"reasons,omitempty"`  // the driver's bits
 	Power   *uint64          `json:"power,omitempty"`    // watts
 	Calls   map[string]int64 `json:"calls_us,omitempty"` // latency of each of the library's functions, microseconds; the longest where one was called more than once
 }
@@ -145,7 +145,10 @@ func (r *recorder) write(s device.Sample) error {
 }
 
 func newFrame(g nvml.Reading, at time.Duration) frame {
-	f := frame{T: at.Milliseconds(), UUID: g.UUID, Name: g.Name, Margin: g.Margin, Temp: g.Temperature, HBM: g.HBM, Reasons: nvml.ReasonMask(g.Reasons)}
+	f := frame{T: at.Milliseconds(), UUID: g.UUID, Name: g.Name, Margin: g.Margin, Temp: g.Temperature, HBM: g.HBM}
+	if g.Reasons != nil {
+		f.Reasons = new(nvml.ReasonMask(g.Reasons))
+	}
 	f.Used, f.Total = scaled(g.MemoryUsed, 1<<20), scaled(g.MemoryTotal, 1<<20)
 	f.Power = scaled(g.Power, 1000)
 	return f

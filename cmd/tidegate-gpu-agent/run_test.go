@@ -293,7 +293,7 @@ func TestRecordResumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw, _ := os.ReadFile(path)
-	line := `{"t_ms":5000,"uuid":"GPU-0","margin":35,"used":5,"reasons":32,"power":627,"calls_us":{"a":1000}}` + "\n" + `{"t_ms":5000,"uuid":"MIG","reasons":0}` + "\n"
+	line := `{"t_ms":5000,"uuid":"GPU-0","margin":35,"used":5,"reasons":32,"power":627,"calls_us":{"a":1000}}` + "\n" + `{"t_ms":5000,"uuid":"MIG"}` + "\n"
 	if got := string(raw); got != line+line {
 		t.Error(got)
 	}

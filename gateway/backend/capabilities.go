@@ -22,6 +22,9 @@ type Capabilities struct {
 // capabilitiesOf reads a version such as v0.23.1rc2.dev7+g1a2b3c.cu129.
 func capabilitiesOf(version string) Capabilities {
 	var major, minor int
+	if strings.HasPrefix(strings.TrimPrefix(version, "v"), "0.1.dev") {
+		return Capabilities{} // built where the tags of vLLM are missing
+	}
 	if n, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &major, &minor); n < 2 || err != nil || major < 0 || minor < 0 {
 		return Capabilities{}
 	}

@@ -52,8 +52,10 @@ func (b *Backend) Blind() string {
 }
 
 // asleep says that the engine sleeps; empty: it is awake, or nothing is known of it.
-func (b *Backend) asleep(now time.Time) string {
-	if e := b.Engine(); e != nil && e.Asleep() && e.Freshness(now) != nvml.Dropped {
+// It stays asleep however long it says nothing, unless the server was down after it
+// said so, and so has restarted.
+func (b *Backend) asleep(down time.Time) string {
+	if e := b.Engine(); e != nil && e.Asleep() && e.At.After(down) {
 		return "the engine is asleep (" + e.Sleep + ")"
 	}
 	return ""
@@ -238,11 +240,15 @@ func (s *scraper) scrape(ctx context.Context) error {
 	return nil
 }
 
-// preempted is how many preemptions there were in the window that ends at now. A
-// server that has restarted counts from nothing.
+// preempted is how many preemptions there were in the window that ends at now. It
+// counts from nothing for a server that has restarted, and after a time in which
+// the count was not known.
 func (s *scraper) preempted(now time.Time, n int) int {
-	if len(s.past) > 0 && n < s.past[len(s.past)-1].n {
-		s.past = s.past[:0]
+	if len(s.past) > 0 {
+		last := s.past[len(s.past)-1]
+		if n < last.n || last.n < 0 || now.Sub(last.at) > preemptedWindow {
+			s.past = s.past[:0]
+		}
 	}
 	s.past = append(s.past, total{now, n})
 	old := 0

@@ -189,6 +189,20 @@ func TestScrape(t *testing.T) {
 		if n := b.Engine().Preempted; n != 0 {
 			t.Errorf("%d preemptions in the last 5 s, 6 s later", n)
 		}
+		w.set("/metrics", "status 404")
+		time.Sleep(20 * time.Second)
+		w.set("/metrics", metrics(3, 5000, 1))
+		time.Sleep(3 * time.Second)
+		if n := b.Engine().Preempted; n != 0 || b.Engine().Preemptions != 5000 {
+			t.Errorf("%d preemptions in the last 5 s, of those in 20 s that nobody saw", n)
+		}
+		w.set("/metrics", "vllm:num_requests_running 1\n") // one that does not count them
+		time.Sleep(time.Second)
+		w.set("/metrics", metrics(3, 5000, 1))
+		time.Sleep(time.Second)
+		if n := b.Engine().Preempted; n != 0 {
+			t.Errorf("%d preemptions after a count that was not known", n)
+		}
 		w.set("/metrics", metrics(0, 1, 1)) // it has restarted
 		time.Sleep(time.Second)
 		if n := b.Engine().Preempted; n != 0 {
@@ -273,8 +287,14 @@ func TestAsleep(t *testing.T) {
 		w.set("/metrics", metrics(0, 0, 0))
 		time.Sleep(time.Second)
 		w.set("/metrics", "status 404")
+		time.Sleep(time.Minute)
+		want("silent", false, "the engine is asleep (asleep)")
+		w.set("/health", "status 503")
 		time.Sleep(20 * time.Second)
-		want("not known any more", true, "")
+		want("down", false, "GET /health: status 503")
+		w.set("/health", "")
+		time.Sleep(20 * time.Second)
+		want("restarted", true, "")
 	})
 }
 
@@ -309,6 +329,8 @@ func TestCapabilities(t *testing.T) {
 		{"", Capabilities{}},
 		{"nightly", Capabilities{}},
 		{"-1.2", Capabilities{}},
+		{"0.1.dev1234+g1a2b3c", Capabilities{}},
+		{"0.1.7", Capabilities{Known: true}},
 		{"0.9.2", Capabilities{Known: true}},
 		{"0.12.0", Capabilities{Known: true, StructuredOutputs: true}},
 		{"v0.16.1rc1", Capabilities{Known: true, StructuredOutputs: true, UniqueIDs: true, OnlyReasoning: true}},

@@ -78,8 +78,8 @@ func (m *ModelConfig) Validate() error {
 			fault("%s: must be at least 1ms, such as 3s", t.at)
 		}
 	}
-	if m.Scrape < 50*time.Millisecond {
-		fault("scrape: must be at least 50ms, such as 250ms: each costs the server a few milliseconds")
+	if m.Scrape < 50*time.Millisecond || m.Scrape > 2*time.Second {
+		fault("scrape: must be from 50ms to 2s, such as 250ms: each costs the server a few milliseconds, and none counts in full for longer than 3s")
 	}
 	if err := m.Weights.Validate(); err != nil {
 		fault("weights.%w", err)

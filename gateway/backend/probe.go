@@ -32,6 +32,7 @@ type prober struct {
 	scrape time.Duration // between two readings of its load
 	failed int
 	known  time.Time // when the facts were read; zero: not since it was down
+	down   time.Time // when it was last found down; zero: never
 }
 
 // run probes until ctx ends.
@@ -58,7 +59,7 @@ func (p *prober) probe(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
-	if why := p.b.asleep(time.Now()); err == nil && why != "" {
+	if why := p.b.asleep(p.down); err == nil && why != "" {
 		// Healthy, and yet no place for a request.
 		p.failed = 0
 		if p.b.out(why) {
@@ -74,7 +75,9 @@ func (p *prober) probe(ctx context.Context) {
 		return
 	}
 	p.known = time.Time{}
-	if p.failed++; p.failed < failedTwice && p.b.Seat.Up() && !errors.Is(err, syscall.ECONNREFUSED) {
+	if p.failed++; p.failed >= failedTwice || errors.Is(err, syscall.ECONNREFUSED) {
+		p.down = time.Now()
+	} else if p.b.Seat.Up() {
 		return
 	}
 	if p.b.out(err.Error()) {

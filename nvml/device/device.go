@@ -34,6 +34,9 @@ var (
 	ErrDriver = errors.New("driver failed")
 	// ErrLost: this GPU has fallen off the bus or must be reset.
 	ErrLost = errors.New("GPU lost")
+	// ErrSilent: no call to this GPU succeeds, and none says why. Where all GPUs
+	// are, as in a container that lost its right to them, the driver has failed.
+	ErrSilent = fmt.Errorf("%w: no call succeeds", ErrLost)
 	// ErrNoEvents: the driver has no events.
 	ErrNoEvents = errors.New("no events")
 )

@@ -40,7 +40,7 @@ func (s *Sampler) noteXID(sl *slot, code uint64) {
 	}
 	s.mu.Lock()
 	sl.xids = append(sl.xids, xid{code, time.Now()})
-	if len(sl.xids) > maxXIDs {
+	if len(sl.xids) > nvml.MaxXIDs {
 		// What says that the GPU must not be used is kept longest.
 		drop := max(0, slices.IndexFunc(sl.xids, func(x xid) bool { return !nvml.FatalXID(x.code) }))
 		sl.xids = slices.Delete(sl.xids, drop, drop+1)

@@ -125,7 +125,6 @@ func (l *library) inventory() (Inventory, error) {
 		g := &gpu{has: l.has, device: device, id: Identity{Index: i}}
 		g.id.UUID, _ = ask(s, "nvmlDeviceGetUUID", device.GetUUID)
 		g.id.Name, _ = ask(s, "nvmlDeviceGetName", device.GetName)
-		g.limits.gpu, g.limits.memory = threshold(s, device, gonvml.TEMPERATURE_THRESHOLD_GPU_MAX), threshold(s, device, gonvml.TEMPERATURE_THRESHOLD_MEM_MAX)
 		if errors.Is(s.err, ErrDriver) {
 			return out, s.err
 		}
@@ -264,7 +263,10 @@ type absent struct {
 func (a absent) Identity() Identity { return a.id }
 
 func (a absent) Read(context.Context, bool, func(string, time.Duration)) ([]nvml.Reading, error) {
-	return nil, fmt.Errorf("%w: %w", ErrLost, a.err)
+	if errors.Is(a.err, ErrLost) {
+		return nil, a.err
+	}
+	return nil, fmt.Errorf("%w: %w", ErrSilent, a.err)
 }
 
 // gpu is a GPU of one generation.
@@ -273,6 +275,7 @@ type gpu struct {
 	device gonvml.Device
 	id     Identity
 	limits thresholds
+	asked  bool // for the limits
 
 	// Of the last slow sweep.
 	ecc     *uint64
@@ -291,6 +294,14 @@ func (g *gpu) Identity() Identity { return g.id }
 func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Duration)) ([]nvml.Reading, error) {
 	s := newSweep(ctx, g.has, timed)
 	r := nvml.Reading{Index: g.id.Index, UUID: g.id.UUID, Name: g.id.Name}
+	if r.UUID == "" { // the driver failed to tell it before
+		r.UUID, _ = ask(s, "nvmlDeviceGetUUID", g.device.GetUUID)
+		g.id.UUID = r.UUID
+	}
+	if before := s.failed; slow && !g.asked {
+		g.limits = thresholds{threshold(s, g.device, gonvml.TEMPERATURE_THRESHOLD_GPU_MAX), threshold(s, g.device, gonvml.TEMPERATURE_THRESHOLD_MEM_MAX)}
+		g.asked = s.failed == before
+	}
 	g.fields(s, &r, slow)
 	if t, ok := ask(s, "nvmlDeviceGetTemperature", func() (uint32, gonvml.Return) { return g.device.GetTemperature(gonvml.TEMPERATURE_GPU) }); ok {
 		r.Temperature = new(int(t))
@@ -305,9 +316,11 @@ func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Durat
 	}
 	clocks, ok := ask(s, "nvmlDeviceGetCurrentClocksEventReasons", g.device.GetCurrentClocksEventReasons)
 	if !ok {
-		clocks, _ = ask(s, "nvmlDeviceGetCurrentClocksThrottleReasons", g.device.GetCurrentClocksThrottleReasons)
+		clocks, ok = ask(s, "nvmlDeviceGetCurrentClocksThrottleReasons", g.device.GetCurrentClocksThrottleReasons)
 	}
-	r.Reasons = nvml.ReasonNames(clocks)
+	if ok {
+		r.Reasons = nvml.ReasonNames(clocks)
+	}
 	memory(s, g.device, &r)
 	if p, ok := ask(s, "nvmlDeviceGetPowerUsage", g.device.GetPowerUsage); ok {
 		r.Power = new(uint64(p))
@@ -323,7 +336,7 @@ func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Durat
 	}
 	r.ECCUncorrected, r.RowsPending = g.ecc, g.pending
 	if g.broken {
-		r.State = stateLost
+		r.State = nvml.StateLost
 	}
 	out := []nvml.Reading{r}
 	for _, m := range g.mig {
@@ -335,8 +348,7 @@ func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Durat
 	case s.err != nil:
 		return nil, s.err
 	case !s.answered:
-		// As in a container that lost its right to the GPU while it ran.
-		return nil, fmt.Errorf("%w: no call succeeds: %w", ErrDriver, s.last)
+		return nil, fmt.Errorf("%w: %w", ErrSilent, s.last)
 	}
 	return out, nil
 }

@@ -1,6 +1,7 @@
 package device
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"time"
@@ -8,18 +9,8 @@ import (
 	"tidegate/nvml"
 )
 
-// States of a reading.
-const (
-	stateOK     = "ok"
-	stateWedged = "wedged"
-	stateLost   = "lost"
-)
-
-// maxXIDs are kept for each GPU.
-const maxXIDs = 16
-
 // slot is what is known of one GPU. It outlives generations: a GPU that a new one
-// does not find is lost, not forgotten. Its id is set between generations only.
+// does not find is lost, not forgotten.
 type slot struct {
 	id       Identity
 	readings []nvml.Reading // of the last whole sweep
@@ -59,11 +50,11 @@ func (sl *slot) report(now time.Time, wedge time.Duration) []nvml.Reading {
 		r := &out[i]
 		switch {
 		case sl.lost:
-			r.State = stateLost
+			r.State = nvml.StateLost
 		case sl.isWedged(now, wedge):
-			r.State = stateWedged
+			r.State = nvml.StateWedged
 		case r.State == "":
-			r.State = stateOK
+			r.State = nvml.StateOK
 		}
 		r.AgeMs = now.Sub(sl.sampled).Milliseconds()
 		r.LatencyUs = sl.took.Microseconds()
@@ -90,30 +81,35 @@ func (s *Sampler) failed(err error) {
 }
 
 // adopt begins a generation: it gives each GPU of the inventory its slot, and
-// marks those lost that were known and are not found.
-func (s *Sampler) adopt(inventory Inventory) (slots []*slot) {
+// marks those lost that were known and are not found. Where a driver does not tell
+// a UUID the index says which GPU it is.
+func (s *Sampler) adopt(inventory Inventory) []*slot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.driver, s.fault = inventory.Driver, ""
 	if len(inventory.GPUs) == 0 && len(s.slots) == 0 {
 		s.fault = "the driver has no GPUs"
 	}
-	known := s.slots
-	now := time.Now()
-	s.slots = nil
-	for _, g := range inventory.GPUs {
-		id := g.Identity()
-		at := slices.IndexFunc(known, func(k *slot) bool { return k.id.UUID == id.UUID || id.UUID == "" && k.id.Index == id.Index })
-		sl := &slot{id: id, sampled: now}
+	known, slots := slices.Clone(s.slots), make([]*slot, len(inventory.GPUs))
+	take := func(i int, fits func(k, id Identity) bool) {
+		id := inventory.GPUs[i].Identity()
+		at := slices.IndexFunc(known, func(k *slot) bool { return slots[i] == nil && fits(k.id, id) })
 		if at >= 0 {
-			sl = known[at]
-			known = slices.Delete(slices.Clone(known), at, at+1)
-			if id.UUID != "" {
-				sl.id = id
-			}
+			slots[i] = known[at]
+			known = slices.Delete(known, at, at+1)
 		}
-		sl.read = false
-		slots = append(slots, sl)
+	}
+	for i := range slots {
+		take(i, func(k, id Identity) bool { return k.UUID != "" && k.UUID == id.UUID })
+	}
+	for i, g := range inventory.GPUs {
+		take(i, func(k, id Identity) bool { return k.Index == id.Index && (k.UUID == "" || id.UUID == "") })
+		if slots[i] == nil {
+			slots[i] = &slot{sampled: time.Now()}
+		}
+		id := g.Identity()
+		slots[i].id = Identity{id.Index, cmp.Or(id.UUID, slots[i].id.UUID), cmp.Or(id.Name, slots[i].id.Name)}
+		slots[i].read = false
 	}
 	for _, k := range known {
 		k.lost, k.read = true, false
@@ -151,6 +147,19 @@ func (s *Sampler) begin(sl *slot, now time.Time) {
 	sl.began = now
 }
 
+// name puts what the driver failed to tell this time into the readings, and keeps
+// what it tells now and did not before.
+func (sl *slot) name(readings []nvml.Reading) {
+	sl.id.UUID = cmp.Or(sl.id.UUID, readings[0].UUID)
+	for i := range readings {
+		if r := &readings[i]; i == 0 {
+			r.UUID, r.Name = cmp.Or(r.UUID, sl.id.UUID), cmp.Or(r.Name, sl.id.Name)
+		} else {
+			r.Parent = sl.id.UUID
+		}
+	}
+}
+
 // end takes over what a sweep gave. Its age counts from the sweep's beginning: a
 // value read before a call that hung is as old as that.
 func (s *Sampler) end(sl *slot, began time.Time, readings []nvml.Reading, err error) {
@@ -160,6 +169,7 @@ func (s *Sampler) end(sl *slot, began time.Time, readings []nvml.Reading, err er
 	sl.began, sl.took = time.Time{}, took
 	switch {
 	case err == nil:
+		sl.name(readings)
 		sl.readings, sl.sampled, sl.read = readings, began, true
 		if sl.lost {
 			// Nothing but a reset brings it back, and a reset is what its errors

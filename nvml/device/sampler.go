@@ -105,11 +105,12 @@ func (s *Sampler) generations(ctx context.Context) error {
 // call is in flight. It reports whether any GPU was read, and what failed but a
 // single GPU.
 func (s *Sampler) generation(ctx context.Context, search *backoff) (read bool, err error) {
-	inventory, err := s.library.Init()
+	var inventory Inventory
+	s.telling("initialising the driver", func() { inventory, err = s.library.Init() })
 	if err != nil {
 		return false, err
 	}
-	defer s.library.Shutdown()
+	defer s.telling("shutting the driver down", s.library.Shutdown)
 	slots := s.adopt(inventory)
 	inside, stop := context.WithCancel(ctx)
 	var calls sync.WaitGroup
@@ -126,6 +127,7 @@ func (s *Sampler) generation(ctx context.Context, search *backoff) (read bool, e
 	calls.Go(func() { s.events(inside, slots) })
 
 	var look <-chan time.Time
+	silent := 0
 	for {
 		if look == nil && s.missing() {
 			timer := time.NewTimer(search.next())
@@ -143,11 +145,32 @@ func (s *Sampler) generation(ctx context.Context, search *backoff) (read bool, e
 			}
 			search.reset()
 		case err := <-ended:
+			if errors.Is(err, ErrSilent) {
+				silent++
+			}
+			if silent == len(slots) && !s.anyRead(slots) {
+				err = fmt.Errorf("%w: of all GPUs: %w", ErrDriver, err)
+			}
 			if errors.Is(err, ErrDriver) {
+				s.failed(err)
 				s.unwedged(ctx)
 				return s.anyRead(slots), err
 			}
 		}
+	}
+}
+
+// telling makes a call that belongs to no GPU, and says so while it hangs. What
+// comes next says how it is then.
+func (s *Sampler) telling(what string, call func()) {
+	said := make(chan struct{})
+	hangs := time.AfterFunc(s.config.Wedge, func() {
+		defer close(said)
+		s.failed(fmt.Errorf("%s hangs", what))
+	})
+	call()
+	if !hangs.Stop() {
+		<-said // or it would be said after all is well
 	}
 }
 

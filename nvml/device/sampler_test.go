@@ -142,8 +142,15 @@ func TestHungFromTheStart(t *testing.T) {
 		if got := r.Report(); got.Error != "not initialised yet" || got.GPUs == nil || len(got.GPUs) != 0 {
 			t.Errorf("%+v", got)
 		}
+		after(3 * time.Second)
+		if got := r.Report().Error; got != "initialising the driver hangs" {
+			t.Error(got)
+		}
 		fake.Change(func(s *devicetest.State) { s.HangInit, s.GPUs[0].Hang = false, true })
 		after(3 * time.Second)
+		if got := r.Report().Error; got != "" {
+			t.Error(got)
+		}
 		want(t, r, "GPU-0:wedged:3000")
 		if g := r.Report().GPUs[0]; g.Margin != nil || g.Temperature != nil {
 			t.Error("values that nobody read")
@@ -252,6 +259,51 @@ func TestDriverFails(t *testing.T) {
 	})
 }
 
+// That the driver failed is told although another GPU hangs, and so nothing can be
+// done about it yet.
+func TestDriverFailsWhileWedged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, devicetest.New(2), nil)
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Err, s.GPUs[1].Hang = device.ErrDriver, true })
+		after(10 * time.Second)
+		if got := r.Report(); got.Error != device.ErrDriver.Error() || r.fake.Inits() != 1 {
+			t.Errorf("%+v", got)
+		}
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Err, s.GPUs[1].Hang = nil, false })
+		after(5 * time.Second)
+		if got := r.Report(); got.Error != "" || r.fake.Inits() != 2 {
+			t.Errorf("%+v", got)
+		}
+		r.end(t)
+	})
+}
+
+// A GPU that the driver does not name keeps its name, and one that it names later
+// leaves no other behind.
+func TestUnnamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := devicetest.New(2)
+		fake.Change(func(s *devicetest.State) { s.GPUs[0].Unnamed, s.GPUs[0].Err = true, device.ErrLost })
+		r := start(t, fake, nil)
+		after(2 * time.Second)
+		want(t, r, ":lost:2000 GPU-1:ok:0")
+		fake.Change(func(s *devicetest.State) { s.GPUs[0].Unnamed, s.GPUs[0].Err = false, nil })
+		after(8 * time.Second)
+		if got := r.Report().GPUs; len(got) != 2 || got[0].UUID != "GPU-0" || got[0].State != nvml.StateOK {
+			t.Errorf("%+v", got)
+		}
+		fake.Change(func(s *devicetest.State) {
+			s.GPUs[0].Unnamed, s.GPUs[1].Err = true, device.ErrLost
+			s.GPUs[0].MIG = []nvml.Reading{{UUID: "MIG-0"}}
+		})
+		after(20 * time.Second)
+		if got := r.Report().GPUs; len(got) != 3 || got[0].UUID != "GPU-0" || got[0].Name != "Fake" || got[0].State != nvml.StateOK || got[1].Parent != "GPU-0" || got[2].UUID != "GPU-1" {
+			t.Errorf("%+v", got)
+		}
+		r.end(t)
+	})
+}
+
 // Failures that were cured in between do not add up.
 func TestDriverFailsNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -280,6 +332,35 @@ func TestInitialisesInVain(t *testing.T) {
 		}
 		if n := fake.Inits(); n != device.Default().Attempts {
 			t.Error(n)
+		}
+	})
+}
+
+// One GPU that answers nothing is lost and takes nobody with it; where none answers
+// anything the driver has failed.
+func TestSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, devicetest.New(2), nil)
+		silent := fmt.Errorf("%w: unknown error (999)", device.ErrSilent)
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[0].Err = silent })
+		after(time.Hour)
+		got := r.Report()
+		if got.Error != "" || got.GPUs[0].State != nvml.StateLost || got.GPUs[1].State != nvml.StateOK || got.GPUs[1].AgeMs > 1000 || r.fake.Inits() > 20 {
+			t.Errorf("%+v, initialised %d times", got, r.fake.Inits())
+		}
+		r.fake.Change(func(s *devicetest.State) { s.GPUs[1].Err = silent })
+		select {
+		case err := <-r.done:
+			if !errors.Is(err, device.ErrGivenUp) || !errors.Is(err, device.ErrDriver) {
+				t.Error(err)
+			}
+		case <-time.After(time.Hour):
+			t.Error("it does not end")
+			r.stop()
+			<-r.done
+		}
+		if misuse, up := r.fake.Misuse(); len(misuse) > 0 || up {
+			t.Error(misuse, up)
 		}
 	})
 }

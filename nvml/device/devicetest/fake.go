@@ -42,6 +42,7 @@ type GPU struct {
 	MIG     []nvml.Reading // of its MIG devices
 	Err     error          // of a sweep
 	Hang    bool           // a sweep does not return
+	Unnamed bool           // the driver does not tell which one it is
 }
 
 // New returns a driver with n healthy GPUs, called GPU-0 and so on.
@@ -122,7 +123,11 @@ func (f *Fake) Init() (device.Inventory, error) {
 	f.inits++
 	inventory := device.Inventory{Driver: f.state.Driver}
 	for _, g := range f.state.GPUs {
-		inventory.GPUs = append(inventory.GPUs, &gpu{fake: f, id: device.Identity{Index: g.Reading.Index, UUID: g.Reading.UUID, Name: g.Reading.Name}})
+		id := device.Identity{Index: g.Reading.Index, UUID: g.Reading.UUID, Name: g.Reading.Name}
+		if g.Unnamed {
+			id.UUID, id.Name = "", ""
+		}
+		inventory.GPUs = append(inventory.GPUs, &gpu{fake: f, uuid: g.Reading.UUID, id: id})
 	}
 	return inventory, nil
 }
@@ -178,6 +183,7 @@ func (f *Fake) enter(what string) (leave func()) {
 
 type gpu struct {
 	fake *Fake
+	uuid string
 	id   device.Identity
 	busy bool
 	bad  bool
@@ -187,7 +193,7 @@ func (g *gpu) Identity() device.Identity { return g.id }
 
 // state is how it behaves: one that is no longer there is lost.
 func (g *gpu) state() GPU {
-	at := slices.IndexFunc(g.fake.state.GPUs, func(s GPU) bool { return s.Reading.UUID == g.id.UUID })
+	at := slices.IndexFunc(g.fake.state.GPUs, func(s GPU) bool { return s.Reading.UUID == g.uuid })
 	if at < 0 {
 		return GPU{Err: fmt.Errorf("not there: %w", device.ErrLost)}
 	}
@@ -196,18 +202,18 @@ func (g *gpu) state() GPU {
 
 func (g *gpu) Read(ctx context.Context, _ bool, timed func(string, time.Duration)) ([]nvml.Reading, error) {
 	f := g.fake
-	defer f.enter("Read of " + g.id.UUID)()
+	defer f.enter("Read of " + g.uuid)()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if g.busy {
-		f.misuse = append(f.misuse, "two calls in flight for "+g.id.UUID)
+		f.misuse = append(f.misuse, "two calls in flight for "+g.uuid)
 	}
 	if g.bad {
-		f.misuse = append(f.misuse, "Read after it failed of "+g.id.UUID)
+		f.misuse = append(f.misuse, "Read after it failed of "+g.uuid)
 	}
 	g.busy = true
 	defer func() { g.busy = false }()
-	f.sweeps[g.id.UUID]++
+	f.sweeps[g.uuid]++
 	f.hang(func() bool { return g.state().Hang })
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -217,6 +223,9 @@ func (g *gpu) Read(ctx context.Context, _ bool, timed func(string, time.Duration
 	if now.Err != nil {
 		g.bad = true
 		return nil, now.Err
+	}
+	if now.Unnamed {
+		now.Reading.UUID, now.Reading.Name = "", ""
 	}
 	return append([]nvml.Reading{now.Reading}, now.MIG...), nil
 }

@@ -203,6 +203,7 @@ int nvmlDeviceGetMemoryInfo(device d, memory_v1 *m) {
 int nvmlDeviceGetTemperature(device d, unsigned sensor, unsigned *out) { (void)sensor; CALL(d, "temperature"); *out = get(d->index, "temp", 45); return leave(d, 0); }
 int nvmlDeviceGetTemperatureThreshold(device d, unsigned kind, unsigned *out) {
 	CALL(d, "threshold");
+	while (get(d->index, "threshold_hang", 0)) usleep(2000);
 	long long v = kind == 3 ? get(d->index, "gpu_max", -1) : kind == 2 ? get(d->index, "mem_max", -1) : -1;
 	if (v < 0) return leave(d, 3);
 	*out = v;
