@@ -116,7 +116,7 @@ func (c *child) once(ctx context.Context, socket string) error {
 	// A socket that a dead child left would be in the way.
 	_ = os.Remove(socket)
 	cmd := exec.Command(c.command[0], append(c.command[1:len(c.command):len(c.command)], "--socket", socket)...)
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
+	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(v string) bool {
 		// The agent would be ended by the loader: see cmd/tidegate-gpu-agent.
 		return strings.HasPrefix(v, "LD_BIND_NOW=")
 	})

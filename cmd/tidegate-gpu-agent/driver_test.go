@@ -24,9 +24,12 @@ import (
 	"tidegate/nvml/nvmltest"
 )
 
-// build builds the agent, once for all tests.
+// build builds the agent, once for all tests, unless TIDEGATE_GPU_AGENT names one.
 func build(t *testing.T) string {
 	t.Helper()
+	if path := os.Getenv("TIDEGATE_GPU_AGENT"); path != "" {
+		return path
+	}
 	built.Do(func() {
 		dir, err := os.MkdirTemp("", "tidegate-gpu-agent") //nolint:usetesting // it serves all tests
 		if err != nil {
@@ -47,7 +50,7 @@ var (
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if agentBinary != "" && os.Getenv("TIDEGATE_GPU_AGENT") == "" {
+	if agentBinary != "" {
 		os.RemoveAll(filepath.Dir(agentBinary))
 	}
 	os.Exit(code)

@@ -55,18 +55,14 @@ func Build(t testing.TB, macros ...string) *Library {
 	return l
 }
 
-// Agent builds the agent as it ships into a directory and returns its path, or what
-// TIDEGATE_GPU_AGENT names. A warning is a fault. Where it cannot be built, the test
-// is skipped loudly.
+// Agent builds the agent as it ships into a directory and returns its path. A warning
+// is a fault. Where it cannot be built, the test is skipped loudly.
 func Agent(t testing.TB, dir string) string {
 	t.Helper()
-	if path := os.Getenv("TIDEGATE_GPU_AGENT"); path != "" {
-		return path
-	}
 	compiler(t)
 	binary := filepath.Join(dir, "tidegate-gpu-agent")
 	cmd := exec.Command("../../.ci/agent", binary, "-tags", "nomsgpack", "-p", "2")
-	cmd.Env = append(os.Environ(), "CC=gcc")
+	cmd.Env = append(cmd.Environ(), "CC=gcc")
 	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Fatalf("%v\n%s", err, out)
 	}
