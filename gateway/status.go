@@ -67,11 +67,7 @@ type BackendGPU struct {
 // status is what the gateway knows of itself, its backends and their GPUs.
 func (g *Gateway) status() Status {
 	now := time.Now()
-	why := g.ready()
-	s := Status{
-		Version: g.Version, UptimeS: int(now.Sub(g.began).Seconds()), Ready: why == "", WhyNotReady: why, Store: "up",
-		Models: []ModelStatus{}, Warnings: []string{},
-	}
+	s := Status{Version: g.Version, UptimeS: int(now.Sub(g.began).Seconds()), Store: "up", Models: []ModelStatus{}, Warnings: []string{}}
 	if !g.settings.Load().accounts.Store().Up() {
 		s.Store = "down"
 	}
@@ -92,6 +88,10 @@ func (g *Gateway) status() Status {
 		}
 		s.Models = append(s.Models, ms)
 	}
+	// Last, so that a backend that comes into rotation meanwhile is not shown as up in
+	// a gateway that is not ready.
+	s.WhyNotReady = g.ready()
+	s.Ready = s.WhyNotReady == ""
 	return s
 }
 
