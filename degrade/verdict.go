@@ -1,0 +1,82 @@
+package degrade
+
+import (
+	"sync/atomic"
+	"time"
+
+	"tidegate/nvml"
+)
+
+// Readings are what is known of one backend at a moment. Counts that are not known
+// are negative, times and durations that are not known are zero.
+type Readings struct {
+	GPUs      []*nvml.GPU   // those it runs on, as last reported; nil where none ever was
+	Absolute  bool          // its engine does not pre-allocate: memory counts as used fraction
+	Up        bool          // in rotation
+	EngineAt  time.Time     // when the engine's load was read
+	KV        float64       // of its fullest KV cache, 0 to 1
+	Waiting   int           // requests that wait for it, in the engine and here
+	Preempted int           // sequences that the engine preempted in the last 5 s
+	TTFT      time.Duration // p90 of those observed lately
+	Objective time.Duration // what the model promises for it
+	InFlight  int           // requests that hold a place on it
+}
+
+// Verdict is what the ladder says of a backend or a model now. It is immutable.
+type Verdict struct {
+	Level    Level
+	Reason   string    // the signal that asks for most, such as gpu_temperature; empty at L0
+	Pressure float64   // 0 to 1; L1 to L4 begin at 0.50, 0.65, 0.80 and 0.95
+	Cap      int       // requests in flight at most, while readings are too old; 0: no cap
+	Out      string    // of a backend: why it must not be used, such as a lost GPU; empty: it may
+	Pinned   bool      // of a model: an operator has set the level; the backends' own do not count
+	Retry    time.Time // when the level may fall at the earliest; zero: it is L0
+}
+
+// Gauge is the pressure on one backend. It is safe for concurrent use; a read costs
+// one load.
+type Gauge struct {
+	Name    string
+	Weight  int // its share of the model's capacity
+	read    func(now time.Time) Readings
+	verdict atomic.Pointer[Verdict]
+}
+
+// NewGauge makes a gauge at L0; read must be quick and safe for concurrent use.
+func NewGauge(name string, weight int, read func(now time.Time) Readings) *Gauge {
+	g := &Gauge{Name: name, Weight: max(weight, 1), read: read}
+	g.verdict.Store(&Verdict{})
+	return g
+}
+
+// Verdict is what the ladder says of the backend now; never nil.
+func (g *Gauge) Verdict() *Verdict { return g.verdict.Load() }
+
+// Model is the pressure on one model. It is safe for concurrent use.
+type Model struct {
+	Name    string
+	verdict atomic.Pointer[Verdict]
+	changed atomic.Pointer[chan struct{}]
+}
+
+// NewModel makes a model at L0 that no ladder moves.
+func NewModel(name string) *Model {
+	m := &Model{Name: name}
+	m.publish(&Verdict{})
+	return m
+}
+
+// Verdict is what the ladder says of the model as a whole now; never nil.
+func (m *Model) Verdict() *Verdict { return m.verdict.Load() }
+
+// Changed is closed when the level of the model or of one of its backends changes
+// next.
+func (m *Model) Changed() <-chan struct{} { return *m.changed.Load() }
+
+func (m *Model) publish(v *Verdict) {
+	m.verdict.Store(v)
+	next := make(chan struct{})
+	if old := m.changed.Swap(&next); old != nil {
+		close(*old)
+	}
+}
