@@ -1,0 +1,117 @@
+package admission
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"tidegate/admission/limit"
+)
+
+// Whose requests share one turn in the queue.
+const (
+	PerUser       = "user"
+	PerProject    = "project"
+	PerDepartment = "department"
+	PerKey        = "key"
+)
+
+const (
+	maxQueueLength  = 1_000_000
+	maxQueueWait    = time.Hour
+	maxTokenWeight  = 1000
+	maxTenantWeight = 1000
+)
+
+// QueueConfig is the queue section of the configuration: how requests wait for a
+// model whose backends are full.
+type QueueConfig struct {
+	MaxLength int            `yaml:"max_length"` // requests that wait for one model, in this gateway; 0: none waits
+	MaxWait   time.Duration  `yaml:"max_wait"`   // a request that would wait longer is refused at once
+	Weights   QueueWeights   `yaml:"weights"`
+	Per       string         `yaml:"per"`     // user | project | department | key: who is one tenant
+	Tenants   []TenantWeight `yaml:"tenants"` // those whose weight is not 1
+}
+
+// QueueWeights are what a token counts in a tenant's service. One of an answer costs
+// the engine more than one of a prompt.
+type QueueWeights struct {
+	Input  int `yaml:"input"`
+	Output int `yaml:"output"`
+}
+
+// TenantWeight is how much of a full model a tenant has, beside tenants of weight 1.
+type TenantWeight struct {
+	Name   string `yaml:"name"`
+	Weight int    `yaml:"weight"`
+}
+
+// DefaultQueue is what holds where the section says nothing. The weights are those of
+// the paper that the queue follows.
+func DefaultQueue() QueueConfig {
+	return QueueConfig{MaxLength: 1000, MaxWait: 30 * time.Second, Weights: QueueWeights{Input: 1, Output: 2}, Per: PerUser}
+}
+
+// Validate says all that is wrong, path first.
+func (c *QueueConfig) Validate() error {
+	var faults []error
+	fault := func(path, format string, args ...any) {
+		faults = append(faults, fmt.Errorf("%s: "+format, append([]any{path}, args...)...))
+	}
+	if c.MaxLength < 0 || c.MaxLength > maxQueueLength {
+		fault("max_length", "is %d; expected 0 (nothing waits) to %d", c.MaxLength, maxQueueLength)
+	}
+	if c.MaxWait < time.Millisecond || c.MaxWait > maxQueueWait {
+		fault("max_wait", "is %v; expected 1ms to 1h, such as 30s", c.MaxWait)
+	}
+	for _, w := range []struct {
+		path string
+		n    int
+	}{{"weights.input", c.Weights.Input}, {"weights.output", c.Weights.Output}} {
+		if w.n < 1 || w.n > maxTokenWeight {
+			fault(w.path, "is %d; expected 1 to %d", w.n, maxTokenWeight)
+		}
+	}
+	if all := []string{PerUser, PerProject, PerDepartment, PerKey}; !slices.Contains(all, c.Per) {
+		fault("per", "is %q; expected %s", c.Per, strings.Join(all, ", "))
+	}
+	first := map[string]int{}
+	for i, t := range c.Tenants {
+		path := fmt.Sprintf("tenants[%d]", i)
+		if j, twice := first[t.Name]; t.Name == "" {
+			fault(path+".name", "is missing; expected the name of a %s", c.Per)
+		} else if twice {
+			fault(path+".name", "%q already has a weight in tenants[%d]; expected each name once", t.Name, j)
+		} else {
+			first[t.Name] = i
+		}
+		if t.Weight < 1 || t.Weight > maxTenantWeight {
+			fault(path+".weight", "is %d; expected 1 to %d", t.Weight, maxTenantWeight)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// tenant is who of the subjects waits in the queue. Keys of the configuration file
+// have no department and no project; they wait as their user.
+func (c *QueueConfig) tenant(s *limit.Subjects) string {
+	wider := []string{s.Department, s.Project, s.User, s.Key}
+	from := max(slices.Index([]string{PerDepartment, PerProject, PerUser, PerKey}, c.Per), 0)
+	for _, name := range wider[from:] {
+		if name != "" {
+			return name
+		}
+	}
+	return ""
+}
+
+// tenantWeights are the weights by name, those that are not there being 1.
+func (c *QueueConfig) tenantWeights() map[string]int {
+	m := make(map[string]int, len(c.Tenants))
+	for _, t := range c.Tenants {
+		m[t.Name] = t.Weight
+	}
+	return m
+}

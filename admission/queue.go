@@ -1,0 +1,353 @@
+package admission
+
+import (
+	"container/heap"
+	"sync/atomic"
+)
+
+// The tiers of waiting requests: one that waits goes before all of the next tier.
+const (
+	tierCritical = iota
+	tierStandard
+	tierBatch
+	tierCount
+)
+
+const (
+	// unit is one weighted token of a tenant of weight 1, so that division by a
+	// weight of up to maxTenantWeight loses less than 0.1 % of a single token.
+	unit = 1 << 20
+	// maxCharge is the most tokens that one charge counts. No context is so long: it
+	// is there so that no number from outside can overflow a counter.
+	maxCharge = 1 << 24
+	// rebaseAt is where all counters are moved down together, after some 10^12
+	// weighted tokens; a counter at ceiling is not charged until that happened.
+	rebaseAt = 1 << 60
+	ceiling  = 1 << 61
+	// maxIdle is how many tenants of a tier are remembered that have neither a waiting
+	// nor a running request.
+	maxIdle = 10_000
+)
+
+// fairQueue is the waiting requests of one model. Tiers go strictly one before the
+// other. Inside a tier it is the Virtual Token Counter of Sheng et al., "Fairness in
+// Serving Large Language Models" (OSDI 2024, arXiv 2401.00588): each tenant has a
+// counter of the service it had, in weighted tokens over its weight; the next
+// request is the oldest of the tenant with the smallest counter. The prompt is
+// charged when the request is dispatched and the answer token by token, so that a
+// tenant pays for what it used and not for what somebody guessed. A tenant that
+// begins to wait is lifted to the smallest counter of those that wait: nobody saves
+// up service by not asking for it. Whenever something waits something is handed out,
+// so fairness costs no throughput.
+//
+// Of two tenants of weight 1 that wait all the time, neither gets ahead of the other
+// by more than 2 max(wp L, wq M), L being the longest prompt, M the most tokens that
+// run at once, and wp and wq the weights of a prompt's and an answer's token.
+//
+// A tenant has one account in each tier it uses. The owner's lock guards everything
+// but account.output.
+type fairQueue struct {
+	weights QueueWeights
+	tiers   [tierCount]band
+	seq     int64 // of the last request that came
+}
+
+// band is one tier.
+type band struct {
+	accounts map[string]*account
+	backlog  accountHeap // who waits
+	idle     accountHeap // who neither waits nor runs, and is ahead of a newcomer
+	last     *account    // the last that stopped waiting, or never had to
+	waiting  int         // requests
+	weight   int64       // of all in backlog
+}
+
+// account is what one tenant has had in one tier.
+type account struct {
+	counter   atomic.Int64 // of units; whoever streams adds to it
+	weight    atomic.Int64
+	perOutput int64 // units of an output token at weight 1
+
+	tenant     string
+	tier       int
+	key        int64 // counter when the heap last looked; never above it
+	turn       int64 // seq of head: equals are served in the order they came
+	at         int   // in the heap that holds it
+	head, tail *waiter
+	waiting    int // requests
+	requests   int // that wait or run
+}
+
+// waiter is one request that waits.
+type waiter struct {
+	tier   int
+	tenant string
+	weight int   // of its tenant, from 1; the newest holds
+	input  int64 // tokens of its prompt
+
+	account    *account // from push on
+	queued     bool
+	seq        int64
+	prev, next *waiter // of the same account
+}
+
+func newFairQueue(w QueueWeights) *fairQueue {
+	q := &fairQueue{weights: w}
+	for i := range q.tiers {
+		q.tiers[i].accounts = map[string]*account{}
+	}
+	return q
+}
+
+// len is the number of waiting requests.
+func (q *fairQueue) len() (n int) {
+	for i := range q.tiers {
+		n += q.tiers[i].waiting
+	}
+	return n
+}
+
+// lenOf is the number of waiting requests of one tier.
+func (q *fairQueue) lenOf(tier int) int { return q.tiers[tier].waiting }
+
+// push lets a request wait.
+func (q *fairQueue) push(e *waiter) {
+	b := &q.tiers[e.tier]
+	a := q.open(e.tier, e.tenant, e.weight)
+	q.seq++
+	e.account, e.queued, e.seq = a, true, q.seq
+	e.prev, e.next, a.tail = a.tail, nil, e
+	b.waiting++
+	if a.waiting++; a.waiting > 1 {
+		e.prev.next = e
+		return
+	}
+	a.head = e
+	a.lift(b.level())
+	a.key, a.turn = a.counter.Load(), e.seq
+	b.weight += a.weight.Load()
+	heap.Push(&b.backlog, a)
+}
+
+// peek is what pop would return.
+func (q *fairQueue) peek() *waiter {
+	for i := range q.tiers {
+		if a := q.tiers[i].first(); a != nil {
+			return a.head
+		}
+	}
+	return nil
+}
+
+// pop takes out the request that goes next and charges its tenant for the prompt; nil:
+// none waits. The request then runs until done is told of its account.
+func (q *fairQueue) pop() *waiter {
+	e := q.peek()
+	if e != nil {
+		q.tiers[e.tier].rebase()
+		e.account.charge(e.input, unit*int64(q.weights.Input))
+		q.unlink(e)
+	}
+	return e
+}
+
+// remove takes out a request that no longer wants its turn; false: it does not wait.
+func (q *fairQueue) remove(e *waiter) bool {
+	if !e.queued {
+		return false
+	}
+	q.unlink(e)
+	q.done(e.account)
+	return true
+}
+
+// direct charges the tenant of a request that need not wait, as if it had waited for
+// no time. It runs until done is told of the account.
+func (q *fairQueue) direct(tier int, tenant string, weight int, input int64) *account {
+	b := &q.tiers[tier]
+	a := q.open(tier, tenant, weight)
+	if a.waiting == 0 {
+		a.lift(b.level())
+	}
+	a.charge(input, unit*int64(q.weights.Input))
+	b.last = a
+	return a
+}
+
+// ahead is how many requests would go before a new one of this tenant if all were
+// alike: those of its own, those that the others' shares let through meanwhile, and
+// all of the tiers before it.
+func (q *fairQueue) ahead(tier int, tenant string, weight int) int {
+	b := &q.tiers[tier]
+	own, others := int64(0), b.weight
+	if a := b.accounts[tenant]; a != nil && a.waiting > 0 {
+		own, others = int64(a.waiting), others-a.weight.Load()
+	}
+	w := clampWeight(weight)
+	n := int(own + min(int64(b.waiting)-own, ((own+1)*others+w-1)/w))
+	for i := range tier {
+		n += q.tiers[i].waiting
+	}
+	return n
+}
+
+// done says that a request that ran has ended. A tenant of which none is left is
+// forgotten when a newcomer would get no smaller counter; of those ahead of that the
+// maxIdle furthest ahead are remembered.
+func (q *fairQueue) done(a *account) {
+	if a.requests--; a.requests > 0 {
+		return
+	}
+	b := &q.tiers[a.tier]
+	a.key, a.turn = a.counter.Load(), 0
+	heap.Push(&b.idle, a)
+	b.forget()
+}
+
+// output charges tokens of an answer as they come. It needs no lock.
+func (a *account) output(tokens int64) { a.charge(tokens, a.perOutput) }
+
+func (a *account) charge(tokens, each int64) {
+	if c := min(max(tokens, 0), maxCharge) * each / a.weight.Load(); a.counter.Load() < ceiling {
+		a.counter.Add(c)
+	}
+}
+
+// lift raises the counter to level. What is streamed at this moment is not lost.
+func (a *account) lift(level int64) {
+	if d := level - a.counter.Load(); d > 0 {
+		a.counter.Add(d)
+	}
+}
+
+func clampWeight(w int) int64 { return int64(min(max(w, 1), maxTenantWeight)) }
+
+// open finds or makes the account of one more request.
+func (q *fairQueue) open(tier int, tenant string, weight int) *account {
+	b := &q.tiers[tier]
+	b.rebase()
+	a, w := b.accounts[tenant], clampWeight(weight)
+	switch {
+	case a == nil:
+		a = &account{tenant: tenant, tier: tier, perOutput: unit * int64(q.weights.Output)}
+		a.lift(b.level())
+		b.accounts[tenant] = a
+	case a.requests == 0:
+		heap.Remove(&b.idle, a.at)
+	}
+	if was := a.weight.Swap(w); a.waiting > 0 {
+		b.weight += w - was
+	}
+	a.requests++
+	return a
+}
+
+// unlink takes a waiting request out of its account, and the account out of the
+// backlog with its last one.
+func (q *fairQueue) unlink(e *waiter) {
+	b, a := &q.tiers[e.tier], e.account
+	if e.prev != nil {
+		e.prev.next = e.next
+	} else {
+		a.head = e.next
+	}
+	if e.next != nil {
+		e.next.prev = e.prev
+	} else {
+		a.tail = e.prev
+	}
+	e.prev, e.next, e.queued = nil, nil, false
+	b.waiting--
+	if a.waiting--; a.waiting == 0 {
+		b.weight -= a.weight.Load()
+		heap.Remove(&b.backlog, a.at)
+		b.last = a
+		return
+	}
+	a.key, a.turn = a.counter.Load(), a.head.seq
+	heap.Fix(&b.backlog, a.at)
+}
+
+// first is the account whose turn it is, or nil. Streams add to counters without the
+// lock, so the heap is put right here: a key that is too small can only make an
+// account come up too early, and then it is looked at.
+func (b *band) first() *account {
+	for len(b.backlog) > 0 {
+		a := b.backlog[0]
+		c := a.counter.Load()
+		if c == a.key {
+			return a
+		}
+		a.key = c
+		if heap.Fix(&b.backlog, 0); b.backlog[0] == a {
+			return a
+		}
+	}
+	return nil
+}
+
+// level is the counter that a newcomer gets: the smallest of those that wait, or that
+// of the last that did. It never falls.
+func (b *band) level() int64 {
+	if a := b.first(); a != nil {
+		return a.key
+	}
+	if b.last != nil {
+		return b.last.counter.Load()
+	}
+	return 0
+}
+
+// forget drops a few idle accounts that no longer matter: never many at once, since
+// the lock is held, but more than come.
+func (b *band) forget() {
+	for range 2 {
+		if len(b.idle) == 0 || b.idle[0].key > b.level() && len(b.idle) <= maxIdle {
+			return
+		}
+		delete(b.accounts, heap.Pop(&b.idle).(*account).tenant)
+	}
+}
+
+// rebase moves all counters of a tier down by its level, once in a long life.
+func (b *band) rebase() {
+	level := b.level()
+	if level < rebaseAt {
+		return
+	}
+	for _, a := range b.accounts {
+		a.counter.Add(-level)
+		a.key -= level
+	}
+	if l := b.last; b.accounts[l.tenant] != l {
+		l.counter.Add(-level)
+	}
+}
+
+// accountHeap is a heap of accounts by counter.
+type accountHeap []*account
+
+func (h accountHeap) Len() int { return len(h) }
+
+func (h accountHeap) Less(i, j int) bool {
+	return h[i].key < h[j].key || h[i].key == h[j].key && h[i].turn < h[j].turn
+}
+
+func (h accountHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].at, h[j].at = i, j
+}
+
+func (h *accountHeap) Push(x any) {
+	a := x.(*account)
+	a.at = len(*h)
+	*h = append(*h, a)
+}
+
+func (h *accountHeap) Pop() any {
+	old := *h
+	a := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	return a
+}
