@@ -37,9 +37,6 @@ func (p Pin) MarshalJSON() ([]byte, error) {
 	}{p.Model, "L" + strconv.Itoa(p.Level), p.Until, p.Why, p.By, p.Since})
 }
 
-// holds reports whether the pin has not ended.
-func (p *Pin) holds(now time.Time) bool { return now.Before(p.Until) }
-
 // NewPin says what a pin is to be. Of Until and For one is given.
 type NewPin struct {
 	Model string `json:"-"`
@@ -119,7 +116,7 @@ func (s *Store) SetPin(ctx context.Context, who string, n NewPin) (Pin, error) {
 		return p, err
 	}
 	return p, s.change(ctx, who, func(c *change) error {
-		before, err := c.pins(p.Model)
+		found, err := readPins(c.ctx, c.tx, c.now)
 		if err != nil {
 			return err
 		}
@@ -130,8 +127,8 @@ func (s *Store) SetPin(ctx context.Context, who string, n NewPin) (Pin, error) {
 			p.Model, p.Level, p.Until.UnixMilli(), p.Why, p.By, p.Since.UnixMilli()); err != nil {
 			return err
 		}
-		if len(before) > 0 {
-			return c.note("pin.set", p.Model, before[0], p)
+		if before, ok := PinOf(found, p.Model); ok {
+			return c.note("pin.set", p.Model, before, p)
 		}
 		return c.note("pin.set", p.Model, nil, p)
 	})
@@ -142,7 +139,7 @@ func (s *Store) SetPin(ctx context.Context, who string, n NewPin) (Pin, error) {
 // ErrNotFound.
 func (s *Store) LiftPin(ctx context.Context, who string, names ...string) (p Pin, err error) {
 	err = s.change(ctx, who, func(c *change) error {
-		found, err := c.pins(names...)
+		found, err := readPins(c.ctx, c.tx, c.now)
 		if err != nil {
 			return err
 		}
@@ -173,25 +170,21 @@ func NoPin(model string) error {
 	return fault(ErrNotFound, "model", "the level of %.*q is not pinned", maxModel, model)
 }
 
-// pins are the pins of some models that are in force.
-func (c *change) pins(models ...string) ([]Pin, error) {
-	return readPins(c.ctx, c.tx, "until_ms > ? AND model IN ?", c.now.UnixMilli(), bun.Tuple(models))
-}
-
 // StoredPins lists the pins of the database that are in force, by model: those that
 // any replica has set, also a moment ago.
 func (s *Store) StoredPins(ctx context.Context) ([]Pin, error) {
-	return readPins(ctx, s.db, "until_ms > ?", s.hooks.now().UnixMilli())
+	return readPins(ctx, s.db, s.hooks.now())
 }
 
-func readPins(ctx context.Context, db bun.IDB, where string, args ...any) ([]Pin, error) {
+// readPins reads those in force: there are few, of all models together.
+func readPins(ctx context.Context, db bun.IDB, now time.Time) ([]Pin, error) {
 	var rows []struct {
 		Model            string
 		Level            int
 		UntilMs, SinceMs int64
 		Why, Who         string
 	}
-	if err := db.NewRaw("SELECT model, level, until_ms, since_ms, why, who FROM account_pins WHERE "+where+" ORDER BY model", args...).Scan(ctx, &rows); err != nil {
+	if err := db.NewRaw("SELECT model, level, until_ms, since_ms, why, who FROM account_pins WHERE until_ms > ? ORDER BY model", now.UnixMilli()).Scan(ctx, &rows); err != nil {
 		return nil, fmt.Errorf("read the pins: %w", err)
 	}
 	pins := make([]Pin, 0, len(rows))
@@ -210,7 +203,7 @@ func (s *Store) Pins() []Pin {
 	defer s.mu.Unlock()
 	pins := make([]Pin, 0, len(s.pins))
 	for _, p := range s.pins {
-		if p.holds(now) {
+		if now.Before(p.Until) {
 			pins = append(pins, p)
 		}
 	}
