@@ -96,7 +96,7 @@ func pins(t *testing.T, dsn string) {
 	}
 	auditedPins(t, a, first, second)
 	// What ended long ago goes with the next change.
-	c.advance(keepPins)
+	c.advance(keepPins + time.Minute)
 	a.pin(t, NewPin{Model: "last", Level: "L1", For: "1s"})
 	var rows []string
 	if err := a.db.NewRaw("SELECT model FROM account_pins").Scan(t.Context(), &rows); err != nil || !slices.Equal(rows, []string{"last"}) {
