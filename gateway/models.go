@@ -14,12 +14,16 @@ import (
 func (g *Gateway) pickModel(c *call, name string) (*backend.Model, error) {
 	m, ok := g.Fleet.Model(name)
 	if !ok {
-		return nil, refuse(codeModelNotFound, "model", "there is no model "+quote(name)+" here: GET /v1/models lists those there are")
+		return nil, unknownModel(name)
 	}
 	if !c.mayUse(m) {
 		return nil, refuse(codeModelNotAllowed, "model", "this key may not use the model "+quote(name)+": GET /v1/models lists those it may")
 	}
 	return m, nil
+}
+
+func unknownModel(name string) error {
+	return refuse(codeModelNotFound, "model", "there is no model "+quote(name)+" here: GET /v1/models lists those there are")
 }
 
 // mayUse reports whether the key may use a model; an allow-list may name an alias.
@@ -82,7 +86,7 @@ func (g *Gateway) model(c *call) error {
 			return c.reply(card)
 		}
 	}
-	return refuse(codeModelNotFound, "model", "there is no model "+quote(id)+" here: GET /v1/models lists those there are")
+	return unknownModel(id)
 }
 
 // reply sends v as JSON.

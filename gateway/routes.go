@@ -46,7 +46,7 @@ func (g *Gateway) Handler() http.Handler {
 	e.GET("/readyz", gin.WrapF(g.readyz))
 	e.NoRoute(func(c *gin.Context) {
 		g.answer(c.Writer, c.Request, routeOther, func(c *call) error {
-			return refuse(codeUnknownURL, "", "there is nothing at "+c.r.Method+" "+clipPath(c.r.URL.Path)+": see the list of routes in the documentation")
+			return c.unknownURL()
 		})
 	})
 	e.NoMethod(func(c *gin.Context) {
@@ -77,11 +77,19 @@ func (g *Gateway) adminRoutes(on func(method, pattern string, h handler)) {
 		{http.MethodGet, "overrides", g.listOverrides},
 		{http.MethodPut, "overrides", g.setOverride},
 		{http.MethodDelete, "overrides/:of/:name/:rule", g.deleteOverride},
+		{http.MethodGet, "pins", g.listPins},
+		{http.MethodGet, "models/*model", g.showPin},
+		{http.MethodPut, "models/*model", g.setPin},
+		{http.MethodDelete, "models/*model", g.liftPin},
 		{http.MethodGet, "audit", g.listAudit},
 		{http.MethodGet, "usage", g.allUsage},
 	} {
 		on(r.method, "/admin/v1/"+r.path, admin(r.h))
 	}
+}
+
+func (c *call) unknownURL() error {
+	return refuse(codeUnknownURL, "", "there is nothing at "+c.r.Method+" "+clipPath(c.r.URL.Path)+": see the list of routes in the documentation")
 }
 
 // maxPath bounds what is quoted of a path, in bytes.

@@ -150,14 +150,18 @@ func (p *process) storeConfig(file string) (config, error) {
 	return c, nil
 }
 
-// withAccounts runs f on the accounts of a configuration's store. Only with create
-// is a SQLite file made that is not there: in the wrong directory that would hide
-// the mistake.
+// withAccounts runs f on the accounts of a configuration's store, as withStore does.
 func (p *process) withAccounts(ctx context.Context, file string, create bool, f func(*account.Directory) error) error {
 	c, err := p.storeConfig(file)
 	if err != nil {
 		return err
 	}
+	return p.withStore(ctx, &c, create, func(s *account.Store) error { return f(account.New(c.Auth, s)) })
+}
+
+// withStore runs f on the store of a configuration. Only with create is a SQLite
+// file made that is not there: in the wrong directory that would hide the mistake.
+func (p *process) withStore(ctx context.Context, c *config, create bool, f func(*account.Store) error) error {
 	if path, ok := sqliteFile(c.Store.DSN); ok {
 		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 			if !create {
@@ -170,7 +174,7 @@ func (p *process) withAccounts(ctx context.Context, file string, create bool, f 
 	if err != nil {
 		return err
 	}
-	err = f(account.New(c.Auth, store))
+	err = f(store)
 	if errors.Is(err, account.ErrInvalid) || errors.Is(err, account.ErrNotFound) {
 		err = usageError{err}
 	}

@@ -18,6 +18,7 @@
 // replica asks once a second for the lines after the last it has seen, and drops or
 // renews what it holds of those keys: a revoked key is refused everywhere within
 // two seconds, without anything but the database. A faster channel can call Poke.
+// Overrides of limits and pins of levels travel the same way.
 //
 // # What a request costs
 //

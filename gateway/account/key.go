@@ -107,9 +107,9 @@ func (d *Directory) row(now time.Time, n *NewKey) (*keyRow, error) {
 		return nil, fault(ErrInvalid, "tier", "tier: must be critical, standard or batch, not %q", n.Tier)
 	}
 	if n.MaxLevel != "" {
-		level, err := strconv.Atoi(n.MaxLevel[1:])
-		if n.MaxLevel[0] != 'L' || len(n.MaxLevel) != 2 || err != nil || level < 0 || level > MaxLevel {
-			return nil, fault(ErrInvalid, "max_level", "max_level: must be L0 to L4, not %q", n.MaxLevel)
+		level, err := parseLevel("max_level", n.MaxLevel)
+		if err != nil {
+			return nil, err
 		}
 		k.MaxLevel = level
 	}

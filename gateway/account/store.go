@@ -43,7 +43,7 @@ const (
 // they must be quick and must not call the store.
 type Hooks struct {
 	Wrote   func()           // this process has made a change: others may be told to Poke
-	Applied func()           // changes of any replica have been taken over: overrides may differ
+	Applied func()           // changes of any replica have been taken over: overrides and pins may differ
 	Log     *slog.Logger     // nil: silent
 	now     func() time.Time // for tests
 }
@@ -67,6 +67,7 @@ type Store struct {
 	prints    *prints
 	asks      bucket
 	overrides []Override
+	pins      []Pin // some may have ended
 }
 
 // NewStore makes a store over an open database, which stays the caller's. Nothing
@@ -187,27 +188,28 @@ func (s *Store) pull(ctx context.Context, from int64) (to int64, err error) {
 			return from, nil
 		}
 		var ids []string
-		overrides := false
+		kinds := map[string]bool{}
 		for _, l := range lines {
 			kind, _, _ := strings.Cut(l.What, ".")
 			if kind == "key" {
 				ids = append(ids, l.Subject)
 			}
-			overrides = overrides || kind == "override"
+			kinds[kind] = true
 		}
-		if err := s.apply(ctx, lines[len(lines)-1].ID, ids, overrides); err != nil {
+		if err := s.apply(ctx, lines[len(lines)-1].ID, ids, kinds); err != nil {
 			return from, err
 		}
 		from = lines[len(lines)-1].ID
 	}
 }
 
-// apply reads the keys again, and the overrides where they changed, and takes them
-// over as the state after the change seq.
-func (s *Store) apply(ctx context.Context, seq int64, ids []string, overridden bool) error {
+// apply reads the keys again, and the overrides and pins where their kind changed,
+// and takes them over as the state after the change seq.
+func (s *Store) apply(ctx context.Context, seq int64, ids []string, kinds map[string]bool) error {
 	var (
 		keys      []*keyRow
 		overrides []Override
+		pins      []Pin
 		err       error
 	)
 	if len(ids) > 0 {
@@ -216,8 +218,13 @@ func (s *Store) apply(ctx context.Context, seq int64, ids []string, overridden b
 			return err
 		}
 	}
-	if overridden {
+	if kinds["override"] {
 		if overrides, err = s.allOverrides(ctx); err != nil {
+			return err
+		}
+	}
+	if kinds["pin"] {
+		if pins, err = s.StoredPins(ctx); err != nil {
 			return err
 		}
 	}
@@ -233,8 +240,11 @@ func (s *Store) apply(ctx context.Context, seq int64, ids []string, overridden b
 			s.cache.put(sum, r)
 		}
 	}
-	if overridden {
+	if kinds["override"] {
 		s.overrides = overrides
+	}
+	if kinds["pin"] {
+		s.pins = pins
 	}
 	s.seq = seq
 	return nil
@@ -247,6 +257,10 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 		return -1, fmt.Errorf("read the count of changes: %w", err)
 	}
 	overrides, err := s.allOverrides(ctx)
+	if err != nil {
+		return -1, err
+	}
+	pins, err := s.StoredPins(ctx)
 	if err != nil {
 		return -1, err
 	}
@@ -273,7 +287,7 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 	known := newPrints(slices.Clip(all))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.prints, s.overrides, s.seq = known, overrides, seq
+	s.prints, s.overrides, s.pins, s.seq = known, overrides, pins, seq
 	return seq, nil
 }
 

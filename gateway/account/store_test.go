@@ -109,7 +109,7 @@ func TestStore(t *testing.T) {
 	databasetest.Each(t, func(t *testing.T, dsn string) {
 		for name, test := range map[string]func(*testing.T, string){
 			"a key's life": aKeysLife, "rotation": rotation, "members": members, "faults": faults, "replicas": replicas,
-			"audit": audit, "overrides": overrides, "many overrides": manyOverrides, "lists": lists, "storm": storm, "closed": closed,
+			"audit": audit, "overrides": overrides, "many overrides": manyOverrides, "pins": pins, "lists": lists, "storm": storm, "closed": closed,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, dsn) })
 		}
