@@ -25,13 +25,19 @@ func ReadAnswer(route Route, v View, body []byte, count func(string) int) (out [
 	if known = c.usage != nil; known {
 		u, counted = readUsage(c.usage)
 	}
+	thought, repaired := false, false
 	for _, one := range c.choices {
+		thought, repaired = thought || one.reasoned, repaired || one.repaired
 		if one.finish == "abort" {
 			return nil, u, known, ErrUnfinished
 		}
 		if one.reasoned && !counted && count != nil {
 			u.Reasoning += reasoningTokens(one.part, count)
 		}
+	}
+	if repaired && !thought && counted {
+		u.Reasoning = 0 // the server counted what it took for reasoning
+		e.replace(find(find(c.usage, "completion_tokens_details"), "reasoning_tokens"), []byte("0"))
 	}
 	u.Reasoning = min(u.Reasoning, u.Output)
 	return e.append(make([]byte, 0, len(body)+len(body)/8)), u, known, nil

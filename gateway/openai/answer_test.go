@@ -3,6 +3,7 @@ package openai
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -69,6 +70,58 @@ func TestReadAnswerRefuses(t *testing.T) {
 	out, u, known, err := ReadAnswer(Chat, View{}, []byte(`{"choices":[{"message":{"content":"a"},"finish_reason":"abort"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}`), nil)
 	if !errors.Is(err, ErrUnfinished) || out != nil || !known || u != (Usage{Input: 3, Output: 2}) {
 		t.Errorf("aborted: %s, %+v, %v, %v", out, u, known, err)
+	}
+}
+
+// TestRepair: a server with the deepseek_r1 parser calls the answer reasoning where
+// it was told not to think.
+func TestRepair(t *testing.T) {
+	const tail = `}],"usage":{"prompt_tokens":9,"completion_tokens":20}}`
+	chat := func(message string) string { return `{"choices":[{"message":` + message + tail }
+	for _, c := range []struct {
+		name, in, want string
+		view           View
+		reasoning      int
+	}{
+		{"null", `{"role":"assistant","content":null,"reasoning":"one two","tool_calls":[]}`, `{"content":"one two","role":"assistant","tool_calls":[]}`, View{}, 0},
+		{"the old name", `{"reasoning_content":"a\u0041","content":""}`, `{"content":"a\u0041"}`, View{}, 0},
+		{"both names", `{ "content" : null , "reasoning" : "a" , "reasoning_content":"a" }`, `{"content":"a"}`, View{}, 0},
+		{"one of them null", `{"content":null,"reasoning":null,"reasoning_content":"a"}`, `{"content":"a"}`, View{}, 0},
+		{"no content at all", `{"reasoning":"a"}`, `{"content":"a"}`, View{}, 0},
+		{"reasoning hidden", `{"content":null,"reasoning":"a"}`, `{"content":"a"}`, View{HideReasoning: true}, 0},
+		{"one name", `{"content":null,"reasoning":"a"}`, `{"content":"a"}`, View{Reasoning: OnlyReasoningContent}, 0},
+		{"content is there", `{"content":"b","reasoning":"a"}`, `{"content":"b","reasoning":"a"}`, View{Reasoning: OnlyReasoning}, 3},
+		{"a tool call is there", `{"content":null,"reasoning":"a","tool_calls":[{}]}`, `{"content":null,"reasoning":"a","tool_calls":[{}]}`, View{Reasoning: OnlyReasoning}, 2},
+		{"nothing to move", `{"content":null,"reasoning":null}`, `{"content":null,"reasoning":null}`, View{Reasoning: OnlyReasoning}, 0},
+		{"nothing in it", `{"content":null,"reasoning":""}`, `{"content":null,"reasoning":""}`, View{Reasoning: OnlyReasoning}, 1},
+		{"right already", `{"content":"\"reasoning","reasoning":null}`, `{"content":"\"reasoning","reasoning":null}`, View{Reasoning: OnlyReasoning}, 0},
+	} {
+		c.view.ThinkingOff = true
+		words := func(s string) int { return len(strings.Fields(s)) }
+		out, u, known, err := ReadAnswer(Chat, c.view, []byte(chat(c.in)), words)
+		if err != nil || !known || string(out) != chat(c.want) || u != (Usage{Input: 9, Output: 20, Reasoning: c.reasoning}) {
+			t.Errorf("%s: %s, %+v, %v", c.name, out, u, err)
+		}
+		c.view.ThinkingOff = false
+		if out, _, _, err := ReadAnswer(Chat, c.view, []byte(chat(c.in)), words); err != nil || strings.Contains(c.name, "null") && string(out) == chat(c.want) {
+			t.Errorf("%s, thinking: %s, %v", c.name, out, err)
+		}
+	}
+	counted := func(n int, second string) string {
+		return fmt.Sprintf(`{"usage":{"prompt_tokens":9,"completion_tokens":20,"completion_tokens_details":{"reasoning_tokens":%d}},"choices":[{"message":{"content":null,"reasoning":"a"}}%s]}`, n, second)
+	}
+	out, u, _, err := ReadAnswer(Chat, View{ThinkingOff: true}, []byte(counted(17, "")), nil)
+	if want := strings.Replace(counted(0, ""), `"content":null,"reasoning":"a"`, `"content":"a"`, 1); err != nil || string(out) != want || u != (Usage{Input: 9, Output: 20}) {
+		t.Errorf("%s, %+v, %v", out, u, err)
+	}
+	_, u, _, err = ReadAnswer(Chat, View{ThinkingOff: true}, []byte(counted(17, `,{"message":{"content":"b","reasoning":"a"}}`)), nil)
+	if err != nil || u.Reasoning != 17 {
+		t.Errorf("one choice has really thought: %+v, %v", u, err)
+	}
+	// A stream is right already: its reasoning stays reasoning.
+	tap := Tap{View: View{ThinkingOff: true, Reasoning: OnlyReasoning}}
+	if seen, err := feed(t, &tap, delta(0, `{"reasoning":"a"}`, `null`, ``)); err != nil || seen[0] != delta(0, `{"reasoning":"a"}`, `null`, ``) {
+		t.Errorf("%s, %v", seen, err)
 	}
 }
 

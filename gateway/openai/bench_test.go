@@ -52,3 +52,43 @@ func BenchmarkParseAndTranslate(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkLevels(b *testing.B) {
+	body := []byte(`{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("word ", 400) + `"}],"stream":true,"stream_options":{"include_usage":true},"temperature":0.7,"max_tokens":4096,"chat_template_kwargs":{"enable_thinking":true,"other":1}}`)
+	run := func(name string, edit func(q *Request)) {
+		b.Run(name, func(b *testing.B) {
+			q, err := ParseRequest(Chat, body)
+			if err != nil {
+				b.Fatal(err)
+			}
+			var fields []field
+			fields = append(fields, q.fields...)
+			b.ReportAllocs()
+			for b.Loop() {
+				q.fields = append(q.fields[:0], fields...)
+				edit(q)
+			}
+		})
+	}
+	run("whole", func(q *Request) { q.Whole(2048) })
+	run("thinking", func(q *Request) { q.StopThinking() })
+	run("needs", func(q *Request) { q.Needs() })
+	run("language", func(q *Request) { Language("", q, []string{"en", "zh"}) })
+}
+
+func BenchmarkStream(b *testing.B) {
+	for name, text := range map[string]string{
+		"1KiB": strings.Repeat("word ", 200), "100KiB": strings.Repeat("word ", 20<<10), "100KiB/escapes": strings.Repeat(`\n\t\u00e9 `, 10<<10), "1MiB": strings.Repeat("word ", 200<<10),
+	} {
+		answer := aWhole("stop", `{"role":"assistant","content":"`+text+`","tool_calls":[]}`)
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			b.SetBytes(int64(len(answer)))
+			for b.Loop() {
+				if _, err := (View{IncludeUsage: true}).Stream(nil, Chat, answer, ""); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,9 +1,6 @@
 package openai
 
-import (
-	"bytes"
-	"strconv"
-)
+import "bytes"
 
 // Names says under which names a caller is given the reasoning: vLLM has called
 // it reasoning_content, both, and (since v0.16) reasoning; clients read one or
@@ -24,12 +21,16 @@ type View struct {
 	ContinuousUsage bool
 	HideReasoning   bool
 	Reasoning       Names
+	// ThinkingOff says that the chat template was told not to think. Then an answer
+	// in one piece that has reasoning and no content has its content there: vLLM's
+	// deepseek_r1 parser takes all up to a mark for reasoning that never comes.
+	ThinkingOff bool
 }
 
 // name makes the model's name true.
 func (v *View) name(e *edits, raw []byte) {
 	if v.Model != "" && len(raw) >= 2 && string(raw[1:len(raw)-1]) != v.Model {
-		e.replace(raw, strconv.AppendQuote(nil, v.Model))
+		e.replace(raw, appendString(nil, v.Model))
 	}
 }
 
@@ -41,6 +42,7 @@ type choice struct {
 	text     []byte // of a completion
 	reasoned bool   // it carries reasoning that is not null
 	emptied  bool   // hiding the reasoning left nothing to show
+	repaired bool   // what was called reasoning is its content
 }
 
 // choice reads the choice that w has entered, and edits what its caller is to
@@ -62,9 +64,18 @@ func (v *View) choice(e *edits, w *walker, part string) (c choice) {
 		case "text":
 			c.text = w.value()
 		case part:
-			if c.part = w.value(); bytes.Contains(c.part, []byte(`"reasoning`)) {
-				c.reasoned, c.emptied = v.reasoning(e, c.part)
+			c.part = w.value()
+			if !bytes.Contains(c.part, []byte(`"reasoning`)) {
+				continue
 			}
+			if v.ThinkingOff && part == "message" {
+				if right := repaired(c.part); right != nil {
+					c.repaired = true
+					e.replace(c.part, right)
+					continue
+				}
+			}
+			c.reasoned, c.emptied = v.reasoning(e, c.part)
 		}
 	}
 	return c
@@ -115,4 +126,38 @@ func telling(value []byte) bool {
 		return false
 	}
 	return true
+}
+
+// repaired is a message whose content stands under reasoning, put right; nil where
+// it says anything else.
+func repaired(message []byte) []byte {
+	var said []byte
+	for w := members(message); w.next(); {
+		key, value := string(w.key), w.value()
+		switch key {
+		case "reasoning", "reasoning_content":
+			if value[0] == '"' && telling(value) {
+				said = value
+			}
+		case "content", "tool_calls":
+			if telling(value) {
+				return nil
+			}
+		}
+	}
+	if said == nil {
+		return nil
+	}
+	out := append(make([]byte, 0, len(message)+len(`{"content":,`)), `{"content":`...)
+	out = append(out, said...)
+	for w := members(message); w.next(); {
+		key, value := w.key, w.value()
+		switch string(key) {
+		case "reasoning", "reasoning_content", "content":
+			continue
+		}
+		out = append(append(append(out, `,"`...), key...), `":`...)
+		out = append(out, value...)
+	}
+	return append(out, '}')
 }

@@ -1,0 +1,199 @@
+package openai
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+// Bounds of what is looked at to choose a language.
+const (
+	maxAccept  = 512  // bytes of Accept-Language
+	maxText    = 4096 // bytes of the caller's text
+	maxLetters = 256  // of it
+	// Latin letters stand in texts of any script (names, code), so one letter in
+	// this many is enough for another script to count.
+	latinPerLetter = 16
+)
+
+// Language chooses one of the languages in have (such as "en" or "zh") to speak to
+// the caller of q, who may be nil: the one that acceptLanguage (RFC 9110 §12.5.4)
+// likes best, else that of the script in which the caller's last message is
+// written, else en, else the first by name. It is "" only where have is empty.
+func Language(acceptLanguage string, q *Request, have []string) string {
+	have = slices.Sorted(slices.Values(have))
+	for _, r := range ranges(acceptLanguage) {
+		if tag := lookUp(r, have); tag != "" {
+			return tag
+		}
+	}
+	if q != nil {
+		if tag := lookUp(spoken(q.lastWords()), have); tag != "" {
+			return tag
+		}
+	}
+	if tag := lookUp("en", have); tag != "" || len(have) == 0 {
+		return tag
+	}
+	return have[0]
+}
+
+// ranges are the language ranges of the header, best first. A range of any
+// language says nothing, and neither does one that is refused with q=0.
+func ranges(header string) (out []string) {
+	if len(header) > maxAccept {
+		header = header[:strings.LastIndexByte(header[:maxAccept], ',')+1]
+	}
+	weights := map[string]float64{}
+	for item := range strings.SplitSeq(header, ",") {
+		r, parameter, weighted := strings.Cut(item, ";")
+		r = strings.ToLower(strings.TrimSpace(r))
+		weight := 1.0
+		if weighted {
+			name, value, _ := strings.Cut(strings.TrimSpace(parameter), "=")
+			var err error
+			if weight, err = strconv.ParseFloat(strings.TrimSpace(value), 64); err != nil || strings.TrimSpace(strings.ToLower(name)) != "q" {
+				continue
+			}
+		}
+		if _, twice := weights[r]; r == "" || r == "*" || twice || !(weight > 0 && weight <= 1) {
+			continue
+		}
+		weights[r] = weight
+		out = append(out, r)
+	}
+	slices.SortStableFunc(out, func(a, b string) int {
+		switch {
+		case weights[a] > weights[b]:
+			return -1
+		case weights[a] < weights[b]:
+			return 1
+		}
+		return 0
+	})
+	return out
+}
+
+// lookUp finds the language that fits a range best: the same, else a narrower one
+// (zh-TW for zh), else what is left when the range loses its last parts (zh for
+// zh-CN).
+func lookUp(r string, have []string) string {
+	for r != "" {
+		for _, tag := range have {
+			if strings.EqualFold(tag, r) {
+				return tag
+			}
+		}
+		for _, tag := range have {
+			if len(tag) > len(r) && tag[len(r)] == '-' && strings.EqualFold(tag[:len(r)], r) {
+				return tag
+			}
+		}
+		r = r[:max(strings.LastIndexByte(r, '-'), 0)]
+	}
+	return ""
+}
+
+// lastWords is the beginning of what the caller said last: the last message of a
+// user, or the prompt.
+func (q *Request) lastWords() string {
+	if q.Route == Completions {
+		prompt, _ := q.Raw("prompt")
+		return firstText(prompt, func(item []byte) []byte { return item })
+	}
+	messages, _ := q.Raw("messages")
+	var last []byte
+	for w := elements(messages); w.next(); {
+		if !w.enter('{') {
+			continue
+		}
+		var content []byte
+		user := false
+		for w.next() {
+			isRole, isContent := keyIs(w.key, "role"), keyIs(w.key, "content")
+			value := w.value()
+			if isRole {
+				role, _ := text(value)
+				user = role == "user"
+			} else if isContent {
+				content = value
+			}
+		}
+		if user {
+			last = content
+		}
+	}
+	return firstText(last, func(part []byte) []byte { return find(part, "text") })
+}
+
+// firstText is the beginning of a string, or of the first one in a list, where
+// inside says which string an item holds.
+func firstText(raw []byte, inside func(item []byte) []byte) string {
+	if len(raw) > 0 && raw[0] == '[' {
+		list := elements(raw)
+		for raw = nil; raw == nil && list.next(); {
+			if item := inside(list.value()); len(item) > len(`""`) && item[0] == '"' {
+				raw = item
+			}
+		}
+	}
+	if len(raw) < 2 || raw[0] != '"' {
+		return ""
+	}
+	inner := raw[1 : len(raw)-1]
+	s, _ := text(quoted(inner[:cut(inner, maxText)]))
+	return s
+}
+
+// spoken is the language that a text's script speaks for, "" where it has no
+// letters of a script known here.
+func spoken(s string) string {
+	scripts := [...]struct {
+		language string
+		tables   []*unicode.RangeTable
+	}{
+		{"en", []*unicode.RangeTable{unicode.Latin}},
+		{"zh", []*unicode.RangeTable{unicode.Han}},
+		{"ja", []*unicode.RangeTable{unicode.Hiragana, unicode.Katakana}},
+		{"ko", []*unicode.RangeTable{unicode.Hangul}},
+		{"ru", []*unicode.RangeTable{unicode.Cyrillic}},
+		{"ar", []*unicode.RangeTable{unicode.Arabic}},
+		{"he", []*unicode.RangeTable{unicode.Hebrew}},
+		{"el", []*unicode.RangeTable{unicode.Greek}},
+		{"hi", []*unicode.RangeTable{unicode.Devanagari}},
+		{"th", []*unicode.RangeTable{unicode.Thai}},
+	}
+	var counts [len(scripts)]int
+	letters := 0
+	for _, r := range s {
+		if letters == maxLetters {
+			break
+		}
+		for i := range scripts {
+			if unicode.In(r, scripts[i].tables...) {
+				counts[i]++
+				letters++
+				break
+			}
+		}
+	}
+	const latin, han, kana, hangul = 0, 1, 2, 3
+	if counts[kana] > 0 { // Japanese and Korean are written with Han too
+		counts[kana] += counts[han]
+		counts[han] = 0
+	} else if counts[hangul] > 0 {
+		counts[hangul] += counts[han]
+		counts[han] = 0
+	}
+	best := latin
+	for i := 1; i < len(scripts); i++ {
+		if counts[i]*latinPerLetter >= letters && counts[i] > 0 && (best == latin || counts[i] > counts[best]) {
+			best = i
+		}
+	}
+	if counts[best] == 0 {
+		return ""
+	}
+	return scripts[best].language
+}

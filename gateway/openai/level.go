@@ -1,0 +1,163 @@
+package openai
+
+import (
+	"bytes"
+	"strconv"
+)
+
+// completionDefault is vLLM's max_tokens of a completion that names none.
+const completionDefault = 16
+
+// Whole edits the body for an answer in one piece (level 1): not streamed, one
+// choice per prompt, at most maxTokens tokens long. It returns the limit on the
+// answer's tokens that now stands in the body.
+func (q *Request) Whole(maxTokens int) (limit int) {
+	if raw, ok := q.Raw("stream"); ok && string(raw) != "false" {
+		q.Set("stream", []byte("false"))
+	}
+	q.Delete("stream_options") // refused by vLLM where nothing is streamed
+	for _, name := range []string{"n", "best_of"} {
+		if raw, ok := q.Raw(name); ok && string(raw) != "1" {
+			q.Set(name, []byte("1"))
+		}
+	}
+	return q.LimitTokens(maxTokens)
+}
+
+// LimitTokens lets the answer have at most this many tokens, of which there must
+// be one at least, and returns its limit. Where the body names a limit that is too
+// high, all spellings of it become the same; where it names none, it does
+// afterwards. A min_tokens above the limit is lowered, since vLLM refuses the body.
+func (q *Request) LimitTokens(most int) (limit int) {
+	limit = q.maxTokens()
+	if limit == 0 || limit > most {
+		if limit = most; q.Route == Completions && q.maxTokens() == 0 {
+			limit = min(most, completionDefault)
+		}
+		raw := strconv.AppendInt(nil, int64(limit), 10)
+		if _, ok := q.Raw("max_completion_tokens"); ok {
+			q.Set("max_completion_tokens", raw)
+			if _, ok := q.Raw("max_tokens"); ok || q.Route == Completions {
+				q.Set("max_tokens", raw)
+			}
+		} else {
+			q.Set("max_tokens", raw)
+		}
+	}
+	if n, ok, _ := q.Int("min_tokens", 0); ok && n > limit {
+		q.Set("min_tokens", strconv.AppendInt(nil, int64(limit), 10))
+	}
+	return limit
+}
+
+// maxTokens is the limit that the server goes by, 0 where the body has none.
+func (q *Request) maxTokens() int {
+	if n, ok, _ := q.Int("max_completion_tokens", 1); ok && q.Route == Chat {
+		return n
+	}
+	n, _, _ := q.Int("max_tokens", 1)
+	return n
+}
+
+// emptyThinking is the tokens of "<think>\n\n</think>\n\n", which Qwen3's chat
+// template puts behind the generation prompt where thinking is off.
+const emptyThinking = 4
+
+// StopThinking switches the thinking of a chat off (level 2), whatever its caller
+// said, and sets the sampling that Qwen advises without thinking where the caller
+// left it open. What else stands in chat_template_kwargs stays byte for byte. It
+// returns by how many tokens the prompt grows, which is what Growth said before.
+//
+// A completion is left as it is: its prompt is the caller's own, without template.
+func (q *Request) StopThinking() (grown int) {
+	if q.Route == Completions {
+		return 0
+	}
+	grown = q.Growth()
+	kwargs, _ := q.Raw("chat_template_kwargs")
+	if kwargs, _ = without(kwargs, "enable_thinking"); kwargs == nil || kwargs[0] != '{' {
+		kwargs = nil
+	}
+	q.Set("chat_template_kwargs", withMember(kwargs, "enable_thinking", "false"))
+	q.Delete("thinking_token_budget", "thinking_budget", "reasoning_effort")
+	if raw, ok := q.Raw("reasoning"); ok {
+		if rest, cut := without(raw, "effort"); cut && len(bytes.TrimSpace(rest[1:len(rest)-1])) == 0 {
+			q.Delete("reasoning")
+		} else if cut {
+			q.Set("reasoning", rest)
+		}
+	}
+	for _, d := range [...][2]string{{"temperature", "0.7"}, {"top_p", "0.8"}, {"top_k", "20"}} {
+		if _, ok := q.Raw(d[0]); !ok {
+			q.Set(d[0], []byte(d[1]))
+		}
+	}
+	return grown
+}
+
+// Growth is by how many tokens StopThinking makes the prompt longer: none where
+// the thinking is off already or the prompt does not end in a generation prompt.
+func (q *Request) Growth() int {
+	if q.Route == Completions {
+		return 0
+	}
+	if raw, ok := q.Raw("add_generation_prompt"); ok && string(raw) == "false" {
+		return 0
+	}
+	if kwargs, ok := q.Raw("chat_template_kwargs"); ok && string(find(kwargs, "enable_thinking")) == "false" {
+		return 0
+	}
+	return emptyThinking
+}
+
+// without is an object without the members of one name, however often and with
+// whatever escapes they are written; cut is false where it has none.
+func without(object []byte, name string) (rest []byte, cut bool) {
+	var e edits
+	e.reset(object)
+	kept := 0
+	for w := members(object); w.next(); {
+		is := keyIs(w.key, name)
+		w.value()
+		if is {
+			e.cut(&w, kept == 0)
+			cut = true
+		} else {
+			kept++
+		}
+	}
+	if !cut {
+		return object, false
+	}
+	return e.append(make([]byte, 0, len(object))), true
+}
+
+// Needs is what a request needs of the server that is to answer it, beyond what
+// every vLLM can do.
+type Needs struct {
+	Tools      bool // it may call tools
+	AutoTools  bool // and the model chooses: the server must have been started for it
+	Structured bool // its answer must fit a schema, a grammar or be JSON
+}
+
+// Needs reads what the request needs.
+func (q *Request) Needs() (n Needs) {
+	if tools, ok := q.Raw("tools"); ok && q.Route == Chat && Count(tools) > 0 {
+		choice, _ := q.Raw("tool_choice")
+		kind, _ := text(choice)
+		named, _ := text(find(choice, "type"))
+		n.Tools = kind != "none"
+		n.AutoTools = n.Tools && kind != "required" && named != "function"
+	}
+	if format, ok := q.Raw("response_format"); ok {
+		kind, _ := text(find(format, "type"))
+		n.Structured = kind != "text"
+	}
+	_, constrained := q.Raw("structured_outputs")
+	for _, g := range guided() { // in case Translate has not seen the body
+		_, ok := q.Raw(g[0])
+		constrained = constrained || ok
+	}
+	n.Structured = n.Structured || constrained
+	return n
+}

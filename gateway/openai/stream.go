@@ -1,0 +1,557 @@
+package openai
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strconv"
+	"unicode/utf8"
+)
+
+// Bounds of a stream that is made here, in bytes.
+const (
+	maxLine  = 16 << 10 // of a line: there are clients that refuse long ones
+	maxName  = 1 << 10  // of an id or the name of a model, as JSON
+	maxSpent = 2 << 10  // of the usage
+	maxShort = 128      // of a member that every chunk repeats
+	maxRest  = 1 << 10  // of all those together
+	minPiece = 64       // of a text that is begun at the end of a line
+	ending   = 256      // kept free in each line, so that a chunk can be ended
+)
+
+// Stream turns answer, one JSON body as ReadAnswer returns it, into the stream that
+// its caller asked for, from the first chunk to [DONE], and appends that to dst.
+// A choice is told in one chunk, which is cut between characters where its line
+// would be longer than 16 KiB. Usage in every chunk is that of the whole answer:
+// when the first is sent, all has been made.
+//
+// begun is the id under which KeepAlive's chunks were sent, "" where none were: the
+// stream goes on under it, and the role that the first of them gave is not repeated.
+//
+// What the answer has beyond the API is kept: short members stand in every chunk,
+// long ones in the first, and those of a choice in its last. What cannot be cut and
+// is longer than a line is left out. The error is ErrNoAnswer, or ErrUnfinished
+// where a choice has no finish_reason or there is no choice; dst is then unchanged.
+func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]byte, error) {
+	s := stream{route: route, out: slices.Grow(dst, len(answer)+len(answer)/8+2048)}
+	a, err := s.read(answer, begun)
+	if err != nil {
+		return dst, err
+	}
+	if v.ContinuousUsage && a.usage != nil {
+		s.tail = append(append(s.tail, `,"usage":`...), a.usage...)
+	}
+	told := 0
+	w := elements(a.choices)
+	for ; w.next(); told++ {
+		one, err := readWhole(route, w.value())
+		if err != nil {
+			return dst, err
+		}
+		role := route == Chat && (begun == "" || one.index > 0)
+		if role || told == 0 && len(a.long) > 0 {
+			s.begin(one.index)
+			if role {
+				s.key("role")
+				s.out = append(s.out, `"assistant"`...)
+			}
+			s.end("null", a.long...)
+			a.long = nil
+		}
+		if err := s.choice(&one); err != nil {
+			return dst, err
+		}
+	}
+	if w.failure() != nil {
+		return dst, ErrNoAnswer
+	}
+	if told == 0 {
+		return dst, ErrUnfinished
+	}
+	if v.IncludeUsage && a.usage != nil {
+		s.out = append(append(s.out, s.head...), `],"usage":`...)
+		s.out = append(append(s.out, a.usage...), "}\n\n"...)
+	}
+	return append(s.out, "data: [DONE]\n\n"...), nil
+}
+
+// stream is a stream as it is written. Of the chunk under way it knows what has
+// been opened and must be closed.
+type stream struct {
+	route Route
+	out   []byte
+	head  []byte // how each chunk begins, up to its choices
+	tail  []byte // what stands behind them
+
+	line    int  // where the chunk begins in out
+	index   int  // of its choice
+	inDelta bool // its delta is open
+	bare    bool // nothing stands before the next member
+	said    bool // it has text, or something that stands for it
+	calling bool // its list of tool calls is open
+	logged  bool // it has log probabilities
+}
+
+// outer is what is read of an answer but its choices' insides.
+type outer struct {
+	choices, usage []byte
+	long           []field // members that only the first chunk gets
+}
+
+func (s *stream) read(answer []byte, begun string) (a outer, err error) {
+	id, model, created := []byte(`""`), []byte(`""`), []byte("0")
+	var short []byte
+	w := members(answer)
+	for w.next() {
+		key, value := w.key, w.value()
+		switch string(key) {
+		case "id":
+			id = value
+		case "model":
+			model = value
+		case "created":
+			created = value
+		case "choices":
+			a.choices = value
+		case "usage":
+			a.usage = streamUsage(value)
+		case "object", "error":
+		default:
+			n := len(key) + len(value)
+			switch {
+			case isNull(value):
+			case n > maxShort || len(short)+n+4 > maxRest:
+				a.long = append(a.long, field{key, value})
+			default:
+				short = appendFlat(append(append(append(short, `,"`...), key...), `":`...), value)
+			}
+		}
+	}
+	if begun != "" {
+		id = appendString(nil, begun)
+	}
+	_, dated := integer(created)
+	if w.failure() != nil || !dated || len(id) > maxName || len(model) > maxName || len(a.usage) > maxSpent ||
+		len(id) == 0 || id[0] != '"' || model[0] != '"' {
+		return a, ErrNoAnswer
+	}
+	object := "chat.completion.chunk"
+	if s.route == Completions {
+		object = "text_completion"
+	}
+	h := append(append(s.head, `data: {"id":`...), id...)
+	h = append(append(append(h, `,"object":"`...), object...), `","created":`...)
+	h = append(append(append(h, created...), `,"model":`...), model...)
+	s.head = append(append(h, short...), `,"choices":[`...)
+	return a, nil
+}
+
+// streamUsage is a usage object on one line and without its nulls, which streams have not.
+func streamUsage(usage []byte) []byte {
+	if len(usage) == 0 || usage[0] != '{' {
+		return nil
+	}
+	out := append(make([]byte, 0, len(usage)), '{')
+	for w := members(usage); w.next(); {
+		key, value := w.key, w.value()
+		if isNull(value) {
+			continue
+		}
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		out = appendFlat(append(append(append(out, '"'), key...), `":`...), value)
+	}
+	return append(out, '}')
+}
+
+// appendFlat appends JSON on one line: a line end in it can only be white space.
+func appendFlat(dst, raw []byte) []byte {
+	from := len(dst)
+	dst = append(dst, raw...)
+	for i, c := range dst[from:] {
+		if c == '\n' || c == '\r' {
+			dst[from+i] = ' '
+		}
+	}
+	return dst
+}
+
+// speech is a text and the names that it has in a chunk.
+type speech struct {
+	names []string
+	text  []byte // raw
+}
+
+// wholeChoice is one choice of a whole answer.
+type wholeChoice struct {
+	index     int
+	said      []speech // in the order in which it is told
+	calls     []byte
+	logprobs  []byte
+	finish    string
+	deltaRest []field // of its message
+	rest      []field // its own
+}
+
+func readWhole(route Route, raw []byte) (c wholeChoice, err error) {
+	w := members(raw)
+	for w.next() {
+		key, value := w.key, w.value()
+		switch string(key) {
+		case "index":
+			n, ok := integer(value)
+			if !ok || n < 0 || n >= maxChoices {
+				return c, fmt.Errorf("%w: choice %s", ErrNoAnswer, value[:min(len(value), 20)])
+			}
+			c.index = int(n)
+		case "finish_reason":
+			c.finish, _ = text(value)
+		case "logprobs":
+			c.logprobs = value
+		case "delta":
+		case "text":
+			if route == Completions && value[0] == '"' {
+				c.said = append(c.said, speech{[]string{"text"}, value})
+			}
+		case "message":
+			if route == Chat {
+				c.message(value)
+			}
+		default:
+			if !isNull(value) {
+				c.rest = append(c.rest, field{key, value})
+			}
+		}
+	}
+	switch {
+	case w.failure() != nil, len(c.finish) > maxShort:
+		return c, ErrNoAnswer
+	case c.finish == "":
+		return c, ErrUnfinished
+	}
+	return c, nil
+}
+
+// message reads what a message says. What thinks comes before what is said.
+func (c *wholeChoice) message(raw []byte) {
+	var reasoning, again, content, refusal []byte
+	for w := members(raw); w.next(); {
+		key, value := w.key, w.value()
+		into := &reasoning
+		switch string(key) {
+		case "role":
+			continue
+		case "reasoning":
+		case "reasoning_content":
+			into = &again
+		case "content":
+			into = &content
+		case "refusal":
+			into = &refusal
+		case "tool_calls":
+			if value[0] == '[' {
+				c.calls = value
+				continue
+			}
+			into = nil
+		default:
+			into = nil
+		}
+		switch {
+		case into != nil && value[0] == '"':
+			*into = value
+		case telling(value):
+			c.deltaRest = append(c.deltaRest, field{key, value})
+		}
+	}
+	if bytes.Equal(reasoning, again) {
+		c.say(reasoning, "reasoning", "reasoning_content")
+	} else {
+		c.say(reasoning, "reasoning")
+		c.say(again, "reasoning_content")
+	}
+	c.say(content, "content")
+	c.say(refusal, "refusal")
+}
+
+func (c *wholeChoice) say(raw []byte, names ...string) {
+	if raw != nil {
+		c.said = append(c.said, speech{names, raw})
+	}
+}
+
+// choice tells one choice.
+func (s *stream) choice(c *wholeChoice) error {
+	s.begin(c.index)
+	for _, p := range c.said {
+		s.say(p)
+	}
+	i := 0
+	for w := elements(c.calls); c.calls != nil && w.next(); i++ {
+		if err := s.call(i, w.value()); err != nil {
+			return err
+		}
+	}
+	for _, f := range c.deltaRest {
+		s.also(f, true)
+	}
+	if len(c.logprobs) > 0 && c.logprobs[0] == '{' {
+		s.probabilities(c.logprobs)
+	}
+	for _, f := range c.rest {
+		s.also(f, false)
+	}
+	reason := appendString(nil, c.finish)
+	if len(reason) > maxShort { // no value of the API is long, or grows when it is quoted
+		return ErrNoAnswer
+	}
+	s.end(string(reason))
+	return nil
+}
+
+// begin begins a chunk.
+func (s *stream) begin(index int) {
+	s.line, s.index = len(s.out), index
+	s.said, s.calling, s.logged = false, false, false
+	s.out = append(append(s.out, s.head...), `{"index":`...)
+	s.out = strconv.AppendInt(s.out, int64(index), 10)
+	if s.inDelta = s.route == Chat; s.inDelta {
+		s.out = append(s.out, `,"delta":{`...)
+	}
+	s.bare = s.inDelta
+}
+
+// next ends the chunk, in which the choice does not end, and begins another.
+func (s *stream) next() {
+	s.end("null")
+	s.begin(s.index)
+}
+
+// end ends the chunk; finish is JSON. Of the members behind its choices those are
+// written that fit.
+func (s *stream) end(finish string, behind ...field) {
+	s.endDelta()
+	if !s.logged {
+		s.out = append(s.out, `,"logprobs":null`...)
+	}
+	s.out = append(append(append(s.out, `,"finish_reason":`...), finish...), "}]"...)
+	for _, f := range behind {
+		if f.size() <= s.room() {
+			s.member(f)
+		}
+	}
+	s.out = append(append(s.out, s.tail...), "}\n\n"...)
+}
+
+// endDelta ends what the choice says in this chunk, which is something in each.
+func (s *stream) endDelta() {
+	s.endCalls()
+	if !s.said {
+		name := "content"
+		if s.route == Completions {
+			name = "text"
+		}
+		s.key(name)
+		s.out, s.said = append(s.out, `""`...), true
+	}
+	if s.inDelta {
+		s.out, s.inDelta = append(s.out, '}'), false
+	}
+	s.bare = false
+}
+
+func (s *stream) endCalls() {
+	if s.calling {
+		s.out, s.calling = append(s.out, ']'), false
+	}
+}
+
+// room is how much may still be written into the line of this chunk.
+func (s *stream) room() int {
+	return maxLine - (len(s.out) - s.line) - len(s.tail) - ending
+}
+
+func (s *stream) key(name string) {
+	if !s.bare {
+		s.out = append(s.out, ',')
+	}
+	s.bare = false
+	s.out = append(append(append(s.out, '"'), name...), `":`...)
+}
+
+func (f field) size() int { return len(f.key) + len(f.value) + len(`,"":`) }
+
+func (s *stream) member(f field) {
+	s.key(string(f.key))
+	s.out = appendFlat(s.out, f.value)
+}
+
+// also puts a member that cannot be cut into the delta or beside it, in the next
+// chunk where this one has no room.
+func (s *stream) also(f field, delta bool) {
+	if s.endCalls(); f.size() > s.room() {
+		s.next()
+	}
+	if !delta {
+		s.endDelta()
+	}
+	if f.size() <= s.room() {
+		s.member(f)
+	}
+}
+
+// say tells a text.
+func (s *stream) say(p speech) {
+	rest := p.text[1 : len(p.text)-1]
+	for len(rest) > 0 {
+		piece := s.room()/len(p.names) - len(`,"reasoning_content":""`)
+		if piece < len(rest) && piece < minPiece {
+			s.next()
+			continue
+		}
+		n := cut(rest, piece)
+		for _, name := range p.names {
+			s.key(name)
+			s.quote(rest[:n])
+		}
+		s.said, rest = true, rest[n:]
+		if len(rest) > 0 {
+			s.next()
+		}
+	}
+}
+
+func (s *stream) quote(inner []byte) {
+	s.out = append(append(append(s.out, '"'), inner...), '"')
+}
+
+// call tells the tool call at place i: first all about it, then its arguments, in
+// pieces where they are long.
+func (s *stream) call(i int, raw []byte) error {
+	head, arguments, err := toolCall(i, raw)
+	if err != nil {
+		return err
+	}
+	if len(head)+minPiece > s.room() {
+		s.next()
+		if len(head)+minPiece > s.room() {
+			return fmt.Errorf("%w: a tool call's name is too long", ErrNoAnswer)
+		}
+	}
+	s.beginCall(head)
+	if arguments == nil {
+		s.out = append(s.out, '}')
+		return nil
+	}
+	for rest := arguments[1 : len(arguments)-1]; ; {
+		n := cut(rest, s.room())
+		s.quote(rest[:n])
+		s.out = append(s.out, "}}"...)
+		if rest = rest[n:]; len(rest) == 0 {
+			return nil
+		}
+		s.next()
+		again := strconv.AppendInt([]byte(`{"index":`), int64(i), 10)
+		s.beginCall(append(again, `,"function":{"arguments":`...))
+	}
+}
+
+func (s *stream) beginCall(head []byte) {
+	if s.calling {
+		s.out = append(s.out, ',')
+	} else {
+		s.key("tool_calls")
+		s.out = append(s.out, '[')
+	}
+	s.calling, s.said = true, true
+	s.out = append(s.out, head...)
+}
+
+// toolCall is a call of a message as the first delta about it, up to its
+// arguments; nil arguments: it has none that could be cut.
+func toolCall(i int, raw []byte) (head, arguments []byte, err error) {
+	head = strconv.AppendInt(append(head, `{"index":`...), int64(i), 10)
+	var function []byte
+	w := members(raw)
+	for w.next() {
+		key, value := w.key, w.value()
+		switch string(key) {
+		case "index":
+		case "function":
+			function = value
+		default:
+			head = appendFlat(append(append(append(head, `,"`...), key...), `":`...), value)
+		}
+	}
+	if w.failure() != nil || function != nil && function[0] != '{' {
+		return nil, nil, ErrNoAnswer
+	}
+	if function == nil {
+		return head, nil, nil
+	}
+	head = append(head, `,"function":{`...)
+	for w := members(function); w.next(); {
+		key, value := w.key, w.value()
+		if string(key) == "arguments" && value[0] == '"' {
+			arguments = value
+			continue
+		}
+		head = appendFlat(append(append(append(head, '"'), key...), `":`...), value)
+		head = append(head, ',')
+	}
+	if arguments == nil {
+		return append(bytes.TrimSuffix(head, []byte(",")), '}'), nil, nil
+	}
+	return append(head, `"arguments":`...), arguments, nil
+}
+
+// cut is where to cut the inside of a raw string so that the first part is at most
+// so many bytes, which must be at least a dozen, and no character, escape or pair
+// of surrogates is torn.
+func cut(inner []byte, most int) int {
+	if len(inner) <= most {
+		return len(inner)
+	}
+	at := 0
+	for {
+		next := bytes.IndexByte(inner[at:most], '\\')
+		if next < 0 {
+			at = most
+			for back := 0; back < utf8.UTFMax-1 && !utf8.RuneStart(inner[at]); back++ {
+				at--
+			}
+			return at
+		}
+		at += next
+		n := escapeLen(inner[at:])
+		if at+n > most {
+			return at
+		}
+		at += n
+	}
+}
+
+// escapeLen is the length of the escape, or the pair of surrogates, that raw
+// begins with.
+func escapeLen(raw []byte) int {
+	switch {
+	case raw[1] != 'u':
+		return 2
+	case surrogate(raw, 'd', '8', 'b') && len(raw) >= 12 && raw[6] == '\\' && raw[7] == 'u' && surrogate(raw[6:], 'd', 'c', 'f'):
+		return 12
+	}
+	return 6
+}
+
+// surrogate reports whether \uXYZZ has X as its first digit and Y from low to high.
+func surrogate(raw []byte, first, low, high byte) bool {
+	lower := func(c byte) byte {
+		if c >= 'A' {
+			c |= 0x20
+		}
+		return c
+	}
+	y := lower(raw[3])
+	return lower(raw[2]) == first && y >= low && y <= high
+}
