@@ -1,9 +1,72 @@
 package degrade
 
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
 // Config is how the ladder is set.
 type Config struct {
-	L1     L1     `yaml:"l1"`
-	Canned Answer `yaml:"canned"`
+	Observe   bool       `yaml:"observe"` // all of it is told and nothing done: every model stands at L0 and no backend is left out
+	Signals   Signals    `yaml:"signals"`
+	Dwell     Dwell      `yaml:"dwell"`
+	L1        L1         `yaml:"l1"`
+	Canned    Answer     `yaml:"canned"`
+	GPUModels []GPUModel `yaml:"gpu_models"` // other tables for some cards; the first that matches counts
+}
+
+// Signals are what may raise a backend's level.
+type Signals struct {
+	GPUTemperature Table  `yaml:"gpu_temperature"` // margin to the slowdown, in degrees Celsius: falling levels; leaves exit degrees above
+	GPUThrottle    Switch `yaml:"gpu_throttle"`    // clocks held down by heat or a power brake
+	GPUMemory      Table  `yaml:"gpu_memory"`      // share of the headroom beside the engine that is gone; leaves exit below
+	GPUMemoryUsed  Table  `yaml:"gpu_memory_used"` // share of all memory, for engines that do not pre-allocate; leaves exit below
+	KVCache        Table  `yaml:"kv_cache"`        // share of the fullest cache; leaves exit below
+	Queue          Table  `yaml:"queue"`           // requests that wait; leaves at exit times the level
+	Preemptions    Switch `yaml:"preemptions"`     // sequences that the engine threw out
+	TTFT           Table  `yaml:"ttft"`            // p90 over the objective; leaves at exit times the level
+}
+
+// Switch puts a signal out of use.
+type Switch struct {
+	Off     bool `yaml:"off"`     // it is not looked at
+	Observe bool `yaml:"observe"` // it is told, and moves nothing
+}
+
+// Table says where a signal enters each level and when it leaves it again.
+type Table struct {
+	Switch `yaml:",inline"`
+	Levels []float64 `yaml:"levels"` // where L1, L2, L3 and L4 begin
+	Exit   float64   `yaml:"exit"`   // how far back a signal must go before it leaves a level; see Signals
+}
+
+// GPUModel changes the tables of the GPU signals for some cards.
+type GPUModel struct {
+	Match          string `yaml:"match"` // part of the GPU's name, such as L40S; case does not count
+	GPUTemperature Other  `yaml:"gpu_temperature"`
+	GPUThrottle    Other  `yaml:"gpu_throttle"`
+	GPUMemory      Other  `yaml:"gpu_memory"`
+	GPUMemoryUsed  Other  `yaml:"gpu_memory_used"`
+}
+
+// Other is what differs from a signal's own table; nil: as there.
+type Other struct {
+	Levels  []float64 `yaml:"levels"`
+	Exit    *float64  `yaml:"exit"`
+	Off     *bool     `yaml:"off"`
+	Observe *bool     `yaml:"observe"`
+}
+
+// Dwell bounds how fast levels move.
+type Dwell struct {
+	UpSamples int           `yaml:"up_samples"` // that ask for a level in a row before it is entered
+	Up        time.Duration `yaml:"up"`         // between the first and the last of those, at least
+	Down      time.Duration `yaml:"down"`       // on each level on the way down
+	DownMax   time.Duration `yaml:"down_max"`   // to which Down doubles where a level comes back soon
 }
 
 // L1 is what the first level does beside switching streaming off.
@@ -16,3 +79,273 @@ type Answer struct {
 	Status int               `yaml:"status"` // 200, or an error such as 503
 	Text   map[string]string `yaml:"text"`   // by language: zh, en, ...
 }
+
+// DefaultConfig is the ladder of who says nothing. The levels of the margin and the
+// dwell are those that a simulated card with two time constants was held below its
+// limit with, at some 25 changes an hour.
+func DefaultConfig() Config {
+	table := func(exit float64, levels ...float64) Table { return Table{Levels: levels, Exit: exit} }
+	return Config{
+		Signals: Signals{
+			GPUTemperature: table(5, 12, 9, 6, 2),
+			GPUMemory:      table(.15, .40, .60, .75, .90),
+			GPUMemoryUsed:  table(.03, .88, .92, .95, .98),
+			KVCache:        table(.10, .80, .87, .92, .97),
+			Queue:          table(.5, 5, 10, 20, 40),
+			TTFT:           table(.5, 1, 1.5, 2, 4),
+		},
+		Dwell: Dwell{UpSamples: 2, Up: 3 * time.Second, Down: 30 * time.Second, DownMax: 300 * time.Second},
+		L1:    L1{MaxTokens: 2048},
+		Canned: Answer{Status: 200, Text: map[string]string{
+			"zh": "服务繁忙,请稍后再试。",
+			"en": "The service is busy, please try again shortly.",
+		}},
+	}
+}
+
+// UnmarshalYAML lets the ladder say only what differs from the defaults.
+func (c *Config) UnmarshalYAML(decode func(any) error) error {
+	type plain Config
+	p := plain(DefaultConfig())
+	if err := decode(&p); err != nil {
+		return err
+	}
+	*c = Config(p)
+	return nil
+}
+
+// Validate says all that is wrong, path first.
+func (c *Config) Validate() error {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	all := c.rules("")
+	for s := range all {
+		if t := c.table(signal(s)); t != nil {
+			faults = append(faults, checkTable("signals."+signal(s).String(), signal(s), t)...)
+		}
+	}
+	d := c.Dwell
+	if d.UpSamples < 1 || d.UpSamples > 100 {
+		fault("dwell.up_samples: is %d; expected 1 to 100", d.UpSamples)
+	}
+	if d.Up < 0 || d.Up > 5*time.Minute {
+		fault("dwell.up: is %v; expected 0s to 5m", d.Up)
+	}
+	if d.Down < time.Second || d.Down > time.Hour {
+		fault("dwell.down: is %v; expected 1s to 1h", d.Down)
+	}
+	if d.DownMax < d.Down || d.DownMax > 24*time.Hour {
+		fault("dwell.down_max: is %v; expected dwell.down or more, to 24h", d.DownMax)
+	}
+	if c.L1.MaxTokens < 1 {
+		fault("l1.max_tokens: is %d; expected 1 or more", c.L1.MaxTokens)
+	}
+	if s := c.Canned.Status; s != 200 && (s < 400 || s > 599) {
+		fault("canned.status: is %d; expected 200, or an error from 400 to 599", s)
+	}
+	if len(c.Canned.Text) == 0 {
+		fault("canned.text: is empty; expected a text by language, such as {en: ...}")
+	}
+	for language, text := range c.Canned.Text {
+		if language == "" || strings.ToLower(language) != language || strings.TrimSpace(text) == "" || !utf8.ValidString(text) {
+			fault("canned.text: the one of %q is no language in small letters with a text; expected such as {zh: ..., en: ...}", language)
+		}
+	}
+	for i := range c.GPUModels {
+		faults = append(faults, c.checkModel(i)...)
+	}
+	return errors.Join(faults...)
+}
+
+// checkModel checks what a card's tables come to, not what it says of them.
+func (c *Config) checkModel(i int) (faults []error) {
+	at, m := fmt.Sprintf("gpu_models[%d]", i), &c.GPUModels[i]
+	if strings.TrimSpace(m.Match) == "" {
+		faults = append(faults, fmt.Errorf("%s.match: is empty; expected a part of the GPU's name, such as L40S", at))
+	}
+	if m.GPUThrottle.Levels != nil || m.GPUThrottle.Exit != nil {
+		faults = append(faults, fmt.Errorf("%s.gpu_throttle: has levels or an exit; expected off or observe, the reasons have no scale", at))
+	}
+	for s := range signals {
+		if o, t := m.other(s), c.table(s); o != nil && t != nil && (o.Levels != nil || o.Exit != nil) {
+			changed := o.of(*t)
+			faults = append(faults, checkTable(at+"."+s.String(), s, &changed)...)
+		}
+	}
+	return faults
+}
+
+// checkTable checks one table. What its levels may be depends on what is measured.
+func checkTable(at string, s signal, t *Table) (faults []error) {
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(at+format, args...)) }
+	low, high, order := 0.0, 1.0, "rising"
+	switch s {
+	case temperature:
+		low, high, order = -50, 150, "falling"
+	case queue, ttft:
+		high = 1e6
+	}
+	wrong := len(t.Levels) != 4
+	for i, v := range t.Levels {
+		wrong = wrong || !(v >= low && v <= high) || s != temperature && v <= 0
+		if i > 0 {
+			wrong = wrong || (t.Levels[i-1] < v) == (s == temperature) || t.Levels[i-1] == v
+		}
+	}
+	if wrong {
+		fault(".levels: is %v; expected four %s numbers from %v to %v, where L1 to L4 begin", t.Levels, order, low, high)
+		return faults
+	}
+	switch s {
+	case temperature:
+		if !(t.Exit >= 0 && t.Exit <= 100) {
+			fault(".exit: is %v; expected 0 to 100 degrees", t.Exit)
+		}
+	case queue, ttft:
+		if !(t.Exit > 0 && t.Exit <= 1) {
+			fault(".exit: is %v; expected more than 0 and at most 1: the part of a level at which it is left", t.Exit)
+		}
+	default:
+		if !(t.Exit >= 0 && t.Exit < t.Levels[0]) {
+			fault(".exit: is %v; expected 0 or more and less than the first level", t.Exit)
+		}
+	}
+	return faults
+}
+
+// table is where a signal's levels are set; nil: it has no scale.
+func (c *Config) table(s signal) *Table {
+	switch s {
+	case temperature:
+		return &c.Signals.GPUTemperature
+	case memory:
+		return &c.Signals.GPUMemory
+	case memoryUsed:
+		return &c.Signals.GPUMemoryUsed
+	case kvCache:
+		return &c.Signals.KVCache
+	case queue:
+		return &c.Signals.Queue
+	case ttft:
+		return &c.Signals.TTFT
+	}
+	return nil
+}
+
+// other is what a card says of a signal; nil: it is none of a GPU.
+func (m *GPUModel) other(s signal) *Other {
+	switch s {
+	case temperature:
+		return &m.GPUTemperature
+	case throttle:
+		return &m.GPUThrottle
+	case memory:
+		return &m.GPUMemory
+	case memoryUsed:
+		return &m.GPUMemoryUsed
+	}
+	return nil
+}
+
+// of is a table with what differs put in.
+func (o *Other) of(t Table) Table {
+	if o.Levels != nil {
+		t.Levels = o.Levels
+	}
+	if o.Exit != nil {
+		t.Exit = *o.Exit
+	}
+	if o.Off != nil {
+		t.Off = *o.Off
+	}
+	if o.Observe != nil {
+		t.Observe = *o.Observe
+	}
+	return t
+}
+
+// rule is one signal as it counts for one kind of card.
+type rule struct {
+	Switch
+	scale scale
+}
+
+// ruleSet is all of them.
+type ruleSet [signals]rule
+
+// rules are those for backends on a card of some name.
+func (c *Config) rules(gpu string) *ruleSet {
+	var card *GPUModel
+	for i := range c.GPUModels {
+		if strings.Contains(strings.ToLower(gpu), strings.ToLower(c.GPUModels[i].Match)) {
+			card = &c.GPUModels[i]
+			break
+		}
+	}
+	set := &ruleSet{}
+	for s := range signals {
+		var t Table
+		switch of := c.table(s); {
+		case of != nil:
+			t = *of
+		case s == throttle:
+			t.Switch = c.Signals.GPUThrottle
+		default:
+			t.Switch = c.Signals.Preemptions
+		}
+		if card != nil {
+			if o := card.other(s); o != nil {
+				t = o.of(t)
+			}
+		}
+		set[s].Switch = t.Switch
+		set[s].Observe = t.Observe || c.Observe
+		if len(t.Levels) == 4 {
+			set[s].scale = newScale(s, t)
+		}
+	}
+	return set
+}
+
+// Effect is what a level does to a request. The levels add up: SmallerModel also
+// does what those below it do.
+type Effect struct {
+	Stream    bool // the answer may be streamed
+	Thinking  bool // the model may think
+	MaxTokens int  // of the answer; 0: what was asked for
+	N         int  // answers to one request; 0: what was asked for
+	Smaller   bool // the model's fallback answers
+	Canned    bool // nobody is asked
+}
+
+// Effect is what a level does to a request.
+func (c *Config) Effect(l Level) Effect {
+	e := Effect{Stream: l < StreamingOff, Thinking: l < ThinkingOff, Smaller: l >= SmallerModel, Canned: l >= Canned}
+	if l >= StreamingOff {
+		e.MaxTokens, e.N = c.L1.MaxTokens, 1
+	}
+	return e
+}
+
+// The tiers that a level is shifted for.
+const (
+	TierBatch    = "batch"
+	TierCritical = "critical"
+)
+
+// Shift is the level for requests of a tier: one more for batch, one less for
+// critical. At L0 there is no pressure to share out, so nobody's answer is changed.
+func Shift(l Level, tier string) Level {
+	switch {
+	case l <= Full:
+		return Full
+	case tier == TierBatch:
+		return min(l+1, Canned)
+	case tier == TierCritical:
+		return l - 1
+	}
+	return min(l, Canned)
+}
+
+// finite reports whether a number is one.
+func finite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }

@@ -62,19 +62,27 @@ type Model struct {
 // NewModel makes a model at L0 that no ladder moves.
 func NewModel(name string) *Model {
 	m := &Model{Name: name}
-	m.publish(&Verdict{})
+	m.publish(&Verdict{}, true)
 	return m
 }
 
 // Verdict is what the ladder says of the model as a whole now; never nil.
 func (m *Model) Verdict() *Verdict { return m.verdict.Load() }
 
-// Changed is closed when the level of the model or of one of its backends changes
-// next.
+// Changed is closed when next the level of the model or of one of its backends
+// changes, a backend must not be used or may be again, its cap moves, or a pin is set
+// or ends. Take it before the verdicts are read, so that no change is missed.
 func (m *Model) Changed() <-chan struct{} { return *m.changed.Load() }
 
-func (m *Model) publish(v *Verdict) {
+// publish shows a verdict, and wakes who waits for a change if it is one of those.
+func (m *Model) publish(v *Verdict, wake bool) {
 	m.verdict.Store(v)
+	if wake {
+		m.wake()
+	}
+}
+
+func (m *Model) wake() {
 	next := make(chan struct{})
 	if old := m.changed.Swap(&next); old != nil {
 		close(*old)

@@ -1,0 +1,246 @@
+package degrade
+
+import (
+	"math"
+	"time"
+)
+
+// signal is one thing that may raise a backend's level.
+type signal int
+
+const (
+	temperature signal = iota
+	throttle
+	memory
+	memoryUsed
+	kvCache
+	queue
+	preemptions
+	ttft
+	signals         // how many there are
+	noSignal signal = -1
+)
+
+// String is the signal's name in the configuration, in metrics and in headers.
+func (s signal) String() string {
+	if s < 0 || s >= signals {
+		return ""
+	}
+	return [...]string{"gpu_temperature", "gpu_throttle", "gpu_memory", "gpu_memory_used", "kv_cache", "queue", "preemptions", "ttft"}[s]
+}
+
+// ofGPU reports whether the signal is read from the cards.
+func (s signal) ofGPU() bool { return s <= memoryUsed }
+
+// ofEngine reports whether it is read from the engine, and so grows old with it.
+// The queue is not: what waits here is always known.
+func (s signal) ofEngine() bool { return s == kvCache || s == preemptions }
+
+// begins is the pressure at which a level begins; past L4 it is the end of the scale.
+func begins(l Level) float64 { return [...]float64{0, .50, .65, .80, .95, 1}[l] }
+
+// grain is the step in which pressure is told, so that noise publishes nothing.
+const grain = 1e-3
+
+// within is a pressure as it may be told of something that stands at a level: no
+// part of it shows before it is confirmed, nor is it gone before the level is left.
+func within(p float64, l Level) float64 {
+	if top := begins(l + 1); l < Canned && p > top-grain {
+		p = top - grain
+	}
+	// The grain of a grain keeps .65 from being told as .649.
+	return max(math.Floor(p/grain+grain)*grain, begins(l))
+}
+
+// levelAt is the level of a pressure. Sums of what is exactly at a beginning may
+// fall short of it by their rounding.
+func levelAt(p float64) Level {
+	l := Full
+	for l < Canned && p >= begins(l+1)-1e-9 {
+		l++
+	}
+	return l
+}
+
+// calmMargin is how many degrees before L1 the margin counts as no pressure at all:
+// a healthy H200 that burns has 35, with L1 at 12.
+const calmMargin = 20
+
+// scale is a table in the direction in which more is worse: the margin's is negated.
+type scale struct {
+	enter [4]float64 // L1 to L4 begin at
+	leave [4]float64 // and are left at, or below
+	zero  float64    // no pressure up to here
+	sign  float64    // -1 where it is negated
+}
+
+// entry is where a level begins, as it is read.
+func (c *scale) entry(l Level) float64 { return c.read(l, c.enter[:]) }
+
+// exit is where a level is left, as it is read.
+func (c *scale) exit(l Level) float64 { return c.read(l, c.leave[:]) }
+
+func (c *scale) read(l Level, from []float64) float64 {
+	if c == nil || c.sign == 0 || l < StreamingOff || l > Canned {
+		return math.NaN()
+	}
+	return c.sign * from[l-1]
+}
+
+func newScale(s signal, t Table) scale {
+	c := scale{sign: 1}
+	for i, v := range t.Levels {
+		switch s {
+		case temperature:
+			c.enter[i], c.leave[i] = -v, -v-t.Exit
+		case queue, ttft:
+			c.enter[i], c.leave[i] = v, v*t.Exit
+		default:
+			c.enter[i], c.leave[i] = v, v-t.Exit
+		}
+	}
+	if s == temperature {
+		c.zero, c.sign = c.enter[0]-calmMargin, -1
+	}
+	return c
+}
+
+// ask is what a signal asks for now.
+type ask struct {
+	known    bool
+	enter    Level   // the highest level that it calls for
+	keep     Level   // the highest that it does not let go, enter or more
+	pressure float64 // 0 to 1
+	value    float64 // as it was read
+	scale    *scale  // that value is judged by; nil: it has none
+}
+
+// asked is what a value asks for; it must be finite.
+func (c *scale) asked(v float64) ask {
+	a := ask{known: true, value: c.sign * v, scale: c}
+	for i := range c.enter {
+		l := Level(i + 1)
+		if v >= c.enter[i] {
+			a.enter = l
+		}
+		if v > c.leave[i] {
+			a.keep = l
+		}
+	}
+	a.keep = max(a.keep, a.enter)
+	a.pressure = c.pressure(v)
+	return a
+}
+
+// pressure is piecewise linear through the beginnings of the levels; above L4 the
+// last piece goes on.
+func (c *scale) pressure(v float64) float64 {
+	from := c.zero
+	for i, to := range c.enter {
+		if v < to {
+			low, high := begins(Level(i)), begins(Level(i+1))
+			return between(v, from, to, low, high)
+		}
+		from = to
+	}
+	return min(between(v, c.enter[2], c.enter[3], begins(SmallerModel), begins(Canned)), 1)
+}
+
+func between(v, from, to, low, high float64) float64 {
+	if v <= from || to <= from {
+		return low
+	}
+	return low + (high-low)*(v-from)/(to-from)
+}
+
+// flat is what a signal without a scale asks for.
+func flat(value float64, enter, keep Level) ask {
+	return ask{known: true, enter: enter, keep: max(keep, enter), pressure: begins(enter), value: value}
+}
+
+// worse takes in what another card asks for: the worst of several counts.
+func (a *ask) worse(b ask) {
+	if !b.known {
+		return
+	}
+	if !a.known {
+		*a = b
+		return
+	}
+	enter, keep := max(a.enter, b.enter), max(a.keep, b.keep)
+	if b.pressure > a.pressure {
+		*a = b
+	}
+	a.enter, a.keep = enter, keep
+}
+
+// Times of the way up and down.
+const (
+	again   = 120 * time.Second // a level that comes back within this doubles the dwell
+	forgets = 600 * time.Second // without a step down the dwell is the first again
+)
+
+// rung is where one thing stands, and how it moves: up when each of some samples in
+// a row has asked for a level for some time, straight to the highest for which that
+// holds; down one level at a time, after a dwell. Each level is confirmed by itself,
+// which makes the way up monotone: what asks for more is never later.
+type rung struct {
+	level   Level
+	changed time.Time          // when it came here; zero: it was always here
+	lowered time.Time          // when it last went down; zero: never
+	dwell   time.Duration      // before the next step down; 0: the first
+	asking  [Canned + 1]asking // by level
+}
+
+// asking is how long a level has been asked for, by every sample.
+type asking struct {
+	since   time.Time
+	samples int
+}
+
+// step moves it by at most one change. sample says that the ask comes of something
+// that was not judged before, held that nothing may be relaxed now, and atOnce that
+// no confirmation is needed.
+func (r *rung) step(a ask, sample, held, atOnce bool, d *Dwell, now time.Time) (moved bool) {
+	if r.dwell < d.Down || now.Sub(r.lowered) > forgets {
+		r.dwell = d.Down
+	}
+	r.dwell = min(r.dwell, max(d.DownMax, d.Down))
+	target := Full
+	for l := StreamingOff; l <= Canned; l++ {
+		of := &r.asking[l]
+		switch {
+		case a.enter < l:
+			*of = asking{}
+			continue
+		case of.samples == 0:
+			*of = asking{now, 1}
+		case sample:
+			of.samples = min(of.samples+1, d.UpSamples)
+		}
+		if atOnce || of.samples >= d.UpSamples && now.Sub(of.since) >= d.Up {
+			target = l
+		}
+	}
+	switch {
+	case target > r.level:
+		if !r.lowered.IsZero() && now.Sub(r.lowered) < again {
+			r.dwell = min(2*r.dwell, max(d.DownMax, d.Down))
+		}
+		r.level, r.changed = target, now
+	case r.level > Full && a.keep < r.level && !held && now.Sub(r.changed) >= r.dwell:
+		r.level--
+		r.changed, r.lowered = now, now
+	default:
+		return false
+	}
+	return true
+}
+
+// retry is when it may go down at the earliest; zero: it is down.
+func (r *rung) retry() time.Time {
+	if r.level == Full {
+		return time.Time{}
+	}
+	return r.changed.Add(r.dwell)
+}
