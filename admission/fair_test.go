@@ -299,7 +299,7 @@ func flood() load { return load{name: "flood", rate: 10, input: 256, output: 256
 func light() load { return load{name: "light", rate: 0.4, input: 256, output: 256} }
 
 func onOff() []load {
-	return []load{flood(), {name: "on-off", rate: 10, input: 128, output: 128, on: 60, off: 60}, {name: "now and then", rate: 6, input: 512, output: 64, on: 20, off: 100}}
+	return []load{flood(), {name: "on-off", rate: 6, input: 128, output: 128, on: 60, off: 120}, {name: "now and then", rate: 6, input: 512, output: 64, on: 20, off: 100}}
 }
 
 const fairSeeds = 5

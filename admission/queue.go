@@ -230,7 +230,6 @@ func (q *fairQueue) open(tier int, tenant string, weight int) *account {
 	switch {
 	case a == nil:
 		a = &account{tenant: tenant, tier: tier, perOutput: unit * int64(q.weights.Output)}
-		a.lift(b.level())
 		b.accounts[tenant] = a
 	case a.requests == 0:
 		heap.Remove(&b.idle, a.at)

@@ -96,33 +96,34 @@ func TestQueueIsTheNaiveOne(t *testing.T) {
 		tier   int
 		tenant string
 	}
-	rapid.Check(t, func(t *rapid.T) {
+	check := func(t *rapid.T) {
 		w := QueueWeights{rapid.IntRange(1, 3).Draw(t, "wp"), rapid.IntRange(1, 3).Draw(t, "wq")}
 		q, model := newFairQueue(w), newNaive(w)
 		var runs []running
 		var levels [tierCount]int64
-		tiers := rapid.IntRange(0, tierCount-1)
+		tiers := rapid.SampledFrom([]int{tierStandard, tierStandard, tierStandard, tierCritical, tierBatch})
 		tenants := rapid.SampledFrom([]string{"a", "b", "c", "d", "e"})
 		weights := rapid.IntRange(1, 5)
 		tokens := rapid.Int64Range(0, 50)
 		some := func(n int) int { return rapid.IntRange(0, n-1).Draw(t, "which") }
 		t.Repeat(map[string]func(*rapid.T){
 			"push": func(t *rapid.T) {
-				e := &waiter{tier: tiers.Draw(t, "tier"), tenant: tenants.Draw(t, "tenant"), weight: weights.Draw(t, "weight"), input: tokens.Draw(t, "input")}
-				own, others, sum := 0, 0, int64(0)
-				own, others, sum = model.of(e.tier, e.tenant)
-				want := own + min(others, int(math.Ceil(float64(int64(own+1)*sum)/float64(e.weight))))
-				for _, o := range model.waiting {
-					if o.tier < e.tier {
-						want++
+				for range rapid.IntRange(1, 4).Draw(t, "requests") {
+					e := &waiter{tier: tiers.Draw(t, "tier"), tenant: tenants.Draw(t, "tenant"), weight: weights.Draw(t, "weight"), input: tokens.Draw(t, "input")}
+					own, others, sum := model.of(e.tier, e.tenant)
+					want := own + min(others, int(math.Ceil(float64(int64(own+1)*sum)/float64(e.weight))))
+					for _, o := range model.waiting {
+						if o.tier < e.tier {
+							want++
+						}
 					}
+					if got := q.ahead(e.tier, e.tenant, e.weight); got != want {
+						t.Fatalf("%d ahead; want %d", got, want)
+					}
+					model.arrive(e.tier, e.tenant, e.weight)
+					model.waiting = append(model.waiting, e)
+					q.push(e)
 				}
-				if got := q.ahead(e.tier, e.tenant, e.weight); got != want {
-					t.Fatalf("%d ahead; want %d", got, want)
-				}
-				model.arrive(e.tier, e.tenant, e.weight)
-				model.waiting = append(model.waiting, e)
-				q.push(e)
 			},
 			"pop": func(t *rapid.T) {
 				want := model.next()
@@ -190,7 +191,10 @@ func TestQueueIsTheNaiveOne(t *testing.T) {
 				}
 			},
 		})
-	})
+	}
+	for range 20 { // of 100 histories each
+		rapid.Check(t, check)
+	}
 }
 
 func push(q *fairQueue, tier int, tenant string, input int64) *waiter {
@@ -222,6 +226,19 @@ func TestQueueOrder(t *testing.T) {
 	// b is as far as a at first and came later; after its long prompt a has two turns.
 	if want := []string{"0x1", "1a10", "1b25", "1a10", "1b10", "2x1"}; !slices.Equal(got, want) {
 		t.Errorf("order %v; want %v", got, want)
+	}
+}
+
+// TestQueueTies: of tenants that are equally far the one that came first goes first.
+func TestQueueTies(t *testing.T) {
+	q := newFairQueue(DefaultQueue().Weights)
+	for i := range 100 {
+		push(q, tierStandard, fmt.Sprint(i*37%100), 1)
+	}
+	for i := range 100 {
+		if e := q.pop(); e.tenant != fmt.Sprint(i*37%100) {
+			t.Fatalf("%d: tenant %s", i, e.tenant)
+		}
 	}
 }
 
