@@ -302,7 +302,7 @@ func onOff() []load {
 	return []load{flood(), {name: "on-off", rate: 6, input: 128, output: 128, on: 60, off: 120}, {name: "now and then", rate: 6, input: 512, output: 64, on: 20, off: 100}}
 }
 
-const fairSeeds = 5
+const fairSeeds = 3
 
 // run is one scenario under each discipline.
 func run(t *testing.T, title string, loads []load, seed uint64) map[string]*outcome {

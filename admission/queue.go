@@ -191,7 +191,7 @@ func (q *fairQueue) ahead(tier int, tenant string, weight int) int {
 	return n
 }
 
-// done says that a request that ran has ended. A tenant of which none is left is
+// done says, once, that a request that ran has ended. A tenant of which none is left is
 // forgotten when a newcomer would get no smaller counter; of those ahead of that the
 // maxIdle furthest ahead are remembered.
 func (q *fairQueue) done(a *account) {
