@@ -191,7 +191,7 @@ func (q *fairQueue) ahead(tier int, tenant string, weight int) int {
 	return n
 }
 
-// done says that a request that ran has ended. A tenant of which none is left is
+// done says, once, that a request that ran has ended. A tenant of which none is left is
 // forgotten when a newcomer would get no smaller counter; of those ahead of that the
 // maxIdle furthest ahead are remembered.
 func (q *fairQueue) done(a *account) {
@@ -230,7 +230,6 @@ func (q *fairQueue) open(tier int, tenant string, weight int) *account {
 	switch {
 	case a == nil:
 		a = &account{tenant: tenant, tier: tier, perOutput: unit * int64(q.weights.Output)}
-		a.lift(b.level())
 		b.accounts[tenant] = a
 	case a.requests == 0:
 		heap.Remove(&b.idle, a.at)

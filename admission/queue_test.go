@@ -87,110 +87,136 @@ func (n *naive) drop(e *waiter) {
 	}
 }
 
+// twins are the queue and the naive one, and what runs.
+type twins struct {
+	q      *fairQueue
+	model  *naive
+	runs   []twinRun
+	levels [tierCount]int64 // the last seen
+}
+
+type twinRun struct {
+	a      *account
+	tier   int
+	tenant string
+}
+
+func some(t *rapid.T, n int) int { return rapid.IntRange(0, n-1).Draw(t, "which") }
+
+func tokens(t *rapid.T) int64 { return rapid.Int64Range(0, 50).Draw(t, "tokens") }
+
+func anyone(t *rapid.T) (tier int, tenant string, weight int) {
+	return rapid.SampledFrom([]int{tierStandard, tierStandard, tierStandard, tierCritical, tierBatch}).Draw(t, "tier"),
+		rapid.SampledFrom([]string{"a", "b", "c", "d", "e"}).Draw(t, "tenant"), rapid.IntRange(1, 5).Draw(t, "weight")
+}
+
+func (m *twins) Push(t *rapid.T) {
+	for range rapid.IntRange(1, 4).Draw(t, "requests") {
+		tier, tenant, weight := anyone(t)
+		own, others, sum := m.model.of(tier, tenant)
+		want := own + min(others, int(math.Ceil(float64(int64(own+1)*sum)/float64(weight))))
+		for _, o := range m.model.waiting {
+			if o.tier < tier {
+				want++
+			}
+		}
+		if got := m.q.ahead(tier, tenant, weight); got != want {
+			t.Fatalf("%d ahead; want %d", got, want)
+		}
+		m.model.arrive(tier, tenant, weight)
+		e := &waiter{tier: tier, tenant: tenant, weight: weight, input: tokens(t)}
+		m.model.waiting = append(m.model.waiting, e)
+		m.q.push(e)
+	}
+}
+
+func (m *twins) Pop(t *rapid.T) {
+	want := m.model.next()
+	if got := m.q.peek(); got != want {
+		t.Fatalf("peek: %+v; want %+v", got, want)
+	}
+	if got := m.q.pop(); got != want {
+		t.Fatalf("pop: %+v; want %+v", got, want)
+	}
+	if want != nil {
+		m.model.charge(want.tier, want.tenant, want.input, m.model.weights.Input)
+		m.model.drop(want)
+		m.runs = append(m.runs, twinRun{want.account, want.tier, want.tenant})
+	}
+}
+
+func (m *twins) Direct(t *rapid.T) {
+	tier, tenant, weight := anyone(t)
+	input := tokens(t)
+	m.model.arrive(tier, tenant, weight)
+	m.model.charge(tier, tenant, input, m.model.weights.Input)
+	m.model.last[tier] = tenant
+	m.runs = append(m.runs, twinRun{m.q.direct(tier, tenant, weight, input), tier, tenant})
+}
+
+func (m *twins) Remove(t *rapid.T) {
+	if len(m.model.waiting) == 0 {
+		return
+	}
+	e := m.model.waiting[some(t, len(m.model.waiting))]
+	m.model.drop(e)
+	if !m.q.remove(e) || m.q.remove(e) {
+		t.Fatal("remove: want true, then false")
+	}
+}
+
+func (m *twins) Output(t *rapid.T) {
+	if len(m.runs) > 0 {
+		r, n := m.runs[some(t, len(m.runs))], tokens(t)
+		m.model.charge(r.tier, r.tenant, n, m.model.weights.Output)
+		r.a.output(n)
+	}
+}
+
+func (m *twins) Done(t *rapid.T) {
+	if len(m.runs) > 0 {
+		i := some(t, len(m.runs))
+		m.q.done(m.runs[i].a)
+		m.runs = slices.Delete(m.runs, i, i+1)
+	}
+}
+
+func (m *twins) Check(t *rapid.T) {
+	if m.q.len() != len(m.model.waiting) {
+		t.Fatalf("%d wait; want %d", m.q.len(), len(m.model.waiting))
+	}
+	if (m.q.peek() == nil) != (len(m.model.waiting) == 0) {
+		t.Fatal("not work conserving")
+	}
+	for tier := range tierCount {
+		b := &m.q.tiers[tier]
+		level := b.level()
+		if level != m.model.level(tier) || level < m.levels[tier] {
+			t.Fatalf("level %d after %d; want %d", level, m.levels[tier], m.model.level(tier))
+		}
+		m.levels[tier] = level
+		for name, want := range m.model.counters[tier] {
+			a := b.accounts[name]
+			switch {
+			case a == nil && want > level:
+				t.Fatalf("tier %d, %s: forgotten, though its counter is %d and the level %d", tier, name, want, level)
+			case a != nil && max(a.counter.Load(), level) != max(want, level):
+				t.Fatalf("tier %d, %s: counter %d; want %d", tier, name, a.counter.Load(), want)
+			}
+		}
+	}
+}
+
 // TestQueueIsTheNaiveOne: whatever happens, the queue hands out what a scan would, its
 // counters are those of the scan, what it has forgotten changed nothing, and a
 // newcomer's counter never falls.
 func TestQueueIsTheNaiveOne(t *testing.T) {
-	type running struct {
-		a      *account
-		tier   int
-		tenant string
-	}
-	rapid.Check(t, func(t *rapid.T) {
-		w := QueueWeights{rapid.IntRange(1, 3).Draw(t, "wp"), rapid.IntRange(1, 3).Draw(t, "wq")}
-		q, model := newFairQueue(w), newNaive(w)
-		var runs []running
-		var levels [tierCount]int64
-		tiers := rapid.IntRange(0, tierCount-1)
-		tenants := rapid.SampledFrom([]string{"a", "b", "c", "d", "e"})
-		weights := rapid.IntRange(1, 5)
-		tokens := rapid.Int64Range(0, 50)
-		some := func(n int) int { return rapid.IntRange(0, n-1).Draw(t, "which") }
-		t.Repeat(map[string]func(*rapid.T){
-			"push": func(t *rapid.T) {
-				e := &waiter{tier: tiers.Draw(t, "tier"), tenant: tenants.Draw(t, "tenant"), weight: weights.Draw(t, "weight"), input: tokens.Draw(t, "input")}
-				own, others, sum := 0, 0, int64(0)
-				own, others, sum = model.of(e.tier, e.tenant)
-				want := own + min(others, int(math.Ceil(float64(int64(own+1)*sum)/float64(e.weight))))
-				for _, o := range model.waiting {
-					if o.tier < e.tier {
-						want++
-					}
-				}
-				if got := q.ahead(e.tier, e.tenant, e.weight); got != want {
-					t.Fatalf("%d ahead; want %d", got, want)
-				}
-				model.arrive(e.tier, e.tenant, e.weight)
-				model.waiting = append(model.waiting, e)
-				q.push(e)
-			},
-			"pop": func(t *rapid.T) {
-				want := model.next()
-				if got := q.peek(); got != want {
-					t.Fatalf("peek: %+v; want %+v", got, want)
-				}
-				if got := q.pop(); got != want {
-					t.Fatalf("pop: %+v; want %+v", got, want)
-				}
-				if want != nil {
-					model.charge(want.tier, want.tenant, want.input, w.Input)
-					model.drop(want)
-					runs = append(runs, running{want.account, want.tier, want.tenant})
-				}
-			},
-			"direct": func(t *rapid.T) {
-				tier, tenant, weight, input := tiers.Draw(t, "tier"), tenants.Draw(t, "tenant"), weights.Draw(t, "weight"), tokens.Draw(t, "input")
-				model.arrive(tier, tenant, weight)
-				model.charge(tier, tenant, input, w.Input)
-				model.last[tier] = tenant
-				runs = append(runs, running{q.direct(tier, tenant, weight, input), tier, tenant})
-			},
-			"remove": func(t *rapid.T) {
-				if len(model.waiting) == 0 {
-					return
-				}
-				e := model.waiting[some(len(model.waiting))]
-				model.drop(e)
-				if !q.remove(e) || q.remove(e) {
-					t.Fatal("remove: want true, then false")
-				}
-			},
-			"output": func(t *rapid.T) {
-				if len(runs) > 0 {
-					r, n := runs[some(len(runs))], tokens.Draw(t, "tokens")
-					model.charge(r.tier, r.tenant, n, w.Output)
-					r.a.output(n)
-				}
-			},
-			"done": func(t *rapid.T) {
-				if len(runs) > 0 {
-					i := some(len(runs))
-					q.done(runs[i].a)
-					runs = slices.Delete(runs, i, i+1)
-				}
-			},
-			"": func(t *rapid.T) {
-				if q.len() != len(model.waiting) {
-					t.Fatalf("%d wait; want %d", q.len(), len(model.waiting))
-				}
-				if (q.peek() == nil) != (len(model.waiting) == 0) {
-					t.Fatal("not work conserving")
-				}
-				for tier := range tierCount {
-					b := &q.tiers[tier]
-					if level := b.level(); level != model.level(tier) || level < levels[tier] {
-						t.Fatalf("level %d after %d; want %d", level, levels[tier], model.level(tier))
-					}
-					levels[tier] = b.level()
-					for name, a := range b.accounts {
-						if want := max(model.counters[tier][name], levels[tier]); max(a.counter.Load(), levels[tier]) != want {
-							t.Fatalf("tier %d, %s: counter %d; want %d", tier, name, a.counter.Load(), want)
-						}
-					}
-				}
-			},
+	for range 20 { // of 100 histories each
+		rapid.Check(t, func(t *rapid.T) {
+			w := QueueWeights{rapid.IntRange(1, 3).Draw(t, "wp"), rapid.IntRange(1, 3).Draw(t, "wq")}
+			t.Repeat(rapid.StateMachineActions(&twins{q: newFairQueue(w), model: newNaive(w)}))
 		})
-	})
+	}
 }
 
 func push(q *fairQueue, tier int, tenant string, input int64) *waiter {
@@ -222,6 +248,19 @@ func TestQueueOrder(t *testing.T) {
 	// b is as far as a at first and came later; after its long prompt a has two turns.
 	if want := []string{"0x1", "1a10", "1b25", "1a10", "1b10", "2x1"}; !slices.Equal(got, want) {
 		t.Errorf("order %v; want %v", got, want)
+	}
+}
+
+// TestQueueTies: of tenants that are equally far the one that came first goes first.
+func TestQueueTies(t *testing.T) {
+	q := newFairQueue(DefaultQueue().Weights)
+	for i := range 100 {
+		push(q, tierStandard, fmt.Sprint(i*37%100), 1)
+	}
+	for i := range 100 {
+		if e := q.pop(); e.tenant != fmt.Sprint(i*37%100) {
+			t.Fatalf("%d: tenant %s", i, e.tenant)
+		}
 	}
 }
 
