@@ -1,8 +1,6 @@
 package degrade
 
 import (
-	"strconv"
-
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -104,7 +102,7 @@ func (m *metrics) backend(is func(*prometheus.Desc, float64, ...string), model s
 	}
 	for i := range w.cards {
 		if c := &w.cards[i]; c.baseline > 0 {
-			is(m.baselines, c.baseline, model, name, strconv.Itoa(i))
+			is(m.baselines, c.baseline, model, name, c.ref)
 		}
 	}
 }

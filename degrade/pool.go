@@ -72,7 +72,7 @@ func (t *track) step(backends []*watched, side int, k *book, now time.Time) {
 	// For a moment without any backend nothing changes; then there is nothing to
 	// hold the level.
 	held := weight == 0 && now.Sub(t.usable) <= clearFor
-	t.rung.step(ask{known: true, enter: l, keep: l}, true, held, true, &k.config.Dwell, now)
+	t.rung.step(ask{known: true, enter: l, keep: l}, true, held, none, &k.config.Dwell, now)
 	t.pressure = within(mean, t.rung.level)
 	if t.rung.level == Full {
 		t.by, t.backend = noSignal, ""

@@ -68,7 +68,13 @@ func (b *backend) step(k *book, r *Readings, now time.Time) {
 			b.rungs[s] = rung{}
 			continue
 		}
-		sample := true
+		sample, need := true, eachLevel
+		switch s {
+		case temperature:
+			need = anyLevel
+		case throttle:
+			need = none
+		}
 		mine := held[acting]
 		switch {
 		case s.ofGPU():
@@ -76,7 +82,7 @@ func (b *backend) step(k *book, r *Readings, now time.Time) {
 		case s.ofEngine():
 			sample, mine = newEngine, mine || b.known[1] && b.motor == nvml.Held
 		}
-		b.rungs[s].step(b.asks[s], sample, mine, s == throttle, &k.config.Dwell, now)
+		b.rungs[s].step(b.asks[s], sample, mine, need, &k.config.Dwell, now)
 	}
 	b.settle(r, now)
 	if k.config.Observe {
