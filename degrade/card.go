@@ -46,10 +46,9 @@ type card struct {
 	samples  []float64 // free bytes
 	baseline float64   // their median, in bytes; 0: not known yet
 
-	gone    string    // why the GPU must not be used: lost, or a fatal XID
-	code    uint64    // of the XID; 0: it is lost
-	lostAt  time.Time // when it was first seen lost
-	forgave bool      // an engine has started on it since
+	gone   string    // why the GPU must not be used: lost, or a fatal XID
+	code   uint64    // of the XID; 0: it is lost
+	lostAt time.Time // when it was first seen lost
 }
 
 // set names the card and finds its rules, where either has changed.
@@ -225,14 +224,11 @@ func (c *card) judge(g *nvml.GPU, restarted, now time.Time) string {
 	told := g.At.Add(time.Duration(g.AgeMs) * time.Millisecond)
 	if g.State == nvml.StateLost {
 		if c.lostAt.IsZero() {
-			c.lostAt, c.forgave = now, false
+			c.lostAt = now
 		}
-		if nvml.AtAge(now.Sub(told)) == nvml.Dropped && restarted.After(c.lostAt) {
-			c.forgave = true
-		}
-		return c.because(!c.forgave, 0)
+		return c.because(nvml.AtAge(now.Sub(told)) != nvml.Dropped || !restarted.After(c.lostAt), 0)
 	}
-	c.lostAt, c.forgave = time.Time{}, false
+	c.lostAt = time.Time{}
 	for _, x := range g.XIDs {
 		if x.Fatal && !restarted.After(told.Add(-time.Duration(x.AgeMs)*time.Millisecond)) {
 			return c.because(true, x.Code)

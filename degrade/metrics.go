@@ -1,8 +1,6 @@
 package degrade
 
 import (
-	"strconv"
-
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -63,7 +61,7 @@ func (m *metrics) gather() (all []prometheus.Metric) {
 	is := func(d *prometheus.Desc, v float64, labels ...string) {
 		all = append(all, prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...))
 	}
-	is(m.observe, flag(l.book.config.Observe))
+	is(m.observe, oneIf(l.book.config.Observe))
 	for _, of := range l.models {
 		name, v := of.model.Name, of.model.Verdict()
 		is(m.level, float64(v.Level), name)
@@ -91,7 +89,7 @@ func (m *metrics) backend(is func(*prometheus.Desc, float64, ...string), model s
 	name, v := w.gauge.Name, w.gauge.Verdict()
 	is(m.backendLevel, float64(v.Level), model, name)
 	is(m.backendPressure, v.Pressure, model, name)
-	is(m.backendOut, flag(v.Out != ""), model, name)
+	is(m.backendOut, oneIf(v.Out != ""), model, name)
 	is(m.backendCap, float64(v.Cap), model, name)
 	for s := range signals {
 		if w.off[s] {
@@ -104,12 +102,12 @@ func (m *metrics) backend(is func(*prometheus.Desc, float64, ...string), model s
 	}
 	for i := range w.cards {
 		if c := &w.cards[i]; c.baseline > 0 {
-			is(m.baselines, c.baseline, model, name, strconv.Itoa(i))
+			is(m.baselines, c.baseline, model, name, c.ref)
 		}
 	}
 }
 
-func flag(is bool) float64 {
+func oneIf(is bool) float64 {
 	if is {
 		return 1
 	}

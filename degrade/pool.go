@@ -1,9 +1,6 @@
 package degrade
 
-import (
-	"math"
-	"time"
-)
+import "time"
 
 // pool is what is remembered of one model.
 type pool struct {
@@ -22,58 +19,75 @@ type track struct {
 
 // step is one look at a model: a function of its backends, what is remembered of it,
 // and the time.
-//
-// Its pressure is the mean of the usable backends', by weight. A backend that leaves,
-// as with a lost GPU, would raise the mean of the rest if it was a calm one; but
-// fewer cards are less availability, and no pressure on those that stay. So the mean
-// is also taken with those that left, as they were last, and the smaller one counts.
-// A request that lands on a backend has that one's level in any case.
 func (p *pool) step(backends []*watched, k *book, now time.Time) {
-	some := false // whether any usable backend is not blind
 	for _, w := range backends {
-		w.member = w.up && w.out == ""
-		some = some || w.member && !w.blind()
-	}
-	for _, w := range backends {
-		w.member = w.member && (!some || !w.blind())
+		if w.member = w.up && w.out == "" && !w.blind(); w.member {
+			w.ghosts, w.ghost = true, [sides]float64{w.stand[acting].pressure, w.stand[wouldBe].pressure}
+		}
 	}
 	for side := range sides {
 		p.tracks[side].step(backends, side, k, now)
 	}
+}
+
+// mean is the pressure of the backends that count, by weight; weight 0: none does.
+//
+// One that leaves, as with a lost GPU, would raise the mean of the rest if it was a
+// calm one; but fewer cards are less availability, and no pressure on those that
+// stay. So those that left count as they were last where that makes the mean smaller,
+// which is the least mean over any of them: those below it, found in a few rounds,
+// each of which is smaller. A request has the level of the backend that it lands on
+// in any case.
+func mean(backends []*watched, side int) (pressure, weight float64) {
+	sum := 0.0
 	for _, w := range backends {
 		if w.member {
-			w.ghosts, w.ghost = true, [sides]float64{w.stand[acting].pressure, w.stand[wouldBe].pressure}
+			sum, weight = sum+float64(w.gauge.Weight)*w.stand[side].pressure, weight+float64(w.gauge.Weight)
 		}
+	}
+	if weight == 0 {
+		return 0, 0
+	}
+	pressure = sum / weight
+	for {
+		all, of := sum, weight
+		for _, w := range backends {
+			if !w.member && w.ghosts && w.ghost[side] < pressure {
+				all, of = all+float64(w.gauge.Weight)*w.ghost[side], of+float64(w.gauge.Weight)
+			}
+		}
+		if all/of >= pressure {
+			return pressure, weight
+		}
+		pressure = all / of
 	}
 }
 
 func (t *track) step(backends []*watched, side int, k *book, now time.Time) {
-	var sum, weight, withGone, weightGone, most float64
+	pressure, weight := mean(backends, side)
+	old, most := 0.0, 0.0
 	for _, w := range backends {
-		share := float64(w.gauge.Weight)
-		switch {
-		case w.member:
-			st := &w.stand[side]
-			sum, weight = sum+share*st.pressure, weight+share
-			if st.by != noSignal && st.pressure > most {
-				most = st.pressure
-				t.by, t.backend, t.value = st.by, w.gauge.Name, w.asks[st.by]
-			}
-		case w.ghosts:
-			withGone, weightGone = withGone+share*w.ghost[side], weightGone+share
+		if !w.member {
+			continue
+		}
+		if w.hold[side] {
+			old += float64(w.gauge.Weight)
+		}
+		if st := &w.stand[side]; st.by != noSignal && st.pressure > most {
+			most = st.pressure
+			t.by, t.backend, t.value = st.by, w.gauge.Name, w.asks[st.by]
 		}
 	}
-	mean := 0.0
 	if weight > 0 {
 		t.usable = now
-		mean = math.Min(sum/weight, (sum+withGone)/(weight+weightGone))
 	}
-	l := levelAt(mean)
-	// For a moment without any backend nothing changes; then there is nothing to
-	// hold the level.
-	held := weight == 0 && now.Sub(t.usable) <= clearFor
-	t.rung.step(ask{known: true, enter: l, keep: l}, true, held, true, &k.config.Dwell, now)
-	t.pressure = within(mean, t.rung.level)
+	l := levelAt(pressure)
+	// Nothing is relaxed while half of what is known is held; one of many that come and
+	// go, as with sources that are slow, would hold it for good. For a moment without
+	// any backend nothing changes either; then there is nothing to hold the level.
+	held := weight > 0 && 2*old >= weight || weight == 0 && now.Sub(t.usable) <= clearFor
+	t.rung.step(ask{known: true, enter: l, keep: l}, true, held, none, &k.config.Dwell, now)
+	t.pressure = within(pressure, t.rung.level)
 	if t.rung.level == Full {
 		t.by, t.backend = noSignal, ""
 	}

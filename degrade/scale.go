@@ -180,10 +180,8 @@ const (
 	forgets = 600 * time.Second // without a step down the dwell is the first again
 )
 
-// rung is where one thing stands, and how it moves: up when each of some samples in
-// a row has asked for a level for some time, straight to the highest for which that
-// holds; down one level at a time, after a dwell. Each level is confirmed by itself,
-// which makes the way up monotone: what asks for more is never later.
+// rung is where one thing stands, and how it moves: up when it is confirmed, straight
+// to the level that is asked for; down one level at a time, after a dwell.
 type rung struct {
 	level   Level
 	changed time.Time          // when it came here; zero: it was always here
@@ -198,10 +196,25 @@ type asking struct {
 	samples int
 }
 
+// proof is what a signal must show before its level rises.
+type proof int
+
+const (
+	// eachLevel: samples that ask for it, for some time, confirm each level by itself.
+	eachLevel proof = iota
+	// anyLevel: they confirm that something is asked for; from then on, and as long as
+	// it stands above L0, what is asked for counts at once. It is for what is smoothed,
+	// which confirms each level already, and which rises faster than three seconds of
+	// proof for each level allow: a card that loses its cooling at L1 can be at its
+	// limit in four.
+	anyLevel
+	none
+)
+
 // step moves it by at most one change. sample says that the ask comes of something
-// that was not judged before, held that nothing may be relaxed now, and atOnce that
-// no confirmation is needed.
-func (r *rung) step(a ask, sample, held, atOnce bool, d *Dwell, now time.Time) (moved bool) {
+// that was not judged before, held that nothing may be relaxed now. Both kinds of
+// proof are monotone: what asks for more is never later.
+func (r *rung) step(a ask, sample, held bool, need proof, d *Dwell, now time.Time) (moved bool) {
 	if r.dwell < d.Down || now.Sub(r.lowered) > forgets {
 		r.dwell = d.Down
 	}
@@ -218,7 +231,10 @@ func (r *rung) step(a ask, sample, held, atOnce bool, d *Dwell, now time.Time) (
 		case sample:
 			of.samples = min(of.samples+1, d.UpSamples)
 		}
-		if atOnce || of.samples >= d.UpSamples && now.Sub(of.since) >= d.Up {
+		if need == anyLevel {
+			of = &r.asking[StreamingOff]
+		}
+		if need == none || need == anyLevel && r.level > Full || of.samples >= d.UpSamples && now.Sub(of.since) >= d.Up {
 			target = l
 		}
 	}

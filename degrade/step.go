@@ -42,6 +42,7 @@ type backend struct {
 	bestFrom time.Time // when this half began
 
 	stand  [sides]standing
+	hold   [sides]bool    // nothing may be relaxed, since a reading that counts is held
 	gpu    nvml.Freshness // of the oldest reading that counts
 	motor  nvml.Freshness // the engine's
 	known  [2]bool        // whether there is a reading of the GPUs, and of the engine
@@ -62,25 +63,31 @@ func (b *backend) step(k *book, r *Readings, now time.Time) {
 	b.rotate(r.Up, now)
 	newGPU := b.look(k, r, now)
 	newEngine := b.listen(k, r, now)
-	held := b.held()
+	b.hold = b.held()
 	for s := range signals {
 		if b.off[s] {
 			b.rungs[s] = rung{}
 			continue
 		}
-		sample := true
-		mine := held[acting]
+		sample, need := true, eachLevel
+		switch s {
+		case temperature:
+			need = anyLevel
+		case throttle:
+			need = none
+		}
+		mine := b.hold[acting]
 		switch {
 		case s.ofGPU():
 			sample, mine = newGPU, mine || b.known[0] && b.gpu == nvml.Held
 		case s.ofEngine():
 			sample, mine = newEngine, mine || b.known[1] && b.motor == nvml.Held
 		}
-		b.rungs[s].step(b.asks[s], sample, mine, s == throttle, &k.config.Dwell, now)
+		b.rungs[s].step(b.asks[s], sample, mine, need, &k.config.Dwell, now)
 	}
 	b.settle(r, now)
 	if k.config.Observe {
-		b.cap, b.out = 0, ""
+		b.cap, b.out = 0, "" // the acting side stands at L0 already: all is observed
 	}
 }
 
@@ -273,7 +280,7 @@ func (b *backend) settle(r *Readings, now time.Time) {
 	switch {
 	case blind:
 		b.cap = max(b.best[0], b.best[1], 1)
-	case b.known[0] && b.gpu == nvml.Fresh && b.stand[wouldBe].level == Full:
+	case b.known[0] && b.gpu == nvml.Fresh && b.stand[acting].level == Full:
 		if now.Sub(b.bestFrom) > bestOver/2 {
 			b.best, b.bestFrom = [2]int{0, b.best[0]}, now
 		}
