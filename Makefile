@@ -9,7 +9,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help demo build test race fuzz bench gpu-test lint check golden clean
+.PHONY: help demo build test race fuzz bench fair gpu-test lint check golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench: build ## benchmarks of packages, then the gateway beside a bare proxy; wr
 	$(GO) test $(FLAGS) -run '^$$' -bench . -benchmem ./gateway/qwen ./gateway/openai
 	TIDEGATE_BENCH_BINARY=$(CURDIR)/bin/tidegate TIDEGATE_BENCH_OUT=$(CURDIR)/docs/benchmarks/$$(date -u +%F).md \
 		$(GO) test $(FLAGS) -run '^$$' -bench BenchmarkGateway -benchtime 1x -timeout 30m ./gateway/gatewaytest/loadtest
+
+fair: ## the fair queue's figures on a simulated engine; writes docs/benchmarks/DATE-fairness.md and .svg
+	TIDEGATE_FAIR_OUT=$(CURDIR)/docs/benchmarks/$$(date -u +%F)-fairness $(GO) test $(FLAGS) -count 1 -run '^TestFairnessReport$$' ./admission
 
 # GPUTEST_OUT gets the trace and the figures.
 GPUTEST_OUT ?= $(CURDIR)/.cache/gpu-test

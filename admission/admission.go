@@ -1,18 +1,24 @@
-// Package admission decides who may reach a GPU, when, and which one.
+// Package admission decides who may reach a GPU, when, and which one, and how small
+// an answer it gets.
 //
-// Admit asks the rate limits and quotas (package limit) and picks a backend, in
-// one act: a Permit names the backend and holds one of its places and what the
-// limits reserved until Settle gives both back, once, whatever happened in
-// between. What the limits reserved for a request that then finds no backend is
-// taken back. The choice is the backend with the fewest requests in flight for its
-// weight among those in rotation; equals are taken in turn. What other gateways
-// have sent to the same server is not known here, so this is a least-in-flight
-// rule over the gateway's own view.
+// Admit combines four things in one act. The ladder (package degrade) says at which
+// level the model stands, by the pressure on its GPUs and engines; the caller's tier
+// shifts it. The rate limits and quotas (package limit), which the level may tighten,
+// let the request in or do not. At L3 the request goes to the smaller model, where
+// that can answer it. And a backend is picked: of those with room the ones at the
+// lowest level, of these the one with the fewest requests in flight for its weight;
+// requests are routed away from a hot backend before they are degraded. Where all
+// are full the request waits in the model's fair queue.
+//
+// The Permit names the backend and the level, and holds a place and what the limits
+// reserved until Settle gives both back, once, whatever happened in between. What the
+// limits reserved for a request that then finds no place is taken back.
 package admission
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -20,104 +26,214 @@ import (
 	"tidegate/degrade"
 )
 
-// ErrNoBackend says that no backend of the model is in rotation (or, after a
-// failed attempt, no other one).
+// ErrNoBackend says that no backend of the model is in rotation, nor one of a
+// smaller model that could answer in its place.
 var ErrNoBackend = errors.New("no backend in rotation")
 
-// Backend is one vLLM server as admission sees it: whether it is in rotation and
-// how much it is doing. It is safe for concurrent use; the zero value is out of
-// rotation.
-type Backend struct {
-	weight   int64
-	inFlight atomic.Int64
-	up       atomic.Bool
-	share    share // of its GPUs' time
+// Shed says why a request was turned away under pressure.
+type Shed string
+
+// The reasons.
+const (
+	ShedLevel   Shed = "level"  // the caller accepts no answer as small as it would be
+	ShedQueue   Shed = "queue"  // it would have waited for too long
+	ShedWaited  Shed = "waited" // it has
+	reasonDown       = "no_backend"
+	reasonLimit      = "limit"
+)
+
+// Overloaded is the refusal of a request for which there is no place.
+type Overloaded struct {
+	Why        Shed
+	Level      degrade.Level // at which it would have been answered
+	Reason     string        // of the level
+	RetryAfter time.Duration
 }
 
-// NewBackend makes a backend that is out of rotation. Twice the weight draws
-// twice the requests; a weight below 1 counts as 1.
-func NewBackend(weight int) *Backend { return &Backend{weight: max(int64(weight), 1)} }
-
-// Rotate puts the backend in rotation or takes it out. Requests it already has
-// are not touched. It reports whether that changed anything.
-func (b *Backend) Rotate(in bool) (changed bool) { return b.up.Swap(in) != in }
-
-// Up reports whether the backend is in rotation.
-func (b *Backend) Up() bool { return b.up.Load() }
-
-// InFlight is the number of requests that hold a place on the backend.
-func (b *Backend) InFlight() int { return int(b.inFlight.Load()) }
-
-// Pool is the backends of one model. It is immutable but for its turn.
-type Pool struct {
-	backends []*Backend
-	turn     atomic.Uint64
+func (e *Overloaded) Error() string {
+	return fmt.Sprintf("overloaded: %s (%v, %s)", e.Why, e.Level, e.Reason)
 }
 
-// NewPool joins backends; a Permit names one by its index here.
-func NewPool(backends []*Backend) *Pool { return &Pool{backends: backends} }
-
-// Up reports whether any backend is in rotation.
-func (p *Pool) Up() bool {
-	for _, b := range p.backends {
-		if b.Up() {
-			return true
-		}
-	}
-	return false
-}
-
-// pick returns the index of the least loaded backend in rotation other than
-// avoid, or -1.
-func (p *Pool) pick(avoid int) int {
-	best, n := -1, len(p.backends)
-	if n == 0 {
-		return best
-	}
-	for k := range n {
-		i := (int(p.turn.Load()%uint64(n)) + k) % n
-		b := p.backends[i]
-		if i == avoid || !b.Up() {
-			continue
-		}
-		// a/wa < b/wb without division
-		if best < 0 || b.inFlight.Load()*p.backends[best].weight < p.backends[best].inFlight.Load()*b.weight {
-			best = i
-		}
-	}
-	p.turn.Add(1)
-	return best
+// Caller is what admission asks of a request's caller. The methods are called on the
+// goroutine of Admit.
+type Caller interface {
+	// Fits reports whether the servers of a smaller model can answer the request.
+	Fits(smaller *Pool) bool
+	// Waits is called while the request waits for a place, first at once, and says
+	// when it wants to be called again. p has the level, its reason, the pool and the
+	// headers as they are now. told says that the caller has been told them, so that
+	// it must be answered so.
+	Waits(p *Permit) (next time.Duration, told bool)
 }
 
 // Demand is what a request asks for.
 type Demand struct {
-	Pool    *Pool
-	Request limit.Request
+	Pool     *Pool         // of the model that was asked for
+	Request  limit.Request // as it is at L0
+	Capped   int64         // tokens that its answers may have from L1 on
+	Quiet    int64         // tokens by which its prompt grows from L2 on
+	MaxLevel degrade.Level // the smallest answer that the caller accepts
+	Caller   Caller        // nil: no smaller model can answer, and who waits hears nothing
+}
+
+// at is what the limits are asked for a request at a level.
+func (d *Demand) at(level degrade.Level) limit.Request {
+	r := d.Request
+	r.Level = int(level)
+	if level >= degrade.StreamingOff && d.Capped > 0 {
+		r.MaxTokens = min(r.MaxTokens, d.Capped)
+	}
+	if level >= degrade.ThinkingOff && d.Quiet > 0 {
+		r.Prompt, r.Thinking = r.Prompt+d.Quiet, false
+	}
+	return r
 }
 
 // Controller admits requests. It is safe for concurrent use.
-type Controller struct{ limits *limit.Limiter }
+type Controller struct {
+	limits *limit.Limiter
+	queue  atomic.Pointer[queueing]
+}
 
 // New returns a controller that holds requests to limits.
-func New(limits *limit.Limiter) *Controller { return &Controller{limits} }
+func New(limits *limit.Limiter, q QueueConfig) *Controller {
+	c := &Controller{limits: limits}
+	c.Reload(q)
+	return c
+}
 
-// Admit waits for nothing yet takes a place: it returns a permit, a *limit.Denied,
-// ErrNoBackend, or limit.ErrStore.
-func (c *Controller) Admit(ctx context.Context, d Demand) (*Permit, error) {
+// Reload replaces how requests wait; the configuration must be valid.
+func (c *Controller) Reload(q QueueConfig) { c.queue.Store(&queueing{q, q.tenantWeights()}) }
+
+// queueing is a QueueConfig as it is asked.
+type queueing struct {
+	QueueConfig
+	weightOf map[string]int // of tenants whose weight is not 1
+}
+
+// Admit returns a permit, a *limit.Denied, an *Overloaded, ErrNoBackend, or
+// limit.ErrStore. It waits while the backends are full.
+func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	grant, err := c.limits.Admit(ctx, d.Request)
+	now, err := d.choose(choice{})
 	if err != nil {
 		return nil, err
 	}
-	p := &Permit{Level: degrade.Full, Headers: grant.Headers, grant: grant, pool: d.Pool, backend: -1, failed: -1}
-	if !p.take() {
+	grant, err := c.limits.Admit(ctx, d.at(now.level))
+	if err != nil {
+		return nil, err
+	}
+	p := &Permit{Headers: grant.Headers, grant: grant}
+	if grant.Over != nil {
+		now, err = d.choose(choice{level: degrade.SmallerModel, reason: reasonLimit})
+		if err == nil && now.level < degrade.SmallerModel {
+			err = grant.Over // nothing would be limited without the smaller model
+		}
+	}
+	if err == nil {
+		err = p.enter(ctx, c.queue.Load(), d, now)
+	}
+	if err != nil {
 		// What the store does not take back now is tried again by the limits' own loop.
 		_ = grant.Cancel()
-		return nil, ErrNoBackend
+		return nil, err
 	}
 	return p, nil
+}
+
+// choice is at which level a request is answered, and where.
+type choice struct {
+	pool   *Pool // nil: nowhere, since the answer is canned
+	level  degrade.Level
+	reason string
+}
+
+// choose decides by what the ladder says now, and by nothing that changes by itself;
+// the level is at least that of least.
+func (d *Demand) choose(least choice) (choice, error) {
+	v := d.Pool.level.Verdict()
+	c := choice{d.Pool, v.Level, v.Reason}
+	lowest, why, up := d.Pool.lowest()
+	if !v.Pinned {
+		if lowest > c.level {
+			c.level, c.reason = lowest, why
+		}
+		c.level = degrade.Shift(c.level, d.Request.Tier)
+	}
+	if least.level > c.level {
+		c.level, c.reason = least.level, least.reason
+	}
+	if c.level == degrade.Canned {
+		c.pool = nil
+		return c, d.accepts(c)
+	}
+	if !up || c.level == degrade.SmallerModel {
+		smaller := d.smaller()
+		switch {
+		case smaller != nil:
+			c.pool = smaller
+		case !up:
+			return c, ErrNoBackend
+		default:
+			c.level = degrade.ThinkingOff // the least that its own servers can give
+		}
+	}
+	if !up {
+		if d.MaxLevel < degrade.SmallerModel {
+			return c, ErrNoBackend
+		}
+		if c.level < degrade.SmallerModel {
+			c.level, c.reason = degrade.SmallerModel, reasonDown
+		}
+	}
+	return c, d.accepts(c)
+}
+
+// accepts refuses an answer smaller than the caller accepts.
+func (d *Demand) accepts(c choice) error {
+	if c.level <= d.MaxLevel {
+		return nil
+	}
+	retry := time.Second
+	if at := d.Pool.level.Verdict().Retry; !at.IsZero() {
+		retry = max(retry, time.Until(at))
+	}
+	return &Overloaded{ShedLevel, c.level, c.reason, retry}
+}
+
+// smaller is the pool of the first smaller model that is below L3 itself, has a
+// backend, and can answer the request; nil: there is none.
+func (d *Demand) smaller() *Pool {
+	for p := d.Pool.next(); p != nil; p = p.next() {
+		if p.level.Verdict().Level >= degrade.SmallerModel {
+			continue
+		}
+		if lowest, _, up := p.lowest(); up && lowest < degrade.SmallerModel && d.Caller != nil && d.Caller.Fits(p) {
+			return p
+		}
+	}
+	return nil
+}
+
+func (p *Pool) next() *Pool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fallback
+}
+
+// on is the choice for a request that has a place on b, which may stand higher than
+// the lowest of its pool.
+func (d *Demand) on(b *Backend, c choice) (choice, error) {
+	if c.pool != d.Pool || d.Pool.level.Verdict().Pinned {
+		return c, nil
+	}
+	v := b.gauge.Verdict()
+	if level := min(degrade.Shift(v.Level, d.Request.Tier), degrade.ThinkingOff); level > c.level {
+		c.level, c.reason = level, v.Reason
+	}
+	return c, d.accepts(c)
 }
 
 // Status is what the limits say of a caller now.
@@ -134,57 +250,3 @@ func (c *Controller) Rules() []string { return c.limits.Rules() }
 
 // CheckOverride says why an override could not be used with the limits in force.
 func (c *Controller) CheckOverride(o limit.Override) error { return c.limits.CheckOverride(o) }
-
-// Permit is a place on a backend. One goroutine may use it.
-type Permit struct {
-	Level   degrade.Level
-	Reason  string        // why Level is not L0
-	Headers limit.Headers // what the limits leave the caller
-
-	grant   *limit.Grant
-	pool    *Pool
-	backend int
-	failed  int
-	entered time.Duration // the integral of the backend's share when the place was taken
-	gpu     time.Duration // of GPUs' time, on backends whose place was given back
-}
-
-// Backend is the index, in the pool, of the backend to use.
-func (p *Permit) Backend() int { return p.backend }
-
-// Another gives the place back and takes one on another backend, after an
-// attempt failed; false where there is none.
-func (p *Permit) Another() bool {
-	p.release()
-	return p.take()
-}
-
-// Progress says what a request that goes on has used so far, so that a gateway
-// that dies loses little of it.
-func (p *Permit) Progress(u limit.Usage) { p.grant.Progress(u) }
-
-// Settle gives the place back and charges what was used; a request that failed
-// before its first token has used nothing but itself. served is the model that
-// answered. A second call does nothing. The error says that the limits' store did
-// not take it and will be asked again.
-func (p *Permit) Settle(u limit.Usage, served string) error {
-	p.release()
-	return p.grant.Settle(u, served)
-}
-
-func (p *Permit) take() bool {
-	i := p.pool.pick(p.failed)
-	if i < 0 {
-		return false
-	}
-	p.entered = p.pool.backends[i].enter()
-	p.backend = i
-	return true
-}
-
-func (p *Permit) release() {
-	if p.backend >= 0 {
-		p.gpu += p.pool.backends[p.backend].leave() - p.entered
-		p.failed, p.backend = p.backend, -1
-	}
-}

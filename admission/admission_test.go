@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -18,21 +19,35 @@ import (
 func poolOf(weights ...int) *Pool {
 	var all []*Backend
 	for _, w := range weights {
-		b := NewBackend(w)
+		b := weighing(w)
 		b.Rotate(true)
 		all = append(all, b)
 	}
-	return NewPool(all)
+	return pooled(all...)
 }
+
+// weighing is a backend of some weight without bounds.
+func weighing(weight int) *Backend {
+	return NewBackend(degrade.NewGauge("", weight, nil), Bounds{})
+}
+
+func pooled(all ...*Backend) *Pool {
+	p := NewPool("model", nil)
+	p.Set(all, nil)
+	return p
+}
+
+// index is which of its pool's backends a permit is for; -1: none.
+func (p *Permit) index() int { return slices.Index(p.pool.backends, p.backend) }
 
 // unlimited is a controller without limits.
 func unlimited() *Controller {
-	return New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}))
+	return New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), DefaultQueue())
 }
 
 func admit(t *testing.T, p *Pool) *Permit {
 	t.Helper()
-	permit, err := unlimited().Admit(t.Context(), Demand{Pool: p})
+	permit, err := unlimited().Admit(t.Context(), &Demand{Pool: p})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,11 +62,11 @@ func inFlight(p *Pool) (n []int) {
 }
 
 func TestRotation(t *testing.T) {
-	b := NewBackend(0)
+	b := weighing(0)
 	if b.Up() || b.Rotate(false) || !b.Rotate(true) || b.Rotate(true) || !b.Up() || !b.Rotate(false) || b.Up() {
 		t.Error("Rotate")
 	}
-	if NewPool(nil).Up() || NewPool([]*Backend{b, NewBackend(1)}).Up() || !poolOf(1, 1).Up() {
+	if pooled().Up() || pooled(b, weighing(1)).Up() || !poolOf(1, 1).Up() {
 		t.Error("a pool is in rotation when one of its backends is")
 	}
 	var zero Backend
@@ -65,15 +80,15 @@ func TestNoBackend(t *testing.T) {
 	for _, b := range down.backends {
 		b.Rotate(false)
 	}
-	for _, p := range []*Pool{NewPool(nil), down} {
-		if permit, err := unlimited().Admit(t.Context(), Demand{Pool: p}); !errors.Is(err, ErrNoBackend) || permit != nil {
+	for _, p := range []*Pool{pooled(), down} {
+		if permit, err := unlimited().Admit(t.Context(), &Demand{Pool: p}); !errors.Is(err, ErrNoBackend) || permit != nil {
 			t.Errorf("%v, %v", permit, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	p := poolOf(1)
-	if _, err := unlimited().Admit(ctx, Demand{Pool: p}); !errors.Is(err, context.Canceled) || inFlight(p)[0] != 0 {
+	if _, err := unlimited().Admit(ctx, &Demand{Pool: p}); !errors.Is(err, context.Canceled) || inFlight(p)[0] != 0 {
 		t.Errorf("a caller that is gone: %v, %v", err, inFlight(p))
 	}
 }
@@ -99,14 +114,14 @@ func TestLeastInFlight(t *testing.T) {
 				continue
 			}
 			before := inFlight(p)
-			permit, err := unlimited().Admit(t.Context(), Demand{Pool: p})
+			permit, err := unlimited().Admit(t.Context(), &Demand{Pool: p})
 			if err != nil {
 				if p.Up() {
 					t.Fatal(err)
 				}
 				continue
 			}
-			got := permit.Backend()
+			got := permit.index()
 			if permit.Level != degrade.Full || permit.Reason != "" || !p.backends[got].Up() || p.backends[got].InFlight() != before[got]+1 {
 				t.Fatalf("%+v", permit)
 			}
@@ -144,7 +159,7 @@ func TestEqualsInTurn(t *testing.T) {
 	got := [3]int{}
 	for range 300 {
 		permit := admit(t, p)
-		got[permit.Backend()]++
+		got[permit.index()]++
 		permit.Settle(limit.Usage{}, "")
 	}
 	if got != [3]int{100, 100, 100} {
@@ -155,9 +170,9 @@ func TestEqualsInTurn(t *testing.T) {
 func TestAnother(t *testing.T) {
 	p := poolOf(1, 100)
 	permit := admit(t, p)
-	first := permit.Backend()
+	first := permit.index()
 	p.backends[1-first].inFlight.Store(1000) // the other one is taken all the same
-	if !permit.Another() || permit.Backend() != 1-first {
+	if !permit.Another() || permit.index() != 1-first {
 		t.Fatalf("%+v", permit)
 	}
 	if n := inFlight(p); n[first] != 0 || n[1-first] != 1001 {
@@ -171,7 +186,7 @@ func TestAnother(t *testing.T) {
 
 	alone := poolOf(1)
 	permit = admit(t, alone)
-	if permit.Another() || permit.Backend() != -1 {
+	if permit.Another() || permit.index() != -1 {
 		t.Errorf("there is no other: %+v", permit)
 	}
 	permit.Settle(limit.Usage{}, "")
@@ -180,7 +195,7 @@ func TestAnother(t *testing.T) {
 	}
 	p = poolOf(1, 1)
 	permit = admit(t, p)
-	p.backends[1-permit.Backend()].Rotate(false)
+	p.backends[1-permit.index()].Rotate(false)
 	if permit.Another() {
 		t.Error("the only other one is out of rotation")
 	}
@@ -210,7 +225,7 @@ func TestPlacesComeBack(t *testing.T) {
 	for range 8 {
 		callers.Go(func() {
 			for range 2000 {
-				permit, err := unlimited().Admit(context.Background(), Demand{Pool: p})
+				permit, err := unlimited().Admit(context.Background(), &Demand{Pool: p})
 				if err != nil {
 					continue
 				}

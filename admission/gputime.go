@@ -58,12 +58,3 @@ func (b *Backend) leave() time.Duration {
 	b.inFlight.Add(-1)
 	return b.share.add(-1, time.Now())
 }
-
-// GPU is the time of GPUs that the request has had on all backends it was given so
-// far; after Settle it is final. 0 where its backends do not say which GPUs they use.
-func (p *Permit) GPU() time.Duration {
-	if p.backend < 0 {
-		return p.gpu
-	}
-	return p.gpu + p.pool.backends[p.backend].share.add(0, time.Now()) - p.entered
-}

@@ -63,14 +63,14 @@ func TestShare(t *testing.T) {
 // nothing costs nothing.
 func TestPermitGPU(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, b := NewBackend(1), NewBackend(1)
+		a, b := weighing(1), weighing(1)
 		a.SetGPUs(2)
 		b.SetGPUs(1)
 		a.Rotate(true)
-		c := New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}))
-		pool := NewPool([]*Backend{a, b})
+		c := New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), DefaultQueue())
+		pool := pooled(a, b)
 		admit := func(id string) *Permit {
-			p, err := c.Admit(t.Context(), Demand{Pool: pool, Request: limit.Request{ID: id}})
+			p, err := c.Admit(t.Context(), &Demand{Pool: pool, Request: limit.Request{ID: id}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -91,7 +91,7 @@ func TestPermitGPU(t *testing.T) {
 		want(p, 8*time.Second)
 		want(q, 2*time.Second)
 		b.Rotate(true)
-		if !p.Another() || p.Backend() != 1 {
+		if !p.Another() || p.index() != 1 {
 			t.Fatal("not on the other")
 		}
 		time.Sleep(time.Second)
@@ -111,7 +111,7 @@ func TestPermitGPU(t *testing.T) {
 }
 
 func BenchmarkShare(b *testing.B) {
-	backend := NewBackend(1)
+	backend := weighing(1)
 	backend.SetGPUs(1)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -3,6 +3,7 @@ package admission
 import (
 	"container/heap"
 	"sync/atomic"
+	"time"
 )
 
 // The tiers of waiting requests: one that waits goes before all of the next tier.
@@ -89,6 +90,31 @@ type waiter struct {
 	queued     bool
 	seq        int64
 	prev, next *waiter // of the same account
+
+	ready   chan struct{} // closed when one that waited has a place
+	backend *Backend      // where
+	entered time.Duration // as in Permit
+	waited  time.Duration
+	told    bool // its caller knows at which level it is answered
+}
+
+// newWaiter is a request that needs a place.
+func newWaiter(q *queueing, d *Demand) *waiter {
+	w := &waiter{tier: tierIndex(d.Request.Tier), tenant: q.tenant(&d.Request.Subjects), input: d.Request.Prompt}
+	w.weight = max(q.weightOf[w.tenant], 1)
+	return w
+}
+
+// enter takes a place on b.
+func (w *waiter) enter(b *Backend) { w.backend, w.entered = b, b.enter() }
+
+func tierIndex(tier string) int {
+	for i, name := range Tiers() {
+		if name == tier {
+			return i
+		}
+	}
+	return tierStandard
 }
 
 func newFairQueue(w QueueWeights) *fairQueue {

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -51,7 +52,8 @@ type Ladder struct {
 	// not call the ladder.
 	Changed func(Change)
 
-	log *slog.Logger
+	log    *slog.Logger
+	config atomic.Pointer[Config]
 
 	mu     sync.Mutex
 	book   *book
@@ -82,19 +84,38 @@ type watched struct {
 // starts nothing.
 func New(c Config, log *slog.Logger, reg prometheus.Registerer) *Ladder {
 	l := &Ladder{log: log, book: newBook(c)}
+	l.config.Store(&c)
 	newMetrics(reg, l)
 	return l
 }
 
-// Apply changes the configuration, which must be valid, and what is watched. What is
-// not watched any more stands at L0 from then on.
-func (l *Ladder) Apply(c Config, watch []Watch) {
+// Effect is what a level does to a request. It takes no lock.
+func (l *Ladder) Effect(v Level) Effect { return l.config.Load().Effect(v) }
+
+// Canned is the answer of L4.
+func (l *Ladder) Canned() Answer { return l.config.Load().Canned }
+
+// Reload changes the configuration, which must be valid.
+func (l *Ladder) Reload(c Config) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	was := l.book
-	if !reflect.DeepEqual(was.config, c) {
+	l.config.Store(&c)
+	if was := l.book; !reflect.DeepEqual(was.config, c) {
 		l.book = newBook(c)
+		for _, m := range l.models {
+			if c.Observe && !was.config.Observe {
+				m.pool.tracks[acting] = track{} // it ends at once, not by steps
+			}
+		}
 	}
+	l.look(time.Now())
+}
+
+// Watch changes what is watched. What is not watched any more stands at L0 from then
+// on.
+func (l *Ladder) Watch(watch []Watch) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	models, backends := map[*Model]*model{}, map[*Gauge]*watched{}
 	for _, m := range l.models {
 		models[m.model] = m
@@ -117,9 +138,6 @@ func (l *Ladder) Apply(c Config, watch []Watch) {
 			}
 			delete(backends, g)
 			m.backends = append(m.backends, b)
-		}
-		if l.book.config.Observe && !was.config.Observe {
-			m.pool.tracks[acting] = track{} // it ends at once, not by steps
 		}
 		l.models = append(l.models, m)
 	}

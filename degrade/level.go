@@ -23,3 +23,11 @@ func (l Level) String() string {
 	}
 	return names[l]
 }
+
+// ParseLevel reads what String writes.
+func ParseLevel(s string) (l Level, ok bool) {
+	if len(s) != 2 || s[0] != 'L' || s[1] < '0' || s[1] > '4' {
+		return Full, false
+	}
+	return Level(s[1] - '0'), true
+}

@@ -75,16 +75,20 @@ type scale struct {
 }
 
 // entry is where a level begins, as it is read.
-func (c *scale) entry(l Level) float64 { return c.read(l, c.enter[:]) }
+func (c *scale) entry(l Level) float64 { return c.read(l, false) }
 
 // exit is where a level is left, as it is read.
-func (c *scale) exit(l Level) float64 { return c.read(l, c.leave[:]) }
+func (c *scale) exit(l Level) float64 { return c.read(l, true) }
 
-func (c *scale) read(l Level, from []float64) float64 {
-	if c == nil || c.sign == 0 || l < StreamingOff || l > Canned {
+// read is a number of the table; NaN: there is none, or the signal was never judged.
+func (c *scale) read(l Level, leaving bool) float64 {
+	switch {
+	case c == nil || c.sign == 0 || l < StreamingOff || l > Canned:
 		return math.NaN()
+	case leaving:
+		return c.sign * c.leave[l-1]
 	}
-	return c.sign * from[l-1]
+	return c.sign * c.enter[l-1]
 }
 
 func newScale(s signal, t Table) scale {

@@ -34,15 +34,22 @@ type call struct {
 	kind  openai.Route
 	body  *openai.Request
 	wish  openai.Wish
-	model *backend.Model
-	limit int // the answer's limit in tokens, as sent to the server
+	asked *backend.Model // that the caller named
+	model *backend.Model // that answers: a smaller one from L3 on
+	limit int            // the answer's limit in tokens, as sent to the server
+	out   *reply         // what the caller is sent
 
-	level degrade.Level
+	level    degrade.Level
+	reason   string        // of the level
+	most     degrade.Level // the smallest answer that the caller accepts
+	served   string        // what really answered, by name
+	streamed bool          // the server's answer is a stream; the caller's wish may differ
 
 	sent       bool              // the head of the answer is on its way to the caller
 	status     int               // of the answer
 	backend    string            // the last one tried
 	prompt     int               // exact tokens of the prompt, or of all prompts
+	longest    int               // those of the longest prompt
 	several    bool              // there are several prompts
 	answers    int               // choices of all prompts together
 	permit     *admission.Permit // it held a place on a backend, so it goes into the ledger
@@ -107,10 +114,13 @@ func newID(at time.Time) string {
 
 // stand sets the level at which the request is answered, and says it.
 func (c *call) stand(level degrade.Level, reason string) {
-	c.level = level
+	c.level, c.reason = level, cmp.Or(reason, "none")
+	if c.sent {
+		return
+	}
 	h := c.w.Header()
 	h["X-Tidegate-Level"] = []string{level.String()}
-	h["X-Tidegate-Reason"] = []string{cmp.Or(reason, "none")}
+	h["X-Tidegate-Reason"] = []string{c.reason}
 }
 
 // now reads only one of the two clocks that time.Now reads: it is asked for each
@@ -177,10 +187,13 @@ func (g *Gateway) finish(c *call, err error) {
 		attrs = append(attrs, slog.String("user", c.who.User), slog.String("key", c.who.Key))
 	}
 	if c.model != nil {
-		attrs = append(attrs, slog.String("model", c.wish.Model), slog.String("served", c.model.Name),
-			slog.Bool("stream", c.wish.Stream), slog.String("level", c.level.String()), slog.String("backend", c.backend),
+		attrs = append(attrs, slog.String("model", c.wish.Model), slog.String("served", c.served),
+			slog.Bool("stream", c.wish.Stream), slog.String("level", c.level.String()), slog.String("reason", c.reason), slog.String("backend", c.backend),
 			slog.Int("input", c.usage.Input), slog.Int("cached", c.usage.Cached), slog.Int("output", c.usage.Output),
 			slog.Int("reasoning", c.usage.Reasoning))
+	}
+	if c.permit != nil && c.permit.Waited > 0 {
+		attrs = append(attrs, slog.Duration("queued", c.permit.Waited))
 	}
 	if !c.firstToken.IsZero() {
 		attrs = append(attrs, slog.Duration("ttft", c.firstToken.Sub(c.began)))

@@ -35,10 +35,10 @@ func (g *Gateway) count(c *call) (kept bool) {
 	}
 	c.counted = true
 	r := c.record()
-	r.Status, r.Took, r.GPU = c.status, time.Since(c.began), c.permit.GPU()
+	r.Status, r.Took, r.Queue, r.GPU = c.status, time.Since(c.began), c.permit.Waited, c.permit.GPU()
 	if c.charged {
 		r.Usage, r.Estimated, r.Units = c.usage, c.estimated, c.model.Weights.Units(charge(c.usage))
-		g.metrics.used(c.model.Name, c.usage)
+		g.metrics.used(c.served, c.usage)
 	}
 	if !c.firstToken.IsZero() {
 		r.TTFT = c.firstToken.Sub(c.began)
@@ -51,7 +51,7 @@ func (g *Gateway) count(c *call) (kept bool) {
 // record is what is known of the request from the beginning.
 func (c *call) record() ledger.Record {
 	return ledger.Record{
-		ID: c.id, Time: c.began, Department: c.who.Department, Project: c.who.Project, User: c.who.User, Key: c.who.Key, Asked: c.wish.Model, Model: c.model.Name, Level: int(c.level),
+		ID: c.id, Time: c.began, Department: c.who.Department, Project: c.who.Project, User: c.who.User, Key: c.who.Key, Asked: c.wish.Model, Model: c.served, Level: int(c.level),
 	}
 }
 

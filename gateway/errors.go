@@ -164,6 +164,7 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 		status  *backend.StatusError
 		stream  *openai.StreamError
 		denied  *limit.Denied
+		shed    *admission.Overloaded
 	)
 	switch {
 	case errors.As(err, &r):
@@ -174,6 +175,8 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 		return refuse(codeInvalidAPIKey, "", "the API key is missing, expired, revoked or not known here: send Authorization: Bearer KEY with a good key of this gateway")
 	case errors.As(err, &denied):
 		return c.overLimit(denied)
+	case errors.As(err, &shed):
+		return c.overloaded(shed)
 	case errors.Is(err, limit.ErrStore):
 		return refuse(codeStore, "", "the limits cannot be checked at the moment; please try again").after(retryStore)
 	case errors.Is(err, account.ErrIPNotAllowed):
@@ -195,6 +198,24 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 		return refuse(codeInternal, "", "something went wrong in the gateway (request id "+c.id+")")
 	}
 	return refuse(codeUpstream, "", "the model server failed before the answer was whole; please try again (request id "+c.id+")")
+}
+
+// overloaded is what the caller of a request without a place is told.
+func (c *call) overloaded(e *admission.Overloaded) *refusal {
+	c.stand(e.Level, e.Reason)
+	in := max(e.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond)
+	var message string
+	switch e.Why {
+	case admission.ShedLevel:
+		message = fmt.Sprintf("%s is under pressure (%s): it would answer at level %v, and this request accepts %v at most; try again in %s, or accept a higher level", c.asked.Name, e.Reason, e.Level, c.most, in)
+	case admission.ShedWaited:
+		message = fmt.Sprintf("the servers of %s were busy for as long as this request could wait; try again in %s", c.asked.Name, in)
+	default:
+		message = fmt.Sprintf("the servers of %s are busy, and this request would have to wait for too long; try again in %s", c.asked.Name, in)
+	}
+	r := refuse(codeOverloaded, "", message).after(e.RetryAfter)
+	r.hopeless = e.RetryAfter > worthWaiting
+	return r
 }
 
 // How long to wait before trying again, at least.

@@ -23,31 +23,38 @@ const (
 )
 
 // forward sends the request to the permit's backend and the answer to the caller.
-// A failure of which the caller has seen nothing is tried once more, elsewhere.
-func (g *Gateway) forward(c *call, permit *admission.Permit) error {
-	out := &reply{c: c, lastWrite: c.began, told: c.began, buffers: &g.buffers}
-	err := g.attempt(c, permit, out, 1)
-	if err != nil && !out.answered && backend.Retryable(err) && permit.Another() {
-		err = g.attempt(c, permit, out, 2)
+// A failure of which the caller has seen nothing is tried again, elsewhere.
+func (g *Gateway) forward(c *call, permit *admission.Permit) (err error) {
+	c.model.Retries.Request()
+	for n := 1; ; n++ {
+		b := c.model.On(permit.Backend())
+		if b == nil {
+			return admission.ErrNoBackend // a reload took it away meanwhile
+		}
+		c.out.id = c.id + "-" + strconv.Itoa(n)
+		err = b.Guard(func() error { return g.attempt(c, b, permit) })
+		if err == nil || c.out.answered || n >= c.model.Attempts || !backend.Retryable(err) || !c.model.Retries.Retry() || !permit.Another() {
+			return err
+		}
 	}
-	return err
 }
 
 // attempt is one exchange with one backend.
-func (g *Gateway) attempt(c *call, permit *admission.Permit, out *reply, n int) (err error) {
-	b := c.model.Backends[permit.Backend()]
+func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit) (err error) {
 	c.backend = b.Name
 	defer func() { g.metrics.attempted(c.model.Name, b.Name, err) }()
 
-	out.id = c.id + "-" + strconv.Itoa(n)
-	q := &backend.Request{Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.wish.Stream, Limits: c.model.Timeouts}
+	out := c.out
+	q := &backend.Request{Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.streamed, Limits: c.model.Timeouts}
 	sent := time.Now()
-	if c.wish.Stream {
-		q.Silence, q.SilenceAfter = out.silence, c.set.KeepAlive.After
-	} else {
+	q.Silence, q.SilenceAfter = out.silence, c.set.KeepAlive.After
+	if !c.streamed {
 		q.SilenceAfter = guessEvery
 		q.Silence = func(now time.Time) time.Duration {
 			c.progress(c.guess(b.Pace.Tokens(now.Sub(sent))))
+			if c.wish.Stream {
+				return min(out.silence(now), guessEvery)
+			}
 			return guessEvery
 		}
 	}
@@ -57,11 +64,17 @@ func (g *Gateway) attempt(c *call, permit *admission.Permit, out *reply, n int) 
 		switch {
 		case answer.Status != http.StatusOK:
 			err = refused(answer)
-		case c.wish.Stream:
+		case c.streamed:
 			err = g.stream(c, answer, out, permit)
 			b.Pace.Observe(c.firstToken.Sub(sent), out.lastWrite.Sub(c.firstToken), c.usage.Output/c.wish.N)
+			if !c.firstToken.IsZero() {
+				b.Pace.First(c.firstToken, c.firstToken.Sub(c.began))
+			}
 		default:
-			err = g.whole(c, answer, out)
+			if err = g.whole(c, answer); err == nil {
+				now := time.Now()
+				b.Pace.First(now, max(now.Sub(c.began)-b.Pace.Decode(c.usage.Output/c.answers), time.Millisecond))
+			}
 		}
 	}
 	if errors.Is(err, backend.ErrLeft) && !out.answered {
@@ -77,14 +90,14 @@ const guessEvery = 100 * time.Millisecond
 // abandoned charges a request whose caller left before the server had said what
 // it took. A request that failed before its first token is charged nothing.
 func (c *call) abandoned(tokens int) {
-	c.charged, c.usage, c.estimated = true, c.guess(tokens), !c.wish.Stream
+	c.charged, c.usage, c.estimated = true, c.guess(tokens), !c.streamed
 }
 
 // guess is what a request has taken of which nothing has come: its prompt, and where
 // it is not streamed what one choice has by now, by estimate.
 func (c *call) guess(tokens int) openai.Usage {
 	u := openai.Usage{Input: c.prompt}
-	if !c.wish.Stream {
+	if !c.streamed {
 		u.Output = min(tokens, c.limit) * c.wish.N
 	}
 	return u
@@ -97,8 +110,14 @@ func path(kind openai.Route) string {
 	return "/v1/chat/completions"
 }
 
-// bodyFor is the body with the name that b knows the model by.
+// bodyFor is the body with the name that b knows the model by, and the caller's
+// priority where it schedules by that.
 func (c *call) bodyFor(b *backend.Backend) []byte {
+	if b.ByPriority() {
+		c.body.Set("priority", strconv.AppendInt(nil, c.who.Tier.Priority(), 10))
+	} else {
+		c.body.Delete("priority") // such a server refuses it
+	}
 	name := strconv.AppendQuote(nil, b.Facts().Serves)
 	if raw, _ := c.body.Raw("model"); string(raw) != string(name) {
 		c.body.Set("model", name)
@@ -114,13 +133,13 @@ func refused(answer *backend.Answer) error {
 
 func (c *call) view() openai.View {
 	return openai.View{
-		Model: c.model.Name, IncludeUsage: c.wish.IncludeUsage, ContinuousUsage: c.wish.ContinuousUsage,
-		HideReasoning: c.wish.HideReasoning, Reasoning: c.model.Reasoning,
+		Model: c.served, IncludeUsage: c.wish.IncludeUsage, ContinuousUsage: c.wish.ContinuousUsage,
+		HideReasoning: c.wish.HideReasoning, Reasoning: c.model.Reasoning, ThinkingOff: c.wish.NoThinking,
 	}
 }
 
 // whole passes on an answer that comes as one JSON body.
-func (g *Gateway) whole(c *call, answer *backend.Answer, out *reply) error {
+func (g *Gateway) whole(c *call, answer *backend.Answer) error {
 	body, err := readAll(answer)
 	if err != nil {
 		return err
@@ -130,17 +149,29 @@ func (g *Gateway) whole(c *call, answer *backend.Answer, out *reply) error {
 		return err
 	}
 	c.charged, c.usage, c.estimated = true, usage, !known
-	out.answered = true
+	return g.give(c, shown)
+}
+
+// give gives the caller a whole answer, as a stream where that was asked for.
+func (g *Gateway) give(c *call, answer []byte) error {
+	c.out.answered = true
 	g.countFirst(c)
-	if len(shown) > socketBuffer {
+	if c.wish.Stream {
+		events, err := c.view().Stream(nil, c.kind, answer, c.out.begun)
+		if err == nil && c.out.write(events) != nil {
+			return backend.ErrLeft
+		}
+		return err
+	}
+	if len(answer) > socketBuffer {
 		if err := c.extend(time.Now()); err != nil {
 			return backend.ErrLeft
 		}
 	}
 	c.w.Header()["Content-Type"] = []string{"application/json"}
-	c.w.Header()["Content-Length"] = []string{strconv.Itoa(len(shown))}
+	c.w.Header()["Content-Length"] = []string{strconv.Itoa(len(answer))}
 	c.send()
-	if _, err := c.w.Write(shown); err != nil {
+	if _, err := c.w.Write(answer); err != nil {
 		return backend.ErrLeft
 	}
 	return nil
@@ -185,6 +216,7 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply, permit *ad
 		u, known := tap.Usage()
 		if known {
 			c.progress(u) // before the caller has it
+			permit.Delivered(int64(u.Output))
 		}
 		ok := out.flush()
 		if out.lastWrite.Sub(out.told) >= progressEvery {
@@ -244,6 +276,7 @@ func (o *reply) ended(tap *openai.Tap, err error) error {
 type reply struct {
 	c         *call
 	id        string     // of the attempt, as it stands in the server's chunks
+	model     string     // that answers, as far as is known
 	buffers   *sync.Pool // of *[]byte, so that a stream that waits holds none
 	pending   *[]byte    // what is to be written next; nil: nothing
 	answered  bool       // some of the server's answer has been passed on
@@ -251,6 +284,7 @@ type reply struct {
 	lastWrite time.Time
 	told      time.Time // when the limits were told last
 	kept      bool      // the last write was a keep-alive
+	begun     string    // the id under which keep-alives were sent; empty: none was
 }
 
 // begin notes that the server's answer has begun.
@@ -321,28 +355,41 @@ func (c *call) extend(now time.Time) error {
 	return http.NewResponseController(c.w).SetWriteDeadline(c.deadline)
 }
 
+// due says when the next keep-alive is due, and whether that is now.
+func (o *reply) due(now time.Time) (next time.Duration, is bool) {
+	patience := o.c.set.KeepAlive.After
+	if o.kept {
+		patience = o.c.set.KeepAlive.Every
+	}
+	next = patience - now.Sub(o.lastWrite)
+	return next, next <= 0
+}
+
 // silence keeps the caller's stream alive while the server says nothing.
 func (o *reply) silence(now time.Time) (next time.Duration) {
-	set := o.c.set.KeepAlive
-	patience := set.After
-	if o.kept {
-		patience = set.Every
-	}
-	if quiet := now.Sub(o.lastWrite); quiet < patience {
-		return patience - quiet
+	next, is := o.due(now)
+	if !is {
+		return next
 	}
 	o.ready()
-	if set.Form == "comment" {
+	if o.c.set.KeepAlive.Form == "comment" {
 		*o.pending = append(*o.pending, ": ping\n\n"...)
 	} else {
-		prefix := "chatcmpl-"
-		if o.c.kind == openai.Completions {
-			prefix = "cmpl-"
+		if !o.answered {
+			o.begun = o.answerID()
 		}
-		*o.pending = append(*o.pending, openai.KeepAlive(o.c.kind, prefix+o.id, o.c.model.Name, o.c.began, !o.c.sent)...)
+		*o.pending = append(*o.pending, openai.KeepAlive(o.c.kind, o.answerID(), o.model, o.c.began, !o.c.sent)...)
 	}
 	// A caller that is gone is noticed by its context or the next write.
 	o.flush()
 	o.kept = true
-	return set.Every
+	return o.c.set.KeepAlive.Every
+}
+
+// answerID is the id of the answer, as vLLM makes it from the attempt's.
+func (o *reply) answerID() string {
+	if o.c.kind == openai.Completions {
+		return "cmpl-" + o.id
+	}
+	return "chatcmpl-" + o.id
 }

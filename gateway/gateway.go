@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tidegate/admission"
+	"tidegate/degrade"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
@@ -81,6 +82,7 @@ type Parts struct {
 	Fleet     *backend.Fleet
 	GPUs      *nvml.Monitor
 	Admission *admission.Controller
+	Ladder    *degrade.Ladder
 	Ledger    *ledger.Ledger
 	Counter   *qwen.Counter
 	Tokenizer *qwen.Tokenizer

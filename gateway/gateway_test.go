@@ -18,6 +18,7 @@ import (
 
 	"tidegate/admission"
 	"tidegate/admission/limit"
+	"tidegate/degrade"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
@@ -44,7 +45,8 @@ func bare(t *testing.T, edit func(*Config)) (*Gateway, *prometheus.Registry) {
 	}
 	registry := prometheus.NewRegistry()
 	gpus := nvml.New(log, registry)
-	fleet := backend.NewFleet(log, "test", gpus)
+	ladder := degrade.New(degrade.DefaultConfig(), log, registry)
+	fleet := backend.NewFleet(log, "test", gpus, ladder)
 	m := backend.DefaultModel()
 	m.Name = "m"
 	fleet.Apply([]backend.ModelConfig{m})
@@ -54,7 +56,7 @@ func bare(t *testing.T, edit func(*Config)) (*Gateway, *prometheus.Registry) {
 	}
 	t.Cleanup(func() { usage.Close() })
 	return New(Parts{
-		Log: log, Fleet: fleet, GPUs: gpus, Admission: admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)})), Ledger: usage, Tokenizer: tokenizer,
+		Log: log, Fleet: fleet, GPUs: gpus, Ladder: ladder, Admission: admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), admission.DefaultQueue()), Ledger: usage, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, 16), Registry: registry, Version: "test",
 	}, c, account.New(account.Config{Mode: account.Open}, nil)), registry
 }

@@ -7,29 +7,34 @@ import (
 
 	"tidegate/admission"
 	"tidegate/admission/limit"
+	"tidegate/degrade"
 	"tidegate/gateway/openai"
 )
 
 // demand is what the request asks of admission.
-func (c *call) demand() admission.Demand {
-	return admission.Demand{Pool: c.model.Pool, Request: limit.Request{
-		ID: c.id, Subjects: c.subjects(), Tier: string(c.who.Tier), Level: int(c.level), Prompt: int64(c.prompt),
-		MaxTokens: int64(c.limit) * int64(c.answers), Thinking: !c.wish.NoThinking,
-	}}
+func (g *Gateway) demand(c *call) *admission.Demand {
+	return &admission.Demand{
+		Pool: c.asked.Pool, MaxLevel: c.most, Caller: c, Quiet: int64(c.body.Growth()),
+		Capped: int64(min(c.limit, g.Ladder.Effect(degrade.StreamingOff).MaxTokens)) * int64(c.answers/c.wish.N),
+		Request: limit.Request{
+			ID: c.id, Subjects: c.subjects(), Tier: string(c.who.Tier), Prompt: int64(c.prompt),
+			MaxTokens: int64(c.limit) * int64(c.answers), Thinking: !c.wish.NoThinking,
+		},
+	}
 }
 
 // subjects are whom the limits count the request by.
 func (c *call) subjects() limit.Subjects {
 	s := limit.Subjects{Department: c.who.Department, Project: c.who.Project, User: c.who.User, Key: c.who.Key, IP: c.from()}
-	if c.model != nil {
-		s.Model = c.model.Name
+	if c.asked != nil {
+		s.Model = c.asked.Name
 	}
 	return s
 }
 
 // settle charges what the request took, and gives its place back.
 func (g *Gateway) settle(c *call, permit *admission.Permit) {
-	if err := permit.Settle(charge(c.usage), c.model.Name); err != nil {
+	if err := permit.Settle(charge(c.usage), c.served); err != nil {
 		g.Log.Warn("the limits' store did not take a request's usage; it will be asked again", "id", c.id, "error", err.Error())
 	}
 }
@@ -89,7 +94,7 @@ func (g *Gateway) quotaStatus(c *call) error {
 		if err != nil {
 			return err
 		}
-		c.model = m
+		c.asked = m
 	}
 	s, err := g.Admission.Status(c.r.Context(), limit.Request{Subjects: c.subjects()})
 	if err != nil {

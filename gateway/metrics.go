@@ -7,6 +7,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"tidegate/admission"
+	"tidegate/degrade"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
 )
@@ -20,6 +22,8 @@ type metrics struct {
 	ttft     *prometheus.HistogramVec
 	tokens   *prometheus.CounterVec
 	attempts *prometheus.CounterVec
+	degraded *prometheus.CounterVec
+	queued   *prometheus.HistogramVec
 
 	mu    sync.Mutex
 	rules map[string]bool // that series of rejected name
@@ -55,6 +59,8 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 		duration: histogram("tidegate_request_duration_seconds", "From the request's head to the end of its answer.", "model", "level"),
 		ttft:     histogram("tidegate_time_to_first_token_seconds", "From the request's head to the first chunk passed on; streams only.", "model"),
 		tokens:   counter("tidegate_tokens_total", "Tokens as the engines counted them; input includes cached, output includes reasoning.", "model", "direction"),
+		degraded: counter("tidegate_degraded_requests_total", "Requests that were given a smaller answer, by level and the signal that asked for it.", "model", "level", "reason"),
+		queued:   histogram("tidegate_queue_wait_seconds", "How long requests waited for a place on a backend.", "model"),
 		attempts: counter("tidegate_upstream_attempts_total", "Requests sent to backends, by how they ended.", "model", "backend", "outcome"),
 	}
 	reg.MustRegister(&fleetCollector{
@@ -62,6 +68,8 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 		up:       prometheus.NewDesc("tidegate_backend_up", "1 while the backend is in rotation.", []string{"model", "backend"}, nil),
 		inFlight: prometheus.NewDesc("tidegate_backend_inflight", "Requests that hold a place on the backend.", []string{"model", "backend"}, nil),
 		requests: prometheus.NewDesc("tidegate_inflight_requests", "Requests that hold a place on any backend of the model.", []string{"model"}, nil),
+		queue:    prometheus.NewDesc("tidegate_queue_length", "Requests that wait for a place on any backend of the model.", []string{"model", "tier"}, nil),
+		breaker:  prometheus.NewDesc("tidegate_backend_breaker_state", "1 while requests are kept from the backend because they failed there.", []string{"model", "backend"}, nil),
 	})
 	return m
 }
@@ -69,15 +77,22 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 // finished counts a request and its latency.
 func (m *metrics) finished(c *call, took time.Duration) {
 	model, level, stream := otherModel, c.level.String(), "false"
-	if c.model != nil {
-		model = c.model.Name
+	served := otherModel
+	if c.asked != nil {
+		model, served = c.asked.Name, c.served
 	}
 	if c.wish.Stream {
 		stream = "true"
 	}
-	m.requests.WithLabelValues(model, model, c.route, strconv.Itoa(c.status), level, stream).Inc()
+	m.requests.WithLabelValues(model, served, c.route, strconv.Itoa(c.status), level, stream).Inc()
 	if c.backend != "" {
 		m.duration.WithLabelValues(model, level).Observe(took.Seconds())
+	}
+	if c.permit != nil {
+		m.queued.WithLabelValues(model).Observe(c.permit.Waited.Seconds())
+		if c.level > degrade.Full {
+			m.degraded.WithLabelValues(model, level, c.reason).Inc()
+		}
 	}
 	if !c.firstToken.IsZero() {
 		m.ttft.WithLabelValues(model).Observe(c.firstToken.Sub(c.began).Seconds())
@@ -103,8 +118,8 @@ func (m *metrics) keepRules(names []string) {
 // refused counts a request that no backend was asked to answer.
 func (m *metrics) refused(c *call, why *refusal) {
 	model := otherModel
-	if c.model != nil {
-		model = c.model.Name
+	if c.asked != nil {
+		model = c.asked.Name
 	}
 	m.mu.Lock()
 	m.rules[why.rule] = true
@@ -127,12 +142,15 @@ func (m *metrics) used(model string, u openai.Usage) {
 type fleetCollector struct {
 	fleet                  *backend.Fleet
 	up, inFlight, requests *prometheus.Desc
+	queue, breaker         *prometheus.Desc
 }
 
 func (f *fleetCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- f.up
 	out <- f.inFlight
 	out <- f.requests
+	out <- f.queue
+	out <- f.breaker
 }
 
 func (f *fleetCollector) Collect(out chan<- prometheus.Metric) {
@@ -146,10 +164,18 @@ func (f *fleetCollector) Collect(out chan<- prometheus.Metric) {
 			if b.Seat.Up() {
 				up = 1
 			}
+			open := 0
+			if b.BreakerOpen() {
+				open = 1
+			}
 			gauge(f.up, up, m.Name, b.Name)
+			gauge(f.breaker, open, m.Name, b.Name)
 			gauge(f.inFlight, b.Seat.InFlight(), m.Name, b.Name)
 			sum += b.Seat.InFlight()
 		}
 		gauge(f.requests, sum, m.Name)
+		for i, n := range m.Pool.Queued() {
+			gauge(f.queue, n, m.Name, admission.Tiers()[i])
+		}
 	}
 }

@@ -80,16 +80,20 @@ func (g *Gateway) parse(c *call) error {
 	if c.wish, fault = body.Translate(c.set.MaxN); fault != nil {
 		return fault
 	}
-	if c.model, err = g.pickModel(c, c.wish.Model); err != nil {
+	if c.asked, err = g.pickModel(c, c.wish.Model); err != nil {
 		return err
 	}
-	prompts, err := g.countPrompt(c)
-	if err != nil {
+	c.model, c.served, c.streamed = c.asked, c.asked.Name, c.wish.Stream
+	if err := c.accept(); err != nil {
 		return err
 	}
-	if err := c.bound(prompts); err != nil {
+	if c.longest, err = g.countPrompt(c); err != nil {
 		return err
 	}
+	if err := c.bound(c.longest); err != nil {
+		return err
+	}
+	c.out = &reply{c: c, lastWrite: c.began, told: c.began, buffers: &g.buffers, id: c.id + "-1", model: c.served}
 	if c.wish.Stream {
 		body.Set("stream_options", []byte(`{"include_usage":true,"continuous_usage_stats":true}`))
 	} else {

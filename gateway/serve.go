@@ -8,14 +8,19 @@ func (g *Gateway) generate(c *call) error {
 	if err := g.parse(c); err != nil { // who, which model, exact prompt tokens
 		return err
 	}
-	permit, err := g.Admission.Admit(c.r.Context(), c.demand()) // limits and quotas; names the backend and holds a place on it
+	permit, err := g.Admission.Admit(c.r.Context(), g.demand(c)) // level, limits and quotas, queue; names the backend and holds a place on it
 	if err != nil {
 		return err
 	}
-	defer g.settle(c, permit) // once, whatever happens, panics included
-	c.permit = permit         // from here on the ledger has it
-	g.takeOff(c)              // also if this process is killed
+	defer g.settle(c, permit)                    // once, whatever happens, panics included
+	if err := g.descend(c, permit); err != nil { // what the level makes of the request
+		return err
+	}
+	g.takeOff(c) // the ledger has it also if this process is killed
 	c.stand(permit.Level, permit.Reason)
 	c.tell(permit.Headers)
+	if permit.Level == degrade.Canned {
+		return g.canned(c)
+	}
 	return g.forward(c, permit) // retries before the first byte; the tap counts tokens
 }

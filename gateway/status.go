@@ -3,6 +3,8 @@ package gateway
 import (
 	"time"
 
+	"tidegate/admission"
+	"tidegate/degrade"
 	"tidegate/gateway/backend"
 	"tidegate/nvml"
 )
@@ -16,6 +18,7 @@ type Status struct {
 	WhyNotReady string              `json:"why_not_ready"`
 	Store       string              `json:"store"` // up | down
 	Models      []ModelStatus       `json:"models"`
+	Ladder      degrade.Status      `json:"ladder"` // why each model and backend stands where it does
 	GPUs        []nvml.GPUStatus    `json:"gpus"`
 	Sources     []nvml.SourceStatus `json:"gpu_sources"`
 	Warnings    []string            `json:"warnings"` // what works, but not as it was meant
@@ -26,6 +29,8 @@ type ModelStatus struct {
 	Model    string          `json:"model"`
 	Aliases  []string        `json:"aliases,omitempty"`
 	Context  int             `json:"context_length,omitempty"`
+	Fallback string          `json:"fallback,omitempty"`
+	Queued   map[string]int  `json:"queued"` // requests that wait for a place, by tier
 	Backends []BackendStatus `json:"backends"`
 }
 
@@ -72,13 +77,20 @@ func (g *Gateway) status() Status {
 		s.Store = "down"
 	}
 	s.Sources, s.GPUs = g.GPUs.Status()
+	s.Ladder = g.Ladder.Status()
 	for _, source := range s.Sources {
 		if source.Warning != "" {
 			s.Warnings = append(s.Warnings, "source "+source.Name+": "+source.Warning)
 		}
 	}
 	for _, m := range g.Fleet.Models() {
-		ms := ModelStatus{Model: m.Name, Aliases: m.Aliases, Context: m.Context(), Backends: []BackendStatus{}}
+		ms := ModelStatus{Model: m.Name, Aliases: m.Aliases, Context: m.Context(), Queued: map[string]int{}, Backends: []BackendStatus{}}
+		if m.Fallback != nil {
+			ms.Fallback = m.Fallback.Name
+		}
+		for i, n := range m.Pool.Queued() {
+			ms.Queued[admission.Tiers()[i]] = n
+		}
 		for _, b := range m.Backends {
 			bs, warnings := backendStatus(b, now)
 			ms.Backends = append(ms.Backends, bs)

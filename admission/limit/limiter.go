@@ -99,7 +99,7 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 		return nil, fmt.Errorf("reserve: %w: %w", ErrStore, err)
 	}
 	l.metrics.decided(&p, &out)
-	l.report(&p, &out, g)
+	l.report(&p, &out, g, now)
 	if !out.Allowed {
 		refusal, exact := l.denied(&p, &out, now)
 		if !out.Never {
@@ -144,7 +144,7 @@ func (l *Limiter) refused(dims []Dim, now time.Time) *Denied {
 }
 
 // report tells of soft rules that were over.
-func (l *Limiter) report(p *plan, out *Decision, g *Grant) {
+func (l *Limiter) report(p *plan, out *Decision, g *Grant, now time.Time) {
 	for i := range p.dims {
 		d, c := &p.dims[i], p.counters[i]
 		switch {
@@ -153,8 +153,9 @@ func (l *Limiter) report(p *plan, out *Decision, g *Grant) {
 			if l.with.Shadow != nil {
 				l.with.Shadow(Breach{d.Rule, c.per, d.Metric, shown(d.Metric, out.States[i].Limit)})
 			}
-		default:
-			g.Degrade = append(g.Degrade, d.Rule)
+		case g.Over == nil:
+			s := out.States[i]
+			g.Over, _ = l.denied(p, &Decision{Binding: i, States: out.States, Never: s.Never, RetryAfterMs: s.RetryAfterMs}, now)
 		}
 	}
 }
@@ -227,7 +228,7 @@ func (l *Limiter) Running() int {
 // call counts. It is safe for concurrent use.
 type Grant struct {
 	Headers Headers
-	Degrade []string // rules that were over and ask for a smaller model
+	Over    *Denied // by the first rule that is over and asks for a smaller model instead; nil: none is
 
 	limiter *Limiter
 	set     *Set

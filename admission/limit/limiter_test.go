@@ -285,12 +285,12 @@ func TestShadowAndDegrade(t *testing.T) {
 			{Name: "soft", Per: "user", Bounds: Bounds{Requests: perMinute(2)}, Exceed: ExceedDegrade},
 			{Name: "hard", Per: "user", Bounds: Bounds{Requests: perMinute(3)}},
 		}, nil, nil))
-		if g := r.in(alice()); len(g.Degrade) > 0 || g.Headers.Requests.Limit != 2 {
+		if g := r.in(alice()); g.Over != nil || g.Headers.Requests.Limit != 2 {
 			t.Errorf("%+v", g)
 		}
 		r.in(alice())
-		if g := r.in(alice()); !slices.Equal(g.Degrade, []string{"soft"}) {
-			t.Errorf("%+v", g.Degrade)
+		if g := r.in(alice()); g.Over == nil || g.Over.Rule != "soft" || g.Over.RetryAfter <= 0 {
+			t.Errorf("%+v", g.Over)
 		}
 		if denied := r.out(alice()); denied.Rule != "hard" {
 			t.Errorf("%+v", denied)

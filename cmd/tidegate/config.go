@@ -14,8 +14,10 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
+	"tidegate/admission"
 	"tidegate/admission/limit"
 	"tidegate/admission/limit/redislimit"
+	"tidegate/degrade"
 	"tidegate/gateway"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
@@ -32,6 +34,8 @@ type config struct {
 	Redis     redislimit.Config     `yaml:"redis"`
 	Models    []backend.ModelConfig `yaml:"models"`
 	GPUs      []nvml.Config         `yaml:"gpus"`
+	Degrade   degrade.Config        `yaml:"degrade"`
+	Queue     admission.QueueConfig `yaml:"queue"`
 	Limits    []limit.Rule          `yaml:"limits"`
 	Quotas    []limit.QuotaRule     `yaml:"quotas"`
 	Telemetry telemetryConfig       `yaml:"telemetry"`
@@ -73,6 +77,8 @@ func defaultConfig() config {
 		Auth:      account.Default(),
 		Store:     storeConfig{DSN: "sqlite://tidegate.db", JournalDir: "./journal", Retention: 90 * 24 * time.Hour},
 		Redis:     redislimit.DefaultConfig(),
+		Degrade:   degrade.DefaultConfig(),
+		Queue:     admission.DefaultQueue(),
 		Telemetry: telemetryConfig{Log: "json"},
 	}
 }
@@ -123,17 +129,44 @@ func (c *config) validate() error {
 			}
 		}
 	}
+	c.validateFallbacks(owner, fault)
 	within("", nvml.Validate(c.GPUs))
+	within("degrade.", c.Degrade.Validate())
+	within("queue.", c.Queue.Validate())
 	for i, k := range c.Auth.Keys {
 		for j, name := range k.Models {
 			fault(owner[name] != "", "auth.keys[%d].models[%d]: there is no model %q", i, j, name)
 		}
 	}
 	within("", limit.Validate(c.Limits, c.Quotas))
-	for i := range c.Limits {
-		fault(c.Limits[i].Exceed != limit.ExceedDegrade, "limits[%d].exceed: degrade is not to be had yet, since nothing would be limited without the smaller model; use reject", i)
-	}
 	return errors.Join(faults...)
+}
+
+// validateFallbacks makes sure that each model's fallback is another model, and that
+// the way from one to the next ends.
+func (c *config) validateFallbacks(owner map[string]string, fault func(ok bool, format string, args ...any)) {
+	next := map[string]string{} // by path
+	for i := range c.Models {
+		path, name := fmt.Sprintf("models[%d]", i), c.Models[i].Fallback
+		if name != "" {
+			fault(owner[name] != "", "%s.fallback: there is no model %q", path, name)
+			next[path] = owner[name]
+		}
+	}
+	for i := range c.Models {
+		path := fmt.Sprintf("models[%d]", i)
+		at := next[path]
+		for range c.Models {
+			if at == path {
+				fault(false, "%s.fallback: leads back to %s itself; expected a way that ends at the smallest model", path, c.Models[i].Name)
+				break
+			}
+			at = next[at]
+		}
+	}
+	for i := range c.Limits {
+		fault(c.Limits[i].Exceed != limit.ExceedDegrade || len(next) > 0, "limits[%d].exceed: degrade needs a model with a fallback, since nothing would be limited without a smaller model; use reject, or name one", i)
+	}
 }
 
 func (s *storeConfig) validate(fault func(ok bool, format string, args ...any)) {

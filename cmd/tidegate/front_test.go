@@ -219,7 +219,7 @@ func TestAbortReachesTheServer(t *testing.T) {
 // notice, and in those that it must.
 func TestFailover(t *testing.T) {
 	s := startServers(t, nil)
-	f := startGateway(t, s, plan{})
+	f := startGateway(t, s, plan{model: []string{"retry: {budget: 1}", "breaker: {failures: 1000}"}})
 	for _, c := range []struct {
 		fault  gatewaytest.FaultKind
 		served bool

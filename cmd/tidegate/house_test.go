@@ -17,7 +17,7 @@ import (
 func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/tidegate": {
-			"admission", "admission/limit", "admission/limit/redislimit", "admission/limit/redislimit/redistest", "gateway", "gateway/account", "gateway/backend", "gateway/database", "gateway/database/databasetest",
+			"admission", "admission/limit", "admission/limit/redislimit", "admission/limit/redislimit/redistest", "degrade", "gateway", "gateway/account", "gateway/backend", "gateway/database", "gateway/database/databasetest",
 			"gateway/gatewaytest", "gateway/ledger", "gateway/qwen", "nvml", "nvml/nvmltest",
 		},
 		"cmd/tidegate-vllm-sim":  {"gateway/gatewaytest"},

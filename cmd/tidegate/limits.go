@@ -14,6 +14,7 @@ import (
 
 	"tidegate/admission/limit"
 	"tidegate/admission/limit/redislimit"
+	"tidegate/degrade"
 	"tidegate/gateway/account"
 	"tidegate/gateway/ledger"
 )
@@ -99,9 +100,19 @@ func (d *daemon) hooks() account.Hooks {
 		Applied: func() {
 			if d.accounts != nil {
 				d.counters.override(d.accounts.Overrides())
+				d.ladder.SetPins(pinned(d.accounts))
 			}
 		},
 	}
+}
+
+// pinned are the levels that operators have set, by model.
+func pinned(accounts *account.Store) map[string]degrade.Pin {
+	pins := map[string]degrade.Pin{}
+	for _, p := range accounts.Pins() {
+		pins[p.Model] = degrade.Pin{Level: degrade.Level(p.Level), Until: p.Until, Why: p.Why, By: p.By}
+	}
+	return pins
 }
 
 // changesChannel is where replicas tell each other that accounts have changed.

@@ -26,6 +26,7 @@ import (
 
 	"tidegate/admission"
 	"tidegate/admission/limit"
+	"tidegate/degrade"
 	"tidegate/gateway"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
@@ -159,6 +160,8 @@ type daemon struct {
 	gateway  *gateway.Gateway
 	fleet    *backend.Fleet
 	gpus     *nvml.Monitor
+	ladder   *degrade.Ladder
+	doors    *admission.Controller
 	counters *counters
 	load     func() (config, error)
 	cert     atomic.Pointer[tls.Certificate]
@@ -209,6 +212,7 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	}, nil)
 	d.reloaded.WithLabelValues().Set(1)
 	registry.MustRegister(info, d.reloaded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	d.ladder = degrade.New(c.Degrade, d.log, registry)
 	if err := d.openCounters(registry); err != nil {
 		return err
 	}
@@ -218,9 +222,10 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	d.counters.first(ctx)
 	d.gpus = nvml.New(d.log, registry)
 	d.gpus.Replace(c.GPUs)
-	d.fleet = backend.NewFleet(d.log, "tidegate/"+version(), d.gpus)
+	d.doors = admission.New(d.counters.Limiter, c.Queue)
+	d.fleet = backend.NewFleet(d.log, "tidegate/"+version(), d.gpus, d.ladder)
 	d.gateway = gateway.New(gateway.Parts{
-		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: admission.New(d.counters.Limiter), Ledger: d.ledger, Tokenizer: tokenizer,
+		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: d.doors, Ladder: d.ladder, Ledger: d.ledger, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(),
 	}, c.Server.Config, account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
@@ -271,7 +276,7 @@ func (d *daemon) run(ctx context.Context, source loop) (err error) {
 	if host, _, err := net.SplitHostPort(d.front.Addr().String()); err == nil && d.config.Auth.Mode == account.Open && !net.ParseIP(host).IsLoopback() {
 		d.log.Warn("anyone who reaches this address may use the models: auth.mode is open", "address", d.front.Addr().String())
 	}
-	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.gpus.Run, d.fleet.Run, d.counters.run, d.accounts.Run, d.ledger.Run, source)
+	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.gpus.Run, d.fleet.Run, d.ladder.Run, d.counters.run, d.accounts.Run, d.ledger.Run, source)
 }
 
 // maxHeader bounds a request's head in bytes.
@@ -388,6 +393,8 @@ func (d *daemon) reload() {
 	d.gateway.Reload(c.Server.Config, account.New(c.Auth, d.accounts))
 	d.counters.reconfigure(set)
 	d.gpus.Replace(c.GPUs)
+	d.ladder.Reload(c.Degrade)
+	d.doors.Reload(c.Queue)
 	d.fleet.Apply(c.Models)
 	d.log.Info("configuration reloaded", "models", len(c.Models))
 }

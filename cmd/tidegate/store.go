@@ -63,6 +63,7 @@ func (d *daemon) openStore(ctx context.Context, registry prometheus.Registerer) 
 	}))
 	d.accounts, d.ledger = accounts, usage
 	d.counters.override(accounts.Overrides())
+	d.ladder.SetPins(pinned(accounts))
 	d.close = func() error { return errors.Join(usage.Close(), db.Close(), d.counters.close()) }
 	return nil
 }

@@ -393,7 +393,7 @@ func (w *wire) refused(t *testing.T, resp *http.Response, status int, code, para
 // TestWireFailures lets the servers fail, before an answer and in the middle.
 func TestWireFailures(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.Tokens = 60 })
-	w := newWire(t, startGateway(t, s, plan{model: []string{"timeouts: {first_token: 500ms, idle: 500ms, total: 1s}"}}))
+	w := newWire(t, startGateway(t, s, plan{model: []string{"timeouts: {first_token: 500ms, idle: 500ms, total: 1s}", "breaker: {failures: 1000}"}}))
 	for _, c := range []struct {
 		kind   gatewaytest.FaultKind
 		status int

@@ -59,6 +59,17 @@ const (
 	Batch    Tier = "batch"
 )
 
+// Priority is the tier in vLLM's scheduling, where a lower number goes first.
+func (t Tier) Priority() int64 {
+	switch t {
+	case Critical:
+		return 0
+	case Batch:
+		return 20
+	}
+	return 10
+}
+
 // MaxLevel is the last level of degradation, which a key accepts unless it says
 // otherwise.
 const MaxLevel = 4

@@ -11,6 +11,7 @@ import (
 
 	"tidegate/admission"
 	"tidegate/admission/limit"
+	"tidegate/degrade"
 	"tidegate/gateway/openai"
 	"tidegate/nvml"
 )
@@ -26,7 +27,8 @@ func modelOf(name string, urls ...string) ModelConfig {
 }
 
 func fleetOver(w *world) *Fleet {
-	f := NewFleet(quiet(), "agent", nvml.New(quiet(), prometheus.NewRegistry()))
+	registry := prometheus.NewRegistry()
+	f := NewFleet(quiet(), "agent", nvml.New(quiet(), registry), degrade.New(degrade.DefaultConfig(), quiet(), registry))
 	f.client = &http.Client{Transport: w}
 	return f
 }
@@ -76,11 +78,11 @@ func TestApplyKeeps(t *testing.T) {
 		if !f.Ready() || !a.Seat.Up() || !b.Seat.Up() || m.Context() != 40960 {
 			t.Fatalf("%s, %s, context %d", a.Why(), b.Why(), m.Context())
 		}
-		permit, err := admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)})).Admit(t.Context(), admission.Demand{Pool: m.Pool})
+		permit, err := admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), admission.DefaultQueue()).Admit(t.Context(), &admission.Demand{Pool: m.Pool})
 		if err != nil {
 			t.Fatal(err)
 		}
-		held := m.Backends[permit.Backend()]
+		held := m.On(permit.Backend())
 		c, end := pipe()
 		a.pool.give(c, time.Now())
 

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"syscall"
 
 	"tidegate/admission"
+	"tidegate/degrade"
 	"tidegate/nvml"
 )
 
@@ -27,7 +29,21 @@ type Config struct {
 	APIKey     string `yaml:"-"`            // what either held
 
 	GPUs []string `yaml:"gpus"` // those it runs on, SOURCE/INDEX or UUID; none: not known
+
+	MaxInFlight int    `yaml:"max_in_flight"` // requests it is given at a time; 0: 256
+	MaxWaiting  int    `yaml:"max_waiting"`   // requests that wait in its engine, the rest waits here; 0: 4
+	Memory      string `yaml:"memory"`        // preallocated, as vLLM does, or absolute; empty: preallocated
+	Priority    bool   `yaml:"priority"`      // it runs with --scheduling-policy priority
+
+	breaker Breaker // its model's
 }
+
+const (
+	defaultInFlight = 256 // vLLM's own bound of sequences, on most cards
+	defaultWaiting  = 4   // so that who goes first is decided in the gateway
+	memoryReserved  = "preallocated"
+	memoryAbsolute  = "absolute"
+)
 
 // Validate says what is wrong, path first.
 func (c *Config) Validate() error {
@@ -43,6 +59,12 @@ func (c *Config) Validate() error {
 		return errors.New("weight: must be 1 or more")
 	case c.APIKeyEnv != "" && c.APIKeyFile != "":
 		return errors.New("api_key_env: excludes api_key_file")
+	case c.MaxInFlight < 0:
+		return errors.New("max_in_flight: must be 1 or more, such as 64")
+	case c.MaxWaiting < 0:
+		return errors.New("max_waiting: must be 1 or more, such as 4")
+	case c.Memory != "" && c.Memory != memoryReserved && c.Memory != memoryAbsolute:
+		return fmt.Errorf("memory: must be preallocated or absolute, not %q", c.Memory)
 	}
 	for i, ref := range c.GPUs {
 		if slices.Contains(c.GPUs[:i], ref) {
@@ -74,19 +96,22 @@ type Backend struct {
 	Seat *admission.Backend // its place in admission
 	Pace Pace               // how fast it makes tokens
 
-	config Config
-	base   string // URL without a trailing slash
-	prefix string // path before /v1
-	fixed  string // header lines that every request has
-	dialer dialer
-	pool   pool
-	post   *http.Request // tells ReadResponse the method
-	facts  atomic.Pointer[Facts]
-	state  atomic.Pointer[string] // why it is out of rotation
-	kick   chan struct{}          // asks for a probe now
-	gpus   atomic.Pointer[[]*nvml.View]
-	engine atomic.Pointer[Engine]
-	blind  atomic.Pointer[string] // why the engine's load is not known; nil: it is
+	config    Config
+	gauge     *degrade.Gauge
+	breaker   *degrade.Breaker
+	objective atomic.Int64 // to the first token, in ns; 0: none
+	base      string       // URL without a trailing slash
+	prefix    string       // path before /v1
+	fixed     string       // header lines that every request has
+	dialer    dialer
+	pool      pool
+	post      *http.Request // tells ReadResponse the method
+	facts     atomic.Pointer[Facts]
+	state     atomic.Pointer[string] // why it is out of rotation
+	kick      chan struct{}          // asks for a probe now
+	gpus      atomic.Pointer[[]*nvml.View]
+	engine    atomic.Pointer[Engine]
+	blind     atomic.Pointer[string] // why the engine's load is not known; nil: it is
 }
 
 // New makes a backend that is out of rotation until it has been probed. The
@@ -97,10 +122,17 @@ func New(c Config, agent string) *Backend {
 		u = &url.URL{}
 	}
 	b := &Backend{
-		Name: u.Host + strings.TrimSuffix(u.Path, "/"), Seat: admission.NewBackend(c.Weight), config: c,
+		Name: u.Host + strings.TrimSuffix(u.Path, "/"), config: c,
 		base: strings.TrimSuffix(c.URL, "/"), prefix: strings.TrimSuffix(u.EscapedPath(), "/"),
 		post: &http.Request{Method: http.MethodPost}, kick: make(chan struct{}, 1),
 	}
+	b.gauge = degrade.NewGauge(b.Name, c.Weight, b.readings)
+	b.Seat = admission.NewBackend(b.gauge, admission.Bounds{
+		InFlight: cmp.Or(c.MaxInFlight, defaultInFlight), Waiting: cmp.Or(c.MaxWaiting, defaultWaiting),
+	})
+	b.breaker = degrade.NewBreaker(degrade.BreakerConfig{
+		Failures: c.breaker.Failures, Ratio: failedShare, Open: c.breaker.Open, Ignore: harmless, Changed: b.broke,
+	})
 	port := u.Port()
 	if u.Scheme == "https" {
 		b.dialer.tls = &tls.Config{ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12}
@@ -123,6 +155,9 @@ func New(c Config, agent string) *Backend {
 
 // Facts are what the server last said of itself.
 func (b *Backend) Facts() Facts { return *b.facts.Load() }
+
+// ByPriority reports whether its engine schedules by priority; else it refuses one.
+func (b *Backend) ByPriority() bool { return b.config.Priority }
 
 // GPUs are windows on the GPUs that the backend is said to run on.
 func (b *Backend) GPUs() []*nvml.View { return *b.gpus.Load() }

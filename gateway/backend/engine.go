@@ -234,6 +234,9 @@ func (s *scraper) scrape(ctx context.Context) error {
 	}
 	e.At, e.Preempted = at, s.preempted(at, e.Preemptions)
 	before := s.b.engine.Swap(e)
+	if load, known := e.load(); known {
+		s.b.Seat.Told(load)
+	}
 	if e.Asleep() != (before != nil && before.Asleep()) {
 		s.b.probeNow()
 	}

@@ -13,6 +13,7 @@ import (
 
 	"tidegate/admission"
 	"tidegate/admission/limit"
+	"tidegate/degrade"
 	"tidegate/gateway/openai"
 	"tidegate/nvml"
 )
@@ -27,6 +28,29 @@ type ModelConfig struct {
 	Scrape    time.Duration `yaml:"scrape"`  // between two readings of a server's /metrics
 	Weights   limit.Weights `yaml:"weights"` // of its tokens in quota units
 	Backends  []Config      `yaml:"backends"`
+
+	Fallback   string     `yaml:"fallback"`   // the smaller model, where L3 goes; empty: L3 is no less than L2
+	AutoTools  bool       `yaml:"auto_tools"` // its servers run with --enable-auto-tool-choice
+	Objectives Objectives `yaml:"objectives"`
+	Retry      Retry      `yaml:"retry"`
+	Breaker    Breaker    `yaml:"breaker"`
+}
+
+// Objectives are what a model promises to those who use it.
+type Objectives struct {
+	TTFT time.Duration `yaml:"ttft_p90"` // to the first token of nine requests in ten; 0: nothing
+}
+
+// Retry says how a request is tried again of whose answer its caller has seen nothing.
+type Retry struct {
+	Attempts int     `yaml:"attempts"` // at most, the first one included
+	Budget   float64 `yaml:"budget"`   // retries, as a share of all requests
+}
+
+// Breaker says when a backend is taken out of rotation because requests fail there.
+type Breaker struct {
+	Failures int           `yaml:"failures"` // in a row
+	Open     time.Duration `yaml:"open"`     // until it is tried again
 }
 
 // DefaultModel is what a model has that says nothing.
@@ -37,6 +61,11 @@ func DefaultModel() ModelConfig {
 		Probe:     2 * time.Second,
 		Scrape:    250 * time.Millisecond,
 		Weights:   limit.DefaultWeights(),
+
+		AutoTools:  true,
+		Objectives: Objectives{TTFT: 2 * time.Second},
+		Retry:      Retry{Attempts: 2, Budget: 0.1},
+		Breaker:    Breaker{Failures: 5, Open: 30 * time.Second},
 	}
 }
 
@@ -84,6 +113,21 @@ func (m *ModelConfig) Validate() error {
 	if err := m.Weights.Validate(); err != nil {
 		fault("weights.%w", err)
 	}
+	if m.Objectives.TTFT < 0 {
+		fault("objectives.ttft_p90: must not be negative, such as 2s; 0s: none")
+	}
+	if m.Retry.Attempts < 1 || m.Retry.Attempts > 5 {
+		fault("retry.attempts: must be from 1 to 5")
+	}
+	if !(m.Retry.Budget >= 0 && m.Retry.Budget <= 1) {
+		fault("retry.budget: must be from 0 to 1, such as 0.1 for one retry to ten requests")
+	}
+	if m.Breaker.Failures < 1 || m.Breaker.Failures > 1000 {
+		fault("breaker.failures: must be from 1 to 1000")
+	}
+	if m.Breaker.Open < time.Second {
+		fault("breaker.open: must be at least 1s, such as 30s")
+	}
 	if len(m.Backends) == 0 {
 		fault("backends: is empty; expected at least one {url: http://host:port}")
 	}
@@ -129,8 +173,24 @@ type Model struct {
 	Reasoning openai.Names
 	Timeouts  Timeouts
 	Weights   limit.Weights
-	Backends  []*Backend // by the index that a permit gives
+	Backends  []*Backend
 	Pool      *admission.Pool
+	Level     *degrade.Model // what the ladder says of it
+	Fallback  *Model         // the smaller model; nil: there is none
+	AutoTools bool
+	Objective time.Duration // to the first token; 0: none
+	Attempts  int
+	Retries   *Budget
+}
+
+// On finds the backend that a place is on; nil: the configuration has none such.
+func (m *Model) On(seat *admission.Backend) *Backend {
+	for _, b := range m.Backends {
+		if b.Seat == seat {
+			return b
+		}
+	}
+	return nil
 }
 
 // Context is how many tokens a prompt and its answer may have together: the least
@@ -145,6 +205,17 @@ func (m *Model) Context() int {
 	return least
 }
 
+// Constrains reports whether the servers in rotation know structured_outputs, which
+// older ones ignore.
+func (m *Model) Constrains() bool {
+	for _, b := range m.Backends {
+		if f := b.Facts(); b.Seat.Up() && f.Can.Known && !f.Can.StructuredOutputs {
+			return false
+		}
+	}
+	return true
+}
+
 // models is one state of the configuration.
 type models struct {
 	list   []*Model
@@ -157,6 +228,7 @@ type Fleet struct {
 	log     *slog.Logger
 	agent   string // User-Agent of what is sent to the servers
 	gpus    *nvml.Monitor
+	ladder  *degrade.Ladder
 	client  *http.Client
 	now     atomic.Pointer[models]
 	apply   sync.Mutex
@@ -164,9 +236,9 @@ type Fleet struct {
 }
 
 // NewFleet makes a fleet without models; agent is the User-Agent of what it sends,
-// and gpus sees the GPUs that backends name.
-func NewFleet(log *slog.Logger, agent string, gpus *nvml.Monitor) *Fleet {
-	f := &Fleet{log: log, agent: agent, gpus: gpus, changed: make(chan struct{}, 1), client: ProbeClient()}
+// gpus sees the GPUs that backends name, and ladder watches the pressure on them.
+func NewFleet(log *slog.Logger, agent string, gpus *nvml.Monitor, ladder *degrade.Ladder) *Fleet {
+	f := &Fleet{log: log, agent: agent, gpus: gpus, ladder: ladder, changed: make(chan struct{}, 1), client: ProbeClient()}
 	f.now.Store(&models{})
 	return f
 }
@@ -175,46 +247,6 @@ func NewFleet(log *slog.Logger, agent string, gpus *nvml.Monitor) *Fleet {
 // closes them.
 func ProbeClient() *http.Client {
 	return &http.Client{Transport: &http.Transport{IdleConnTimeout: idleLife, DisableCompression: true}}
-}
-
-// Apply replaces the models. Backends whose configuration is as before keep their
-// connections, their place in rotation and their counts; requests on the others
-// go on to their end. The configuration must be valid.
-func (f *Fleet) Apply(configs []ModelConfig) {
-	f.apply.Lock()
-	defer f.apply.Unlock()
-	type key struct{ model, url string }
-	kept := map[key]*Backend{}
-	for b, p := range f.now.Load().every {
-		kept[key{p.names[0], b.config.URL}] = b
-	}
-	next := &models{byName: map[string]*Model{}, every: map[*Backend]prober{}}
-	for _, c := range configs {
-		m := &Model{Name: c.Name, Aliases: c.Aliases, Timeouts: c.Timeouts, Weights: c.Weights}
-		m.Reasoning, _ = names(c.Reasoning)
-		known := append([]string{c.Name}, c.Aliases...)
-		var seats []*admission.Backend
-		for _, bc := range c.Backends {
-			b := kept[key{c.Name, bc.URL}]
-			if b == nil || !b.config.same(bc) {
-				b = New(bc, f.agent)
-			}
-			b.runsOn(bc.GPUs, f.gpus)
-			next.every[b] = prober{b: b, client: f.client, log: f.log, names: known, every: c.Probe, scrape: c.Scrape}
-			m.Backends = append(m.Backends, b)
-			seats = append(seats, b.Seat)
-		}
-		m.Pool = admission.NewPool(seats)
-		next.list = append(next.list, m)
-		for _, name := range known {
-			next.byName[name] = m
-		}
-	}
-	f.now.Store(next)
-	select {
-	case f.changed <- struct{}{}:
-	default:
-	}
 }
 
 // Model finds a model by its name or an alias.

@@ -59,7 +59,11 @@ func (p *prober) probe(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
-	if why := p.b.asleep(p.down); err == nil && why != "" {
+	why := p.b.asleep(p.down)
+	if err == nil && why == "" {
+		why = p.b.recovers()
+	}
+	if err == nil && why != "" {
 		// Healthy, and yet no place for a request.
 		p.failed = 0
 		if p.b.out(why) {

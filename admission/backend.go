@@ -1,0 +1,130 @@
+package admission
+
+import (
+	"sync/atomic"
+	"time"
+
+	"tidegate/degrade"
+)
+
+// Bounds of what one backend is given at a time.
+type Bounds struct {
+	InFlight int // requests of this gateway; 0: no bound
+	Waiting  int // requests that the engine itself may let wait; 0: no bound
+}
+
+// Load is what an engine said of the requests it has, of all gateways together.
+type Load struct {
+	At      time.Time
+	Running int
+	Waiting int
+}
+
+// loadFor is how long a Load counts.
+const loadFor = 3 * time.Second
+
+// Backend is one vLLM server as admission sees it: whether it is in rotation, how
+// much it is doing, and how much more it may be given. It is safe for concurrent
+// use; the zero value is out of rotation.
+type Backend struct {
+	weight   int64
+	bounds   Bounds
+	gauge    *degrade.Gauge
+	inFlight atomic.Int64
+	up       atomic.Bool
+	load     atomic.Pointer[told]
+	pool     atomic.Pointer[Pool]
+	share    share // of its GPUs' time
+}
+
+// told is a Load and what this gateway had on the backend then.
+type told struct {
+	Load
+	inFlight int64
+	slots    int // that the engine runs at a time, as it last showed; 0: it has not
+}
+
+// NewBackend makes a backend that is out of rotation. The gauge's weight is its share
+// of its model's requests; a nil gauge is one at L0 of weight 1.
+func NewBackend(gauge *degrade.Gauge, bounds Bounds) *Backend {
+	if gauge == nil {
+		gauge = degrade.NewGauge("", 1, nil)
+	}
+	return &Backend{weight: int64(gauge.Weight), bounds: bounds, gauge: gauge}
+}
+
+// Rotate puts the backend in rotation or takes it out. Requests it already has
+// are not touched. It reports whether that changed anything.
+func (b *Backend) Rotate(in bool) (changed bool) {
+	changed = b.up.Swap(in) != in
+	if changed {
+		b.kick()
+	}
+	return changed
+}
+
+// Up reports whether the backend is in rotation.
+func (b *Backend) Up() bool { return b.up.Load() }
+
+// InFlight is the number of requests that hold a place on the backend.
+func (b *Backend) InFlight() int { return int(b.inFlight.Load()) }
+
+// Told takes in what the engine says of its load.
+func (b *Backend) Told(l Load) {
+	next := &told{Load: l, inFlight: b.inFlight.Load()}
+	if last := b.load.Load(); last != nil {
+		next.slots = last.slots
+	}
+	switch {
+	case l.Waiting > 0 && l.Running > 0:
+		next.slots = l.Running
+	case l.Running > next.slots:
+		next.slots = 0 // it has more of them than it last showed
+	}
+	b.load.Store(next)
+	b.kick()
+}
+
+// kick gives places that have become free to those who wait.
+func (b *Backend) kick() {
+	if p := b.pool.Load(); p != nil {
+		p.dispatch()
+	}
+}
+
+// usable reports whether requests may be sent to the backend at all: it is in
+// rotation, and its GPUs are there.
+func (b *Backend) usable() bool { return b.up.Load() && b.gauge.Verdict().Out == "" }
+
+// room reports whether the backend may be given one more request. Between two
+// readings of the engine's queue what this gateway has sent since counts as waiting,
+// unless the engine had slots left.
+func (b *Backend) room(now time.Time) bool {
+	n := b.inFlight.Load()
+	if b.bounds.InFlight > 0 && n >= int64(b.bounds.InFlight) {
+		return false
+	}
+	if most := b.gauge.Verdict().Cap; most > 0 && n >= int64(most) {
+		return false
+	}
+	t := b.load.Load()
+	if b.bounds.Waiting == 0 || t == nil || now.Sub(t.At) > loadFor {
+		return true
+	}
+	waiting := int64(t.Waiting) + n - t.inFlight
+	switch {
+	case t.slots > 0:
+		waiting -= int64(max(t.slots-t.Running, 0))
+	case t.Waiting == 0:
+		return true
+	}
+	return waiting < int64(b.bounds.Waiting)
+}
+
+// Queued is the backend's share of the requests that wait for one of its model.
+func (b *Backend) Queued() int {
+	if p := b.pool.Load(); p != nil {
+		return p.perBackend()
+	}
+	return 0
+}

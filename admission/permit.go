@@ -1,0 +1,129 @@
+package admission
+
+import (
+	"context"
+	"time"
+
+	"tidegate/admission/limit"
+	"tidegate/degrade"
+)
+
+// Permit is a place on a backend, or, at L4, the right to a canned answer. One
+// goroutine may use it.
+type Permit struct {
+	Level   degrade.Level
+	Reason  string        // why Level is not L0
+	Headers limit.Headers // what the limits leave the caller
+	Waited  time.Duration // for the place
+
+	grant   *limit.Grant
+	pool    *Pool
+	backend *Backend
+	failed  *Backend
+	account *account      // of the fair queue
+	output  int64         // that account has been charged
+	entered time.Duration // the integral of the backend's share when the place was taken
+	gpu     time.Duration // of GPUs' time, on backends whose place was given back
+}
+
+// Pool is that of the model that answers; nil: the answer is canned.
+func (p *Permit) Pool() *Pool { return p.pool }
+
+// Backend is the one to use; nil at L4.
+func (p *Permit) Backend() *Backend { return p.backend }
+
+// enter takes a place for a request, or waits for one.
+func (p *Permit) enter(ctx context.Context, q *queueing, d *Demand, c choice) (err error) {
+	if p.stand(c); c.pool == nil {
+		return nil
+	}
+	w := newWaiter(q, d)
+	if !c.pool.take(q, w) {
+		if c, err = p.await(ctx, w, q, d, c); err != nil || c.pool == nil {
+			p.stand(c)
+			return err
+		}
+	}
+	p.stand(c)
+	p.backend, p.account, p.entered, p.Waited = w.backend, w.account, w.entered, w.waited
+	if !w.told {
+		if c, err = d.on(p.backend, c); err != nil {
+			p.leave()
+			return err
+		}
+		p.stand(c)
+	}
+	return nil
+}
+
+func (p *Permit) stand(c choice) {
+	p.pool, p.Level, p.Reason = c.pool, c.level, ""
+	if c.level > degrade.Full {
+		p.Reason = c.reason
+	}
+}
+
+// Another gives the place back and takes one on another backend, after an attempt
+// failed, whether that has room or not; false where there is none.
+func (p *Permit) Another() bool {
+	p.release()
+	p.pool.mu.Lock()
+	defer p.pool.mu.Unlock()
+	b := p.pool.pick(time.Now(), p.failed, false)
+	if b == nil {
+		return false
+	}
+	p.backend, p.entered = b, b.enter()
+	return true
+}
+
+// Progress says what a request that goes on has used so far, so that a gateway
+// that dies loses little of it.
+func (p *Permit) Progress(u limit.Usage) { p.grant.Progress(u) }
+
+// Delivered says how many tokens the answer has so far, so that the fair queue
+// charges the tenant for them while they come.
+func (p *Permit) Delivered(output int64) {
+	if p.account != nil && output > p.output {
+		p.account.output(output - p.output)
+		p.output = output
+	}
+}
+
+// Settle gives the place back and charges what was used; a request that failed
+// before its first token has used nothing but itself. served is the model that
+// answered. A second call does nothing. The error says that the limits' store did
+// not take it and will be asked again.
+func (p *Permit) Settle(u limit.Usage, served string) error {
+	p.Delivered(u.Output)
+	p.leave()
+	return p.grant.Settle(u, served)
+}
+
+// release gives the place back.
+func (p *Permit) release() {
+	if p.backend == nil {
+		return
+	}
+	p.gpu += p.backend.leave() - p.entered
+	p.failed, p.backend = p.backend, nil
+	p.pool.dispatch()
+}
+
+// leave gives all back that the request holds of its pool.
+func (p *Permit) leave() {
+	p.release()
+	if p.account != nil {
+		p.pool.done(p.account)
+		p.account = nil
+	}
+}
+
+// GPU is the time of GPUs that the request has had on all backends it was given so
+// far; after Settle it is final. 0 where its backends do not say which GPUs they use.
+func (p *Permit) GPU() time.Duration {
+	if p.backend == nil {
+		return p.gpu
+	}
+	return p.gpu + p.backend.share.add(0, time.Now()) - p.entered
+}

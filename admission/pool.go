@@ -1,0 +1,209 @@
+package admission
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"tidegate/degrade"
+)
+
+// Pool is the backends of one model and the requests that wait for a place on one of
+// them. It is safe for concurrent use.
+type Pool struct {
+	Name  string
+	level *degrade.Model
+
+	mu       sync.Mutex
+	backends []*Backend
+	fallback *Pool // the smaller model's; nil: there is none
+	turn     int
+	queue    *fairQueue
+	drain    drain
+}
+
+// NewPool makes a pool without backends, of a model on which the ladder says level;
+// nil: it is always at L0.
+func NewPool(name string, level *degrade.Model) *Pool {
+	if level == nil {
+		level = degrade.NewModel(name)
+	}
+	return &Pool{Name: name, level: level, queue: newFairQueue(DefaultQueue().Weights)}
+}
+
+// Set replaces the backends and the smaller model's pool. Requests that hold places
+// keep them, and those that wait go on to wait.
+func (p *Pool) Set(backends []*Backend, fallback *Pool) {
+	p.mu.Lock()
+	p.backends, p.fallback = slices.Clone(backends), fallback
+	p.mu.Unlock()
+	for _, b := range backends {
+		b.pool.Store(p)
+	}
+	p.dispatch()
+}
+
+// Up reports whether any backend may be sent requests.
+func (p *Pool) Up() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.backends, (*Backend).usable)
+}
+
+// Tiers are the tiers of requests, those that go first first.
+func Tiers() [tierCount]string { return [...]string{"critical", "standard", "batch"} }
+
+// Queued is how many requests wait for a place, by tier.
+func (p *Pool) Queued() (n [tierCount]int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for tier := range n {
+		n[tier] = p.queue.lenOf(tier)
+	}
+	return n
+}
+
+// perBackend is how many requests wait for each backend that may be sent any.
+func (p *Pool) perBackend() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for _, b := range p.backends {
+		if b.usable() {
+			n++
+		}
+	}
+	return p.queue.len() / max(n, 1)
+}
+
+// lowest is the lowest level of the backends that may be sent requests; ok is false
+// where there is none.
+func (p *Pool) lowest() (least degrade.Level, reason string, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, b := range p.backends {
+		if !b.usable() {
+			continue
+		}
+		if v := b.gauge.Verdict(); !ok || v.Level < least {
+			least, reason, ok = v.Level, v.Reason, true
+		}
+	}
+	return least, reason, ok
+}
+
+// pick is the backend to use other than avoid: of those with room the ones at the
+// lowest level, of these the one with the fewest requests in flight for its weight;
+// equals are taken in turn. Those at L3 or above are left alone while another one is
+// below, be that full. The lock is held.
+func (p *Pool) pick(now time.Time, avoid *Backend, room bool) *Backend {
+	var best, hot *Backend
+	cool := false
+	better := func(b, than *Backend) bool {
+		if than == nil {
+			return true
+		}
+		if x, y := b.gauge.Verdict().Level, than.gauge.Verdict().Level; x != y {
+			return x < y
+		}
+		return b.inFlight.Load()*than.weight < than.inFlight.Load()*b.weight // a/wa < b/wb without division
+	}
+	n := len(p.backends)
+	for k := range n {
+		b := p.backends[(p.turn+k)%n]
+		if b == avoid || !b.usable() {
+			continue
+		}
+		into := &hot
+		if b.gauge.Verdict().Level < degrade.SmallerModel {
+			cool, into = true, &best
+		}
+		if (!room || b.room(now)) && better(b, *into) {
+			*into = b
+		}
+	}
+	p.turn++
+	if !cool {
+		return hot
+	}
+	return best
+}
+
+// take gives a place on some backend, if there is one and nobody waits for it.
+func (p *Pool) take(q *queueing, w *waiter) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.queue.len() > 0 {
+		return false
+	}
+	b := p.pick(time.Now(), nil, true)
+	if b == nil {
+		return false
+	}
+	p.queue.weights = q.Weights
+	w.account = p.queue.direct(w.tier, w.tenant, w.weight, w.input)
+	w.enter(b)
+	return true
+}
+
+// dispatch gives free places to those who wait, in the order of the fair queue.
+func (p *Pool) dispatch() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.queue.len() == 0 {
+		return
+	}
+	now := time.Now()
+	for p.queue.len() > 0 {
+		b := p.pick(now, nil, true)
+		if b == nil {
+			return
+		}
+		w := p.queue.pop()
+		p.drain.note(now, 1, p.queue.len() > 0)
+		w.enter(b)
+		close(w.ready)
+	}
+}
+
+// wait puts a request into the queue, unless that is full or it would wait for longer
+// than most; then it says how long that is.
+func (p *Pool) wait(q *queueing, w *waiter, most time.Duration) (predicted time.Duration, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	predicted, known := p.drain.wait(now, p.queue.ahead(w.tier, w.tenant, w.weight))
+	if p.queue.len() >= q.MaxLength || known && predicted > most {
+		return max(predicted, time.Second), false
+	}
+	p.queue.weights, w.ready = q.Weights, make(chan struct{})
+	p.queue.push(w)
+	p.drain.note(now, 0, true)
+	return predicted, true
+}
+
+// leave takes a request out of the queue; false: it has been given a place.
+func (p *Pool) leave(w *waiter) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ok := p.queue.remove(w)
+	if ok {
+		p.drain.note(time.Now(), 0, p.queue.len() > 0)
+	}
+	return ok
+}
+
+// predicted is how long a request would wait now; 0: it is not known.
+func (p *Pool) predicted(w *waiter) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, _ := p.drain.wait(time.Now(), p.queue.ahead(w.tier, w.tenant, w.weight))
+	return d
+}
+
+// done forgets what the fair queue keeps of a request that has ended.
+func (p *Pool) done(a *account) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.queue.done(a)
+}

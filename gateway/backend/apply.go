@@ -1,0 +1,80 @@
+package backend
+
+import (
+	"tidegate/admission"
+	"tidegate/degrade"
+)
+
+// Apply replaces the models. Backends whose configuration is as before keep their
+// connections, their place in rotation and their counts; requests on the others
+// go on to their end. Models that stay keep those that wait for them. The
+// configuration must be valid.
+func (f *Fleet) Apply(configs []ModelConfig) {
+	f.apply.Lock()
+	defer f.apply.Unlock()
+	type key struct{ model, url string }
+	kept, were := map[key]*Backend{}, map[string]*Model{}
+	for b, p := range f.now.Load().every {
+		kept[key{p.names[0], b.config.URL}] = b
+	}
+	for _, m := range f.now.Load().list {
+		were[m.Name] = m
+	}
+	next := &models{byName: map[string]*Model{}, every: map[*Backend]prober{}}
+	for _, c := range configs {
+		m := c.model(were[c.Name])
+		for _, bc := range c.Backends {
+			bc.breaker = c.Breaker
+			b := kept[key{c.Name, bc.URL}]
+			if b == nil || !b.config.same(bc) {
+				b = New(bc, f.agent)
+			}
+			b.runsOn(bc.GPUs, f.gpus)
+			b.objective.Store(int64(c.Objectives.TTFT))
+			known := append([]string{c.Name}, c.Aliases...)
+			next.every[b] = prober{b: b, client: f.client, log: f.log, names: known, every: c.Probe, scrape: c.Scrape}
+			m.Backends = append(m.Backends, b)
+		}
+		next.list = append(next.list, m)
+		next.byName[m.Name] = m
+		for _, name := range m.Aliases {
+			next.byName[name] = m
+		}
+	}
+	watches := make([]degrade.Watch, 0, len(configs))
+	for i, m := range next.list {
+		var seats []*admission.Backend
+		var gauges []*degrade.Gauge
+		for _, b := range m.Backends {
+			seats, gauges = append(seats, b.Seat), append(gauges, b.gauge)
+		}
+		var smaller *admission.Pool
+		if m.Fallback = next.byName[configs[i].Fallback]; m.Fallback != nil {
+			smaller = m.Fallback.Pool
+		}
+		m.Pool.Set(seats, smaller)
+		watches = append(watches, degrade.Watch{Model: m.Level, Gauges: gauges})
+	}
+	f.ladder.Watch(watches)
+	f.now.Store(next)
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
+}
+
+// model is the model of a configuration, with what it keeps of the one before.
+func (c *ModelConfig) model(was *Model) *Model {
+	m := &Model{
+		Name: c.Name, Aliases: c.Aliases, Timeouts: c.Timeouts, Weights: c.Weights, AutoTools: c.AutoTools,
+		Objective: c.Objectives.TTFT, Attempts: c.Retry.Attempts, Retries: NewBudget(c.Retry.Budget),
+	}
+	m.Reasoning, _ = names(c.Reasoning)
+	if was != nil {
+		m.Pool, m.Level = was.Pool, was.Level
+		return m
+	}
+	m.Level = degrade.NewModel(c.Name)
+	m.Pool = admission.NewPool(c.Name, m.Level)
+	return m
+}

@@ -1,0 +1,129 @@
+package gateway
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"tidegate/admission"
+	"tidegate/degrade"
+	"tidegate/gateway/backend"
+	"tidegate/gateway/openai"
+)
+
+// cannedModel is who answers at L4: no model does.
+const cannedModel = "tidegate-canned"
+
+// leastAnswer is how many tokens a smaller model must have left for an answer, or as
+// many as the caller asked for.
+const leastAnswer = 256
+
+// accept reads how small an answer the caller takes: what its key says, or less.
+func (c *call) accept() error {
+	c.most = degrade.Level(c.who.MaxLevel)
+	text := c.r.Header.Get("X-Tidegate-Max-Level")
+	if text == "" {
+		return nil
+	}
+	level, ok := degrade.ParseLevel(text)
+	if !ok {
+		return refuse(codeInvalidRequest, "", "x-tidegate-max-level must be L0, L1, L2, L3 or L4, not "+quote(text))
+	}
+	c.most = min(c.most, level)
+	return nil
+}
+
+// Fits reports whether the servers of a smaller model can answer the request.
+func (c *call) Fits(smaller *admission.Pool) bool {
+	m := c.fallback(smaller)
+	if m == nil {
+		return false
+	}
+	answer := leastAnswer
+	if c.limit > 0 {
+		answer = min(answer, c.limit)
+	}
+	if c.longest+c.body.Growth()+answer > m.Context() {
+		return false
+	}
+	_, constrained := c.body.Raw("structured_outputs")
+	return (m.AutoTools || !c.body.Needs().AutoTools) && (!constrained || m.Constrains())
+}
+
+// fallback finds the model of a pool among those that may answer in place of the one
+// asked for.
+func (c *call) fallback(pool *admission.Pool) *backend.Model {
+	for m := c.asked; m != nil; m = m.Fallback {
+		if m.Pool == pool {
+			return m
+		}
+	}
+	return nil
+}
+
+// Waits keeps a stream alive while its request waits for a place.
+func (c *call) Waits(p *admission.Permit) (next time.Duration, told bool) {
+	if !c.wish.Stream {
+		return time.Minute, false
+	}
+	next, due := c.out.due(c.now())
+	if due {
+		c.stand(p.Level, p.Reason)
+		c.tell(p.Headers)
+		c.out.model = p.Pool().Name
+		next = c.out.silence(c.now())
+	}
+	return next, c.sent
+}
+
+// descend makes the request what it is at the permit's level.
+func (g *Gateway) descend(c *call, permit *admission.Permit) error {
+	c.permit = permit // from here on the ledger has it
+	if permit.Level == degrade.Canned {
+		c.served, c.out.model, c.prompt = cannedModel, cannedModel, 0 // nothing is read
+		return nil
+	}
+	if m := c.fallback(permit.Pool()); m != nil {
+		c.model, c.served, c.out.model = m, m.Name, m.Name
+	} else {
+		return admission.ErrNoBackend // a reload took the model away meanwhile
+	}
+	effect := g.Ladder.Effect(permit.Level)
+	if !effect.Stream {
+		c.streamed, c.wish.N, c.answers = false, 1, c.answers/c.wish.N
+		c.limit = c.body.Whole(min(effect.MaxTokens, c.limit))
+	}
+	left := c.model.Context() - c.longest
+	if !effect.Thinking && left > c.body.Growth() {
+		grown := c.body.StopThinking()
+		c.wish.NoThinking = true
+		c.prompt, left = c.prompt+grown, left-grown
+	}
+	if left < c.limit || c.limit == 0 {
+		if left < 1 {
+			return c.overflow(fmt.Sprintf("the context of %s is too short for this prompt", c.model.Name))
+		}
+		c.limit = c.body.LimitTokens(left)
+	}
+	return nil
+}
+
+// canned answers without any model.
+func (g *Gateway) canned(c *call) error {
+	answer := g.Ladder.Canned()
+	text := answer.Text[openai.Language(c.r.Header.Get("Accept-Language"), c.body, slices.Collect(maps.Keys(answer.Text)))]
+	if answer.Status != 200 {
+		e := &admission.Overloaded{Why: admission.ShedLevel, Level: degrade.Canned, Reason: c.permit.Reason, RetryAfter: g.falls(c)}
+		r := g.explain(c, e)
+		r.told.Message, r.status = text, answer.Status
+		return r
+	}
+	c.charged = true // with nothing but the request
+	return g.give(c, openai.Canned(c.kind, c.out.answerID(), cannedModel, c.began, c.answers, text))
+}
+
+// falls is how long the level of the model that was asked for stays at least.
+func (g *Gateway) falls(c *call) time.Duration {
+	return max(time.Until(c.asked.Level.Verdict().Retry), time.Second)
+}
