@@ -25,6 +25,7 @@ type Request struct {
 	Number int
 	Tenant *Tenant
 	Stream bool
+	Plain  bool // without thinking, by the caller's wish
 }
 
 // Outcome is what came of a request, as its caller saw it.

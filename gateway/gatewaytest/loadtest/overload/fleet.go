@@ -75,11 +75,12 @@ type Servers struct {
 	all    []*gatewaytest.Server
 	Larges []string // URLs
 	Smalls []string
+	Slots  int // of the large model
 }
 
 // StartServers starts a fleet on ports of the loopback.
 func StartServers(f Fleet, tokenizer *qwen.Tokenizer) (*Servers, error) {
-	s := &Servers{}
+	s := &Servers{Slots: f.Slots()}
 	for i := range f.Larges + f.Smalls {
 		o := gatewaytest.Default()
 		speed, urls := f.Large, &s.Larges

@@ -33,10 +33,13 @@ func prompt(tokens, number int) string {
 // body is a chat request. answer_tokens is for the stand-in; the gateway passes what
 // it does not know, and vLLM ignores it.
 func (r *Request) body() string {
-	stream := ""
+	more := ""
 	if r.Stream {
-		stream = `"stream":true,"stream_options":{"include_usage":true},`
+		more = `"stream":true,"stream_options":{"include_usage":true},`
 	}
-	return `{"model":"` + LargeModel + `",` + stream + `"sim":{"answer_tokens":` + strconv.Itoa(r.Output) +
+	if r.Plain {
+		more += `"chat_template_kwargs":{"enable_thinking":false},`
+	}
+	return `{"model":"` + LargeModel + `",` + more + `"sim":{"answer_tokens":` + strconv.Itoa(r.Output) +
 		`},"messages":[{"role":"user","content":"` + prompt(r.Input, r.Number) + `"}]}`
 }

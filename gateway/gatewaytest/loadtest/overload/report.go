@@ -95,7 +95,13 @@ func percent(n, of int) string {
 	return fmt.Sprintf("%.1f %%", 100*float64(n)/float64(of))
 }
 
-func seconds(d time.Duration) string { return fmt.Sprintf("%.2f", d.Seconds()) }
+// seconds of a quantile; 0 says that there was nothing.
+func seconds(d time.Duration) string {
+	if d == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", d.Seconds())
+}
 
 func (r *Report) summary(b *strings.Builder) {
 	b.WriteString("\n## Goodput\n\n| load | ladder | sent | req/s | goodput strict | goodput engine | real | canned | refused | failed | cut at max_tokens |\n" +

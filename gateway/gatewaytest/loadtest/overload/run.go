@@ -42,14 +42,13 @@ type Stage struct {
 	Ops     string // URL of the gateway's /metrics
 	Gateway loadtest.Process
 	Servers *Servers
-	Tenants []*Tenant // each as often as its share asks for
+	Tenants []*Tenant     // each as often as its share asks for
+	Calm    time.Duration // L0 and no queue for so long after the load: there is no more to see
 }
 
-// Of these the watch is made.
 const (
 	watching  = 250 * time.Millisecond
-	lightLoad = 0.3              // after the load
-	recovered = 10 * time.Second // L0 and no queue for so long: there is no more to see
+	lightLoad = 0.3 // after the load
 )
 
 // Perform plays a window, then light until all has been calm for a while or light is
@@ -89,7 +88,7 @@ func (s *Stage) watch(ctx context.Context, r *Run, start time.Time, end time.Dur
 		if m.At < r.Window.Length || m.Level > 0 || m.Waiting > 0 {
 			last = max(m.At, r.Window.Length)
 		}
-		if m.At-last >= recovered {
+		if m.At-last >= s.Calm {
 			return
 		}
 	}

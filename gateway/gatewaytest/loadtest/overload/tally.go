@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"time"
@@ -40,6 +41,8 @@ func (o *Outcome) Why() string {
 	switch {
 	case errors.Is(o.Err, context.DeadlineExceeded):
 		return "timeout"
+	case errors.Is(o.Err, io.ErrUnexpectedEOF):
+		return "stream cut"
 	case o.Err != nil:
 		return "connection broken"
 	case o.Status != http.StatusOK || o.Code != "":
