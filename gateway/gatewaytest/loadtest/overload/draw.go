@@ -33,9 +33,9 @@ func (r *Report) byLoad(d *drawing) {
 			ticks = append(ticks, tick{loads[run.Load], fmt.Sprintf("%gx", run.Load)})
 		}
 	}
-	p := plot{d: d, x: 70, y: 50, w: 740, h: 230, xmin: -.3, xmax: float64(len(loads)) - .7, ymax: 100,
+	p := plot{d: d, x: marginLeft, y: 50, w: 740, h: 230, xmin: -.3, xmax: float64(len(loads)) - .7, ymax: 100,
 		xtitle: "load, in capacities of the model asked for", ytitle: "% of all requests sent"}
-	p.axes(fmt.Sprintf("Real answers whose first token came within %v", r.Objective), ticks, every(0, 100, 20, "%.0f"), nil)
+	p.axes(fmt.Sprintf("Real answers whose first token came within %v", r.Objective), ticks, every(100, 20, "%.0f"), nil)
 	for i, mode := range []string{On, Off} {
 		class := []string{"s0", "s1"}[i]
 		var strict, engine [][2]float64
@@ -50,7 +50,7 @@ func (r *Report) byLoad(d *drawing) {
 		p.line(class+" dash", engine, false)
 		p.line(class, strict, true)
 	}
-	d.legend(70, 335, [][2]string{{"s0", "on, strict"}, {"s0 dash", "on, engine"}, {"s1", "off, strict"}, {"s1 dash", "off, engine"}})
+	d.legend(335, [][2]string{{"s0", "on, strict"}, {"s0 dash", "on, engine"}, {"s1", "off, strict"}, {"s1 dash", "off, engine"}})
 }
 
 // perBin is the time that a point of a timeline stands for.
@@ -63,13 +63,13 @@ func (r *Report) timeline(d *drawing, load, top float64) {
 			end = max(end, run.Moments[len(run.Moments)-1].At.Seconds())
 		}
 	}
-	p := plot{d: d, x: 70, y: top, w: 740, h: 130, xmax: max(end, 1), ymax: 100, xtitle: "seconds", ytitle: "% good, by time sent"}
+	p := plot{d: d, x: marginLeft, y: top, w: 740, h: 130, xmax: max(end, 1), ymax: 100, xtitle: "seconds", ytitle: "% good, by time sent"}
 	step := 10.0
 	if end > 120 {
 		step = 20
 	}
 	levels := []tick{{0, "L0"}, {25, "L1"}, {50, "L2"}, {75, "L3"}, {100, "L4"}}
-	p.axes(fmt.Sprintf("%gx: goodput (strict) and level over time", load), every(0, end, step, "%.0f"), every(0, 100, 25, "%.0f"), levels)
+	p.axes(fmt.Sprintf("%gx: goodput (strict) and level over time", load), every(end, step, "%.0f"), every(100, 25, "%.0f"), levels)
 	for _, run := range r.Runs {
 		if run.Load != load {
 			continue
@@ -83,7 +83,7 @@ func (r *Report) timeline(d *drawing, load, top float64) {
 		x, _ := p.at(run.Window.Length.Seconds(), 0)
 		d.segment("axis", x, p.y, x, p.y+p.h)
 	}
-	d.legend(70, top+p.h+55, [][2]string{{"s0", "goodput, on"}, {"s1", "goodput, off"}})
+	d.legend(top+p.h+55, [][2]string{{"s0", "goodput, on"}, {"s1", "goodput, off"}})
 	d.text(320, top+p.h+55, "small", "start", "shaded: level, on (right scale); upright line: the load falls to 0.3x")
 }
 

@@ -127,29 +127,29 @@ func (r *FairReport) Draw(w io.Writer) error {
 		step *= 2
 	}
 	for i, mode := range []string{On, Off} {
-		p := plot{d: d, x: 70 + 410*float64(i), y: 50, w: 340, h: 190, xmax: length, ymax: step * float64(int(most/step)+1), xtitle: "seconds", ytitle: "service, thousands"}
+		p := plot{d: d, x: marginLeft + 410*float64(i), y: 50, w: 340, h: 190, xmax: length, ymax: step * float64(int(most/step)+1), xtitle: "seconds", ytitle: "service, thousands"}
 		if i > 0 {
 			p.ytitle = ""
 		}
-		p.axes("service got, queue "+mode, every(0, length, 10, "%.0f"), every(0, p.ymax, step, "%.0f"), nil)
+		p.axes("service got, queue "+mode, every(length, 10, "%.0f"), every(p.ymax, step, "%.0f"), nil)
 		if run := r.run(BothFlood, mode); run != nil {
 			p.line("s0", run.cumulative(SmallTenant), false)
 			p.line("s1", run.cumulative(BigTenant), false)
 		}
 	}
-	d.legend(70, 295, [][2]string{{"s0", "small requests"}, {"s1", "requests 8 times as large"}})
+	d.legend(295, [][2]string{{"s0", "small requests"}, {"s1", "requests 8 times as large"}})
 	longest := 2 * time.Second
 	for _, run := range r.Runs {
 		longest = max(longest, quantile(run.of(LightTenant).waits, 1))
 	}
-	p := plot{d: d, x: 70, y: 350, w: 750, h: 170, xmax: longest.Seconds(), ymax: 100, xtitle: "seconds to the first token of a light tenant's request", ytitle: "% of its requests"}
-	p.axes("the light tenant", every(0, p.xmax, max(0.5, float64(int(p.xmax/8))), "%.1f"), every(0, 100, 25, "%.0f"), nil)
+	p := plot{d: d, x: marginLeft, y: 350, w: 750, h: 170, xmax: longest.Seconds(), ymax: 100, xtitle: "seconds to the first token of a light tenant's request", ytitle: "% of its requests"}
+	p.axes("the light tenant", every(p.xmax, max(0.5, float64(int(p.xmax/8))), "%.1f"), every(100, 25, "%.0f"), nil)
 	for i, c := range []struct{ scenario, mode string }{{LightAlone, On}, {LightBeside, On}, {LightBeside, Off}} {
 		if run := r.run(c.scenario, c.mode); run != nil {
 			p.line([]string{"s2", "s0", "s1"}[i], cumulated(run.of(LightTenant).waits), false)
 		}
 	}
-	d.legend(70, 585, [][2]string{{"s2", "alone, queue on"}, {"s0", "beside a flood, queue on"}, {"s1", "beside a flood, queue off"}})
+	d.legend(585, [][2]string{{"s2", "alone, queue on"}, {"s0", "beside a flood, queue on"}, {"s1", "beside a flood, queue off"}})
 	return d.write(w)
 }
 

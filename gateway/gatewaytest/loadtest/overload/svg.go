@@ -43,8 +43,12 @@ func (d *drawing) write(w io.Writer) error {
 	return err
 }
 
-// legend puts names beside samples of their lines, from x to the right.
-func (d *drawing) legend(x, y float64, entries [][2]string) {
+// marginLeft is where plots and legends begin.
+const marginLeft = 70
+
+// legend puts names beside samples of their lines.
+func (d *drawing) legend(y float64, entries [][2]string) {
+	x := float64(marginLeft)
 	for _, e := range entries {
 		d.segment("line "+e[0], x, y-4, x+24, y-4)
 		d.text(x+30, y, "small", "start", e[1])
@@ -71,10 +75,10 @@ type tick struct {
 	text string
 }
 
-// every gives ticks at multiples of step.
-func every(from, to, step float64, format string) []tick {
+// every gives ticks at 0 and the multiples of step.
+func every(to, step float64, format string) []tick {
 	var all []tick
-	for v := from; v <= to+step/1000; v += step {
+	for v := 0.0; v <= to+step/1000; v += step {
 		all = append(all, tick{v, fmt.Sprintf(format, v)})
 	}
 	return all
