@@ -115,13 +115,13 @@ func (r *Report) summary(b *strings.Builder) {
 }
 
 func (r *Report) waits(b *strings.Builder) {
-	b.WriteString("\n## Time to the first token\n\nSeconds, of real answers. Caller: streams only.\n\n| load | ladder | caller p50 | caller p95 | engine p50 | engine p95 | tokens/s answered | cores: gateway | clients and stand-ins | foreign |\n" +
+	b.WriteString("\n## Time to the first token\n\nSeconds, of real answers. Caller: streams only.\n\n| load | ladder | caller p50 | caller p95 | engine p50 | engine p95 | thousand tokens answered | cores: gateway | clients and stand-ins | foreign |\n" +
 		"| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n")
 	for _, run := range r.sorted() {
 		t := Count(run.Outcomes, r.Objective)
 		fmt.Fprintf(b, "| %gx | %s | %s | %s | %s | %s | %.0f | %.2f | %.2f | %.2f |\n", run.Load, run.Mode,
 			seconds(quantile(t.waits, .5)), seconds(quantile(t.waits, .95)), seconds(quantile(t.engines, .5)), seconds(quantile(t.engines, .95)),
-			float64(t.Tokens)/run.Window.Length.Seconds(), run.Gateway, run.Others, run.Foreign)
+			float64(t.Tokens)/1000, run.Gateway, run.Others, run.Foreign)
 	}
 }
 
