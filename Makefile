@@ -9,10 +9,10 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help demo build test race fuzz bench fair gpu-test lint check golden clean
+.PHONY: help demo build test race fuzz bench bench-overload bench-fair fair gpu-test lint check golden clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: build ## the gateway in front of three simulated vLLM servers; Ctrl-C stops all
 	@bin/tidegate demo
@@ -44,6 +44,31 @@ bench: build ## benchmarks of packages, then the gateway beside a bare proxy; wr
 
 fair: ## the fair queue's figures on a simulated engine; writes docs/benchmarks/DATE-fairness.md and .svg
 	TIDEGATE_FAIR_OUT=$(CURDIR)/docs/benchmarks/$$(date -u +%F)-fairness $(GO) test $(FLAGS) -count 1 -run '^TestFairnessReport$$' ./admission
+
+# What bench-overload and bench-fair run. Where a file of ON or OFF is named, it goes
+# before those of the benchmark (testdata of the package): what the mode adds to the
+# gateway's configuration.
+LOADS     ?= 0.5 1 2 4
+MODES     ?= on off
+DURATION  ?= 60
+WATCH     ?= 150
+TRACES    ?= azure-conv azure-code mooncake-conversation
+SMALLS    ?= 1
+OBJECTIVE ?= 2s
+ON        ?=
+OFF       ?=
+OVERLOAD   = TIDEGATE_BENCH_BINARY=$(CURDIR)/bin/tidegate TIDEGATE_BENCH_MODES="$(MODES)" TIDEGATE_BENCH_SECONDS=$(DURATION) \
+	TIDEGATE_BENCH_ON=$(abspath $(ON)) TIDEGATE_BENCH_OFF=$(abspath $(OFF)) \
+	TIDEGATE_BENCH_OUT=$(CURDIR)/docs/benchmarks/$$(date -u +%F)-$(1) $(GO) test $(FLAGS) -run '^$$' -bench $(2) -benchtime 1x \
+	-timeout 2h ./gateway/gatewaytest/loadtest/overload
+
+bench-overload: build ## goodput from LOADS (0.5 1 2 4) times capacity, MODES (on off) of the ladder; writes docs/benchmarks/DATE-overload.md and .svg
+	TIDEGATE_BENCH_LOADS="$(LOADS)" TIDEGATE_BENCH_WATCH=$(WATCH) TIDEGATE_BENCH_TRACES="$(TRACES)" \
+		TIDEGATE_BENCH_SMALLS=$(SMALLS) TIDEGATE_BENCH_OBJECTIVE=$(OBJECTIVE) $(call OVERLOAD,overload,Overload)
+
+bench-fair: DURATION = 30
+bench-fair: build ## what each tenant gets when two flood, MODES (on off) of the fair queue; writes docs/benchmarks/DATE-fair.md and .svg
+	$(call OVERLOAD,fair,Fair)
 
 # GPUTEST_OUT gets the trace and the figures.
 GPUTEST_OUT ?= $(CURDIR)/.cache/gpu-test

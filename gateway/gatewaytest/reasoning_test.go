@@ -144,3 +144,28 @@ func TestCachedTokens(t *testing.T) {
 		t.Error("0 is not written before v0.23:", v.Get("usage"))
 	}
 }
+
+// TestAnswerTokens: the answer's length is asked for, and thinking doubles it on top.
+func TestAnswerTokens(t *testing.T) {
+	b := start(t, nil)
+	for _, c := range []struct {
+		more   string
+		output int64
+		cut    bool
+	}{
+		{`"sim":{"answer_tokens":40}`, 120, false},
+		{thinkingOff + `,"sim":{"answer_tokens":40}`, 40, false},
+		{`"sim":{"answer_tokens":40,"thinking_tokens":10}`, 50, false},
+		{`"sim":{"answer_tokens":40},"max_tokens":100`, 100, true},
+	} {
+		_, v := b.post(chatPath, chat("Hello", c.more))
+		cut := v.Get("choices.0.finish_reason").String() == "length"
+		if v.Get("usage.completion_tokens").Int() != c.output || cut != c.cut {
+			t.Error(c.more, v)
+		}
+	}
+	_, v := b.post(chatPath, chat("Hello /no_think", `"sim":{"answer_tokens":40}`))
+	if v.Get("usage.completion_tokens").Int() != 40+emptyThink {
+		t.Error("/no_think:", v)
+	}
+}

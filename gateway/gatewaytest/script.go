@@ -77,10 +77,9 @@ func (s *Server) write(c *call, prompt []uint32, choice int) *script {
 	calls := c.calls()
 	bound := len(calls) > 0 && c.choice != "auto" || c.format.kind != ""
 	parser := s.options.ReasoningParser != ""
-	total, think := s.lengths(c, rng)
-
 	// Without a parser the grammar of a bound answer begins at the first token.
 	thinks := c.chat && c.thinking && (parser || !bound)
+	total, think := s.lengths(c, thinks, rng)
 	if thinks {
 		s.writeThinking(w, c, think, rng)
 	}
@@ -107,7 +106,7 @@ func (s *Server) write(c *call, prompt []uint32, choice int) *script {
 
 // lengths draws how long the answer and its thinking are; a total of 0 means
 // "about so many, to the end of a sentence", given as a negative number.
-func (s *Server) lengths(c *call, rng *rand.Rand) (total, think int) {
+func (s *Server) lengths(c *call, thinks bool, rng *rand.Rand) (total, think int) {
 	total = c.script.tokens
 	if total == 0 {
 		total = s.engine.tokens()
@@ -117,6 +116,10 @@ func (s *Server) lengths(c *call, rng *rand.Rand) (total, think int) {
 	}
 	think = c.script.thinking
 	switch {
+	case c.script.answer > 0:
+		if think < 0 {
+			think = 2 * c.script.answer
+		}
 	case total == 0:
 		total = -min(500, 15+int(rng.ExpFloat64()*60))
 		if think < 0 {
@@ -127,6 +130,12 @@ func (s *Server) lengths(c *call, rng *rand.Rand) (total, think int) {
 	}
 	if c.talk.noThink {
 		think = emptyThink
+	}
+	if c.script.answer > 0 {
+		total = c.script.answer
+		if thinks {
+			total += think
+		}
 	}
 	// What lies beyond the limit is cut anyway.
 	return min(total, c.max+1), min(think, c.max+1)

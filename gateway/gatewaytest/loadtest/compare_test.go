@@ -84,14 +84,14 @@ func BenchmarkGateway(b *testing.B) {
 		b.Fatal(err)
 	}
 	rounds, seconds := setting(b, roundsVariable, 3), setting(b, secondsVariable, 3)
-	if err := raiseFiles(openFiles); err != nil {
+	if err := RaiseFiles(openFiles); err != nil {
 		b.Fatal(err)
 	}
 	st := &stage{dir: b.TempDir(), binary: binary}
 	if st.mock, err = st.role("mock"); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(st.mock.stop)
+	b.Cleanup(st.mock.Stop)
 	b.ReportMetric(0, "ns/op") // says nothing here
 	if err := smoke(b.Context(), st); err != nil {
 		b.Fatal(err)
@@ -144,15 +144,15 @@ func smoke(ctx context.Context, st *stage) error {
 		}
 		defer stop()
 		for _, stream := range []bool{false, true} {
-			spec := Spec{Stream: stream, Body: ChatBody(modelName, 500, stream, 0), Timeout: patience}
+			spec := Spec{Stream: stream, Body: ChatBody(modelName, 500, stream, 0), Timeout: Patience}
 			if stream {
 				spec.Events = DefaultBehaviour().Chunks + besideChunks
 			}
-			if spec.Target, err = ParseTarget(a.base + "/v1/chat/completions"); err != nil {
+			if spec.Target, err = ParseTarget(a.Base + "/v1/chat/completions"); err != nil {
 				return err
 			}
 			if err := Check(spec); err != nil {
-				return fmt.Errorf("%s: %w: %s", name, err, a.says())
+				return fmt.Errorf("%s: %w: %s", name, err, a.Says())
 			}
 		}
 	}
@@ -163,7 +163,7 @@ func smoke(ctx context.Context, st *stage) error {
 func perform(ctx context.Context, st *stage, sc scenario, target string) Record {
 	rec := Record{Scenario: sc.name, Target: target}
 	err := func() error {
-		if err := MockConfig(st.mock.base, sc.mock); err != nil {
+		if err := MockConfig(st.mock.Base, sc.mock); err != nil {
 			return err
 		}
 		a, stop, err := st.target(ctx, target)
@@ -173,15 +173,15 @@ func perform(ctx context.Context, st *stage, sc scenario, target string) Record 
 		defer stop()
 		spec := sc.spec
 		spec.Body = ChatBody(modelName, sc.size, spec.Stream, 0)
-		if spec.Target, err = ParseTarget(a.base + "/v1/chat/completions"); err != nil {
+		if spec.Target, err = ParseTarget(a.Base + "/v1/chat/completions"); err != nil {
 			return err
 		}
 		switch sc.name {
 		case AbortStream:
-			rec.Abort, err = LeaveStreams(ctx, spec, st.mock.base, abortWait)
+			rec.Abort, err = LeaveStreams(ctx, spec, st.mock.Base, abortWait)
 			return err
 		case AbortWait:
-			rec.Abort, err = LeaveWaiting(ctx, spec, st.mock.base, abortWait)
+			rec.Abort, err = LeaveWaiting(ctx, spec, st.mock.Base, abortWait)
 			return err
 		}
 		return measure(ctx, st, a, spec, &rec)
@@ -192,21 +192,21 @@ func perform(ctx context.Context, st *stage, sc scenario, target string) Record 
 	return rec
 }
 
-func measure(ctx context.Context, st *stage, a *actor, spec Spec, rec *Record) error {
-	before, err := MockStats(st.mock.base)
+func measure(ctx context.Context, st *stage, a *Actor, spec Spec, rec *Record) error {
+	before, err := MockStats(st.mock.Base)
 	if err != nil {
 		return err
 	}
 	var process Process
 	if a != st.mock {
-		process = a.process()
+		process = a.Process()
 	}
-	if rec.Run, err = Run(ctx, spec, process, st.mock.process()); err != nil {
+	if rec.Run, err = Run(ctx, spec, process, st.mock.Process()); err != nil {
 		return err
 	}
 	// The mock counts an answer just after it has written it.
 	for end := time.Now().Add(abortWait); ; pause(ctx, abortPoll) {
-		after, err := MockStats(st.mock.base)
+		after, err := MockStats(st.mock.Base)
 		if err != nil {
 			return err
 		}
@@ -216,8 +216,8 @@ func measure(ctx context.Context, st *stage, a *actor, spec Spec, rec *Record) e
 		}
 	}
 	select {
-	case <-a.exited:
-		return errors.New("the process ended during the run: " + a.says())
+	case <-a.Exited():
+		return errors.New("the process ended during the run: " + a.Says())
 	default:
 		return nil
 	}
