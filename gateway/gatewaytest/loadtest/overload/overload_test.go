@@ -228,17 +228,18 @@ func TestRecovery(t *testing.T) {
 
 func TestFragment(t *testing.T) {
 	for text, want := range map[string]Fragment{
-		"a: 1\n":                             {"a: 1\n", "", ""},
-		"a: 1\n---\nb: 2\n":                  {"a: 1", "b: 2\n", ""},
-		"# what\n---\nb: 2\n---\nc: 3\nd: 4": {"# what", "b: 2", "c: 3\nd: 4"},
-		"---\na: 1\n":                        {"a: 1\n", "", ""},
+		"a: 1\n":                                {"a: 1\n", "", "", ""},
+		"a: 1\n---\nb: 2\n":                     {"a: 1", "b: 2\n", "", ""},
+		"# what\n---\nb: 2\n---\nc: 3\nd: 4":    {"# what", "b: 2", "c: 3\nd: 4", ""},
+		"a: 1\n---\nb: 2\n---\n# no\n---\nd: 4": {"a: 1", "b: 2", "# no", "d: 4"},
+		"---\na: 1\n":                           {"a: 1\n", "", "", ""},
 	} {
 		file := filepath.Join(t.TempDir(), "f.yaml")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		got, err := ReadFragment(file)
-		for _, p := range []*string{&got.Top, &got.Large, &got.Small, &want.Top, &want.Large, &want.Small} {
+		for _, p := range []*string{&got.Top, &got.Large, &got.Small, &got.Each, &want.Top, &want.Large, &want.Small, &want.Each} {
 			*p = strings.Trim(*p, "\n")
 		}
 		if err != nil || got != want {

@@ -19,21 +19,22 @@ type Fragment struct {
 	Top   string // sections
 	Large string // settings of the large model
 	Small string // of the small one
+	Each  string // of every backend
 }
 
-// ReadFragment reads a file of up to three YAML documents: sections of the
-// configuration, settings of the large model, and of the small one.
+// ReadFragment reads a file of up to four YAML documents: sections of the
+// configuration, settings of the large model, of the small one, and of every backend.
 func ReadFragment(file string) (Fragment, error) {
 	raw, err := os.ReadFile(file)
 	if err != nil {
 		return Fragment{}, err
 	}
 	parts := strings.Split(strings.TrimPrefix("\n"+string(raw), "\n---\n"), "\n---\n")
-	if len(parts) > 3 {
-		return Fragment{}, fmt.Errorf("%s: has %d documents, at most 3 make sense", file, len(parts))
+	if len(parts) > 4 {
+		return Fragment{}, fmt.Errorf("%s: has %d documents, at most 4 make sense", file, len(parts))
 	}
-	parts = append(parts, "", "")
-	return Fragment{parts[0], parts[1], parts[2]}, nil
+	parts = append(parts, "", "", "")
+	return Fragment{parts[0], parts[1], parts[2], parts[3]}, nil
 }
 
 // adminVariable holds the administrator's key for the gateway.
@@ -56,16 +57,21 @@ func config(listen, ops, dir string, s *Servers, f Fragment) string {
 			continue
 		}
 		fmt.Fprintf(&b, "  - name: %s\n    probe: 500ms\n", m.name)
-		for line := range strings.Lines(m.more) {
-			b.WriteString("    " + strings.TrimRight(line, "\n") + "\n")
-		}
+		indented(&b, "    ", m.more)
 		b.WriteString("    backends:\n")
 		for _, u := range m.urls {
 			fmt.Fprintf(&b, "      - url: %s\n", u)
+			indented(&b, "        ", f.Each)
 		}
 	}
 	b.WriteString(f.Top + "\n")
 	return b.String()
+}
+
+func indented(b *strings.Builder, by, lines string) {
+	for line := range strings.Lines(lines) {
+		b.WriteString(by + strings.TrimRight(line, "\n") + "\n")
+	}
 }
 
 // StartGateway starts the gateway in front of servers, with a database of its own in
