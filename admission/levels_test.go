@@ -1,0 +1,329 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"tidegate/admission/limit"
+	"tidegate/degrade"
+)
+
+// engine is what a backend of a test reads.
+type engine struct {
+	kv  atomic.Int64 // hundredths
+	b   *Backend
+	out atomic.Bool
+}
+
+// house is models with backends under a ladder that runs.
+type house struct {
+	ladder *degrade.Ladder
+	doors  *Controller
+	pools  map[string]*Pool
+	of     map[string][]*engine
+	ids    int
+}
+
+// newHouse makes models, each with so many backends of one place each and the next
+// one as its fallback, under a ladder of one signal, kv_cache.
+func newHouse(t *testing.T, rules []limit.Rule, q QueueConfig, models ...string) *house {
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	set, err := limit.Compile(rules, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &house{
+		ladder: degrade.New(degrade.DefaultConfig(), log, prometheus.NewRegistry()), pools: map[string]*Pool{}, of: map[string][]*engine{},
+		doors: New(limit.New(set, limit.Options{Store: limit.NewMemory(time.Now)}), q),
+	}
+	var fallback *Pool
+	var watch []degrade.Watch
+	for _, name := range slices.Backward(models) {
+		m := degrade.NewModel(name)
+		p := NewPool(name, m)
+		var seats []*Backend
+		var gauges []*degrade.Gauge
+		for range 2 {
+			e := &engine{}
+			g := degrade.NewGauge(name, 1, func(now time.Time) degrade.Readings {
+				return degrade.Readings{Up: e.b.Up(), EngineAt: now, KV: float64(e.kv.Load()) / 100, Waiting: -1, Preempted: -1, InFlight: e.b.InFlight()}
+			})
+			e.b = NewBackend(g, Bounds{InFlight: 2})
+			e.b.Rotate(true)
+			h.of[name] = append(h.of[name], e)
+			seats, gauges = append(seats, e.b), append(gauges, g)
+		}
+		p.Set(seats, fallback)
+		h.pools[name], fallback = p, p
+		watch = append(watch, degrade.Watch{Model: m, Gauges: gauges})
+	}
+	h.ladder.Watch(watch)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- h.ladder.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return h
+}
+
+// press lets all backends of a model read a KV cache so full, and the ladder notice.
+func (h *house) press(model string, kv ...int64) {
+	for i, e := range h.of[model] {
+		e.kv.Store(kv[min(i, len(kv)-1)])
+	}
+	time.Sleep(4 * time.Second)
+}
+
+type caller struct {
+	misfit bool
+	waits  func(*Permit) bool
+}
+
+func (c caller) Fits(*Pool) bool { return !c.misfit }
+func (c caller) Waits(p *Permit) (time.Duration, bool) {
+	return time.Second, c.waits != nil && c.waits(p)
+}
+
+func (h *house) demand(model string) *Demand {
+	h.ids++
+	return &Demand{
+		Pool: h.pools[model], MaxLevel: degrade.Canned, Caller: caller{}, Capped: 10, Quiet: 4,
+		Request: limit.Request{ID: string(rune('a' + h.ids)), Tier: "standard", Prompt: 10, MaxTokens: 1000, Thinking: true, Subjects: limit.Subjects{User: "ann"}},
+	}
+}
+
+// got admits, and says where to and how.
+func (h *house) got(t *testing.T, d *Demand) (where string, level degrade.Level, reason string) {
+	t.Helper()
+	p, err := h.doors.Admit(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Settle(limit.Usage{}, "") //nolint:errcheck // the store is in memory
+	if p.Pool() == nil {
+		return "", p.Level, p.Reason
+	}
+	return p.Pool().Name, p.Level, p.Reason
+}
+
+// TestDescent: where a request is answered, and at which level, as the pressure
+// rises, by tier.
+func TestDescent(t *testing.T) {
+	for _, c := range []struct {
+		kv    int64
+		tier  string
+		where string
+		level degrade.Level
+	}{
+		{10, "standard", "large", 0}, {10, "batch", "large", 0}, {10, "critical", "large", 0},
+		{81, "standard", "large", 1}, {81, "batch", "large", 2}, {81, "critical", "large", 0},
+		{88, "standard", "large", 2}, {88, "batch", "small", 3}, {88, "critical", "large", 1},
+		{93, "standard", "small", 3}, {93, "batch", "", 4}, {93, "critical", "large", 2},
+		{98, "standard", "", 4}, {98, "batch", "", 4}, {98, "critical", "small", 3},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHouse(t, nil, DefaultQueue(), "large", "small")
+			h.press("large", c.kv)
+			d := h.demand("large")
+			d.Request.Tier = c.tier
+			where, level, reason := h.got(t, d)
+			if where != c.where || level != c.level || (reason == "kv_cache") != (level > 0) {
+				t.Errorf("KV %d, %s: %q at %v for %q, want %q at %v", c.kv, c.tier, where, level, reason, c.where, c.level)
+			}
+		})
+	}
+}
+
+// TestNoSmaller: what becomes of L3 where the smaller model cannot have the request.
+func TestNoSmaller(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(h *house, d *Demand)
+		where  string
+		level  degrade.Level
+		reason string
+	}{
+		"it can":                    {func(*house, *Demand) {}, "small", 3, "kv_cache"},
+		"it does not fit":           {func(_ *house, d *Demand) { d.Caller = caller{misfit: true} }, "large", 2, "kv_cache"},
+		"it is down":                {func(h *house, _ *Demand) { h.rotate("small", false) }, "large", 2, "kv_cache"},
+		"it is at L3 itself":        {func(h *house, _ *Demand) { h.press("small", 93) }, "tiny", 3, "kv_cache"},
+		"and so is the next":        {func(h *house, _ *Demand) { h.press("small", 93); h.press("tiny", 98) }, "large", 2, "kv_cache"},
+		"the large one is down too": {func(h *house, _ *Demand) { h.rotate("large", false) }, "small", 3, "kv_cache"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHouse(t, nil, DefaultQueue(), "large", "small", "tiny")
+				h.press("large", 93)
+				d := h.demand("large")
+				c.change(h, d)
+				if where, level, reason := h.got(t, d); where != c.where || level != c.level || reason != c.reason {
+					t.Errorf("%q at %v for %q, want %q at %v for %q", where, level, reason, c.where, c.level, c.reason)
+				}
+			})
+		})
+	}
+}
+
+func (h *house) rotate(model string, in bool) {
+	for _, e := range h.of[model] {
+		e.b.Rotate(in)
+	}
+}
+
+// TestDownGoesToTheSmaller: a model without a server is answered by the smaller one,
+// and by nobody where the caller does not accept that.
+func TestDownGoesToTheSmaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		h.rotate("large", false)
+		if where, level, reason := h.got(t, h.demand("large")); where != "small" || level != 3 || reason != "no_backend" {
+			t.Errorf("%q at %v for %q", where, level, reason)
+		}
+		d := h.demand("large")
+		d.MaxLevel = degrade.ThinkingOff
+		if _, err := h.doors.Admit(t.Context(), d); !errors.Is(err, ErrNoBackend) {
+			t.Error(err)
+		}
+		h.rotate("small", false)
+		if _, err := h.doors.Admit(t.Context(), h.demand("large")); !errors.Is(err, ErrNoBackend) {
+			t.Error(err)
+		}
+	})
+}
+
+// TestRouteAwayFirst: a hot backend is left for a cool one before anybody's answer
+// gets smaller, and one at L3 is not used while another is below, be that full.
+func TestRouteAwayFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := DefaultQueue()
+		q.MaxWait = time.Second
+		h := newHouse(t, nil, q, "large")
+		hot, cool := h.of["large"][0], h.of["large"][1]
+		h.press("large", 88, 10) // L2 and L0: the mean is below L1
+		var held []*Permit
+		take := func() (*Permit, error) {
+			p, err := h.doors.Admit(t.Context(), h.demand("large"))
+			if err == nil {
+				held = append(held, p)
+			}
+			return p, err
+		}
+		for range 2 {
+			if p, err := take(); err != nil || p.Backend() != cool.b || p.Level != degrade.Full {
+				t.Fatalf("%+v, %v", p, err)
+			}
+		}
+		if p, err := take(); err != nil || p.Backend() != hot.b || p.Level != degrade.ThinkingOff || p.Reason != "kv_cache" {
+			t.Fatalf("the cool one is full: %+v, %v", p, err)
+		}
+		h.press("large", 93, 10)
+		var shed *Overloaded
+		if p, err := take(); !errors.As(err, &shed) || shed.Why != ShedWaited || hot.b.InFlight() != 1 {
+			t.Errorf("one at L3 beside a cool one: %+v, %v", p, err)
+		}
+		for _, p := range held {
+			p.Settle(limit.Usage{}, "")
+		}
+		if hot.b.InFlight() != 0 || cool.b.InFlight() != 0 {
+			t.Error("places are lost")
+		}
+	})
+}
+
+// TestMaxLevel: what a caller accepts.
+func TestMaxLevel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		h.press("large", 93)
+		d := h.demand("large")
+		d.MaxLevel = degrade.ThinkingOff
+		var shed *Overloaded
+		if _, err := h.doors.Admit(t.Context(), d); !errors.As(err, &shed) || shed.Why != ShedLevel || shed.Level != 3 || shed.Reason != "kv_cache" {
+			t.Fatal(err)
+		}
+		if shed.RetryAfter < 20*time.Second || shed.RetryAfter > 30*time.Second {
+			t.Errorf("try again in %v: a level stays for 30 s", shed.RetryAfter)
+		}
+		d.MaxLevel = degrade.SmallerModel
+		if where, _, _ := h.got(t, d); where != "small" {
+			t.Error(where)
+		}
+	})
+}
+
+// TestPinIsExact: neither readings nor tiers move a pin.
+func TestPinIsExact(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		h.press("large", 98)
+		for _, pin := range []degrade.Level{0, 2, 3} {
+			h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: pin, Until: time.Now().Add(time.Minute)}})
+			for _, tier := range Tiers() {
+				d := h.demand("large")
+				d.Request.Tier = tier
+				if _, level, _ := h.got(t, d); level != pin {
+					t.Errorf("pinned to %v, %s has %v", pin, tier, level)
+				}
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if _, level, _ := h.got(t, h.demand("large")); level != degrade.Canned {
+			t.Errorf("after the pin: %v", level)
+		}
+	})
+}
+
+// TestLimitsFollowTheLevel: under pressure a rule lets less through, at once.
+func TestLimitsFollowTheLevel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		half := limit.Factor(500)
+		rule := limit.Rule{Name: "rate", Per: "user", Bounds: limit.Bounds{Requests: limit.Rate{Count: 4, Window: time.Minute}}}
+		rule.UnderPressure.L2 = &half
+		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
+		in := func() (n int) {
+			for range 6 {
+				p, err := h.doors.Admit(t.Context(), h.demand("large"))
+				if denied := (*limit.Denied)(nil); errors.As(err, &denied) {
+					continue
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				n++
+				p.Settle(limit.Usage{}, "")
+			}
+			return n
+		}
+		h.press("large", 88)
+		if n := in(); n != 2 {
+			t.Errorf("%d of 4 at L2, want half", n)
+		}
+	})
+}
+
+// TestExceedDegrade: who is over such a rule gets the smaller model, and a refusal
+// where that cannot be.
+func TestExceedDegrade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rule := limit.Rule{Name: "soft", Per: "user", Exceed: limit.ExceedDegrade, Bounds: limit.Bounds{Requests: limit.Rate{Count: 1, Window: time.Minute}}}
+		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
+		if where, level, _ := h.got(t, h.demand("large")); where != "large" || level != 0 {
+			t.Fatalf("%q at %v", where, level)
+		}
+		if where, level, reason := h.got(t, h.demand("large")); where != "small" || level != 3 || reason != "limit" {
+			t.Errorf("over the rule: %q at %v for %q", where, level, reason)
+		}
+		d := h.demand("large")
+		d.Caller = caller{misfit: true}
+		var denied *limit.Denied
+		if _, err := h.doors.Admit(t.Context(), d); !errors.As(err, &denied) || denied.Rule != "soft" || denied.RetryAfter <= 0 {
+			t.Error(err)
+		}
+	})
+}
