@@ -42,7 +42,7 @@ func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]by
 	}
 	told := 0
 	w := elements(a.choices)
-	for ; w.next(); told++ {
+	for ; told <= maxChoices && w.next(); told++ {
 		one, err := readWhole(route, w.value())
 		if err != nil {
 			return dst, err
@@ -61,7 +61,7 @@ func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]by
 			return dst, err
 		}
 	}
-	if w.failure() != nil {
+	if w.failure() != nil || told > maxChoices {
 		return dst, ErrNoAnswer
 	}
 	if told == 0 {

@@ -194,11 +194,12 @@ func TestStreamOfCompletions(t *testing.T) {
 func TestStreamRefuses(t *testing.T) {
 	long := strings.Repeat("x", 2<<10)
 	for in, want := range map[string]error{
-		``:                 ErrNoAnswer,
-		`[]`:               ErrNoAnswer,
-		`{}`:               ErrNoAnswer,
-		`{"choices":5}`:    ErrNoAnswer,
-		`{"choices":[]}`:   ErrUnfinished,
+		``:               ErrNoAnswer,
+		`[]`:             ErrNoAnswer,
+		`{}`:             ErrNoAnswer,
+		`{"choices":5}`:  ErrNoAnswer,
+		`{"choices":[]}`: ErrUnfinished,
+		`{"choices":[` + strings.Repeat(`{"finish_reason":"stop"},`, maxChoices) + `{"finish_reason":"stop"}]}`: ErrNoAnswer,
 		`{"choices":[5]}`:  ErrNoAnswer,
 		`{"choices":[{}]}`: ErrUnfinished,
 		`{"choices":[{"finish_reason":null,"message":{"content":"a"}}]}`:                                                                       ErrUnfinished,
