@@ -1,10 +1,12 @@
 package openai
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"math/bits"
+	"unicode/utf8"
 )
 
 // maxDepth bounds nesting, so that no body can exhaust the stack.
@@ -402,4 +404,54 @@ func find(raw []byte, name string) (value []byte) {
 		}
 	}
 	return value
+}
+
+// cut is where to cut the inside of a raw string so that the first part is at most
+// so many bytes, which must be at least a dozen, and no character, escape or pair
+// of surrogates is torn.
+func cut(inner []byte, most int) int {
+	if len(inner) <= most {
+		return len(inner)
+	}
+	at := 0
+	for {
+		next := bytes.IndexByte(inner[at:most], '\\')
+		if next < 0 {
+			at = most
+			for back := 0; back < utf8.UTFMax-1 && !utf8.RuneStart(inner[at]); back++ {
+				at--
+			}
+			return at
+		}
+		at += next
+		n := escapeLen(inner[at:])
+		if at+n > most {
+			return at
+		}
+		at += n
+	}
+}
+
+// escapeLen is the length of the escape, or the pair of surrogates, that raw
+// begins with.
+func escapeLen(raw []byte) int {
+	switch {
+	case raw[1] != 'u':
+		return 2
+	case surrogate(raw, 'd', '8', 'b') && len(raw) >= 12 && raw[6] == '\\' && raw[7] == 'u' && surrogate(raw[6:], 'd', 'c', 'f'):
+		return 12
+	}
+	return 6
+}
+
+// surrogate reports whether \uXYZZ has X as its first digit and Y from low to high.
+func surrogate(raw []byte, first, low, high byte) bool {
+	lower := func(c byte) byte {
+		if c >= 'A' {
+			c |= 0x20
+		}
+		return c
+	}
+	y := lower(raw[3])
+	return lower(raw[2]) == first && y >= low && y <= high
 }

@@ -166,9 +166,17 @@ func spoken(s string) string {
 	}
 	var counts [len(scripts)]int
 	letters := 0
+	const latin, han, kana, hangul = 0, 1, 2, 3
 	for _, r := range s {
 		if letters == maxLetters {
 			break
+		}
+		if r < unicode.MaxASCII {
+			if lower := r | 0x20; lower >= 'a' && lower <= 'z' {
+				counts[latin]++
+				letters++
+			}
+			continue
 		}
 		for i := range scripts {
 			if unicode.In(r, scripts[i].tables...) {
@@ -178,7 +186,6 @@ func spoken(s string) string {
 			}
 		}
 	}
-	const latin, han, kana, hangul = 0, 1, 2, 3
 	if counts[kana] > 0 { // Japanese and Korean are written with Han too
 		counts[kana] += counts[han]
 		counts[han] = 0

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"unicode/utf8"
 )
 
 // Bounds of a stream that is made here, in bytes.
@@ -43,7 +42,7 @@ func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]by
 	}
 	told := 0
 	w := elements(a.choices)
-	for ; w.next(); told++ {
+	for ; told <= maxChoices && w.next(); told++ {
 		one, err := readWhole(route, w.value())
 		if err != nil {
 			return dst, err
@@ -62,7 +61,7 @@ func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]by
 			return dst, err
 		}
 	}
-	if w.failure() != nil {
+	if w.failure() != nil || told > maxChoices {
 		return dst, ErrNoAnswer
 	}
 	if told == 0 {
@@ -504,54 +503,4 @@ func toolCall(i int, raw []byte) (head, arguments []byte, err error) {
 		return append(bytes.TrimSuffix(head, []byte(",")), '}'), nil, nil
 	}
 	return append(head, `"arguments":`...), arguments, nil
-}
-
-// cut is where to cut the inside of a raw string so that the first part is at most
-// so many bytes, which must be at least a dozen, and no character, escape or pair
-// of surrogates is torn.
-func cut(inner []byte, most int) int {
-	if len(inner) <= most {
-		return len(inner)
-	}
-	at := 0
-	for {
-		next := bytes.IndexByte(inner[at:most], '\\')
-		if next < 0 {
-			at = most
-			for back := 0; back < utf8.UTFMax-1 && !utf8.RuneStart(inner[at]); back++ {
-				at--
-			}
-			return at
-		}
-		at += next
-		n := escapeLen(inner[at:])
-		if at+n > most {
-			return at
-		}
-		at += n
-	}
-}
-
-// escapeLen is the length of the escape, or the pair of surrogates, that raw
-// begins with.
-func escapeLen(raw []byte) int {
-	switch {
-	case raw[1] != 'u':
-		return 2
-	case surrogate(raw, 'd', '8', 'b') && len(raw) >= 12 && raw[6] == '\\' && raw[7] == 'u' && surrogate(raw[6:], 'd', 'c', 'f'):
-		return 12
-	}
-	return 6
-}
-
-// surrogate reports whether \uXYZZ has X as its first digit and Y from low to high.
-func surrogate(raw []byte, first, low, high byte) bool {
-	lower := func(c byte) byte {
-		if c >= 'A' {
-			c |= 0x20
-		}
-		return c
-	}
-	y := lower(raw[3])
-	return lower(raw[2]) == first && y >= low && y <= high
 }

@@ -194,11 +194,12 @@ func TestStreamOfCompletions(t *testing.T) {
 func TestStreamRefuses(t *testing.T) {
 	long := strings.Repeat("x", 2<<10)
 	for in, want := range map[string]error{
-		``:                 ErrNoAnswer,
-		`[]`:               ErrNoAnswer,
-		`{}`:               ErrNoAnswer,
-		`{"choices":5}`:    ErrNoAnswer,
-		`{"choices":[]}`:   ErrUnfinished,
+		``:               ErrNoAnswer,
+		`[]`:             ErrNoAnswer,
+		`{}`:             ErrNoAnswer,
+		`{"choices":5}`:  ErrNoAnswer,
+		`{"choices":[]}`: ErrUnfinished,
+		`{"choices":[` + strings.Repeat(`{"finish_reason":"stop"},`, maxChoices) + `{"finish_reason":"stop"}]}`: ErrNoAnswer,
 		`{"choices":[5]}`:  ErrNoAnswer,
 		`{"choices":[{}]}`: ErrUnfinished,
 		`{"choices":[{"finish_reason":null,"message":{"content":"a"}}]}`:                                                                       ErrUnfinished,
@@ -521,16 +522,29 @@ func TestStreamIsLegal(t *testing.T) {
 // out, and those beside them stay.
 func TestStreamKeepsWhatFits(t *testing.T) {
 	huge := strings.Repeat("x", maxLine)
-	answer := `{"id":"chatcmpl-9","created":17,"model":"m","big":"` + huge + `","middle":"` + huge[:5000] + `","choices":[{"index":0,"message":{"content":"a","also":"` + huge + `"},"logprobs":{"content":["` + huge + `","a","` + huge + `","b"],"other":"` + huge + `"},"later":"` + huge[:12000] + `","stop_reason":"` + huge + `","finish_reason":"stop"}]}`
+	answer := `{"id":"chatcmpl-9","created":17,"model":"m","small":1,"notable":"` + huge[:200] + `","big":"` + huge + `","middle":"` + huge[:5000] + `","choices":[{"index":0,"message":{"content":"a","also":"` + huge + `"},"logprobs":{"content":["` + huge + `","a","` + huge + `","b"],"other":"` + huge + `"},"later":"` + huge[:12000] + `","stop_reason":"` + huge + `","finish_reason":"stop"}]}`
 	for _, begun := range []string{"", "chatcmpl-9"} {
 		events := streamed(t, View{}, Chat, []byte(answer), begun)
-		if !strings.Contains(events[0], `"middle":"xx`) || strings.Contains(strings.Join(events[1:], ""), `"middle"`) {
-			t.Error("a long member must stand in the first chunk alone")
+		for name, chunks := range map[string]int{"small": len(events) - 1, "notable": 1, "middle": 1, "big": 0} {
+			if n := strings.Count(strings.Join(events, ""), `"`+name+`":`); n != chunks || n > 0 && !strings.Contains(events[0], name) {
+				t.Errorf("%s stands in %d chunks, expected %d from the first on", name, n, chunks)
+			}
 		}
 		got := gathered(t, events[:len(events)-1]...)[0]
 		if got.Content != "a" || fmt.Sprint(got.Columns["content"]) != `["a" "b"]` || len(got.Rest["later"]) != 12002 || got.Rest["stop_reason"] != "" || got.Finish != "stop" {
 			t.Errorf("%+.300v", got)
 		}
+	}
+}
+
+// TestStreamKeepsRows: what does not fit beside a text gets a chunk of its own.
+func TestStreamKeepsRows(t *testing.T) {
+	row := `"` + strings.Repeat("r", 9000) + `"`
+	answer := `{"choices":[{"index":0,"message":{"content":"` + strings.Repeat("x", 12000) + `"},"logprobs":{"content":[` + row + `,1,` + row + `]},"finish_reason":"stop"}]}`
+	events := streamed(t, View{}, Chat, []byte(answer), "x")
+	got := gathered(t, events[:len(events)-1]...)[0]
+	if want := []string{row, "1", row}; !slices.Equal(got.Columns["content"], want) || len(events) != 4 {
+		t.Errorf("%d events, %d rows", len(events), len(got.Columns["content"]))
 	}
 }
 
