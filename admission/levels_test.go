@@ -3,6 +3,7 @@ package admission
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"slices"
@@ -152,7 +153,8 @@ func TestNoSmaller(t *testing.T) {
 	}{
 		"it can":                    {func(*house, *Demand) {}, "small", 3, "kv_cache"},
 		"it does not fit":           {func(_ *house, d *Demand) { d.Caller = caller{misfit: true} }, "large", 2, "kv_cache"},
-		"it is down":                {func(h *house, _ *Demand) { h.rotate("small", false) }, "large", 2, "kv_cache"},
+		"it is down":                {func(h *house, _ *Demand) { h.rotate("small", false) }, "tiny", 3, "kv_cache"},
+		"both are down":             {func(h *house, _ *Demand) { h.rotate("small", false); h.rotate("tiny", false) }, "large", 2, "kv_cache"},
 		"it is at L3 itself":        {func(h *house, _ *Demand) { h.press("small", 93) }, "tiny", 3, "kv_cache"},
 		"and so is the next":        {func(h *house, _ *Demand) { h.press("small", 93); h.press("tiny", 98) }, "large", 2, "kv_cache"},
 		"the large one is down too": {func(h *house, _ *Demand) { h.rotate("large", false) }, "small", 3, "kv_cache"},
@@ -285,7 +287,7 @@ func TestLimitsFollowTheLevel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		half := limit.Factor(500)
 		rule := limit.Rule{Name: "rate", Per: "user", Bounds: limit.Bounds{Requests: limit.Rate{Count: 4, Window: time.Minute}}}
-		rule.UnderPressure.L2 = &half
+		rule.UnderPressure.L2 = half
 		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
 		in := func() (n int) {
 			for range 6 {
@@ -326,4 +328,32 @@ func TestExceedDegrade(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// BenchmarkLevel is what the ladder costs on the path of a request: the level of the
+// model and of its backends, shifted by the tier.
+func BenchmarkLevel(b *testing.B) {
+	for _, backends := range []int{2, 8} {
+		b.Run(fmt.Sprint(backends), func(b *testing.B) {
+			var seats []*Backend
+			for range backends {
+				e := NewBackend(nil, Bounds{})
+				e.Rotate(true)
+				seats = append(seats, e)
+			}
+			p := NewPool("large", degrade.NewModel("large"))
+			p.Set(seats, nil)
+			d := &Demand{Pool: p, MaxLevel: degrade.Canned, Request: limit.Request{Tier: "batch"}}
+			b.ReportAllocs()
+			for b.Loop() {
+				c, err := d.choose(choice{})
+				if err != nil || c.pool != p {
+					b.Fatal(c, err)
+				}
+				if _, err = d.on(seats[0], c); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

@@ -1,0 +1,164 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"tidegate/admission/limit"
+	"tidegate/degrade"
+)
+
+// fill takes every place of a model.
+func (h *house) fill(t *testing.T, model string) (held []*Permit) {
+	t.Helper()
+	for range 4 {
+		p, err := h.doors.Admit(t.Context(), h.demand(model))
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, p)
+	}
+	return held
+}
+
+// asked is a request that is being admitted.
+type asked struct {
+	permit *Permit
+	err    error
+	after  time.Duration
+	done   bool
+}
+
+// ask admits in the background.
+func (h *house) ask(ctx context.Context, d *Demand) *asked {
+	a, began := new(asked), time.Now()
+	go func() {
+		a.permit, a.err = h.doors.Admit(ctx, d)
+		a.after, a.done = time.Since(began), true
+	}()
+	synctest.Wait()
+	return a
+}
+
+func (h *house) idle(t *testing.T) {
+	t.Helper()
+	synctest.Wait()
+	for name, all := range h.of {
+		for i, e := range all {
+			if n := e.b.InFlight(); n != 0 {
+				t.Errorf("%d left on backend %d of %s", n, i, name)
+			}
+		}
+		if n := h.pools[name].Queued(); n != [tierCount]int{} {
+			t.Errorf("%v left in the queue of %s", n, name)
+		}
+	}
+}
+
+// TestTurns: who waits gets the next place, by tier and by what each user has had.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil, DefaultQueue(), "large")
+		held := h.fill(t, "large")
+		var order []string
+		all := map[string]*asked{}
+		for i, who := range []string{"batch/cid", "standard/ann", "standard/ann", "standard/bob", "critical/cid"} {
+			d := h.demand("large")
+			d.Request.Tier, d.Request.User, _ = strings.Cut(who, "/")
+			all[fmt.Sprint(i, who)] = h.ask(t.Context(), d)
+		}
+		if n := h.pools["large"].Queued(); n != [tierCount]int{1, 3, 1} {
+			t.Fatalf("%v wait", n)
+		}
+		for range 5 {
+			time.Sleep(time.Second)
+			held[0].Settle(limit.Usage{}, "")
+			held = held[1:]
+			synctest.Wait()
+			for who, a := range all {
+				if a.done && a.err == nil && !slices.Contains(order, who) {
+					order = append(order, who)
+					held = append(held, a.permit)
+					if a.permit.Waited != a.after || a.after == 0 {
+						t.Errorf("%s waited %v of %v", who, a.permit.Waited, a.after)
+					}
+				}
+			}
+		}
+		// bob begins where ann stands, who came first; then it is his turn.
+		if want := []string{"4critical/cid", "1standard/ann", "3standard/bob", "2standard/ann", "0batch/cid"}; !slices.Equal(order, want) {
+			t.Errorf("%v, want %v", order, want)
+		}
+		for _, p := range held {
+			p.Settle(limit.Usage{}, "")
+		}
+		h.idle(t)
+	})
+}
+
+// TestWaitEnds: a wait ends with the caller, with its time, and at once where it
+// would be too long.
+func TestWaitEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := DefaultQueue()
+		q.MaxLength = 2
+		h := newHouse(t, nil, q, "large")
+		held := h.fill(t, "large")
+		ctx, leave := context.WithCancel(t.Context())
+		gone, patient := h.ask(ctx, h.demand("large")), h.ask(t.Context(), h.demand("large"))
+		var shed *Overloaded
+		if third := h.ask(t.Context(), h.demand("large")); !errors.As(third.err, &shed) || shed.Why != ShedQueue || shed.RetryAfter < time.Second || third.after != 0 {
+			t.Errorf("the queue is full: %v after %v", third.err, third.after)
+		}
+		leave()
+		synctest.Wait()
+		if !errors.Is(gone.err, context.Canceled) {
+			t.Errorf("the caller left: %v", gone.err)
+		}
+		time.Sleep(q.MaxWait + time.Second)
+		if !errors.As(patient.err, &shed) || shed.Why != ShedWaited || patient.after != q.MaxWait {
+			t.Errorf("%v after %v, want %v", patient.err, patient.after, q.MaxWait)
+		}
+		for _, p := range held {
+			p.Settle(limit.Usage{}, "")
+		}
+		h.idle(t)
+	})
+}
+
+// TestWaitMoves: those who wait follow the ladder: to the smaller model, to a canned
+// answer; and one that was told its level keeps it.
+func TestWaitMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		held := h.fill(t, "large")
+		told := h.demand("large")
+		told.Caller = caller{waits: func(*Permit) bool { return true }}
+		stays := h.ask(t.Context(), told)
+		moves := h.ask(t.Context(), h.demand("large"))
+		h.press("large", 93)
+		synctest.Wait()
+		if !moves.done || moves.err != nil || moves.permit.Pool() != h.pools["small"] || moves.permit.Level != degrade.SmallerModel {
+			t.Fatalf("%+v", moves)
+		}
+		if stays.done {
+			t.Fatalf("told L0: %+v", stays)
+		}
+		h.press("large", 98)
+		held[0].Settle(limit.Usage{}, "")
+		synctest.Wait()
+		if !stays.done || stays.permit.Pool() != h.pools["large"] || stays.permit.Level != degrade.Full {
+			t.Errorf("told L0: %+v", stays)
+		}
+		for _, p := range append(held, stays.permit, moves.permit) {
+			p.Settle(limit.Usage{}, "")
+		}
+		h.idle(t)
+	})
+}
