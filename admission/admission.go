@@ -40,6 +40,7 @@ const (
 	ShedWaited  Shed = "waited" // it has
 	reasonDown       = "no_backend"
 	reasonLimit      = "limit"
+	reasonQueue      = "queue"
 )
 
 // Overloaded is the refusal of a request for which there is no place.
@@ -73,6 +74,7 @@ type Demand struct {
 	Capped   int64         // tokens that its answers may have from L1 on
 	Quiet    int64         // tokens by which its prompt grows from L2 on
 	MaxLevel degrade.Level // the smallest answer that the caller accepts
+	TTFT     time.Duration // within which it should have its first token; 0: there is no such promise
 	Caller   Caller        // nil: no smaller model can answer, and who waits hears nothing
 }
 
@@ -117,7 +119,8 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	now, err := d.choose(choice{})
+	q := c.queue.Load()
+	now, err := d.choose(q, choice{}, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -127,13 +130,13 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	}
 	p := &Permit{Headers: grant.Headers, grant: grant}
 	if grant.Over != nil {
-		now, err = d.choose(choice{level: degrade.SmallerModel, reason: reasonLimit})
+		now, err = d.choose(q, choice{level: degrade.SmallerModel, reason: reasonLimit}, 0)
 		if err == nil && now.level < degrade.SmallerModel {
 			err = grant.Over // nothing would be limited without the smaller model
 		}
 	}
 	if err == nil {
-		err = p.enter(ctx, c.queue.Load(), d, now)
+		err = p.enter(ctx, q, d, now)
 	}
 	if err != nil {
 		// What the store does not take back now is tried again by the limits' own loop.
@@ -150,17 +153,20 @@ type choice struct {
 	reason string
 }
 
-// choose decides by what the ladder says now, and by nothing that changes by itself;
-// the level is at least that of least.
-func (d *Demand) choose(least choice) (choice, error) {
+// choose decides by what the ladder and the queue say now, and by nothing that changes
+// by itself; the level is at least that of least, and the request has waited so long.
+func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice, error) {
 	v := d.Pool.level.Verdict()
 	c := choice{d.Pool, v.Level, v.Reason}
-	lowest, why, up := d.Pool.lowest()
+	own := d.Pool.look()
 	if !v.Pinned {
-		if lowest > c.level {
-			c.level, c.reason = lowest, why
+		if own.level > c.level {
+			c.level, c.reason = own.level, own.reason
 		}
 		c.level = degrade.Shift(c.level, d.Request.Tier)
+		if q.Degrade {
+			d.crowded(q, &c, own, waited)
+		}
 	}
 	if least.level > c.level {
 		c.level, c.reason = least.level, least.reason
@@ -169,18 +175,18 @@ func (d *Demand) choose(least choice) (choice, error) {
 		c.pool = nil
 		return c, d.accepts(c)
 	}
-	if !up || c.level == degrade.SmallerModel {
+	if !own.up || c.level == degrade.SmallerModel {
 		smaller := d.smaller()
 		switch {
 		case smaller != nil:
 			c.pool = smaller
-		case !up:
+		case !own.up:
 			return c, ErrNoBackend
 		default:
 			c.level = degrade.ThinkingOff // the least that its own servers can give
 		}
 	}
-	if !up {
+	if !own.up {
 		if d.MaxLevel < degrade.SmallerModel {
 			return c, ErrNoBackend
 		}
@@ -189,6 +195,37 @@ func (d *Demand) choose(least choice) (choice, error) {
 		}
 	}
 	return c, d.accepts(c)
+}
+
+// crowded makes the answer of a request smaller that finds no place, long before the
+// ladder has confirmed what its signals say: without thinking, so that places become
+// free sooner, and by the smaller model's servers where the first token would
+// otherwise be late and they are quicker. Batch requests go there at once, critical
+// ones wait for their place first. Nobody is refused on account of it.
+func (d *Demand) crowded(q *queueing, c *choice, own outlook, waited time.Duration) {
+	if !own.up || !own.full || d.TTFT == 0 || c.level >= degrade.SmallerModel {
+		return
+	}
+	tier, tenant := tierIndex(d.Request.Tier), q.tenant(&d.Request.Subjects)
+	level, wait := degrade.ThinkingOff, d.Pool.wouldWait(tier, tenant)
+	if max(wait, waited) > d.TTFT/2 {
+		level = degrade.SmallerModel
+	}
+	if level = degrade.Shift(level, d.Request.Tier); level < degrade.ThinkingOff {
+		return // L1 alone frees no place
+	}
+	if level = min(level, d.MaxLevel); level == degrade.SmallerModel {
+		smaller := d.smaller()
+		if smaller == nil || smaller.look().full && smaller.wouldWait(tier, tenant) >= wait {
+			level = degrade.ThinkingOff
+		}
+	}
+	if level == degrade.ThinkingOff && !d.Request.Thinking {
+		return // there is none to be saved
+	}
+	if level > c.level {
+		c.level, c.reason = level, reasonQueue
+	}
 }
 
 // accepts refuses an answer smaller than the caller accepts.
@@ -210,7 +247,7 @@ func (d *Demand) smaller() *Pool {
 		if p.level.Verdict().Level >= degrade.SmallerModel {
 			continue
 		}
-		if lowest, _, up := p.lowest(); up && lowest < degrade.SmallerModel && d.Caller != nil && d.Caller.Fits(p) {
+		if there := p.look(); there.up && there.level < degrade.SmallerModel && d.Caller != nil && d.Caller.Fits(p) {
 			return p
 		}
 	}

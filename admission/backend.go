@@ -99,7 +99,7 @@ func (b *Backend) usable() bool { return b.up.Load() && b.gauge.Verdict().Out ==
 // room reports whether the backend may be given one more request. Between two
 // readings of the engine's queue what this gateway has sent since counts as waiting,
 // unless the engine had slots left.
-func (b *Backend) room(now time.Time) bool {
+func (b *Backend) room() bool {
 	n := b.inFlight.Load()
 	if b.bounds.InFlight > 0 && n >= int64(b.bounds.InFlight) {
 		return false
@@ -108,7 +108,7 @@ func (b *Backend) room(now time.Time) bool {
 		return false
 	}
 	t := b.load.Load()
-	if b.bounds.Waiting == 0 || t == nil || now.Sub(t.At) > loadFor {
+	if b.bounds.Waiting == 0 || t == nil || time.Since(t.At) > loadFor {
 		return true
 	}
 	waiting := int64(t.Waiting) + n - t.inFlight

@@ -31,6 +31,7 @@ type QueueConfig struct {
 	MaxLength int            `yaml:"max_length"` // requests that wait for one model, in this gateway; 0: none waits
 	MaxWait   time.Duration  `yaml:"max_wait"`   // a request that would wait longer is refused at once
 	Weights   QueueWeights   `yaml:"weights"`
+	Degrade   bool           `yaml:"degrade"` // who finds no place is answered without thinking, and by the smaller model where the wait would be long
 	Per       string         `yaml:"per"`     // user | project | department | key: who is one tenant
 	Tenants   []TenantWeight `yaml:"tenants"` // those whose weight is not 1
 }
@@ -51,7 +52,7 @@ type TenantWeight struct {
 // DefaultQueue is what holds where the section says nothing. The weights are those of
 // the paper that the queue follows.
 func DefaultQueue() QueueConfig {
-	return QueueConfig{MaxLength: 1000, MaxWait: 30 * time.Second, Weights: QueueWeights{Input: 1, Output: 2}, Per: PerUser}
+	return QueueConfig{MaxLength: 1000, MaxWait: 30 * time.Second, Weights: QueueWeights{Input: 1, Output: 2}, Degrade: true, Per: PerUser}
 }
 
 // Validate says all that is wrong, path first.

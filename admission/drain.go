@@ -60,3 +60,38 @@ func (d *drain) wait(now time.Time, ahead int) (time.Duration, bool) {
 	}
 	return time.Duration(s * float64(time.Second)), true
 }
+
+// pulse is the rate at which requests end, whether any waits or not: what a queue
+// that begins to form will empty at. It fades with pulseWindow. The zero value knows
+// nothing. Its owner's lock guards it.
+type pulse struct {
+	since time.Time // the first request
+	at    time.Time // when sum was true
+	sum   float64   // of requests, faded
+}
+
+const pulseWindow = 5 * time.Second
+
+func (p *pulse) beat(now time.Time) {
+	if p.since.IsZero() {
+		p.since, p.at = now, now
+	}
+	p.sum, p.at = p.until(now)+1, now
+}
+
+func (p *pulse) until(now time.Time) float64 {
+	return p.sum * math.Exp(-max(now.Sub(p.at), 0).Seconds()/pulseWindow.Seconds())
+}
+
+// wait is about how long a request waits that has so many before it; 0: it is not
+// known.
+func (p *pulse) wait(now time.Time, ahead int) time.Duration {
+	seen := now.Sub(p.since).Seconds()
+	sum := p.until(now)
+	if p.since.IsZero() || seen <= 0 || sum <= 0 {
+		return 0
+	}
+	// Over a shorter time than the window less has been added up.
+	rate := sum / (pulseWindow.Seconds() * (1 - math.Exp(-seen/pulseWindow.Seconds())))
+	return time.Duration(min(float64(ahead+1)/rate, drainMost.Seconds()) * float64(time.Second))
+}

@@ -127,7 +127,7 @@ func TestDescent(t *testing.T) {
 		{10, "standard", "large", 0}, {10, "batch", "large", 0}, {10, "critical", "large", 0},
 		{81, "standard", "large", 1}, {81, "batch", "large", 2}, {81, "critical", "large", 0},
 		{88, "standard", "large", 2}, {88, "batch", "small", 3}, {88, "critical", "large", 1},
-		{93, "standard", "small", 3}, {93, "batch", "", 4}, {93, "critical", "large", 2},
+		{93, "standard", "small", 3}, {93, "batch", "small", 3}, {93, "critical", "large", 2},
 		{98, "standard", "", 4}, {98, "batch", "", 4}, {98, "critical", "small", 3},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -343,10 +343,11 @@ func BenchmarkLevel(b *testing.B) {
 			}
 			p := NewPool("large", degrade.NewModel("large"))
 			p.Set(seats, nil)
-			d := &Demand{Pool: p, MaxLevel: degrade.Canned, Request: limit.Request{Tier: "batch"}}
+			q := unlimited().queue.Load()
+			d := &Demand{Pool: p, TTFT: time.Second, MaxLevel: degrade.Canned, Request: limit.Request{Tier: "batch"}}
 			b.ReportAllocs()
 			for b.Loop() {
-				c, err := d.choose(choice{})
+				c, err := d.choose(q, choice{}, 0)
 				if err != nil || c.pool != p {
 					b.Fatal(c, err)
 				}

@@ -69,7 +69,7 @@ func (p *Permit) Another() bool {
 	p.release()
 	p.pool.mu.Lock()
 	defer p.pool.mu.Unlock()
-	b := p.pool.pick(time.Now(), p.failed, false)
+	b := p.pool.pick(p.failed, false)
 	if b == nil {
 		return false
 	}

@@ -20,6 +20,7 @@ type Pool struct {
 	turn     int
 	queue    *fairQueue
 	drain    drain
+	ended    pulse
 }
 
 // NewPool makes a pool without backends, of a model on which the ladder says level;
@@ -76,27 +77,46 @@ func (p *Pool) perBackend() int {
 	return p.queue.len() / max(n, 1)
 }
 
-// lowest is the lowest level of the backends that may be sent requests; ok is false
-// where there is none.
-func (p *Pool) lowest() (least degrade.Level, reason string, ok bool) {
+// outlook is what a request meets at a pool.
+type outlook struct {
+	up     bool          // some backend may be sent requests
+	level  degrade.Level // the lowest of those
+	reason string
+	full   bool // it would have to wait
+}
+
+// look is the outlook for one more request.
+func (p *Pool) look() (o outlook) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	room := false
 	for _, b := range p.backends {
-		if !b.usable() {
+		v := b.gauge.Verdict()
+		if !b.up.Load() || v.Out != "" {
 			continue
 		}
-		if v := b.gauge.Verdict(); !ok || v.Level < least {
-			least, reason, ok = v.Level, v.Reason, true
+		if !o.up || v.Level < o.level {
+			o.level, o.reason, o.up = v.Level, v.Reason, true
 		}
+		room = room || b.room()
 	}
-	return least, reason, ok
+	o.full = !room || p.queue.len() > 0
+	return o
+}
+
+// wouldWait is about how long one more request of a tenant would wait, by the rate at
+// which requests end; 0: it is not known.
+func (p *Pool) wouldWait(tier int, tenant string) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ended.wait(time.Now(), p.queue.ahead(tier, tenant, 1))
 }
 
 // pick is the backend to use other than avoid: of those with room the ones at the
 // lowest level, of these the one with the fewest requests in flight for its weight;
 // equals are taken in turn. Those at L3 or above are left alone while another one is
 // below, be that full. The lock is held.
-func (p *Pool) pick(now time.Time, avoid *Backend, room bool) *Backend {
+func (p *Pool) pick(avoid *Backend, room bool) *Backend {
 	var best, hot *Backend
 	cool := false
 	better := func(b, than *Backend) bool {
@@ -118,7 +138,7 @@ func (p *Pool) pick(now time.Time, avoid *Backend, room bool) *Backend {
 		if b.gauge.Verdict().Level < degrade.SmallerModel {
 			cool, into = true, &best
 		}
-		if (!room || b.room(now)) && better(b, *into) {
+		if (!room || b.room()) && better(b, *into) {
 			*into = b
 		}
 	}
@@ -136,7 +156,7 @@ func (p *Pool) take(q *queueing, w *waiter) bool {
 	if p.queue.len() > 0 {
 		return false
 	}
-	b := p.pick(time.Now(), nil, true)
+	b := p.pick(nil, true)
 	if b == nil {
 		return false
 	}
@@ -155,7 +175,7 @@ func (p *Pool) dispatch() {
 	}
 	now := time.Now()
 	for p.queue.len() > 0 {
-		b := p.pick(now, nil, true)
+		b := p.pick(nil, true)
 		if b == nil {
 			return
 		}
@@ -205,5 +225,6 @@ func (p *Pool) predicted(w *waiter) time.Duration {
 func (p *Pool) done(a *account) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.ended.beat(time.Now())
 	p.queue.done(a)
 }

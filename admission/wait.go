@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// lookEvery is how often who waits looks for itself whether there is room: what an
-// engine said of its queue grows old without anybody saying so.
-const lookEvery = time.Second
+// lookEvery is how often who waits looks for itself whether there is room here or
+// elsewhere: what an engine said of its queue grows old without anybody saying so.
+const lookEvery = 250 * time.Millisecond
 
 // await waits in the fair queue for a place, and moves to where the request belongs
 // when the ladder moves. The level does not fall meanwhile: the limits have reserved
@@ -33,7 +33,7 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 	for {
 		own, there := d.Pool.level.Changed(), c.pool.level.Changed()
 		if !w.told {
-			now, err := d.choose(c)
+			now, err := d.choose(q, c, time.Since(began))
 			if err != nil {
 				return c, err
 			}

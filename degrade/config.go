@@ -334,13 +334,14 @@ const (
 )
 
 // Shift is the level for requests of a tier: one more for batch, one less for
-// critical. At L0 there is no pressure to share out, so nobody's answer is changed.
+// critical. At L0 there is no pressure to share out, so nobody's answer is changed;
+// and no shift makes an answer canned, which serves a batch worse than waiting.
 func Shift(l Level, tier string) Level {
 	switch {
 	case l <= Full:
 		return Full
-	case tier == TierBatch:
-		return min(l+1, Canned)
+	case tier == TierBatch && l < SmallerModel:
+		return l + 1
 	case tier == TierCritical:
 		return l - 1
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidegate/admission"
+	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
 )
@@ -68,12 +69,11 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 			err = g.stream(c, answer, out, permit)
 			b.Pace.Observe(c.firstToken.Sub(sent), out.lastWrite.Sub(c.firstToken), c.usage.Output/c.wish.N)
 			if !c.firstToken.IsZero() {
-				b.Pace.First(c.firstToken, c.firstToken.Sub(c.began))
+				c.waitedFor(b, c.firstToken, 0)
 			}
 		default:
 			if err = g.whole(c, answer); err == nil {
-				now := time.Now()
-				b.Pace.First(now, max(now.Sub(c.began)-b.Pace.Decode(c.usage.Output/c.answers), time.Millisecond))
+				c.waitedFor(b, time.Now(), b.Pace.Decode(c.usage.Output/c.answers))
 			}
 		}
 	}
@@ -81,6 +81,14 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 		c.abandoned(b.Pace.Tokens(time.Since(sent)))
 	}
 	return err
+}
+
+// waitedFor tells the ladder how long the caller waited for the first token, which
+// came so long before at. Nobody waits for a batch.
+func (c *call) waitedFor(b *backend.Backend, at time.Time, before time.Duration) {
+	if c.who.Tier != account.Batch {
+		b.Pace.First(at, max(at.Sub(c.began)-before, time.Millisecond))
+	}
 }
 
 // guessEvery is how often it is noted what an answer in one piece may have taken so

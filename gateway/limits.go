@@ -14,7 +14,7 @@ import (
 // demand is what the request asks of admission.
 func (g *Gateway) demand(c *call) *admission.Demand {
 	return &admission.Demand{
-		Pool: c.asked.Pool, MaxLevel: c.most, Caller: c, Quiet: int64(c.body.Growth()),
+		Pool: c.asked.Pool, MaxLevel: c.most, Caller: c, TTFT: c.asked.Objective, Quiet: int64(c.body.Growth()),
 		Capped: int64(min(c.limit, g.Ladder.Effect(degrade.StreamingOff).MaxTokens)) * int64(c.answers/c.wish.N),
 		Request: limit.Request{
 			ID: c.id, Subjects: c.subjects(), Tier: string(c.who.Tier), Prompt: int64(c.prompt),

@@ -222,7 +222,7 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	d.counters.first(ctx)
 	d.gpus = nvml.New(d.log, registry)
 	d.gpus.Replace(c.GPUs)
-	d.doors = admission.New(d.counters.Limiter, c.Queue)
+	d.doors = admission.New(d.counters.Limiter, c.waiting())
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version(), d.gpus, d.ladder)
 	d.gateway = gateway.New(gateway.Parts{
 		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: d.doors, Ladder: d.ladder, Ledger: d.ledger, Tokenizer: tokenizer,
@@ -230,6 +230,13 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	}, c.Server.Config, account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
 	return nil
+}
+
+// waiting is how requests wait: a ladder that only looks on makes nothing smaller.
+func (c *config) waiting() admission.QueueConfig {
+	q := c.Queue
+	q.Degrade = q.Degrade && !c.Degrade.Observe
+	return q
 }
 
 // countedMessages is how many messages keep their token counts in memory.
@@ -394,7 +401,7 @@ func (d *daemon) reload() {
 	d.counters.reconfigure(set)
 	d.gpus.Replace(c.GPUs)
 	d.ladder.Reload(c.Degrade)
-	d.doors.Reload(c.Queue)
+	d.doors.Reload(c.waiting())
 	d.fleet.Apply(c.Models)
 	d.log.Info("configuration reloaded", "models", len(c.Models))
 }
