@@ -106,7 +106,7 @@ func (l *Ladder) Apply(c Config, watch []Watch) {
 	for _, w := range watch {
 		m := models[w.Model]
 		if m == nil {
-			m = &model{model: w.Model}
+			m = &model{model: w.Model, pool: newPool()}
 		}
 		delete(models, w.Model)
 		m.backends = nil
@@ -119,7 +119,7 @@ func (l *Ladder) Apply(c Config, watch []Watch) {
 			m.backends = append(m.backends, b)
 		}
 		if l.book.config.Observe && !was.config.Observe {
-			m.pool.tracks[acting] = track{} // it ends at once, not by steps
+			m.pool.tracks[acting] = track{by: noSignal} // it ends at once, not by steps
 		}
 		l.models = append(l.models, m)
 	}

@@ -74,18 +74,23 @@ type scale struct {
 	sign  float64    // -1 where it is negated
 }
 
-// entry is where a level begins, as it is read.
-func (c *scale) entry(l Level) float64 { return c.read(l, c.enter[:]) }
-
-// exit is where a level is left, as it is read.
-func (c *scale) exit(l Level) float64 { return c.read(l, c.leave[:]) }
-
-func (c *scale) read(l Level, from []float64) float64 {
-	if c == nil || c.sign == 0 || l < StreamingOff || l > Canned {
+// entry is where a level begins, as it is read; NaN: nowhere.
+func (c *scale) entry(l Level) float64 {
+	if !c.has(l) {
 		return math.NaN()
 	}
-	return c.sign * from[l-1]
+	return c.sign * c.enter[l-1]
 }
+
+// exit is where a level is left, as it is read; NaN: nowhere.
+func (c *scale) exit(l Level) float64 {
+	if !c.has(l) {
+		return math.NaN()
+	}
+	return c.sign * c.leave[l-1]
+}
+
+func (c *scale) has(l Level) bool { return c != nil && c.sign != 0 && l > Full && l <= Canned }
 
 func newScale(s signal, t Table) scale {
 	c := scale{sign: 1}
