@@ -66,6 +66,12 @@ func (s *stage) set(name string, waiting int) {
 	s.mu.Unlock()
 }
 
+// pass lets time pass, and the ladder do what is due.
+func (s *stage) pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 // series are those of one name, as Prometheus would get them.
 func (s *stage) series(t *testing.T, name string) (all []string) {
 	t.Helper()
@@ -103,13 +109,13 @@ func TestLadder(t *testing.T) {
 		m, a, b := NewModel("m"), s.gauge("a"), s.gauge("b")
 		s.Apply(DefaultConfig(), []Watch{{m, []*Gauge{a, b}}})
 		next := m.Changed()
-		time.Sleep(10 * time.Second)
+		s.pass(10 * time.Second)
 		if closed(next) || len(s.changes) > 0 {
 			t.Fatalf("something changed without a cause: %+v", s.changes)
 		}
 		s.set("a", 50)
 		s.set("b", 12)
-		time.Sleep(4 * time.Second)
+		s.pass(4 * time.Second)
 		if !closed(next) {
 			t.Error("nobody was told of the change")
 		}
@@ -127,11 +133,11 @@ func TestLadder(t *testing.T) {
 
 		s.set("a", 0)
 		s.set("b", 0)
-		time.Sleep(31 * time.Second)
+		s.pass(31 * time.Second)
 		if got := a.Verdict().Level; got != SmallerModel {
 			t.Errorf("a at %v after one dwell", got)
 		}
-		time.Sleep(3 * time.Minute)
+		s.pass(3 * time.Minute)
 		if a.Verdict().Level != Full || m.Verdict().Level != Full || *m.Verdict() != (Verdict{}) {
 			t.Errorf("a %+v, m %+v", a.Verdict(), m.Verdict())
 		}
@@ -143,7 +149,7 @@ func TestLadder(t *testing.T) {
 		s.mu.Lock()
 		s.lost["b"] = true
 		s.mu.Unlock()
-		time.Sleep(time.Second)
+		s.pass(time.Second)
 		if !closed(next) || b.Verdict().Out != "GPU gpu-b/0 is lost" || !strings.Contains(s.log.String(), `why="GPU gpu-b/0 is lost"`) || m.Verdict().Level != Full {
 			t.Errorf("b %+v, told %v", b.Verdict(), closed(next))
 		}
@@ -157,7 +163,7 @@ func TestLadderReload(t *testing.T) {
 		s.Apply(DefaultConfig(), []Watch{{m, []*Gauge{a}}, {other, []*Gauge{b}}})
 		s.set("a", 12)
 		s.set("b", 12)
-		time.Sleep(4 * time.Second)
+		s.pass(4 * time.Second)
 		c := s.gauge("c")
 		next := DefaultConfig()
 		next.L1.MaxTokens = 100
@@ -178,7 +184,7 @@ func TestLadderReload(t *testing.T) {
 		}
 		s.set("a", 50)
 		s.set("c", 50)
-		time.Sleep(4 * time.Second)
+		s.pass(4 * time.Second)
 		if *a.Verdict() != (Verdict{}) || *m.Verdict() != (Verdict{}) {
 			t.Errorf("observing: a %+v, m %+v", a.Verdict(), m.Verdict())
 		}
@@ -203,14 +209,14 @@ func TestPins(t *testing.T) {
 			t.Fatalf("pinned: %+v", v)
 		}
 		s.set("a", 50)
-		time.Sleep(30 * time.Second)
+		s.pass(30 * time.Second)
 		if m.Verdict().Level != SmallerModel || a.Verdict().Level != Canned {
 			t.Errorf("while pinned m %v, a %v", m.Verdict().Level, a.Verdict().Level)
 		}
 		if st := s.Status().Models[0]; st.Pin == nil || st.Pin.By != "ops" || st.WouldBe != "L4" {
 			t.Errorf("status %+v", st)
 		}
-		time.Sleep(31 * time.Second)
+		s.pass(31 * time.Second)
 		if v := m.Verdict(); v.Level != Canned || v.Pinned || v.Reason != "queue" {
 			t.Errorf("after the pin: %+v", v)
 		}
@@ -234,7 +240,7 @@ func TestMetricsAndStatus(t *testing.T) {
 		m, a := NewModel("m"), s.gauge("a")
 		s.Apply(DefaultConfig(), []Watch{{m, []*Gauge{a}}})
 		s.set("a", 12)
-		time.Sleep(10*time.Second + time.Millisecond)
+		s.pass(10*time.Second + time.Millisecond)
 		for name, want := range map[string][]string{
 			"tidegate_level":        {"{model=m} 2"},
 			"tidegate_pressure":     {"{model=m} 0.68"},

@@ -219,7 +219,7 @@ const (
 // step moves it by at most one change. sample says that the ask comes of something
 // that was not judged before, held that nothing may be relaxed now. Both kinds of
 // proof are monotone: what asks for more is never later.
-func (r *rung) step(a ask, sample, held bool, need proof, d *Dwell, now time.Time) (moved bool) {
+func (r *rung) step(a ask, sample, held bool, need proof, d *Dwell, now time.Time) {
 	if r.dwell < d.Down || now.Sub(r.lowered) > forgets {
 		r.dwell = d.Down
 	}
@@ -239,7 +239,8 @@ func (r *rung) step(a ask, sample, held bool, need proof, d *Dwell, now time.Tim
 		if need == anyLevel {
 			of = &r.asking[StreamingOff]
 		}
-		if need == none || need == anyLevel && r.level > Full || of.samples >= d.UpSamples && now.Sub(of.since) >= d.Up {
+		proven := of.samples >= d.UpSamples && now.Sub(of.since) >= d.Up || need == anyLevel && r.level > Full
+		if need == none || sample && proven {
 			target = l
 		}
 	}
@@ -252,10 +253,7 @@ func (r *rung) step(a ask, sample, held bool, need proof, d *Dwell, now time.Tim
 	case r.level > Full && a.keep < r.level && !held && now.Sub(r.changed) >= r.dwell:
 		r.level--
 		r.changed, r.lowered = now, now
-	default:
-		return false
 	}
-	return true
 }
 
 // retry is when it may go down at the earliest; zero: it is down.

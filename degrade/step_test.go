@@ -70,6 +70,13 @@ func TestConfirmation(t *testing.T) {
 	r.want("one sample, looked at often", r.run(8), "00000000")
 	r.r.EngineAt = r.r.EngineAt.Add(time.Millisecond)
 	r.want("a second one", r.run(1), "4")
+	r = newRig(t)
+	r.r.EngineAt, r.r.KV = r.now, .99
+	r.run(1)
+	r.r.EngineAt = r.now
+	r.want("two that are too near to each other", r.run(3), "000")
+	r.r.EngineAt = r.now
+	r.want("and one that is not", r.run(1), "4")
 }
 
 func TestHysteresisAndDwell(t *testing.T) {
