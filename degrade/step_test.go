@@ -214,6 +214,20 @@ func TestStale(t *testing.T) {
 	if r.w.cap != 1 {
 		t.Errorf("a cap of %d where nothing good is known", r.w.cap)
 	}
+	// What is only observed holds only what would be.
+	r = newRig(t)
+	c := DefaultConfig()
+	c.Signals.GPUTemperature.Observe, c.Signals.GPUThrottle.Off, c.Signals.GPUMemory.Off, c.Signals.GPUMemoryUsed.Off = true, true, true, true
+	r.k = newBook(c)
+	r.gpu.Margin = new(40)
+	r.run(1)
+	r.old = true
+	if r.run(5); r.w.hold != [sides]bool{false, true} {
+		t.Errorf("an observed reading that is held holds %v", r.w.hold)
+	}
+	if r.run(10); r.w.cap != 0 {
+		t.Errorf("a cap of %d for want of what is only observed", r.w.cap)
+	}
 	// What was never reported is not stale.
 	r.r.GPUs = []*nvml.GPU{nil}
 	r.w.step(r.k, &r.r, r.now)
@@ -319,6 +333,63 @@ func TestMean(t *testing.T) {
 		if got := p.tracks[acting].rung.level; got != test.want {
 			t.Errorf("%v by %v: %v, want %v", test.pressures, test.weights, got, test.want)
 		}
+	}
+}
+
+// TestModelHolds: a model is not relaxed while half of what is known of it is held,
+// nor in the first moment without any backend.
+func TestModelHolds(t *testing.T) {
+	k := newBook(DefaultConfig())
+	for name, test := range map[string]struct {
+		held []int // weights of backends that are held
+		gone bool  // all of them are
+		want Level
+	}{
+		"none is":   {nil, false, StreamingOff},
+		"half is":   {[]int{2}, false, ThinkingOff},
+		"a part is": {[]int{1}, false, StreamingOff},
+		"all gone":  {nil, true, ThinkingOff},
+	} {
+		t.Run(name, func(t *testing.T) {
+			now := time.Unix(1e9, 0)
+			p := newPool()
+			var ws []*watched
+			for _, weight := range []int{1, 1, 2} {
+				w := &watched{gauge: NewGauge("a", weight, nil)}
+				w.up = true
+				ws = append(ws, w)
+			}
+			for second := range 41 {
+				for _, w := range ws {
+					w.stand = [sides]standing{{ThinkingOff, .65, queue, now}, {ThinkingOff, .65, queue, now}}
+				}
+				if second == 40 {
+					for _, w := range ws {
+						w.stand, w.up = [sides]standing{{by: noSignal}, {by: noSignal}}, !test.gone
+					}
+					for _, weight := range test.held {
+						for _, w := range ws {
+							if w.gauge.Weight == weight && !w.hold[acting] {
+								w.hold = [sides]bool{true, true}
+								break
+							}
+						}
+					}
+				}
+				now = now.Add(time.Second)
+				p.step(ws, k, now)
+			}
+			if a, b := p.tracks[acting].rung.level, p.tracks[wouldBe].rung.level; a != test.want || b != test.want {
+				t.Errorf("at %v, would be at %v, want %v", a, b, test.want)
+			}
+			for range 60 {
+				now = now.Add(time.Second)
+				p.step(ws, k, now)
+			}
+			if got := p.tracks[acting].rung.level; test.gone && got != Full {
+				t.Errorf("a minute without any backend: at %v", got)
+			}
+		})
 	}
 }
 
