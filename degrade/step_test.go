@@ -252,9 +252,12 @@ func TestOut(t *testing.T) {
 	r.gpu.State, r.gpu.Margin = nvml.StateLost, new(-5)
 	r.run(20)
 	out("lost", "GPU here/0 is lost")
-	r.gpu.State, r.gpu.Margin = nvml.StateOK, new(40)
+	r.gpu.State, r.gpu.Margin = nvml.StateOK, new(20)
 	r.run(1)
 	out("back", "")
+	if got := r.w.cards[0].warm; got != 20 {
+		t.Errorf("back at a margin of %v: it remembers what was before it was lost", got)
+	}
 	r.gpu.XIDs = []nvml.XID{{Code: 13, AgeMs: 100}, {Code: 79, AgeMs: 500, Fatal: true}}
 	r.run(1)
 	out("fatal", "GPU here/0 needs a reset after XID 79")
@@ -304,6 +307,48 @@ func TestWorstGPU(t *testing.T) {
 	}
 	if a := r.w.asks[temperature]; r.w.stand[acting].level != ThinkingOff || a.value != 8 {
 		t.Errorf("at %v by %v", r.w.stand[acting].level, a.value)
+	}
+}
+
+// TestSmoothing: half of a fall counts, a tenth of a rise, and each sample once.
+func TestSmoothing(t *testing.T) {
+	r := newRig(t)
+	for _, step := range []struct {
+		margin int
+		old    bool
+		want   float64
+	}{{40, false, 40}, {20, false, 30}, {20, true, 30}, {20, true, 30}, {40, false, 31}, {40, true, 31}} {
+		r.gpu.Margin, r.old = new(step.margin), step.old
+		if r.run(1); r.w.cards[0].warm != step.want {
+			t.Errorf("after %+v the margin is %v", step, r.w.cards[0].warm)
+		}
+	}
+}
+
+// TestScale: levels begin and end where the table says, and a level that is asked
+// for is kept, even where it begins and ends at the same value.
+func TestScale(t *testing.T) {
+	margin, kv := newScale(temperature, Table{Levels: []float64{12, 9, 6, 2}, Exit: 5}), newScale(kvCache, Table{Levels: []float64{.2, .4, .6, .8}})
+	for _, test := range []struct {
+		scale       *scale
+		value       float64
+		enter, keep Level
+		pressure    float64
+	}{
+		{&margin, -33, Full, Full, 0},
+		{&margin, -22, Full, Full, .25},
+		{&margin, -16, Full, StreamingOff, .4},
+		{&margin, -12, StreamingOff, ThinkingOff, .5},
+		{&margin, -10.5, StreamingOff, SmallerModel, .575},
+		{&margin, -2, Canned, Canned, .95},
+		{&margin, 50, Canned, Canned, 1},
+		{&kv, .4, ThinkingOff, ThinkingOff, .65},
+		{&kv, .1, Full, Full, .25},
+	} {
+		a := test.scale.asked(test.value)
+		if a.enter != test.enter || a.keep != test.keep || math.Abs(a.pressure-test.pressure) > 1e-9 {
+			t.Errorf("%v: enters %v, keeps %v, pressure %v; want %+v", test.value, a.enter, a.keep, a.pressure, test)
+		}
 	}
 }
 
