@@ -163,7 +163,7 @@ func (c *card) throttled(now time.Time) ask {
 
 // weigh judges the memory of a new sample.
 func (c *card) weigh(g *nvml.GPU, up, absolute bool, now time.Time) {
-	total, used, free, reserved := bytes(g.MemoryTotal), bytes(g.MemoryUsed), bytes(g.MemoryFree), bytes(g.MemoryReserved)
+	total, used, free, reserved := bytesOf(g.MemoryTotal), bytesOf(g.MemoryUsed), bytesOf(g.MemoryFree), bytesOf(g.MemoryReserved)
 	if reserved < 0 {
 		reserved = 0
 	}
@@ -189,8 +189,8 @@ func (c *card) weigh(g *nvml.GPU, up, absolute bool, now time.Time) {
 	}
 }
 
-// bytes are a count of them; negative: not known.
-func bytes(v *uint64) float64 {
+// bytesOf are a count of them; negative: not known.
+func bytesOf(v *uint64) float64 {
 	if v == nil {
 		return -1
 	}

@@ -118,10 +118,9 @@ func (c *Config) UnmarshalYAML(decode func(any) error) error {
 func (c *Config) Validate() error {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
-	all := c.rules("")
-	for s := range all {
-		if t := c.table(signal(s)); t != nil {
-			faults = append(faults, checkTable("signals."+signal(s).String(), signal(s), t)...)
+	for s := range signals {
+		if t := c.table(s); t != nil {
+			faults = append(faults, checkTable("signals."+s.String(), s, t)...)
 		}
 	}
 	d := c.Dwell

@@ -116,7 +116,7 @@ func TestFlapping(t *testing.T) {
 		{"good cooling", steady, func(int) float64 { return .75 }, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			const seeds = 20
+			seeds := float64(max(20/slower, 2))
 			run := func(c Config) (mean, worst, over, hottest float64) {
 				for seed := range uint64(seeds) {
 					o, card := newOne(c), &plant{noise: rand.New(rand.NewPCG(seed, 1))}

@@ -104,7 +104,7 @@ func (l *Ladder) Reload(c Config) {
 		l.book = newBook(c)
 		for _, m := range l.models {
 			if c.Observe && !was.config.Observe {
-				m.pool.tracks[acting] = track{} // it ends at once, not by steps
+				m.pool.tracks[acting] = track{by: noSignal} // it ends at once, not by steps
 			}
 		}
 	}
@@ -127,7 +127,7 @@ func (l *Ladder) Watch(watch []Watch) {
 	for _, w := range watch {
 		m := models[w.Model]
 		if m == nil {
-			m = &model{model: w.Model}
+			m = &model{model: w.Model, pool: newPool()}
 		}
 		delete(models, w.Model)
 		m.backends = nil

@@ -13,7 +13,7 @@ import (
 )
 
 // traces is how many random ones each law is tried on; there are five laws.
-const traces = 20_000
+const traces = 20_000 / slower
 
 // law checks a property on so many traces.
 func law(t *testing.T, property func(*rapid.T)) {
@@ -169,7 +169,7 @@ func trace(t *rapid.T, places int, look func(ps []*place, dice uint32, now time.
 	for i := range places {
 		ps = append(ps, newPlace(now, i == 2))
 	}
-	for _, dice := range rapid.SliceOfN(rapid.Uint32(), 4, 40).Draw(t, "trace") {
+	for _, dice := range rapid.SliceOfN(rapid.Uint32(), 4, 24).Draw(t, "trace") {
 		p := ps[int(dice>>16)%places]
 		p.change(dice)
 		now = now.Add([...]time.Duration{tick, time.Second, 3 * time.Second, 5 * time.Second, 11 * time.Second, 31 * time.Second, 70 * time.Second, time.Second}[dice>>4&7])

@@ -17,6 +17,8 @@ type track struct {
 	usable   time.Time // when it last had a backend that may be used
 }
 
+func newPool() pool { return pool{[sides]track{{by: noSignal}, {by: noSignal}}} }
+
 // step is one look at a model: a function of its backends, what is remembered of it,
 // and the time.
 func (p *pool) step(backends []*watched, k *book, now time.Time) {

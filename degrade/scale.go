@@ -74,22 +74,23 @@ type scale struct {
 	sign  float64    // -1 where it is negated
 }
 
-// entry is where a level begins, as it is read.
-func (c *scale) entry(l Level) float64 { return c.read(l, false) }
-
-// exit is where a level is left, as it is read.
-func (c *scale) exit(l Level) float64 { return c.read(l, true) }
-
-// read is a number of the table; NaN: there is none, or the signal was never judged.
-func (c *scale) read(l Level, leaving bool) float64 {
-	switch {
-	case c == nil || c.sign == 0 || l < StreamingOff || l > Canned:
+// entry is where a level begins, as it is read; NaN: nowhere.
+func (c *scale) entry(l Level) float64 {
+	if !c.has(l) {
 		return math.NaN()
-	case leaving:
-		return c.sign * c.leave[l-1]
 	}
 	return c.sign * c.enter[l-1]
 }
+
+// exit is where a level is left, as it is read; NaN: nowhere.
+func (c *scale) exit(l Level) float64 {
+	if !c.has(l) {
+		return math.NaN()
+	}
+	return c.sign * c.leave[l-1]
+}
+
+func (c *scale) has(l Level) bool { return c != nil && c.sign != 0 && l > Full && l <= Canned }
 
 func newScale(s signal, t Table) scale {
 	c := scale{sign: 1}
@@ -218,7 +219,7 @@ const (
 // step moves it by at most one change. sample says that the ask comes of something
 // that was not judged before, held that nothing may be relaxed now. Both kinds of
 // proof are monotone: what asks for more is never later.
-func (r *rung) step(a ask, sample, held bool, need proof, d *Dwell, now time.Time) (moved bool) {
+func (r *rung) step(a ask, sample, held bool, need proof, d *Dwell, now time.Time) {
 	if r.dwell < d.Down || now.Sub(r.lowered) > forgets {
 		r.dwell = d.Down
 	}
@@ -238,7 +239,8 @@ func (r *rung) step(a ask, sample, held bool, need proof, d *Dwell, now time.Tim
 		if need == anyLevel {
 			of = &r.asking[StreamingOff]
 		}
-		if need == none || need == anyLevel && r.level > Full || of.samples >= d.UpSamples && now.Sub(of.since) >= d.Up {
+		proven := of.samples >= d.UpSamples && now.Sub(of.since) >= d.Up || need == anyLevel && r.level > Full
+		if need == none || sample && proven {
 			target = l
 		}
 	}
@@ -251,10 +253,7 @@ func (r *rung) step(a ask, sample, held bool, need proof, d *Dwell, now time.Tim
 	case r.level > Full && a.keep < r.level && !held && now.Sub(r.changed) >= r.dwell:
 		r.level--
 		r.changed, r.lowered = now, now
-	default:
-		return false
 	}
-	return true
 }
 
 // retry is when it may go down at the earliest; zero: it is down.
