@@ -92,9 +92,9 @@ func (b *Backend) kick() {
 	}
 }
 
-// usable reports whether requests may be sent to the backend at all: it is in
+// Usable reports whether requests may be sent to the backend at all: it is in
 // rotation, and its GPUs are there.
-func (b *Backend) usable() bool { return b.up.Load() && b.gauge.Verdict().Out == "" }
+func (b *Backend) Usable() bool { return b.up.Load() && b.gauge.Verdict().Out == "" }
 
 // room reports whether the backend may be given one more request. Between two
 // readings of the engine's queue what this gateway has sent since counts as waiting,

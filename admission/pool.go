@@ -48,7 +48,7 @@ func (p *Pool) Set(backends []*Backend, fallback *Pool) {
 func (p *Pool) Up() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.ContainsFunc(p.backends, (*Backend).usable)
+	return slices.ContainsFunc(p.backends, (*Backend).Usable)
 }
 
 // Tiers are the tiers of requests, those that go first first.
@@ -70,7 +70,7 @@ func (p *Pool) perBackend() int {
 	defer p.mu.Unlock()
 	n := 0
 	for _, b := range p.backends {
-		if b.usable() {
+		if b.Usable() {
 			n++
 		}
 	}
@@ -131,7 +131,7 @@ func (p *Pool) pick(avoid *Backend, room bool) *Backend {
 	n := len(p.backends)
 	for k := range n {
 		b := p.backends[(p.turn+k)%n]
-		if b == avoid || !b.usable() {
+		if b == avoid || !b.Usable() {
 			continue
 		}
 		into := &hot

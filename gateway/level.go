@@ -1,7 +1,7 @@
 package gateway
 
 import (
-	"fmt"
+	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -92,7 +92,7 @@ func (g *Gateway) descend(c *call, permit *admission.Permit) error {
 	effect := g.Ladder.Effect(permit.Level)
 	if !effect.Stream {
 		c.streamed, c.wish.N, c.answers = false, 1, c.answers/c.wish.N
-		c.limit = c.body.Whole(min(effect.MaxTokens, c.limit))
+		c.limit = c.body.Whole(min(effect.MaxTokens, cmp.Or(c.limit, effect.MaxTokens)))
 	}
 	left := c.model.Context() - c.longest
 	if !effect.Thinking && left > c.body.Growth() {
@@ -100,16 +100,14 @@ func (g *Gateway) descend(c *call, permit *admission.Permit) error {
 		c.wish.NoThinking = true
 		c.prompt, left = c.prompt+grown, left-grown
 	}
-	if left < c.limit || c.limit == 0 {
-		if left < 1 {
-			return c.overflow(fmt.Sprintf("the context of %s is too short for this prompt", c.model.Name))
-		}
-		c.limit = c.body.LimitTokens(left)
+	if left < c.limit {
+		c.limit = c.body.LimitTokens(max(left, 1)) // who does not fit is told so by the server
 	}
 	return nil
 }
 
-// canned answers without any model.
+// canned answers without any model. A cache of answers, once there is one, is asked
+// here first.
 func (g *Gateway) canned(c *call) error {
 	answer := g.Ladder.Canned()
 	text := answer.Text[openai.Language(c.r.Header.Get("Accept-Language"), c.body, slices.Collect(maps.Keys(answer.Text)))]

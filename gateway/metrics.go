@@ -161,7 +161,7 @@ func (f *fleetCollector) Collect(out chan<- prometheus.Metric) {
 		sum := 0
 		for _, b := range m.Backends {
 			up := 0
-			if b.Seat.Up() {
+			if b.Seat.Usable() {
 				up = 1
 			}
 			open := 0

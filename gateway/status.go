@@ -110,7 +110,7 @@ func (g *Gateway) status() Status {
 func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings []string) {
 	f := b.Facts()
 	s = BackendStatus{
-		Backend: b.Name, Up: b.Seat.Up(), Why: b.Why(), InFlight: b.Seat.InFlight(), Serves: f.Serves, MaxModelLen: f.MaxModelLen,
+		Backend: b.Name, Up: b.Seat.Usable(), Why: b.Why(), InFlight: b.Seat.InFlight(), Serves: f.Serves, MaxModelLen: f.MaxModelLen,
 		Version: f.Version, Can: f.Can, Blind: b.Blind(),
 	}
 	if e := b.Engine(); e != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidegate/degrade"
 	"tidegate/gateway"
 	"tidegate/nvml"
 )
@@ -88,10 +89,20 @@ func writeStatus(out io.Writer, s *gateway.Status) error {
 		ready = "not ready: " + s.WhyNotReady
 	}
 	fmt.Fprintf(out, "tidegate %s, up %v, store %s, %s\n", s.Version, time.Duration(s.UptimeS)*time.Second, s.Store, ready)
-	backends := table{{"MODEL", "BACKEND", "STATE", "VLLM", "IN FLIGHT", "RUNNING", "WAITING", "KV CACHE", "PREEMPTED 5S", "AGE", "GPUS"}}
-	for _, m := range s.Models {
+	models := table{{"MODEL", "LEVEL", "REASON", "PRESSURE", "SINCE", "MAY FALL IN", "WAITING", "FALLBACK"}}
+	for i := range s.Models {
+		if i < len(s.Ladder.Models) {
+			models = append(models, modelLine(&s.Models[i], &s.Ladder.Models[i], time.Now()))
+		}
+	}
+	backends := table{{"MODEL", "BACKEND", "STATE", "LEVEL", "VLLM", "IN FLIGHT", "RUNNING", "WAITING", "KV CACHE", "PREEMPTED 5S", "AGE", "GPUS"}}
+	for k, m := range s.Models {
 		for i := range m.Backends {
-			backends = append(backends, backendLine(m.Model, &m.Backends[i]))
+			var level *degrade.BackendStatus
+			if k < len(s.Ladder.Models) && i < len(s.Ladder.Models[k].Backends) {
+				level = &s.Ladder.Models[k].Backends[i]
+			}
+			backends = append(backends, backendLine(m.Model, &m.Backends[i], level))
 		}
 	}
 	gpus := table{{"GPU", "NAME", "STATE", "MARGIN", "TEMP", "HBM", "MEMORY", "POWER", "AGE", "CLOCKS HELD BY"}}
@@ -102,7 +113,7 @@ func writeStatus(out io.Writer, s *gateway.Status) error {
 	for i := range s.Sources {
 		sources = append(sources, sourceLine(&s.Sources[i]))
 	}
-	for _, t := range []table{backends, gpus, sources} {
+	for _, t := range []table{models, backends, gpus, sources} {
 		if len(t) == 1 {
 			continue
 		}
@@ -136,7 +147,51 @@ func (t table) write(out io.Writer) error {
 	return w.Flush()
 }
 
-func backendLine(model string, b *gateway.BackendStatus) []string {
+// modelLine says where a model stands, and why.
+func modelLine(m *gateway.ModelStatus, l *degrade.ModelStatus, now time.Time) []string {
+	reason, since, fall, waiting := l.Reason, "", "", 0
+	if l.Backend != "" {
+		reason += " of " + l.Backend
+	}
+	if l.Pin != nil {
+		reason = "pinned by " + l.Pin.By
+		if l.Pin.Why != "" {
+			reason += ": " + l.Pin.Why
+		}
+	}
+	if l.Since != nil {
+		since = now.Sub(*l.Since).Round(time.Second).String()
+	}
+	if l.MayFall != nil && l.Level != degrade.Full.String() {
+		fall = max(l.MayFall.Sub(now), 0).Round(time.Second).String()
+	}
+	for _, n := range m.Queued {
+		waiting += n
+	}
+	level := l.Level
+	if l.WouldBe != l.Level && l.Pin == nil {
+		level += " (would be " + l.WouldBe + ")"
+	}
+	return []string{m.Model, level, reason, fmt.Sprintf("%.2f", l.Pressure), since, fall, fmt.Sprint(waiting), m.Fallback}
+}
+
+// standing is a backend's level and the signal that asks for it, with its reading.
+func standing(b *degrade.BackendStatus) string {
+	if b == nil || b.Reason == "" {
+		if b == nil {
+			return ""
+		}
+		return b.Level
+	}
+	for _, s := range b.Signals {
+		if s.Signal == b.Reason && s.Value != nil {
+			return fmt.Sprintf("%s %s %g", b.Level, b.Reason, *s.Value)
+		}
+	}
+	return b.Level + " " + b.Reason
+}
+
+func backendLine(model string, b *gateway.BackendStatus, level *degrade.BackendStatus) []string {
 	state := "up"
 	if !b.Up {
 		state = "out: " + b.Why
@@ -149,13 +204,13 @@ func backendLine(model string, b *gateway.BackendStatus) []string {
 		}
 		names = append(names, name)
 	}
-	line := []string{model, b.Backend, state, b.Version, fmt.Sprint(b.InFlight), "", "", "", "", "", strings.Join(names, " ")}
+	line := []string{model, b.Backend, state, standing(level), b.Version, fmt.Sprint(b.InFlight), "", "", "", "", "", strings.Join(names, " ")}
 	if e := b.Engine; e != nil {
-		line[5], line[6], line[8] = shown(e.Running, "%d"), shown(e.Waiting, "%d"), shown(e.Preempted, "%d")
+		line[6], line[7], line[9] = shown(e.Running, "%d"), shown(e.Waiting, "%d"), shown(e.Preempted, "%d")
 		if e.KV != nil {
-			line[7] = fmt.Sprintf("%.0f%%", *e.KV*100)
+			line[8] = fmt.Sprintf("%.0f%%", *e.KV*100)
 		}
-		line[9] = age(e.AgeMs)
+		line[10] = age(e.AgeMs)
 	}
 	return line
 }

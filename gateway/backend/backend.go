@@ -175,7 +175,7 @@ func (b *Backend) runsOn(refs []string, gpus *nvml.Monitor) {
 // Why is the reason for being out of rotation; empty while in it.
 func (b *Backend) Why() string {
 	if b.Seat.Up() {
-		return ""
+		return b.gauge.Verdict().Out
 	}
 	return *b.state.Load()
 }
