@@ -127,7 +127,7 @@ type plan struct {
 	dsn    string   // of the store; empty: a file of the test's own
 	server []string // lines of the section server
 	model  []string // lines of every model
-	gpus   string   // that every backend is said to run on
+	gpus   string   // that the first backend is said to run on
 	more   string   // other sections
 	env    map[string]string
 }
@@ -158,7 +158,11 @@ func (p plan) yaml(s servers, dir string) string {
 		}
 		line("    backends:")
 		for _, u := range urls {
-			line("      - {url: '%s', gpus: [%s]}", u, p.gpus)
+			gpus := ""
+			if u == s[0].URL {
+				gpus = p.gpus
+			}
+			line("      - {url: '%s', gpus: [%s]}", u, gpus)
 		}
 	}
 	model(largeModel, "\n    aliases: ["+largeAlias+"]", s[0].URL, s[1].URL)
