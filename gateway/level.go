@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -92,7 +93,7 @@ func (g *Gateway) descend(c *call, permit *admission.Permit) error {
 	effect := g.Ladder.Effect(permit.Level)
 	if !effect.Stream {
 		c.streamed, c.wish.N, c.answers = false, 1, c.answers/c.wish.N
-		c.limit = c.body.Whole(min(effect.MaxTokens, c.limit))
+		c.limit = c.body.Whole(min(effect.MaxTokens, cmp.Or(c.limit, effect.MaxTokens)))
 	}
 	left := c.model.Context() - c.longest
 	if !effect.Thinking && left > c.body.Growth() {
@@ -104,7 +105,7 @@ func (g *Gateway) descend(c *call, permit *admission.Permit) error {
 		if left < 1 {
 			return c.overflow(fmt.Sprintf("the context of %s is too short for this prompt", c.model.Name))
 		}
-		c.limit = c.body.LimitTokens(left)
+		c.limit = c.body.LimitTokens(c.room(left))
 	}
 	return nil
 }
@@ -120,7 +121,7 @@ func (g *Gateway) canned(c *call) error {
 		return r
 	}
 	c.charged = true // with nothing but the request
-	return g.give(c, openai.Canned(c.kind, c.out.answerID(), cannedModel, c.began, c.answers, text))
+	return g.give(c, openai.Canned(c.kind, c.out.answerID(), cannedModel, c.began, c.answers, c.body.Needs().Structured, text))
 }
 
 // falls is how long the level of the model that was asked for stays at least.

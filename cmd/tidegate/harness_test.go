@@ -127,6 +127,7 @@ type plan struct {
 	dsn    string   // of the store; empty: a file of the test's own
 	server []string // lines of the section server
 	model  []string // lines of every model
+	large  []string // lines of the large model alone
 	gpus   string   // that every backend is said to run on
 	more   string   // other sections
 	env    map[string]string
@@ -161,7 +162,7 @@ func (p plan) yaml(s servers, dir string) string {
 			line("      - {url: '%s', gpus: [%s]}", u, p.gpus)
 		}
 	}
-	model(largeModel, "\n    aliases: ["+largeAlias+"]", s[0].URL, s[1].URL)
+	model(largeModel, "\n    aliases: ["+largeAlias+"]"+strings.Join(append([]string{""}, p.large...), "\n    "), s[0].URL, s[1].URL)
 	model(smallModel, "", s[2].URL)
 	model(goneModel, "", "http://127.0.0.1:1")
 	b.WriteString(p.more)
