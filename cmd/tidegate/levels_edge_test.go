@@ -164,11 +164,14 @@ func TestSmaller(t *testing.T) {
 // the level, and the limits of the caller reserve as much.
 func TestAlone(t *testing.T) {
 	s := startServers(t, nil)
-	w := newWire(t, startGateway(t, s, laddered("limits: [{name: some, per: user, tokens: 1400/1h, reserve: max}]\n")))
+	w := newWire(t, startGateway(t, s, laddered("limits: [{name: some, per: user, tokens: 1600/1h, reserve: max}]\n")))
 	s[:2].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDead})
 	eventually(t, "the large model's servers to be out", func() bool { return w.up(t) == 1 })
-	w.refused(t, w.ask(t, "POST", chatPath, chatOf("Hello", "")), 400, "request_too_large_for_limit", "")
-	w.answered(t, chatOf("Hello", `,"max_tokens":50`), "L3", "no_backend", smallModel)
+	w.answered(t, chatOf("Hello", `,"user":"capped"`), "L3", "no_backend", smallModel)
+	if n := gjson.GetBytes(s.record(t, "capped").Body, "max_tokens").Int(); n != levelCap {
+		t.Errorf("at most %d tokens, expected %d", n, levelCap)
+	}
+	w.refused(t, w.ask(t, "POST", chatPath, chatOf(strings.Repeat("word ", 200), "")), 400, "request_too_large_for_limit", "")
 }
 
 // TestExceedDegrade: who is over such a limit is given a smaller model, or nothing
@@ -189,7 +192,10 @@ func TestExceedDegrade(t *testing.T) {
 // alive is a gateway that keeps streams alive, before slow servers.
 func alive(t *testing.T) (*wire, servers) {
 	t.Helper()
-	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.Tokens = 150*time.Millisecond, 40 })
+	s := startServers(t, func(o *gatewaytest.Options) {
+		o.TTFT, o.Tokens = 150*time.Millisecond, 40
+		o.KeepAlive = time.Millisecond // a break of a connection that is used again could pass for a late close
+	})
 	p := laddered("")
 	p.server = []string{"keepalive: {after: 20ms, every: 20ms}"}
 	p.model = []string{"timeouts: {total: 2s}", "breaker: {failures: 1000}", "retry: {attempts: 2, budget: 1}"}
