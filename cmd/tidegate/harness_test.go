@@ -128,6 +128,7 @@ type plan struct {
 	server []string // lines of the section server
 	model  []string // lines of every model
 	large  []string // lines of the large model alone
+	each   string   // members of every backend, each with a comma before
 	gpus   string   // that every backend is said to run on
 	more   string   // other sections
 	env    map[string]string
@@ -159,7 +160,7 @@ func (p plan) yaml(s servers, dir string) string {
 		}
 		line("    backends:")
 		for _, u := range urls {
-			line("      - {url: '%s', gpus: [%s]}", u, p.gpus)
+			line("      - {url: '%s', gpus: [%s]%s}", u, p.gpus, p.each)
 		}
 	}
 	model(largeModel, "\n    aliases: ["+largeAlias+"]"+strings.Join(append([]string{""}, p.large...), "\n    "), s[0].URL, s[1].URL)

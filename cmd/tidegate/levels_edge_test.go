@@ -330,3 +330,63 @@ func TestCannedLanguage(t *testing.T) {
 		}
 	}
 }
+
+// TestLevelsWait has one place on each server. A stream that waits for one is kept
+// alive and told its level, so it is answered so, whatever the level is by then; who
+// has been told nothing is answered as the level is.
+func TestLevelsWait(t *testing.T) {
+	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.Tokens = 0, 40 })
+	p := laddered("")
+	p.server = []string{"keepalive: {after: 20ms, every: 20ms}"}
+	p.each = ", max_in_flight: 1"
+	w := newWire(t, startGateway(t, s, p))
+	for _, level := range []int{0, 1, 2} {
+		name, model, _ := levelOf(level)
+		w.pin(t, largeModel, name)
+		s[:2].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHang, Count: 1})
+		busy, leave := context.WithCancel(t.Context())
+		for range 2 {
+			go func() {
+				if resp, err := w.post(busy, chatPath, chatOf("Hello", "")); err == nil {
+					resp.Body.Close()
+				}
+			}()
+		}
+		waiting := func(n int) {
+			eventually(t, fmt.Sprint(n, " requests that wait"), func() bool {
+				return w.metric(t, fmt.Sprintf(`tidegate_queue_length{model=%q,tier="standard"}`, largeModel)) == float64(n)
+			})
+		}
+		eventually(t, "both servers to be busy", func() bool { return strings.Count(w.status(t), `"in_flight": 1`) == 2 })
+		whole := make(chan *http.Response, 1)
+		stream := w.ask(t, "POST", chatPath, chatOf("Hello", `,"stream":true`)) // returns with the first keep-alive
+		go func() {
+			resp, err := w.post(t.Context(), chatPath, chatOf("Hello", ""))
+			if err != nil {
+				t.Error(err)
+			}
+			whole <- resp
+		}()
+		waiting(2)
+		w.pin(t, largeModel, "L4")
+		resp := <-whole // at once, while the servers are busy
+		raw, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.Header.Get("X-Tidegate-Level") != "L4" || gjson.GetBytes(raw, "model").Str != cannedModel {
+			t.Errorf("%s: who was told nothing got %v %s", name, resp.Header, raw)
+		}
+		waiting(1)
+		leave()
+		e := readEvents(t, stream.Body)
+		said := gather(t, e.chunks...)
+		if !e.done || stream.Header.Get("X-Tidegate-Level") != name || said.Text[0] == "" || said.Finish[0] != "stop" || (said.Reasoning[0] != "") != (level < 2) {
+			t.Errorf("%s: %v, done %t, %+v", name, stream.Header, e.done, said)
+		}
+		for _, c := range e.chunks {
+			if c.Get("model").Str != model || c.Get("id").Str != e.chunks[0].Get("id").Str {
+				t.Errorf("%s: %s in a stream of %s", name, c.Raw, e.chunks[0].Raw)
+			}
+		}
+		s.heal(t)
+	}
+}

@@ -160,7 +160,7 @@ func (w *wire) askAt(t *testing.T, level int, ask levelAsk, options string, prom
 	body := strings.TrimSuffix(ask.body, "}") + `,"user":"` + tag + `"` + options + "}"
 	seen := w.servers.requests()
 	a := w.tell(t, ask.path, body)
-	name := []string{largeModel, largeModel, largeModel, smallModel, cannedModel}[level]
+	_, name, _ := levelOf(level)
 	reason := "pin"
 	if level == 0 {
 		reason = "none"
@@ -344,7 +344,7 @@ func (f *front) counted(t *testing.T) books {
 // books checks what was written down of n requests at a level.
 func (w *wire) books(t *testing.T, level, n int, before books) {
 	t.Helper()
-	name := []string{largeModel, largeModel, largeModel, smallModel, cannedModel}[level]
+	_, name, _ := levelOf(level)
 	var now books
 	eventually(t, "the report", func() bool {
 		now = w.counted(t)
