@@ -32,7 +32,9 @@ func (g *Gateway) forward(c *call, permit *admission.Permit) (err error) {
 		if b == nil {
 			return admission.ErrNoBackend // a reload took it away meanwhile
 		}
-		c.out.id = c.id + "-" + strconv.Itoa(n)
+		if c.out.begun == "" { // else the caller has been told an id, and the answer keeps it
+			c.out.id = c.id + "-" + strconv.Itoa(n)
+		}
 		err = b.Guard(func() error { return g.attempt(c, b, permit) })
 		if err == nil || c.out.answered || n >= c.model.Attempts || !backend.Retryable(err) || !c.model.Retries.Retry() || !permit.Another() {
 			return err

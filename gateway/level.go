@@ -101,7 +101,7 @@ func (g *Gateway) descend(c *call, permit *admission.Permit) error {
 		c.prompt, left = c.prompt+grown, left-grown
 	}
 	if left < c.limit {
-		c.limit = c.body.LimitTokens(max(left, 1)) // who does not fit is told so by the server
+		c.limit = c.body.LimitTokens(c.room(max(left, 1))) // who does not fit is told so by the server
 	}
 	return nil
 }
@@ -118,7 +118,7 @@ func (g *Gateway) canned(c *call) error {
 		return r
 	}
 	c.charged = true // with nothing but the request
-	return g.give(c, openai.Canned(c.kind, c.out.answerID(), cannedModel, c.began, c.answers, text))
+	return g.give(c, openai.Canned(c.kind, c.out.answerID(), cannedModel, c.began, c.answers, c.body.Needs().Structured, text))
 }
 
 // falls is how long the level of the model that was asked for stays at least.

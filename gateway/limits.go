@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"time"
@@ -11,14 +12,17 @@ import (
 	"tidegate/gateway/openai"
 )
 
-// demand is what the request asks of admission.
+// demand is what the request asks of admission. An answer has no limit yet where no
+// server of the model is there: then only a smaller model can give it, capped.
 func (g *Gateway) demand(c *call) *admission.Demand {
+	capped := g.Ladder.Effect(degrade.StreamingOff).MaxTokens
+	limited := cmp.Or(c.limit, capped)
 	return &admission.Demand{
 		Pool: c.asked.Pool, MaxLevel: c.most, Caller: c, TTFT: c.asked.Objective, Quiet: int64(c.body.Growth()),
-		Capped: int64(min(c.limit, g.Ladder.Effect(degrade.StreamingOff).MaxTokens)) * int64(c.answers/c.wish.N),
+		Capped: int64(min(limited, capped)) * int64(c.answers/c.wish.N),
 		Request: limit.Request{
 			ID: c.id, Subjects: c.subjects(), Tier: string(c.who.Tier), Prompt: int64(c.prompt),
-			MaxTokens: int64(c.limit) * int64(c.answers), Thinking: !c.wish.NoThinking,
+			MaxTokens: int64(limited) * int64(c.answers), Thinking: !c.wish.NoThinking,
 		},
 	}
 }

@@ -169,16 +169,21 @@ func (c *call) bound(prompt int) error {
 	case c.kind == openai.Completions:
 		c.limit = min(completionDefault, left)
 	default:
-		tools := 0
-		if raw, ok := c.body.Raw("tools"); ok {
-			tools = openai.Count(raw)
-		}
-		c.limit = max(left-perTool*tools, 1)
+		c.limit = c.room(left)
 	}
 	if c.wish.MaxTokens == 0 {
 		c.body.Set("max_tokens", strconv.AppendInt(nil, int64(c.limit), 10))
 	}
 	return nil
+}
+
+// room is what an answer may have of the tokens that a prompt leaves of a context,
+// where the caller has set no lower limit.
+func (c *call) room(left int) int {
+	if tools, ok := c.body.Raw("tools"); ok && c.kind == openai.Chat {
+		left -= perTool * openai.Count(tools)
+	}
+	return max(left, 1)
 }
 
 func renderChat(body *openai.Request, noThinking bool) (string, error) {

@@ -348,11 +348,11 @@ func TestGoClientOpen(t *testing.T) {
 const suiteTime = 4 * time.Minute
 
 // suite runs the tests of another language against gateways of its own, with
-// keys and open, and returns what they print.
+// keys, open, and one to be pinned to a level, and returns what they print.
 func suite(t *testing.T, dir, program string, args ...string) string {
 	t.Helper()
 	s := startServers(t, nil)
-	keyed, open := startGateway(t, s, plan{}), startGateway(t, s, plan{open: true})
+	keyed, open, ladder := startGateway(t, s, plan{}), startGateway(t, s, plan{open: true}), startGateway(t, s, laddered(""))
 	ctx, cancel := context.WithTimeout(t.Context(), suiteTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
@@ -366,7 +366,8 @@ func suite(t *testing.T, dir, program string, args ...string) string {
 			strings.HasSuffix(name, "_PROXY") || name == "NODE_OPTIONS" || strings.HasPrefix(name, "PYTEST_")
 	})
 	cmd.Env = append(cmd.Env,
-		"TIDEGATE_URL="+keyed.url+"/v1", "TIDEGATE_OPEN_URL="+open.url+"/v1", "TIDEGATE_SIMS="+s.controls(t),
+		"TIDEGATE_URL="+keyed.url+"/v1", "TIDEGATE_OPEN_URL="+open.url+"/v1",
+		"TIDEGATE_LADDER_URL="+ladder.url+"/v1", "TIDEGATE_LADDER_ADMIN_KEY="+adminKey, "TIDEGATE_SIMS="+s.controls(t),
 		"TIDEGATE_KEY="+adaKey, "TIDEGATE_SMALL_KEY="+bobKey, "TIDEGATE_MODEL="+largeModel, "TIDEGATE_SMALL_MODEL="+smallModel,
 		"PYTHONDONTWRITEBYTECODE=1", "LANGSMITH_TRACING=false", "NO_COLOR=1",
 	)

@@ -127,6 +127,8 @@ type plan struct {
 	dsn    string   // of the store; empty: a file of the test's own
 	server []string // lines of the section server
 	model  []string // lines of every model
+	large  []string // lines of the large model alone
+	each   string   // members of every backend, each with a comma before
 	gpus   string   // that the first backend is said to run on
 	more   string   // other sections
 	env    map[string]string
@@ -162,10 +164,10 @@ func (p plan) yaml(s servers, dir string) string {
 			if u == s[0].URL {
 				gpus = p.gpus
 			}
-			line("      - {url: '%s', gpus: [%s]}", u, gpus)
+			line("      - {url: '%s', gpus: [%s]%s}", u, gpus, p.each)
 		}
 	}
-	model(largeModel, "\n    aliases: ["+largeAlias+"]", s[0].URL, s[1].URL)
+	model(largeModel, "\n    aliases: ["+largeAlias+"]"+strings.Join(append([]string{""}, p.large...), "\n    "), s[0].URL, s[1].URL)
 	model(smallModel, "", s[2].URL)
 	model(goneModel, "", "http://127.0.0.1:1")
 	b.WriteString(p.more)

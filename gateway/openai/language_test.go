@@ -105,18 +105,26 @@ func TestCanned(t *testing.T) {
 	at := time.Unix(1700000000, 0)
 	const said = "Sorry,\n\"busy\" \\ 忙 \x00\xff"
 	const raw = `"Sorry,\u000a\"busy\" \\ 忙 \u0000` + "\ufffd" + `"`
-	chat := Canned(Chat, "chatcmpl-1", "qwen", at, 1, said)
+	chat := Canned(Chat, "chatcmpl-1", "qwen", at, 1, false, said)
 	want := `{"id":"chatcmpl-1","object":"chat.completion","created":1700000000,"model":"qwen","choices":[{"index":0,"message":{"role":"assistant","content":` + raw + `,"refusal":null},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}`
 	if string(chat) != want {
 		t.Errorf("got  %s\nwant %s", chat, want)
 	}
-	completion := Canned(Completions, "cmpl-1", "qwen", at, 2, said)
+	completion := Canned(Completions, "cmpl-1", "qwen", at, 2, true, said)
 	want = `{"id":"cmpl-1","object":"text_completion","created":1700000000,"model":"qwen","choices":[{"index":0,"text":` + raw + `,"logprobs":null,"finish_reason":"stop"},{"index":1,"text":` + raw + `,"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}`
 	if string(completion) != want {
 		t.Errorf("got  %s\nwant %s", completion, want)
 	}
+	none := Canned(Chat, "chatcmpl-1", "qwen", at, 1, true, said)
+	if !strings.Contains(string(none), `"message":{"role":"assistant","content":null,"refusal":`+raw+`}`) {
+		t.Errorf("%s", none)
+	}
 	schemas := newSchemas(t)
-	for route, body := range map[Route][]byte{Chat: chat, Completions: completion} {
+	for _, body := range [][]byte{chat, none, completion} {
+		route := Chat
+		if string(body) == string(completion) {
+			route = Completions
+		}
 		if err := schemas.Strict(wholeSchema(route), body); err != nil {
 			t.Error(err)
 		}

@@ -32,13 +32,18 @@ func KeepAlive(route Route, id, model string, created time.Time, first bool) []b
 }
 
 // Canned is a complete answer without a backend, in one piece: each of choices
-// (prompts × n) says text and stops, and nothing was used. View.Stream makes a
+// (prompts × n) says text and stops, and nothing was used. In a chat that asked for
+// structured output the text stands under refusal, which is where the API says why
+// there is none: clients would fail to parse it as content. View.Stream makes a
 // stream of it.
-func Canned(route Route, id, model string, created time.Time, choices int, text string) []byte {
+func Canned(route Route, id, model string, created time.Time, choices int, structured bool, text string) []byte {
 	said := appendString(nil, text)
 	object, before, after := `"chat.completion"`, `"message":{"role":"assistant","content":`, `,"refusal":null}`
-	if route == Completions {
+	switch {
+	case route == Completions:
 		object, before, after = `"text_completion"`, `"text":`, ``
+	case structured:
+		before, after = `"message":{"role":"assistant","content":null,"refusal":`, `}`
 	}
 	b := append(make([]byte, 0, 256+choices*(len(said)+128)), `{"id":`...)
 	b = appendString(b, id)

@@ -1,6 +1,7 @@
-// Where the gateways are, and what the simulated servers say about them. Two
+// Where the gateways are, and what the simulated servers say about them. Three
 // gateways stand in front of the same simulated vLLM servers: one wants keys, one
-// is open. The Go test that starts these suites tells the addresses.
+// is open, and one can be pinned to a level. The Go test that starts these suites
+// tells the addresses.
 
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
@@ -12,6 +13,8 @@ const env = (name) => {
 
 export const url = env("TIDEGATE_URL");
 export const openURL = env("TIDEGATE_OPEN_URL");
+export const ladderURL = env("TIDEGATE_LADDER_URL");
+export const ladderAdminKey = env("TIDEGATE_LADDER_ADMIN_KEY");
 export const key = env("TIDEGATE_KEY");
 export const smallKey = env("TIDEGATE_SMALL_KEY");
 export const model = env("TIDEGATE_MODEL");

@@ -1,7 +1,8 @@
 """Where the gateways are, and what the simulated servers say about them.
 
-Two gateways stand in front of the same simulated vLLM servers: one wants keys,
-one is open. The Go test that starts this suite tells the addresses.
+Three gateways stand in front of the same simulated vLLM servers: one wants keys,
+one is open, and one can be pinned to a level. The Go test that starts this suite
+tells the addresses.
 """
 
 import base64

@@ -1,0 +1,392 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"tidegate/gateway/gatewaytest"
+)
+
+const busyText = "服务繁忙,请稍后再试。"
+
+// answered asks and checks who answered, at which level and why.
+func (w *wire) answered(t *testing.T, body, level, reason, model string, header ...string) told {
+	t.Helper()
+	a := w.tell(t, chatPath, body, header...)
+	if l, r, m := a.header.Get("X-Tidegate-Level"), a.header.Get("X-Tidegate-Reason"), a.parts[0].Get("model").Str; l != level || r != reason || m != model {
+		t.Errorf("level %s, reason %s, model %s; expected %s, %s, %s", l, r, m, level, reason, model)
+	}
+	return a
+}
+
+// TestMaxLevel: an answer smaller than the caller accepts is refused, whether the
+// request says so or its key.
+func TestMaxLevel(t *testing.T) {
+	w := newWire(t, startGateway(t, startServers(t, nil), laddered("")))
+	_, answer := w.call(t, adminKey, "POST", "/admin/v1/keys", `{"user":"ann","name":"picky","max_level":"L1"}`)
+	picky, _ := made(t, answer)
+	const most = "X-Tidegate-Max-Level"
+	hello := chatOf("Hello", off)
+	for level := range 5 {
+		pinned := fmt.Sprint("L", level)
+		w.pin(t, largeModel, pinned)
+		for _, c := range []struct {
+			most   int
+			header []string
+		}{
+			{0, []string{most, "L0"}}, {1, []string{most, "L1"}}, {2, []string{most, "L2"}}, {3, []string{most, "L3"}}, {4, []string{most, "L4"}},
+			{1, []string{"Authorization", "Bearer " + picky}},
+			{1, []string{"Authorization", "Bearer " + picky, most, "L3"}},
+			{0, []string{"Authorization", "Bearer " + picky, most, "L0"}},
+		} {
+			for _, stream := range []string{"", `,"stream":true`} {
+				body := strings.TrimSuffix(hello, "}") + stream + "}"
+				if c.most >= level {
+					if a := w.tell(t, chatPath, body, c.header...); a.header.Get("X-Tidegate-Level") != pinned {
+						t.Errorf("pinned to %s: %v", pinned, a.header)
+					}
+					continue
+				}
+				resp := w.ask(t, "POST", chatPath, body, c.header...)
+				w.refused(t, resp, 503, "overloaded", "")
+				if h := resp.Header; h.Get("X-Tidegate-Level") != pinned || h.Get("X-Tidegate-Reason") != "pin" || h.Get("X-Should-Retry") != "false" {
+					t.Errorf("pinned to %s for an hour: %v", pinned, h)
+				}
+			}
+		}
+	}
+	for _, bad := range []string{"L5", "2", "l", "L1, L2"} {
+		w.refused(t, w.ask(t, "POST", chatPath, hello, most, bad), 400, "invalid_request", "")
+	}
+}
+
+// TestTiers has a promise that the servers break, so that the model stands at L1:
+// the tiers shift that, but no pin.
+func TestTiers(t *testing.T) {
+	p := laddered("  dwell: {up_samples: 1, up: 0s}\n  signals: {ttft: {levels: [1, 10000, 20000, 30000]}}\n")
+	p.large = append(p.large, "objectives: {ttft_p90: 1ms}")
+	w := newWire(t, startGateway(t, startServers(t, nil), p))
+	keys := map[string]string{}
+	for _, tier := range []string{"critical", "standard", "batch"} {
+		_, answer := w.call(t, adminKey, "POST", "/admin/v1/keys", fmt.Sprintf(`{"user":"ann","name":%q,"tier":%q}`, tier, tier))
+		keys[tier], _ = made(t, answer)
+	}
+	hello := chatOf("Hello", "")
+	eventually(t, "L1 by ttft", func() bool {
+		resp := w.ask(t, "POST", chatPath, hello)
+		_, _ = io.Copy(io.Discard, resp.Body)
+		return resp.Header.Get("X-Tidegate-Level") == "L1"
+	})
+	as := func(tier string) []string { return []string{"Authorization", "Bearer " + keys[tier]} }
+	w.answered(t, hello, "L0", "none", largeModel, as("critical")...)
+	w.answered(t, hello, "L1", "ttft", largeModel, as("standard")...)
+	if a := w.answered(t, hello, "L2", "ttft", largeModel, as("batch")...); gather(t, a.parts...).Reasoning[0] != "" {
+		t.Error("it thinks")
+	}
+	w.pin(t, largeModel, "L3")
+	for tier := range keys {
+		w.answered(t, hello, "L3", "pin", smallModel, as(tier)...)
+	}
+}
+
+// TestSmaller: at L3 the smaller model answers where it can, else the model's own
+// servers as far as they can go, and the answer says which.
+func TestSmaller(t *testing.T) {
+	const context = 600
+	s := startServers(t, func(o *gatewaytest.Options) {
+		if o.Model == smallModel {
+			o.MaxModelLen = context
+		}
+	})
+	p := laddered("")
+	p.model = []string{"auto_tools: false"}
+	w := newWire(t, startGateway(t, s, p))
+	w.pin(t, largeModel, "L3")
+	hello := chatOf("Hello", "")
+	up := func(n int) {
+		t.Helper()
+		eventually(t, fmt.Sprint(n, " servers in rotation"), func() bool { return w.up(t) == n })
+	}
+	t.Run("short context", func(t *testing.T) {
+		long := chatOf(strings.Repeat("word ", 400), `,"user":"long"`)
+		w.answered(t, long, "L2", "pin", largeModel)
+		w.answered(t, chatOf(strings.Repeat("word ", 400), `,"user":"long and short","max_tokens":50`), "L3", "pin", smallModel)
+		w.answered(t, chatOf(strings.Repeat("word ", 200), `,"user":"bounded"`), "L3", "pin", smallModel)
+		r := s.record(t, "bounded")
+		if n := gjson.GetBytes(r.Body, "max_tokens").Int(); n+int64(r.Prompt) != context {
+			t.Errorf("%d tokens beside a prompt of %d in a context of %d", n, r.Prompt, context)
+		}
+	})
+	t.Run("tools", func(t *testing.T) {
+		tools := `,"tools":[` + weatherTool + `]`
+		w.answered(t, chatOf(`Use get_weather for "Paris"`, tools), "L2", "pin", largeModel)
+		w.answered(t, chatOf(`Use get_weather for "Paris"`, tools+`,"tool_choice":"required"`), "L3", "pin", smallModel)
+	})
+	t.Run("pinned itself", func(t *testing.T) {
+		w.pin(t, smallModel, "L3")
+		w.answered(t, hello, "L2", "pin", largeModel)
+		w.pin(t, smallModel, "L2")
+		w.answered(t, hello, "L3", "pin", smallModel)
+		w.expect(t, adminKey, "DELETE", "/admin/v1/models/"+smallModel+"/level", "", 200, "lifted")
+	})
+	t.Run("down", func(t *testing.T) {
+		s[2:].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDead})
+		up(2)
+		w.answered(t, hello, "L2", "pin", largeModel)
+		s.heal(t)
+		up(3)
+	})
+	t.Run("own servers down", func(t *testing.T) {
+		w.expect(t, adminKey, "DELETE", "/admin/v1/models/"+largeModel+"/level", "", 200, "lifted")
+		s[:2].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDead})
+		up(1)
+		for _, stream := range []string{"", `,"stream":true`} {
+			tag := "alone" + fmt.Sprint(len(stream))
+			w.answered(t, chatOf("Hello", `,"user":"`+tag+`"`+stream), "L3", "no_backend", smallModel)
+			r := s.record(t, tag)
+			if n := gjson.GetBytes(r.Body, "max_tokens").Int(); n != context-int64(r.Prompt) {
+				t.Errorf("%d tokens beside a prompt of %d", n, r.Prompt)
+			}
+		}
+		w.refused(t, w.ask(t, "POST", chatPath, hello, "X-Tidegate-Max-Level", "L2"), 503, "no_backend", "")
+		w.refused(t, w.ask(t, "POST", chatPath, chatOf(strings.Repeat("word ", 700), "")), 503, "no_backend", "")
+	})
+}
+
+// TestAlone: with its own servers away, a request that names no limit gets that of
+// the level, and the limits of the caller reserve as much.
+func TestAlone(t *testing.T) {
+	s := startServers(t, nil)
+	w := newWire(t, startGateway(t, s, laddered("limits: [{name: some, per: user, tokens: 1600/1h, reserve: max}]\n")))
+	s[:2].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDead})
+	eventually(t, "the large model's servers to be out", func() bool { return w.up(t) == 1 })
+	w.answered(t, chatOf("Hello", `,"user":"capped"`), "L3", "no_backend", smallModel)
+	if n := gjson.GetBytes(s.record(t, "capped").Body, "max_tokens").Int(); n != levelCap {
+		t.Errorf("at most %d tokens, expected %d", n, levelCap)
+	}
+	w.refused(t, w.ask(t, "POST", chatPath, chatOf(strings.Repeat("word ", 200), "")), 400, "request_too_large_for_limit", "")
+}
+
+// TestExceedDegrade: who is over such a limit is given a smaller model, or nothing
+// where there is none.
+func TestExceedDegrade(t *testing.T) {
+	w := newWire(t, startGateway(t, startServers(t, nil), laddered("limits: [{name: few, per: 'user,model', requests: 1/1h, exceed: degrade}]\n")))
+	hello, small := chatOf("Hello", ""), strings.Replace(chatOf("Hello", ""), largeAlias, smallModel, 1)
+	w.answered(t, hello, "L0", "none", largeModel)
+	for _, stream := range []string{"", `,"stream":true`} {
+		w.answered(t, chatOf("Hello", stream), "L3", "limit", smallModel)
+	}
+	w.answered(t, small, "L0", "none", smallModel)
+	w.refused(t, w.ask(t, "POST", chatPath, small), 429, "rate_limit_exceeded", "")
+	w.pin(t, smallModel, "L3")
+	w.refused(t, w.ask(t, "POST", chatPath, hello), 429, "rate_limit_exceeded", "")
+}
+
+// alive is a gateway that keeps streams alive, before slow servers.
+func alive(t *testing.T) (*wire, servers) {
+	t.Helper()
+	s := startServers(t, func(o *gatewaytest.Options) {
+		o.TTFT, o.Tokens = 150*time.Millisecond, 40
+		o.KeepAlive = time.Millisecond // a break of a connection that is used again could pass for a late close
+	})
+	p := laddered("")
+	p.server = []string{"keepalive: {after: 20ms, every: 20ms}"}
+	p.model = []string{"timeouts: {total: 2s}", "breaker: {failures: 1000}", "retry: {attempts: 2, budget: 1}"}
+	w := newWire(t, startGateway(t, s, p))
+	w.pin(t, largeModel, "L1")
+	return w, s
+}
+
+// TestLevelsAlive: a stream at L1 is kept alive while the server works, and then
+// whole, with one id and one role, also where a first attempt failed meanwhile.
+func TestLevelsAlive(t *testing.T) {
+	w, s := alive(t)
+	silent := func(a told) (n int) {
+		for _, c := range a.parts {
+			if c.Get("choices.0.delta.content").String()+c.Get("choices.0.delta.reasoning").String()+c.Get("choices.0.text").String() == "" {
+				n++
+			}
+		}
+		return n
+	}
+	body := chatOf("Hello", `,"stream":true,"stream_options":{"include_usage":true}`)
+	a := w.answered(t, body, "L1", "pin", largeModel)
+	if said := gather(t, a.parts...); silent(a) < 3 || said.Text[0] == "" || said.Reasoning[0] == "" || said.Finish[0] != "stop" {
+		t.Errorf("%d keep-alives, then %+v", silent(a), said)
+	}
+	if a := w.tell(t, completionPath, fmt.Sprintf(`{"model":%q,"prompt":["Once","Twice"],"stream":true}`, largeAlias)); silent(a) < 3 || len(gather(t, a.parts...).Finish) != 2 {
+		t.Errorf("%d keep-alives of a completion", silent(a))
+	}
+	t.Run("after another attempt", func(t *testing.T) {
+		s[:1].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDieMid, After: 5, Count: 1})
+		struck := func() bool {
+			for _, r := range s[0].Requests() {
+				if r.Fault == gatewaytest.FaultDieMid {
+					return true
+				}
+			}
+			return false
+		}
+		for n := 0; !struck() && n < 10; n++ { // the servers take turns
+			if a := w.answered(t, body, "L1", "pin", largeModel); silent(a) < 3 || gather(t, a.parts...).Text[0] == "" {
+				t.Errorf("%d keep-alives", silent(a))
+			}
+		}
+		if !struck() {
+			t.Error("no attempt failed")
+		}
+	})
+	for _, c := range []struct {
+		kind gatewaytest.FaultKind
+		code string
+	}{{gatewaytest.FaultDieMid, "upstream_error"}, {gatewaytest.FaultHang, "timeout"}} {
+		t.Run("then "+string(c.kind), func(t *testing.T) {
+			s.fault(t, gatewaytest.Fault{Kind: c.kind, After: 5})
+			e := w.stream(t, chatPath, body)
+			if got := e.failure.Get("error.code").Str; got != c.code || e.done || e.err == nil || len(e.chunks) < 3 {
+				t.Errorf("%d chunks, then %q, done %t, %v", len(e.chunks), got, e.done, e.err)
+			}
+		})
+	}
+	t.Run("at once", func(t *testing.T) {
+		s.fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500})
+		w.refused(t, w.ask(t, "POST", chatPath, body), 502, "upstream_error", "")
+		w.refused(t, w.ask(t, "POST", chatPath, chatOf("x", `,"temperature":-1,"stream":true`)), 502, "upstream_error", "")
+		s.heal(t)
+		w.refused(t, w.ask(t, "POST", chatPath, chatOf("x", `,"temperature":-1,"stream":true`)), 400, "invalid_request", "temperature")
+	})
+}
+
+// TestLevelsLeave: a caller that leaves at L1 ends the request at the server.
+func TestLevelsLeave(t *testing.T) {
+	w, s := alive(t)
+	s.fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 20})
+	for _, stream := range []bool{true, false} {
+		tag := fmt.Sprintf("leaves-%t", stream)
+		ctx, leave := context.WithCancel(t.Context())
+		if !stream {
+			time.AfterFunc(50*time.Millisecond, leave)
+		}
+		resp, err := w.post(ctx, chatPath, chatOf("Hello", fmt.Sprintf(`,"user":%q,"stream":%t,"sim":{"tokens":1000}`, tag, stream)))
+		if stream {
+			if err != nil || resp.StatusCode != http.StatusOK {
+				t.Fatal(resp, err)
+			}
+			if _, err := resp.Body.Read(make([]byte, 1)); err != nil { // a keep-alive
+				t.Error(err)
+			}
+			leave()
+			resp.Body.Close()
+		} else if err == nil {
+			resp.Body.Close()
+			t.Error("the request was answered")
+		}
+		if r := s.record(t, tag); !r.Aborted || r.Output >= 1000 || r.Stream {
+			t.Errorf("%d tokens, aborted %t, streamed %t", r.Output, r.Aborted, r.Stream)
+		}
+		leave()
+	}
+}
+
+// TestCannedLanguage: the canned text is in the caller's language, and an error
+// where the configuration says so.
+func TestCannedLanguage(t *testing.T) {
+	s := startServers(t, nil)
+	w := newWire(t, startGateway(t, s, laddered("")))
+	w.pin(t, largeModel, "L4")
+	for _, c := range []struct{ accept, body, want string }{
+		{"", chatOf("Hello", ""), cannedText},
+		{"", chatOf("你好，今天天气怎么样？", ""), busyText},
+		{"zh-CN,zh;q=0.9,en;q=0.8", chatOf("Hello", ""), busyText},
+		{"en", chatOf("你好", ""), cannedText},
+		{"zh", chatOf("Hello", `,"stream":true`), busyText},
+		{"", chatOf("你好", `,"stream":true,"n":2`), busyText},
+	} {
+		header := []string{}
+		if c.accept != "" {
+			header = []string{"Accept-Language", c.accept}
+		}
+		a := w.answered(t, c.body, "L4", "pin", cannedModel, header...)
+		for _, text := range gather(t, a.parts...).Text {
+			if text != c.want {
+				t.Errorf("%s %s: %q", c.accept, c.body, text)
+			}
+		}
+	}
+	refusing := newWire(t, startGateway(t, s, laddered("  canned: {status: 503}\n")))
+	refusing.pin(t, largeModel, "L4")
+	for _, stream := range []string{"", `,"stream":true`} {
+		resp := refusing.ask(t, "POST", chatPath, chatOf("你好", stream))
+		raw, _ := io.ReadAll(resp.Body)
+		if e := gjson.GetBytes(raw, "error"); resp.StatusCode != 503 || e.Get("code").Str != "overloaded" || e.Get("message").Str != busyText || resp.Header.Get("Retry-After") == "" || resp.Header.Get("X-Tidegate-Level") != "L4" {
+			t.Errorf("%d %v %s", resp.StatusCode, resp.Header, raw)
+		}
+	}
+}
+
+// TestLevelsWait has one place on each server. A stream that waits for one is kept
+// alive and told its level, so it is answered so, whatever the level is by then; who
+// has been told nothing is answered as the level is.
+func TestLevelsWait(t *testing.T) {
+	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.Tokens = 0, 40 })
+	p := laddered("")
+	p.server = []string{"keepalive: {after: 20ms, every: 20ms}"}
+	p.each = ", max_in_flight: 1"
+	w := newWire(t, startGateway(t, s, p))
+	for _, level := range []int{0, 1, 2} {
+		name, model, _ := levelOf(level)
+		w.pin(t, largeModel, name)
+		s[:2].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHang, Count: 1})
+		busy, leave := context.WithCancel(t.Context())
+		for range 2 {
+			go func() {
+				if resp, err := w.post(busy, chatPath, chatOf("Hello", "")); err == nil {
+					resp.Body.Close()
+				}
+			}()
+		}
+		waiting := func(n int) {
+			eventually(t, fmt.Sprint(n, " requests that wait"), func() bool {
+				return w.metric(t, fmt.Sprintf(`tidegate_queue_length{model=%q,tier="standard"}`, largeModel)) == float64(n)
+			})
+		}
+		eventually(t, "both servers to be busy", func() bool { return strings.Count(w.status(t), `"in_flight": 1`) == 2 })
+		whole := make(chan *http.Response, 1)
+		stream := w.ask(t, "POST", chatPath, chatOf("Hello", `,"stream":true`)) // returns with the first keep-alive
+		go func() {
+			resp, err := w.post(t.Context(), chatPath, chatOf("Hello", ""))
+			if err != nil {
+				t.Error(err)
+			}
+			whole <- resp
+		}()
+		waiting(2)
+		w.pin(t, largeModel, "L4")
+		resp := <-whole // at once, while the servers are busy
+		raw, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.Header.Get("X-Tidegate-Level") != "L4" || gjson.GetBytes(raw, "model").Str != cannedModel {
+			t.Errorf("%s: who was told nothing got %v %s", name, resp.Header, raw)
+		}
+		waiting(1)
+		leave()
+		e := readEvents(t, stream.Body)
+		said := gather(t, e.chunks...)
+		if !e.done || stream.Header.Get("X-Tidegate-Level") != name || said.Text[0] == "" || said.Finish[0] != "stop" || (said.Reasoning[0] != "") != (level < 2) {
+			t.Errorf("%s: %v, done %t, %+v", name, stream.Header, e.done, said)
+		}
+		for _, c := range e.chunks {
+			if c.Get("model").Str != model || c.Get("id").Str != e.chunks[0].Get("id").Str {
+				t.Errorf("%s: %s in a stream of %s", name, c.Raw, e.chunks[0].Raw)
+			}
+		}
+		s.heal(t)
+	}
+}
