@@ -135,7 +135,7 @@ func (y *play) banner(out io.Writer, d *daemon, speed float64) {
 	fmt.Fprintf(out, "\n%s.\n", strings.Join(who, ", "))
 	fmt.Fprintf(out, "\nScenario %s: %s, in %v.\n%s\n", y.name, y.about, y.length, strings.ToUpper(y.note[:1])+y.note[1:])
 	if speed != 1 {
-		fmt.Fprintf(out, "Readings come %.3g times as fast as they would, and the times of the ladder that can be set are as much\n"+
+		fmt.Fprintf(out, "To fit, readings come %.3g times as fast as they would, and the times of the ladder that can be set are as much\n"+
 			"shorter: up after %v, down after %v, at most %v, baseline %v. Those that cannot be set stay, such as\n"+
 			"the 10 s without throttling and the two minutes in which a level comes back.\n", speed, l.Dwell.Up, l.Dwell.Down, l.Dwell.DownMax, l.Baseline)
 	}
