@@ -9,7 +9,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help demo build test race fuzz bench fair gpu-test lint check golden clean
+.PHONY: help demo build test race fuzz bench fair drill gpu-test lint check golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench: build ## benchmarks of packages, then the gateway beside a bare proxy; wr
 
 fair: ## the fair queue's figures on a simulated engine; writes docs/benchmarks/DATE-fairness.md and .svg
 	TIDEGATE_FAIR_OUT=$(CURDIR)/docs/benchmarks/$$(date -u +%F)-fairness $(GO) test $(FLAGS) -count 1 -run '^TestFairnessReport$$' ./admission
+
+drill: build ## the gateway under heat, memory, load, a lost GPU and old readings; on a machine with a GPU also that (6 minutes)
+	TIDEGATE_DRILL=1 TIDEGATE_GPU_AGENT=$(CURDIR)/bin/tidegate-gpu-agent $(GO) test $(FLAGS) -count 1 -v -timeout 20m -run '^TestDrill$$' ./cmd/tidegate
 
 # GPUTEST_OUT gets the trace and the figures.
 GPUTEST_OUT ?= $(CURDIR)/.cache/gpu-test

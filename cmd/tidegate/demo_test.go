@@ -53,7 +53,9 @@ func TestDemoStops(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	out, ended := &journal{heard: make(chan struct{}, 1)}, make(chan int, 1)
-	go func() { ended <- run(ctx, []string{"demo", "--scenario", "queue", "--listen", "127.0.0.1:0"}, noEnv, out, out) }()
+	go func() {
+		ended <- run(ctx, []string{"demo", "--scenario", "queue", "--listen", "127.0.0.1:0"}, noEnv, out, out)
+	}()
 	eventually(t, "an answer", func() bool {
 		out.mu.Lock()
 		defer out.mu.Unlock()

@@ -35,8 +35,7 @@ type play struct {
 	client *http.Client
 
 	mu      sync.Mutex
-	steps   int
-	reached map[degrade.Level]bool
+	steps   []degrade.Change
 	answers []received
 	shown   received // what was printed last
 	once    bool     // anything was
@@ -54,16 +53,22 @@ func (p *process) demoScenario(ctx context.Context, address, name string, second
 	if seconds < 10 || seconds > 600 {
 		return usageError{fmt.Errorf("--seconds %d: expected 10 to 600", seconds)}
 	}
+	_, err = p.perform(ctx, address, of, seconds)
+	return err
+}
+
+// perform plays a scenario in so many seconds.
+func (p *process) perform(ctx context.Context, address string, of *scenario, seconds int) (*play, error) {
 	speed := float64(of.seconds) / float64(seconds)
 	y := &play{
 		scenario: of, length: time.Duration(seconds) * time.Second, keys: map[string]string{}, names: map[string]string{},
-		lines: make(chan string, maxLines), reached: map[degrade.Level]bool{degrade.Full: true},
+		lines:  make(chan string, maxLines),
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 	}
 	defer y.client.CloseIdleConnections()
 	s, err := p.newStage(address, of.trace(len(simulated()), speed), func(c *config, o []gatewaytest.Options) { y.set(c, o, speed) })
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer s.close()
 	y.model = s.config.Models[0].Name
@@ -73,7 +78,7 @@ func (p *process) demoScenario(ctx context.Context, address, name string, second
 	// What the log would say is what the play prints.
 	d, err := newDaemon(ctx, s.config, &process{p.env, p.stdout, io.Discard})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	d.load = func() (config, error) { return s.config, nil }
 	d.ladder.Changed = y.stepped
@@ -82,7 +87,7 @@ func (p *process) demoScenario(ctx context.Context, address, name string, second
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	y.began = time.Now()
-	return d.run(ctx, func(running context.Context) error {
+	return y, d.run(ctx, func(context.Context) error {
 		defer end()
 		err := y.run(ctx, p.stdout, d)
 		if err == nil {
@@ -195,7 +200,7 @@ func (y *play) ask(ctx context.Context, d *daemon, who caller, n int) {
 		if time.Since(y.began) >= share(who.until) {
 			return
 		}
-		if slices.ContainsFunc(d.fleet.Models(), func(m *backend.Model) bool { return !m.Pool.Up() }) {
+		if !d.allUp() {
 			timer.Reset(100 * time.Millisecond)
 			continue
 		}
@@ -204,6 +209,11 @@ func (y *play) ask(ctx context.Context, d *daemon, who caller, n int) {
 		y.answered(who, a)
 		timer.Reset(max(who.pause, time.Millisecond))
 	}
+}
+
+// allUp reports whether each model has a server in rotation.
+func (d *daemon) allUp() bool {
+	return !slices.ContainsFunc(d.fleet.Models(), func(m *backend.Model) bool { return !m.Pool.Up() })
 }
 
 // answered keeps an answer, and prints it if it is of another kind than the one
@@ -233,10 +243,7 @@ func (y *play) stepped(c degrade.Change) {
 		y.print("%-10s  %s", what, cmp.Or(c.Out, "may be used again"))
 		return
 	}
-	y.steps++
-	if c.Backend == "" && c.Model == y.model {
-		y.reached[c.To] = true
-	}
+	y.steps = append(y.steps, c)
 	why := fmt.Sprintf("%s %.3g", c.Signal, c.Value)
 	if !math.IsNaN(c.Threshold) {
 		why += fmt.Sprintf(", threshold %.3g", c.Threshold)
@@ -260,13 +267,14 @@ func (y *play) print(format string, args ...any) {
 func (y *play) summary(out io.Writer) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	var levels []string
-	for l := degrade.Full; l <= degrade.Canned; l++ {
-		if y.reached[l] {
-			levels = append(levels, l.String())
+	levels := []string{degrade.Full.String()}
+	for _, c := range y.steps {
+		if c.Backend == "" && c.Model == y.model && !slices.Contains(levels, c.To.String()) {
+			levels = append(levels, c.To.String())
 		}
 	}
-	fmt.Fprintf(out, "\nOver after %.0f s. Levels of %s: %s. Steps of the ladder, of servers and models: %d.\n\n", time.Since(y.began).Seconds(), y.model, strings.Join(levels, " "), y.steps)
+	slices.Sort(levels)
+	fmt.Fprintf(out, "\nOver after %.0f s. Levels of %s: %s. Steps of the ladder, of servers and models: %d.\n\n", time.Since(y.began).Seconds(), y.model, strings.Join(levels, " "), len(y.steps))
 	byLevel, byUser := map[string][]received{}, map[string][]received{}
 	for _, a := range y.answers {
 		byLevel[cmp.Or(a.level, "none")] = append(byLevel[cmp.Or(a.level, "none")], a)
