@@ -9,7 +9,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help demo build test race fuzz bench bench-overload bench-fair fair gpu-test lint check golden clean
+.PHONY: help demo build test race fuzz bench bench-overload bench-fair fair drill gpu-test lint check golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench-overload: build ## goodput from LOADS (0.5 1 2 4) times capacity, MODES (o
 bench-fair: DURATION = 30
 bench-fair: build ## what each tenant gets when two flood, MODES (on off) of the fair queue; writes docs/benchmarks/DATE-fair.md and .svg
 	$(call OVERLOAD,fair,Fair)
+
+drill: build ## the gateway under heat, memory, load, a lost GPU and old readings; on a machine with a GPU also that (6 minutes)
+	TIDEGATE_DRILL=1 TIDEGATE_GPU_AGENT=$(CURDIR)/bin/tidegate-gpu-agent $(GO) test $(FLAGS) -count 1 -v -timeout 20m -run '^TestDrill$$' ./cmd/tidegate
 
 # GPUTEST_OUT gets the trace and the figures.
 GPUTEST_OUT ?= $(CURDIR)/.cache/gpu-test

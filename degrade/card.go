@@ -13,7 +13,6 @@ const (
 	slowly       = 0.1              // and of one that is larger
 	clearFor     = 10 * time.Second // without a reason, or a preemption, before its level may be left
 	hotFor       = 10 * time.Second // of HW thermal slowdown: the card cannot be held by less than L4
-	baselineOver = 60 * time.Second // of free memory after a backend is up
 	maxSamples   = 256              // of those
 	restartTakes = 10 * time.Second // at least: no engine loads a model in less
 )
@@ -197,7 +196,7 @@ func bytesOf(v *uint64) float64 {
 	return float64(*v)
 }
 
-// measure finds the baseline: the median of what was free in the first minute.
+// measure finds the baseline: the median of what was free at first.
 func (c *card) measure(free float64, now time.Time) {
 	if len(c.samples) == 0 {
 		c.since = now
@@ -205,7 +204,7 @@ func (c *card) measure(free float64, now time.Time) {
 	if len(c.samples) < maxSamples {
 		c.samples = append(c.samples, free)
 	}
-	if now.Sub(c.since) >= baselineOver {
+	if now.Sub(c.since) >= c.of.config.Baseline {
 		slices.Sort(c.samples)
 		c.baseline, c.samples = c.samples[len(c.samples)/2], nil
 	}

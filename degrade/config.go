@@ -11,12 +11,13 @@ import (
 
 // Config is how the ladder is set.
 type Config struct {
-	Observe   bool       `yaml:"observe"` // all of it is told and nothing done: every model stands at L0 and no backend is left out
-	Signals   Signals    `yaml:"signals"`
-	Dwell     Dwell      `yaml:"dwell"`
-	L1        L1         `yaml:"l1"`
-	Canned    Answer     `yaml:"canned"`
-	GPUModels []GPUModel `yaml:"gpu_models"` // other tables for some cards; the first that matches counts
+	Observe   bool          `yaml:"observe"` // all of it is told and nothing done: every model stands at L0 and no backend is left out
+	Signals   Signals       `yaml:"signals"`
+	Dwell     Dwell         `yaml:"dwell"`
+	Baseline  time.Duration `yaml:"baseline"` // after a backend is up, over which the memory beside its engine is measured
+	L1        L1            `yaml:"l1"`
+	Canned    Answer        `yaml:"canned"`
+	GPUModels []GPUModel    `yaml:"gpu_models"` // other tables for some cards; the first that matches counts
 }
 
 // Signals are what may raise a backend's level.
@@ -94,8 +95,9 @@ func DefaultConfig() Config {
 			Queue:          table(.5, 5, 10, 20, 40),
 			TTFT:           table(.5, 1, 1.5, 2, 4),
 		},
-		Dwell: Dwell{UpSamples: 2, Up: 3 * time.Second, Down: 30 * time.Second, DownMax: 300 * time.Second},
-		L1:    L1{MaxTokens: 2048},
+		Dwell:    Dwell{UpSamples: 2, Up: 3 * time.Second, Down: 30 * time.Second, DownMax: 300 * time.Second},
+		Baseline: time.Minute,
+		L1:       L1{MaxTokens: 2048},
 		Canned: Answer{Status: 200, Text: map[string]string{
 			"zh": "服务繁忙,请稍后再试。",
 			"en": "The service is busy, please try again shortly.",
@@ -135,6 +137,9 @@ func (c *Config) Validate() error {
 	}
 	if d.DownMax < d.Down || d.DownMax > 24*time.Hour {
 		fault("dwell.down_max: is %v; expected dwell.down or more, to 24h", d.DownMax)
+	}
+	if c.Baseline < time.Second || c.Baseline > time.Hour {
+		fault("baseline: is %v; expected 1s to 1h", c.Baseline)
 	}
 	if c.L1.MaxTokens < 1 {
 		fault("l1.max_tokens: is %d; expected 1 or more", c.L1.MaxTokens)

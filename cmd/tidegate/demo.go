@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -14,22 +15,42 @@ import (
 	"tidegate/admission/limit"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/qwen"
 	"tidegate/nvml"
 )
 
 func (p *process) demoCommand() *cobra.Command {
-	var listen string
+	var (
+		listen, name string
+		seconds      int
+	)
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Run the gateway in front of simulated vLLM servers",
+		Short: "Run the gateway in front of simulated vLLM servers, or watch it under pressure",
 		Long: "Starts three simulated vLLM servers (two of Qwen3-1.7B, one of Qwen3-0.6B), each with a\n" +
 			"simulated GPU, and the gateway in front of them, and prints a key and ways to call it.\n" +
-			"Ctrl-C stops all.",
-		Example: "  tidegate demo\n  tidegate demo --listen 127.0.0.1:9000",
+			"Ctrl-C stops all.\n\n" +
+			"--scenario plays pressure instead, for a minute, and prints each step of the ladder with its\n" +
+			"reason and what a caller gets at each level:\n\n" +
+			"  heat     the cards lose their cooling and get it back\n" +
+			"  memory   another process takes the memory beside the engines\n" +
+			"  queue    one of two users floods slow servers\n" +
+			"  recover  hot, cool, hot again: the second time it comes down at half the speed",
+		Example: "  tidegate demo\n  tidegate demo --listen 127.0.0.1:9000\n  tidegate demo --scenario heat\n  tidegate demo --scenario heat --seconds 360   # as slow as it was recorded",
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return p.demo(cmd.Context(), listen) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case name != "":
+				return p.demoScenario(cmd.Context(), listen, name, seconds)
+			case cmd.Flags().Changed("seconds"):
+				return usageError{errors.New("--seconds belongs to --scenario")}
+			}
+			return p.demo(cmd.Context(), listen)
+		},
 	}
 	cmd.Flags().StringVar(&listen, "listen", "", "address for callers (default 127.0.0.1:8080, or a free port where that is taken)")
+	cmd.Flags().StringVar(&name, "scenario", "", "play one of heat, memory, queue and recover, and end")
+	cmd.Flags().IntVar(&seconds, "seconds", 60, "how long the play takes, from 10 to 600")
 	return cmd
 }
 
@@ -56,46 +77,87 @@ func simulatedGPUs() []byte {
 	return b
 }
 
-func (p *process) demo(ctx context.Context, address string) error {
-	models := []backend.ModelConfig{backend.DefaultModel(), backend.DefaultModel()}
-	models[0].Name, models[0].Aliases = "Qwen3-1.7B", []string{"qwen3"}
-	models[1].Name = "Qwen3-0.6B"
-	for i, o := range simulated() {
-		sim, err := gatewaytest.New(o)
+// stage is what a demo stands on: the simulated servers, and a configuration for
+// them.
+type stage struct {
+	config  config
+	servers []*gatewaytest.Server
+	dir     string
+}
+
+// newStage starts the servers; trace is what their GPUs read. change, if there is
+// any, is asked before they start.
+func (p *process) newStage(address string, trace []byte, change func(*config, []gatewaytest.Options)) (s *stage, err error) {
+	s = &stage{config: defaultConfig()}
+	defer func() {
 		if err != nil {
-			return err
+			s.close()
 		}
-		defer sim.Close()
-		at, err := sim.Listen("127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		m := &models[i/2]
-		m.Backends = append(m.Backends, backend.Config{URL: at, GPUs: []string{fmt.Sprint("demo/", i)}})
-		fmt.Fprintf(p.stdout, "simulated %-10s  %s\n", o.Model, at)
+	}()
+	if s.dir, err = os.MkdirTemp("", "tidegate-demo-"); err != nil {
+		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "tidegate-demo-")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.RemoveAll(dir) }() // what stays is a small file among temporary ones
-	c := defaultConfig()
-	c.Store = storeConfig{DSN: "sqlite://" + filepath.Join(dir, "demo.db"), JournalDir: filepath.Join(dir, "journal")}
+	c, options := &s.config, simulated()
+	c.Store = storeConfig{DSN: "sqlite://" + filepath.Join(s.dir, "demo.db"), JournalDir: filepath.Join(s.dir, "journal")}
 	c.Server.Listen, c.Server.OpsListen, c.Server.ShutdownGrace = address, free("127.0.0.1:9090"), 3*time.Second
 	if address == "" {
 		c.Server.Listen = free("127.0.0.1:8080")
 	}
-	c.Models = models
+	c.Models = []backend.ModelConfig{backend.DefaultModel(), backend.DefaultModel()}
+	c.Models[0].Name, c.Models[0].Aliases = "Qwen3-1.7B", []string{"qwen3"}
+	c.Models[1].Name = "Qwen3-0.6B"
+	for i := range options {
+		m := &c.Models[i/2]
+		m.Backends = append(m.Backends, backend.Config{GPUs: []string{fmt.Sprint("demo/", i)}})
+	}
 	c.GPUs = []nvml.Config{nvml.DefaultConfig()}
-	c.GPUs[0].Name, c.GPUs[0].Replay = "demo", filepath.Join(dir, "gpus.jsonl")
-	if err := os.WriteFile(c.GPUs[0].Replay, simulatedGPUs(), 0o600); err != nil {
+	c.GPUs[0].Name, c.GPUs[0].Replay = "demo", filepath.Join(s.dir, "gpus.jsonl")
+	c.Telemetry.Log = "text"
+	if err := os.WriteFile(c.GPUs[0].Replay, trace, 0o600); err != nil {
+		return nil, err
+	}
+	if change != nil {
+		change(c, options)
+	}
+	tokenizer, err := qwen.New()
+	if err != nil {
+		return nil, err
+	}
+	for i, o := range options {
+		o.Tokenizer = tokenizer
+		sim, err := gatewaytest.New(o)
+		if err != nil {
+			return nil, err
+		}
+		s.servers = append(s.servers, sim)
+		at, err := sim.Listen("127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		c.Models[i/2].Backends[i%2].URL = at
+		fmt.Fprintf(p.stdout, "simulated %-10s  %s\n", o.Model, at)
+	}
+	return s, nil
+}
+
+func (s *stage) close() {
+	for _, sim := range s.servers {
+		sim.Close()
+	}
+	_ = os.RemoveAll(s.dir) // what stays is a small file among temporary ones
+}
+
+func (p *process) demo(ctx context.Context, address string) error {
+	s, err := p.newStage(address, simulatedGPUs(), nil)
+	if err != nil {
 		return err
 	}
+	defer s.close()
+	c := s.config
 	c.Limits = []limit.Rule{{Name: "user-rate", Per: "user", Bounds: limit.Bounds{
 		Requests: limit.Rate{Count: 60, Window: time.Minute}, Tokens: limit.Rate{Count: 100_000, Window: time.Minute}, Concurrency: 16,
 	}}}
 	c.Quotas = []limit.QuotaRule{{Name: "daily", Per: "user", Units: 1_000_000, Every: "day"}}
-	c.Telemetry.Log = "text"
 	d, err := newDaemon(ctx, c, p)
 	if err != nil {
 		return err
@@ -130,7 +192,7 @@ key: %[2]s (an administrator's, good until the demo stops)
 
 curl:
 
-  curl -N %[1]s/v1/chat/completions -H 'Authorization: Bearer %[2]s' -H 'Content-Type: application/json' -d '{"model":"Qwen3-1.7B","stream":true,"messages":[{"role":"user","content":"Why is the sky blue?"}]}'
+  %[5]s
 
 Python (pip install openai):
 
@@ -154,5 +216,13 @@ What the servers and their simulated GPUs are doing:
 
 Ctrl-C stops all.
 
-`, base, key, ops, os.Args[0])
+`, base, key, ops, os.Args[0], curlLine(base, key, ""))
 }
+
+// curlLine asks as a caller does, with further flags of curl.
+func curlLine(base, key, flags string) string {
+	return "curl -N" + flags + " " + base + "/v1/chat/completions -H 'Authorization: Bearer " + key + "' -H 'Content-Type: application/json' -d '" + question + "'"
+}
+
+// question is what the demo asks.
+const question = `{"model":"Qwen3-1.7B","stream":true,"messages":[{"role":"user","content":"Why is the sky blue?"}]}`
