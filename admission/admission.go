@@ -19,6 +19,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -75,6 +76,7 @@ type Demand struct {
 	Quiet    int64         // tokens by which its prompt grows from L2 on
 	MaxLevel degrade.Level // the smallest answer that the caller accepts
 	TTFT     time.Duration // within which it should have its first token; 0: there is no such promise
+	over     *limit.Denied // by a rule that asks for the smaller model instead
 	Caller   Caller        // nil: no smaller model can answer, and who waits hears nothing
 }
 
@@ -113,6 +115,8 @@ type queueing struct {
 	weightOf map[string]int // of tenants whose weight is not 1
 }
 
+func (q *queueing) weight(tenant string) int { return max(q.weightOf[tenant], 1) }
+
 // Admit returns a permit, a *limit.Denied, an *Overloaded, ErrNoBackend, or
 // limit.ErrStore. It waits while the backends are full.
 func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
@@ -120,6 +124,7 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 		return nil, err
 	}
 	q := c.queue.Load()
+	d.over = nil
 	now, err := d.choose(q, choice{}, 0)
 	if err != nil {
 		return nil, err
@@ -128,21 +133,23 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Permit{Headers: grant.Headers, grant: grant}
-	if grant.Over != nil {
-		now, err = d.choose(q, choice{level: degrade.SmallerModel, reason: reasonLimit}, 0)
-		if err == nil && now.level < degrade.SmallerModel {
-			err = grant.Over // nothing would be limited without the smaller model
+	permitted := false
+	defer func() {
+		if !permitted { // also if the caller's code panics
+			// What the store does not take back now is tried again by the limits' own loop.
+			_ = grant.Cancel()
+		}
+	}()
+	p := &Permit{Headers: grant.Headers, Reserved: now.level, grant: grant}
+	if d.over = grant.Over; d.over != nil {
+		if now, err = d.choose(q, choice{level: degrade.SmallerModel, reason: reasonLimit}, 0); err != nil {
+			return nil, err
 		}
 	}
-	if err == nil {
-		err = p.enter(ctx, q, d, now)
-	}
-	if err != nil {
-		// What the store does not take back now is tried again by the limits' own loop.
-		_ = grant.Cancel()
+	if err := p.enter(ctx, q, d, now); err != nil {
 		return nil, err
 	}
+	permitted = true
 	return p, nil
 }
 
@@ -151,17 +158,25 @@ type choice struct {
 	pool   *Pool // nil: nowhere, since the answer is canned
 	level  degrade.Level
 	reason string
+	retry  time.Time // when the level may fall at the earliest
+}
+
+// stays is how long the level stays at least, and up to a tenth more, so that callers
+// do not return together.
+func (c *choice) stays() time.Duration {
+	left := max(time.Until(c.retry), time.Second)
+	return left + rand.N(left/10)
 }
 
 // choose decides by what the ladder and the queue say now, and by nothing that changes
 // by itself; the level is at least that of least, and the request has waited so long.
 func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice, error) {
 	v := d.Pool.level.Verdict()
-	c := choice{d.Pool, v.Level, v.Reason}
+	c := choice{d.Pool, v.Level, v.Reason, v.Retry}
 	own := d.Pool.look()
 	if !v.Pinned {
 		if own.level > c.level {
-			c.level, c.reason = own.level, own.reason
+			c.level, c.reason, c.retry = own.level, own.reason, own.retry
 		}
 		c.level = degrade.Shift(c.level, d.Request.Tier)
 		if q.Degrade {
@@ -169,7 +184,7 @@ func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice
 		}
 	}
 	if least.level > c.level {
-		c.level, c.reason = least.level, least.reason
+		c.level, c.reason, c.retry = least.level, least.reason, least.retry
 	}
 	if c.level == degrade.Canned {
 		c.pool = nil
@@ -194,6 +209,9 @@ func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice
 			c.level, c.reason = degrade.SmallerModel, reasonDown
 		}
 	}
+	if d.over != nil && c.level < degrade.SmallerModel {
+		return c, d.over // nothing would be limited without the smaller model
+	}
 	return c, d.accepts(c)
 }
 
@@ -207,16 +225,16 @@ func (d *Demand) crowded(q *queueing, c *choice, own outlook, waited time.Durati
 		return
 	}
 	tier, tenant := tierIndex(d.Request.Tier), q.tenant(&d.Request.Subjects)
-	level, wait := degrade.ThinkingOff, d.Pool.wouldWait(tier, tenant)
+	level, wait := degrade.ThinkingOff, d.Pool.wouldWait(tier, tenant, q.weight(tenant))
 	if max(wait, waited) > d.TTFT/2 {
 		level = degrade.SmallerModel
 	}
-	if level = degrade.Shift(level, d.Request.Tier); level < degrade.ThinkingOff {
+	if level = min(degrade.Shift(level, d.Request.Tier), d.MaxLevel); level < degrade.ThinkingOff {
 		return // L1 alone frees no place
 	}
-	if level = min(level, d.MaxLevel); level == degrade.SmallerModel {
+	if level == degrade.SmallerModel {
 		smaller := d.smaller()
-		if smaller == nil || smaller.look().full && smaller.wouldWait(tier, tenant) >= wait {
+		if smaller == nil || smaller.look().full && smaller.wouldWait(tier, tenant, q.weight(tenant)) >= wait {
 			level = degrade.ThinkingOff
 		}
 	}
@@ -224,7 +242,7 @@ func (d *Demand) crowded(q *queueing, c *choice, own outlook, waited time.Durati
 		return // there is none to be saved
 	}
 	if level > c.level {
-		c.level, c.reason = level, reasonQueue
+		c.level, c.reason, c.retry = level, reasonQueue, time.Time{}
 	}
 }
 
@@ -233,17 +251,16 @@ func (d *Demand) accepts(c choice) error {
 	if c.level <= d.MaxLevel {
 		return nil
 	}
-	retry := time.Second
-	if at := d.Pool.level.Verdict().Retry; !at.IsZero() {
-		retry = max(retry, time.Until(at))
+	if d.over != nil {
+		return d.over
 	}
-	return &Overloaded{ShedLevel, c.level, c.reason, retry}
+	return &Overloaded{ShedLevel, c.level, c.reason, c.stays()}
 }
 
 // smaller is the pool of the first smaller model that is below L3 itself, has a
 // backend, and can answer the request; nil: there is none.
 func (d *Demand) smaller() *Pool {
-	for p := d.Pool.next(); p != nil; p = p.next() {
+	for p := d.Pool.next(); p != nil && p != d.Pool; p = p.next() { // while it is reloaded the way may lead back
 		if p.level.Verdict().Level >= degrade.SmallerModel {
 			continue
 		}
@@ -268,7 +285,7 @@ func (d *Demand) on(b *Backend, c choice) (choice, error) {
 	}
 	v := b.gauge.Verdict()
 	if level := min(degrade.Shift(v.Level, d.Request.Tier), degrade.ThinkingOff); level > c.level {
-		c.level, c.reason = level, v.Reason
+		c.level, c.reason, c.retry = level, v.Reason, v.Retry
 	}
 	return c, d.accepts(c)
 }

@@ -28,7 +28,7 @@ const loadFor = 3 * time.Second
 // use; the zero value is out of rotation.
 type Backend struct {
 	weight   int64
-	bounds   Bounds
+	bounds   atomic.Pointer[Bounds]
 	gauge    *degrade.Gauge
 	inFlight atomic.Int64
 	up       atomic.Bool
@@ -50,7 +50,15 @@ func NewBackend(gauge *degrade.Gauge, bounds Bounds) *Backend {
 	if gauge == nil {
 		gauge = degrade.NewGauge("", 1, nil)
 	}
-	return &Backend{weight: int64(gauge.Weight), bounds: bounds, gauge: gauge}
+	b := &Backend{weight: int64(gauge.Weight), gauge: gauge}
+	b.bounds.Store(&bounds)
+	return b
+}
+
+// SetBounds replaces what the backend is given at a time.
+func (b *Backend) SetBounds(bounds Bounds) {
+	b.bounds.Store(&bounds)
+	b.kick()
 }
 
 // Rotate puts the backend in rotation or takes it out. Requests it already has
@@ -100,15 +108,15 @@ func (b *Backend) Usable() bool { return b.up.Load() && b.gauge.Verdict().Out ==
 // readings of the engine's queue what this gateway has sent since counts as waiting,
 // unless the engine had slots left.
 func (b *Backend) room() bool {
-	n := b.inFlight.Load()
-	if b.bounds.InFlight > 0 && n >= int64(b.bounds.InFlight) {
+	n, bounds := b.inFlight.Load(), b.bounds.Load()
+	if bounds.InFlight > 0 && n >= int64(bounds.InFlight) {
 		return false
 	}
 	if most := b.gauge.Verdict().Cap; most > 0 && n >= int64(most) {
 		return false
 	}
 	t := b.load.Load()
-	if b.bounds.Waiting == 0 || t == nil || time.Since(t.At) > loadFor {
+	if bounds.Waiting == 0 || t == nil || time.Since(t.At) > loadFor {
 		return true
 	}
 	waiting := int64(t.Waiting) + n - t.inFlight
@@ -118,7 +126,7 @@ func (b *Backend) room() bool {
 	case t.Waiting == 0:
 		return true
 	}
-	return waiting < int64(b.bounds.Waiting)
+	return waiting < int64(bounds.Waiting)
 }
 
 // Queued is the backend's share of the requests that wait for one of its model.

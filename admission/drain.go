@@ -15,6 +15,8 @@ const (
 	drainSeen  = 3
 	// drainMost is the longest wait that is predicted.
 	drainMost = time.Hour
+	// drainFor is how long after the last queue the rate still means something.
+	drainFor = time.Minute
 )
 
 // drain is the rate at which a queue empties: requests dispatched from it over the
@@ -32,6 +34,9 @@ type drain struct {
 // note says that so many waiting requests were dispatched now, and whether any still
 // waits. It is to be called whenever either changes.
 func (d *drain) note(now time.Time, dispatched int, waiting bool) {
+	if d.old(now) {
+		*d = drain{}
+	}
 	d.dispatched, d.waited = d.until(now)
 	d.dispatched += float64(dispatched)
 	d.seen = min(d.seen+dispatched, drainSeen)
@@ -51,7 +56,7 @@ func (d *drain) until(now time.Time) (dispatched, waited float64) {
 // drainMost; false where too little was seen to say.
 func (d *drain) wait(now time.Time, ahead int) (time.Duration, bool) {
 	dispatched, waited := d.until(now)
-	if d.seen < drainSeen || waited < drainLeast.Seconds() {
+	if d.old(now) || d.seen < drainSeen || waited < drainLeast.Seconds() {
 		return 0, false
 	}
 	s := float64(max(ahead, 0)+1) * waited / dispatched
@@ -61,37 +66,6 @@ func (d *drain) wait(now time.Time, ahead int) (time.Duration, bool) {
 	return time.Duration(s * float64(time.Second)), true
 }
 
-// pulse is the rate at which requests end, whether any waits or not: what a queue
-// that begins to form will empty at. It fades with pulseWindow. The zero value knows
-// nothing. Its owner's lock guards it.
-type pulse struct {
-	since time.Time // the first request
-	at    time.Time // when sum was true
-	sum   float64   // of requests, faded
-}
-
-const pulseWindow = 5 * time.Second
-
-func (p *pulse) beat(now time.Time) {
-	if p.since.IsZero() {
-		p.since, p.at = now, now
-	}
-	p.sum, p.at = p.until(now)+1, now
-}
-
-func (p *pulse) until(now time.Time) float64 {
-	return p.sum * math.Exp(-max(now.Sub(p.at), 0).Seconds()/pulseWindow.Seconds())
-}
-
-// wait is about how long a request waits that has so many before it; 0: it is not
-// known.
-func (p *pulse) wait(now time.Time, ahead int) time.Duration {
-	seen := now.Sub(p.since).Seconds()
-	sum := p.until(now)
-	if p.since.IsZero() || seen <= 0 || sum <= 0 {
-		return 0
-	}
-	// Over a shorter time than the window less has been added up.
-	rate := sum / (pulseWindow.Seconds() * (1 - math.Exp(-seen/pulseWindow.Seconds())))
-	return time.Duration(min(float64(ahead+1)/rate, drainMost.Seconds()) * float64(time.Second))
-}
+// old reports whether there has been no queue for so long that nothing is known of how
+// fast one would empty.
+func (d *drain) old(now time.Time) bool { return !d.waiting && now.Sub(d.at) > drainFor }

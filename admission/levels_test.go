@@ -250,7 +250,7 @@ func TestMaxLevel(t *testing.T) {
 		if _, err := h.doors.Admit(t.Context(), d); !errors.As(err, &shed) || shed.Why != ShedLevel || shed.Level != 3 || shed.Reason != "kv_cache" {
 			t.Fatal(err)
 		}
-		if shed.RetryAfter < 20*time.Second || shed.RetryAfter > 30*time.Second {
+		if shed.RetryAfter < 20*time.Second || shed.RetryAfter > 33*time.Second {
 			t.Errorf("try again in %v: a level stays for 30 s", shed.RetryAfter)
 		}
 		d.MaxLevel = degrade.SmallerModel
@@ -327,6 +327,109 @@ func TestExceedDegrade(t *testing.T) {
 		if _, err := h.doors.Admit(t.Context(), d); !errors.As(err, &denied) || denied.Rule != "soft" || denied.RetryAfter <= 0 {
 			t.Error(err)
 		}
+	})
+}
+
+// TestExceedDegradeElsewhere: who is over such a rule is told of the rule, not of
+// pressure, wherever the smaller model cannot be had.
+func TestExceedDegradeElsewhere(t *testing.T) {
+	rule := limit.Rule{Name: "soft", Per: "user", Exceed: limit.ExceedDegrade, Bounds: limit.Bounds{Requests: limit.Rate{Count: 1, Window: time.Minute}}}
+	var denied *limit.Denied
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
+		h.got(t, h.demand("large"))
+		d := h.demand("large")
+		d.MaxLevel = degrade.ThinkingOff
+		if _, err := h.doors.Admit(t.Context(), d); !errors.As(err, &denied) || denied.RetryAfter < 50*time.Second {
+			t.Errorf("a caller that accepts no L3: %v", err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
+		h.got(t, h.demand("large"))
+		var held []*Permit
+		for range 4 {
+			d := h.demand("small")
+			d.Request.User = d.Request.ID
+			p, err := h.doors.Admit(t.Context(), d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			held = append(held, p)
+		}
+		waits := h.ask(t.Context(), h.demand("large"))
+		h.rotate("small", false)
+		time.Sleep(time.Second)
+		if !errors.As(waits.err, &denied) {
+			t.Errorf("its fallback went while it waited there: %+v", waits)
+		}
+		for _, p := range held {
+			p.Settle(limit.Usage{}, "")
+		}
+		h.idle(t)
+	})
+}
+
+// TestCrowded: who finds no place is answered smaller at once, by tier and by what it
+// accepts, and nobody whose answer would be no quicker for it.
+func TestCrowded(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Demand)
+		level  degrade.Level
+		where  string
+		waits  bool
+	}{
+		"standard":               {func(*Demand) {}, degrade.ThinkingOff, "large", true},
+		"batch":                  {func(d *Demand) { d.Request.Tier = "batch" }, degrade.SmallerModel, "small", false},
+		"critical":               {func(d *Demand) { d.Request.Tier = "critical" }, degrade.Full, "large", true},
+		"it accepts L1":          {func(d *Demand) { d.MaxLevel = degrade.StreamingOff }, degrade.Full, "large", true},
+		"it does not think":      {func(d *Demand) { d.Request.Thinking = false }, degrade.Full, "large", true},
+		"nothing is promised":    {func(d *Demand) { d.TTFT = 0 }, degrade.Full, "large", true},
+		"batch that fits nobody": {func(d *Demand) { d.Request.Tier, d.Caller = "batch", caller{misfit: true} }, degrade.ThinkingOff, "large", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHouse(t, nil, DefaultQueue(), "large", "small")
+				held := h.fill(t, "large")
+				d := h.demand("large")
+				d.TTFT = 2 * time.Second
+				c.change(d)
+				a := h.ask(t.Context(), d)
+				if a.done == c.waits {
+					t.Fatalf("%+v", a)
+				}
+				time.Sleep(300 * time.Millisecond)
+				held[0].Settle(limit.Usage{}, "")
+				synctest.Wait()
+				if p := a.permit; p == nil || p.Level != c.level || p.Pool().Name != c.where || (p.Reason == "queue") != (c.level > 0) {
+					t.Fatalf("%+v, %v", p, a.err)
+				}
+				for _, p := range append(held[1:], a.permit) {
+					p.Settle(limit.Usage{}, "")
+				}
+				h.idle(t)
+			})
+		})
+	}
+}
+
+// TestLateGoesToTheSmaller: who has waited for half of what is promised goes to the
+// smaller model's servers, if those have a place.
+func TestLateGoesToTheSmaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		held := h.fill(t, "large")
+		d := h.demand("large")
+		d.TTFT = 2 * time.Second
+		a := h.ask(t.Context(), d)
+		time.Sleep(1500 * time.Millisecond)
+		if p := a.permit; p == nil || p.Level != degrade.SmallerModel || p.Pool().Name != "small" || p.Waited < time.Second {
+			t.Fatalf("%+v, %v", p, a.err)
+		}
+		for _, p := range append(held, a.permit) {
+			p.Settle(limit.Usage{}, "")
+		}
+		h.idle(t)
 	})
 }
 

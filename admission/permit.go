@@ -11,10 +11,13 @@ import (
 // Permit is a place on a backend, or, at L4, the right to a canned answer. One
 // goroutine may use it.
 type Permit struct {
-	Level   degrade.Level
-	Reason  string        // why Level is not L0
-	Headers limit.Headers // what the limits leave the caller
-	Waited  time.Duration // for the place
+	Level    degrade.Level
+	Reason   string        // why Level is not L0
+	Headers  limit.Headers // what the limits leave the caller
+	Waited   time.Duration // for the place
+	Since    time.Time     // when it came to the pool that answers; zero at L4
+	Reserved degrade.Level // at which the limits reserved for it: Level may be higher
+	Retry    time.Duration // how long Level stays, at least
 
 	grant   *limit.Grant
 	pool    *Pool
@@ -39,13 +42,13 @@ func (p *Permit) enter(ctx context.Context, q *queueing, d *Demand, c choice) (e
 	}
 	w := newWaiter(q, d)
 	if !c.pool.take(q, w) {
-		if c, err = p.await(ctx, w, q, d, c); err != nil || c.pool == nil {
+		if w, c, err = p.await(ctx, w, q, d, c); err != nil || c.pool == nil {
 			p.stand(c)
 			return err
 		}
 	}
 	p.stand(c)
-	p.backend, p.account, p.entered, p.Waited = w.backend, w.account, w.entered, w.waited
+	p.backend, p.account, p.entered, p.Waited, p.Since = w.backend, w.account, w.entered, w.waited, w.since
 	if !w.told {
 		if c, err = d.on(p.backend, c); err != nil {
 			p.leave()
@@ -61,6 +64,7 @@ func (p *Permit) stand(c choice) {
 	if c.level > degrade.Full {
 		p.Reason = c.reason
 	}
+	p.Retry = c.stays()
 }
 
 // Another gives the place back and takes one on another backend, after an attempt

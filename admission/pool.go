@@ -20,7 +20,6 @@ type Pool struct {
 	turn     int
 	queue    *fairQueue
 	drain    drain
-	ended    pulse
 }
 
 // NewPool makes a pool without backends, of a model on which the ladder says level;
@@ -82,7 +81,8 @@ type outlook struct {
 	up     bool          // some backend may be sent requests
 	level  degrade.Level // the lowest of those
 	reason string
-	full   bool // it would have to wait
+	retry  time.Time // when that may fall
+	full   bool      // it would have to wait
 }
 
 // look is the outlook for one more request.
@@ -96,7 +96,7 @@ func (p *Pool) look() (o outlook) {
 			continue
 		}
 		if !o.up || v.Level < o.level {
-			o.level, o.reason, o.up = v.Level, v.Reason, true
+			o.level, o.reason, o.retry, o.up = v.Level, v.Reason, v.Retry, true
 		}
 		room = room || b.room()
 	}
@@ -104,12 +104,13 @@ func (p *Pool) look() (o outlook) {
 	return o
 }
 
-// wouldWait is about how long one more request of a tenant would wait, by the rate at
-// which requests end; 0: it is not known.
-func (p *Pool) wouldWait(tier int, tenant string) time.Duration {
+// wouldWait is about how long one more request of a tenant would wait; 0: it is not
+// known.
+func (p *Pool) wouldWait(tier int, tenant string, weight int) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.ended.wait(time.Now(), p.queue.ahead(tier, tenant, 1))
+	d, _ := p.drain.wait(time.Now(), p.queue.ahead(tier, tenant, weight))
+	return d
 }
 
 // pick is the backend to use other than avoid: of those with room the ones at the
@@ -161,7 +162,7 @@ func (p *Pool) take(q *queueing, w *waiter) bool {
 		return false
 	}
 	p.queue.weights = q.Weights
-	w.account = p.queue.direct(w.tier, w.tenant, w.weight, w.input)
+	w.account, w.since = p.queue.direct(w.tier, w.tenant, w.weight, w.input), time.Now()
 	w.enter(b)
 	return true
 }
@@ -192,11 +193,14 @@ func (p *Pool) wait(q *queueing, w *waiter, most time.Duration) (predicted time.
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	predicted, known := p.drain.wait(now, p.queue.ahead(w.tier, w.tenant, w.weight))
-	if p.queue.len() >= q.MaxLength || known && predicted > most {
+	ahead := p.queue.ahead(w.tier, w.tenant, w.weight)
+	predicted, _ = p.drain.wait(now, ahead)
+	// Who would be the first is let in whatever is predicted, or nobody would ever find
+	// out that a server which hung goes on.
+	if p.queue.len() >= q.MaxLength || ahead > 0 && predicted > most {
 		return max(predicted, time.Second), false
 	}
-	p.queue.weights, w.ready = q.Weights, make(chan struct{})
+	p.queue.weights, w.ready, w.since = q.Weights, make(chan struct{}), now
 	p.queue.push(w)
 	p.drain.note(now, 0, true)
 	return predicted, true
@@ -213,18 +217,9 @@ func (p *Pool) leave(w *waiter) bool {
 	return ok
 }
 
-// predicted is how long a request would wait now; 0: it is not known.
-func (p *Pool) predicted(w *waiter) time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	d, _ := p.drain.wait(time.Now(), p.queue.ahead(w.tier, w.tenant, w.weight))
-	return d
-}
-
 // done forgets what the fair queue keeps of a request that has ended.
 func (p *Pool) done(a *account) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.ended.beat(time.Now())
 	p.queue.done(a)
 }

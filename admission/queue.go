@@ -94,14 +94,15 @@ type waiter struct {
 	ready   chan struct{} // closed when one that waited has a place
 	backend *Backend      // where
 	entered time.Duration // as in Permit
-	waited  time.Duration
-	told    bool // its caller knows at which level it is answered
+	since   time.Time     // when it came to the pool
+	waited  time.Duration // in all
+	told    bool          // its caller knows at which level it is answered
 }
 
 // newWaiter is a request that needs a place.
 func newWaiter(q *queueing, d *Demand) *waiter {
 	w := &waiter{tier: tierIndex(d.Request.Tier), tenant: q.tenant(&d.Request.Subjects), input: d.Request.Prompt}
-	w.weight = max(q.weightOf[w.tenant], 1)
+	w.weight = q.weight(w.tenant)
 	return w
 }
 
@@ -344,7 +345,7 @@ func (b *band) rebase() {
 		a.counter.Add(-level)
 		a.key -= level
 	}
-	if l := b.last; b.accounts[l.tenant] != l {
+	if l := b.last; l != nil && b.accounts[l.tenant] != l {
 		l.counter.Add(-level)
 	}
 }

@@ -3,6 +3,8 @@ package admission
 import (
 	"context"
 	"time"
+
+	"tidegate/degrade"
 )
 
 // lookEvery is how often who waits looks for itself whether there is room here or
@@ -10,48 +12,55 @@ import (
 const lookEvery = 250 * time.Millisecond
 
 // await waits in the fair queue for a place, and moves to where the request belongs
-// when the ladder moves. The level does not fall meanwhile: the limits have reserved
-// for it.
-func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c choice) (choice, error) {
+// when that changes. The level does not fall meanwhile: the limits have reserved for
+// it. The waiter that is returned is the one that has the place.
+func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c choice) (*waiter, choice, error) {
 	began := time.Now()
 	until := began.Add(q.MaxWait)
 	if end, ok := ctx.Deadline(); ok && end.Before(until) {
 		until = end
 	}
-	predicted, ok := c.pool.wait(q, w, time.Until(until))
-	if !ok {
-		return c, &Overloaded{ShedQueue, c.level, c.reason, predicted}
+	if predicted, ok := c.pool.wait(q, w, time.Until(until)); !ok {
+		return w, c, &Overloaded{ShedQueue, c.level, c.reason, predicted}
 	}
-	placed := false
+	in := c.pool // where w waits; nil: nowhere any more
 	defer func() {
-		if !placed { // also if Waits panics
-			w.give(c.pool)
+		if in != nil { // also if Waits panics
+			w.give(in)
 		}
 	}()
 	timer := time.NewTimer(lookEvery)
 	defer timer.Stop()
 	for {
-		own, there := d.Pool.level.Changed(), c.pool.level.Changed()
-		if !w.told {
-			now, err := d.choose(q, c, time.Since(began))
-			if err != nil {
-				return c, err
-			}
-			if now.pool != c.pool {
-				w.give(c.pool)
-				if c = now; c.pool == nil {
-					placed = true
-					return c, nil
-				}
-				if predicted, ok = c.pool.wait(q, w, time.Until(until)); !ok {
-					placed = true
-					return c, &Overloaded{ShedQueue, c.level, c.reason, predicted}
-				}
-				continue
-			}
+		own, there := d.Pool.level.Changed(), in.level.Changed()
+		switch now, err := d.choose(q, c, time.Since(began)); {
+		case w.told && in.Up():
+		case w.told:
+			return w, c, ErrNoBackend
+		case err != nil:
+			return w, c, err
+		case now.pool == in:
 			c = now
+		case now.pool == nil:
+			return w, now, nil
+		default:
+			next, ok := now.pool.move(q, w, time.Until(until))
+			if !ok && !in.Up() {
+				return w, now, &Overloaded{ShedQueue, now.level, now.reason, time.Second}
+			}
+			if !ok { // here is better than nowhere
+				c.level, c.reason = max(c.level, min(now.level, degrade.ThinkingOff)), now.reason
+				break
+			}
+			w.give(in)
+			w, c, in = next, now, now.pool
+			if w.backend != nil {
+				in, w.waited = nil, time.Since(began)
+				return w, c, nil
+			}
+			continue
 		}
-		c.pool.dispatch()
+		in.dispatch()
 		p.stand(c)
 		next := lookEvery
 		if d.Caller != nil {
@@ -62,27 +71,36 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 		timer.Reset(max(min(next, lookEvery, time.Until(until)), 0))
 		select {
 		case <-w.ready:
-			placed, w.waited = true, time.Since(began)
-			return c, nil
+			in, w.waited = nil, time.Since(began)
+			return w, c, nil
 		case <-ctx.Done():
-			return c, ctx.Err()
+			return w, c, ctx.Err()
 		case <-own:
 		case <-there:
 		case <-timer.C:
 			if !time.Now().Before(until) {
-				return c, &Overloaded{ShedWaited, c.level, c.reason, max(c.pool.predicted(w), time.Second)}
+				return w, c, &Overloaded{ShedWaited, c.level, c.reason, max(in.wouldWait(w.tier, w.tenant, w.weight), time.Second)}
 			}
 		}
 	}
 }
 
-// give gives back a place in the queue, or one on a backend that came meanwhile, so
-// that w may wait elsewhere.
+// move takes a place for a request that waits elsewhere, or lets it wait here; false:
+// here it would wait for too long.
+func (p *Pool) move(q *queueing, w *waiter, most time.Duration) (*waiter, bool) {
+	next := &waiter{tier: w.tier, tenant: w.tenant, weight: w.weight, input: w.input}
+	if p.take(q, next) {
+		return next, true
+	}
+	_, ok := p.wait(q, next, most)
+	return next, ok
+}
+
+// give gives back a place in the queue, or one on a backend that came meanwhile.
 func (w *waiter) give(p *Pool) {
 	if !p.leave(w) {
 		w.backend.leave()
 		p.done(w.account)
 		p.dispatch()
 	}
-	w.backend, w.account = nil, nil
 }

@@ -162,3 +162,94 @@ func TestWaitMoves(t *testing.T) {
 		h.idle(t)
 	})
 }
+
+// TestStall: servers that stood still once, so that all who waited gave up, do not make
+// the queue refuse for ever.
+func TestStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil, DefaultQueue(), "large")
+		held := h.fill(t, "large")
+		for i := range 3 { // the rate becomes known
+			a := h.ask(t.Context(), h.demand("large"))
+			time.Sleep(500 * time.Millisecond)
+			held[i].Settle(limit.Usage{}, "")
+			synctest.Wait()
+			held[i] = a.permit
+		}
+		stalled := h.ask(t.Context(), h.demand("large"))
+		time.Sleep(31 * time.Second)
+		if stalled.err == nil {
+			t.Fatal("it did not wait")
+		}
+		next := h.ask(t.Context(), h.demand("large"))
+		if next.done {
+			t.Fatalf("the first one after a stall is refused: %v", next.err)
+		}
+		for _, p := range held {
+			p.Settle(limit.Usage{}, "")
+		}
+		synctest.Wait()
+		next.permit.Settle(limit.Usage{}, "")
+		h.idle(t)
+	})
+}
+
+// TestMoves: who waits and belongs elsewhere goes there only where it is taken: at once
+// to an idle server, whatever its queue was like once.
+func TestMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		held := h.fill(t, "small")
+		for i := range 3 { // a slow queue, once
+			a := h.ask(t.Context(), h.demand("small"))
+			time.Sleep(20 * time.Second)
+			held[i].Settle(limit.Usage{}, "")
+			synctest.Wait()
+			held[i] = a.permit
+		}
+		for _, p := range held {
+			p.Settle(limit.Usage{}, "")
+		}
+		held = h.fill(t, "large")
+		a := h.ask(t.Context(), h.demand("large"))
+		time.Sleep(22 * time.Second)
+		h.press("large", 93)
+		if a.permit == nil || a.permit.Pool().Name != "small" || a.permit.Level != degrade.SmallerModel {
+			t.Fatalf("%+v", a)
+		}
+		for _, p := range append(held, a.permit) {
+			p.Settle(limit.Usage{}, "")
+		}
+		h.idle(t)
+	})
+}
+
+type panics struct{ caller }
+
+func (panics) Waits(*Permit) (time.Duration, bool) { panic("on purpose") }
+
+// TestPanicWhileWaiting: nothing is held for a request whose own code panics.
+func TestPanicWhileWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rule := limit.Rule{Name: "slots", Per: "user", Bounds: limit.Bounds{Concurrency: 5}}
+		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large")
+		held := h.fill(t, "large")
+		d := h.demand("large")
+		d.Caller = panics{}
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("it did not panic")
+				}
+			}()
+			h.doors.Admit(t.Context(), d) //nolint:errcheck // it panics
+		}()
+		for _, p := range held {
+			p.Settle(limit.Usage{}, "")
+		}
+		if n := h.doors.limits.Running(); n != 0 {
+			t.Errorf("%d leases are held for nobody", n)
+		}
+		h.idle(t)
+	})
+}

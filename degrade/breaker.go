@@ -36,6 +36,7 @@ type Breaker struct {
 	// row counts failures in a row, however far apart they are: gobreaker forgets
 	// those that are older than its window.
 	row atomic.Int64
+	era atomic.Int64 // counts the times it closed: what was begun before says nothing of now
 }
 
 // NewBreaker makes a closed breaker.
@@ -53,6 +54,10 @@ func NewBreaker(c BreakerConfig) *Breaker {
 				n.Requests >= uint32(c.MinCalls) && float64(n.TotalFailures) > c.Ratio*float64(n.Requests)
 		},
 		OnStateChange: func(_ string, from, to gobreaker.State) {
+			if to == gobreaker.StateClosed {
+				b.era.Add(1)
+				b.row.Store(0)
+			}
 			switch {
 			case c.Changed == nil || from == gobreaker.StateHalfOpen && to == gobreaker.StateOpen || to == gobreaker.StateHalfOpen:
 			default:
@@ -100,8 +105,12 @@ func (b *Breaker) Probe(call func() error) error {
 }
 
 func (b *Breaker) do(call func() error) error {
+	era := b.era.Load()
 	_, err := b.of.Execute(func() (struct{}, error) {
 		err := call()
+		if b.era.Load() != era {
+			return struct{}{}, err
+		}
 		if err == nil {
 			b.row.Store(0)
 		} else if !b.ignore(err) {

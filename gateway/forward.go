@@ -28,9 +28,12 @@ const (
 func (g *Gateway) forward(c *call, permit *admission.Permit) (err error) {
 	c.model.Retries.Request()
 	for n := 1; ; n++ {
-		b := c.model.On(permit.Backend())
+		b := g.backendOf(c, permit)
 		if b == nil {
 			return admission.ErrNoBackend // a reload took it away meanwhile
+		}
+		if n > 1 {
+			permit.Since = time.Now() // what went before is not this server's fault
 		}
 		if c.out.begun == "" { // else the caller has been told an id, and the answer keeps it
 			c.out.id = c.id + "-" + strconv.Itoa(n)
@@ -40,6 +43,20 @@ func (g *Gateway) forward(c *call, permit *admission.Permit) (err error) {
 			return err
 		}
 	}
+}
+
+// backendOf is the backend that a permit names. One that was added while the request
+// waited stands only in the configuration of now.
+func (g *Gateway) backendOf(c *call, permit *admission.Permit) *backend.Backend {
+	if b := c.model.On(permit.Backend()); b != nil {
+		return b
+	}
+	m, ok := g.Fleet.Model(c.model.Name)
+	if !ok || m.Pool != permit.Pool() {
+		return nil
+	}
+	c.model = m
+	return m.On(permit.Backend())
 }
 
 // attempt is one exchange with one backend.
@@ -54,7 +71,9 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 	if !c.streamed {
 		q.SilenceAfter = guessEvery
 		q.Silence = func(now time.Time) time.Duration {
-			c.progress(c.guess(b.Pace.Tokens(now.Sub(sent))))
+			guess := c.guess(b.Pace.Tokens(now.Sub(sent)))
+			c.progress(guess)
+			permit.Delivered(int64(guess.Output))
 			if c.wish.Stream {
 				return min(out.silence(now), guessEvery)
 			}
@@ -70,12 +89,14 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 		case c.streamed:
 			err = g.stream(c, answer, out, permit)
 			b.Pace.Observe(c.firstToken.Sub(sent), out.lastWrite.Sub(c.firstToken), c.usage.Output/c.wish.N)
-			if !c.firstToken.IsZero() {
-				c.waitedFor(b, c.firstToken, 0)
+			if !c.firstToken.IsZero() && c.who.Tier != account.Batch { // nobody waits for a batch
+				b.Pace.First(c.firstToken, c.firstToken.Sub(permit.Since))
 			}
 		default:
-			if err = g.whole(c, answer); err == nil {
-				c.waitedFor(b, time.Now(), b.Pace.Decode(c.usage.Output/c.answers))
+			err = g.whole(c, answer)
+			if decode, known := b.Pace.Decode(c.usage.Output / c.answers); err == nil && known && c.who.Tier != account.Batch {
+				now := time.Now()
+				b.Pace.First(now, max(now.Sub(permit.Since)-decode, time.Millisecond))
 			}
 		}
 	}
@@ -83,14 +104,6 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 		c.abandoned(b.Pace.Tokens(time.Since(sent)))
 	}
 	return err
-}
-
-// waitedFor tells the ladder how long the caller waited for the first token, which
-// came so long before at. Nobody waits for a batch.
-func (c *call) waitedFor(b *backend.Backend, at time.Time, before time.Duration) {
-	if c.who.Tier != account.Batch {
-		b.Pace.First(at, max(at.Sub(c.began)-before, time.Millisecond))
-	}
 }
 
 // guessEvery is how often it is noted what an answer in one piece may have taken so

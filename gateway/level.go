@@ -44,7 +44,7 @@ func (c *call) Fits(smaller *admission.Pool) bool {
 	if c.limit > 0 {
 		answer = min(answer, c.limit)
 	}
-	if c.longest+c.body.Growth()+answer > m.Context() {
+	if context := m.Context(); context > 0 && c.longest+c.body.Growth()+answer > context {
 		return false
 	}
 	_, constrained := c.body.Raw("structured_outputs")
@@ -84,23 +84,26 @@ func (g *Gateway) descend(c *call, permit *admission.Permit) error {
 		c.served, c.out.model, c.prompt = cannedModel, cannedModel, 0 // nothing is read
 		return nil
 	}
-	if m := c.fallback(permit.Pool()); m != nil {
-		c.model, c.served, c.out.model = m, m.Name, m.Name
-	} else {
-		return admission.ErrNoBackend // a reload took the model away meanwhile
+	m := c.fallback(permit.Pool())
+	if m == nil {
+		return admission.ErrNoBackend // a reload made another model the smaller one meanwhile
 	}
+	c.model, c.served, c.out.model = m, m.Name, m.Name
 	effect := g.Ladder.Effect(permit.Level)
 	if !effect.Stream {
 		c.streamed, c.wish.N, c.answers = false, 1, c.answers/c.wish.N
 		c.limit = c.body.Whole(min(effect.MaxTokens, cmp.Or(c.limit, effect.MaxTokens)))
 	}
-	left := c.model.Context() - c.longest
-	if !effect.Thinking && left > c.body.Growth() {
+	context := c.model.Context() // 0: not known, and then nothing is cut
+	if !effect.Thinking && (context == 0 || c.longest+c.body.Growth() < context) {
 		grown := c.body.StopThinking()
 		c.wish.NoThinking = true
-		c.prompt, left = c.prompt+grown, left-grown
+		c.prompt, c.longest = c.prompt+grown, c.longest+grown
+		if permit.Reserved < degrade.ThinkingOff && c.limit > grown {
+			c.limit = c.body.LimitTokens(c.limit - grown) // the limits have reserved for no more in all
+		}
 	}
-	if left < c.limit {
+	if left := context - c.longest; context > 0 && left < c.limit {
 		c.limit = c.body.LimitTokens(c.room(max(left, 1))) // who does not fit is told so by the server
 	}
 	return nil
@@ -112,16 +115,11 @@ func (g *Gateway) canned(c *call) error {
 	answer := g.Ladder.Canned()
 	text := answer.Text[openai.Language(c.r.Header.Get("Accept-Language"), c.body, slices.Collect(maps.Keys(answer.Text)))]
 	if answer.Status != 200 {
-		e := &admission.Overloaded{Why: admission.ShedLevel, Level: degrade.Canned, Reason: c.permit.Reason, RetryAfter: g.falls(c)}
+		e := &admission.Overloaded{Why: admission.ShedLevel, Level: degrade.Canned, Reason: c.permit.Reason, RetryAfter: c.permit.Retry}
 		r := g.explain(c, e)
 		r.told.Message, r.status = text, answer.Status
 		return r
 	}
 	c.charged = true // with nothing but the request
-	return g.give(c, openai.Canned(c.kind, c.out.answerID(), cannedModel, c.began, c.answers, c.body.Needs().Structured, text))
-}
-
-// falls is how long the level of the model that was asked for stays at least.
-func (g *Gateway) falls(c *call) time.Duration {
-	return max(time.Until(c.asked.Level.Verdict().Retry), time.Second)
+	return g.give(c, openai.Canned(c.kind, c.out.answerID(), cannedModel, c.began, c.answers/c.wish.N, c.body.Needs().Structured, text))
 }

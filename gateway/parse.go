@@ -112,6 +112,9 @@ func (g *Gateway) countPrompt(c *call) (longest int, err error) {
 			return 0, fault
 		}
 		c.several, c.answers = len(prompts) > 1, len(prompts)*c.wish.N
+		if c.answers > openai.MaxChoices {
+			return 0, refuse(codeInvalidRequest, "prompt", fmt.Sprintf("prompt: %d prompts with n %d ask for more than %d answers", len(prompts), c.wish.N, openai.MaxChoices))
+		}
 		for _, p := range prompts {
 			n := p.Tokens
 			if p.Tokens == 0 {

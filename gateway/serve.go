@@ -16,8 +16,8 @@ func (g *Gateway) generate(c *call) error {
 	if err := g.descend(c, permit); err != nil { // what the level makes of the request
 		return err
 	}
-	g.takeOff(c) // the ledger has it also if this process is killed
 	c.stand(permit.Level, permit.Reason)
+	g.takeOff(c) // the ledger has it also if this process is killed
 	c.tell(permit.Headers)
 	if permit.Level == degrade.Canned {
 		return g.canned(c)

@@ -28,6 +28,8 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 			b := kept[key{c.Name, bc.URL}]
 			if b == nil || !b.config.same(bc) {
 				b = New(bc, f.agent)
+			} else {
+				b.tune(bc)
 			}
 			b.runsOn(bc.GPUs, f.gpus)
 			b.objective.Store(int64(c.Objectives.TTFT))

@@ -1,7 +1,6 @@
 package backend
 
 import (
-	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -74,10 +73,12 @@ func (c *Config) Validate() error {
 	return nil
 }
 
-// same reports whether a backend of either configuration is the same one: which
-// GPUs it is said to run on can change under it.
+// same reports whether a backend of either configuration is the same one. What runsOn
+// and tune take over can change under it.
 func (c Config) same(other Config) bool {
-	c.GPUs, other.GPUs = nil, nil
+	for _, c := range []*Config{&c, &other} {
+		c.GPUs, c.MaxInFlight, c.MaxWaiting, c.Memory, c.Priority, c.breaker = nil, 0, 0, "", false, Breaker{}
+	}
 	return reflect.DeepEqual(c, other)
 }
 
@@ -98,7 +99,7 @@ type Backend struct {
 
 	config    Config
 	gauge     *degrade.Gauge
-	breaker   *degrade.Breaker
+	tuned     atomic.Pointer[tuning]
 	objective atomic.Int64 // to the first token, in ns; 0: none
 	base      string       // URL without a trailing slash
 	prefix    string       // path before /v1
@@ -127,12 +128,8 @@ func New(c Config, agent string) *Backend {
 		post: &http.Request{Method: http.MethodPost}, kick: make(chan struct{}, 1),
 	}
 	b.gauge = degrade.NewGauge(b.Name, c.Weight, b.readings)
-	b.Seat = admission.NewBackend(b.gauge, admission.Bounds{
-		InFlight: cmp.Or(c.MaxInFlight, defaultInFlight), Waiting: cmp.Or(c.MaxWaiting, defaultWaiting),
-	})
-	b.breaker = degrade.NewBreaker(degrade.BreakerConfig{
-		Failures: c.breaker.Failures, Ratio: failedShare, Open: c.breaker.Open, Ignore: harmless, Changed: b.broke,
-	})
+	b.Seat = admission.NewBackend(b.gauge, admission.Bounds{})
+	b.tune(c)
 	port := u.Port()
 	if u.Scheme == "https" {
 		b.dialer.tls = &tls.Config{ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12}
@@ -155,9 +152,6 @@ func New(c Config, agent string) *Backend {
 
 // Facts are what the server last said of itself.
 func (b *Backend) Facts() Facts { return *b.facts.Load() }
-
-// ByPriority reports whether its engine schedules by priority; else it refuses one.
-func (b *Backend) ByPriority() bool { return b.config.Priority }
 
 // GPUs are windows on the GPUs that the backend is said to run on.
 func (b *Backend) GPUs() []*nvml.View { return *b.gpus.Load() }

@@ -83,7 +83,7 @@ func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 		switch {
 		case a.left || ctx.Err() != nil:
 			return nil, ErrLeft
-		case !fresh && silent && stale(err):
+		case !fresh && silent && stale(err) && time.Since(now) < staleWithin:
 			c = nil // the server had closed the idle connection; nobody has seen the request
 		case errors.As(err, new(*TimeoutError)):
 			return nil, err
@@ -93,6 +93,11 @@ func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 		}
 	}
 }
+
+// staleWithin is how soon after sending a reused connection breaks that the server had
+// closed as idle. One that breaks later was being served: an answer in one piece has
+// no head until it is made.
+const staleWithin = time.Second
 
 // exchange sends the request and reads the head of the answer.
 func (a *Answer) exchange() error {

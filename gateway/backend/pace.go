@@ -14,6 +14,7 @@ type Pace struct {
 	mu   sync.Mutex
 	ttft time.Duration // to the first token
 	itl  time.Duration // between two tokens
+	seen time.Time     // when a stream was observed last
 
 	first [firsts]sighting // the newest, at next-1 and before
 	next  int
@@ -62,13 +63,16 @@ func (p *Pace) TTFT(now time.Time) time.Duration {
 	return all[(9*n+9)/10-1]
 }
 
-// Decode estimates how long one choice takes from its first token to its last; 0
-// while no stream has been observed.
-func (p *Pace) Decode(tokens int) time.Duration {
+// Decode estimates how long one choice takes from its first token to its last; false
+// where no stream has been observed of late, so that nobody can say.
+func (p *Pace) Decode(tokens int) (time.Duration, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return time.Duration(max(tokens-1, 0)) * p.itl
+	return time.Duration(max(tokens-1, 0)) * p.itl, p.itl > 0 && time.Since(p.seen) <= paceFor
 }
+
+// paceFor is how long after the last stream the time between two tokens is believed.
+const paceFor = time.Minute
 
 const paceWeight = 8 // the newest stream counts one in eight
 
@@ -81,6 +85,7 @@ func (p *Pace) Observe(ttft, decode time.Duration, tokens int) {
 	itl := decode / time.Duration(tokens-1)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.seen = time.Now()
 	if p.itl == 0 {
 		p.ttft, p.itl = ttft, itl
 		return

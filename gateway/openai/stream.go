@@ -42,7 +42,7 @@ func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]by
 	}
 	told := 0
 	w := elements(a.choices)
-	for ; told <= maxChoices && w.next(); told++ {
+	for ; told <= MaxChoices && w.next(); told++ {
 		one, err := readWhole(route, w.value())
 		if err != nil {
 			return dst, err
@@ -61,7 +61,7 @@ func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]by
 			return dst, err
 		}
 	}
-	if w.failure() != nil || told > maxChoices {
+	if w.failure() != nil || told > MaxChoices {
 		return dst, ErrNoAnswer
 	}
 	if told == 0 {
@@ -200,7 +200,7 @@ func readWhole(route Route, raw []byte) (c wholeChoice, err error) {
 		switch string(key) {
 		case "index":
 			n, ok := integer(value)
-			if !ok || n < 0 || n >= maxChoices {
+			if !ok || n < 0 || n >= MaxChoices {
 				return c, fmt.Errorf("%w: choice %s", ErrNoAnswer, value[:min(len(value), 20)])
 			}
 			c.index = int(n)

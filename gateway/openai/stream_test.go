@@ -199,7 +199,7 @@ func TestStreamRefuses(t *testing.T) {
 		`{}`:             ErrNoAnswer,
 		`{"choices":5}`:  ErrNoAnswer,
 		`{"choices":[]}`: ErrUnfinished,
-		`{"choices":[` + strings.Repeat(`{"finish_reason":"stop"},`, maxChoices) + `{"finish_reason":"stop"}]}`: ErrNoAnswer,
+		`{"choices":[` + strings.Repeat(`{"finish_reason":"stop"},`, MaxChoices) + `{"finish_reason":"stop"}]}`: ErrNoAnswer,
 		`{"choices":[5]}`:  ErrNoAnswer,
 		`{"choices":[{}]}`: ErrUnfinished,
 		`{"choices":[{"finish_reason":null,"message":{"content":"a"}}]}`:                                                                       ErrUnfinished,

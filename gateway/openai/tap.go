@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// maxChoices bounds the index of a choice (prompts × n).
-const maxChoices = 1 << 14
+// MaxChoices bounds the choices of an answer and so the index of a choice (prompts × n).
+const MaxChoices = 1 << 14
 
 // Errors of a stream that did not end as a whole answer does.
 var (
@@ -201,7 +201,7 @@ func (t *Tap) advance(c choice, known bool, u Usage) error {
 	if c.finish == "abort" { // the server was paused or shut down
 		return ErrUnfinished
 	}
-	if c.index < 0 || c.index >= maxChoices {
+	if c.index < 0 || c.index >= MaxChoices {
 		return fmt.Errorf("%w: choice %d", ErrGarbage, c.index)
 	}
 	for len(t.choices) <= c.index {

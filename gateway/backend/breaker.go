@@ -1,0 +1,90 @@
+package backend
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+
+	"tidegate/admission"
+	"tidegate/degrade"
+)
+
+// tuning is what a reload changes of a backend that stays.
+type tuning struct {
+	absolute bool // memory counts as used fraction
+	priority bool
+	config   Breaker
+	breaker  *degrade.Breaker
+}
+
+// tune takes over what may change while the backend serves.
+func (b *Backend) tune(c Config) {
+	t := &tuning{absolute: c.Memory == memoryAbsolute, priority: c.Priority, config: c.breaker}
+	if old := b.tuned.Load(); old != nil && old.config == t.config {
+		t.breaker = old.breaker
+	} else {
+		t.breaker = degrade.NewBreaker(degrade.BreakerConfig{
+			Failures: c.breaker.Failures, Ratio: failedShare, Open: c.breaker.Open, Ignore: harmless, Changed: b.broke,
+		})
+	}
+	b.tuned.Store(t)
+	b.Seat.SetBounds(admission.Bounds{InFlight: cmp.Or(c.MaxInFlight, defaultInFlight), Waiting: cmp.Or(c.MaxWaiting, defaultWaiting)})
+}
+
+// failedShare of the requests of a second opens a breaker too, where those are many.
+const failedShare = 0.5
+
+// Guard makes a request of the backend through its breaker: while too many have
+// failed it is not asked at all, and the error is Retryable.
+func (b *Backend) Guard(request func() error) error {
+	err := b.tuned.Load().breaker.Do(request)
+	if errors.Is(err, degrade.ErrOpen) {
+		return &brokenError{"not asked", err}
+	}
+	return err
+}
+
+// harmless reports whether an error says nothing against the backend: the caller
+// left, the request was refused, or the engine has enough to do. A 500 may be the
+// request's own fault, and one caller's bad requests must not take a server from the
+// others; of an engine that is dead the health probe tells.
+func harmless(err error) bool {
+	var status *StatusError
+	if errors.As(err, &status) {
+		return status.Status != 502 && status.Status != 504
+	}
+	var timeout *TimeoutError
+	if errors.As(err, &timeout) {
+		return timeout.Phase == Total
+	}
+	var broken *brokenError
+	return !errors.As(err, &broken)
+}
+
+// broke is told when the breaker opens and closes.
+func (b *Backend) broke(open bool) {
+	if open {
+		b.out(b.brokenFor())
+	}
+	b.probeNow()
+}
+
+func (b *Backend) brokenFor() string {
+	c := b.tuned.Load().config
+	return fmt.Sprintf("its breaker is open: requests failed there, %d in a row or half of a second's; it is tried again after %v", c.Failures, c.Open)
+}
+
+// recovers asks a breaker that has been open for long enough whether a server that
+// answers its health probe may be asked again; empty: it may.
+func (b *Backend) recovers() string {
+	if b.tuned.Load().breaker.Probe(func() error { return nil }) == nil {
+		return ""
+	}
+	return b.brokenFor()
+}
+
+// BreakerOpen reports whether requests are kept from the backend.
+func (b *Backend) BreakerOpen() bool { return !b.tuned.Load().breaker.Closed() }
+
+// ByPriority reports whether its engine schedules by priority; else it refuses one.
+func (b *Backend) ByPriority() bool { return b.tuned.Load().priority }

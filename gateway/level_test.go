@@ -1,0 +1,65 @@
+package gateway
+
+import (
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"tidegate/degrade"
+	"tidegate/gateway/backend"
+	"tidegate/gateway/openai"
+)
+
+// TestUnknownContext: an answer is not cut because nobody knows the context, and what
+// the prompt grows by after the limits have reserved is taken from the answer.
+func TestUnknownContext(t *testing.T) {
+	for level, want := range map[degrade.Level]string{degrade.Full: "100", degrade.ThinkingOff: "96"} {
+		g, _ := bare(t, nil)
+		m := backend.DefaultModel()
+		m.Name, m.Backends = "m", []backend.Config{{URL: "http://127.0.0.1:1"}}
+		g.Fleet.Apply([]backend.ModelConfig{m})
+		of, _ := g.Fleet.Model("m")
+		of.Backends[0].Seat.Rotate(true)
+		r := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(`{"model":"m","max_tokens":100,"messages":[{"role":"user","content":"hi"}]}`))
+		r.Header.Set("Content-Type", "application/json")
+		c := &call{w: deadlines{httptest.NewRecorder()}, r: r, set: g.settings.Load(), id: "a", kind: openai.Chat}
+		if err := g.parse(c); err != nil {
+			t.Fatal(err)
+		}
+		p, err := g.Admission.Admit(r.Context(), g.demand(c))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Level = level // it rose while the request waited
+		if err := g.descend(c, p); err != nil {
+			t.Fatal(err)
+		}
+		limit, _ := c.body.Raw("max_tokens")
+		switched, _ := c.body.Raw("chat_template_kwargs")
+		if string(limit) != want || (string(switched) == `{"enable_thinking":false}`) != (level >= degrade.ThinkingOff) {
+			t.Errorf("%v: max_tokens %s, chat_template_kwargs %s", level, limit, switched)
+		}
+		g.settle(c, p)
+	}
+}
+
+// TestTooManyAnswers: a body cannot ask for more answers than anybody could make.
+func TestTooManyAnswers(t *testing.T) {
+	g, _ := bare(t, nil)
+	m := backend.DefaultModel()
+	m.Name, m.Backends = "m", []backend.Config{{URL: "http://127.0.0.1:1"}}
+	g.Fleet.Apply([]backend.ModelConfig{m})
+	r := httptest.NewRequest("POST", "/v1/completions", strings.NewReader(`{"model":"m","n":8,"prompt":[`+strings.Repeat(`"a",`, 3000)+`"a"]}`))
+	r.Header.Set("Content-Type", "application/json")
+	c := &call{w: deadlines{httptest.NewRecorder()}, r: r, set: g.settings.Load(), id: "a", kind: openai.Completions}
+	if err := g.parse(c); err == nil || !strings.Contains(err.Error(), "16384") {
+		t.Error(err)
+	}
+}
+
+// deadlines is a recorder that takes deadlines and keeps to none.
+type deadlines struct{ *httptest.ResponseRecorder }
+
+func (deadlines) SetReadDeadline(time.Time) error  { return nil }
+func (deadlines) SetWriteDeadline(time.Time) error { return nil }
