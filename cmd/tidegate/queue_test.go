@@ -1,0 +1,59 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"tidegate/gateway/gatewaytest"
+)
+
+// TestReloadWhileWaiting changes the servers of a model while requests wait for them:
+// all are answered.
+func TestReloadWhileWaiting(t *testing.T) {
+	for name, edit := range map[string]func(s servers, yaml string) string{
+		"another server": func(s servers, yaml string) string {
+			return strings.Replace(yaml, "    backends:\n", fmt.Sprintf("    backends:\n      - {url: '%s'}\n", s[1].URL), 1)
+		},
+		"more room": func(_ servers, yaml string) string {
+			return strings.Replace(yaml, "max_in_flight: 1", "max_in_flight: 8", 1)
+		},
+		"another breaker":   func(_ servers, yaml string) string { return strings.Replace(yaml, "failures: 7", "failures: 8", 1) },
+		"another objective": func(_ servers, yaml string) string { return strings.Replace(yaml, "ttft_p90: 9s", "ttft_p90: 8s", 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 10 * time.Millisecond })
+			p := plan{large: []string{"breaker: {failures: 7}", "objectives: {ttft_p90: 9s}"}, more: "queue: {max_wait: 60s}\n"}
+			f := startGateway(t, s, p)
+			one := strings.Replace(p.yaml(s, filepath.Dir(f.file)), fmt.Sprintf("      - {url: '%s', gpus: []}\n", s[1].URL), "", 1)
+			one = strings.Replace(one, fmt.Sprintf("{url: '%s', gpus: []}", s[0].URL), fmt.Sprintf("{url: '%s', max_in_flight: 1}", s[0].URL), 1)
+			f.write(t, one)
+			eventually(t, "one server", func() bool { return len(f.told(t).Models[0].Backends) == 1 && f.up(t) == 2 })
+			var load sync.WaitGroup
+			for range 6 {
+				load.Go(func() {
+					resp, err := f.post(t.Context(), chatPath, fmt.Sprintf(
+						`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":100}}`, largeModel))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					body, err := io.ReadAll(resp.Body)
+					resp.Body.Close()
+					if err != nil || resp.StatusCode != 200 || !strings.HasSuffix(string(body), "data: [DONE]\n\n") {
+						t.Errorf("%d %v %.200s", resp.StatusCode, err, body)
+					}
+				})
+			}
+			eventually(t, "a queue", func() bool { return f.told(t).Models[0].Queued["standard"] >= 4 })
+			f.write(t, edit(s, one))
+			load.Wait()
+			f.idle(t)
+		})
+	}
+}

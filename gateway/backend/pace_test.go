@@ -1,0 +1,96 @@
+package backend
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestFirstTokens: p90 of the last half minute, and nothing where too few are known.
+func TestFirstTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p Pace
+		for i := range 9 {
+			p.First(time.Now(), time.Duration(i+1)*time.Second)
+		}
+		if d := p.TTFT(time.Now()); d != 0 {
+			t.Errorf("%v of nine", d)
+		}
+		p.First(time.Now(), 10*time.Second)
+		if d := p.TTFT(time.Now()); d != 9*time.Second {
+			t.Errorf("%v; nine of ten had it within 9s", d)
+		}
+		time.Sleep(20 * time.Second)
+		for range 1000 { // more than are kept
+			p.First(time.Now(), time.Second)
+		}
+		if d := p.TTFT(time.Now()); d != time.Second {
+			t.Errorf("%v", d)
+		}
+		time.Sleep(31 * time.Second)
+		if d := p.TTFT(time.Now()); d != 0 {
+			t.Errorf("%v after half a minute in which nobody asked", d)
+		}
+	})
+}
+
+// TestDecodeIsKnown: an answer in one piece tells nothing of its first token where no
+// stream has shown the pace of late.
+func TestDecodeIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p Pace
+		if _, known := p.Decode(100); known {
+			t.Error("known without any stream")
+		}
+		p.Observe(time.Second, 990*time.Millisecond, 100)
+		if d, known := p.Decode(101); !known || d != time.Second {
+			t.Errorf("%v, %t", d, known)
+		}
+		time.Sleep(paceFor + 1)
+		if _, known := p.Decode(100); known {
+			t.Error("known a minute after the last stream")
+		}
+	})
+}
+
+// TestBudget: retries are a share of the requests, beside a few at once.
+func TestBudget(t *testing.T) {
+	b := NewBudget(0.1)
+	taken := 0
+	for b.Retry() {
+		taken++
+	}
+	if taken != 10 {
+		t.Errorf("%d at once", taken)
+	}
+	for range 1000 {
+		b.Request()
+		if b.Retry() {
+			taken++
+		}
+	}
+	if taken < 105 || taken > 111 {
+		t.Errorf("%d retries of 1000 requests", taken)
+	}
+	if b := NewBudget(0); b.Retry() {
+		t.Error("a budget of nothing")
+	}
+}
+
+// TestHarmless: what opens a breaker and what does not.
+func TestHarmless(t *testing.T) {
+	for _, c := range []struct {
+		err      error
+		harmless bool
+	}{
+		{ErrLeft, true}, {&StatusError{Status: 400}, true}, {&StatusError{Status: 429}, true}, {&StatusError{Status: 500}, true},
+		{&StatusError{Status: 503}, true}, {&StatusError{Status: 502}, false}, {&StatusError{Status: 504}, false},
+		{&TimeoutError{Total}, true}, {&TimeoutError{FirstToken}, false}, {&TimeoutError{Idle}, false}, {&TimeoutError{Connect}, false},
+		{Broken("stream", errors.New("gone")), false}, {errors.New("no chunk"), true},
+	} {
+		if got := harmless(c.err); got != c.harmless {
+			t.Errorf("%v: %v", c.err, got)
+		}
+	}
+}
