@@ -20,9 +20,8 @@ import (
 
 // engine is what a backend of a test reads.
 type engine struct {
-	kv  atomic.Int64 // hundredths
-	b   *Backend
-	out atomic.Bool
+	kv atomic.Int64 // hundredths
+	b  *Backend
 }
 
 // house is models with backends under a ladder that runs.
@@ -108,7 +107,7 @@ func (h *house) got(t *testing.T, d *Demand) (where string, level degrade.Level,
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Settle(limit.Usage{}, "") //nolint:errcheck // the store is in memory
+	defer p.Settle(limit.Usage{}, "")
 	if p.Pool() == nil {
 		return "", p.Level, p.Reason
 	}

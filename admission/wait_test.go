@@ -242,7 +242,7 @@ func TestPanicWhileWaiting(t *testing.T) {
 					t.Error("it did not panic")
 				}
 			}()
-			h.doors.Admit(t.Context(), d) //nolint:errcheck // it panics
+			h.doors.Admit(t.Context(), d)
 		}()
 		for _, p := range held {
 			p.Settle(limit.Usage{}, "")

@@ -66,17 +66,17 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 }
 
 // model is the model of a configuration, with what it keeps of the one before.
-func (c *ModelConfig) model(was *Model) *Model {
-	m := &Model{
-		Name: c.Name, Aliases: c.Aliases, Timeouts: c.Timeouts, Weights: c.Weights, AutoTools: c.AutoTools,
-		Objective: c.Objectives.TTFT, Attempts: c.Retry.Attempts, Retries: NewBudget(c.Retry.Budget),
+func (m *ModelConfig) model(was *Model) *Model {
+	of := &Model{
+		Name: m.Name, Aliases: m.Aliases, Timeouts: m.Timeouts, Weights: m.Weights, AutoTools: m.AutoTools,
+		Objective: m.Objectives.TTFT, Attempts: m.Retry.Attempts, Retries: NewBudget(m.Retry.Budget),
 	}
-	m.Reasoning, _ = names(c.Reasoning)
+	of.Reasoning, _ = names(m.Reasoning)
 	if was != nil {
-		m.Pool, m.Level = was.Pool, was.Level
-		return m
+		of.Pool, of.Level = was.Pool, was.Level
+		return of
 	}
-	m.Level = degrade.NewModel(c.Name)
-	m.Pool = admission.NewPool(c.Name, m.Level)
-	return m
+	of.Level = degrade.NewModel(m.Name)
+	of.Pool = admission.NewPool(m.Name, of.Level)
+	return of
 }
