@@ -29,7 +29,7 @@ type Config struct {
 
 	GPUs []string `yaml:"gpus"` // those it runs on, SOURCE/INDEX or UUID; none: not known
 
-	MaxInFlight int    `yaml:"max_in_flight"` // requests it is given at a time; 0: 256
+	MaxInFlight int    `yaml:"max_in_flight"` // requests it is given at a time; 0: 1024
 	MaxWaiting  int    `yaml:"max_waiting"`   // requests that wait in its engine, the rest waits here; 0: 4
 	Memory      string `yaml:"memory"`        // preallocated, as vLLM does, or absolute; empty: preallocated
 	Priority    bool   `yaml:"priority"`      // it runs with --scheduling-policy priority
@@ -38,8 +38,8 @@ type Config struct {
 }
 
 const (
-	defaultInFlight = 256 // vLLM's own bound of sequences, on most cards
-	defaultWaiting  = 4   // so that who goes first is decided in the gateway
+	defaultInFlight = 1024 // the most sequences that vLLM runs at a time unless told otherwise
+	defaultWaiting  = 4    // so that who goes first is decided in the gateway
 	memoryReserved  = "preallocated"
 	memoryAbsolute  = "absolute"
 )

@@ -59,6 +59,7 @@ models:
   - name: mock-model
     backends:
       - url: %[3]s
+        max_in_flight: 20000
 `
 
 // gateway starts the gateway and waits until it has found the mock.
