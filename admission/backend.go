@@ -104,29 +104,49 @@ func (b *Backend) kick() {
 // rotation, and its GPUs are there.
 func (b *Backend) Usable() bool { return b.up.Load() && b.gauge.Verdict().Out == "" }
 
+// room says whether a backend may be given one more request.
+type room int
+
+const (
+	full  room = iota
+	later      // it is not known to be full, but has been given much since it last told
+	free
+)
+
+// burst is how many requests a backend is given between two readings of its queue
+// while it has not shown how many it runs at a time, or as many as it runs if that is
+// more: a server that takes few must not be sent hundreds before anybody knows.
+const burst = 32
+
 // room reports whether the backend may be given one more request. Between two
 // readings of the engine's queue what this gateway has sent since counts as waiting,
 // unless the engine had slots left.
-func (b *Backend) room() bool {
+func (b *Backend) room() room {
 	n, bounds := b.inFlight.Load(), b.bounds.Load()
 	if bounds.InFlight > 0 && n >= int64(bounds.InFlight) {
-		return false
+		return full
 	}
 	if most := b.gauge.Verdict().Cap; most > 0 && n >= int64(most) {
-		return false
+		return full
 	}
 	t := b.load.Load()
 	if bounds.Waiting == 0 || t == nil || time.Since(t.At) > loadFor {
-		return true
+		return free
 	}
-	waiting := int64(t.Waiting) + n - t.inFlight
-	switch {
-	case t.slots > 0:
-		waiting -= int64(max(t.slots-t.Running, 0))
-	case t.Waiting == 0:
-		return true
+	sent := n - t.inFlight
+	if t.slots == 0 && t.Waiting == 0 {
+		if sent >= int64(max(burst, t.Running)) {
+			return later
+		}
+		return free
 	}
-	return waiting < int64(bounds.Waiting)
+	if t.slots > 0 {
+		sent -= int64(max(t.slots-t.Running, 0))
+	}
+	if int64(t.Waiting)+sent >= int64(bounds.Waiting) {
+		return full
+	}
+	return free
 }
 
 // Queued is the backend's share of the requests that wait for one of its model.

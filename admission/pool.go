@@ -82,14 +82,14 @@ type outlook struct {
 	level  degrade.Level // the lowest of those
 	reason string
 	retry  time.Time // when that may fall
-	full   bool      // it would have to wait
+	full   bool      // it would have to wait until another request ends
 }
 
 // look is the outlook for one more request.
 func (p *Pool) look() (o outlook) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	room := false
+	most := full
 	for _, b := range p.backends {
 		v := b.gauge.Verdict()
 		if !b.up.Load() || v.Out != "" {
@@ -98,9 +98,9 @@ func (p *Pool) look() (o outlook) {
 		if !o.up || v.Level < o.level {
 			o.level, o.reason, o.retry, o.up = v.Level, v.Reason, v.Retry, true
 		}
-		room = room || b.room()
+		most = max(most, b.room())
 	}
-	o.full = !room || p.queue.len() > 0
+	o.full = most == full || most == free && p.queue.len() > 0
 	return o
 }
 
@@ -117,7 +117,7 @@ func (p *Pool) wouldWait(tier int, tenant string, weight int) time.Duration {
 // lowest level, of these the one with the fewest requests in flight for its weight;
 // equals are taken in turn. Those at L3 or above are left alone while another one is
 // below, be that full. The lock is held.
-func (p *Pool) pick(avoid *Backend, room bool) *Backend {
+func (p *Pool) pick(avoid *Backend, withRoom bool) *Backend {
 	var best, hot *Backend
 	cool := false
 	better := func(b, than *Backend) bool {
@@ -139,7 +139,7 @@ func (p *Pool) pick(avoid *Backend, room bool) *Backend {
 		if b.gauge.Verdict().Level < degrade.SmallerModel {
 			cool, into = true, &best
 		}
-		if (!room || b.room()) && better(b, *into) {
+		if (!withRoom || b.room() == free) && better(b, *into) {
 			*into = b
 		}
 	}

@@ -253,3 +253,53 @@ func TestPanicWhileWaiting(t *testing.T) {
 		h.idle(t)
 	})
 }
+
+// TestBurst: a server that has not shown how many requests it runs is given them bit by
+// bit, and nobody's answer gets smaller for it; one that has is given those and a few.
+func TestBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil, DefaultQueue(), "large")
+		h.of["large"][1].b.Rotate(false)
+		b := h.of["large"][0].b
+		b.SetBounds(Bounds{InFlight: 1000, Waiting: 4})
+		tell := func(running, waiting int) {
+			t.Helper()
+			b.Told(Load{At: time.Now(), Running: running, Waiting: waiting})
+			synctest.Wait()
+		}
+		tell(0, 0)
+		var all []*asked
+		for range 200 {
+			d := h.demand("large")
+			d.TTFT = time.Second
+			all = append(all, h.ask(t.Context(), d))
+		}
+		for _, step := range []struct{ running, waiting, inFlight int }{
+			{32, 0, 64}, {64, 0, 128}, // twice as many each time
+			{100, 28, 128}, // it runs 100: those that wait in it are more than enough
+			{100, 1, 131}, {100, 4, 131},
+		} {
+			tell(step.running, step.waiting)
+			if n := b.InFlight(); n != step.inFlight {
+				t.Errorf("running %d, waiting %d: %d in flight, want %d", step.running, step.waiting, n, step.inFlight)
+			}
+		}
+		for i, a := range all[:128] {
+			if !a.done || a.permit.Level != degrade.Full {
+				t.Fatalf("request %d: %+v", i, a)
+			}
+		}
+		for len(all) > 0 {
+			if a := all[0]; a.done {
+				if a.permit != nil {
+					a.permit.Settle(limit.Usage{}, "")
+				}
+				all = all[1:]
+			} else {
+				time.Sleep(time.Second) // what the engine said grows old
+			}
+			synctest.Wait()
+		}
+		h.idle(t)
+	})
+}
