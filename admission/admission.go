@@ -42,6 +42,7 @@ const (
 	reasonDown       = "no_backend"
 	reasonLimit      = "limit"
 	reasonQueue      = "queue"
+	reasonTTFT       = "ttft"
 )
 
 // Overloaded is the refusal of a request for which there is no place.
@@ -186,6 +187,9 @@ func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice
 	if least.level > c.level {
 		c.level, c.reason, c.retry = least.level, least.reason, least.retry
 	}
+	if c.level >= degrade.SmallerModel && c.ofLoad() && d.over == nil && d.findRoom(&c, own) {
+		return c, d.accepts(c)
+	}
 	if c.level == degrade.Canned {
 		c.pool = nil
 		return c, d.accepts(c)
@@ -215,26 +219,47 @@ func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice
 	return c, d.accepts(c)
 }
 
+// ofLoad reports whether the level comes from how much is asked, which a place that is
+// free disproves, and not from the cards or their memory.
+func (c *choice) ofLoad() bool { return c.reason == reasonQueue || c.reason == reasonTTFT }
+
+// findRoom gives a request at L3 or L4 a place that is free now, be it one of its own
+// model's: levels that come from load last for a while after it, and no server must be
+// idle meanwhile. At L3 it waits for its own model where there is none, since the
+// smaller one must not be swamped; it is asked again and again whether it has room.
+func (d *Demand) findRoom(c *choice, own outlook) bool {
+	if d.MaxLevel >= degrade.SmallerModel {
+		if smaller := d.smaller(); smaller != nil && !smaller.look().full {
+			c.pool, c.level = smaller, degrade.SmallerModel
+			return true
+		}
+	}
+	if !own.up || own.full && c.level == degrade.Canned {
+		return false
+	}
+	c.level = min(degrade.ThinkingOff, d.MaxLevel)
+	return true
+}
+
 // crowded makes the answer of a request smaller that finds no place, long before the
 // ladder has confirmed what its signals say: without thinking, so that places become
 // free sooner, and by the smaller model's servers where the first token would
-// otherwise be late and they are quicker. Batch requests go there at once, critical
+// otherwise be late and they have a place. Batch requests go there at once, critical
 // ones wait for their place first. Nobody is refused on account of it.
 func (d *Demand) crowded(q *queueing, c *choice, own outlook, waited time.Duration) {
 	if !own.up || !own.full || d.TTFT == 0 || c.level >= degrade.SmallerModel {
 		return
 	}
 	tier, tenant := tierIndex(d.Request.Tier), q.tenant(&d.Request.Subjects)
-	level, wait := degrade.ThinkingOff, d.Pool.wouldWait(tier, tenant, q.weight(tenant))
-	if max(wait, waited) > d.TTFT/2 {
+	level := degrade.ThinkingOff
+	if max(d.Pool.wouldWait(tier, tenant, q.weight(tenant)), waited) > d.TTFT/2 {
 		level = degrade.SmallerModel
 	}
 	if level = min(degrade.Shift(level, d.Request.Tier), d.MaxLevel); level < degrade.ThinkingOff {
 		return // L1 alone frees no place
 	}
 	if level == degrade.SmallerModel {
-		smaller := d.smaller()
-		if smaller == nil || smaller.look().full && smaller.wouldWait(tier, tenant, q.weight(tenant)) >= wait {
+		if smaller := d.smaller(); smaller == nil || smaller.look().full {
 			level = degrade.ThinkingOff
 		}
 	}
@@ -284,7 +309,8 @@ func (d *Demand) on(b *Backend, c choice) (choice, error) {
 		return c, nil
 	}
 	v := b.gauge.Verdict()
-	if level := min(degrade.Shift(v.Level, d.Request.Tier), degrade.ThinkingOff); level > c.level {
+	of := choice{reason: v.Reason}
+	if level := min(degrade.Shift(v.Level, d.Request.Tier), degrade.ThinkingOff); level > c.level && (!of.ofLoad() || level <= d.MaxLevel) {
 		c.level, c.reason, c.retry = level, v.Reason, v.Retry
 	}
 	return c, d.accepts(c)
