@@ -223,12 +223,12 @@ func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice
 // free disproves, and not from the cards or their memory.
 func (c *choice) ofLoad() bool { return c.reason == reasonQueue || c.reason == reasonTTFT }
 
-// findRoom gives a request at L3 or L4 a place that is free now, be it one of its own
+// findRoom gives a request at L3 or L4 a place that is free now, first one of its own
 // model's: levels that come from load last for a while after it, and no server must be
 // idle meanwhile. At L3 it waits for its own model where there is none, since the
 // smaller one must not be swamped; it is asked again and again whether it has room.
 func (d *Demand) findRoom(c *choice, own outlook) bool {
-	if d.MaxLevel >= degrade.SmallerModel {
+	if (!own.up || own.full) && d.MaxLevel >= degrade.SmallerModel {
 		if smaller := d.smaller(); smaller != nil && !smaller.look().full {
 			c.pool, c.level = smaller, degrade.SmallerModel
 			return true

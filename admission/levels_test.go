@@ -20,8 +20,9 @@ import (
 
 // engine is what a backend of a test reads.
 type engine struct {
-	kv atomic.Int64 // hundredths
-	b  *Backend
+	kv      atomic.Int64 // hundredths
+	waiting atomic.Int64
+	b       *Backend
 }
 
 // house is models with backends under a ladder that runs.
@@ -55,7 +56,7 @@ func newHouse(t *testing.T, rules []limit.Rule, q QueueConfig, models ...string)
 		for range 2 {
 			e := &engine{}
 			g := degrade.NewGauge(name, 1, func(now time.Time) degrade.Readings {
-				return degrade.Readings{Up: e.b.Up(), EngineAt: now, KV: float64(e.kv.Load()) / 100, Waiting: -1, Preempted: -1, InFlight: e.b.InFlight()}
+				return degrade.Readings{Up: e.b.Up(), EngineAt: now, KV: float64(e.kv.Load()) / 100, Waiting: int(e.waiting.Load()), Preempted: -1, InFlight: e.b.InFlight()}
 			})
 			e.b = NewBackend(g, Bounds{InFlight: 2})
 			e.b.Rotate(true)
@@ -236,6 +237,58 @@ func TestRouteAwayFirst(t *testing.T) {
 			t.Error("places are lost")
 		}
 	})
+}
+
+// TestLoadIsNoReasonToBeIdle: at levels that come from load a place that is free is
+// given, and a canned answer only where there is none; who waited before goes on to.
+func TestLoadIsNoReasonToBeIdle(t *testing.T) {
+	for _, waiting := range []int64{25, 50} { // L3, L4
+		synctest.Test(t, func(t *testing.T) {
+			h := newHouse(t, nil, DefaultQueue(), "large", "small")
+			for _, e := range h.of["large"] {
+				e.waiting.Store(waiting)
+			}
+			held := h.fill(t, "large")
+			before := h.ask(t.Context(), h.demand("large"))
+			h.press("large", 0)
+			var at []string
+			for range 6 {
+				a := h.ask(t.Context(), h.demand("large"))
+				if !a.done {
+					at = append(at, "waits")
+					continue
+				}
+				where := "canned"
+				if a.permit.Pool() != nil {
+					where = a.permit.Pool().Name
+					held = append(held, a.permit)
+				}
+				at = append(at, where+" "+a.permit.Level.String())
+			}
+			// One of the small model's four places went to the one that waited.
+			want := []string{"small L3", "small L3", "small L3", "canned L4", "canned L4", "canned L4"}
+			if waiting == 25 {
+				want = []string{"small L3", "small L3", "small L3", "waits", "waits", "waits"}
+			}
+			if !slices.Equal(at, want) {
+				t.Errorf("%d wait: %v, want %v", waiting, at, want)
+			}
+			if !before.done || before.permit.Level != degrade.SmallerModel {
+				t.Fatalf("%d wait: one that waited before: %+v", waiting, before)
+			}
+			held = append(held, before.permit)
+			held[0].Settle(limit.Usage{}, "")
+			synctest.Wait()
+			if waiting == 50 {
+				if where, level, reason := h.got(t, h.demand("large")); where != "large" || level != degrade.ThinkingOff || reason != "queue" {
+					t.Errorf("a place of its own is free: %q at %v for %q", where, level, reason)
+				}
+			}
+			for _, p := range held[1:] {
+				p.Settle(limit.Usage{}, "")
+			}
+		})
+	}
 }
 
 // TestMaxLevel: what a caller accepts.

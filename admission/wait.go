@@ -46,7 +46,7 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 		case now.pool == nil:
 			return w, now, nil
 		default:
-			next, ok := now.pool.move(q, w, time.Until(until))
+			next, ok := now.pool.move(q, w, time.Until(until), now.ofLoad() && in.Up())
 			if !ok && !in.Up() {
 				return w, now, &Overloaded{ShedQueue, now.level, now.reason, time.Second}
 			}
@@ -87,12 +87,12 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 	}
 }
 
-// move takes a place for a request that waits elsewhere, or lets it wait here; false:
-// here it would wait for too long.
-func (p *Pool) move(q *queueing, w *waiter, most time.Duration) (*waiter, bool) {
+// move takes a place for a request that waits elsewhere, or lets it wait here, unless
+// it wants a place now; false: it has neither, or would wait for too long.
+func (p *Pool) move(q *queueing, w *waiter, most time.Duration, now bool) (*waiter, bool) {
 	next := &waiter{tier: w.tier, tenant: w.tenant, weight: w.weight, input: w.input}
-	if p.take(q, next) {
-		return next, true
+	if p.take(q, next) || now {
+		return next, next.backend != nil
 	}
 	_, ok := p.wait(q, next, most)
 	return next, ok
