@@ -154,9 +154,6 @@ const (
 // fit the model's context.
 func (c *call) bound(prompt int) error {
 	context := c.model.Context()
-	for m := c.model.Fallback; context == 0 && m != nil; m = m.Fallback {
-		context = m.Context() // whose servers will answer
-	}
 	c.limit = c.wish.MaxTokens
 	left := context - prompt
 	switch {

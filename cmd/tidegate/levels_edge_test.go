@@ -80,7 +80,7 @@ func TestTiers(t *testing.T) {
 	}
 	hello := chatOf("Hello", "")
 	eventually(t, "L1 by ttft", func() bool {
-		resp := w.ask(t, "POST", chatPath, hello)
+		resp := w.ask(t, "POST", chatPath, chatOf("Hello", `,"stream":true`))
 		_, _ = io.Copy(io.Discard, resp.Body)
 		return resp.Header.Get("X-Tidegate-Level") == "L1"
 	})

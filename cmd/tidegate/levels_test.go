@@ -172,7 +172,7 @@ func (w *wire) askAt(t *testing.T, level int, ask levelAsk, options string, prom
 		t.Errorf("usage: %s", a.usage.Raw)
 	}
 	choices := ask.prompts
-	if level == 0 || level == 4 {
+	if level == 0 {
 		choices *= ask.n
 	}
 	said := gather(t, a.parts...)
