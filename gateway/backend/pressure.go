@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -13,13 +14,16 @@ import (
 // readings are what the ladder is told of the backend.
 func (b *Backend) readings(now time.Time) degrade.Readings {
 	r := degrade.Readings{
-		Absolute: b.config.Memory == memoryAbsolute, Up: b.Seat.Up(), KV: -1, Waiting: -1, Preempted: -1,
-		TTFT: b.Pace.TTFT(now), Objective: time.Duration(b.objective.Load()), InFlight: b.Seat.InFlight(),
+		Absolute: b.config.Memory == memoryAbsolute, Up: b.Seat.Up(), KV: -1, Waiting: -1, Preempted: -1, Queued: b.Seat.Queued(),
+		TTFT: b.Pace.TTFT(now), Objective: time.Duration(b.objective.Load()), InFlight: b.Seat.InFlight(), Most: cmp.Or(b.config.MaxInFlight, defaultInFlight),
 	}
 	views := b.GPUs()
 	r.GPUs = make([]*nvml.GPU, len(views))
 	for i, v := range views {
 		r.GPUs[i] = v.Load()
+	}
+	if e := b.engine.Load(); e != nil {
+		r.Started = e.Started
 	}
 	if e := b.Engine(); e != nil {
 		r.EngineAt, r.KV = e.At, e.KV
@@ -30,7 +34,7 @@ func (b *Backend) readings(now time.Time) degrade.Readings {
 			r.Waiting = e.Waiting / max(e.Engines, 1)
 		}
 	}
-	r.Waiting = max(r.Waiting, 0) + b.Seat.Queued()
+	r.Waiting = max(r.Waiting, 0) + r.Queued
 	return r
 }
 
