@@ -224,6 +224,10 @@ func trace(t *rapid.T, places int, look func(ps []*place, dice uint32, now time.
 		ps = append(ps, newPlace(now, 1+2*i%3, i == 2))
 	}
 	for _, dice := range rapid.SliceOfN(rapid.Uint32(), 4, 24).Draw(t, "trace") {
+		// Small numbers are drawn most, whose upper bits would choose the same each time.
+		dice = (dice ^ dice>>16) * 0x45d9f3b
+		dice = (dice ^ dice>>16) * 0x45d9f3b
+		dice ^= dice >> 16
 		p := ps[int(dice>>16)%places]
 		p.change(dice)
 		now = now.Add([...]time.Duration{tick, time.Second, 3 * time.Second, 5 * time.Second, 11 * time.Second, 31 * time.Second, 70 * time.Second, time.Second}[dice>>4&7])
