@@ -64,25 +64,29 @@ func TestHeldBesideDropped(t *testing.T) {
 }
 
 // TestOtherCardConfirmsNothing: what one card has read once is confirmed by its own
-// samples only.
+// samples only, whichever of the two it is.
 func TestOtherCardConfirmsNothing(t *testing.T) {
-	p := newPair(t)
-	for s := range 12 {
-		if s == 5 {
-			p.b.Margin = new(-40)
-			p.b.At = p.now.Add(-20 * time.Second) // so that the fall is not bounded
+	for second := range 2 {
+		p := newPair(t)
+		p.r.Absolute = true
+		p.a.MemoryTotal, p.b.MemoryTotal = new(uint64(80<<30)), new(uint64(80<<30))
+		p.a.MemoryUsed, p.b.MemoryUsed = new(uint64(1<<30)), new(uint64(1<<30))
+		full := []*nvml.GPU{&p.a, &p.b}[second]
+		for s := range 12 {
+			if s == 5 {
+				full.MemoryUsed = new(uint64(80 << 30))
+			}
+			p.second(second == 1 || s <= 5, second == 0 || s <= 5)
 		}
-		p.second(true, s <= 5)
-	}
-	if l := p.w.stand[acting].level; l != Full {
-		t.Errorf("one reading, never repeated: %v", l)
-	}
-	p.b.Margin = new(-40)
-	for range 6 {
-		p.second(false, true)
-	}
-	if l := p.w.stand[acting].level; l != Canned {
-		t.Errorf("repeated: %v", l)
+		if l := p.w.stand[acting].level; l != Full {
+			t.Errorf("card %d, read once: %v", second, l)
+		}
+		for range 6 {
+			p.second(second == 0, second == 1)
+		}
+		if l := p.w.stand[acting].level; l != Canned {
+			t.Errorf("card %d, read again: %v", second, l)
+		}
 	}
 }
 

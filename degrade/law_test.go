@@ -239,7 +239,7 @@ func trace(t *rapid.T, places int, look func(ps []*place, dice uint32, now time.
 }
 
 // TestLevelIsMonotone: from wherever a trace has led, a reading that asks for more
-// never gives less, neither at once nor while it lasts.
+// never gives less, neither at once, nor while it lasts, nor soon after.
 func TestLevelIsMonotone(t *testing.T) {
 	k := newBook(DefaultConfig())
 	law(t, func(t *rapid.T) {
@@ -258,8 +258,11 @@ func TestLevelIsMonotone(t *testing.T) {
 				return
 			}
 			base, baseModels := p.clone(), models
-			for range 12 { // looks, in less than a dwell
+			for i := range 12 { // looks, in less than a dwell
 				now = now.Add(2 * time.Second)
+				if i == 4 { // what was worse is remembered
+					base.margin, worse.margin = [2]*int{new(40), new(40)}, [2]*int{new(40), new(40)}
+				}
 				base.pass(now)
 				base.look(k, &baseModels, now)
 				worse.pass(now)

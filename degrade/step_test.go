@@ -328,9 +328,9 @@ func TestSmoothing(t *testing.T) {
 		margin int
 		old    bool
 		want   float64
-	}{{40, false, 40}, {30, false, 35}, {30, true, 35}, {30, true, 35}, {45, false, 36}, {45, true, 36}, {-60, false, 30.5}, {-60, false, 22.75}} {
+	}{{40, false, 40}, {30, false, 35}, {30, true, 35}, {30, true, 35}, {45, false, 36}, {45, true, 36}, {-60, false, 30.5}, {-60, false, 22.75}, {-60, false, 13.875}, {-60, false, 4.4375}, {-60, false, -5.28125}, {40, false, -0.753125}} {
 		r.gpu.Margin, r.old = new(step.margin), step.old
-		if r.run(1); r.w.cards[0].warm != step.want {
+		if r.run(1); math.Abs(r.w.cards[0].warm-step.want) > 1e-9 {
 			t.Errorf("after %+v the margin is %v", step, r.w.cards[0].warm)
 		}
 	}
