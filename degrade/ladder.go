@@ -36,7 +36,7 @@ type Change struct {
 	Backend   string // empty: the model as a whole
 	Observed  bool   // it is only told: nothing follows from it
 	From, To  Level
-	Signal    string  // that asks for most, or did before a step down; pin where an operator has set the level
+	Signal    string  // that asks for most, or of a step down that let go; empty: none did; pin where an operator has set the level
 	Cause     string  // of a model: the backend that it comes from
 	Value     float64 // of the signal, as read
 	Threshold float64 // that it has passed; NaN: the signal has none
@@ -104,7 +104,7 @@ func (l *Ladder) Reload(c Config) {
 		l.book = newBook(c)
 		for _, m := range l.models {
 			if c.Observe && !was.config.Observe {
-				m.pool.tracks[acting] = track{by: noSignal} // it ends at once, not by steps
+				m.pool.tracks[acting] = newTrack() // it ends at once, not by steps
 			}
 		}
 	}
@@ -159,6 +159,7 @@ func (l *Ladder) SetPins(pins map[string]Pin) {
 	l.pins = make(map[string]Pin, len(pins))
 	for name, p := range pins {
 		p.Level = min(max(p.Level, Full), Canned)
+		p.Until = p.Until.Round(0).UTC() // so that equal pins are ==
 		l.pins[name] = p
 	}
 	l.look(time.Now())
@@ -195,10 +196,23 @@ func (l *Ladder) look(now time.Time) {
 			was, out, cap := w.stand, w.out, w.cap
 			asks := w.asks
 			w.step(l.book, &w.readings, now)
+			if w.began {
+				l.began(w)
+			}
 			l.told(m, w, was, asks, out, now)
 			wake = w.publish() || wake || w.cap != cap
 		}
 		l.stand(m, wake, now)
+	}
+}
+
+// began takes in that an engine has come up: what is free on its cards is another
+// baseline for whoever shares them.
+func (l *Ladder) began(w *watched) {
+	for _, m := range l.models {
+		for _, other := range m.backends {
+			other.neighbour(&w.backend)
+		}
 	}
 }
 
@@ -224,12 +238,12 @@ func keep(v Verdict) *Verdict { return &v }
 
 // stand moves a model and shows where it stands.
 func (l *Ladder) stand(m *model, wake bool, now time.Time) {
-	was := [sides]track{m.pool.tracks[acting], m.pool.tracks[wouldBe]}
+	was := [sides]Level{m.pool.tracks[acting].rung.level, m.pool.tracks[wouldBe].rung.level}
 	m.pool.step(m.backends, l.book, now)
 	t := &m.pool.tracks[acting]
-	v := Verdict{Level: t.rung.level, Pressure: t.pressure, Retry: t.rung.retry()}
+	v := Verdict{Level: t.rung.level, Pressure: t.pressure, Retry: t.rung.retry}
 	if v.Level > Full {
-		v.Reason = t.by.String()
+		v.Reason = t.top.by.String()
 	}
 	pin, pinned := l.pins[m.model.Name]
 	if pinned = pinned && (pin.Until.IsZero() || now.Before(pin.Until)); pinned {

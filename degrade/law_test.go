@@ -34,56 +34,94 @@ type place struct {
 	margin    [2]*int
 	free      [2]uint64
 	reasons   []string
+	blank     [2]uint32 // values that a card does not tell: margin, reasons, memory
 	lost, xid bool
+	hidden    [2]bool // no source has the card
 	up        bool
+	started   time.Time
+	restarts  bool
 	absolute  bool
-	gpuAt     time.Time
+	gpuAt     [2]time.Time
 	engineAt  time.Time
-	frozen    bool // the GPUs' source
-	silent    bool // the engine
+	frozen    [2]bool // the card's source
+	silent    bool    // the engine
 	kv        float64
 	waiting   int
+	queued    int // of those
 	preempted int
 	ttft      time.Duration
 	inFlight  int
+
+	told [2][3]time.Time // when each value was told last, while the card is not lost
+	seen [2]time.Time    // when a source last had the card
+	bad  bool            // one was lost or had a fatal error
 }
 
 const total = 80 << 30
 
-func newPlace(now time.Time, absolute bool) *place {
+func newPlace(now time.Time, weight int, absolute bool) *place {
 	p := &place{
-		gauge: &watched{gauge: NewGauge("a", 1, nil)}, free: [2]uint64{6 << 30, 6 << 30}, reasons: []string{}, up: true, absolute: absolute,
-		gpuAt: now, engineAt: now, ttft: time.Second,
+		gauge: &watched{gauge: NewGauge("a", weight, nil)}, free: [2]uint64{6 << 30, 6 << 30}, reasons: []string{}, up: true, absolute: absolute,
+		gpuAt: [2]time.Time{now, now}, engineAt: now, ttft: time.Second,
 	}
 	p.margin[0], p.margin[1] = new(40), new(40)
 	return p
 }
 
-func (p *place) readings() *Readings {
+func (p *place) readings(now time.Time) *Readings {
 	r := &Readings{
-		Absolute: p.absolute, Up: p.up, EngineAt: p.engineAt, KV: p.kv, Waiting: p.waiting, Preempted: p.preempted, TTFT: p.ttft, Objective: time.Second,
-		InFlight: p.inFlight,
+		Absolute: p.absolute, Up: p.up, Started: p.started, EngineAt: p.engineAt, KV: p.kv, Waiting: p.waiting, Queued: p.queued, Preempted: p.preempted,
+		TTFT: p.ttft, Objective: time.Second, InFlight: p.inFlight, Most: 8,
 	}
 	for i := range p.margin {
-		g := &nvml.GPU{Reading: nvml.Reading{UUID: strconv.Itoa(i), State: nvml.StateOK, Margin: p.margin[i], Reasons: p.reasons}, At: p.gpuAt}
-		g.MemoryTotal, g.MemoryFree, g.MemoryUsed = new(uint64(total)), new(p.free[i]), new(total-p.free[i])
+		if p.hidden[i] {
+			if r.GPUs = append(r.GPUs, nil); now.Sub(p.seen[i]) > gapFor {
+				p.told[i] = [3]time.Time{}
+			}
+			continue
+		}
+		g := &nvml.GPU{Reading: nvml.Reading{UUID: strconv.Itoa(i), State: nvml.StateOK}, At: p.gpuAt[i]}
+		if p.blank[i]&1 == 0 {
+			g.Margin, p.told[i][0] = p.margin[i], g.At
+		}
+		if p.blank[i]&2 == 0 {
+			g.Reasons, p.told[i][1] = p.reasons, g.At
+		}
+		if p.blank[i]&4 == 0 {
+			g.MemoryTotal, g.MemoryFree, g.MemoryUsed = new(uint64(total)), new(p.free[i]), new(total-p.free[i])
+			p.told[i][2] = g.At
+		}
 		if p.lost && i == 0 {
-			g.State = nvml.StateLost
+			g.State, p.told[i] = nvml.StateLost, [3]time.Time{}
 		}
 		if p.xid && i == 0 {
 			g.XIDs = []nvml.XID{{Code: 79, Fatal: true}}
 		}
+		p.seen[i], p.bad = now, p.bad || p.lost || p.xid
 		r.GPUs = append(r.GPUs, g)
 	}
 	return r
+}
+
+// held reports whether a reading is held that counts.
+func (p *place) held(now time.Time) bool {
+	held := nvml.AtAge(now.Sub(p.engineAt)) == nvml.Held
+	for i := range p.told {
+		for _, at := range p.told[i] {
+			held = held || !at.IsZero() && nvml.AtAge(now.Sub(at)) == nvml.Held
+		}
+	}
+	return held
 }
 
 // change changes one thing.
 func (p *place) change(dice uint32) {
 	v := dice >> 8 & 0xff
 	switch card := dice >> 7 & 1; dice & 0xf {
-	case 0, 1, 2:
+	case 0, 1:
 		p.margin[card] = new(int(v)%44 - 4)
+	case 2:
+		p.blank[card] = v & 7 &^ (v >> 3)
 	case 3:
 		p.free[card] = uint64(v) << 30 / 40
 	case 4:
@@ -92,34 +130,42 @@ func (p *place) change(dice uint32) {
 		p.kv = float64(v) / 255
 	case 6:
 		p.waiting = int(v) % 50
+		p.queued = p.waiting * int(card)
 	case 7:
 		p.preempted = int(v) % 9
 	case 8:
 		p.ttft = time.Duration(v) * 20 * time.Millisecond
 	case 9:
-		p.frozen = v < 128
+		if p.frozen[card] = v < 128; v < 32 {
+			p.gpuAt[card] = p.gpuAt[card].Add(-4 * time.Second) // it says that they are older
+		}
 	case 10:
 		p.silent = v < 128
 	case 11:
-		p.lost = v < 128
+		p.lost, p.hidden[card] = v < 64, v >= 208
 	case 12:
 		p.xid = v < 64
 	case 13:
-		p.up = v < 192
+		p.up, p.restarts = v < 192, v&7 == 0
 	case 14:
 		p.inFlight = int(v)
 	case 15: // all is calm
-		p.margin, p.kv, p.waiting, p.preempted, p.ttft, p.reasons = [2]*int{new(40), new(40)}, 0, 0, 0, 0, []string{}
+		p.margin, p.kv, p.waiting, p.queued, p.preempted, p.ttft, p.reasons = [2]*int{new(40), new(40)}, 0, 0, 0, 0, 0, []string{}
 	}
 }
 
 // pass lets time pass, in which whoever still talks says the same again.
 func (p *place) pass(now time.Time) {
-	if !p.frozen {
-		p.gpuAt = now
+	for i := range p.gpuAt {
+		if !p.frozen[i] {
+			p.gpuAt[i] = now
+		}
 	}
 	if !p.silent {
 		p.engineAt = now
+	}
+	if p.restarts {
+		p.started, p.restarts = now, false
 	}
 }
 
@@ -134,7 +180,7 @@ func (p *place) worsen(dice uint32) bool {
 		p.reasons = nvml.ReasonNames(nvml.ReasonMask(p.reasons) | uint64(v))
 	case 2:
 		for i := range p.gauge.cards {
-			if p.gauge.cards[i].baseline == 0 && !p.absolute {
+			if p.gauge.cards[i].baseline == 0 && !p.absolute || p.restarts {
 				return false // what is free now is what is right
 			}
 		}
@@ -145,6 +191,8 @@ func (p *place) worsen(dice uint32) bool {
 		p.waiting += v / 8
 	case 5:
 		p.preempted += v / 32
+	case 6:
+		p.waiting, p.queued = p.waiting+v/8, p.queued+v/8
 	default:
 		p.ttft += time.Duration(v) * 10 * time.Millisecond
 	}
@@ -162,14 +210,24 @@ func (p *place) clone() *place {
 	return &c
 }
 
+// look is one look at the place, and at a model that is nothing but it.
+func (p *place) look(k *book, models *pool, now time.Time) {
+	p.gauge.step(k, p.readings(now), now)
+	models.step([]*watched{p.gauge}, k, now)
+}
+
 // trace plays a random trace, and lets each look at it be judged.
 func trace(t *rapid.T, places int, look func(ps []*place, dice uint32, now time.Time)) {
 	now := time.Unix(1e9, 0)
 	ps := []*place{}
 	for i := range places {
-		ps = append(ps, newPlace(now, i == 2))
+		ps = append(ps, newPlace(now, 1+2*i%3, i == 2))
 	}
 	for _, dice := range rapid.SliceOfN(rapid.Uint32(), 4, 24).Draw(t, "trace") {
+		// Small numbers are drawn most, whose upper bits would choose the same each time.
+		dice = (dice ^ dice>>16) * 0x45d9f3b
+		dice = (dice ^ dice>>16) * 0x45d9f3b
+		dice ^= dice >> 16
 		p := ps[int(dice>>16)%places]
 		p.change(dice)
 		now = now.Add([...]time.Duration{tick, time.Second, 3 * time.Second, 5 * time.Second, 11 * time.Second, 31 * time.Second, 70 * time.Second, time.Second}[dice>>4&7])
@@ -181,7 +239,7 @@ func trace(t *rapid.T, places int, look func(ps []*place, dice uint32, now time.
 }
 
 // TestLevelIsMonotone: from wherever a trace has led, a reading that asks for more
-// never gives less.
+// never gives less, neither at once, nor while it lasts, nor soon after.
 func TestLevelIsMonotone(t *testing.T) {
 	k := newBook(DefaultConfig())
 	law(t, func(t *rapid.T) {
@@ -190,24 +248,42 @@ func TestLevelIsMonotone(t *testing.T) {
 			p := ps[0]
 			worse, worseModels := p.clone(), models
 			could := worse.worsen(dice)
-			p.gauge.step(k, p.readings(), now)
-			models.step([]*watched{p.gauge}, k, now)
+			p.look(k, &models, now)
 			if !could {
 				return
 			}
-			worse.gauge.step(k, worse.readings(), now)
-			worseModels.step([]*watched{worse.gauge}, k, now)
-			for side := range sides {
-				a, b := p.gauge.stand[side], worse.gauge.stand[side]
-				if b.level < a.level || b.pressure < a.pressure {
-					t.Fatalf("%v at %.3f asks for more than %v at %.3f: %+v", b.level, b.pressure, a.level, a.pressure, worse.readings())
+			worse.look(k, &worseModels, now)
+			notLess(t, p, worse, &models, &worseModels)
+			if dice>>3&15 != 0 {
+				return
+			}
+			base, baseModels := p.clone(), models
+			for i := range 12 { // looks, in less than a dwell
+				now = now.Add(2 * time.Second)
+				if i == 4 { // what was worse is remembered
+					base.margin, worse.margin = [2]*int{new(40), new(40)}, [2]*int{new(40), new(40)}
 				}
-				if a, b := models.tracks[side].rung.level, worseModels.tracks[side].rung.level; b < a {
-					t.Fatalf("the model is at %v instead of %v", b, a)
-				}
+				base.pass(now)
+				base.look(k, &baseModels, now)
+				worse.pass(now)
+				worse.look(k, &worseModels, now)
+				notLess(t, base, worse, &baseModels, &worseModels)
 			}
 		})
 	})
+}
+
+// notLess checks that what asks for more stands no lower.
+func notLess(t *rapid.T, p, worse *place, models, worseModels *pool) {
+	for side := range sides {
+		a, b := &p.gauge.stand[side], &worse.gauge.stand[side]
+		if b.level < a.level || b.pressure < a.pressure {
+			t.Fatalf("%v at %.3f asks for more than %v at %.3f: %+v", b.level, b.pressure, a.level, a.pressure, worse.readings(worse.engineAt))
+		}
+		if a, b := models.tracks[side].rung.level, worseModels.tracks[side].rung.level; b < a {
+			t.Fatalf("the model is at %v instead of %v", b, a)
+		}
+	}
 }
 
 // TestNoStepDownWhileStale: nothing is relaxed while a reading is held.
@@ -218,17 +294,12 @@ func TestNoStepDownWhileStale(t *testing.T) {
 		trace(t, 1, func(ps []*place, _ uint32, now time.Time) {
 			p := ps[0]
 			before, model := p.gauge.stand[acting].level, models.tracks[acting].rung.level
-			r := p.readings()
-			p.gauge.step(k, r, now)
-			models.step([]*watched{p.gauge}, k, now)
-			held := nvml.AtAge(now.Sub(r.EngineAt)) == nvml.Held
-			for _, g := range r.GPUs {
-				held = held || g.State != nvml.StateLost && g.Freshness(now) == nvml.Held
-			}
+			p.look(k, &models, now)
+			held := p.held(now)
 			if after := p.gauge.stand[acting].level; held && after < before {
 				t.Fatalf("from %v to %v while a reading was held", before, after)
 			}
-			if after := models.tracks[acting].rung.level; held && p.gauge.member && after < model {
+			if after := models.tracks[acting].rung.level; held && p.gauge.member[acting] && after < model {
 				t.Fatalf("the model from %v to %v while a reading was held", model, after)
 			}
 		})
@@ -255,7 +326,7 @@ func TestOneStepDownPerDwell(t *testing.T) {
 			var ws []*watched
 			for i, p := range ps {
 				before := p.gauge.stand[acting].level
-				p.gauge.step(k, p.readings(), now)
+				p.gauge.step(k, p.readings(now), now)
 				step(i, before, p.gauge.stand[acting].level, now)
 				ws = append(ws, p.gauge)
 			}
@@ -277,10 +348,9 @@ func TestLostGPUIsNoPressure(t *testing.T) {
 			var was []backend
 			for _, p := range ps {
 				was = append(was, p.gauge.backend)
-				r := p.readings()
-				p.gauge.step(k, r, now)
+				p.gauge.step(k, p.readings(now), now)
 				// A source that is gone is believed until the engine has started anew.
-				if p.lost && p.gauge.out == "" && !p.frozen || p.gauge.out != "" && !p.lost && !p.xid {
+				if p.lost && p.gauge.out == "" && !p.frozen[0] && !p.hidden[0] || p.gauge.out != "" && !p.bad {
 					t.Fatalf("lost %v, out %q", p.lost, p.gauge.out)
 				}
 				ws = append(ws, p.gauge)
@@ -290,7 +360,7 @@ func TestLostGPUIsNoPressure(t *testing.T) {
 			if after := models.tracks[acting].rung.level; after > before {
 				if !slices.ContainsFunc(ws, func(w *watched) bool {
 					old := &was[slices.Index(ws, w)]
-					return w.member && (!old.member || w.stand[acting].pressure > old.stand[acting].pressure)
+					return w.member[acting] && (!old.member[acting] || w.stand[acting].pressure > old.stand[acting].pressure)
 				}) {
 					t.Fatalf("from %v to %v, and nobody is under more pressure", before, after)
 				}
@@ -329,7 +399,7 @@ func TestObserveNeverActs(t *testing.T) {
 			if twin == nil {
 				twin, idle = p.clone().gauge, p.clone().gauge
 			}
-			r := p.readings()
+			r := p.readings(now)
 			for _, x := range []struct {
 				w *watched
 				k *book
@@ -341,6 +411,10 @@ func TestObserveNeverActs(t *testing.T) {
 			a, b := p.gauge, twin
 			if a.stand[acting] != b.stand[acting] || a.cap != b.cap || a.out != b.out {
 				t.Fatalf("observed %+v cap %d out %q, off %+v cap %d out %q", a.stand[acting], a.cap, a.out, b.stand[acting], b.cap, b.out)
+			}
+			with, out := &models.tracks[acting], &twins.tracks[acting]
+			if a.member[acting] != b.member[acting] || with.rung != out.rung || with.pressure != out.pressure {
+				t.Fatalf("the model of what is observed at %v, %v; of what is off at %v, %v", with.rung.level, with.pressure, out.rung.level, out.pressure)
 			}
 			if idle.stand[acting].level != Full || idle.cap != 0 || idle.out != "" || idles.tracks[acting].rung.level != Full {
 				t.Fatalf("a ladder that observes stands at %v, cap %d, out %q", idle.stand[acting].level, idle.cap, idle.out)

@@ -7,8 +7,8 @@
 // Each signal (the card's margin, its clocks' reasons, memory, KV cache, queue,
 // preemptions, time to first token) asks for a level by its own table, and lets go of
 // one only some way back (hysteresis). With several cards the worst counts. It stands
-// on a rung of its own: up when two samples at least 3 s apart have asked, straight to
-// the highest level that is confirmed; down one level at a time, 30 s on each, which
+// on a rung of its own: up when two samples of one card or engine, at least 3 s apart,
+// have asked, straight to the highest level that is confirmed; down one level at a time, 30 s on each, which
 // doubles to 300 s where a level comes back within 120 s and is 30 s again after
 // 600 s without a step down. The margin is smoothed (0.5 falling, 0.1 rising), which
 // confirms as well: for it two samples that ask for anything are enough. The clocks'
@@ -20,11 +20,14 @@
 // and not blind; its level is that of the mean, with the same dwell on the way down.
 // A request has the higher of its model's level and that of the backend it lands on.
 //
-// A reading counts up to 3 s of age; up to 10 s nothing is relaxed while it is held;
-// then it is dropped, its signals step down, and a backend whose cards are not seen
-// any more may have no more in flight than it had while all was well. What was never
-// reported is unknown, not stale. A lost GPU, or one that needs a reset, takes its
-// backend out; that is less availability and never pressure.
+// A value counts up to 3 s of age; up to 10 s nothing is relaxed while it is held;
+// then it is dropped, its signal steps down, and a backend whose cards are not seen
+// any more may have no more in flight than it had while all was well. One that fresh
+// readings do not have any more grows old like any other. What was never reported is
+// unknown, not stale. A lost GPU, or one that needs a reset, takes its
+// backend out; that is less availability and never pressure. An engine that has been
+// started anew shows that its card can be used, and has another baseline of memory, as
+// has whoever shares the card.
 //
 // Two laws hold, each on random traces: the level is monotone in every signal, and
 // nothing steps down while a reading that counts is held. The numbers are from a

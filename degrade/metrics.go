@@ -1,6 +1,8 @@
 package degrade
 
 import (
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -29,7 +31,7 @@ func newMetrics(reg prometheus.Registerer, l *Ladder) {
 		backendCap:      desc("backend_cap", "Requests in flight that the backend may have while its readings are too old; 0: no cap.", "model", "backend"),
 		signalValue:     desc("signal_value", "Reading of the signal.", "model", "backend", "signal"),
 		signalLevel:     desc("signal_level", "Level that the signal stands at, 0 to 4, whether it acts or is only observed.", "model", "backend", "signal"),
-		baselines:       desc("backend_memory_baseline_bytes", "Free memory beside the engine when it had started, by which burned headroom is judged.", "model", "backend", "gpu"),
+		baselines:       desc("backend_memory_baseline_bytes", "Free memory beside the engine when it had started, by which burned headroom is judged.", "model", "backend", "uuid"),
 		changes:         desc("level_changes_total", "How often the model came to the level.", "model", "level"),
 		seconds:         desc("level_seconds_total", "How long the model stood at the level.", "model", "level"),
 		observe:         desc("ladder_observe", "1 while the whole ladder only observes."),
@@ -101,8 +103,11 @@ func (m *metrics) backend(is func(*prometheus.Desc, float64, ...string), model s
 		}
 	}
 	for i := range w.cards {
-		if c := &w.cards[i]; c.baseline > 0 {
-			is(m.baselines, c.baseline, model, name, c.ref)
+		c := &w.cards[i]
+		// A card may be named twice, by its index and by its UUID.
+		twice := slices.ContainsFunc(w.cards[:i], func(other card) bool { return other.uuid == c.uuid })
+		if c.baseline > 0 && !twice {
+			is(m.baselines, c.baseline, model, name, c.uuid)
 		}
 	}
 }

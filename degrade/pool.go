@@ -1,6 +1,9 @@
 package degrade
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // pool is what is remembered of one model.
 type pool struct {
@@ -11,20 +14,38 @@ type pool struct {
 type track struct {
 	rung     rung
 	pressure float64
-	by       signal
-	backend  string    // that asks for most
-	value    ask       // what its signal asks
+	top      cause     // that asks for most; at L0 none
+	why      cause     // of its last change: that asked for it, or that let go
 	usable   time.Time // when it last had a backend that may be used
 }
 
-func newPool() pool { return pool{[sides]track{{by: noSignal}, {by: noSignal}}} }
+// cause is a signal of a backend.
+type cause struct {
+	by        signal
+	backend   string
+	value     float64 // as read
+	threshold float64 // that it has passed; NaN: the signal has none, or it has passed none
+}
+
+// mark is the most that a backend has asked for since its model's last change.
+type mark struct {
+	pressure float64
+	by       signal
+	ask      ask
+}
+
+func newTrack() track { return track{top: cause{by: noSignal}, why: cause{by: noSignal}} }
+
+func newPool() pool { return pool{[sides]track{newTrack(), newTrack()}} }
 
 // step is one look at a model: a function of its backends, what is remembered of it,
 // and the time.
 func (p *pool) step(backends []*watched, k *book, now time.Time) {
 	for _, w := range backends {
-		if w.member = w.up && w.out == "" && !w.blind(); w.member {
-			w.ghosts, w.ghost = true, [sides]float64{w.stand[acting].pressure, w.stand[wouldBe].pressure}
+		for side, why := range [sides]string{w.out, w.why} {
+			if w.member[side] = w.up && why == "" && !w.blind[side]; w.member[side] {
+				w.ghosts[side], w.ghost[side] = true, w.stand[side].pressure
+			}
 		}
 	}
 	for side := range sides {
@@ -43,7 +64,7 @@ func (p *pool) step(backends []*watched, k *book, now time.Time) {
 func mean(backends []*watched, side int) (pressure, weight float64) {
 	sum := 0.0
 	for _, w := range backends {
-		if w.member {
+		if w.member[side] {
 			sum, weight = sum+float64(w.gauge.Weight)*w.stand[side].pressure, weight+float64(w.gauge.Weight)
 		}
 	}
@@ -54,7 +75,7 @@ func mean(backends []*watched, side int) (pressure, weight float64) {
 	for {
 		all, of := sum, weight
 		for _, w := range backends {
-			if !w.member && w.ghosts && w.ghost[side] < pressure {
+			if !w.member[side] && w.ghosts[side] && w.ghost[side] < pressure {
 				all, of = all+float64(w.gauge.Weight)*w.ghost[side], of+float64(w.gauge.Weight)
 			}
 		}
@@ -68,16 +89,24 @@ func mean(backends []*watched, side int) (pressure, weight float64) {
 func (t *track) step(backends []*watched, side int, k *book, now time.Time) {
 	pressure, weight := mean(backends, side)
 	old, most := 0.0, 0.0
+	var top ask
 	for _, w := range backends {
-		if !w.member {
+		if !w.member[side] {
 			continue
 		}
 		if w.hold[side] {
 			old += float64(w.gauge.Weight)
 		}
-		if st := &w.stand[side]; st.by != noSignal && st.pressure > most {
-			most = st.pressure
-			t.by, t.backend, t.value = st.by, w.gauge.Name, w.asks[st.by]
+		st := &w.stand[side]
+		if st.by == noSignal {
+			continue
+		}
+		if st.pressure > most {
+			most, top = st.pressure, w.asks[st.by]
+			t.top = cause{st.by, w.gauge.Name, top.value, math.NaN()}
+		}
+		if st.pressure >= w.mark[side].pressure {
+			w.mark[side] = mark{st.pressure, st.by, w.asks[st.by]}
 		}
 	}
 	if weight > 0 {
@@ -88,9 +117,50 @@ func (t *track) step(backends []*watched, side int, k *book, now time.Time) {
 	// go, as with sources that are slow, would hold it for good. For a moment without
 	// any backend nothing changes either; then there is nothing to hold the level.
 	held := weight > 0 && 2*old >= weight || weight == 0 && now.Sub(t.usable) <= clearFor
-	t.rung.step(ask{known: true, enter: l, keep: l}, true, held, none, &k.config.Dwell, now)
+	was, fell := t.rung.level, t.rung.changed.Equal(t.rung.lowered)
+	t.rung.step(l, l, held, &k.config.Dwell, now)
 	t.pressure = within(pressure, t.rung.level)
-	if t.rung.level == Full {
-		t.by, t.backend = noSignal, ""
+	switch {
+	case t.rung.level > was:
+		t.why = t.top
+		t.why.threshold = top.scale.entry(t.rung.level)
+	case t.rung.level < was:
+		if why := released(backends, side); why.by != noSignal || !fell {
+			t.why = why // else it goes on down for what let go before
+		}
 	}
+	if t.rung.level != was {
+		for _, w := range backends {
+			w.mark[side] = mark{}
+			if st := &w.stand[side]; w.member[side] && st.by != noSignal {
+				w.mark[side] = mark{st.pressure, st.by, w.asks[st.by]}
+			}
+		}
+	}
+	if t.rung.level == Full {
+		t.top = cause{by: noSignal}
+	}
+}
+
+// released is what has let go: of the backends that count, the one that asks for
+// most less than it did, by weight. The reading is of now; of a signal that has gone
+// silent it is the last.
+func released(backends []*watched, side int) cause {
+	why, most := cause{by: noSignal, threshold: math.NaN()}, 0.0
+	for _, w := range backends {
+		m, now := &w.mark[side], w.stand[side].pressure
+		less := float64(w.gauge.Weight) * (m.pressure - now)
+		if !w.member[side] || less <= most {
+			continue
+		}
+		a := w.asks[m.by]
+		if !a.known {
+			a = m.ask
+		}
+		most, why = less, cause{m.by, w.gauge.Name, a.value, math.NaN()}
+		if l := levelAt(m.pressure); levelAt(now) < l {
+			why.threshold = a.scale.exit(l)
+		}
+	}
+	return why
 }

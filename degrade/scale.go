@@ -32,10 +32,6 @@ func (s signal) String() string {
 // ofGPU reports whether the signal is read from the cards.
 func (s signal) ofGPU() bool { return s <= memoryUsed }
 
-// ofEngine reports whether it is read from the engine, and so grows old with it.
-// The queue is not: what waits here is always known.
-func (s signal) ofEngine() bool { return s == kvCache || s == preemptions }
-
 // begins is the pressure at which a level begins; past L4 it is the end of the scale.
 func begins(l Level) float64 { return [...]float64{0, .50, .65, .80, .95, 1}[l] }
 
@@ -185,15 +181,9 @@ const (
 	forgets = 600 * time.Second // without a step down the dwell is the first again
 )
 
-// rung is where one thing stands, and how it moves: up when it is confirmed, straight
-// to the level that is asked for; down one level at a time, after a dwell.
-type rung struct {
-	level   Level
-	changed time.Time          // when it came here; zero: it was always here
-	lowered time.Time          // when it last went down; zero: never
-	dwell   time.Duration      // before the next step down; 0: the first
-	asking  [Canned + 1]asking // by level
-}
+// claim is for how long levels have been asked for, by one card or one engine: no
+// other's samples confirm what it asks.
+type claim [Canned + 1]asking
 
 // asking is how long a level has been asked for, by every sample.
 type asking struct {
@@ -216,17 +206,24 @@ const (
 	none
 )
 
-// step moves it by at most one change. sample says that the ask comes of something
-// that was not judged before, held that nothing may be relaxed now. Both kinds of
-// proof are monotone: what asks for more is never later.
-func (r *rung) step(a ask, sample, held bool, need proof, d *Dwell, now time.Time) {
-	if r.dwell < d.Down || now.Sub(r.lowered) > forgets {
-		r.dwell = d.Down
+// proof is what the signal must show.
+func (s signal) proof() proof {
+	switch s {
+	case temperature:
+		return anyLevel
+	case throttle:
+		return none
 	}
-	r.dwell = min(r.dwell, max(d.DownMax, d.Down))
-	target := Full
+	return eachLevel
+}
+
+// step takes in what is asked for, and returns the highest level that is confirmed
+// by that. sample says that it comes of something that was not judged before, raised
+// that the signal stands above L0. All kinds of proof are monotone: what asks for
+// more is never later.
+func (c *claim) step(a ask, sample, raised bool, need proof, d *Dwell, now time.Time) (target Level) {
 	for l := StreamingOff; l <= Canned; l++ {
-		of := &r.asking[l]
+		of := &c[l]
 		switch {
 		case a.enter < l:
 			*of = asking{}
@@ -237,29 +234,49 @@ func (r *rung) step(a ask, sample, held bool, need proof, d *Dwell, now time.Tim
 			of.samples = min(of.samples+1, d.UpSamples)
 		}
 		if need == anyLevel {
-			of = &r.asking[StreamingOff]
+			of = &c[StreamingOff]
 		}
-		proven := of.samples >= d.UpSamples && now.Sub(of.since) >= d.Up || need == anyLevel && r.level > Full
+		proven := of.samples >= d.UpSamples && now.Sub(of.since) >= d.Up || need == anyLevel && raised
 		if need == none || sample && proven {
 			target = l
 		}
 	}
+	return target
+}
+
+// rung is where one thing stands, and how it moves: up when it is confirmed, straight
+// to the level that is asked for; down one level at a time, after a dwell.
+type rung struct {
+	level   Level
+	changed time.Time     // when it came here; zero: it was always here
+	lowered time.Time     // when it last went down; zero: never
+	dwell   time.Duration // before the next step down; 0: the first
+	retry   time.Time     // when it may go down; zero: it is down
+}
+
+// step moves it by at most one change: to target where that is higher, or one down
+// where keep is lower and it is not held. A level that comes back soon doubles the
+// dwell, once for each time that it had gone down. Where what it stands on lasts it
+// may go down a dwell from now, in whole seconds so that it tells that seldom.
+func (r *rung) step(target, keep Level, held bool, d *Dwell, now time.Time) {
+	if r.dwell < d.Down || now.Sub(r.lowered) > forgets {
+		r.dwell = d.Down
+	}
+	r.dwell = min(r.dwell, max(d.DownMax, d.Down))
 	switch {
 	case target > r.level:
-		if !r.lowered.IsZero() && now.Sub(r.lowered) < again {
+		if now.Sub(r.lowered) < again && r.changed.Equal(r.lowered) {
 			r.dwell = min(2*r.dwell, max(d.DownMax, d.Down))
 		}
 		r.level, r.changed = target, now
-	case r.level > Full && a.keep < r.level && !held && now.Sub(r.changed) >= r.dwell:
+	case r.level > Full && keep < r.level && !held && now.Sub(r.changed) >= r.dwell:
 		r.level--
 		r.changed, r.lowered = now, now
 	}
-}
-
-// retry is when it may go down at the earliest; zero: it is down.
-func (r *rung) retry() time.Time {
-	if r.level == Full {
-		return time.Time{}
+	if r.retry = (time.Time{}); r.level > Full {
+		r.retry = r.changed.Add(r.dwell)
+		if lasts := now.Add(r.dwell).Truncate(time.Second); (held || keep >= r.level) && lasts.After(r.retry) {
+			r.retry = lasts
+		}
 	}
-	return r.changed.Add(r.dwell)
 }

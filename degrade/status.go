@@ -3,8 +3,6 @@ package degrade
 import (
 	"math"
 	"time"
-
-	"tidegate/nvml"
 )
 
 // Status explains every decision of the ladder.
@@ -85,7 +83,7 @@ func (l *Ladder) Status() Status {
 		v, t := m.model.Verdict(), &m.pool.tracks[acting]
 		of := ModelStatus{
 			Model: m.model.Name, Level: v.Level.String(), WouldBe: m.pool.tracks[wouldBe].rung.level.String(), Pressure: v.Pressure,
-			Reason: v.Reason, Backend: t.backend, Since: moment(t.rung.changed), MayFall: moment(v.Retry), Backends: []BackendStatus{},
+			Reason: v.Reason, Backend: t.top.backend, Since: moment(t.rung.changed), MayFall: moment(v.Retry), Backends: []BackendStatus{},
 		}
 		if v.Pinned {
 			of.Pin = &PinStatus{Level: m.pin.Level.String(), Until: moment(m.pin.Until), Why: m.pin.Why, By: m.pin.By}
@@ -102,7 +100,8 @@ func (w *watched) status() BackendStatus {
 	v := w.gauge.Verdict()
 	s := BackendStatus{
 		Backend: w.gauge.Name, Level: v.Level.String(), WouldBe: w.stand[wouldBe].level.String(), Pressure: v.Pressure, Reason: v.Reason,
-		MayFall: moment(v.Retry), Weight: w.gauge.Weight, Up: w.up, Counts: w.member, GPUs: age(w.known[0], w.gpu), Engine: age(w.known[1], w.motor),
+		MayFall: moment(v.Retry), Weight: w.gauge.Weight, Up: w.up, Counts: w.member[acting],
+		GPUs: w.oldest(wouldBe, temperature, memoryUsed).String(), Engine: w.oldest(wouldBe, kvCache, ttft).String(),
 		Out: v.Out, Cap: v.Cap, InFlight: w.readings.InFlight, Signals: []SignalStatus{},
 	}
 	for i := range w.cards {
@@ -121,7 +120,7 @@ func (w *watched) status() BackendStatus {
 		at, a := &w.rungs[by], &w.asks[by]
 		of := SignalStatus{
 			Signal: by.String(), Observe: w.observe[by], Level: at.level.String(), Asks: a.enter.String(), Since: moment(at.changed),
-			MayFall: moment(at.retry()), DwellMs: at.dwell.Milliseconds(),
+			MayFall: moment(at.retry), DwellMs: at.dwell.Milliseconds(),
 			Entered: number(a.scale.entry(at.level)), Leaves: number(a.scale.exit(at.level)), Next: number(a.scale.entry(at.level + 1)),
 		}
 		if a.known {
@@ -130,13 +129,6 @@ func (w *watched) status() BackendStatus {
 		s.Signals = append(s.Signals, of)
 	}
 	return s
-}
-
-func age(known bool, f nvml.Freshness) string {
-	if !known {
-		return "unknown"
-	}
-	return f.String()
 }
 
 // number is a value for JSON, which has no NaN.

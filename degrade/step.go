@@ -1,7 +1,6 @@
 package degrade
 
 import (
-	"math"
 	"time"
 
 	"tidegate/nvml"
@@ -23,143 +22,181 @@ type standing struct {
 	retry    time.Time
 }
 
+// news is how old is what is known of a signal; with several cards, of any.
+type news struct{ known, held, dropped bool }
+
+// from takes in when something was told; zero: it never was.
+func (n *news) from(at, now time.Time) {
+	if !at.IsZero() {
+		age := nvml.AtAge(now.Sub(at))
+		n.known, n.held, n.dropped = true, n.held || age == nvml.Held, n.dropped || age == nvml.Dropped
+	}
+}
+
+// String is the age of the oldest reading in one word.
+func (n news) String() string {
+	switch {
+	case !n.known:
+		return "unknown"
+	case n.dropped:
+		return nvml.Dropped.String()
+	case n.held:
+		return nvml.Held.String()
+	}
+	return nvml.Fresh.String()
+}
+
 // backend is what is remembered of one backend.
 type backend struct {
 	cards     []card
 	rungs     [signals]rung
-	asks      [signals]ask  // as of the last step
-	observe   [signals]bool // likewise
+	claims    [signals]claim // of the engine's signals
+	ownQueue  claim          // of those that wait here, whatever the engine says
+	asks      [signals]ask   // as of the last step
+	observe   [signals]bool  // likewise
 	off       [signals]bool
-	engineAt  time.Time // of the engine's reading that was judged last
-	thrownOut time.Time // when preemptions were seen last
+	news      [signals]news
+	told      [signals]time.Time // when the engine's signals last had a value
+	engineAt  time.Time          // of the engine's reading that was judged last
+	thrownOut time.Time          // when preemptions were seen last
 
-	seen      bool // it was stepped before
-	up        bool
-	downSince time.Time
-	restarted time.Time
+	stepped bool      // it was stepped before
+	up      bool      // in rotation
+	wasUp   bool      // it was so once
+	started time.Time // as told last
+	began   bool      // an engine has come up that did not run before, as far as it is known
 
 	best     [2]int    // most in flight while all was well: in this half of the window, and in the one before
 	bestFrom time.Time // when this half began
 
 	stand  [sides]standing
-	hold   [sides]bool    // nothing may be relaxed, since a reading that counts is held
-	gpu    nvml.Freshness // of the oldest reading that counts
-	motor  nvml.Freshness // the engine's
-	known  [2]bool        // whether there is a reading of the GPUs, and of the engine
+	hold   [sides]bool // nothing may be relaxed, since a reading that counts is held
+	blind  [sides]bool // one that counts is too old, so that less is known of it than of others
 	cap    int
-	out    string
-	member bool // it is in the model's mean
+	why    string      // it must not be used
+	out    string      // likewise; empty where the whole ladder observes
+	member [sides]bool // it is in the model's mean
 	ghost  [sides]float64
-	ghosts bool // ghost is set: it was in the mean once
+	ghosts [sides]bool // ghost is set: it was in the mean once
+	mark   [sides]mark
 }
 
 // bestOver is for how long the most that was in flight is remembered: long enough
 // that a quiet night leaves something of the day before.
 const bestOver = 12 * time.Hour
 
+// leastCap is the part of a backend's own bound that it may always have: a source may
+// die before there was anything in flight to be remembered.
+const leastCap = 4
+
 // step is one look at a backend: a function of what is remembered, the readings and
 // the time, and of nothing else.
 func (b *backend) step(k *book, r *Readings, now time.Time) {
-	b.rotate(r.Up, now)
-	newGPU := b.look(k, r, now)
+	b.follow(r)
+	b.look(k, r, now)
 	newEngine := b.listen(k, r, now)
-	b.hold = b.held()
+	for side := range sides {
+		of := b.oldest(side, temperature, ttft)
+		b.hold[side], b.blind[side] = of.held, of.dropped
+	}
 	for s := range signals {
 		if b.off[s] {
-			b.rungs[s] = rung{}
+			b.rungs[s], b.claims[s] = rung{}, claim{}
 			continue
 		}
-		sample, need := true, eachLevel
-		switch s {
-		case temperature:
-			need = anyLevel
-		case throttle:
-			need = none
+		side := acting
+		if b.observe[s] {
+			side = wouldBe
 		}
-		mine := b.hold[acting]
-		switch {
-		case s.ofGPU():
-			sample, mine = newGPU, mine || b.known[0] && b.gpu == nvml.Held
-		case s.ofEngine():
-			sample, mine = newEngine, mine || b.known[1] && b.motor == nvml.Held
-		}
-		b.rungs[s].step(b.asks[s], sample, mine, need, &k.config.Dwell, now)
+		b.rungs[s].step(b.proven(s, k, r, newEngine, now), b.asks[s].keep, b.hold[side], &k.config.Dwell, now)
 	}
 	b.settle(r, now)
-	if k.config.Observe {
+	if b.out = b.why; k.config.Observe {
 		b.cap, b.out = 0, "" // the acting side stands at L0 already: all is observed
 	}
 }
 
-// rotate follows the backend's health, which is how a restart is seen.
-func (b *backend) rotate(up bool, now time.Time) {
-	switch {
-	case !b.seen:
-		b.downSince = now
-	case b.up && !up:
-		b.downSince = now
-	case !b.up && up && now.Sub(b.downSince) >= restartTakes:
-		b.restarted = now
+// follow follows the engine's starts. Its first coming up here is none that anything
+// of it is forgiven for; but who shares its cards has less memory from then on.
+func (b *backend) follow(r *Readings) {
+	anew := b.stepped && r.Started.After(b.started)
+	b.began = anew || r.Up && !b.wasUp
+	b.stepped, b.up, b.wasUp, b.started = true, r.Up, b.wasUp || r.Up, r.Started
+	if anew {
 		for i := range b.cards {
 			b.cards[i].restart()
 		}
 	}
-	b.seen, b.up = true, up
 }
 
-// look judges the cards, and reports whether any of them has a new reading.
-func (b *backend) look(k *book, r *Readings, now time.Time) (fresh bool) {
+// neighbour takes in that an engine has come up, which may be on a card of this one.
+func (b *backend) neighbour(of *backend) {
+	for i := range b.cards {
+		for j := range of.cards {
+			if c := &b.cards[i]; c.uuid != "" && c.uuid == of.cards[j].uuid {
+				c.restart()
+			}
+		}
+	}
+}
+
+// look judges the cards.
+func (b *backend) look(k *book, r *Readings, now time.Time) {
 	b.align(r.GPUs)
 	var rules *ruleSet // of the cards so far
-	b.gpu, b.known[0], b.out = nvml.Fresh, false, ""
+	b.why = ""
 	for i, g := range r.GPUs {
 		c := &b.cards[i]
-		if g == nil {
-			*c = card{}
+		if !c.known(k, g, now) {
 			continue
 		}
-		c.set(k, g)
-		if why := c.judge(g, b.restarted, now); why != "" && b.out == "" {
-			b.out = why
+		if why := c.judge(g, b.started, now); b.why == "" {
+			b.why = why
 		}
-		off := b.allow(c.rules, rules == nil)
+		c.take(g, r.Up, r.Absolute, now)
+		b.allow(c.rules, rules == nil)
 		rules = c.rules
-		age := g.Freshness(now)
-		switch {
-		case g.State == nvml.StateLost:
-			c.forget() // what it left says nothing, and is no older than it is gone
-			continue
-		case age == nvml.Dropped:
-			c.forget()
-		default:
-			fresh = c.take(g, r.Up, r.Absolute, now) || fresh
-		}
-		if !off {
-			b.gpu, b.known[0] = min(b.gpu, age), true
-		}
 		for s := range c.asks {
 			b.asks[s].worse(c.asks[s])
+			if !c.rules[s].Off {
+				b.news[s].from(c.told[s], now)
+			}
 		}
 	}
 	if rules == nil {
 		b.allow(k.engine, true)
 	}
-	return fresh
 }
 
-// allow takes in what may be done on account of one more card, and reports whether
-// nothing of it counts. A signal that is only observed on one card moves nothing.
-func (b *backend) allow(rules *ruleSet, first bool) (off bool) {
-	off = true
+// allow takes in what may be done on account of one more card. A signal that is only
+// observed on one card moves nothing.
+func (b *backend) allow(rules *ruleSet, first bool) {
 	for s := temperature; s <= memoryUsed; s++ {
 		if first {
-			b.asks[s], b.off[s], b.observe[s] = ask{}, true, false
+			b.asks[s], b.news[s], b.off[s], b.observe[s] = ask{}, news{}, true, false
 		}
-		off = off && rules[s].Off
 		b.off[s] = b.off[s] && rules[s].Off
 		b.observe[s] = b.observe[s] || rules[s].Observe && !rules[s].Off
 	}
-	return off
+}
+
+// proven is the level that a signal has shown to call for.
+func (b *backend) proven(s signal, k *book, r *Readings, newEngine bool, now time.Time) (target Level) {
+	raised, d := b.rungs[s].level > Full, &k.config.Dwell
+	if s.ofGPU() {
+		for i := range b.cards {
+			c := &b.cards[i]
+			target = max(target, c.claims[s].step(c.asks[s], c.fresh[s], raised, s.proof(), d, now))
+		}
+		return target
+	}
+	sample := s == ttft || newEngine || s == queue && r.EngineAt.IsZero()
+	target = b.claims[s].step(b.asks[s], sample, raised, s.proof(), d, now)
+	if s == queue {
+		own := k.engine[s].scale.asked(float64(max(r.Queued, 0)))
+		target = max(target, b.ownQueue.step(own, true, raised, s.proof(), d, now))
+	}
+	return target
 }
 
 // align keeps each card's memory with it when the list of cards changes.
@@ -183,33 +220,38 @@ func (b *backend) align(gpus []*nvml.GPU) {
 }
 
 // listen judges what the engine and the gateway say, and reports whether the engine
-// has said anything new.
+// has said anything new. A value that the engine does not tell any more stays as it
+// was told last, and grows old.
 func (b *backend) listen(k *book, r *Readings, now time.Time) bool {
 	fresh := !r.EngineAt.Equal(b.engineAt)
 	b.engineAt = r.EngineAt
-	b.motor, b.known[1] = nvml.Fresh, false
-	if !r.EngineAt.IsZero() && !(k.engine[kvCache].Off && k.engine[preemptions].Off) {
-		b.motor, b.known[1] = nvml.AtAge(now.Sub(r.EngineAt)), true
-	}
 	for s := kvCache; s < signals; s++ {
-		b.asks[s], b.off[s], b.observe[s] = ask{}, k.engine[s].Off, k.engine[s].Observe
+		b.news[s], b.off[s], b.observe[s] = news{}, k.engine[s].Off, k.engine[s].Observe
 	}
-	rate := func(s signal, v float64) {
-		if v >= 0 && finite(v) && !b.off[s] {
+	rate := func(s signal, known bool, v float64) {
+		if b.asks[s] = (ask{}); known && finite(v) && !b.off[s] {
 			b.asks[s] = k.engine[s].scale.asked(v)
 		}
 	}
-	rate(queue, float64(r.Waiting))
-	if r.TTFT > 0 && r.Objective > 0 {
-		rate(ttft, float64(r.TTFT)/float64(r.Objective))
+	rate(ttft, r.TTFT > 0 && r.Objective > 0, float64(r.TTFT)/float64(r.Objective))
+	rate(queue, r.Waiting >= 0, float64(r.Waiting))
+	b.told[queue] = r.EngineAt // what waits here is always known, what waits there is as old as this
+	if r.KV >= 0 && finite(r.KV) {
+		b.told[kvCache] = r.EngineAt
+		rate(kvCache, true, min(r.KV, 1))
 	}
-	if !b.known[1] || b.motor == nvml.Dropped {
-		b.thrownOut = time.Time{}
-		return fresh
-	}
-	rate(kvCache, math.Min(r.KV, 1))
-	if r.Preempted >= 0 && !b.off[preemptions] {
+	if r.Preempted >= 0 {
+		b.told[preemptions] = r.EngineAt
 		b.asks[preemptions] = b.thrown(r.Preempted, now)
+	}
+	for _, s := range []signal{kvCache, queue, preemptions} {
+		b.news[s].from(b.told[s], now)
+		if n := b.news[s]; s != queue && (b.off[s] || !n.known || n.dropped) {
+			b.asks[s] = ask{}
+		}
+	}
+	if !b.asks[preemptions].known {
+		b.thrownOut = time.Time{}
 	}
 	return fresh
 }
@@ -230,27 +272,14 @@ func (b *backend) thrown(n int, now time.Time) ask {
 	return flat(float64(n), enter, keep)
 }
 
-// held says on either side whether a reading that counts there is held, so that
-// nothing may be relaxed.
-func (b *backend) held() (held [sides]bool) {
-	for s := range signals {
-		old := s.ofGPU() && b.known[0] && b.gpu == nvml.Held || s.ofEngine() && b.known[1] && b.motor == nvml.Held
-		if old && !b.off[s] {
-			held[wouldBe] = true
-			held[acting] = held[acting] || !b.observe[s]
+// oldest is the age of what counts on a side, over some signals.
+func (b *backend) oldest(side int, from, to signal) (of news) {
+	for s := from; s <= to; s++ {
+		if n := b.news[s]; !b.off[s] && (side == wouldBe || !b.observe[s]) {
+			of = news{of.known || n.known, of.held || n.held, of.dropped || n.dropped}
 		}
 	}
-	return held
-}
-
-// acts reports whether any signal of the GPUs moves something.
-func (b *backend) acts() bool {
-	for s := temperature; s <= memoryUsed; s++ {
-		if !b.off[s] && !b.observe[s] {
-			return true
-		}
-	}
-	return false
+	return of
 }
 
 // settle draws the sum: the worst signal is the backend's.
@@ -269,27 +298,20 @@ func (b *backend) settle(r *Readings, now time.Time) {
 				}
 			}
 			// All signals at the level must leave it before the backend does.
-			if at.level > st.level || at.level == st.level && at.retry().After(st.retry) {
-				st.level, st.retry = at.level, at.retry()
+			if at.level > st.level || at.level == st.level && at.retry.After(st.retry) {
+				st.level, st.retry = at.level, at.retry
 			}
 		}
 		b.stand[side] = st
 	}
 	b.cap = 0
-	blind := b.known[0] && b.gpu == nvml.Dropped && b.acts()
-	switch {
-	case blind:
-		b.cap = max(b.best[0], b.best[1], 1)
-	case b.known[0] && b.gpu == nvml.Fresh && b.stand[acting].level == Full:
+	switch gpus := b.oldest(acting, temperature, memoryUsed); {
+	case gpus.dropped:
+		b.cap = max(b.best[0], b.best[1], r.Most/leastCap, 1)
+	case gpus.known && !gpus.held && b.stand[acting].level == Full:
 		if now.Sub(b.bestFrom) > bestOver/2 {
 			b.best, b.bestFrom = [2]int{0, b.best[0]}, now
 		}
 		b.best[0] = max(b.best[0], r.InFlight)
 	}
-}
-
-// blind reports whether the backend has readings that are too old to count, so that
-// less is known of it than of others.
-func (b *backend) blind() bool {
-	return b.known[0] && b.gpu == nvml.Dropped || b.known[1] && b.motor == nvml.Dropped
 }

@@ -158,18 +158,15 @@ func TestHeadroom(t *testing.T) {
 		t.Errorf("%v burned", a.value)
 	}
 	r.r.Up = false
-	r.run(20)
+	r.run(40)
 	r.r.Up = true
+	if got := r.run(62); got != strings.Repeat("1", 62) || r.w.cards[0].baseline != 6<<30 {
+		t.Errorf("out of rotation for a while, which is no start: %s, a baseline of %v", got, r.w.cards[0].baseline)
+	}
+	r.r.Started = r.now
 	r.run(62)
 	if got := r.w.cards[0].baseline; got != 3<<30 {
 		t.Errorf("after a restart a baseline of %v", got)
-	}
-	r.r.Up = false
-	r.run(5)
-	r.r.Up, r.gpu.MemoryFree = true, new(uint64(2<<30))
-	r.run(70)
-	if got := r.w.cards[0].baseline; got != 3<<30 {
-		t.Errorf("after a probe that failed a baseline of %v", got)
 	}
 
 	r = newRig(t)
@@ -229,10 +226,11 @@ func TestStale(t *testing.T) {
 		t.Errorf("a cap of %d for want of what is only observed", r.w.cap)
 	}
 	// What was never reported is not stale.
+	r = newRig(t)
 	r.r.GPUs = []*nvml.GPU{nil}
 	r.w.step(r.k, &r.r, r.now)
-	if r.w.cap != 0 || r.w.blind() || r.w.hold[acting] {
-		t.Errorf("cap %d, blind %v, held %v for a GPU of which nothing is known", r.w.cap, r.w.blind(), r.w.hold[acting])
+	if r.w.cap != 0 || r.w.blind[acting] || r.w.hold[acting] {
+		t.Errorf("cap %d, blind %v, held %v for a GPU of which nothing is known", r.w.cap, r.w.blind, r.w.hold)
 	}
 }
 
@@ -272,14 +270,12 @@ func TestOut(t *testing.T) {
 			r.run(1)
 		}
 	}
-	r.r.Up = false
-	age(5)
+	r.r.Up = false // a breaker that opens is no start
+	age(40)
 	r.r.Up = true
 	age(5)
-	out("a probe that failed", "GPU here/0 needs a reset after XID 79")
-	r.r.Up = false
-	age(20)
-	r.r.Up = true
+	out("out of rotation for a while", "GPU here/0 needs a reset after XID 79")
+	r.r.Started = r.now
 	age(1)
 	out("the engine has started on it", "")
 	r.gpu.XIDs[1] = nvml.XID{Code: 48, Fatal: true}
@@ -287,7 +283,21 @@ func TestOut(t *testing.T) {
 	out("another", "GPU here/0 needs a reset after XID 48")
 	r.gpu.XIDs = nil
 	r.run(1)
+	out("the agent has been restarted, and has forgotten", "GPU here/0 needs a reset after XID 48")
+	r.gpu.State = nvml.StateLost
+	r.run(1)
+	out("it is being reset", "GPU here/0 is lost")
+	r.gpu.State = nvml.StateOK
+	r.run(1)
 	out("it was reset", "")
+	r.gpu.State, r.old = nvml.StateLost, true
+	r.run(5)
+	r.r.Started = r.now
+	r.run(1)
+	out("an engine on a lost GPU", "GPU here/0 is lost")
+	r.run(20)
+	out("an engine on a GPU whose source has died", "")
+	r.old = false
 	r.k = newBook(Config{Observe: true, Dwell: DefaultConfig().Dwell})
 	r.gpu.State = nvml.StateLost
 	r.run(1)
@@ -310,16 +320,17 @@ func TestWorstGPU(t *testing.T) {
 	}
 }
 
-// TestSmoothing: half of a fall counts, a tenth of a rise, and each sample once.
+// TestSmoothing: half of a fall counts, a tenth of a rise, and each sample once; and
+// it falls by 10 degrees a second at most.
 func TestSmoothing(t *testing.T) {
 	r := newRig(t)
 	for _, step := range []struct {
 		margin int
 		old    bool
 		want   float64
-	}{{40, false, 40}, {20, false, 30}, {20, true, 30}, {20, true, 30}, {40, false, 31}, {40, true, 31}} {
+	}{{40, false, 40}, {30, false, 35}, {30, true, 35}, {30, true, 35}, {45, false, 36}, {45, true, 36}, {-60, false, 30.5}, {-60, false, 22.75}, {-60, false, 13.875}, {-60, false, 4.4375}, {-60, false, -5.28125}, {40, false, -0.753125}} {
 		r.gpu.Margin, r.old = new(step.margin), step.old
-		if r.run(1); r.w.cards[0].warm != step.want {
+		if r.run(1); math.Abs(r.w.cards[0].warm-step.want) > 1e-9 {
 			t.Errorf("after %+v the margin is %v", step, r.w.cards[0].warm)
 		}
 	}

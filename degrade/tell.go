@@ -43,40 +43,31 @@ func (c *Change) measured(a ask) {
 }
 
 // moved tells what a look has changed at a model.
-func (l *Ladder) moved(m *model, was [sides]track, old, v Verdict, pin Pin, now time.Time) {
+func (l *Ladder) moved(m *model, was [sides]Level, old, v Verdict, pin Pin, now time.Time) {
 	of := Change{At: now, Model: m.model.Name, From: old.Level, To: v.Level, Threshold: math.NaN()}
 	switch {
 	case v.Pinned && (!m.pinned || pin != m.pin):
 		of.Signal, of.Pin = "pin", pin
 		l.tell(of)
-	case old.Pinned && !v.Pinned, old.Level != v.Level:
-		t, before := &m.pool.tracks[acting], &was[acting]
-		if t.rung.level < before.rung.level || t.by == noSignal {
-			t = before
-		}
-		if old.Pinned && !v.Pinned {
-			of.Signal = "pin"
-		} else {
-			of.because(t)
-		}
+	case old.Pinned && !v.Pinned:
+		of.Signal = "pin"
+		l.tell(of)
+	case old.Level != v.Level:
+		of.because(&m.pool.tracks[acting].why)
 		l.tell(of)
 	}
-	would, before := &m.pool.tracks[wouldBe], &was[wouldBe]
-	act := m.pool.tracks[acting].rung.level
-	if would.rung.level == before.rung.level || would.rung.level == act && before.rung.level == was[acting].rung.level {
+	act, would := &m.pool.tracks[acting], &m.pool.tracks[wouldBe]
+	from, to := was[wouldBe], would.rung.level
+	if from == to || from == was[acting] && to == act.rung.level {
 		return
 	}
-	of = Change{At: now, Model: m.model.Name, Observed: true, From: before.rung.level, To: would.rung.level, Threshold: math.NaN()}
-	if would.rung.level < before.rung.level {
-		would = before
-	}
-	of.because(would)
+	of = Change{At: now, Model: m.model.Name, Observed: true, From: from, To: to}
+	of.because(&would.why)
 	l.tell(of)
 }
 
-func (c *Change) because(t *track) {
-	c.Signal, c.Cause = t.by.String(), t.backend
-	c.measured(t.value)
+func (c *Change) because(why *cause) {
+	c.Signal, c.Cause, c.Value, c.Threshold = why.by.String(), why.backend, why.value, why.threshold
 }
 
 // tell logs a change once, and hands it on.

@@ -13,13 +13,16 @@ type Readings struct {
 	GPUs      []*nvml.GPU   // those it runs on, as last reported; nil where none ever was
 	Absolute  bool          // its engine does not pre-allocate: memory counts as used fraction
 	Up        bool          // in rotation
+	Started   time.Time     // when its engine was last seen to have been started anew; zero: it was not
 	EngineAt  time.Time     // when the engine's load was read
 	KV        float64       // of its fullest KV cache, 0 to 1
 	Waiting   int           // requests that wait for it, in the engine and here
+	Queued    int           // of those, here
 	Preempted int           // sequences that the engine preempted in the last 5 s
 	TTFT      time.Duration // p90 of those observed lately
 	Objective time.Duration // what the model promises for it
 	InFlight  int           // requests that hold a place on it
+	Most      int           // that it may ever have in flight; 0: not known
 }
 
 // Verdict is what the ladder says of a backend or a model now. It is immutable.
@@ -30,7 +33,7 @@ type Verdict struct {
 	Cap      int       // requests in flight at most, while readings are too old; 0: no cap
 	Out      string    // of a backend: why it must not be used, such as a lost GPU; empty: it may
 	Pinned   bool      // of a model: an operator has set the level; the backends' own do not count
-	Retry    time.Time // when the level may fall at the earliest; zero: it is L0
+	Retry    time.Time // when the level may fall: at the earliest, or a dwell from now while its cause lasts; zero: it is L0
 }
 
 // Gauge is the pressure on one backend. It is safe for concurrent use; a read costs

@@ -80,6 +80,33 @@ func TestTake(t *testing.T) {
 	}
 }
 
+// TestTakeSweeps: an agent numbers its reports when it is asked, so that two of them
+// may tell the same sweep, after different times on their way and with ages in whole
+// milliseconds. It is one sample all the same.
+func TestTakeSweeps(t *testing.T) {
+	began := time.Now()
+	a := newAgent(&Config{}, "http://a", func() {})
+	seq := uint64(0)
+	take := func(sweep uint64, ageMs int64, after time.Duration) time.Duration {
+		t.Helper()
+		seq++
+		s, err := a.take(&Report{BootID: "b", Seq: seq, GPUs: []Reading{{UUID: "g", Sweep: sweep, AgeMs: ageMs}}}, began.Add(after))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.gpus[0].At.Sub(began)
+	}
+	first := take(1, 40, 40*time.Millisecond+700*time.Microsecond)
+	for _, again := range []time.Duration{200 * time.Microsecond, 300 * time.Millisecond, -400 * time.Millisecond} {
+		if at := take(1, 940, 940*time.Millisecond+again); at != first {
+			t.Errorf("the sweep of %v came again and is of %v", first, at)
+		}
+	}
+	if at := take(2, 10, 1010*time.Millisecond); at != time.Second {
+		t.Errorf("the next sweep is of %v", at)
+	}
+}
+
 // fakeAgent answers /v1/readings as an agent does.
 type fakeAgent struct {
 	boot  string
@@ -108,7 +135,7 @@ func (f *fakeAgent) report() *Report {
 			MemoryTotal: of(uint64(150754820096)), MemoryUsed: of(uint64(138694205440)), MemoryFree: of(uint64(11416371200)), MemoryReserved: of(uint64(644243456)),
 			Power: of(uint64(627000)), PowerLimit: of(uint64(700000)), Utilisation: of(98), Reasons: []string{"sw_power_cap"},
 			ThrottleNs:     map[string]uint64{"sw_power_cap": 918273645, "sw_thermal": 0, "hw_thermal": 0, "hw_power_brake": 0},
-			ECCUncorrected: of(uint64(0)), RowsPending: of(false), LatencyUs: 812,
+			ECCUncorrected: of(uint64(0)), RowsPending: of(false), LatencyUs: 812, Sweep: r.Seq,
 		})
 	}
 	return r

@@ -76,6 +76,8 @@ func readReading(c *cursor, r *Reading) {
 			r.State = c.text()
 		case "age_ms":
 			r.AgeMs, _ = c.whole()
+		case "sweep":
+			r.Sweep, _ = c.amount()
 		case "latency_us":
 			r.LatencyUs, _ = c.whole()
 		case "margin":

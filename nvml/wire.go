@@ -20,6 +20,7 @@ type Reading struct {
 	Parent         string            `json:"parent,omitempty"` // UUID of the GPU that a MIG device is part of
 	State          string            `json:"state"`            // ok | wedged | lost
 	AgeMs          int64             `json:"age_ms"`           // of the values, by the agent's own clock
+	Sweep          uint64            `json:"sweep,omitempty"`  // that the values are of, rising within a boot; 0: not told
 	Margin         *int              `json:"margin,omitempty"` // to the nearest slowdown threshold
 	Temperature    *int              `json:"temperature,omitempty"`
 	HBM            *int              `json:"hbm,omitempty"`

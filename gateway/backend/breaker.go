@@ -12,6 +12,7 @@ import (
 // tuning is what a reload changes of a backend that stays.
 type tuning struct {
 	absolute bool // memory counts as used fraction
+	most     int  // requests it is given at a time
 	priority bool
 	config   Breaker
 	breaker  *degrade.Breaker
@@ -19,7 +20,7 @@ type tuning struct {
 
 // tune takes over what may change while the backend serves.
 func (b *Backend) tune(c Config) {
-	t := &tuning{absolute: c.Memory == memoryAbsolute, priority: c.Priority, config: c.breaker}
+	t := &tuning{absolute: c.Memory == memoryAbsolute, priority: c.Priority, config: c.breaker, most: cmp.Or(c.MaxInFlight, defaultInFlight)}
 	if old := b.tuned.Load(); old != nil && old.config == t.config {
 		t.breaker = old.breaker
 	} else {
@@ -28,7 +29,7 @@ func (b *Backend) tune(c Config) {
 		})
 	}
 	b.tuned.Store(t)
-	b.Seat.SetBounds(admission.Bounds{InFlight: cmp.Or(c.MaxInFlight, defaultInFlight), Waiting: cmp.Or(c.MaxWaiting, defaultWaiting)})
+	b.Seat.SetBounds(admission.Bounds{InFlight: t.most, Waiting: cmp.Or(c.MaxWaiting, defaultWaiting)})
 }
 
 // failedShare of the requests of a second opens a breaker too, where those are many.

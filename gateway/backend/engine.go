@@ -26,6 +26,53 @@ type Engine struct {
 	Preemptions int     // since the server started
 	Preempted   int     // of those, in the last 5 s
 	Sleep       string  // awake | weights_offloaded | discard_all | asleep; empty: not known
+
+	// Started is when the server was last seen to have been started anew; zero: not
+	// since the gateway has known it.
+	Started time.Time
+	process float64 // when the server's process began, by its own clock, in Unix seconds; 0: not told
+}
+
+// later is by how much more a process must have begun later to be another, in seconds.
+const later = 1
+
+// after takes over what is known of the server's starts at a moment, from the reading
+// before. Where two servers take turns behind one address, the younger one counts.
+func (e *Engine) after(was *Engine, now time.Time) {
+	e.Started = was.Started
+	if e.process > 0 {
+		if was.process > 0 && e.process >= was.process+later {
+			e.Started = now
+		}
+		e.process = max(e.process, was.process)
+	}
+}
+
+// learned replaces the reading by what is made of it. The scraper and the prober both
+// do that.
+func (b *Backend) learned(next func(was *Engine) *Engine) (was *Engine) {
+	for {
+		old := b.engine.Load()
+		if was = old; was == nil {
+			was = &Engine{}
+		}
+		if b.engine.CompareAndSwap(old, next(was)) {
+			return was
+		}
+	}
+}
+
+// cameBack notes that the server has come up after a time that a start takes. Its own
+// word on when it was started is better, where it gives one: the way to it may have
+// been down.
+func (b *Backend) cameBack(now time.Time) {
+	b.learned(func(was *Engine) *Engine {
+		e := *was
+		if e.process == 0 {
+			e.Started = now
+		}
+		return &e
+	})
 }
 
 // Age is how old the reading is.
@@ -41,7 +88,12 @@ const awake = "awake"
 
 // Engine is what the server last said of its load, however long ago; nil: nothing
 // since the gateway started.
-func (b *Backend) Engine() *Engine { return b.engine.Load() }
+func (b *Backend) Engine() *Engine {
+	if e := b.engine.Load(); e != nil && !e.At.IsZero() {
+		return e
+	}
+	return nil
+}
 
 // Blind is why the server's load could not be read the last time; empty: it could.
 func (b *Backend) Blind() string {
@@ -69,7 +121,7 @@ var errNoEngine = errors.New("GET /metrics: no vllm: metrics: was the server sta
 // read takes in a page of vLLM's /metrics. It knows the names of both generations.
 func (e *Engine) read(page io.Reader, scan *promtext.Scanner) error {
 	*e = Engine{Running: -1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1}
-	scan.Reset(page, "vllm:", maxMetrics)
+	scan.Reset(page, "", maxMetrics)
 	for scan.Next() {
 		switch string(scan.Name()) {
 		case "vllm:num_requests_running":
@@ -86,6 +138,10 @@ func (e *Engine) read(page io.Reader, scan *promtext.Scanner) error {
 			add(&e.Preemptions, scan)
 		case "vllm:engine_sleep_state":
 			e.sleep(scan)
+		case "process_start_time_seconds":
+			if v, ok := scan.Value(); ok && v > 0 && v < maxCount {
+				e.process = v
+			}
 		case "vllm:cache_config_info":
 			if n := tokens(scan); n > 0 {
 				e.KVTokens = max(e.KVTokens, 0) + n
@@ -228,16 +284,28 @@ func (s *scraper) scrape(ctx context.Context) error {
 	at := time.Now()
 	if err := e.read(resp.Body, &s.scan); err != nil {
 		if errors.Is(err, errNoEngine) {
+			if e.process > 0 { // --disable-log-stats leaves that
+				s.b.learned(func(was *Engine) *Engine {
+					only := *was
+					only.process = e.process
+					only.after(was, at)
+					return &only
+				})
+			}
 			return err
 		}
 		return fmt.Errorf("GET /metrics: %w", cause(err))
 	}
 	e.At, e.Preempted = at, s.preempted(at, e.Preemptions)
-	before := s.b.engine.Swap(e)
+	before := s.b.learned(func(was *Engine) *Engine {
+		e := *e
+		e.after(was, at)
+		return &e
+	})
 	if load, known := e.load(); known {
 		s.b.Seat.Told(load)
 	}
-	if e.Asleep() != (before != nil && before.Asleep()) {
+	if e.Asleep() != before.Asleep() {
 		s.b.probeNow()
 	}
 	return nil

@@ -39,9 +39,9 @@ func TestEnginePages(t *testing.T) {
 		file string
 		want Engine
 	}{
-		{"vllm-0.23.txt", Engine{Engines: 1, Running: 12, Waiting: 3, KV: .4375, KVTokens: 16384 * 16, Preemptions: 7, Sleep: "awake"}},
-		{"vllm-0.9.txt", Engine{Engines: 1, Running: 5, Waiting: 0, KV: .0625, KVTokens: 16384 * 16, Preemptions: 2}},
-		{"vllm-dp4.txt", Engine{Engines: 4, Running: 38, Waiting: 5, KV: .875, KVTokens: 4 * 16384 * 16, Preemptions: 3, Sleep: "awake"}},
+		{"vllm-0.23.txt", Engine{Engines: 1, Running: 12, Waiting: 3, KV: .4375, KVTokens: 16384 * 16, Preemptions: 7, Sleep: "awake", process: 1795304839.406}},
+		{"vllm-0.9.txt", Engine{Engines: 1, Running: 5, Waiting: 0, KV: .0625, KVTokens: 16384 * 16, Preemptions: 2, process: 1795304839.713}},
+		{"vllm-dp4.txt", Engine{Engines: 4, Running: 38, Waiting: 5, KV: .875, KVTokens: 4 * 16384 * 16, Preemptions: 3, Sleep: "awake", process: 1795304839.991}},
 	} {
 		if e, err := readEngine(page(t, c.file)); err != nil || e != c.want {
 			t.Errorf("%s: %v, %+v; want %+v", c.file, err, e, c.want)
@@ -100,7 +100,7 @@ func TestSimulatedEngines(t *testing.T) {
 		var scan promtext.Scanner
 		err = e.read(resp.Body, &scan)
 		resp.Body.Close()
-		if err != nil || e.Engines != c.engines || e.Running != 0 || e.Waiting != 0 || e.KV != 0 || e.Sleep != c.sleep || e.Preemptions != 0 || e.KVTokens < 1 {
+		if err != nil || e.Engines != c.engines || e.Running != 0 || e.Waiting != 0 || e.KV != 0 || e.Sleep != c.sleep || e.Preemptions != 0 || e.KVTokens < 1 || e.process < 1e9 {
 			t.Errorf("%s: %v, %+v", c.version, err, e)
 		}
 	}
@@ -229,6 +229,88 @@ func TestScrape(t *testing.T) {
 			t.Errorf("%q", b.Blind())
 		}
 	})
+}
+
+// TestStarts: what is a start of an engine, and what only looks like one.
+func TestStarts(t *testing.T) {
+	at := func(process float64, page string) string {
+		return fmt.Sprintf("process_start_time_seconds %g\n%s", process, page)
+	}
+	for _, c := range []struct {
+		name  string
+		page  string // of the server's load, at first
+		play  func(w *world, b *Backend)
+		start bool
+	}{
+		{"the server says so", at(1e9, metrics(0, 0, 1)), func(w *world, _ *Backend) { w.set("/metrics", at(1e9+5, metrics(0, 0, 1))) }, true},
+		{"it has no load to tell", at(1e9, ""), func(w *world, _ *Backend) { w.set("/metrics", at(1e9+5, "")) }, true},
+		{"two behind one address", at(1e9+5, metrics(0, 0, 1)), func(w *world, _ *Backend) {
+			w.set("/metrics", at(1e9, metrics(0, 0, 1)))
+			time.Sleep(time.Second)
+			w.set("/metrics", at(1e9+5, metrics(0, 0, 1)))
+		}, false},
+		{"first told", metrics(0, 0, 1), func(w *world, _ *Backend) { w.set("/metrics", at(1e9, metrics(0, 0, 1))) }, false},
+		{"down for long", metrics(0, 0, 1), func(w *world, _ *Backend) {
+			w.set("/health", refusing)
+			time.Sleep(20 * time.Second)
+			w.set("/health", "")
+		}, true},
+		{"down for long, and yet the same", at(1e9, metrics(0, 0, 1)), func(w *world, _ *Backend) {
+			w.set("/health", refusing)
+			time.Sleep(20 * time.Second)
+			w.set("/health", "")
+		}, false},
+		{"down for a moment", metrics(0, 0, 1), func(w *world, _ *Backend) {
+			w.set("/health", refusing)
+			time.Sleep(5 * time.Second)
+			w.set("/health", "")
+		}, false},
+		{"a breaker", metrics(0, 0, 1), func(_ *world, b *Backend) {
+			for range 100 {
+				_ = b.Guard(func() error { return &brokenError{"x", errors.New("x")} })
+			}
+			time.Sleep(time.Minute)
+		}, false},
+		{"asleep", metrics(0, 0, 1), func(w *world, _ *Backend) {
+			w.set("/metrics", metrics(0, 0, 0))
+			time.Sleep(time.Minute)
+			w.set("/metrics", metrics(0, 0, 1))
+		}, false},
+		{"the wrong name", metrics(0, 0, 1), func(w *world, _ *Backend) {
+			good := w.answers["/v1/models"]
+			w.set("/v1/models", `{"data":[{"id":"Llama"}]}`)
+			time.Sleep(2 * time.Minute)
+			w.set("/v1/models", good)
+		}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				w.set("/metrics", c.page)
+				w.set("/health", "status 503") // a first coming up is no start
+				f, stop := running(t, w)
+				defer stop()
+				f.Apply([]ModelConfig{modelOf("Qwen3-1.7B", "a")})
+				b := model(t, f, "Qwen3-1.7B").Backends[0]
+				time.Sleep(15 * time.Second)
+				w.set("/health", "")
+				time.Sleep(10 * time.Second)
+				if r := b.readings(time.Now()); !r.Started.IsZero() || !r.Up {
+					t.Fatalf("at first: started %v, up %v", r.Started, r.Up)
+				}
+				c.play(w, b)
+				time.Sleep(5 * time.Second)
+				r := b.readings(time.Now())
+				if !r.Started.IsZero() != c.start {
+					t.Errorf("started %v", r.Started)
+				}
+				time.Sleep(time.Minute)
+				if again := b.readings(time.Now()); !again.Up || !again.Started.Equal(r.Started) {
+					t.Errorf("up %v, started %v and then %v", again.Up, r.Started, again.Started)
+				}
+			})
+		})
+	}
 }
 
 // TestScrapesAreApart: a server whose page never comes delays no other's, and its

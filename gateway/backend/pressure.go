@@ -10,14 +10,18 @@ import (
 
 // readings are what the ladder is told of the backend.
 func (b *Backend) readings(now time.Time) degrade.Readings {
+	tuned := b.tuned.Load()
 	r := degrade.Readings{
-		Absolute: b.tuned.Load().absolute, Up: b.Seat.Up(), KV: -1, Waiting: -1, Preempted: -1,
-		TTFT: b.Pace.TTFT(now), Objective: time.Duration(b.objective.Load()), InFlight: b.Seat.InFlight(),
+		Absolute: tuned.absolute, Up: b.Seat.Up(), KV: -1, Waiting: -1, Preempted: -1, Queued: b.Seat.Queued(),
+		TTFT: b.Pace.TTFT(now), Objective: time.Duration(b.objective.Load()), InFlight: b.Seat.InFlight(), Most: tuned.most,
 	}
 	views := b.GPUs()
 	r.GPUs = make([]*nvml.GPU, len(views))
 	for i, v := range views {
 		r.GPUs[i] = v.Load()
+	}
+	if e := b.engine.Load(); e != nil {
+		r.Started = e.Started
 	}
 	if e := b.Engine(); e != nil {
 		r.EngineAt, r.KV = e.At, e.KV
@@ -28,7 +32,7 @@ func (b *Backend) readings(now time.Time) degrade.Readings {
 			r.Waiting = e.Waiting / max(e.Engines, 1)
 		}
 	}
-	r.Waiting = max(r.Waiting, 0) + b.Seat.Queued()
+	r.Waiting = max(r.Waiting, 0) + r.Queued
 	return r
 }
 

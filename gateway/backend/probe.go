@@ -18,6 +18,7 @@ const (
 	probeLimit  = 2 * time.Second
 	factsEvery  = 30 * time.Second // how often a healthy server is asked again what it serves
 	failedTwice = 2                // failures in a row that take a backend out
+	startTakes  = 10 * time.Second // at least: no engine loads a model in less
 	maxProbe    = 1 << 20          // bytes of a probe's answer
 )
 
@@ -33,6 +34,8 @@ type prober struct {
 	failed int
 	known  time.Time // when the facts were read; zero: not since it was down
 	down   time.Time // when it was last found down; zero: never
+	well   bool      // its health probe was answered once
+	ill    time.Time // since when it has not been, after that; zero: it is
 }
 
 // run probes until ctx ends.
@@ -53,6 +56,7 @@ func (p *prober) run(ctx context.Context) {
 
 func (p *prober) probe(ctx context.Context) {
 	_, err := p.ask(ctx, "/health")
+	p.heal(ctx, err)
 	if err == nil && time.Since(p.known) > factsEvery {
 		err = p.learn(ctx)
 	}
@@ -86,6 +90,22 @@ func (p *prober) probe(ctx context.Context) {
 	}
 	if p.b.out(err.Error()) {
 		p.log.Warn("backend out of rotation", "backend", p.b.Name, "reason", err.Error())
+	}
+}
+
+// heal follows the answers to the health probe, and nothing else, which is how a
+// restart of a server is seen that does not say when it was started.
+func (p *prober) heal(ctx context.Context, err error) {
+	now := time.Now()
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		if !p.ill.IsZero() && !p.down.Before(p.ill) && now.Sub(p.ill) >= startTakes {
+			p.b.cameBack(now)
+		}
+		p.well, p.ill = true, time.Time{}
+	case p.well && p.ill.IsZero():
+		p.ill = now
 	}
 }
 

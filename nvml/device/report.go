@@ -15,6 +15,7 @@ type slot struct {
 	id       Identity
 	readings []nvml.Reading // of the last whole sweep
 	sampled  time.Time      // when that sweep, or knowing the GPU, began
+	sweep    uint64         // its number; 0: none was whole
 	began    time.Time      // of the sweep in flight; zero: none is
 	took     time.Duration  // of the last sweep
 	read     bool           // in this generation
@@ -56,7 +57,7 @@ func (sl *slot) report(now time.Time, wedge time.Duration) []nvml.Reading {
 		case r.State == "":
 			r.State = nvml.StateOK
 		}
-		r.AgeMs = now.Sub(sl.sampled).Milliseconds()
+		r.AgeMs, r.Sweep = now.Sub(sl.sampled).Milliseconds(), sl.sweep
 		r.LatencyUs = sl.took.Microseconds()
 		for _, x := range sl.xids {
 			r.XIDs = append(r.XIDs, nvml.XID{Code: x.code, AgeMs: now.Sub(x.at).Milliseconds(), Fatal: nvml.FatalXID(x.code)})
@@ -171,6 +172,7 @@ func (s *Sampler) end(sl *slot, began time.Time, readings []nvml.Reading, err er
 	case err == nil:
 		sl.name(readings)
 		sl.readings, sl.sampled, sl.read = readings, began, true
+		sl.sweep++
 		if sl.lost {
 			// Nothing but a reset brings it back, and a reset is what its errors
 			// asked for.

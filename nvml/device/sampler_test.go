@@ -94,9 +94,15 @@ func TestReports(t *testing.T) {
 		want(t, r, "GPU-0:ok:0 GPU-1:ok:0")
 		after(600 * time.Millisecond)
 		want(t, r, "GPU-0:ok:600 GPU-1:ok:600")
+		if again := r.Report(); again.GPUs[0].Sweep != a.GPUs[0].Sweep {
+			t.Errorf("one sweep, told as number %d and %d", a.GPUs[0].Sweep, again.GPUs[0].Sweep)
+		}
 		after(time.Second)
 		want(t, r, "GPU-0:ok:600 GPU-1:ok:600")
 		b := r.Report()
+		if a, b := a.GPUs[0].Sweep, b.GPUs[0].Sweep; a == 0 || b != a+1 {
+			t.Errorf("sweep %d, and the next is %d", a, b)
+		}
 		if b.Seq <= a.Seq || b.BootID != a.BootID {
 			t.Errorf("%d after %d", b.Seq, a.Seq)
 		}
