@@ -225,16 +225,17 @@ func (c *choice) ofLoad() bool { return c.reason == reasonQueue || c.reason == r
 
 // findRoom gives a request at L3 or L4 a place that is free now, first one of its own
 // model's: levels that come from load last for a while after it, and no server must be
-// idle meanwhile. At L3 it waits for its own model where there is none, since the
+// idle meanwhile, unless it is also hot. At L3 it waits for its own model where there is none, since the
 // smaller one must not be swamped; it is asked again and again whether it has room.
 func (d *Demand) findRoom(c *choice, own outlook) bool {
-	if (!own.up || own.full) && d.MaxLevel >= degrade.SmallerModel {
+	hot := own.firm >= degrade.SmallerModel
+	if (!own.up || own.full || hot) && d.MaxLevel >= degrade.SmallerModel {
 		if smaller := d.smaller(); smaller != nil && !smaller.look().full {
 			c.pool, c.level = smaller, degrade.SmallerModel
 			return true
 		}
 	}
-	if !own.up || own.full && c.level == degrade.Canned {
+	if !own.up || hot || own.full && c.level == degrade.Canned {
 		return false
 	}
 	c.level = min(degrade.ThinkingOff, d.MaxLevel)

@@ -291,6 +291,31 @@ func TestLoadIsNoReasonToBeIdle(t *testing.T) {
 	}
 }
 
+// TestHotAndCrowded: a place that is free disproves load, not heat.
+func TestHotAndCrowded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		for _, e := range h.of["large"] {
+			e.waiting.Store(50) // L4
+		}
+		h.press("large", 93) // L3
+		var at []string
+		for range 5 {
+			p, err := h.doors.Admit(t.Context(), h.demand("large"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			at = append(at, p.Level.String())
+			if p.Pool() != nil && p.Pool().Name != "small" {
+				t.Errorf("sent to %s", p.Pool().Name)
+			}
+		}
+		if !slices.Equal(at, []string{"L3", "L3", "L3", "L3", "L4"}) {
+			t.Error(at)
+		}
+	})
+}
+
 // TestMaxLevel: what a caller accepts.
 func TestMaxLevel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

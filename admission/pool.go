@@ -80,6 +80,7 @@ func (p *Pool) perBackend() int {
 type outlook struct {
 	up     bool          // some backend may be sent requests
 	level  degrade.Level // the lowest of those
+	firm   degrade.Level // the highest of those, as far as it does not come from load
 	reason string
 	retry  time.Time // when that may fall
 	full   bool      // it would have to wait until another request ends
@@ -98,7 +99,7 @@ func (p *Pool) look() (o outlook) {
 		if !o.up || v.Level < o.level {
 			o.level, o.reason, o.retry, o.up = v.Level, v.Reason, v.Retry, true
 		}
-		most = max(most, b.room())
+		o.firm, most = max(o.firm, v.Firm), max(most, b.room())
 	}
 	o.full = most == full || most == free && p.queue.len() > 0
 	return o

@@ -221,7 +221,7 @@ func (l *Ladder) began(w *watched) {
 func (w *watched) publish() bool {
 	st := &w.stand[acting]
 	old := w.gauge.Verdict()
-	v := Verdict{Level: st.level, Pressure: st.pressure, Cap: w.cap, Out: w.out, Retry: st.retry}
+	v := Verdict{Level: st.level, Firm: w.firm(), Pressure: st.pressure, Cap: w.cap, Out: w.out, Retry: st.retry}
 	if st.level > Full {
 		v.Reason = st.by.String()
 	}
@@ -230,6 +230,16 @@ func (w *watched) publish() bool {
 	}
 	w.gauge.verdict.Store(keep(v))
 	return v.Level != old.Level || v.Out != old.Out
+}
+
+// firm is the level without the signals of load.
+func (w *watched) firm() (l Level) {
+	for s := range signals {
+		if s != queue && s != ttft && !w.off[s] && !w.observe[s] {
+			l = max(l, w.rungs[s].level)
+		}
+	}
+	return l
 }
 
 // keep puts a verdict where it stays. It is a function of its own so that only a

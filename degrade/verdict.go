@@ -28,6 +28,7 @@ type Readings struct {
 // Verdict is what the ladder says of a backend or a model now. It is immutable.
 type Verdict struct {
 	Level    Level
+	Firm     Level     // of a backend: without the signals of load, queue and ttft, which a place that is free disproves
 	Reason   string    // the signal that asks for most, such as gpu_temperature; empty at L0
 	Pressure float64   // 0 to 1; L1 to L4 begin at 0.50, 0.65, 0.80 and 0.95
 	Cap      int       // requests in flight at most, while readings are too old; 0: no cap
