@@ -80,7 +80,7 @@ func (h *house) press(model string, kv ...int64) {
 	for i, e := range h.of[model] {
 		e.kv.Store(kv[min(i, len(kv)-1)])
 	}
-	time.Sleep(4 * time.Second)
+	pass(4 * time.Second)
 }
 
 type caller struct {
@@ -352,7 +352,7 @@ func TestPinIsExact(t *testing.T) {
 				}
 			}
 		}
-		time.Sleep(2 * time.Minute)
+		pass(2 * time.Minute)
 		if _, level, _ := h.got(t, h.demand("large")); level != degrade.Canned {
 			t.Errorf("after the pin: %v", level)
 		}
@@ -436,7 +436,7 @@ func TestExceedDegradeElsewhere(t *testing.T) {
 		}
 		waits := h.ask(t.Context(), h.demand("large"))
 		h.rotate("small", false)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		if !errors.As(waits.err, &denied) {
 			t.Errorf("its fallback went while it waited there: %+v", waits)
 		}
@@ -475,7 +475,7 @@ func TestCrowded(t *testing.T) {
 				if a.done == c.waits {
 					t.Fatalf("%+v", a)
 				}
-				time.Sleep(300 * time.Millisecond)
+				pass(300 * time.Millisecond)
 				held[0].Settle(limit.Usage{}, "")
 				synctest.Wait()
 				if p := a.permit; p == nil || p.Level != c.level || p.Pool().Name != c.where || (p.Reason == "queue") != (c.level > 0) {
@@ -499,7 +499,7 @@ func TestLateGoesToTheSmaller(t *testing.T) {
 		d := h.demand("large")
 		d.TTFT = 2 * time.Second
 		a := h.ask(t.Context(), d)
-		time.Sleep(1500 * time.Millisecond)
+		pass(1500 * time.Millisecond)
 		if p := a.permit; p == nil || p.Level != degrade.SmallerModel || p.Pool().Name != "small" || p.Waited < time.Second {
 			t.Fatalf("%+v, %v", p, a.err)
 		}
@@ -537,4 +537,10 @@ func BenchmarkLevel(b *testing.B) {
 			}
 		})
 	}
+}
+
+// pass lets time pass, and all that it brings about happen.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
 }

@@ -77,7 +77,7 @@ func TestTurns(t *testing.T) {
 			t.Fatalf("%v wait", n)
 		}
 		for range 5 {
-			time.Sleep(time.Second)
+			pass(time.Second)
 			held[0].Settle(limit.Usage{}, "")
 			held = held[1:]
 			synctest.Wait()
@@ -121,7 +121,7 @@ func TestWaitEnds(t *testing.T) {
 		if !errors.Is(gone.err, context.Canceled) {
 			t.Errorf("the caller left: %v", gone.err)
 		}
-		time.Sleep(q.MaxWait + time.Second)
+		pass(q.MaxWait + time.Second)
 		if !errors.As(patient.err, &shed) || shed.Why != ShedWaited || patient.after != q.MaxWait {
 			t.Errorf("%v after %v, want %v", patient.err, patient.after, q.MaxWait)
 		}
@@ -171,13 +171,13 @@ func TestStall(t *testing.T) {
 		held := h.fill(t, "large")
 		for i := range 3 { // the rate becomes known
 			a := h.ask(t.Context(), h.demand("large"))
-			time.Sleep(500 * time.Millisecond)
+			pass(500 * time.Millisecond)
 			held[i].Settle(limit.Usage{}, "")
 			synctest.Wait()
 			held[i] = a.permit
 		}
 		stalled := h.ask(t.Context(), h.demand("large"))
-		time.Sleep(31 * time.Second)
+		pass(31 * time.Second)
 		if stalled.err == nil {
 			t.Fatal("it did not wait")
 		}
@@ -202,7 +202,7 @@ func TestMoves(t *testing.T) {
 		held := h.fill(t, "small")
 		for i := range 3 { // a slow queue, once
 			a := h.ask(t.Context(), h.demand("small"))
-			time.Sleep(20 * time.Second)
+			pass(20 * time.Second)
 			held[i].Settle(limit.Usage{}, "")
 			synctest.Wait()
 			held[i] = a.permit
@@ -212,7 +212,7 @@ func TestMoves(t *testing.T) {
 		}
 		held = h.fill(t, "large")
 		a := h.ask(t.Context(), h.demand("large"))
-		time.Sleep(22 * time.Second)
+		pass(22 * time.Second)
 		h.press("large", 93)
 		if a.permit == nil || a.permit.Pool().Name != "small" || a.permit.Level != degrade.SmallerModel {
 			t.Fatalf("%+v", a)
@@ -296,7 +296,7 @@ func TestBurst(t *testing.T) {
 				}
 				all = all[1:]
 			} else {
-				time.Sleep(time.Second) // what the engine said grows old
+				pass(time.Second) // what the engine said grows old
 			}
 			synctest.Wait()
 		}
