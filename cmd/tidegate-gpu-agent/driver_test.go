@@ -242,7 +242,7 @@ func TestHealthy(t *testing.T) {
 		if r.GPUs[i].LatencyUs <= 0 {
 			t.Error("no latency")
 		}
-		r.GPUs[i].AgeMs, r.GPUs[i].LatencyUs = 0, 0
+		r.GPUs[i].AgeMs, r.GPUs[i].LatencyUs, r.GPUs[i].Sweep = 0, 0, 0
 	}
 	common := `"temperature":52,"hbm":41,"memory_total":150754820096,"memory_used":1048576000,"memory_free":149062418432,"memory_reserved":643825664,"power_mw":627400,"power_limit_mw":700000,"utilisation":99,`
 	throttle := `"throttle_ns":{"hw_thermal":0,"sw_power_cap":5,"sw_thermal":7},"ecc_uncorrected":3,`
