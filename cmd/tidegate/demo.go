@@ -104,7 +104,7 @@ func (p *process) newStage(address string, trace []byte, change func(*config, []
 		c.Server.Listen = free("127.0.0.1:8080")
 	}
 	c.Models = []backend.ModelConfig{backend.DefaultModel(), backend.DefaultModel()}
-	c.Models[0].Name, c.Models[0].Aliases = "Qwen3-1.7B", []string{"qwen3"}
+	c.Models[0].Name, c.Models[0].Aliases, c.Models[0].Fallback = "Qwen3-1.7B", []string{"qwen3"}, "Qwen3-0.6B"
 	c.Models[1].Name = "Qwen3-0.6B"
 	for i := range options {
 		m := &c.Models[i/2]

@@ -188,7 +188,6 @@ func startDrill(t *testing.T, change func(*config)) *drill {
 			o[i].TTFT, o[i].ITL = 5*time.Millisecond, time.Millisecond
 		}
 		c.Server.OpsListen = ""
-		c.Models[0].Fallback = c.Models[1].Name
 		c.GPUs[0].Replay, c.GPUs[0].Agent, c.GPUs[0].Every = "", agent.URL, 100*time.Millisecond
 		c.Degrade.Dwell.Up, c.Degrade.Dwell.Down, c.Degrade.Dwell.DownMax = 200*time.Millisecond, time.Second, time.Second
 		if change != nil {

@@ -112,7 +112,6 @@ func (y *play) set(c *config, o []gatewaytest.Options, speed float64) {
 	for i := range o {
 		o[i].TTFT, o[i].ITL = 60*time.Millisecond, 4*time.Millisecond
 	}
-	c.Models[0].Fallback = c.Models[1].Name
 	c.GPUs[0].Every = 100 * time.Millisecond
 	for _, who := range y.callers {
 		if y.keys[who.user] != "" {
