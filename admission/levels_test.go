@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -171,6 +172,61 @@ func TestNoSmaller(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestNeverToOneAtL3: over random levels, tiers, places and servers that are down, no
+// request is sent to a smaller model that stands at L3 or above, or to one that is
+// down, and none is answered at a level above what it accepts.
+func TestNeverToOneAtL3(t *testing.T) {
+	const draws = 100_000
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil, DefaultQueue(), "large", "small", "tiny")
+		q, r := h.doors.queue.Load(), rand.New(rand.NewPCG(1, 2))
+		reasons := []string{"kv_cache", "queue", "limit", ""}
+		sent := map[string]int{}
+		for i := range draws {
+			pins := map[string]degrade.Pin{}
+			for name, all := range h.of {
+				pins[name] = degrade.Pin{Level: degrade.Level(r.IntN(5))}
+				up, full := r.IntN(6) > 0, r.IntN(3) == 0
+				for _, e := range all {
+					e.b.Rotate(up)
+					e.b.inFlight.Store(0)
+					if full {
+						e.b.inFlight.Store(2)
+					}
+				}
+			}
+			h.ladder.SetPins(pins)
+			d := h.demand("large")
+			d.Request.Tier, d.MaxLevel, d.TTFT = Tiers()[r.IntN(3)], degrade.Level(r.IntN(5)), time.Second
+			c, err := d.choose(q, choice{level: degrade.Level(r.IntN(5)), reason: reasons[r.IntN(len(reasons))]}, time.Duration(r.IntN(3))*time.Second)
+			if err != nil {
+				continue
+			}
+			if c.level > d.MaxLevel {
+				t.Fatalf("draw %d: %v, and it accepts %v", i, c.level, d.MaxLevel)
+			}
+			if c.pool == nil {
+				sent["nobody"]++
+				continue
+			}
+			sent[c.pool.Name]++
+			if v := c.pool.level.Verdict(); c.pool != d.Pool && (v.Level >= degrade.SmallerModel || c.level != degrade.SmallerModel) || !c.pool.Up() {
+				t.Fatalf("draw %d: sent at %v to %s, which stands at %v, up %t", i, c.level, c.pool.Name, v.Level, c.pool.Up())
+			}
+		}
+		for _, where := range []string{"large", "small", "tiny", "nobody"} {
+			if sent[where] < draws/100 {
+				t.Errorf("only %d sent to %s", sent[where], where)
+			}
+		}
+		for _, all := range h.of {
+			for _, e := range all {
+				e.b.inFlight.Store(0)
+			}
+		}
+	})
 }
 
 func (h *house) rotate(model string, in bool) {
