@@ -178,7 +178,10 @@ func TestNoSmaller(t *testing.T) {
 // request is sent to a smaller model that stands at L3 or above, or to one that is
 // down, and none is answered at a level above what it accepts.
 func TestNeverToOneAtL3(t *testing.T) {
-	const draws = 100_000
+	draws := 100_000
+	if testing.Short() {
+		draws /= 10 // the race detector takes its time
+	}
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t, nil, DefaultQueue(), "large", "small", "tiny")
 		q, r := h.doors.queue.Load(), rand.New(rand.NewPCG(1, 2))
