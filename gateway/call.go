@@ -59,6 +59,8 @@ type call struct {
 	usage      openai.Usage
 	estimated  bool
 	firstToken time.Time
+	tracing    *tracing  // nil: it is not traced
+	traceID    string    // of its span, in hex; empty: it is not traced
 	deadline   time.Time // until when the caller must take what is written; zero: not set
 }
 
@@ -71,6 +73,7 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, route string, h
 	c := &call{w: w, r: r, set: g.settings.Load(), route: route, began: time.Now(), status: http.StatusOK}
 	c.id = newID(c.began)
 	w.Header()["X-Request-Id"] = []string{c.id}
+	g.trace(c)
 	err := g.guarded(c, h)
 	cut := err != nil && g.fail(c, err)
 	g.finish(c, err)
@@ -170,6 +173,7 @@ func (g *Gateway) finish(c *call, err error) {
 	}
 	g.metrics.finished(c, took)
 	g.count(c)
+	c.tracing.end(c)
 	level := slog.LevelInfo
 	switch {
 	case c.status >= 500:

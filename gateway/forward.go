@@ -62,10 +62,14 @@ func (g *Gateway) backendOf(c *call, permit *admission.Permit) *backend.Backend 
 // attempt is one exchange with one backend.
 func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit) (err error) {
 	c.backend = b.Name
-	defer func() { g.metrics.attempted(c.model.Name, b.Name, err) }()
+	header := c.tracing.send(c, b)
+	defer func() {
+		g.metrics.attempted(c.model.Name, b.Name, err)
+		c.tracing.sent(c, err)
+	}()
 
 	out := c.out
-	q := &backend.Request{Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.streamed, Limits: c.model.Timeouts}
+	q := &backend.Request{Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.streamed, Limits: c.model.Timeouts, Header: header}
 	sent := time.Now()
 	q.Silence, q.SilenceAfter = out.silence, c.set.KeepAlive.After
 	if !c.streamed {

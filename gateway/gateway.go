@@ -87,6 +87,7 @@ type Parts struct {
 	Counter   *qwen.Counter
 	Tokenizer *qwen.Tokenizer
 	Registry  *prometheus.Registry
+	Tracer    Tracer // nil: requests are not traced
 	Version   string
 }
 

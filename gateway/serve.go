@@ -1,6 +1,10 @@
 package gateway
 
-import "tidegate/degrade"
+import (
+	"time"
+
+	"tidegate/degrade"
+)
 
 // generate is the path of a generation, from a request to its answer.
 func (g *Gateway) generate(c *call) error {
@@ -8,7 +12,9 @@ func (g *Gateway) generate(c *call) error {
 	if err := g.parse(c); err != nil { // who, which model, exact prompt tokens
 		return err
 	}
+	asked := time.Now()
 	permit, err := g.Admission.Admit(c.r.Context(), g.demand(c)) // level, limits and quotas, queue; names the backend and holds a place on it
+	c.tracing.admitted(c, asked, permit, err)
 	if err != nil {
 		return err
 	}

@@ -65,7 +65,8 @@ type storeConfig struct {
 }
 
 type telemetryConfig struct {
-	Log string `yaml:"log"` // json | text
+	Log          string `yaml:"log"`           // json | text
+	OTLPEndpoint string `yaml:"otlp_endpoint"` // URL of the collector that is sent traces; empty: none, unless OTEL_EXPORTER_OTLP_ENDPOINT names one
 }
 
 func defaultConfig() config {
@@ -103,6 +104,7 @@ func (c *config) validate() error {
 	fault((s.TLS.CertFile == "") == (s.TLS.KeyFile == ""), "server.tls: cert_file and key_file belong together")
 	fault(s.TLS.ClientCAFile == "" || s.TLS.CertFile != "", "server.tls.client_ca_file: needs cert_file and key_file")
 	fault(c.Telemetry.Log == "json" || c.Telemetry.Log == "text", "telemetry.log: must be json or text, not %q", c.Telemetry.Log)
+	fault(c.Telemetry.OTLPEndpoint == "" || httpURL(c.Telemetry.OTLPEndpoint), "telemetry.otlp_endpoint: %q is no URL; expected something like http://localhost:4318", c.Telemetry.OTLPEndpoint)
 	within("server.", s.Validate())
 	within("auth.", c.Auth.Validate())
 	c.Store.validate(fault)
@@ -488,7 +490,8 @@ func (c *config) restartOnly(next *config) (keys []string) {
 		{"server.tls", c.Server.TLS == next.Server.TLS},
 		{"store", c.Store == next.Store},
 		{"redis", reflect.DeepEqual(c.Redis, next.Redis)},
-		{"telemetry.log", c.Telemetry == next.Telemetry},
+		{"telemetry.log", c.Telemetry.Log == next.Telemetry.Log},
+		{"telemetry.otlp_endpoint", c.Telemetry.OTLPEndpoint == next.Telemetry.OTLPEndpoint},
 	} {
 		if !s.same {
 			keys = append(keys, s.key)

@@ -55,6 +55,7 @@ func arrows() map[string][]string {
 func owners() map[string][]string {
 	return map[string][]string{
 		"github.com/gin-gonic/gin":      {"gateway/routes.go"},
+		"go.opentelemetry.io/otel":      {"gateway/trace", "cmd/"},
 		"github.com/redis/go-redis":     {"admission/limit/redislimit/", "gateway/cache/", "cmd/"},
 		"github.com/sony/gobreaker":     {"degrade/"},
 		"github.com/NVIDIA/go-nvml":     {"nvml/device/"},

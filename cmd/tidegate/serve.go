@@ -171,7 +171,8 @@ type daemon struct {
 	firstKey string       // an administrator's, where the store had none
 	reloaded *prometheus.GaugeVec
 	failure  atomic.Pointer[string] // of the last reload; nil: it worked
-	front    net.Listener           // where callers reach it, once it listens
+	traces   tracing
+	front    net.Listener // where callers reach it, once it listens
 	ops      net.Listener
 }
 
@@ -179,7 +180,7 @@ type daemon struct {
 // taken port is said at once. Who runs it closes it.
 func newDaemon(ctx context.Context, c config, p *process) (*daemon, error) {
 	d := &daemon{config: c, log: newLog(c.Telemetry.Log, p), close: func() error { return nil }}
-	if err := d.build(ctx); err != nil {
+	if err := d.build(ctx, p); err != nil {
 		for _, l := range []net.Listener{d.front, d.ops} {
 			if l != nil {
 				l.Close()
@@ -190,7 +191,7 @@ func newDaemon(ctx context.Context, c config, p *process) (*daemon, error) {
 	return d, nil
 }
 
-func (d *daemon) build(ctx context.Context) (err error) {
+func (d *daemon) build(ctx context.Context, p *process) (err error) {
 	c := &d.config
 	if d.front, err = listen("server.listen", c.Server.Listen); err != nil {
 		return err
@@ -220,13 +221,16 @@ func (d *daemon) build(ctx context.Context) (err error) {
 		return err
 	}
 	d.counters.first(ctx)
+	if d.traces, err = newTracing(ctx, c.Telemetry.OTLPEndpoint, p, d.log); err != nil {
+		return err
+	}
 	d.gpus = nvml.New(d.log, registry)
 	d.gpus.Replace(c.GPUs)
 	d.doors = admission.New(d.counters.Limiter, c.waiting())
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version(), d.gpus, d.ladder)
 	d.gateway = gateway.New(gateway.Parts{
 		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: d.doors, Ladder: d.ladder, Ledger: d.ledger, Tokenizer: tokenizer,
-		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(),
+		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Tracer: d.traces.tracer(), Version: version(),
 	}, c.Server.Config, account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
 	return nil
@@ -264,6 +268,7 @@ func listen(key, address string) (net.Listener, error) {
 // that keeps the configuration fresh.
 func (d *daemon) run(ctx context.Context, source loop) (err error) {
 	defer func() { err = errors.Join(err, d.close()) }()
+	defer d.traces.close()
 	s := d.config.Server
 	front, err := d.frontServer()
 	if err != nil {

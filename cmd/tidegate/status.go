@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -46,7 +45,7 @@ const (
 )
 
 func (p *process) status(ctx context.Context, ops string, asRaw bool) error {
-	if u, err := url.Parse(ops); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+	if !httpURL(ops) {
 		return usageError{fmt.Errorf("--ops %s: expected a URL such as http://127.0.0.1:9090", ops)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, statusLimit)

@@ -23,6 +23,7 @@ type Timeouts struct {
 type Request struct {
 	Path   string
 	ID     string // X-Request-Id, a fresh one for each attempt
+	Header string // further lines of the head, each with its CRLF
 	Body   []byte
 	Stream bool
 	Limits Timeouts
@@ -142,7 +143,8 @@ func (b *Backend) write(c *conn, q *Request) error {
 		head = append(head, "Accept: text/event-stream\r\n"...)
 	}
 	head = append(append(head, "X-Request-Id: "...), q.ID...)
-	head = append(head, "\r\nContent-Length: "...)
+	head = append(head, "\r\n"...)
+	head = append(append(head, q.Header...), "Content-Length: "...)
 	head = append(strconv.AppendInt(head, int64(len(q.Body)), 10), "\r\n\r\n"...)
 	if len(q.Body) <= joined {
 		head = append(head, q.Body...)

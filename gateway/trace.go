@@ -1,0 +1,170 @@
+package gateway
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"tidegate/admission"
+	"tidegate/gateway/backend"
+	"tidegate/gateway/openai"
+)
+
+// Names of attributes: OpenTelemetry's conventions for HTTP, and those for generative
+// AI, which are still in development (https://opentelemetry.io/docs/specs/semconv/gen-ai/),
+// so that they stand in this file alone. What they do not know is ours.
+const (
+	attrMethod    = attribute.Key("http.request.method")
+	attrRoute     = attribute.Key("http.route")
+	attrStatus    = attribute.Key("http.response.status_code")
+	attrError     = attribute.Key("error.type")
+	attrServer    = attribute.Key("server.address")
+	attrOperation = attribute.Key("gen_ai.operation.name")
+	attrProvider  = attribute.Key("gen_ai.provider.name")
+	attrAsked     = attribute.Key("gen_ai.request.model")
+	attrMaxTokens = attribute.Key("gen_ai.request.max_tokens")
+	attrServed    = attribute.Key("gen_ai.response.model")
+	attrInput     = attribute.Key("gen_ai.usage.input_tokens")
+	attrCached    = attribute.Key("gen_ai.usage.cache_read.input_tokens")
+	attrOutput    = attribute.Key("gen_ai.usage.output_tokens")
+	attrReasoning = attribute.Key("gen_ai.usage.reasoning.output_tokens")
+
+	attrRequest = attribute.Key("tidegate.request_id")
+	attrUser    = attribute.Key("tidegate.user")
+	attrKey     = attribute.Key("tidegate.key") // its name
+	attrLevel   = attribute.Key("tidegate.level")
+	attrReason  = attribute.Key("tidegate.reason")
+	attrAttempt = attribute.Key("tidegate.attempt") // its X-Request-Id at the server
+	attrOutcome = attribute.Key("tidegate.outcome")
+)
+
+const provider = "vllm"
+
+// Tracer begins spans and sends them.
+type Tracer = trace.Tracer
+
+// tracing is a request's part in a distributed trace: a span of its own, and below it
+// admission, with queue, and each attempt, with stream. A nil one does nothing, so
+// that a gateway without a tracer pays nothing. One goroutine may use it.
+type tracing struct {
+	tracer  Tracer
+	request span
+	attempt span // of the one under way
+}
+
+type span struct {
+	trace.Span
+	ctx context.Context //nolint:containedctx // it is what OpenTelemetry calls a parent, and ends with the request
+}
+
+// trace begins the span of a request, in its caller's trace where it names one.
+func (g *Gateway) trace(c *call) {
+	if g.Tracer == nil || c.route == routeOther { // scanners
+		return
+	}
+	t := &tracing{tracer: g.Tracer}
+	from := propagation.TraceContext{}.Extract(context.Background(), propagation.HeaderCarrier(c.r.Header))
+	t.request.ctx, t.request.Span = g.Tracer.Start(from, c.r.Method+" "+c.route, trace.WithTimestamp(c.began), trace.WithSpanKind(trace.SpanKindServer),
+		trace.WithAttributes(attrMethod.String(c.r.Method), attrRoute.String(c.route), attrRequest.String(c.id)))
+	c.tracing = t
+	if of := t.request.SpanContext(); of.IsSampled() {
+		c.traceID = of.TraceID().String()
+	}
+}
+
+// admitted tells what admission took, and the wait for a place in it.
+func (t *tracing) admitted(c *call, began time.Time, p *admission.Permit, err error) {
+	if t == nil {
+		return
+	}
+	now := time.Now()
+	ctx, admitting := t.tracer.Start(t.request.ctx, "admission", trace.WithTimestamp(began))
+	if err != nil {
+		admitting.SetStatus(codes.Error, err.Error())
+	} else {
+		admitting.SetAttributes(attrLevel.String(p.Level.String()), attrReason.String(p.Reason), attrAsked.String(c.asked.Name))
+		if p.Pool() != nil {
+			_, queue := t.tracer.Start(ctx, "queue", trace.WithTimestamp(now.Add(-p.Waited)))
+			queue.End(trace.WithTimestamp(now))
+		}
+	}
+	admitting.End(trace.WithTimestamp(now))
+}
+
+// send begins the span of an attempt and returns the lines of a request's head that
+// tell the server of it.
+func (t *tracing) send(c *call, b *backend.Backend) (header string) {
+	if t == nil {
+		return ""
+	}
+	t.attempt.ctx, t.attempt.Span = t.tracer.Start(t.request.ctx, operation(c.kind)+" "+c.model.Name, trace.WithSpanKind(trace.SpanKindClient),
+		trace.WithAttributes(attrOperation.String(operation(c.kind)), attrProvider.String(provider), attrAsked.String(c.model.Name),
+			attrServer.String(b.Name), attrAttempt.String(c.out.id)))
+	lines := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(t.attempt.ctx, lines)
+	for name, value := range lines {
+		header += name + ": " + value + "\r\n"
+	}
+	return header
+}
+
+// sent ends the span of an attempt, and tells of its stream.
+func (t *tracing) sent(c *call, err error) {
+	if t == nil {
+		return
+	}
+	if c.streamed && !c.firstToken.IsZero() {
+		_, stream := t.tracer.Start(t.attempt.ctx, "stream", trace.WithTimestamp(c.firstToken))
+		stream.SetAttributes(attrOutput.Int(c.usage.Output))
+		stream.End(trace.WithTimestamp(c.out.lastWrite))
+	}
+	outcome := backend.Outcome(err)
+	t.attempt.SetAttributes(attrOutcome.String(outcome))
+	if err == nil {
+		t.attempt.SetAttributes(usage(c.usage)...)
+	} else {
+		t.attempt.SetAttributes(attrError.String(outcome))
+		t.attempt.SetStatus(codes.Error, outcome)
+	}
+	t.attempt.End()
+}
+
+// end ends the span of a request.
+func (t *tracing) end(c *call) {
+	if t == nil {
+		return
+	}
+	of := t.request
+	of.SetAttributes(attrStatus.Int(c.status))
+	if c.who.User != "" {
+		of.SetAttributes(attrUser.String(c.who.User), attrKey.String(c.who.Key))
+	}
+	if c.asked != nil {
+		of.SetAttributes(attrOperation.String(operation(c.kind)), attrProvider.String(provider), attrAsked.String(c.asked.Name), attrServed.String(c.served),
+			attrMaxTokens.Int(c.limit), attrLevel.String(c.level.String()), attrReason.String(c.reason))
+		of.SetAttributes(usage(c.usage)...)
+	}
+	if c.status >= http.StatusInternalServerError {
+		of.SetAttributes(attrError.String(strconv.Itoa(c.status)))
+		of.SetStatus(codes.Error, "")
+	}
+	of.End()
+}
+
+func usage(u openai.Usage) []attribute.KeyValue {
+	return []attribute.KeyValue{attrInput.Int(u.Input), attrCached.Int(u.Cached), attrOutput.Int(u.Output), attrReasoning.Int(u.Reasoning)}
+}
+
+// operation is what the conventions call a route.
+func operation(kind openai.Route) string {
+	if kind == openai.Completions {
+		return "text_completion"
+	}
+	return "chat"
+}
