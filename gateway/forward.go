@@ -61,6 +61,7 @@ func (g *Gateway) backendOf(c *call, permit *admission.Permit) *backend.Backend 
 
 // attempt is one exchange with one backend.
 func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit) (err error) {
+	first := c.backend == ""
 	c.backend = b.Name
 	header := c.tracing.send(c, b)
 	defer func() {
@@ -71,6 +72,9 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 	out := c.out
 	q := &backend.Request{Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.streamed, Limits: c.model.Timeouts, Header: header}
 	sent := time.Now()
+	if first {
+		c.overhead = sent.Sub(c.began) - c.reading - permit.Waited
+	}
 	q.Silence, q.SilenceAfter = out.silence, c.set.KeepAlive.After
 	if !c.streamed {
 		q.SilenceAfter = guessEvery
