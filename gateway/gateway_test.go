@@ -45,7 +45,7 @@ func bare(t testing.TB, edit func(*Config)) (*Gateway, prometheus.Gatherer) {
 	}
 	registry := prometheus.NewRegistry()
 	beside := prometheus.NewRegistry()
-	gpus := nvml.New(log, beside)
+	gpus := nvml.New(log)
 	ladder := degrade.New(degrade.DefaultConfig(), log, beside)
 	fleet := backend.NewFleet(log, "test", gpus, ladder)
 	m := backend.DefaultModel()
@@ -59,7 +59,7 @@ func bare(t testing.TB, edit func(*Config)) (*Gateway, prometheus.Gatherer) {
 	g := New(Parts{
 		Log: log, Fleet: fleet, GPUs: gpus, Ladder: ladder, Admission: admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), admission.DefaultQueue()), Ledger: usage, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, 16), Registry: registry, Version: "test",
-		Beside: []prometheus.Gatherer{beside},
+		Beside: []prometheus.Gatherer{beside, gpus},
 	}, c, account.New(account.Config{Mode: account.Open}, nil))
 	return g, prometheus.GathererFunc(g.gather)
 }

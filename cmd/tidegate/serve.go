@@ -217,9 +217,8 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	})
 	d.loadedAt.SetToCurrentTime()
 	registry.MustRegister(info, d.reloaded, d.loadedAt, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	// The most series are of GPUs and backends; a registry of their own halves a scrape.
-	fleet := prometheus.NewRegistry()
-	d.ladder = degrade.New(c.Degrade, d.log, fleet)
+	ladder := prometheus.NewRegistry() // has many series, and is read beside the others
+	d.ladder = degrade.New(c.Degrade, d.log, ladder)
 	if err := d.openCounters(registry); err != nil {
 		return err
 	}
@@ -227,13 +226,13 @@ func (d *daemon) build(ctx context.Context) (err error) {
 		return err
 	}
 	d.counters.first(ctx)
-	d.gpus = nvml.New(d.log, fleet)
+	d.gpus = nvml.New(d.log)
 	d.gpus.Replace(c.GPUs)
 	d.doors = admission.New(d.counters.Limiter, c.waiting())
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version(), d.gpus, d.ladder)
 	d.gateway = gateway.New(gateway.Parts{
 		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: d.doors, Ladder: d.ladder, Ledger: d.ledger, Tokenizer: tokenizer,
-		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(), Beside: []prometheus.Gatherer{fleet},
+		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(), Beside: []prometheus.Gatherer{ladder, d.gpus},
 	}, c.face(), account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
 	return nil
