@@ -88,7 +88,8 @@ type Parts struct {
 	Counter   *qwen.Counter
 	Tokenizer *qwen.Tokenizer
 	Registry  *prometheus.Registry
-	Tracer    Tracer // nil: requests are not traced
+	Tracer    Tracer                // nil: requests are not traced
+	Beside    []prometheus.Gatherer // of other parts, which are shown on the same page; no name is in two of them
 	Version   string
 }
 

@@ -5,8 +5,6 @@ import (
 	"maps"
 	"net/http"
 	"net/http/pprof"
-
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // OpsHandler is what operators reach, on a listener of its own: metrics, status,
@@ -14,7 +12,7 @@ import (
 // only the process knows.
 func (g *Gateway) OpsHandler(extra func() map[string]any) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(g.Registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	mux.HandleFunc("GET /metrics", g.scrape)
 	mux.HandleFunc("GET /healthz", g.healthz)
 	mux.HandleFunc("GET /readyz", g.readyz)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {

@@ -86,7 +86,7 @@ func (t *tracing) admitted(c *call, began time.Time, p *admission.Permit, err er
 	now := time.Now()
 	ctx, admitting := t.tracer.Start(t.request.ctx, "admission", trace.WithTimestamp(began))
 	if err != nil {
-		admitting.SetStatus(codes.Error, err.Error())
+		admitting.SetStatus(codes.Error, loggable(err))
 	} else {
 		admitting.SetAttributes(attrLevel.String(p.Level.String()), attrReason.String(p.Reason), attrAsked.String(c.asked.Name))
 		if p.Pool() != nil {

@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // patience bounds every wait of these tests; it is for loaded machines.
@@ -407,7 +409,7 @@ func checkSample(t *testing.T, s *sample) {
 	}
 	m.Replace([]Config{{Name: "s", Agent: "http://a", Every: time.Second}})
 	m.publish(m.feeds[0], &sample{gpus: gpus})
-	reg := prometheusOf(m)
+	reg := prometheus.Gatherers{m}
 	if _, err := reg.Gather(); err != nil {
 		t.Error(err)
 	}

@@ -1,56 +1,40 @@
 package nvml
 
 import (
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 )
 
-// metrics reads the GPUs when Prometheus asks, so that a series ends with its
-// subject. A value that is not known has no series; one that is dropped as too old
-// has only its age and state.
-type metrics struct {
-	monitor *Monitor
-	gauges  []gauge
-	state   *prometheus.Desc // throttling, by reason
-	sources *prometheus.Desc
-}
-
-// gauge is one value of a GPU; nil: it is not known.
+// gauge is one metric of GPUs; its value is nil where it is not known.
 type gauge struct {
-	desc   *prometheus.Desc
-	always bool // even of a reading that is dropped
-	value  func(g *GPU, now time.Time) *float64
+	name, help string
+	always     bool // even of a reading that is dropped
+	value      func(g *GPU, now time.Time) *float64
 }
 
-func newMetrics(reg prometheus.Registerer, m *Monitor) {
-	labels := []string{"gpu", "uuid", "name"}
-	c := &metrics{
-		monitor: m,
-		state:   prometheus.NewDesc("tidegate_gpu_throttle_seconds_total", "How long the clocks have been held down, by reason.", append(labels, "reason"), nil),
-		sources: prometheus.NewDesc("tidegate_gpu_source_up", "1 while the source of readings answers.", []string{"source"}, nil),
+func gauges() []gauge {
+	return []gauge{
+		{"temperature_celsius", "Of the GPU's core.", false, func(g *GPU, _ time.Time) *float64 { return scaled(g.Temperature, 1) }},
+		{"margin_celsius", "To the nearest slowdown threshold.", false, func(g *GPU, _ time.Time) *float64 { return scaled(g.Margin, 1) }},
+		{"memory_temperature_celsius", "Of the GPU's memory.", false, func(g *GPU, _ time.Time) *float64 { return scaled(g.HBM, 1) }},
+		{"memory_used_bytes", "Without what the driver reserves.", false, func(g *GPU, _ time.Time) *float64 { return scaled(g.MemoryUsed, 1) }},
+		{"memory_total_bytes", "Of the GPU.", false, func(g *GPU, _ time.Time) *float64 { return scaled(g.MemoryTotal, 1) }},
+		{"power_watts", "That the GPU draws.", false, func(g *GPU, _ time.Time) *float64 { return scaled(g.Power, 1000) }},
+		{"utilization_ratio", "Share of the time in which any kernel ran; shown, never used for control.", false, func(g *GPU, _ time.Time) *float64 { return scaled(g.Utilisation, 100) }},
+		{"reading_age_seconds", "Age of the values.", true, func(g *GPU, now time.Time) *float64 { age := g.Age(now).Seconds(); return &age }},
+		{"wedged", "1 while a call of the driver hangs.", true, func(g *GPU, _ time.Time) *float64 {
+			wedged := 0.0
+			if g.State == StateWedged {
+				wedged = 1
+			}
+			return &wedged
+		}},
 	}
-	add := func(name, help string, value func(g *GPU, now time.Time) *float64) {
-		c.gauges = append(c.gauges, gauge{prometheus.NewDesc("tidegate_gpu_"+name, help, labels, nil), false, value})
-	}
-	add("temperature_celsius", "Of the GPU.", func(g *GPU, _ time.Time) *float64 { return scaled(g.Temperature, 1) })
-	add("margin_celsius", "To the nearest slowdown threshold.", func(g *GPU, _ time.Time) *float64 { return scaled(g.Margin, 1) })
-	add("memory_temperature_celsius", "Of the GPU's memory.", func(g *GPU, _ time.Time) *float64 { return scaled(g.HBM, 1) })
-	add("memory_used_bytes", "Without what the driver reserves.", func(g *GPU, _ time.Time) *float64 { return scaled(g.MemoryUsed, 1) })
-	add("memory_total_bytes", "Of the GPU.", func(g *GPU, _ time.Time) *float64 { return scaled(g.MemoryTotal, 1) })
-	add("power_watts", "That the GPU draws.", func(g *GPU, _ time.Time) *float64 { return scaled(g.Power, 1000) })
-	add("utilization_ratio", "Share of the time in which any kernel ran; shown, never used for control.", func(g *GPU, _ time.Time) *float64 { return scaled(g.Utilisation, 100) })
-	add("reading_age_seconds", "Age of the values.", func(g *GPU, now time.Time) *float64 { age := g.Age(now).Seconds(); return &age })
-	c.gauges[len(c.gauges)-1].always = true
-	add("wedged", "1 while a call of the driver hangs.", func(g *GPU, _ time.Time) *float64 {
-		wedged := 0.0
-		if g.State == StateWedged {
-			wedged = 1
-		}
-		return &wedged
-	})
-	c.gauges[len(c.gauges)-1].always = true
-	reg.MustRegister(c)
 }
 
 func scaled[N int | uint64](v *N, by float64) *float64 {
@@ -61,48 +45,65 @@ func scaled[N int | uint64](v *N, by float64) *float64 {
 	return &f
 }
 
-// Describe is prometheus.Collector's.
-func (c *metrics) Describe(out chan<- *prometheus.Desc) {
-	for _, g := range c.gauges {
-		out <- g.desc
-	}
-	out <- c.state
-	out <- c.sources
-}
-
-// Collect is prometheus.Collector's.
-func (c *metrics) Collect(out chan<- prometheus.Metric) {
+// Gather is prometheus.Gatherer's: what Prometheus sees of the GPUs, as they are now, so
+// that a series ends with its subject. A value that is not known has no series; one
+// that is dropped as too old has only its age and state. A fleet has thousands of
+// values, of which a registry would make, compare and sort each.
+func (m *Monitor) Gather() ([]*dto.MetricFamily, error) {
 	now := time.Now()
-	for _, f := range c.monitor.running() {
+	sources := family("tidegate_gpu_source_up", "1 while the source of readings answers.", dto.MetricType_GAUGE)
+	type named struct {
+		*GPU
+		labels []*dto.LabelPair
+	}
+	var gpus []named
+	for _, f := range m.running() {
 		up := 0.0
 		if f.status(now).OK {
 			up = 1
 		}
-		out <- prometheus.MustNewConstMetric(c.sources, prometheus.GaugeValue, up, f.config.Name)
+		sources.Metric = append(sources.Metric, &dto.Metric{Label: []*dto.LabelPair{pair("source", f.config.Name)}, Gauge: &dto.Gauge{Value: &up}})
 		for _, g := range f.last.Load().gpus {
-			c.collect(out, g, now)
+			ref := g.Ref()
+			if ref == g.UUID {
+				ref = g.Source + "/" + ref // another source may have the same one
+			}
+			gpus = append(gpus, named{g, []*dto.LabelPair{pair("gpu", ref), pair("name", g.Name), pair("uuid", g.UUID)}})
 		}
 	}
-}
-
-func (c *metrics) collect(out chan<- prometheus.Metric, g *GPU, now time.Time) {
-	dropped := g.Freshness(now) == Dropped
-	ref := g.Ref()
-	if ref == g.UUID {
-		ref = g.Source + "/" + ref // another source may have the same one
+	slices.SortFunc(gpus, func(a, b named) int { return strings.Compare(a.labels[0].GetValue(), b.labels[0].GetValue()) })
+	all := []*dto.MetricFamily{sources}
+	for _, of := range gauges() {
+		f := family("tidegate_gpu_"+of.name, of.help, dto.MetricType_GAUGE)
+		for _, g := range gpus {
+			if !of.always && g.Freshness(now) == Dropped {
+				continue
+			}
+			if v := of.value(g.GPU, now); v != nil {
+				f.Metric = append(f.Metric, &dto.Metric{Label: g.labels, Gauge: &dto.Gauge{Value: v}})
+			}
+		}
+		all = append(all, f)
 	}
-	for _, m := range c.gauges {
-		if dropped && !m.always {
+	throttled := family("tidegate_gpu_throttle_seconds_total", "How long the clocks have been held down, by reason; reasons overlap.", dto.MetricType_COUNTER)
+	for _, g := range gpus {
+		if g.Freshness(now) == Dropped {
 			continue
 		}
-		if v := m.value(g, now); v != nil {
-			out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, *v, ref, g.UUID, g.Name)
+		for _, reason := range slices.Sorted(maps.Keys(g.ThrottleNs)) {
+			labels, v := slices.Insert(slices.Clone(g.labels), 2, pair("reason", reason)), float64(g.ThrottleNs[reason])/1e9
+			throttled.Metric = append(throttled.Metric, &dto.Metric{Label: labels, Counter: &dto.Counter{Value: &v}})
 		}
 	}
-	if dropped {
-		return
-	}
-	for reason, ns := range g.ThrottleNs {
-		out <- prometheus.MustNewConstMetric(c.state, prometheus.CounterValue, float64(ns)/1e9, ref, g.UUID, g.Name, reason)
-	}
+	all = slices.DeleteFunc(append(all, throttled), func(f *dto.MetricFamily) bool { return len(f.Metric) == 0 })
+	slices.SortFunc(all, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return all, nil
 }
+
+var _ prometheus.Gatherer = (*Monitor)(nil)
+
+func family(name, help string, kind dto.MetricType) *dto.MetricFamily {
+	return &dto.MetricFamily{Name: &name, Help: &help, Type: &kind}
+}
+
+func pair(name, value string) *dto.LabelPair { return &dto.LabelPair{Name: &name, Value: &value} }

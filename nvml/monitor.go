@@ -9,8 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Ages of a reading.
@@ -102,10 +100,8 @@ type Monitor struct {
 const maxOpen = 256
 
 // New makes a monitor without sources. It starts nothing.
-func New(log *slog.Logger, reg prometheus.Registerer) *Monitor {
-	m := &Monitor{log: log, slots: make(chan struct{}, maxOpen), changed: make(chan struct{}, 1), began: time.Now(), views: map[string]*View{}}
-	newMetrics(reg, m)
-	return m
+func New(log *slog.Logger) *Monitor {
+	return &Monitor{log: log, slots: make(chan struct{}, maxOpen), changed: make(chan struct{}, 1), began: time.Now(), views: map[string]*View{}}
 }
 
 // running are the feeds in the order of the configuration.

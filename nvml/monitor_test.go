@@ -17,7 +17,7 @@ import (
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-func newMonitor() *Monitor { return New(quiet(), prometheus.NewRegistry()) }
+func newMonitor() *Monitor { return New(quiet()) }
 
 func of[T any](v T) *T { return &v }
 
@@ -364,7 +364,7 @@ func TestMetricsOfTwoSources(t *testing.T) {
 // series is one metric as a text: its labels, by name, and its value.
 func series(t *testing.T, m *Monitor, name string) string {
 	t.Helper()
-	families, err := prometheusOf(m).Gather()
+	families, err := prometheus.Gatherers{m}.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,11 +381,4 @@ func series(t *testing.T, m *Monitor, name string) string {
 		}
 	}
 	return strings.Join(out, " ")
-}
-
-// prometheusOf is a registry with the metrics of a monitor.
-func prometheusOf(m *Monitor) *prometheus.Registry {
-	reg := prometheus.NewRegistry()
-	newMetrics(reg, m)
-	return reg
 }

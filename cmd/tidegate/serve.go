@@ -218,7 +218,8 @@ func (d *daemon) build(ctx context.Context, p *process) (err error) {
 	})
 	d.loadedAt.SetToCurrentTime()
 	registry.MustRegister(info, d.reloaded, d.loadedAt, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	d.ladder = degrade.New(c.Degrade, d.log, registry)
+	ladder := prometheus.NewRegistry() // has many series, and is read beside the others
+	d.ladder = degrade.New(c.Degrade, d.log, ladder)
 	if err := d.openCounters(registry); err != nil {
 		return err
 	}
@@ -229,13 +230,13 @@ func (d *daemon) build(ctx context.Context, p *process) (err error) {
 	if d.traces, err = newTracing(ctx, c.Telemetry.OTLPEndpoint, p, d.log); err != nil {
 		return err
 	}
-	d.gpus = nvml.New(d.log, registry)
+	d.gpus = nvml.New(d.log)
 	d.gpus.Replace(c.GPUs)
 	d.doors = admission.New(d.counters.Limiter, c.waiting())
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version(), d.gpus, d.ladder)
 	d.gateway = gateway.New(gateway.Parts{
 		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: d.doors, Ladder: d.ladder, Ledger: d.ledger, Tokenizer: tokenizer,
-		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Tracer: d.traces.tracer(), Version: version(),
+		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Tracer: d.traces.tracer(), Version: version(), Beside: []prometheus.Gatherer{ladder, d.gpus},
 	}, c.face(), account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
 	return nil

@@ -28,7 +28,7 @@ func modelOf(name string, urls ...string) ModelConfig {
 
 func fleetOver(w *world) *Fleet {
 	registry := prometheus.NewRegistry()
-	f := NewFleet(quiet(), "agent", nvml.New(quiet(), registry), degrade.New(degrade.DefaultConfig(), quiet(), registry))
+	f := NewFleet(quiet(), "agent", nvml.New(quiet()), degrade.New(degrade.DefaultConfig(), quiet(), registry))
 	f.client = &http.Client{Transport: w}
 	return f
 }
