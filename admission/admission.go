@@ -326,8 +326,11 @@ func (c *Controller) Status(ctx context.Context, r limit.Request) (limit.Status,
 // else of it is known; nil: nothing.
 func (c *Controller) Refused(r limit.Request) *limit.Denied { return c.limits.Refused(r) }
 
-// Rules are the names of the limits and quotas in force.
-func (c *Controller) Rules() []string { return c.limits.Rules() }
+// Rules are the limits and quotas in force by name, each with whether it is a quota.
+func (c *Controller) Rules() map[string]bool { return c.limits.Rules() }
+
+// Reasons are all that a permit's Reason may be, but for none.
+func Reasons() []string { return append(degrade.Reasons(), reasonDown, reasonLimit) }
 
 // CheckOverride says why an override could not be used with the limits in force.
 func (c *Controller) CheckOverride(o limit.Override) error { return c.limits.CheckOverride(o) }

@@ -250,7 +250,7 @@ func TestMetricsAndStatus(t *testing.T) {
 		for name, want := range map[string][]string{
 			"tidegate_level":        {"{model=m} 2"},
 			"tidegate_pressure":     {"{model=m} 0.68"},
-			"tidegate_signal_value": {"{backend=a,model=m,signal=gpu_temperature} 50", "{backend=a,model=m,signal=queue} 12"},
+			"tidegate_signal_value": {"{backend=a,signal=gpu_temperature} 50", "{backend=a,signal=queue} 12"},
 			"tidegate_level_changes_total": {
 				"{level=L0,model=m} 0", "{level=L1,model=m} 0", "{level=L2,model=m} 1", "{level=L3,model=m} 0", "{level=L4,model=m} 0",
 			},

@@ -29,8 +29,8 @@ func newMetrics(reg prometheus.Registerer, l *Ladder) {
 		backendPressure: desc("backend_pressure", "Pressure on the backend, 0 to 1.", "model", "backend"),
 		backendOut:      desc("backend_gpu_out", "1 while the backend must not be used because of a GPU: it is lost, or needs a reset.", "model", "backend"),
 		backendCap:      desc("backend_cap", "Requests in flight that the backend may have while its readings are too old; 0: no cap.", "model", "backend"),
-		signalValue:     desc("signal_value", "Reading of the signal.", "model", "backend", "signal"),
-		signalLevel:     desc("signal_level", "Level that the signal stands at, 0 to 4, whether it acts or is only observed.", "model", "backend", "signal"),
+		signalValue:     desc("signal_value", "Reading of the signal, in its own unit; none while it is not known.", "backend", "signal"),
+		signalLevel:     desc("signal_level", "Level that the signal stands at, 0 to 4, whether it acts or is only observed.", "backend", "signal"),
 		baselines:       desc("backend_memory_baseline_bytes", "Free memory beside the engine when it had started, by which burned headroom is judged.", "model", "backend", "uuid"),
 		changes:         desc("level_changes_total", "How often the model came to the level.", "model", "level"),
 		seconds:         desc("level_seconds_total", "How long the model stood at the level.", "model", "level"),
@@ -64,6 +64,7 @@ func (m *metrics) gather() (all []prometheus.Metric) {
 		all = append(all, prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...))
 	}
 	is(m.observe, oneIf(l.book.config.Observe))
+	seen := map[string][signals]*watched{}
 	for _, of := range l.models {
 		name, v := of.model.Name, of.model.Verdict()
 		is(m.level, float64(v.Level), name)
@@ -82,6 +83,18 @@ func (m *metrics) gather() (all []prometheus.Metric) {
 			}
 			told[w.gauge.Name] = true
 			m.backend(is, name, w)
+			seen[w.gauge.Name] = worse(seen[w.gauge.Name], w)
+		}
+	}
+	for name, of := range seen {
+		for s, w := range of {
+			if w == nil {
+				continue
+			}
+			is(m.signalLevel, float64(w.rungs[s].level), name, signal(s).String())
+			if w.asks[s].known {
+				is(m.signalValue, w.asks[s].value, name, signal(s).String())
+			}
 		}
 	}
 	return all
@@ -93,15 +106,6 @@ func (m *metrics) backend(is func(*prometheus.Desc, float64, ...string), model s
 	is(m.backendPressure, v.Pressure, model, name)
 	is(m.backendOut, oneIf(v.Out != ""), model, name)
 	is(m.backendCap, float64(v.Cap), model, name)
-	for s := range signals {
-		if w.off[s] {
-			continue
-		}
-		is(m.signalLevel, float64(w.rungs[s].level), model, name, s.String())
-		if w.asks[s].known {
-			is(m.signalValue, w.asks[s].value, model, name, s.String())
-		}
-	}
 	for i := range w.cards {
 		c := &w.cards[i]
 		// A card may be named twice, by its index and by its UUID.
@@ -110,6 +114,17 @@ func (m *metrics) backend(is func(*prometheus.Desc, float64, ...string), model s
 			is(m.baselines, c.baseline, model, name, c.uuid)
 		}
 	}
+}
+
+// worse is of each signal the one that stands at the higher level: a backend of two
+// models is one.
+func worse(seen [signals]*watched, w *watched) [signals]*watched {
+	for s := range signals {
+		if !w.off[s] && (seen[s] == nil || w.rungs[s].level > seen[s].rungs[s].level) {
+			seen[s] = w
+		}
+	}
+	return seen
 }
 
 func oneIf(is bool) float64 {

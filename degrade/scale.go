@@ -29,6 +29,14 @@ func (s signal) String() string {
 	return [...]string{"gpu_temperature", "gpu_throttle", "gpu_memory", "gpu_memory_used", "kv_cache", "queue", "preemptions", "ttft"}[s]
 }
 
+// Reasons are all that a Verdict's Reason may be, but for none.
+func Reasons() (all []string) {
+	for s := range signals {
+		all = append(all, s.String())
+	}
+	return append(all, "pin")
+}
+
 // ofGPU reports whether the signal is read from the cards.
 func (s signal) ofGPU() bool { return s <= memoryUsed }
 

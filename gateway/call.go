@@ -30,6 +30,8 @@ type call struct {
 	route string // the pattern of the route, for metrics
 	began time.Time
 
+	traceID string // of its span, in hex; empty: it is not traced
+
 	who   account.Identity
 	kind  openai.Route
 	body  *openai.Request
@@ -59,7 +61,9 @@ type call struct {
 	usage      openai.Usage
 	estimated  bool
 	firstToken time.Time
-	deadline   time.Time // until when the caller must take what is written; zero: not set
+	reading    time.Duration // that the caller took to send the body
+	overhead   time.Duration // what the gateway itself took until a backend was asked
+	deadline   time.Time     // until when the caller must take what is written; zero: not set
 }
 
 // handler serves one route; answer deals with what it returns.
@@ -180,7 +184,7 @@ func (g *Gateway) finish(c *call, err error) {
 	if !g.Log.Enabled(context.Background(), level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 20)
+	attrs := make([]slog.Attr, 0, 24)
 	attrs = append(attrs, slog.String("id", c.id), slog.String("route", c.route), slog.Int("status", c.status),
 		slog.Duration("took", took))
 	if c.who.User != "" {

@@ -38,7 +38,7 @@ func (g *Gateway) count(c *call) (kept bool) {
 	r.Status, r.Took, r.Queue, r.GPU = c.status, time.Since(c.began), c.permit.Waited, c.permit.GPU()
 	if c.charged {
 		r.Usage, r.Estimated, r.Units = c.usage, c.estimated, c.model.Weights.Units(charge(c.usage))
-		g.metrics.used(c.served, c.usage)
+		g.metrics.used(c)
 	}
 	if !c.firstToken.IsZero() {
 		r.TTFT = c.firstToken.Sub(c.began)

@@ -61,12 +61,16 @@ func (g *Gateway) backendOf(c *call, permit *admission.Permit) *backend.Backend 
 
 // attempt is one exchange with one backend.
 func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit) (err error) {
+	first := c.backend == ""
 	c.backend = b.Name
 	defer func() { g.metrics.attempted(c.model.Name, b.Name, err) }()
 
 	out := c.out
 	q := &backend.Request{Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.streamed, Limits: c.model.Timeouts}
 	sent := time.Now()
+	if first {
+		c.overhead = sent.Sub(c.began) - c.reading - permit.Waited
+	}
 	q.Silence, q.SilenceAfter = out.silence, c.set.KeepAlive.After
 	if !c.streamed {
 		q.SilenceAfter = guessEvery

@@ -44,6 +44,7 @@ type Config struct {
 	KeepAlive      KeepAlive     `yaml:"keepalive"`
 	MaxN           int           `yaml:"max_n"`           // choices per prompt
 	TrustedProxies []string      `yaml:"trusted_proxies"` // whose X-Forwarded-For is believed
+	PerUser        int           `yaml:"-"`               // users with metrics of their own, MaxPerUser at most; of the section telemetry
 }
 
 // Default is a face that works without being told anything.
@@ -112,6 +113,7 @@ type settings struct {
 func New(p Parts, c Config, accounts *account.Directory) *Gateway {
 	g := &Gateway{Parts: p, metrics: newMetrics(p.Registry, p.Fleet), began: time.Now()}
 	g.Reload(c, accounts)
+	p.Fleet.Notify(g.metrics.follow)
 	return g
 }
 
@@ -126,6 +128,7 @@ func (g *Gateway) Reload(c Config, accounts *account.Directory) {
 	}
 	g.settings.Store(set)
 	g.metrics.keepRules(g.Admission.Rules())
+	g.metrics.users.keep(c.PerUser)
 }
 
 // Drain makes the gateway say that it is not ready, so that nothing new is sent

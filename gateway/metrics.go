@@ -14,29 +14,39 @@ import (
 )
 
 // metrics are what Prometheus sees of the face. Labels are bounded: a model is
-// one of the configuration or otherModel, never what a caller wrote.
+// one of the configuration or other, never what a caller wrote, and so are
+// backends and rules. Their series begin at zero with them and end with them.
 type metrics struct {
-	requests *prometheus.CounterVec
-	rejected *prometheus.CounterVec
-	duration *prometheus.HistogramVec
-	ttft     *prometheus.HistogramVec
-	tokens   *prometheus.CounterVec
-	attempts *prometheus.CounterVec
-	degraded *prometheus.CounterVec
-	queued   *prometheus.HistogramVec
+	requests, rejected, tokens, attempts, degraded     *prometheus.CounterVec
+	duration, ttft, itl, queued, overhead, tokensOfOne *prometheus.HistogramVec
+	users                                              *userTokens
 
-	mu    sync.Mutex
-	rules map[string]bool // that series of rejected name
+	mu     sync.RWMutex               // held for reading while series are written to, so that none comes back
+	models map[string]map[string]bool // of the configuration, each with its backends
+	rules  map[string]bool            // with whether it is a quota
 }
 
-const otherModel = "other"
+// other stands for everything that is not of the configuration.
+const other = "other"
 
 // directions are the values of the label direction.
 func directions() [4]string { return [4]string{"input", "cached", "output", "reasoning"} }
 
-// seconds are buckets for the latencies of language models.
+// byDirection are the tokens of each direction.
+func byDirection(u openai.Usage) [4]int { return [4]int{u.Input, u.Cached, u.Output, u.Reasoning} }
+
+// Buckets, in seconds for the latencies of language models, for those of single
+// tokens and of the gateway itself, which are shorter, and in tokens.
 func seconds() []float64 {
 	return []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300}
+}
+
+func shortSeconds() []float64 {
+	return []float64{.0005, .001, .0025, .005, .01, .015, .02, .03, .04, .05, .075, .1, .15, .25, .5, 1, 2.5, 10}
+}
+
+func tokenBuckets() []float64 {
+	return []float64{1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072}
 }
 
 func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
@@ -45,95 +55,217 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 		reg.MustRegister(v)
 		return v
 	}
-	histogram := func(name, help string, labels ...string) *prometheus.HistogramVec {
+	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: name, Help: help, Buckets: seconds(), NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160,
+			Name: name, Help: help, Buckets: buckets, NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160,
 		}, labels)
 		reg.MustRegister(v)
 		return v
 	}
 	m := &metrics{
-		rules:    map[string]bool{},
+		models: map[string]map[string]bool{}, rules: map[string]bool{}, users: newUserTokens(),
 		requests: counter("tidegate_requests_total", "Finished requests.", "model", "served", "route", "status", "level", "stream"),
 		rejected: counter("tidegate_rejected_total", "Requests refused by the gateway itself, by the code they were given.", "model", "reason", "rule"),
-		duration: histogram("tidegate_request_duration_seconds", "From the request's head to the end of its answer.", "model", "level"),
-		ttft:     histogram("tidegate_time_to_first_token_seconds", "From the request's head to the first chunk passed on; streams only.", "model"),
-		tokens:   counter("tidegate_tokens_total", "Tokens as the engines counted them; input includes cached, output includes reasoning.", "model", "direction"),
-		degraded: counter("tidegate_degraded_requests_total", "Requests that were given a smaller answer, by level and the signal that asked for it.", "model", "level", "reason"),
-		queued:   histogram("tidegate_queue_wait_seconds", "How long requests waited for a place on a backend.", "model"),
+		duration: histogram("tidegate_request_duration_seconds", "From the request's head to the end of its answer; of requests that a backend was asked to answer.", seconds(), "model", "level"),
+		ttft:     histogram("tidegate_time_to_first_token_seconds", "From the request's head to the first chunk passed on; streams only.", seconds(), "model"),
+		itl: histogram("tidegate_inter_token_seconds",
+			"Mean time between two tokens of a stream: one observation for each stream of two tokens and more, the time from its first to its last over its tokens less one.", shortSeconds(), "model"),
+		tokens:      counter("tidegate_tokens_total", "Tokens as the engines counted them, by the model that answered; input includes cached, output includes reasoning.", "model", "direction"),
+		tokensOfOne: histogram("tidegate_request_tokens", "Tokens of one request, by the model that answered; input includes cached, output includes reasoning.", tokenBuckets(), "model", "direction"),
+		degraded:    counter("tidegate_degraded_requests_total", "Requests that were given a smaller answer, by level and the signal that asked for it.", "model", "level", "reason"),
+		queued:      histogram("tidegate_queue_wait_seconds", "How long requests waited for a place on a backend.", seconds(), "model"),
+		overhead: histogram("tidegate_overhead_seconds",
+			"What the gateway itself added before a backend was asked: from the request's head to the first sending, less what the caller took to send the body and the wait for a place.", shortSeconds(), "model"),
 		attempts: counter("tidegate_upstream_attempts_total", "Requests sent to backends, by how they ended.", "model", "backend", "outcome"),
 	}
-	reg.MustRegister(&fleetCollector{
-		fleet:    fleet,
-		up:       prometheus.NewDesc("tidegate_backend_up", "1 while the backend is in rotation.", []string{"model", "backend"}, nil),
-		inFlight: prometheus.NewDesc("tidegate_backend_inflight", "Requests that hold a place on the backend.", []string{"model", "backend"}, nil),
-		requests: prometheus.NewDesc("tidegate_inflight_requests", "Requests that hold a place on any backend of the model.", []string{"model"}, nil),
-		queue:    prometheus.NewDesc("tidegate_queue_length", "Requests that wait for a place on any backend of the model.", []string{"model", "tier"}, nil),
-		breaker:  prometheus.NewDesc("tidegate_backend_breaker_state", "1 while requests are kept from the backend because they failed there.", []string{"model", "backend"}, nil),
-	})
+	reg.MustRegister(m.users, newFleetCollector(fleet))
 	return m
 }
 
-// finished counts a request and its latency.
+// model is the label of a model: its name, while it is one of the configuration. The
+// lock is held.
+func (m *metrics) model(name string) string {
+	if m.models[name] == nil {
+		return other
+	}
+	return name
+}
+
+// asked is the label of the model that a call named.
+func (m *metrics) asked(c *call) string {
+	if c.asked == nil {
+		return other
+	}
+	return m.model(c.asked.Name)
+}
+
+// observe notes a duration, with the trace as an exemplar where there is one.
+func observe(h prometheus.Observer, d time.Duration, trace string) {
+	if of, ok := h.(prometheus.ExemplarObserver); ok && trace != "" {
+		of.ObserveWithExemplar(d.Seconds(), prometheus.Labels{"trace_id": trace})
+		return
+	}
+	h.Observe(d.Seconds())
+}
+
+// finished counts a request and its latencies.
 func (m *metrics) finished(c *call, took time.Duration) {
-	model, level, stream := otherModel, c.level.String(), "false"
-	served := otherModel
-	if c.asked != nil {
-		model, served = c.asked.Name, c.served
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	model, served, level := m.asked(c), m.model(c.served), c.level.String()
+	if c.served == cannedModel {
+		served = cannedModel
 	}
-	if c.wish.Stream {
-		stream = "true"
-	}
-	m.requests.WithLabelValues(model, served, c.route, strconv.Itoa(c.status), level, stream).Inc()
+	m.requests.WithLabelValues(model, served, c.route, strconv.Itoa(c.status), level, strconv.FormatBool(c.wish.Stream)).Inc()
 	if c.backend != "" {
-		m.duration.WithLabelValues(model, level).Observe(took.Seconds())
+		observe(m.duration.WithLabelValues(model, level), took, c.traceID)
+		observe(m.overhead.WithLabelValues(model), max(c.overhead, 0), c.traceID)
 	}
 	if c.permit != nil {
-		m.queued.WithLabelValues(model).Observe(c.permit.Waited.Seconds())
+		observe(m.queued.WithLabelValues(model), c.permit.Waited, c.traceID)
 		if c.level > degrade.Full {
 			m.degraded.WithLabelValues(model, level, c.reason).Inc()
 		}
 	}
 	if !c.firstToken.IsZero() {
-		m.ttft.WithLabelValues(model).Observe(c.firstToken.Sub(c.began).Seconds())
-	}
-}
-
-// keepRules deletes the series of limits that are no more.
-func (m *metrics) keepRules(names []string) {
-	stay := map[string]bool{"": true}
-	for _, name := range names {
-		stay[name] = true
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for name := range m.rules {
-		if !stay[name] {
-			m.rejected.DeletePartialMatch(prometheus.Labels{"rule": name})
-			delete(m.rules, name)
+		observe(m.ttft.WithLabelValues(model), c.firstToken.Sub(c.began), c.traceID)
+		if n := c.usage.Output/max(c.answers, 1) - 1; n > 0 {
+			m.itl.WithLabelValues(model).Observe(c.out.lastWrite.Sub(c.firstToken).Seconds() / float64(n))
 		}
 	}
 }
 
 // refused counts a request that no backend was asked to answer.
 func (m *metrics) refused(c *call, why *refusal) {
-	model := otherModel
-	if c.asked != nil {
-		model = c.asked.Name
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	rule := why.rule
+	if _, known := m.rules[rule]; !known && rule != "" {
+		rule = other // a reload took it away meanwhile
 	}
-	m.mu.Lock()
-	m.rules[why.rule] = true
-	m.mu.Unlock()
-	m.rejected.WithLabelValues(model, why.told.Code, why.rule).Inc()
+	m.rejected.WithLabelValues(m.asked(c), why.told.Code, rule).Inc()
 }
 
 func (m *metrics) attempted(model, backendName string, err error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if !m.models[model][backendName] {
+		model, backendName = m.model(model), other
+	}
 	m.attempts.WithLabelValues(model, backendName, backend.Outcome(err)).Inc()
 }
 
-func (m *metrics) used(model string, u openai.Usage) {
-	for i, n := range [...]int{u.Input, u.Cached, u.Output, u.Reasoning} {
+// used counts the tokens of a request that is charged for.
+func (m *metrics) used(c *call) {
+	if c.served == cannedModel {
+		return // without any
+	}
+	u := byDirection(c.usage)
+	m.users.add(c.who.User, u, time.Now())
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	model := m.model(c.served)
+	for i, n := range u {
 		m.tokens.WithLabelValues(model, directions()[i]).Add(float64(n))
+		m.tokensOfOne.WithLabelValues(model, directions()[i]).Observe(float64(n))
+	}
+}
+
+// keepRules makes the series of the limits and quotas in force, and deletes those of
+// limits that are no more.
+func (m *metrics) keepRules(rules map[string]bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name := range m.rules {
+		if _, stays := rules[name]; !stays {
+			m.rejected.DeletePartialMatch(prometheus.Labels{"rule": name})
+		}
+	}
+	m.rules = rules
+	m.begin()
+}
+
+// follow makes the series of the models and backends there are, and deletes those of
+// others.
+func (m *metrics) follow(models []*backend.Model) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	were := m.models
+	m.models = map[string]map[string]bool{}
+	for _, of := range models {
+		m.models[of.Name] = map[string]bool{}
+		for _, b := range of.Backends {
+			m.models[of.Name][b.Name] = true
+		}
+	}
+	for name, backends := range were {
+		if m.models[name] == nil {
+			m.forget(name)
+		}
+		for b := range backends {
+			if !m.models[name][b] {
+				m.attempts.DeletePartialMatch(prometheus.Labels{"model": name, "backend": b})
+			}
+		}
+	}
+	m.begin()
+}
+
+func (m *metrics) forget(model string) {
+	of := prometheus.Labels{"model": model}
+	for _, v := range []interface {
+		DeletePartialMatch(prometheus.Labels) int
+	}{m.requests, m.rejected, m.tokens, m.attempts, m.degraded, m.duration, m.ttft, m.itl, m.queued, m.overhead, m.tokensOfOne} {
+		v.DeletePartialMatch(of)
+	}
+	m.requests.DeletePartialMatch(prometheus.Labels{"served": model})
+}
+
+// begin makes the series that panels and rules need from the first scrape on, so that
+// the first event is already an increase. The lock is held.
+func (m *metrics) begin() {
+	for _, reason := range []code{
+		codeAccessDenied, codeInvalidAPIKey, codeInvalidRequest, codeModelNotAllowed, codeModelNotFound, codeRequestTooLarge, codeStore, codeUnknownURL,
+	} {
+		m.rejected.WithLabelValues(other, string(reason), "")
+	}
+	m.beginRules(other) // who hammers is refused before the model is known
+	for model, backends := range m.models {
+		for _, stream := range []string{"true", "false"} {
+			m.requests.WithLabelValues(model, model, "/v1/chat/completions", "200", degrade.Full.String(), stream)
+		}
+		m.duration.WithLabelValues(model, degrade.Full.String())
+		for _, h := range []*prometheus.HistogramVec{m.ttft, m.itl, m.queued, m.overhead} {
+			h.WithLabelValues(model)
+		}
+		for _, direction := range directions() {
+			m.tokens.WithLabelValues(model, direction)
+			m.tokensOfOne.WithLabelValues(model, direction)
+		}
+		for _, reason := range []code{codeContextLength, codeInvalidRequest, codeNoBackend, codeOverloaded, codeStore} {
+			m.rejected.WithLabelValues(model, string(reason), "")
+		}
+		m.beginRules(model)
+		for level := degrade.StreamingOff; level <= degrade.Canned; level++ {
+			for _, reason := range admission.Reasons() {
+				m.degraded.WithLabelValues(model, level.String(), reason)
+			}
+		}
+		for b := range backends {
+			for _, outcome := range backend.Outcomes() {
+				m.attempts.WithLabelValues(model, b, outcome)
+			}
+		}
+	}
+}
+
+func (m *metrics) beginRules(model string) {
+	for rule, quota := range m.rules {
+		reason := codeRateLimit
+		if quota {
+			reason = codeInsufficientQuota
+		}
+		m.rejected.WithLabelValues(model, string(reason), rule)
 	}
 }
 
@@ -143,6 +275,17 @@ type fleetCollector struct {
 	fleet                  *backend.Fleet
 	up, inFlight, requests *prometheus.Desc
 	queue, breaker         *prometheus.Desc
+}
+
+func newFleetCollector(fleet *backend.Fleet) *fleetCollector {
+	return &fleetCollector{
+		fleet:    fleet,
+		up:       prometheus.NewDesc("tidegate_backend_up", "1 while the backend is in rotation.", []string{"model", "backend"}, nil),
+		inFlight: prometheus.NewDesc("tidegate_backend_inflight", "Requests that hold a place on the backend.", []string{"model", "backend"}, nil),
+		requests: prometheus.NewDesc("tidegate_inflight_requests", "Requests that hold a place on any backend of the model.", []string{"model"}, nil),
+		queue:    prometheus.NewDesc("tidegate_queue_length", "Requests that wait for a place on any backend of the model.", []string{"model", "tier"}, nil),
+		breaker:  prometheus.NewDesc("tidegate_backend_breaker_state", "0 while requests are sent to the backend; 1 while they are kept from it, because they failed there.", []string{"model", "backend"}, nil),
+	}
 }
 
 func (f *fleetCollector) Describe(out chan<- *prometheus.Desc) {
@@ -157,19 +300,18 @@ func (f *fleetCollector) Collect(out chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v int, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
+	flag := func(d *prometheus.Desc, is bool, labels ...string) {
+		v := 0
+		if is {
+			v = 1
+		}
+		gauge(d, v, labels...)
+	}
 	for _, m := range f.fleet.Models() {
 		sum := 0
 		for _, b := range m.Backends {
-			up := 0
-			if b.Seat.Usable() {
-				up = 1
-			}
-			open := 0
-			if b.BreakerOpen() {
-				open = 1
-			}
-			gauge(f.up, up, m.Name, b.Name)
-			gauge(f.breaker, open, m.Name, b.Name)
+			flag(f.up, b.Seat.Usable(), m.Name, b.Name)
+			flag(f.breaker, b.BreakerOpen(), m.Name, b.Name)
 			gauge(f.inFlight, b.Seat.InFlight(), m.Name, b.Name)
 			sum += b.Seat.InFlight()
 		}

@@ -28,6 +28,7 @@ func (c *call) readBody() ([]byte, error) {
 	if err := deadline.SetReadDeadline(time.Now().Add(c.set.BodyTimeout)); err != nil {
 		return nil, fmt.Errorf("set read deadline: %w", err)
 	}
+	defer func(began time.Time) { c.reading = time.Since(began) }(time.Now())
 	body := make([]byte, 0, max(c.r.ContentLength, 0)+512)
 	in := http.MaxBytesReader(c.w, c.r.Body, limit)
 	for {

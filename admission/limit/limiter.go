@@ -66,7 +66,7 @@ func New(set *Set, o Options) *Limiter {
 		o.Random = rand.Float64
 	}
 	l := &Limiter{
-		with: o, estimates: newEstimator(), metrics: newMetrics(o.Registry), denials: denials{byKey: map[string]denial{}},
+		with: o, estimates: newEstimator(), metrics: newMetrics(&o, set), denials: denials{byKey: map[string]denial{}},
 		running: map[string]*Grant{}, unsettled: map[string]Settlement{},
 	}
 	l.set.Store(set)
@@ -77,7 +77,10 @@ func (l *Limiter) random() float64 { return l.with.Random() }
 
 // Replace puts other rules in force. Counters stay; requests that are running
 // are settled by the rules that let them in.
-func (l *Limiter) Replace(set *Set) { l.metrics.keep(l.set.Swap(set), set) }
+func (l *Limiter) Replace(set *Set) {
+	l.set.Store(set)
+	l.metrics.keep(set)
+}
 
 // Admit lets a request in, or says why not with a *Denied. ErrStore means that the
 // store could not say, and that nothing is held.
@@ -138,7 +141,7 @@ func (l *Limiter) refused(dims []Dim, now time.Time) *Denied {
 		return nil
 	}
 	refusal := found.refusal
-	l.metrics.decisions.WithLabelValues(refusal.Rule, "deny", "local").Inc()
+	l.metrics.count(refusal.Rule, "deny", "local")
 	refusal.Cached, refusal.RetryAfter = true, l.jittered(max(found.retryAt.Sub(now), time.Millisecond))
 	return &refusal
 }
@@ -279,7 +282,11 @@ func (g *Grant) Settle(u Usage, served string) error {
 		return nil
 	}
 	g.limiter.estimates.learn(&g.request, u)
-	return g.end(g.charges(u, served))
+	charges := g.charges(u, served)
+	if u.Input+u.Output > 0 {
+		g.limiter.metrics.settled(&g.plan, g.request.Model, charges)
+	}
+	return g.end(charges)
 }
 
 // Cancel takes everything back, the request too: it was refused for another

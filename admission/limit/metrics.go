@@ -1,19 +1,48 @@
 package limit
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // metrics are what Prometheus sees of the decisions. Labels are bounded by the
-// configuration.
-type metrics struct{ decisions *prometheus.CounterVec }
+// configuration: a rule or model that it does not have any more, of a request that
+// was let in before, makes no series.
+type metrics struct {
+	decisions *prometheus.CounterVec
+	errors    *prometheus.HistogramVec
+	stores    []string // that decide here
 
-func newMetrics(reg prometheus.Registerer) *metrics {
-	m := &metrics{prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "tidegate_limit_decisions_total",
-		Help: "Decisions of limits and quotas by rule: allow; deny, by the rule that refuses longest; degrade; shadow_deny.",
-	}, []string{"rule", "decision", "store"})}
-	if reg != nil {
-		reg.MustRegister(m.decisions)
+	mu     sync.RWMutex // held for reading while a series is written to, so that none comes back
+	rules  map[string]bool
+	models map[string]Weights
+}
+
+// otherModel stands for every model that is none of the configuration.
+const otherModel = "other"
+
+func newMetrics(o *Options, set *Set) *metrics {
+	m := &metrics{
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tidegate_limit_decisions_total",
+			Help: "Decisions of limits and quotas by rule: allow; deny, by the rule that refuses longest; degrade; shadow_deny.",
+		}, []string{"rule", "decision", "store"}),
+		errors: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:                        "tidegate_reservation_error_ratio",
+			Help:                        "Tokens that the limits reserved for a request, over those it used; 1 is exact. Only requests that a rule or quota of tokens or units counts and that used some.",
+			Buckets:                     []float64{.1, .25, .5, .75, .9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 25, 100},
+			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160,
+		}, []string{"model"}),
+		stores: []string{"local"},
 	}
+	if _, alone := o.Store.(*Memory); !alone {
+		m.stores = append(m.stores, "redis")
+	}
+	if o.Registry != nil {
+		o.Registry.MustRegister(m.decisions, m.errors)
+	}
+	m.keep(set)
 	return m
 }
 
@@ -24,7 +53,7 @@ func (m *metrics) decided(p *plan, out *Decision) {
 		store = "redis"
 	}
 	if !out.Allowed {
-		m.decisions.WithLabelValues(p.dims[out.Binding].Rule, "deny", store).Inc()
+		m.count(p.dims[out.Binding].Rule, "deny", store)
 	}
 	last := ""
 	for i := range p.dims {
@@ -40,19 +69,75 @@ func (m *metrics) decided(p *plan, out *Decision) {
 		} else if over {
 			word = "degrade"
 		}
-		m.decisions.WithLabelValues(d.Rule, word, store).Inc()
+		m.count(d.Rule, word, store)
 	}
 }
 
-// keep deletes the series of rules that are no more.
-func (m *metrics) keep(old, now *Set) {
-	stay := map[string]bool{}
-	for i := range now.counters {
-		stay[now.counters[i].rule] = true
+func (m *metrics) count(rule, decision, store string) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.rules[rule] {
+		m.decisions.WithLabelValues(rule, decision, store).Inc()
 	}
-	for i := range old.counters {
-		if rule := old.counters[i].rule; !stay[rule] {
+}
+
+// settled compares what was reserved for a request with what it used.
+func (m *metrics) settled(p *plan, model string, charges []int64) {
+	for i := range p.dims {
+		d := &p.dims[i]
+		if d.Metric != Tokens && d.Metric != Units {
+			continue
+		}
+		if charges[i] > 0 {
+			m.mu.RLock()
+			defer m.mu.RUnlock()
+			if _, known := m.models[model]; !known {
+				model = otherModel
+			}
+			m.errors.WithLabelValues(model).Observe(float64(d.Cost) / float64(charges[i]))
+		}
+		return // the others are of the same tokens
+	}
+}
+
+// keep makes series for the rules and models of a set, which begin at zero, and
+// deletes those of rules and models that are no more.
+func (m *metrics) keep(now *Set) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	were, models := m.rules, m.models
+	m.rules, m.models = map[string]bool{}, now.weights
+	for i := range now.counters {
+		c := &now.counters[i]
+		m.rules[c.rule] = true
+		for _, store := range m.stores {
+			for _, word := range c.words() {
+				m.decisions.WithLabelValues(c.rule, word, store)
+			}
+		}
+	}
+	for model := range m.models {
+		m.errors.WithLabelValues(model)
+	}
+	for rule := range were {
+		if !m.rules[rule] {
 			m.decisions.DeletePartialMatch(prometheus.Labels{"rule": rule})
 		}
 	}
+	for model := range models {
+		if _, stays := m.models[model]; !stays {
+			m.errors.DeleteLabelValues(model)
+		}
+	}
+}
+
+// words are the decisions that a counter's rule may come to.
+func (c *counter) words() []string {
+	switch {
+	case c.shadow:
+		return []string{"allow", "shadow_deny"}
+	case c.degrade:
+		return []string{"allow", "degrade"}
+	}
+	return []string{"allow", "deny"}
 }

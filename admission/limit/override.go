@@ -182,13 +182,13 @@ func parseCount(text string) (int64, string) {
 	return int64(n), n.fault()
 }
 
-// Rules are the names of the rules and quotas in force, some more than once.
-func (l *Limiter) Rules() (names []string) {
-	set := l.set.Load()
+// Rules are the limits and quotas in force by name, each with whether it is a quota.
+func (l *Limiter) Rules() map[string]bool {
+	set, rules := l.set.Load(), map[string]bool{}
 	for i := range set.counters {
-		names = append(names, set.counters[i].rule)
+		rules[set.counters[i].rule] = set.counters[i].kind == Quota
 	}
-	return names
+	return rules
 }
 
 // CheckOverride says why an override could not be used with the rules in force.

@@ -65,7 +65,8 @@ type storeConfig struct {
 }
 
 type telemetryConfig struct {
-	Log string `yaml:"log"` // json | text
+	Log     string `yaml:"log"`      // json | text
+	PerUser int    `yaml:"per_user"` // users with metrics of their own, those that use most; 0: none
 }
 
 func defaultConfig() config {
@@ -102,6 +103,7 @@ func (c *config) validate() error {
 	fault(s.ShutdownGrace >= 0, "server.shutdown_grace: must not be negative")
 	fault((s.TLS.CertFile == "") == (s.TLS.KeyFile == ""), "server.tls: cert_file and key_file belong together")
 	fault(s.TLS.ClientCAFile == "" || s.TLS.CertFile != "", "server.tls.client_ca_file: needs cert_file and key_file")
+	fault(c.Telemetry.PerUser >= 0 && c.Telemetry.PerUser <= gateway.MaxPerUser, "telemetry.per_user: must be from 0 to %d: each user is four series", gateway.MaxPerUser)
 	fault(c.Telemetry.Log == "json" || c.Telemetry.Log == "text", "telemetry.log: must be json or text, not %q", c.Telemetry.Log)
 	within("server.", s.Validate())
 	within("auth.", c.Auth.Validate())

@@ -44,18 +44,9 @@ func (d *daemon) openCounters(registry prometheus.Registerer) error {
 		host, _ := os.Hostname() // it only makes the name readable
 		c.redis = redislimit.Dial(d.config.Redis)
 		c.guard = redislimit.Guard(redislimit.New(c.redis, redislimit.Options{}), redislimit.GuardOptions{
-			Replica: host + "-" + rand.Text()[:8], Timeout: d.config.Redis.Timeout, Changed: c.changed,
+			Replica: host + "-" + rand.Text()[:8], Timeout: d.config.Redis.Timeout, Changed: c.changed, Registry: registry,
 		})
 		store = c.guard
-		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "tidegate_store_breaker_state", Help: "0 while the store is asked, 1 while it is not because it does not answer.",
-			ConstLabels: prometheus.Labels{"store": "redis"},
-		}, func() float64 {
-			if c.guard.State().Alone {
-				return 1
-			}
-			return 0
-		}))
 	}
 	shadows := seldom{every: time.Minute}
 	c.Limiter = limit.New(rules, limit.Options{

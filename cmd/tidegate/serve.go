@@ -167,9 +167,10 @@ type daemon struct {
 	cert     atomic.Pointer[tls.Certificate]
 	accounts *account.Store
 	ledger   *ledger.Ledger
-	close    func() error // of the ledger and the database
-	firstKey string       // an administrator's, where the store had none
-	reloaded *prometheus.GaugeVec
+	close    func() error         // of the ledger and the database
+	firstKey string               // an administrator's, where the store had none
+	reloaded *prometheus.GaugeVec // whether the last reload worked
+	loadedAt prometheus.Gauge
 	failure  atomic.Pointer[string] // of the last reload; nil: it worked
 	front    net.Listener           // where callers reach it, once it listens
 	ops      net.Listener
@@ -211,7 +212,11 @@ func (d *daemon) build(ctx context.Context) (err error) {
 		Name: "tidegate_config_reload_success", Help: "1 if the last reading of the configuration succeeded.",
 	}, nil)
 	d.reloaded.WithLabelValues().Set(1)
-	registry.MustRegister(info, d.reloaded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	d.loadedAt = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "tidegate_config_reload_timestamp_seconds", Help: "When the configuration in force was read, in Unix time.",
+	})
+	d.loadedAt.SetToCurrentTime()
+	registry.MustRegister(info, d.reloaded, d.loadedAt, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	d.ladder = degrade.New(c.Degrade, d.log, registry)
 	if err := d.openCounters(registry); err != nil {
 		return err
@@ -227,9 +232,16 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	d.gateway = gateway.New(gateway.Parts{
 		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: d.doors, Ladder: d.ladder, Ledger: d.ledger, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(),
-	}, c.Server.Config, account.New(c.Auth, d.accounts))
+	}, c.face(), account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
 	return nil
+}
+
+// face is what the gateway's face is told.
+func (c *config) face() gateway.Config {
+	f := c.Server.Config
+	f.PerUser = c.Telemetry.PerUser
+	return f
 }
 
 // waiting is how requests wait: a ladder that only looks on makes nothing smaller.
@@ -394,11 +406,12 @@ func (d *daemon) reload() {
 	}
 	d.failure.Store(nil)
 	d.reloaded.WithLabelValues().Set(1)
+	d.loadedAt.SetToCurrentTime()
 	if keys := d.config.restartOnly(&c); len(keys) > 0 {
 		d.log.Warn("changed, but only a restart applies it", "keys", strings.Join(keys, ", "))
 	}
-	d.gateway.Reload(c.Server.Config, account.New(c.Auth, d.accounts))
 	d.counters.reconfigure(set)
+	d.gateway.Reload(c.face(), account.New(c.Auth, d.accounts))
 	d.gpus.Replace(c.GPUs)
 	d.ladder.Reload(c.Degrade)
 	d.doors.Reload(c.waiting())

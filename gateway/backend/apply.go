@@ -59,6 +59,9 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 	}
 	f.ladder.Watch(watches)
 	f.now.Store(next)
+	if f.told != nil {
+		f.told(next.list)
+	}
 	select {
 	case f.changed <- struct{}{}:
 	default:

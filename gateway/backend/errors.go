@@ -67,6 +67,13 @@ func Retryable(err error) bool {
 	return errors.As(err, &broken)
 }
 
+// Outcomes are all words of Outcome.
+func Outcomes() []string {
+	return []string{
+		"ok", "client_closed", "timeout_connect", "timeout_first_token", "timeout_idle", "timeout_total", "refused", "status_5xx", "broken", "bad_answer",
+	}
+}
+
 // Outcome is err in one word, for metrics.
 func Outcome(err error) string {
 	var (

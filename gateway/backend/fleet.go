@@ -231,7 +231,8 @@ type Fleet struct {
 	ladder  *degrade.Ladder
 	client  *http.Client
 	now     atomic.Pointer[models]
-	apply   sync.Mutex
+	apply   sync.Mutex // held while the models change; of told, too
+	told    func([]*Model)
 	changed chan struct{}
 }
 
@@ -257,6 +258,14 @@ func (f *Fleet) Model(name string) (*Model, bool) {
 
 // Models are all models, in the order of the configuration.
 func (f *Fleet) Models() []*Model { return f.now.Load().list }
+
+// Notify has f told of the models, now and whenever they change, before Apply returns.
+func (f *Fleet) Notify(told func([]*Model)) {
+	f.apply.Lock()
+	defer f.apply.Unlock()
+	f.told = told
+	told(f.Models())
+}
 
 // Ready reports whether some backend of some model is in rotation.
 func (f *Fleet) Ready() bool {

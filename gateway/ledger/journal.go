@@ -112,6 +112,9 @@ func openJournal(dir string, log *slog.Logger, m *metrics) (*journal, error) {
 		lock.Close()
 		return nil, err
 	}
+	for _, s := range j.segments {
+		s.frames = countFrames(s.path, s.size)
+	}
 	return j, nil
 }
 
@@ -328,6 +331,7 @@ func (j *journal) settle() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.live.size += int64(bytes)
+	j.live.frames += records
 	j.put, j.puts = j.put-bytes, j.puts-records
 	j.writing, j.group = j.writing[bytes:], j.group-records
 	if len(j.writing) == 0 && cap(j.writing) > keptBuffer {
@@ -483,6 +487,18 @@ func (j *journal) sizes() (segments, memory int64) {
 		}
 	}
 	return segments, int64(len(j.writing) + len(j.pending))
+}
+
+// records counts those of the segments that are not done and of what is in memory.
+func (j *journal) records() (n int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, s := range j.segments {
+		if !s.done {
+			n += s.frames
+		}
+	}
+	return n + j.group + j.count
 }
 
 // close commits what is left, removes the live segment if it has been shipped,

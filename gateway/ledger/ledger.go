@@ -53,6 +53,7 @@ type Ledger struct {
 	at       *segment // that is being shipped
 	file     *os.File // it
 	offset   atomic.Int64
+	entered  atomic.Int64           // records before offset
 	failure  atomic.Pointer[string] // of the last attempt to ship; nil: it worked
 }
 
@@ -284,7 +285,8 @@ func (l *Ledger) batch(ctx context.Context) (int, error) {
 				return 0, fmt.Errorf("insert usage: %w", err)
 			}
 			l.offset.Store(end)
-			l.metrics.shipped.Add(float64(len(batch)))
+			l.entered.Add(int64(len(batch)))
+			l.metrics.written.Add(float64(len(batch)))
 			return len(batch), nil
 		}
 		if now.live {
@@ -323,6 +325,9 @@ func (l *Ledger) enter(ctx context.Context, s *segment) error {
 	}
 	l.at, l.file = s, f
 	l.offset.Store(shipped)
+	if shipped > 0 {
+		l.entered.Store(int64(countFrames(s.path, shipped)))
+	}
 	return nil
 }
 
@@ -332,6 +337,7 @@ func (l *Ledger) leave() {
 	}
 	l.at, l.file = nil, nil
 	l.offset.Store(0)
+	l.entered.Store(0)
 }
 
 // end says what became of a segment that was read as far as possible.
@@ -438,8 +444,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // Status is how the ledger is doing.
 type Status struct {
-	Backlog int64  `json:"backlog_bytes"` // of the journal, not yet in the database
-	Buffer  int64  `json:"buffer_bytes"`  // not yet synced, and so kept in memory
+	Pending int    `json:"pending_records"` // taken, and not in the database
+	Backlog int64  `json:"backlog_bytes"`   // of the journal, not yet in the database
+	Buffer  int64  `json:"buffer_bytes"`    // not yet synced, and so kept in memory
 	Failure string `json:"failure,omitempty"`
 }
 
@@ -447,6 +454,7 @@ type Status struct {
 func (l *Ledger) Status() (s Status) {
 	segments, memory := l.journal.sizes()
 	s.Backlog, s.Buffer = max(segments-l.offset.Load(), 0), memory
+	s.Pending = max(l.journal.records()-int(l.entered.Load()), 0)
 	if f := l.failure.Load(); f != nil {
 		s.Failure = *f
 	}

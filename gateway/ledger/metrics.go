@@ -6,7 +6,7 @@ import "github.com/prometheus/client_golang/prometheus"
 type metrics struct {
 	records       prometheus.Counter
 	lost          prometheus.Counter
-	shipped       prometheus.Counter
+	written       prometheus.Counter
 	writeFailures prometheus.Counter
 	shipFailures  prometheus.Counter
 	corrupt       prometheus.Counter
@@ -27,7 +27,7 @@ func newMetrics(reg prometheus.Registerer, l *Ledger) *metrics {
 	m := &metrics{
 		records:       counter("tidegate_ledger_records_total", "Usage records taken."),
 		lost:          counter("tidegate_ledger_lost_records_total", "Usage records lost because the journal's disk took nothing and the buffer was full."),
-		shipped:       counter("tidegate_ledger_shipped_records_total", "Usage records sent to the database, again after a crash included."),
+		written:       counter("tidegate_ledger_written_total", "Usage records written to the database; those that are written again after a crash count twice here and once there."),
 		writeFailures: counter("tidegate_ledger_write_failures_total", "Failed attempts to write the journal."),
 		shipFailures:  counter("tidegate_ledger_ship_failures_total", "Failed attempts to reach the database with usage records."),
 		corrupt:       counter("tidegate_ledger_corrupt_segments_total", "Segments of the journal of which a part cannot be read; they are kept beside."),
@@ -39,6 +39,7 @@ func newMetrics(reg prometheus.Registerer, l *Ledger) *metrics {
 		}),
 	}
 	reg.MustRegister(m.sync)
+	gauge("tidegate_ledger_pending_records", "Usage records that were taken and are not in the database yet.", func() float64 { return float64(l.Status().Pending) })
 	gauge("tidegate_ledger_backlog_bytes", "Of the journal, not yet in the database.", func() float64 { return float64(l.Status().Backlog) })
 	gauge("tidegate_ledger_buffer_bytes", "Of records that wait in memory for the journal's disk.", func() float64 { return float64(l.Status().Buffer) })
 	return m

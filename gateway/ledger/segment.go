@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bufio"
 	"cmp"
 	"crypto/rand"
 	"encoding/binary"
@@ -111,6 +112,31 @@ func scan(f io.ReaderAt, from, to int64, yield func(r Record, end int64) bool) (
 	return from, nil
 }
 
+// countFrames counts the frames up to an offset by their heads, and no further than
+// they can be read: it is only told.
+func countFrames(path string, to int64) (n int) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	in := bufio.NewReaderSize(io.NewSectionReader(f, 0, to), chunk)
+	for {
+		head, err := in.Peek(headBytes)
+		if err != nil {
+			return n
+		}
+		length := int(binary.LittleEndian.Uint32(head))
+		if length == 0 || length > maxFrame {
+			return n
+		}
+		if _, err := in.Discard(headBytes + length); err != nil {
+			return n
+		}
+		n++
+	}
+}
+
 // damage tells a torn tail from a hole in the middle: after a hole another whole
 // frame follows.
 func damage(f io.ReaderAt, at, to int64) error {
@@ -138,6 +164,7 @@ type segment struct {
 	id     string
 	path   string
 	size   int64 // of what may be read, in bytes
+	frames int   // in it; of one that was found, with those that were shipped before
 	live   bool  // more will be written to it
 	ours   bool  // made by this process, so nothing of it was shipped before
 	spoilt bool  // damaged while it is live; to be ended

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"tidegate/admission/limit"
 	"tidegate/degrade"
 )
@@ -29,7 +31,8 @@ type GuardOptions struct {
 	Breaker degrade.BreakerConfig
 	// Changed is told when this replica is left alone and when it no longer is, with
 	// the last failure. It must not block.
-	Changed func(alone bool, last error)
+	Changed  func(alone bool, last error)
+	Registry prometheus.Registerer // nil: nobody counts
 }
 
 // Guarded is a Store that goes on deciding when Redis does not answer; failure.go
@@ -39,6 +42,7 @@ type Guarded struct {
 	store   *Store
 	with    GuardOptions
 	breaker *degrade.Breaker
+	metrics *metrics
 	shadow  *limit.Memory
 	fleet   fleet
 	seen    seen
@@ -74,6 +78,7 @@ func Guard(store *Store, o GuardOptions) *Guarded {
 		store: store, with: o, shadow: limit.NewMemory(o.Now), fleet: fleet{own: o.Replica}, here: map[string]*local{},
 		seen: seen{now: map[string]sight{}}, suspect: "{probe}",
 	}
+	g.metrics = newMetrics(o.Registry, g)
 	b := o.Breaker
 	b.Ignore = func(err error) bool { return errors.Is(err, errCaller) || errors.Is(err, limit.ErrDims) }
 	b.Changed = g.changed
@@ -131,7 +136,9 @@ func (g *Guarded) call(parent context.Context, dims []limit.Dim, do func(context
 	// A timer ends late, and the failure has to be dealt with inside of the budget.
 	ctx, cancel := context.WithTimeout(parent, g.with.Timeout-g.with.Timeout/20)
 	defer cancel()
+	began := time.Now()
 	err := do(ctx)
+	g.metrics.called(began)
 	switch {
 	case err == nil || errors.Is(err, limit.ErrDims):
 		return err
