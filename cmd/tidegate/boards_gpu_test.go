@@ -44,16 +44,15 @@ func degradationLevels() shelf {
 
 func degradationAnswers() shelf {
 	const degraded = "tidegate_degraded_requests_total"
-	reached := "(" + observed("tidegate_request_duration_seconds", ofModel, "") + ")"
-	each := func(direction string) string {
-		return rate("tidegate_tokens_total", ofModel+`,direction="`+direction+`"`, "") + " / (" + reached + " > 0)"
+	each := func(direction string) query {
+		return query{mean("tidegate_request_tokens", ofModel+`,direction="`+direction+`"`, ""), direction}
 	}
 	return shelf{"What it does to answers", []panel{
 		chart(8, "Degraded by reason", "reqps", "Requests that were given a smaller answer, by the signal that asked for it.", query{rate(degraded, ofModel, "reason"), "{{reason}}"}).stacked().without("nothing was degraded"),
 		chart(8, "Degraded share by level", "percentunit", "As a part of all requests, refused ones included.",
 			query{rate(degraded, ofModel, "level") + " / on () group_left () (" + rate(answers, ofModel, "") + " > 0)", "{{level}}"}).stacked().upTo(1).without("nothing was degraded"),
-		chart(8, "Tokens of an answer", "short", "Mean tokens for each request that reached a backend. What degradation saves cannot be counted, since nobody knows what the longer answer would have had; how far these fall while the level is up stands for it. Reasoning is a part of output, and is gone from L2 on.",
-			query{each("output"), "output"}, query{each("reasoning"), "reasoning"}).without("no traffic"),
+		chart(8, "Tokens of an answer", "short", "Mean of a request, of the model that answered. What degradation saves cannot be counted, since nobody knows what the longer answer would have had; how far these fall while the level is up stands for it. Reasoning is a part of output, and is gone from L2 on.",
+			each("output"), each("reasoning")).without("no traffic"),
 	}}
 }
 

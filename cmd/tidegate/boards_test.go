@@ -86,7 +86,13 @@ func quantile(q float64, name, selector, by string) string {
 
 // observed is how often a histogram was added to in a second, in either form.
 func observed(name, selector, by string) string {
-	return rate(name+"_count", selector, by) + " or " + grouped(by, "histogram_count(rate("+name+"{"+selector+"}"+window+"))")
+	return rate(name+"_count", selector, by) + " or histogram_count(" + rate(name, selector, by) + ")"
+}
+
+// mean is the mean of what was observed, in either form.
+func mean(name, selector, by string) string {
+	native := rate(name, selector, by)
+	return rate(name+"_sum", selector, by) + " / " + rate(name+"_count", selector, by) + " or histogram_sum(" + native + ") / histogram_count(" + native + ")"
 }
 
 // percentiles are the usual three.
@@ -237,13 +243,14 @@ func tenantsUsers() shelf {
 }
 
 func tenantsAlerts() shelf {
-	const name = "tidegate_alerts_total"
+	const name, none = "tidegate_alerts_total", "no channel is set"
 	return shelf{"Quota alerts", []panel{
-		chart(12, "Alerts by outcome", "short", "Attempts to send a quota alert in the window, by channel and outcome.",
-			query{"sum by (channel, outcome) (increase(" + name + window + "))", "{{channel}} {{outcome}}"}).without("no channel is set"),
+		chart(8, "Tries by outcome", "short", "Tries to send a quota alert in the window. retried: it failed and is tried again; given_up: it will not be sent.",
+			query{"sum by (channel, outcome) (increase(" + name + window + "))", "{{channel}} {{outcome}}"}).without(none),
+		chart(8, "To be sent", "short", "Quota alerts that wait to be sent. All gateways on one database see the same ones.", query{"max by (channel) (tidegate_alerts_pending)", "{{channel}}"}).without(none),
 		{
-			kind: bars, title: "Alerts by severity", about: "Attempts in the range that is shown.", width: 12, height: 8, unit: "short", empty: "no channel is set", ranged: true,
-			queries: []query{{"sum by (severity, outcome) (increase(" + name + "[$__range]))", "{{severity}} {{outcome}}"}},
+			kind: bars, title: "Sent by severity", about: "Alerts that got out in the range that is shown.", width: 8, height: 8, unit: "short", empty: none, ranged: true,
+			queries: []query{{"sum by (severity) (increase(" + name + `{outcome="sent"}[$__range]))`, "{{severity}}"}},
 		},
 	}}
 }

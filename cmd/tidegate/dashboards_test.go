@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/goccy/go-yaml"
 )
 
 const (
@@ -261,15 +259,6 @@ func holdPanel(t *testing.T, uid string, p *grafanaPanel) {
 
 // TestProvisioning: what Grafana is given fits what Prometheus does.
 func TestProvisioning(t *testing.T) {
-	read := func(path string, into any) {
-		raw, err := os.ReadFile(path)
-		if err == nil {
-			err = yaml.Unmarshal(raw, into)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	var sources struct {
 		Datasources []struct {
 			Type, URL string
@@ -279,13 +268,13 @@ func TestProvisioning(t *testing.T) {
 			} `yaml:"jsonData"`
 		}
 	}
-	read(filepath.Join(grafanaDir, "provisioning/datasources/prometheus.yaml"), &sources)
+	readYAML(t, filepath.Join(grafanaDir, "provisioning/datasources/prometheus.yaml"), &sources)
 	var scraped struct {
 		Global struct {
 			Every string `yaml:"scrape_interval"`
 		}
 	}
-	read(filepath.Join(prometheusDir, "prometheus.yml"), &scraped)
+	readYAML(t, filepath.Join(prometheusDir, "prometheus.yml"), &scraped)
 	if len(sources.Datasources) != 1 || !sources.Datasources[0].IsDefault || sources.Datasources[0].JSON.TimeInterval != scraped.Global.Every {
 		t.Errorf("%+v, and Prometheus scrapes every %s", sources, scraped.Global.Every)
 	}
@@ -295,7 +284,7 @@ func TestProvisioning(t *testing.T) {
 			Options struct{ Path string }
 		}
 	}
-	read(filepath.Join(grafanaDir, "provisioning/dashboards/tidegate.yaml"), &providers)
+	readYAML(t, filepath.Join(grafanaDir, "provisioning/dashboards/tidegate.yaml"), &providers)
 	if len(providers.Providers) != 1 || providers.Providers[0].Type != "file" || providers.Providers[0].Options.Path == "" {
 		t.Errorf("%+v", providers)
 	}
