@@ -35,7 +35,7 @@ func degradationLevels() shelf {
 			lined(step{0, "green"}, step{.5, "yellow"}, step{.65, "orange"}, step{.8, "red"}, step{.95, "dark-red"}).upTo(1),
 		{
 			kind: bars, title: "Time at each level", about: "In the range that is shown, as the mean of the gateways.", width: 12, height: 8, unit: "s", empty: "no data", ranged: true,
-			queries: []query{{`avg by (model, level) (increase(tidegate_level_seconds_total{` + ofModel + `}[$__range]))`, "{{model}} {{level}}"}},
+			queries: []query{{`avg by (model, level) (increase(tidegate_level_seconds_total{` + ofModel + `}[$__range])) > 0`, "{{model}} {{level}}"}},
 		},
 		chart(12, "Changes of level", "short", "Steps to a level in the window. A ladder that goes up and down often wants longer dwell times.",
 			query{`sum by (model, level) (increase(tidegate_level_changes_total{` + ofModel + `}` + window + `))`, "{{model}} to {{level}}"}),

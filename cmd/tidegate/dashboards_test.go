@@ -80,7 +80,7 @@ type grafanaPanel struct {
 	GridPos                  at
 	Datasource               dataSource
 	Targets                  []target
-	Options                  map[string]any
+	Options                  panelOptions
 	FieldConfig              struct {
 		Defaults  fieldDefaults
 		Overrides []any
@@ -106,7 +106,84 @@ type fieldDefaults struct {
 		}
 	}
 	Color  struct{ Mode string }
-	Custom map[string]any
+	Custom customField
+}
+
+// panelOptions are the options of the four types of panels that are used, after
+// Grafana's panelcfg.cue of each.
+type panelOptions struct {
+	Legend *struct {
+		DisplayMode, Placement string
+		ShowLegend             bool
+		Calcs                  []string
+	}
+	Tooltip       *struct{ Mode, Sort string }
+	ReduceOptions *struct {
+		Calcs  []string
+		Fields string
+		Values bool
+	}
+	ColorMode, GraphMode, JustifyMode, Orientation, TextMode string // stat
+	DisplayMode, ValueMode                                   string // bargauge
+	ShowUnfilled                                             bool
+	MinVizWidth, MinVizHeight                                int
+	MergeValues                                              bool // state-timeline
+	ShowValue, AlignValue                                    string
+	RowHeight                                                float64
+}
+
+// customField is GraphFieldConfig, and its part in a state-timeline.
+type customField struct {
+	DrawStyle, LineInterpolation, ShowPoints, AxisPlacement, AxisLabel string
+	LineWidth, FillOpacity                                             int
+	SpanNulls                                                          bool
+	Stacking                                                           struct{ Mode, Group string }
+	ThresholdsStyle                                                    struct{ Mode string }
+	ScaleDistribution                                                  struct{ Type string }
+	HideFrom                                                           struct{ Legend, Tooltip, Viz bool }
+}
+
+// wrong is what Grafana does not know of these, by name.
+func (p *grafanaPanel) wrong() (out []string) {
+	known := func(name, value string, of ...string) {
+		if value != "" && !slices.Contains(of, value) {
+			out = append(out, name+" "+value)
+		}
+	}
+	o, c := &p.Options, &p.FieldConfig.Defaults.Custom
+	if o.Legend != nil {
+		known("legend", o.Legend.DisplayMode, "list", "table", "hidden")
+		known("legend", o.Legend.Placement, "bottom", "right")
+		for _, calc := range o.Legend.Calcs {
+			known("calc", calc, "lastNotNull", "mean", "max", "min")
+		}
+	}
+	if o.Tooltip != nil {
+		known("tooltip", o.Tooltip.Mode, "single", "multi", "none")
+		known("tooltip", o.Tooltip.Sort, "asc", "desc", "none")
+	}
+	known("colorMode", o.ColorMode, "value", "background", "none")
+	known("graphMode", o.GraphMode, "none", "line", "area")
+	known("justifyMode", o.JustifyMode, "auto", "center")
+	known("orientation", o.Orientation, "auto", "vertical", "horizontal")
+	known("textMode", o.TextMode, "auto", "value", "value_and_name", "name", "none")
+	known("displayMode", o.DisplayMode, "basic", "lcd", "gradient")
+	known("valueMode", o.ValueMode, "color", "text", "hidden")
+	known("showValue", o.ShowValue, "auto", "never", "always")
+	known("alignValue", o.AlignValue, "center", "left", "right")
+	known("drawStyle", c.DrawStyle, "line", "bars", "points")
+	known("lineInterpolation", c.LineInterpolation, "linear", "smooth", "stepBefore", "stepAfter")
+	known("showPoints", c.ShowPoints, "auto", "never", "always")
+	known("axisPlacement", c.AxisPlacement, "auto", "left", "right", "hidden")
+	known("stacking", c.Stacking.Mode, "none", "normal", "percent")
+	known("thresholdsStyle", c.ThresholdsStyle.Mode, "off", "line", "dashed", "area", "line+area", "dashed+area", "series")
+	known("scale", c.ScaleDistribution.Type, "linear", "log", "ordinal", "symlog")
+	known("color", p.FieldConfig.Defaults.Color.Mode, "thresholds", "palette-classic", "fixed")
+	single := p.Type == "stat" || p.Type == "bargauge"
+	if single != (o.ReduceOptions != nil) || single == (o.Legend != nil) || o.RowHeight > 1 {
+		out = append(out, "options of another type of panel")
+	}
+	return out
 }
 
 func readDashboards(t *testing.T) (all []dashboard) {
@@ -226,6 +303,9 @@ func holdPanel(t *testing.T, uid string, p *grafanaPanel) {
 	}
 	if d.NoValue == "" || !slices.Contains(units(), d.Unit) {
 		bad("it does not say that there is nothing, or has an unknown unit " + d.Unit)
+	}
+	if wrong := p.wrong(); len(wrong) > 0 {
+		bad("Grafana does not know " + strings.Join(wrong, ", "))
 	}
 	source := dataSource{"prometheus", "${datasource}"}
 	if p.Datasource != source || len(p.Targets) == 0 {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -121,6 +122,11 @@ func readRules(t *testing.T) (all []rule) {
 // TestAlertsSay: each alert says what is wrong, with the value, how bad it is, and
 // where to read on.
 func TestAlertsSay(t *testing.T) {
+	page, err := os.ReadFile("../../docs/monitoring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	guide, _ := os.ReadFile("../../docs/operating.md")
 	for _, r := range readRules(t) {
 		if r.Alert == "" {
 			continue
@@ -135,6 +141,12 @@ func TestAlertsSay(t *testing.T) {
 		if r.Annotations["summary"] == "" || !strings.Contains(r.Annotations["description"], "{{ $") {
 			t.Errorf("%s: it says too little", r.Alert)
 		}
+		if row := fmt.Sprintf("\n| `%s` | %s | ", r.Alert, r.Labels["severity"]); !bytes.Contains(page, []byte(row)) {
+			t.Errorf("%s, %s: docs/monitoring.md does not list it", r.Alert, r.Labels["severity"])
+		}
+		if len(guide) > 0 && !bytes.Contains(guide, []byte(`<a id="`+anchor+`">`)) {
+			t.Errorf("%s: docs/operating.md has no section #%s", r.Alert, anchor)
+		}
 		if r.Alert != "TidegateGatewayDown" && !strings.Contains(r.Annotations["description"], "$value") {
 			t.Errorf("%s: it does not tell the value", r.Alert)
 		}
@@ -145,6 +157,33 @@ func TestAlertsSay(t *testing.T) {
 func kebab(name string) string {
 	name = regexp.MustCompile(`([a-z])([A-Z])`).ReplaceAllString(name, "$1-$2")
 	return strings.ToLower(regexp.MustCompile(`([A-Z]+)([A-Z][a-z])`).ReplaceAllString(name, "$1-$2"))
+}
+
+// TestDashboardNames: what dashboards and rules ask for is what docs/metrics.md lists
+// of a gateway, or what a rule records.
+func TestDashboardNames(t *testing.T) {
+	known := documentedMetrics(t)
+	recorded := map[string]bool{}
+	for _, r := range readRules(t) {
+		recorded[r.Record] = true
+	}
+	name := regexp.MustCompile(`[a-z_:]*tidegate_[a-z0-9_:]+`)
+	asked := map[string]bool{}
+	for _, q := range inquiries(t) {
+		for _, n := range name.FindAllString(q.expr, -1) {
+			asked[n] = true
+			if slices.ContainsFunc(slices.Collect(maps.Keys(silent())), func(begin string) bool { return strings.HasPrefix(n, begin) }) {
+				continue
+			}
+			plain := regexp.MustCompile(`_(bucket|sum|count)$`).ReplaceAllString(n, "")
+			if d := known[plain]; !recorded[n] && !known[n].Gateway && (!d.Gateway || d.Type != "histogram") {
+				t.Errorf("%s asks for %s, which docs/metrics.md does not know", q.of, n)
+			}
+		}
+	}
+	if len(asked) < 50 {
+		t.Errorf("found only %d names", len(asked))
+	}
 }
 
 // promServer is a running Prometheus.
