@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -49,6 +51,7 @@ type call struct {
 
 	sent       bool              // the head of the answer is on its way to the caller
 	status     int               // of the answer
+	code       string            // of the error; empty: there was none, or nobody to tell it
 	backend    string            // the last one tried
 	prompt     int               // exact tokens of the prompt, or of all prompts
 	longest    int               // those of the longest prompt
@@ -174,6 +177,12 @@ func (g *Gateway) finish(c *call, err error) {
 	}
 	g.metrics.finished(c, took)
 	g.count(c)
+	g.log(c, took, err)
+}
+
+// log says what became of a request in one line. No prompt, no answer and no key is
+// ever in it, which is why an error's text is not where it may quote one.
+func (g *Gateway) log(c *call, took time.Duration, err error) {
 	level := slog.LevelInfo
 	switch {
 	case c.status >= 500:
@@ -190,8 +199,14 @@ func (g *Gateway) finish(c *call, err error) {
 	if c.who.User != "" {
 		attrs = append(attrs, slog.String("user", c.who.User), slog.String("key", c.who.Key))
 	}
-	if c.model != nil {
-		attrs = append(attrs, slog.String("model", c.wish.Model), slog.String("served", c.served),
+	if c.who.KeyID != "" {
+		attrs = append(attrs, slog.String("key_id", c.who.KeyID))
+	}
+	if c.traceID != "" {
+		attrs = append(attrs, slog.String("trace_id", c.traceID))
+	}
+	if c.asked != nil {
+		attrs = append(attrs, slog.String("model", c.asked.Name), slog.String("served", c.served),
 			slog.Bool("stream", c.wish.Stream), slog.String("level", c.level.String()), slog.String("reason", c.reason), slog.String("backend", c.backend),
 			slog.Int("input", c.usage.Input), slog.Int("cached", c.usage.Cached), slog.Int("output", c.usage.Output),
 			slog.Int("reasoning", c.usage.Reasoning))
@@ -202,13 +217,36 @@ func (g *Gateway) finish(c *call, err error) {
 	if !c.firstToken.IsZero() {
 		attrs = append(attrs, slog.Duration("ttft", c.firstToken.Sub(c.began)))
 	}
-	if retry := c.r.Header.Get("X-Stainless-Retry-Count"); retry != "" && retry != "0" {
-		attrs = append(attrs, slog.String("client_retry", clip(retry)))
+	if retry, err := strconv.Atoi(c.r.Header.Get("X-Stainless-Retry-Count")); err == nil && retry > 0 {
+		attrs = append(attrs, slog.Int("client_retry", retry))
 	}
-	if err != nil {
-		attrs = append(attrs, slog.String("error", err.Error()))
+	if c.code != "" {
+		attrs = append(attrs, slog.String("code", c.code))
+	}
+	if text := loggable(err); text != "" {
+		attrs = append(attrs, slog.String("error", text))
 	}
 	g.Log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
-func clip(s string) string { return s[:min(len(s), 20)] }
+// loggable is the text of an error that quotes neither what the caller sent nor what
+// a server answered; empty: there is none, and the code says enough.
+func loggable(err error) string {
+	var (
+		r       *refusal
+		request *openai.Error
+		stream  *openai.StreamError
+	)
+	switch {
+	case err == nil, errors.As(err, &request):
+		return ""
+	case errors.As(err, &stream):
+		return fmt.Sprintf("error in the stream: status %d", stream.Status)
+	case errors.As(err, &r):
+		switch code(r.told.Code) {
+		case codeInvalidRequest, codeModelNotFound, codeModelNotAllowed, codeUnknownURL, codeMethodNotAllowed:
+			return ""
+		}
+	}
+	return err.Error()
+}

@@ -118,7 +118,7 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 		return true
 	}
 	r := g.explain(c, err)
-	c.status = r.status
+	c.status, c.code = r.status, r.told.Code
 	if c.backend == "" {
 		g.metrics.refused(c, r)
 	}

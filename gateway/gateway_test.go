@@ -29,7 +29,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // bare is a gateway without any backend, in open mode.
-func bare(t *testing.T, edit func(*Config)) (*Gateway, *prometheus.Registry) {
+func bare(t testing.TB, edit func(*Config)) (*Gateway, *prometheus.Registry) {
 	t.Helper()
 	tokenizer, err := qwen.New()
 	if err != nil {

@@ -3,6 +3,7 @@ package gateway
 import (
 	"cmp"
 	"math"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -66,7 +67,7 @@ func (t *userTokens) add(user string, used [4]int, now time.Time) {
 		return
 	}
 	into := &t.others
-	if user != "" && user != other { // that name is taken
+	if _, err := netip.ParseAddr(user); err != nil && user != "" && user != other { // that name is taken, and who has no key is an address
 		if _, known := t.recent[user]; !known && len(t.recent) >= (1+candidates)*t.most {
 			t.halve()
 		}

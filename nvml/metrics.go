@@ -1,9 +1,13 @@
 package nvml
 
 import (
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // metrics reads the GPUs when Prometheus asks, so that a series ends with its
@@ -70,9 +74,15 @@ func (c *metrics) Describe(out chan<- *prometheus.Desc) {
 	out <- c.sources
 }
 
-// Collect is prometheus.Collector's.
+// Collect is prometheus.Collector's. A fleet has thousands of values: a GPU's labels
+// are made once for all of them, and they come in the order in which they are shown.
 func (c *metrics) Collect(out chan<- prometheus.Metric) {
 	now := time.Now()
+	type named struct {
+		ref string
+		*GPU
+	}
+	var gpus []named
 	for _, f := range c.monitor.running() {
 		up := 0.0
 		if f.status(now).OK {
@@ -80,29 +90,50 @@ func (c *metrics) Collect(out chan<- prometheus.Metric) {
 		}
 		out <- prometheus.MustNewConstMetric(c.sources, prometheus.GaugeValue, up, f.config.Name)
 		for _, g := range f.last.Load().gpus {
-			c.collect(out, g, now)
+			ref := g.Ref()
+			if ref == g.UUID {
+				ref = g.Source + "/" + ref // another source may have the same one
+			}
+			gpus = append(gpus, named{ref, g})
 		}
+	}
+	slices.SortFunc(gpus, func(a, b named) int { return strings.Compare(a.ref, b.ref) })
+	for _, g := range gpus {
+		c.collect(out, g.GPU, now, g.ref)
 	}
 }
 
-func (c *metrics) collect(out chan<- prometheus.Metric, g *GPU, now time.Time) {
+func (c *metrics) collect(out chan<- prometheus.Metric, g *GPU, now time.Time, ref string) {
 	dropped := g.Freshness(now) == Dropped
-	ref := g.Ref()
-	if ref == g.UUID {
-		ref = g.Source + "/" + ref // another source may have the same one
-	}
+	labels := prometheus.MakeLabelPairs(c.gauges[0].desc, []string{ref, g.UUID, g.Name})
 	for _, m := range c.gauges {
 		if dropped && !m.always {
 			continue
 		}
 		if v := m.value(g, now); v != nil {
-			out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, *v, ref, g.UUID, g.Name)
+			out <- &gaugeValue{m.desc, labels, v}
 		}
 	}
 	if dropped {
 		return
 	}
-	for reason, ns := range g.ThrottleNs {
-		out <- prometheus.MustNewConstMetric(c.state, prometheus.CounterValue, float64(ns)/1e9, ref, g.UUID, g.Name, reason)
+	for _, reason := range slices.Sorted(maps.Keys(g.ThrottleNs)) {
+		out <- prometheus.MustNewConstMetric(c.state, prometheus.CounterValue, float64(g.ThrottleNs[reason])/1e9, ref, g.UUID, g.Name, reason)
 	}
+}
+
+// gaugeValue is one value of a gauge.
+type gaugeValue struct {
+	desc   *prometheus.Desc
+	labels []*dto.LabelPair
+	value  *float64
+}
+
+// Desc is prometheus.Metric's.
+func (s *gaugeValue) Desc() *prometheus.Desc { return s.desc }
+
+// Write is prometheus.Metric's.
+func (s *gaugeValue) Write(out *dto.Metric) error {
+	out.Label, out.Gauge = s.labels, &dto.Gauge{Value: s.value}
+	return nil
 }

@@ -490,7 +490,7 @@ func (c *config) restartOnly(next *config) (keys []string) {
 		{"server.tls", c.Server.TLS == next.Server.TLS},
 		{"store", c.Store == next.Store},
 		{"redis", reflect.DeepEqual(c.Redis, next.Redis)},
-		{"telemetry.log", c.Telemetry == next.Telemetry},
+		{"telemetry.log", c.Telemetry.Log == next.Telemetry.Log},
 	} {
 		if !s.same {
 			keys = append(keys, s.key)

@@ -192,7 +192,11 @@ func (b *buffers) parse(head []byte, post *http.Request) (*http.Response, error)
 	defer b.heads.Put(h)
 	h.from.Reset(head)
 	h.br.Reset(&h.from)
-	return http.ReadResponse(h.br, post)
+	resp, err := http.ReadResponse(h.br, post)
+	if err != nil && !stale(err) {
+		err = errHead // what net/http says quotes the server, and errors are logged
+	}
+	return resp, err
 }
 
 // closeWrite says that nothing more will be sent, which servers of one answer

@@ -7,7 +7,10 @@ import (
 	"net/http"
 )
 
-var errFraming = errors.New("malformed framing of the answer")
+var (
+	errFraming = errors.New("malformed framing of the answer")
+	errHead    = errors.New("malformed head of the answer")
+)
 
 // framing says where a body ends (RFC 9112 §6 and §7.1). net/http has judged the
 // head; this follows the body through the connection's own buffer, since

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"tidegate/admission/limit/redislimit/redistest"
+	"tidegate/gateway/gatewaytest"
+	"tidegate/nvml"
+)
+
+// TestMetricNames starts a gateway with everything there is to be configured, gives it
+// some of each kind of traffic, and compares what it exports with docs/metrics.md, both
+// ways, types and labels too.
+func TestMetricNames(t *testing.T) {
+	node := startNode(t)
+	number, mem := 40, uint64(1<<30)
+	node.be(func(w http.ResponseWriter, r *nvml.Report) {
+		g := &r.GPUs[0]
+		g.Temperature, g.HBM, g.Power, g.Utilisation, g.MemoryFree = &number, &number, &mem, &number, &mem
+		g.ThrottleNs = map[string]uint64{"sw_thermal": 1}
+		json.NewEncoder(w).Encode(r)
+	})
+	redis, docs := "", documentedMetrics(t)
+	if _, err := exec.LookPath("redis-server"); err == nil {
+		redis = "redis: {addrs: ['" + redistest.Single(t).Addr + "'], timeout: 1s}\n"
+	} else {
+		delete(docs, "tidegate_store_call_seconds")
+		delete(docs, "tidegate_store_breaker_state")
+	}
+	p := laddered("  baseline: 1s\n" + node.config() + redis + `limits:
+  - {name: few, per: key, requests: 6/1h}
+  - {name: plenty, per: user, tokens: 1000000/1h}
+  - {name: seen, per: user, requests: 1/1h, shadow: true}
+quotas:
+  - {name: daily, per: user, units: 100000, every: day}
+telemetry: {per_user: 5}
+`)
+	p.gpus = "gpu-a/0"
+	f := startGateway(t, startServers(t, nil), p)
+	eventually(t, "a reading", func() bool { return f.metric(t, `tidegate_gpu_source_up{source="gpu-a"}`) == 1 })
+	f.complete(t, adaKey, chat(largeModel, 5, ""))
+	f.complete(t, adaKey, chat(largeModel, 5, `,"stream":true`))
+	f.pin(t, largeModel, "L2")
+	f.complete(t, adaKey, chat(largeModel, 5, ""))
+	f.complete(t, adaKey, chat("junk", 5, ""))
+	f.complete(t, "junk", chat(largeModel, 5, ""))
+	f.servers.fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500})
+	f.complete(t, bobKey, chat(smallModel, 5, ""))
+	f.servers.heal(t)
+	for range 6 {
+		f.complete(t, adaKey, chat(smallModel, 5, ""))
+	}
+	var page string
+	get := func(accept string) string {
+		q, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, f.ops+"/metrics", nil)
+		q.Header.Set("Accept", accept)
+		return string(f.do(t, q).body)
+	}
+	var missing []string
+	defer func() {
+		if len(missing) > 0 {
+			t.Errorf("documented, and not exported: %v", missing)
+		}
+	}()
+	eventually(t, "every documented metric", func() bool {
+		page = get("text/plain")
+		missing = nil
+		has := exportedMetrics(page)
+		for name, d := range docs {
+			if _, ok := has[name]; !ok && d.Gateway {
+				missing = append(missing, name)
+			}
+		}
+		return len(missing) == 0
+	})
+	for name, got := range exportedMetrics(page) {
+		d, ok := docs[name]
+		if !ok || !d.Gateway {
+			t.Errorf("%s is exported, and docs/metrics.md does not know it", name)
+			continue
+		}
+		if got.Type != d.Type || !slices.Equal(got.Labels, d.Labels) {
+			t.Errorf("%s is a %s with labels %v; docs/metrics.md says %s, %v", name, got.Type, got.Labels, d.Type, d.Labels)
+		}
+	}
+	for _, series := range []string{
+		`tidegate_requests_total{level="L0",model="` + largeModel + `",route="/v1/chat/completions",served="` + largeModel + `",status="200",stream="true"}`,
+		`tidegate_request_tokens_count{direction="output",model="` + largeModel + `"}`, `tidegate_inter_token_seconds_count{model="` + largeModel + `"}`,
+		`tidegate_overhead_seconds_count{model="` + largeModel + `"}`, `tidegate_reservation_error_ratio_count{model="` + largeModel + `"}`,
+		`tidegate_rejected_total{model="other",reason="model_not_found",rule=""}`, `tidegate_rejected_total{model="other",reason="invalid_api_key",rule=""}`,
+		`tidegate_upstream_attempts_total{backend="` + strings.TrimPrefix(f.servers[2].URL, "http://") + `",model="` + smallModel + `",outcome="status_5xx"}`,
+		`tidegate_degraded_requests_total{level="L2",model="` + largeModel + `",reason="pin"}`, `tidegate_user_tokens_total{direction="output",user="ada"}`,
+	} {
+		if f.metric(t, series) == 0 {
+			t.Errorf("%s is 0 or not there", series)
+		}
+	}
+	if open := get("application/openmetrics-text;version=1.0.0"); !strings.HasSuffix(open, "\n# EOF\n") || strings.Contains(strings.ReplaceAll(open, adaKey, ""), adaKey) {
+		t.Errorf("no page of OpenMetrics: %.100s", open)
+	}
+}
+
+// Canaries: what must never be seen in a log.
+const (
+	promptCanary = "canary-of-the-prompt"
+	answerCanary = "canary-of-the-answer"
+	keyCanary    = "tg-canary-of-a-key"
+)
+
+// echoing is a server in front of another one that fails as its prompt says, and
+// tells the prompt in all it says.
+func echoing(t *testing.T, to string) string {
+	t.Helper()
+	target, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			proxy.ServeHTTP(w, r)
+			return
+		}
+		body, _ := io.ReadAll(r.Body)
+		said := string(body) + answerCanary
+		failure, _ := json.Marshal(map[string]any{"error": map[string]any{"message": "bad: " + said, "type": "BadRequestError", "param": promptCanary, "code": 400}})
+		raw := func(format string, args ...any) {
+			c, _, err := http.NewResponseController(w).Hijack()
+			if err == nil {
+				fmt.Fprintf(c, format, args...)
+				c.Close()
+			}
+		}
+		switch fault := promptCanary + "-"; {
+		case strings.Contains(said, fault+"400"), strings.Contains(said, fault+"422"), strings.Contains(said, fault+"500"), strings.Contains(said, fault+"503"):
+			_, code, _ := strings.Cut(said, fault)
+			status := map[string]int{"400": 400, "422": 422, "500": 500, "503": 503}[code[:3]]
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(status)
+			w.Write(failure)
+		case strings.Contains(said, fault+"event"):
+			w.Header().Set("Content-Type", "text/event-stream")
+			fmt.Fprintf(w, "data: %s\n\ndata: [DONE]\n\n", failure)
+		case strings.Contains(said, fault+"garbage"):
+			w.Header().Set("Content-Type", "text/event-stream")
+			fmt.Fprintf(w, "data: {%q\n\ndata: [DONE]\n\n", said)
+		case strings.Contains(said, fault+"status"):
+			raw("HTTP/1.1 %s\r\n\r\n", answerCanary)
+		case strings.Contains(said, fault+"proto"):
+			raw("%s\r\n\r\n", answerCanary)
+		case strings.Contains(said, fault+"header"):
+			raw("HTTP/1.1 200 OK\r\n%s\r\n\r\n", answerCanary)
+		case strings.Contains(said, fault+"chunk"):
+			raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%s\r\n", answerCanary)
+		default:
+			r.Body = io.NopCloser(strings.NewReader(string(body)))
+			r.ContentLength = int64(len(body))
+			proxy.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// TestNothingPrivateIsLogged: no prompt, no answer and no key reaches the log or the
+// metrics, whichever way a request fails; what the log is for does.
+func TestNothingPrivateIsLogged(t *testing.T) {
+	s := startServers(t, nil)
+	for i, one := range s {
+		behind := *one
+		behind.URL = echoing(t, one.URL)
+		s[i] = &behind
+	}
+	f := startGateway(t, s, plan{more: "limits:\n  - {name: few, per: ip, requests: 1000/1h, shadow: true}\n"})
+	statuses := map[int]int{}
+	send := func(key, path, body string) {
+		q, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, f.url+path, strings.NewReader(body))
+		q.Header.Set("Content-Type", "application/json")
+		q.Header.Set("Authorization", "Bearer "+key)
+		resp, err := f.client.Do(q)
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(io.Discard, resp.Body) // it may be cut
+		resp.Body.Close()
+		statuses[resp.StatusCode]++
+	}
+	for _, stream := range []string{"", `,"stream":true`} {
+		for _, fault := range []string{"none", "400", "422", "500", "503", "event", "garbage", "status", "proto", "header", "chunk"} {
+			prompt := promptCanary + "-" + fault
+			send(adaKey, chatPath, fmt.Sprintf(`{"model":%q,"max_tokens":8,"messages":[{"role":"user","content":%q}]%s}`, largeModel, prompt, stream))
+			send(adaKey, completionPath, fmt.Sprintf(`{"model":%q,"max_tokens":8,"prompt":%q%s}`, smallModel, prompt, stream))
+		}
+		for _, body := range []string{
+			`{"model":"x","messages":"` + promptCanary, `{"model":"` + promptCanary + `","messages":[{"role":"user","content":"x"}]}`,
+			`{"` + promptCanary + `":1,"` + promptCanary + `":2}`, `{"model":"qwen3","messages":[{"role":"` + promptCanary + `","content":"x"}]}`,
+			`{"model":"qwen3","messages":[{"role":"user","content":[{"type":"` + promptCanary + `"}]}]}`, `{"model":"qwen3","messages":"` + promptCanary + `"}`,
+			`{"model":"qwen3","max_tokens":"` + promptCanary + `","messages":[{"role":"user","content":"x"}]}`,
+			`{"model":"qwen3","tool_choice":"` + promptCanary + `","messages":[{"role":"user","content":"x"}]}`,
+			`{"model":"qwen3","max_tokens":99999999,"messages":[{"role":"user","content":"` + promptCanary + `"}]}`,
+			`{"model":"qwen3","stop":"` + promptCanary + `","logit_bias":"` + promptCanary + `","messages":[{"role":"user","content":"` + promptCanary + `"}]` + stream + `}`, promptCanary,
+		} {
+			send(adaKey, chatPath, body)
+			send(adaKey, completionPath, strings.ReplaceAll(body, "messages", "prompt"))
+		}
+	}
+	for _, path := range []string{chatPath, "/v1/" + keyCanary, "/v1/usage", "/quota/status", "/tokenize", "/admin/v1/keys", "/" + promptCanary} {
+		send(keyCanary, path, `{"model":"qwen3","prompt":"`+promptCanary+`"}`)
+		send(adaKey, path, `{"model":"`+keyCanary+`","prompt":"`+promptCanary+`","user":"`+promptCanary+`"}`)
+	}
+	q, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, f.url+"/v1/models?key="+keyCanary, nil)
+	q.Header.Set("X-Stainless-Retry-Count", promptCanary)
+	q.Header.Set("X-Tidegate-Max-Level", promptCanary)
+	f.do(t, q)
+	for _, status := range []int{200, 400, 401, 404, 502, 503} {
+		if statuses[status] == 0 {
+			t.Errorf("no request ended with %d: %v", status, statuses)
+		}
+	}
+	resp, err := f.client.Get(f.ops + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	f.journal.mu.Lock()
+	log := string(f.journal.text)
+	f.journal.mu.Unlock()
+	for _, secret := range []string{promptCanary, answerCanary, keyCanary, adaKey} {
+		for what, text := range map[string]string{"log": log, "page of metrics": string(page)} {
+			if i := strings.Index(text, secret); i >= 0 {
+				t.Errorf("%q in the %s: %s", secret, what, text[max(0, i-600):min(len(text), i+200)])
+			}
+		}
+	}
+	for line := range strings.Lines(log) {
+		var e map[string]any
+		if json.Unmarshal([]byte(line), &e) == nil && e["msg"] == "request" && e["status"] == 200.0 && e["route"] == chatPath && e["stream"] == true {
+			for _, field := range []string{"id", "route", "took", "user", "key", "model", "served", "level", "reason", "backend", "input", "cached", "output", "reasoning", "ttft"} {
+				if e[field] == nil || e[field] == "" {
+					t.Errorf("the log has no %s: %s", field, line)
+				}
+			}
+			return
+		}
+	}
+	t.Errorf("no line of a stream that ended well:\n%.2000s", log)
+}
