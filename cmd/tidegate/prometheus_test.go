@@ -367,6 +367,24 @@ func everything() map[string]string {
 	return out
 }
 
+// several is what Grafana puts in where more than one value of each variable is
+// chosen: an alternative of them, quoted for a regular expression inside a string.
+func (d *drill) several() map[string]string {
+	either := func(values ...string) string {
+		for i := range values {
+			values[i] = strings.ReplaceAll(regexp.QuoteMeta(values[i]), `\`, `\\`)
+		}
+		return "(" + strings.Join(values, "|") + ")"
+	}
+	backends := d.stage.config.addresses()
+	for i := range backends {
+		backends[i] = strings.TrimPrefix(backends[i], "http://")
+	}
+	return map[string]string{
+		"model": either(largeModel, smallModel), "backend": either(backends...), "gpu": either("demo/0", "demo/1"), "rule": either("rate", "tokens", "daily"),
+	}
+}
+
 // silent are the beginnings of names that this test's gateway has nothing to tell of, with the
 // reason.
 func silent() map[string]string {
@@ -386,7 +404,7 @@ func TestExpressions(t *testing.T) {
 	servers := []*promServer{startPrometheus(t, d, "buckets"), startPrometheus(t, d, "native", "--enable-feature=native-histograms")}
 	all := inquiries(t)
 	for _, p := range servers {
-		p.answers(t, d.client, all)
+		p.answers(t, d.client, all, []map[string]string{everything(), d.several()})
 		p.rulesHold(t, d.client)
 	}
 	for _, p := range servers {
@@ -398,7 +416,7 @@ func TestExpressions(t *testing.T) {
 }
 
 // answers asks everything again and again until all is well.
-func (p *promServer) answers(t *testing.T, client *http.Client, all []inquiry) {
+func (p *promServer) answers(t *testing.T, client *http.Client, all []inquiry, choices []map[string]string) {
 	t.Helper()
 	wrong := map[int]string{}
 	for i := range all {
@@ -408,7 +426,7 @@ func (p *promServer) answers(t *testing.T, client *http.Client, all []inquiry) {
 	defer tick.Stop()
 	for deadline := time.Now().Add(patience); len(wrong) > 0; <-tick.C {
 		for _, i := range slices.Sorted(maps.Keys(wrong)) {
-			if wrong[i] = all[i].ask(t.Context(), p, client); wrong[i] == "" {
+			if wrong[i] = all[i].ask(t.Context(), p, client, choices); wrong[i] == "" {
 				delete(wrong, i)
 			}
 		}
@@ -421,16 +439,22 @@ func (p *promServer) answers(t *testing.T, client *http.Client, all []inquiry) {
 	}
 }
 
-// ask says what is wrong with the answer; empty: nothing.
-func (q *inquiry) ask(ctx context.Context, p *promServer, client *http.Client) string {
-	some := map[string]string{"model": "(Qwen3-1\\\\.7B|Qwen3-0\\\\.6B)", "backend": "(a|b)", "gpu": "(demo/0|demo/1)", "rule": "(rate)"}
-	if _, err := p.query(ctx, client, asGrafana(q.expr, some)); err != nil {
-		return err.Error()
+// ask says what is wrong with the answers, with each choice of variables; empty:
+// nothing.
+func (q *inquiry) ask(ctx context.Context, p *promServer, client *http.Client, choices []map[string]string) string {
+	for _, chosen := range choices {
+		result, err := p.query(ctx, client, asGrafana(q.expr, chosen))
+		if err != nil {
+			return err.Error()
+		}
+		if wrong := q.wrong(result); wrong != "" {
+			return fmt.Sprintf("%s, where %v is chosen", wrong, chosen)
+		}
 	}
-	result, err := p.query(ctx, client, asGrafana(q.expr, everything()))
-	if err != nil {
-		return err.Error()
-	}
+	return ""
+}
+
+func (q *inquiry) wrong(result []sample) string {
 	number := slices.ContainsFunc(result, func(s sample) bool { return s.Value[1] != "NaN" })
 	for name, why := range silent() {
 		if strings.Contains(q.expr, name) {
