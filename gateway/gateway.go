@@ -88,6 +88,7 @@ type Parts struct {
 	Counter   *qwen.Counter
 	Tokenizer *qwen.Tokenizer
 	Registry  *prometheus.Registry
+	Beside    []prometheus.Gatherer // of other parts, which are shown on the same page; no name is in two of them
 	Version   string
 }
 

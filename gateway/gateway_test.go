@@ -29,7 +29,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // bare is a gateway without any backend, in open mode.
-func bare(t testing.TB, edit func(*Config)) (*Gateway, *prometheus.Registry) {
+func bare(t testing.TB, edit func(*Config)) (*Gateway, prometheus.Gatherer) {
 	t.Helper()
 	tokenizer, err := qwen.New()
 	if err != nil {
@@ -44,8 +44,9 @@ func bare(t testing.TB, edit func(*Config)) (*Gateway, *prometheus.Registry) {
 		t.Fatal(err)
 	}
 	registry := prometheus.NewRegistry()
-	gpus := nvml.New(log, registry)
-	ladder := degrade.New(degrade.DefaultConfig(), log, registry)
+	beside := prometheus.NewRegistry()
+	gpus := nvml.New(log, beside)
+	ladder := degrade.New(degrade.DefaultConfig(), log, beside)
 	fleet := backend.NewFleet(log, "test", gpus, ladder)
 	m := backend.DefaultModel()
 	m.Name = "m"
@@ -55,10 +56,12 @@ func bare(t testing.TB, edit func(*Config)) (*Gateway, *prometheus.Registry) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { usage.Close() })
-	return New(Parts{
+	g := New(Parts{
 		Log: log, Fleet: fleet, GPUs: gpus, Ladder: ladder, Admission: admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), admission.DefaultQueue()), Ledger: usage, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, 16), Registry: registry, Version: "test",
-	}, c, account.New(account.Config{Mode: account.Open}, nil)), registry
+		Beside: []prometheus.Gatherer{beside},
+	}, c, account.New(account.Config{Mode: account.Open}, nil))
+	return g, prometheus.GathererFunc(g.gather)
 }
 
 // TestPanics checks that a panic in a handler is an error of that request alone:

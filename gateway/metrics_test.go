@@ -130,7 +130,7 @@ func (q *quiet) SetWriteDeadline(time.Time) error { return nil }
 // TestFlood: whatever callers write makes no series.
 func TestFlood(t *testing.T) {
 	n := 100_000
-	if testing.Short() {
+	if testing.Short() || raced {
 		n = 2000
 	}
 	g, reg := bare(t, func(c *Config) { c.PerUser = 3 })

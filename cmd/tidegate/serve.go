@@ -217,7 +217,9 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	})
 	d.loadedAt.SetToCurrentTime()
 	registry.MustRegister(info, d.reloaded, d.loadedAt, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	d.ladder = degrade.New(c.Degrade, d.log, registry)
+	// The most series are of GPUs and backends; a registry of their own halves a scrape.
+	fleet := prometheus.NewRegistry()
+	d.ladder = degrade.New(c.Degrade, d.log, fleet)
 	if err := d.openCounters(registry); err != nil {
 		return err
 	}
@@ -225,13 +227,13 @@ func (d *daemon) build(ctx context.Context) (err error) {
 		return err
 	}
 	d.counters.first(ctx)
-	d.gpus = nvml.New(d.log, registry)
+	d.gpus = nvml.New(d.log, fleet)
 	d.gpus.Replace(c.GPUs)
 	d.doors = admission.New(d.counters.Limiter, c.waiting())
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version(), d.gpus, d.ladder)
 	d.gateway = gateway.New(gateway.Parts{
 		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: d.doors, Ladder: d.ladder, Ledger: d.ledger, Tokenizer: tokenizer,
-		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(),
+		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Version: version(), Beside: []prometheus.Gatherer{fleet},
 	}, c.face(), account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
 	return nil
