@@ -9,7 +9,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help demo build test race fuzz bench bench-overload bench-fair fair drill gpu-test lint check golden clean
+.PHONY: help demo build test race fuzz bench bench-overload bench-fair fair drill gpu-test lint check docs golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ lint: ## gofmt, go vet, and golangci-lint where it is installed
 
 check: build lint ## lint, and the example configuration
 	bin/tidegate check --config deploy/tidegate.example.yaml
+
+docs: ## docs/reference.md anew, from the configuration's types
+	TIDEGATE_DOCS_OUT=$(CURDIR)/docs/reference.md $(GO) test $(FLAGS) -count 1 -run '^TestReference$$' ./cmd/tidegate
 
 golden: clients ## the tokenizer and the chat template beside their references, at length
 	TIDEGATE_TEST_PYTHON=$(CACHE)/clients/python/bin/python $(GO) test $(FLAGS) -count 1 -v -run 'Golden|Corpus|Against' ./gateway/qwen
