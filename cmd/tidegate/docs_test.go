@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"os/exec"
@@ -136,6 +138,7 @@ func newSettings(t *testing.T) *settings {
 	p := laddered("")
 	p.more, p.gpus = fmt.Sprintf(docsConfig, trace), "demo/0"
 	s.front = startGateway(t, s.sims, p)
+	eventually(t, "readings of the simulated GPUs", func() bool { return s.front.tells(t, "Simulated H200") })
 	// Commands without --config read the same file as the gateway, and its store.
 	file, err := os.ReadFile(s.front.file)
 	if err == nil {
@@ -153,6 +156,18 @@ func newSettings(t *testing.T) *settings {
 	return s
 }
 
+// tells reports whether /status has a word.
+func (f *front) tells(t *testing.T, word string) bool {
+	t.Helper()
+	resp, err := f.client.Get(f.ops + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return err == nil && bytes.Contains(body, []byte(word))
+}
+
 // command puts into bin/ what `make build` would: this test is the command, if a
 // variable says so, which spares a build.
 func (s *settings) command(t *testing.T) {
@@ -165,8 +180,15 @@ func (s *settings) command(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(s.dir, "bin"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(s.dir, "bin", "tidegate"), []byte(script), 0o700); err != nil { //nolint:gosec // it is to be run
-		t.Fatal(err)
+	scripts := map[string]string{"tidegate": script}
+	if curl, err := exec.LookPath("curl"); err == nil {
+		// A page whose request is refused is wrong, and curl alone would not say so.
+		scripts["curl"] = "#!/bin/sh\nexec '" + curl + "' --fail-with-body \"$@\"\n"
+	}
+	for name, text := range scripts {
+		if err := os.WriteFile(filepath.Join(s.dir, "bin", name), []byte(text), 0o700); err != nil { //nolint:gosec // it is to be run
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -246,6 +268,11 @@ func (s *settings) execute(t *testing.T, lang, program string) (string, error) {
 	var cmd *exec.Cmd
 	switch lang {
 	case "sh":
+		for _, tool := range []string{"curl", "jq"} {
+			if _, err := exec.LookPath(tool); err != nil {
+				t.Skipf("SKIPPED-PART: commands of the pages: %s is not installed", tool)
+			}
+		}
 		cmd = exec.CommandContext(ctx, "sh", "-eu", "-c", "exec 2>&1\n"+program)
 	case "python":
 		cmd = exec.CommandContext(ctx, clients(t, "python", "TIDEGATE_TEST_PYTHON"), "-")
@@ -477,6 +504,29 @@ func TestDocLinks(t *testing.T) {
 				t.Errorf("%s: %s has no heading #%s", page, path, anchor)
 			}
 		}
+	}
+}
+
+// TestRunbooks follows every link into the pages from what is deployed, such as the
+// runbooks of alerts.
+func TestRunbooks(t *testing.T) {
+	err := filepath.WalkDir(filepath.Join("..", "..", "deploy"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || strings.HasSuffix(path, ".md") {
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, m := range regexp.MustCompile(`(docs/[a-z-]+\.md)#([a-z0-9-]+)`).FindAllSubmatch(raw, -1) {
+			if file := filepath.Join("..", "..", string(m[1])); !anchors(file)[string(m[2])] {
+				t.Errorf("%s leads to %s, which is not there", path, m[0])
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
