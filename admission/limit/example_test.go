@@ -63,7 +63,7 @@ func TestWorkedQuota(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
-		time.Sleep(begin.Sub(time.Now()))
+		time.Sleep(time.Until(begin))
 		weights := map[string]Weights{"qwen": {Input: 1000, Cached: 100, Output: 4000, Reasoning: 4000}}
 		r := newRig(t, compile(t, nil, []QuotaRule{{Name: "daily", Per: "user", Units: 500_000, Every: "day", Zone: "Asia/Shanghai"}}, weights))
 		q := alice()

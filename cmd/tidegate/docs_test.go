@@ -209,9 +209,6 @@ func (s *settings) place(text string) string {
 	).Replace(text)
 }
 
-// mark begins what the block of that number prints.
-const mark = "\x1e%d\n"
-
 // shellLines are the logical lines of a shell block.
 func shellLines(text string) (lines []string) {
 	for _, line := range strings.Split(strings.ReplaceAll(text, "\\\n", "\x00"), "\n") {
@@ -222,7 +219,7 @@ func shellLines(text string) (lines []string) {
 }
 
 // session runs the blocks of one language on one page as one program and compares
-// what they print.
+// what they print. A record separator and its number begin what a block prints.
 func (s *settings) session(t *testing.T, lang string, blocks []*block) {
 	var program strings.Builder
 	for i, b := range blocks {
