@@ -84,7 +84,10 @@ func shownDefault(v reflect.Value) string {
 	if err != nil {
 		return "`" + fmt.Sprint(v.Interface()) + "`"
 	}
-	text := regexp.MustCompile(`(\d)\.0\b`).ReplaceAllString(strings.TrimSpace(string(raw)), "$1")
+	text := strings.TrimSpace(string(raw))
+	if t := v.Type(); t.Kind() == reflect.Float64 || t == reflect.TypeFor[[]float64]() {
+		text = regexp.MustCompile(`(\d)\.0\b`).ReplaceAllString(text, "$1")
+	}
 	return "`" + strings.Trim(text, `"`) + "`"
 }
 
@@ -277,10 +280,8 @@ func TestReference(t *testing.T) {
 	}
 	if !bytes.Equal(page, r.out.Bytes()) {
 		is, want := strings.Split(string(page), "\n"), strings.Split(r.out.String(), "\n")
-		for i, line := range want {
-			if !slices.Contains(is, line) {
-				t.Errorf("docs/reference.md:%d should be\n%s", i+1, line)
-			}
+		if i := slices.IndexFunc(want, func(line string) bool { return !slices.Contains(is, line) }); i >= 0 {
+			t.Errorf("docs/reference.md:%d should be\n%s", i+1, want[i])
 		}
 		t.Error("docs/reference.md is not what the types say: run make docs")
 	}
