@@ -375,7 +375,10 @@ func checkYAML(text string) error {
 		if strings.HasPrefix(name, "TIDEGATE_") {
 			return "", false
 		}
-		return "secret", true
+		if strings.Contains(name, "URL") {
+			return "https://example.com/hook", true
+		}
+		return "a secret of more than sixteen characters", true
 	}
 	_, err := readConfig("block", []byte(text), env)
 	return err
@@ -400,15 +403,19 @@ func checkPromQL(t *testing.T, b *block) {
 	}
 }
 
-// runGo runs a program of a page with this module's versions of its imports.
+// runGo runs a program of a page with this module's versions of its imports, and
+// compiles a piece of one.
 func (s *settings) runGo(t *testing.T, b *block) {
-	file := filepath.Join(t.TempDir(), "main.go")
-	if err := os.WriteFile(file, []byte(s.place(b.text)), 0o600); err != nil {
+	file, verb, text := filepath.Join(t.TempDir(), "main.go"), "run", s.place(b.text)
+	if !strings.HasPrefix(text, "package ") {
+		verb, text = "vet", imported(text)+text
+	}
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), sessionTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "run", "-tags", "nomsgpack", file)
+	cmd := exec.CommandContext(ctx, "go", verb, "-tags", "nomsgpack", file)
 	cmd.Dir, cmd.Env = filepath.Join("..", ".."), s.env
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -419,6 +426,20 @@ func (s *settings) runGo(t *testing.T, b *block) {
 			t.Errorf("%s: nothing like\n%s\nin\n%s", b.shows.at(), line, out)
 		}
 	}
+}
+
+// imported is the head of a file for a piece of Go: the usual packages that it names.
+func imported(text string) string {
+	head := "package page\n\n"
+	for _, path := range []string{
+		"bytes", "context", "crypto/hmac", "crypto/sha256", "crypto/subtle", "encoding/base64", "encoding/hex", "encoding/json",
+		"errors", "fmt", "io", "net/http", "os", "strconv", "strings", "time",
+	} {
+		if regexp.MustCompile(`\b` + path[strings.LastIndexByte(path, '/')+1:] + `\.[A-Z]`).MatchString(text) {
+			head += fmt.Sprintf("import %q\n", path)
+		}
+	}
+	return head
 }
 
 // serving starts a command that does not end by itself, waits until it says word, and
