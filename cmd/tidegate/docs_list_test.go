@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -207,6 +208,27 @@ func filesExist(t *testing.T, line string) {
 		if word = strings.Trim(word, `'"`); strings.HasPrefix(word, "deploy/") {
 			if found, err := filepath.Glob(filepath.Join("..", "..", word)); (err != nil || len(found) == 0) && !slices.Contains(awaited(), word) {
 				t.Errorf("%s: there is no %s", line, word)
+			}
+		}
+	}
+}
+
+// TestDocMetrics wants every metric that a page names to be in the list of them.
+func TestDocMetrics(t *testing.T) {
+	list, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil && slices.Contains(missing(), "docs/metrics.md") {
+		t.Skip("docs/metrics.md lands with another change")
+	}
+	for _, page := range docPages(t) {
+		raw, err := os.ReadFile(filepath.Join("..", "..", page))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Names of recording rules have a colon beside it; tidegate_gpu_* is no name.
+		for _, m := range regexp.MustCompile(`(?:^|[^:a-z_])(tidegate(?:_[a-z0-9]+)+)(?:[^:a-z0-9_]|$)`).FindAllSubmatch(raw, -1) {
+			name := regexp.MustCompile(`_(bucket|sum|count)$`).ReplaceAll(m[1], nil)
+			if !bytes.Contains(list, fmt.Appendf(nil, "`%s`", name)) {
+				t.Errorf("%s names %s, which docs/metrics.md does not have", page, name)
 			}
 		}
 	}
