@@ -349,6 +349,10 @@ func (s *settings) check(t *testing.T, b *block) {
 			t.Errorf("%s: is no JSON", b.at())
 		}
 	case "yaml":
+		if strings.Contains("\n"+b.text, "\nscrape_configs:") {
+			t.Run("scrape", func(t *testing.T) { promtool(t, b, b.text, "check", "config", "--syntax-only") })
+			return
+		}
 		if err := checkYAML(s.place(b.text)); err != nil {
 			t.Errorf("%s: %v", b.at(), err)
 		}
@@ -386,19 +390,24 @@ func checkYAML(text string) error {
 
 // checkPromQL lets Prometheus's own tool read an expression.
 func checkPromQL(t *testing.T, b *block) {
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		t.Skip("SKIPPED-PART: promql in the pages: promtool is not installed")
-	}
 	rule, err := yaml.Marshal(map[string]any{"groups": []any{map[string]any{"name": "page", "rules": []any{map[string]any{"record": "page", "expr": b.text}}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "rule.yml")
-	if err := os.WriteFile(file, rule, 0o600); err != nil {
+	promtool(t, b, string(rule), "check", "rules")
+}
+
+// promtool lets Prometheus's own tool read a file.
+func promtool(t *testing.T, b *block, text string, args ...string) {
+	tool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("SKIPPED-PART: what the pages say to Prometheus: promtool is not installed")
+	}
+	file := filepath.Join(t.TempDir(), "page.yml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.CommandContext(t.Context(), promtool, "check", "rules", file).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), tool, append(args, file)...).CombinedOutput(); err != nil {
 		t.Errorf("%s: %s", b.at(), out)
 	}
 }
