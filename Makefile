@@ -9,7 +9,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help demo build test race fuzz bench bench-overload bench-fair fair drill gpu-test lint check dashboards golden clean
+.PHONY: help demo build test race fuzz bench bench-overload bench-fair fair drill gpu-test lint check dashboards docs golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,9 @@ check: build lint ## lint, and the example configuration
 
 dashboards: ## writes deploy/grafana/dashboards anew, from cmd/tidegate/boards_test.go
 	TIDEGATE_DASHBOARDS=write $(GO) test $(FLAGS) -count 1 -run '^TestDashboards' ./cmd/tidegate
+
+docs: ## docs/reference.md anew, from the configuration's types
+	TIDEGATE_DOCS_OUT=$(CURDIR)/docs/reference.md $(GO) test $(FLAGS) -count 1 -run '^TestReference$$' ./cmd/tidegate
 
 golden: clients ## the tokenizer and the chat template beside their references, at length
 	TIDEGATE_TEST_PYTHON=$(CACHE)/clients/python/bin/python $(GO) test $(FLAGS) -count 1 -v -run 'Golden|Corpus|Against' ./gateway/qwen

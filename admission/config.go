@@ -39,14 +39,14 @@ type QueueConfig struct {
 // QueueWeights are what a token counts in a tenant's service. One of an answer costs
 // the engine more than one of a prompt.
 type QueueWeights struct {
-	Input  int `yaml:"input"`
-	Output int `yaml:"output"`
+	Input  int `yaml:"input"`  // of a prompt token in a tenant's share
+	Output int `yaml:"output"` // of an answer token
 }
 
 // TenantWeight is how much of a full model a tenant has, beside tenants of weight 1.
 type TenantWeight struct {
-	Name   string `yaml:"name"`
-	Weight int    `yaml:"weight"`
+	Name   string `yaml:"name"`   // of the tenant, as per says
+	Weight int    `yaml:"weight"` // its share beside others, whose is 1
 }
 
 // DefaultQueue is what holds where the section says nothing. The weights are those of

@@ -42,7 +42,7 @@ type Switch struct {
 type Table struct {
 	Switch `yaml:",inline"`
 	Levels []float64 `yaml:"levels"` // where L1, L2, L3 and L4 begin
-	Exit   float64   `yaml:"exit"`   // how far back a signal must go before it leaves a level; see Signals
+	Exit   float64   `yaml:"exit"`   // how far back the signal must go before it leaves a level
 }
 
 // GPUModel changes the tables of the GPU signals for some cards.
@@ -56,18 +56,18 @@ type GPUModel struct {
 
 // Other is what differs from a signal's own table; nil: as there.
 type Other struct {
-	Levels  []float64 `yaml:"levels"`
-	Exit    *float64  `yaml:"exit"`
-	Off     *bool     `yaml:"off"`
-	Observe *bool     `yaml:"observe"`
+	Levels  []float64 `yaml:"levels"`  // as in signals
+	Exit    *float64  `yaml:"exit"`    // as in signals
+	Off     *bool     `yaml:"off"`     // it is not looked at on these cards
+	Observe *bool     `yaml:"observe"` // it is told, and moves nothing on these cards
 }
 
 // Dwell bounds how fast levels move.
 type Dwell struct {
-	UpSamples int           `yaml:"up_samples"` // that ask for a level in a row before it is entered
+	UpSamples int           `yaml:"up_samples"` // readings in a row that ask for a level before it is entered
 	Up        time.Duration `yaml:"up"`         // between the first and the last of those, at least
 	Down      time.Duration `yaml:"down"`       // on each level on the way down
-	DownMax   time.Duration `yaml:"down_max"`   // to which Down doubles where a level comes back soon
+	DownMax   time.Duration `yaml:"down_max"`   // to which down doubles where a level comes back soon
 }
 
 // L1 is what the first level does beside switching streaming off.

@@ -38,12 +38,12 @@ type KeepAlive struct {
 
 // Config is what the face itself is told; it may change while requests run.
 type Config struct {
-	MaxBody        Size          `yaml:"max_body"`
+	MaxBody        Size          `yaml:"max_body"`      // of a request; a longer one is a 413
 	BodyTimeout    time.Duration `yaml:"body_timeout"`  // for a caller to send its body
 	WriteTimeout   time.Duration `yaml:"write_timeout"` // for a caller to take what is sent
 	KeepAlive      KeepAlive     `yaml:"keepalive"`
 	MaxN           int           `yaml:"max_n"`           // choices per prompt
-	TrustedProxies []string      `yaml:"trusted_proxies"` // whose X-Forwarded-For is believed
+	TrustedProxies []string      `yaml:"trusted_proxies"` // networks whose X-Forwarded-For is believed
 	PerUser        int           `yaml:"-"`               // users with metrics of their own, MaxPerUser at most; of the section telemetry
 }
 

@@ -41,26 +41,26 @@ const (
 
 // Bounds are the numbers of a rule.
 type Bounds struct {
-	Requests        Rate  `yaml:"requests"`
-	Tokens          Rate  `yaml:"tokens"`
-	InputTokens     Rate  `yaml:"input_tokens"`
-	OutputTokens    Rate  `yaml:"output_tokens"`
-	ReasoningTokens Rate  `yaml:"reasoning_tokens"`
-	Concurrency     Count `yaml:"concurrency"`
-	Burst           Count `yaml:"burst"` // of requests where they are limited, else of the one token rate
+	Requests        Rate  `yaml:"requests"`         // in any window of that length, 1s to 1h
+	Tokens          Rate  `yaml:"tokens"`           // input and output together
+	InputTokens     Rate  `yaml:"input_tokens"`     // of prompts
+	OutputTokens    Rate  `yaml:"output_tokens"`    // of answers, the reasoning included
+	ReasoningTokens Rate  `yaml:"reasoning_tokens"` // of the reasoning
+	Concurrency     Count `yaml:"concurrency"`      // requests that run at the same time
+	Burst           Count `yaml:"burst"`            // of requests where they are limited, else of the one token rate
 }
 
 // Rule is a limit for each of some subjects.
 type Rule struct {
-	Name           string `yaml:"name"`
-	Per            string `yaml:"per"` // key, user, project, department, ip, model, global or two such as user,model
+	Name           string `yaml:"name"` // in refusals, metrics and overrides
+	Per            string `yaml:"per"`  // key, user, project, department, ip, model, global or two such as user,model
 	Bounds         `yaml:",inline"`
 	Schedule       []Schedule `yaml:"schedule"`
 	UnderPressure  Pressure   `yaml:"under_pressure"`
 	Buckets        int        `yaml:"buckets"`          // in a window; 0: 12
-	Reserve        Policy     `yaml:"reserve"`          // p90 | max | prompt
-	Exceed         string     `yaml:"exceed"`           // reject | degrade
-	OnStoreFailure Failure    `yaml:"on_store_failure"` // local | closed | open
+	Reserve        Policy     `yaml:"reserve"`          // p90 | max | prompt: for an answer, before it is known
+	Exceed         string     `yaml:"exceed"`           // reject: 429 | degrade: served by the fallback
+	OnStoreFailure Failure    `yaml:"on_store_failure"` // local | closed | open, while Redis does not answer
 	Shadow         bool       `yaml:"shadow"`           // counted and reported, never enforced
 }
 
@@ -82,32 +82,32 @@ type Pressure struct {
 
 // Levels are factors by level.
 type Levels struct {
-	L1 Factor `yaml:"L1"`
-	L2 Factor `yaml:"L2"`
-	L3 Factor `yaml:"L3"`
-	L4 Factor `yaml:"L4"`
+	L1 Factor `yaml:"L1"` // part of the limit that is left at L1, 0 to 1
+	L2 Factor `yaml:"L2"` // at L2
+	L3 Factor `yaml:"L3"` // at L3
+	L4 Factor `yaml:"L4"` // at L4
 }
 
 func (l Levels) list() [4]Factor { return [...]Factor{l.L1, l.L2, l.L3, l.L4} }
 
 // QuotaRule is an amount for each calendar period.
 type QuotaRule struct {
-	Name           string  `yaml:"name"`
-	Per            string  `yaml:"per"`
-	Units          Count   `yaml:"units"`    // tokens by their weights
-	Tokens         Count   `yaml:"tokens"`   // plain tokens
-	Every          string  `yaml:"every"`    // hour | day | week | month
-	Zone           string  `yaml:"zone"`     // empty: UTC
-	AlertAt        []int   `yaml:"alert_at"` // percent; empty: 80, 95, 100
-	OnStoreFailure Failure `yaml:"on_store_failure"`
+	Name           string  `yaml:"name"`             // in refusals, alerts and overrides
+	Per            string  `yaml:"per"`              // as in limits; one counter for each
+	Units          Count   `yaml:"units"`            // tokens by their weights
+	Tokens         Count   `yaml:"tokens"`           // plain tokens
+	Every          string  `yaml:"every"`            // hour | day | week | month
+	Zone           string  `yaml:"zone"`             // empty: UTC
+	AlertAt        []int   `yaml:"alert_at"`         // percent; empty: 80, 95, 100
+	OnStoreFailure Failure `yaml:"on_store_failure"` // local | closed | open, while Redis does not answer
 }
 
 // Weights turn tokens of one model into quota units.
 type Weights struct {
-	Input     Milli `yaml:"input"`
-	Cached    Milli `yaml:"cached"`
-	Output    Milli `yaml:"output"`
-	Reasoning Milli `yaml:"reasoning"`
+	Input     Milli `yaml:"input"`     // of a prompt token
+	Cached    Milli `yaml:"cached"`    // of a prompt token that the server had in its cache, instead of input
+	Output    Milli `yaml:"output"`    // of an answer token
+	Reasoning Milli `yaml:"reasoning"` // of a reasoning token, instead of output
 }
 
 // DefaultWeights count every token as one unit.

@@ -43,18 +43,18 @@ type config struct {
 
 // serverConfig is the listeners and what the face is told.
 type serverConfig struct {
-	Listen         string        `yaml:"listen"`
-	OpsListen      string        `yaml:"ops_listen"`
-	HeaderTimeout  time.Duration `yaml:"header_timeout"` // slow clients
-	ShutdownGrace  time.Duration `yaml:"shutdown_grace"` // for streams to finish
+	Listen         string        `yaml:"listen"`         // address for callers
+	OpsListen      string        `yaml:"ops_listen"`     // address for operators: /metrics, /status, /debug/pprof; empty: none
+	HeaderTimeout  time.Duration `yaml:"header_timeout"` // for a caller to send the head of a request
+	ShutdownGrace  time.Duration `yaml:"shutdown_grace"` // for streams to finish after SIGTERM
 	TLS            tlsConfig     `yaml:"tls"`
 	gateway.Config `yaml:",inline"`
 }
 
 type tlsConfig struct {
-	CertFile     string `yaml:"cert_file"`
-	KeyFile      string `yaml:"key_file"`
-	ClientCAFile string `yaml:"client_ca_file"` // asks every client for a certificate of this authority
+	CertFile     string `yaml:"cert_file"`      // PEM; a changed file is read on reload. Empty: no TLS
+	KeyFile      string `yaml:"key_file"`       // PEM
+	ClientCAFile string `yaml:"client_ca_file"` // PEM; callers must show a certificate of this authority (mTLS)
 }
 
 // storeConfig is where accounts and usage are kept.
@@ -65,7 +65,7 @@ type storeConfig struct {
 }
 
 type telemetryConfig struct {
-	Log          string `yaml:"log"`           // json | text
+	Log          string `yaml:"log"`           // json | text, to stderr
 	OTLPEndpoint string `yaml:"otlp_endpoint"` // URL of the collector that is sent traces; empty: none, unless OTEL_EXPORTER_OTLP_ENDPOINT names one
 	PerUser      int    `yaml:"per_user"`      // users with metrics of their own, those that use most; 0: none
 }

@@ -77,8 +77,8 @@ func interpolate(v any, env map[string]string) any {
 			v[i] = interpolate(v[i], env)
 		}
 	case string:
-		return variable().ReplaceAllStringFunc(v, func(found string) string {
-			m := variable().FindStringSubmatch(found)
+		return composeVariable().ReplaceAllStringFunc(v, func(found string) string {
+			m := composeVariable().FindStringSubmatch(found)
 			switch value := env[m[1]]; {
 			case found == "$$":
 				return "$"
@@ -92,7 +92,7 @@ func interpolate(v any, env map[string]string) any {
 	return v
 }
 
-func variable() *regexp.Regexp {
+func composeVariable() *regexp.Regexp {
 	return regexp.MustCompile(`\$\$|\$\{([A-Z_]+)(?:(:[-?])([^}]*))?\}`)
 }
 
@@ -341,7 +341,7 @@ func TestComposeEnv(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range variable().FindAllStringSubmatch(string(source), -1) {
+		for _, m := range composeVariable().FindAllStringSubmatch(string(source), -1) {
 			if m[0] == "$$" {
 				continue
 			}

@@ -21,11 +21,11 @@ const DefaultAdminKeyEnv = "TIDEGATE_ADMIN_KEY"
 
 // Config is the auth section of the configuration.
 type Config struct {
-	Mode            string        `yaml:"mode"` // keys | open
-	KeyTTL          time.Duration `yaml:"key_ttl"`
-	AllowUnexpiring bool          `yaml:"allow_unexpiring"`
-	AdminKeyEnv     string        `yaml:"admin_key_env"`
-	AdminKeyFile    string        `yaml:"admin_key_file"`
+	Mode            string        `yaml:"mode"`             // keys: those of the store and of the file; open: anyone, the address is the user
+	KeyTTL          time.Duration `yaml:"key_ttl"`          // how long a key of the store is good unless it says otherwise
+	AllowUnexpiring bool          `yaml:"allow_unexpiring"` // whether a key may be good forever
+	AdminKeyEnv     string        `yaml:"admin_key_env"`    // environment variable whose value opens /admin/v1/; the usual one may be unset
+	AdminKeyFile    string        `yaml:"admin_key_file"`   // or the file
 	Keys            []KeyConfig   `yaml:"keys"`
 	AdminKey        string        `yaml:"-"` // what the variable held; empty: there is none
 }
@@ -33,13 +33,13 @@ type Config struct {
 // KeyConfig is one key. It is given as the SHA-256 of its text, in hexadecimal,
 // or by an environment variable or a file that holds its text.
 type KeyConfig struct {
-	Name    string   `yaml:"name"` // shown in usage reports and logs; empty: the user's name
-	User    string   `yaml:"user"`
-	SHA256  string   `yaml:"sha256"`
-	KeyEnv  string   `yaml:"key_env"`
-	KeyFile string   `yaml:"key_file"`
-	Models  []string `yaml:"models"` // empty: all
-	Key     string   `yaml:"-"`      // what the variable or the file held
+	Name    string   `yaml:"name"`     // shown in usage reports and logs; empty: the user's name
+	User    string   `yaml:"user"`     // whose key it is
+	SHA256  string   `yaml:"sha256"`   // of the key, in hex: the key itself need not be here
+	KeyEnv  string   `yaml:"key_env"`  // environment variable that holds the key
+	KeyFile string   `yaml:"key_file"` // or the file
+	Models  []string `yaml:"models"`   // that it may use; empty: all
+	Key     string   `yaml:"-"`        // what the variable or the file held
 }
 
 // Default is a gateway that asks for keys, which last a week.

@@ -13,7 +13,7 @@ import (
 // Timeouts are the limits of one exchange. A request that is not streamed sends
 // nothing until its answer is whole, so only Connect and Total hold for it.
 type Timeouts struct {
-	Connect    time.Duration `yaml:"connect"`
+	Connect    time.Duration `yaml:"connect"`     // to reach the server
 	FirstToken time.Duration `yaml:"first_token"` // from sending to the first byte of a stream's body
 	Idle       time.Duration `yaml:"idle"`        // between two reads of a body
 	Total      time.Duration `yaml:"total"`       // from sending to the end of the answer

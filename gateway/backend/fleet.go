@@ -20,8 +20,8 @@ import (
 
 // ModelConfig is one model and its servers.
 type ModelConfig struct {
-	Name      string        `yaml:"name"`
-	Aliases   []string      `yaml:"aliases"`
+	Name      string        `yaml:"name"`      // what callers ask for, and what answers say
+	Aliases   []string      `yaml:"aliases"`   // other names by which callers may ask for it
 	Reasoning string        `yaml:"reasoning"` // both | reasoning | reasoning_content
 	Timeouts  Timeouts      `yaml:"timeouts"`
 	Probe     time.Duration `yaml:"probe"`   // between two health probes

@@ -18,12 +18,12 @@ type Config struct {
 	Addrs          []string `yaml:"addrs"`
 	SentinelMaster string   `yaml:"sentinel_master"` // the name by which sentinels know the master
 	Cluster        bool     `yaml:"cluster"`         // the one address is of a cluster
-	Username       string   `yaml:"username"`
-	PasswordEnv    string   `yaml:"password_env"`
-	PasswordFile   string   `yaml:"password_file"`
-	Password       string   `yaml:"-"` // of PasswordEnv or PasswordFile
-	TLS            bool     `yaml:"tls"`
-	DB             int      `yaml:"db"`
+	Username       string   `yaml:"username"`        // of an ACL; empty: the default user
+	PasswordEnv    string   `yaml:"password_env"`    // environment variable that holds the password; the usual one may be unset
+	PasswordFile   string   `yaml:"password_file"`   // or the file
+	Password       string   `yaml:"-"`               // of PasswordEnv or PasswordFile
+	TLS            bool     `yaml:"tls"`             // speak TLS to it
+	DB             int      `yaml:"db"`              // number of the database
 	// Timeout is the most that one decision waits, for a connection too.
 	Timeout time.Duration `yaml:"timeout"`
 }
