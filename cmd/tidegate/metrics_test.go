@@ -60,12 +60,11 @@ telemetry: {per_user: 5}
 	}
 	f.pin(t, largeModel, "L2")
 	f.complete(t, adaKey, chat(largeModel, 5, ""))
-	f.complete(t, adaKey, chat("junk", 5, ""))
 	f.complete(t, "junk", chat(largeModel, 5, ""))
 	f.servers.fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500, Count: 1})
 	f.complete(t, bobKey, chat(smallModel, 5, ""))
-	for range 6 {
-		f.complete(t, adaKey, chat(smallModel, 5, ""))
+	for _, model := range []string{"junk", smallModel, smallModel, smallModel, smallModel, smallModel} {
+		f.complete(t, adaKey, chat(model, 5, ""))
 	}
 	var page string
 	get := func(accept string) string {
