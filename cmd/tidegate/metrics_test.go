@@ -18,10 +18,9 @@ import (
 	"tidegate/nvml"
 )
 
-// TestMetricNames starts a gateway with everything there is to be configured, gives it
-// some of each kind of traffic, and compares what it exports with docs/metrics.md, both
-// ways, types and labels too.
-func TestMetricNames(t *testing.T) {
+// tellingNode is a node whose GPU tells everything.
+func tellingNode(t *testing.T) *gpuNode {
+	t.Helper()
 	node := startNode(t)
 	number, mem := 40, uint64(1<<30)
 	node.be(func(w http.ResponseWriter, r *nvml.Report) {
@@ -30,6 +29,14 @@ func TestMetricNames(t *testing.T) {
 		g.ThrottleNs = map[string]uint64{"sw_thermal": 1}
 		json.NewEncoder(w).Encode(r)
 	})
+	return node
+}
+
+// TestMetricNames starts a gateway with everything there is to be configured, gives it
+// some of each kind of traffic, and compares what it exports with docs/metrics.md, both
+// ways, types and labels too.
+func TestMetricNames(t *testing.T) {
+	node := tellingNode(t)
 	redis, docs := "", documentedMetrics(t)
 	if _, err := exec.LookPath("redis-server"); err == nil {
 		redis = "redis: {addrs: ['" + redistest.Single(t).Addr + "'], timeout: 1s}\n"
@@ -48,17 +55,16 @@ telemetry: {per_user: 5}
 	p.gpus = "gpu-a/0"
 	f := startGateway(t, startServers(t, nil), p)
 	eventually(t, "a reading", func() bool { return f.metric(t, `tidegate_gpu_source_up{source="gpu-a"}`) == 1 })
-	f.complete(t, adaKey, chat(largeModel, 5, ""))
-	f.complete(t, adaKey, chat(largeModel, 5, `,"stream":true`))
+	for _, stream := range []string{"", `,"stream":true`} {
+		f.complete(t, adaKey, chat(largeModel, 5, stream))
+	}
 	f.pin(t, largeModel, "L2")
 	f.complete(t, adaKey, chat(largeModel, 5, ""))
-	f.complete(t, adaKey, chat("junk", 5, ""))
 	f.complete(t, "junk", chat(largeModel, 5, ""))
-	f.servers.fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500})
+	f.servers.fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500, Count: 1})
 	f.complete(t, bobKey, chat(smallModel, 5, ""))
-	f.servers.heal(t)
-	for range 6 {
-		f.complete(t, adaKey, chat(smallModel, 5, ""))
+	for _, model := range []string{"junk", smallModel, smallModel, smallModel, smallModel, smallModel} {
+		f.complete(t, adaKey, chat(model, 5, ""))
 	}
 	var page string
 	get := func(accept string) string {
@@ -243,6 +249,12 @@ func TestNothingPrivateIsLogged(t *testing.T) {
 			}
 		}
 	}
+	saysAll(t, log)
+}
+
+// saysAll looks at the line of a stream that ended well.
+func saysAll(t *testing.T, log string) {
+	t.Helper()
 	for line := range strings.Lines(log) {
 		var e map[string]any
 		if json.Unmarshal([]byte(line), &e) == nil && e["msg"] == "request" && e["status"] == 200.0 && e["route"] == chatPath && e["stream"] == true {
