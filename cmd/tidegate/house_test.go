@@ -26,6 +26,7 @@ func arrows() map[string][]string {
 			"admission", "admission/limit", "degrade", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen", "nvml",
 		},
 		"gateway/account":                       {"gateway/database", "gateway/database/databasetest"},
+		"gateway/alert/channel":                 {},
 		"gateway/backend":                       {"admission", "admission/limit", "degrade", "gateway/openai", "nvml", "nvml/promtext"},
 		"gateway/database":                      {"gateway/database/databasetest"},
 		"gateway/database/databasetest":         {},
@@ -65,6 +66,7 @@ func owners() map[string][]string {
 		"github.com/pressly/goose":      {"gateway/database/"},
 		"github.com/jackc/pgx":          {"gateway/database/", "gateway/ledger/"},
 		"modernc.org/sqlite":            {"gateway/database/"},
+		"github.com/wneessen/go-mail":   {"gateway/alert/channel/"},
 	}
 }
 
