@@ -41,6 +41,7 @@ func (g *Gateway) settle(c *call, permit *admission.Permit) {
 	if err := permit.Settle(charge(c.usage), c.served); err != nil {
 		g.Log.Warn("the limits' store did not take a request's usage; it will be asked again", "id", c.id, "error", err.Error())
 	}
+	g.Alerts.Touch(c.subjects())
 }
 
 func charge(u openai.Usage) limit.Usage {

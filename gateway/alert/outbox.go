@@ -97,9 +97,9 @@ func (o outbox) state(ctx context.Context, id string) (state string, err error) 
 }
 
 // put notes a crossing and whom it goes to, at once or not at all; one that is there
-// already stays as it is.
-func (o outbox) put(ctx context.Context, c *crossing, targets []channel.Target) error {
-	return o.db.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
+// already stays as it is, which fresh says.
+func (o outbox) put(ctx context.Context, c *crossing, targets []channel.Target) (fresh bool, err error) {
+	err = o.db.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
 		result, err := tx.ExecContext(ctx, `INSERT INTO alert_crossings
 			(id, quota, per, who, counter, unit, percent, severity, used, size, ends_ms, zone, at_ms, state)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
@@ -107,9 +107,11 @@ func (o outbox) put(ctx context.Context, c *crossing, targets []channel.Target) 
 		if err != nil {
 			return err
 		}
-		if n, err := result.RowsAffected(); err != nil || n == 0 {
+		n, err := result.RowsAffected()
+		if err != nil || n == 0 {
 			return err
 		}
+		fresh = true
 		for _, t := range targets {
 			if _, err := tx.ExecContext(ctx, `INSERT INTO alert_deliveries
 				(crossing, channel, recipient, state, attempts, first_ms, tried_ms, next_ms, lease_ms, error)
@@ -119,6 +121,7 @@ func (o outbox) put(ctx context.Context, c *crossing, targets []channel.Target) 
 		}
 		return nil
 	})
+	return fresh && err == nil, err
 }
 
 // unclaimed are the crossings of which it is open whose they are.
