@@ -120,14 +120,25 @@ func refusal(ctx context.Context, err error) *Error {
 	var sending *gomail.SendError
 	switch {
 	case errors.As(err, &sending):
-		text, _, _ := strings.Cut(clean(sending.Error()), ", affected ")
+		text, _, _ := strings.Cut(sending.Error(), ", affected ")
+		text = unquoted(text)
 		if ctx.Err() != nil {
 			text = explain(ctx, err)
 		}
 		silent := sending.ErrorCode() == 0
 		return &Error{Status: sending.ErrorCode(), Text: text, Unsure: silent && sending.Reason == gomail.ErrSMTPDataClose}
 	case errors.As(err, &reply):
-		return &Error{Status: reply.Code, Text: clean(err.Error())}
+		return &Error{Status: reply.Code, Text: unquoted(err.Error())}
 	}
 	return &Error{Text: explain(ctx, err)}
+}
+
+// unquoted is a text whose end, what a server said, is quoted, without the quotes.
+func unquoted(text string) string {
+	if i := strings.IndexByte(text, '"'); i >= 0 {
+		if said, err := strconv.Unquote(text[i:]); err == nil {
+			text = text[:i] + said
+		}
+	}
+	return clean(text)
 }
