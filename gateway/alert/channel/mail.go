@@ -94,7 +94,7 @@ func (ch *Channel) mailer(dial gomail.DialContextFunc) (*gomail.Client, error) {
 // recipient), so that a mailbox can drop a repetition; Auto-Submitted keeps programs
 // from answering it (RFC 3834).
 func (ch *Channel) compose(to string, a Alert) (*gomail.Msg, error) {
-	words := Write(a, ch.config.Language, ch.now(), unlinked)
+	words := Write(a, ch.config.Language, ch.now(), headed)
 	m := gomail.NewMsg(gomail.WithNoDefaultUserAgent())
 	if err := errors.Join(m.From(ch.config.From), m.To(to)); err != nil {
 		return nil, err

@@ -23,7 +23,12 @@ func (m Message) Text() string { return m.Title + "\n\n" + strings.Join(m.Lines,
 // users chose goes through escape, after control characters are out of it and it is cut
 // to maxName characters. It is a pure function.
 func Write(a Alert, language string, now time.Time, escape func(string) string) Message {
-	name := func(s string) string { return escape(clipRunes(clean(s), maxName)) }
+	name := func(s string) string {
+		if s = clean(s); s == "" {
+			s = "-"
+		}
+		return escape(clipRunes(s, maxName))
+	}
 	if language == Chinese {
 		return chinese(a, now, name)
 	}
@@ -221,6 +226,9 @@ func lookalike(s string) string {
 		return r
 	}, unlinked(s))
 }
+
+// headed is a text that a mail header can hold: no encoded word of RFC 2047 begins in it.
+func headed(s string) string { return strings.ReplaceAll(unlinked(s), "=?", "=\uff1f") }
 
 // entities is a text as Slack has it escaped. See
 // https://docs.slack.dev/messaging/formatting-message-text, "Escaping text".

@@ -2,6 +2,7 @@ package channel
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -261,24 +262,60 @@ func TestPrivateRefused(t *testing.T) {
 	}
 }
 
-// TestRebinding holds that each address is judged when it is connected to: a resolver
-// that first names a public address and then a private one gains nothing.
+// nameServer answers questions for addresses with one after the other, the last again
+// and again.
+func nameServer(t *testing.T, answers ...[4]byte) *net.Resolver {
+	t.Helper()
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	go func() {
+		packet := make([]byte, 512)
+		for {
+			n, from, err := server.ReadFrom(packet)
+			if err != nil {
+				return
+			}
+			end := 12 + bytes.IndexByte(packet[12:n], 0) + 5 // header; name, type and class of the question
+			reply := append([]byte{packet[0], packet[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, packet[12:end]...)
+			if packet[end-3] == 1 { // A
+				reply[7] = 1
+				reply = append(reply, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4)
+				reply = append(reply, answers[0][:]...)
+				if len(answers) > 1 {
+					answers = answers[1:]
+				}
+			}
+			server.WriteTo(reply, from)
+		}
+	}()
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "udp", server.LocalAddr().String())
+	}}
+}
+
+// TestRebinding holds that the address that is connected to is judged: a name that is
+// public when one asks and private when one connects gains nothing.
 func TestRebinding(t *testing.T) {
 	base, got := sink(t, 200, "ok")
 	u, _ := url.Parse(base)
-	d := &dialer{}
-	resolver := func(n int) string { // what a hostile name server answers
-		if n == 0 {
-			return "93.184.216.34:" + u.Port()
-		}
-		return u.Host
+	const name = "rebinding.example."
+	resolver := nameServer(t, [4]byte{93, 184, 216, 34}, [4]byte{127, 0, 0, 1})
+	first, err := resolver.LookupNetIP(t.Context(), "ip4", name)
+	if err != nil || len(first) != 1 || !public(first[0]) {
+		t.Fatal("the first answer must be a public address:", first, err)
 	}
-	if err := judge(resolver(0)); err != nil {
-		t.Fatal("the first answer is harmless:", err)
+	ch := made(t, Config{Type: Slack, URL: "http://" + name + ":" + u.Port()})
+	ch.dialer.resolver = resolver
+	ch.client = ch.dialer.client()
+	if err := ch.Send(t.Context(), "", sample()); err != nil || len(got) != 1 {
+		t.Fatal("where it is allowed, the second answer is connected to:", err)
 	}
-	conn, err := d.DialContext(t.Context(), "tcp", resolver(1))
-	if !errors.Is(err, errPrivate) || conn != nil || len(got) != 0 {
-		t.Error("the second answer was connected to:", err)
+	ch.dialer.private = false
+	if e := fails(t, t.Context(), ch); e.Text != errPrivate.Error() || len(got) != 1 {
+		t.Errorf("%#v, %d requests", e, len(got))
 	}
 }
 
