@@ -283,14 +283,12 @@ func New(c Config) (*Channel, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	if c.Type != Email && c.URL == "" {
-		return nil, errors.New("url: has not been read")
-	}
-	if c.Type == Webhook && c.Secret == "" {
-		return nil, errors.New("secret: has not been read")
-	}
-	if c.Username != "" && c.Password == "" {
-		return nil, errors.New("password: has not been read")
+	for _, secret := range []struct{ path, value, env, file string }{
+		{"url", c.URL, c.URLEnv, c.URLFile}, {"secret", c.Secret, c.SecretEnv, c.SecretFile}, {"password", c.Password, c.PasswordEnv, c.PasswordFile},
+	} {
+		if secret.value == "" && (secret.env != "" || secret.file != "") {
+			return nil, fmt.Errorf("%s_env: has not been read, or is empty", secret.path)
+		}
 	}
 	tc := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.CAFile != "" {
@@ -300,7 +298,7 @@ func New(c Config) (*Channel, error) {
 		}
 		tc.RootCAs = pool
 	}
-	ch := &Channel{config: c, now: time.Now, limit: exchangeLimit, dialer: dialer{private: c.AllowPrivate, tls: tc}}
+	ch := &Channel{config: c, now: time.Now, turns: turns{pace: paceOf(c.Type)}, dialer: dialer{private: c.AllowPrivate, tls: tc}}
 	if c.Type != Email {
 		ch.client = ch.dialer.client()
 	}

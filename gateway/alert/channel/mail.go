@@ -72,7 +72,7 @@ func (ch *Channel) mailer(dial gomail.DialContextFunc) (*gomail.Client, error) {
 	host, port, _ := net.SplitHostPort(c.Server)
 	n, _ := strconv.Atoi(port)
 	options := []gomail.Option{
-		gomail.WithPort(n), gomail.WithTimeout(ch.limit), gomail.WithDialContextFunc(dial),
+		gomail.WithPort(n), gomail.WithTimeout(exchangeLimit), gomail.WithDialContextFunc(dial),
 		gomail.WithTLSConfig(ch.mailTLS()), gomail.WithoutNoop(), gomail.WithoutRset(),
 	}
 	switch c.TLS {

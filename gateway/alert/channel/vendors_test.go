@@ -51,7 +51,7 @@ func sink(t *testing.T, status int, answer string) (string, chan seen) {
 	return server.URL, got
 }
 
-// made is a channel whose clock stands at noon.
+// made is a channel whose clock stands at noon and which waits for no turn.
 func made(t *testing.T, c Config) *Channel {
 	t.Helper()
 	if c.Type != Email && c.Type != Webhook {
@@ -63,6 +63,7 @@ func made(t *testing.T, c Config) *Channel {
 		t.Fatal(err)
 	}
 	ch.now = noon
+	ch.turns.pace = 0
 	return ch
 }
 
