@@ -46,15 +46,16 @@ func (s Severity) String() string {
 // MarshalText writes warning, severe or blocked.
 func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText reads warning, severe or blocked.
+// UnmarshalText reads warning, severe or blocked. Of anything else it makes a severity
+// that Validate refuses, since that knows the place.
 func (s *Severity) UnmarshalText(text []byte) error {
+	*s = -1
 	for _, known := range []Severity{Warning, Severe, Blocked} {
 		if string(text) == known.String() {
 			*s = known
-			return nil
 		}
 	}
-	return fmt.Errorf("must be warning, severe or blocked, not %q", text)
+	return nil
 }
 
 // Alert is what there is to tell: somebody has used so much of a quota.
@@ -105,7 +106,7 @@ type Channel struct {
 	client *http.Client // of all but e-mail
 	dialer dialer
 	now    func() time.Time
-	limit  time.Duration // of one Send
+	turns  turns
 }
 
 // Name is the channel's in the configuration.
@@ -128,17 +129,21 @@ func (ch *Channel) Targets() []string {
 
 // Send sends an alert to one of Targets, once, in at most a minute; that is long on
 // purpose, since an answer that is not waited for leaves open whether the message
-// arrived. It returns an *Error.
+// arrived. Where a vendor takes only so many messages in a minute it waits for its turn
+// within that minute. It returns an *Error.
 func (ch *Channel) Send(ctx context.Context, target string, a Alert) error {
 	if !slices.Contains(ch.Targets(), target) {
 		return &Error{Text: fmt.Sprintf("channel %s has no target %q", ch.config.Name, target)}
 	}
-	ctx, cancel := context.WithTimeout(ctx, ch.limit)
+	ctx, cancel := context.WithTimeout(ctx, exchangeLimit)
 	defer cancel()
 	var failed *Error
-	if ch.config.Type == Email {
+	switch {
+	case !ch.turns.wait(ctx):
+		failed = &Error{Text: "its turn did not come in time: the vendor takes only so many messages a minute"}
+	case ch.config.Type == Email:
 		failed = ch.mail(ctx, target, a)
-	} else {
+	default:
 		failed = ch.post(ctx, a)
 	}
 	if failed == nil {

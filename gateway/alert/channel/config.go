@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/mail"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -95,30 +96,28 @@ func (c Config) filled() Config {
 	return c
 }
 
-// secrets are what no message to people may hold.
+// secrets are what no message to people may hold, the longest first.
 func (c *Config) secrets() (out []string) {
-	add := func(s string) {
-		if len(s) >= 4 { // less is no secret and would hide half of the text
+	add := func(s string, least int) { // what is shorter hides half of a text
+		if len(s) >= least {
 			out = append(out, s)
 		}
 	}
-	add(c.URL)
+	add(c.URL, 4)
+	add(c.Secret, 4)
+	add(c.Password, 4)
 	if u, err := url.Parse(c.URL); err == nil {
-		add(u.RawQuery)
+		add(u.RawQuery, 4)
 		for _, values := range u.Query() {
 			for _, v := range values {
-				add(v)
-				add(url.QueryEscape(v))
+				add(v, 4)
+				add(url.QueryEscape(v), 4)
 			}
 		}
-		if c.Type != Webhook || c.URLEnv != "" || c.URLFile != "" {
-			// Slack's and Feishu's tokens are the end of the path.
-			add(strings.TrimPrefix(u.Path, "/"))
-			add(u.Path[strings.LastIndexByte(u.Path, '/')+1:])
-		}
+		// Slack's and Feishu's tokens are the end of the path.
+		add(strings.TrimPrefix(u.Path, "/"), 8)
+		add(u.Path[strings.LastIndexByte(u.Path, '/')+1:], 8)
 	}
-	add(c.Secret)
-	add(c.Password)
 	slices.SortFunc(out, func(a, b string) int { return len(b) - len(a) })
 	return out
 }
@@ -212,6 +211,7 @@ func (c *Config) validateURL(f *faults) {
 		}
 		ok := err == nil && u.Hostname() != "" && (u.Scheme == "https" || u.Scheme == "http") && u.User == nil && u.Fragment == ""
 		f.check(ok, "%s: holds no http or https URL; expected something like https://alerts.example.com/tidegate", path)
+		f.check(!ok || c.AllowPrivate || !privateHost(u.Hostname()), "%s: is at an address that is not public; expected another, or allow_private: true", path)
 		f.check(!ok || u.Scheme == "https" || c.AllowPrivate, "%s: is in the clear; expected https://, or allow_private: true for a receiver in your own network", path)
 	}
 	f.check(c.SecretEnv == "" || c.SecretFile == "", "secret_env: excludes secret_file")
@@ -227,6 +227,7 @@ func (c *Config) validateMail(f *faults) {
 	host, port, err := net.SplitHostPort(c.Server)
 	n, portErr := strconv.Atoi(port)
 	f.check(err == nil && host != "" && portErr == nil && n > 0 && n < 65536, "server: must be host:port, such as smtp.example.com:587, not %q", c.Server)
+	f.check(c.AllowPrivate || !privateHost(host), "server: is at an address that is not public; expected another, or allow_private: true")
 	f.check(c.TLS == StartTLS || c.TLS == ImplicitTLS || c.TLS == NoTLS, "tls: must be starttls, implicit or none, not %q", c.TLS)
 	f.check(c.PasswordEnv == "" || c.PasswordFile == "", "password_env: excludes password_file")
 	password := c.PasswordEnv != "" || c.PasswordFile != "" || c.Password != ""
@@ -244,6 +245,12 @@ func (c *Config) validateMail(f *faults) {
 		f.check(err == nil && oneLine(to), "to[%d]: %q is no e-mail address", i, to)
 		f.check(!slices.Contains(c.To[:i], to), "to[%d]: %q is named twice", i, to)
 	}
+}
+
+// privateHost reports whether a host is seen to be private without asking for its name.
+func privateHost(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return err == nil && !public(ip) || strings.EqualFold(host, "localhost")
 }
 
 const minSecret = 16 // characters of a webhook's key
@@ -276,14 +283,12 @@ func New(c Config) (*Channel, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	if c.Type != Email && c.URL == "" {
-		return nil, errors.New("url: has not been read")
-	}
-	if c.Type == Webhook && c.Secret == "" {
-		return nil, errors.New("secret: has not been read")
-	}
-	if c.Username != "" && c.Password == "" {
-		return nil, errors.New("password: has not been read")
+	for _, secret := range []struct{ path, value, env, file string }{
+		{"url", c.URL, c.URLEnv, c.URLFile}, {"secret", c.Secret, c.SecretEnv, c.SecretFile}, {"password", c.Password, c.PasswordEnv, c.PasswordFile},
+	} {
+		if secret.value == "" && (secret.env != "" || secret.file != "") {
+			return nil, fmt.Errorf("%s_env: has not been read, or is empty", secret.path)
+		}
 	}
 	tc := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.CAFile != "" {
@@ -293,7 +298,7 @@ func New(c Config) (*Channel, error) {
 		}
 		tc.RootCAs = pool
 	}
-	ch := &Channel{config: c, now: time.Now, limit: exchangeLimit, dialer: dialer{private: c.AllowPrivate, tls: tc}}
+	ch := &Channel{config: c, now: time.Now, turns: turns{pace: paceOf(c.Type)}, dialer: dialer{private: c.AllowPrivate, tls: tc}}
 	if c.Type != Email {
 		ch.client = ch.dialer.client()
 	}

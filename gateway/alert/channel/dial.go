@@ -14,8 +14,9 @@ import (
 
 // dialer connects to public addresses, and to others where they are allowed.
 type dialer struct {
-	private bool
-	tls     *tls.Config
+	private  bool
+	tls      *tls.Config
+	resolver *net.Resolver // nil: the system's
 }
 
 const connectLimit = 10 * time.Second
@@ -27,7 +28,7 @@ var errPrivate = errors.New("the address is not public: refused; allow_private: 
 // DialContext resolves and connects. The address is judged when the socket is about to
 // connect, so a name that resolves to another address the second time gains nothing.
 func (d *dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	nd := net.Dialer{Timeout: connectLimit}
+	nd := net.Dialer{Timeout: connectLimit, Resolver: d.resolver}
 	if !d.private {
 		nd.Control = func(_, address string, _ syscall.RawConn) error { return judge(address) }
 	}

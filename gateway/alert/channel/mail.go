@@ -72,7 +72,7 @@ func (ch *Channel) mailer(dial gomail.DialContextFunc) (*gomail.Client, error) {
 	host, port, _ := net.SplitHostPort(c.Server)
 	n, _ := strconv.Atoi(port)
 	options := []gomail.Option{
-		gomail.WithPort(n), gomail.WithTimeout(ch.limit), gomail.WithDialContextFunc(dial),
+		gomail.WithPort(n), gomail.WithTimeout(exchangeLimit), gomail.WithDialContextFunc(dial),
 		gomail.WithTLSConfig(ch.mailTLS()), gomail.WithoutNoop(), gomail.WithoutRset(),
 	}
 	switch c.TLS {
@@ -94,7 +94,7 @@ func (ch *Channel) mailer(dial gomail.DialContextFunc) (*gomail.Client, error) {
 // recipient), so that a mailbox can drop a repetition; Auto-Submitted keeps programs
 // from answering it (RFC 3834).
 func (ch *Channel) compose(to string, a Alert) (*gomail.Msg, error) {
-	words := Write(a, ch.config.Language, ch.now(), unlinked)
+	words := Write(a, ch.config.Language, ch.now(), headed)
 	m := gomail.NewMsg(gomail.WithNoDefaultUserAgent())
 	if err := errors.Join(m.From(ch.config.From), m.To(to)); err != nil {
 		return nil, err
@@ -120,14 +120,25 @@ func refusal(ctx context.Context, err error) *Error {
 	var sending *gomail.SendError
 	switch {
 	case errors.As(err, &sending):
-		text, _, _ := strings.Cut(clean(sending.Error()), ", affected ")
+		text, _, _ := strings.Cut(sending.Error(), ", affected ")
+		text = unquoted(text)
 		if ctx.Err() != nil {
 			text = explain(ctx, err)
 		}
 		silent := sending.ErrorCode() == 0
 		return &Error{Status: sending.ErrorCode(), Text: text, Unsure: silent && sending.Reason == gomail.ErrSMTPDataClose}
 	case errors.As(err, &reply):
-		return &Error{Status: reply.Code, Text: clean(err.Error())}
+		return &Error{Status: reply.Code, Text: unquoted(err.Error())}
 	}
 	return &Error{Text: explain(ctx, err)}
+}
+
+// unquoted is a text whose end, what a server said, is quoted, without the quotes.
+func unquoted(text string) string {
+	if i := strings.IndexByte(text, '"'); i >= 0 {
+		if said, err := strconv.Unquote(text[i:]); err == nil {
+			text = text[:i] + said
+		}
+	}
+	return clean(text)
 }

@@ -2,6 +2,7 @@ package channel
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -22,7 +23,12 @@ func (m Message) Text() string { return m.Title + "\n\n" + strings.Join(m.Lines,
 // users chose goes through escape, after control characters are out of it and it is cut
 // to maxName characters. It is a pure function.
 func Write(a Alert, language string, now time.Time, escape func(string) string) Message {
-	name := func(s string) string { return escape(clipRunes(clean(s), maxName)) }
+	name := func(s string) string {
+		if s = clean(s); s == "" {
+			s = "-"
+		}
+		return escape(clipRunes(s, maxName))
+	}
 	if language == Chinese {
 		return chinese(a, now, name)
 	}
@@ -73,7 +79,7 @@ func english(a Alert, now time.Time, name func(string) string) Message {
 func chinese(a Alert, now time.Time, name func(string) string) Message {
 	words := map[string]string{
 		"department": "部门", "project": "项目", "user": "用户", "key": "密钥", "ip": "IP", "model": "模型",
-		"warning": "警告", "severe": "严重", "blocked": "已停用", "units": "单位", "tokens": "tokens",
+		"warning": "警告", "severe": "严重", "blocked": "已用尽", "units": "单位", "tokens": "tokens",
 	}
 	word := func(s string) string {
 		if w := words[s]; w != "" {
@@ -82,7 +88,7 @@ func chinese(a Alert, now time.Time, name func(string) string) Message {
 		return name(s)
 	}
 	var kinds []string
-	for kind := range strings.SplitSeq(a.Per, ",") {
+	for kind := range strings.SplitSeq(clipRunes(a.Per, maxName), ",") {
 		kinds = append(kinds, word(strings.TrimSpace(kind)))
 	}
 	who := strings.Join(kinds, "和")
@@ -92,31 +98,31 @@ func chinese(a Alert, now time.Time, name func(string) string) Message {
 	case a.Who != "":
 		who += " " + name(a.Who)
 	}
-	m := Message{Title: fmt.Sprintf("Tidegate %s:%s 已使用配额 %s 的 %d%%", word(a.Severity.String()), who, name(a.Quota), a.Percent)}
+	m := Message{Title: fmt.Sprintf("Tidegate %s：%s 已使用配额 %s 的 %d%%", word(a.Severity.String()), who, name(a.Quota), a.Percent)}
 	reset := "现已重置"
 	if left := a.ResetsAt.Sub(now); left > 0 {
 		reset = span(left, "天", "小时", "分钟", "") + "后"
 	}
 	m.Lines = []string{
-		"对象:" + who,
-		"配额:" + name(a.Quota),
-		fmt.Sprintf("已用:%s / %s %s(%s)", thousands(a.Used), thousands(a.Limit), word(a.Unit), share(a.Used, a.Limit)),
-		fmt.Sprintf("重置时间:%s(%s)", moment(a.ResetsAt), reset),
+		"对象：" + who,
+		"配额：" + name(a.Quota),
+		fmt.Sprintf("已用：%s / %s %s（%s）", thousands(a.Used), thousands(a.Limit), word(a.Unit), share(a.Used, a.Limit)),
+		fmt.Sprintf("重置时间：%s（%s）", moment(a.ResetsAt), reset),
 	}
-	todo := "请放慢使用,或向管理员申请更多配额;用尽后请求将被拒绝,直至配额重置。"
+	todo := "请放慢使用，或向管理员申请更多配额；用尽后请求将被拒绝，直至配额重置。"
 	switch a.Severity {
 	case Severe:
-		todo = "请停止不紧急的任务,或立即向管理员申请更多配额;用尽后请求将被拒绝,直至配额重置。"
+		todo = "请停止不紧急的任务，或立即向管理员申请更多配额；用尽后请求将被拒绝，直至配额重置。"
 	case Blocked:
-		todo = "在配额重置之前,请求会被拒绝(403 insufficient_quota)。请等待重置,或向管理员申请更多配额。"
+		todo = "在配额重置之前，请求会被拒绝（403 insufficient_quota）。请等待重置，或向管理员申请更多配额。"
 	}
-	m.Lines = append(m.Lines, "处理建议:"+todo)
+	m.Lines = append(m.Lines, "处理建议："+todo)
 	if a.Gateway != "" {
-		m.Lines = append(m.Lines, "网关:"+name(a.Gateway))
+		m.Lines = append(m.Lines, "网关："+name(a.Gateway))
 	}
 	if a.Test {
 		m.Title = "[测试] " + m.Title
-		m.Lines = append([]string{"这是一条测试消息:没有发生任何事情,无需处理。"}, m.Lines...)
+		m.Lines = append([]string{"这是一条测试消息：没有发生任何事情，无需处理。"}, m.Lines...)
 	}
 	return m
 }
@@ -161,7 +167,7 @@ func share(used, limit int64) string {
 	if limit <= 0 {
 		return "100%"
 	}
-	return fmt.Sprintf("%.0f%%", float64(int64(float64(used)/float64(limit)*100)))
+	return fmt.Sprintf("%.0f%%", math.Floor(float64(used)/float64(limit)*100))
 }
 
 // clean is a text on one line, valid UTF-8, without characters that steer what is
@@ -220,6 +226,9 @@ func lookalike(s string) string {
 		return r
 	}, unlinked(s))
 }
+
+// headed is a text that a mail header can hold: no encoded word of RFC 2047 begins in it.
+func headed(s string) string { return strings.ReplaceAll(unlinked(s), "=?", "=\uff1f") }
 
 // entities is a text as Slack has it escaped. See
 // https://docs.slack.dev/messaging/formatting-message-text, "Escaping text".
