@@ -144,7 +144,7 @@ func ValidateAll(all []Config) error {
 }
 
 func unjoin(err error) []error {
-	if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the outermost is meant
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
 		return many.Unwrap()
 	}
 	return []error{err}

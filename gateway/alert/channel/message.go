@@ -24,7 +24,7 @@ func (m Message) Text() string { return m.Title + "\n\n" + strings.Join(m.Lines,
 // to maxName characters. It is a pure function.
 func Write(a Alert, language string, now time.Time, escape func(string) string) Message {
 	name := func(s string) string {
-		if s = clean(s); s == "" {
+		if s = clean(clip(s, 10*maxName)); s == "" {
 			s = "-"
 		}
 		return escape(clipRunes(s, maxName))

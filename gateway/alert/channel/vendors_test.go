@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -225,8 +226,8 @@ func TestAnswers(t *testing.T) {
 				}
 				return
 			}
-			e, ok := err.(*Error)
-			if !ok || e.Text != c.want || e.Unsure != c.unsure || e.Status != c.status {
+			var e *Error
+			if !errors.As(err, &e) || e.Text != c.want || e.Unsure != c.unsure || e.Status != c.status {
 				t.Fatalf("got  %#v\nwant %q, unsure %v", err, c.want, c.unsure)
 			}
 		})
