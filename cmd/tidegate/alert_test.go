@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -17,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"tidegate/admission/limit/redislimit/redistest"
 )
@@ -277,6 +279,40 @@ func printed(t *testing.T, args ...string) string {
 		t.Fatalf("%v: exit code %d:\n%s", args, code, &out)
 	}
 	return out.String()
+}
+
+// TestClaims: a claim is one owner's until it ends, and is never made shorter.
+func TestClaims(t *testing.T) {
+	client := redistest.Single(t).Client()
+	c := claims{client}
+	claim := func(owner string, ttl time.Duration) bool {
+		t.Helper()
+		mine, err := c.Claim(t.Context(), "x", owner, ttl)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return mine
+	}
+	if !claim("a", time.Hour) || claim("b", time.Minute) || !claim("a", time.Minute) {
+		t.Error("the first owner is to have it")
+	}
+	if left := client.PTTL(t.Context(), "tg:alert:x").Val(); left < 50*time.Minute || left > time.Hour {
+		t.Errorf("it lasts %v", left)
+	}
+	if !claim("a", 2*time.Hour) || client.PTTL(t.Context(), "tg:alert:x").Val() < time.Hour {
+		t.Error("it was not made longer")
+	}
+	if err := client.Del(t.Context(), "tg:alert:x").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if !claim("b", time.Minute) || claim("a", time.Minute) {
+		t.Error("what has ended is free")
+	}
+	gone, stop := context.WithCancel(t.Context())
+	stop()
+	if mine, err := c.Claim(gone, "x", "b", time.Minute); mine || err == nil {
+		t.Errorf("without an answer: %v, %v", mine, err)
+	}
 }
 
 func TestAlertTest(t *testing.T) {

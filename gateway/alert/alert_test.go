@@ -204,7 +204,7 @@ func testGivenUp(t *testing.T, dsn string) {
 	began := w.at
 	for w.at.Sub(began) < 24*time.Hour {
 		deliver(t, a)
-		if w.at == began {
+		if w.at.Equal(began) {
 			round(t, a)
 		}
 		w.pass(4 * time.Minute)
