@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"tidegate/admission"
+	"tidegate/admission/limit"
 	"tidegate/degrade"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
@@ -38,6 +39,7 @@ type call struct {
 	kind  openai.Route
 	body  *openai.Request
 	wish  openai.Wish
+	by    limit.Subjects // whom the limits count it by, once it has asked them
 	asked *backend.Model // that the caller named
 	model *backend.Model // that answers: a smaller one from L3 on
 	limit int            // the answer's limit in tokens, as sent to the server

@@ -174,6 +174,9 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 	case errors.Is(err, account.ErrUnknownKey):
 		return refuse(codeInvalidAPIKey, "", "the API key is missing, expired, revoked or not known here: send Authorization: Bearer KEY with a good key of this gateway")
 	case errors.As(err, &denied):
+		if denied.Quota && !denied.Never {
+			g.Alerts.Refused(c.subjects(), denied.Rule)
+		}
 		return c.overLimit(denied)
 	case errors.As(err, &shed):
 		return c.overloaded(shed)

@@ -22,6 +22,7 @@ import (
 	"tidegate/admission"
 	"tidegate/degrade"
 	"tidegate/gateway/account"
+	"tidegate/gateway/alert"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
 	"tidegate/gateway/openai"
@@ -85,6 +86,7 @@ type Parts struct {
 	Admission *admission.Controller
 	Ladder    *degrade.Ladder
 	Ledger    *ledger.Ledger
+	Alerts    *alert.Alerts // nil: nobody is told of quotas
 	Counter   *qwen.Counter
 	Tokenizer *qwen.Tokenizer
 	Registry  *prometheus.Registry

@@ -17,11 +17,12 @@ import (
 func (g *Gateway) demand(c *call) *admission.Demand {
 	capped := g.Ladder.Effect(degrade.StreamingOff).MaxTokens
 	limited := cmp.Or(c.limit, capped)
+	c.by = c.subjects()
 	return &admission.Demand{
 		Pool: c.asked.Pool, MaxLevel: c.most, Caller: c, TTFT: c.asked.Objective, Quiet: int64(c.body.Growth()),
 		Capped: int64(min(limited, capped)) * int64(c.answers/c.wish.N),
 		Request: limit.Request{
-			ID: c.id, Subjects: c.subjects(), Tier: string(c.who.Tier), Prompt: int64(c.prompt),
+			ID: c.id, Subjects: c.by, Tier: string(c.who.Tier), Prompt: int64(c.prompt),
 			MaxTokens: int64(limited) * int64(c.answers), Thinking: !c.wish.NoThinking,
 		},
 	}
@@ -41,6 +42,7 @@ func (g *Gateway) settle(c *call, permit *admission.Permit) {
 	if err := permit.Settle(charge(c.usage), c.served); err != nil {
 		g.Log.Warn("the limits' store did not take a request's usage; it will be asked again", "id", c.id, "error", err.Error())
 	}
+	g.Alerts.Touch(c.by)
 }
 
 func charge(u openai.Usage) limit.Usage {

@@ -5,6 +5,7 @@ import (
 
 	"tidegate/admission"
 	"tidegate/degrade"
+	"tidegate/gateway/alert"
 	"tidegate/gateway/backend"
 	"tidegate/nvml"
 )
@@ -21,6 +22,7 @@ type Status struct {
 	Ladder      degrade.Status      `json:"ladder"` // why each model and backend stands where it does
 	GPUs        []nvml.GPUStatus    `json:"gpus"`
 	Sources     []nvml.SourceStatus `json:"gpu_sources"`
+	Alerts      []alert.Status      `json:"alerts"`   // by channel
 	Warnings    []string            `json:"warnings"` // what works, but not as it was meant
 }
 
@@ -72,7 +74,7 @@ type BackendGPU struct {
 // status is what the gateway knows of itself, its backends and their GPUs.
 func (g *Gateway) status() Status {
 	now := time.Now()
-	s := Status{Version: g.Version, UptimeS: int(now.Sub(g.began).Seconds()), Store: "up", Models: []ModelStatus{}, Warnings: []string{}}
+	s := Status{Version: g.Version, UptimeS: int(now.Sub(g.began).Seconds()), Store: "up", Models: []ModelStatus{}, Alerts: g.Alerts.Status(), Warnings: []string{}}
 	if !g.settings.Load().accounts.Store().Up() {
 		s.Store = "down"
 	}

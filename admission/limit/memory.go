@@ -120,6 +120,15 @@ func (h *held) unlock() {
 // cell finds a dimension's counter, or nil.
 func (h *held) cell(i int, d *Dim) *counted { return h.m.shards[h.cells[i]].cells[d.Key] }
 
+// quota is that counter where it is a quota's, else nil.
+func (h *held) quota(i int, d *Dim) *quota {
+	if c := h.cell(i, d); c != nil {
+		q, _ := c.cell.(*quota)
+		return q
+	}
+	return nil
+}
+
 // open finds a dimension's counter or makes it.
 func (h *held) open(i int, d *Dim, now int64) *counted {
 	s := &h.m.shards[h.cells[i]]
@@ -175,7 +184,13 @@ func (m *Memory) Reserve(_ context.Context, r Reservation) (Decision, error) {
 	m.lock(&h, r.ID, r.Dims)
 	defer h.unlock()
 	if r.Peek {
-		return Decide(r.Dims, h.states(r.Dims, now)), nil
+		states := h.states(r.Dims, now)
+		for i := range states {
+			if q := h.quota(i, &r.Dims[i]); q != nil && r.Settled {
+				states[i] = q.settled().check(&r.Dims[i], now)
+			}
+		}
+		return Decide(r.Dims, states), nil
 	}
 	if known := h.record.records[r.ID]; known != nil && !known.forgotten(now) {
 		free := withoutCost(r.Dims)
@@ -279,6 +294,9 @@ func (h *held) settle(rec *record, id string, dims []Dim, charges []int64, now i
 		if p.skipped {
 			continue
 		}
+		if q := h.quota(i, d); q != nil && rec.state == live {
+			q.hold(p, -p.charged)
+		}
 		h.adjust(i, d, p, max(charges[i], 0), now)
 		if c := h.cell(i, d); c != nil {
 			c.release(id)
@@ -339,7 +357,11 @@ func (m *Memory) renew(r *Renewal, now int64) bool {
 		}
 		if len(r.Charges) > 0 {
 			p.floor = max(p.floor, r.Charges[i])
+			was := p.charged
 			h.adjust(i, d, p, max(p.charged, r.Charges[i]), now)
+			if q := h.quota(i, d); q != nil {
+				q.hold(p, p.charged-was)
+			}
 		}
 		if c := h.cell(i, d); c != nil {
 			c.renew(r.ID, now, rec.ends)

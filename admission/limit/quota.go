@@ -1,7 +1,8 @@
 package limit
 
 // quota counts in one calendar period, which its begin names.
-type quota struct{ begin, end, used int64 }
+// held is the part of used that reservations have which are not settled yet.
+type quota struct{ begin, end, used, held int64 }
 
 // current is what was used in the dimension's period, and when that ends. The
 // state of a later period is that of now: the asker's calendar is behind. What
@@ -32,6 +33,7 @@ func (q *quota) check(d *Dim, now int64) State {
 func (q *quota) charge(d *Dim, _ string, _, _ int64) part {
 	q.enter(d)
 	q.used += d.Cost
+	q.held += d.Cost
 	return part{charged: d.Cost, floor: d.Floor, at: q.begin}
 }
 
@@ -48,6 +50,18 @@ func (q *quota) adjust(d *Dim, p *part, delta, _ int64) {
 	if p.at == q.begin || delta > 0 {
 		q.used = max(q.used+delta, 0)
 	}
+}
+
+// hold notes that a reservation that lives has so much more of the counter, or less.
+func (q *quota) hold(p *part, delta int64) {
+	if p.at == q.begin {
+		q.held = max(q.held+delta, 0)
+	}
+}
+
+// settled is the counter without what may still be given back.
+func (q *quota) settled() *quota {
+	return &quota{begin: q.begin, end: q.end, used: max(q.used-q.held, 0)}
 }
 
 func (q *quota) renew(string, int64, int64) {}

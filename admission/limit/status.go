@@ -89,3 +89,44 @@ func (s *Status) Tightest() (QuotaStatus, bool) {
 	}
 	return s.Quotas[best], true
 }
+
+// QuotaUse is one quota as those see it who watch it: of what was used only what is
+// settled, without what running requests hold and may give back.
+type QuotaUse struct {
+	QuotaStatus
+	Who     string // the department, project, user, key, address or model, two with a comma; empty: all callers together
+	Counter string // names the counter: two that have one Who may have two
+	AlertAt []int  // percent, the smallest first
+	Shared  bool   // all replicas' counters say so, not this process's alone
+}
+
+// Use looks at every quota that the subjects meet, and changes nothing. One whose
+// period has ended by the store's clock, though not by this process's, is left out.
+func (l *Limiter) Use(ctx context.Context, who Subjects) ([]QuotaUse, error) {
+	now := l.with.Now()
+	p := l.set.Load().plan(&Request{Subjects: who}, Estimate{}, now)
+	var (
+		dims     []Dim
+		counters []*counter
+	)
+	for i, d := range withoutCost(p.dims) {
+		if d.Kind == Quota {
+			dims, counters = append(dims, d), append(counters, p.counters[i])
+		}
+	}
+	if len(dims) == 0 {
+		return nil, nil
+	}
+	seen, err := l.with.Store.Reserve(ctx, Reservation{Dims: dims, Peek: true, Settled: true})
+	if err != nil {
+		return nil, fmt.Errorf("look at quotas: %w: %w", ErrStore, err)
+	}
+	var out []QuotaUse
+	for i, c := range counters {
+		if now.UnixMilli()+seen.States[i].ResetMs > dims[i].EndMs+CalendarSkew.Milliseconds() {
+			continue
+		}
+		out = append(out, QuotaUse{c.status(&dims[i], &seen.States[i]), c.by.of(&who), dims[i].Key, c.alertAt, seen.Shared})
+	}
+	return out, nil
+}

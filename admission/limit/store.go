@@ -46,6 +46,9 @@ type Reservation struct {
 	ID   string // made by the gateway, never the caller's own
 	Dims []Dim  // not to be changed afterwards; no key twice
 	Peek bool   // only look: nothing is written, no id is needed
+	// Settled, with Peek, leaves out of quotas what reservations have that are not
+	// settled yet, since they may give it back.
+	Settled bool
 }
 
 // Decision answers a Reservation.

@@ -177,3 +177,13 @@ func safe(name string) string {
 func special(c byte) bool {
 	return c <= ' ' || c >= 0x7f || strings.IndexByte("{}%,=:", c) >= 0
 }
+
+// of names the subjects of a request that a rule counts by.
+func (p per) of(s *Subjects) string {
+	all := [...]string{s.Department, s.Project, s.User, s.Key, network(s.IP), s.Model, ""}
+	var out []string
+	for _, one := range p {
+		out = append(out, all[one])
+	}
+	return strings.Join(out, ", ")
+}

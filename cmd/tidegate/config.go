@@ -20,6 +20,7 @@ import (
 	"tidegate/degrade"
 	"tidegate/gateway"
 	"tidegate/gateway/account"
+	"tidegate/gateway/alert/channel"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/database"
 	"tidegate/gateway/ledger"
@@ -38,6 +39,7 @@ type config struct {
 	Queue     admission.QueueConfig `yaml:"queue"`
 	Limits    []limit.Rule          `yaml:"limits"`
 	Quotas    []limit.QuotaRule     `yaml:"quotas"`
+	Alerts    []channel.Config      `yaml:"alerts"`
 	Telemetry telemetryConfig       `yaml:"telemetry"`
 }
 
@@ -143,6 +145,7 @@ func (c *config) validate() error {
 		}
 	}
 	within("", limit.Validate(c.Limits, c.Quotas))
+	within("", channel.ValidateAll(c.Alerts))
 	return errors.Join(faults...)
 }
 
@@ -430,25 +433,31 @@ func overlay(v reflect.Value, name string, env func(string) (string, bool)) erro
 	return nil
 }
 
-// resolve reads the secrets that the configuration names.
-func (c *config) resolve(env func(string) (string, bool)) error {
-	var faults []error
-	read := func(path, variable, file string, into *string) {
+// reader reads a secret from the environment variable or the file that a
+// configuration names, if it names one.
+func reader(env func(string) (string, bool), faults *[]error) func(path, variable, file string, into *string) {
+	return func(path, variable, file string, into *string) {
 		switch {
 		case variable != "":
 			if value, ok := env(variable); ok && value != "" {
 				*into = value
 			} else {
-				faults = append(faults, fmt.Errorf("%s_env: the environment variable %s is not set", path, variable))
+				*faults = append(*faults, fmt.Errorf("%s_env: the environment variable %s is not set", path, variable))
 			}
 		case file != "":
 			raw, err := os.ReadFile(file)
 			if err != nil {
-				faults = append(faults, fmt.Errorf("%s_file: %w", path, err))
+				*faults = append(*faults, fmt.Errorf("%s_file: %w", path, err))
 			}
 			*into = strings.TrimSpace(string(raw))
 		}
 	}
+}
+
+// resolve reads the secrets that the configuration names.
+func (c *config) resolve(env func(string) (string, bool)) error {
+	var faults []error
+	read := reader(env, &faults)
 	// The usual variable may be missing; one that is named must be there.
 	if c.Auth.AdminKeyFile != "" && c.Auth.AdminKeyEnv == account.DefaultAdminKeyEnv {
 		c.Auth.AdminKeyEnv = ""
@@ -476,6 +485,7 @@ func (c *config) resolve(env func(string) (string, bool)) error {
 		s := &c.GPUs[i]
 		read(fmt.Sprintf("gpus[%d].token", i), s.TokenEnv, s.TokenFile, &s.Token)
 	}
+	c.resolveAlerts(read)
 	return errors.Join(faults...)
 }
 

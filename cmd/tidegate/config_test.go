@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tidegate/gateway"
+	"tidegate/gateway/alert/channel"
 )
 
 func noEnv(string) (string, bool) { return "", false }
@@ -40,6 +41,40 @@ func TestBadFiles(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestExampleAlerts loads the example with the channels that it shows commented out.
+func TestExampleAlerts(t *testing.T) {
+	source, err := os.ReadFile("../../deploy/tidegate.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, found := strings.Cut(string(source), "alerts: []\n")
+	if !found {
+		t.Fatal("the example shows no alerts")
+	}
+	shown, rest, _ := strings.Cut(rest, "\n\n")
+	shown = strings.ReplaceAll("\n"+shown, "\n#", "\n")
+	url := filepath.Join(t.TempDir(), "slack-url")
+	if err := os.WriteFile(url, []byte("https://hooks.slack.com/services/T/B/X"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	shown = strings.Replace(shown, "/run/secrets/slack-url", url, 1)
+	c, err := readConfig("example", []byte(head+"alerts:"+shown+"\n\n"+rest), func(name string) (string, bool) {
+		value, ok := map[string]string{
+			"WEBHOOK_KEY": "a key of more than sixteen", "DINGTALK_URL": "https://oapi.dingtalk.com/robot/send?access_token=x", "DINGTALK_SECRET": "SECx",
+			"WECOM_URL": "https://qyapi.weixin.qq.com/cgi-bin/webhook/send?key=x", "FEISHU_URL": "https://open.feishu.cn/open-apis/bot/v2/hook/x",
+			"FEISHU_SECRET": "x", "SMTP_PASSWORD": "x",
+		}[name]
+		return value, ok
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := c.alertChannels()
+	if err != nil || len(all) != len(channel.Types()) || len(all[5].Targets) != 2 || all[3].Tells(channel.Warning) || all[0].Name != "ops" {
+		t.Errorf("got %+v, %v", all, err)
 	}
 }
 

@@ -523,7 +523,7 @@ func TestDocLinks(t *testing.T) {
 			if path != "" {
 				file = filepath.Join(filepath.Dir(file), filepath.FromSlash(path))
 			}
-			if _, err := os.Stat(file); err != nil && !slices.Contains(awaited(), strings.TrimPrefix(filepath.ToSlash(file), "../../")) {
+			if _, err := os.Stat(file); err != nil {
 				t.Errorf("%s: the link to %s leads nowhere", page, target)
 				continue
 			}

@@ -17,15 +17,17 @@ import (
 func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/tidegate": {
-			"admission", "admission/limit", "admission/limit/redislimit", "admission/limit/redislimit/redistest", "degrade", "gateway", "gateway/account", "gateway/backend", "gateway/database", "gateway/database/databasetest",
+			"admission", "admission/limit", "admission/limit/redislimit", "admission/limit/redislimit/redistest", "degrade", "gateway", "gateway/account", "gateway/alert", "gateway/alert/channel", "gateway/backend", "gateway/database", "gateway/database/databasetest",
 			"gateway/gatewaytest", "gateway/ledger", "gateway/qwen", "nvml", "nvml/nvmltest",
 		},
 		"cmd/tidegate-vllm-sim":  {"gateway/gatewaytest"},
 		"cmd/tidegate-gpu-agent": {"nvml", "nvml/device", "nvml/device/devicetest", "nvml/nvmltest"},
 		"gateway": {
-			"admission", "admission/limit", "degrade", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen", "nvml",
+			"admission", "admission/limit", "degrade", "gateway/account", "gateway/alert", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen", "nvml",
 		},
 		"gateway/account":                       {"gateway/database", "gateway/database/databasetest"},
+		"gateway/alert/channel":                 {},
+		"gateway/alert":                         {"admission/limit", "gateway/alert/channel", "gateway/database", "gateway/database/databasetest"},
 		"gateway/backend":                       {"admission", "admission/limit", "degrade", "gateway/openai", "nvml", "nvml/promtext"},
 		"gateway/database":                      {"gateway/database/databasetest"},
 		"gateway/database/databasetest":         {},
@@ -62,10 +64,11 @@ func owners() map[string][]string {
 		"github.com/goccy/go-yaml":      {"cmd/"},
 		"github.com/spf13/cobra":        {"cmd/"},
 		"github.com/invopop/jsonschema": {"cmd/"},
-		"github.com/uptrace/bun":        {"gateway/database/", "gateway/account/", "gateway/ledger/"},
+		"github.com/uptrace/bun":        {"gateway/database/", "gateway/account/", "gateway/alert/", "gateway/ledger/"},
 		"github.com/pressly/goose":      {"gateway/database/"},
 		"github.com/jackc/pgx":          {"gateway/database/", "gateway/ledger/"},
 		"modernc.org/sqlite":            {"gateway/database/"},
+		"github.com/wneessen/go-mail":   {"gateway/alert/channel/"},
 	}
 }
 

@@ -191,7 +191,9 @@ func (c *counters) run(ctx context.Context) error {
 		case <-tick.C:
 			empty, _ := c.guard.Empty(ctx) // its error is one of State
 			if next.due(time.Now(), c.guard.State(), empty) {
-				next.done(time.Now(), c.restore(ctx))
+				err := c.restore(ctx)
+				next.done(time.Now(), err)
+				c.d.alerts.Sweep()
 			}
 		}
 	}
@@ -255,24 +257,45 @@ func (c *counters) restore(ctx context.Context) error {
 		}
 	}
 	for _, q := range c.Quotas() {
-		by, whole := groupsOf(q.Per)
-		if !whole {
-			continue
-		}
-		rows, err := c.d.ledger.Report(ctx, ledger.Query{By: by, From: q.Begin, To: q.End})
+		rows, err := c.used(ctx, q)
 		if err != nil {
 			c.d.log.Warn("cannot restore a quota from the ledger; it counts what is used from now on", "quota", q.Name, "error", err.Error())
 			return err
 		}
 		for i := range rows {
-			r := &rows[i]
-			who := limit.Subjects{Department: r.Department, Project: r.Project, User: r.User, Key: r.Key, Model: r.Model}
-			if err := c.Restore(ctx, q.Name, who, r.Total, r.Milliunits); err != nil {
+			if err := c.Restore(ctx, q.Name, subjectsOf(&rows[i]), rows[i].Total, rows[i].Milliunits); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// used is what the ledger says that everybody has used of a quota in its period.
+func (c *counters) used(ctx context.Context, q limit.QuotaPeriod) ([]ledger.Row, error) {
+	by, whole := groupsOf(q.Per)
+	if !whole {
+		return nil, nil
+	}
+	return c.d.ledger.Report(ctx, ledger.Query{By: by, From: q.Begin, To: q.End})
+}
+
+func subjectsOf(r *ledger.Row) limit.Subjects {
+	return limit.Subjects{Department: r.Department, Project: r.Project, User: r.User, Key: r.Key, Model: r.Model}
+}
+
+// everyone is who the ledger knows to have used something of a quota in its period.
+func (c *counters) everyone(ctx context.Context) (out []limit.Subjects, err error) {
+	for _, q := range c.Quotas() {
+		rows, err := c.used(ctx, q)
+		if err != nil {
+			return nil, fmt.Errorf("ledger: %w", err)
+		}
+		for i := range rows {
+			out = append(out, subjectsOf(&rows[i]))
+		}
+	}
+	return out, nil
 }
 
 // groupsOf are the sums that a quota's counters are made of: its subjects and who

@@ -29,6 +29,7 @@ import (
 	"tidegate/degrade"
 	"tidegate/gateway"
 	"tidegate/gateway/account"
+	"tidegate/gateway/alert"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
 	"tidegate/gateway/qwen"
@@ -167,6 +168,7 @@ type daemon struct {
 	cert     atomic.Pointer[tls.Certificate]
 	accounts *account.Store
 	ledger   *ledger.Ledger
+	alerts   *alert.Alerts
 	close    func() error         // of the ledger and the database
 	firstKey string               // an administrator's, where the store had none
 	reloaded *prometheus.GaugeVec // whether the last reload worked
@@ -235,7 +237,7 @@ func (d *daemon) build(ctx context.Context, p *process) (err error) {
 	d.doors = admission.New(d.counters.Limiter, c.waiting())
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version(), d.gpus, d.ladder)
 	d.gateway = gateway.New(gateway.Parts{
-		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: d.doors, Ladder: d.ladder, Ledger: d.ledger, Tokenizer: tokenizer,
+		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: d.doors, Ladder: d.ladder, Ledger: d.ledger, Alerts: d.alerts, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Tracer: d.traces.tracer(), Version: version(), Beside: []prometheus.Gatherer{ladder, d.gpus},
 	}, c.face(), account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
@@ -301,7 +303,7 @@ func (d *daemon) run(ctx context.Context, source loop) (err error) {
 	if host, _, err := net.SplitHostPort(d.front.Addr().String()); err == nil && d.config.Auth.Mode == account.Open && !net.ParseIP(host).IsLoopback() {
 		d.log.Warn("anyone who reaches this address may use the models: auth.mode is open", "address", d.front.Addr().String())
 	}
-	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.gpus.Run, d.fleet.Run, d.ladder.Run, d.counters.run, d.accounts.Run, d.ledger.Run, source)
+	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.gpus.Run, d.fleet.Run, d.ladder.Run, d.counters.run, d.accounts.Run, d.ledger.Run, d.alerts.Run, source)
 }
 
 // maxHeader bounds a request's head in bytes.
@@ -400,6 +402,10 @@ func (d *daemon) reload() {
 	if err == nil {
 		set, err = c.limitSet()
 	}
+	var channels []alert.Channel
+	if err == nil {
+		channels, err = c.alertChannels()
+	}
 	if err == nil {
 		err = d.readCertificate()
 	}
@@ -421,6 +427,7 @@ func (d *daemon) reload() {
 	d.gpus.Replace(c.GPUs)
 	d.ladder.Reload(c.Degrade)
 	d.doors.Reload(c.waiting())
+	d.alerts.Reload(channels)
 	d.fleet.Apply(c.Models)
 	d.log.Info("configuration reloaded", "models", len(c.Models))
 }

@@ -15,6 +15,7 @@ import (
 
 	"tidegate/degrade"
 	"tidegate/gateway"
+	"tidegate/gateway/alert"
 	"tidegate/nvml"
 )
 
@@ -112,7 +113,11 @@ func writeStatus(out io.Writer, s *gateway.Status) error {
 	for i := range s.Sources {
 		sources = append(sources, sourceLine(&s.Sources[i]))
 	}
-	for _, t := range []table{models, backends, gpus, sources} {
+	alerts := table{{"ALERTS TO", "TYPE", "PENDING", "SENT", "GIVEN UP", "LAST SENT", "LAST ERROR"}}
+	for i := range s.Alerts {
+		alerts = append(alerts, alertLine(&s.Alerts[i]))
+	}
+	for _, t := range []table{models, backends, gpus, sources, alerts} {
 		if len(t) == 1 {
 			continue
 		}
@@ -251,6 +256,14 @@ func sourceLine(s *nvml.SourceStatus) []string {
 		heard = age(*s.HeardMs) + " ago"
 	}
 	return []string{s.Name, s.Kind, state, fmt.Sprint(s.GPUs), heard, fmt.Sprint(s.Restarts), s.Address}
+}
+
+func alertLine(s *alert.Status) []string {
+	last := "never"
+	if s.LastSuccess != nil {
+		last = s.LastSuccess.Format(time.RFC3339)
+	}
+	return []string{s.Channel, s.Type, fmt.Sprint(s.Pending), fmt.Sprint(s.Sent), fmt.Sprint(s.Failed), last, s.LastError}
 }
 
 func shown(n *int, format string) string {

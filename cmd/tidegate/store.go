@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidegate/gateway/account"
+	"tidegate/gateway/alert"
 	"tidegate/gateway/database"
 	"tidegate/gateway/ledger"
 )
@@ -29,7 +30,7 @@ func openStore(ctx context.Context, s storeConfig, hooks account.Hooks) (*databa
 	if err != nil {
 		return nil, nil, fmt.Errorf("store.dsn: %w", err)
 	}
-	if err := errors.Join(account.Migrate(ctx, db), ledger.Migrate(ctx, db)); err != nil {
+	if err := errors.Join(account.Migrate(ctx, db), ledger.Migrate(ctx, db), alert.Migrate(ctx, db)); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("store.dsn: %w", err), db.Close())
 	}
 	return db, account.NewStore(db, hooks), nil
@@ -62,6 +63,9 @@ func (d *daemon) openStore(ctx context.Context, registry prometheus.Registerer) 
 		return 0
 	}))
 	d.accounts, d.ledger = accounts, usage
+	if d.alerts, err = d.newAlerts(db, registry); err != nil {
+		return errors.Join(err, usage.Close())
+	}
 	d.counters.override(accounts.Overrides())
 	d.ladder.SetPins(pinned(accounts))
 	d.close = func() error { return errors.Join(usage.Close(), db.Close(), d.counters.close()) }
@@ -163,6 +167,11 @@ func (p *process) withAccounts(ctx context.Context, file string, create bool, f 
 // withStore runs f on the store of a configuration. Only with create is a SQLite
 // file made that is not there: in the wrong directory that would hide the mistake.
 func (p *process) withStore(ctx context.Context, c *config, create bool, f func(*account.Store) error) error {
+	return p.withDatabase(ctx, c, create, func(db *database.DB) error { return f(account.NewStore(db, account.Hooks{})) })
+}
+
+// withDatabase runs f on the database of a configuration's store, as withStore does.
+func (p *process) withDatabase(ctx context.Context, c *config, create bool, f func(*database.DB) error) error {
 	if path, ok := sqliteFile(c.Store.DSN); ok {
 		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 			if !create {
@@ -171,11 +180,11 @@ func (p *process) withStore(ctx context.Context, c *config, create bool, f func(
 			fmt.Fprintf(p.stderr, "making a new store: %s\n", path)
 		}
 	}
-	db, store, err := openStore(ctx, c.Store, account.Hooks{})
+	db, _, err := openStore(ctx, c.Store, account.Hooks{})
 	if err != nil {
 		return err
 	}
-	err = f(store)
+	err = f(db)
 	if errors.Is(err, account.ErrInvalid) || errors.Is(err, account.ErrNotFound) {
 		err = usageError{err}
 	}

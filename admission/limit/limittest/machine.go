@@ -145,6 +145,24 @@ func (m *machine) askAgain() {
 
 func (m *machine) look() {
 	m.compareDecision("look", limit.Reservation{Dims: m.all(), Peek: true})
+	m.lookSettled()
+}
+
+// lookSettled looks at quotas without what runs.
+func (m *machine) lookSettled() {
+	var dims []limit.Dim
+	for _, d := range m.all() {
+		if d.Cost = 0; d.Kind == limit.Quota {
+			dims = append(dims, d)
+		}
+	}
+	got := m.reserve(limit.Reservation{Dims: dims, Peek: true, Settled: true})
+	for i := range dims {
+		used := m.model.state(&dims[i], m.clock.ms).Used
+		if want := max(used-m.model.unsettled(&dims[i]), 0); got.States[i].Used != want {
+			m.fail("settled at %d of %+v: %d, want %d (of %d)", m.clock.ms, dims[i], got.States[i].Used, want, used)
+		}
+	}
 }
 
 func (m *machine) charges(n int) []int64 {

@@ -185,6 +185,22 @@ func (m *model) state(d *limit.Dim, now int64) (s limit.State) {
 	return s
 }
 
+// unsettled is what of a quota's newest period is charged to reservations that live.
+func (m *model) unsettled(d *limit.Dim) (sum int64) {
+	newest := int64(-1)
+	for begin := range m.quotas[d.Key] {
+		newest = max(newest, begin)
+	}
+	for _, req := range m.requests {
+		for i := range req.dims {
+			if req.state == "live" && req.dims[i].Key == d.Key && !req.skipped[i] && req.at[i] == newest {
+				sum += req.charged[i]
+			}
+		}
+	}
+	return sum
+}
+
 func (m *model) reserve(r limit.Reservation, now int64) limit.Decision {
 	out := limit.Decision{Allowed: true, Binding: -1}
 	if !r.Peek && m.requests[r.ID] != nil {

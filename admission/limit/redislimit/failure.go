@@ -120,7 +120,7 @@ func (g *Guarded) reserveHere(r limit.Reservation) (limit.Decision, error) {
 	}
 	now := g.with.Now()
 	l := g.locally(r.Dims, now.UnixMilli())
-	found, err := g.shadow.Reserve(context.Background(), limit.Reservation{ID: r.ID, Dims: l.dims, Peek: r.Peek})
+	found, err := g.shadow.Reserve(context.Background(), limit.Reservation{ID: r.ID, Dims: l.dims, Peek: r.Peek, Settled: r.Settled})
 	if err != nil {
 		return limit.Decision{}, err
 	}

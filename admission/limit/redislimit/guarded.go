@@ -179,7 +179,9 @@ func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.D
 	switch {
 	case err == nil:
 		out.Shared = true
-		g.seen.learn(r.Dims, out.States, g.with.Now().UnixMilli())
+		if !r.Settled {
+			g.seen.learn(r.Dims, out.States, g.with.Now().UnixMilli())
+		}
 		if out.Allowed && !out.Again && !r.Peek {
 			g.shadow.Note(r, out)
 			g.recent.add(g.with.Now())

@@ -28,7 +28,7 @@
 -- Of a window's counter; pairs of newest charge and sum follow, oldest first, of which
 -- all sums together are $SUM:
 --   $EXPIRES=1 $DEBT=2 $DEBTAT=3 $DEBTWINDOW=4 $RATE=5 $SUM=6 $FIRST=7
--- Of a quota's: $QBEGIN=2 $QEND=3 $USED=4
+-- Of a quota's: $QBEGIN=2 $QEND=3 $USED=4, and of that what is not settled $HELD=5
 -- States of a reservation: $LIVE=0 $REAPED=1 $SETTLED=2
 -- What a reservation knows of a dimension that was over and soft, and of a quota
 -- when it was made by its settlement: $SKIPPED=-1 $NOWHERE=-2
@@ -43,6 +43,8 @@
 local call, floor, ceil, max, min = redis.call, math.floor, math.ceil, math.max, math.min
 local operation, id, raw = ARGV[1], ARGV[3], ARGV[4]
 local n = #KEYS - 3
+local settled = operation == 'settled' -- look, without what quotas only hold
+if settled then operation = 'peek' end
 
 local function numbers(text)
   local list = {struct.unpack('<' .. string.rep('d', #text / 8), text)}
@@ -166,6 +168,7 @@ local function check(i, cost)
   if kind == $QUOTA then
     local sum, ends, limit, wait = 0, D[d + $END], D[d + $LIMIT], 0
     if c and c[$QBEGIN] >= D[d + $BEGIN] then sum, ends = c[$USED], c[$QEND] end
+    if settled and c and c[$HELD] then sum = max(sum - c[$HELD], 0) end
     if now >= ends + $SKEW then sum = 0 end
     if cost > 0 and sum + cost > limit then wait = cost > limit and -1 or max(ends - now, 1) end
     S[o], S[o + 1], S[o + 2], S[o + 3] = sum, max(limit - sum, 0), max(ends - now, 0), wait
@@ -246,7 +249,7 @@ local dirty = {}
 local function change(i, kind)
   local c = cells[i]
   if not c then
-    if kind == $QUOTA then c = {0, 0, 0, 0} else c = {0, 0, 0, 0, 0, 0} end
+    if kind == $QUOTA then c = {0, 0, 0, 0, 0} else c = {0, 0, 0, 0, 0, 0} end
     cells[i] = c
   end
   dirty[i] = 0
@@ -254,7 +257,7 @@ local function change(i, kind)
 end
 
 local function enter(d, c)
-  if c[$QBEGIN] < D[d + $BEGIN] then c[$QBEGIN], c[$QEND], c[$USED] = D[d + $BEGIN], D[d + $END], 0 end
+  if c[$QBEGIN] < D[d + $BEGIN] then c[$QBEGIN], c[$QEND], c[$USED], c[$HELD] = D[d + $BEGIN], D[d + $END], 0, 0 end
 end
 
 local function add(d, c, amount)
@@ -363,7 +366,7 @@ if operation == 'reserve' then
     elseif kind == $QUOTA then
       local c = change(i, kind)
       enter(d, c)
-      c[$USED], X[i] = c[$USED] + cost, c[$QBEGIN]
+      c[$USED], c[$HELD], X[i] = c[$USED] + cost, (c[$HELD] or 0) + cost, c[$QBEGIN]
       if now < c[$QEND] + $SKEW then
         S[o], S[o + 1] = c[$USED], max(D[d + $LIMIT] - c[$USED], 0)
       else
@@ -465,10 +468,19 @@ local function adjust(i, target)
   owe(d, c, more)
 end
 
+-- hold notes that a reservation that lives has so much more of a quota, or less.
+local function hold(i, more)
+  local c = cells[i]
+  if more == 0 or D[where[i] + $KIND] ~= $QUOTA or not c or c[$QBEGIN] ~= X[i] then return end
+  change(i, $QUOTA)
+  c[$HELD] = max((c[$HELD] or 0) + more, 0)
+end
+
 -- finish brings all charges to what they are to be and ends the leases.
 local function finish(target)
   for i = 1, n do
     if X[i] ~= $SKIPPED then
+      if state == $LIVE then hold(i, -charged[i]) end
       adjust(i, target(i))
       if D[where[i] + $KIND] == $LEASE then call('ZREM', KEYS[i + 3], id) end
     end
@@ -521,7 +533,9 @@ if operation == 'renew' then
     if X[i] ~= $SKIPPED then
       if charges[i] then
         floors[i] = max(floors[i], charges[i])
-        adjust(i, max(charged[i], charges[i]))
+        local was = charged[i]
+        adjust(i, max(was, charges[i]))
+        hold(i, charged[i] - was)
       end
       if D[where[i] + $KIND] == $LEASE then
         call('ZADD', KEYS[i + 3], 'XX', text(ends), id)

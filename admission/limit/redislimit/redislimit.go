@@ -258,6 +258,9 @@ func (s *Store) reserve(ctx context.Context, r limit.Reservation, g *group, stat
 	operation, mark := "reserve", ""
 	if r.Peek {
 		operation, partly = "peek", false
+	}
+	if r.Peek && r.Settled {
+		operation = "settled"
 	} else {
 		s.track(g.home)
 	}

@@ -1,0 +1,127 @@
+package channel
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strings"
+	"sync/atomic"
+)
+
+// maxAnswer is how much of an answer is read, of its head and of its body each, in bytes.
+const maxAnswer = 64 << 10
+
+// letter is one HTTP request and how its answer is understood.
+type letter struct {
+	url    string
+	header map[string]string
+	body   []byte
+	// verdict says why a 2xx answer is none; "" where it is one. ok is false where the
+	// answer says neither.
+	verdict func(answer []byte) (complaint string, ok bool)
+}
+
+// post writes the alert for its channel, sends it, and understands the answer.
+func (ch *Channel) post(ctx context.Context, a Alert) *Error {
+	l := ch.letter(a)
+	var written atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		WroteRequest: func(w httptrace.WroteRequestInfo) { written.Store(w.Err == nil) },
+	})
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, l.url, bytes.NewReader(l.body))
+	if err != nil {
+		return &Error{Text: "the URL makes no request"}
+	}
+	// A request that can be made anew may be sent twice by the client itself.
+	r.GetBody = nil
+	r.Header.Set("Content-Type", "application/json; charset=utf-8")
+	r.Header.Set("User-Agent", "tidegate")
+	for name, value := range l.header {
+		r.Header[http.CanonicalHeaderKey(name)] = []string{value}
+	}
+	response, err := ch.client.Do(r)
+	if err != nil {
+		return &Error{Text: explain(ctx, err), Unsure: written.Load()}
+	}
+	defer response.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	status := response.StatusCode
+	switch {
+	case status >= 300 && status < 400:
+		return &Error{Status: status, Text: fmt.Sprintf("answered %d, a redirect, which is not followed: give the URL that it leads to", status)}
+	case status < 200 || status > 299:
+		return &Error{Status: status, Text: said(status, answer), Unsure: status == http.StatusBadGateway || status == http.StatusGatewayTimeout}
+	}
+	complaint, ok := l.verdict(answer)
+	switch {
+	case complaint != "":
+		return &Error{Status: status, Text: complaint}
+	case !ok && err != nil:
+		return &Error{Status: status, Text: "the answer broke off: " + explain(ctx, err), Unsure: true}
+	case !ok:
+		return &Error{Status: status, Text: fmt.Sprintf("answered %d with something that is not its kind of answer: %s", status, quote(answer)), Unsure: true}
+	}
+	return nil
+}
+
+// said tells a failure by HTTP status, with what the other side says about it.
+func said(status int, answer []byte) string {
+	text := fmt.Sprintf("answered %d", status)
+	if name := http.StatusText(status); name != "" {
+		text += " " + name
+	}
+	if len(answer) > 0 {
+		text += ": " + quote(answer)
+	}
+	return text
+}
+
+// quote is the beginning of an answer on one line.
+func quote(answer []byte) string { return clip(clean(string(answer)), 200) }
+
+// explain says what went wrong, without the URL that the client's errors begin with.
+func explain(ctx context.Context, err error) string {
+	var at *url.Error
+	if errors.As(err, &at) {
+		err = at.Err
+	}
+	var dns *net.DNSError
+	switch {
+	case errors.Is(err, errPrivate):
+		return errPrivate.Error()
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return "no answer in time"
+	case errors.As(err, &dns):
+		return "the name of its server does not resolve"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "the connection was closed before an answer"
+	}
+	return strings.TrimSpace(clean(err.Error()))
+}
+
+// anyAnswer takes each 2xx for a yes.
+func anyAnswer([]byte) (string, bool) { return "", true }
+
+// coded reads {"code": 0, "message": "..."} under the names that a vendor has for them.
+func coded(code, message string) func([]byte) (string, bool) {
+	return func(answer []byte) (string, bool) {
+		var fields map[string]json.RawMessage
+		var n json.Number
+		if json.Unmarshal(answer, &fields) != nil || json.Unmarshal(fields[code], &n) != nil || n == "" {
+			return "", false
+		}
+		if n == "0" {
+			return "", true
+		}
+		var text string
+		_ = json.Unmarshal(fields[message], &text) // one that is no string is left out
+		return strings.TrimSuffix(fmt.Sprintf("answered %s %s: %s", code, n, clip(clean(text), 200)), ": "), true
+	}
+}

@@ -1,0 +1,144 @@
+package channel
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"net"
+	"net/mail"
+	"net/textproto"
+	"strconv"
+	"strings"
+	"time"
+
+	gomail "github.com/wneessen/go-mail"
+)
+
+// mail sends the alert to one recipient, over a connection of its own. It is delivered
+// when the server has replied to the end of the message with a yes; what fails after
+// that changes nothing.
+func (ch *Channel) mail(ctx context.Context, to string, a Alert) *Error {
+	message, err := ch.compose(to, a)
+	if err != nil {
+		return &Error{Text: clean(err.Error())}
+	}
+	// The library hears of the context while it dials only, and leaves a connection open
+	// that fails before the first message: both are done here.
+	var conn net.Conn
+	dial := func(dialing context.Context, network, address string) (net.Conn, error) {
+		raw, err := ch.dialer.DialContext(dialing, network, address)
+		if err != nil {
+			return nil, err
+		}
+		context.AfterFunc(ctx, func() { raw.Close() }) // Send ends its context at last
+		conn = raw
+		if ch.config.TLS == ImplicitTLS {
+			secure := tls.Client(raw, ch.mailTLS())
+			conn = secure
+			return secure, secure.HandshakeContext(dialing)
+		}
+		return raw, nil
+	}
+	client, err := ch.mailer(dial)
+	if err != nil {
+		return &Error{Text: clean(err.Error())}
+	}
+	session, err := client.DialToSMTPClientWithContext(ctx)
+	if err == nil {
+		err = client.SendWithSMTPClient(session, message)
+		_ = conn.SetDeadline(time.Now().Add(goodbye))
+		_ = session.Quit() // whatever it answers
+	}
+	if message.IsDelivered() {
+		return nil
+	}
+	return refusal(ctx, err)
+}
+
+// goodbye is how long a server may take to part.
+const goodbye = 2 * time.Second
+
+func (ch *Channel) mailTLS() *tls.Config {
+	tc := ch.dialer.tls.Clone()
+	tc.ServerName, _, _ = net.SplitHostPort(ch.config.Server)
+	return tc
+}
+
+// mailer is a client for one message.
+func (ch *Channel) mailer(dial gomail.DialContextFunc) (*gomail.Client, error) {
+	c := ch.config
+	host, port, _ := net.SplitHostPort(c.Server)
+	n, _ := strconv.Atoi(port)
+	options := []gomail.Option{
+		gomail.WithPort(n), gomail.WithTimeout(exchangeLimit), gomail.WithDialContextFunc(dial),
+		gomail.WithTLSConfig(ch.mailTLS()), gomail.WithoutNoop(), gomail.WithoutRset(),
+	}
+	switch c.TLS {
+	case StartTLS:
+		options = append(options, gomail.WithTLSPolicy(gomail.TLSMandatory))
+	case ImplicitTLS:
+		options = append(options, gomail.WithSSL())
+	default:
+		options = append(options, gomail.WithTLSPolicy(gomail.NoTLS))
+	}
+	if c.Username != "" {
+		options = append(options, gomail.WithUsername(c.Username), gomail.WithPassword(c.Password), gomail.WithOpportunisticSMTPAuth(
+			gomail.SMTPAuthSCRAMSHA256, gomail.SMTPAuthSCRAMSHA1, gomail.SMTPAuthPlain, gomail.SMTPAuthLogin))
+	}
+	return gomail.NewClient(host, options...)
+}
+
+// compose writes the message. Its Message-ID is the same at each attempt (and differs by
+// recipient), so that a mailbox can drop a repetition; Auto-Submitted keeps programs
+// from answering it (RFC 3834).
+func (ch *Channel) compose(to string, a Alert) (*gomail.Msg, error) {
+	words := Write(a, ch.config.Language, ch.now(), headed)
+	m := gomail.NewMsg(gomail.WithNoDefaultUserAgent())
+	if err := errors.Join(m.From(ch.config.From), m.To(to)); err != nil {
+		return nil, err
+	}
+	from, err := mail.ParseAddress(ch.config.From)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256([]byte(a.ID + "\x00" + to))
+	m.SetMessageIDWithValue(hex.EncodeToString(sum[:16]) + from.Address[strings.LastIndexByte(from.Address, '@'):])
+	m.SetDateWithValue(ch.now())
+	m.Subject(words.Title)
+	m.SetGenHeader("Auto-Submitted", "auto-generated")
+	m.SetGenHeader("X-Tidegate-Delivery", token(a.ID))
+	m.SetBodyString(gomail.TypeTextPlain, words.Title+"\n\n"+strings.Join(words.Lines, "\n")+"\n")
+	return m, nil
+}
+
+// refusal says why a message was not taken. Only one that was sent to its end, to which
+// there was no reply, may have arrived.
+func refusal(ctx context.Context, err error) *Error {
+	var reply *textproto.Error
+	var sending *gomail.SendError
+	switch {
+	case errors.As(err, &sending):
+		text, _, _ := strings.Cut(sending.Error(), ", affected ")
+		text = unquoted(text)
+		if ctx.Err() != nil {
+			text = explain(ctx, err)
+		}
+		silent := sending.ErrorCode() == 0
+		return &Error{Status: sending.ErrorCode(), Text: text, Unsure: silent && sending.Reason == gomail.ErrSMTPDataClose}
+	case errors.As(err, &reply):
+		return &Error{Status: reply.Code, Text: unquoted(err.Error())}
+	}
+	return &Error{Text: explain(ctx, err)}
+}
+
+// unquoted is a text whose end, what a server said, is quoted, without the quotes.
+func unquoted(text string) string {
+	if i := strings.IndexByte(text, '"'); i >= 0 {
+		if said, err := strconv.Unquote(text[i:]); err == nil {
+			text = text[:i] + said
+		}
+	}
+	return clean(text)
+}

@@ -1,0 +1,237 @@
+package channel
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Message is an alert for people.
+type Message struct {
+	Title string   // one line, at most a few hundred characters
+	Lines []string // who, which quota, how much, until when, what to do
+}
+
+// Text is the whole message, for where there is no markup.
+func (m Message) Text() string { return m.Title + "\n\n" + strings.Join(m.Lines, "\n") }
+
+// Write words an alert in a language, English unless it is Chinese, at a moment. What
+// users chose goes through escape, after control characters are out of it and it is cut
+// to maxName characters. It is a pure function.
+func Write(a Alert, language string, now time.Time, escape func(string) string) Message {
+	name := func(s string) string {
+		if s = clean(clip(s, 10*maxName)); s == "" {
+			s = "-"
+		}
+		return escape(clipRunes(s, maxName))
+	}
+	if language == Chinese {
+		return chinese(a, now, name)
+	}
+	return english(a, now, name)
+}
+
+// maxName is how much of a name is shown, in characters. With it the longest message
+// has less than 4096 bytes in every channel, which is what WeCom takes.
+const maxName = 80
+
+func english(a Alert, now time.Time, name func(string) string) Message {
+	who := strings.Join(strings.FieldsFunc(a.Per, func(r rune) bool { return r == ',' }), " and ")
+	switch {
+	case a.Per == "global" || a.Per == "" && a.Who == "":
+		who = "everybody together"
+	case a.Who != "":
+		who = name(who) + " " + name(a.Who)
+	}
+	m := Message{Title: fmt.Sprintf("Tidegate %s: %s has used %d%% of quota %s", a.Severity, who, a.Percent, name(a.Quota))}
+	reset := "has begun anew since"
+	if left := a.ResetsAt.Sub(now); left > 0 {
+		reset = "in " + span(left, " d", " h", " min", " ")
+	}
+	m.Lines = []string{
+		"Who: " + who,
+		"Quota: " + name(a.Quota),
+		fmt.Sprintf("Used: %s of %s %s (%s)", thousands(a.Used), thousands(a.Limit), name(a.Unit), share(a.Used, a.Limit)),
+		fmt.Sprintf("Resets: %s (%s)", moment(a.ResetsAt), reset),
+	}
+	todo := "Slow down, or ask an administrator for more: when all is used, requests are refused until the quota resets."
+	switch a.Severity {
+	case Severe:
+		todo = "Stop what can wait, or ask an administrator for more now: when all is used, requests are refused until the quota resets."
+	case Blocked:
+		todo = "Requests are refused with 403 insufficient_quota until the quota resets. Wait, or ask an administrator for more."
+	}
+	m.Lines = append(m.Lines, "What to do: "+todo)
+	if a.Gateway != "" {
+		m.Lines = append(m.Lines, "Gateway: "+name(a.Gateway))
+	}
+	if a.Test {
+		m.Title = "[test] " + m.Title
+		m.Lines = append([]string{"This is a test of the channel. Nothing has happened, nothing is to be done."}, m.Lines...)
+	}
+	return m
+}
+
+func chinese(a Alert, now time.Time, name func(string) string) Message {
+	words := map[string]string{
+		"department": "部门", "project": "项目", "user": "用户", "key": "密钥", "ip": "IP", "model": "模型",
+		"warning": "警告", "severe": "严重", "blocked": "已用尽", "units": "单位", "tokens": "tokens",
+	}
+	word := func(s string) string {
+		if w := words[s]; w != "" {
+			return w
+		}
+		return name(s)
+	}
+	var kinds []string
+	for kind := range strings.SplitSeq(clipRunes(a.Per, maxName), ",") {
+		kinds = append(kinds, word(strings.TrimSpace(kind)))
+	}
+	who := strings.Join(kinds, "和")
+	switch {
+	case a.Per == "global" || a.Per == "" && a.Who == "":
+		who = "全体用户"
+	case a.Who != "":
+		who += " " + name(a.Who)
+	}
+	m := Message{Title: fmt.Sprintf("Tidegate %s：%s 已使用配额 %s 的 %d%%", word(a.Severity.String()), who, name(a.Quota), a.Percent)}
+	reset := "现已重置"
+	if left := a.ResetsAt.Sub(now); left > 0 {
+		reset = span(left, "天", "小时", "分钟", "") + "后"
+	}
+	m.Lines = []string{
+		"对象：" + who,
+		"配额：" + name(a.Quota),
+		fmt.Sprintf("已用：%s / %s %s（%s）", thousands(a.Used), thousands(a.Limit), word(a.Unit), share(a.Used, a.Limit)),
+		fmt.Sprintf("重置时间：%s（%s）", moment(a.ResetsAt), reset),
+	}
+	todo := "请放慢使用，或向管理员申请更多配额；用尽后请求将被拒绝，直至配额重置。"
+	switch a.Severity {
+	case Severe:
+		todo = "请停止不紧急的任务，或立即向管理员申请更多配额；用尽后请求将被拒绝，直至配额重置。"
+	case Blocked:
+		todo = "在配额重置之前，请求会被拒绝（403 insufficient_quota）。请等待重置，或向管理员申请更多配额。"
+	}
+	m.Lines = append(m.Lines, "处理建议："+todo)
+	if a.Gateway != "" {
+		m.Lines = append(m.Lines, "网关："+name(a.Gateway))
+	}
+	if a.Test {
+		m.Title = "[测试] " + m.Title
+		m.Lines = append([]string{"这是一条测试消息：没有发生任何事情，无需处理。"}, m.Lines...)
+	}
+	return m
+}
+
+// moment is a date and time of day with its zone as an offset, which no reader has to
+// guess.
+func moment(t time.Time) string { return t.Format("2006-01-02 15:04 (UTC-07:00)") }
+
+// span is a duration above zero in its two largest units, rounded up to a minute.
+func span(d time.Duration, day, hour, minute, between string) string {
+	minutes := int64((d + time.Minute - 1) / time.Minute)
+	days, hours, minutes := minutes/(24*60), minutes/60%24, minutes%60
+	var parts []string
+	add := func(n int64, unit string) {
+		if n > 0 && len(parts) < 2 {
+			parts = append(parts, strconv.FormatInt(n, 10)+unit)
+		}
+	}
+	add(days, day)
+	add(hours, hour)
+	if days == 0 {
+		add(minutes, minute)
+	}
+	return strings.Join(parts, between)
+}
+
+// thousands is 1234567 as 1,234,567.
+func thousands(n int64) string {
+	digits := strconv.FormatInt(n, 10)
+	sign := ""
+	if digits[0] == '-' {
+		sign, digits = "-", digits[1:]
+	}
+	for i := len(digits) - 3; i > 0; i -= 3 {
+		digits = digits[:i] + "," + digits[i:]
+	}
+	return sign + digits
+}
+
+// share is in whole percent, rounded down: 99.9 % is not yet all.
+func share(used, limit int64) string {
+	if limit <= 0 {
+		return "100%"
+	}
+	return fmt.Sprintf("%.0f%%", math.Floor(float64(used)/float64(limit)*100))
+}
+
+// clean is a text on one line, valid UTF-8, without characters that steer what is
+// around them: controls, bidirectional overrides, invisible ones.
+func clean(s string) string {
+	steers := func(r rune) rune {
+		if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) || r == utf8.RuneError {
+			return ' '
+		}
+		return r
+	}
+	return strings.Join(strings.Fields(strings.Map(steers, strings.ToValidUTF8(s, " "))), " ")
+}
+
+// clip cuts a text to so many bytes, between characters.
+func clip(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	cut := most - len("...")
+	for cut > 0 && !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut] + "..."
+}
+
+// clipRunes cuts a text to so many characters.
+func clipRunes(s string, most int) string {
+	if utf8.RuneCountInString(s) <= most {
+		return s
+	}
+	runes := []rune(s)
+	return string(runes[:most-3]) + "..."
+}
+
+// unlinked is a text in which no program finds a URL: the colon of :// and the dot of
+// www. become their full-width selves.
+func unlinked(s string) string {
+	s = strings.ReplaceAll(s, "://", "\uff1a//")
+	for i := 0; i+4 <= len(s); i++ {
+		if strings.EqualFold(s[i:i+4], "www.") {
+			s = s[:i+3] + "\uff0e" + s[i+4:]
+		}
+	}
+	return s
+}
+
+// lookalike is a text without the characters that mean something in Markdown, HTML or
+// as a mention, each replaced by its full-width self. DingTalk and WeCom document no
+// way to escape them.
+func lookalike(s string) string {
+	return strings.Map(func(r rune) rune {
+		if strings.ContainsRune("<>[]()@*`~#!&|\\$", r) {
+			return r + 0xfee0 // from ASCII to the block Halfwidth and Fullwidth Forms
+		}
+		return r
+	}, unlinked(s))
+}
+
+// headed is a text that a mail header can hold: no encoded word of RFC 2047 begins in it.
+func headed(s string) string { return strings.ReplaceAll(unlinked(s), "=?", "=\uff1f") }
+
+// entities is a text as Slack has it escaped. See
+// https://docs.slack.dev/messaging/formatting-message-text, "Escaping text".
+func entities(s string) string {
+	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(unlinked(s))
+}

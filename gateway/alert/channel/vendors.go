@@ -1,0 +1,171 @@
+package channel
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// letter is the alert as the channel's vendor wants it, signed now.
+func (ch *Channel) letter(a Alert) letter {
+	c, now := ch.config, ch.now()
+	switch c.Type {
+	case DingTalk:
+		return dingtalk(c, a, now)
+	case WeCom:
+		return wecom(c, a, now)
+	case Feishu:
+		return feishu(c, a, now)
+	case Slack:
+		return slack(c, a, now)
+	}
+	return webhook(c, a, now)
+}
+
+// notice is the body of a webhook. Times are RFC 3339, in whole seconds.
+type notice struct {
+	ID       string   `json:"id"`   // the same at each attempt
+	Test     bool     `json:"test"` // somebody tries the channel
+	Severity Severity `json:"severity"`
+	Percent  int      `json:"percent"` // the threshold
+	Quota    string   `json:"quota"`
+	Per      string   `json:"per"`
+	Who      string   `json:"who"`
+	Unit     string   `json:"unit"`
+	Used     int64    `json:"used"`
+	Limit    int64    `json:"limit"`
+	ResetsAt string   `json:"resets_at"`
+	At       string   `json:"at"`
+	Gateway  string   `json:"gateway"`
+	Title    string   `json:"title"` // for people, in the channel's language
+	Text     string   `json:"text"`
+}
+
+// webhook is our own form: a notice in JSON. The signature is made over the time and
+// the bytes of the body, so neither can be changed and an old request does not pass for
+// a new one; the delivery is the alert's id, so that a receiver can drop a repetition.
+func webhook(c Config, a Alert, now time.Time) letter {
+	m := Write(a, c.Language, now, unlinked)
+	body := encode(notice{
+		a.ID, a.Test, a.Severity, a.Percent, a.Quota, a.Per, a.Who, a.Unit, a.Used, a.Limit,
+		a.ResetsAt.Format(time.RFC3339), a.At.Format(time.RFC3339), a.Gateway, m.Title, m.Text(),
+	})
+	timestamp := strconv.FormatInt(now.Unix(), 10)
+	mac := sign(c.Secret, timestamp+"."+string(body))
+	return letter{url: c.URL, body: body, verdict: anyAnswer, header: map[string]string{
+		"X-Tidegate-Timestamp": timestamp,
+		"X-Tidegate-Signature": "sha256=" + hex.EncodeToString(mac),
+		"X-Tidegate-Delivery":  token(a.ID),
+	}}
+}
+
+// dingtalk is a custom robot's markdown message. The signature is of the time in
+// milliseconds, a line feed and the secret, with the secret as the key, in Base64, in
+// the query beside the time. See
+// https://open.dingtalk.com/document/robots/custom-robot-access and
+// https://open.dingtalk.com/document/robots/customize-robot-security-settings
+func dingtalk(c Config, a Alert, now time.Time) letter {
+	m := Write(a, c.Language, now, lookalike)
+	to := c.URL
+	if c.Secret != "" {
+		timestamp := strconv.FormatInt(now.UnixMilli(), 10)
+		mac := base64.StdEncoding.EncodeToString(sign(c.Secret, timestamp+"\n"+c.Secret))
+		between := "?"
+		if strings.Contains(to, "?") {
+			between = "&"
+		}
+		to += between + "timestamp=" + timestamp + "&sign=" + url.QueryEscape(mac)
+	}
+	return letter{url: to, verdict: coded("errcode", "errmsg"), body: encode(map[string]any{
+		"msgtype": "markdown",
+		"markdown": map[string]any{
+			"title": m.Title,
+			"text":  "#### " + m.Title + "\n\n- " + strings.Join(m.Lines, "\n- "),
+		},
+		"at": map[string]any{"isAtAll": false},
+	})}
+}
+
+// wecom is a group robot's markdown message, of at most 4096 bytes. Its key in the URL
+// is all there is of authentication. See
+// https://developer.work.weixin.qq.com/document/path/91770
+func wecom(c Config, a Alert, now time.Time) letter {
+	m := Write(a, c.Language, now, lookalike)
+	return letter{url: c.URL, verdict: coded("errcode", "errmsg"), body: encode(map[string]any{
+		"msgtype":  "markdown",
+		"markdown": map[string]any{"content": "#### " + m.Title + "\n> " + strings.Join(m.Lines, "\n> ")},
+	})}
+}
+
+// feishu is a custom bot's card, all of it in plain_text, in which nothing is markup.
+// The signature is of nothing, with the time in seconds, a line feed and the secret as
+// the key, in Base64, in the body beside the time. See
+// https://open.feishu.cn/document/client-docs/bot-v3/add-custom-bot
+func feishu(c Config, a Alert, now time.Time) letter {
+	m := Write(a, c.Language, now, unlinked)
+	color := map[Severity]string{Warning: "yellow", Severe: "orange", Blocked: "red"}[a.Severity]
+	if a.Test {
+		color = "blue"
+	}
+	plain := func(text string) map[string]any { return map[string]any{"tag": "plain_text", "content": text} }
+	body := map[string]any{
+		"msg_type": "interactive",
+		"card": map[string]any{
+			"config":   map[string]any{"wide_screen_mode": true},
+			"header":   map[string]any{"title": plain(m.Title), "template": color},
+			"elements": []any{map[string]any{"tag": "div", "text": plain(strings.Join(m.Lines, "\n"))}},
+		},
+	}
+	if c.Secret != "" {
+		timestamp := strconv.FormatInt(now.Unix(), 10)
+		body["timestamp"] = timestamp
+		body["sign"] = base64.StdEncoding.EncodeToString(sign(timestamp+"\n"+c.Secret, ""))
+	}
+	return letter{url: c.URL, verdict: coded("code", "msg"), body: encode(body)}
+}
+
+// slack is an incoming webhook's message: blocks, and the text that notifications show.
+// With verbatim nothing in it becomes a link or a mention that is not written as one.
+// See https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks and
+// https://docs.slack.dev/reference/block-kit/composition-objects/text-object
+func slack(c Config, a Alert, now time.Time) letter {
+	m := Write(a, c.Language, now, entities)
+	section := func(text string) map[string]any {
+		return map[string]any{"type": "section", "text": map[string]any{"type": "mrkdwn", "verbatim": true, "text": text}}
+	}
+	verdict := func(answer []byte) (string, bool) { return "", strings.TrimSpace(string(answer)) == "ok" }
+	return letter{url: c.URL, verdict: verdict, body: encode(map[string]any{
+		"text":   m.Title,
+		"blocks": []any{section("*" + m.Title + "*"), section(strings.Join(m.Lines, "\n"))},
+	})}
+}
+
+// sign is HMAC-SHA256 (RFC 2104).
+func sign(key, message string) []byte {
+	mac := hmac.New(sha256.New, []byte(key))
+	mac.Write([]byte(message))
+	return mac.Sum(nil)
+}
+
+// encode is the JSON of strings, numbers and what is made of them, which all have one.
+func encode(v any) []byte {
+	body, _ := json.Marshal(v)
+	return body
+}
+
+// token is an id as a header can hold it: itself, or where it has odd characters their
+// digest.
+func token(id string) string {
+	odd := func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`<>@"\`, r) }
+	if id != "" && len(id) <= 128 && !strings.ContainsFunc(id, odd) {
+		return id
+	}
+	sum := sha256.Sum256([]byte(id))
+	return hex.EncodeToString(sum[:16])
+}

@@ -1,0 +1,287 @@
+package alert
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tidegate/admission/limit"
+	"tidegate/gateway/alert/channel"
+)
+
+// maxTouched bounds the set of those who are to be looked at; the ledger knows the
+// others.
+const maxTouched = 10_000
+
+// touched is who is to be looked at, and which quotas have refused them, with commas.
+type touched struct {
+	mu      sync.Mutex
+	of      map[limit.Subjects]string
+	spilled bool // there was no room for all
+}
+
+func (t *touched) add(who limit.Subjects, quota string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	had, known := t.of[who]
+	switch {
+	case !known && len(t.of) >= maxTouched:
+		t.spilled = true
+		return
+	case known && (quota == "" || slices.Contains(strings.Split(had, ","), quota)):
+		return
+	case had != "":
+		quota = had + "," + quota
+	}
+	t.of[who] = quota
+}
+
+func (t *touched) spill() {
+	t.mu.Lock()
+	t.spilled = true
+	t.mu.Unlock()
+}
+
+func (t *touched) take() (of map[limit.Subjects]string, spilled bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	of, spilled = t.of, t.spilled
+	t.of, t.spilled = map[limit.Subjects]string{}, false
+	return of, spilled
+}
+
+// errAlone says that Redis does not answer: this replica's own counters do not say
+// what all have used.
+var errAlone = errors.New("the counters that all gateways share do not answer")
+
+// claimedFor is for how long a crossing is claimed until it is noted, and otherwise
+// for how long past its period.
+const (
+	claimedFor  = time.Minute
+	claimedPast = 24 * time.Hour
+)
+
+// Look looks at all who were touched, and at everybody if that is due, and notes what
+// is crossed. Whom it could not look at it looks at the next time. Only one may look
+// at a time.
+func (a *Alerts) Look(ctx context.Context) error {
+	who, spilled := a.touched.take()
+	now := a.now()
+	if a.swept.IsZero() || now.Sub(a.swept) >= sweepEvery || spilled {
+		everyone, err := a.everyone(ctx)
+		if err != nil {
+			a.touched.spill()
+			a.again(who)
+			return err
+		}
+		a.swept = now
+		for _, s := range everyone {
+			if _, known := who[s]; !known {
+				who[s] = ""
+			}
+		}
+	}
+	for id, until := range a.settled {
+		if !now.Before(until) {
+			delete(a.settled, id)
+		}
+	}
+	err := a.finish(ctx)
+	for s, refused := range who {
+		if err == nil {
+			err = a.lookAt(ctx, s, refused)
+		}
+		if err != nil {
+			break
+		}
+		delete(who, s)
+	}
+	a.again(who)
+	return err
+}
+
+// again puts back those who were not looked at.
+func (a *Alerts) again(who map[limit.Subjects]string) {
+	for s, refused := range who {
+		a.touched.add(s, "")
+		for quota := range strings.SplitSeq(refused, ",") {
+			if quota != "" {
+				a.touched.add(s, quota)
+			}
+		}
+	}
+}
+
+func (a *Alerts) everyone(ctx context.Context) ([]limit.Subjects, error) {
+	if a.Everyone == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
+	defer cancel()
+	return a.Everyone(ctx)
+}
+
+// finish ends what a process that died, or a Redis that went away, left open.
+func (a *Alerts) finish(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if a.owner == "" {
+		owner, err := a.outbox.owner(ctx)
+		if err != nil {
+			return fmt.Errorf("outbox: %w", err)
+		}
+		a.owner = owner
+	}
+	open, err := a.outbox.unclaimed(ctx)
+	if err != nil {
+		return fmt.Errorf("outbox: %w", err)
+	}
+	for i := range open {
+		if err := a.settle(ctx, &open[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *Alerts) lookAt(ctx context.Context, who limit.Subjects, refused string) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	uses, err := a.Quotas.Use(ctx, who)
+	if err != nil {
+		return err
+	}
+	for i := range uses {
+		u := &uses[i]
+		if a.Claims != nil && !u.Shared {
+			return errAlone
+		}
+		for _, percent := range crossed(u, slices.Contains(strings.Split(refused, ","), u.Name)) {
+			if err := a.note(ctx, u, percent); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+const (
+	full = 100 // percent
+	// nearlyFull is from where on a threshold is severe, and a refusal means that the
+	// quota is used up where no threshold says so.
+	nearlyFull = 95
+)
+
+// crossed are the thresholds that a quota is at or above.
+func crossed(u *limit.QuotaUse, refused bool) []int {
+	if !refused || !slices.Contains(u.AlertAt, full) || slices.Contains(u.AlertsCrossed, full) {
+		return u.AlertsCrossed
+	}
+	near := nearlyFull
+	for _, percent := range u.AlertAt {
+		if percent < full {
+			near = percent // the last is the highest
+		}
+	}
+	if u.Used*full < u.Limit*int64(near) {
+		return u.AlertsCrossed
+	}
+	return append(slices.Clone(u.AlertsCrossed), full)
+}
+
+// severity is what a threshold means: 100 that requests are refused; 95 and more, or
+// the last of several below 100, that they soon will be.
+func severity(percent int, of []int) channel.Severity {
+	below := slices.DeleteFunc(slices.Clone(of), func(p int) bool { return p >= full })
+	switch {
+	case percent >= full:
+		return channel.Blocked
+	case percent >= nearlyFull, len(below) > 1 && percent == below[len(below)-1]:
+		return channel.Severe
+	}
+	return channel.Warning
+}
+
+// crossingID is the same in every process and database.
+func crossingID(u *limit.QuotaUse, percent int) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%d\n%d", u.Name, u.Counter, u.ResetsAt.UnixMilli(), percent))
+	return hex.EncodeToString(sum[:16])
+}
+
+// note puts a crossing into the outbox, unless it is there or another's.
+func (a *Alerts) note(ctx context.Context, u *limit.QuotaUse, percent int) error {
+	now := a.now()
+	c := &crossing{
+		ID: crossingID(u, percent), Quota: u.Name, Per: u.Per, Who: u.Who, Counter: u.Counter, Unit: u.Unit, Percent: percent,
+		Severity: severity(percent, u.AlertAt), Used: u.Used, Size: u.Limit, EndsMs: u.ResetsAt.UnixMilli(),
+		Zone: u.ResetsAt.Location().String(), AtMs: now.UnixMilli(), State: ours,
+	}
+	if _, known := a.settled[c.ID]; known {
+		return nil
+	}
+	state, err := a.outbox.state(ctx, c.ID)
+	if err != nil {
+		return fmt.Errorf("outbox: %w", err)
+	}
+	switch {
+	case state == ours || state == elsewhere:
+		a.settled[c.ID] = u.ResetsAt
+		return nil
+	case a.Claims != nil:
+		c.State = noted
+		mine, err := a.Claims.Claim(ctx, c.ID, a.owner, claimedFor)
+		if err != nil {
+			return fmt.Errorf("claim an alert: %w", err)
+		}
+		if !mine {
+			a.settled[c.ID] = now.Add(claimedFor) // it may die before it has told it
+			return nil
+		}
+	}
+	a.mu.Lock()
+	to := targets(a.channels, &c.Severity)
+	a.mu.Unlock()
+	fresh, err := a.outbox.put(ctx, c, to)
+	if err != nil {
+		return fmt.Errorf("outbox: %w", err)
+	}
+	if fresh {
+		a.Log.Info("a quota's threshold is crossed", "alert", c.ID, "quota", c.Quota, "per", c.Per, "who", c.Who, "percent", c.Percent,
+			"used", c.Used, "limit", c.Size, "unit", c.Unit, "resets_at", u.ResetsAt)
+	}
+	return a.settle(ctx, c)
+}
+
+// settle decides whose a crossing is that lies in the outbox.
+func (a *Alerts) settle(ctx context.Context, c *crossing) error {
+	state := ours
+	if a.Claims != nil {
+		ends := time.UnixMilli(c.EndsMs)
+		mine, err := a.Claims.Claim(ctx, c.ID, a.owner, max(ends.Sub(a.now()), 0)+claimedPast)
+		if err != nil {
+			return fmt.Errorf("claim an alert: %w", err)
+		}
+		if !mine {
+			state = elsewhere
+		}
+	}
+	if c.State == noted {
+		if err := a.outbox.decide(ctx, c.ID, state); err != nil {
+			return fmt.Errorf("outbox: %w", err)
+		}
+	}
+	a.settled[c.ID] = time.UnixMilli(c.EndsMs)
+	if state == ours {
+		select {
+		case a.wake <- struct{}{}:
+		default:
+		}
+	}
+	return nil
+}

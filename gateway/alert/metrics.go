@@ -1,0 +1,73 @@
+package alert
+
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"tidegate/gateway/alert/channel"
+)
+
+// metrics are what Prometheus sees of alerts.
+type metrics struct {
+	total   *prometheus.CounterVec
+	pending *prometheus.Desc
+	alerts  *Alerts
+
+	mu    sync.Mutex
+	names map[string]bool // of channels
+}
+
+func newMetrics(reg prometheus.Registerer, a *Alerts) *metrics {
+	m := &metrics{
+		alerts: a, names: map[string]bool{},
+		total: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tidegate_alerts_total", Help: "Tries to send a quota alert, by how they ended: sent, retried (it failed and is tried again) or given_up.",
+		}, []string{"channel", "severity", "outcome"}),
+		pending: prometheus.NewDesc("tidegate_alerts_pending", "Quota alerts in the database that are still to be sent; gateways that share it say the same.", []string{"channel"}, nil),
+	}
+	if reg != nil {
+		reg.MustRegister(m.total, m)
+	}
+	return m
+}
+
+// keep has the series of these channels, and no others.
+func (m *metrics) keep(channels []Channel) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	stay := map[string]bool{}
+	for _, c := range channels {
+		stay[c.Name] = true
+		for _, s := range []channel.Severity{channel.Warning, channel.Severe, channel.Blocked} {
+			for _, outcome := range []string{"sent", "retried", "given_up"} {
+				m.total.WithLabelValues(c.Name, s.String(), outcome)
+			}
+		}
+	}
+	for name := range m.names {
+		if !stay[name] {
+			m.total.DeletePartialMatch(prometheus.Labels{"channel": name})
+		}
+	}
+	m.names = stay
+}
+
+// count counts a try, unless the channel is no more.
+func (m *metrics) count(channelName string, s channel.Severity, outcome string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.names[channelName] {
+		m.total.WithLabelValues(channelName, s.String(), outcome).Inc()
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(out chan<- *prometheus.Desc) { out <- m.pending }
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(out chan<- prometheus.Metric) {
+	for _, s := range m.alerts.Status() {
+		out <- prometheus.MustNewConstMetric(m.pending, prometheus.GaugeValue, float64(s.Pending), s.Channel)
+	}
+}
