@@ -61,7 +61,7 @@ func bare(t testing.TB, edit func(*Config)) (*Gateway, prometheus.Gatherer) {
 		Counter: qwen.NewCounter(tokenizer, 16), Registry: registry, Version: "test",
 		Beside: []prometheus.Gatherer{beside, gpus},
 	}, c, account.New(account.Config{Mode: account.Open}, nil))
-	return g, prometheus.GathererFunc(g.gather)
+	return g, g.gatherers()
 }
 
 // TestPanics checks that a panic in a handler is an error of that request alone:

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"tidegate/admission"
 	"tidegate/degrade"
@@ -20,6 +21,7 @@ type metrics struct {
 	requests, rejected, tokens, attempts, degraded     *prometheus.CounterVec
 	duration, ttft, itl, queued, overhead, tokensOfOne *prometheus.HistogramVec
 	users                                              *userTokens
+	page                                               vectors // all of them, but for users
 
 	mu     sync.RWMutex               // held for reading while series are written to, so that none comes back
 	models map[string]map[string]bool // of the configuration, each with its backends
@@ -50,16 +52,17 @@ func tokenBuckets() []float64 {
 }
 
 func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
+	var page vectors
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
-		reg.MustRegister(v)
+		page = append(page, vector{name, help, dto.MetricType_COUNTER, v})
 		return v
 	}
 	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: name, Help: help, Buckets: buckets, NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160,
 		}, labels)
-		reg.MustRegister(v)
+		page = append(page, vector{name, help, dto.MetricType_HISTOGRAM, v})
 		return v
 	}
 	m := &metrics{
@@ -79,6 +82,7 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 		attempts: counter("tidegate_upstream_attempts_total", "Requests sent to backends, by how they ended.", "model", "backend", "outcome"),
 	}
 	reg.MustRegister(m.users, newFleetCollector(fleet))
+	m.page = page
 	return m
 }
 

@@ -3,32 +3,30 @@ package gateway
 import (
 	"bytes"
 	"compress/gzip"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 )
 
 // scrape answers GET /metrics in the format that is asked for. A large fleet has some
-// twenty thousand series and megabytes of text. promhttp writes them one after another
-// and compresses them at gzip's usual level, which takes longer than all the rest; here
-// parts of the page are written side by side, and compressed at the level that costs
-// least while later parts are still written.
+// twenty thousand series and megabytes of text. promhttp gathers all, writes it and
+// compresses it at gzip's usual level, one after another; here each gatherer's part of
+// the page is made beside the others, and compressed, at the level that costs least,
+// as soon as it is there.
 func (g *Gateway) scrape(w http.ResponseWriter, r *http.Request) {
-	families, err := g.gather()
-	if err != nil {
-		g.Log.Error("the metrics could not be gathered", "error", err.Error())
-		http.Error(w, "internal error", http.StatusInternalServerError)
-		return
+	format := expfmt.NegotiateIncludingOpenMetrics(r.Header)
+	all := g.gatherers()
+	parts := make(chan part, len(all))
+	for _, one := range all {
+		go func() { parts <- encode(format, one) }()
 	}
-	format := expfmt.NegotiateAccept(r.Header, expfmt.DefaultOpenMetricsAcceptedFormats()...)
 	w.Header().Set("Content-Type", string(format))
 	w.Header().Set("Vary", "Accept, Accept-Encoding")
 	out := io.Writer(w)
@@ -40,49 +38,65 @@ func (g *Gateway) scrape(w http.ResponseWriter, r *http.Request) {
 			out = zip
 		}
 	}
-	parts := shares(families, runtime.GOMAXPROCS(0))
-	written := make([]chan part, len(parts))
-	for i, families := range parts {
-		written[i] = make(chan part, 1)
-		go func() { written[i] <- encode(format, families, i == len(parts)-1) }()
-	}
-	for _, one := range written {
-		p := <-one
-		if p.err == nil {
-			_, p.err = out.Write(p.text)
-		}
+	for range all {
+		p := <-parts
 		if p.err != nil {
-			g.Log.Debug("a page of metrics was not sent", "error", p.err.Error())
+			g.Log.Error("the metrics could not be gathered", "error", p.err.Error())
 			panic(http.ErrAbortHandler) // half a page must not look whole
 		}
+		if _, err := out.Write(p.text); err != nil {
+			return // who asked has left
+		}
+	}
+	if format.FormatType() == expfmt.TypeOpenMetrics {
+		// Who left needs no end.
+		_, _ = expfmt.FinalizeOpenMetrics(out)
 	}
 }
 
-// gather is all metrics by name. The registries are asked side by side: most of the
-// work is a registry's, which does it on one goroutine.
-func (g *Gateway) gather() ([]*dto.MetricFamily, error) {
-	type gathered struct {
-		families []*dto.MetricFamily
-		err      error
-	}
-	beside := make(chan gathered, len(g.Beside))
-	for _, one := range g.Beside {
+// gatherers are all who have metrics of the page; no name is in two of them.
+func (g *Gateway) gatherers() prometheus.Gatherers {
+	return append(prometheus.Gatherers{g.Registry, g.metrics.page}, g.Beside...)
+}
+
+// vectors are metrics with thousands of series, of which each vector sees itself that
+// no two are alike. A registry would hash, compare and sort every one, which takes
+// longer than all the rest of a page.
+type vectors []vector
+
+type vector struct {
+	name, help string
+	kind       dto.MetricType
+	series     prometheus.Collector
+}
+
+// Gather is prometheus.Gatherer's.
+func (all vectors) Gather() ([]*dto.MetricFamily, error) {
+	families := make([]*dto.MetricFamily, 0, len(all))
+	for _, v := range all {
+		f := &dto.MetricFamily{Name: &v.name, Help: &v.help, Type: &v.kind}
+		series := make(chan prometheus.Metric, 1<<10)
 		go func() {
-			families, err := one.Gather()
-			beside <- gathered{families, err}
+			v.series.Collect(series)
+			close(series)
 		}()
+		var wrong error
+		for s := range series { // to its end, or the collector would wait for ever
+			m := &dto.Metric{}
+			if err := s.Write(m); err != nil {
+				wrong = fmt.Errorf("%s: %w", v.name, err)
+			}
+			f.Metric = append(f.Metric, m)
+		}
+		if wrong != nil {
+			return nil, wrong
+		}
+		if len(f.Metric) > 0 {
+			families = append(families, f)
+		}
 	}
-	families, err := g.Registry.Gather()
-	for range g.Beside {
-		more := <-beside
-		families, err = append(families, more.families...), errors.Join(err, more.err)
-	}
-	slices.SortFunc(families, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
-	return families, err
+	return families, nil
 }
-
-// lineBytes is about how long a line of a page is.
-const lineBytes = 128
 
 // part is a part of a page.
 type part struct {
@@ -90,50 +104,21 @@ type part struct {
 	err  error
 }
 
-// encode writes families; the last part ends the page.
-func encode(format expfmt.Format, families []*dto.MetricFamily, last bool) part {
-	var b bytes.Buffer
-	size := 0
-	for _, f := range families {
-		size += lines(f) * lineBytes
+// encode writes what a gatherer has. All names are such as need no escaping, in
+// whatever way the reader would have it.
+func encode(format expfmt.Format, of prometheus.Gatherer) (p part) {
+	families, err := of.Gather()
+	if err != nil {
+		return part{err: err}
 	}
-	b.Grow(size)
-	to := expfmt.NewEncoder(&b, format)
+	var b bytes.Buffer
+	to := expfmt.NewEncoder(&b, format.WithEscapingScheme(model.NoEscaping))
 	for _, f := range families {
 		if err := to.Encode(f); err != nil {
 			return part{err: fmt.Errorf("%s: %w", f.GetName(), err)}
 		}
 	}
-	if end, ok := to.(expfmt.Closer); ok && last {
-		if err := end.Close(); err != nil {
-			return part{err: err}
-		}
-	}
 	return part{text: b.Bytes()}
-}
-
-// shares cuts families into about n parts of like size, in their order. There is at
-// least one part.
-func shares(families []*dto.MetricFamily, n int) (parts [][]*dto.MetricFamily) {
-	total := 0
-	for _, f := range families {
-		total += lines(f)
-	}
-	from, sum := 0, 0
-	for i, f := range families {
-		if sum += lines(f); sum*n >= total*(len(parts)+1) && i+1 < len(families) {
-			parts, from = append(parts, families[from:i+1]), i+1
-		}
-	}
-	return append(parts, families[from:])
-}
-
-// lines is about how long a family is.
-func lines(f *dto.MetricFamily) int {
-	if f.GetType() == dto.MetricType_HISTOGRAM && len(f.GetMetric()) > 0 {
-		return len(f.GetMetric()) * (3 + len(f.GetMetric()[0].GetHistogram().GetBucket()))
-	}
-	return len(f.GetMetric())
 }
 
 // takesGzip reads the header Accept-Encoding.

@@ -151,7 +151,7 @@ func BenchmarkScrape(b *testing.B) {
 			b.ReportMetric(float64(lines), "B/plain")
 		})
 	}
-	b.Logf("%d series", series(b, prometheus.GathererFunc(g.gather)))
+	b.Logf("%d series", series(b, g.gatherers()))
 }
 
 func gunzipped(tb testing.TB, body []byte) int {

@@ -207,7 +207,7 @@ func vllmFlags(t *testing.T, line string) {
 func filesExist(t *testing.T, line string) {
 	for _, word := range strings.Fields(line) {
 		if word = strings.Trim(word, `'"`); strings.HasPrefix(word, "deploy/") {
-			if found, err := filepath.Glob(filepath.Join("..", "..", word)); (err != nil || len(found) == 0) {
+			if found, err := filepath.Glob(filepath.Join("..", "..", word)); err != nil || len(found) == 0 {
 				t.Errorf("%s: there is no %s", line, word)
 			}
 		}

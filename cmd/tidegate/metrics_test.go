@@ -32,6 +32,22 @@ func tellingNode(t *testing.T) *gpuNode {
 	return node
 }
 
+// everyMetric is a configuration of which all has metrics.
+func everyMetric(more string) plan {
+	p := laddered("  baseline: 1s\n" + more + `limits:
+  - {name: few, per: key, requests: 6/1h}
+  - {name: plenty, per: user, tokens: 1000000/1h}
+  - {name: seen, per: user, requests: 1/1h, shadow: true}
+quotas:
+  - {name: daily, per: user, units: 100000, every: day}
+alerts:
+  - {type: slack, url_env: SLACK_URL}
+telemetry: {per_user: 5}
+`)
+	p.env["SLACK_URL"] = "https://hooks.slack.com/services/none"
+	return p
+}
+
 // TestMetricNames starts a gateway with everything there is to be configured, gives it
 // some of each kind of traffic, and compares what it exports with docs/metrics.md, both
 // ways, types and labels too.
@@ -44,14 +60,7 @@ func TestMetricNames(t *testing.T) {
 		delete(docs, "tidegate_store_call_seconds")
 		delete(docs, "tidegate_store_breaker_state")
 	}
-	p := laddered("  baseline: 1s\n" + node.config() + redis + `limits:
-  - {name: few, per: key, requests: 6/1h}
-  - {name: plenty, per: user, tokens: 1000000/1h}
-  - {name: seen, per: user, requests: 1/1h, shadow: true}
-quotas:
-  - {name: daily, per: user, units: 100000, every: day}
-telemetry: {per_user: 5}
-`)
+	p := everyMetric(node.config() + redis)
 	p.gpus = "gpu-a/0"
 	f := startGateway(t, startServers(t, nil), p)
 	eventually(t, "a reading", func() bool { return f.metric(t, `tidegate_gpu_source_up{source="gpu-a"}`) == 1 })
