@@ -123,7 +123,7 @@ func serves(t *testing.T, line string) {
 			}
 		}
 	}
-	(&settings{}).serving(t, "listening", args...)
+	(&settings{}).serving(t, "listening", append(args, "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0")...)
 }
 
 func playsIn(t *testing.T, line string) {

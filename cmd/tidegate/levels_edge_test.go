@@ -193,7 +193,7 @@ func TestExceedDegrade(t *testing.T) {
 func alive(t *testing.T) (*wire, servers) {
 	t.Helper()
 	s := startServers(t, func(o *gatewaytest.Options) {
-		o.TTFT, o.Tokens = 150*time.Millisecond, 40
+		o.TTFT, o.Tokens = 300*time.Millisecond, 40 // a busy machine keeps alive less often
 		o.KeepAlive = time.Millisecond // a break of a connection that is used again could pass for a late close
 	})
 	p := laddered("")

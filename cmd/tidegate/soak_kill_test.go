@@ -55,7 +55,7 @@ func TestSoakKill(t *testing.T) {
 	dsn := databasetest.Postgres(t)
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL = 10*time.Millisecond, 2*time.Millisecond })
 	const slots = 200
-	p := plan{dsn: dsn, more: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits:\n  - {name: slots, per: user, concurrency: %d}\n"+
+	p := plan{dsn: dsn, more: fmt.Sprintf("redis: {addrs: ['%s'], timeout: 2s}\nlimits:\n  - {name: slots, per: user, concurrency: %d}\n"+
 		"quotas:\n  - {name: monthly, per: user, tokens: 1000000000, every: month}\n", redis.Addr, slots)}
 	c := &crowd{client: soakClient(t), callers: 40, longest: 100 * time.Millisecond, request: func(_ int, rng *rand.Rand) (string, string) {
 		stream := ""

@@ -172,8 +172,9 @@ func TestTimes(t *testing.T) {
 	if ttft := r.FirstToken.Sub(r.Arrived); ttft < 145*time.Millisecond {
 		t.Error("60 ms and 9 tokens of 10 ms:", ttft)
 	}
-	if whole := r.Ended.Sub(r.FirstToken); whole < 95*time.Millisecond {
-		t.Error("20 gaps of 5 ms:", whole)
+	// From the arrival: the first token may be noted late, and then the rest is shorter.
+	if whole := r.Ended.Sub(r.Arrived); whole < 240*time.Millisecond {
+		t.Error("and 20 gaps of 5 ms:", whole)
 	}
 	b.SetSpeed(func(s *Speed) { *s = Speed{Slots: 1} })
 	b.post(chatPath, chat("Hello again", ""))
