@@ -277,6 +277,7 @@ func (s *service) open() (faults []string) {
 		"may get new privileges":      slices.Contains(s.SecurityOpt, "no-new-privileges:true"),
 		"has a root to write to":      s.ReadOnly || engine,
 		"has no limit of memory":      s.Deploy.Resources.Limits.Memory != "" || engine,
+		"needs more than 2 CPUs":      !regexp.MustCompile(`^([3-9]|\d\d)`).MatchString(s.Deploy.Resources.Limits.CPUs), // Docker refuses a limit beyond what the machine has
 		"logs without bound":          s.Logging.Options["max-size"] != "" && s.Logging.Options["max-file"] != "",
 		"is not started again":        s.Restart == "unless-stopped",
 		"has an image without a tag":  regexp.MustCompile(`:[a-z0-9.-]+$`).MatchString(s.Image) && !strings.HasSuffix(s.Image, ":latest"),
