@@ -217,6 +217,11 @@ func TestCompose(t *testing.T) {
 					t.Errorf("%s is in the networks %v", store, got)
 				}
 			}
+			for _, engine := range []string{"vllm-large", "vllm-small"} {
+				if !slices.Contains(s.Services[engine].Command, "--enable-prompt-tokens-details") {
+					t.Errorf("%s does not say which tokens were cached, and none is counted as such", engine)
+				}
+			}
 			s.patient(t)
 		})
 	}
