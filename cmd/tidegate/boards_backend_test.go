@@ -29,13 +29,15 @@ func backendsLoad() shelf {
 func backendsFailures() shelf {
 	const name = "tidegate_upstream_attempts_total"
 	const failed = `,outcome!~"ok|refused|client_closed"`
-	reached := "(" + observed("tidegate_request_duration_seconds", ofModel, "model") + ")"
+	reached := "(" + observed("tidegate_request_duration_seconds", "", "") + ")"
 	return shelf{"Attempts", []panel{
 		chart(8, "Attempts by outcome", "reqps", "refused: the server answered 4xx; client_closed: the caller left; timeout_*: which of the four.", query{rate(name, ofBackend, "outcome"), "{{outcome}}"}).stacked().without("no traffic"),
 		chart(8, "Failures by backend", "percentunit", "Attempts that failed for the server's sake, as a part of its attempts.",
 			query{share(rate(name, ofBackend+failed, "model, backend"), rate(name, ofBackend, "model, backend"), "model, backend"), backendNames}).upTo(1).without("no traffic"),
-		chart(8, "Attempts for a request", "short", "1: none is sent twice. A request is sent again only before its first token, and retries are bounded by models[].retry.",
-			query{rate(name, ofModel, "model") + " / (" + reached + " > 0)", "{{model}}"}).without("no traffic"),
+		// A request counts for the model that was asked for, an attempt for the one that
+		// is to answer: together they fit.
+		chart(8, "Attempts for a request", "short", "Of all models. 1: none is sent twice. A request is sent again only before its first token, and retries are bounded by models[].retry.",
+			query{rate(name, "", "") + " / (" + reached + " > 0)", "attempts"}).without("no traffic"),
 		chart(12, "Duration, p95", "s", "From a request's head to the end of its answer, by the model that was asked for.", query{quantile(.95, "tidegate_request_duration_seconds", ofModel, "model"), "{{model}}"}).without("no traffic"),
 		chart(12, "First token, p95", "s", "From a request's head to the first piece of its stream, by the model that was asked for.", query{quantile(.95, "tidegate_time_to_first_token_seconds", ofModel, "model"), "{{model}}"}).without("no streams"),
 	}}
@@ -74,10 +76,10 @@ func backendsGateway() shelf {
 		chart(6, "Configuration", "short", "refused: the last reading failed, and the configuration before it stays.", query{"min by (instance) (tidegate_config_reload_success)", "{{instance}}"}).
 			as(timeline, 8).told(word{0, "refused", "red"}, word{1, "in force", "green"}),
 		figure(6, "Last configuration", "dateTimeFromNow", "When each gateway last read its configuration successfully.", "1000 * max by (instance) (tidegate_config_reload_timestamp_seconds)").
-			as(number, 8).whole().named("{{instance}}"),
+			as(number, 8).named("{{instance}}"),
 		chart(6, "CPU", "short", "Cores that each gateway uses.", query{"rate(process_cpu_seconds_total" + window + ")" + gateways, "{{instance}}"}),
 		chart(6, "Memory", "bytes", "Resident memory of each gateway.", query{"process_resident_memory_bytes" + gateways, "{{instance}}"}),
-		figure(24, "Versions", "short", "How many gateways run each.", "count by (version) (tidegate_build_info)").whole().named("{{version}}"),
+		figure(24, "Versions", "short", "How many gateways run each.", "count by (version) (tidegate_build_info)").named("{{version}}"),
 	}}
 }
 

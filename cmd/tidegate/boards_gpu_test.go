@@ -34,7 +34,7 @@ func degradationLevels() shelf {
 		chart(12, "Pressure by backend", "percentunit", "A model's pressure is the mean of its backends.", query{`max by (model, backend) (tidegate_backend_pressure{` + ofBackend + `})`, "{{model}} {{backend}}"}).
 			lined(step{0, "green"}, step{.5, "yellow"}, step{.65, "orange"}, step{.8, "red"}, step{.95, "dark-red"}).upTo(1),
 		{
-			kind: bars, title: "Time at each level", about: "In the range that is shown, as the mean of the gateways.", width: 12, height: 8, unit: "s", empty: "no data", ranged: true,
+			kind: bars, title: "Time at each level", about: "In the range that is shown, as the mean of the gateways.", width: 12, height: 8, unit: "s", empty: "no data",
 			queries: []query{{`avg by (model, level) (increase(tidegate_level_seconds_total{` + ofModel + `}[$__range])) > 0`, "{{model}} {{level}}"}},
 		},
 		chart(12, "Changes of level", "short", "Steps to a level in the window. A ladder that goes up and down often wants longer dwell times.",

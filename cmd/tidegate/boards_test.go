@@ -145,9 +145,6 @@ func (p panel) told(words ...word) panel { p.words = words; return p }
 // as changes the kind of panel.
 func (p panel) as(k kind, height int) panel { p.kind, p.height = k, height; return p }
 
-// whole asks about all of the range that is shown.
-func (p panel) whole() panel { p.ranged = true; return p }
-
 const answers = "tidegate_requests_total"
 
 func overviewNow() shelf {
@@ -162,7 +159,7 @@ func overviewNow() shelf {
 		figure(3, "In flight", "short", "Requests that hold a place on a backend.", `sum(tidegate_inflight_requests{`+ofModel+`})`),
 		figure(3, "Waiting", "short", "Requests that wait in the gateway for a place.", `sum(tidegate_queue_length{`+ofModel+`})`, step{0, "green"}, step{1, "orange"}, step{100, "red"}),
 		figure(3, "Highest level", "short", "Of any model on any gateway: L0 is the whole answer, L4 a canned text.", `max(tidegate_level{`+ofModel+`})`).told(levels()...),
-		figure(3, "Gateways", "short", "That Prometheus hears of.", "count(tidegate_build_info)", step{0, "red"}, step{1, "green"}),
+		figure(3, "Gateways", "short", "That Prometheus hears of.", "count(tidegate_build_info) or vector(0)", step{0, "red"}, step{1, "green"}),
 	}}
 }
 
@@ -249,7 +246,7 @@ func tenantsAlerts() shelf {
 			query{"sum by (channel, outcome) (increase(" + name + window + "))", "{{channel}} {{outcome}}"}).without(none),
 		chart(8, "To be sent", "short", "Quota alerts that wait to be sent. All gateways on one database see the same ones.", query{"max by (channel) (tidegate_alerts_pending)", "{{channel}}"}).without(none),
 		{
-			kind: bars, title: "Sent by severity", about: "Alerts that got out in the range that is shown.", width: 8, height: 8, unit: "short", empty: none, ranged: true,
+			kind: bars, title: "Sent by severity", about: "Alerts that got out in the range that is shown.", width: 8, height: 8, unit: "short", empty: none,
 			queries: []query{{"sum by (severity) (increase(" + name + `{outcome="sent"}[$__range]))`, "{{severity}}"}},
 		},
 	}}

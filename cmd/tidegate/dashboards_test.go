@@ -318,6 +318,9 @@ func holdPanel(t *testing.T, uid string, p *grafanaPanel) {
 		if q.LegendFormat == "" && p.Type != "stat" {
 			bad("query " + q.RefID + " has no legend")
 		}
+		if p.Type == "stat" && !q.Instant {
+			bad("a figure of a range, which outlives what it is about")
+		}
 		if strings.Contains(q.Expr, "$__range") && !q.Instant {
 			bad("a query about the whole range is asked for each point of it")
 		}

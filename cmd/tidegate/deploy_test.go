@@ -217,6 +217,11 @@ func TestCompose(t *testing.T) {
 					t.Errorf("%s is in the networks %v", store, got)
 				}
 			}
+			for _, engine := range []string{"vllm-large", "vllm-small"} {
+				if !slices.Contains(s.Services[engine].Command, "--enable-prompt-tokens-details") {
+					t.Errorf("%s does not say which tokens were cached, and none is counted as such", engine)
+				}
+			}
 			s.patient(t)
 		})
 	}
@@ -277,6 +282,7 @@ func (s *service) open() (faults []string) {
 		"may get new privileges":      slices.Contains(s.SecurityOpt, "no-new-privileges:true"),
 		"has a root to write to":      s.ReadOnly || engine,
 		"has no limit of memory":      s.Deploy.Resources.Limits.Memory != "" || engine,
+		"needs more than 2 CPUs":      !regexp.MustCompile(`^([3-9]|\d\d)`).MatchString(s.Deploy.Resources.Limits.CPUs), // Docker refuses a limit beyond what the machine has
 		"logs without bound":          s.Logging.Options["max-size"] != "" && s.Logging.Options["max-file"] != "",
 		"is not started again":        s.Restart == "unless-stopped",
 		"has an image without a tag":  regexp.MustCompile(`:[a-z0-9.-]+$`).MatchString(s.Image) && !strings.HasSuffix(s.Image, ":latest"),

@@ -399,15 +399,11 @@ func checkPromQL(t *testing.T, b *block) {
 
 // promtool lets Prometheus's own tool read a file.
 func promtool(t *testing.T, b *block, text string, args ...string) {
-	tool, err := exec.LookPath("promtool")
-	if err != nil {
-		t.Skip("SKIPPED-PART: what the pages say to Prometheus: promtool is not installed")
-	}
 	file := filepath.Join(t.TempDir(), "page.yml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.CommandContext(t.Context(), tool, append(args, file)...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), prometheusTool(t, "promtool"), append(args, file)...).CombinedOutput(); err != nil {
 		t.Errorf("%s: %s", b.at(), out)
 	}
 }

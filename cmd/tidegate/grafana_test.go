@@ -70,7 +70,6 @@ type panel struct {
 	words   []word
 	most    float64 // of the axis; 0: what fits
 	stack   bool
-	ranged  bool // its queries are about the whole range that is shown, at once
 }
 
 // Grafana's dashboard model, as far as it is used here.
@@ -176,8 +175,9 @@ func (p *panel) render(id int, where at) object {
 	}
 }
 
-// instant panels show one value of each series.
-func (p *panel) instant() bool { return p.kind == bars || p.ranged }
+// instant panels show what is now. Of a range Grafana would show the last value there
+// is, though what it is about may have ended long before.
+func (p *panel) instant() bool { return p.kind == bars || p.kind == number }
 
 func (p *panel) color() string {
 	if len(p.steps) > 0 && p.kind != lines || len(p.words) > 0 || p.kind == number {
@@ -245,11 +245,7 @@ func (p *panel) options() object {
 	legend := object{"displayMode": "list", "placement": "bottom", "showLegend": true, "calcs": list{}}
 	switch p.kind {
 	case number:
-		graph := "area"
-		if p.ranged || len(p.words) > 0 {
-			graph = "none"
-		}
-		return object{"reduceOptions": reduce, "colorMode": "value", "graphMode": graph, "justifyMode": "auto", "orientation": "auto", "textMode": "auto"}
+		return object{"reduceOptions": reduce, "colorMode": "value", "graphMode": "none", "justifyMode": "auto", "orientation": "auto", "textMode": "auto"}
 	case bars:
 		return object{
 			"reduceOptions": reduce, "displayMode": "basic", "orientation": "horizontal", "showUnfilled": true, "valueMode": "color",
