@@ -126,15 +126,17 @@ func (m *metrics) finished(c *call, took time.Duration) {
 		observe(m.overhead.WithLabelValues(model), max(c.overhead, 0), c.traceID)
 	}
 	if c.permit != nil {
-		observe(m.queued.WithLabelValues(model), c.permit.Waited, c.traceID)
+		if c.served != cannedModel { // which needs no place
+			observe(m.queued.WithLabelValues(model), c.permit.Waited, c.traceID)
+		}
 		if c.level > degrade.Full {
 			m.degraded.WithLabelValues(model, level, c.reason).Inc()
 		}
 	}
 	if !c.firstToken.IsZero() {
 		observe(m.ttft.WithLabelValues(model), c.firstToken.Sub(c.began), c.traceID)
-		if n := c.usage.Output/max(c.answers, 1) - 1; n > 0 {
-			m.itl.WithLabelValues(model).Observe(c.out.lastWrite.Sub(c.firstToken).Seconds() / float64(n))
+		if n, flow := c.usage.Output/max(c.answers, 1)-1, c.flow(); n > 0 && flow > 0 {
+			m.itl.WithLabelValues(model).Observe(flow.Seconds() / float64(n))
 		}
 	}
 }
