@@ -28,8 +28,15 @@ func TestTracingOff(t *testing.T) {
 	}
 	spans := trace.NewTracerProvider()
 	g.Tracer = spans.Tracer("test")
+	defer spans.Shutdown(t.Context())
 	if g.trace(c); c.tracing == nil || c.traceID != "4bf92f3577b34da6a3ce929d0e0e4736" {
 		t.Errorf("with a tracer it is not traced, or not in its caller's trace: %q", c.traceID)
+	}
+	none := trace.NewTracerProvider(trace.WithSampler(trace.NeverSample()))
+	defer none.Shutdown(t.Context())
+	g.Tracer, c.traceID = none.Tracer("test"), ""
+	if g.trace(c); c.traceID != "" {
+		t.Errorf("a trace that nobody keeps is named: %s", c.traceID)
 	}
 }
 
