@@ -54,10 +54,8 @@ func TestPending(t *testing.T) {
 // disk, database, a loss, and damage.
 func TestPendingMetric(t *testing.T) {
 	db, dir := openDB(t, databasetest.SQLite(t)), t.TempDir()
-	var (
-		l   *Ledger
-		reg *prometheus.Registry
-	)
+	var l *Ledger
+	var reg *prometheus.Registry
 	begin := func() {
 		t.Helper()
 		reg = prometheus.NewRegistry()
