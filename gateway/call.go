@@ -138,6 +138,10 @@ func (c *call) stand(level degrade.Level, reason string) {
 // event of a stream.
 func (c *call) now() time.Time { return c.began.Add(time.Since(c.began)) }
 
+// flow is how long a stream took from its first token to what was written last; 0:
+// nothing was, since the caller had left.
+func (c *call) flow() time.Duration { return max(c.out.lastWrite.Sub(c.firstToken), 0) }
+
 // identify finds out who calls.
 func (c *call) identify() (err error) {
 	c.who, err = c.set.accounts.Identify(c.r.Context(), c.r.Header.Get("Authorization"), c.from())

@@ -64,9 +64,10 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 	first := c.backend == ""
 	c.backend = b.Name
 	header := c.tracing.send(c, b)
+	ended := errPanic
 	defer func() {
-		g.metrics.attempted(c.model.Name, b.Name, err)
-		c.tracing.sent(c, err)
+		g.metrics.attempted(c.model.Name, b.Name, ended)
+		c.tracing.sent(c, ended)
 	}()
 
 	out := c.out
@@ -111,6 +112,7 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 	if errors.Is(err, backend.ErrLeft) && !out.answered {
 		c.abandoned(b.Pace.Tokens(time.Since(sent)))
 	}
+	ended = err
 	return err
 }
 

@@ -70,13 +70,13 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 		requests: counter("tidegate_requests_total", "Finished requests.", "model", "served", "route", "status", "level", "stream"),
 		rejected: counter("tidegate_rejected_total", "Requests refused by the gateway itself, by the code they were given.", "model", "reason", "rule"),
 		duration: histogram("tidegate_request_duration_seconds", "From the request's head to the end of its answer; of requests that a backend was asked to answer.", seconds(), "model", "level"),
-		ttft:     histogram("tidegate_time_to_first_token_seconds", "From the request's head to the first chunk passed on; streams only.", seconds(), "model"),
+		ttft:     histogram("tidegate_time_to_first_token_seconds", "From the request's head to the first chunk of the answer, keep-alives not counted; streams only.", seconds(), "model"),
 		itl: histogram("tidegate_inter_token_seconds",
 			"Mean time between two tokens of a stream: one observation for each stream of two tokens and more, the time from its first to its last over its tokens less one.", shortSeconds(), "model"),
 		tokens:      counter("tidegate_tokens_total", "Tokens as the engines counted them, by the model that answered; input includes cached, output includes reasoning.", "model", "direction"),
 		tokensOfOne: histogram("tidegate_request_tokens", "Tokens of one request, by the model that answered; input includes cached, output includes reasoning.", tokenBuckets(), "model", "direction"),
 		degraded:    counter("tidegate_degraded_requests_total", "Requests that were given a smaller answer, by level and the signal that asked for it.", "model", "level", "reason"),
-		queued:      histogram("tidegate_queue_wait_seconds", "How long requests waited for a place on a backend.", seconds(), "model"),
+		queued:      histogram("tidegate_queue_wait_seconds", "How long requests waited for a place on a backend; of those that got one.", seconds(), "model"),
 		overhead: histogram("tidegate_overhead_seconds",
 			"What the gateway itself added before a backend was asked: from the request's head to the first sending, less what the caller took to send the body and the wait for a place.", shortSeconds(), "model"),
 		attempts: counter("tidegate_upstream_attempts_total", "Requests sent to backends, by how they ended.", "model", "backend", "outcome"),
@@ -126,15 +126,17 @@ func (m *metrics) finished(c *call, took time.Duration) {
 		observe(m.overhead.WithLabelValues(model), max(c.overhead, 0), c.traceID)
 	}
 	if c.permit != nil {
-		observe(m.queued.WithLabelValues(model), c.permit.Waited, c.traceID)
+		if c.served != cannedModel { // which needs no place
+			observe(m.queued.WithLabelValues(model), c.permit.Waited, c.traceID)
+		}
 		if c.level > degrade.Full {
 			m.degraded.WithLabelValues(model, level, c.reason).Inc()
 		}
 	}
 	if !c.firstToken.IsZero() {
 		observe(m.ttft.WithLabelValues(model), c.firstToken.Sub(c.began), c.traceID)
-		if n := c.usage.Output/max(c.answers, 1) - 1; n > 0 {
-			m.itl.WithLabelValues(model).Observe(c.out.lastWrite.Sub(c.firstToken).Seconds() / float64(n))
+		if n, flow := c.usage.Output/max(c.answers, 1)-1, c.flow(); n > 0 && flow > 0 {
+			m.itl.WithLabelValues(model).Observe(flow.Seconds() / float64(n))
 		}
 	}
 }
@@ -270,6 +272,9 @@ func (m *metrics) beginRules(model string) {
 			reason = codeInsufficientQuota
 		}
 		m.rejected.WithLabelValues(model, string(reason), rule)
+		if model != other {
+			m.rejected.WithLabelValues(model, string(codeTooLargeForLimit), rule)
+		}
 	}
 }
 

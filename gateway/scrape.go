@@ -21,7 +21,7 @@ import (
 // the page is made beside the others, and compressed, at the level that costs least,
 // as soon as it is there.
 func (g *Gateway) scrape(w http.ResponseWriter, r *http.Request) {
-	format := expfmt.NegotiateIncludingOpenMetrics(r.Header)
+	format := expfmt.NegotiateAccept(r.Header, expfmt.DefaultOpenMetricsAcceptedFormats()...)
 	all := g.gatherers()
 	parts := make(chan part, len(all))
 	for _, one := range all {

@@ -9,10 +9,14 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
 
 	"tidegate/admission"
 	"tidegate/degrade"
@@ -152,6 +156,84 @@ func BenchmarkScrape(b *testing.B) {
 		})
 	}
 	b.Logf("%d series", series(b, g.gatherers()))
+}
+
+// TestOddScrapes: whatever a scraper asks for, and however many ask, it is given a
+// whole page that its format knows to be one; a page that cannot be made whole is cut.
+func TestOddScrapes(t *testing.T) {
+	g, reg := bare(t, nil)
+	server := httptest.NewServer(g.OpsHandler(nil))
+	t.Cleanup(server.Close)
+	transport := &http.Transport{DisableCompression: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	get := func(method, accept, encoding string) (*http.Response, []byte, error) {
+		q, err := http.NewRequestWithContext(t.Context(), method, server.URL+"/metrics", nil)
+		if err != nil {
+			return nil, nil, err
+		}
+		q.Header["Accept"], q.Header["Accept-Encoding"] = []string{accept}, []string{encoding}
+		resp, err := transport.RoundTrip(q)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer resp.Body.Close()
+		in := io.Reader(resp.Body)
+		if resp.Header.Get("Content-Encoding") == "gzip" && method != http.MethodHead {
+			if in, err = gzip.NewReader(in); err != nil {
+				return resp, nil, err
+			}
+		}
+		body, err := io.ReadAll(in)
+		return resp, body, err
+	}
+	want := len(gathered(t, reg))
+	var all sync.WaitGroup
+	for _, accept := range []string{
+		"", "*/*", "junk", "application/json", "text/html,*/*;q=0.8", ";;q=,", "text/plain;version=9", "application/openmetrics-text;version=1.0.0",
+		"application/openmetrics-text;version=2.0.0", "text/plain;version=1.0.0;escaping=allow-utf-8", "application/openmetrics-text;version=1.0.0;escaping=dots",
+		"application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;escaping=values",
+		"application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text",
+	} {
+		for _, encoding := range []string{"", "gzip", "identity", "gzip;q=0", "*;q=0", ",;=,gzip", "br, zstd"} {
+			all.Go(func() {
+				resp, body, err := get(http.MethodGet, accept, encoding)
+				if err != nil || resp.StatusCode != http.StatusOK {
+					t.Errorf("%q, %q: %v %v", accept, encoding, resp, err)
+					return
+				}
+				format := expfmt.ResponseFormat(resp.Header)
+				switch format.FormatType() {
+				case expfmt.TypeTextPlain, expfmt.TypeProtoDelim:
+				default:
+					if !strings.HasSuffix(string(body), "\n# EOF\n") && !strings.Contains(accept, "encoding=text") {
+						t.Errorf("%q, %q: no page of %s", accept, encoding, resp.Header.Get("Content-Type"))
+					}
+					return // the library cannot read it
+				}
+				families, n := expfmt.NewDecoder(bytes.NewReader(body), format), 0
+				for {
+					var f dto.MetricFamily
+					if err := families.Decode(&f); err != nil {
+						break
+					}
+					n += len(f.GetMetric())
+				}
+				if n < want {
+					t.Errorf("%q, %q: %d series of %d, as %s", accept, encoding, n, want, resp.Header.Get("Content-Type"))
+				}
+			})
+		}
+	}
+	all.Wait()
+	if resp, body, err := get(http.MethodHead, "", "gzip"); err != nil || resp.StatusCode != http.StatusOK || len(body) != 0 {
+		t.Errorf("HEAD: %v %d bytes %v", resp, len(body), err)
+	}
+	g.Beside = append(g.Beside, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return nil, errPanic }))
+	for _, encoding := range []string{"", "gzip"} {
+		if _, body, err := get(http.MethodGet, "", encoding); err == nil {
+			t.Errorf("%q: half a page of %d bytes looks whole", encoding, len(body))
+		}
+	}
 }
 
 func gunzipped(tb testing.TB, body []byte) int {

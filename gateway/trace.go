@@ -122,7 +122,7 @@ func (t *tracing) sent(c *call, err error) {
 	if c.streamed && !c.firstToken.IsZero() {
 		_, stream := t.tracer.Start(t.attempt.ctx, "stream", trace.WithTimestamp(c.firstToken))
 		stream.SetAttributes(attrOutput.Int(c.usage.Output))
-		stream.End(trace.WithTimestamp(c.out.lastWrite))
+		stream.End(trace.WithTimestamp(c.firstToken.Add(c.flow())))
 	}
 	outcome := backend.Outcome(err)
 	t.attempt.SetAttributes(attrOutcome.String(outcome))

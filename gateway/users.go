@@ -22,11 +22,12 @@ const (
 )
 
 // userTokens counts the tokens of the users who use most, each as a series of its
-// own, and those of all others in the series other. Who comes among them begins at
-// 0; who leaves them loses the series; what either uses while it is not among them is
-// in other. So every series only grows as long as it is there. Memory is bounded
-// whatever users there are: where more are met than are looked at, the half of those
-// not shown that used least is forgotten. It is safe for concurrent use.
+// own, and those of all others in the series other. Who comes among them, which is
+// when somebody asks for the series, begins at 0; who leaves them loses the series;
+// what either uses while it is not among them is in other. So every series only grows
+// as long as it is there, and nothing of it is missed. Memory is bounded whatever
+// users there are: where more are met than are looked at, the half of those not shown
+// that used least is forgotten. It is safe for concurrent use.
 type userTokens struct {
 	desc *prometheus.Desc
 
@@ -73,9 +74,6 @@ func (t *userTokens) add(user string, used [4]int, now time.Time) {
 		}
 		t.fade(now)
 		t.recent[user] += float64(used[0] + used[2])
-		if t.shown[user] == nil && len(t.shown) < t.most {
-			t.shown[user] = &[4]int64{}
-		}
 		if own := t.shown[user]; own != nil {
 			into = own
 		}

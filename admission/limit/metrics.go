@@ -55,21 +55,19 @@ func (m *metrics) decided(p *plan, out *Decision) {
 	if !out.Allowed {
 		m.count(p.dims[out.Binding].Rule, "deny", store)
 	}
-	last := ""
-	for i := range p.dims {
-		d := &p.dims[i]
-		over := d.Soft && out.States[i].Over
-		if d.Rule == last && !over || !out.Allowed && !over {
-			continue
+	for i := 0; i < len(p.dims); {
+		rule, word := p.dims[i].Rule, "allow"
+		for ; i < len(p.dims) && p.dims[i].Rule == rule; i++ {
+			switch over := p.dims[i].Soft && out.States[i].Over; {
+			case over && p.counters[i].shadow:
+				word = "shadow_deny"
+			case over:
+				word = "degrade"
+			}
 		}
-		last = d.Rule
-		word := "allow"
-		if over && p.counters[i].shadow {
-			word = "shadow_deny"
-		} else if over {
-			word = "degrade"
+		if out.Allowed || word != "allow" {
+			m.count(rule, word, store)
 		}
-		m.count(d.Rule, word, store)
 	}
 }
 

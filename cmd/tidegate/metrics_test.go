@@ -66,6 +66,7 @@ func TestMetricNames(t *testing.T) {
 	eventually(t, "a reading", func() bool { return f.metric(t, `tidegate_gpu_source_up{source="gpu-a"}`) == 1 })
 	for _, stream := range []string{"", `,"stream":true`} {
 		f.complete(t, adaKey, chat(largeModel, 5, stream))
+		f.metric(t, `tidegate_ladder_observe`) // who has used something has a series from now on
 	}
 	f.pin(t, largeModel, "L2")
 	f.complete(t, adaKey, chat(largeModel, 5, ""))

@@ -115,6 +115,15 @@ type Backend struct {
 	blind     atomic.Pointer[string] // why the engine's load is not known; nil: it is
 }
 
+// name is the URL without what tells no server from another.
+func (c Config) name() string {
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return c.URL
+	}
+	return u.Host + strings.TrimSuffix(u.Path, "/")
+}
+
 // New makes a backend that is out of rotation until it has been probed. The
 // configuration must be valid.
 func New(c Config, agent string) *Backend {
@@ -123,7 +132,7 @@ func New(c Config, agent string) *Backend {
 		u = &url.URL{}
 	}
 	b := &Backend{
-		Name: u.Host + strings.TrimSuffix(u.Path, "/"), config: c,
+		Name: c.name(), config: c,
 		base: strings.TrimSuffix(c.URL, "/"), prefix: strings.TrimSuffix(u.EscapedPath(), "/"),
 		post: &http.Request{Method: http.MethodPost}, kick: make(chan struct{}, 1),
 	}

@@ -56,6 +56,7 @@ func TestModelFaults(t *testing.T) {
 		{"weight", func(m *ModelConfig) { m.Backends[0].Weight = -1 }, []string{"backends[0].weight: "}},
 		{"two keys", func(m *ModelConfig) { m.Backends[0].APIKeyEnv, m.Backends[0].APIKeyFile = "a", "b" }, []string{"backends[0].api_key_env: "}},
 		{"twice", func(m *ModelConfig) { m.Backends = append(m.Backends, m.Backends[0]) }, []string{"backends[1].url: is that of backends[0]"}},
+		{"twice, with a slash", func(m *ModelConfig) { m.Backends = append(m.Backends, Config{URL: m.Backends[0].URL + "/"}) }, []string{"backends[1].url: is that of backends[0]"}},
 		{"all at once", func(m *ModelConfig) { *m = ModelConfig{} }, []string{"name: ", "reasoning: ", "timeouts.connect: ", "timeouts.first_token: ", "timeouts.idle: ", "timeouts.total: ", "probe: ", "scrape: ", "retry.attempts: ", "breaker.failures: ", "breaker.open: ", "backends: "}},
 		{"bounds", func(m *ModelConfig) { m.Backends[0].MaxInFlight = -1 }, []string{"backends[0].max_in_flight: "}},
 		{"waiting", func(m *ModelConfig) { m.Backends[0].MaxWaiting = -1 }, []string{"backends[0].max_waiting: "}},

@@ -136,10 +136,11 @@ func (m *ModelConfig) Validate() error {
 		if err := m.Backends[i].Validate(); err != nil {
 			fault("backends[%d].%w", i, err)
 		}
-		if j, twice := seen[m.Backends[i].URL]; twice {
+		name := m.Backends[i].name()
+		if j, twice := seen[name]; twice {
 			fault("backends[%d].url: is that of backends[%d]", i, j)
 		}
-		seen[m.Backends[i].URL] = i
+		seen[name] = i
 	}
 	return errors.Join(faults...)
 }
