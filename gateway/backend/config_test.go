@@ -32,6 +32,7 @@ func TestModelFaults(t *testing.T) {
 		want   []string // how the faults begin
 	}{
 		{"no name", func(m *ModelConfig) { m.Name = "" }, []string{"name: "}},
+		{"that of metrics", func(m *ModelConfig) { m.Name = "other" }, []string{"name: other"}},
 		{"a space", func(m *ModelConfig) { m.Name = "a b" }, []string{"name: "}},
 		{"a quote", func(m *ModelConfig) { m.Name = `a"b` }, []string{"name: "}},
 		{"a backslash", func(m *ModelConfig) { m.Name = `a\b` }, []string{"name: "}},

@@ -93,6 +93,9 @@ func (m *ModelConfig) Validate() error {
 			fault("%s: must be 1 to 200 printable ASCII characters without spaces or quotes, not %q", at, name)
 		}
 	}
+	if m.Name == "other" {
+		fault("name: other stands for all unknown models in metrics; expected another name")
+	}
 	if _, ok := names(m.Reasoning); !ok {
 		fault("reasoning: must be both, reasoning or reasoning_content, not %q", m.Reasoning)
 	}
