@@ -59,6 +59,7 @@ const (
 	lookEvery    = 2 * time.Second
 	deliverEvery = 2 * time.Second
 	sweepEvery   = 15 * time.Minute
+	sweepPause   = 30 * time.Second // at least, between two questions to the ledger
 	tidyEvery    = time.Hour
 	keptFor      = 31 * 24 * time.Hour // after the end of the period
 	askTimeout   = 5 * time.Second     // of one question to the database or to Redis
@@ -84,11 +85,13 @@ type Channel struct {
 	Targets    []string
 	Tells      func(channel.Severity) bool
 	Send       func(ctx context.Context, target string, a channel.Alert) error
+
+	of int // the reload that it came with
 }
 
 // Of is the channel of a configuration.
 func Of(ch *channel.Channel) Channel {
-	return Channel{ch.Name(), ch.Type(), ch.Targets(), ch.Tells, ch.Send}
+	return Channel{Name: ch.Name(), Type: ch.Type(), Targets: ch.Targets(), Tells: ch.Tells, Send: ch.Send}
 }
 
 // Parts are what an Alerts works with.
@@ -126,6 +129,8 @@ type Alerts struct {
 
 	mu       sync.Mutex
 	channels []Channel
+	reloads  int
+	ways     map[string]*way
 	gone     []channel.Target     // that a reload took away, whose deliveries are still to be dropped
 	busy     map[string]bool      // channels that deliver now
 	said     map[string]time.Time // when a channel's failure was last logged
@@ -134,7 +139,10 @@ type Alerts struct {
 
 	// Of the loop that looks.
 	owner   string
-	swept   time.Time
+	asked   time.Time            // when the ledger was last asked who there is
+	sweepAt time.Time            // and when it is to be asked again
+	unknown error                // why it did not say
+	rest    []limit.Subjects     // of what it said, who is still to be looked at
 	settled map[string]time.Time // crossings about which nothing is left to do, until when that is known
 	trouble bool
 }
@@ -149,7 +157,7 @@ func New(p Parts, channels []Channel) *Alerts {
 	}
 	a := &Alerts{
 		Parts: p, outbox: outbox{p.DB}, touched: touched{of: map[limit.Subjects]string{}}, wake: make(chan struct{}, 1),
-		busy: map[string]bool{}, said: map[string]time.Time{}, status: map[string]Status{}, settled: map[string]time.Time{},
+		ways: map[string]*way{}, busy: map[string]bool{}, said: map[string]time.Time{}, status: map[string]Status{}, settled: map[string]time.Time{},
 	}
 	a.metrics = newMetrics(p.Registry, a)
 	a.Reload(channels)
@@ -169,6 +177,10 @@ func (a *Alerts) Reload(channels []Channel) {
 	}
 	a.gone = slices.DeleteFunc(a.gone, func(t channel.Target) bool { return slices.Contains(stay, t) })
 	a.channels = slices.Clone(channels)
+	a.reloads++
+	for i := range a.channels {
+		a.channels[i].of = a.reloads
+	}
 	a.metrics.keep(channels)
 }
 
