@@ -135,7 +135,10 @@ type Alerts struct {
 	busy     map[string]bool      // channels that deliver now
 	said     map[string]time.Time // when a channel's failure was last logged
 	status   map[string]Status
-	tidied   time.Time // when what is old was last deleted
+
+	// Of what tidies.
+	tidied  time.Time // when what is old was last deleted
+	tallyAt time.Time // when deliveries are to be counted again
 
 	// Of the loop that looks.
 	owner   string

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/uptrace/bun"
 	"go.uber.org/goleak"
 
 	"tidegate/admission/limit"
@@ -543,6 +545,37 @@ func TestSweepAlone(t *testing.T) {
 		t.Errorf("the ledger was asked %d times", asked)
 	}
 }
+
+// TestSlowTally has the count of deliveries take a second: it is not made all the time.
+func TestSlowTally(t *testing.T) {
+	w := newWorld()
+	slow := &slowTally{w: w}
+	a := w.replica(open(t, databasetest.SQLite(t)).WithQueryHook(slow), false, w.channel("ops"))
+	for range 30 {
+		deliver(t, a)
+		w.pass(deliverEvery)
+	}
+	if slow.n != 2 {
+		t.Errorf("counted %d times in a minute", slow.n)
+	}
+}
+
+type slowTally struct {
+	w *world
+	n int
+}
+
+// BeforeQuery implements bun.QueryHook.
+func (s *slowTally) BeforeQuery(ctx context.Context, e *bun.QueryEvent) context.Context {
+	if strings.Contains(e.Query, "COUNT(*)") {
+		s.n++
+		s.w.pass(time.Second)
+	}
+	return ctx
+}
+
+// AfterQuery implements bun.QueryHook.
+func (s *slowTally) AfterQuery(context.Context, *bun.QueryEvent) {}
 
 // TestFlood touches more than there is room for: the ledger knows the others.
 func TestFlood(t *testing.T) {

@@ -154,14 +154,12 @@ func (a *Alerts) pause(attempts int) time.Duration {
 }
 
 // Tidy drops what is on its way to nobody, deletes what is old, and brings Status up
-// to date.
+// to date. Only one may do so at a time.
 func (a *Alerts) Tidy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	a.mu.Lock()
 	gone := slices.Clone(a.gone)
-	now := a.now()
-	old := now.Sub(a.tidied) >= tidyEvery
 	var names []string
 	for _, c := range a.channels {
 		names = append(names, c.Name)
@@ -179,20 +177,23 @@ func (a *Alerts) Tidy(ctx context.Context) error {
 	a.mu.Lock()
 	a.gone = slices.DeleteFunc(a.gone, func(t channel.Target) bool { return slices.Contains(gone, t) })
 	a.mu.Unlock()
-	if old {
+	if now := a.now(); now.Sub(a.tidied) >= tidyEvery {
 		if err := errors.Join(a.outbox.dropOld(ctx, names, now.Add(-triedFor)), a.outbox.prune(ctx, now.Add(-keptFor))); err != nil {
 			return fmt.Errorf("outbox: %w", err)
 		}
+		a.tidied = now
+	}
+	began := a.now()
+	if began.Before(a.tallyAt) {
+		return nil
 	}
 	status, err := a.outbox.tallies(ctx)
+	a.tallyAt = a.now().Add(50 * a.now().Sub(began)) // a long table is not to be counted all the time
 	if err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
 	a.mu.Lock()
 	a.status = status
-	if old {
-		a.tidied = now
-	}
 	a.mu.Unlock()
 	return nil
 }
