@@ -10,7 +10,8 @@
 // to be passed but asks whether it is passed: nothing hangs on a moment that a crash,
 // or a store that is away, could swallow. What could not be looked at stays in the
 // set. When a gateway starts, when the set was too small, and every quarter of an hour
-// it looks at everybody whom the ledger knows in the running periods.
+// it looks at everybody whom the ledger knows in the running periods, for a second at a
+// time.
 //
 // Only what is settled counts. What running requests have reserved is shown as used
 // elsewhere, but most of it is given back, and nobody is to be told of that. So a
@@ -33,10 +34,11 @@
 // Beside the crossing lies a delivery for each target of each channel that there was.
 // One who delivers takes a lease on it, which outlasts the longest try, so that of
 // several replicas one tries at a time. What fails is tried again after 5 s, then
-// twice as long each time, 5 min at most, and given up 24 h after the first try. There
-// are two cases in which a message arrives twice, with the same id: the process died
-// after the receiver took it and before that was written down; and the receiver's
-// answer never came (channel.Error says Unsure).
+// twice as long each time, 5 min at most, and given up 24 h after the first try. What
+// became of a try is kept until the database takes it. A message arrives twice, with the
+// same id, where the process died after the receiver took it and before that was written
+// down, where the database was away for it alone for longer than the lease, and where
+// the receiver's answer never came (channel.Error says Unsure).
 package alert
 
 import (
