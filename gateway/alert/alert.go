@@ -10,7 +10,8 @@
 // to be passed but asks whether it is passed: nothing hangs on a moment that a crash,
 // or a store that is away, could swallow. What could not be looked at stays in the
 // set. When a gateway starts, when the set was too small, and every quarter of an hour
-// it looks at everybody whom the ledger knows in the running periods.
+// it looks at everybody whom the ledger knows in the running periods, for a second at a
+// time.
 //
 // Only what is settled counts. What running requests have reserved is shown as used
 // elsewhere, but most of it is given back, and nobody is to be told of that. So a
@@ -33,10 +34,11 @@
 // Beside the crossing lies a delivery for each target of each channel that there was.
 // One who delivers takes a lease on it, which outlasts the longest try, so that of
 // several replicas one tries at a time. What fails is tried again after 5 s, then
-// twice as long each time, 5 min at most, and given up 24 h after the first try. There
-// are two cases in which a message arrives twice, with the same id: the process died
-// after the receiver took it and before that was written down; and the receiver's
-// answer never came (channel.Error says Unsure).
+// twice as long each time, 5 min at most, and given up 24 h after the first try. What
+// became of a try is kept until the database takes it. A message arrives twice, with the
+// same id, where the process died after the receiver took it and before that was written
+// down, where the database was away for it alone for longer than the lease, and where
+// the receiver's answer never came (channel.Error says Unsure).
 package alert
 
 import (
@@ -59,6 +61,7 @@ const (
 	lookEvery    = 2 * time.Second
 	deliverEvery = 2 * time.Second
 	sweepEvery   = 15 * time.Minute
+	sweepPause   = 30 * time.Second // at least, between two questions to the ledger
 	tidyEvery    = time.Hour
 	keptFor      = 31 * 24 * time.Hour // after the end of the period
 	askTimeout   = 5 * time.Second     // of one question to the database or to Redis
@@ -84,11 +87,13 @@ type Channel struct {
 	Targets    []string
 	Tells      func(channel.Severity) bool
 	Send       func(ctx context.Context, target string, a channel.Alert) error
+
+	of int // the reload that it came with
 }
 
 // Of is the channel of a configuration.
 func Of(ch *channel.Channel) Channel {
-	return Channel{ch.Name(), ch.Type(), ch.Targets(), ch.Tells, ch.Send}
+	return Channel{Name: ch.Name(), Type: ch.Type(), Targets: ch.Targets(), Tells: ch.Tells, Send: ch.Send}
 }
 
 // Parts are what an Alerts works with.
@@ -126,15 +131,23 @@ type Alerts struct {
 
 	mu       sync.Mutex
 	channels []Channel
+	reloads  int
+	ways     map[string]*way
 	gone     []channel.Target     // that a reload took away, whose deliveries are still to be dropped
 	busy     map[string]bool      // channels that deliver now
 	said     map[string]time.Time // when a channel's failure was last logged
 	status   map[string]Status
-	tidied   time.Time // when what is old was last deleted
+
+	// Of what tidies.
+	tidied  time.Time // when what is old was last deleted
+	tallyAt time.Time // when deliveries are to be counted again
 
 	// Of the loop that looks.
 	owner   string
-	swept   time.Time
+	asked   time.Time            // when the ledger was last asked who there is
+	sweepAt time.Time            // and when it is to be asked again
+	unknown error                // why it did not say
+	rest    []limit.Subjects     // of what it said, who is still to be looked at
 	settled map[string]time.Time // crossings about which nothing is left to do, until when that is known
 	trouble bool
 }
@@ -149,7 +162,7 @@ func New(p Parts, channels []Channel) *Alerts {
 	}
 	a := &Alerts{
 		Parts: p, outbox: outbox{p.DB}, touched: touched{of: map[limit.Subjects]string{}}, wake: make(chan struct{}, 1),
-		busy: map[string]bool{}, said: map[string]time.Time{}, status: map[string]Status{}, settled: map[string]time.Time{},
+		ways: map[string]*way{}, busy: map[string]bool{}, said: map[string]time.Time{}, status: map[string]Status{}, settled: map[string]time.Time{},
 	}
 	a.metrics = newMetrics(p.Registry, a)
 	a.Reload(channels)
@@ -169,6 +182,10 @@ func (a *Alerts) Reload(channels []Channel) {
 	}
 	a.gone = slices.DeleteFunc(a.gone, func(t channel.Target) bool { return slices.Contains(stay, t) })
 	a.channels = slices.Clone(channels)
+	a.reloads++
+	for i := range a.channels {
+		a.channels[i].of = a.reloads
+	}
 	a.metrics.keep(channels)
 }
 

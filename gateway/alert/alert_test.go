@@ -389,52 +389,6 @@ func testPrune(t *testing.T, dsn string) {
 	}
 }
 
-// TestAway looks while the shared counters, and then the database, do not answer: who
-// was touched is looked at later, without a sweep.
-func TestAway(t *testing.T) {
-	w := newWorld()
-	db := open(t, databasetest.SQLite(t))
-	a := w.replica(db, true, w.channel("ops"))
-	a.Everyone = nil
-	w.alone = true
-	w.use(a, "ada", 800)
-	if err := a.Look(t.Context()); !errors.Is(err, errAlone) {
-		t.Fatalf("got %v", err)
-	}
-	w.alone = false
-	if _, err := db.Exec("ALTER TABLE alert_crossings RENAME TO gone"); err != nil {
-		t.Fatal(err)
-	}
-	a.Refused(limit.Subjects{User: "bob"}, "daily")
-	w.used["bob"] = 960
-	for range 2 {
-		if err := a.Look(t.Context()); err == nil {
-			t.Fatal("the table is not there")
-		}
-	}
-	if _, err := db.Exec("ALTER TABLE gone RENAME TO alert_crossings"); err != nil {
-		t.Fatal(err)
-	}
-	round(t, a)
-	w.want(t, map[string]int{"ada 80": 1, "bob 80": 1, "bob 95": 1, "bob 100": 1})
-}
-
-// TestFlood touches more than there is room for: the ledger knows the others.
-func TestFlood(t *testing.T) {
-	w := newWorld()
-	a := w.replica(open(t, databasetest.SQLite(t)), false, w.channel("ops"))
-	round(t, a)
-	for i := range maxTouched + 10 {
-		a.Touch(limit.Subjects{User: fmt.Sprint("nobody", i)})
-	}
-	w.use(a, "ada", 800)
-	if n := len(a.touched.of); n != maxTouched {
-		t.Errorf("%d are to be looked at", n)
-	}
-	round(t, a)
-	w.want(t, map[string]int{"ada 80": 1})
-}
-
 // TestSlowChannel runs the loops: a channel that hangs keeps only itself waiting, and
 // does not keep the process from ending.
 func TestSlowChannel(t *testing.T) {

@@ -17,54 +17,103 @@ const (
 	lastPause  = 5 * time.Minute
 	jitter     = 0.2
 	triedFor   = 24 * time.Hour
-	sayEvery   = time.Minute // of one channel's failures in the log
+	sayEvery   = time.Minute      // of one channel's failures in the log
+	backFor    = 10 * time.Second // must the database be before another's lease has run out
 )
 
-// Deliver tries once what is due for a channel. In a process one goroutine at a time
-// may do so for each channel; any number of processes may.
+// outcome is what became of a try.
+type outcome struct {
+	of      *delivery
+	state   string
+	at      time.Time
+	next    time.Time // when it is tried again
+	problem string
+}
+
+// way is what a channel's deliveries know of the database.
+type way struct {
+	unwritten *outcome  // that it did not take yet
+	away      time.Time // when it last did not answer
+}
+
+// Deliver tries once what is due for a channel, until there is nothing more or the
+// channels are others. In a process one goroutine at a time may do so for each channel;
+// any number of processes may.
 func (a *Alerts) Deliver(ctx context.Context, c Channel) error {
-	for ctx.Err() == nil {
-		call, cancel := context.WithTimeout(ctx, askTimeout)
-		now := a.now()
-		d, err := a.outbox.lease(call, c.Name, now, now.Add(leaseLife))
-		cancel()
-		if err != nil {
-			return fmt.Errorf("outbox: %w", err)
-		}
-		if d == nil {
+	a.mu.Lock()
+	w := a.ways[c.Name]
+	if w == nil {
+		w = &way{}
+		a.ways[c.Name] = w
+	}
+	a.mu.Unlock()
+	for ctx.Err() == nil && a.current(c) {
+		d, err := a.next(ctx, c, w)
+		if err == nil && d == nil {
 			return nil
 		}
-		if err := a.try(ctx, c, d); err != nil {
-			return err
+		if err == nil {
+			w.unwritten = a.try(ctx, c, d)
+			err = a.write(ctx, w)
+		}
+		if err != nil {
+			w.away = a.now()
+			return fmt.Errorf("outbox: %w", err)
 		}
 	}
 	return nil
 }
 
-// try sends one message and notes what became of it. A process that is to end gives
-// what is on its way a moment to arrive, and always notes the outcome.
-func (a *Alerts) try(ctx context.Context, c Channel, d *delivery) error {
-	outlives := context.WithoutCancel(ctx)
-	state, next, problem := dropped, a.now(), noTarget
-	if slices.Contains(c.Targets, d.Recipient) {
-		sending, cancel := context.WithCancel(outlives)
-		stop := context.AfterFunc(ctx, func() { time.AfterFunc(endTimeout, cancel) })
-		err := c.Send(sending, d.Recipient, d.alert())
-		stop()
-		cancel()
-		state, next, problem = a.judge(c, d, err)
+// current reports whether no reload has replaced the channel.
+func (a *Alerts) current(c Channel) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return c.of == a.reloads
+}
+
+// next writes down what is left to be, then leases what is due. Leases that ran out
+// while the database was away are left alone at first: their owners may be about to
+// write down that the message is sent.
+func (a *Alerts) next(ctx context.Context, c Channel, w *way) (*delivery, error) {
+	if err := a.write(ctx, w); err != nil {
+		return nil, err
 	}
-	call, cancel := context.WithTimeout(outlives, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	if err := a.outbox.end(call, d, state, a.now(), next, problem); err != nil {
-		return fmt.Errorf("outbox: %w", err)
+	now := a.now()
+	return a.outbox.lease(ctx, c.Name, now, now.Add(leaseLife), now.Sub(w.away) >= backFor)
+}
+
+// write writes down what became of a try, also when the process is to end. What the
+// database does not take stays, or the message would be sent again.
+func (a *Alerts) write(ctx context.Context, w *way) error {
+	if w.unwritten == nil {
+		return nil
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+	defer cancel()
+	if err := a.outbox.end(ctx, w.unwritten); err != nil {
+		return err
+	}
+	w.unwritten = nil
 	return nil
 }
 
-// judge says what follows from a try: the delivery's state, when it is tried again,
-// and what went wrong.
-func (a *Alerts) judge(c Channel, d *delivery, err error) (state string, next time.Time, problem string) {
+// try sends one message. A process that is to end gives what is on its way a moment to
+// arrive.
+func (a *Alerts) try(ctx context.Context, c Channel, d *delivery) *outcome {
+	if !slices.Contains(c.Targets, d.Recipient) {
+		return &outcome{of: d, state: dropped, at: a.now(), next: a.now(), problem: noTarget}
+	}
+	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(endTimeout, cancel) })
+	defer stop()
+	return a.judge(c, d, c.Send(sending, d.Recipient, d.alert()))
+}
+
+// judge says what follows from a try.
+func (a *Alerts) judge(c Channel, d *delivery, err error) *outcome {
 	now := a.now()
 	var failed *channel.Error
 	args := []any{"channel", c.Name, "recipient", d.Recipient, "alert", d.ID, "attempt", d.Attempts}
@@ -72,11 +121,11 @@ func (a *Alerts) judge(c Channel, d *delivery, err error) (state string, next ti
 	case err == nil:
 		a.metrics.count(c.Name, d.Severity, "sent")
 		a.Log.Info("an alert is sent", args...)
-		return sent, now, ""
+		return &outcome{d, sent, now, now, ""}
 	case now.Sub(time.UnixMilli(d.FirstMs)) >= triedFor:
 		a.metrics.count(c.Name, d.Severity, "given_up")
 		a.Log.Error("an alert could not be sent and is given up", append(args, "error", err.Error())...)
-		return givenUp, now, err.Error()
+		return &outcome{d, givenUp, now, now, err.Error()}
 	}
 	a.metrics.count(c.Name, d.Severity, "retried")
 	pause := a.pause(d.Attempts)
@@ -90,7 +139,7 @@ func (a *Alerts) judge(c Channel, d *delivery, err error) (state string, next ti
 		unsure := errors.As(err, &failed) && failed.Unsure
 		a.Log.Warn("an alert could not be sent; trying again", append(args, "in", pause.Round(time.Second), "may_have_arrived", unsure, "error", err.Error())...)
 	}
-	return pending, now.Add(pause), err.Error()
+	return &outcome{d, pending, now, now.Add(pause), err.Error()}
 }
 
 // pause is how long to wait after so many tries, up to a fifth more or less so that
@@ -105,14 +154,12 @@ func (a *Alerts) pause(attempts int) time.Duration {
 }
 
 // Tidy drops what is on its way to nobody, deletes what is old, and brings Status up
-// to date.
+// to date. Only one may do so at a time.
 func (a *Alerts) Tidy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	a.mu.Lock()
 	gone := slices.Clone(a.gone)
-	now := a.now()
-	old := now.Sub(a.tidied) >= tidyEvery
 	var names []string
 	for _, c := range a.channels {
 		names = append(names, c.Name)
@@ -130,20 +177,23 @@ func (a *Alerts) Tidy(ctx context.Context) error {
 	a.mu.Lock()
 	a.gone = slices.DeleteFunc(a.gone, func(t channel.Target) bool { return slices.Contains(gone, t) })
 	a.mu.Unlock()
-	if old {
+	if now := a.now(); now.Sub(a.tidied) >= tidyEvery {
 		if err := errors.Join(a.outbox.dropOld(ctx, names, now.Add(-triedFor)), a.outbox.prune(ctx, now.Add(-keptFor))); err != nil {
 			return fmt.Errorf("outbox: %w", err)
 		}
+		a.tidied = now
+	}
+	began := a.now()
+	if began.Before(a.tallyAt) {
+		return nil
 	}
 	status, err := a.outbox.tallies(ctx)
+	a.tallyAt = a.now().Add(50 * a.now().Sub(began)) // a long table is not to be counted all the time
 	if err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
 	a.mu.Lock()
 	a.status = status
-	if old {
-		a.tidied = now
-	}
 	a.mu.Unlock()
 	return nil
 }

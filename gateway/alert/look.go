@@ -73,19 +73,8 @@ const (
 func (a *Alerts) Look(ctx context.Context) error {
 	who, spilled := a.touched.take()
 	now := a.now()
-	if a.swept.IsZero() || now.Sub(a.swept) >= sweepEvery || spilled {
-		everyone, err := a.everyone(ctx)
-		if err != nil {
-			a.touched.spill()
-			a.again(who)
-			return err
-		}
-		a.swept = now
-		for _, s := range everyone {
-			if _, known := who[s]; !known {
-				who[s] = ""
-			}
-		}
+	if spilled {
+		a.sweepAt = a.asked.Add(sweepPause)
 	}
 	for id, until := range a.settled {
 		if !now.Before(until) {
@@ -103,6 +92,9 @@ func (a *Alerts) Look(ctx context.Context) error {
 		delete(who, s)
 	}
 	a.again(who)
+	if err == nil {
+		err = a.sweep(ctx)
+	}
 	return err
 }
 
@@ -118,13 +110,29 @@ func (a *Alerts) again(who map[limit.Subjects]string) {
 	}
 }
 
-func (a *Alerts) everyone(ctx context.Context) ([]limit.Subjects, error) {
-	if a.Everyone == nil {
-		return nil, nil
+// sweep looks at everybody, a part each time, so that who was touched does not wait.
+// The ledger is asked seldom, and whether it answers matters to nobody else.
+func (a *Alerts) sweep(ctx context.Context) error {
+	began := a.now()
+	if a.Everyone != nil && len(a.rest) == 0 && !began.Before(a.sweepAt) {
+		call, cancel := context.WithTimeout(ctx, sweepTimeout)
+		everyone, err := a.Everyone(call)
+		cancel()
+		a.asked = a.now()
+		a.rest, a.unknown = everyone, err
+		if a.sweepAt = a.asked.Add(sweepEvery); err != nil {
+			a.sweepAt = a.asked.Add(sweepPause + 10*a.asked.Sub(began)) // it may be too much for it
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
-	defer cancel()
-	return a.Everyone(ctx)
+	for began = a.now(); len(a.rest) > 0 && a.now().Sub(began) < lookEvery/2; a.rest = a.rest[1:] {
+		if err := a.lookAt(ctx, a.rest[0], ""); err != nil {
+			return err
+		}
+	}
+	if len(a.rest) == 0 {
+		a.rest = nil // it may have been long
+	}
+	return a.unknown
 }
 
 // finish ends what a process that died, or a Redis that went away, left open.

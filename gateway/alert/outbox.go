@@ -144,15 +144,20 @@ func (o outbox) decide(ctx context.Context, id, state string) error {
 }
 
 // lease takes the delivery of a channel that is due for the longest time, until a
-// moment; nil: none is. Of several that try, in any process, one gets it.
-func (o outbox) lease(ctx context.Context, channelName string, now, until time.Time) (*delivery, error) {
+// moment; nil: none is. Of several that try, in any process, one gets it. With others
+// it also takes what another has leased and not given back in time.
+func (o outbox) lease(ctx context.Context, channelName string, now, until time.Time, others bool) (*delivery, error) {
+	free := int64(1) // of those that are not leased
+	if others {
+		free = now.UnixMilli()
+	}
 	for {
 		var all []delivery
 		err := o.db.NewRaw(`SELECT c.*, d.channel, d.recipient, d.attempts, d.first_ms
 			FROM alert_deliveries AS d JOIN alert_crossings AS c ON c.id = d.crossing
 			WHERE d.channel = ? AND d.state = ? AND d.next_ms <= ? AND d.lease_ms < ? AND c.state = ?
 			ORDER BY d.next_ms, c.at_ms, c.percent, d.recipient LIMIT 1`,
-			channelName, pending, now.UnixMilli(), now.UnixMilli(), ours).Scan(ctx, &all)
+			channelName, pending, now.UnixMilli(), free, ours).Scan(ctx, &all)
 		if err != nil || len(all) == 0 {
 			return nil, err
 		}
@@ -162,7 +167,7 @@ func (o outbox) lease(ctx context.Context, channelName string, now, until time.T
 		}
 		result, err := o.db.ExecContext(ctx, `UPDATE alert_deliveries SET lease_ms = ?, attempts = attempts + 1, first_ms = ?, tried_ms = ?
 			WHERE crossing = ? AND channel = ? AND recipient = ? AND state = ? AND attempts = ? AND lease_ms < ?`,
-			until.UnixMilli(), d.FirstMs, now.UnixMilli(), d.ID, d.Channel, d.Recipient, pending, d.Attempts, now.UnixMilli())
+			until.UnixMilli(), d.FirstMs, now.UnixMilli(), d.ID, d.Channel, d.Recipient, pending, d.Attempts, free)
 		if err != nil {
 			return nil, err
 		}
@@ -173,11 +178,13 @@ func (o outbox) lease(ctx context.Context, channelName string, now, until time.T
 	}
 }
 
-// end notes what became of a try, unless the lease ran out and another tries it.
-func (o outbox) end(ctx context.Context, d *delivery, state string, now, next time.Time, problem string) error {
+// end notes what became of a try, unless the lease ran out and another tries it; that
+// the message is sent, all the same.
+func (o outbox) end(ctx context.Context, t *outcome) error {
+	d := t.of
 	_, err := o.db.ExecContext(ctx, `UPDATE alert_deliveries SET state = ?, tried_ms = ?, next_ms = ?, lease_ms = 0, error = ?
-		WHERE crossing = ? AND channel = ? AND recipient = ? AND state = ? AND attempts = ?`,
-		state, now.UnixMilli(), next.UnixMilli(), problem, d.ID, d.Channel, d.Recipient, pending, d.Attempts)
+		WHERE crossing = ? AND channel = ? AND recipient = ? AND state = ? AND (attempts = ? OR ? = ?)`,
+		t.state, t.at.UnixMilli(), t.next.UnixMilli(), t.problem, d.ID, d.Channel, d.Recipient, pending, d.Attempts, t.state, sent)
 	return err
 }
 

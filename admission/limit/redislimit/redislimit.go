@@ -256,16 +256,16 @@ func (s *Store) look(ctx context.Context, r limit.Reservation, groups []group, r
 // reserve asks one home. With partly it also returns what a cancel needs.
 func (s *Store) reserve(ctx context.Context, r limit.Reservation, g *group, states []limit.State, partly bool) (int, []any, error) {
 	operation, mark := "reserve", ""
-	if r.Peek {
-		operation, partly = "peek", false
-	}
-	if r.Peek && r.Settled {
-		operation = "settled"
-	} else {
+	switch {
+	case !r.Peek:
 		s.track(g.home)
-	}
-	if partly {
-		mark = "1"
+		if partly {
+			mark = "1"
+		}
+	case r.Settled:
+		operation = "settled"
+	default:
+		operation = "peek"
 	}
 	answer, err := s.run(ctx, s.call(operation, g.home, r.ID, g.dims, mark))
 	if err != nil {

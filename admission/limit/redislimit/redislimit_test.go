@@ -297,6 +297,26 @@ func TestRefusedChangesNoKey(t *testing.T) {
 	}
 }
 
+// TestLooksAreNotTracked: only homes that may hold reservations are searched for those
+// whose time is over.
+func TestLooksAreNotTracked(t *testing.T) {
+	store, dims := New(patient(t, redistest.Single(t).Addr), Options{}), mixed(8)
+	for _, settled := range []bool{false, true} {
+		if _, err := store.Reserve(t.Context(), limit.Reservation{Dims: dims, Peek: true, Settled: settled}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(store.homes) > 0 {
+		t.Errorf("after looks: %v", store.homes)
+	}
+	if _, err := store.Reserve(t.Context(), limit.Reservation{ID: "in", Dims: dims}); err != nil {
+		t.Fatal(err)
+	}
+	if len(store.homes) == 0 {
+		t.Error("a reservation's homes are not searched")
+	}
+}
+
 // TestEveryKeyExpires: whatever was done, no key is without an expiry.
 func TestEveryKeyExpires(t *testing.T) {
 	server := redistest.Single(t)

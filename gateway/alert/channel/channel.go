@@ -72,7 +72,6 @@ type Alert struct {
 	ResetsAt time.Time // the end of the period, told in this time's zone
 	At       time.Time // when the crossing was seen
 	Test     bool      // nothing happened, somebody tries the channel
-	Gateway  string    // which gateway tells it, such as its URL; may be empty
 }
 
 // Target is one place where an alert goes: a channel, and for e-mail one of its

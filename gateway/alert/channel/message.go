@@ -66,9 +66,6 @@ func english(a Alert, now time.Time, name func(string) string) Message {
 		todo = "Requests are refused with 403 insufficient_quota until the quota resets. Wait, or ask an administrator for more."
 	}
 	m.Lines = append(m.Lines, "What to do: "+todo)
-	if a.Gateway != "" {
-		m.Lines = append(m.Lines, "Gateway: "+name(a.Gateway))
-	}
 	if a.Test {
 		m.Title = "[test] " + m.Title
 		m.Lines = append([]string{"This is a test of the channel. Nothing has happened, nothing is to be done."}, m.Lines...)
@@ -117,9 +114,6 @@ func chinese(a Alert, now time.Time, name func(string) string) Message {
 		todo = "在配额重置之前，请求会被拒绝（403 insufficient_quota）。请等待重置，或向管理员申请更多配额。"
 	}
 	m.Lines = append(m.Lines, "处理建议："+todo)
-	if a.Gateway != "" {
-		m.Lines = append(m.Lines, "网关："+name(a.Gateway))
-	}
 	if a.Test {
 		m.Title = "[测试] " + m.Title
 		m.Lines = append([]string{"这是一条测试消息：没有发生任何事情，无需处理。"}, m.Lines...)

@@ -40,15 +40,13 @@ What to do: Slow down, or ask an administrator for more: when all is used, reque
 		"severe, a pair, days": {change(func(a *Alert) {
 			a.Severity, a.Percent, a.Per, a.Who, a.Unit, a.Used = Severe, 95, "user,model", "alice, Qwen3-1.7B", "tokens", 999_999
 			a.ResetsAt = time.Date(2026, 2, 1, 0, 0, 0, 0, time.UTC)
-			a.Gateway = "gw-1"
 		}), English, `Tidegate severe: user and model alice, Qwen3-1.7B has used 95% of quota daily
 
 Who: user and model alice, Qwen3-1.7B
 Quota: daily
 Used: 999,999 of 1,000,000 tokens (99%)
 Resets: 2026-02-01 00:00 (UTC+00:00) (in 29 d 20 h)
-What to do: Stop what can wait, or ask an administrator for more now: when all is used, requests are refused until the quota resets.
-Gateway: gw-1`},
+What to do: Stop what can wait, or ask an administrator for more now: when all is used, requests are refused until the quota resets.`},
 		"blocked, global, late": {change(func(a *Alert) {
 			a.Severity, a.Percent, a.Per, a.Who, a.Used = Blocked, 100, "global", "", 1_000_000
 			a.ResetsAt = noon()
@@ -69,7 +67,6 @@ Resets: 2026-01-02 03:04 (UTC+00:00) (in 1 min)
 What to do: Slow down, or ask an administrator for more: when all is used, requests are refused until the quota resets.`},
 		"Chinese, severe, a pair, test": {change(func(a *Alert) {
 			a.Severity, a.Percent, a.Per, a.Who, a.Unit, a.Test = Severe, 95, "user,model", "alice, Qwen3", "tokens", true
-			a.Gateway = "gw-1"
 		}), Chinese, `[测试] Tidegate 严重：用户和模型 alice, Qwen3 已使用配额 daily 的 95%
 
 这是一条测试消息：没有发生任何事情，无需处理。
@@ -77,8 +74,7 @@ What to do: Slow down, or ask an administrator for more: when all is used, reque
 配额：daily
 已用：812,345 / 1,000,000 tokens（81%）
 重置时间：2026-01-03 00:00 (UTC+08:00)（12小时56分钟后）
-处理建议：请停止不紧急的任务，或立即向管理员申请更多配额；用尽后请求将被拒绝，直至配额重置。
-网关：gw-1`},
+处理建议：请停止不紧急的任务，或立即向管理员申请更多配额；用尽后请求将被拒绝，直至配额重置。`},
 		"Chinese, blocked, global, late": {change(func(a *Alert) {
 			a.Severity, a.Percent, a.Per, a.Who = Blocked, 100, "global", ""
 			a.ResetsAt = noon().Add(-time.Hour)
@@ -180,14 +176,11 @@ func count(in []string, what string) (n int) {
 func harmless(t interface {
 	Helper()
 	Fatalf(string, ...any)
-}, language, quota, per, who, unit, gateway string) {
+}, language, quota, per, who, unit string) {
 	t.Helper()
 	evil, plain := sample(), sample()
-	evil.Quota, evil.Per, evil.Who, evil.Unit, evil.Gateway = quota, per, who, unit, gateway
-	plain.Per, plain.Gateway = "user", "gw"
-	if gateway == "" {
-		plain.Gateway = ""
-	}
+	evil.Quota, evil.Per, evil.Who, evil.Unit = quota, per, who, unit
+	plain.Per = "user"
 	now := noon()
 	for kind, write := range map[string]func(Config, Alert, time.Time) letter{Webhook: webhook, DingTalk: dingtalk, WeCom: wecom, Feishu: feishu, Slack: slack} {
 		c := Config{Language: language, Secret: testSecret, URL: "https://receiver.example/x"}
@@ -286,8 +279,8 @@ func harmlessMail(t interface {
 func TestNamesAreText(t *testing.T) {
 	for _, name := range hostile() {
 		for _, language := range []string{English, Chinese} {
-			harmless(t, language, name, "user", name, "units", name)
-			harmless(t, language, "daily", name+"x", name+"x", name, "gw")
+			harmless(t, language, name, "user", name, "units")
+			harmless(t, language, "daily", name+"x", name+"x", name)
 		}
 	}
 }
@@ -296,17 +289,17 @@ func TestAnyNamesAreText(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		name := rapid.OneOf(rapid.String(), rapid.SampledFrom(hostile()), rapid.StringOfN(rapid.RuneFrom([]rune("<>[]()@!&:/w.\r\n#*`|\\\"'= ")), 0, 100, -1))
 		harmless(t, rapid.SampledFrom([]string{English, Chinese}).Draw(t, "language"), name.Draw(t, "quota"), rapid.SampledFrom([]string{"user", "key", "user,model"}).Draw(t, "per"),
-			name.Draw(t, "who")+"x", "tokens", name.Draw(t, "gateway"))
+			name.Draw(t, "who")+"x", "tokens")
 	})
 }
 
 func FuzzNames(f *testing.F) {
 	for _, name := range hostile() {
-		f.Add(name, "daily", "")
+		f.Add(name, "daily")
 	}
-	f.Fuzz(func(t *testing.T, who, quota, gateway string) {
-		harmless(t, English, quota, "user", who+"x", "units", gateway)
-		harmless(t, Chinese, quota, "user", who+"x", "units", gateway)
+	f.Fuzz(func(t *testing.T, who, quota string) {
+		harmless(t, English, quota, "user", who+"x", "units")
+		harmless(t, Chinese, quota, "user", who+"x", "units")
 	})
 }
 

@@ -42,7 +42,6 @@ type notice struct {
 	Limit    int64    `json:"limit"`
 	ResetsAt string   `json:"resets_at"`
 	At       string   `json:"at"`
-	Gateway  string   `json:"gateway"`
 	Title    string   `json:"title"` // for people, in the channel's language
 	Text     string   `json:"text"`
 }
@@ -54,7 +53,7 @@ func webhook(c Config, a Alert, now time.Time) letter {
 	m := Write(a, c.Language, now, unlinked)
 	body := encode(notice{
 		a.ID, a.Test, a.Severity, a.Percent, a.Quota, a.Per, a.Who, a.Unit, a.Used, a.Limit,
-		a.ResetsAt.Format(time.RFC3339), a.At.Format(time.RFC3339), a.Gateway, m.Title, m.Text(),
+		a.ResetsAt.Format(time.RFC3339), a.At.Format(time.RFC3339), m.Title, m.Text(),
 	})
 	timestamp := strconv.FormatInt(now.Unix(), 10)
 	mac := sign(c.Secret, timestamp+"."+string(body))

@@ -91,14 +91,14 @@ func same(t *testing.T, what, got, want string) {
 
 func TestWebhook(t *testing.T) {
 	a := sample()
-	a.Gateway, a.Who = "gw-1", `a"lice <b>`
+	a.Who = `a"lice <b>`
 	r := once(t, Config{Type: Webhook, URL: "/hook?x=1", Secret: testSecret}, "", a)
 	same(t, "target", r.path+"?"+r.query, "/hook?x=1")
 	same(t, "body", r.body, `{"id":"01JGTESTALERT","test":false,"severity":"warning","percent":80,"quota":"daily","per":"user",`+
-		`"who":"a\"lice \u003cb\u003e","unit":"units","used":812345,"limit":1000000,"resets_at":"2026-01-03T00:00:00+08:00","at":"2026-01-02T03:04:05Z","gateway":"gw-1",`+
+		`"who":"a\"lice \u003cb\u003e","unit":"units","used":812345,"limit":1000000,"resets_at":"2026-01-03T00:00:00+08:00","at":"2026-01-02T03:04:05Z",`+
 		`"title":"Tidegate warning: user a\"lice \u003cb\u003e has used 80% of quota daily",`+
 		`"text":"Tidegate warning: user a\"lice \u003cb\u003e has used 80% of quota daily\n\nWho: user a\"lice \u003cb\u003e\nQuota: daily\nUsed: 812,345 of 1,000,000 units (81%)\n`+
-		`Resets: 2026-01-03 00:00 (UTC+08:00) (in 12 h 56 min)\nWhat to do: Slow down, or ask an administrator for more: when all is used, requests are refused until the quota resets.\nGateway: gw-1"}`)
+		`Resets: 2026-01-03 00:00 (UTC+08:00) (in 12 h 56 min)\nWhat to do: Slow down, or ask an administrator for more: when all is used, requests are refused until the quota resets."}`)
 	mac := hmac.New(sha256.New, []byte(testSecret))
 	io.WriteString(mac, "1767323045."+r.body)
 	for name, want := range map[string]string{

@@ -22,6 +22,7 @@ CREATE TABLE alert_crossings (
   UNIQUE (quota, counter, ends_ms, percent)
 );
 CREATE INDEX alert_crossings_ends ON alert_crossings (ends_ms);
+CREATE INDEX alert_crossings_noted ON alert_crossings (at_ms) WHERE state = 'noted'; -- asked for every two seconds
 
 CREATE TABLE alert_deliveries (
   crossing  TEXT    NOT NULL,
