@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // unrun is a line of a shell block, or a whole block of another language, that the
@@ -87,6 +89,38 @@ func TestDocsList(t *testing.T) {
 	}
 }
 
+// serving starts a command that does not end by itself, waits until it says word, and
+// stops it: it must end as it should.
+func (s *settings) serving(t *testing.T, word string, args ...string) {
+	t.Helper()
+	env := func(name string) (string, bool) {
+		v, ok := map[string]string{"TIDEGATE_STORE_DSN": "sqlite://" + filepath.Join(t.TempDir(), "x.db"), "TIDEGATE_STORE_JOURNAL_DIR": t.TempDir()}[name]
+		return v, ok
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	out, ended := &journal{heard: make(chan struct{}, 1)}, make(chan int, 1)
+	go func() { ended <- run(ctx, append(args, "--listen", "127.0.0.1:0"), env, out, out) }()
+	said := func() bool {
+		out.mu.Lock()
+		defer out.mu.Unlock()
+		return bytes.Contains(out.text, []byte(word))
+	}
+	for deadline := time.After(patience); !said(); {
+		select {
+		case <-out.heard:
+		case code := <-ended:
+			t.Fatalf("%v ended with code %d: %s", args, code, out)
+		case <-deadline:
+			t.Fatalf("%v never says %q: %s", args, word, out)
+		}
+	}
+	stop()
+	if code := <-ended; code != exitOK {
+		t.Errorf("%v: code %d: %s", args, code, out)
+	}
+}
+
 // demoServes runs what `make demo` runs once all is built.
 func demoServes(t *testing.T, line string) {
 	makeTarget(t, line)
@@ -123,7 +157,7 @@ func serves(t *testing.T, line string) {
 			}
 		}
 	}
-	(&settings{}).serving(t, "listening", args...)
+	(&settings{}).serving(t, "listening", append(args, "--ops-listen", "127.0.0.1:0")...)
 }
 
 func playsIn(t *testing.T, line string) {
