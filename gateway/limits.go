@@ -77,7 +77,7 @@ func (c *call) overLimit(d *limit.Denied) *refusal {
 	case d.Never:
 		r = refuse(codeTooLargeForLimit, "", rule+", and this request alone is larger than that: shorten the prompt or lower max_tokens")
 	case d.Quota:
-		until := time.Now().Add(d.RetryAfter).UTC().Truncate(time.Second)
+		until := time.Now().Add(d.RetryAfter).UTC().Round(time.Second)
 		r = refuse(codeInsufficientQuota, "", fmt.Sprintf("%s is used up until %s: wait, or ask for more; GET /quota/status shows what is left", rule, until.Format(time.RFC3339)))
 	default:
 		r = refuse(codeRateLimit, "", fmt.Sprintf("%s: try again in %s", rule, max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(d.RetryAfter)

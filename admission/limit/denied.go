@@ -14,7 +14,7 @@ type Denied struct {
 	Metric     Metric
 	Limit      int64         // in force, in the metric's own unit
 	Window     time.Duration // of a rate; 0: none
-	RetryAfter time.Duration // exact, and up to a tenth (a minute at most) more so that callers do not return together; 0 where Never
+	RetryAfter time.Duration // exact for a quota; else up to a tenth (a minute at most) more, so that callers do not return together; 0 where Never
 	Never      bool          // the request is larger than the limit ever is
 	Quota      bool          // the limit is a quota
 	Cached     bool          // nobody was asked: the same was refused a moment ago
@@ -94,7 +94,7 @@ func (l *Limiter) denied(p *plan, out *Decision, now time.Time) (*Denied, time.D
 		refusal.Never, exact = false, c.later(d, now)
 	}
 	if !refusal.Never {
-		refusal.RetryAfter = l.jittered(exact)
+		refusal.RetryAfter = l.jittered(exact, refusal.Quota)
 	}
 	return refusal, exact
 }
@@ -111,7 +111,12 @@ func (c *counter) later(d *Dim, now time.Time) time.Duration {
 	return levelDwells
 }
 
-func (l *Limiter) jittered(exact time.Duration) time.Duration {
+// jittered is when a caller may return. The end of a quota is a time that people are
+// told, and no client waits for it by itself.
+func (l *Limiter) jittered(exact time.Duration, quota bool) time.Duration {
+	if quota {
+		return exact
+	}
 	return exact + time.Duration(l.random()*float64(min(exact/10, maxJitter)))
 }
 

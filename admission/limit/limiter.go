@@ -142,7 +142,7 @@ func (l *Limiter) refused(dims []Dim, now time.Time) *Denied {
 	}
 	refusal := found.refusal
 	l.metrics.count(refusal.Rule, "deny", "local")
-	refusal.Cached, refusal.RetryAfter = true, l.jittered(max(found.retryAt.Sub(now), time.Millisecond))
+	refusal.Cached, refusal.RetryAfter = true, l.jittered(max(found.retryAt.Sub(now), time.Millisecond), refusal.Quota)
 	return &refusal
 }
 

@@ -426,7 +426,7 @@ func TestQuotaAndStatus(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		q.Prompt = 441
-		if denied := r.out(q); !denied.Quota || denied.Rule != "daily" || denied.Limit != 1000 || denied.RetryAfter != 16*time.Hour+time.Minute {
+		if denied := r.out(q); !denied.Quota || denied.Rule != "daily" || denied.Limit != 1000 || denied.RetryAfter != 16*time.Hour {
 			t.Errorf("%+v", denied)
 		}
 		q.Prompt = 1001

@@ -21,7 +21,7 @@ func (p *process) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "check",
 		Short:   "Check a configuration file without starting anything",
-		Long:    "Reads the file as serve would, the environment included, and says all that is wrong\nwith line and column. With --schema it prints the JSON Schema of the file instead, for editors.",
+		Long:    "Reads the file as serve would, the environment included, and says what is wrong\nwith line and column. With --schema it prints the JSON Schema of the file instead, for editors.",
 		Example: "  tidegate check --config tidegate.yaml\n  tidegate check --schema > tidegate.schema.json",
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {

@@ -364,9 +364,10 @@ func yamlKey(f reflect.StructField) string {
 	return key
 }
 
-// nearest is the key that differs from what was written by at most two letters.
+// nearest is the key that differs from what was written by at most two letters, and not by
+// all of them.
 func nearest(written string, keys []string) string {
-	best, least := "", 3
+	best, least := "", min(3, len(written))
 	for _, k := range keys {
 		if d := distance(written, k); d < least {
 			best, least = k, d

@@ -78,6 +78,14 @@ func TestExampleAlerts(t *testing.T) {
 	}
 }
 
+func TestNearest(t *testing.T) {
+	for written, want := range map[string]string{"first_tokn": "first_token", "dbs": "db", "x": "", "xy": ""} {
+		if got := nearest(written, []string{"db", "first_token"}); got != want {
+			t.Errorf("%q: %q, want %q", written, got, want)
+		}
+	}
+}
+
 func TestAllFaultsAtOnce(t *testing.T) {
 	_, err := readConfig("F", []byte("server: {listen: '', max_n: 0}\nauth: {mode: maybe}\nmodels:\n  - name: a\n    probe: 0s\n"), noEnv)
 	if err == nil || strings.Count(err.Error(), "F:") != 5 {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // unrun is a line of a shell block, or a whole block of another language, that the
@@ -84,6 +86,38 @@ func TestDocsList(t *testing.T) {
 		if u.why == "" {
 			t.Errorf("%q: nobody says why it cannot run", u.starts)
 		}
+	}
+}
+
+// serving starts a command that does not end by itself, waits until it says word, and
+// stops it: it must end as it should.
+func (s *settings) serving(t *testing.T, word string, args ...string) {
+	t.Helper()
+	env := func(name string) (string, bool) {
+		v, ok := map[string]string{"TIDEGATE_STORE_DSN": "sqlite://" + filepath.Join(t.TempDir(), "x.db"), "TIDEGATE_STORE_JOURNAL_DIR": t.TempDir()}[name]
+		return v, ok
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	out, ended := &journal{heard: make(chan struct{}, 1)}, make(chan int, 1)
+	go func() { ended <- run(ctx, append(args, "--listen", "127.0.0.1:0"), env, out, out) }()
+	said := func() bool {
+		out.mu.Lock()
+		defer out.mu.Unlock()
+		return bytes.Contains(out.text, []byte(word))
+	}
+	for deadline := time.After(patience); !said(); {
+		select {
+		case <-out.heard:
+		case code := <-ended:
+			t.Fatalf("%v ended with code %d: %s", args, code, out)
+		case <-deadline:
+			t.Fatalf("%v never says %q: %s", args, word, out)
+		}
+	}
+	stop()
+	if code := <-ended; code != exitOK {
+		t.Errorf("%v: code %d: %s", args, code, out)
 	}
 }
 
@@ -203,13 +237,51 @@ func vllmFlags(t *testing.T, line string) {
 	}
 }
 
-// filesExist wants the files of this project that a line names to be there.
+// filesExist wants the files, units, services and commands of this project that a line
+// names to be there. Files stand below the root or, on the page of deploy, beside it.
 func filesExist(t *testing.T, line string) {
-	for _, word := range strings.Fields(line) {
-		if word = strings.Trim(word, `'"`); strings.HasPrefix(word, "deploy/") {
-			if found, err := filepath.Glob(filepath.Join("..", "..", word)); err != nil || len(found) == 0 {
-				t.Errorf("%s: there is no %s", line, word)
-			}
+	words := strings.Fields(strings.NewReplacer("'", "", `"`, "", "(", " ", ")", "").Replace(line))
+	exists := func(pattern string) bool {
+		found, err := filepath.Glob(filepath.Join("..", "..", pattern))
+		return err == nil && len(found) > 0
+	}
+	for i, word := range words {
+		switch {
+		case strings.HasPrefix(word, "/"):
+		case strings.HasPrefix(word, "deploy/") && !exists(word),
+			words[max(i-1, 0)] == "-f" && !exists(word) && !exists("deploy/"+word),
+			slices.Contains(words[:i], "--now") && !exists("deploy/systemd/"+word+".service"):
+			t.Errorf("%s: there is no %s", line, word)
+		case word == "compose" && !regexp.MustCompile(`compose( -f \S+)* (up|down|ps|build|exec|logs)\b`).MatchString(line):
+			t.Errorf("%s: what does compose do?", line)
+		case word == "tidegate" && !slices.Contains(words, "--now"):
+			hasCommand(t, words[i:])
+		}
+	}
+	if name := regexp.MustCompile(`exec -T (\S+)`).FindStringSubmatch(line); name != nil {
+		if file, err := os.ReadFile("../../deploy/compose.yaml"); err != nil || !bytes.Contains(file, []byte("\n  "+name[1]+":")) {
+			t.Errorf("%s: there is no service %s", line, name[1])
+		}
+	}
+}
+
+// hasCommand wants tidegate to have a command with its flags.
+func hasCommand(t *testing.T, words []string) {
+	n := slices.IndexFunc(words, func(w string) bool { return !regexp.MustCompile(`^[a-z]+$`).MatchString(w) })
+	if n < 0 {
+		n = len(words)
+	}
+	if n > 3 {
+		n = 3 // what follows are arguments
+	}
+	var help bytes.Buffer
+	code := run(t.Context(), append(slices.Clone(words[1:n]), "--help"), noEnv, &help, &help)
+	if code != exitOK || !strings.Contains(help.String(), "\n  "+strings.Join(words[:n], " ")+" ") {
+		t.Errorf("there is no %v: %s", words[:n], help.String())
+	}
+	for _, w := range words[n:] {
+		if strings.HasPrefix(w, "--") && !strings.Contains(help.String(), w) {
+			t.Errorf("%v has no %s", words[:n], w)
 		}
 	}
 }

@@ -28,7 +28,7 @@ import (
 //
 // The blocks of one language on one page are one session, in their order, as a
 // reader would paste them. A text block after a command is what it prints; "..."
-// stands for anything, and any number for any number.
+// stands for anything, and any number for any number but HTTP's statuses of errors.
 
 // docPages are the pages whose blocks are run.
 func docPages(t *testing.T) []string {
@@ -62,6 +62,7 @@ type block struct {
 	page, lang, text string
 	line             int
 	shows            *block // the text block right after it, if there is one
+	shown            bool   // it is that text block, of a block that is run
 }
 
 func (b *block) at() string { return fmt.Sprintf("%s:%d", b.page, b.line) }
@@ -84,6 +85,7 @@ func blocksOf(t *testing.T, page string) (out []*block) {
 		case open != nil && strings.TrimSpace(line) == "```":
 			if n := len(out); n > 0 && open.lang == "text" && out[n-1].lang != "text" {
 				out[n-1].shows = open
+				open.shown = runs(out[n-1])
 			}
 			out = append(out, open)
 			open = nil
@@ -96,6 +98,14 @@ func blocksOf(t *testing.T, page string) (out []*block) {
 	}
 	return out
 }
+
+// session names the language of the session that a block is part of; "": of none.
+func session(b *block) string {
+	return map[string]string{"sh": "sh", "bash": "sh", "python": "python", "js": "js", "javascript": "js"}[b.lang]
+}
+
+// runs reports whether what a block prints is compared.
+func runs(b *block) bool { return (session(b) != "" || b.lang == "go") && !wholly(b) }
 
 // settings is the prepared place: a directory like a clone with what was built, and a
 // gateway like the demo's.
@@ -182,8 +192,9 @@ func (s *settings) command(t *testing.T) {
 	}
 	scripts := map[string]string{"tidegate": script}
 	if curl, err := exec.LookPath("curl"); err == nil {
-		// A page whose request is refused is wrong, and curl alone would not say so.
-		scripts["curl"] = "#!/bin/sh\nexec '" + curl + "' --fail-with-body \"$@\"\n"
+		// A page whose request is refused is wrong, and curl alone would not say so; with
+		// -i the page shows the status.
+		scripts["curl"] = "#!/bin/sh\ncase $1 in -si) fail= ;; *) fail=--fail-with-body ;; esac\nexec '" + curl + "' $fail \"$@\"\n"
 	}
 	for name, text := range scripts {
 		if err := os.WriteFile(filepath.Join(s.dir, "bin", name), []byte(text), 0o700); err != nil { //nolint:gosec // it is to be run
@@ -265,12 +276,12 @@ func (s *settings) execute(t *testing.T, lang, program string) (string, error) {
 	var cmd *exec.Cmd
 	switch lang {
 	case "sh":
-		for _, tool := range []string{"curl", "jq"} {
+		for _, tool := range []string{"bash", "curl", "jq"} {
 			if _, err := exec.LookPath(tool); err != nil {
 				t.Skipf("SKIPPED-PART: commands of the pages: %s is not installed", tool)
 			}
 		}
-		cmd = exec.CommandContext(ctx, "sh", "-eu", "-c", "exec 2>&1\n"+program)
+		cmd = exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", "exec 2>&1\n"+program)
 	case "python":
 		cmd = exec.CommandContext(ctx, clients(t, "python", "TIDEGATE_TEST_PYTHON"), "-")
 		cmd.Stdin = strings.NewReader(program)
@@ -301,7 +312,12 @@ func shows(printed, shown string) (string, bool) {
 		}
 		re := regexp.QuoteMeta(strings.Join(strings.Fields(line), " "))
 		re = strings.ReplaceAll(re, `\.\.\.`, ".*")
-		re = regexp.MustCompile(`[0-9]+(\\\.[0-9]+)?`).ReplaceAllString(re, `[0-9]+(\.[0-9]+)?`)
+		re = regexp.MustCompile(`[0-9]+(\\\.[0-9]+)?`).ReplaceAllStringFunc(re, func(n string) string {
+			if len(n) == 3 && (n[0] == '4' || n[0] == '5') {
+				return n // a status
+			}
+			return `[0-9]+(\.[0-9]+)?`
+		})
 		re = strings.ReplaceAll(re, " ", `\s+`)
 		at := regexp.MustCompile(re).FindStringIndex(printed)
 		if at == nil {
@@ -322,8 +338,7 @@ func TestDocs(t *testing.T) {
 		t.Run(page, func(t *testing.T) {
 			sessions := map[string][]*block{}
 			for _, b := range blocksOf(t, page) {
-				lang := map[string]string{"sh": "sh", "bash": "sh", "python": "python", "js": "js", "javascript": "js"}[b.lang]
-				if lang != "" {
+				if lang := session(b); lang != "" {
 					sessions[lang] = append(sessions[lang], b)
 					continue
 				}
@@ -344,6 +359,9 @@ func TestDocs(t *testing.T) {
 func (s *settings) check(t *testing.T, b *block) {
 	switch b.lang {
 	case "text":
+		if !b.shown {
+			t.Errorf("%s: shows what nothing that is run prints", b.at())
+		}
 	case "json":
 		if !json.Valid([]byte(b.text)) {
 			t.Errorf("%s: is no JSON", b.at())
@@ -445,29 +463,6 @@ func imported(text string) string {
 		}
 	}
 	return head
-}
-
-// serving starts a command that does not end by itself, waits until it says word, and
-// stops it: it must end as it should.
-func (s *settings) serving(t *testing.T, word string, args ...string) {
-	t.Helper()
-	env := func(name string) (string, bool) {
-		v, ok := map[string]string{"TIDEGATE_SERVER_OPS_LISTEN": "127.0.0.1:0", "TIDEGATE_STORE_DSN": "sqlite://" + filepath.Join(t.TempDir(), "x.db"), "TIDEGATE_STORE_JOURNAL_DIR": t.TempDir()}[name]
-		return v, ok
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	out, ended := &journal{heard: make(chan struct{}, 1)}, make(chan int, 1)
-	go func() { ended <- run(ctx, append(args, "--listen", "127.0.0.1:0"), env, out, out) }()
-	eventually(t, fmt.Sprint(args, " to say ", word), func() bool {
-		out.mu.Lock()
-		defer out.mu.Unlock()
-		return bytes.Contains(out.text, []byte(word))
-	})
-	stop()
-	if code := <-ended; code != exitOK {
-		t.Errorf("%v: code %d: %s", args, code, out)
-	}
 }
 
 // links finds [text](target) outside of fenced blocks.
@@ -576,6 +571,8 @@ func TestShows(t *testing.T) {
 		{"one\nthree\ntwo\n", "one\n...\ntwo", true},
 		{"x   y", "x y", true},
 		{"ok: models", "ok: 7 models", false},
+		{"404 model_not_found", "404 model_not_found", true},
+		{"404 model_not_found", "400 model_not_found", false},
 	} {
 		if _, ok := shows(c.printed, c.shown); ok != c.ok {
 			t.Errorf("%q shows %q: %t", c.printed, c.shown, ok)

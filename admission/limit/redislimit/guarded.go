@@ -107,7 +107,7 @@ func (g *Guarded) changed(alone bool) {
 type State struct {
 	Alone    bool      `json:"alone"`     // Redis is not asked
 	Since    time.Time `json:"since"`     // when that changed; zero: never
-	Error    string    `json:"error"`     // the last failure
+	Error    string    `json:"error"`     // why it is not asked; empty while it is
 	Replicas int       `json:"replicas"`  // as far as was last known; 0: never known
 	PerMille int64     `json:"per_mille"` // of the limits, that this replica enforces alone
 	Waiting  int       `json:"waiting"`   // settlements that Redis is still to be told of
@@ -121,7 +121,7 @@ func (g *Guarded) State() State {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s.Since, s.Waiting, s.Dropped = g.since, len(g.waiting), g.dropped
-	if g.last != nil {
+	if s.Alone && g.last != nil {
 		s.Error = g.last.Error()
 	}
 	return s

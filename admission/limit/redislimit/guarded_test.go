@@ -182,8 +182,8 @@ func TestPaused(t *testing.T) {
 	if in != 6 { // of 100 are 30 used and 10 reserved
 		t.Errorf("%d were let in, want 6", in)
 	}
-	if !<-changes || !g.State().Alone {
-		t.Error("it does not say that it is alone")
+	if !<-changes || !g.State().Alone || g.State().Error == "" {
+		t.Error("it does not say that it is alone, and why")
 	}
 	if out := reserve("during3"); !out.Again {
 		t.Errorf("the same request again: %+v", out)
@@ -197,8 +197,8 @@ func TestPaused(t *testing.T) {
 		t.Errorf("lost %v, %v", lost, err)
 	}
 	server.Resume()
-	if <-changes {
-		t.Error("it says again that it is alone")
+	if <-changes || g.State().Error != "" {
+		t.Error("it says again that it is alone, or why it was")
 	}
 	if lost, err := g.Renew(t.Context(), []limit.Renewal{{ID: fmt.Sprint("during", in-1), Dims: dims}}); err != nil || len(lost) > 0 {
 		t.Errorf("afterwards lost %v, %v", lost, err)

@@ -43,6 +43,24 @@ func wipe(t testing.TB, servers ...*redistest.Server) {
 	}
 }
 
+// TestOneLog: what fails is told to callers, and not to stderr by the library too.
+func TestOneLog(t *testing.T) {
+	var own library
+	redis.SetLogger(&own)
+	s := New(patient(t, "127.0.0.1:1"), Options{})
+	if _, err := s.Reserve(t.Context(), limit.Reservation{ID: "a", Dims: day("log", 100, 10, limit.FailLocal)}); err == nil {
+		t.Error("a server that is not there answers")
+	}
+	if n := own.lines.Load(); n != 0 {
+		t.Errorf("the library wrote %d lines of its own", n)
+	}
+}
+
+// library is a log of the Redis library.
+type library struct{ lines atomic.Int64 }
+
+func (l *library) Printf(context.Context, string, ...any) { l.lines.Add(1) }
+
 func TestSingle(t *testing.T) {
 	server := redistest.Single(t)
 	client := patient(t, server.Addr)
