@@ -194,7 +194,7 @@ func alive(t *testing.T) (*wire, servers) {
 	t.Helper()
 	s := startServers(t, func(o *gatewaytest.Options) {
 		o.TTFT, o.Tokens = 300*time.Millisecond, 40 // a busy machine keeps alive less often
-		o.KeepAlive = time.Millisecond // a break of a connection that is used again could pass for a late close
+		o.KeepAlive = time.Millisecond              // a break of a connection that is used again could pass for a late close
 	})
 	p := laddered("")
 	p.server = []string{"keepalive: {after: 20ms, every: 20ms}"}
