@@ -113,6 +113,7 @@ func startLocal(t *testing.T) *local {
 			"TIDEGATE_CONFIG": file, "TIDEGATE_STORE_DSN": dsn, "TIDEGATE_STORE_JOURNAL_DIR": filepath.Join(dir, name),
 			"TIDEGATE_SERVER_LISTEN": "127.0.0.1:0", "TIDEGATE_SERVER_OPS_LISTEN": "127.0.0.1:0",
 			"TIDEGATE_SERVER_TRUSTED_PROXIES": `["127.0.0.0/8"]`, // where the balancer is here
+			"TIDEGATE_REDIS_TIMEOUT":          "2s",              // all of it runs on one machine, which may be a busy one
 		} {
 			l.env[key] = value
 		}

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -193,12 +195,14 @@ func TestExceedDegrade(t *testing.T) {
 func alive(t *testing.T) (*wire, servers) {
 	t.Helper()
 	s := startServers(t, func(o *gatewaytest.Options) {
-		o.TTFT, o.Tokens = 300*time.Millisecond, 40 // a busy machine keeps alive less often
-		o.KeepAlive = time.Millisecond              // a break of a connection that is used again could pass for a late close
+		o.TTFT, o.Tokens = 600*time.Millisecond, 40
+		o.KeepAlive = time.Millisecond // a break of a connection that is used again could pass for a late close
 	})
 	p := laddered("")
-	p.server = []string{"keepalive: {after: 20ms, every: 20ms}"}
-	p.model = []string{"timeouts: {total: 2s}", "breaker: {failures: 1000}", "retry: {attempts: 2, budget: 1}"}
+	// A refusal comes well before the first keep-alive, and several of those before an answer,
+	// on a busy machine too.
+	p.server = []string{"keepalive: {after: 300ms, every: 20ms}"}
+	p.model = []string{"timeouts: {total: 3s}", "breaker: {failures: 1000}", "retry: {attempts: 2, budget: 1}"}
 	w := newWire(t, startGateway(t, s, p))
 	w.pin(t, largeModel, "L1")
 	return w, s
@@ -271,8 +275,14 @@ func TestLevelsLeave(t *testing.T) {
 	for _, stream := range []bool{true, false} {
 		tag := fmt.Sprintf("leaves-%t", stream)
 		ctx, leave := context.WithCancel(t.Context())
+		var watch sync.WaitGroup
 		if !stream {
-			time.AfterFunc(50*time.Millisecond, leave)
+			watch.Go(func() {
+				eventually(t, "the request at a server", func() bool {
+					return slices.ContainsFunc(s, func(r *gatewaytest.Running) bool { return r.Stats().Running > 0 })
+				})
+				leave()
+			})
 		}
 		resp, err := w.post(ctx, chatPath, chatOf("Hello", fmt.Sprintf(`,"user":%q,"stream":%t,"sim":{"tokens":1000}`, tag, stream)))
 		if stream {
@@ -288,6 +298,7 @@ func TestLevelsLeave(t *testing.T) {
 			resp.Body.Close()
 			t.Error("the request was answered")
 		}
+		watch.Wait()
 		if r := s.record(t, tag); !r.Aborted || r.Output >= 1000 || r.Stream {
 			t.Errorf("%d tokens, aborted %t, streamed %t", r.Output, r.Aborted, r.Stream)
 		}
@@ -337,7 +348,9 @@ func TestCannedLanguage(t *testing.T) {
 func TestLevelsWait(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.Tokens = 0, 40 })
 	p := laddered("")
-	p.server = []string{"keepalive: {after: 20ms, every: 20ms}"}
+	// A refusal comes well before the first keep-alive, and several of those before an answer,
+	// on a busy machine too.
+	p.server = []string{"keepalive: {after: 300ms, every: 20ms}"}
 	p.each = ", max_in_flight: 1"
 	w := newWire(t, startGateway(t, s, p))
 	for _, level := range []int{0, 1, 2} {
