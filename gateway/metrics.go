@@ -21,7 +21,7 @@ type metrics struct {
 	requests, rejected, tokens, attempts, degraded     *prometheus.CounterVec
 	duration, ttft, itl, queued, overhead, tokensOfOne *prometheus.HistogramVec
 	users                                              *userTokens
-	page                                               vectors // all of them, but for users
+	page                                               []vector // all of them, but for users
 
 	mu     sync.RWMutex               // held for reading while series are written to, so that none comes back
 	models map[string]map[string]bool // of the configuration, each with its backends
@@ -52,7 +52,7 @@ func tokenBuckets() []float64 {
 }
 
 func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
-	var page vectors
+	var page []vector
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 		page = append(page, vector{name, help, dto.MetricType_COUNTER, v})

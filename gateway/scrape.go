@@ -56,14 +56,16 @@ func (g *Gateway) scrape(w http.ResponseWriter, r *http.Request) {
 
 // gatherers are all who have metrics of the page; no name is in two of them.
 func (g *Gateway) gatherers() prometheus.Gatherers {
-	return append(prometheus.Gatherers{g.Registry, g.metrics.page}, g.Beside...)
+	all := append(prometheus.Gatherers{g.Registry}, g.Beside...)
+	for _, v := range g.metrics.page {
+		all = append(all, v)
+	}
+	return all
 }
 
-// vectors are metrics with thousands of series, of which each vector sees itself that
-// no two are alike. A registry would hash, compare and sort every one, which takes
-// longer than all the rest of a page.
-type vectors []vector
-
+// vector is one metric with hundreds of series, of which it sees itself that no two
+// are alike. A registry would hash, compare and sort every one, which takes longer
+// than all the rest of a page.
 type vector struct {
 	name, help string
 	kind       dto.MetricType
@@ -71,31 +73,25 @@ type vector struct {
 }
 
 // Gather is prometheus.Gatherer's.
-func (all vectors) Gather() ([]*dto.MetricFamily, error) {
-	families := make([]*dto.MetricFamily, 0, len(all))
-	for _, v := range all {
-		f := &dto.MetricFamily{Name: &v.name, Help: &v.help, Type: &v.kind}
-		series := make(chan prometheus.Metric, 1<<10)
-		go func() {
-			v.series.Collect(series)
-			close(series)
-		}()
-		var wrong error
-		for s := range series { // to its end, or the collector would wait for ever
-			m := &dto.Metric{}
-			if err := s.Write(m); err != nil {
-				wrong = fmt.Errorf("%s: %w", v.name, err)
-			}
-			f.Metric = append(f.Metric, m)
+func (v vector) Gather() ([]*dto.MetricFamily, error) {
+	f := &dto.MetricFamily{Name: &v.name, Help: &v.help, Type: &v.kind}
+	series := make(chan prometheus.Metric, 1<<10)
+	go func() {
+		v.series.Collect(series)
+		close(series)
+	}()
+	var wrong error
+	for s := range series { // to its end, or the collector would wait for ever
+		m := &dto.Metric{}
+		if err := s.Write(m); err != nil {
+			wrong = fmt.Errorf("%s: %w", v.name, err)
 		}
-		if wrong != nil {
-			return nil, wrong
-		}
-		if len(f.Metric) > 0 {
-			families = append(families, f)
-		}
+		f.Metric = append(f.Metric, m)
 	}
-	return families, nil
+	if wrong != nil || len(f.Metric) == 0 {
+		return nil, wrong
+	}
+	return []*dto.MetricFamily{f}, nil
 }
 
 // part is a part of a page.

@@ -162,7 +162,7 @@ func newSettings(t *testing.T) *settings {
 		return strings.HasPrefix(name, "OPENAI_") || strings.HasPrefix(name, "LANG") || strings.HasSuffix(name, "_PROXY") ||
 			strings.HasPrefix(name, "TIDEGATE_") || strings.HasPrefix(name, "PYTHON") || name == "NODE_OPTIONS"
 	}), "KEY="+adaKey, "ADMIN_KEY="+adminKey, "KEY_OF_ADA="+adaKey, "KEY_OF_BOB="+bobKey, "TIDEGATE_ADMIN_KEY="+adminKey,
-		"PATH="+filepath.Join(s.dir, "bin")+string(os.PathListSeparator)+os.Getenv("PATH"), "LC_ALL=C.UTF-8", "LANGSMITH_TRACING=false", "PYTHONDONTWRITEBYTECODE=1")
+		"PATH="+strings.Join([]string{filepath.Join(s.dir, "bin"), os.Getenv("PATH"), os.Getenv("TIDEGATE_TEST_PROMETHEUS")}, string(os.PathListSeparator)), "LC_ALL=C.UTF-8", "LANGSMITH_TRACING=false", "PYTHONDONTWRITEBYTECODE=1")
 	return s
 }
 
@@ -234,6 +234,9 @@ func shellLines(text string) (lines []string) {
 func (s *settings) session(t *testing.T, lang string, blocks []*block) {
 	var program strings.Builder
 	for i, b := range blocks {
+		if strings.Contains(b.text, "promtool ") {
+			prometheusTool(t, "promtool") // or the page is skipped, and that said
+		}
 		switch lang {
 		case "sh":
 			fmt.Fprintf(&program, "printf '\\036%d\\n'\n", i)
