@@ -114,14 +114,14 @@ func TestWebhook(t *testing.T) {
 // with its example secret.
 func TestDingTalk(t *testing.T) {
 	const answer = `{"errcode":0,"errmsg":"ok"}`
-	r := once(t, Config{Type: DingTalk, URL: "/robot/send?access_token=XXXX", Secret: "this is secret"}, answer, sample())
-	same(t, "target", r.path+"?"+r.query, "/robot/send?access_token=XXXX&timestamp=1767323045000&sign=%2BR3CNf8wRZg8%2FyimOABS%2FDatG5hPVYyhKXJctfEu5Jk%3D")
+	r := once(t, Config{Type: DingTalk, URL: "/robot/send?access_token=0123abcd", Secret: "this is secret"}, answer, sample())
+	same(t, "target", r.path+"?"+r.query, "/robot/send?access_token=0123abcd&timestamp=1767323045000&sign=%2BR3CNf8wRZg8%2FyimOABS%2FDatG5hPVYyhKXJctfEu5Jk%3D")
 	same(t, "body", r.body, `{"at":{"isAtAll":false},"markdown":{"text":"#### Tidegate warning: user alice has used 80% of quota daily\n\n`+
 		`- Who: user alice\n- Quota: daily\n- Used: 812,345 of 1,000,000 units (81%)\n- Resets: 2026-01-03 00:00 (UTC+08:00) (in 12 h 56 min)\n`+
 		`- What to do: Slow down, or ask an administrator for more: when all is used, requests are refused until the quota resets.",`+
 		`"title":"Tidegate warning: user alice has used 80% of quota daily"},"msgtype":"markdown"}`)
-	r = once(t, Config{Type: DingTalk, URL: "/robot/send?access_token=XXXX"}, answer, sample())
-	same(t, "unsigned query", r.query, "access_token=XXXX")
+	r = once(t, Config{Type: DingTalk, URL: "/robot/send?access_token=0123abcd"}, answer, sample())
+	same(t, "unsigned query", r.query, "access_token=0123abcd")
 }
 
 func TestWeCom(t *testing.T) {
@@ -153,8 +153,8 @@ func TestFeishu(t *testing.T) {
 func TestSlack(t *testing.T) {
 	a := sample()
 	a.Who = "<!channel> & https://evil.example"
-	r := once(t, Config{Type: Slack, URL: "/services/T00000000/B00000000/XXXXXXXXXXXX"}, "ok", a)
-	same(t, "target", r.path+r.query, "/services/T00000000/B00000000/XXXXXXXXXXXX")
+	r := once(t, Config{Type: Slack, URL: "/services/T00000000/B00000000/0123456789ab"}, "ok", a)
+	same(t, "target", r.path+r.query, "/services/T00000000/B00000000/0123456789ab")
 	var body struct {
 		Text   string
 		Blocks []struct {
