@@ -157,13 +157,17 @@ func (s *Store) run(ctx context.Context, c call) (any, error) {
 func unknownScript(err error) bool { return redis.HasErrorPrefix(err, "NOSCRIPT") }
 
 // runAll runs calls in one pipeline and gives each answer, or its error, in turn.
+// Where a server does not know the script, one call takes it there and the rest
+// follow by name: each round ends at least one call, and a cluster needs a round for
+// each of its servers. SCRIPT LOAD would be simpler, but a user of Redis may run
+// scripts without being allowed to load them.
 func (s *Store) runAll(ctx context.Context, calls []call) ([]any, error) {
 	out := make([]any, len(calls))
 	left := make([]int, len(calls))
 	for i := range left {
 		left[i] = i
 	}
-	for again := false; len(left) > 0; again = true {
+	for len(left) > 0 {
 		answers := make([]*redis.Cmd, len(left))
 		// Its error is that of one of the answers.
 		_, _ = s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
@@ -174,19 +178,22 @@ func (s *Store) runAll(ctx context.Context, calls []call) ([]any, error) {
 		})
 		var unknown []int
 		for i, at := range left {
-			var one error
-			if out[at], one = answers[i].Result(); unknownScript(one) && !again {
+			var err error
+			if out[at], err = answers[i].Result(); unknownScript(err) {
 				unknown = append(unknown, at)
-			} else if one != nil {
-				return nil, one
+			} else if err != nil {
+				return nil, err
 			}
 		}
 		if left = unknown; len(left) == 0 {
 			break
 		}
-		if err := s.client.ScriptLoad(ctx, s.source).Err(); err != nil { // of a cluster, on all servers
+		first := left[0]
+		var err error
+		if out[first], err = s.client.Eval(ctx, s.source, calls[first].keys, calls[first].args...).Result(); err != nil {
 			return nil, err
 		}
+		left = left[1:]
 	}
 	return out, nil
 }

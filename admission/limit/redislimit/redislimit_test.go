@@ -400,20 +400,13 @@ func TestServerClock(t *testing.T) {
 }
 
 // TestScriptForgotten: a server that has lost the script is given it, in pipelines
-// too.
+// too, and by a user who may run scripts but not load them.
 func TestScriptForgotten(t *testing.T) {
 	nodes := redistest.Cluster(t)
 	for name, addrs := range map[string][]string{"single": {redistest.Single(t).Addr}, "cluster": nodes.Addrs} {
 		t.Run(name, func(t *testing.T) {
-			client := patient(t, addrs...)
-			store := New(client, Options{})
-			flush := func() {
-				for _, addr := range addrs {
-					if err := patient(t, addr).(*redis.Client).ScriptFlush(t.Context()).Err(); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
+			flush := withoutScript(t, addrs)
+			store := New(patient(t, addrs...), Options{})
 			var renewals []limit.Renewal
 			for i := range 20 {
 				flush()
@@ -430,6 +423,31 @@ func TestScriptForgotten(t *testing.T) {
 				t.Errorf("lost %v, %v", lost, err)
 			}
 		})
+	}
+}
+
+// withoutScript forbids the default user of each server the command SCRIPT, and
+// returns a function that makes the servers forget their scripts.
+func withoutScript(t *testing.T, addrs []string) (flush func()) {
+	t.Helper()
+	admins := make([]*redis.Client, len(addrs))
+	for i, addr := range addrs {
+		owner := patient(t, addr).(*redis.Client)
+		if err := owner.Do(t.Context(), "ACL", "SETUSER", "admin", "on", ">secret", "+@all").Err(); err != nil {
+			t.Fatal(err)
+		}
+		if err := owner.Do(t.Context(), "ACL", "SETUSER", "default", "-script").Err(); err != nil {
+			t.Fatal(err)
+		}
+		admins[i] = redis.NewClient(&redis.Options{Addr: addr, Username: "admin", Password: "secret", Protocol: 2, DisableIdentity: true})
+		t.Cleanup(func() { _ = admins[i].Close() })
+	}
+	return func() {
+		for _, admin := range admins {
+			if err := admin.ScriptFlush(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 
