@@ -190,6 +190,10 @@ func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice
 	if c.level >= degrade.SmallerModel && c.ofLoad() && d.over == nil && d.findRoom(&c, own) {
 		return c, d.accepts(c)
 	}
+	if c.level == degrade.Canned && least.pool != nil && c.ofLoad() { // who waits already is served; who comes now is not let in
+		c.pool, c.level = least.pool, max(least.level, degrade.ThinkingOff)
+		return c, d.accepts(c)
+	}
 	if c.level == degrade.Canned {
 		c.pool = nil
 		return c, d.accepts(c)
@@ -238,7 +242,7 @@ func (d *Demand) findRoom(c *choice, own outlook) bool {
 	if !own.up || hot || own.full && c.level == degrade.Canned {
 		return false
 	}
-	c.level = min(degrade.ThinkingOff, d.MaxLevel)
+	c.level = degrade.ThinkingOff
 	return true
 }
 
@@ -310,8 +314,7 @@ func (d *Demand) on(b *Backend, c choice) (choice, error) {
 		return c, nil
 	}
 	v := b.gauge.Verdict()
-	of := choice{reason: v.Reason}
-	if level := min(degrade.Shift(v.Level, d.Request.Tier), degrade.ThinkingOff); level > c.level && (!of.ofLoad() || level <= d.MaxLevel) {
+	if level := min(degrade.Shift(v.Level, d.Request.Tier), degrade.ThinkingOff); level > c.level {
 		c.level, c.reason, c.retry = level, v.Reason, v.Retry
 	}
 	return c, d.accepts(c)

@@ -41,8 +41,6 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 			return w, c, err
 		case now.pool == in:
 			c = now
-		case now.pool == nil && now.ofLoad(): // who waits already is served; who comes now is not let in
-			c.level, c.reason = max(c.level, min(degrade.ThinkingOff, d.MaxLevel)), now.reason
 		case now.pool == nil:
 			return w, now, nil
 		default:

@@ -22,15 +22,16 @@ const leastAnswer = 256
 // accept reads how small an answer the caller takes: what its key says, or less.
 func (c *call) accept() error {
 	c.most = degrade.Level(c.who.MaxLevel)
-	text := c.r.Header.Get("X-Tidegate-Max-Level")
-	if text == "" {
-		return nil
+	for _, text := range c.r.Header["X-Tidegate-Max-Level"] {
+		if text == "" {
+			continue
+		}
+		level, ok := degrade.ParseLevel(text)
+		if !ok {
+			return refuse(codeInvalidRequest, "", "x-tidegate-max-level must be L0, L1, L2, L3 or L4, not "+quote(text))
+		}
+		c.most = min(c.most, level)
 	}
-	level, ok := degrade.ParseLevel(text)
-	if !ok {
-		return refuse(codeInvalidRequest, "", "x-tidegate-max-level must be L0, L1, L2, L3 or L4, not "+quote(text))
-	}
-	c.most = min(c.most, level)
 	return nil
 }
 

@@ -63,3 +63,25 @@ type deadlines struct{ *httptest.ResponseRecorder }
 
 func (deadlines) SetReadDeadline(time.Time) error  { return nil }
 func (deadlines) SetWriteDeadline(time.Time) error { return nil }
+
+// TestAccept: of the key's level and of all headers the lowest holds.
+func TestAccept(t *testing.T) {
+	for _, c := range []struct {
+		key     int
+		headers []string
+		want    degrade.Level // -1: refused
+	}{
+		{4, nil, 4}, {2, nil, 2}, {4, []string{""}, 4}, {4, []string{"L1"}, 1}, {1, []string{"L3"}, 1},
+		{4, []string{"L4", "L0"}, 0}, {4, []string{"L0", "L4"}, 0}, {4, []string{"L4", "x"}, -1}, {4, []string{"L5"}, -1},
+	} {
+		r := httptest.NewRequest("POST", "/v1/chat/completions", nil)
+		for _, h := range c.headers {
+			r.Header.Add("x-tidegate-max-level", h)
+		}
+		d := &call{r: r}
+		d.who.MaxLevel = c.key
+		if err := d.accept(); (err != nil) != (c.want < 0) || err == nil && d.most != c.want {
+			t.Errorf("key L%d, headers %q: %v, %v", c.key, c.headers, d.most, err)
+		}
+	}
+}
