@@ -154,7 +154,7 @@ func printable(name string) bool {
 			return false
 		}
 	}
-	return len(name) > 0 && len(name) <= 200
+	return len(name) > 0 && len(name) <= maxName
 }
 
 func names(setting string) (n openai.Names, ok bool) {
@@ -249,9 +249,13 @@ func NewFleet(log *slog.Logger, agent string, gpus *nvml.Monitor, ladder *degrad
 }
 
 // ProbeClient makes the client for probes: its connections end before vLLM
-// closes them.
+// closes them, the head of an answer is bounded, and it follows no redirect: a server
+// must not choose which other hosts the gateway asks.
 func ProbeClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{IdleConnTimeout: idleLife, DisableCompression: true}}
+	return &http.Client{
+		Transport:     &http.Transport{IdleConnTimeout: idleLife, DisableCompression: true, MaxResponseHeaderBytes: largeBuffer},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 // Model finds a model by its name or an alias.

@@ -7,8 +7,10 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -143,6 +145,10 @@ func TestProbeLearns(t *testing.T) {
 		{"not the configured", `{"data":[{"id":"qwen3-1.7b"}]}`, ``, "main", Facts{Serves: "main"}, "it serves qwen3-1.7b, none of which is main: set serves on the backend to the name it uses"},
 		{"no models", `{"data":[]}`, ``, "", Facts{}, "GET /v1/models: lists no model"},
 		{"not JSON", `<html>`, ``, "", Facts{}, "GET /v1/models: invalid character '<' looking for beginning of value"},
+		{"many models", `{"data":[{"id":"m0"},{"id":"m1"},{"id":"m2"},{"id":"m3"},{"id":"m4"},{"id":"m5"},{"id":"m6"},{"id":"m7"},{"id":"m8"},{"id":"m9"}]}`, ``, "", Facts{}, "it serves m0, m1, m2, m3, m4, m5, m6, m7 and 2 more, none of which is qwen3-1.7b: set serves on the backend to the name it uses"},
+		{"names that do not print", `{"data":[{"id":"\u001b[2J"},{"id":"a\u202eb"},{"id":""},{"id":"` + strings.Repeat("x", maxName+1) + `"}]}`, ``, "", Facts{}, "GET /v1/models: lists no model"},
+		{"another name that does not print", `{"data":[{"id":"\u001b[2J"},{"id":"qwen3-1.7b"}]}`, ``, "", Facts{Serves: "qwen3-1.7b"}, ""},
+		{"a version that does not print", `{"data":[{"id":"qwen3-1.7b"}]}`, `{"version":"\u001b]0;x\u0007` + strings.Repeat("9", 100) + `"}`, "", Facts{Serves: "qwen3-1.7b", Version: "?]0;x?" + strings.Repeat("9", 58) + "..."}, ""},
 		{"a refusal", `status 401`, ``, "", Facts{}, "GET /v1/models: status 401"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -270,5 +276,48 @@ func TestDiscover(t *testing.T) {
 	w.set("/v1/models", refusing)
 	if _, err := Discover(t.Context(), Config{URL: "http://gpu-a:8000"}, &http.Client{Transport: w}); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Error(err)
+	}
+}
+
+// TestProbeFollowsNoRedirect: a server that redirects a probe is told of, and the host
+// it names is not asked, with the backend's key or without.
+func TestProbeFollowsNoRedirect(t *testing.T) {
+	var asked atomic.Int32
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	defer elsewhere.Close()
+	s := httptest.NewServer(http.RedirectHandler(elsewhere.URL+"/"+strings.Repeat("x", 2*maxSaid), http.StatusTemporaryRedirect))
+	defer s.Close()
+	client := ProbeClient()
+	defer client.CloseIdleConnections()
+	p := &prober{b: New(Config{URL: s.URL, APIKey: "k"}, "agent"), client: client, log: quiet(), names: []string{"m"}}
+	p.probe(t.Context())
+	why := p.b.Why()
+	if n := asked.Load(); n > 0 || p.b.Seat.Up() {
+		t.Errorf("the other host was asked %d times", n)
+	}
+	if !strings.HasPrefix(why, "GET /health: status 307, a redirect to "+elsewhere.URL) || !strings.HasSuffix(why, "is not followed: set url on the backend to where the server itself answers") ||
+		len(why) > 2*maxSaid || strings.Contains(why, "\x1b") {
+		t.Errorf("why: %q", why)
+	}
+	if _, err := Discover(t.Context(), p.b.config, client); err == nil || asked.Load() > 0 {
+		t.Error("discovery follows it:", err)
+	}
+}
+
+// TestProbeQuotesLittle: what a server says that is no HTTP is quoted in short and in
+// printable letters.
+func TestProbeQuotesLittle(t *testing.T) {
+	for _, answer := range []string{"\x1b[2J" + strings.Repeat("A", 2000) + "\r\n\r\n", "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20) + "\r\n\r\n"} {
+		s := serve(t, nil, func(p *peer) {
+			p.request()
+			p.say(answer)
+		})
+		client := ProbeClient()
+		p := &prober{b: New(Config{URL: "http://" + s.addr}, "agent"), client: client, log: quiet()}
+		p.probe(t.Context())
+		if why := p.b.Why(); len(why) > 2*maxSaid || strings.Contains(why, "\x1b") || !strings.HasPrefix(why, "GET /health: ") {
+			t.Errorf("%d bytes: %q", len(why), why)
+		}
+		client.CloseIdleConnections()
 	}
 }

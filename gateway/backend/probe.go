@@ -9,9 +9,11 @@ import (
 	"log/slog"
 	"net/http"
 	"path"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -137,6 +139,10 @@ func (p *prober) get(ctx context.Context, route string) (*http.Response, error) 
 		// What is read lets the connection be used again.
 		_, _ = io.CopyN(io.Discard, resp.Body, 4<<10)
 		resp.Body.Close()
+		if to := resp.Header.Get("Location"); to != "" && resp.StatusCode/100 == 3 {
+			return nil, fmt.Errorf("GET %s: status %d, a redirect to %s, which is not followed: set url on the backend to where the server itself answers",
+				route, resp.StatusCode, printed(to, maxSaid))
+		}
 		return nil, fmt.Errorf("GET %s: status %d", route, resp.StatusCode)
 	}
 	return resp, nil
@@ -148,9 +154,55 @@ func cause(err error) error {
 		return fmt.Errorf("no answer within %v", probeLimit)
 	}
 	if inner := errors.Unwrap(err); inner != nil {
-		return inner
+		err = inner
+	}
+	if text := printed(err.Error(), maxSaid); text != err.Error() { // net/http quotes what it cannot read
+		return &quotingError{text, err}
 	}
 	return err
+}
+
+// quotingError is an error with its text made fit to be shown.
+type quotingError struct {
+	text string
+	err  error
+}
+
+func (e *quotingError) Error() string { return e.text }
+func (e *quotingError) Unwrap() error { return e.err }
+
+// Bounds of what is kept of a server's own words, which reach logs, /status and
+// terminals.
+const (
+	maxSaid    = 300  // bytes of an error or an address
+	maxName    = 200  // bytes of a model's name; a configured one is no longer either
+	maxVersion = 64   // bytes
+	maxNames   = 1000 // models of one server; those after it are passed over
+	namesShown = 8    // of those in an error
+)
+
+// printed makes a server's text fit to be shown: it cuts it to at most so many bytes,
+// and puts a question mark for whatever does not print, so that it moves no cursor and
+// reverses no line.
+func printed(text string, most int) string {
+	clean := strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !strconv.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text[:min(len(text), most)])
+	if len(text) > most {
+		clean += "..."
+	}
+	return clean
+}
+
+// list joins names for a sentence.
+func list(names []string) string {
+	if len(names) <= namesShown {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:namesShown], ", "), len(names)-namesShown)
 }
 
 // learn reads what the server serves, how long its context is, and its version.
@@ -170,11 +222,12 @@ func (p *prober) learn(ctx context.Context) error {
 	f.Serves = match(f.Names, wanted)
 	if f.Serves == "" {
 		return fmt.Errorf("it serves %s, none of which is %s: set serves on the backend to the name it uses",
-			strings.Join(f.Names, ", "), strings.Join(wanted, ", "))
+			list(f.Names), list(wanted))
 	}
 	var version struct{ Version string }
 	if body, err := p.ask(ctx, "/version"); err == nil && json.Unmarshal(body, &version) == nil {
-		f.Version, f.Can = version.Version, capabilitiesOf(version.Version)
+		f.Version = printed(version.Version, maxVersion)
+		f.Can = capabilitiesOf(f.Version)
 	}
 	p.b.facts.Store(&f)
 	p.known = time.Now()
@@ -191,7 +244,10 @@ func readModels(body []byte) (f Facts, err error) {
 	if err := json.Unmarshal(body, &list); err != nil {
 		return f, fmt.Errorf("GET /v1/models: %w", err)
 	}
-	for _, m := range list.Data {
+	for _, m := range list.Data[:min(len(list.Data), maxNames)] {
+		if m.ID == "" || printed(m.ID, maxName) != m.ID {
+			continue // a name that nobody can configure, and unfit to be shown
+		}
 		f.Names = append(f.Names, m.ID)
 		f.MaxModelLen = max(f.MaxModelLen, m.MaxModelLen)
 	}
