@@ -70,14 +70,44 @@ func TestSingle(t *testing.T) {
 	})
 }
 
-// TestGuardedSuite: as long as Redis answers, the guard is not to be noticed.
+// TestGuardedSuite: as long as Redis answers, the guard is not to be noticed; and a
+// user of Redis needs no more rights than docs/security.md grants.
 func TestGuardedSuite(t *testing.T) {
 	server := redistest.Single(t)
-	client := patient(t, server.Addr)
+	client := limited(t, server)
 	limittest.Run(t, func(t *testing.T, now func() time.Time) limit.Store {
 		wipe(t, server)
 		return Guard(New(client, Options{Now: now}), GuardOptions{Replica: "r", Now: now, Timeout: time.Minute})
 	})
+}
+
+// limited is a client of the user that docs/security.md has operators make.
+func limited(t *testing.T, servers ...*redistest.Server) redis.UniversalClient {
+	t.Helper()
+	page, err := os.ReadFile("../../../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rule, _ := strings.Cut(string(page), "\nACL ")
+	rule, _, ok := strings.Cut(rule, "\n")
+	if !ok {
+		t.Fatal("docs/security.md has no line that begins with ACL")
+	}
+	args := []any{"ACL"}
+	for _, word := range strings.Fields(rule) {
+		args = append(args, word)
+	}
+	c := DefaultConfig()
+	c.Username, c.Password, c.Timeout = "tidegate", "PASSWORD", time.Second
+	for _, server := range servers {
+		if err := server.Client().Do(t.Context(), args...).Err(); err != nil {
+			t.Fatal(err)
+		}
+		c.Addrs = append(c.Addrs, server.Addr)
+	}
+	client := Dial(c)
+	t.Cleanup(func() { _ = client.Close() })
+	return client
 }
 
 // oneHome puts all counters of a suite into one slot, also where an id comes again
@@ -131,7 +161,7 @@ func (o oneHome) Renew(ctx context.Context, renewals []limit.Renewal) ([]string,
 
 func TestCluster(t *testing.T) {
 	nodes := redistest.Cluster(t)
-	client := patient(t, nodes.Addrs...)
+	client := limited(t, nodes.Servers...)
 	limittest.Run(t, func(t *testing.T, now func() time.Time) limit.Store {
 		wipe(t, nodes.Servers...)
 		return oneHome{New(client, Options{Now: now})}
