@@ -5,14 +5,9 @@ import (
 	"fmt"
 	"os"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 
 	"tidegate/admission"
 	"tidegate/admission/limit"
@@ -219,183 +214,6 @@ func readConfig(file string, source []byte, env func(string) (string, bool)) (co
 	return c, nil
 }
 
-// decode reads the one document of a file. A key without a value, such as that of
-// a section whose lines are all commented out, leaves the defaults.
-func decode(source []byte, c *config) error {
-	tree, err := parser.ParseBytes(source, 0)
-	if err != nil {
-		return err
-	}
-	for i, doc := range tree.Docs {
-		if i > 0 && doc.Body != nil {
-			return errors.New("holds more than one document; expected one")
-		}
-		if doc.Body == nil || doc.Body.Type() == ast.NullType || doc.Body.Type() == ast.CommentType {
-			continue
-		}
-		dropNulls(doc.Body)
-		if err := yaml.NodeToValue(doc.Body, c, yaml.Strict()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// dropNulls takes out the members of mappings that have no value.
-func dropNulls(node ast.Node) {
-	switch n := node.(type) {
-	case *ast.MappingNode:
-		n.Values = slices.DeleteFunc(n.Values, func(v *ast.MappingValueNode) bool { return v.Value.Type() == ast.NullType })
-		for _, v := range n.Values {
-			dropNulls(v.Value)
-		}
-	case *ast.SequenceNode:
-		for _, v := range n.Values {
-			dropNulls(v)
-		}
-	}
-}
-
-// explainYAML says what a decoder refused, in the words of the file's author.
-func explainYAML(file string, source []byte, err error) string {
-	var e yaml.Error
-	if !errors.As(err, &e) || e.GetToken() == nil {
-		return file + ": " + err.Error()
-	}
-	message := e.GetMessage()
-	if m := regexp.MustCompile(`^unknown field "(.*)"$`).FindStringSubmatch(message); m != nil {
-		message = fmt.Sprintf("unknown key %q", m[1])
-		if near := nearest(m[1], keysOf(reflect.TypeFor[config]())); near != "" {
-			message += fmt.Sprintf("; expected %q?", near)
-		}
-	}
-	if m := regexp.MustCompile(`^cannot unmarshal (\S+).* of type (\S+)$`).FindStringSubmatch(message); m != nil {
-		message = fmt.Sprintf("expected %s, not %s", inWords(m[2]), inWords(m[1]))
-	}
-	at := e.GetToken().Position
-	return fmt.Sprintf("%s:%d:%d: %s\n%s", file, at.Line, at.Column, message, excerpt(source, at.Line, at.Column))
-}
-
-// inWords names a Go type as a writer of YAML would.
-func inWords(kind string) string {
-	switch {
-	case kind == "time.Duration":
-		return "a duration such as 10s"
-	case kind == "string":
-		return "text"
-	case kind == "bool":
-		return "true or false"
-	case strings.Contains(kind, "int"):
-		return "a whole number"
-	case strings.Contains(kind, "float"):
-		return "a number"
-	case strings.HasPrefix(kind, "[]"):
-		return "a list"
-	case strings.HasPrefix(kind, "map"), strings.Contains(kind, "."):
-		return "a mapping"
-	}
-	return kind
-}
-
-// excerpt shows a line and points at a column of it.
-func excerpt(source []byte, line, column int) string {
-	lines := strings.Split(string(source), "\n")
-	if line < 1 || line > len(lines) {
-		return ""
-	}
-	text := strings.TrimRight(lines[line-1], "\r")
-	// A log needs no password, of which the writer may have forgotten to encode an @.
-	text = regexp.MustCompile(`(://[^:@/\s]*:)\S*@`).ReplaceAllString(text, "$1***@")
-	text = regexp.MustCompile(`(?i)(password=)[^&\s'"]*`).ReplaceAllString(text, "$1***")
-	return fmt.Sprintf("    %s\n    %s^", text, strings.Repeat(" ", max(column-1, 0)))
-}
-
-// locate finds the line of each fault, whose text begins with its path.
-func locate(file string, source []byte, faults error) []string {
-	tree, err := parser.ParseBytes(source, 0)
-	var out []string
-	for _, fault := range flatten(faults) {
-		path, message, _ := strings.Cut(fault.Error(), ": ")
-		line, column := 0, 0
-		if err == nil {
-			line, column = position(tree, path)
-		}
-		if line == 0 {
-			out = append(out, fmt.Sprintf("%s: %s: %s", file, path, message))
-			continue
-		}
-		out = append(out, fmt.Sprintf("%s:%d:%d: %s: %s\n%s", file, line, column, path, message, excerpt(source, line, column)))
-	}
-	return out
-}
-
-// position finds a path in the file, or the nearest thing above it.
-func position(tree *ast.File, path string) (line, column int) {
-	for path != "" {
-		if p, err := yaml.PathString("$." + path); err == nil {
-			if node, err := p.FilterFile(tree); err == nil && node != nil && node.GetToken() != nil {
-				at := node.GetToken().Position
-				return at.Line, at.Column
-			}
-		}
-		path = path[:max(strings.LastIndexAny(path, ".["), 0)]
-	}
-	return 0, 0
-}
-
-// keysOf lists every key that a configuration may have.
-func keysOf(t reflect.Type) (keys []string) {
-	switch t.Kind() {
-	case reflect.Slice, reflect.Pointer:
-		return keysOf(t.Elem())
-	case reflect.Struct:
-		for i := range t.NumField() {
-			if key := yamlKey(t.Field(i)); key != "" && key != "-" {
-				keys = append(keys, key)
-			}
-			keys = append(keys, keysOf(t.Field(i).Type)...)
-		}
-	}
-	return keys
-}
-
-func yamlKey(f reflect.StructField) string {
-	key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-	return key
-}
-
-// nearest is the key that differs from what was written by at most two letters, and not by
-// all of them.
-func nearest(written string, keys []string) string {
-	best, least := "", min(3, len(written))
-	for _, k := range keys {
-		if d := distance(written, k); d < least {
-			best, least = k, d
-		}
-	}
-	return best
-}
-
-// distance is Levenshtein's: insertions, deletions and substitutions.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
-}
-
 // overlay sets from the environment what it names: TIDEGATE_SERVER_LISTEN for
 // server.listen. A list or mapping is given as YAML.
 func overlay(v reflect.Value, name string, env func(string) (string, bool)) error {
@@ -407,7 +225,7 @@ func overlay(v reflect.Value, name string, env func(string) (string, bool)) erro
 		if text == "" {
 			return nil // as good as unset
 		}
-		if err := yaml.UnmarshalWithOptions([]byte(text), v.Addr().Interface(), yaml.Strict()); err != nil {
+		if err := decode([]byte(text), v.Addr().Interface()); err != nil {
 			// What it holds may be a secret, so it is not shown.
 			message, _, _ := strings.Cut(explainYAML("value", []byte(text), err), "\n")
 			return fmt.Errorf("environment variable %s: %s", name, message)

@@ -312,6 +312,9 @@ func TestReload(t *testing.T) {
 	good := plan{}.yaml(s, filepath.Dir(f.file))
 	f.write(t, good+"nonsense: true\n")
 	eventually(t, "the bad file to be refused", func() bool { return strings.Contains(f.status(t), "unknown key") })
+	// The YAML library cannot stand a tag where a list belongs.
+	f.write(t, good+"quotas: !include q.yaml\n")
+	eventually(t, "the file with a tag to be refused", func() bool { return strings.Contains(f.status(t), "the tag !include does not fit here") })
 	f.write(t, strings.Replace(good, "["+largeAlias+"]", "[large]", 1))
 	eventually(t, "the new alias", func() bool {
 		resp, err := f.post(t.Context(), "/v1/chat/completions", `{"model":"large","messages":[{"role":"user","content":"hi"}],"sim":{"tokens":8}}`)
