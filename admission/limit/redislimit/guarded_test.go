@@ -22,7 +22,9 @@ import (
 
 // TestMain keeps the client from reporting each server that a test has stopped.
 func TestMain(m *testing.M) {
-	logging.Disable()
+	if _, child := os.LookupEnv("TIDEGATE_TEST_ONE_LOG"); !child {
+		logging.Disable()
+	}
 	os.Exit(m.Run())
 }
 
