@@ -16,8 +16,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/goccy/go-yaml"
 )
 
 // Documentation is tested code: every fenced block of the pages is run or checked,
@@ -379,53 +377,12 @@ func (s *settings) check(t *testing.T, b *block) {
 		}
 	case "promql":
 		t.Run("promql", func(t *testing.T) { checkPromQL(t, b) })
+	case "redis":
+		t.Run("redis", func(t *testing.T) { runRedis(t, b) })
 	case "go":
 		t.Run("go", func(t *testing.T) { s.runGo(t, b) })
 	default:
 		t.Errorf("%s: a block of %q, which this test can neither run nor check, and which is not on its list", b.at(), b.lang)
-	}
-}
-
-// checkYAML reads a piece of a configuration as the gateway would, with what every
-// configuration needs beside it. Secrets that it names are there.
-func checkYAML(text string) error {
-	var top map[string]any
-	if err := yaml.Unmarshal([]byte(text), &top); err != nil {
-		return err
-	}
-	if top["models"] == nil {
-		text += "\nmodels: [{name: Qwen3-1.7B, fallback: Qwen3-0.6B, backends: [{url: 'http://a:1'}]}, {name: Qwen3-0.6B, backends: [{url: 'http://b:1'}]}]\n"
-	}
-	env := func(name string) (string, bool) {
-		if strings.HasPrefix(name, "TIDEGATE_") {
-			return "", false
-		}
-		if strings.Contains(name, "URL") {
-			return "https://example.com/hook", true
-		}
-		return "a secret of more than sixteen characters", true
-	}
-	_, err := readConfig("block", []byte(text), env)
-	return err
-}
-
-// checkPromQL lets Prometheus's own tool read an expression.
-func checkPromQL(t *testing.T, b *block) {
-	rule, err := yaml.Marshal(map[string]any{"groups": []any{map[string]any{"name": "page", "rules": []any{map[string]any{"record": "page", "expr": b.text}}}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	promtool(t, b, string(rule), "check", "rules")
-}
-
-// promtool lets Prometheus's own tool read a file.
-func promtool(t *testing.T, b *block, text string, args ...string) {
-	file := filepath.Join(t.TempDir(), "page.yml")
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.CommandContext(t.Context(), prometheusTool(t, "promtool"), append(args, file)...).CombinedOutput(); err != nil {
-		t.Errorf("%s: %s", b.at(), out)
 	}
 }
 
