@@ -61,7 +61,7 @@ func owners() map[string][]string {
 		"github.com/redis/go-redis":     {"admission/limit/redislimit/", "gateway/cache/", "cmd/"},
 		"github.com/sony/gobreaker":     {"degrade/"},
 		"github.com/NVIDIA/go-nvml":     {"nvml/device/"},
-		"github.com/goccy/go-yaml":      {"cmd/tidegate/yaml.go", "cmd/tidegate/deploy_test.go", "cmd/tidegate/docs_test.go", "cmd/tidegate/prometheus_test.go", "cmd/tidegate/reference_test.go"},
+		"github.com/goccy/go-yaml":      {"cmd/tidegate/yaml.go", "cmd/tidegate/deploy_test.go", "cmd/tidegate/docs_check_test.go", "cmd/tidegate/prometheus_test.go", "cmd/tidegate/reference_test.go"},
 		"github.com/spf13/cobra":        {"cmd/"},
 		"github.com/invopop/jsonschema": {"cmd/"},
 		"github.com/uptrace/bun":        {"gateway/database/", "gateway/account/", "gateway/alert/", "gateway/ledger/"},
