@@ -63,13 +63,13 @@ type call struct {
 	charged    bool              // usage goes to the caller's account
 	flight     *ledger.Flight    // that it is under way; nil: it is not, or is counted
 	counted    bool              // the ledger has it
+	settled    bool              // its place and what the limits reserved are given back
 	usage      openai.Usage
 	estimated  bool
 	firstToken time.Time
 	tracing    *tracing      // nil: it is not traced
 	reading    time.Duration // that the caller took to send the body
 	overhead   time.Duration // what the gateway itself took until a backend was asked
-	deadline   time.Time     // until when the caller must take what is written; zero: not set
 }
 
 // handler serves one route; answer deals with what it returns.
@@ -178,11 +178,6 @@ func (c *call) trusted(addr netip.Addr) bool {
 // finish counts the request, enters it into the ledger and logs it, once.
 func (g *Gateway) finish(c *call, err error) {
 	took := time.Since(c.began)
-	if !c.deadline.IsZero() {
-		// The next request on the connection must not inherit it; a connection
-		// that refuses is closed anyway.
-		_ = http.NewResponseController(c.w).SetWriteDeadline(time.Time{})
-	}
 	g.metrics.finished(c, took)
 	g.count(c)
 	c.tracing.end(c)

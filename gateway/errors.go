@@ -140,7 +140,11 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 	if r.hopeless {
 		h.Set("X-Should-Retry", "false")
 	}
-	writeJSON(c.w, r.status, r.told.Body())
+	write := func() { writeJSON(c.w, r.status, r.told.Body()) }
+	if c.who.User == "" {
+		return g.toStranger(c.w, c.r, write)
+	}
+	write()
 	return false
 }
 

@@ -17,10 +17,9 @@ import (
 
 // Bounds in bytes.
 const (
-	maxAnswer    = 64 << 20 // of a server's answer in one piece
-	maxError     = 64 << 10 // of what is read of a server's refusal
-	passOn       = 32 << 10 // of a stream, before it is flushed at the latest
-	socketBuffer = 64 << 10 // what a socket takes whether its reader reads or not
+	maxAnswer = 64 << 20 // of a server's answer in one piece
+	maxError  = 64 << 10 // of what is read of a server's refusal
+	passOn    = 32 << 10 // of a stream, before it is flushed at the latest
 )
 
 // forward sends the request to the permit's backend and the answer to the caller.
@@ -189,17 +188,13 @@ func (g *Gateway) whole(c *call, answer *backend.Answer) error {
 func (g *Gateway) give(c *call, answer []byte) error {
 	c.out.answered = true
 	g.countFirst(c)
+	g.settle(c, c.permit)
 	if c.wish.Stream {
 		events, err := c.view().Stream(nil, c.kind, answer, c.out.begun)
 		if err == nil && c.out.write(events) != nil {
 			return backend.ErrLeft
 		}
 		return err
-	}
-	if len(answer) > socketBuffer {
-		if err := c.extend(time.Now()); err != nil {
-			return backend.ErrLeft
-		}
 	}
 	c.w.Header()["Content-Type"] = []string{"application/json"}
 	c.w.Header()["Content-Length"] = []string{strconv.Itoa(len(answer))}
@@ -281,6 +276,7 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply, permit *ad
 			if tap.Done() {
 				used()
 				g.countFirst(c)
+				g.settle(c, permit)
 			}
 			if len(*out.pending) >= passOn && !pass() {
 				answer.Leave()
@@ -369,23 +365,10 @@ func (o *reply) write(events []byte) error {
 		h["X-Accel-Buffering"] = []string{"no"}
 		c.send()
 	}
-	if err := c.extend(o.lastWrite); err != nil {
-		return err
-	}
 	if _, err := c.w.Write(events); err != nil {
 		return err
 	}
 	return http.NewResponseController(c.w).Flush()
-}
-
-// extend moves the deadline for writing to the caller, seldom.
-func (c *call) extend(now time.Time) error {
-	limit := c.set.WriteTimeout
-	if c.deadline.Sub(now) > limit/2 {
-		return nil
-	}
-	c.deadline = now.Add(limit)
-	return http.NewResponseController(c.w).SetWriteDeadline(c.deadline)
 }
 
 // due says when the next keep-alive is due, and whether that is now.

@@ -103,6 +103,7 @@ type Gateway struct {
 	metrics  *metrics
 	buffers  sync.Pool // of *[]byte: what streams are about to write
 	scans    openai.Buffers
+	unread   unread
 	began    time.Time
 }
 
@@ -151,20 +152,28 @@ func (g *Gateway) ready() string {
 }
 
 // healthz is alive as long as it answers.
-func (g *Gateway) healthz(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok") }
-
-// readyz says whether requests should be sent here.
-func (g *Gateway) readyz(w http.ResponseWriter, _ *http.Request) {
-	if why := g.ready(); why != "" {
-		plain(w, http.StatusServiceUnavailable, why)
-		return
-	}
-	plain(w, http.StatusOK, "ready")
+func (g *Gateway) healthz(w http.ResponseWriter, r *http.Request) {
+	g.plain(w, r, http.StatusOK, "ok")
 }
 
-func plain(w http.ResponseWriter, status int, text string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.WriteHeader(status)
-	// The caller's going away is no concern of a probe.
-	_, _ = fmt.Fprintln(w, text)
+// readyz says whether requests should be sent here.
+func (g *Gateway) readyz(w http.ResponseWriter, r *http.Request) {
+	if why := g.ready(); why != "" {
+		g.plain(w, r, http.StatusServiceUnavailable, why)
+		return
+	}
+	g.plain(w, r, http.StatusOK, "ready")
+}
+
+// plain answers a probe, who needs no key.
+func (g *Gateway) plain(w http.ResponseWriter, r *http.Request, status int, text string) {
+	dropped := g.toStranger(w, r, func() {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.WriteHeader(status)
+		// The caller's going away is no concern of a probe.
+		_, _ = fmt.Fprintln(w, text)
+	})
+	if dropped {
+		panic(http.ErrAbortHandler)
+	}
 }

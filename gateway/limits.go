@@ -37,8 +37,13 @@ func (c *call) subjects() limit.Subjects {
 	return s
 }
 
-// settle charges what the request took, and gives its place back.
+// settle charges what the request took, and gives its place back, once. Where the end
+// of an answer is known it comes before that is sent: no place waits for a reader.
 func (g *Gateway) settle(c *call, permit *admission.Permit) {
+	if c.settled {
+		return
+	}
+	c.settled = true
 	if err := permit.Settle(charge(c.usage), c.served); err != nil {
 		g.Log.Warn("the limits' store did not take a request's usage; it will be asked again", "id", c.id, "error", err.Error())
 	}

@@ -31,7 +31,7 @@ func (g *Gateway) OpsHandler(extra func() map[string]any) http.Handler {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	return mux
+	return g.bounded(mux)
 }
 
 // statusJSON is the status with what extra adds to it.

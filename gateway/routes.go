@@ -54,7 +54,7 @@ func (g *Gateway) Handler() http.Handler {
 			return refuse(codeMethodNotAllowed, "", clipPath(c.r.URL.Path)+" does not take "+c.r.Method+"; allowed: "+c.w.Header().Get("Allow"))
 		})
 	})
-	return e
+	return g.bounded(e)
 }
 
 // adminRoutes are what an administrator's key opens.

@@ -124,6 +124,7 @@ func (s servers) controls(t *testing.T) string {
 // plan is how a gateway of a test differs from the usual one.
 type plan struct {
 	open   bool     // auth.mode: open
+	usual  bool     // the section server is as by default, but for the lines of server
 	dsn    string   // of the store; empty: a file of the test's own
 	server []string // lines of the section server
 	model  []string // lines of every model

@@ -292,10 +292,10 @@ func (d *daemon) run(ctx context.Context, source loop) (err error) {
 	}
 	servers := []*server{front}
 	if d.ops != nil {
-		ops := &http.Server{Handler: d.gateway.OpsHandler(d.status), ReadHeaderTimeout: s.HeaderTimeout}
+		ops := &http.Server{Handler: d.gateway.OpsHandler(d.status), ReadHeaderTimeout: s.HeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader}
 		servers = append(servers, &server{
 			name: "ops listener", http: ops, cut: func() {},
-			listen: func(h *http.Server) error { return h.Serve(d.ops) },
+			listen: func(h *http.Server) error { return h.Serve(d.gateway.Listener(d.ops)) },
 		})
 		d.log.Info("listening for operators", "address", d.ops.Addr().String())
 	}
@@ -306,8 +306,12 @@ func (d *daemon) run(ctx context.Context, source loop) (err error) {
 	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.gpus.Run, d.fleet.Run, d.ladder.Run, d.counters.run, d.accounts.Run, d.ledger.Run, d.alerts.Run, source)
 }
 
-// maxHeader bounds a request's head in bytes.
-const maxHeader = 64 << 10
+// Bounds of what one connection may hold.
+const (
+	maxHeader   = 64 << 10 // bytes of a request's head
+	maxStreams  = 100      // HTTP/2 requests at a time; RFC 9113 advises no fewer
+	idleTimeout = 2 * time.Minute
+)
 
 // frontServer is the server for callers: HTTP/1.1 and HTTP/2, the latter with
 // TLS or in clear text by prior knowledge.
@@ -315,15 +319,16 @@ func (d *daemon) frontServer() (*server, error) {
 	s := d.config.Server
 	alive, cut := context.WithCancel(context.Background())
 	h := &http.Server{
-		Handler: d.gateway.Handler(), ReadHeaderTimeout: s.HeaderTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeader,
+		Handler: d.gateway.Handler(), ReadHeaderTimeout: s.HeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		BaseContext: func(net.Listener) context.Context { return alive },
 		ErrorLog:    slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 		Protocols:   new(http.Protocols),
+		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 	}
 	h.Protocols.SetHTTP1(true)
 	h.Protocols.SetHTTP2(true)
 	h.Protocols.SetUnencryptedHTTP2(true)
-	out := &server{name: "listener", http: h, cut: cut, listen: func(h *http.Server) error { return h.Serve(d.front) }}
+	out := &server{name: "listener", http: h, cut: cut, listen: func(h *http.Server) error { return h.Serve(d.gateway.Listener(d.front)) }}
 	if s.TLS.CertFile == "" {
 		return out, nil
 	}
@@ -344,7 +349,7 @@ func (d *daemon) frontServer() (*server, error) {
 			return nil, fmt.Errorf("server.tls.client_ca_file: %s holds no certificate in PEM", s.TLS.ClientCAFile)
 		}
 	}
-	out.listen = func(h *http.Server) error { return h.ServeTLS(d.front, "", "") }
+	out.listen = func(h *http.Server) error { return h.ServeTLS(d.gateway.Listener(d.front), "", "") }
 	return out, nil
 }
 

@@ -23,6 +23,7 @@ import (
 func startProcess(t *testing.T, args ...string) (*exec.Cmd, *journal, chan int) {
 	t.Helper()
 	c := exec.CommandContext(t.Context(), os.Args[0])
+	attackedCommand(c, args)
 	c.Env = append(os.Environ(), "TIDEGATE_TEST_MAIN="+strings.Join(args, "\n"), "KEY_OF_ADA="+adaKey, "KEY_OF_BOB="+bobKey)
 	j := &journal{heard: make(chan struct{}, 1)}
 	c.Stdout, c.Stderr = j, j
