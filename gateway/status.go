@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"fmt"
 	"time"
 
 	"tidegate/admission"
@@ -133,6 +134,8 @@ func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings
 		}
 		if g.State != nvml.StateOK {
 			warnings = append(warnings, "its GPU "+view.Ref+" is "+g.State)
+		} else if g.Freshness(now) == nvml.Dropped {
+			warnings = append(warnings, fmt.Sprintf("the readings of its GPU %s are not used: they are older than %v", view.Ref, nvml.DroppedAfter))
 		}
 		s.GPUs = append(s.GPUs, BackendGPU{view.Ref, g.Freshness(now).String()})
 	}

@@ -400,7 +400,7 @@ func FuzzReport(f *testing.F) {
 func checkSample(t *testing.T, s *sample) {
 	m := newMonitor()
 	seen := map[string]bool{}
-	gpus := clean(s.gpus, "s")
+	gpus, _ := clean(s.gpus, "s")
 	for _, g := range gpus {
 		if g.UUID == "" || seen[g.UUID] || len(g.UUID) > maxText || g.Margin != nil && (*g.Margin < -100 || *g.Margin > 200) || g.At.After(time.Now()) {
 			t.Errorf("%+v", g)

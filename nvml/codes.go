@@ -40,10 +40,11 @@ func FatalXID(code uint64) bool {
 
 // MarginBelow is the margin of a card that does not tell it (before Ada): the
 // distance to the nearer of the GPU's and its memory's highest operating
-// temperatures. It is not known where the GPU's part of it is not; a card's own
-// margin is better, since it follows the hottest of its inner sensors.
+// temperatures. It is not known where the GPU's part of it is not, nor where that
+// says 0 degrees, as a sensor does that is not there; a card's own margin is better,
+// since it follows the hottest of its inner sensors.
 func MarginBelow(gpuMax, memoryMax, gpu, memory *int) *int {
-	if gpuMax == nil || gpu == nil {
+	if gpuMax == nil || gpu == nil || *gpu == 0 {
 		return nil
 	}
 	margin := *gpuMax - *gpu

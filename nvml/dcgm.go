@@ -1,6 +1,7 @@
 package nvml
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -61,7 +62,7 @@ func (d *dcgm) read(ctx context.Context, until time.Time) (s *sample, err error)
 func (d *dcgm) take(body io.Reader, arrived time.Time) (*sample, error) {
 	byUUID := map[string]*found{}
 	var order []*found
-	d.scan.Reset(body, "DCGM_FI_DEV_", d.page.limit)
+	d.scan.Reset(body, "", d.page.limit)
 	of := func(uuid string) *found {
 		f := byUUID[uuid]
 		if f == nil {
@@ -72,12 +73,14 @@ func (d *dcgm) take(body io.Reader, arrived time.Time) (*sample, error) {
 		return f
 	}
 	for d.scan.Next() {
-		v, ok := d.scan.Value()
+		name, v, ok := d.sample()
 		uuid := string(d.scan.Label("UUID"))
+		if uuid == "" {
+			uuid = string(d.scan.Label("uuid")) // of an exporter with --use-old-namespace
+		}
 		if !ok || uuid == "" || len(order) > maxGPUs {
 			continue
 		}
-		name := d.scan.Name()
 		targets := []*found{of(uuid)}
 		d.describe(targets[0].g)
 		if part := string(d.scan.Label("GPU_I_ID")); part != "" {
@@ -100,9 +103,40 @@ func (d *dcgm) take(body io.Reader, arrived time.Time) (*sample, error) {
 		return nil, err
 	}
 	if len(order) == 0 {
-		return nil, errors.New("the page has no DCGM_FI_DEV_ samples with a UUID: is this a dcgm-exporter?")
+		return nil, errors.New("the page has no samples of DCGM with a UUID: is this a dcgm-exporter?")
 	}
 	return d.date(order, arrived), nil
+}
+
+// sample is the name of the current field as DCGM has it, and its value; false: it is
+// none that is read here. Version 1 of the exporter had names of its own, which
+// later ones still give with the fields of etc/1.x-compatibility-metrics.csv.
+func (d *dcgm) sample() (name []byte, v float64, ok bool) {
+	name = d.scan.Name()
+	switch string(name) {
+	case "dcgm_gpu_temp":
+		name = []byte("DCGM_FI_DEV_GPU_TEMP")
+	case "dcgm_memory_temp":
+		name = []byte("DCGM_FI_DEV_MEMORY_TEMP")
+	case "dcgm_power_usage":
+		name = []byte("DCGM_FI_DEV_POWER_USAGE")
+	case "dcgm_total_energy_consumption":
+		name = []byte("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION")
+	case "dcgm_gpu_utilization":
+		name = []byte("DCGM_FI_DEV_GPU_UTIL")
+	case "dcgm_xid_errors":
+		name = []byte("DCGM_FI_DEV_XID_ERRORS")
+	case "dcgm_fb_free":
+		name = []byte("DCGM_FI_DEV_FB_FREE")
+	case "dcgm_fb_used":
+		name = []byte("DCGM_FI_DEV_FB_USED")
+	default:
+		if !bytes.HasPrefix(name, []byte("DCGM_FI_DEV_")) {
+			return nil, 0, false
+		}
+	}
+	v, ok = d.scan.Value()
+	return name, v, ok
 }
 
 // describe reads the labels that say which GPU it is.
@@ -161,15 +195,19 @@ func (f *found) set(field []byte, v float64) {
 			r.RowsPending = &pending
 		}
 	case "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION":
-		f.energy, f.alive = v, true
+		f.energy, f.alive = v, v > 0 // a counter that stands at 0 counts nothing
 	}
 }
 
 const mebi = 1 << 20
 
+// blank is the least of the values that DCGM writes in place of one that it has not
+// (DCGM_INT32_BLANK of dcgm_structs.h; those of other types are larger).
+const blank = 0x7ffffff0
+
 // whole and amount are nil for what DCGM writes in place of a value it has not.
 func whole(v float64) *int {
-	if v < -1000 || v > 1000 {
+	if v <= -blank || v >= blank {
 		return nil
 	}
 	n := int(v)

@@ -24,7 +24,7 @@ func asJSON(t *testing.T, g *GPU) string {
 	return string(raw)
 }
 
-// TestPages: both generations of names; what is absent, or 0 in place of a
+// TestPages: all generations of names and labels; what is absent, or 0 in place of a
 // sensor, is not known.
 func TestPages(t *testing.T) {
 	for _, c := range []struct {
@@ -35,6 +35,9 @@ func TestPages(t *testing.T) {
 		{"dcgm-old.txt", []string{
 			`{"index":0,"uuid":"GPU-aaaa","name":"NVIDIA H200","state":"ok","age_ms":0,"margin":35,"temperature":52,"hbm":41,"memory_used":138695147520,"memory_free":11415846912,"memory_reserved":643825664,"power_mw":627312,"utilisation":100,"reasons":["sw_power_cap","sw_thermal"],"latency_us":0}`,
 			`{"index":1,"uuid":"GPU-bbbb","name":"NVIDIA H200","state":"ok","age_ms":0,"temperature":28,"power_mw":78100,"latency_us":0}`,
+		}, ""},
+		{"dcgm-1x.txt", []string{
+			`{"index":0,"uuid":"GPU-aaaa","name":"NVIDIA A100-SXM4-80GB","state":"ok","age_ms":0,"margin":22,"temperature":61,"hbm":70,"memory_used":83886080000,"memory_free":1073741824,"power_mw":312500,"utilisation":97,"reasons":[],"latency_us":0}`,
 		}, ""},
 		{"dcgm-new.txt", []string{
 			`{"index":0,"uuid":"GPU-aaaa","name":"NVIDIA H200","state":"ok","age_ms":0,"margin":35,"temperature":52,"hbm":41,"memory_total":150754820096,"memory_used":138695147520,"power_mw":627312,"power_limit_mw":700000,"reasons":["sw_power_cap","sw_thermal"],"xids":[{"code":31,"age_ms":0,"fatal":false}],"ecc_uncorrected":3,"rows_pending":true,"latency_us":0}`,
@@ -173,7 +176,7 @@ func TestExporterOverTheWire(t *testing.T) {
 }
 
 func FuzzDCGM(f *testing.F) {
-	for _, file := range []string{"testdata/dcgm-old.txt", "testdata/dcgm-new.txt"} {
+	for _, file := range []string{"testdata/dcgm-old.txt", "testdata/dcgm-new.txt", "testdata/dcgm-1x.txt"} {
 		page, err := os.ReadFile(file)
 		if err != nil {
 			f.Fatal(err)

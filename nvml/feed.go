@@ -1,16 +1,13 @@
 package nvml
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode"
 )
 
 // Bounds of what one source may say.
@@ -44,6 +41,8 @@ type feed struct {
 	limit   time.Duration // for one answer
 	child   *child        // nil: the source runs elsewhere
 	last    atomic.Pointer[sample]
+	told    map[string]bool // warnings that the log has; of the goroutine that asks
+	dropped map[string]bool // by UUID, GPUs of which the log has that they say nothing; likewise
 
 	mu       sync.Mutex
 	failures int // in a row
@@ -59,7 +58,7 @@ const (
 )
 
 func newFeed(c Config, m *Monitor) *feed {
-	f := &feed{config: c, monitor: m, limit: agentLimit}
+	f := &feed{config: c, monitor: m, limit: agentLimit, told: map[string]bool{}, dropped: map[string]bool{}}
 	f.last.Store(&sample{})
 	switch c.kind() {
 	case "agent":
@@ -137,8 +136,12 @@ func (f *feed) ask(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	before := f.last.Load()
 	if s != nil {
-		s.gpus = clean(s.gpus, f.config.Name)
+		var doubts string
+		if s.gpus, doubts = clean(s.gpus, f.config.Name); doubts != "" {
+			s.warning = join(doubts, s.warning)
+		}
 		f.monitor.publish(f, s)
 	}
 	if was, now := f.note(s != nil && err == nil, err); was != now {
@@ -148,6 +151,54 @@ func (f *feed) ask(ctx context.Context) {
 			f.monitor.log.Warn("no GPU readings", "source", f.config.Name, "reason", now)
 		}
 	}
+	if s != nil && err == nil {
+		f.report(before, s, time.Now())
+	}
+}
+
+// maxTold bounds how many different warnings of one source are logged.
+const maxTold = 32
+
+// report logs once what is wrong with an answer that came: its warning, and each GPU
+// that has begun to say nothing, because its values are too old or because the
+// source has it no more.
+func (f *feed) report(before, s *sample, now time.Time) {
+	log := f.monitor.log.With("source", f.config.Name)
+	if s.warning != "" && !f.told[s.warning] && len(f.told) < maxTold {
+		f.told[s.warning] = true
+		log.Warn("GPU readings are not as they should be", "reason", s.warning)
+	}
+	has := make(map[string]bool, len(s.gpus))
+	for _, g := range s.gpus {
+		has[g.UUID] = true
+		switch age := g.Age(now); {
+		case g.State == StateOK && AtAge(age) == Dropped:
+			if !f.dropped[g.UUID] {
+				f.dropped[g.UUID] = true
+				log.Warn("the readings of a GPU are dropped: the source repeats old values", "gpu", g.Ref(), "uuid", g.UUID, "age", age.Round(time.Second))
+			}
+		case f.dropped[g.UUID]:
+			delete(f.dropped, g.UUID)
+			log.Info("the readings of a GPU count again", "gpu", g.Ref(), "uuid", g.UUID)
+		}
+	}
+	for _, g := range before.gpus {
+		if !has[g.UUID] && !f.dropped[g.UUID] {
+			if len(f.dropped) >= maxGPUs {
+				clear(f.dropped) // a source that makes up GPUs
+			}
+			f.dropped[g.UUID] = true
+			log.Warn("the readings of a GPU are dropped: the source has it no more", "gpu", g.Ref(), "uuid", g.UUID)
+		}
+	}
+}
+
+// join puts two warnings into one; either may be empty.
+func join(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + "; " + b
 }
 
 // note remembers how a question ended, and tells what was wrong before and is now.
@@ -188,6 +239,9 @@ func (f *feed) status(now time.Time) SourceStatus {
 		Name: f.config.Name, Kind: f.config.kind(), Address: f.config.address(), OK: f.failed == "" && !f.heard.IsZero(), Error: f.failed,
 		Warning: s.warning, Failures: f.failures, Node: s.node, Driver: s.driver, Restarts: f.restarts, GPUs: len(s.gpus),
 	}
+	if out.OK {
+		out.Warning = join(tooOld(s.gpus, now), s.warning)
+	}
 	if out.Error == "" && f.heard.IsZero() {
 		out.Error = "not asked yet"
 	}
@@ -196,89 +250,6 @@ func (f *feed) status(now time.Time) SourceStatus {
 		out.HeardMs = &ms
 	}
 	return out
-}
-
-// clean makes what came from outside fit for use: GPUs without a UUID and second
-// ones of the same UUID are left out, texts are bounded, and numbers that no GPU
-// can have are unknown.
-func clean(gpus []*GPU, name string) []*GPU {
-	seen := make(map[string]bool, len(gpus))
-	var out []*GPU // not a part of gpus, which may be much longer
-	for _, g := range gpus {
-		g.Source = name
-		for _, s := range []*string{&g.UUID, &g.Name, &g.Parent, &g.State} {
-			*s = cleanText(*s)
-		}
-		if g.UUID == "" || seen[g.UUID] || len(out) == maxGPUs {
-			continue
-		}
-		seen[g.UUID] = true
-		if g.State != StateWedged && g.State != StateLost {
-			g.State = StateOK
-		}
-		within(&g.Margin, -100, 200)
-		within(&g.Temperature, -50, 200)
-		within(&g.HBM, -50, 200)
-		within(&g.Utilisation, 0, 100)
-		for _, m := range []**uint64{&g.MemoryTotal, &g.MemoryUsed, &g.MemoryFree, &g.MemoryReserved, &g.Power, &g.PowerLimit} {
-			within(m, 0, 1<<50)
-		}
-		g.XIDs = g.XIDs[max(len(g.XIDs)-MaxXIDs, 0):]
-		g.Reasons = g.Reasons[:min(len(g.Reasons), maxReasons)]
-		for i := range g.Reasons {
-			g.Reasons[i] = cleanText(g.Reasons[i])
-		}
-		cleanThrottle(&g.Reading)
-		out = append(out, g)
-	}
-	lost := func(g *GPU) int {
-		if g.State == StateLost {
-			return 1
-		}
-		return 0
-	}
-	slices.SortStableFunc(out, func(a, b *GPU) int {
-		return cmp.Or(cmp.Compare(a.Index, b.Index), strings.Compare(a.Parent, b.Parent), cmp.Compare(lost(a), lost(b)))
-	})
-	for i := 1; i < len(out); i++ {
-		// A lost GPU keeps its index, which the driver may have given to another since.
-		out[i].shadowed = out[i].Parent == "" && out[i-1].Parent == "" && out[i].Index == out[i-1].Index
-	}
-	return out
-}
-
-// cleanThrottle leaves out a map that would make series without end.
-func cleanThrottle(r *Reading) {
-	for reason := range r.ThrottleNs {
-		if len(r.ThrottleNs) > maxReasons || cleanText(reason) != reason {
-			r.ThrottleNs = nil
-			return
-		}
-	}
-}
-
-// cleanText bounds a text, and drops what a terminal could take for an order.
-func cleanText(s string) string {
-	plain := len(s) <= maxText
-	for i := 0; plain && i < len(s); i++ {
-		plain = s[i] >= ' ' && s[i] < 0x7f
-	}
-	if plain {
-		return s
-	}
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(s[:min(len(s), maxText)], ""))
-}
-
-// within makes unknown what is out of bounds.
-func within[N int | uint64](v **N, low, high N) {
-	if *v != nil && (**v < low || **v > high) {
-		*v = nil
-	}
 }
 
 // ago is the moment that lay age_ms before now. An age beyond a day, or below

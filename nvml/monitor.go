@@ -13,9 +13,12 @@ import (
 
 // Ages of a reading.
 const (
-	freshFor = 3 * time.Second  // up to here it counts in full
-	heldFor  = 10 * time.Second // and up to here nothing may be relaxed on its account
+	freshFor = 3 * time.Second // up to here it counts in full
+	heldFor  = DroppedAfter    // and up to here nothing may be relaxed on its account
 )
+
+// DroppedAfter is the age from which on a reading is not used.
+const DroppedAfter = 10 * time.Second
 
 // Freshness says what a reading may still be used for.
 type Freshness int

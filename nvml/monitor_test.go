@@ -250,7 +250,10 @@ func TestClean(t *testing.T) {
 		{Reading: Reading{UUID: "MIG-a", Index: 0, Parent: "GPU-a"}},
 		{Reading: Reading{UUID: "GPU-c\x1b[2J\u009b\u202e", Index: 3, Name: "H200\r\n\x7f ok"}},
 	}
-	out := clean(in, "s")
+	out, doubts := clean(in, "s")
+	if doubts != "values that no GPU can have are left out: GPU-b (margin, temperature, utilisation, memory)" {
+		t.Error(doubts)
+	}
 	var got []string
 	for _, g := range out {
 		got = append(got, g.Ref())
@@ -274,11 +277,11 @@ func TestClean(t *testing.T) {
 	for i := range many {
 		many[i] = &GPU{Reading: Reading{UUID: fmt.Sprint(i)}}
 	}
-	if n := len(clean(many, "s")); n != maxGPUs {
-		t.Errorf("%d GPUs", n)
+	if out, _ := clean(many, "s"); len(out) != maxGPUs {
+		t.Errorf("%d GPUs", len(out))
 	}
-	if kept := cap(clean(append(make([]*GPU, 0, 1<<16), &GPU{Reading: Reading{UUID: "a"}}), "s")); kept > 8 {
-		t.Errorf("one GPU keeps room for %d", kept)
+	if out, _ := clean(append(make([]*GPU, 0, 1<<16), &GPU{Reading: Reading{UUID: "a"}}), "s"); cap(out) > 8 {
+		t.Errorf("one GPU keeps room for %d", cap(out))
 	}
 }
 

@@ -137,3 +137,32 @@ func TestStatusOfNobody(t *testing.T) {
 		}
 	}
 }
+
+// TestZeroGPUs: an exporter that says 0 for everything makes no answer smaller, and
+// the status says that there are no readings.
+func TestZeroGPUs(t *testing.T) {
+	var pages atomic.Int64
+	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		pages.Add(1)
+		for _, field := range []string{"GPU_TEMP", "MEMORY_TEMP", "POWER_USAGE", "FB_FREE", "FB_USED", "GPU_TEMP_LIMIT", "GPU_UTIL", "TOTAL_ENERGY_CONSUMPTION"} {
+			fmt.Fprintf(w, "DCGM_FI_DEV_%s{gpu=\"0\",UUID=\"GPU-a\",modelName=\"NVIDIA H200\"} 0\n", field)
+		}
+	}))
+	t.Cleanup(exporter.Close)
+	f := startGateway(t, startServers(t, nil), plan{gpus: "z/0", more: fmt.Sprintf("gpus: [{name: z, dcgm: '%s', every: 100ms}]\n", exporter.URL)})
+	eventually(t, "twenty pages", func() bool { return pages.Load() >= 20 })
+	s := f.told(t)
+	if len(s.GPUs) != 0 || !s.Sources[0].OK || len(s.Warnings) != 2 || !strings.Contains(s.Warnings[0], "these GPUs have none: GPU-a") || !strings.Contains(s.Warnings[1], "no source reports its GPU z/0") {
+		t.Errorf("%+v, %+v, %q", s.GPUs, s.Sources, s.Warnings)
+	}
+	for _, m := range s.Ladder.Models {
+		if m.Level != "L0" {
+			t.Errorf("%s stands at %s because of %s", m.Model, m.Level, m.Reason)
+		}
+	}
+	f.journal.mu.Lock()
+	defer f.journal.mu.Unlock()
+	if n := strings.Count(string(f.journal.text), "these GPUs have none: GPU-a"); n != 1 {
+		t.Errorf("the log says it %d times", n)
+	}
+}
