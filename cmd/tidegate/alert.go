@@ -179,7 +179,7 @@ func (p *process) alertTest(ctx context.Context, file, name string) error {
 		began := time.Now()
 		if err := c.Send(ctx, target, message); err != nil {
 			failed++
-			fmt.Fprintf(p.stdout, "%s: failed: %v\n", to, err)
+			fmt.Fprintf(p.stdout, "%s: failed: %s\n", to, note(err.Error()))
 			continue
 		}
 		fmt.Fprintf(p.stdout, "%s: ok, taken in %v\n", to, time.Since(began).Round(time.Millisecond))

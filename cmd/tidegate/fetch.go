@@ -113,7 +113,7 @@ func (a *received) read(from io.Reader, began time.Time) error {
 // String is the answer in one line.
 func (a received) String() string {
 	if a.status != http.StatusOK {
-		return strings.TrimSpace(fmt.Sprintf("%d %s %s: %s", a.status, a.level, a.reason, a.words))
+		return strings.TrimSpace(fmt.Sprintf("%d %s %s: %s", a.status, cell(a.level), cell(a.reason), note(a.words)))
 	}
 	how := "whole"
 	if a.streamed() {
@@ -125,7 +125,7 @@ func (a received) String() string {
 	}
 	words := strings.Fields(a.words)
 	return fmt.Sprintf("%d  x-tidegate-level: %s  x-tidegate-reason: %s  model: %s  %s, %s, %d tokens: %q",
-		a.status, a.level, cmp.Or(a.reason, "-"), a.model, how, thinking, a.tokens, strings.Join(words[:min(len(words), 6)], " "))
+		a.status, cell(a.level), cell(cmp.Or(a.reason, "-")), cell(a.model), how, thinking, a.tokens, strings.Join(words[:min(len(words), 6)], " "))
 }
 
 // streamed reports whether the text came bit by bit: one that is whole is cut only

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os/user"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -83,10 +82,10 @@ func (p *process) keyCreateCommand() *cobra.Command {
 // tell prints a new key, alone on stdout.
 func (p *process) tell(m account.Made) {
 	for _, made := range m.Created {
-		fmt.Fprintf(p.stderr, "made %s\n", made)
+		fmt.Fprintf(p.stderr, "made %s\n", cell(made))
 	}
 	fmt.Fprintf(p.stderr, "key %s (id %s) of user %s, project %s, department %s; %s; shown only now:\n",
-		m.Key.Name, m.Key.ID, m.Key.User, m.Key.Project, m.Key.Department, until(m.Key.Expires))
+		cell(m.Key.Name), m.Key.ID, cell(m.Key.User), cell(m.Key.Project), cell(m.Key.Department), until(m.Key.Expires))
 	fmt.Fprintln(p.stdout, m.Secret)
 }
 
@@ -141,8 +140,7 @@ func allKeys(ctx context.Context, s *account.Store, owner string) ([]account.Key
 }
 
 func (p *process) table(keys []account.Key) error {
-	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tSTATUS\tEXPIRES\tUSER\tPROJECT\tDEPARTMENT\tTIER\tLEVEL\tADMIN\tMODELS\tIPS\tID")
+	lines := table{{"NAME", "STATUS", "EXPIRES", "USER", "PROJECT", "DEPARTMENT", "TIER", "LEVEL", "ADMIN", "MODELS", "IPS", "ID"}}
 	for _, k := range keys {
 		expires, models, ips := "never", "all", "all"
 		if k.Expires != nil {
@@ -154,10 +152,11 @@ func (p *process) table(keys []account.Key) error {
 		if len(k.IPs) > 0 {
 			ips = strings.Join(k.IPs, ",")
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%v\t%s\t%s\t%s\n",
-			k.Name, k.Status, expires, k.User, k.Project, k.Department, k.Tier, k.MaxLevel, k.Admin, models, ips, k.ID)
+		lines = append(lines, []string{
+			k.Name, string(k.Status), expires, k.User, k.Project, k.Department, string(k.Tier), fmt.Sprint(k.MaxLevel), fmt.Sprint(k.Admin), models, ips, k.ID,
+		})
 	}
-	return w.Flush()
+	return lines.write(p.stdout)
 }
 
 func (p *process) keyRotateCommand() *cobra.Command {
@@ -208,7 +207,7 @@ func (p *process) keyRevokeCommand() *cobra.Command {
 			return p.withAccounts(cmd.Context(), file, false, func(d *account.Directory) error {
 				keys, err := d.Store().RevokeKey(cmd.Context(), operator(), args[0])
 				for _, k := range keys {
-					fmt.Fprintf(p.stderr, "revoked %s (id %s) of user %s\n", k.Name, k.ID, k.User)
+					fmt.Fprintf(p.stderr, "revoked %s (id %s) of user %s\n", cell(k.Name), k.ID, cell(k.User))
 				}
 				return err
 			})

@@ -31,6 +31,7 @@ type process struct {
 
 // run is the command; it returns the exit code.
 func run(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
+	stdout, stderr = &terminal{out: stdout}, &terminal{out: stderr}
 	p := &process{env, stdout, stderr}
 	root := &cobra.Command{
 		Use:   "tidegate",
@@ -59,10 +60,10 @@ func run(ctx context.Context, args []string, env func(string) (string, bool), st
 		fmt.Fprintln(stderr, conf.Error())
 		return exitUsage
 	case errors.As(err, &usage), !ran(root, args):
-		fmt.Fprintf(stderr, "tidegate: %v (see tidegate --help)\n", err)
+		fmt.Fprintf(stderr, "tidegate: %s (see tidegate --help)\n", bounded(err))
 		return exitUsage
 	}
-	fmt.Fprintf(stderr, "tidegate: %v\n", err)
+	fmt.Fprintf(stderr, "tidegate: %s\n", bounded(err))
 	return exitFailed
 }
 

@@ -88,7 +88,7 @@ func writeStatus(out io.Writer, s *gateway.Status) error {
 	if !s.Ready {
 		ready = "not ready: " + s.WhyNotReady
 	}
-	fmt.Fprintf(out, "tidegate %s, up %v, store %s, %s\n", s.Version, time.Duration(s.UptimeS)*time.Second, s.Store, ready)
+	fmt.Fprintf(out, "tidegate %s, up %v, store %s, %s\n", cell(s.Version), time.Duration(s.UptimeS)*time.Second, cell(s.Store), note(ready))
 	models := table{{"MODEL", "LEVEL", "REASON", "PRESSURE", "SINCE", "MAY FALL IN", "WAITING", "FALLBACK"}}
 	for i := range s.Models {
 		if i < len(s.Ladder.Models) {
@@ -127,7 +127,7 @@ func writeStatus(out io.Writer, s *gateway.Status) error {
 		}
 	}
 	for _, w := range s.Warnings {
-		fmt.Fprintf(out, "\nwarning: %s", w)
+		fmt.Fprintf(out, "\nwarning: %s", note(w))
 	}
 	if len(s.Warnings) > 0 {
 		fmt.Fprintln(out)
@@ -142,7 +142,7 @@ func (t table) write(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, cells := range t {
 		for i, c := range cells {
-			if c == "" {
+			if cells[i] = cell(c); c == "" {
 				cells[i] = "-"
 			}
 		}

@@ -158,7 +158,7 @@ func writeTable(out io.Writer, by []ledger.Group, rows []ledger.Row) error {
 		_, values := rows[i].Columns()
 		cells := rows[i].Values(by)
 		for j := range cells {
-			if cells[j] == "" {
+			if cells[j] = cell(cells[j]); cells[j] == "" {
 				cells[j] = "-"
 			}
 		}
