@@ -26,12 +26,13 @@ import (
 // call is one request of a caller and what became of it. It lives as long as
 // its handler and is used by its goroutine alone.
 type call struct {
-	w     http.ResponseWriter
-	r     *http.Request
-	set   *settings
-	id    string
-	route string // the pattern of the route, for metrics
-	began time.Time
+	w      http.ResponseWriter
+	values []string // room for those of the answer's header
+	r      *http.Request
+	set    *settings
+	id     string
+	route  string // the pattern of the route, for metrics
+	began  time.Time
 
 	traceID string // of its span, in hex; empty: it is not traced
 
@@ -80,7 +81,7 @@ type handler func(*call) error
 func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, route string, h handler) {
 	c := &call{w: w, r: r, set: g.settings.Load(), route: route, began: time.Now(), status: http.StatusOK}
 	c.id = newID(c.began)
-	w.Header()["X-Request-Id"] = []string{c.id}
+	c.header("X-Request-Id", c.id)
 	g.trace(c)
 	err := g.guarded(c, h)
 	cut := err != nil && g.fail(c, err)
@@ -125,13 +126,23 @@ func newID(at time.Time) string {
 
 // stand sets the level at which the request is answered, and says it.
 func (c *call) stand(level degrade.Level, reason string) {
-	c.level, c.reason = level, cmp.Or(reason, "none")
-	if c.sent {
+	reason = cmp.Or(reason, "none")
+	said := c.level == level && c.reason == reason
+	c.level, c.reason = level, reason
+	if c.sent || said {
 		return
 	}
-	h := c.w.Header()
-	h["X-Tidegate-Level"] = []string{level.String()}
-	h["X-Tidegate-Reason"] = []string{c.reason}
+	c.header("X-Tidegate-Level", level.String())
+	c.header("X-Tidegate-Reason", reason)
+}
+
+// header sets a header of the answer, whose name must be in its canonical form.
+func (c *call) header(name, value string) {
+	if len(c.values) == 0 {
+		c.values = make([]string, 12) // as many as an answer usually has, in one piece
+	}
+	c.values[0] = value
+	c.w.Header()[name], c.values = c.values[:1:1], c.values[1:]
 }
 
 // now reads only one of the two clocks that time.Now reads: it is asked for each
@@ -155,6 +166,9 @@ func (c *call) from() netip.Addr {
 		return netip.Addr{}
 	}
 	addr := peer.Addr().Unmap()
+	if !c.trusted(addr) {
+		return addr
+	}
 	hops := strings.Split(strings.Join(c.r.Header.Values("X-Forwarded-For"), ","), ",")
 	for i := len(hops) - 1; i >= 0 && c.trusted(addr); i-- {
 		next, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
@@ -221,8 +235,10 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 	if !c.firstToken.IsZero() {
 		attrs = append(attrs, slog.Duration("ttft", c.firstToken.Sub(c.began)))
 	}
-	if retry, err := strconv.Atoi(c.r.Header.Get("X-Stainless-Retry-Count")); err == nil && retry > 0 {
-		attrs = append(attrs, slog.Int("client_retry", retry))
+	if text := c.r.Header.Get("X-Stainless-Retry-Count"); text != "" {
+		if retry, err := strconv.Atoi(text); err == nil && retry > 0 {
+			attrs = append(attrs, slog.Int("client_retry", retry))
+		}
 	}
 	if c.code != "" {
 		attrs = append(attrs, slog.String("code", c.code))
@@ -236,13 +252,16 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 // loggable is the text of an error that quotes neither what the caller sent nor what
 // a server answered; empty: there is none, and the code says enough.
 func loggable(err error) string {
+	if err == nil {
+		return "" // before the targets below are allocated
+	}
 	var (
 		r       *refusal
 		request *openai.Error
 		stream  *openai.StreamError
 	)
 	switch {
-	case err == nil, errors.As(err, &request):
+	case errors.As(err, &request):
 		return ""
 	case errors.As(err, &stream):
 		return fmt.Sprintf("error in the stream: status %d", stream.Status)

@@ -196,8 +196,8 @@ func (g *Gateway) give(c *call, answer []byte) error {
 		}
 		return err
 	}
-	c.w.Header()["Content-Type"] = []string{"application/json"}
-	c.w.Header()["Content-Length"] = []string{strconv.Itoa(len(answer))}
+	c.header("Content-Type", "application/json")
+	c.header("Content-Length", strconv.Itoa(len(answer)))
 	c.send()
 	if _, err := c.w.Write(answer); err != nil {
 		return backend.ErrLeft
@@ -359,10 +359,9 @@ func (o *reply) write(events []byte) error {
 	c := o.c
 	o.lastWrite, o.kept = c.now(), false
 	if !c.sent {
-		h := c.w.Header()
-		h["Content-Type"] = []string{"text/event-stream; charset=utf-8"}
-		h["Cache-Control"] = []string{"no-cache"}
-		h["X-Accel-Buffering"] = []string{"no"}
+		c.header("Content-Type", "text/event-stream; charset=utf-8")
+		c.header("Cache-Control", "no-cache")
+		c.header("X-Accel-Buffering", "no")
 		c.send()
 	}
 	if _, err := c.w.Write(events); err != nil {

@@ -56,17 +56,15 @@ func charge(u openai.Usage) limit.Usage {
 
 // tell sets the headers that say what the limits leave, in the form of OpenAI's.
 func (c *call) tell(left limit.Headers) {
-	h := c.w.Header()
-	for _, l := range []struct {
-		of   string
-		line limit.Line
-	}{{"Requests", left.Requests}, {"Tokens", left.Tokens}} {
-		if l.line.Limit == 0 {
-			continue // there is no such rule
-		}
-		h["X-Ratelimit-Limit-"+l.of] = []string{strconv.FormatInt(l.line.Limit, 10)}
-		h["X-Ratelimit-Remaining-"+l.of] = []string{strconv.FormatInt(l.line.Remaining, 10)}
-		h["X-Ratelimit-Reset-"+l.of] = []string{l.line.Reset.Round(time.Millisecond).String()}
+	if l := left.Requests; l.Limit != 0 { // else there is no such rule
+		c.header("X-Ratelimit-Limit-Requests", strconv.FormatInt(l.Limit, 10))
+		c.header("X-Ratelimit-Remaining-Requests", strconv.FormatInt(l.Remaining, 10))
+		c.header("X-Ratelimit-Reset-Requests", l.Reset.Round(time.Millisecond).String())
+	}
+	if l := left.Tokens; l.Limit != 0 {
+		c.header("X-Ratelimit-Limit-Tokens", strconv.FormatInt(l.Limit, 10))
+		c.header("X-Ratelimit-Remaining-Tokens", strconv.FormatInt(l.Remaining, 10))
+		c.header("X-Ratelimit-Reset-Tokens", l.Reset.Round(time.Millisecond).String())
 	}
 }
 

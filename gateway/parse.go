@@ -17,7 +17,7 @@ import (
 
 // readBody reads the caller's body, once, into a buffer of its size.
 func (c *call) readBody() ([]byte, error) {
-	if kind, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+	if !isJSON(c.r.Header.Get("Content-Type")) {
 		return nil, refuse(codeInvalidRequest, "", "the body must be JSON: send the header Content-Type: application/json")
 	}
 	limit := int64(c.set.MaxBody)
@@ -37,6 +37,9 @@ func (c *call) readBody() ([]byte, error) {
 		}
 		n, err := in.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
+		if err == nil {
+			continue
+		}
 		if errors.Is(err, io.EOF) {
 			break
 		}
@@ -54,6 +57,15 @@ func (c *call) readBody() ([]byte, error) {
 		}
 	}
 	return body, deadline.SetReadDeadline(time.Time{})
+}
+
+// isJSON reports whether a Content-Type is that of JSON, whatever its parameters.
+func isJSON(contentType string) bool {
+	if contentType == "application/json" {
+		return true // as most clients send it: there is nothing to parse
+	}
+	kind, _, err := mime.ParseMediaType(contentType)
+	return err == nil && kind == "application/json"
 }
 
 func (c *call) tooLarge() error {

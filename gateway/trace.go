@@ -70,17 +70,23 @@ func (g *Gateway) trace(c *call) {
 	}
 	t := &tracing{tracer: g.Tracer}
 	from := propagation.TraceContext{}.Extract(context.Background(), propagation.HeaderCarrier(c.r.Header))
-	t.request.ctx, t.request.Span = g.Tracer.Start(from, c.r.Method+" "+c.route, trace.WithTimestamp(c.began), trace.WithSpanKind(trace.SpanKindServer),
-		trace.WithAttributes(attrMethod.String(c.r.Method), attrRoute.String(c.route), attrRequest.String(c.id)))
+	t.request.ctx, t.request.Span = g.Tracer.Start(from, c.r.Method+" "+c.route, trace.WithTimestamp(c.began), trace.WithSpanKind(trace.SpanKindServer))
 	c.tracing = t
+	if t.kept() {
+		t.request.SetAttributes(attrMethod.String(c.r.Method), attrRoute.String(c.route), attrRequest.String(c.id))
+	}
 	if of := t.request.SpanContext(); of.IsSampled() {
 		c.traceID = of.TraceID().String()
 	}
 }
 
+// kept reports whether anything is kept of the request's spans. Where the sampler says
+// no, the server is told of the request's span and no others are begun.
+func (t *tracing) kept() bool { return t != nil && t.request.IsRecording() }
+
 // admitted tells what admission took, and the wait for a place in it.
 func (t *tracing) admitted(c *call, began time.Time, p *admission.Permit, err error) {
-	if t == nil {
+	if !t.kept() {
 		return
 	}
 	now := time.Now()
@@ -103,11 +109,19 @@ func (t *tracing) send(c *call, b *backend.Backend) (header string) {
 	if t == nil {
 		return ""
 	}
+	if !t.kept() {
+		return headerOf(t.request.ctx)
+	}
 	t.attempt.ctx, t.attempt.Span = t.tracer.Start(t.request.ctx, operation(c.kind)+" "+c.model.Name, trace.WithSpanKind(trace.SpanKindClient),
 		trace.WithAttributes(attrOperation.String(operation(c.kind)), attrProvider.String(provider), attrAsked.String(c.model.Name),
 			attrServer.String(b.Name), attrAttempt.String(c.out.id)))
+	return headerOf(t.attempt.ctx)
+}
+
+// headerOf is the lines of a request's head that name the span of ctx.
+func headerOf(ctx context.Context) (header string) {
 	lines := propagation.MapCarrier{}
-	propagation.TraceContext{}.Inject(t.attempt.ctx, lines)
+	propagation.TraceContext{}.Inject(ctx, lines)
 	for name, value := range lines {
 		header += name + ": " + value + "\r\n"
 	}
@@ -116,7 +130,7 @@ func (t *tracing) send(c *call, b *backend.Backend) (header string) {
 
 // sent ends the span of an attempt, and tells of its stream.
 func (t *tracing) sent(c *call, err error) {
-	if t == nil {
+	if !t.kept() {
 		return
 	}
 	if c.streamed && !c.firstToken.IsZero() {
@@ -137,7 +151,7 @@ func (t *tracing) sent(c *call, err error) {
 
 // end ends the span of a request.
 func (t *tracing) end(c *call) {
-	if t == nil {
+	if !t.kept() {
 		return
 	}
 	of := t.request

@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,6 +27,17 @@ func hooks(g *Gateway, c *call) {
 	c.tracing.end(c)
 }
 
+// untraced is a tracer that keeps nothing.
+func untraced(t *testing.T) Tracer {
+	spans := trace.NewTracerProvider(trace.WithSampler(trace.NeverSample()))
+	t.Cleanup(func() {
+		if err := spans.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return spans.Tracer("test")
+}
+
 // TestTracingOff holds that a request that is not traced allocates nothing for it.
 func TestTracingOff(t *testing.T) {
 	g, _ := bare(t, nil)
@@ -39,11 +52,12 @@ func TestTracingOff(t *testing.T) {
 	if g.trace(c); c.tracing == nil || c.traceID != "4bf92f3577b34da6a3ce929d0e0e4736" {
 		t.Errorf("with a tracer it is not traced, or not in its caller's trace: %q", c.traceID)
 	}
-	none := trace.NewTracerProvider(trace.WithSampler(trace.NeverSample()))
-	defer none.Shutdown(t.Context())
-	g.Tracer, c.traceID = none.Tracer("test"), ""
+	g.Tracer, c.traceID = untraced(t), ""
 	if g.trace(c); c.traceID != "" {
 		t.Errorf("a trace that nobody keeps is named: %s", c.traceID)
+	}
+	if header := c.tracing.send(c, nil); !strings.HasPrefix(header, "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-") || !strings.HasSuffix(header, "-00\r\n") {
+		t.Errorf("the server of a request that is not traced is told %q", header)
 	}
 }
 

@@ -76,14 +76,15 @@ func Outcomes() []string {
 
 // Outcome is err in one word, for metrics.
 func Outcome(err error) string {
+	if err == nil {
+		return "ok" // before the targets below are allocated
+	}
 	var (
 		status  *StatusError
 		timeout *TimeoutError
 		broken  *brokenError
 	)
 	switch {
-	case err == nil:
-		return "ok"
 	case errors.Is(err, ErrLeft), errors.Is(err, context.Canceled):
 		return "client_closed"
 	case errors.As(err, &timeout):

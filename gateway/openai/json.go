@@ -398,6 +398,9 @@ func integer(raw []byte) (n int64, ok bool) {
 // none or raw is no object. Of members of the same name the last one counts, as
 // it does for the server behind.
 func find(raw []byte, name string) (value []byte) {
+	if len(raw) == 0 || isNull(raw) {
+		return nil // what is usually left out: no error need be worded for it
+	}
 	for w := members(raw); w.next(); {
 		if keyIs(w.key, name) {
 			value = w.value()
