@@ -15,28 +15,45 @@ type bpe struct {
 type path struct {
 	tokens []uint32 // the tokens so far
 	dead   []uint64 // one bit a place: no encoding of the piece has a border there
-	steps  int      // turns of the loop, for tests
+	window []uint32 // of merge: the tokens of the window
+	pairs  []uint32 // of merge: what each of them and the next merge to
+	steps  int      // turns of the loops, for tests
 }
 
+// searchSteps is how many turns a byte the search may take, beside a few, before merging
+// takes over. Language takes less than one; runs of slashes would take fourteen.
+const searchSteps, fewSteps = 2, 16
+
 // encode leaves the BPE encoding of piece in p.tokens. id and n are the longest token that
-// piece begins with and its length in bytes. The memory used is 4 bytes a token and a bit
-// a byte.
+// piece begins with and its length in bytes. Memory is 4 bytes a token and a bit a byte,
+// and a fixed amount. Time is linear in the bytes.
+func (e *bpe) encode(p *path, piece string, id uint32, n int) {
+	if !e.search(p, piece, id, n, searchSteps*len(piece)+fewSteps) && !e.merge(p, piece) {
+		e.search(p, piece, id, n, math.MaxInt)
+	}
+}
+
+// search finds the encoding of piece as encode does, or gives up after so many turns and
+// returns false.
 //
 // The loop holds a path of tokens up to at that is a valid encoding of piece[:at] and
 // tries to add id. A place that turns out to lead nowhere is marked dead and not entered
 // again, so each place is entered and killed once at most, and at each the candidates, the
 // tokens that are prefixes of its longest, are gone through once: turns are linear in the
 // bytes.
-func (e *bpe) encode(p *path, piece string, id uint32, n int) {
+func (e *bpe) search(p *path, piece string, id uint32, n, turns int) bool {
 	p.tokens = p.tokens[:0]
 	p.alive(len(piece))
-	for at := 0; ; {
+	for at := 0; ; turns-- {
+		if turns == 0 {
+			return false
+		}
 		p.steps++
 		end := at + n
 		if p.dead[end/64]&(1<<(end%64)) == 0 && (at == 0 || e.adjacent(p.tokens[len(p.tokens)-1], id)) {
 			p.tokens = append(p.tokens, id)
 			if end == len(piece) {
-				return
+				return true
 			}
 			at = end
 			id, n = e.longest(piece[at:])

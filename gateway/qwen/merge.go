@@ -1,0 +1,97 @@
+package qwen
+
+// Bounds of merging.
+const (
+	mergeWindow = 512 // bytes that are merged at a time
+	openEnd     = 192 // bytes at the end of a window whose tokens may hang on what follows
+	spareStarts = 8   // windows that may begin once more, beside one for each window
+)
+
+// merge leaves the BPE encoding of piece in p.tokens, as BPE is defined: of all pairs that
+// merge those of the lowest rank are merged, from the left, until none is left. That takes
+// about the same time for every text.
+//
+// It works on windows, since a round of merging passes over all that is left. Of each
+// window all tokens are kept but those at its end, and the next begins there. That is
+// exact: tokens each of which is adjacent to the next are an encoding (see [bpe.adjacent]),
+// and there is only one. Where the border is no such place, the next window begins a token
+// earlier. No text is known for which that happens often; merge gives up then, and returns
+// false.
+func (e *bpe) merge(p *path, piece string) bool {
+	p.tokens = p.tokens[:0]
+	starts := spareStarts
+	for at := 0; ; {
+		end := min(at+mergeWindow, len(piece))
+		e.mergeAll(p, piece[at:end])
+		if last := len(p.tokens) - 1; last >= 0 && !e.adjacent(p.tokens[last], p.window[0]) {
+			at -= e.width(p.tokens[last])
+			p.tokens = p.tokens[:last]
+			if starts--; starts < 0 {
+				return false
+			}
+			continue
+		}
+		starts++
+		keep := end
+		if end < len(piece) {
+			keep -= openEnd
+		}
+		for _, id := range p.window {
+			if at+e.width(id) > keep {
+				break
+			}
+			p.tokens = append(p.tokens, id)
+			at += e.width(id)
+		}
+		if at == len(piece) {
+			return true
+		}
+	}
+}
+
+// mergeAll leaves the encoding of s in p.window.
+func (e *bpe) mergeAll(p *path, s string) {
+	tokens, pairs := p.window[:0], p.pairs[:0] // pairs: what each token and the next merge to, or none
+	for i := range len(s) {
+		id, _ := e.longest(s[i : i+1])
+		tokens, pairs = append(tokens, id), append(pairs, none)
+		if i > 0 {
+			pairs[i-1] = e.pair(tokens[i-1], id)
+		}
+	}
+	for {
+		lowest, at := none, 0
+		for i, id := range pairs {
+			if id < lowest {
+				lowest, at = id, i
+			}
+		}
+		if lowest == none {
+			break
+		}
+		kept := at
+		for ; at < len(tokens); kept++ {
+			p.steps++
+			if pairs[at] == lowest {
+				tokens[kept], pairs[kept] = lowest, none
+				at += 2
+			} else {
+				tokens[kept], pairs[kept] = tokens[at], pairs[at]
+				at++
+			}
+			if kept > 0 && (tokens[kept] == lowest || tokens[kept-1] == lowest) {
+				pairs[kept-1] = e.pair(tokens[kept-1], tokens[kept])
+			}
+		}
+		tokens, pairs = tokens[:kept], pairs[:kept]
+	}
+	p.window, p.pairs = tokens, pairs
+}
+
+// pair is what left and right merge to, or none.
+func (e *bpe) pair(left, right uint32) uint32 {
+	if id, ok := e.pairs.merged(left, right); ok {
+		return id
+	}
+	return none
+}
