@@ -93,6 +93,9 @@ func (g *Gateway) parse(c *call) error {
 	if c.wish, fault = body.Translate(c.set.MaxN); fault != nil {
 		return fault
 	}
+	if fault = body.CheckTokens(qwen.Vocabulary); fault != nil {
+		return fault
+	}
 	if c.asked, err = g.pickModel(c, c.wish.Model); err != nil {
 		return err
 	}

@@ -61,7 +61,7 @@ func BenchmarkLevels(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			var fields []field
+			var fields []member
 			fields = append(fields, q.fields...)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -5,12 +5,19 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"math"
 	"math/bits"
+	"strconv"
+	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
 // maxDepth bounds nesting, so that no body can exhaust the stack.
-const maxDepth = 200
+const (
+	maxDepth = 200
+	tooDeep  = "nested more than 200 deep"
+)
 
 // walker is a strict JSON reader over bytes (RFC 8259) that hands out spans of
 // the original text. One pass validates and splits; nothing is decoded or copied.
@@ -34,7 +41,11 @@ type walker struct {
 	fresh bool    // nothing of it has been read yet
 	taken bool    // the current value has been taken or entered
 	done  bool    // the outermost loop has ended
-	err   error
+
+	// What is wrong where the walk ended, as text that a character may follow: most of
+	// those who meet a fault only need to know that there is one.
+	wrong     string
+	character byte
 
 	key   []byte // raw key of the current member, without quotes, escapes as written
 	start int    // where the current member or element begins in b
@@ -57,7 +68,7 @@ func elements(raw []byte) (w walker) {
 func (w *walker) begin(open byte) {
 	w.space()
 	if !w.take(open) {
-		w.fail("expected %q", open)
+		w.failAt("expected", open)
 		return
 	}
 	w.depth++
@@ -66,7 +77,7 @@ func (w *walker) begin(open byte) {
 
 // enter begins a loop over the current value if it opens with open.
 func (w *walker) enter(open byte) bool {
-	if w.err != nil || w.depth == len(w.open) || w.i >= len(w.b) || w.b[w.i] != open {
+	if w.wrong != "" || w.depth == len(w.open) || w.i >= len(w.b) || w.b[w.i] != open {
 		return false
 	}
 	w.begin(open)
@@ -80,7 +91,7 @@ func (w *walker) next() bool {
 	if !w.taken {
 		w.value()
 	}
-	if w.err != nil || w.done {
+	if w.wrong != "" || w.done {
 		return false
 	}
 	open := w.open[w.depth-1]
@@ -90,7 +101,7 @@ func (w *walker) next() bool {
 	}
 	if !w.fresh {
 		if !w.take(',') {
-			return w.fail("expected ',' or %q", open+2)
+			return w.failAt("expected ',' or", open+2)
 		}
 		w.space()
 	}
@@ -119,7 +130,7 @@ func (w *walker) leave() bool {
 		return false
 	}
 	if w.space(); w.i < len(w.b) {
-		return w.fail("unexpected %q after the end", w.b[w.i])
+		return w.failAt("expected the end and not", w.b[w.i])
 	}
 	w.done = true
 	return false
@@ -129,20 +140,30 @@ func (w *walker) leave() bool {
 func (w *walker) value() []byte {
 	w.taken = true
 	from := w.i
-	if w.err != nil || !w.skip(w.depth) {
+	if w.wrong != "" || !w.skip(w.depth) {
 		return nil
 	}
 	return w.b[from:w.i]
 }
 
 // failure is nil after a complete walk of a valid text.
-func (w *walker) failure() error { return w.err }
+func (w *walker) failure() error {
+	switch {
+	case w.wrong == "":
+		return nil
+	case w.character != 0:
+		return fmt.Errorf("%s %q at byte %d", w.wrong, w.character, w.i)
+	}
+	return fmt.Errorf("%s at byte %d", w.wrong, w.i)
+}
 
-func (w *walker) fail(format string, args ...any) bool {
+func (w *walker) fail(wrong string) bool { return w.failAt(wrong, 0) }
+
+// failAt fails where a character was expected, or not.
+func (w *walker) failAt(wrong string, character byte) bool {
+	w.wrong, w.character = wrong, character
 	if w.i >= len(w.b) {
-		w.err = fmt.Errorf("unexpected end of JSON at byte %d", w.i)
-	} else {
-		w.err = fmt.Errorf("%s at byte %d", fmt.Sprintf(format, args...), w.i)
+		w.wrong, w.character = "unexpected end of JSON", 0
 	}
 	return false
 }
@@ -176,7 +197,7 @@ func (w *walker) skip(depth int) bool {
 		return w.str()
 	case '{', '[':
 		if depth >= maxDepth {
-			return w.fail("nested more than %d deep", maxDepth)
+			return w.fail(tooDeep)
 		}
 		return w.nest(c, depth+1)
 	case 't':
@@ -216,7 +237,7 @@ func (w *walker) nest(open byte, depth int) bool {
 			return true
 		}
 		if !w.take(',') {
-			return w.fail("expected ',' or %q", closing)
+			return w.failAt("expected ',' or", closing)
 		}
 		w.space()
 	}
@@ -333,31 +354,66 @@ func text(raw []byte) (s string, ok bool) {
 		return "", false
 	}
 	inner := raw[1 : len(raw)-1]
-	for _, c := range inner {
-		if c == '\\' || c >= 0x80 {
-			return decode(raw)
-		}
+	if bytes.IndexByte(inner, '\\') >= 0 || !utf8.Valid(inner) {
+		err := json.Unmarshal(raw, &s)
+		return s, err == nil
 	}
 	return string(inner), true
 }
 
-func decode(raw []byte) (s string, ok bool) {
-	err := json.Unmarshal(raw, &s)
-	return s, err == nil
-}
-
-// keyIs compares a member's raw key; a key written with escapes is decoded first.
+// keyIs compares a member's raw key, which may be written with escapes, with a name. It
+// reads no more of the key than is like the name.
 func keyIs(raw []byte, name string) bool {
-	if string(raw) == name {
-		return true
+	if len(raw) <= len(name) { // an escape is longer than what it stands for
+		return string(raw) == name
 	}
-	for _, c := range raw {
-		if c == '\\' {
-			s, ok := text(quoted(raw))
-			return ok && s == name
+	for {
+		n := bytes.IndexByte(raw[:min(len(raw), len(name)+1)], '\\')
+		if n < 0 || string(raw[:n]) != name[:n] {
+			return false
+		}
+		r, size := unescape(raw[n:])
+		var character [utf8.UTFMax]byte
+		rest, same := strings.CutPrefix(name[n:], string(character[:utf8.EncodeRune(character[:], r)]))
+		if !same {
+			return false
+		}
+		if raw, name = raw[n+size:], rest; len(raw) <= len(name) {
+			return string(raw) == name
 		}
 	}
-	return false
+}
+
+// unescape returns what the valid escape that raw begins with stands for, and its
+// length, or that of a pair of surrogates. One without the other is U+FFFD.
+func unescape(raw []byte) (r rune, size int) {
+	if i := strings.IndexByte(`bfnrt`, raw[1]); i >= 0 {
+		return rune("\b\f\n\r\t"[i]), 2
+	}
+	if raw[1] != 'u' {
+		return rune(raw[1]), 2
+	}
+	size = escapeLen(raw)
+	r = hex4(raw[2:])
+	if utf16.IsSurrogate(r) {
+		if size < 12 {
+			return utf8.RuneError, size
+		}
+		r = utf16.DecodeRune(r, hex4(raw[8:]))
+	}
+	return r, size
+}
+
+// hex4 reads four hexadecimal digits.
+func hex4(raw []byte) (r rune) {
+	for _, c := range raw[:4] {
+		digit := c - '0'
+		if digit > 9 {
+			digit = c | 0x20 - 'a' + 10
+		}
+		r = r<<4 | rune(digit)
+	}
+	return r
 }
 
 // quoted puts back the quotes that stand on both sides of a raw key.
@@ -366,32 +422,79 @@ func quoted(raw []byte) []byte { return append(append([]byte{'"'}, raw...), '"')
 // isNull reports whether raw is the JSON null.
 func isNull(raw []byte) bool { return string(raw) == "null" }
 
-// integer reads a JSON number that has no fraction, such as 16 or 16.0.
+// integer reads a JSON number that is whole, in whatever spelling: 16, 16.0 or 1.6e1. One
+// too large for 64 bits becomes the largest there is, or the smallest.
 func integer(raw []byte) (n int64, ok bool) {
-	i, neg := 0, false
-	if len(raw) > 0 && raw[0] == '-' {
-		i, neg = 1, true
+	digits, negative := bytes.CutPrefix(raw, []byte("-"))
+	const plain = 18 // digits that fit in any case
+	if len(digits) == 0 || len(digits) > plain {
+		return wholeNumber(digits, negative)
 	}
-	if i == len(raw) || len(raw) > 18 {
-		return 0, false
-	}
-	for ; i < len(raw) && raw[i]-'0' <= 9; i++ {
-		n = n*10 + int64(raw[i]-'0')
-	}
-	if i < len(raw) {
-		if raw[i] != '.' || i == 0 {
-			return 0, false
+	for _, c := range digits {
+		if c-'0' > 9 {
+			return wholeNumber(digits, negative)
 		}
-		for _, c := range raw[i+1:] {
-			if c != '0' {
-				return 0, false
-			}
-		}
+		n = n*10 + int64(c-'0')
 	}
-	if neg {
+	if negative {
 		n = -n
 	}
 	return n, true
+}
+
+// wholeNumber is integer for any spelling, without the sign.
+func wholeNumber(raw []byte, negative bool) (n int64, ok bool) {
+	mantissa, exponent := raw, 0
+	if i := bytes.IndexAny(raw, "eE"); i >= 0 {
+		mantissa = raw[:i]
+		text := raw[i+1:]
+		if len(text) > 0 && text[0] == '+' {
+			text = text[1:]
+		}
+		e, err := strconv.Atoi(string(text[:min(len(text), maxExponent)]))
+		if err != nil {
+			return 0, false
+		}
+		exponent = e
+	}
+	whole, fraction, pointed := bytes.Cut(mantissa, []byte("."))
+	if len(whole) == 0 || pointed && len(fraction) == 0 {
+		return 0, false
+	}
+	places := len(whole) + exponent // digits that stand before the point
+	for i := range len(whole) + len(fraction) {
+		c := byte(0)
+		if i < len(whole) {
+			c = whole[i]
+		} else {
+			c = fraction[i-len(whole)]
+		}
+		switch digit := c - '0'; {
+		case digit > 9, i >= places && digit > 0:
+			return 0, false
+		case i < places:
+			n = tenfold(n, int64(digit))
+		}
+	}
+	for i := len(whole) + len(fraction); i < places && n > 0 && n < math.MaxInt64; i++ {
+		n = tenfold(n, 0)
+	}
+	if negative {
+		n = -n
+	}
+	return n, true
+}
+
+// maxExponent is how many characters of an exponent are read: larger ones differ in
+// nothing.
+const maxExponent = 9
+
+// tenfold is 10 n + digit, or the largest number there is.
+func tenfold(n, digit int64) int64 {
+	if n > (math.MaxInt64-digit)/10 {
+		return math.MaxInt64
+	}
+	return n*10 + digit
 }
 
 // find returns the raw value of one member of an object, nil where there is

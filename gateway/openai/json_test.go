@@ -3,6 +3,7 @@ package openai
 import (
 	"encoding/binary"
 	"encoding/json"
+	"math"
 	"math/bits"
 	"slices"
 	"strings"
@@ -14,7 +15,7 @@ import (
 // walk reads raw as an object or an array to its end.
 func walk(raw []byte) error {
 	w := elements(raw)
-	if w.err != nil {
+	if w.wrong != "" {
 		w = members(raw)
 	}
 	for w.next() {
@@ -104,7 +105,7 @@ func TestWalkerSpans(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		raw := []byte(drawSpace(t) + drawJSON(t, 3) + drawSpace(t))
 		var got []pair
-		if w := members(raw); w.err == nil {
+		if w := members(raw); w.wrong == "" {
 			for w.next() {
 				name, ok := text(quoted(w.key))
 				if !ok || !keyIs(w.key, name) {
@@ -247,12 +248,16 @@ func TestScalars(t *testing.T) {
 			t.Errorf("text %s = %q", raw, s)
 		}
 	}
-	for raw, want := range map[string]int64{"0": 0, "-0": 0, "16": 16, "16.0": 16, "16.000": 16, "-3": -3, "999999999999999999": 999999999999999999} {
+	for raw, want := range map[string]int64{"0": 0, "-0": 0, "16": 16, "16.0": 16, "16.000": 16, "-3": -3, "999999999999999999": 999999999999999999,
+		"1e3": 1000, "1E2": 100, "1e+05": 100_000, "1.5e1": 15, "100e-2": 1, "0.0e9": 0, "0e-99": 0, "1.20e+1": 12,
+		"9223372036854775807": math.MaxInt64, "9223372036854775808": math.MaxInt64, "-9223372036854775808": -math.MaxInt64,
+		"1e400": math.MaxInt64, "-1e400": -math.MaxInt64, "1e999999999999999999": math.MaxInt64, "0e999999999999999999": 0,
+		"1000000000000000000000000e-20": 10_000, "1" + strings.Repeat("0", 1000): math.MaxInt64, "1" + strings.Repeat("0", 1000) + "e-1000": 1} {
 		if n, ok := integer([]byte(raw)); !ok || n != want {
 			t.Errorf("integer %s = %d, %v", raw, n, ok)
 		}
 	}
-	for _, raw := range []string{"", "-", "1.5", "16.01", "1e3", "true", "null", `"1"`, "[1]", "{}", "1234567890123456789"} {
+	for _, raw := range []string{"", "-", "1.5", "16.01", "1.55e1", "1e-1", "1e", "1e+", "e1", ".5", "1.", "1e1.0", "--1", "true", "null", `"1"`, "[1]", "{}", "12345678901234567890e-10"} {
 		if n, ok := integer([]byte(raw)); ok {
 			t.Errorf("integer %s = %d", raw, n)
 		}
@@ -263,6 +268,11 @@ func TestScalars(t *testing.T) {
 	for _, raw := range []string{``, `[]`, `"a"`, `{"b":1}`, `{`} {
 		if v := find([]byte(raw), "a"); v != nil {
 			t.Errorf("find in %q = %s", raw, v)
+		}
+	}
+	for raw, name := range map[string]string{`\u0061b`: "ab", `a\u0062`: "ab", `\n\/\"\\`: "\n/\"\\", `\u00e9\ud83d\uDE00`: "é😀", `\ud83d`: "\ufffd", `\ud83dx`: "\ufffdx"} {
+		if !keyIs([]byte(raw), name) || keyIs([]byte(raw), name+"a") || keyIs([]byte(raw+"a"), name) || keyIs([]byte(raw), "") || keyIs([]byte(raw), name[1:]) {
+			t.Errorf("keyIs %s, %q", raw, name)
 		}
 	}
 	if keyIs([]byte(`a\u0062`), "a") || keyIs([]byte("ab"), "a") || !keyIs([]byte(`\u0061`), "a") {

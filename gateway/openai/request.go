@@ -3,6 +3,7 @@ package openai
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"strconv"
 	"unicode/utf8"
 )
@@ -24,34 +25,43 @@ const maxMembers = 256
 type Request struct {
 	Route  Route
 	body   []byte
-	fields []field
+	fields []member
 	edited bool
 }
+
+// A member is one of the body's own. Its name is without escapes; key and value are raw.
+type member struct{ name, key, value []byte }
 
 type field struct {
 	key, value []byte // both raw
 }
 
-// ParseRequest checks that body is one JSON object in UTF-8 with no member
-// twice, and takes the members of a nested extra_body for members of the body
+// maxFieldName bounds the name of a member, in bytes.
+const maxFieldName = 256
+
+// ParseRequest checks that body is one JSON object in UTF-8 with no member twice and no
+// name over 256 bytes, and takes the members of a nested extra_body for members of the body
 // itself, as the SDKs do. The error is fit for the caller's eyes.
 func ParseRequest(route Route, body []byte) (*Request, *Error) {
 	if !utf8.Valid(body) {
 		return nil, invalid("", "the body is not valid UTF-8")
 	}
-	q := &Request{Route: route, body: body, fields: make([]field, 0, 24)}
+	q := &Request{Route: route, body: body, fields: make([]member, 0, 24)}
 	w := members(body)
 	for w.next() {
-		if len(q.fields) >= maxMembers {
-			return nil, invalid("", "the body has more than %d top-level fields", maxMembers)
+		seen := len(q.fields)
+		i, err := q.place("", &w)
+		if err != nil {
+			return nil, err
 		}
-		q.fields = append(q.fields, field{w.key, w.value()})
+		if i < seen {
+			// Two readers of the same body could each see another model or another max_tokens.
+			name := string(q.fields[i].name)
+			return nil, invalid(name, "%q stands twice in the body", name)
+		}
 	}
 	if err := w.failure(); err != nil {
 		return nil, invalid("", "the body is not a JSON object: %v", err)
-	}
-	if err := q.refuseDuplicates(); err != nil {
-		return nil, err
 	}
 	return q, q.mergeExtraBody()
 }
@@ -61,23 +71,30 @@ func invalid(param, format string, args ...any) *Error {
 	return &Error{Message: fmt.Sprintf(format, args...), Type: "invalid_request_error", Param: param, Code: "invalid_request"}
 }
 
-// refuseDuplicates refuses a name that stands twice: two readers of the same
-// body could each see another model or another max_tokens.
-func (q *Request) refuseDuplicates() *Error {
+// place takes the member that w stands at for a member of the body, be it new or one of
+// the same name, and returns which. A name that is written with escapes is decoded here,
+// once. param is where the member stands.
+func (q *Request) place(param string, w *walker) (i int, err *Error) {
+	const longest = maxFieldName * len(`\u0000`)
+	name := w.key
+	if len(name) <= longest && bytes.IndexByte(name, '\\') >= 0 {
+		decoded, _ := text(quoted(name))
+		name = []byte(decoded)
+	}
+	if len(name) > maxFieldName {
+		return 0, invalid(param, "the name of a field, %q…, is longer than %d bytes", name[:32], maxFieldName)
+	}
 	for i := range q.fields {
-		key := q.fields[i].key
-		if bytes.IndexByte(key, '\\') >= 0 {
-			if name, ok := text(quoted(key)); ok {
-				key = []byte(name)
-			}
-		}
-		for j := range i {
-			if keyIs(q.fields[j].key, string(key)) {
-				return invalid(string(key), "%q stands twice in the body", key)
-			}
+		if bytes.Equal(q.fields[i].name, name) {
+			q.fields[i].value = w.value()
+			return i, nil
 		}
 	}
-	return nil
+	if len(q.fields) >= maxMembers {
+		return 0, invalid(param, "the body has more than %d top-level fields", maxMembers)
+	}
+	q.fields = append(q.fields, member{name, w.key, w.value()})
+	return len(q.fields) - 1, nil
 }
 
 func (q *Request) mergeExtraBody() *Error {
@@ -91,14 +108,8 @@ func (q *Request) mergeExtraBody() *Error {
 	}
 	w := members(extra)
 	for w.next() {
-		if len(q.fields) >= maxMembers {
-			return invalid("extra_body", "the body has more than %d top-level fields", maxMembers)
-		}
-		name, _ := text(quoted(w.key))
-		if i := q.index(name); i >= 0 {
-			q.fields[i].value = w.value()
-		} else {
-			q.fields = append(q.fields, field{w.key, w.value()}) // the key as written: Go quotes otherwise than JSON
+		if _, err := q.place("extra_body", &w); err != nil {
+			return err
 		}
 	}
 	if err := w.failure(); err != nil {
@@ -109,7 +120,7 @@ func (q *Request) mergeExtraBody() *Error {
 
 func (q *Request) index(name string) int {
 	for i := range q.fields {
-		if keyIs(q.fields[i].key, name) {
+		if string(q.fields[i].name) == name {
 			return i
 		}
 	}
@@ -132,7 +143,8 @@ func (q *Request) Set(name string, raw []byte) {
 		return
 	}
 	key := strconv.AppendQuote(nil, name)
-	q.fields = append(q.fields, field{key[1 : len(key)-1], raw})
+	key = key[1 : len(key)-1]
+	q.fields = append(q.fields, member{key, key, raw})
 }
 
 // Delete drops members, present or not.
@@ -180,7 +192,8 @@ func boolean(raw []byte) (value, ok bool) {
 	return false, false
 }
 
-// Int is a member that must be a whole number of at least low.
+// Int is a member that must be a whole number of at least low. One above 2³¹-1 counts as
+// that, so that a product of a few stays within 64 bits.
 func (q *Request) Int(name string, low int) (n int, ok bool, err *Error) {
 	raw, ok := q.Raw(name)
 	if !ok {
@@ -190,7 +203,7 @@ func (q *Request) Int(name string, low int) (n int, ok bool, err *Error) {
 	if !whole || v < int64(low) {
 		return 0, false, invalid(name, "%s must be a whole number of at least %d", name, low)
 	}
-	return int(v), true, nil
+	return int(min(v, math.MaxInt32)), true, nil
 }
 
 // Bytes is the body with all edits made. The values of members that were not
@@ -231,26 +244,67 @@ func Prompts(raw []byte) ([]Prompt, *Error) {
 		return nil, wrong
 	}
 	var prompts []Prompt
+	var first kind
 	ids := 0
 	for w := elements(raw); w.next(); {
 		value := w.value()
-		if s, ok := text(value); ok {
-			prompts = append(prompts, Prompt{Text: s})
-		} else if n := Count(value); n > 0 {
-			prompts = append(prompts, Prompt{Tokens: n})
-		} else if _, whole := integer(value); whole {
-			ids++
-		} else {
+		if k := kindOf(value); first == 0 {
+			first = k
+		} else if k != first {
 			return nil, wrong
+		}
+		switch first {
+		case aString:
+			s, _ := text(value)
+			prompts = append(prompts, Prompt{Text: s})
+		case anArray:
+			n, ok := countIDs(value)
+			if !ok {
+				return nil, wrong
+			}
+			prompts = append(prompts, Prompt{Tokens: n})
+		default:
+			if _, whole := integer(value); !whole {
+				return nil, wrong
+			}
+			ids++
 		}
 	}
 	switch {
-	case ids > 0 && len(prompts) > 0, ids == 0 && len(prompts) == 0:
-		return nil, wrong
 	case ids > 0:
 		return []Prompt{{Tokens: ids}}, nil
+	case len(prompts) == 0:
+		return nil, wrong
 	}
 	return prompts, nil
+}
+
+// A kind is what a JSON value is.
+type kind byte
+
+// The kinds that are told apart.
+const (
+	aString kind = '"'
+	anArray kind = '['
+	another kind = ' '
+)
+
+func kindOf(value []byte) kind {
+	switch k := kind(value[0]); k {
+	case aString, anArray:
+		return k
+	}
+	return another
+}
+
+// countIDs is the number of token ids in an array; false: it has none, or something else.
+func countIDs(raw []byte) (n int, ok bool) {
+	for w := elements(raw); w.next(); n++ {
+		if _, whole := integer(w.value()); !whole {
+			return 0, false
+		}
+	}
+	return n, n > 0
 }
 
 // Count is the number of elements of an array.

@@ -3,6 +3,7 @@ package openai
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -172,15 +173,47 @@ func TestAccessors(t *testing.T) {
 			t.Error(wrong, ok, err)
 		}
 	}
-	for _, wrong := range []string{"s", "big", "t", "o", "neg"} {
+	for _, wrong := range []string{"s", "t", "o", "neg"} {
 		if _, ok, err := q.Int(wrong, 0); ok || err == nil || err.Param != wrong {
 			t.Error(wrong, ok, err)
+		}
+	}
+	if n, ok, err := q.Int("big", 0); n != 1000 || !ok || err != nil {
+		t.Error("big", n, ok, err)
+	}
+	for _, huge := range []string{"2147483648", "1e10", "99999999999999999999", "1e999999"} {
+		if n, ok, err := parse(t, Chat, `{"n":`+huge+`}`).Int("n", 0); n != math.MaxInt32 || !ok || err != nil {
+			t.Error(huge, n, ok, err)
 		}
 	}
 	for _, wrong := range []string{"s", "i", "o"} {
 		if _, ok, err := q.Bool(wrong); ok || err == nil || err.Param != wrong {
 			t.Error(wrong, ok, err)
 		}
+	}
+}
+
+// TestNames: a name is known however it is written, and no long one is read at all.
+func TestNames(t *testing.T) {
+	q := parse(t, Chat, `{"\u006dodel":"m","extra_body":{"m\u006fdel":"n","\u0078":1}}`)
+	if s, ok, err := q.Text("model"); s != "n" || !ok || err != nil {
+		t.Error(s, ok, err)
+	}
+	if string(q.Bytes()) != `{"\u006dodel":"n","\u0078":1}` {
+		t.Errorf("%s", q.Bytes())
+	}
+	for name, good := range map[string]bool{
+		strings.Repeat("n", 256): true, strings.Repeat("n", 257): false, strings.Repeat(`\u006e`, 256): true, strings.Repeat(`\u006e`, 257): false,
+		strings.Repeat("é", 128): true, strings.Repeat("é", 129): false, strings.Repeat(`\u006e`, 100_000): false,
+	} {
+		for _, body := range []string{`{"` + name + `":1}`, `{"extra_body":{"` + name + `":1}}`} {
+			if _, err := ParseRequest(Chat, []byte(body)); (err == nil) != good || err != nil && len(err.Message) > 300 {
+				t.Errorf("%.50s, %d bytes: %v", body, len(name), err)
+			}
+		}
+	}
+	if _, err := ParseRequest(Chat, []byte(`{"a":1,"\u0061":2}`)); err == nil || err.Param != "a" {
+		t.Error(err)
 	}
 }
 
@@ -200,7 +233,7 @@ func TestPrompts(t *testing.T) {
 			t.Errorf("%s: %v, %v", raw, got, err)
 		}
 	}
-	for _, raw := range []string{`[]`, `[[]]`, `[1,"a"]`, `["a",1]`, `[[1],2]`, `[1.5]`, `[null]`, `[true]`, `[{}]`, `{"a":1}`, `1`, `true`, `["a",[]]`} {
+	for _, raw := range []string{`[]`, `[[]]`, `[1,"a"]`, `["a",1]`, `[[1],2]`, `[1.5]`, `[null]`, `[true]`, `[{}]`, `{"a":1}`, `1`, `true`, `["a",[]]`, `["a",[1]]`, `[["a"]]`, `[[1,[2]]]`, `[[1.5]]`} {
 		if got, err := Prompts([]byte(raw)); err == nil || err.Param != "prompt" {
 			t.Errorf("%s: %v, %v", raw, got, err)
 		}

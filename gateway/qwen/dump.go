@@ -17,6 +17,7 @@ type dumper struct {
 	out   []byte
 	depth int
 	spare []byte // scratch for strings
+	moved []byte // scratch for rewrite, at all depths
 }
 
 // A span is one member of the object being written, in dumper.out.
@@ -186,7 +187,8 @@ func (d *dumper) indexFrom(seen []span, index map[string]int) {
 
 // rewrite replaces the members written from begin on by those of seen.
 func (d *dumper) rewrite(begin int, seen []span) {
-	written := append([]byte(nil), d.out[begin:]...)
+	d.moved = append(d.moved[:0], d.out[begin:]...)
+	written := d.moved
 	d.out = d.out[:begin]
 	for i, s := range seen {
 		if i > 0 {

@@ -19,6 +19,11 @@ const (
 	ThinkEnd        uint32 = 151668 // </think>
 )
 
+// Vocabulary is the rows of Qwen3's embedding, of all sizes of the model (vocab_size of
+// config.json). vLLM takes a token id below that, though only the first 151,669 are
+// tokens: it asks for less than the larger of the two numbers.
+const Vocabulary = 151936
+
 // chunkSize is from how many bytes on a text is taken in parts.
 const chunkSize = 16 << 10
 
