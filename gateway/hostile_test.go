@@ -89,115 +89,140 @@ func quotedText(s string) []byte {
 	return append(b, '"')
 }
 
+// hostile are bodies made to be slow to read, by name, each of about size bytes.
+type hostile struct {
+	size   int
+	random *rand.Rand
+	bodies map[string][]byte
+}
+
+func (b *hostile) add(name, body string) { b.bodies[name] = []byte(body) }
+
+// chat adds a chat with more members.
+func (b *hostile) chat(name, more string) {
+	b.add(name, `{"model":"m","messages":[{"role":"user","content":"hi"}],`+more+"}")
+}
+
+// content adds a chat with a text, as it stands in JSON.
+func (b *hostile) content(name, text string) {
+	b.add(name, `{"model":"m","messages":[{"role":"user","content":"`+text+`"}]}`)
+}
+
+func (b *hostile) messages(name, list string) { b.add(name, `{"model":"m","messages":[`+list+`]}`) }
+
+func (b *hostile) prompt(name, raw string) {
+	b.add("completion: "+name, `{"model":"m","prompt":`+raw+`}`)
+}
+
+func (b *hostile) repeat(s string) string { return strings.Repeat(s, max(b.size/len(s), 1)) }
+
+// draw is a text of characters from so many.
+func (b *hostile) draw(from, count rune) string {
+	var text strings.Builder
+	for text.Len() < b.size {
+		text.WriteRune(from + b.random.Int32N(count))
+	}
+	return text.String()
+}
+
 // hostileBodies are bodies made to be slow to read, each of about size bytes.
 func hostileBodies(size int) map[string][]byte {
-	r := rand.New(rand.NewPCG(1, 2))
-	bodies := map[string][]byte{}
-	const head = `{"model":"m","messages":[{"role":"user","content":"hi"}]`
-	add := func(name, body string) { bodies[name] = []byte(body) }
-	chat := func(name, more string) { add(name, head+","+more+"}") }
-	content := func(name, text string) {
-		add(name, `{"model":"m","messages":[{"role":"user","content":"`+text+`"}]}`)
-	}
-	messages := func(name, list string) { add(name, `{"model":"m","messages":[`+list+`]}`) }
-	prompt := func(name, raw string) { add("completion: "+name, `{"model":"m","prompt":`+raw+`}`) }
-	repeat := func(s string) string { return strings.Repeat(s, max(size/len(s), 1)) }
-	random := func(from, count rune) string {
-		var b strings.Builder
-		for b.Len() < size {
-			b.WriteRune(from + r.Int32N(count))
-		}
-		return b.String()
-	}
+	b := &hostile{size, rand.New(rand.NewPCG(1, 2)), map[string][]byte{}}
+	b.addNames()
+	b.addStructures()
+	b.addTexts()
+	return b.bodies
+}
 
-	// Names.
+func (b *hostile) addNames() {
 	const names = 240
-	long := escaped(strings.Repeat("n", size/names/6))
-	chat("names: 240 long escaped", strings.TrimPrefix(fill(size, func(i int) string { return fmt.Sprintf(`"%s\u%04x":1`, long, i) }), ","))
+	long := escaped(strings.Repeat("n", b.size/names/6))
+	b.chat("names: 240 long escaped", strings.TrimPrefix(fill(b.size, func(i int) string { return fmt.Sprintf(`"%s\u%04x":1`, long, i) }), ","))
 	short := escaped(strings.Repeat("n", 40))
-	chat("names: 250 escaped, then a long value", fill(250*250, func(i int) string { return fmt.Sprintf(`"%s\u%04x":1`, short, i) })+`,"x":"`+repeat("a ")+`"`)
-	chat("names: 256 with one beginning", fill(240*258, func(i int) string { return fmt.Sprintf(`"%s%03d":1`, strings.Repeat("n", 250), i) }))
-	chat("names: of extra_body", `"extra_body":{`+fill(250*250, func(i int) string { return fmt.Sprintf(`"%s\u%04x":1`, short, i) })+`}`)
+	b.chat("names: 250 escaped, then a long value", fill(250*250, func(i int) string { return fmt.Sprintf(`"%s\u%04x":1`, short, i) })+`,"x":"`+b.repeat("a ")+`"`)
+	b.chat("names: 256 with one beginning", fill(240*258, func(i int) string { return fmt.Sprintf(`"%s%03d":1`, strings.Repeat("n", 250), i) }))
+	b.chat("names: of extra_body", `"extra_body":{`+fill(250*250, func(i int) string { return fmt.Sprintf(`"%s\u%04x":1`, short, i) })+`}`)
 	member := func(i int) string { return fmt.Sprintf(`"%s%d":1`, escaped("enable_thinkin"), i) }
 	for _, name := range []string{"chat_template_kwargs", "structured_outputs", "response_format", "tool_choice", "reasoning", "thinking", "metadata", "logit_bias"} {
 		kind := ""
 		if name == "thinking" {
 			kind = `"type":"enabled",`
 		}
-		chat("names: in "+name, `"`+name+`":{`+kind+fill(size, member)+`}`)
+		b.chat("names: in "+name, `"`+name+`":{`+kind+fill(b.size, member)+`}`)
 	}
-	chat("names: in stream_options", `"stream":true,"stream_options":{`+fill(size, member)+`}`)
-	messages("names: in one message", `{"role":"user","content":"hi",`+fill(size, member)+`}`)
-	messages("names: escaped in all messages", fill(size, func(int) string {
+	b.chat("names: in stream_options", `"stream":true,"stream_options":{`+fill(b.size, member)+`}`)
+	b.messages("names: in one message", `{"role":"user","content":"hi",`+fill(b.size, member)+`}`)
+	b.messages("names: escaped in all messages", fill(b.size, func(int) string {
 		return fmt.Sprintf(`{"%s":"user","%s":"hi"}`, escaped("role"), escaped("content"))
 	}))
-	chat("names: in a tool", `"tools":[{"type":"function","function":{"name":"f",`+fill(size, member)+`}}]`)
-	chat("names: the same in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":{`+fill(size, func(int) string { return `"a":1` })+`}}}]`)
+	b.chat("names: in a tool", `"tools":[{"type":"function","function":{"name":"f",`+fill(b.size, member)+`}}]`)
+	b.chat("names: the same in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":{`+fill(b.size, func(int) string { return `"a":1` })+`}}}]`)
 	same := func(depth int, begin, end string) string {
-		return strings.Repeat(begin, depth) + `"` + repeat("a ") + `"` + strings.Repeat(end, depth)
+		return strings.Repeat(begin, depth) + `"` + b.repeat("a ") + `"` + strings.Repeat(end, depth)
 	}
-	chat("names: the same at each depth", `"tools":[{"type":"function","function":{"name":"f","parameters":`+same(190, `{"a":0,"a":`, `}`)+`}}]`)
-	chat("names: the same around each depth", `"tools":[{"type":"function","function":{"name":"f","parameters":`+same(190, `{"a":0,"b":`, `,"a":1}`)+`}}]`)
-	messages("names: the same in arguments", `{"role":"assistant","tool_calls":[{"name":"f","arguments":`+string(quotedText(same(500, `{"a":0,"b":`, `,"a":1}`)))+`}]}`)
+	b.chat("names: the same at each depth", `"tools":[{"type":"function","function":{"name":"f","parameters":`+same(190, `{"a":0,"a":`, `}`)+`}}]`)
+	b.chat("names: the same around each depth", `"tools":[{"type":"function","function":{"name":"f","parameters":`+same(190, `{"a":0,"b":`, `,"a":1}`)+`}}]`)
+	b.messages("names: the same in arguments", `{"role":"assistant","tool_calls":[{"name":"f","arguments":`+string(quotedText(same(500, `{"a":0,"b":`, `,"a":1}`)))+`}]}`)
+}
 
-	// Structure.
+func (b *hostile) addStructures() {
 	deep := strings.Repeat("[", 180) + strings.Repeat("]", 180)
-	chat("deep arrays", `"metadata":[`+fill(size, func(int) string { return deep })+`]`)
-	chat("deep arrays in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":[`+fill(size, func(int) string { return deep })+`]}}]`)
-	chat("small arrays in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":[`+fill(size, func(int) string { return "[]" })+`]}}]`)
-	chat("numbers in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":[`+fill(size, func(int) string { return "1e9" })+`]}}]`)
-	chat("long numbers in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":[`+fill(size, func(int) string { return "1e15" })+`]}}]`)
-	chat("a huge number in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":0.`+repeat("7")+`}}]`)
-	chat("a huge max_tokens", `"max_tokens":1`+repeat("0"))
-	chat("tools", `"tools":[`+fill(size, func(i int) string {
+	b.chat("deep arrays", `"metadata":[`+fill(b.size, func(int) string { return deep })+`]`)
+	b.chat("deep arrays in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":[`+fill(b.size, func(int) string { return deep })+`]}}]`)
+	b.chat("small arrays in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":[`+fill(b.size, func(int) string { return "[]" })+`]}}]`)
+	b.chat("numbers in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":[`+fill(b.size, func(int) string { return "1e9" })+`]}}]`)
+	b.chat("long numbers in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":[`+fill(b.size, func(int) string { return "1e15" })+`]}}]`)
+	b.chat("a huge number in a tool", `"tools":[{"type":"function","function":{"name":"f","parameters":0.`+b.repeat("7")+`}}]`)
+	b.chat("a huge max_tokens", `"max_tokens":1`+b.repeat("0"))
+	b.chat("tools", `"tools":[`+fill(b.size, func(i int) string {
 		return fmt.Sprintf(`{"type":"function","function":{"name":"f%d"}}`, i)
 	})+`]`)
-	chat("smallest tools", `"tools":[`+fill(size, func(int) string { return `{"function":{"name":""}}` })+`]`)
-	chat("stop strings", `"stop":[`+fill(size, func(int) string { return `"a"` })+`]`)
-	chat("bad words", `"bad_words":[`+fill(size, func(int) string { return `"a"` })+`]`)
-	chat("token lists", `"stop_token_ids":[`+fill(size, func(int) string { return `1` })+`]`)
-	chat("logit_bias", `"logit_bias":{`+fill(size, func(i int) string { return fmt.Sprintf(`"%d":1`, i) })+`}`)
-	chat("white space", `"x":1`+repeat(" \n\t"))
-	messages("messages", fill(size, func(int) string { return `{"role":"user","content":""}` }))
-	messages("smallest messages", fill(size, func(int) string { return `{"role":""}` }))
-	messages("tool results", fill(size, func(int) string { return `{"role":"tool"}` }))
-	messages("assistants", fill(size, func(int) string { return `{"role":"assistant"}` }))
-	messages("thoughts", fill(size, func(int) string { return `{"role":"assistant","content":"</think>"}` }))
-	messages("developers", fill(size, func(int) string { return `{"role":"developer"}` }))
-	messages("wrong messages", fill(size, func(int) string { return "1" }))
-	messages("parts", `{"role":"user","content":[`+fill(size, func(int) string { return `{"type":"text","text":"a"}` })+`]}`)
-	messages("parts that are strings", `{"role":"user","content":[`+fill(size, func(int) string { return `"a"` })+`]}`)
-	messages("parts that are numbers", `{"role":"user","content":[`+fill(size, func(int) string { return `1` })+`]}`)
-	messages("tool calls", `{"role":"assistant","tool_calls":[`+fill(size, func(int) string { return `{"name":"f"}` })+`]}`)
-	messages("arguments in arguments", `{"role":"assistant","tool_calls":[{"name":"f","arguments":"{`+
-		fill(size, func(int) string { return `\"a\":1` })+`}"}]}`)
-	messages("not quite JSON arguments", `{"role":"assistant","tool_calls":[`+fill(size, func(int) string { return `{"name":"f","arguments":"[[[[[[[[["}` })+`]}`)
-	prompt("token ids", `[`+fill(size, func(int) string { return "1" })+`]`)
-	prompt("lists of token ids", `[`+fill(size, func(int) string { return "[1]" })+`]`)
-	prompt("texts", `[`+fill(size, func(int) string { return `""` })+`]`)
-	prompt("texts and lists", `[`+fill(size, func(int) string { return `"",[1]` })+`]`)
-	prompt("empty lists", `[`+fill(size, func(int) string { return `[]` })+`]`)
-	prompt("deep", `[`+fill(size, func(int) string { return deep })+`]`)
+	b.chat("smallest tools", `"tools":[`+fill(b.size, func(int) string { return `{"function":{"name":""}}` })+`]`)
+	b.chat("stop strings", `"stop":[`+fill(b.size, func(int) string { return `"a"` })+`]`)
+	b.chat("bad words", `"bad_words":[`+fill(b.size, func(int) string { return `"a"` })+`]`)
+	b.chat("token lists", `"stop_token_ids":[`+fill(b.size, func(int) string { return `1` })+`]`)
+	b.chat("logit_bias", `"logit_bias":{`+fill(b.size, func(i int) string { return fmt.Sprintf(`"%d":1`, i) })+`}`)
+	b.chat("white space", `"x":1`+b.repeat(" \n\t"))
+	b.messages("messages", fill(b.size, func(int) string { return `{"role":"user","content":""}` }))
+	b.messages("smallest messages", fill(b.size, func(int) string { return `{"role":""}` }))
+	b.messages("tool results", fill(b.size, func(int) string { return `{"role":"tool"}` }))
+	b.messages("assistants", fill(b.size, func(int) string { return `{"role":"assistant"}` }))
+	b.messages("thoughts", fill(b.size, func(int) string { return `{"role":"assistant","content":"</think>"}` }))
+	b.messages("developers", fill(b.size, func(int) string { return `{"role":"developer"}` }))
+	b.messages("wrong messages", fill(b.size, func(int) string { return "1" }))
+	b.messages("parts", `{"role":"user","content":[`+fill(b.size, func(int) string { return `{"type":"text","text":"a"}` })+`]}`)
+	b.messages("parts that are strings", `{"role":"user","content":[`+fill(b.size, func(int) string { return `"a"` })+`]}`)
+	b.messages("parts that are numbers", `{"role":"user","content":[`+fill(b.size, func(int) string { return `1` })+`]}`)
+	b.messages("tool calls", `{"role":"assistant","tool_calls":[`+fill(b.size, func(int) string { return `{"name":"f"}` })+`]}`)
+	b.messages("arguments in arguments", `{"role":"assistant","tool_calls":[{"name":"f","arguments":"{`+
+		fill(b.size, func(int) string { return `\"a\":1` })+`}"}]}`)
+	b.messages("not quite JSON arguments", `{"role":"assistant","tool_calls":[`+fill(b.size, func(int) string { return `{"name":"f","arguments":"[[[[[[[[["}` })+`]}`)
+	b.prompt("token ids", `[`+fill(b.size, func(int) string { return "1" })+`]`)
+	b.prompt("lists of token ids", `[`+fill(b.size, func(int) string { return "[1]" })+`]`)
+	b.prompt("texts", `[`+fill(b.size, func(int) string { return `""` })+`]`)
+	b.prompt("texts and lists", `[`+fill(b.size, func(int) string { return `"",[1]` })+`]`)
+	b.prompt("empty lists", `[`+fill(b.size, func(int) string { return `[]` })+`]`)
+	b.prompt("deep", `[`+fill(b.size, func(int) string { return deep })+`]`)
+}
 
-	// Text.
-	content("text: escapes of letters", repeat(`\u0061`))
-	content("text: escaped quotes", repeat(`\"`))
-	content("text: escaped backslashes", repeat(`\\`))
-	content("text: surrogates", repeat(`\ud83d\ude00`))
-	content("text: half surrogates", repeat(`\ud83d`))
+func (b *hostile) addTexts() {
+	b.content("text: escapes of letters", b.repeat(`\u0061`))
+	b.content("text: escaped quotes", b.repeat(`\"`))
+	b.content("text: escaped backslashes", b.repeat(`\\`))
+	b.content("text: surrogates", b.repeat(`\ud83d\ude00`))
+	b.content("text: half surrogates", b.repeat(`\ud83d`))
 	for name, s := range map[string]string{
-		"one letter": repeat("a"), "random letters": random('a', 26), "capitals": random('A', 26), "spaces": repeat(" ") + "x",
-		"spaces and lines": repeat(`\n   \t   `), "equals signs": repeat("="), "slashes": repeat("/"), "dashes": repeat("-"), "words of slashes": repeat("//////////// a"), "emoji": repeat("👩‍👩‍👧🏽"), "han": random(0x4e00, 0x5000),
-		"rare han": random(0x20000, 0xa000), "marks": "a" + random(0x300, 0x50), "marks not in order": "a" + repeat("\u0301\u0323"),
-		"jamo": repeat("\u1112\u1161\u11ab"), "hangul": random(0xac00, 11172), "angle brackets": repeat("<|im_<"), "smaller signs": repeat("<"),
-		"almost tokens": repeat("</think"), "added tokens": repeat("<think>"), "digits": repeat("0123456789"), "apostrophes": repeat("'"),
-		"punctuation": random('#', 14), "ascii": strings.NewReplacer(`"`, "x", `\`, "y").Replace(random(' ', 95)),
-		"cyrillic": random(0x400, 0x100), "composed": random(0xc0, 0x180), "decomposed": repeat("e\u0301"), "compatibility": random(0xf900, 0x100),
-		"devanagari": random(0x900, 0x80), "private": random(0xe000, 0x1900), "mathematical": random(0x1d400, 0x3ff),
+		"one letter": b.repeat("a"), "random letters": b.draw('a', 26), "capitals": b.draw('A', 26), "spaces": b.repeat(" ") + "x",
+		"spaces and lines": b.repeat(`\n   \t   `), "equals signs": b.repeat("="), "slashes": b.repeat("/"), "dashes": b.repeat("-"), "words of slashes": b.repeat("//////////// a"), "emoji": b.repeat("👩‍👩‍👧🏽"), "han": b.draw(0x4e00, 0x5000),
+		"rare han": b.draw(0x20000, 0xa000), "marks": "a" + b.draw(0x300, 0x50), "marks not in order": "a" + b.repeat("\u0301\u0323"),
+		"jamo": b.repeat("\u1112\u1161\u11ab"), "hangul": b.draw(0xac00, 11172), "angle brackets": b.repeat("<|im_<"), "smaller signs": b.repeat("<"),
+		"almost tokens": b.repeat("</think"), "added tokens": b.repeat("<think>"), "digits": b.repeat("0123456789"), "apostrophes": b.repeat("'"),
+		"punctuation": b.draw('#', 14), "ascii": strings.NewReplacer(`"`, "x", `\`, "y").Replace(b.draw(' ', 95)),
+		"cyrillic": b.draw(0x400, 0x100), "composed": b.draw(0xc0, 0x180), "decomposed": b.repeat("e\u0301"), "compatibility": b.draw(0xf900, 0x100),
+		"devanagari": b.draw(0x900, 0x80), "private": b.draw(0xe000, 0x1900), "mathematical": b.draw(0x1d400, 0x3ff),
 	} {
-		content("text: "+name, s)
+		b.content("text: "+name, s)
 	}
-	return bodies
 }
 
 // reader is a gateway that reads bodies and sends none: its model has a server that
