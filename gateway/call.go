@@ -64,6 +64,7 @@ type call struct {
 	charged    bool              // usage goes to the caller's account
 	flight     *ledger.Flight    // that it is under way; nil: it is not, or is counted
 	counted    bool              // the ledger has it
+	held       holding           // of the budget of bodies
 	settled    bool              // its place and what the limits reserved are given back
 	usage      openai.Usage
 	estimated  bool
@@ -79,7 +80,8 @@ type handler func(*call) error
 // answer runs a handler and turns its error into a response: the one place that
 // recovers, logs and counts.
 func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, route string, h handler) {
-	c := &call{w: w, r: r, set: g.settings.Load(), route: route, began: time.Now(), status: http.StatusOK}
+	c := &call{w: w, r: r, set: g.settings.Load(), route: route, began: time.Now(), status: http.StatusOK, held: holding{budget: &g.bodies}}
+	defer c.held.release()
 	c.id = newID(c.began)
 	c.header("X-Request-Id", c.id)
 	g.trace(c)

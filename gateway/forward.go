@@ -189,6 +189,7 @@ func (g *Gateway) give(c *call, answer []byte) error {
 	c.out.answered = true
 	g.countFirst(c)
 	g.settle(c, c.permit)
+	c.dropBody()
 	if c.wish.Stream {
 		events, err := c.view().Stream(nil, c.kind, answer, c.out.begun)
 		if err == nil && c.out.write(events) != nil {
@@ -322,7 +323,7 @@ func (o *reply) begin() {
 	o.answered, c.charged = true, true
 	c.usage.Input = c.prompt // until the server says more
 	c.firstToken = time.Now()
-	c.body = nil // no other backend will be sent it: a long stream need not hold it
+	c.dropBody() // no other backend will be sent it: a long stream need not hold it
 }
 
 // send writes the head of a good answer.

@@ -39,7 +39,8 @@ type KeepAlive struct {
 
 // Config is what the face itself is told; it may change while requests run.
 type Config struct {
-	MaxBody        Size          `yaml:"max_body"`      // of a request; a longer one is a 413
+	MaxBody        Size          `yaml:"max_body"` // of a request; a longer one is a 413
+	BodyBudget     BodyBudget    `yaml:"body_budget"`
 	BodyTimeout    time.Duration `yaml:"body_timeout"`  // for a caller to send its body
 	WriteTimeout   time.Duration `yaml:"write_timeout"` // for a caller to take what is sent
 	KeepAlive      KeepAlive     `yaml:"keepalive"`
@@ -51,7 +52,7 @@ type Config struct {
 // Default is a face that works without being told anything.
 func Default() Config {
 	return Config{
-		MaxBody: 8 << 20, BodyTimeout: time.Minute, WriteTimeout: time.Minute, MaxN: 8,
+		MaxBody: 8 << 20, BodyBudget: BodyBudget{Total: 256 << 20, PerCaller: 64 << 20}, BodyTimeout: time.Minute, WriteTimeout: time.Minute, MaxN: 8,
 		KeepAlive: KeepAlive{After: 10 * time.Second, Every: 10 * time.Second, Form: "chunk"},
 	}
 }
@@ -65,6 +66,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	fault(c.MaxBody >= 1<<10 && c.MaxBody <= 1<<30, "max_body: must be from 1KiB to 1GiB, such as 8MiB")
+	c.BodyBudget.validate(c.MaxBody, fault)
 	fault(c.BodyTimeout >= time.Millisecond, "body_timeout: must be at least 1ms, such as 60s")
 	fault(c.WriteTimeout >= time.Millisecond, "write_timeout: must be at least 1ms, such as 60s")
 	fault(c.KeepAlive.After >= time.Millisecond, "keepalive.after: must be at least 1ms, such as 10s")
@@ -104,6 +106,7 @@ type Gateway struct {
 	buffers  sync.Pool // of *[]byte: what streams are about to write
 	scans    openai.Buffers
 	unread   unread
+	bodies   budget
 	began    time.Time
 }
 
@@ -131,6 +134,7 @@ func (g *Gateway) Reload(c Config, accounts *account.Directory) {
 			set.proxies = append(set.proxies, prefix)
 		}
 	}
+	g.bodies.configure(c.BodyBudget)
 	g.settings.Store(set)
 	g.metrics.keepRules(g.Admission.Rules())
 	g.metrics.users.keep(c.PerUser)

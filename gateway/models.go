@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"tidegate/gateway/backend"
@@ -140,10 +141,61 @@ func (g *Gateway) tokenize(c *call) error {
 			return err
 		}
 	}
-	ids := g.Tokenizer.Append(make([]uint32, 0, len(prompt)/3+8), prompt)
-	answer := map[string]any{"count": len(ids), "tokens": ids, "token_strs": nil}
-	if length > 0 {
-		answer["max_model_len"] = length
+	if err := c.hold(len(raw) + len(prompt) + idBytes*(len(prompt)/3+8)); err != nil {
+		return err
 	}
-	return c.reply(answer)
+	ids := g.Tokenizer.Append(make([]uint32, 0, len(prompt)/3+8), prompt)
+	if err := c.hold(idBytes * cap(ids)); err != nil { // the text is forgotten
+		return err
+	}
+	return c.replyTokens(ids, length)
+}
+
+const (
+	idBytes     = 4        // of a token's id in memory
+	answerChunk = 32 << 10 // bytes of an answer that are made at a time
+)
+
+// replyTokens sends what /tokenize found, piece by piece: the text of a million ids is
+// never in memory as a whole. context is that of the model; 0: none was named.
+func (c *call) replyTokens(ids []uint32, context int) error {
+	out := make([]byte, 0, min(answerChunk, 128+8*len(ids))+16)
+	out = strconv.AppendInt(append(out, `{"count":`...), int64(len(ids)), 10)
+	if context > 0 {
+		out = strconv.AppendInt(append(out, `,"max_model_len":`...), int64(context), 10)
+	}
+	out = append(out, `,"token_strs":null,"tokens":[`...)
+	length := len(out) + len("]}") + max(len(ids)-1, 0)
+	for _, id := range ids {
+		length += digits(id)
+	}
+	h := c.w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(length))
+	c.send()
+	for i, id := range ids {
+		if len(out) >= answerChunk {
+			if _, err := c.w.Write(out); err != nil {
+				return backend.ErrLeft
+			}
+			out = out[:0]
+		}
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = strconv.AppendUint(out, uint64(id), 10)
+	}
+	if _, err := c.w.Write(append(out, "]}"...)); err != nil {
+		return backend.ErrLeft
+	}
+	return nil
+}
+
+// digits counts the decimal digits of a number.
+func digits(n uint32) int {
+	count := 1
+	for ; n >= 10; n /= 10 {
+		count++
+	}
+	return count
 }

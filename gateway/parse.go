@@ -15,7 +15,7 @@ import (
 	"tidegate/gateway/qwen"
 )
 
-// readBody reads the caller's body, once, into a buffer of its size.
+// readBody reads the caller's body, once, into a buffer that grows as it comes.
 func (c *call) readBody() ([]byte, error) {
 	if !isJSON(c.r.Header.Get("Content-Type")) {
 		return nil, refuse(codeInvalidRequest, "", "the body must be JSON: send the header Content-Type: application/json")
@@ -29,11 +29,14 @@ func (c *call) readBody() ([]byte, error) {
 		return nil, fmt.Errorf("set read deadline: %w", err)
 	}
 	defer func(began time.Time) { c.reading = time.Since(began) }(time.Now())
-	body := make([]byte, 0, max(c.r.ContentLength, 0)+512)
+	var body []byte
 	in := http.MaxBytesReader(c.w, c.r.Body, limit)
 	for {
 		if len(body) == cap(body) {
-			body = append(body, 0)[:len(body)]
+			var err error
+			if body, err = c.grow(body); err != nil {
+				return nil, err
+			}
 		}
 		n, err := in.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
@@ -115,7 +118,7 @@ func (g *Gateway) parse(c *call) error {
 	} else {
 		body.Delete("stream_options")
 	}
-	return nil
+	return c.hold(min(body.Compact(), len(raw))) // who waits for a place holds no more
 }
 
 // countPrompt counts the tokens of the prompt exactly, and returns those of the

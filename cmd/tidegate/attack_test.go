@@ -15,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"tidegate/gateway/gatewaytest"
 )
 
 // The attacks show what callers can make a gateway hold. Each logs memory and
@@ -201,4 +203,128 @@ func TestUnreadAnswersHoldNoPlace(t *testing.T) {
 		t.Errorf("unread answers hold every place: %d", resp.StatusCode)
 	}
 	f.idle(t) // while nobody has read them
+}
+
+// mebi is a MiB.
+const mebi = 1 << 20
+
+// upload sends the head and n bytes of a larger body, and reports whether the gateway
+// took them all.
+func upload(url, path, start string, n int) (c net.Conn, whole bool, err error) {
+	if c, err = net.Dial("tcp", strings.TrimPrefix(url, "http://")); err != nil {
+		return nil, false, err
+	}
+	text := head("POST", path, "Content-Type: application/json", "Authorization: Bearer "+adaKey, fmt.Sprint("Content-Length: ", 8*mebi)) + start
+	if _, err = io.WriteString(c, text); err == nil {
+		_, err = io.Copy(c, io.LimitReader(repeated('x'), int64(n-len(start))))
+	}
+	return c, err == nil, nil // a refused body is not read to its end
+}
+
+// repeated is an endless text of one letter.
+type repeated byte
+
+func (r repeated) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(r)
+	}
+	return len(p), nil
+}
+
+// TestUnfinishedBodies sends many large bodies but their last byte.
+func TestUnfinishedBodies(t *testing.T) {
+	f := attacked(t, startServers(t, nil), plan{})
+	before := f.holds(t)
+	var (
+		mu    sync.Mutex
+		conns []net.Conn
+		taken int
+		all   sync.WaitGroup
+	)
+	bodies := length(40, 100)
+	for range bodies {
+		all.Go(func() {
+			c, whole, err := upload(f.front.url, "/v1/chat/completions", `{"model":"`, 8*mebi-1)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			conns = append(conns, c)
+			if whole {
+				taken++
+			}
+		})
+	}
+	all.Wait()
+	under := f.holds(t)
+	for _, c := range conns {
+		c.Close()
+	}
+	t.Logf("%d unfinished bodies of 8 MiB: %v before, %v under attack", bodies, before, under)
+	if most := int64(240 * mebi); under.memory-before.memory > most {
+		t.Errorf("they take %d MiB, expected %d at most", (under.memory-before.memory)/mebi, most/mebi)
+	}
+}
+
+// TestWaitingBodies lets bodies of mostly white space wait for a place.
+func TestWaitingBodies(t *testing.T) {
+	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT = patience })
+	f := attacked(t, s, plan{each: ", max_in_flight: 1", more: "queue: {max_wait: 60s}\n"})
+	before := f.holds(t)
+	bodies := length(40, 200)
+	start := strings.TrimSuffix(chat(smallModel, 8, ""), "}")
+	for i := range bodies {
+		c, err := net.Dial("tcp", strings.TrimPrefix(f.front.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		blanks := io.LimitReader(repeated(' '), int64(8*mebi-len(start)-1))
+		text := head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+adaKey, fmt.Sprint("Content-Length: ", 8*mebi)) + start
+		if _, err := io.Copy(c, io.MultiReader(strings.NewReader(text), blanks, strings.NewReader("}"))); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the request to wait", func() bool {
+			return strings.Contains(f.status(t), fmt.Sprintf(`"standard": %d`, i)) // the first has the place
+		})
+	}
+	under := f.holds(t)
+	t.Logf("%d bodies of 8 MiB wait: %v before, %v under attack", bodies, before, under)
+	if most := int64(160 * mebi); under.memory-before.memory > most {
+		t.Errorf("they take %d MiB, expected %d at most", (under.memory-before.memory)/mebi, most/mebi)
+	}
+}
+
+// TestUnreadTokens asks for the tokens of large texts and reads none of the answers.
+func TestUnreadTokens(t *testing.T) {
+	f := attacked(t, startServers(t, nil), plan{})
+	before := f.holds(t)
+	asked := length(8, 20)
+	text := `{"prompt":"` + strings.Repeat("x 1", (8*mebi-16)/3) + `"}`
+	var (
+		all    sync.WaitGroup
+		served atomic.Int64
+	)
+	for range asked {
+		c, err := net.Dial("tcp", strings.TrimPrefix(f.front.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		all.Go(func() {
+			_, _ = io.WriteString(c, head("POST", "/tokenize", "Content-Type: application/json", "Authorization: Bearer "+adaKey, fmt.Sprint("Content-Length: ", len(text)))+text) // may be refused midway
+			status := make([]byte, len("HTTP/1.1 200"))
+			if _, err := io.ReadFull(c, status); err == nil && bytes.HasSuffix(status, []byte("200")) {
+				served.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	under := f.holds(t)
+	t.Logf("%d unread answers of /tokenize, %d of them good: %v before, %v under attack", asked, served.Load(), before, under)
+	if most := int64(320 * mebi); under.memory-before.memory > most {
+		t.Errorf("they take %d MiB, expected %d at most", (under.memory-before.memory)/mebi, most/mebi)
+	}
 }

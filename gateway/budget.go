@@ -1,0 +1,115 @@
+package gateway
+
+import (
+	"fmt"
+	"sync"
+)
+
+// BodyBudget bounds the bytes that requests hold: their bodies while they are read,
+// wait for a place and are answered, and what /tokenize makes of them.
+type BodyBudget struct {
+	Total     Size `yaml:"total"`      // of all callers together
+	PerCaller Size `yaml:"per_caller"` // of one user, or in open mode of one address
+}
+
+// validate says what is wrong with the budget beside the largest body.
+func (b *BodyBudget) validate(maxBody Size, fault func(ok bool, format string, args ...any)) {
+	fault(b.PerCaller >= maxBody, "body_budget.per_caller: must be at least max_body, which is %v, or no request of that size could be served", maxBody)
+	fault(b.Total >= b.PerCaller, "body_budget.total: must be at least per_caller, which is %v", b.PerCaller)
+}
+
+// budget is a BodyBudget and what is held of it. It is safe for concurrent use.
+type budget struct {
+	mu       sync.Mutex
+	limits   BodyBudget
+	used     int64            // bytes
+	byCaller map[string]int64 // bytes, of callers who hold any
+}
+
+// configure sets the limits. What is held stays held.
+func (b *budget) configure(limits BodyBudget) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limits = limits
+}
+
+// take changes what a caller holds by so many bytes. More is refused where it is not
+// there; less never is.
+func (b *budget) take(caller string, bytes int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	held := b.byCaller[caller] + bytes
+	if bytes > 0 && held > int64(b.limits.PerCaller) {
+		return refuse(codeOverloaded, "", fmt.Sprintf("your requests under way hold %v of text, and one caller may hold %v (server.body_budget): wait for some to be answered, then try again",
+			Size(held-bytes), b.limits.PerCaller)).after(retryOverloaded)
+	}
+	if bytes > 0 && b.used+bytes > int64(b.limits.Total) {
+		return refuse(codeOverloaded, "", fmt.Sprintf("the requests of all callers hold %v of text, and the gateway takes %v at a time (server.body_budget): try again in %v",
+			Size(b.used), b.limits.Total, retryOverloaded)).after(retryOverloaded)
+	}
+	b.used += bytes
+	if b.byCaller == nil {
+		b.byCaller = map[string]int64{}
+	}
+	if b.byCaller[caller] = held; held <= 0 {
+		delete(b.byCaller, caller)
+	}
+	return nil
+}
+
+// holding is what one request holds of a budget. One goroutine may use it. The zero
+// value holds nothing.
+type holding struct {
+	budget *budget // nil: nothing was ever held
+	caller string
+	bytes  int64
+}
+
+// resize makes the request hold so many bytes in all. To hold fewer never fails.
+func (h *holding) resize(bytes int64) error {
+	if h.budget == nil || bytes == h.bytes {
+		return nil
+	}
+	if err := h.budget.take(h.caller, bytes-h.bytes); err != nil {
+		return err
+	}
+	h.bytes = bytes
+	return nil
+}
+
+// release gives all back. A second call does nothing.
+func (h *holding) release() { _ = h.resize(0) } // which never fails
+
+// hold makes the request hold so many bytes in all, or refuses it. The caller must be
+// known.
+func (c *call) hold(bytes int) error {
+	c.held.caller = c.who.User
+	return c.held.resize(int64(bytes))
+}
+
+// dropBody forgets the body once no backend will be sent it.
+func (c *call) dropBody() {
+	c.body = nil
+	c.held.release()
+}
+
+// Bounds in bytes of the buffers of bodies.
+const (
+	firstBuffer = 32 << 10 // whatever length a caller announces
+	pastEnd     = 512      // room in which the end is read
+)
+
+// grow makes room for more of a body: as much as has come already, so that an
+// announced length alone costs nothing, and never more than was announced or is
+// allowed. The budget of bodies has the room before it is made.
+func (c *call) grow(body []byte) ([]byte, error) {
+	most := int(c.set.MaxBody)
+	if c.r.ContentLength >= 0 {
+		most = int(c.r.ContentLength)
+	}
+	size := min(max(4*len(body), firstBuffer), most)
+	if err := c.hold(size); err != nil {
+		return nil, err
+	}
+	return append(make([]byte, 0, max(size, len(body))+pastEnd), body...), nil
+}

@@ -1,0 +1,76 @@
+package openai
+
+// Bounds in bytes of what Compact leaves alone: to look through every small body would
+// cost more than it saves.
+const (
+	smallBody  = 32 << 10
+	looseBytes = 4 << 10
+)
+
+// Compact makes the request hold no more bytes than it needs: one buffer with the
+// members as they are now, without white space between tokens and without what was
+// deleted. It returns how many bytes that are. A small body and one that wastes little
+// are not copied.
+func (q *Request) Compact() int {
+	if cap(q.body) <= smallBody {
+		return cap(q.body)
+	}
+	size := 2
+	for _, f := range q.fields {
+		size += len(f.key) + 4 + tight(f.value)
+	}
+	if cap(q.body)-size <= looseBytes {
+		return cap(q.body)
+	}
+	out := append(make([]byte, 0, size), '{')
+	for i := range q.fields {
+		f := &q.fields[i]
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(out, '"')
+		key := len(out)
+		out = append(out, f.key...)
+		value := len(out) + 2
+		out = appendTight(append(out, '"', ':'), f.value)
+		f.key, f.value = out[key:value-2:value-2], out[value:len(out):len(out)]
+	}
+	q.body, q.edited = append(out, '}'), false
+	return cap(q.body)
+}
+
+// tight is the length of a JSON text without white space between tokens.
+func tight(raw []byte) (n int) {
+	quoted := false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case quoted && c == '\\' && i+1 < len(raw):
+			i++
+			n += 2
+			continue
+		case c == '"':
+			quoted = !quoted
+		case !quoted && isSpace(c):
+			continue
+		}
+		n++
+	}
+	return n
+}
+
+// appendTight appends a JSON text without white space between tokens.
+func appendTight(out, raw []byte) []byte {
+	quoted, from := false, 0
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && isSpace(c):
+			out = append(out, raw[from:i]...)
+			from = i + 1
+		}
+	}
+	return append(out, raw[from:]...)
+}
