@@ -23,9 +23,56 @@ type metrics struct {
 	users                                              *userTokens
 	page                                               []vector // all of them, but for users
 
-	mu     sync.RWMutex               // held for reading while series are written to, so that none comes back
-	models map[string]map[string]bool // of the configuration, each with its backends
-	rules  map[string]bool            // with whether it is a quota
+	mu     sync.RWMutex            // held for reading while series are written to, so that none comes back
+	models map[string]*modelSeries // of the configuration
+	others func() *modelSeries     // those of the model other, made when they are first asked for
+	rules  map[string]bool         // with whether it is a quota
+}
+
+// modelSeries are those of one model that nearly every request writes to. They are found
+// once, since looking one up by its labels costs as much as counting in it. They are used
+// while the lock of metrics is held, and end with their model.
+type modelSeries struct {
+	model                       string
+	duration                    prometheus.Observer // at L0
+	ttft, itl, queued, overhead prometheus.Observer
+	tokens                      [4]prometheus.Counter // by direction
+	tokensOfOne                 [4]prometheus.Observer
+	backends                    map[string]bool
+	attempts                    map[attempt]prometheus.Counter
+}
+
+// attempt is what a sending to a backend came to.
+type attempt struct{ backend, outcome string }
+
+// newSeries makes the series of a model, but for those of its backends.
+func (m *metrics) newSeries(model string) *modelSeries {
+	s := &modelSeries{
+		model: model, duration: m.duration.WithLabelValues(model, degrade.Full.String()), ttft: m.ttft.WithLabelValues(model), itl: m.itl.WithLabelValues(model),
+		queued: m.queued.WithLabelValues(model), overhead: m.overhead.WithLabelValues(model),
+		backends: map[string]bool{}, attempts: map[attempt]prometheus.Counter{},
+	}
+	for i, direction := range directions() {
+		s.tokens[i], s.tokensOfOne[i] = m.tokens.WithLabelValues(model, direction), m.tokensOfOne.WithLabelValues(model, direction)
+	}
+	return s
+}
+
+// addBackend makes the series of a backend of the model.
+func (s *modelSeries) addBackend(backendName string, attempts *prometheus.CounterVec) {
+	s.backends[backendName] = true
+	for _, outcome := range backend.Outcomes() {
+		s.attempts[attempt{backendName, outcome}] = attempts.WithLabelValues(s.model, backendName, outcome)
+	}
+}
+
+// seriesOf is the series of a model: its own while it is one of the configuration, else
+// those of other. The lock is held.
+func (m *metrics) seriesOf(name string) *modelSeries {
+	if s := m.models[name]; s != nil {
+		return s
+	}
+	return m.others()
 }
 
 // other stands for everything that is not of the configuration.
@@ -66,7 +113,7 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 		return v
 	}
 	m := &metrics{
-		models: map[string]map[string]bool{}, rules: map[string]bool{}, users: newUserTokens(),
+		models: map[string]*modelSeries{}, rules: map[string]bool{}, users: newUserTokens(),
 		requests: counter("tidegate_requests_total", "Finished requests.", "model", "served", "route", "status", "level", "stream"),
 		rejected: counter("tidegate_rejected_total", "Requests refused by the gateway itself, by the code they were given.", "model", "reason", "rule"),
 		duration: histogram("tidegate_request_duration_seconds", "From the request's head to the end of its answer; of requests that a backend was asked to answer.", seconds(), "model", "level"),
@@ -83,6 +130,7 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 	}
 	reg.MustRegister(m.users, newFleetCollector(fleet))
 	m.page = page
+	m.others = sync.OnceValue(func() *modelSeries { return m.newSeries(other) })
 	return m
 }
 
@@ -122,21 +170,26 @@ func (m *metrics) finished(c *call, took time.Duration) {
 	}
 	m.requests.WithLabelValues(model, served, c.route, strconv.Itoa(c.status), level, strconv.FormatBool(c.wish.Stream)).Inc()
 	if c.backend != "" {
-		observe(m.duration.WithLabelValues(model, level), took, c.traceID)
-		observe(m.overhead.WithLabelValues(model), max(c.overhead, 0), c.traceID)
+		s := m.seriesOf(model)
+		duration := s.duration
+		if c.level > degrade.Full {
+			duration = m.duration.WithLabelValues(model, level)
+		}
+		observe(duration, took, c.traceID)
+		observe(s.overhead, max(c.overhead, 0), c.traceID)
 	}
 	if c.permit != nil {
 		if c.served != cannedModel { // which needs no place
-			observe(m.queued.WithLabelValues(model), c.permit.Waited, c.traceID)
+			observe(m.seriesOf(model).queued, c.permit.Waited, c.traceID)
 		}
 		if c.level > degrade.Full {
 			m.degraded.WithLabelValues(model, level, c.reason).Inc()
 		}
 	}
 	if !c.firstToken.IsZero() {
-		observe(m.ttft.WithLabelValues(model), c.firstToken.Sub(c.began), c.traceID)
+		observe(m.seriesOf(model).ttft, c.firstToken.Sub(c.began), c.traceID)
 		if n, flow := c.usage.Output/max(c.answers, 1)-1, c.flow(); n > 0 && flow > 0 {
-			m.itl.WithLabelValues(model).Observe(flow.Seconds() / float64(n))
+			m.seriesOf(model).itl.Observe(flow.Seconds() / float64(n))
 		}
 	}
 }
@@ -155,10 +208,14 @@ func (m *metrics) refused(c *call, why *refusal) {
 func (m *metrics) attempted(model, backendName string, err error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	if !m.models[model][backendName] {
+	outcome := backend.Outcome(err)
+	if s := m.models[model]; s == nil || !s.backends[backendName] {
 		model, backendName = m.model(model), other
+	} else if counted := s.attempts[attempt{backendName, outcome}]; counted != nil {
+		counted.Inc()
+		return
 	}
-	m.attempts.WithLabelValues(model, backendName, backend.Outcome(err)).Inc()
+	m.attempts.WithLabelValues(model, backendName, outcome).Inc()
 }
 
 // used counts the tokens of a request that is charged for.
@@ -170,10 +227,10 @@ func (m *metrics) used(c *call) {
 	m.users.add(c.who.User, u, time.Now())
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	model := m.model(c.served)
+	s := m.seriesOf(c.served)
 	for i, n := range u {
-		m.tokens.WithLabelValues(model, directions()[i]).Add(float64(n))
-		m.tokensOfOne.WithLabelValues(model, directions()[i]).Observe(float64(n))
+		s.tokens[i].Add(float64(n))
+		s.tokensOfOne[i].Observe(float64(n))
 	}
 }
 
@@ -197,19 +254,21 @@ func (m *metrics) follow(models []*backend.Model) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	were := m.models
-	m.models = map[string]map[string]bool{}
+	m.models = map[string]*modelSeries{}
 	for _, of := range models {
-		m.models[of.Name] = map[string]bool{}
+		s := m.newSeries(of.Name)
 		for _, b := range of.Backends {
-			m.models[of.Name][b.Name] = true
+			s.addBackend(b.Name, m.attempts)
 		}
+		m.models[of.Name] = s
 	}
-	for name, backends := range were {
+	for name, was := range were {
 		if m.models[name] == nil {
 			m.forget(name)
+			continue
 		}
-		for b := range backends {
-			if !m.models[name][b] {
+		for b := range was.backends {
+			if !m.models[name].backends[b] {
 				m.attempts.DeletePartialMatch(prometheus.Labels{"model": name, "backend": b})
 			}
 		}
@@ -227,8 +286,8 @@ func (m *metrics) forget(model string) {
 	m.requests.DeletePartialMatch(prometheus.Labels{"served": model})
 }
 
-// begin makes the series that panels and rules need from the first scrape on, so that
-// the first event is already an increase. The lock is held.
+// begin makes what panels and rules need from the first scrape on beside the series of
+// each model, so that the first event is already an increase. The lock is held.
 func (m *metrics) begin() {
 	for _, reason := range []code{
 		codeAccessDenied, codeInvalidAPIKey, codeInvalidRequest, codeModelNotAllowed, codeModelNotFound, codeRequestTooLarge, codeStore, codeUnknownURL,
@@ -236,17 +295,9 @@ func (m *metrics) begin() {
 		m.rejected.WithLabelValues(other, string(reason), "")
 	}
 	m.beginRules(other) // who hammers is refused before the model is known
-	for model, backends := range m.models {
+	for model := range m.models {
 		for _, stream := range []string{"true", "false"} {
 			m.requests.WithLabelValues(model, model, "/v1/chat/completions", "200", degrade.Full.String(), stream)
-		}
-		m.duration.WithLabelValues(model, degrade.Full.String())
-		for _, h := range []*prometheus.HistogramVec{m.ttft, m.itl, m.queued, m.overhead} {
-			h.WithLabelValues(model)
-		}
-		for _, direction := range directions() {
-			m.tokens.WithLabelValues(model, direction)
-			m.tokensOfOne.WithLabelValues(model, direction)
 		}
 		for _, reason := range []code{codeContextLength, codeInvalidRequest, codeNoBackend, codeOverloaded, codeStore} {
 			m.rejected.WithLabelValues(model, string(reason), "")
@@ -255,11 +306,6 @@ func (m *metrics) begin() {
 		for level := degrade.StreamingOff; level <= degrade.Canned; level++ {
 			for _, reason := range admission.Reasons() {
 				m.degraded.WithLabelValues(model, level.String(), reason)
-			}
-		}
-		for b := range backends {
-			for _, outcome := range backend.Outcomes() {
-				m.attempts.WithLabelValues(model, b, outcome)
 			}
 		}
 	}

@@ -68,8 +68,9 @@ func (t *userTokens) add(user string, used [4]int, now time.Time) {
 		return
 	}
 	into := &t.others
-	if _, err := netip.ParseAddr(user); err != nil && user != "" && user != other { // that name is taken, and who has no key is an address
-		if _, known := t.recent[user]; !known && len(t.recent) >= (1+candidates)*t.most {
+	_, known := t.recent[user]
+	if known || named(user) {
+		if !known && len(t.recent) >= (1+candidates)*t.most {
 			t.halve()
 		}
 		t.fade(now)
@@ -81,6 +82,13 @@ func (t *userTokens) add(user string, used [4]int, now time.Time) {
 	for i, n := range used {
 		into[i] += int64(max(n, 0))
 	}
+}
+
+// named reports whether a user may have a series: the name other is taken, and who has
+// no key is an address.
+func named(user string) bool {
+	_, err := netip.ParseAddr(user)
+	return err != nil && user != "" && user != other
 }
 
 // fade lets what was used count for less, once a minute. The lock is held.
