@@ -210,7 +210,11 @@ func readAll(answer *backend.Answer) ([]byte, error) {
 	if answer.Length() > maxAnswer {
 		return nil, fmt.Errorf("an answer of %d bytes is too long", answer.Length())
 	}
-	body := make([]byte, 0, max(answer.Length()+1, 4<<10))
+	room := int64(4 << 10) // where the server did not say
+	if answer.Length() >= 0 {
+		room = answer.Length() + 1 // so that the end is seen without growing
+	}
+	body := make([]byte, 0, room)
 	for {
 		if len(body) == cap(body) {
 			body = append(body, 0)[:len(body)]

@@ -90,6 +90,7 @@ type held struct {
 	record *shard
 	room   [24]uint8
 	cells  []uint8 // by dimension, the shard
+	paid   Dim     // of after, whose copies would be garbage
 }
 
 func (m *Memory) shardOf(key string) uint8 {
@@ -157,13 +158,16 @@ func (c *counted) idle(now int64) bool { return now >= max(c.forget, c.idleAt())
 func (h *held) states(dims []Dim, now int64) []State {
 	out := make([]State, len(dims))
 	for i := range dims {
-		if c := h.cell(i, &dims[i]); c != nil {
-			out[i] = c.check(&dims[i], now)
-		} else {
-			out[i] = untouched(&dims[i], now)
-		}
+		out[i] = h.state(i, &dims[i], now)
 	}
 	return out
+}
+
+func (h *held) state(i int, d *Dim, now int64) State {
+	if c := h.cell(i, d); c != nil {
+		return c.check(d, now)
+	}
+	return untouched(d, now)
 }
 
 // untouched is what a dimension finds whose counter is not there.
@@ -193,8 +197,7 @@ func (m *Memory) Reserve(_ context.Context, r Reservation) (Decision, error) {
 		return Decide(r.Dims, states), nil
 	}
 	if known := h.record.records[r.ID]; known != nil && !known.forgotten(now) {
-		free := withoutCost(r.Dims)
-		return Decision{Allowed: true, Again: true, Binding: -1, States: h.states(free, now)}, nil
+		return Decision{Allowed: true, Again: true, Binding: -1, States: h.statesAfter(r.Dims, now)}, nil
 	}
 	states := h.states(r.Dims, now)
 	out := Decide(r.Dims, states)
@@ -231,17 +234,25 @@ func (h *held) charge(r Reservation, states []State, now int64) {
 		c := h.open(i, d, now)
 		rec.parts[i] = c.charge(d, r.ID, now, ends)
 		c.touch(d, now)
-		states[i] = c.after(d, now)
+		states[i] = h.after(i, d, now)
 	}
 	h.record.makeRecordRoom(now)
 	h.record.records[r.ID] = rec
 }
 
-// after is the state once a dimension is charged: the cost no longer asks.
-func (c *counted) after(d *Dim, now int64) State {
-	paid := *d
-	paid.Cost = 0
-	return c.check(&paid, now)
+// after is the state of a dimension once it is charged: the cost no longer asks.
+func (h *held) after(i int, d *Dim, now int64) State {
+	h.paid = *d
+	h.paid.Cost = 0
+	return h.state(i, &h.paid, now)
+}
+
+func (h *held) statesAfter(dims []Dim, now int64) []State {
+	out := make([]State, len(dims))
+	for i := range dims {
+		out[i] = h.after(i, &dims[i], now)
+	}
+	return out
 }
 
 func withoutCost(dims []Dim) []Dim {
@@ -274,13 +285,13 @@ func (m *Memory) Settle(_ context.Context, s Settlement) (Settled, error) {
 		h.record.makeRecordRoom(now)
 		h.record.records[s.ID] = rec
 	case rec == nil || rec.state == settled:
-		return Settled{States: h.states(withoutCost(s.Dims), now)}, nil
+		return Settled{States: h.statesAfter(s.Dims, now)}, nil
 	case len(rec.parts) != len(s.Dims):
 		return Settled{}, ErrDims
 	}
 	h.settle(rec, s.ID, s.Dims, s.Charges, now)
 	rec.state, rec.ends, rec.dims, rec.parts = settled, now+SettledLife.Milliseconds(), nil, nil
-	return Settled{Applied: true, States: h.states(withoutCost(s.Dims), now)}, nil
+	return Settled{Applied: true, States: h.statesAfter(s.Dims, now)}, nil
 }
 
 // unknownTime is before any reservation.

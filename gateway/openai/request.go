@@ -46,7 +46,7 @@ func ParseRequest(route Route, body []byte) (*Request, *Error) {
 	if !utf8.Valid(body) {
 		return nil, invalid("", "the body is not valid UTF-8")
 	}
-	q := &Request{Route: route, body: body, fields: make([]member, 0, 24)}
+	q := &Request{Route: route, body: body, fields: make([]member, 0, 12)}
 	w := members(body)
 	for w.next() {
 		seen := len(q.fields)
