@@ -7,7 +7,6 @@ import (
 	"mime"
 	"net/http"
 	"os"
-	"strconv"
 	"time"
 
 	"tidegate/admission/limit"
@@ -163,41 +162,39 @@ func chatOf(body *openai.Request, noThinking bool) qwen.Chat {
 	return chat
 }
 
-// What a body without max_tokens gets.
-const (
-	completionDefault = 16 // vLLM's for completions
-	perTool           = 16 // tokens by which versions of vLLM differ in rendering a tool
-)
+// perTool is by how many tokens versions of vLLM differ in rendering a tool.
+const perTool = 16
 
-// bound makes sure that the answer has a limit and that the prompt and the limit
-// fit the model's context.
+// bound makes sure that the answer has a limit, and that the prompt and the limit fit the
+// model's context: a limit that does not is lowered to what the prompt leaves. vLLM does
+// that from 0.32 on, and refuses such a request before. The prompt alone must leave room
+// for one token, as vLLM of all versions wants it.
 func (c *call) bound(prompt int) error {
-	context := c.model.Context()
-	c.limit = c.wish.MaxTokens
+	context, asked := c.model.Context(), c.wish.MaxTokens
+	if c.limit = asked; context == 0 && asked == 0 {
+		return nil // nothing is in rotation, so nothing will be sent
+	}
 	left := context - prompt
 	switch {
 	case context == 0:
-		if c.limit == 0 {
-			return nil // nothing is in rotation, so nothing will be sent
+	case asked > context:
+		param := "max_tokens"
+		if _, ok := c.body.Raw(param); !ok {
+			param = "max_completion_tokens"
 		}
-	case left < max(c.limit, 1):
-		return c.overflow(fmt.Sprintf(
-			"the context of %s is %d tokens; the prompt has %d and the answer may have %d: shorten the prompt or lower max_tokens",
-			c.model.Name, context, prompt, max(c.limit, 1)))
-	case c.limit > 0:
-	case c.kind == openai.Completions:
-		c.limit = min(completionDefault, left)
-	default:
-		c.limit = c.room(left)
-	}
-	if c.wish.MaxTokens == 0 {
-		c.body.Set("max_tokens", strconv.AppendInt(nil, int64(c.limit), 10))
+		return refuse(codeContextLength, param, fmt.Sprintf("the context of %s is %d tokens, and %s asks for %d: lower it, or leave it out (%s)",
+			c.model.Name, context, param, asked, codeContextLength))
+	case left < 1:
+		return c.overflow(fmt.Sprintf("the context of %s is %d tokens, and the prompt alone has %d, which leaves no room for an answer: shorten the prompt",
+			c.model.Name, context, prompt))
+	case asked == 0, asked > left:
+		c.limit = c.body.LimitTokens(c.room(left))
 	}
 	return nil
 }
 
-// room is what an answer may have of the tokens that a prompt leaves of a context,
-// where the caller has set no lower limit.
+// room is what an answer may have of the tokens that a prompt leaves of a context, where
+// the caller has set no lower limit.
 func (c *call) room(left int) int {
 	if tools, ok := c.body.Raw("tools"); ok && c.kind == openai.Chat {
 		left -= perTool * openai.Count(tools)

@@ -162,6 +162,59 @@ func TestSmaller(t *testing.T) {
 	})
 }
 
+// TestClamp: a limit that the prompt leaves no room for is lowered to what is left, also
+// for servers that refuse it, at each level; refused is what cannot be answered at all.
+func TestClamp(t *testing.T) {
+	const context, small = 600, 400
+	s := startServers(t, func(o *gatewaytest.Options) {
+		o.Version, o.MaxModelLen = "0.23.0", context // refuses
+		if o.Model == smallModel {
+			o.MaxModelLen = small
+		}
+	})
+	w := newWire(t, startGateway(t, s, laddered("")))
+	left := func(tag string, context int64) {
+		t.Helper()
+		r := s.record(t, tag)
+		if n := gjson.GetBytes(r.Body, "max_tokens").Int(); n != context-int64(r.Prompt) {
+			t.Errorf("%s: %d tokens beside a prompt of %d in a context of %d", tag, n, r.Prompt, context)
+		}
+	}
+	const prompt = 300
+	long := strings.Repeat("word ", prompt)
+	for i, limit := range []string{`"max_tokens":400`, `"max_tokens":600`, `"max_tokens":6e2`, `"max_tokens":10,"max_completion_tokens":599`, `"max_tokens":500,"min_tokens":450`} {
+		tag := fmt.Sprint("clamped ", i)
+		w.answered(t, chatOf(long, `,"user":"`+tag+`",`+limit), "L0", "none", largeModel)
+		left(tag, context)
+	}
+	w.answered(t, chatOf(long, `,"user":"fits","max_tokens":7`), "L0", "none", largeModel)
+	if n := gjson.GetBytes(s.record(t, "fits").Body, "max_tokens").Int(); n != 7 {
+		t.Errorf("max_tokens 7 became %d", n)
+	}
+	for body, param := range map[string]string{
+		chatOf("x", `,"max_tokens":601`):                                      "max_tokens",
+		chatOf("x", `,"max_completion_tokens":601`):                           "max_completion_tokens",
+		chatOf("x", `,"max_tokens":460000000000000000000`):                    "max_tokens",
+		chatOf(strings.Repeat("word ", context), ""):                          "messages",
+		chatOf(strings.Repeat("word ", context), `,"max_tokens":1`):           "messages",
+		chatOf(strings.Repeat("word ", context), `,"max_tokens":1,"n":2`):     "messages",
+		chatOf(strings.Repeat("word ", 2*context), `,"max_tokens":600`):       "messages",
+		chatOf(strings.Repeat("word ", 2*context), `,"max_tokens":100,"n":2`): "messages",
+	} {
+		w.refused(t, w.ask(t, "POST", chatPath, body), 400, "context_length_exceeded", param)
+	}
+	ids := func(n int) string { return `[` + strings.TrimSuffix(strings.Repeat("1,", n), ",") + `]` }
+	completion := func(prompt, more string) string {
+		return fmt.Sprintf(`{"model":%q,"prompt":%s%s}`, largeModel, prompt, more)
+	}
+	w.whole(t, completionPath, completion(ids(context-1), `,"max_tokens":100,"user":"one token"`))
+	left("one token", context)
+	w.refused(t, w.ask(t, "POST", completionPath, completion(ids(context), `,"max_tokens":100`)), 400, "context_length_exceeded", "prompt")
+	w.pin(t, largeModel, "L3")
+	w.answered(t, chatOf(strings.Repeat("word ", 100), `,"user":"smaller","max_tokens":550`), "L3", "pin", smallModel)
+	left("smaller", small)
+}
+
 // TestAlone: with its own servers away, a request that names no limit gets that of
 // the level, and the limits of the caller reserve as much.
 func TestAlone(t *testing.T) {

@@ -356,7 +356,7 @@ func TestWireErrors(t *testing.T) {
 		{"the server's own refusal", "POST", chatPath, chatOf("x", `,"temperature":-1`), nil, 400, "invalid_request", "temperature"},
 		{"the same, streamed", "POST", chatPath, chatOf("x", `,"temperature":-1,"stream":true`), nil, 400, "invalid_request", "temperature"},
 		{"unknown tool", "POST", chatPath, chatOf("x", `,"tool_choice":"required"`), nil, 400, "invalid_request", "tool_choice"},
-		{"prompt too long", "POST", chatPath, chatOf("x", `,"max_tokens":40960`), nil, 400, "context_length_exceeded", "messages"},
+		{"max_tokens over the context", "POST", chatPath, chatOf("x", `,"max_tokens":40961`), nil, 400, "context_length_exceeded", "max_tokens"},
 		{"body too large", "POST", chatPath, chatOf(strings.Repeat("x", 70<<10), ""), nil, 413, "request_too_large", ""},
 		{"no server", "POST", chatPath, fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"x"}]}`, goneModel), nil, 503, "no_backend", ""},
 	} {
