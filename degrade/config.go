@@ -317,16 +317,13 @@ type Effect struct {
 	Stream    bool // the answer may be streamed
 	Thinking  bool // the model may think
 	MaxTokens int  // of the answer; 0: what was asked for
-	N         int  // answers to one request; 0: what was asked for
-	Smaller   bool // the model's fallback answers
-	Canned    bool // nobody is asked
 }
 
 // Effect is what a level does to a request.
 func (c *Config) Effect(l Level) Effect {
-	e := Effect{Stream: l < StreamingOff, Thinking: l < ThinkingOff, Smaller: l >= SmallerModel, Canned: l >= Canned}
+	e := Effect{Stream: l < StreamingOff, Thinking: l < ThinkingOff}
 	if l >= StreamingOff {
-		e.MaxTokens, e.N = c.L1.MaxTokens, 1
+		e.MaxTokens = c.L1.MaxTokens
 	}
 	return e
 }

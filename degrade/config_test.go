@@ -102,10 +102,10 @@ func TestEffect(t *testing.T) {
 	c := DefaultConfig()
 	for level, want := range []Effect{
 		{Stream: true, Thinking: true},
-		{Thinking: true, MaxTokens: 2048, N: 1},
-		{MaxTokens: 2048, N: 1},
-		{MaxTokens: 2048, N: 1, Smaller: true},
-		{MaxTokens: 2048, N: 1, Smaller: true, Canned: true},
+		{Thinking: true, MaxTokens: 2048},
+		{MaxTokens: 2048},
+		{MaxTokens: 2048},
+		{MaxTokens: 2048},
 	} {
 		if got := c.Effect(Level(level)); got != want {
 			t.Errorf("%v: %+v, want %+v", Level(level), got, want)

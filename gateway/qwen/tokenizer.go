@@ -6,19 +6,6 @@ import (
 	"unsafe"
 )
 
-// The added tokens that a caller may want to know by name.
-const (
-	EndOfText       uint32 = 151643 // <|endoftext|>
-	ImStart         uint32 = 151644 // <|im_start|>
-	ImEnd           uint32 = 151645 // <|im_end|>
-	ToolCall        uint32 = 151657 // <tool_call>
-	ToolCallEnd     uint32 = 151658 // </tool_call>
-	ToolResponse    uint32 = 151665 // <tool_response>
-	ToolResponseEnd uint32 = 151666 // </tool_response>
-	Think           uint32 = 151667 // <think>
-	ThinkEnd        uint32 = 151668 // </think>
-)
-
 // Vocabulary is the rows of Qwen3's embedding, of all sizes of the model (vocab_size of
 // config.json). vLLM takes a token id below that, though only the first 151,669 are
 // tokens: it asks for less than the larger of the two numbers.

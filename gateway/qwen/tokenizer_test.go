@@ -309,10 +309,10 @@ func TestAddedTokens(t *testing.T) {
 		}
 	}
 	for id, text := range map[uint32]string{
-		EndOfText: "<|endoftext|>", ImStart: "<|im_start|>", ImEnd: "<|im_end|>",
-		ToolCall: "<tool_call>", ToolCallEnd: "</tool_call>",
-		ToolResponse: "<tool_response>", ToolResponseEnd: "</tool_response>",
-		Think: "<think>", ThinkEnd: "</think>",
+		151643: "<|endoftext|>", 151644: "<|im_start|>", 151645: "<|im_end|>",
+		151657: "<tool_call>", 151658: "</tool_call>",
+		151665: "<tool_response>", 151666: "</tool_response>",
+		151667: "<think>", 151668: "</think>",
 	} {
 		if got := string(tok.AppendToken(nil, id)); got != text {
 			t.Errorf("AppendToken(%d) = %q, want %q", id, got, text)
