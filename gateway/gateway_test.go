@@ -79,7 +79,7 @@ func TestPanics(t *testing.T) {
 		})
 	}))
 	defer server.Close()
-	resp, err := http.Get(server.URL)
+	resp, err := server.Client().Get(server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,13 +89,12 @@ func TestPanics(t *testing.T) {
 		t.Errorf("%d %s", resp.StatusCode, body)
 	}
 	begun = true
-	if resp, err = http.Get(server.URL); err == nil {
+	if resp, err = server.Client().Get(server.URL); err == nil {
 		if _, err = io.ReadAll(resp.Body); err == nil {
 			t.Error("half an answer ended as if it were whole")
 		}
 		resp.Body.Close()
 	}
-	http.DefaultClient.CloseIdleConnections()
 }
 
 func TestCallersAddress(t *testing.T) {
@@ -131,7 +130,7 @@ func TestJunkAddsNoSeries(t *testing.T) {
 		for _, q := range []struct{ path, body string }{
 			{"/v1/completions", fmt.Sprintf(`{"model":"junk-%d","prompt":"x"}`, i)}, {fmt.Sprintf("/junk/%d", i), "{}"},
 		} {
-			resp, err := http.Post(server.URL+q.path, "application/json", strings.NewReader(q.body))
+			resp, err := server.Client().Post(server.URL+q.path, "application/json", strings.NewReader(q.body))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -160,7 +159,6 @@ func TestJunkAddsNoSeries(t *testing.T) {
 	if after := series(); after != before {
 		t.Errorf("%d series became %d", before, after)
 	}
-	http.DefaultClient.CloseIdleConnections()
 }
 
 func TestValidate(t *testing.T) {
@@ -212,9 +210,8 @@ func TestUsageQuery(t *testing.T) {
 	g, _ := bare(t, nil)
 	server := httptest.NewServer(g.Handler())
 	defer server.Close()
-	defer http.DefaultClient.CloseIdleConnections()
 	for _, query := range []string{"?group_by=user", "?from=yesterday", "?from=2026-02-01&to=2026-01-01", "?to=2026-01-01T00:00"} {
-		resp, err := http.Get(server.URL + "/v1/usage" + query)
+		resp, err := server.Client().Get(server.URL + "/v1/usage" + query)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -229,14 +226,13 @@ func TestTokenize(t *testing.T) {
 	g, _ := bare(t, nil)
 	server := httptest.NewServer(g.Handler())
 	defer server.Close()
-	defer http.DefaultClient.CloseIdleConnections()
 	for body, want := range map[string]string{
 		`{"prompt":"Hello"}`: `"count":1`, `{"messages":[{"role":"user","content":"Hello"}]}`: `"count":9`,
 		`{"messages":[{"role":"user","content":"Hello"}],"enable_thinking":false}`: `"count":13`,
 		`{"model":"m","prompt":""}`: `"count":0`, `{"model":"other","prompt":"x"}`: `model_not_found`, `{}`: `invalid_request`,
 		`{"messages":[{"role":"developer","content":"Be brief"},{"role":"user","content":"Hi"}]}`: `"count":16`,
 	} {
-		resp, err := http.Post(server.URL+"/tokenize", "application/json", strings.NewReader(body))
+		resp, err := server.Client().Post(server.URL+"/tokenize", "application/json", strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -64,9 +63,8 @@ func childAgent(mode string) {
 
 // parent runs a monitor with an agent of its own until it is killed.
 func parent() {
-	os.Setenv("TIDEGATE_TEST_AGENT", "good")
 	m := newMonitor()
-	m.Replace([]Config{{Name: "here", Local: true, Command: os.Args[:1], Every: 100 * time.Millisecond}})
+	m.Replace([]Config{{Name: "here", Local: true, Command: []string{"env", "TIDEGATE_TEST_AGENT=good", os.Args[0]}, Every: 100 * time.Millisecond}})
 	v := m.Watch("here/0")
 	go m.Run(context.Background())
 	for v.Load() == nil {
@@ -154,6 +152,8 @@ func localMonitor(t *testing.T, mode string, command ...string) (*Monitor, *View
 // TestChild: the agent is started, started again when it dies, told to end at the
 // end, and its words stand in the log.
 func TestChild(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
 	m, v, j := localMonitor(t, "good")
 	stop := start(t, m)
 	eventually(t, "the agent's reading", func() bool { return pid(v) > 0 })
@@ -176,9 +176,8 @@ func TestChild(t *testing.T) {
 			t.Errorf("the log lacks %q:\n%s", want, j)
 		}
 	}
-	left, err := filepath.Glob(filepath.Join(os.TempDir(), "tidegate-gpu-*", "*"))
-	if err != nil || len(left) > 0 {
-		t.Logf("other runs' directories: %v, %v", left, err)
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("temporary directories are left: %v, %v", left, err)
 	}
 }
 

@@ -112,6 +112,7 @@ func TestToken(t *testing.T) {
 	for name, args := range map[string][]string{"env": {"--token-env", "TOKEN"}, "file": {"--token-file", file}} {
 		t.Run(name, func(t *testing.T) {
 			where, stop := inside(t, devicetest.New(1), map[string]string{"TOKEN": "secret"}, append(args, "--listen", "127.0.0.1:0")...)
+			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 			for _, c := range []struct {
 				path, authorization string
 				want                int
@@ -121,12 +122,11 @@ func TestToken(t *testing.T) {
 				{"/v1/readings", "", 401}, {"/metrics", "", 401}, {"/v1/readings", "Bearer", 401}, {"/v1/readings", "Bearer secret2", 401},
 				{"/v1/readings", "Basic secret", 401}, {"/v1/readings", "Bearer secre", 401}, {"/v1/readings", "secret", 401},
 			} {
-				status, body := request(t, http.DefaultClient, where+c.path, c.authorization)
+				status, body := request(t, client, where+c.path, c.authorization)
 				if status != c.want || strings.Contains(body, "secret") {
 					t.Error(c, status, body)
 				}
 			}
-			http.DefaultClient.CloseIdleConnections()
 			stop()
 		})
 	}

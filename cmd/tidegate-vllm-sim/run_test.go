@@ -32,10 +32,10 @@ func TestRun(t *testing.T) {
 	if m == nil {
 		t.Fatal(line)
 	}
-	defer http.DefaultClient.CloseIdleConnections()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	var statuses []int
 	for range 2 {
-		resp, err := http.Post(m[1]+"/v1/chat/completions", "application/json",
+		resp, err := client.Post(m[1]+"/v1/chat/completions", "application/json",
 			strings.NewReader(`{"messages":[{"role":"user","content":"Hello"}]}`))
 		if err != nil {
 			t.Fatal(err)
@@ -47,7 +47,7 @@ func TestRun(t *testing.T) {
 	if statuses[0] != 500 || statuses[1] != 200 {
 		t.Error(statuses)
 	}
-	resp, err := http.Get(m[2] + "/sim/stats")
+	resp, err := client.Get(m[2] + "/sim/stats")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -276,3 +276,50 @@ func TestNoEnvironment(t *testing.T) {
 		})
 	}
 }
+
+// processWide lists what belongs to the whole process, by package: a test that writes or
+// counts there, or a connection that it leaves in the shared client, meets another
+// test. t.Setenv and t.Chdir put back what they change.
+func processWide() map[string][]string {
+	return map[string][]string{
+		"net/http":                  {"Get", "Head", "Post", "PostForm", "DefaultClient", "DefaultTransport", "DefaultServeMux", "Handle", "HandleFunc"},
+		"log":                       {"Default", "Print", "Printf", "Println", "SetOutput", "SetFlags", "SetPrefix", "Fatal", "Fatalf"},
+		"log/slog":                  {"Default", "SetDefault", "Debug", "Info", "Warn", "Error", "Log", "SetLogLoggerLevel"},
+		"os":                        {"Setenv", "Unsetenv", "Clearenv", "Chdir"},
+		"github.com/redis/go-redis": {"SetLogger"},
+		"github.com/prometheus/client_golang/prometheus": {"DefaultRegisterer", "DefaultGatherer", "Register", "MustRegister"},
+	}
+}
+
+// TestNothingShared keeps code and tests off what all of a process share.
+func TestNothingShared(t *testing.T) {
+	for _, s := range house(t) {
+		imported := map[string][]string{} // what must not be used, by the name of the package here
+		for _, im := range s.file.Imports {
+			path := strings.Trim(im.Path.Value, `"`)
+			for of, names := range processWide() {
+				if path != of && !strings.HasPrefix(path, of+"/v") {
+					continue
+				}
+				name := of[strings.LastIndexByte(of, '/')+1:]
+				if name == "go-redis" {
+					name = "redis"
+				}
+				if im.Name != nil {
+					name = im.Name.Name
+				}
+				imported[name] = names
+			}
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if pkg, ok := sel.X.(*ast.Ident); ok && pkg.Obj == nil && slices.Contains(imported[pkg.Name], sel.Sel.Name) {
+				t.Errorf("%s: %s.%s is shared by the whole process: make one of its own", s.set.Position(sel.Pos()), pkg.Name, sel.Sel.Name)
+			}
+			return true
+		})
+	}
+}

@@ -24,7 +24,8 @@ func (v vllm) ask(t *testing.T, q *Request) []byte {
 	if q.Route == Completions {
 		path = "/v1/completions"
 	}
-	resp, err := http.Post(v.URL+path, "application/json", bytes.NewReader(q.Bytes())) //nolint:noctx // the test's own server
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Post(v.URL+path, "application/json", bytes.NewReader(q.Bytes())) //nolint:noctx // the test's own server
 	if err != nil {
 		t.Fatal(err)
 	}

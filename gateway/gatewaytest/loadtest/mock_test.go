@@ -34,11 +34,17 @@ func eventually(t *testing.T, ok func() bool) {
 	}
 }
 
-// The standard library's client is the judge of the hand-written HTTP.
-func post(t *testing.T, ctx context.Context, url, body string) *http.Response {
+// client is the standard library's, the judge of the hand-written HTTP.
+func client(t *testing.T) *http.Client {
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+func post(t *testing.T, ctx context.Context, client *http.Client, url, body string) *http.Response {
 	t.Helper()
 	req, _ := http.NewRequestWithContext(ctx, "POST", url, io.MultiReader(strings.NewReader(body))) // hides the length: chunked
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,8 +54,9 @@ func post(t *testing.T, ctx context.Context, url, body string) *http.Response {
 
 func TestMockAnswers(t *testing.T) {
 	s, url := startMock(t, DefaultBehaviour())
+	one := client(t)
 	for range 3 { // keep-alive must survive
-		resp := post(t, t.Context(), url+"/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"say \"stream\": true"}]}`)
+		resp := post(t, t.Context(), one, url+"/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"say \"stream\": true"}]}`)
 		var got struct {
 			Choices []struct{ Message struct{ Content string } }
 			Usage   struct {
@@ -72,7 +79,7 @@ func TestMockStreamHasUsageAndDone(t *testing.T) {
 	b := DefaultBehaviour()
 	b.Chunks = 7
 	_, url := startMock(t, b)
-	resp := post(t, t.Context(), url+"/v1/chat/completions", `{"stream" : true,"stream_options":{"include_usage":true}}`)
+	resp := post(t, t.Context(), client(t), url+"/v1/chat/completions", `{"stream" : true,"stream_options":{"include_usage":true}}`)
 	var data []string
 	sc := bufio.NewScanner(resp.Body)
 	for sc.Scan() {
@@ -95,7 +102,7 @@ func TestMockSeesAbortDuringPause(t *testing.T) {
 	b.Delay = time.Minute
 	s, url := startMock(t, b)
 	ctx, cancel := context.WithCancel(t.Context())
-	resp := post(t, ctx, url+"/v1/chat/completions", `{"stream":true}`)
+	resp := post(t, ctx, client(t), url+"/v1/chat/completions", `{"stream":true}`)
 	io.ReadFull(resp.Body, make([]byte, 10))
 	cancel()
 	eventually(t, func() bool { return s.Stats().Aborted == 1 })
@@ -103,13 +110,13 @@ func TestMockSeesAbortDuringPause(t *testing.T) {
 
 func TestMockConfigChangesBehaviour(t *testing.T) {
 	_, url := startMock(t, DefaultBehaviour())
-	if resp := post(t, t.Context(), url+"/mock/config?status=503", ""); resp.StatusCode != 200 {
+	if resp := post(t, t.Context(), client(t), url+"/mock/config?status=503", ""); resp.StatusCode != 200 {
 		t.Fatal(resp.Status)
 	}
-	if resp := post(t, t.Context(), url+"/v1/chat/completions", `{"stream":true}`); resp.StatusCode != 503 {
+	if resp := post(t, t.Context(), client(t), url+"/v1/chat/completions", `{"stream":true}`); resp.StatusCode != 503 {
 		t.Fatal(resp.Status)
 	}
-	if resp := post(t, t.Context(), url+"/mock/config?chunks=-1", ""); resp.StatusCode != 400 {
+	if resp := post(t, t.Context(), client(t), url+"/mock/config?chunks=-1", ""); resp.StatusCode != 400 {
 		t.Fatal(resp.Status)
 	}
 }

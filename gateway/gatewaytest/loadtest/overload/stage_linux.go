@@ -112,7 +112,7 @@ func (t *Tenant) MakeKey(ctx context.Context, base string) error {
 	}
 	q.Header.Set("Authorization", "Bearer "+adminKey)
 	q.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(q)
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(q)
 	if err != nil {
 		return fmt.Errorf("make a key: %w", err)
 	}
