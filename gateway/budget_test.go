@@ -65,7 +65,6 @@ func TestBudgetReturns(t *testing.T) {
 	})
 	server := httptest.NewServer(g.Handler())
 	defer server.Close()
-	defer http.DefaultClient.CloseIdleConnections()
 	bodies := []string{
 		`{}`, `{"prompt":"` + strings.Repeat("a ", 20_000) + `"}`, `{"prompt":"` + strings.Repeat("b", 70_000) + `"}`, `{"prompt":`,
 		`{"model":"m","messages":[{"role":"user","content":"hi"}]}`, `{"model":"nobody"}`, `{"model":"m","prompt":"x"` + strings.Repeat(" ", 60_000) + `}`,
@@ -89,7 +88,7 @@ func TestBudgetReturns(t *testing.T) {
 				if random.IntN(4) == 0 {
 					r.ContentLength, r.Body = int64(len(body)), io.NopCloser(strings.NewReader(body[:len(body)/2]))
 				}
-				if resp, err := http.DefaultClient.Do(r); err == nil {
+				if resp, err := server.Client().Do(r); err == nil {
 					_, _ = io.Copy(io.Discard, resp.Body) // what it says is another test's
 					resp.Body.Close()
 				}

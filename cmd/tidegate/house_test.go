@@ -291,8 +291,8 @@ func processWide() map[string][]string {
 	}
 }
 
-// TestNothingShared keeps code and tests off what all of a process share.
-func TestNothingShared(t *testing.T) {
+// TestHouseSharesNothing keeps code and tests off what all of a process share.
+func TestHouseSharesNothing(t *testing.T) {
 	for _, s := range house(t) {
 		imported := map[string][]string{} // what must not be used, by the name of the package here
 		for _, im := range s.file.Imports {
