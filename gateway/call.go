@@ -67,7 +67,7 @@ type call struct {
 	held       holding           // of the budget of bodies
 	settled    bool              // its place and what the limits reserved are given back
 	usage      openai.Usage
-	estimated  bool
+	estimated  bool // a figure of usage is the gateway's own
 	firstToken time.Time
 	tracing    *tracing      // nil: it is not traced
 	reading    time.Duration // that the caller took to send the body
@@ -213,7 +213,7 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 	if !g.Log.Enabled(context.Background(), level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 24)
+	attrs := make([]slog.Attr, 0, 26)
 	attrs = append(attrs, slog.String("id", c.id), slog.String("route", c.route), slog.Int("status", c.status),
 		slog.Duration("took", took))
 	if c.who.User != "" {
@@ -230,6 +230,9 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 			slog.Bool("stream", c.wish.Stream), slog.String("level", c.level.String()), slog.String("reason", c.reason), slog.String("backend", c.backend),
 			slog.Int("input", c.usage.Input), slog.Int("cached", c.usage.Cached), slog.Int("output", c.usage.Output),
 			slog.Int("reasoning", c.usage.Reasoning))
+		if c.estimated {
+			attrs = append(attrs, slog.Bool("estimated", true))
+		}
 	}
 	if c.permit != nil && c.permit.Waited > 0 {
 		attrs = append(attrs, slog.Duration("queued", c.permit.Waited))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
 	"tidegate/gateway/openai"
 )
@@ -46,6 +47,18 @@ func (g *Gateway) count(c *call) (kept bool) {
 	kept = g.Ledger.Add(r, c.flight)
 	c.flight = nil
 	return kept
+}
+
+// corrected notes what was wrong with the usage of one of a backend's answers. That
+// nobody saw an answer is no fault of the backend's.
+func (g *Gateway) corrected(b *backend.Backend, faults openai.Faults) {
+	if faults == 0 {
+		return
+	}
+	g.metrics.corrected(b.Name, faults)
+	if faults &^= openai.FaultUnseen; faults != 0 && b.Doubts.Note(time.Now(), faults) {
+		g.Log.Warn("a server's usage was not believed, own counts replace it", "backend", b.Name, "figures", faults.Names())
+	}
 }
 
 // record is what is known of the request from the beginning.

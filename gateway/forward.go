@@ -95,42 +95,69 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 		case answer.Status != http.StatusOK:
 			err = refused(answer)
 		case c.streamed:
-			err = g.stream(c, answer, out, permit)
-			b.Pace.Observe(c.firstToken.Sub(sent), out.lastWrite.Sub(c.firstToken), c.usage.Output/c.wish.N)
+			var longest int
+			longest, err = g.stream(c, b, answer, permit)
+			b.Pace.Observe(c.firstToken.Sub(sent), out.lastWrite.Sub(c.firstToken), longest)
 			if !c.firstToken.IsZero() && c.who.Tier != account.Batch { // nobody waits for a batch
 				b.Pace.First(c.firstToken, c.firstToken.Sub(permit.Since))
 			}
 		default:
-			err = g.whole(c, answer)
-			if decode, known := b.Pace.Decode(c.usage.Output / c.answers); err == nil && known && c.who.Tier != account.Batch {
-				now := time.Now()
-				b.Pace.First(now, max(now.Sub(permit.Since)-decode, time.Millisecond))
+			var body []byte
+			if body, err = readAll(answer); err != nil {
+				break
+			}
+			read := time.Now() // how long the caller takes to read says nothing of the server
+			if err = g.whole(c, b, body); out.answered {
+				c.pace(b, read, read.Sub(sent), permit)
 			}
 		}
 	}
-	if errors.Is(err, backend.ErrLeft) && !out.answered {
-		c.abandoned(b.Pace.Tokens(time.Since(sent)))
+	if !out.answered && c.unseen(err) {
+		g.abandoned(c, b, b.Pace.Tokens(time.Since(sent)))
 	}
 	ended = err
 	return err
+}
+
+// pace learns from an answer in one piece how fast a backend is.
+func (c *call) pace(b *backend.Backend, now time.Time, took time.Duration, permit *admission.Permit) {
+	tokens := c.usage.Output / c.answers
+	if decode, known := b.Pace.Decode(tokens); known && c.who.Tier != account.Batch { // nobody waits for a batch
+		b.Pace.First(now, max(now.Sub(permit.Since)-decode, time.Millisecond))
+	}
+	b.Pace.ObserveWhole(took, tokens)
+}
+
+// unseen reports whether an attempt that failed is charged although nothing of its
+// answer was seen: the caller left, or the server was still making an answer in one
+// piece when its time was over.
+func (c *call) unseen(err error) bool {
+	var timeout *backend.TimeoutError
+	return errors.Is(err, backend.ErrLeft) || !c.streamed && errors.As(err, &timeout) && timeout.Phase == backend.Total
 }
 
 // guessEvery is how often it is noted what an answer in one piece may have taken so
 // far, should this process be killed.
 const guessEvery = 100 * time.Millisecond
 
-// abandoned charges a request whose caller left before the server had said what
-// it took. A request that failed before its first token is charged nothing.
-func (c *call) abandoned(tokens int) {
+// abandoned charges a request that ended before the server had said what it took.
+// A request that failed before its first token is charged nothing.
+func (g *Gateway) abandoned(c *call, b *backend.Backend, tokens int) {
 	c.charged, c.usage, c.estimated = true, c.guess(tokens), !c.streamed
+	if c.estimated {
+		g.corrected(b, openai.FaultUnseen)
+	}
 }
 
 // guess is what a request has taken of which nothing has come: its prompt, and where
-// it is not streamed what one choice has by now, by estimate.
+// it is not streamed what all its choices have by now, by an estimate of one.
 func (c *call) guess(tokens int) openai.Usage {
 	u := openai.Usage{Input: c.prompt}
 	if !c.streamed {
-		u.Output = min(tokens, c.limit) * c.wish.N
+		if c.limit > 0 {
+			tokens = min(tokens, c.limit)
+		}
+		u.Output = openai.Times(tokens, c.answers)
 	}
 	return u
 }
@@ -171,18 +198,27 @@ func (c *call) view() openai.View {
 }
 
 // whole passes on an answer that comes as one JSON body.
-func (g *Gateway) whole(c *call, answer *backend.Answer) error {
-	body, err := readAll(answer)
+func (g *Gateway) whole(c *call, b *backend.Backend, body []byte) error {
+	answer, err := openai.ReadAnswer(c.kind, c.view(), body, c.bounds(b), g.tally)
 	if err != nil {
 		return err
 	}
-	shown, usage, known, err := openai.ReadAnswer(c.kind, c.view(), body, g.Counter.Text)
-	if err != nil {
-		return err
-	}
-	c.charged, c.usage, c.estimated = true, usage, !known
-	return g.give(c, shown)
+	c.charged, c.usage, c.estimated = true, answer.Usage, answer.Estimated
+	g.corrected(b, answer.Faults)
+	return g.give(c, answer.Body)
 }
+
+// bounds are what the usage of the request's answer can be.
+func (c *call) bounds(b *backend.Backend) openai.Bounds {
+	echo, _ := c.body.Raw("echo")
+	return openai.Bounds{
+		Input: c.prompt, Context: b.Facts().MaxModelLen, Prompts: c.answers / max(c.wish.N, 1), Limit: c.limit, Choices: c.answers,
+		Echo: c.kind == openai.Completions && string(echo) == "true",
+	}
+}
+
+// tally counts a text whose tokens an engine does not state.
+func (g *Gateway) tally() openai.Tally { return g.Tokenizer.NewTally() }
 
 // give gives the caller a whole answer, as a stream where that was asked for.
 func (g *Gateway) give(c *call, answer []byte) error {
@@ -234,34 +270,37 @@ func readAll(answer *backend.Answer) ([]byte, error) {
 
 // stream passes on an answer event by event. The caller's leaving ends the
 // request at the server, and what the server had sent by then is still counted.
-func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply, permit *admission.Permit) (err error) {
-	tap := openai.Tap{View: c.view(), Route: c.kind}
-	if c.several {
-		tap.Input = c.prompt
-	}
+func (g *Gateway) stream(c *call, b *backend.Backend, answer *backend.Answer, permit *admission.Permit) (longest int, err error) {
+	out := c.out
+	tap := openai.Tap{View: c.view(), Route: c.kind, Bounds: c.bounds(b), NewTally: g.tally}
 	used := func() {
-		if u, known := tap.Usage(); known && out.answered {
-			c.usage = u
+		if out.answered {
+			c.usage, c.estimated = tap.Usage()
 		}
 	}
-	defer used()
+	defer func() {
+		if used(); out.answered {
+			longest = tap.Longest()
+			g.corrected(b, tap.Faults())
+		}
+	}()
 	pass := func() bool {
-		u, known := tap.Usage()
-		if known {
-			c.progress(u) // before the caller has it
-			permit.Delivered(int64(u.Output))
+		if out.answered {
+			c.usage, c.estimated = tap.Usage()
+			c.progress(c.usage) // before the caller has it
+			permit.Delivered(int64(c.usage.Output))
 		}
 		ok := out.flush()
 		if out.lastWrite.Sub(out.told) >= progressEvery {
 			out.told = out.lastWrite
-			if known {
-				permit.Progress(charge(u))
+			if out.answered {
+				permit.Progress(charge(c.usage))
 			}
 		}
 		return ok
 	}
 	events := openai.NewScanner(answer, &g.scans)
-	return answer.Follow(func() error {
+	err = answer.Follow(func() error {
 		for {
 			data, err := events.Next()
 			if err == backend.ErrNothing { //nolint:errorlint // never wrapped, and asked for each event
@@ -288,6 +327,7 @@ func (g *Gateway) stream(c *call, answer *backend.Answer, out *reply, permit *ad
 			}
 		}
 	}, pass)
+	return longest, err
 }
 
 // progressEvery is how often the limits are told what a stream has used so far.

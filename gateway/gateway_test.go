@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,10 +29,13 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// vocabulary is the tokenizer of all gateways here: loading it takes a while.
+var vocabulary = sync.OnceValues(qwen.New)
+
 // bare is a gateway without any backend, in open mode.
 func bare(t testing.TB, edit func(*Config)) (*Gateway, prometheus.Gatherer) {
 	t.Helper()
-	tokenizer, err := qwen.New()
+	tokenizer, err := vocabulary()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,10 +20,10 @@ func (g *Gateway) demand(c *call) *admission.Demand {
 	c.by = c.subjects()
 	return &admission.Demand{
 		Pool: c.asked.Pool, MaxLevel: c.most, Caller: c, TTFT: c.asked.Objective, Quiet: int64(c.body.Growth()),
-		Capped: int64(min(limited, capped)) * int64(c.answers/c.wish.N),
+		Capped: int64(openai.Times(min(limited, capped), c.answers/c.wish.N)),
 		Request: limit.Request{
 			ID: c.id, Subjects: c.by, Tier: string(c.who.Tier), Prompt: int64(c.prompt),
-			MaxTokens: int64(limited) * int64(c.answers), Thinking: !c.wish.NoThinking,
+			MaxTokens: int64(openai.Times(limited, c.answers)), Thinking: !c.wish.NoThinking,
 		},
 	}
 }

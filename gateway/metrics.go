@@ -19,6 +19,7 @@ import (
 // backends and rules. Their series begin at zero with them and end with them.
 type metrics struct {
 	requests, rejected, tokens, attempts, degraded     *prometheus.CounterVec
+	usageCorrected                                     *prometheus.CounterVec
 	duration, ttft, itl, queued, overhead, tokensOfOne *prometheus.HistogramVec
 	users                                              *userTokens
 	page                                               []vector // all of them, but for users
@@ -127,6 +128,8 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 		overhead: histogram("tidegate_overhead_seconds",
 			"What the gateway itself added before a backend was asked: from the request's head to the first sending, less what the caller took to send the body and the wait for a place.", shortSeconds(), "model"),
 		attempts: counter("tidegate_upstream_attempts_total", "Requests sent to backends, by how they ended.", "model", "backend", "outcome"),
+		usageCorrected: counter("tidegate_usage_corrected_total",
+			"Answers in whose usage the gateway's own counts replaced figures of the engine, by what was wrong with those.", "backend", "why"),
 	}
 	reg.MustRegister(m.users, newFleetCollector(fleet))
 	m.page = page
@@ -218,6 +221,28 @@ func (m *metrics) attempted(model, backendName string, err error) {
 	m.attempts.WithLabelValues(model, backendName, outcome).Inc()
 }
 
+// corrected counts an answer whose usage was not believed, once for each fault.
+func (m *metrics) corrected(backendName string, faults openai.Faults) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if !m.known(backendName) {
+		backendName = other
+	}
+	for _, fault := range faults.Names() {
+		m.usageCorrected.WithLabelValues(backendName, fault).Inc()
+	}
+}
+
+// known reports whether a backend is one of the configuration. The lock is held.
+func (m *metrics) known(backendName string) bool {
+	for _, s := range m.models {
+		if s.backends[backendName] {
+			return true
+		}
+	}
+	return false
+}
+
 // used counts the tokens of a request that is charged for.
 func (m *metrics) used(c *call) {
 	if c.served == cannedModel {
@@ -263,6 +288,11 @@ func (m *metrics) follow(models []*backend.Model) {
 		m.models[of.Name] = s
 	}
 	for name, was := range were {
+		for b := range was.backends {
+			if !m.known(b) {
+				m.usageCorrected.DeletePartialMatch(prometheus.Labels{"backend": b})
+			}
+		}
 		if m.models[name] == nil {
 			m.forget(name)
 			continue
@@ -306,6 +336,11 @@ func (m *metrics) begin() {
 		for level := degrade.StreamingOff; level <= degrade.Canned; level++ {
 			for _, reason := range admission.Reasons() {
 				m.degraded.WithLabelValues(model, level.String(), reason)
+			}
+		}
+		for b := range s.backends {
+			for _, fault := range openai.FaultNames() {
+				m.usageCorrected.WithLabelValues(b, fault)
 			}
 		}
 	}

@@ -125,6 +125,9 @@ func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings
 			s.Engine.Preempted = &e.Preempted
 		}
 	}
+	if w := b.Doubts.Warning(now); w != "" {
+		warnings = append(warnings, w)
+	}
 	for _, view := range b.GPUs() {
 		g := view.Load()
 		if g == nil {

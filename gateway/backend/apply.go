@@ -32,6 +32,7 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 				b.tune(bc)
 			}
 			b.runsOn(bc.GPUs, f.gpus)
+			b.Pace.SetInitial(c.Pace)
 			b.objective.Store(int64(c.Objectives.TTFT))
 			known := append([]string{c.Name}, c.Aliases...)
 			next.every[b] = prober{b: b, client: f.client, log: f.log, names: known, every: c.Probe, scrape: c.Scrape}

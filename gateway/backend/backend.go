@@ -97,6 +97,8 @@ type Backend struct {
 	Seat *admission.Backend // its place in admission
 	Pace Pace               // how fast it makes tokens
 
+	Doubts Doubts // the answers whose usage was not believed
+
 	config    Config
 	gauge     *degrade.Gauge
 	tuned     atomic.Pointer[tuning]

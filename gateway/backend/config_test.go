@@ -58,11 +58,12 @@ func TestModelFaults(t *testing.T) {
 		{"two keys", func(m *ModelConfig) { m.Backends[0].APIKeyEnv, m.Backends[0].APIKeyFile = "a", "b" }, []string{"backends[0].api_key_env: "}},
 		{"twice", func(m *ModelConfig) { m.Backends = append(m.Backends, m.Backends[0]) }, []string{"backends[1].url: is that of backends[0]"}},
 		{"twice, with a slash", func(m *ModelConfig) { m.Backends = append(m.Backends, Config{URL: m.Backends[0].URL + "/"}) }, []string{"backends[1].url: is that of backends[0]"}},
-		{"all at once", func(m *ModelConfig) { *m = ModelConfig{} }, []string{"name: ", "reasoning: ", "timeouts.connect: ", "timeouts.first_token: ", "timeouts.idle: ", "timeouts.total: ", "probe: ", "scrape: ", "retry.attempts: ", "breaker.failures: ", "breaker.open: ", "backends: "}},
+		{"all at once", func(m *ModelConfig) { *m = ModelConfig{} }, []string{"name: ", "reasoning: ", "timeouts.connect: ", "timeouts.first_token: ", "timeouts.idle: ", "timeouts.total: ", "probe: ", "scrape: ", "pace: ", "retry.attempts: ", "breaker.failures: ", "breaker.open: ", "backends: "}},
 		{"bounds", func(m *ModelConfig) { m.Backends[0].MaxInFlight = -1 }, []string{"backends[0].max_in_flight: "}},
 		{"waiting", func(m *ModelConfig) { m.Backends[0].MaxWaiting = -1 }, []string{"backends[0].max_waiting: "}},
 		{"memory", func(m *ModelConfig) { m.Backends[0].Memory = "all" }, []string{"backends[0].memory: must be preallocated or absolute"}},
 		{"retries", func(m *ModelConfig) { m.Retry = Retry{6, math.NaN()} }, []string{"retry.attempts: ", "retry.budget: "}},
+		{"pace", func(m *ModelConfig) { m.Pace = maxPace + 1 }, []string{"pace: must be from 1 to 10000 tokens per second"}},
 		{"objective", func(m *ModelConfig) { m.Objectives.TTFT = -1 }, []string{"objectives.ttft_p90: "}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -27,6 +27,7 @@ type ModelConfig struct {
 	Probe     time.Duration `yaml:"probe"`   // between two health probes
 	Scrape    time.Duration `yaml:"scrape"`  // between two readings of a server's /metrics
 	Weights   limit.Weights `yaml:"weights"` // of its tokens in quota units
+	Pace      int           `yaml:"pace"`    // tokens per second of one choice that a server is believed to make until an answer has shown its speed
 	Backends  []Config      `yaml:"backends"`
 
 	Fallback   string     `yaml:"fallback"`   // the smaller model, where L3 goes; empty: L3 is no less than L2
@@ -61,6 +62,7 @@ func DefaultModel() ModelConfig {
 		Probe:     2 * time.Second,
 		Scrape:    250 * time.Millisecond,
 		Weights:   limit.DefaultWeights(),
+		Pace:      DefaultPace,
 
 		AutoTools:  true,
 		Objectives: Objectives{TTFT: 2 * time.Second},
@@ -116,6 +118,9 @@ func (m *ModelConfig) Validate() error {
 	if err := m.Weights.Validate(); err != nil {
 		fault("weights.%w", err)
 	}
+	if m.Pace < 1 || m.Pace > maxPace {
+		fault("pace: must be from 1 to %d tokens per second, such as %d", maxPace, DefaultPace)
+	}
 	if m.Objectives.TTFT < 0 {
 		fault("objectives.ttft_p90: must not be negative, such as 2s; 0s: none")
 	}
@@ -147,6 +152,9 @@ func (m *ModelConfig) Validate() error {
 	}
 	return errors.Join(faults...)
 }
+
+// maxPace is the most tokens per second that a configuration may state.
+const maxPace = 10_000
 
 func printable(name string) bool {
 	for i := range len(name) {

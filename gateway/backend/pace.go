@@ -1,20 +1,23 @@
 package backend
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"time"
 )
 
 // Pace is how fast a backend has lately been making tokens, as moving averages
-// over its streams. It serves to estimate what a request that was not streamed
+// over its answers. It serves to estimate what a request that was not streamed
 // had made when it was cut, of which the server says nothing. It is safe for
 // concurrent use.
 type Pace struct {
-	mu   sync.Mutex
-	ttft time.Duration // to the first token
-	itl  time.Duration // between two tokens
-	seen time.Time     // when a stream was observed last
+	mu      sync.Mutex
+	ttft    time.Duration // to the first token, of streams
+	itl     time.Duration // between two tokens, of streams
+	seen    time.Time     // when a stream was observed last
+	token   time.Duration // between two tokens, of streams and of whole answers; 0: none observed
+	initial time.Duration // between two tokens, until any answer has been observed; 0: DefaultPace
 
 	first [firsts]sighting // the newest, at next-1 and before
 	next  int
@@ -74,10 +77,54 @@ func (p *Pace) Decode(tokens int) (time.Duration, bool) {
 // paceFor is how long after the last stream the time between two tokens is believed.
 const paceFor = time.Minute
 
-const paceWeight = 8 // the newest stream counts one in eight
+const paceWeight = 8 // the newest answer counts one in eight
+
+// DefaultPace is the speed of a backend of which nothing is known, in tokens per
+// second of one choice. It is above what most models make on most cards, so that an
+// answer whose length nobody saw is not free.
+const DefaultPace = 50
+
+// SetInitial sets the speed that holds until an answer has been observed, in tokens
+// per second of one choice; 0: DefaultPace.
+func (p *Pace) SetInitial(tokensPerSecond int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.initial = 0; tokensPerSecond > 0 {
+		p.initial = time.Second / time.Duration(tokensPerSecond)
+	}
+}
+
+// ObserveWhole takes in one answer that came in one piece: the time from sending to
+// its end, and the output tokens of one choice. A short one says too little, since
+// most of its time went into the prompt. It tells nothing of when its first token
+// came, so Decode does not use it.
+func (p *Pace) ObserveWhole(took time.Duration, tokens int) {
+	if took <= 0 || tokens < wholeTokens {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if decode := took - p.ttft; p.ttft > 0 && decode > 0 {
+		p.learn(decode / time.Duration(tokens-1))
+		return
+	}
+	p.learn(took / time.Duration(tokens))
+}
+
+// wholeTokens is the shortest whole answer from which the pace is learned.
+const wholeTokens = 16
+
+// learn takes in the time between two tokens of an answer. The lock is held.
+func (p *Pace) learn(token time.Duration) {
+	if p.token == 0 {
+		p.token = token
+		return
+	}
+	p.token += (token - p.token) / paceWeight
+}
 
 // Observe takes in one stream: the time to its first token, the time from there
-// to its last one, and its output tokens.
+// to its last one, and the output tokens of its longest choice.
 func (p *Pace) Observe(ttft, decode time.Duration, tokens int) {
 	if ttft <= 0 || decode <= 0 || tokens < 2 {
 		return
@@ -86,23 +133,29 @@ func (p *Pace) Observe(ttft, decode time.Duration, tokens int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.seen = time.Now()
+	p.learn(itl)
 	if p.itl == 0 {
 		p.ttft, p.itl = ttft, itl
 		return
 	}
-	p.ttft += (ttft - p.ttft) / paceWeight
 	p.itl += (itl - p.itl) / paceWeight
+	if ttft < p.ttft {
+		p.ttft = ttft // what a full engine took longer must make nothing free on an idle one
+		return
+	}
+	p.ttft += (ttft - p.ttft) / paceWeight
 }
 
-// Tokens estimates how many tokens one choice has after a time since sending; 0
-// while no stream has been observed.
+// Tokens estimates how many tokens one choice has after a time since sending.
 func (p *Pace) Tokens(since time.Duration) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.itl <= 0 || since <= p.ttft {
+	since -= p.ttft
+	token := cmp.Or(p.token, p.initial, time.Second/DefaultPace)
+	if since <= 0 {
 		return 0
 	}
-	return 1 + int((since-p.ttft)/p.itl)
+	return 1 + int(since/token)
 }
 
 // Budget bounds retries to a share of all requests, so that those of a fleet that

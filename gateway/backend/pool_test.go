@@ -150,14 +150,14 @@ func (c *counted) Close() error {
 
 func TestPace(t *testing.T) {
 	var p Pace
-	if n := p.Tokens(time.Hour); n != 0 {
-		t.Errorf("%d tokens of nothing", n)
+	if n := p.Tokens(time.Second); n != 1+DefaultPace || p.Tokens(0) != 0 {
+		t.Errorf("%d tokens of a second of which nothing is known", n)
 	}
 	p.Observe(100*time.Millisecond, time.Second, 1) // says nothing of the time between tokens
 	p.Observe(0, time.Second, 10)
 	p.Observe(-time.Second, time.Second, 10)
 	p.Observe(time.Second, 0, 10)
-	if n := p.Tokens(time.Hour); n != 0 {
+	if n := p.Tokens(time.Second); n != 1+DefaultPace {
 		t.Errorf("%d tokens of what says nothing", n)
 	}
 	p.Observe(100*time.Millisecond, time.Second, 101) // 10 ms a token
@@ -175,5 +175,42 @@ func TestPace(t *testing.T) {
 	}
 	if n := p.Tokens(2 * time.Second); n < 20 || n > 22 {
 		t.Errorf("%d tokens after a second at 50 ms each", n)
+	}
+}
+
+// TestPaceOfWholeAnswers: where there are no streams, answers in one piece show the
+// pace, but nothing of when a first token came.
+func TestPaceOfWholeAnswers(t *testing.T) {
+	var p Pace
+	p.SetInitial(20)
+	if n := p.Tokens(time.Second); n != 21 {
+		t.Errorf("%d tokens in a second at 20 tokens/s", n)
+	}
+	p.ObserveWhole(time.Hour, wholeTokens-1)
+	p.ObserveWhole(0, 100)
+	if n := p.Tokens(time.Second); n != 21 {
+		t.Errorf("%d tokens after answers that say nothing", n)
+	}
+	p.ObserveWhole(time.Second, 100)
+	if n := p.Tokens(time.Second); n != 101 {
+		t.Errorf("%d tokens in a second at 10 ms each", n)
+	}
+	if _, known := p.Decode(100); known {
+		t.Error("whole answers cannot tell decoding from what came before")
+	}
+	p.Observe(100*time.Millisecond, 990*time.Millisecond, 100) // 10 ms as well
+	p.ObserveWhole(1090*time.Millisecond, 100)
+	if n := p.Tokens(1100 * time.Millisecond); n != 101 {
+		t.Errorf("%d tokens; the time to the first one is known now", n)
+	}
+	// A first token that was late once makes nothing free once it is not.
+	p.Observe(9*time.Second, 990*time.Millisecond, 100)
+	p.Observe(50*time.Millisecond, 990*time.Millisecond, 100)
+	if n := p.Tokens(1050 * time.Millisecond); n != 101 {
+		t.Errorf("%d tokens in a second after the first", n)
+	}
+	p.SetInitial(0)
+	if p.initial != 0 {
+		t.Error(p.initial)
 	}
 }

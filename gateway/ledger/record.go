@@ -24,7 +24,7 @@ type Record struct {
 	Level      int    // of degradation, 0 to 4
 	Status     int    // of HTTP; 499: the caller left
 	Usage      openai.Usage
-	Estimated  bool          // the engine gave no usage; the tokens are an estimate
+	Estimated  bool          // a figure of Usage is the gateway's own: the engine gave none, or one that cannot be true
 	Units      int64         // what quotas were charged, in thousandths of a unit
 	Queue      time.Duration // waiting for a place
 	TTFT       time.Duration // to the first token; 0: there was none, or it is not known
@@ -53,6 +53,7 @@ func (r *Record) clean() {
 	for _, n := range []*int{&u.Input, &u.Cached, &u.Output, &u.Reasoning} {
 		*n = min(max(*n, 0), maxNumber)
 	}
+	u.Cached, u.Reasoning = min(u.Cached, u.Input), min(u.Reasoning, u.Output)
 	r.Level, r.Status = min(max(r.Level, 0), 9), min(max(r.Status, 0), 999)
 	r.Units = min(max(r.Units, 0), maxNumber)
 	for _, d := range []*time.Duration{&r.Queue, &r.TTFT, &r.Took, &r.GPU} {

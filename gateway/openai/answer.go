@@ -1,15 +1,30 @@
 package openai
 
-import "errors"
+import (
+	"bytes"
+	"errors"
+)
 
 // ErrNoAnswer says that a body is no completion.
 var ErrNoAnswer = errors.New("the body is no completion")
 
-// ReadAnswer turns the one JSON body of an answer that is not streamed into what
-// its caller is to see, and reads its usage. Where the server counted no
-// reasoning tokens, count (which may be nil) is asked for those of each
-// reasoning text, to which the marks around it are added.
-func ReadAnswer(route Route, v View, body []byte, count func(string) int) (out []byte, u Usage, known bool, err error) {
+// Answer is an answer in one piece.
+type Answer struct {
+	Body      []byte // as its caller is to see it
+	Usage     Usage  // what it took, checked
+	Estimated bool   // a figure of Usage is the gateway's own, where the engine's could not be true
+	Faults    Faults // of the engine's usage
+}
+
+// ReadAnswer turns the one JSON body of an answer that is not streamed into what its
+// caller is to see, and reads its usage. A figure that is not there or that cannot be
+// true is replaced, in the usage that the caller sees as well: the input by that of b,
+// the output and the reasoning by what the tallies that fresh makes count. Where the
+// engine counted no reasoning tokens, those of each reasoning text are counted, to
+// which the marks around it are added.
+//
+// The error is ErrNoAnswer or, where the engine gave up, ErrUnfinished.
+func ReadAnswer(route Route, v View, body []byte, b Bounds, fresh func() Tally) (a Answer, err error) {
 	var (
 		e edits
 		c chunk
@@ -19,41 +34,66 @@ func ReadAnswer(route Route, v View, body []byte, count func(string) int) (out [
 		part = ""
 	}
 	if !c.read(&e, &v, body, part) || !c.listed || c.failure != nil {
-		return nil, u, false, ErrNoAnswer
+		return a, ErrNoAnswer
 	}
-	counted := false
-	if known = c.usage != nil; known {
-		u, counted = readUsage(c.usage)
+	var s stated
+	if c.usage != nil {
+		s = readUsage(c.usage)
 	}
+	sane, faults := b.check(&s, b.Prompts, b.Choices, Usage{})
 	thought, repaired := false, false
-	for _, one := range c.choices {
-		thought, repaired = thought || one.reasoned, repaired || one.repaired
+	own, ownReasoning := 0, 0
+	for i := range c.choices {
+		one := &c.choices[i]
 		if one.finish == "abort" {
-			return nil, u, known, ErrUnfinished
+			return a, ErrUnfinished
 		}
-		if one.reasoned && !counted && count != nil {
-			u.Reasoning += reasoningTokens(one.part, count)
+		thought, repaired = thought || one.reasoned, repaired || one.repaired
+		if sane&outputFigure == 0 || one.reasoned && sane&reasoningFigure == 0 {
+			var counted estimate
+			counted.add(one, true, fresh)
+			output, reasoning := counted.tokens()
+			own, ownReasoning = Plus(own, output), Plus(ownReasoning, reasoning)
 		}
 	}
-	if repaired && !thought && counted {
-		u.Reasoning = 0 // the server counted what it took for reasoning
-		e.replace(find(find(c.usage, "completion_tokens_details"), "reasoning_tokens"), []byte("0"))
+	u := s.Usage
+	if sane&inputFigure == 0 {
+		u.Input = b.Input
 	}
-	u.Reasoning = min(u.Reasoning, u.Output)
-	return e.append(make([]byte, 0, len(body)+len(body)/8)), u, known, nil
+	if sane&cachedFigure == 0 {
+		u.Cached = 0
+	}
+	if sane&outputFigure == 0 {
+		u.Output = b.own(own, len(c.choices))
+	}
+	switch {
+	case sane&reasoningFigure == 0:
+		u.Reasoning = ownReasoning
+	case repaired && !thought: // the server counted what it took for reasoning
+		u.Reasoning = 0
+		if faults == 0 {
+			e.replace(find(find(c.usage, "completion_tokens_details"), "reasoning_tokens"), []byte("0"))
+		}
+	}
+	u = u.consistent()
+	a = Answer{Usage: u, Estimated: s.replaced(sane), Faults: faults}
+	if faults != 0 {
+		c.correct(&e, u)
+	}
+	a.Body = e.append(make([]byte, 0, len(body)+len(body)/8))
+	return a, nil
 }
 
-// reasoningTokens counts a message's reasoning and its marks, <think> and (where
-// an answer follows) </think>.
-func reasoningTokens(message []byte, count func(string) int) int {
-	raw := find(message, "reasoning")
-	if raw == nil || isNull(raw) {
-		raw = find(message, "reasoning_content")
+// correct shows u as the usage of an answer in one piece.
+func (c *chunk) correct(e *edits, u Usage) {
+	if c.usage != nil {
+		e.replace(c.usage, u.append(nil))
+		return
 	}
-	s, _ := text(raw)
-	n := count(s) + 1
-	if content := find(message, "content"); content != nil && !isNull(content) {
-		n++
+	if c.noUsage != nil {
+		e.replace(c.noUsage, u.append(nil))
+		return
 	}
-	return n
+	end := bytes.LastIndexByte(e.raw, '}') // of the answer, which has choices
+	e.list = append(e.list, edit{end, end, u.append([]byte(`,"usage":`))})
 }

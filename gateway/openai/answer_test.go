@@ -15,7 +15,6 @@ import (
 func TestReadAnswer(t *testing.T) {
 	const tail = `],"usage":{"prompt_tokens":9,"total_tokens":29,"completion_tokens":20,"prompt_tokens_details":null}}`
 	chat := func(choices string) string { return `{"id":"x","model":"Qwen/Qwen3-1.7B","choices":[` + choices + tail }
-	words := func(s string) int { return len(strings.Fields(s)) }
 	usage := Usage{Input: 9, Output: 20}
 	reasoned := func(n int) Usage { return Usage{Input: 9, Output: 20, Reasoning: n} }
 	for _, c := range []struct {
@@ -37,39 +36,36 @@ func TestReadAnswer(t *testing.T) {
 		{"repetition", chat(`{"message":{},"finish_reason":"repetition"}`), chat(`{"message":{},"finish_reason":"stop"}`), View{}, usage},
 		{"usage is always shown", chat(``), ``, View{IncludeUsage: false}, usage},
 		{"counted by the server", `{"choices":[{"message":{"reasoning":"a b c"}}],"usage":{"prompt_tokens":1,"completion_tokens":9,"prompt_tokens_details":{"cached_tokens":1},"completion_tokens_details":{"reasoning_tokens":7}}}`, ``, View{Reasoning: OnlyReasoning}, Usage{Input: 1, Cached: 1, Output: 9, Reasoning: 7}},
-		{"white space stays", " {\n \"choices\" : [ ]\n, \"usage\" : { } } ", ``, View{}, Usage{}},
+		{"white space stays", " {\n \"choices\" : [ ]\n, \"usage\" : { \"prompt_tokens\" : 1 , \"completion_tokens\":0} } ", ``, View{}, Usage{Input: 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			out, u, known, err := ReadAnswer(Chat, c.view, []byte(c.in), words)
+			a, err := ReadAnswer(Chat, c.view, []byte(c.in), Bounds{}, newWords)
 			if c.want == "" {
 				c.want = c.in
 			}
-			if err != nil || !known || string(out) != c.want {
-				t.Errorf("%v, %v\ngot  %s\nwant %s", known, err, out, c.want)
+			if err != nil || a.Estimated || a.Faults != 0 || string(a.Body) != c.want {
+				t.Errorf("%v, %v, %v\ngot  %s\nwant %s", a.Estimated, a.Faults.Names(), err, a.Body, c.want)
 			}
-			if u != c.usage {
-				t.Errorf("%+v; want %+v", u, c.usage)
+			if a.Usage != c.usage {
+				t.Errorf("%+v; want %+v", a.Usage, c.usage)
 			}
 		})
 	}
-	out, u, known, err := ReadAnswer(Completions, View{Model: "qwen"}, []byte(`{"model":"m","choices":[{"text":"a","finish_reason":"stop"}]}`), nil)
-	if err != nil || known || u != (Usage{}) || string(out) != `{"model":"qwen","choices":[{"text":"a","finish_reason":"stop"}]}` {
-		t.Errorf("%s, %+v, %v, %v", out, u, known, err)
-	}
-	if _, u, _, err := ReadAnswer(Chat, View{}, []byte(chat(`{"message":{"reasoning":"a"}}`)), nil); err != nil || u != usage {
-		t.Errorf("without a counter: %+v, %v", u, err)
+	a, err := ReadAnswer(Chat, View{}, []byte(chat(`{"message":{"reasoning":"a"}}`)), Bounds{}, nil)
+	if err != nil || a.Usage != usage {
+		t.Errorf("without a counter: %+v, %v", a, err)
 	}
 }
 
 func TestReadAnswerRefuses(t *testing.T) {
 	for _, in := range []string{``, `oops`, `[]`, `{}`, `{"usage":{}}`, `{"choices":null}`, `{"choices":[1]}`, `{"choices":[{}]`, `{"choices":[]} x`, `{"choices":[],"error":{"message":"x"}}`, `<html>`} {
-		if out, _, _, err := ReadAnswer(Chat, View{}, []byte(in), nil); !errors.Is(err, ErrNoAnswer) || out != nil {
-			t.Errorf("%s: %s, %v", in, out, err)
+		if a, err := ReadAnswer(Chat, View{}, []byte(in), Bounds{}, nil); !errors.Is(err, ErrNoAnswer) || a.Body != nil {
+			t.Errorf("%s: %s, %v", in, a.Body, err)
 		}
 	}
-	out, u, known, err := ReadAnswer(Chat, View{}, []byte(`{"choices":[{"message":{"content":"a"},"finish_reason":"abort"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}`), nil)
-	if !errors.Is(err, ErrUnfinished) || out != nil || !known || u != (Usage{Input: 3, Output: 2}) {
-		t.Errorf("aborted: %s, %+v, %v, %v", out, u, known, err)
+	a, err := ReadAnswer(Chat, View{}, []byte(`{"choices":[{"message":{"content":"a"},"finish_reason":"abort"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}`), Bounds{}, nil)
+	if !errors.Is(err, ErrUnfinished) || a.Body != nil {
+		t.Errorf("aborted: %+v, %v", a, err)
 	}
 }
 
@@ -97,26 +93,25 @@ func TestRepair(t *testing.T) {
 		{"right already", `{"content":"\"reasoning","reasoning":null}`, `{"content":"\"reasoning","reasoning":null}`, View{Reasoning: OnlyReasoning}, 0},
 	} {
 		c.view.ThinkingOff = true
-		words := func(s string) int { return len(strings.Fields(s)) }
-		out, u, known, err := ReadAnswer(Chat, c.view, []byte(chat(c.in)), words)
-		if err != nil || !known || string(out) != chat(c.want) || u != (Usage{Input: 9, Output: 20, Reasoning: c.reasoning}) {
-			t.Errorf("%s: %s, %+v, %v", c.name, out, u, err)
+		a, err := ReadAnswer(Chat, c.view, []byte(chat(c.in)), Bounds{}, newWords)
+		if err != nil || a.Faults != 0 || string(a.Body) != chat(c.want) || a.Usage != (Usage{Input: 9, Output: 20, Reasoning: c.reasoning}) {
+			t.Errorf("%s: %s, %+v, %v", c.name, a.Body, a.Usage, err)
 		}
 		c.view.ThinkingOff = false
-		if out, _, _, err := ReadAnswer(Chat, c.view, []byte(chat(c.in)), words); err != nil || strings.Contains(c.name, "null") && string(out) == chat(c.want) {
-			t.Errorf("%s, thinking: %s, %v", c.name, out, err)
+		if a, err := ReadAnswer(Chat, c.view, []byte(chat(c.in)), Bounds{}, newWords); err != nil || strings.Contains(c.name, "null") && string(a.Body) == chat(c.want) {
+			t.Errorf("%s, thinking: %s, %v", c.name, a.Body, err)
 		}
 	}
 	counted := func(n int, second string) string {
 		return fmt.Sprintf(`{"usage":{"prompt_tokens":9,"completion_tokens":20,"completion_tokens_details":{"reasoning_tokens":%d}},"choices":[{"message":{"content":null,"reasoning":"a"}}%s]}`, n, second)
 	}
-	out, u, _, err := ReadAnswer(Chat, View{ThinkingOff: true}, []byte(counted(17, "")), nil)
-	if want := strings.Replace(counted(0, ""), `"content":null,"reasoning":"a"`, `"content":"a"`, 1); err != nil || string(out) != want || u != (Usage{Input: 9, Output: 20}) {
-		t.Errorf("%s, %+v, %v", out, u, err)
+	a, err := ReadAnswer(Chat, View{ThinkingOff: true}, []byte(counted(17, "")), Bounds{}, nil)
+	if want := strings.Replace(counted(0, ""), `"content":null,"reasoning":"a"`, `"content":"a"`, 1); err != nil || string(a.Body) != want || a.Usage != (Usage{Input: 9, Output: 20}) {
+		t.Errorf("%s, %+v, %v", a.Body, a.Usage, err)
 	}
-	_, u, _, err = ReadAnswer(Chat, View{ThinkingOff: true}, []byte(counted(17, `,{"message":{"content":"b","reasoning":"a"}}`)), nil)
-	if err != nil || u.Reasoning != 17 {
-		t.Errorf("one choice has really thought: %+v, %v", u, err)
+	a, err = ReadAnswer(Chat, View{ThinkingOff: true}, []byte(counted(17, `,{"message":{"content":"b","reasoning":"a"}}`)), Bounds{}, nil)
+	if err != nil || a.Usage.Reasoning != 17 {
+		t.Errorf("one choice has really thought: %+v, %v", a.Usage, err)
 	}
 	// A stream is right already: its reasoning stays reasoning.
 	tap := Tap{View: View{ThinkingOff: true, Reasoning: OnlyReasoning}}

@@ -128,8 +128,8 @@ func TestCanned(t *testing.T) {
 		if err := schemas.Strict(wholeSchema(route), body); err != nil {
 			t.Error(err)
 		}
-		if out, u, known, err := ReadAnswer(route, View{}, body, nil); err != nil || !known || u != (Usage{}) || string(out) != string(body) {
-			t.Errorf("%s, %+v, %v, %v", out, u, known, err)
+		if a, err := ReadAnswer(route, View{}, body, Bounds{}, nil); err != nil || a.Faults != 0 || a.Usage != (Usage{}) || string(a.Body) != string(body) {
+			t.Errorf("%+v, %v", a, err)
 		}
 		for _, begun := range []string{"", "chatcmpl-0"} {
 			events := streamed(t, View{IncludeUsage: true}, route, body, begun)

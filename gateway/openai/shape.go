@@ -45,31 +45,33 @@ func (t *Tap) fits(dst, data []byte) ([]byte, bool) {
 	if !bytes.HasPrefix(rest, s.after) {
 		return dst, false
 	}
-	var (
-		u       Usage
-		counted bool
-	)
+	var report stated
 	if s.usage {
 		w.i += len(s.after)
 		if !w.enter('{') {
 			return dst, false
 		}
-		if u, counted = w.usage(); w.failure() != nil {
+		if report = w.usage(); w.failure() != nil {
 			return dst, false
 		}
 		rest = data[w.i:]
 	} else {
 		rest = rest[len(s.after):]
 	}
-	if !bytes.Equal(rest, s.tail) {
+	if !bytes.Equal(rest, s.tail) || s.index >= len(t.choices) {
 		return dst, false
 	}
+	p := &t.choices[s.index]
 	if s.usage {
-		t.input, t.cached, t.counted = u.Input, max(t.cached, u.Cached), t.counted || counted
+		sane, faults := t.check(p, &report)
+		if faults != 0 {
+			return dst, false
+		}
+		t.state(p, &report, sane, s.reasoned)
+	} else {
+		t.estimate(p).hear(text, s.reasoned, t.NewTally)
 	}
-	if t.advance(choice{index: s.index, reasoned: s.reasoned}, s.usage, u) != nil {
-		return dst, false
-	}
+	t.ended = false
 	dst = append(append(append(dst, "data: "...), s.shownBefore...), text...)
 	if s.again != nil {
 		dst = append(append(dst, s.again...), text...)
@@ -86,6 +88,9 @@ func (t *Tap) learn(data []byte) {
 		return
 	}
 	one := t.last.choices[0]
+	if idsIn(one.ids) > 0 {
+		return // each chunk has its own
+	}
 	text := theText(one)
 	if text == nil {
 		return
@@ -104,8 +109,11 @@ func (t *Tap) learn(data []byte) {
 	}
 	s.after = bytes.Clone(after)
 	probe := append(append(bytes.Clone(data[:from]), placeholder...), data[from+len(text):]...)
-	if show, err := t.chunk(probe); err != nil || !show {
+	if !t.last.read(&t.edits, &t.View, probe, t.part()) {
 		return
+	}
+	if t.last.usage != nil {
+		t.edits.list = append(t.edits.list, t.last.cut)
 	}
 	parts := bytes.Split(t.edits.append(nil), []byte(placeholder))
 	switch len(parts) {

@@ -27,34 +27,40 @@ func (e *StreamError) Error() string { return "error in the stream: " + e.Err.Me
 // Tap follows one stream on its way to the caller. It counts tokens from the
 // usage that every chunk carries (stream_options.continuous_usage_stats), so that
 // a stream that is cut is counted to what was delivered, and it edits each event
-// to what the caller asked for. One goroutine may use it.
+// to what the caller asked for. What a chunk says without stating how many tokens
+// the choice has by then, or with a figure that cannot be true, is counted here,
+// until a figure that can be true makes up for it. One goroutine may use it.
 //
 // A chunk is not a token: several tokens may share one, and some have none.
 type Tap struct {
-	View  View
-	Route Route
-	// Input is the prompts' tokens by the gateway's own count where there are
-	// several, since until the last chunk the server states each prompt's alone.
-	Input int
+	View   View
+	Route  Route
+	Bounds Bounds
+	// NewTally makes what counts a text where the engine does not.
+	NewTally func() Tally
 
 	edits   edits
 	last    chunk
 	shape   shape
 	learnt  int
 	choices []progress
-	input   int
+	input   int // of the only prompt, where has says that it was stated
 	cached  int
+	has     figures // that the engine has stated of the answer so far, but for the output
+	faults  Faults  // of all usage so far
 	final   Usage
-	ended   bool // final was given
-	counted bool // the server counted the reasoning itself
+	guessed bool   // a figure of final is not the engine's
+	ended   bool   // final was given
+	head    []byte // how a chunk with the final usage begins
 	done    bool
 }
 
 // progress is how far one choice has come. Its output tokens are its own: with
 // n > 1 a chunk's usage speaks of the chunk's choice alone.
 type progress struct {
-	output   int
-	thought  int // output tokens when its reasoning was last heard of
+	output   int       // that the engine stated last
+	thought  int       // output tokens when its reasoning was last heard of
+	own      *estimate // of what it has said since; nil: the engine has stated all
 	finished bool
 }
 
@@ -67,7 +73,7 @@ func (t *Tap) Event(dst, data []byte) ([]byte, error) {
 			return dst, ErrUnfinished
 		}
 		t.done = true
-		return append(dst, "data: [DONE]\n\n"...), nil
+		return append(t.close(dst), "data: [DONE]\n\n"...), nil
 	}
 	if out, ok := t.fits(dst, data); ok {
 		return out, nil
@@ -112,10 +118,14 @@ func (t *Tap) whole() bool {
 
 // chunk is what is read of a chunk, or of an answer that comes as one body.
 type chunk struct {
+	id      []byte
+	created []byte
+	model   []byte
 	choices []choice
 	listed  bool // it has choices, be they none
 	usage   []byte
-	cut     edit // takes the usage out
+	noUsage []byte // null in its place
+	cut     edit   // takes the usage out
 	failure []byte
 }
 
@@ -123,12 +133,13 @@ type chunk struct {
 // where data is no chunk.
 func (c *chunk) read(e *edits, v *View, data []byte, part string) (ok bool) {
 	e.reset(data)
-	c.choices, c.listed, c.usage, c.failure = c.choices[:0], false, nil, nil
+	*c = chunk{choices: c.choices[:0]}
 	w := members(data)
 	for first := true; w.next(); first = false {
 		switch string(w.key) {
 		case "model":
-			v.name(e, w.value())
+			c.model = w.value()
+			v.name(e, c.model)
 		case "choices":
 			if c.listed = w.enter('['); !c.listed {
 				return false
@@ -139,8 +150,14 @@ func (c *chunk) read(e *edits, v *View, data []byte, part string) (ok bool) {
 				}
 				c.choices = append(c.choices, v.choice(e, &w, part))
 			}
+		case "id":
+			c.id = w.value()
+		case "created":
+			c.created = w.value()
 		case "usage":
-			if raw := w.value(); !isNull(raw) {
+			if raw := w.value(); isNull(raw) {
+				c.noUsage = raw
+			} else {
 				c.usage, c.cut = raw, e.cutting(&w, first)
 			}
 		case "error":
@@ -161,32 +178,45 @@ func (t *Tap) chunk(data []byte) (show bool, err error) {
 	if c.failure != nil {
 		return false, streamError(data, c.failure)
 	}
-	var u Usage
-	if c.usage != nil {
-		var counted bool
-		u, counted = readUsage(c.usage)
-		t.counted = t.counted || counted
-	}
 	if len(c.choices) == 0 {
-		if c.usage == nil {
-			return true, nil
-		}
-		t.final, t.ended = u, true // of all choices together
-		return t.View.IncludeUsage, nil
+		return t.end(c), nil
 	}
-	for _, one := range c.choices {
-		if err := t.advance(one, c.usage != nil, u); err != nil {
+	var s *stated
+	if c.usage != nil {
+		read := readUsage(c.usage)
+		s = &read
+	}
+	faults := Faults(0)
+	for i := range c.choices {
+		one := &c.choices[i]
+		if err := t.place(one); err != nil {
 			return false, err
 		}
+		faults |= t.advance(one, s)
 		show = show || !one.emptied || one.finish != ""
 	}
-	if c.usage != nil {
-		t.input, t.cached = u.Input, max(t.cached, u.Cached)
-		if !t.View.ContinuousUsage {
-			t.edits.list = append(t.edits.list, c.cut)
-		}
+	t.faults |= faults
+	switch {
+	case s == nil:
+	case !t.View.ContinuousUsage:
+		t.edits.list = append(t.edits.list, c.cut)
+	case faults != 0:
+		t.edits.replace(c.usage, t.soFar(&t.choices[c.choices[0].index]).append(nil))
 	}
 	return show, nil
+}
+
+// soFar is the usage of one choice, as the engine should have stated it.
+func (t *Tap) soFar(p *progress) Usage {
+	u := Usage{Input: t.Bounds.Input / max(t.Bounds.Prompts, 1), Output: p.output, Reasoning: p.thought}
+	if t.has&inputFigure != 0 {
+		u.Input = t.input
+	}
+	if p.own != nil {
+		output, reasoning := p.own.tokens()
+		u.Output, u.Reasoning = Plus(u.Output, output), Plus(u.Reasoning, reasoning)
+	}
+	return u
 }
 
 func (t *Tap) part() string {
@@ -196,8 +226,8 @@ func (t *Tap) part() string {
 	return "delta"
 }
 
-// advance notes how far a choice has come.
-func (t *Tap) advance(c choice, known bool, u Usage) error {
+// place makes sure that a choice goes on and has its place.
+func (t *Tap) place(c *choice) error {
 	if c.finish == "abort" { // the server was paused or shut down
 		return ErrUnfinished
 	}
@@ -207,45 +237,189 @@ func (t *Tap) advance(c choice, known bool, u Usage) error {
 	for len(t.choices) <= c.index {
 		t.choices = append(t.choices, progress{})
 	}
-	p := &t.choices[c.index]
-	p.finished = p.finished || c.finish != ""
-	if known {
-		p.output = u.Output
-		if c.reasoned {
-			p.thought = u.Output
-		}
-		if t.counted {
-			p.thought = u.Reasoning
-		}
-	}
 	return nil
 }
 
-// Usage is what the answer has taken so far; known is false while the server has
-// said nothing. Where the server does not count reasoning tokens itself, they are
-// the tokens up to the last reasoning heard of and the mark that ends it.
-func (t *Tap) Usage() (u Usage, known bool) {
-	u = Usage{Input: t.input, Cached: t.cached}
-	known = t.ended || t.input > 0
-	if t.Input > 0 {
-		u.Input = t.Input
+// advance notes how far a choice has come. s is the usage in its chunk, nil where there
+// is none; what cannot be true of it is returned.
+func (t *Tap) advance(c *choice, s *stated) (faults Faults) {
+	p := &t.choices[c.index]
+	if c.finish != "" {
+		p.finished = true
+		t.keepHead()
 	}
+	t.ended = false // an answer that goes on was not stated as a whole
+	if s == nil {
+		t.estimate(p).add(c, false, t.NewTally)
+		return 0
+	}
+	sane, faults := t.check(p, s)
+	t.state(p, s, sane, c.reasoned)
+	if sane&outputFigure == 0 {
+		t.estimate(p).add(c, false, t.NewTally)
+	}
+	return faults
+}
+
+// check holds the usage in a chunk, which speaks of one choice, against what that can be.
+func (t *Tap) check(p *progress, s *stated) (sane figures, faults Faults) {
+	least := Usage{Input: t.input, Output: p.output}
+	if t.has&reasoningFigure != 0 {
+		least.Reasoning = p.thought
+	}
+	return t.Bounds.check(s, 1, 1, least)
+}
+
+// state takes in what the engine has stated of one choice.
+func (t *Tap) state(p *progress, s *stated, sane figures, reasoned bool) {
+	if sane&inputFigure != 0 && t.Bounds.Prompts < 2 {
+		t.input = s.Input
+		t.has |= inputFigure
+	}
+	if sane&cachedFigure != 0 {
+		t.cached = max(t.cached, s.Cached)
+	}
+	if sane&reasoningFigure != 0 {
+		p.thought = s.Reasoning
+		t.has |= reasoningFigure
+	}
+	if sane&outputFigure != 0 {
+		p.output, p.own = s.Output, nil
+		if reasoned && t.has&reasoningFigure == 0 {
+			p.thought = s.Output
+		}
+	}
+}
+
+// estimate is what counts a choice while the engine does not.
+func (t *Tap) estimate(p *progress) *estimate {
+	if p.own == nil {
+		p.own = &estimate{thinking: p.thought > 0}
+	}
+	return p.own
+}
+
+// end takes in a chunk without choices, whose usage is that of all of them together. It
+// says whether the caller sees the chunk.
+func (t *Tap) end(c *chunk) (show bool) {
+	if c.usage == nil {
+		return true
+	}
+	s := readUsage(c.usage)
+	least := Usage{Input: t.input}
+	for i := range t.choices {
+		least.Output = Plus(least.Output, t.choices[i].output)
+		if t.has&reasoningFigure != 0 {
+			least.Reasoning = Plus(least.Reasoning, t.choices[i].thought)
+		}
+	}
+	sane, faults := t.Bounds.check(&s, t.Bounds.Prompts, t.Bounds.Choices, least)
+	t.faults |= faults
+	u, _ := t.Usage()
+	for _, f := range []struct {
+		figure       figures
+		into, stated *int
+	}{
+		{inputFigure, &u.Input, &s.Input}, {outputFigure, &u.Output, &s.Output},
+		{reasoningFigure, &u.Reasoning, &s.Reasoning}, {cachedFigure, &u.Cached, &s.Cached},
+	} {
+		if sane&f.figure != 0 {
+			*f.into = *f.stated
+		}
+	}
+	if (s.valid|s.wrong)&cachedFigure == 0 && sane&inputFigure != 0 {
+		u.Cached = 0 // the engine tells nothing of it where nothing was cached
+	}
+	t.final, t.ended, t.guessed = u.consistent(), true, s.replaced(sane)
+	if faults != 0 {
+		t.edits.replace(c.usage, t.final.append(nil))
+	}
+	return t.View.IncludeUsage
+}
+
+// Usage is what the answer has taken so far, and whether a figure of it is the
+// gateway's own. Where the server does not count reasoning tokens itself, they are
+// the tokens up to the last reasoning heard of and the mark that ends it.
+func (t *Tap) Usage() (u Usage, estimated bool) {
+	if t.ended {
+		return t.final, t.guessed
+	}
+	u = Usage{Input: t.Bounds.Input, Cached: t.cached}
+	if t.has&inputFigure != 0 {
+		u.Input = t.input
+	}
+	own, alone, some := 0, 0, false
 	for i := range t.choices {
 		p := &t.choices[i]
 		u.Output += p.output
 		u.Reasoning += p.thought
-		if !t.counted && p.thought > 0 && p.thought < p.output {
+		if t.has&reasoningFigure == 0 && p.thought > 0 && p.thought < p.output {
 			u.Reasoning++
 		}
+		if p.own == nil {
+			continue
+		}
+		output, reasoning := p.own.tokens()
+		own, u.Reasoning, some = own+output, u.Reasoning+reasoning, some || output > 0
+		if p.output == 0 {
+			alone++ // the prompt that its text may begin with is not yet in an engine's figure
+		}
 	}
-	if !t.ended {
-		return u, known
+	if some {
+		u.Output = max(u.Output, min(u.Output+t.Bounds.own(own, alone), most(t.Bounds.Limit, t.Bounds.Choices, 0)))
 	}
-	final := t.final
-	if !t.counted {
-		final.Reasoning = u.Reasoning
+	estimated = some || t.faults != 0 || t.has&inputFigure == 0 && t.Bounds.Prompts < 2
+	return u.consistent(), estimated
+}
+
+// Longest is how many tokens the longest choice has so far.
+func (t *Tap) Longest() (tokens int) {
+	for i := range t.choices {
+		tokens = max(tokens, t.soFar(&t.choices[i]).Output)
 	}
-	return final, true
+	return tokens
+}
+
+// Faults are what was wrong with the engine's usage. That none was given is a fault
+// once the stream has ended.
+func (t *Tap) Faults() Faults {
+	if _, estimated := t.Usage(); estimated && t.faults == 0 {
+		return FaultMissing
+	}
+	return t.faults
+}
+
+// keepHead keeps how the chunk before the end begins, in case that the engine sends
+// none with the usage for which the caller has asked.
+func (t *Tap) keepHead() {
+	c := &t.last
+	if !t.View.IncludeUsage || len(c.id) == 0 || len(c.created) == 0 || len(c.id)+len(c.created)+len(c.model) > maxName {
+		return
+	}
+	object := "chat.completion.chunk"
+	if t.Route == Completions {
+		object = "text_completion"
+	}
+	h := append(append(t.head[:0], `{"id":`...), c.id...)
+	h = append(append(append(h, `,"object":"`...), object...), `","created":`...)
+	h = append(append(h, c.created...), `,"model":`...)
+	if t.View.Model != "" || len(c.model) == 0 {
+		h = appendString(h, t.View.Model)
+	} else {
+		h = append(h, c.model...)
+	}
+	t.head = append(h, `,"choices":[],"usage":`...)
+}
+
+// close appends the chunk with the usage of the answer where the caller has asked for
+// one and the engine has sent none.
+func (t *Tap) close(dst []byte) []byte {
+	if !t.View.IncludeUsage || t.ended || len(t.head) == 0 {
+		return dst
+	}
+	u, _ := t.Usage()
+	dst = append(append(dst, "data: "...), t.head...)
+	return append(u.append(dst), "}\n\n"...)
 }
 
 func streamError(data, failure []byte) *StreamError {

@@ -38,11 +38,15 @@ func feed(t *testing.T, tap *Tap, events ...string) (seen []string, err error) {
 		if framed == "" {
 			continue
 		}
-		data, data2 := strings.TrimPrefix(framed, "data: "), strings.TrimSuffix(framed, "\n\n")
-		if !ok || data == framed || data2 == framed || strings.ContainsAny(data2, "\r\n") {
-			t.Fatalf("no event: %q", out)
+		whole := framed
+		for framed != "" {
+			event, rest, ended := strings.Cut(framed, "\n\n")
+			data, begun := strings.CutPrefix(event, "data: ")
+			if !ok || !begun || !ended || strings.ContainsAny(data, "\r\n") {
+				t.Fatalf("no event: %q", whole)
+			}
+			seen, framed = append(seen, data), rest
 		}
-		seen = append(seen, strings.TrimSuffix(data, "\n\n"))
 	}
 	return seen, nil
 }
@@ -88,8 +92,8 @@ func TestTapStream(t *testing.T) {
 				t.Errorf("%v\ngot\n%s\nwant\n%s", err, strings.Join(got, "\n"), strings.Join(c.want, "\n"))
 			}
 			want := Usage{Input: 9, Cached: 4, Output: 20, Reasoning: 6} // 5 and the end mark
-			if u, known := tap.Usage(); u != want || !known || !tap.Done() || !tap.Answered() {
-				t.Errorf("%+v, %v, done %v", u, known, tap.Done())
+			if u, estimated := tap.Usage(); u != want || estimated || tap.Faults() != 0 || !tap.Done() || !tap.Answered() {
+				t.Errorf("%+v, %v, done %v", u, estimated, tap.Done())
 			}
 		})
 	}
@@ -164,7 +168,7 @@ func TestTapErrorEvents(t *testing.T) {
 		if !errors.As(err, &e) || e.Status != c.status || e.Err != c.want || !strings.Contains(e.Error(), c.want.Message) {
 			t.Errorf("%s: %v (%+v)", c.event, err, e)
 		}
-		if u, known := tap.Usage(); !known || u != (Usage{Input: 3, Output: 4}) {
+		if u, estimated := tap.Usage(); estimated || u != (Usage{Input: 3, Output: 4}) {
 			t.Errorf("%+v", u)
 		}
 	}
@@ -180,8 +184,8 @@ func TestTapCountsChoices(t *testing.T) {
 	piece := func(i, output int, finish string) string {
 		return fmt.Sprintf(`{"object":"text_completion","model":"m","choices":[{"index":%d,"text":"x","logprobs":null,"finish_reason":%s}]%s}`, i, finish, spent(10, output))
 	}
-	if u, known := tap.Usage(); known || u != (Usage{}) || tap.Answered() {
-		t.Errorf("%+v, %v", u, known)
+	if u, estimated := tap.Usage(); !estimated || u != (Usage{}) || tap.Answered() {
+		t.Errorf("%+v, %v", u, estimated)
 	}
 	for _, step := range []struct {
 		event string
@@ -199,7 +203,7 @@ func TestTapCountsChoices(t *testing.T) {
 		if _, err := feed(t, &tap, step.event); err != nil {
 			t.Fatal(err)
 		}
-		if u, known := tap.Usage(); u != step.want || !known {
+		if u, estimated := tap.Usage(); u != step.want || estimated {
 			t.Fatalf("after %s: %+v, want %+v", step.event, u, step.want)
 		}
 	}
@@ -207,7 +211,7 @@ func TestTapCountsChoices(t *testing.T) {
 		t.Error(err)
 	}
 	// Several prompts: each chunk states its own prompt's tokens.
-	tap = Tap{Route: Completions, Input: 25}
+	tap = Tap{Route: Completions, Bounds: Bounds{Input: 25, Prompts: 2, Choices: 2}}
 	if _, err := feed(t, &tap, piece(0, 1, "null"), piece(1, 2, "null")); err != nil {
 		t.Fatal(err)
 	}

@@ -40,6 +40,7 @@ type choice struct {
 	finish   string // "" while it goes on
 	part     []byte // its delta or message
 	text     []byte // of a completion
+	ids      []byte // of its tokens, where the caller asked for them
 	reasoned bool   // it carries reasoning that is not null
 	emptied  bool   // hiding the reasoning left nothing to show
 	repaired bool   // what was called reasoning is its content
@@ -63,6 +64,8 @@ func (v *View) choice(e *edits, w *walker, part string) (c choice) {
 			}
 		case "text":
 			c.text = w.value()
+		case "token_ids":
+			c.ids = w.value()
 		case part:
 			c.part = w.value()
 			if !bytes.Contains(c.part, []byte(`"reasoning`)) {

@@ -150,10 +150,11 @@ func (v vllm) tapped(t *testing.T, q *Request, view View) ([]string, Usage) {
 // made is the stream that is made of an answer in one piece.
 func (v vllm) made(t *testing.T, q *Request, view View) ([]string, Usage) {
 	t.Helper()
-	shown, u, known, err := ReadAnswer(q.Route, view, v.ask(t, q), func(s string) int { return len(s) / 4 })
-	if err != nil || !known {
-		t.Fatal(known, err)
+	a, err := ReadAnswer(q.Route, view, v.ask(t, q), Bounds{}, newWords)
+	if err != nil || a.Faults != 0 {
+		t.Fatal(a.Faults.Names(), err)
 	}
+	shown, u := a.Body, a.Usage
 	if err := v.schemas.Check(wholeSchema(q.Route), shown); err != nil {
 		t.Error(err)
 	}

@@ -1,0 +1,99 @@
+package qwen
+
+import (
+	"strings"
+	"unicode/utf8"
+	"unsafe"
+)
+
+// Bounds of what a Tally keeps, in bytes.
+const (
+	tallyTail = 256     // from which on it looks for a place where what it keeps can be counted
+	tallyMost = 4 << 10 // at which it counts what it keeps wherever that ends
+)
+
+// A Tally counts the tokens of a text that comes in parts, in constant memory: what it
+// keeps is less than 4 KiB and the last part. The count is that of the whole text but
+// where the text has none of the places at which counts add up for 4 KiB, between a
+// letter and a character that is none; then it may be a token or two more for each 4 KiB.
+// One goroutine may use it.
+type Tally struct {
+	tokens *Tokenizer
+	count  int    // tokens of what came before tail
+	tail   []byte // what is not counted yet
+	next   int    // bytes of tail from which on it is looked at again
+}
+
+// NewTally returns a tally of nothing.
+func (t *Tokenizer) NewTally() *Tally { return &Tally{tokens: t, next: tallyTail} }
+
+// Add takes in the next part of the text.
+func (y *Tally) Add(part string) {
+	y.tail = append(y.tail, part...)
+	if len(y.tail) < y.next {
+		return
+	}
+	end := y.border()
+	if end == 0 && len(y.tail) >= tallyMost {
+		for end = len(y.tail) - 1; end > len(y.tail)-utf8.UTFMax && !utf8.RuneStart(y.tail[end]); {
+			end--
+		}
+	}
+	if end == 0 {
+		y.next = 2 * len(y.tail)
+		return
+	}
+	y.count += y.tokens.Count(view(y.tail[:end]))
+	y.tail = append(y.tail[:0], y.tail[end:]...)
+	y.next = len(y.tail) + tallyTail
+}
+
+// Tokens returns the number of tokens of all that was added.
+func (y *Tally) Tokens() int { return y.count + y.tokens.Count(view(y.tail)) }
+
+// border is the last place in tail where counts add up whatever follows; 0: there is
+// none. It is searched from further and further behind, so that all of it is read at
+// most twice.
+func (y *Tally) border() (end int) {
+	s := view(y.tail)
+	for i := len(s) - 1; i >= max(len(s)-utf8.UTFMax, 0); i-- {
+		if utf8.RuneStart(s[i]) && !utf8.FullRuneInString(s[i:]) {
+			s = s[:i] // the rest of the character is still to come
+		}
+	}
+	for back := tallyTail / 4; ; back *= 2 {
+		from := max(len(s)-back, 0)
+		for at := from; ; {
+			if at = y.tokens.table.cut(s, at); at == len(s) {
+				break
+			}
+			if !y.tokens.splits(s, at) {
+				end = at
+			}
+			at++
+		}
+		if end > 0 || from == 0 {
+			return end
+		}
+	}
+}
+
+// splits reports whether an added token of s may stand on both sides of a place.
+func (t *Tokenizer) splits(s string, place int) bool {
+	const longest = len("<|object_ref_start|>")
+	before := s[max(place-longest, 0):place]
+	i := strings.LastIndexByte(before, '<')
+	if i < 0 {
+		return false
+	}
+	rest := s[place-len(before)+i:]
+	behind := len(before) - i // bytes from there to the place
+	for _, token := range t.added {
+		if len(token) > behind && (strings.HasPrefix(rest, token) || strings.HasPrefix(token, rest)) {
+			return true
+		}
+	}
+	return false
+}
+
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
