@@ -47,6 +47,6 @@ func (d *Doubts) Warning(now time.Time) string {
 	if d.count == 0 || ago > doubtsFor {
 		return ""
 	}
-	return fmt.Sprintf("the usage of %d answers was not believed, of the last one %v ago since figures were %s: own counts replace them; see what stands between the gateway and the server",
+	return fmt.Sprintf("the usage of %d answers was not believed, of the last one %v ago since figures were %s: own counts replace them; see docs/operating.md, \"Usage is not believed\"",
 		d.count, ago.Round(time.Second), strings.Join(d.faults.Names(), ", "))
 }
