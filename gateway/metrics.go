@@ -325,7 +325,7 @@ func (m *metrics) begin() {
 		m.rejected.WithLabelValues(other, string(reason), "")
 	}
 	m.beginRules(other) // who hammers is refused before the model is known
-	for model := range m.models {
+	for model, s := range m.models {
 		for _, stream := range []string{"true", "false"} {
 			m.requests.WithLabelValues(model, model, "/v1/chat/completions", "200", degrade.Full.String(), stream)
 		}
