@@ -329,6 +329,20 @@ func (c *Controller) Status(ctx context.Context, r limit.Request) (limit.Status,
 // else of it is known; nil: nothing.
 func (c *Controller) Refused(r limit.Request) *limit.Denied { return c.limits.Refused(r) }
 
+// Count lets a request in that needs no place on a backend, or returns a
+// *limit.Denied or limit.ErrStore. Only rules of auxiliary requests count it.
+func (c *Controller) Count(ctx context.Context, r limit.Request) error {
+	r.Aux = true
+	grant, err := c.limits.Admit(ctx, r)
+	if err != nil {
+		return err
+	}
+	// It is over as far as limits go. What the store does not take now is tried again
+	// by the limits' own loop.
+	_ = grant.Settle(limit.Usage{}, "")
+	return nil
+}
+
 // Rules are the limits and quotas in force by name, each with whether it is a quota.
 func (c *Controller) Rules() map[string]bool { return c.limits.Rules() }
 

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tidegate/admission"
+	"tidegate/admission/limit"
 	"tidegate/degrade"
 	"tidegate/gateway/account"
 	"tidegate/gateway/alert"
@@ -44,6 +46,7 @@ type Config struct {
 	BodyTimeout    time.Duration `yaml:"body_timeout"`  // for a caller to send its body
 	WriteTimeout   time.Duration `yaml:"write_timeout"` // for a caller to take what is sent
 	KeepAlive      KeepAlive     `yaml:"keepalive"`
+	AuxRequests    limit.Rate    `yaml:"aux_requests"`    // requests of one key that generate nothing: lists, reports, /tokenize
 	MaxN           int           `yaml:"max_n"`           // choices per prompt
 	TrustedProxies []string      `yaml:"trusted_proxies"` // networks whose X-Forwarded-For is believed
 	PerUser        int           `yaml:"-"`               // users with metrics of their own, MaxPerUser at most; of the section telemetry
@@ -52,7 +55,7 @@ type Config struct {
 // Default is a face that works without being told anything.
 func Default() Config {
 	return Config{
-		MaxBody: 8 << 20, BodyBudget: BodyBudget{Total: 256 << 20, PerCaller: 64 << 20}, BodyTimeout: time.Minute, WriteTimeout: time.Minute, MaxN: 8,
+		MaxBody: 8 << 20, BodyBudget: BodyBudget{Total: 256 << 20, PerCaller: 64 << 20}, BodyTimeout: time.Minute, WriteTimeout: time.Minute, AuxRequests: limit.Rate{Count: 120, Window: time.Minute}, MaxN: 8,
 		KeepAlive: KeepAlive{After: 10 * time.Second, Every: 10 * time.Second, Form: "chunk"},
 	}
 }
@@ -72,12 +75,25 @@ func (c *Config) Validate() error {
 	fault(c.KeepAlive.After >= time.Millisecond, "keepalive.after: must be at least 1ms, such as 10s")
 	fault(c.KeepAlive.Every >= time.Millisecond, "keepalive.every: must be at least 1ms, such as 10s")
 	fault(c.KeepAlive.Form == "chunk" || c.KeepAlive.Form == "comment", "keepalive.form: must be chunk or comment, not %q", c.KeepAlive.Form)
+	if c.AuxRequests == (limit.Rate{}) {
+		fault(false, "aux_requests: must be a count and a window, such as 120/1m")
+	} else if err := c.AuxRule().Validate(); err != nil {
+		fault(false, "aux_requests: %s", strings.TrimPrefix(err.Error(), "requests: "))
+	}
 	fault(c.MaxN >= 1 && c.MaxN <= 128, "max_n: must be from 1 to 128")
 	for i, p := range c.TrustedProxies {
 		_, err := netip.ParsePrefix(p)
 		fault(err == nil, "trusted_proxies[%d]: %q is no network; expected something like 10.0.0.0/8", i, p)
 	}
 	return errors.Join(faults...)
+}
+
+// AuxRule is the name of the rule that holds callers to aux_requests.
+const AuxRule = "aux_requests"
+
+// AuxRule is the rule that holds callers to aux_requests.
+func (c *Config) AuxRule() *limit.Rule {
+	return &limit.Rule{Name: AuxRule, Per: "key", Bounds: limit.Bounds{Requests: c.AuxRequests}, Aux: true}
 }
 
 // Parts are what a gateway is made of.

@@ -95,9 +95,6 @@ const worthWaiting = time.Minute
 
 // quotaStatus reports the caller's own limits: GET /quota/status.
 func (g *Gateway) quotaStatus(c *call) error {
-	if err := c.identify(); err != nil {
-		return err
-	}
 	if name := c.r.URL.Query().Get("model"); name != "" {
 		m, err := g.pickModel(c, name)
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"tidegate/admission/limit"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
 )
@@ -68,19 +69,27 @@ func (g *Gateway) cards(c *call) []modelCard {
 	return cards
 }
 
+// aux lets callers through to a route that generates nothing, as often as
+// aux_requests says.
+func (g *Gateway) aux(h handler) handler {
+	return func(c *call) error {
+		if err := c.identify(); err != nil {
+			return err
+		}
+		if err := g.Admission.Count(c.r.Context(), limit.Request{ID: c.id, Subjects: c.subjects(), Tier: string(c.who.Tier)}); err != nil {
+			return err
+		}
+		return h(c)
+	}
+}
+
 // models lists what this key may use.
 func (g *Gateway) models(c *call) error {
-	if err := c.identify(); err != nil {
-		return err
-	}
 	return c.reply(map[string]any{"object": "list", "data": g.cards(c)})
 }
 
 // model shows one of them; ids may have slashes.
 func (g *Gateway) model(c *call) error {
-	if err := c.identify(); err != nil {
-		return err
-	}
 	id := strings.TrimPrefix(c.r.URL.Path, "/v1/models/")
 	for _, card := range g.cards(c) {
 		if card.ID == id {
@@ -104,9 +113,6 @@ func (c *call) reply(v any) error {
 // tokenize answers vLLM's route of this name itself: how many tokens a prompt or
 // a conversation has, exactly, and which.
 func (g *Gateway) tokenize(c *call) error {
-	if err := c.identify(); err != nil {
-		return err
-	}
 	raw, err := c.readBody()
 	if err != nil {
 		return err

@@ -62,6 +62,7 @@ type Rule struct {
 	Exceed         string     `yaml:"exceed"`           // reject: 429 | degrade: served by the fallback
 	OnStoreFailure Failure    `yaml:"on_store_failure"` // local | closed | open, while Redis does not answer
 	Shadow         bool       `yaml:"shadow"`           // counted and reported, never enforced
+	Aux            bool       `yaml:"-"`                // counts requests that generate nothing, and no others
 }
 
 // Schedule gives a rule other numbers in some hours.

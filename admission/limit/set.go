@@ -15,8 +15,22 @@ import (
 type Set struct {
 	counters []counter // in the order of their homes
 	weights  map[string]Weights
+	generate scope // of counters of generations
+	aux      scope // of counters of auxiliary requests
+}
+
+// scope is what a request's keys are made of.
+type scope struct {
 	subjects [subjectCount]bool // that some counter is of
 	homes    [ofAll + 1]bool
+}
+
+// scope is that of the counters that count one kind of request.
+func (s *Set) scope(aux bool) *scope {
+	if aux {
+		return &s.aux
+	}
+	return &s.generate
 }
 
 // counter is one metric of one rule or quota.
@@ -32,6 +46,7 @@ type counter struct {
 	reserve Policy
 	shadow  bool
 	degrade bool
+	aux     bool // counts auxiliary requests alone
 
 	amounts  []amount // by schedule; the last is that of the rule itself
 	largest  int64    // capacity under any schedule
@@ -145,9 +160,10 @@ func Compile(rules []Rule, quotas []QuotaRule, weights map[string]Weights) (*Set
 	}
 	slices.SortStableFunc(s.counters, func(a, b counter) int { return cmp.Compare(a.home, b.home) })
 	for i := range s.counters {
-		s.homes[s.counters[i].home] = true
+		of := s.scope(s.counters[i].aux)
+		of.homes[s.counters[i].home] = true
 		for _, one := range s.counters[i].by {
-			s.subjects[one] = true
+			of.subjects[one] = true
 		}
 	}
 	return s, nil
@@ -157,7 +173,7 @@ func Compile(rules []Rule, quotas []QuotaRule, weights map[string]Weights) (*Set
 func (r *Rule) counters() []counter {
 	by, _ := parsePer(r.Per)
 	common := counter{
-		rule: r.Name, per: r.Per, by: by, home: by.home(), shadow: r.Shadow, degrade: r.Exceed == ExceedDegrade,
+		rule: r.Name, per: r.Per, by: by, home: by.home(), shadow: r.Shadow, aux: r.Aux, degrade: r.Exceed == ExceedDegrade,
 		failure: cmp.Or(r.OnStoreFailure, FailLocal), reserve: cmp.Or(r.Reserve, ReserveP90), factors: r.UnderPressure.factors(),
 	}
 	all := make([]Bounds, 0, len(r.Schedule)+1)
@@ -264,6 +280,7 @@ type Request struct {
 	Prompt    int64  // tokens, exact
 	MaxTokens int64  // that all its answers may have together; 0: it generates nothing
 	Thinking  bool
+	Aux       bool // it generates nothing, and only rules of auxiliary requests count it
 }
 
 // Estimate is what a request's answer is expected to have, in tokens.
@@ -283,11 +300,15 @@ func (s *Set) Dims(r Request, e Estimate, now time.Time) []Dim { return s.plan(&
 
 func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 	p := plan{dims: make([]Dim, 0, len(s.counters)), counters: make([]*counter, 0, len(s.counters))}
-	n := r.names(s.subjects, s.homes)
+	within := s.scope(r.Aux)
+	n := r.names(within.subjects, within.homes)
 	level := min(max(r.Level, 0), levelCount-1)
 	tier := tierIndex(r.Tier)
 	for i := range s.counters {
 		c := &s.counters[i]
+		if c.aux != r.Aux {
+			continue
+		}
 		key := n.key(c.home, c.name, c.by)
 		if key == "" {
 			continue

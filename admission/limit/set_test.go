@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -196,5 +197,42 @@ func TestOverrides(t *testing.T) {
 	}
 	if again, err := with.With(nil); err != nil || !slices.Equal(limits(again, Subjects{User: "ann"}), plain) {
 		t.Errorf("without overrides: %v", err)
+	}
+}
+
+// TestAux: rules of auxiliary requests count those, and no other rule does.
+func TestAux(t *testing.T) {
+	set := compile(t, []Rule{
+		{Name: "all", Per: "global", Bounds: Bounds{Requests: perMinute(9), Concurrency: 9}},
+		{Name: "aux", Per: "key", Bounds: Bounds{Requests: perMinute(2)}, Aux: true},
+	}, []QuotaRule{{Name: "month", Per: "user", Tokens: 5, Every: "month"}}, nil)
+	l := New(set, Options{Store: NewMemory(time.Now)})
+	admit := func(id string, aux bool) error {
+		r := alice()
+		r.ID, r.Aux = id, aux
+		grant, err := l.Admit(t.Context(), r)
+		if err == nil {
+			err = grant.Settle(Usage{}, "")
+		}
+		return err
+	}
+	for i := range 9 {
+		if err := admit(fmt.Sprint("generation ", i), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 2 {
+		if err := admit(fmt.Sprint("aux ", i), true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for aux, rule := range map[bool]string{false: "all", true: "aux"} {
+		var denied *Denied
+		if err := admit("one more", aux); !errors.As(err, &denied) || denied.Rule != rule {
+			t.Errorf("got %v, expected a refusal by %s", err, rule)
+		}
+	}
+	if l.Running() != 0 {
+		t.Errorf("%d are running", l.Running())
 	}
 }

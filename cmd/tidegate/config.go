@@ -140,6 +140,12 @@ func (c *config) validate() error {
 		}
 	}
 	within("", limit.Validate(c.Limits, c.Quotas))
+	for i := range c.Limits {
+		fault(c.Limits[i].Name != gateway.AuxRule, "limits[%d].name: %s is the name of what server.aux_requests says; choose another", i, gateway.AuxRule)
+	}
+	for i := range c.Quotas {
+		fault(c.Quotas[i].Name != gateway.AuxRule, "quotas[%d].name: %s is the name of what server.aux_requests says; choose another", i, gateway.AuxRule)
+	}
 	within("", channel.ValidateAll(c.Alerts))
 	return errors.Join(faults...)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 	_ "time/tzdata" // quotas and schedules know every zone, also in an image without any
@@ -325,7 +326,7 @@ func (c *config) limitSet() (*limit.Set, error) {
 	for i := range c.Models {
 		weights[c.Models[i].Name] = c.Models[i].Weights
 	}
-	return limit.Compile(c.Limits, c.Quotas, weights)
+	return limit.Compile(append(slices.Clone(c.Limits), *c.Server.AuxRule()), c.Quotas, weights)
 }
 
 // seldom lets the same thing be said once in a while only.

@@ -375,3 +375,41 @@ func TestHammering(t *testing.T) {
 		t.Errorf("%v refused before the model was known", n)
 	}
 }
+
+// TestAuxRequests: what generates nothing is counted by a rule of its own, for each key.
+func TestAuxRequests(t *testing.T) {
+	f := startGateway(t, startServers(t, nil), plan{usual: true, server: []string{"aux_requests: 4/1h"}, more: "limits:\n  - {name: few, per: user, requests: 1/1h}\n"})
+	ask := func(key, method, path, body string) reply {
+		q, err := http.NewRequestWithContext(t.Context(), method, f.url+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Header.Set("Authorization", "Bearer "+key)
+		q.Header.Set("Content-Type", "application/json")
+		return f.do(t, q)
+	}
+	routes := []struct{ method, path, body string }{
+		{"GET", "/v1/models", ""}, {"POST", "/tokenize", `{"prompt":"hi"}`}, {"GET", "/v1/usage", ""}, {"GET", "/quota/status", ""},
+	}
+	for _, r := range routes {
+		if a := ask(adaKey, r.method, r.path, r.body); a.status != 200 {
+			t.Errorf("%s: %d %s", r.path, a.status, a.body)
+		}
+	}
+	for _, r := range append(routes, struct{ method, path, body string }{"GET", "/v1/models/" + largeModel, ""}) {
+		a := ask(adaKey, r.method, r.path, r.body)
+		if a.status != 429 || a.code() != "rate_limit_exceeded" || !bytes.Contains(a.body, []byte("aux_requests allows 4 requests in 1h per key")) || a.header.Get("Retry-After") == "" {
+			t.Errorf("%s: %d %v %s", r.path, a.status, a.header, a.body)
+		}
+	}
+	if a := ask(bobKey, "GET", "/v1/models", ""); a.status != 200 {
+		t.Errorf("another key: %d %s", a.status, a.body)
+	}
+	// Neither kind of request takes anything from the other.
+	if a := f.complete(t, adaKey, chat(largeModel, 5, "")); a.status != 200 {
+		t.Errorf("a generation: %d %s", a.status, a.body)
+	}
+	if n := f.metric(t, `tidegate_limit_decisions_total{decision="allow",rule="aux_requests",store="local"}`); n != 5 {
+		t.Errorf("%v allowed", n)
+	}
+}
