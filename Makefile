@@ -92,8 +92,9 @@ check: build lint ## lint, and the example configuration
 dashboards: ## writes deploy/grafana/dashboards anew, from cmd/tidegate/boards_test.go
 	TIDEGATE_DASHBOARDS=write $(GO) test $(FLAGS) -count 1 -run '^TestDashboards' ./cmd/tidegate
 
-docs: ## docs/reference.md anew, from the configuration's types
+docs: ## docs/reference.md anew, from the configuration's types, and the table of fields in docs/api.md
 	TIDEGATE_DOCS_OUT=$(CURDIR)/docs/reference.md $(GO) test $(FLAGS) -count 1 -run '^TestReference$$' ./cmd/tidegate
+	TIDEGATE_API_OUT=$(CURDIR)/docs/api.md $(GO) test $(FLAGS) -count 1 -run '^TestMembersPage$$' ./gateway/openai
 
 golden: clients ## the tokenizer and the chat template beside their references, at length
 	TIDEGATE_TEST_PYTHON=$(CACHE)/clients/python/bin/python $(GO) test $(FLAGS) -count 1 -v -run 'Golden|Corpus|Against' ./gateway/qwen

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -332,5 +333,25 @@ func BenchmarkHostileBodies(b *testing.B) {
 			b.ReportMetric(hostile/usual, "x-ordinary")
 			b.ReportMetric(0, "ns/op")
 		})
+	}
+}
+
+// TestScoredPrompt: log probabilities of a prompt are not asked for of a long one.
+func TestScoredPrompt(t *testing.T) {
+	g := reader(t)
+	for _, c := range []struct {
+		tokens  int
+		more    string
+		refused bool
+	}{
+		{openai.MaxScored, `"echo":true,"logprobs":1`, false}, {openai.MaxScored + 1, `"echo":true,"logprobs":1`, true},
+		{openai.MaxScored + 1, `"echo":true`, false}, {openai.MaxScored + 1, `"logprobs":1`, false},
+	} {
+		ids := "1" + strings.Repeat(",1", c.tokens-1)
+		_, err := readWhole(g, []byte(`{"model":"m","prompt":[`+ids+`],`+c.more+`}`))
+		var r *refusal
+		if errors.As(err, &r) != c.refused || c.refused && (r.status != 400 || r.told.Param != "echo") {
+			t.Errorf("%d tokens, %s: %v", c.tokens, c.more, err)
+		}
 	}
 }

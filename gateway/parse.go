@@ -170,6 +170,10 @@ const perTool = 16
 // that from 0.32 on, and refuses such a request before. The prompt alone must leave room
 // for one token, as vLLM of all versions wants it.
 func (c *call) bound(prompt int) error {
+	if c.wish.ScoresPrompt && prompt > openai.MaxScored {
+		return refuse(codeInvalidRequest, "echo", fmt.Sprintf("echo asks for the log probabilities of a prompt of %d tokens, and %d is the most: shorten the prompt, or leave out echo or the log probabilities",
+			prompt, openai.MaxScored))
+	}
 	context, asked := c.model.Context(), c.wish.MaxTokens
 	if c.limit = asked; context == 0 && asked == 0 {
 		return nil // nothing is in rotation, so nothing will be sent

@@ -113,11 +113,17 @@ func (q *Request) Growth() int {
 // without is an object without the members of one name, however often and with
 // whatever escapes they are written; cut is false where it has none.
 func without(object []byte, name string) (rest []byte, cut bool) {
+	return withoutAny(object, func(key []byte) bool { return keyIs(key, name) })
+}
+
+// withoutAny is an object without the members whose raw keys are unwanted; cut is false
+// where it has none.
+func withoutAny(object []byte, unwanted func(key []byte) bool) (rest []byte, cut bool) {
 	var e edits
 	e.reset(object)
 	kept := 0
 	for w := members(object); w.next(); {
-		is := keyIs(w.key, name)
+		is := unwanted(w.key)
 		w.value()
 		if is {
 			e.cut(&w, kept == 0)

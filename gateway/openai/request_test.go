@@ -298,7 +298,13 @@ func checkTranslated(t *testing.T, q *Request, w Wish) {
 	if fault != nil {
 		t.Fatalf("%s: %v", out, fault)
 	}
-	for _, name := range append(stripped(), "guided_json", "guided_regex", "return_reasoning", "include_reasoning") {
+	gone := []string{"guided_json", "guided_regex", "return_reasoning", "include_reasoning"}
+	for _, m := range Members() {
+		if m.Use == Stripped || m.Use == Refused {
+			gone = append(gone, m.Name)
+		}
+	}
+	for _, name := range gone {
 		if again.index(name) >= 0 {
 			t.Fatalf("%s is left in %s", name, out)
 		}

@@ -4,12 +4,6 @@ import (
 	"bytes"
 )
 
-// stripped are members that no caller may send on: they reach into the server's
-// scheduling, identity or caches, or cost far more than they are billed.
-func stripped() []string {
-	return []string{"priority", "kv_transfer_params", "request_id", "prompt_logprobs", "use_beam_search", "ignore_eos"}
-}
-
 // guided maps the names that vLLM dropped in v0.12 (and has ignored in silence
 // since) to the kinds of structured_outputs.
 func guided() [4][2]string {
@@ -27,6 +21,7 @@ type Wish struct {
 	NoThinking      bool // the chat template is told enable_thinking: false
 	N               int  // choices per prompt
 	MaxTokens       int  // 0: the caller left it out
+	ScoresPrompt    bool // the log probabilities of the prompt's tokens are asked for
 }
 
 // Translate checks what the gateway itself must know, turns the spellings that
@@ -57,8 +52,10 @@ func (q *Request) Translate(maxN int) (Wish, *Error) {
 			return w, err
 		}
 	}
-	q.Delete(stripped()...)
-	return w, nil
+	if w.ScoresPrompt, err = q.ScoresPrompt(); err != nil {
+		return w, err
+	}
+	return w, q.checkMembers()
 }
 
 func (q *Request) wish(maxN int) (w Wish, err *Error) {

@@ -1,0 +1,242 @@
+package openai
+
+import (
+	"fmt"
+	"strings"
+)
+
+// A Use is what becomes of a member of a request's body.
+type Use string
+
+// The uses.
+const (
+	Translated Use = "translated" // the gateway reads it, and the server gets what it makes of it
+	Checked    Use = "checked"    // it goes to the server if its value is one that may
+	Stripped   Use = "stripped"   // the server does not get it
+	Refused    Use = "refused"    // the request is a 400
+	Passed     Use = "passed"     // it goes to the server as it is
+)
+
+// A Member is a field of a request's body that the gateway knows. Of all others the rule
+// is that they are passed: vLLM ignores what it does not know.
+type Member struct {
+	Name   string
+	Use    Use
+	Reason string // why, or into what it is translated; in the words of docs/api.md
+
+	check func(q *Request, raw []byte) *Error // of its value; nil: nothing to be checked here
+}
+
+// Bounds of lists.
+const (
+	maxStops    = 4   // strings of stop, as in OpenAI's API and vLLM from 0.32 on
+	maxBadWords = 128 // strings of bad_words, each of which is a check at each token
+	maxScores   = 5   // log probabilities of each token of a prompt, as in OpenAI's API
+)
+
+// acted are the members that checkMembers does something about. The names are those of
+// vLLM's request models (vllm/entrypoints/openai/*/protocol.py, 0.11 to 0.33).
+func acted() [25]Member {
+	const (
+		transfer  = "moves a prompt's memory between servers, and names hosts to fetch it from"
+		identity  = "the gateway names requests itself; two of one name disturb each other in older servers"
+		operators = "the operator's to set, on the server"
+		hidden    = "costs the server work that no usage shows"
+		pictures  = "Qwen3 reads text alone"
+	)
+	return [...]Member{
+		{"priority", Stripped, "the key's tier decides who goes first", nil},
+		{"data_parallel_rank", Stripped, "the gateway chooses the server", nil},
+		{"kv_transfer_params", Stripped, transfer, nil},
+		{"ec_transfer_params", Stripped, transfer, nil},
+		{"request_id", Stripped, identity, nil},
+		{"session_id", Stripped, identity, nil},
+		{"prompt_logprobs", Stripped, hidden, nil},
+		{"use_beam_search", Stripped, hidden, nil},
+		{"best_of", Stripped, hidden, nil},
+		{"ignore_eos", Stripped, "goes on to the limit when the answer has long ended", nil},
+		{"cache_salt", Stripped, "would keep the prompt out of the cache that all share", nil},
+		{"stream_interval", Stripped, "a stream is counted, and cut, by what comes when it is made", nil},
+		{"logits_processors", Stripped, "names code to be run in the server", nil},
+		{"watermarking", Stripped, operators, nil},
+		{"return_weight_versions", Stripped, "tells of the server, not of the answer", nil},
+		{"routed_experts_prompt_start", Stripped, "tells of the server, not of the answer", nil},
+		{"mm_processor_kwargs", Stripped, pictures, nil},
+		{"media_io_kwargs", Stripped, pictures, nil},
+		{"mm_payload", Refused, pictures + ", and nobody could count it", nil},
+		{"prompt_embeds", Refused, "a prompt that is no text and no token ids cannot be counted", nil},
+		{"chat_template", Refused, "another template makes another prompt than the one that is counted", nil},
+		{"vllm_xargs", Checked, "an object; what is stripped or refused here is taken out of it", checkExtraArguments},
+		{"stop", Checked, fmt.Sprintf("a string, or at most %d", maxStops), checkStop},
+		{"bad_words", Checked, fmt.Sprintf("at most %d strings", maxBadWords), checkBadWords},
+		{"echo", Checked, fmt.Sprintf("with log probabilities it asks for those of the prompt: at most %d for each token, of a prompt of at most %d tokens", maxScores, MaxScored), checkEcho},
+	}
+}
+
+// checkMembers refuses, strips and checks the members of which that is all that is to be
+// done.
+func (q *Request) checkMembers() *Error {
+	members := acted()
+	for i := range members {
+		m := &members[i]
+		at := q.index(m.Name)
+		if at < 0 {
+			continue
+		}
+		raw := q.fields[at].value
+		switch {
+		case m.Use == Stripped, isNull(raw):
+			q.Delete(m.Name)
+		case m.Use == Refused:
+			return invalid(m.Name, "%s is not taken: %s", m.Name, m.Reason)
+		case m.check != nil:
+			if err := m.check(q, raw); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func checkStop(_ *Request, raw []byte) *Error {
+	if raw[0] == '"' {
+		return nil
+	}
+	return checkStrings("stop", raw, maxStops)
+}
+
+func checkBadWords(_ *Request, raw []byte) *Error { return checkStrings("bad_words", raw, maxBadWords) }
+
+// checkStrings checks that raw is a list of at most so many strings.
+func checkStrings(name string, raw []byte, most int) *Error {
+	if raw[0] != '[' {
+		return invalid(name, "%s must be a list of strings", name)
+	}
+	n := 0
+	for w := elements(raw); w.next(); n++ {
+		if kindOf(w.value()) != aString {
+			return invalid(name, "%s must be a list of strings", name)
+		}
+		if n == most {
+			return invalid(name, "%s may have at most %d strings", name, most)
+		}
+	}
+	return nil
+}
+
+// checkExtraArguments takes out of vllm_xargs what the body may not have: vLLM puts the
+// body's own kv_transfer_params there.
+func checkExtraArguments(q *Request, raw []byte) *Error {
+	const name = "vllm_xargs"
+	if raw[0] != '{' {
+		return invalid(name, "vllm_xargs must be an object")
+	}
+	all := acted()
+	rest, cut := withoutAny(raw, func(key []byte) bool {
+		for i := range all {
+			if (all[i].Use == Stripped || all[i].Use == Refused) && keyIs(key, all[i].Name) {
+				return true
+			}
+		}
+		return false
+	})
+	if cut {
+		q.Set(name, rest)
+	}
+	return nil
+}
+
+// MaxScored bounds a prompt whose tokens' log probabilities are asked for, in tokens: the
+// server makes 600 KB for each token.
+const MaxScored = 4096
+
+// checkEcho bounds the log probabilities of the prompt, for which echo is another name:
+// vLLM takes logprobs of a completion, top_logprobs of a chat, for prompt_logprobs then.
+func checkEcho(q *Request, _ []byte) *Error {
+	if scores, err := q.ScoresPrompt(); err != nil || !scores {
+		return err
+	}
+	name := q.scoresName()
+	n, _, err := q.Int(name, 0)
+	if err == nil && n > maxScores {
+		err = invalid(name, "%s may be at most %d with echo, which asks for those of the prompt too", name, maxScores)
+	}
+	return err
+}
+
+func (q *Request) scoresName() string {
+	if q.Route == Completions {
+		return "logprobs"
+	}
+	return "top_logprobs"
+}
+
+// ScoresPrompt reports whether the log probabilities of the prompt's tokens are asked for.
+func (q *Request) ScoresPrompt() (bool, *Error) {
+	echo, _, err := q.Bool("echo")
+	if err != nil || !echo {
+		return false, err
+	}
+	_, asked := q.Raw(q.scoresName())
+	return asked || q.Route == Chat, nil // a chat asks for none of each token, which are counted out all the same
+}
+
+// Members are all members that the gateway knows, each once: what it does something about
+// and what it passes.
+func Members() []Member {
+	all := acted()
+	return append(append(all[:], translatedMembers()...), passedMembers()...)
+}
+
+// translatedMembers are read by Translate and by the gateway, before and after.
+func translatedMembers() []Member {
+	const ids = "token ids from 0 to 151,935"
+	return listed([]listing{
+		{Translated, "the server's own name of the model", "model"},
+		{Translated, "the role `developer` becomes `system`; all of it is counted", "messages"},
+		{Translated, "nothing: its members are members of the body", "extra_body"},
+		{Translated, "as you say, but not streamed from L1 on; `Accept` decides nothing", "stream"},
+		{Translated, "usage, always; you see it if you asked for it", "stream_options"},
+		{Translated, "at least 1; lowered to what the prompt leaves of the context and to what the level allows. Without it a chat may have all that is left, a completion 16", "max_tokens max_completion_tokens"},
+		{Translated, "lowered with `max_tokens`", "min_tokens"},
+		{Translated, "at most `server.max_n`; 1 from L1 on", "n"},
+		{Translated, "`chat_template_kwargs.enable_thinking`, unless you set that yourself", "enable_thinking thinking"},
+		{Translated, "an effort of `none` becomes `enable_thinking: false`, unless you set that yourself", "reasoning_effort reasoning"},
+		{Translated, "`thinking_token_budget`", "thinking_budget"},
+		{Translated, "nothing: where it is false the gateway leaves the reasoning out of the answer", "return_reasoning include_reasoning"},
+		{Translated, "`structured_outputs`: vLLM ignores these names since 0.12", "guided_json guided_regex guided_choice guided_grammar"},
+		{Checked, "one output constraint, this or one of `guided_…`", "structured_outputs"},
+		{Checked, "counted; texts, or " + ids, "prompt"},
+		{Checked, ids, "stop_token_ids allowed_token_ids logprob_token_ids"},
+		{Checked, "its keys are " + ids, "logit_bias"},
+		{Checked, "an object; what Qwen's template reads of it is counted", "chat_template_kwargs"},
+		{Checked, "counted", "tools add_generation_prompt"},
+	})
+}
+
+// passedMembers go to the server as they are.
+func passedMembers() []Member {
+	return listed([]listing{
+		{Passed, "how a token is chosen", "temperature top_p top_k min_p seed presence_penalty frequency_penalty repetition_penalty length_penalty repetition_detection"},
+		{Passed, "what the answer is and shows", "response_format tool_choice parallel_tool_calls thinking_token_budget logprobs top_logprobs include_stop_str_in_output " +
+			"skip_special_tokens spaces_between_special_tokens return_token_ids return_tokens_as_token_ids return_prompt_text return_token_offsets return_mm_kwargs suffix"},
+		{Passed, "how the prompt is made", "continue_final_message add_special_tokens documents truncate_prompt_tokens truncation_side"},
+		{Passed, "OpenAI's; vLLM ignores it", "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention verbosity prediction modalities audio " +
+			"web_search_options functions function_call"},
+	})
+}
+
+// A listing is members that share a use and a reason; their names have a space between.
+type listing struct {
+	use           Use
+	reason, names string
+}
+
+func listed(all []listing) (members []Member) {
+	for _, l := range all {
+		for name := range strings.FieldsSeq(l.names) {
+			members = append(members, Member{Name: name, Use: l.use, Reason: l.reason})
+		}
+	}
+	return members
+}
