@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +43,7 @@ type scenario struct {
 	fresh bool   // no two prompts are alike
 	size  int    // of a body, in bytes
 	spec  Spec
+	trace string // share of the requests that is traced, with all else that costs a request something; empty: as the gateway is by default
 }
 
 // Data events of a stream beside its chunks: role, usage and [DONE].
@@ -57,18 +61,20 @@ func scenarios(measured time.Duration) []scenario {
 	lost.Warmup, lost.Duration, lost.Total = 0, 5*time.Minute, 5*manyAtOnce
 	const none, slowly = "content=400&chunks=20&ttft=0s&delay=0s", "chunks=20&ttft=0s&delay=100ms"
 	return []scenario{
-		{Small, none, 1, false, 500, base},
-		{SmallNew, none, 1, true, 500, base},
-		{Large, none, 1, false, 32 << 10, base},
-		{LargeNew, none, 1, true, 32 << 10, base},
-		{Rate, none, 1, false, 500, spec(func(s *Spec) { s.Rate = 500 })},
+		{Small, none, 1, false, 500, base, ""},
+		{SmallAll, none, 1, false, 500, base, "0.01"},
+		{SmallTraced, none, 1, false, 500, base, "1"},
+		{SmallNew, none, 1, true, 500, base, ""},
+		{Large, none, 1, false, 32 << 10, base, ""},
+		{LargeNew, none, 1, true, 32 << 10, base, ""},
+		{Rate, none, 1, false, 500, spec(func(s *Spec) { s.Rate = 500 }), ""},
 		// The cost of an event differs by a third from run to run on a shared machine.
-		{Stream, "chunks=200&ttft=0s&delay=0s", 3, false, 500, streams(200, 64)},
-		{Stream5ms, "chunks=200&ttft=0s&delay=5ms", 3, false, 500, streams(200, 64)},
-		{Slow, slowly, 1, false, 500, slow},
-		{Lost, slowly, 0, false, 500, lost},
-		{AbortStream, "chunks=100&ttft=0s&delay=100ms", 1, false, 500, streams(100, 50)},
-		{AbortWait, "ttft=5s", 1, false, 500, spec(func(s *Spec) { s.Workers = 50 })},
+		{Stream, "chunks=200&ttft=0s&delay=0s", 3, false, 500, streams(200, 64), ""},
+		{Stream5ms, "chunks=200&ttft=0s&delay=5ms", 3, false, 500, streams(200, 64), ""},
+		{Slow, slowly, 1, false, 500, slow, ""},
+		{Lost, slowly, 0, false, 500, lost, ""},
+		{AbortStream, "chunks=100&ttft=0s&delay=100ms", 1, false, 500, streams(100, 50), ""},
+		{AbortWait, "ttft=5s", 1, false, 500, spec(func(s *Spec) { s.Workers = 50 }), ""},
 	}
 }
 
@@ -87,7 +93,11 @@ func BenchmarkGateway(b *testing.B) {
 	if err := RaiseFiles(openFiles); err != nil {
 		b.Fatal(err)
 	}
-	st := &stage{dir: b.TempDir(), binary: binary}
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // what breaks off is the gateway's to send again
+	}))
+	b.Cleanup(collector.Close)
+	st := &stage{dir: b.TempDir(), binary: binary, collector: collector.URL}
 	if st.mock, err = st.role("mock"); err != nil {
 		b.Fatal(err)
 	}
@@ -138,7 +148,7 @@ func setting(b *testing.B, name string, unset int) int {
 // smoke looks into one answer of each kind from each target.
 func smoke(ctx context.Context, st *stage) error {
 	for _, name := range []string{Direct, Bare, Gateway} {
-		a, stop, err := st.target(ctx, name)
+		a, stop, err := st.target(ctx, name, "")
 		if err != nil {
 			return err
 		}
@@ -166,7 +176,7 @@ func perform(ctx context.Context, st *stage, sc scenario, target string) Record 
 		if err := MockConfig(st.mock.Base, sc.mock); err != nil {
 			return err
 		}
-		a, stop, err := st.target(ctx, target)
+		a, stop, err := st.target(ctx, target, sc.trace)
 		if err != nil {
 			return err
 		}

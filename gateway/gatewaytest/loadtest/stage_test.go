@@ -15,9 +15,10 @@ import (
 
 // stage starts actors. The mock stays; a target is started anew for each run.
 type stage struct {
-	dir    string
-	binary string // of the gateway
-	mock   *Actor
+	dir       string
+	binary    string // of the gateway
+	collector string // URL of what takes its traces
+	mock      *Actor
 }
 
 // role starts this binary in a role and reads where it listens.
@@ -62,8 +63,20 @@ models:
         max_in_flight: 20000
 `
 
-// gateway starts the gateway and waits until it has found the mock.
-func (s *stage) gateway(ctx context.Context) (*Actor, error) {
+// everything is what the gateway can be told beside that to do for each request. Its
+// limits are never reached.
+const everything = `limits:
+  - {name: user, per: user, requests: 100000000/1m, tokens: 100000000000/1m, concurrency: 100000}
+quotas:
+  - {name: day, per: user, tokens: 1000000000000, every: day}
+telemetry:
+  per_user: 20
+  otlp_endpoint: %s
+`
+
+// gateway starts the gateway and waits until it has found the mock. Where trace is a
+// share of the requests, that is traced, and everything else is on.
+func (s *stage) gateway(ctx context.Context, trace string) (*Actor, error) {
 	listen, err := FreeAddress()
 	if err != nil {
 		return nil, err
@@ -73,14 +86,21 @@ func (s *stage) gateway(ctx context.Context) (*Actor, error) {
 		return nil, err
 	}
 	file := filepath.Join(s.dir, "tidegate.yaml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, gatewayConfig, listen, ops, s.mock.Base, s.dir), 0o644); err != nil {
+	config := fmt.Appendf(nil, gatewayConfig, listen, ops, s.mock.Base, s.dir)
+	if trace != "" {
+		config = fmt.Appendf(config, everything, s.collector)
+	}
+	if err := os.WriteFile(file, config, 0o644); err != nil {
 		return nil, err
 	}
 	cmd := exec.Command(s.binary, "serve", "--config", file)
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "TIDEGATE_") { // would be read over the file
+		if !strings.HasPrefix(v, "TIDEGATE_") && !strings.HasPrefix(v, "OTEL_") { // would be read over the file
 			cmd.Env = append(cmd.Env, v)
 		}
+	}
+	if trace != "" {
+		cmd.Env = append(cmd.Env, "OTEL_TRACES_SAMPLER=parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG="+trace)
 	}
 	a, err := StartActor(s.dir, Gateway, cmd)
 	if err != nil {
@@ -94,15 +114,15 @@ func (s *stage) gateway(ctx context.Context) (*Actor, error) {
 	return a, nil
 }
 
-// target starts a fresh process of a target; direct is the mock.
-func (s *stage) target(ctx context.Context, name string) (a *Actor, stop func(), err error) {
+// target starts a fresh process of a target; direct is the mock. trace is the gateway's.
+func (s *stage) target(ctx context.Context, name, trace string) (a *Actor, stop func(), err error) {
 	switch name {
 	case Direct:
 		return s.mock, func() {}, nil
 	case Bare:
 		a, err = s.role(Bare, backendVariable+"="+s.mock.Base)
 	default:
-		a, err = s.gateway(ctx)
+		a, err = s.gateway(ctx, trace)
 	}
 	if err != nil {
 		return nil, nil, err
