@@ -121,7 +121,7 @@ const (
 type stated struct {
 	Usage
 	total int     // total_tokens
-	valid figures // those that are whole numbers of at most 18 digits, 0 or more
+	valid figures // those that are whole numbers, 0 or more
 	wrong figures // those that are there, not null, and no such numbers
 }
 
