@@ -82,8 +82,8 @@ gpu-test: build ## the GPU agent on this machine's GPU: idle, memory ramp, matri
 		$(GO) test $(FLAGS) -count 1 -v -timeout 20m -run '^TestGPU$$' ./cmd/tidegate-gpu-agent
 
 lint: ## gofmt, go vet, and golangci-lint where it is installed
-	@test -z "$$(gofmt -l cmd gateway admission degrade nvml | tee /dev/stderr)"
-	$(GO) vet $(FLAGS) ./...
+	@test -z "$$(gofmt -l .ci cmd gateway admission degrade nvml | tee /dev/stderr)"
+	$(GO) vet $(FLAGS) ./... ./.ci/summary
 	@if command -v golangci-lint >/dev/null; then golangci-lint run; else echo "golangci-lint is not installed: skipped"; fi
 
 check: build lint ## lint, and the example configuration
