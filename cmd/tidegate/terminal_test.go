@@ -6,9 +6,11 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 	"unicode"
+	"unicode/utf8"
 
 	"tidegate/gateway"
 	"tidegate/nvml"
@@ -60,6 +62,32 @@ func checkPlain(t *testing.T, text string) {
 			t.Fatalf("%q at %d of %q", r, i, text)
 		}
 	}
+}
+
+// FuzzTerminal: whatever is written, in whatever pieces, nothing but lines of visible
+// text comes out, and what is JSON says the same as before.
+func FuzzTerminal(f *testing.F) {
+	f.Add([]byte(hostile), 3)
+	f.Add([]byte(`{"a":"\u001b\u0000"}`), 1)
+	f.Fuzz(func(t *testing.T, text []byte, size int) {
+		if size < 1 || size > len(text) {
+			size = max(len(text), 1)
+		}
+		var out bytes.Buffer
+		w := &terminal{out: &out}
+		for from := 0; from < len(text); from += size {
+			if _, err := w.Write(text[from:min(from+size, len(text))]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		checkPlain(t, out.String())
+		var before, after any
+		if json.Unmarshal(text, &before) == nil && utf8.Valid(text) && !bytes.ContainsRune(text, '\r') {
+			if err := json.Unmarshal(out.Bytes(), &after); err != nil || !reflect.DeepEqual(before, after) {
+				t.Errorf("%v: %q became %q", err, text, &out)
+			}
+		}
+	})
 }
 
 // TestHostileStatus: whatever a gateway, its backends and GPUs call themselves
