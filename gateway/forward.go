@@ -309,6 +309,7 @@ func (g *Gateway) stream(c *call, b *backend.Backend, answer *backend.Answer, pe
 			if err != nil {
 				return out.ended(&tap, err)
 			}
+			answer.Progress()
 			out.ready()
 			if *out.pending, err = tap.Event(*out.pending, data); err != nil {
 				out.flush()

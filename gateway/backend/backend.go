@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"tidegate/admission"
 	"tidegate/degrade"
@@ -114,7 +115,8 @@ type Backend struct {
 	kick      chan struct{}          // asks for a probe now
 	gpus      atomic.Pointer[[]*nvml.View]
 	engine    atomic.Pointer[Engine]
-	blind     atomic.Pointer[string] // why the engine's load is not known; nil: it is
+	blind     atomic.Pointer[string]    // why the engine's load is not known; nil: it is
+	held      atomic.Pointer[time.Time] // when the engine last said that requests wait or were preempted; nil: never
 }
 
 // name is the URL without what tells no server from another.

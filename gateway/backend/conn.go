@@ -36,6 +36,7 @@ const (
 type conn struct {
 	nc    net.Conn
 	eager *eager // nil: reading waits with a buffer
+	sock  *eager // the socket below nc; nil: there is none that can be looked at
 	lent  *buffers
 	buf   []byte // nil: none is held
 	r, w  int    // buf[r:w] is unread
@@ -105,7 +106,9 @@ func (c *conn) fill() error {
 	if c.followed {
 		return c.failed
 	}
-	c.x.waiting = time.Now()
+	if !c.x.q.Stream {
+		c.x.waiting = time.Now()
+	}
 	for {
 		err := c.fetch()
 		if err == nil || !isTimeout(err) {
@@ -225,12 +228,17 @@ func (d *dialer) dial(ctx context.Context, limit time.Duration) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	nc, err := (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext(ctx, "tcp", d.addr)
+	var sock, reading *eager
+	if err == nil {
+		sock = newEager(nc)
+		reading = sock
+	}
 	if err == nil && d.tls != nil {
 		t := tls.Client(nc, d.tls)
 		if err = t.HandshakeContext(ctx); err != nil {
 			nc.Close()
 		}
-		nc = t
+		nc, reading = t, nil
 	}
 	if err != nil {
 		if ctx.Err() == context.DeadlineExceeded || isTimeout(err) {
@@ -238,16 +246,51 @@ func (d *dialer) dial(ctx context.Context, limit time.Duration) (*conn, error) {
 		}
 		return nil, &brokenError{"connect", err}
 	}
-	return &conn{nc: nc, eager: newEager(nc), lent: &d.lent}, nil
+	return &conn{nc: nc, eager: reading, sock: sock, lent: &d.lent}, nil
 }
 
-// pool keeps idle connections, the youngest on top.
+// spent reports whether all that was read of the connection has been used, when an
+// answer has ended. TLS may hold more than was asked of it: a read that waits for
+// nothing gives that, or a timeout.
+func (c *conn) spent() bool {
+	if len(c.unread()) > 0 {
+		return false
+	}
+	if c.eager != nil {
+		return true
+	}
+	if c.nc.SetReadDeadline(time.Unix(1, 0)) != nil {
+		return false
+	}
+	n, err := c.nc.Read(make([]byte, 1))
+	return n == 0 && isTimeout(err)
+}
+
+// silent reports whether an idle connection may carry a request: the server has not
+// ended it, and has sent nothing that nobody asked for, which would be taken for the
+// answer to what is sent next.
+func (c *conn) silent() bool { return c.sock != nil && c.sock.silent() }
+
+// pool keeps idle connections, the youngest on top. What a server sends on one unasked
+// ends it.
 type pool struct {
 	mu     sync.Mutex
 	idle   []*conn
 	closed bool
 }
 
+// silent takes a connection that is silent; nil: there is none.
+func (p *pool) silent(now time.Time) *conn {
+	for {
+		c := p.take(now)
+		if c == nil || c.silent() {
+			return c
+		}
+		c.close()
+	}
+}
+
+// take takes the youngest connection; nil: none is young enough.
 func (p *pool) take(now time.Time) *conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()

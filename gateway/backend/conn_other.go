@@ -14,3 +14,6 @@ func (e *eager) read(*conn) error { return net.ErrClosed }
 func (e *eager) follow(*conn, func() error) (ended, err error) { return nil, net.ErrClosed }
 
 func (e *eager) rest(*conn, func() error) (ended error) { return ErrNothing }
+
+// silent is never known here, so that a connection carries one request.
+func (e *eager) silent() bool { return false }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"syscall"
 	"time"
 )
@@ -15,10 +16,13 @@ import (
 type eager struct {
 	raw        syscall.RawConn
 	once, each func(fd uintptr) bool // made here: a closure for each read would be garbage
+	look       func(fd uintptr)
 	c          *conn
+	reads      int // without a wait between them
 	take       func() error
 	ended      error // what take returned
 	err        error // of the read
+	nothing    bool  // look found nothing to be read
 }
 
 // newEager is nil where the connection is no plain socket.
@@ -32,8 +36,20 @@ func newEager(nc net.Conn) *eager {
 		return nil
 	}
 	e := &eager{raw: raw}
-	e.once, e.each = e.tryOnce, e.takeEach
+	e.once, e.each, e.look = e.tryOnce, e.takeEach, e.peek
 	return e
+}
+
+// silent reports whether there is nothing to be read: no byte, no end, no error.
+func (e *eager) silent() bool {
+	e.nothing = false
+	return e.raw.Control(e.look) == nil && e.nothing
+}
+
+func (e *eager) peek(fd uintptr) {
+	var one [1]byte
+	_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK) // Go's sockets do not block
+	e.nothing = errors.Is(err, syscall.EAGAIN)
 }
 
 // read waits until there is something and reads it.
@@ -68,7 +84,11 @@ func (e *eager) tryOnce(fd uintptr) (done bool) {
 // room does not say that it was all: the end of the stream may have come with it,
 // and no other event would tell.
 func (e *eager) takeEach(fd uintptr) (done bool) {
-	for {
+	for e.reads = 1; ; e.reads++ {
+		if e.reads%readsToLook == 0 && e.c.x.overdue() {
+			e.err = os.ErrDeadlineExceeded
+			return true
+		}
 		if e.err = e.try(int(fd)); errors.Is(e.err, syscall.EAGAIN) {
 			e.err = nil
 			e.idle()
@@ -84,6 +104,13 @@ func (e *eager) takeEach(fd uintptr) (done bool) {
 	}
 }
 
+// readsToLook is after how many reads in a row the clock is looked at, which otherwise
+// only waiting does: a server that floods is never waited for.
+const readsToLook = 16
+
+// restReads bounds what is still read of a server that goes on sending.
+const restReads = 64
+
 // rest lets take have what has come though the deadline has passed: on a machine
 // that is starved it passes before anybody has looked.
 func (e *eager) rest(c *conn, take func() error) (ended error) {
@@ -92,7 +119,7 @@ func (e *eager) rest(c *conn, take func() error) (ended error) {
 		return ErrNothing
 	}
 	err := e.raw.Read(func(fd uintptr) (done bool) {
-		for e.ended == ErrNothing && e.try(int(fd)) == nil { //nolint:errorlint // as in Answer.Follow
+		for n := 0; n < restReads && e.ended == ErrNothing && e.try(int(fd)) == nil; n++ { //nolint:errorlint // as in Answer.Follow
 			e.ended = take()
 		}
 		return true

@@ -302,6 +302,9 @@ func (s *scraper) scrape(ctx context.Context) error {
 		e.after(was, at)
 		return &e
 	})
+	if e.Waiting > 0 || e.Preempted > 0 {
+		s.b.held.Store(&at)
+	}
 	if load, known := e.load(); known {
 		s.b.Seat.Told(load)
 	}

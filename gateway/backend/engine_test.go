@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -453,4 +454,34 @@ func TestScrapeOfARealSocket(t *testing.T) {
 		}
 		client.CloseIdleConnections()
 	}
+}
+
+// TestHeld: a reading that tells of requests which wait, or were preempted just now,
+// holds the idle limit, and no other does.
+func TestHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := New(Config{URL: "http://gpu-a:8000"}, "agent")
+		s := newScraper(&prober{b: b, log: quiet(), scrape: time.Second})
+		for _, c := range []struct {
+			waiting, preemptions int // negative waiting: nothing is told
+			held                 bool
+		}{
+			{0, 0, false}, {1, 0, true}, {0, 0, false}, {0, 1, true}, {0, 1, true}, {-1, 0, false}, {2, 1, true}, {0, 1, false},
+		} {
+			time.Sleep(2 * time.Second) // 5 s make a preemption old
+			text := fmt.Sprintf("vllm:num_requests_running 1\nvllm:num_requests_waiting %d\nvllm:num_preemptions_total %d\n", c.waiting, c.preemptions)
+			if c.waiting < 0 {
+				text = ""
+			}
+			s.ask = func(context.Context) (*http.Response, error) {
+				return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(text))}, nil
+			}
+			if err := s.scrape(t.Context()); (err != nil) != (c.waiting < 0) {
+				t.Fatal(err)
+			}
+			if at := b.held.Load(); (at != nil && at.Equal(time.Now())) != c.held {
+				t.Errorf("%+v: held at %v", c, at)
+			}
+		}
+	})
 }

@@ -14,8 +14,8 @@ import (
 // nothing until its answer is whole, so only Connect and Total hold for it.
 type Timeouts struct {
 	Connect    time.Duration `yaml:"connect"`     // to reach the server
-	FirstToken time.Duration `yaml:"first_token"` // from sending to the first byte of a stream's body
-	Idle       time.Duration `yaml:"idle"`        // between two reads of a body
+	FirstToken time.Duration `yaml:"first_token"` // from sending to the first event of a stream
+	Idle       time.Duration `yaml:"idle"`        // between two events of a stream, or two reads of another body; it does not run while the engine says that requests wait or were preempted
 	Total      time.Duration `yaml:"total"`       // from sending to the end of the answer
 }
 
@@ -51,8 +51,9 @@ type Answer struct {
 	waiting time.Time   // since when the network is being read
 	quiet   time.Time   // when to call Silence
 	pause   func() bool // of Follow
-	taken   bool        // something was read since the last wait
-	spoken  bool        // some of the body is read
+	due     time.Time   // when the read deadline is
+	taken   bool        // an event has come since the last wait
+	spoken  bool        // some of the body is read; of a stream, an event
 	left    bool        // the caller left; only what was on its way is read
 	until   time.Time   // and only until then
 }
@@ -61,7 +62,7 @@ type Answer struct {
 // status. When ctx ends the request is cancelled at the server.
 func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 	now := time.Now()
-	c := b.pool.take(now)
+	c := b.pool.silent(now)
 	for {
 		fresh := c == nil
 		if fresh {
@@ -76,6 +77,13 @@ func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 		}
 		a := &Answer{b: b, c: c, q: q, ctx: ctx, began: now, waiting: now}
 		err := a.exchange()
+		if err == nil && !fresh && a.Status == http.StatusRequestTimeout && time.Since(now) < staleWithin {
+			// The server says that it has waited for a request for too long (RFC 9110
+			// §15.5.9), which crossed this one on the way.
+			a.Close()
+			c = nil
+			continue
+		}
 		if err == nil {
 			return a, nil
 		}
@@ -109,22 +117,31 @@ func (a *Answer) exchange() error {
 		return err
 	}
 	a.arm(a.began)
-	if err := a.b.write(a.c, a.q); isTimeout(err) {
+	wrote := a.b.write(a.c, a.q)
+	if isTimeout(wrote) {
 		return &TimeoutError{Total}
-	} else if err != nil {
-		return err
 	}
-	for {
+	for range maxInterim {
 		resp, err := a.c.head(a.b.post) //nolint:bodyclose // only the head is parsed out of a buffer: there is no body to close
+		if wrote != nil && (err != nil || resp.StatusCode < http.StatusBadRequest) {
+			return wrote
+		}
 		if err != nil {
 			return err
 		}
 		if resp.StatusCode >= 200 {
 			a.Status, a.Header, a.body, a.length = resp.StatusCode, resp.Header, framingOf(resp), resp.ContentLength
+			// Who refuses a request before all of it has come (a proxy that finds it too
+			// long) need not read the rest.
+			a.body.close = a.body.close || wrote != nil
 			return nil
 		}
 	}
+	return errHead
 }
+
+// maxInterim is how many 1xx answers may come before the one that counts.
+const maxInterim = 16
 
 // joined is up to which size in bytes a body is copied behind its head, which
 // costs less than a second buffer in the system call.
@@ -158,7 +175,8 @@ func (b *Backend) write(c *conn, q *Request) error {
 }
 
 // Follow reads a stream as it comes. It calls take whenever there is more, on this
-// goroutine; take calls Read until that returns ErrNothing and returns its error.
+// goroutine; take calls Read until that returns ErrNothing and returns its error, and
+// calls Progress for each event.
 // Any other error ends Follow. Before it waits for the server it calls pause,
 // which should pass on what was read so far and returns false where the caller is
 // gone. A slow stream costs one system call to read for each piece, where a loop
@@ -177,13 +195,8 @@ func (a *Answer) Follow(take func() error, pause func() bool) error {
 // or one for which Retryable is true.
 func (a *Answer) Read(p []byte) (int, error) {
 	n, err := a.body.read(a.c, p)
-	a.taken = a.taken || n > 0
-	if n > 0 && !a.spoken {
+	if n > 0 && !a.q.Stream {
 		a.spoken = true
-		if a.q.Stream && !a.left { // the deadline was that of the first token
-			a.waiting = time.Now()
-			a.arm(a.waiting)
-		}
 	}
 	switch {
 	case err == nil, err == ErrNothing: //nolint:errorlint // as in Follow
@@ -201,6 +214,21 @@ func (a *Answer) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Progress says that a stream has brought an event. Nothing else ends the wait for the
+// first token and renews the idle limit: comments, empty lines and empty events are
+// sent by proxies and by engines that have nothing to say.
+func (a *Answer) Progress() {
+	a.taken = true
+	if a.spoken {
+		return
+	}
+	a.spoken = true
+	if !a.left { // the deadline was that of the first token
+		a.waiting = time.Now()
+		a.arm(a.waiting)
+	}
+}
+
 // Length is the length of the body in bytes, -1 where the server did not say.
 func (a *Answer) Length() int64 { return a.length }
 
@@ -211,6 +239,7 @@ func (a *Answer) Leave() {
 		return
 	}
 	a.left, a.until = true, time.Now().Add(drainAfter)
+	a.due = a.until
 	// Were this to fail, the deadline below still ends the exchange.
 	_ = a.c.closeWrite()
 	_ = a.c.nc.SetReadDeadline(a.until)
@@ -219,7 +248,7 @@ func (a *Answer) Leave() {
 // Close ends the exchange.
 func (a *Answer) Close() {
 	watching := a.stop == nil || a.stop()
-	if a.body.state == ended && !a.body.close && watching && !a.left && len(a.c.unread()) == 0 {
+	if a.body.state == ended && !a.body.close && watching && !a.left && a.c.spent() {
 		a.b.pool.give(a.c, time.Now())
 		return
 	}
@@ -234,6 +263,12 @@ func (a *Answer) beforeWait() {
 	if a.taken {
 		a.taken, a.waiting = false, a.now()
 	}
+}
+
+// overdue reports whether a deadline has passed, or the caller has left, while a server
+// sends so much that nothing is ever waited for.
+func (a *Answer) overdue() bool {
+	return !a.left && a.ctx.Err() != nil || !a.now().Before(a.due)
 }
 
 // now reads only one of the two clocks that time.Now reads.
@@ -267,11 +302,17 @@ func (a *Answer) waitOn() error {
 	return nil
 }
 
-// limit is when the server has been silent for too long; zero: never.
+// limit is when the server has been silent for too long; zero: never. An engine that
+// sets requests back for want of KV memory says so in its metrics, and goes on with them
+// when there is room again: the silence counts from when it last said so.
 func (a *Answer) limit() (time.Time, Phase) {
 	switch {
 	case a.spoken:
-		return a.waiting.Add(a.q.Limits.Idle), Idle
+		since := a.waiting
+		if held := a.b.held.Load(); held != nil && held.After(since) {
+			since = *held
+		}
+		return since.Add(a.q.Limits.Idle), Idle
 	case a.q.Stream:
 		return a.began.Add(a.q.Limits.FirstToken), FirstToken
 	}
@@ -290,6 +331,7 @@ func (a *Answer) arm(now time.Time) {
 	if !next.After(now) {
 		next = now.Add(time.Millisecond)
 	}
+	a.due = next
 	// A connection that takes no deadline is closed, and the next read says so.
 	_ = a.c.nc.SetReadDeadline(next)
 	if a.ctx.Err() != nil { // the watch may have fired just before

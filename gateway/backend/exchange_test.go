@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -143,6 +144,7 @@ func TestNoAnswer(t *testing.T) {
 		"a head too long":         "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20),
 		"a head of too many":      "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", 1<<16),
 		"1xx and then the end":    "HTTP/1.1 100 Continue\r\n\r\n",
+		"1xx without end":         strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", maxInterim+1) + ok,
 		"an encoding not chunked": "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -174,6 +176,8 @@ func TestBrokenBodies(t *testing.T) {
 		"a size too long":  {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;" + strings.Repeat("x", 1<<20), ""},
 		"cut before it":    {"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", ""},
 		"a trailer, cut":   {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nA: b", "ok"},
+		"endless trailer":  {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n" + strings.Repeat("A: b\r\n", maxExcess/4) + "\r\n", "ok"},
+		"long extensions":  {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n" + strings.Repeat("0;"+strings.Repeat("x", maxExcess)+"\r\n", 2), "ok"},
 		"behind the chunk": {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nokk\r\n0\r\n\r\n", "ok"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -254,6 +258,124 @@ func TestStaleConnectionOnce(t *testing.T) {
 	}
 	if n := s.conns.Load(); n != 2 {
 		t.Errorf("%d connections: the request was sent more than once again", n)
+	}
+}
+
+// TestUnaskedAnswer: what a server sends on an idle connection is nobody's answer, and
+// the end of the connection is seen before a request is sent on it.
+func TestUnaskedAnswer(t *testing.T) {
+	server, client := tlsPair(t)
+	server.DynamicRecordSizingDisabled = true // what is said at once is one record
+	const theirs = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\ntheirs"
+	const head = "HTTP/1.1 200 OK\r\nContent-Length: %04d\r\n\r\n"
+	body := strings.Repeat("x", smallBuffer-len(head)) // what is sent with four digits of length is as long as the pattern
+	fills := fmt.Sprintf(head, len(body)) + body       // a buffer to its end
+	for _, c := range []struct {
+		name          string
+		secure        bool
+		first, second string // what is sent with the answer, and once that has been read
+	}{
+		{"an answer", false, ok, theirs},
+		{"an answer, TLS", true, ok, theirs},
+		{"an answer in the same record", true, fills + theirs, ""},
+		{"a byte", false, ok, "\n"},
+		{"the end", false, ok, "FIN"},
+		{"the end, TLS", true, ok, "FIN"},
+		{"the end after an answer", false, ok, theirs + "FIN"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			read, sent := make(chan bool), make(chan bool)
+			var reused atomic.Bool
+			var config *tls.Config
+			if c.secure {
+				config = server
+			}
+			s := serve(t, config, func(p *peer) {
+				p.request()
+				if p.n > 1 {
+					p.say(ok)
+					p.gone()
+					return
+				}
+				p.say(c.first)
+				<-read
+				text, ends := strings.CutSuffix(c.second, "FIN")
+				if text != "" {
+					p.say(text)
+				}
+				if ends {
+					p.Close()
+				}
+				close(sent)
+				if !ends && p.request() != nil {
+					reused.Store(true)
+				}
+			})
+			b := backendOf(t, s.addr)
+			if c.secure {
+				b = overTLS(t, s.addr, client)
+			}
+			if _, _, err := send(b, post()); err != nil {
+				t.Fatal(err)
+			}
+			close(read)
+			<-sent
+			if _, body, err := send(b, post()); err != nil || body != "ok" {
+				t.Errorf("the next caller gets %q, %v", body, err)
+			}
+			if n := s.conns.Load(); n != 2 || reused.Load() {
+				t.Errorf("%d connections; the request was sent on the first: %v", n, reused.Load())
+			}
+		})
+	}
+}
+
+// TestTimeoutOfAnIdleConnection: a proxy's 408, sent because no request came for a
+// while, crosses a request on the way. It is no answer to that.
+func TestTimeoutOfAnIdleConnection(t *testing.T) {
+	const late = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+	s := serve(t, nil, func(p *peer) {
+		p.request()
+		p.say(ok)
+		if p.n == 1 && p.request() != nil {
+			p.say(late)
+		}
+		p.gone()
+	})
+	b := backendOf(t, s.addr)
+	for range 2 {
+		if a, body, err := send(b, post()); err != nil || body != "ok" {
+			t.Errorf("%+v, %q, %v", a, body, err)
+		}
+	}
+	if n := s.conns.Load(); n != 2 {
+		t.Errorf("%d connections", n)
+	}
+	always := serve(t, nil, answering(late))
+	if a, _, err := send(backendOf(t, always.addr), post()); err != nil || a.Status != http.StatusRequestTimeout || always.conns.Load() != 1 {
+		t.Errorf("on a new connection: %+v, %v", a, err)
+	}
+}
+
+// TestRefusedBeforeItIsSent: a proxy refuses a body by its length, reads none of it and
+// ends the connection. That is an answer, not a server that broke.
+func TestRefusedBeforeItIsSent(t *testing.T) {
+	const refusal = "HTTP/1.1 413 Request Entity Too Large\r\nConnection: close\r\nContent-Length: 8\r\n\r\ntoo long"
+	s := serve(t, nil, func(p *peer) {
+		p.br.ReadString('\n')
+		p.say(refusal)
+	})
+	b := backendOf(t, s.addr)
+	for range 3 {
+		q := post()
+		q.Body = make([]byte, 16<<20)
+		a, body, err := send(b, q)
+		if a == nil || a.Status != http.StatusRequestEntityTooLarge || err == nil && body != "too long" {
+			t.Fatalf("%+v, %q, %v", a, body, err)
+		}
+	}
+	if n := s.conns.Load(); n != 3 || len(b.pool.idle) != 0 {
+		t.Errorf("%d connections, %d kept", n, len(b.pool.idle))
 	}
 }
 

@@ -19,7 +19,13 @@ type framing struct {
 	state framingState
 	left  int64 // bytes left of the body or the chunk
 	close bool  // the connection ends with the body
+	// excess is how many bytes of the framing itself were more than a server needs, so
+	// that one which sends nothing else comes to an end (net/http counts them likewise).
+	excess int64
 }
+
+// maxExcess bounds framing.excess.
+const maxExcess = 16 << 10
 
 type framingState int
 
@@ -129,13 +135,17 @@ func (f *framing) line(line []byte) {
 			f.state = broken
 		}
 	case trailer:
+		f.excess += int64(len(line)) + 2
 		if len(line) == 0 {
 			f.state = ended
+		} else if f.excess > maxExcess {
+			f.state = broken
 		}
 	case chunkSize:
 		size, ok := hex(line)
+		f.excess = max(f.excess+int64(len(line))-2*min(size, maxExcess)-16, 0)
 		switch f.left = size; {
-		case !ok:
+		case !ok, f.excess > maxExcess:
 			f.state = broken
 		case size == 0:
 			f.state = trailer

@@ -153,8 +153,19 @@ func send(b *Backend, q *Request) (a *Answer, body string, err error) {
 		return nil, "", err
 	}
 	defer a.Close()
-	raw, err := io.ReadAll(a)
+	raw, err := io.ReadAll(events{a})
 	return a, string(raw), err
+}
+
+// events is an answer of which each piece that is read is an event, if it is a stream.
+type events struct{ *Answer }
+
+func (e events) Read(p []byte) (int, error) {
+	n, err := e.Answer.Read(p)
+	if n > 0 && e.q.Stream {
+		e.Progress()
+	}
+	return n, err
 }
 
 func wantPhase(t *testing.T, err error, want Phase) {

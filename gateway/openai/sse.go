@@ -12,17 +12,22 @@ const (
 	scanBuffer = 16 << 10 // lent while there is something in it
 	keepBuffer = 64 << 10 // a larger one is kept only while its event is there
 	maxEvent   = 16 << 20
+	maxNoise   = 1 << 20 // what may stand between two events
 )
 
-// ErrEventTooLong says that one event of a stream is longer than 16 MiB.
-var ErrEventTooLong = errors.New("a stream event is longer than 16 MiB")
+// Errors of a stream whose memory or time would have no end.
+var (
+	ErrEventTooLong = errors.New("a stream event is longer than 16 MiB")
+	ErrNoEvents     = errors.New("the stream carries more than 1 MiB of comments and empty events between two events")
+)
 
 // Scanner reads server-sent events (the event-stream format of WHATWG HTML
 // §9.2) out of r, however its bytes are split over reads: lines end in LF, CRLF
 // or CR, comments and other fields than data are passed over, the data lines of
-// one event are joined by LF. Memory is constant: none between two events for
-// which r has nothing yet, else one buffer of 16 KiB, or as much as the events are
-// long (above 64 KiB only while one is in it).
+// one event are joined by LF. Events whose data is empty or white space are passed
+// over, too: proxies send them as keep-alives. Memory is constant: none between two
+// events for which r has nothing yet, else one buffer of 16 KiB, or as much as the
+// events are long (above 64 KiB only while one is in it).
 //
 // A read that brings only an error other than io.EOF is not the end: the next call
 // goes on where the last one stopped, so r may be a reader that says when there is
@@ -42,6 +47,7 @@ type Scanner struct {
 		lines    int // of data
 	}
 	done  bool // the event was returned: the next call begins another
+	noise int  // bytes since the last event that belong to none
 	multi []byte
 	err   error
 }
@@ -70,7 +76,8 @@ func NewScanner(r io.Reader, lent *Buffers) *Scanner {
 
 // Next returns the data of the next event that has any. It is valid until the
 // following call. The error is io.EOF where the stream ended between events,
-// io.ErrUnexpectedEOF where it ended inside one, else the reader's own.
+// io.ErrUnexpectedEOF where it ended inside one, ErrEventTooLong, ErrNoEvents, else the
+// reader's own.
 func (s *Scanner) Next() ([]byte, error) {
 	if s.done {
 		s.begin()
@@ -86,15 +93,26 @@ func (s *Scanner) Next() ([]byte, error) {
 		}
 		line := s.buf[s.start+lineFrom : s.start+lineTo]
 		if len(line) == 0 && e.lines > 0 {
-			s.done = true
+			data := s.multi
 			if e.lines == 1 {
-				return s.buf[s.start+e.from : s.start+e.to], nil
+				data = s.buf[s.start+e.from : s.start+e.to]
 			}
-			return s.multi, nil
+			if !blank(data) {
+				s.done, s.noise = true, 0
+				return data, nil
+			}
+			if s.noise += s.pos - s.start; s.noise > maxNoise {
+				return nil, ErrNoEvents
+			}
+			s.begin()
+			continue
 		}
 		skip, ok := dataField(line)
 		switch {
 		case !ok && e.lines == 0:
+			if s.noise += len(line) + 1; s.noise > maxNoise {
+				return nil, ErrNoEvents
+			}
 			s.start = s.pos // nothing of this line need be kept
 		case !ok:
 		case e.lines == 0:
@@ -107,6 +125,12 @@ func (s *Scanner) Next() ([]byte, error) {
 			e.lines++
 		}
 	}
+}
+
+// blank reports whether there is nothing in data. Other data begins with a letter or
+// a bracket, and is not searched.
+func blank(data []byte) bool {
+	return len(data) == 0 || data[0] <= ' ' && len(bytes.TrimSpace(data)) == 0
 }
 
 // dataField reports whether line is a data field and where its value begins.
@@ -192,6 +216,9 @@ func (s *Scanner) more() error {
 	case s.buf == nil:
 		s.buf = s.lent.borrow()
 	case s.end == len(s.buf):
+		if s.event.lines == 0 && s.end > maxNoise && !bytes.HasPrefix(s.buf[s.pos:s.end], []byte("data")) {
+			return ErrNoEvents
+		}
 		if len(s.buf) >= maxEvent {
 			return ErrEventTooLong
 		}

@@ -44,7 +44,9 @@ func naive(all string) (events []string, err error) {
 		name, value, _ := strings.Cut(line, ":")
 		switch {
 		case line == "" && len(data) > 0:
-			events = append(events, strings.Join(data, "\n"))
+			if event := strings.Join(data, "\n"); strings.TrimSpace(event) != "" {
+				events = append(events, event)
+			}
 			data = nil
 		case name == "data":
 			data = append(data, strings.TrimPrefix(value, " "))
@@ -87,7 +89,9 @@ func TestScanner(t *testing.T) {
 		{"one", "data: a\n\n", []string{"a"}, io.EOF},
 		{"no space", "data:a\n\n", []string{"a"}, io.EOF},
 		{"two spaces", "data:  a \n\n", []string{" a "}, io.EOF},
-		{"empty data", "data:\n\ndata: \n\ndata\n\n", []string{"", "", ""}, io.EOF},
+		{"empty data", "data:\n\ndata: a\n\ndata: \n\ndata\n\nevent: ping\ndata:\n\ndata: b\n\n", []string{"a", "b"}, io.EOF},
+		{"empty data of several lines", "data:\ndata: \ndata\n\ndata:  \t\n\ndata:\ndata: a\n\n", []string{"\na"}, io.EOF},
+		{"empty data, cut", "data:\n\ndata:\n", nil, io.ErrUnexpectedEOF},
 		{"CRLF", "data: a\r\n\r\ndata: b\r\n\r\n", []string{"a", "b"}, io.EOF},
 		{"CR", "data: a\r\rdata: b\r\r", []string{"a", "b"}, io.EOF},
 		{"mixed", "data: a\n\r\ndata: b\r\n\ndata: c\r\n\r", []string{"a", "b", "c"}, io.EOF},
@@ -160,7 +164,7 @@ func FuzzScanner(f *testing.F) {
 // large buffer back behind them.
 func TestScannerLongLines(t *testing.T) {
 	long := strings.Repeat("0123456789abcdef", 1<<16)
-	in := fmt.Sprintf("data: a\n\ndata: %s\n\n: %s\n\ndata: %s\ndata: b\n\ndata: c\n\n", long, long, long)
+	in := fmt.Sprintf("data: a\n\ndata: %s\n\n: %s\n\ndata: %s\ndata: b\n\ndata: c\n\n", long, long[:len(long)/2], long)
 	for _, sizes := range [][]byte{nil, {255}, {6, 255, 0}} {
 		s := newScanner(&pieces{rest: []byte(in), sizes: sizes})
 		for i, want := range []string{"a", long, long + "\nb", "c"} {
@@ -181,11 +185,12 @@ func TestScannerLongLines(t *testing.T) {
 type endless struct {
 	text []byte
 	at   int
+	read int // bytes so far
 }
 
 func (e *endless) Read(p []byte) (int, error) {
 	n := copy(p, e.text[e.at:])
-	e.at = (e.at + n) % len(e.text)
+	e.at, e.read = (e.at+n)%len(e.text), e.read+n
 	return n, nil
 }
 
@@ -197,9 +202,25 @@ func TestScannerBoundsEvents(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	comments := strings.Repeat(": "+strings.Repeat("x", 1000)+"\n", 2*maxEvent/1000)
-	if events, err := scan(strings.NewReader("data: a\n\n" + comments + "data: b\n\n")); len(events) != 2 || !errors.Is(err, io.EOF) {
-		t.Errorf("behind 32 MiB of comments: %d events, %v", len(events), err)
+	comments := strings.Repeat(": "+strings.Repeat("x", 997)+"\n", maxNoise/1000)
+	if events, err := scan(strings.NewReader(strings.Repeat("data: a\n\n"+comments, 3) + "data: b\n\n")); len(events) != 4 || !errors.Is(err, io.EOF) {
+		t.Errorf("with 1 MiB of comments between two: %d events, %v", len(events), err)
+	}
+	for name, text := range map[string]string{
+		"comments": ": ping\n\n", "empty lines": "\n", "carriage returns": "\r", "empty events": "data:\n\n", "empty events of many lines": strings.Repeat("data:\n", 100) + "\n",
+		"other fields": "event: ping\n\n", "a comment without end": ":xxxxxxxx", "a field without end": "datum", "events of white space": "data:   \n\n",
+	} {
+		from := &endless{text: []byte(text)}
+		s := newScanner(io.MultiReader(strings.NewReader("data: a\n\n"), from))
+		if data, err := s.Next(); string(data) != "a" || err != nil {
+			t.Errorf("%s: %q, %v", name, data, err)
+		}
+		if data, err := s.Next(); !errors.Is(err, ErrNoEvents) {
+			t.Errorf("%s without end: %q, %v", name, data, err)
+		}
+		if from.read > 4*maxNoise {
+			t.Errorf("%s without end: %d bytes are read", name, from.read)
+		}
 	}
 	fits := "data: " + strings.Repeat("x", maxEvent-len("data: \n\n")) + "\n\n"
 	if events, err := scan(strings.NewReader(fits + "data: a\n\n")); len(events) != 2 || !errors.Is(err, io.EOF) {
