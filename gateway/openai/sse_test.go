@@ -30,7 +30,7 @@ func scan(r io.Reader) (events []string, err error) {
 // naive reads events the slow way, line by line over the whole text.
 func naive(all string) (events []string, err error) {
 	var data []string
-	rest := all
+	rest, noise, size := all, 0, 0 // size is that of the event so far
 	for rest != "" {
 		end := strings.IndexAny(rest, "\r\n")
 		if end < 0 {
@@ -45,11 +45,20 @@ func naive(all string) (events []string, err error) {
 		switch {
 		case line == "" && len(data) > 0:
 			if event := strings.Join(data, "\n"); strings.TrimSpace(event) != "" {
-				events = append(events, event)
+				events, noise = append(events, event), 0
+			} else {
+				noise += size + 1
 			}
-			data = nil
+			data, size = nil, 0
 		case name == "data":
-			data = append(data, strings.TrimPrefix(value, " "))
+			data, size = append(data, strings.TrimPrefix(value, " ")), size+end+1
+		case len(data) == 0:
+			noise += len(line) + 1
+		default:
+			size += end + 1
+		}
+		if noise > maxNoise {
+			return events, ErrNoEvents
 		}
 	}
 	if len(data) > 0 {

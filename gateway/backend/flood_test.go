@@ -1,0 +1,149 @@
+package backend
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestFlood: a server that sends without a pause, and no event, runs into the same
+// limits as one that is silent; the caller's leaving ends it as well.
+func TestFlood(t *testing.T) {
+	server, client := tlsPair(t)
+	for _, c := range []struct {
+		name   string
+		set    func(*Timeouts)
+		events int // before nothing but comments come
+		leaves bool
+		phase  Phase
+	}{
+		{"no event", func(l *Timeouts) { l.FirstToken = soon }, 0, false, FirstToken},
+		{"one event", func(l *Timeouts) { l.Idle = soon }, 1, false, Idle},
+		{"total", func(l *Timeouts) { l.Total = soon }, 1, false, Total},
+		{"the caller leaves", func(*Timeouts) {}, 1, true, ""},
+	} {
+		for _, secure := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, TLS %v", c.name, secure), func(t *testing.T) {
+				var config *tls.Config
+				if secure {
+					config = server
+				}
+				comments := strings.Repeat("8\r\n: ping\n\n\r\n", 1000)
+				s := serve(t, config, func(p *peer) {
+					p.request()
+					p.say(opened)
+					for p.say(comments) {
+					}
+				})
+				b := backendOf(t, s.addr)
+				if secure {
+					b = overTLS(t, s.addr, client)
+				}
+				q := post()
+				q.Stream = true
+				c.set(&q.Limits)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				a, err := b.Send(ctx, q)
+				if err != nil { // on a slow machine the head alone takes so long
+					wantPhase(t, err, c.phase)
+					return
+				}
+				defer a.Close()
+				var held [4 << 10]byte
+				events := 0
+				err = a.Follow(func() (err error) {
+					for err == nil {
+						if _, err = a.Read(held[:]); err == nil && events < c.events {
+							events++
+							a.Progress()
+						}
+					}
+					if c.leaves {
+						cancel()
+					}
+					return err
+				}, func() bool { return true })
+				if c.leaves {
+					if !errors.Is(err, ErrLeft) {
+						t.Error(err)
+					}
+					return
+				}
+				wantPhase(t, err, c.phase)
+			})
+		}
+	}
+}
+
+// TestClockInAFlood: while there is always more to be read, the clock is looked at all
+// the same.
+func TestClockInAFlood(t *testing.T) {
+	begun, said := make(chan bool), make(chan bool)
+	s := serve(t, nil, func(p *peer) {
+		p.request()
+		p.say(opened)
+		<-begun
+		p.say(strings.Repeat("8\r\n: ping\n\n\r\n", 1000))
+		close(said)
+		p.gone()
+	})
+	q := post()
+	q.Stream = true
+	a, err := backendOf(t, s.addr).Send(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if a.c.eager == nil {
+		t.Skip("every read waits here")
+	}
+	close(begun)
+	<-said
+	a.c.release()
+	a.c.buf, a.due, a.pause = make([]byte, 64), a.began, func() bool { return true }
+	a.c.followed = true
+	reads := 0
+	_, err = a.c.eager.follow(a.c, func() error {
+		reads++
+		a.c.r, a.c.w = 0, 0
+		return ErrNothing
+	})
+	if !isTimeout(err) || reads >= readsToLook {
+		t.Errorf("%v after %d reads", err, reads)
+	}
+}
+
+// TestSilenceInAFlood: the caller's stream is kept alive while the server sends nothing
+// but comments.
+func TestSilenceInAFlood(t *testing.T) {
+	s := serve(t, nil, func(p *peer) {
+		p.request()
+		p.say(opened)
+		for p.say("8\r\n: ping\n\n\r\n") {
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	q := post()
+	q.Stream, q.SilenceAfter = true, time.Millisecond
+	calls := 0
+	q.Silence = func(time.Time) time.Duration {
+		if calls++; calls == 3 {
+			cancel()
+		}
+		return time.Millisecond
+	}
+	a, err := backendOf(t, s.addr).Send(ctx, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if _, err := followed(a, func() bool { return true }); !errors.Is(err, ErrLeft) || calls < 3 {
+		t.Errorf("%v after %d calls", err, calls)
+	}
+}
