@@ -2,6 +2,7 @@ package openai
 
 import (
 	"fmt"
+	"math"
 	"strings"
 )
 
@@ -36,7 +37,7 @@ const (
 
 // acted are the members that checkMembers does something about. The names are those of
 // vLLM's request models (vllm/entrypoints/openai/*/protocol.py, 0.11 to 0.33).
-func acted() [25]Member {
+func acted() [26]Member {
 	const (
 		transfer  = "moves a prompt's memory between servers, and names hosts to fetch it from"
 		identity  = "the gateway names requests itself; two of one name disturb each other in older servers"
@@ -67,6 +68,7 @@ func acted() [25]Member {
 		{"prompt_embeds", Refused, "a prompt that is no text and no token ids cannot be counted", nil},
 		{"chat_template", Refused, "another template makes another prompt than the one that is counted", nil},
 		{"vllm_xargs", Checked, "an object; what is stripped or refused here is taken out of it", checkExtraArguments},
+		{"seed", Checked, "a whole number within 64 bits, with its sign: another one ends the engine of older servers", checkSeed},
 		{"stop", Checked, fmt.Sprintf("a string, or at most %d", maxStops), checkStop},
 		{"bad_words", Checked, fmt.Sprintf("at most %d strings", maxBadWords), checkBadWords},
 		{"echo", Checked, fmt.Sprintf("with log probabilities it asks for those of the prompt: at most %d for each token, of a prompt of at most %d tokens", maxScores, MaxScored), checkEcho},
@@ -94,6 +96,13 @@ func (q *Request) checkMembers() *Error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+func checkSeed(_ *Request, raw []byte) *Error {
+	if n, ok := integer(raw); !ok || n == math.MaxInt64 || n == -math.MaxInt64 {
+		return invalid("seed", "seed must be a whole number between -2^63 and 2^63")
 	}
 	return nil
 }
@@ -217,7 +226,7 @@ func translatedMembers() []Member {
 // passedMembers go to the server as they are.
 func passedMembers() []Member {
 	return listed([]listing{
-		{Passed, "how a token is chosen", "temperature top_p top_k min_p seed presence_penalty frequency_penalty repetition_penalty length_penalty repetition_detection"},
+		{Passed, "how a token is chosen", "temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty length_penalty repetition_detection"},
 		{Passed, "what the answer is and shows", "response_format tool_choice parallel_tool_calls thinking_token_budget logprobs top_logprobs include_stop_str_in_output " +
 			"skip_special_tokens spaces_between_special_tokens return_token_ids return_tokens_as_token_ids return_prompt_text return_token_offsets return_mm_kwargs suffix"},
 		{Passed, "how the prompt is made", "continue_final_message add_special_tokens documents truncate_prompt_tokens truncation_side"},

@@ -87,6 +87,8 @@ func TestMembers(t *testing.T) {
 		{Chat, `"stop":"a"`, ""}, {Chat, `"stop":` + list(4), ""}, {Chat, `"stop":` + list(5), "stop"}, {Chat, `"stop":null`, ""}, {Chat, `"stop":[1]`, "stop"},
 		{Chat, `"stop":1`, "stop"}, {Chat, `"extra_body":{"stop":` + list(5) + `}`, "stop"}, {Completions, `"stop":` + list(5), "stop"},
 		{Chat, `"bad_words":` + list(128), ""}, {Chat, `"bad_words":` + list(129), "bad_words"}, {Chat, `"bad_words":"a"`, "bad_words"},
+		{Chat, `"seed":-42`, ""}, {Chat, `"seed":9223372036854775806`, ""}, {Chat, `"seed":9223372036854775808`, "seed"}, {Chat, `"seed":-9223372036854775809`, "seed"},
+		{Chat, `"seed":1e30`, "seed"}, {Chat, `"seed":0.5`, "seed"}, {Chat, `"seed":"1"`, "seed"},
 		{Chat, `"vllm_xargs":[]`, "vllm_xargs"}, {Chat, `"vllm_xargs":null`, ""},
 		{Chat, `"chat_template":null`, ""}, {Chat, `"chat_template":"{{ x }}"`, "chat_template"},
 		{Completions, `"prompt_embeds":"AAAA"`, "prompt_embeds"}, {Completions, `"prompt_embeds":["AAAA"]`, "prompt_embeds"},

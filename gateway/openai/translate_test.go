@@ -30,7 +30,7 @@ func translations() []translation {
 	}
 	return []translation{
 		chat("nothing", ``, ``, plain),
-		chat("unknown fields", `"top_k":20,"seed":12345678901234567890,"x":{"y":[1.0,1e5]}`, `"top_k":20,"seed":12345678901234567890,"x":{"y":[1.0,1e5]}`, plain),
+		chat("unknown fields", `"top_k":20,"seed":7,"x":{"y":[1.0,1e5,12345678901234567890]}`, `"top_k":20,"seed":7,"x":{"y":[1.0,1e5,12345678901234567890]}`, plain),
 		// The thinking switch.
 		chat("enable_thinking false", `"enable_thinking":false`, `"chat_template_kwargs":{"enable_thinking":false}`, off),
 		chat("enable_thinking true", `"enable_thinking":true`, `"chat_template_kwargs":{"enable_thinking":true}`, plain),
