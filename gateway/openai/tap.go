@@ -104,9 +104,6 @@ func oneLine(b []byte) bool {
 // Done reports whether [DONE] came after every choice had finished.
 func (t *Tap) Done() bool { return t.done }
 
-// Answered reports whether any choice has begun.
-func (t *Tap) Answered() bool { return len(t.choices) > 0 }
-
 func (t *Tap) whole() bool {
 	for i := range t.choices {
 		if !t.choices[i].finished {
