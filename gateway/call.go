@@ -167,7 +167,7 @@ func (c *call) from() netip.Addr {
 	if err != nil {
 		return netip.Addr{}
 	}
-	addr := peer.Addr().Unmap()
+	addr := peer.Addr().Unmap().WithZone("") // a zone is of this machine, not of the caller
 	if !c.trusted(addr) {
 		return addr
 	}
@@ -177,7 +177,7 @@ func (c *call) from() netip.Addr {
 		if err != nil {
 			break
 		}
-		addr = next.Unmap()
+		addr = next.Unmap().WithZone("")
 	}
 	return addr
 }
@@ -213,9 +213,20 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 	if !g.Log.Enabled(context.Background(), level) {
 		return
 	}
+	stranger := c.who.User == "" && (c.status == http.StatusUnauthorized || c.status == http.StatusTooManyRequests)
+	skipped := 0
+	if stranger {
+		var ok bool
+		if skipped, ok = g.keyless.take(time.Now()); !ok {
+			return // the metrics count it
+		}
+	}
 	attrs := make([]slog.Attr, 0, 26)
 	attrs = append(attrs, slog.String("id", c.id), slog.String("route", c.route), slog.Int("status", c.status),
 		slog.Duration("took", took))
+	if stranger {
+		attrs = append(attrs, slog.String("from", c.from().String()), slog.Int("unlogged", skipped))
+	}
 	if c.who.User != "" {
 		attrs = append(attrs, slog.String("user", c.who.User), slog.String("key", c.who.Key))
 	}

@@ -83,6 +83,7 @@ type refusal struct {
 	retry    time.Duration // when to try again; 0: not said
 	hopeless bool          // clients need not retry by themselves
 	rule     string        // the limit that refused
+	hangUp   bool          // the connection ends, and what else was sent on it is not read
 }
 
 func (r *refusal) Error() string { return r.told.Message }
@@ -140,6 +141,9 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 	if r.hopeless {
 		h.Set("X-Should-Retry", "false")
 	}
+	if r.hangUp {
+		h.Set("Connection", "close")
+	}
 	write := func() { writeJSON(c.w, r.status, r.told.Body()) }
 	if c.who.User == "" {
 		return g.toStranger(c.w, c.r, write)
@@ -161,14 +165,15 @@ func writeJSON(w http.ResponseWriter, status int, body []byte) {
 // of an inner error never reaches it, but for what a server says of the request.
 func (g *Gateway) explain(c *call, err error) *refusal {
 	var (
-		r       *refusal
-		request *openai.Error
-		wrong   *account.Fault
-		timeout *backend.TimeoutError
-		status  *backend.StatusError
-		stream  *openai.StreamError
-		denied  *limit.Denied
-		shed    *admission.Overloaded
+		r        *refusal
+		request  *openai.Error
+		wrong    *account.Fault
+		timeout  *backend.TimeoutError
+		status   *backend.StatusError
+		stream   *openai.StreamError
+		guessing *account.GuessingError
+		denied   *limit.Denied
+		shed     *admission.Overloaded
 	)
 	switch {
 	case errors.As(err, &r):
@@ -177,6 +182,11 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 		return refuse(codeInvalidRequest, request.Param, request.Message)
 	case errors.Is(err, account.ErrUnknownKey):
 		return refuse(codeInvalidAPIKey, "", "the API key is missing, expired, revoked or not known here: send Authorization: Bearer KEY with a good key of this gateway")
+	case errors.As(err, &guessing):
+		r := refuse(codeRateLimit, "", fmt.Sprintf("too many requests with keys that are not good came from your address %v, so this key was not looked at: check the key, then try again in %v",
+			c.from(), max(guessing.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(guessing.RetryAfter)
+		r.hangUp = true
+		return r
 	case errors.As(err, &denied):
 		if denied.Quota && !denied.Never {
 			g.Alerts.Refused(c.subjects(), denied.Rule)

@@ -122,6 +122,7 @@ type Gateway struct {
 	buffers  sync.Pool // of *[]byte: what streams are about to write
 	scans    openai.Buffers
 	unread   unread
+	keyless  sampler // of log lines of requests without a good key
 	bodies   budget
 	began    time.Time
 }

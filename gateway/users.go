@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -87,7 +88,12 @@ func (t *userTokens) add(user string, used [4]int, now time.Time) {
 // named reports whether a user may have a series: the name other is taken, and who has
 // no key is an address.
 func named(user string) bool {
-	_, err := netip.ParseAddr(user)
+	var err error
+	if strings.Contains(user, "/") {
+		_, err = netip.ParsePrefix(user)
+	} else {
+		_, err = netip.ParseAddr(user)
+	}
 	return err != nil && user != "" && user != other
 }
 

@@ -99,11 +99,17 @@ type Directory struct {
 	config Config
 	keys   map[hash]Identity
 	store  *Store
+
+	guesses *guesses // of the store, so that they outlive a reload
 }
 
 // New makes a directory of a valid configuration.
 func New(c Config, store *Store) *Directory {
 	d := &Directory{config: c, keys: make(map[hash]Identity, len(c.Keys)+1), store: store}
+	if d.guesses = newGuesses(); store != nil {
+		d.guesses = store.guesses
+	}
+	d.guesses.configure(c.FailedKeys)
 	for i := range c.Keys {
 		k := &c.Keys[i]
 		sum, err := k.sum()
@@ -128,31 +134,59 @@ func (d *Directory) Store() *Store { return d.store }
 // Identify finds who calls from the Authorization header and the caller's
 // address. It looks hashes up, so its time says nothing about any key. It waits
 // for the store, if it must, until ctx ends or for two seconds. Its errors are
-// ErrUnknownKey, ErrIPNotAllowed, ErrUnavailable or the context's. In open mode it
-// has none, and a known key still names its user.
+// ErrUnknownKey, ErrIPNotAllowed, ErrUnavailable, *GuessingError or the context's. In
+// open mode it has none, and a known key still names its user.
 func (d *Directory) Identify(ctx context.Context, authorization string, from netip.Addr) (Identity, error) {
 	key := bearer(authorization)
-	id, err := d.identify(ctx, key, from)
-	if err != nil && d.config.Mode == Open {
-		return Identity{User: from.String(), Key: Open, Tier: Standard, MaxLevel: MaxLevel}, nil
+	if d.config.Mode == Open {
+		id, err := d.identify(ctx, key, from, 0)
+		if err != nil {
+			return Identity{User: anonymous(from), Key: Open, Tier: Standard, MaxLevel: MaxLevel}, nil
+		}
+		return id, nil
+	}
+	if key == "" {
+		return Identity{}, ErrUnknownKey // which guesses nothing
+	}
+	caller, now := network(from).Addr(), d.now()
+	id, err := d.identify(ctx, key, from, d.guesses.locked(caller, now))
+	if errors.Is(err, ErrUnknownKey) {
+		d.guesses.failed(caller, now)
 	}
 	return id, err
 }
 
-func (d *Directory) identify(ctx context.Context, key string, from netip.Addr) (Identity, error) {
+func (d *Directory) identify(ctx context.Context, key string, from netip.Addr, locked time.Duration) (Identity, error) {
 	if key == "" {
 		return Identity{}, ErrUnknownKey
 	}
 	inStore := wellFormed(key)
-	if !inStore && len(d.keys) == 0 {
+	if !inStore && len(d.keys) == 0 && locked == 0 {
 		return Identity{}, ErrUnknownKey
 	}
 	sum := hashOf(key)
 	if id, ok := d.keys[sum]; ok {
+		// Somebody has made the key up, so it can be guessed.
+		caller := network(from).Addr()
+		if locked > 0 && !d.guesses.isProven(caller, sum) {
+			return Identity{}, &GuessingError{locked}
+		}
+		d.guesses.prove(caller, sum)
 		return id, nil
 	}
 	if !inStore {
+		if locked > 0 {
+			return Identity{}, &GuessingError{locked} // as for one of the file
+		}
 		return Identity{}, ErrUnknownKey
 	}
-	return d.store.identify(ctx, sum, from)
+	return d.store.identify(ctx, sum, from, locked)
+}
+
+// now is the store's time.
+func (d *Directory) now() time.Time {
+	if d.store == nil {
+		return time.Now()
+	}
+	return d.store.hooks.now()
 }

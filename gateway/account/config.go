@@ -26,6 +26,7 @@ type Config struct {
 	AllowUnexpiring bool          `yaml:"allow_unexpiring"` // whether a key may be good forever
 	AdminKeyEnv     string        `yaml:"admin_key_env"`    // environment variable whose value opens /admin/v1/; the usual one may be unset
 	AdminKeyFile    string        `yaml:"admin_key_file"`   // or the file
+	FailedKeys      int           `yaml:"failed_keys"`      // keys a minute that may fail from one address (IPv6: /64), before others from it than those in use are refused unseen; 0: any number
 	Keys            []KeyConfig   `yaml:"keys"`
 	AdminKey        string        `yaml:"-"` // what the variable held; empty: there is none
 }
@@ -44,7 +45,7 @@ type KeyConfig struct {
 
 // Default is a gateway that asks for keys, which last a week.
 func Default() Config {
-	return Config{Mode: Keys, KeyTTL: 7 * 24 * time.Hour, AdminKeyEnv: DefaultAdminKeyEnv}
+	return Config{Mode: Keys, KeyTTL: 7 * 24 * time.Hour, AdminKeyEnv: DefaultAdminKeyEnv, FailedKeys: 60}
 }
 
 // Validate says all that is wrong, path first.
@@ -61,6 +62,9 @@ func (c *Config) Validate() error {
 	}
 	if c.AdminKey != "" && (len(c.AdminKey) < minKey || len(c.AdminKey) > maxKey) {
 		faults = append(faults, fmt.Errorf("admin_key_env: the key must have %d to %d characters", minKey, maxKey))
+	}
+	if c.FailedKeys < 0 || c.FailedKeys > 1_000_000 {
+		faults = append(faults, errors.New("failed_keys: must be from 0 to 1000000, such as 60; 0 is any number"))
 	}
 	seen := map[hash]int{}
 	for i := range c.Keys {

@@ -293,14 +293,14 @@ func BenchmarkMillion(b *testing.B) {
 	b.ResetTimer()
 	var took []time.Duration
 	for range b.N {
-		s.cache = newLRU[*record](cachedKeys)
+		s.cache = newLRU[hash, *record](cachedKeys)
 		for _, text := range texts {
 			sum, err := parseHash(text)
 			if err != nil {
 				b.Fatal(err)
 			}
 			began := time.Now()
-			if _, err := s.identify(b.Context(), sum, netip.Addr{}); err != nil {
+			if _, err := s.identify(b.Context(), sum, netip.Addr{}, 0); err != nil {
 				b.Fatal(err)
 			}
 			took = append(took, time.Since(began))

@@ -7,41 +7,41 @@ import (
 )
 
 // lru keeps the last used of its entries. It is not safe for concurrent use.
-type lru[V any] struct {
+type lru[K comparable, V any] struct {
 	max   int
-	byKey map[hash]*list.Element
-	order *list.List // of *entry[V], the last used first
+	byKey map[K]*list.Element
+	order *list.List // of *entry[K, V], the last used first
 }
 
-type entry[V any] struct {
-	key   hash
+type entry[K comparable, V any] struct {
+	key   K
 	value V
 }
 
-func newLRU[V any](most int) *lru[V] {
-	return &lru[V]{max: most, byKey: map[hash]*list.Element{}, order: list.New()}
+func newLRU[K comparable, V any](most int) *lru[K, V] {
+	return &lru[K, V]{max: most, byKey: map[K]*list.Element{}, order: list.New()}
 }
 
-func (l *lru[V]) get(key hash) (value V, ok bool) {
+func (l *lru[K, V]) get(key K) (value V, ok bool) {
 	e, ok := l.byKey[key]
 	if !ok {
 		return value, false
 	}
 	l.order.MoveToFront(e)
-	return e.Value.(*entry[V]).value, true
+	return e.Value.(*entry[K, V]).value, true
 }
 
-func (l *lru[V]) put(key hash, value V) {
+func (l *lru[K, V]) put(key K, value V) {
 	if e, ok := l.byKey[key]; ok {
-		e.Value.(*entry[V]).value = value
+		e.Value.(*entry[K, V]).value = value
 		l.order.MoveToFront(e)
 		return
 	}
 	if l.order.Len() >= l.max {
-		last := l.order.Remove(l.order.Back()).(*entry[V])
+		last := l.order.Remove(l.order.Back()).(*entry[K, V])
 		delete(l.byKey, last.key)
 	}
-	l.byKey[key] = l.order.PushFront(&entry[V]{key, value})
+	l.byKey[key] = l.order.PushFront(&entry[K, V]{key, value})
 }
 
 // prints are the beginnings of the hashes of all keys: a sorted list, and those
@@ -97,4 +97,13 @@ func (b *bucket) take(now time.Time) bool {
 	}
 	b.left--
 	return true
+}
+
+// wait is how long it takes until take works; 0: it works now.
+func (b *bucket) wait(now time.Time) time.Duration {
+	left := min(b.burst, b.left+b.rate*max(now.Sub(b.at).Seconds(), 0))
+	if left >= 1 {
+		return 0
+	}
+	return time.Duration((1 - left) / b.rate * float64(time.Second))
 }

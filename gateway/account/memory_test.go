@@ -33,7 +33,7 @@ func TestSecrets(t *testing.T) {
 func TestMemoryLRU(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const most = 4
-		l := newLRU[int](most)
+		l := newLRU[hash, int](most)
 		var order []byte // the last used first
 		values := map[byte]int{}
 		for i := range rapid.IntRange(1, 60).Draw(t, "steps") {

@@ -55,6 +55,7 @@ type Store struct {
 	hooks   Hooks
 	poke    chan struct{}
 	flights singleflight.Group
+	guesses *guesses
 
 	syncing chan struct{} // holds one token: who takes it may pull
 	down    atomic.Bool   // the last pull failed
@@ -62,8 +63,8 @@ type Store struct {
 
 	mu        sync.Mutex // guards what is below
 	seq       int64      // the last change that was taken over; -1: nothing is loaded
-	cache     *lru[*record]
-	unknown   *lru[struct{}]
+	cache     *lru[hash, *record]
+	unknown   *lru[hash, struct{}]
 	prints    *prints
 	asks      bucket
 	overrides []Override
@@ -80,8 +81,8 @@ func NewStore(db *bun.DB, hooks Hooks) *Store {
 		hooks.now = time.Now
 	}
 	s := &Store{
-		db: db, hooks: hooks, poke: make(chan struct{}, 1), syncing: make(chan struct{}, 1), seq: -1,
-		cache: newLRU[*record](cachedKeys), unknown: newLRU[struct{}](unknownKeys), prints: newPrints(nil),
+		db: db, hooks: hooks, poke: make(chan struct{}, 1), syncing: make(chan struct{}, 1), seq: -1, guesses: newGuesses(),
+		cache: newLRU[hash, *record](cachedKeys), unknown: newLRU[hash, struct{}](unknownKeys), prints: newPrints(nil),
 		asks: bucket{rate: unknownRate, burst: unknownBurst},
 	}
 	s.syncing <- struct{}{}
@@ -367,8 +368,9 @@ func at(ms int64) time.Time {
 	return time.UnixMilli(ms).UTC()
 }
 
-// identify finds whose key has a hash.
-func (s *Store) identify(ctx context.Context, sum hash, from netip.Addr) (Identity, error) {
+// identify finds whose key has a hash. A locked caller, whose address guesses keys, is
+// told of no key that this store does not know: then the database is not asked.
+func (s *Store) identify(ctx context.Context, sum hash, from netip.Addr, locked time.Duration) (Identity, error) {
 	now := s.hooks.now()
 	if now.UnixMilli()-s.fresh.Load() > staleAfter.Milliseconds() {
 		return Identity{}, ErrUnavailable
@@ -377,7 +379,7 @@ func (s *Store) identify(ctx context.Context, sum hash, from netip.Addr) (Identi
 	r, ok := s.cache.get(sum)
 	var err error
 	if !ok {
-		err = s.worthAsking(sum, now)
+		err = s.worthAsking(sum, now, locked)
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -392,12 +394,15 @@ func (s *Store) identify(ctx context.Context, sum hash, from netip.Addr) (Identi
 }
 
 // worthAsking says why the database is not to be asked for a key; s.mu is held.
-func (s *Store) worthAsking(sum hash, now time.Time) error {
+func (s *Store) worthAsking(sum hash, now time.Time, locked time.Duration) error {
 	if s.down.Load() {
 		return ErrUnavailable
 	}
 	if s.prints.has(sum.print()) {
 		return nil
+	}
+	if locked > 0 {
+		return &GuessingError{locked}
 	}
 	if _, ok := s.unknown.get(sum); ok || !s.asks.take(now) {
 		return ErrUnknownKey
