@@ -77,12 +77,17 @@ func (c *call) overLimit(d *limit.Denied) *refusal {
 	}
 	var r *refusal
 	switch {
+	case d.Never && (d.Metric == limit.Requests || d.Metric == limit.Concurrency):
+		r = refuse(codeTooLargeForLimit, "", fmt.Sprintf("%s, and this request asks for %d sequences (prompts x n), which count as so many: send fewer prompts at a time or a smaller n", rule, d.Cost))
 	case d.Never:
 		r = refuse(codeTooLargeForLimit, "", rule+", and this request alone is larger than that: shorten the prompt or lower max_tokens")
 	case d.Quota:
 		until := time.Now().Add(d.RetryAfter).UTC().Round(time.Second)
 		r = refuse(codeInsufficientQuota, "", fmt.Sprintf("%s is used up until %s: wait, or ask for more; GET /quota/status shows what is left", rule, until.Format(time.RFC3339)))
 	default:
+		if d.Running {
+			rule += ", and the requests that are running may still use the rest of it"
+		}
 		r = refuse(codeRateLimit, "", fmt.Sprintf("%s: try again in %s", rule, max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(d.RetryAfter)
 	}
 	r.rule = d.Rule

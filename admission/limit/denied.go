@@ -18,6 +18,8 @@ type Denied struct {
 	Never      bool          // the request is larger than the limit ever is
 	Quota      bool          // the limit is a quota
 	Cached     bool          // nobody was asked: the same was refused a moment ago
+	Running    bool          // what is running may use the rest of the limit and more
+	Cost       int64         // of the request, as far as it is known or reserved, in the metric's own unit
 	Headers    Headers
 }
 
@@ -38,6 +40,9 @@ func (d *Denied) Amount() string {
 
 func (d *Denied) Error() string {
 	what := "rule " + d.Rule + ": " + d.Amount()
+	if d.Running {
+		what += ", and what is running may use the rest"
+	}
 	if d.Never {
 		return what + ": the request is larger than that"
 	}
@@ -54,6 +59,15 @@ type Line struct {
 	Reset            time.Duration // until all is there again
 }
 
+// own is the index of a dimension, or of the one that a ceiling is of: its limit is
+// the one that people know.
+func (p *plan) own(i int) int {
+	if p.ceilings[i] {
+		return i - 1
+	}
+	return i
+}
+
 // headers picks from the states, between two indexes, of enforced windows. The tightest has the least
 // left; of equals, the one that takes longer to be full again.
 func (p *plan) headers(states []State, from, to int) (h Headers) {
@@ -61,7 +75,7 @@ func (p *plan) headers(states []State, from, to int) (h Headers) {
 		d, s := &p.dims[i], &states[i]
 		line := &h.Tokens
 		switch {
-		case d.Kind != Window || p.counters[i].shadow || d.Metric == ReasoningTokens:
+		case d.Kind != Window || p.counters[i].shadow || p.ceilings[i] || d.Metric == ReasoningTokens:
 			continue
 		case d.Metric == Requests:
 			line = &h.Requests
@@ -86,11 +100,16 @@ func (l *Limiter) denied(p *plan, out *Decision, now time.Time) (*Denied, time.D
 	i := out.Binding
 	d, c := &p.dims[i], p.counters[i]
 	refusal := &Denied{
-		Rule: d.Rule, Per: c.per, Metric: d.Metric, Limit: shown(d.Metric, out.States[i].Limit), Quota: d.Kind == Quota,
+		Rule: d.Rule, Per: c.per, Metric: d.Metric, Limit: shown(d.Metric, out.States[p.own(i)].Limit), Quota: d.Kind == Quota,
 		Window: time.Duration(d.WindowMs) * time.Millisecond, Never: out.Never, Headers: p.headers(out.States, 0, len(p.dims)),
+		Running: p.ceilings[i], Cost: shown(d.Metric, d.Cost),
 	}
 	exact := time.Duration(out.RetryAfterMs) * time.Millisecond
-	if out.Never && d.Cost <= c.largest {
+	largest := c.largest
+	if p.ceilings[i] {
+		largest = ceilingOf(largest)
+	}
+	if out.Never && d.Cost <= largest {
 		refusal.Never, exact = false, c.later(d, now)
 	}
 	if !refusal.Never {

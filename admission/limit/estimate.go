@@ -1,8 +1,10 @@
 package limit
 
 import (
+	"cmp"
 	"slices"
 	"sync"
+	"time"
 )
 
 const (
@@ -10,6 +12,7 @@ const (
 	ownEnough     = 8      // outputs of a key that say that more is to be expected
 	coldOutput    = 2048   // tokens, where nothing is known
 	maxEstimated  = 20_000 // keys
+	maxPaces      = 1_000  // models
 )
 
 // speaker is whose outputs are alike.
@@ -48,9 +51,12 @@ func p90(values []int32) int64 {
 type estimator struct {
 	mu     sync.Mutex
 	spoken map[speaker]*outputs
+	paces  map[string]*paces // by the model that answers
 }
 
-func newEstimator() *estimator { return &estimator{spoken: map[speaker]*outputs{}} }
+func newEstimator() *estimator {
+	return &estimator{spoken: map[speaker]*outputs{}, paces: map[string]*paces{}}
+}
 
 func speakerOf(r *Request) speaker {
 	s := speaker{key: r.Key, model: r.Model, thinking: r.Thinking}
@@ -67,6 +73,13 @@ func (e *estimator) estimate(r *Request) Estimate {
 	own := speakerOf(r)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	out := e.expected(own)
+	out.Pace = e.paces[r.Model].fastest()
+	return out
+}
+
+// expected is what a speaker's next answer is expected to have. The lock is held.
+func (e *estimator) expected(own speaker) Estimate {
 	if o := e.spoken[own]; o != nil && len(o.output) == recentOutputs {
 		return Estimate{Output: o.p90Output, Reasoning: o.p90Reasoning}
 	}
@@ -81,7 +94,7 @@ func (e *estimator) estimate(r *Request) Estimate {
 	return cold
 }
 
-func (e *estimator) learn(r *Request, u Usage) {
+func (e *estimator) learn(r *Request, u Usage, served string, took time.Duration) {
 	u = u.sane()
 	if u.Output == 0 {
 		return
@@ -89,6 +102,14 @@ func (e *estimator) learn(r *Request, u Usage) {
 	own := speakerOf(r)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	p := e.paces[served]
+	if p == nil && len(e.paces) < maxPaces {
+		p = &paces{}
+		e.paces[served] = p
+	}
+	if p != nil {
+		p.add(u.Output, cmp.Or(u.Sequences, r.sequences()), took)
+	}
 	e.of(own).add(u.Output, u.Reasoning)
 	if own.key != "" {
 		own.key = ""

@@ -29,15 +29,15 @@ func TestWorkedRate(t *testing.T) {
 		}
 		var running []*Grant
 		for range 5 {
-			running = append(running, r.in(ask(1400, 4000)))
+			running = append(running, r.in(ask(1400, 1000)))
 		}
-		sixth := r.out(ask(1400, 4000))
+		sixth := r.out(ask(1400, 1000))
 		if s := sixth.RetryAfter.Seconds(); s < 60 || s > 66 {
 			t.Errorf("the sixth may come again in %v s", s)
 		}
 		time.Sleep(8 * time.Second)
 		r.settle(running[0], Usage{Input: 1400, Output: 250})
-		r.out(ask(1400, 4000))
+		r.out(ask(1400, 1000))
 		time.Sleep(2 * time.Second)
 		r.settle(running[1], Usage{Input: 1400, Output: 200})
 		if left := r.rate("tokens").Remaining; left != 750 {

@@ -9,21 +9,24 @@ import (
 type leases struct {
 	order list.List // of *lease
 	byID  map[string]*list.Element
+	sum   int64 // of all slots in order
 }
 
+// lease is the slots of one request, as many as its sequences.
 type lease struct {
-	id   string
-	ends int64
+	id          string
+	ends, slots int64
 }
 
-// held counts the leases that have not ended, and is the first of them.
+// held counts the slots of leases that have not ended, and is the first of those.
 func (l *leases) held(now int64) (n int64, first *list.Element) {
-	n = int64(l.order.Len())
+	n = l.sum
 	for e := l.order.Front(); e != nil; e = e.Next() {
-		if e.Value.(*lease).ends > now {
+		one := e.Value.(*lease)
+		if one.ends > now {
 			return n, e
 		}
-		n--
+		n -= one.slots
 	}
 	return 0, nil
 }
@@ -53,15 +56,15 @@ func (l *leases) check(d *Dim, now int64) State {
 	return s
 }
 
-// endsAt is when the n-th lease from e on has ended.
+// endsAt is when n slots of the leases from e on have ended.
 func endsAt(e *list.Element, n int64) int64 {
-	for ; e != nil && n > 1; n-- {
-		e = e.Next()
+	for ; e != nil; e = e.Next() {
+		one := e.Value.(*lease)
+		if n -= one.slots; n <= 0 {
+			return one.ends
+		}
 	}
-	if e == nil {
-		return never
-	}
-	return e.Value.(*lease).ends
+	return never
 }
 
 func (l *leases) charge(d *Dim, id string, now, leaseEnds int64) part {
@@ -72,7 +75,8 @@ func (l *leases) charge(d *Dim, id string, now, leaseEnds int64) part {
 		if l.byID == nil {
 			l.byID = map[string]*list.Element{}
 		}
-		l.byID[id] = l.place(&lease{id, leaseEnds})
+		l.byID[id] = l.place(&lease{id, leaseEnds, d.Cost})
+		l.sum += d.Cost
 	}
 	return part{charged: d.Cost}
 }
@@ -88,7 +92,9 @@ func (l *leases) place(one *lease) *list.Element {
 }
 
 func (l *leases) drop(e *list.Element) {
-	delete(l.byID, e.Value.(*lease).id)
+	one := e.Value.(*lease)
+	delete(l.byID, one.id)
+	l.sum -= one.slots
 	l.order.Remove(e)
 }
 

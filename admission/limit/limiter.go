@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,7 +88,7 @@ func (l *Limiter) Replace(set *Set) {
 func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 	set, now := l.set.Load(), l.with.Now()
 	p := set.plan(&r, l.estimates.estimate(&r), now)
-	g := &Grant{limiter: l, set: set, request: r, plan: p}
+	g := &Grant{limiter: l, set: set, request: r, plan: p, began: now}
 	if len(p.dims) == 0 {
 		return g, nil
 	}
@@ -108,7 +109,8 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 		if !out.Never {
 			d := &p.dims[out.Binding]
 			shared := *refusal
-			shared.Headers = p.headers(out.States, out.Binding, out.Binding+1) // what else is left is this caller's alone
+			own := p.own(out.Binding)
+			shared.Headers = p.headers(out.States, own, own+1) // what else is left is this caller's alone
 			l.denials.put(d.Key, denial{
 				until: now.Add(min(exact, denialLife)), retryAt: now.Add(exact), cost: d.Cost, limit: d.Limit, refusal: shared,
 			}, now)
@@ -151,10 +153,10 @@ func (l *Limiter) report(p *plan, out *Decision, g *Grant, now time.Time) {
 	for i := range p.dims {
 		d, c := &p.dims[i], p.counters[i]
 		switch {
-		case !d.Soft || !out.States[i].Over:
+		case !d.Soft || !out.States[i].Over || p.ceilings[i] && out.States[i-1].Over:
 		case c.shadow:
 			if l.with.Shadow != nil {
-				l.with.Shadow(Breach{d.Rule, c.per, d.Metric, shown(d.Metric, out.States[i].Limit)})
+				l.with.Shadow(Breach{d.Rule, c.per, d.Metric, shown(d.Metric, out.States[p.own(i)].Limit)})
 			}
 		case g.Over == nil:
 			s := out.States[i]
@@ -181,10 +183,11 @@ func (l *Limiter) Run(ctx context.Context) error {
 
 // beat renews first: leases must not end because there is much to settle again.
 func (l *Limiter) beat(ctx context.Context) {
+	now := l.with.Now()
 	l.mu.Lock()
 	renewals := make([]Renewal, 0, len(l.running))
 	for _, g := range l.running {
-		renewals = append(renewals, g.renewal())
+		renewals = append(renewals, g.renewal(now))
 	}
 	again := slices.Collect(maps.Values(l.unsettled))
 	l.mu.Unlock()
@@ -204,7 +207,8 @@ func (l *Limiter) beat(ctx context.Context) {
 	within, cancel = context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	for _, s := range again {
-		if _, err := l.with.Store.Settle(within, s); err != nil {
+		// What the store will never take is not told again.
+		if _, err := l.with.Store.Settle(within, s); err != nil && !errors.Is(err, ErrDims) {
 			l.trouble(fmt.Errorf("settle again: %w", err))
 			return
 		}
@@ -237,11 +241,13 @@ type Grant struct {
 	set     *Set
 	request Request
 	plan    plan
+	began   time.Time
 	ended   atomic.Bool
 
 	mu       sync.Mutex
 	progress Usage
 	seen     bool
+	held     []prepaid // by dimension
 }
 
 // Progress says what a request has used so far, so that long ones are charged
@@ -252,24 +258,59 @@ func (g *Grant) Progress(u Usage) {
 	g.mu.Unlock()
 }
 
-func (g *Grant) renewal() Renewal {
+func (g *Grant) renewal(now time.Time) Renewal {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r := Renewal{ID: g.request.ID, Dims: g.plan.dims}
-	if g.seen {
-		r.Charges = g.charges(g.progress, g.request.Model)
+	charges := g.charges(g.progress, g.request.Model)
+	if held := g.hold(charges, now.Add(heartbeat).Sub(g.began)); held || g.seen {
+		r.Charges = charges
 	}
 	return r
 }
 
 func (g *Grant) charges(u Usage, model string) []int64 {
 	w := g.set.weightsOf(model)
+	sequences := cmp.Or(u.Sequences, g.request.sequences())
 	out := make([]int64, len(g.plan.dims))
 	for i := range out {
-		out[i] = charge(g.plan.dims[i].Metric, u, w)
+		switch m := g.plan.dims[i].Metric; m {
+		case Requests, Concurrency:
+			out[i] = sequences
+		default:
+			out[i] = charge(m, u, w)
+		}
 	}
 	return out
 }
+
+// hold raises the charges of ceilings to what is held for a request that will have run
+// for so long at the next heartbeat: what it could have in a window when it was let in
+// and, each time that this is about to leave the window, what it may have in another.
+// It reports whether anything is held beyond the reservation. The lock is held.
+func (g *Grant) hold(charges []int64, age time.Duration) (more bool) {
+	r := &g.request
+	for i, ceiling := range g.plan.ceilings {
+		if !ceiling {
+			continue
+		}
+		d := &g.plan.dims[i]
+		if g.held == nil {
+			g.held = make([]prepaid, len(g.plan.dims))
+		}
+		h := &g.held[i]
+		if windows := age.Milliseconds() / d.WindowMs; windows > h.windows {
+			left := charge(d.Metric, Usage{Input: r.Prompt, Output: r.MaxTokens, Reasoning: r.MaxTokens}, Weights{}) - charges[i]
+			h.windows, h.charge = windows, max(h.charge, d.Cost, charges[i])+min(d.Cost-d.Floor, max(left, 0))
+		}
+		charges[i] = max(charges[i], h.charge)
+		more = more || h.charge > 0
+	}
+	return more
+}
+
+// prepaid is what a ceiling holds for a request that has run for so many windows.
+type prepaid struct{ windows, charge int64 }
 
 // Settle says what the request has used; zero where it failed before its first
 // token. served is the model that answered, or empty for the one that was asked
@@ -281,7 +322,7 @@ func (g *Grant) Settle(u Usage, served string) error {
 	if g.ended.Swap(true) {
 		return nil
 	}
-	g.limiter.estimates.learn(&g.request, u)
+	g.limiter.estimates.learn(&g.request, u, served, g.limiter.with.Now().Sub(g.began))
 	charges := g.charges(u, served)
 	if u.Input+u.Output > 0 {
 		g.limiter.metrics.settled(&g.plan, g.request.Model, charges)
@@ -315,7 +356,7 @@ func (g *Grant) end(charges []int64) error {
 		return nil
 	}
 	l.mu.Lock()
-	if len(l.unsettled) < maxUnsettled {
+	if len(l.unsettled) < maxUnsettled && !errors.Is(err, ErrDims) {
 		l.unsettled[s.ID] = s
 	}
 	l.mu.Unlock()

@@ -294,6 +294,9 @@ func (m *Memory) Settle(_ context.Context, s Settlement) (Settled, error) {
 	return Settled{Applied: true, States: h.statesAfter(s.Dims, now)}, nil
 }
 
+// charged bounds what one request is charged on one counter.
+func charged(n int64) int64 { return min(max(n, 0), maxExact) }
+
 // unknownTime is before any reservation.
 const unknownTime = -1
 
@@ -308,7 +311,7 @@ func (h *held) settle(rec *record, id string, dims []Dim, charges []int64, now i
 		if q := h.quota(i, d); q != nil && rec.state == live {
 			q.hold(p, -p.charged)
 		}
-		h.adjust(i, d, p, max(charges[i], 0), now)
+		h.adjust(i, d, p, charged(charges[i]), now)
 		if c := h.cell(i, d); c != nil {
 			c.release(id)
 		}
@@ -367,9 +370,10 @@ func (m *Memory) renew(r *Renewal, now int64) bool {
 			continue
 		}
 		if len(r.Charges) > 0 {
-			p.floor = max(p.floor, r.Charges[i])
+			charge := charged(r.Charges[i])
+			p.floor = max(p.floor, charge)
 			was := p.charged
-			h.adjust(i, d, p, max(p.charged, r.Charges[i]), now)
+			h.adjust(i, d, p, max(p.charged, charge), now)
 			if q := h.quota(i, d); q != nil {
 				q.hold(p, p.charged-was)
 			}

@@ -10,6 +10,8 @@ import (
 const (
 	maxCount = 1_000_000_000_000 // of a limit; in thousandths still exact in a double, which is what Lua counts in
 	maxExact = 1 << 52           // integers up to here are exact in a double, with a bit to spare
+	maxSum   = 1 << 47           // of a bucket: above every limit, and those of a window together are exact in a double
+	maxDebt  = 1<<53 - 1         // of a quota's counter, and of a token bucket in tokens times milliseconds
 	maxMilli = 1_000_000         // a weight of 1000
 )
 

@@ -32,8 +32,8 @@ func (q *quota) check(d *Dim, now int64) State {
 
 func (q *quota) charge(d *Dim, _ string, _, _ int64) part {
 	q.enter(d)
-	q.used += d.Cost
-	q.held += d.Cost
+	q.used = min(q.used+d.Cost, maxDebt)
+	q.held = min(q.held+d.Cost, maxDebt)
 	return part{charged: d.Cost, floor: d.Floor, at: q.begin}
 }
 
@@ -48,14 +48,14 @@ func (q *quota) enter(d *Dim) {
 func (q *quota) adjust(d *Dim, p *part, delta, _ int64) {
 	q.enter(d)
 	if p.at == q.begin || delta > 0 {
-		q.used = max(q.used+delta, 0)
+		q.used = min(max(q.used+delta, 0), maxDebt)
 	}
 }
 
 // hold notes that a reservation that lives has so much more of the counter, or less.
 func (q *quota) hold(p *part, delta int64) {
 	if p.at == q.begin {
-		q.held = max(q.held+delta, 0)
+		q.held = min(max(q.held+delta, 0), maxDebt)
 	}
 }
 

@@ -17,6 +17,7 @@ type Set struct {
 	weights  map[string]Weights
 	generate scope // of counters of generations
 	aux      scope // of counters of auxiliary requests
+	size     int   // the most dimensions of a request
 }
 
 // scope is what a request's keys are made of.
@@ -40,6 +41,7 @@ type counter struct {
 	by      per
 	home    home
 	name    string // of the counter in keys
+	most    string // of its ceiling
 	metric  Metric
 	kind    Kind
 	failure Failure
@@ -159,7 +161,11 @@ func Compile(rules []Rule, quotas []QuotaRule, weights map[string]Weights) (*Set
 		s.counters = append(s.counters, quotas[i].counter())
 	}
 	slices.SortStableFunc(s.counters, func(a, b counter) int { return cmp.Compare(a.home, b.home) })
+	s.size = len(s.counters)
 	for i := range s.counters {
+		if s.counters[i].bounded() {
+			s.size++
+		}
 		of := s.scope(s.counters[i].aux)
 		of.homes[s.counters[i].home] = true
 		for _, one := range s.counters[i].by {
@@ -216,6 +222,7 @@ func (r *Rule) counters() []counter {
 
 func (c counter) done() counter {
 	c.name = "r:" + c.rule + ":" + c.metric.String() + ":"
+	c.most = c.name + "most:"
 	for _, a := range c.amounts {
 		c.largest = max(c.largest, capacity(a.limit, a.burst))
 	}
@@ -279,27 +286,38 @@ type Request struct {
 	Level     int    // of pressure, 0 to 4
 	Prompt    int64  // tokens, exact
 	MaxTokens int64  // that all its answers may have together; 0: it generates nothing
+	Sequences int64  // answers that are generated at the same time, prompts times choices; 0: 1
 	Thinking  bool
 	Aux       bool // it generates nothing, and only rules of auxiliary requests count it
 }
 
+// sequences is their number, 1 at least.
+func (r *Request) sequences() int64 { return max(r.Sequences, 1) }
+
 // Estimate is what a request's answer is expected to have, in tokens.
 type Estimate struct {
 	Output, Reasoning int64
-	Cold              bool // too little is known; a quarter of the smallest limit is the most
+	Cold              bool  // too little is known; a quarter of the smallest limit is the most
+	Pace              int64 // tokens per second that one sequence may come at; 0: not known
 }
 
-// plan is the dimensions of one request and the counters they are of.
+// plan is the dimensions of one request and the counters they are of. A ceiling is
+// the dimension of what a counter may be used at most; it follows the counter's own.
 type plan struct {
 	dims     []Dim
 	counters []*counter
+	ceilings []bool
+}
+
+func (p *plan) add(d Dim, c *counter, ceiling bool) {
+	p.dims, p.counters, p.ceilings = append(p.dims, d), append(p.counters, c), append(p.ceilings, ceiling)
 }
 
 // Dims lists the dimensions that a request meets, in the order of their homes.
 func (s *Set) Dims(r Request, e Estimate, now time.Time) []Dim { return s.plan(&r, e, now).dims }
 
 func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
-	p := plan{dims: make([]Dim, 0, len(s.counters)), counters: make([]*counter, 0, len(s.counters))}
+	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size), ceilings: make([]bool, 0, s.size)}
 	within := s.scope(r.Aux)
 	n := r.names(within.subjects, within.homes)
 	level := min(max(r.Level, 0), levelCount-1)
@@ -314,19 +332,22 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 			continue
 		}
 		c = c.variant(&r.Subjects)
-		p.dims = append(p.dims, Dim{
+		d := Dim{
 			Key: key, Kind: c.kind, Rule: c.rule, Metric: c.metric, Failure: c.failure, Soft: c.shadow || c.degrade,
 			WindowMs: c.windowMs, BucketMs: c.bucketMs,
-		})
-		p.counters = append(p.counters, c)
-		c.limit(&p.dims[len(p.dims)-1], c.factors[tier][level], now)
+		}
+		c.limit(&d, c.factors[tier][level], now)
+		p.add(d, c, false)
+		if c.bounded() {
+			p.add(c.ceiling(d, n.key(c.home, c.most, c.by)), c, true)
+		}
 	}
 	if e.Cold {
 		e = e.capped(p)
 	}
 	w := s.weightsOf(r.Model)
 	for i := range p.dims {
-		p.counters[i].cost(&p.dims[i], r, e, w)
+		p.counters[i].cost(&p.dims[i], r, e, w, p.ceilings[i])
 	}
 	return p
 }
@@ -345,11 +366,11 @@ func (c *counter) limit(d *Dim, factor int64, now time.Time) {
 		// A retry reaches over one change at most: the window's length and a bucket's.
 		reach := max(2*time.Duration(c.windowMs)*time.Millisecond, 2*LeaseLife)
 		if spell.until.Sub(now) <= reach {
-			next := c.amounts[spell.next].scaled(factor)
+			next := c.carried(c.amounts[spell.next].scaled(factor))
 			d.EdgeMs, d.NextLimit, d.NextBurst = spell.until.UnixMilli(), next.limit, next.burst
 		}
 	}
-	a = a.scaled(factor)
+	a = c.carried(a.scaled(factor))
 	d.Limit, d.Burst = a.limit, a.burst
 }
 
@@ -364,6 +385,9 @@ func (s *Set) weightsOf(model string) Weights {
 // limit of tokens, so that a small limit lets its first request in.
 func (e Estimate) capped(p plan) Estimate {
 	for i := range p.dims {
+		if p.ceilings[i] {
+			continue
+		}
 		d := &p.dims[i]
 		most := capacity(d.Limit, d.Burst) / 4
 		switch d.Metric {
@@ -384,12 +408,19 @@ func (e Estimate) capped(p plan) Estimate {
 
 // cost sets what a request reserves of a dimension, and what it is charged if
 // nothing more is ever heard of it: itself and its prompt.
-func (c *counter) cost(d *Dim, r *Request, e Estimate, w Weights) {
+func (c *counter) cost(d *Dim, r *Request, e Estimate, w Weights, ceiling bool) {
+	if c.metric == Requests || c.metric == Concurrency {
+		d.Floor, d.Cost = r.sequences(), r.sequences()
+		return
+	}
 	output, reasoning := min(e.Output, r.MaxTokens), min(e.Reasoning, r.MaxTokens)
-	switch c.reserve {
-	case ReserveMax:
+	switch {
+	case ceiling:
+		output = r.reach(e, c.windowMs)
+		reasoning = output
+	case c.reserve == ReserveMax:
 		output, reasoning = r.MaxTokens, r.MaxTokens
-	case ReservePrompt:
+	case c.reserve == ReservePrompt:
 		output, reasoning = 0, 0
 	}
 	if !r.Thinking {
@@ -420,6 +451,7 @@ type Usage struct {
 	Cached    int64
 	Output    int64 // with Reasoning
 	Reasoning int64
+	Sequences int64 // that were sent to a server; 0: those of the request
 }
 
 const maxTokens = 1_000_000_000 // that one request is charged at most

@@ -31,6 +31,7 @@ func TestDims(t *testing.T) {
 		"tg:{t:department=d}:r:key:concurrency:key=k1",
 		"tg:{t:department=d}:q:month:tokens:month@Asia/Shanghai:project=p",
 		"tg:{m:qwen}:r:model:tokens:model=qwen",
+		"tg:{m:qwen}:r:model:tokens:most:model=qwen",
 		"tg:{g}:r:all:concurrency:global=all",
 	}
 	if !slices.Equal(got, want) {
@@ -90,7 +91,7 @@ func TestCosts(t *testing.T) {
 		{ReservePrompt, true, []int64{1, 100, 100, 1, 1, 1, 900_000}},
 	} {
 		q.Thinking = c.thinking
-		dims := set(c.policy).Dims(q, e, time.Unix(1_800_000_000, 0))
+		dims := own(set(c.policy).plan(&q, e, time.Unix(1_800_000_000, 0)))
 		for i, want := range c.want {
 			if dims[i].Cost != want {
 				t.Errorf("%s, thinking %v: %s costs %d, want %d", c.policy, c.thinking, dims[i].Metric, dims[i].Cost, want)
@@ -109,13 +110,13 @@ func TestCosts(t *testing.T) {
 func TestEstimates(t *testing.T) {
 	e := newEstimator()
 	q := alice()
-	if got := e.estimate(&q); got != (Estimate{coldOutput, coldOutput, true}) {
+	if got := e.estimate(&q); got != (Estimate{Output: coldOutput, Reasoning: coldOutput, Cold: true}) {
 		t.Errorf("cold: %+v", got)
 	}
 	for i := range 200 {
-		e.learn(&q, Usage{Output: int64(i%10+1) * 10, Reasoning: int64(i%10 + 1)})
+		e.learn(&q, Usage{Output: int64(i%10+1) * 10, Reasoning: int64(i%10 + 1)}, q.Model, time.Minute)
 	}
-	if got := e.estimate(&q); got != (Estimate{90, 9, false}) && got != (Estimate{100, 10, false}) {
+	if got := e.estimate(&q); got != (Estimate{Output: 90, Reasoning: 9, Pace: 25}) && got != (Estimate{Output: 100, Reasoning: 10, Pace: 25}) {
 		t.Errorf("%+v", got)
 	}
 	thinks := q
@@ -131,7 +132,7 @@ func TestEstimates(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for range 3 * maxEstimated {
 		q.Key = fmt.Sprint(r.Int64())
-		e.learn(&q, Usage{Output: 5})
+		e.learn(&q, Usage{Output: 5}, q.Model, time.Minute)
 	}
 	if len(e.spoken) > maxEstimated+1 {
 		t.Errorf("%d speakers are kept", len(e.spoken))

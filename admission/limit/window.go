@@ -52,7 +52,13 @@ func (w *window) owedIn(windowMs, now int64) int64 {
 	if owed == 0 || w.debtWindowMs == windowMs {
 		return owed
 	}
-	return ceilDiv(owed, w.debtWindowMs) * windowMs
+	return min(ceilDiv(owed, w.debtWindowMs), maxDebt/windowMs) * windowMs
+}
+
+// debtOf is an amount that is not negative in tokens times milliseconds of the
+// dimension's window.
+func (w *window) debtOf(d *Dim, amount int64) int64 {
+	return min(amount, maxDebt/d.WindowMs) * d.WindowMs
 }
 
 // drain takes rate per millisecond from a debt.
@@ -124,7 +130,7 @@ func (w *window) check(d *Dim, now int64) State {
 func (w *window) charge(d *Dim, _ string, now, _ int64) part {
 	if limit, burst := d.inForce(now); burst > 0 {
 		w.debt, w.debtAt, w.debtWindowMs, w.debtRate = w.owedIn(d.WindowMs, now), now, d.WindowMs, limit
-		w.owe(d, d.Cost*d.WindowMs, now)
+		w.owe(d, w.debtOf(d, d.Cost), now)
 	}
 	w.add(d, d.Cost, now)
 	return part{charged: d.Cost, floor: d.Floor, at: now, debt: w.debt}
@@ -139,34 +145,29 @@ func (w *window) add(d *Dim, amount, now int64) {
 	w.buckets = w.buckets[:copy(w.buckets, w.buckets[dead:])]
 	if n := len(w.buckets); n > 0 && w.buckets[n-1].last/d.BucketMs >= now/d.BucketMs {
 		b := &w.buckets[n-1]
-		b.last, b.sum = max(b.last, now), b.sum+amount
+		b.last, b.sum = max(b.last, now), min(b.sum+amount, maxSum)
 		return
 	}
-	w.buckets = append(w.buckets, bucket{now, amount})
+	w.buckets = append(w.buckets, bucket{now, min(amount, maxSum)})
 }
 
-// adjust changes the bucket of the reservation while it counts. Of a refund the
-// token bucket takes what of the reservation has not drained: charges drain in
-// their order, so that is what of the debt of that time is left.
+// adjust charges more to the bucket of now, where it was used, and gives back to the
+// bucket of the reservation, while that counts, at most what the reservation put
+// there. Of a refund the token bucket takes what of the reservation has not drained:
+// charges drain in their order, so that is what of the debt of that time is left.
 func (w *window) adjust(d *Dim, p *part, delta, now int64) {
-	if delta == 0 {
-		return
-	}
-	b := w.bucketOf(d, p.at, now)
-	if b == nil && delta < 0 {
-		return
-	}
-	if b == nil {
-		w.owe(d, delta*d.WindowMs, now)
+	if delta > 0 {
+		w.owe(d, w.debtOf(d, delta), now)
 		w.add(d, delta, now)
 		return
 	}
-	b.sum = max(b.sum+delta, 0)
-	change := delta * d.WindowMs
-	if delta < 0 {
-		change = -min(-change, drain(p.debt, w.debtRate, now-p.at))
+	b := w.bucketOf(d, p.at, now)
+	if b == nil {
+		return
 	}
-	w.owe(d, change, now)
+	refund := min(-delta, d.Cost)
+	b.sum = max(b.sum-refund, 0)
+	w.owe(d, -min(w.debtOf(d, refund), drain(p.debt, w.debtRate, now-p.at)), now)
 }
 
 // owe changes the debt, if the dimension has a burst. What is owed already goes on
@@ -180,9 +181,10 @@ func (w *window) owe(d *Dim, change, now int64) {
 	if owed == 0 {
 		w.debtWindowMs, w.debtRate = d.WindowMs, limit
 	} else if w.debtWindowMs != d.WindowMs {
-		change = change / d.WindowMs * w.debtWindowMs
+		most := maxDebt / w.debtWindowMs
+		change = min(max(change/d.WindowMs, -most), most) * w.debtWindowMs
 	}
-	w.debt, w.debtAt = min(max(owed+change, 0), 2*maxExact-1), now
+	w.debt, w.debtAt = min(max(owed+change, 0), maxDebt), now
 }
 
 // bucketOf is the bucket of a charge at some time, or nil where it no longer

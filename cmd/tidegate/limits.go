@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 	_ "time/tzdata" // quotas and schedules know every zone, also in an image without any
@@ -44,7 +45,7 @@ func (d *daemon) openCounters(registry prometheus.Registerer) error {
 	if len(d.config.Redis.Addrs) > 0 {
 		host, _ := os.Hostname() // it only makes the name readable
 		c.redis = redislimit.Dial(d.config.Redis)
-		c.guard = redislimit.Guard(redislimit.New(c.redis, redislimit.Options{}), redislimit.GuardOptions{
+		c.guard = redislimit.Guard(redislimit.New(c.redis, redislimit.Options{Damaged: d.damagedRedis()}), redislimit.GuardOptions{
 			Replica: host + "-" + rand.Text()[:8], Timeout: d.config.Redis.Timeout, Changed: c.changed, Registry: registry,
 		})
 		store = c.guard
@@ -63,6 +64,17 @@ func (d *daemon) openCounters(registry prometheus.Registerer) error {
 	})
 	d.counters = c
 	return nil
+}
+
+// damagedRedis returns what warns of damage in Redis, once a minute at most.
+func (d *daemon) damagedRedis() func(keys []string) {
+	warnings := seldom{every: time.Minute}
+	return func(keys []string) {
+		if warnings.now("", time.Now()) {
+			d.log.Warn("something among the limits' keys in Redis is damaged or not the gateway's: it counts as not there, and is written over when something is charged; see who else writes to this Redis",
+				"keys", strings.Join(keys[:min(len(keys), 10)], " "))
+		}
+	}
 }
 
 // changed hears of Redis going and coming.

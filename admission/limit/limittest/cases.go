@@ -3,6 +3,7 @@ package limittest
 import (
 	"errors"
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -230,18 +231,104 @@ func notBelowZero(t *testing.T, open Open) {
 	b.refuse("c", dims...) // the refund made no extra room in the burst
 }
 
-// ownBucket: a settlement changes the bucket of its reservation, not that of now.
+// ownBucket: a refund changes the bucket of its reservation; what was used beyond it
+// counts from when it was used.
 func ownBucket(t *testing.T, open Open) {
 	b := setUp(t, open)
-	d := window("w", 100, 40)
+	d := window("w", 200, 40)
 	b.allow("a", d)
+	b.allow("b", d)
 	b.wait(50 * time.Second)
 	b.settle("a", []limit.Dim{d}, 90)
-	b.wantUsed(d, 90)
+	b.settle("b", []limit.Dim{d}, 10)
+	b.wantUsed(d, 100)
 	b.wait(10*time.Second - time.Millisecond)
-	b.wantUsed(d, 90)
+	b.wantUsed(d, 100)
 	b.wait(time.Millisecond)
+	b.wantUsed(d, 50)
+	b.wait(50 * time.Second)
 	b.wantUsed(d, 0)
+}
+
+// growth: a reservation that has grown gives back what it reserved and not what
+// others have in the same bucket.
+func growth(t *testing.T, open Open) {
+	b := setUp(t, open)
+	d := window("w", 1000, 10)
+	d.Burst = 1000
+	other := window("w", 1000, 300)
+	other.Burst = 1000
+	b.allow("a", d)
+	b.allow("b", other)
+	b.wait(20 * time.Second)
+	b.renew(limit.Renewal{ID: "a", Dims: []limit.Dim{d}, Charges: []int64{400}}, limit.Renewal{ID: "b", Dims: []limit.Dim{other}})
+	b.wantUsed(d, 700)
+	b.settle("a", []limit.Dim{d}, 0)
+	b.wantUsed(d, 690)
+	b.wait(40 * time.Second)
+	b.wantUsed(d, 390)
+}
+
+// sequences: a request takes as many slots as it has sequences, all or none, and
+// gives them all back.
+func sequences(t *testing.T, open Open) {
+	b := setUp(t, open)
+	several := func(n int64) limit.Dim {
+		d := slots("s", 8)
+		d.Cost = n
+		return d
+	}
+	b.allow("a", several(5))
+	b.wait(10 * time.Second)
+	b.allow("b", several(2))
+	b.wantUsed(several(1), 7)
+	if out := b.refuse("c", several(2)); out.RetryAfterMs != 20_000 {
+		t.Fatalf("retry after %d ms, want 20000", out.RetryAfterMs)
+	}
+	if out := b.refuse("c", several(7)); out.RetryAfterMs != 30_000 {
+		t.Fatalf("retry after %d ms, want 30000", out.RetryAfterMs)
+	}
+	if out := b.refuse("c", several(9)); !out.Never {
+		t.Fatalf("%+v", out)
+	}
+	b.allow("d", several(1))
+	b.settle("d", []limit.Dim{several(1)}, 1)
+	b.renew(limit.Renewal{ID: "a", Dims: []limit.Dim{several(5)}})
+	b.wait(25 * time.Second)
+	b.wantUsed(several(1), 7)
+	b.wait(5 * time.Second)
+	b.renew()
+	b.wantUsed(several(1), 0)
+	b.allow("e", several(8))
+	b.settle("e", []limit.Dim{several(8)}, 8)
+	b.wantUsed(several(1), 0)
+}
+
+// hugeNumbers: no charge is too large to be counted: it fills the counter, and others
+// are counted on.
+func hugeNumbers(t *testing.T, open Open) {
+	b := setUp(t, open)
+	w, q := window("w", 1000, 10), b.quota("q", 1000, 10)
+	w.Burst = 1000
+	dims := []limit.Dim{w, q, slots("s", 5)}
+	for i := range 3 {
+		id := fmt.Sprint("huge", i)
+		if i == 0 {
+			b.allow(id, dims...)
+		}
+		if _, err := b.store.Settle(t.Context(), limit.Settlement{ID: id, Dims: dims, Charges: []int64{math.MaxInt64, math.MaxInt64, math.MaxInt64}, New: i > 0}); err != nil {
+			t.Fatal(err)
+		}
+		out := b.refuse("next", dims...)
+		for i, s := range out.States[:2] {
+			if s.Used < 1000 || s.Remaining != 0 || s.RetryAfterMs <= 0 {
+				t.Fatalf("dimension %d: %+v", i, s)
+			}
+		}
+	}
+	b.wantUsed(slots("s", 5), 0)
+	b.wait(24 * time.Hour)
+	b.allow("tomorrow", slots("s", 5), b.quota("q", 1000, 10))
 }
 
 // lateOverage: when that bucket counts no more, an overage counts from now on and

@@ -52,8 +52,8 @@ func (m *machine) dim(shape int) limit.Dim {
 	case 1:
 		d.Burst = m.between(3, int(d.Limit))
 	case 2:
-		d.Kind, d.Metric, d.WindowMs, d.BucketMs, d.Cost = limit.Lease, limit.Concurrency, 0, 0, 1
-		d.Limit = m.between(1, 4)
+		d.Kind, d.Metric, d.WindowMs, d.BucketMs, d.Cost = limit.Lease, limit.Concurrency, 0, 0, m.between(1, 3)
+		d.Limit = m.between(2, 6)
 	case 3:
 		d.Kind, d.WindowMs, d.BucketMs = limit.Quota, 0, 0
 		const hour = 3_600_000

@@ -15,7 +15,7 @@ type model struct {
 	windows  map[string][]entry
 	debts    map[string][]change
 	quotas   map[string]map[int64]int64 // used by the begin of the period
-	leases   map[string]map[string]int64
+	leases   map[string]map[string]lease
 	requests map[string]*request
 }
 
@@ -26,6 +26,9 @@ type entry struct {
 	amount int64
 	bucket int64
 }
+
+// lease is the slots that one request holds, and until when.
+type lease struct{ slots, ends int64 }
 
 // change is one change of a token bucket, in tokens times milliseconds, and the
 // rate at which it drains from then on.
@@ -46,7 +49,7 @@ type request struct {
 func newModel() *model {
 	return &model{
 		windows: map[string][]entry{}, debts: map[string][]change{}, quotas: map[string]map[int64]int64{},
-		leases: map[string]map[string]int64{}, requests: map[string]*request{},
+		leases: map[string]map[string]lease{}, requests: map[string]*request{},
 	}
 }
 
@@ -112,9 +115,9 @@ func (m *model) fits(d *limit.Dim, now, t int64) bool {
 }
 
 func (m *model) held(d *limit.Dim, t int64) (n int64) {
-	for _, ends := range m.leases[d.Key] {
-		if ends > t {
-			n++
+	for _, l := range m.leases[d.Key] {
+		if l.ends > t {
+			n += l.slots
 		}
 	}
 	return n
@@ -156,8 +159,8 @@ func (m *model) state(d *limit.Dim, now int64) (s limit.State) {
 	switch d.Kind {
 	case limit.Lease:
 		s.Used = m.held(d, now)
-		for _, ends := range m.leases[d.Key] {
-			s.ResetMs = max(s.ResetMs, ends-now)
+		for _, l := range m.leases[d.Key] {
+			s.ResetMs = max(s.ResetMs, l.ends-now)
 		}
 	case limit.Quota:
 		var end int64
@@ -260,7 +263,7 @@ func (m *model) charge(r limit.Reservation, states []limit.State, now int64) {
 		switch d.Kind {
 		case limit.Lease:
 			if d.Cost > 0 {
-				m.lease(d.Key)[r.ID] = req.ends
+				m.lease(d.Key)[r.ID] = lease{d.Cost, req.ends}
 			}
 		case limit.Quota:
 			req.at[i] = m.enter(d)
@@ -275,9 +278,9 @@ func (m *model) charge(r limit.Reservation, states []limit.State, now int64) {
 	}
 }
 
-func (m *model) lease(key string) map[string]int64 {
+func (m *model) lease(key string) map[string]lease {
 	if m.leases[key] == nil {
-		m.leases[key] = map[string]int64{}
+		m.leases[key] = map[string]lease{}
 	}
 	return m.leases[key]
 }
@@ -318,6 +321,11 @@ func (m *model) adjust(id string, req *request, i int, d *limit.Dim, charge, now
 		}
 		return
 	}
+	if delta > 0 {
+		m.add(d, id, delta, now)
+		m.owe(d, delta*d.WindowMs, now)
+		return
+	}
 	bucket, newest := req.at[i]/d.BucketMs, int64(-1)
 	for _, e := range m.windows[d.Key] {
 		if e.bucket == bucket {
@@ -325,24 +333,17 @@ func (m *model) adjust(id string, req *request, i int, d *limit.Dim, charge, now
 		}
 	}
 	if newest <= now-d.WindowMs {
-		if delta > 0 {
-			m.add(d, id, delta, now)
-			m.owe(d, delta*d.WindowMs, now)
-		}
 		return
 	}
+	refund := min(-delta, d.Cost) // what was charged later is of other buckets
 	for j := range m.windows[d.Key] {
 		if e := &m.windows[d.Key][j]; e.id == id && e.at == req.at[i] {
-			e.amount += delta
+			e.amount -= refund
 			break
 		}
 	}
-	by := delta * d.WindowMs
-	if delta < 0 {
-		_, rate := m.debt(d, now)
-		by = -min(-by, drained(req.debt[i], rate, now-req.at[i]))
-	}
-	m.owe(d, by, now)
+	_, rate := m.debt(d, now)
+	m.owe(d, -min(refund*d.WindowMs, drained(req.debt[i], rate, now-req.at[i])), now)
 }
 
 func (m *model) settle(s limit.Settlement, now int64) (applied bool) {
@@ -385,8 +386,8 @@ func (m *model) renew(renewals []limit.Renewal, now int64) (lost []string) {
 				req.floor[i] = max(req.floor[i], r.Charges[i])
 				m.adjust(r.ID, req, i, &r.Dims[i], max(req.charged[i], r.Charges[i]), now)
 			}
-			if leases := m.leases[r.Dims[i].Key]; leases[r.ID] > now {
-				leases[r.ID] = req.ends
+			if held, ok := m.leases[r.Dims[i].Key][r.ID]; ok && held.ends > now {
+				m.leases[r.Dims[i].Key][r.ID] = lease{held.slots, req.ends}
 			}
 		}
 	}

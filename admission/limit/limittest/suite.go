@@ -30,7 +30,7 @@ func Run(t *testing.T, open Open) {
 		"Leases": leaseLife, "LeaseOfLongRequest": longRequest, "Reaper": reaper, "SettleAfterReaper": settleAfterReaper,
 		"EditedLimit": editedLimit, "EditedWindow": editedWindow, "ClockBack": clockBack, "Never": neverFits,
 		"NotBelowZero": notBelowZero, "OwnBucket": ownBucket, "LateOverage": lateOverage, "LargeNumbers": largeNumbers,
-		"NoExpiryByUse": noExpiryByUse, "Soft": soft, "WrongDims": wrongDims, "QuotaPeriod": quotaPeriod,
+		"NoExpiryByUse": noExpiryByUse, "Soft": soft, "Growth": growth, "Sequences": sequences, "HugeNumbers": hugeNumbers, "WrongDims": wrongDims, "QuotaPeriod": quotaPeriod,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open) })
 	}

@@ -162,8 +162,15 @@ func (f *fleet) empty() (empty, met bool) {
 	return f.met && f.mark == "", f.met
 }
 
+// maxMembers bounds an epoch, so that the arithmetic of its shares does not overflow.
+// One with more is none of ours.
+const maxMembers = 1_000
+
 func readEpoch(answer any) epoch {
 	list, _ := answer.([]any)
+	if len(list) > 2*maxMembers {
+		return nil
+	}
 	var out epoch
 	for i := 0; i+1 < len(list); i += 2 {
 		use, _ := strconv.ParseUint(fmt.Sprint(list[i+1]), 10, 64)

@@ -39,6 +39,15 @@
 -- The clock is written when it is so far behind, and leases that have ended are
 -- removed, and those that have not are kept from expiring, once in a spell:
 --   $PRECISION=50 $SPELL=10000
+-- What is read back is checked before it is used. What is not of our form, or has a
+-- number that no counter can have, counts as not there, is written over when something
+-- is charged, and adds $BADRECORD to the verdict. No more than $MAXLIST numbers are
+-- unpacked at once, nor as many leases named:
+--   $BADRECORD=16 $MAXLIST=3000 $MAXSLOTS=100000
+-- Nothing is counted beyond what a double holds exactly: a charge up to $MAXCHARGE, a
+-- bucket up to $MAXSUM, so that those of a window add up, a debt and a quota up to
+-- $MAXDEBT (numbers.go):
+--   $MAXCHARGE=4503599627370496 $MAXSUM=140737488355328 $MAXDEBT=9007199254740991
 
 local call, floor, ceil, max, min = redis.call, math.floor, math.ceil, math.max, math.min
 local operation, id, raw = ARGV[1], ARGV[3], ARGV[4]
@@ -56,7 +65,45 @@ local function text(number) return string.format('%.0f', number) end
 
 local function packed(list) return struct.pack('<' .. string.rep('d', #list), unpack(list)) end
 
--- places are where in a list each dimension begins, less one.
+local bad = 0 -- or $BADRECORD
+
+-- sane reports whether all are numbers that a counter can have, least at least.
+local function sane(list, least)
+  for i = 1, #list do
+    local v = list[i]
+    if not (v >= least and v <= $MAXDEBT) then return false end
+  end
+  return true
+end
+
+-- counter reads one; nil: it is damaged.
+local function counter(value, kind)
+  local size = #value / 8
+  if size % 1 ~= 0 or size > $MAXLIST then return nil end
+  local c = numbers(value)
+  if not sane(c, 0) then return nil end
+  if kind == $QUOTA then return (size == 4 or size == 5) and c or nil end
+  if size < 6 or size % 2 ~= 0 or c[$DEBT] > 0 and (c[$DEBTWINDOW] < 1 or c[$RATE] < 1) then return nil end
+  local sum, last = 0, 0
+  for i = $FIRST, size, 2 do
+    if c[i] < last then return nil end
+    sum, last = sum + c[i + 1], c[i]
+  end
+  return sum == c[$SUM] and c or nil
+end
+
+-- ordered runs a command on a sorted set. What is something else there is removed.
+local function ordered(command, key, ...)
+  local out = redis.pcall(command, key, ...)
+  if type(out) ~= 'table' or not out.err then return out end
+  if string.find(out.err, 'WRONGTYPE', 1, true) then
+    bad = $BADRECORD
+    call('DEL', key)
+  end
+  return call(command, key, ...)
+end
+
+-- places are where in a list each dimension begins, less one, and where the last ends.
 local function places(list)
   local at, d = {}, 0
   for i = 1, n do
@@ -64,7 +111,7 @@ local function places(list)
     local kind = list[d + $KIND]
     if list[d + $EDGE] ~= 0 then d = d + 11 elseif kind == $LEASE then d = d + 5 elseif kind == $QUOTA then d = d + 8 else d = d + 9 end
   end
-  return at
+  return at, d
 end
 
 local D = numbers(raw)
@@ -78,21 +125,25 @@ if not now then
 end
 -- The clock is held against going back over all that was written. One that was an
 -- hour ahead was wrong.
-local latest, behind = tonumber(values[2] or 0), 0
+local latest, behind = tonumber(values[2]) or 0, 0
 if latest > now and latest <= now + $HOUR then behind, now = latest - now, latest end
 
 if operation == 'due' then -- how many reservations there are, and whose time is over
-  local out = call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 500)
-  table.insert(out, 1, tostring(max(call('ZCARD', KEYS[3]) - 1, 0)))
+  local out = ordered('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 500)
+  table.insert(out, 1, tostring(max(ordered('ZCARD', KEYS[3]) - 1, 0)))
   return out
 end
 
 local cells = {}
 for i = 1, n do
   if values[i + 3] then
-    local c = numbers(values[i + 3])
-    -- What a wrong clock has charged would count for as long as it was ahead.
-    if D[where[i] + $KIND] == $QUOTA or #c < $FIRST or c[#c - 1] <= now + $HOUR then cells[i] = c end
+    local kind = D[where[i] + $KIND]
+    local c = counter(values[i + 3], kind)
+    if not c then
+      bad, values[i + 3] = $BADRECORD, false
+    elseif kind == $QUOTA or #c < $FIRST or c[#c - 1] <= now + $HOUR then
+      cells[i] = c
+    end -- else a wrong clock has charged it, and it would count for as long as that was ahead
   end
 end
 
@@ -143,12 +194,12 @@ end
 -- ended is when a lease lets the cost through; -1: never.
 local function ended(d, key, count, limit)
   local function endsat(at, i)
-    return tonumber(call('ZRANGEBYSCORE', key, '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', i - 1, 1)[2] or math.huge)
+    return tonumber(ordered('ZRANGEBYSCORE', key, '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', i - 1, 1)[2] or math.huge)
   end
   local cost, edge = D[d + $COST], D[d + $EDGE]
   local at = endsat(now, count + cost - limit)
   if edge > now and at >= edge then
-    local over = call('ZCOUNT', key, '(' .. edge, '+inf') + cost - D[d + $NEXTLIMIT]
+    local over = ordered('ZCOUNT', key, '(' .. edge, '+inf') + cost - D[d + $NEXTLIMIT]
     at = edge
     if over > 0 then at = endsat(edge, over) end
   end
@@ -177,8 +228,8 @@ local function check(i, cost)
   local limit, burst = inforce(d, now)
   if kind == $LEASE then
     local key, reset, wait = KEYS[i + 3], 0, 0
-    local count = call('ZCOUNT', key, '(' .. now, '+inf')
-    if count > 0 then reset = call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] - now end
+    local count = ordered('ZCOUNT', key, '(' .. now, '+inf')
+    if count > 0 then reset = min(ordered('ZRANGE', key, -1, -1, 'WITHSCORES')[2] - now, $MAXDEBT) end
     if cost > 0 and count + cost > limit then wait = ended(d, key, count, limit) end
     S[o], S[o + 1], S[o + 2], S[o + 3] = count, max(limit - count, 0), reset, wait
     return
@@ -210,7 +261,7 @@ local function check(i, cost)
 end
 
 local function answer(verdict)
-  S[1] = verdict
+  S[1] = verdict + bad
   return packed(S)
 end
 
@@ -227,7 +278,13 @@ end
 local state, ends, at, X, charged, floors
 if values[1] then
   local head = numbers(string.sub(values[1], 1, 48))
-  if head[1] == $LIVE or head[2] > now then state, ends, at = head[1], head[2], head[4] end
+  local whole = #head == 6 and sane(head, -1) and head[1] >= $LIVE and head[1] <= $SETTLED and head[3] >= 0 and
+    (head[1] == $SETTLED or (head[6] == 0 or head[6] == 1) and #values[1] >= 48 + head[3] * (8 + 16 * head[6]) + head[5])
+  if not whole then
+    bad = $BADRECORD
+  elseif head[1] == $LIVE or head[2] > now then
+    state, ends, at = head[1], head[2], head[4]
+  end
 end
 
 if operation == 'peek' or operation == 'reserve' then
@@ -271,14 +328,19 @@ local function add(d, c, amount)
     for i = gone, size do c[i - gone + $FIRST] = c[i] end
     for i = size, size - gone + $FIRST + 1, -1 do c[i] = nil end
   end
-  c[$SUM] = c[$SUM] + amount
   local last = #c - 1
   if last >= $FIRST and floor(c[last] / bucket) >= floor(now / bucket) then
-    c[last], c[last + 1] = max(c[last], now), c[last + 1] + amount
+    local was = c[last + 1]
+    c[last], c[last + 1] = max(c[last], now), min(was + amount, $MAXSUM)
+    c[$SUM] = c[$SUM] + c[last + 1] - was
   else
-    c[last + 2], c[last + 3] = now, amount
+    c[last + 2], c[last + 3] = now, min(amount, $MAXSUM)
+    c[$SUM] = c[$SUM] + c[last + 3]
   end
 end
+
+-- debtof is an amount that is not negative, as debt of a window.
+local function debtof(amount, length) return min(amount, floor($MAXDEBT / length)) * length end
 
 local function owe(d, c, more)
   local limit, burst = inforce(d, now)
@@ -287,10 +349,10 @@ local function owe(d, c, more)
   if debt == 0 then
     c[$DEBTWINDOW], c[$RATE] = length, limit
   elseif c[$DEBTWINDOW] ~= length then
-    local whole = floor(math.abs(more) / length) * c[$DEBTWINDOW]
+    local whole = debtof(floor(math.abs(more) / length), c[$DEBTWINDOW])
     more = more < 0 and -whole or whole
   end
-  c[$DEBT], c[$DEBTAT] = min(max(debt + more, 0), 9007199254740991), now
+  c[$DEBT], c[$DEBTAT] = min(max(debt + more, 0), $MAXDEBT), now
 end
 
 -- write puts back what was changed, and the clock with it.
@@ -325,7 +387,7 @@ local function write()
     if now - latest > $PRECISION then call('SET', KEYS[2], now, 'KEEPTTL') end
   else
     call('SET', KEYS[2], now, 'PX', 3 * $HOUR)
-    call('ZADD', KEYS[3], '+inf', '')
+    ordered('ZADD', KEYS[3], '+inf', '')
     call('PEXPIRE', KEYS[3], $MONTH)
   end
 end
@@ -339,7 +401,22 @@ local function remember(more)
     if D[where[i] + $KIND] == $QUOTA then life = '$MONTH' end
   end
   call('SET', KEYS[1], packed({$LIVE, ends, n, at, #raw, more == '' and 0 or 1}) .. packed(X) .. more .. raw .. table.concat(KEYS, '\0', 4), 'PX', life)
-  call('ZADD', KEYS[3], text(ends), id)
+  ordered('ZADD', KEYS[3], text(ends), id)
+end
+
+-- lease runs a command on the members of a lease: of a request with several sequences
+-- the id with the number of each. With a score they are what ZADD wants.
+local function lease(command, key, flag, cost, score)
+  local list = {flag}
+  for i = 1, min(max(cost, 1), $MAXSLOTS) do
+    if score then list[#list + 1] = score end
+    list[#list + 1] = i == 1 and id or id .. '#' .. i
+    if #list >= $MAXLIST then
+      ordered(command, key, unpack(list))
+      list = {flag}
+    end
+  end
+  if #list > (flag and 1 or 0) then ordered(command, key, unpack(list)) end
 end
 
 if operation == 'reserve' then
@@ -354,19 +431,19 @@ if operation == 'reserve' then
       X[i] = 0
       local key, last = KEYS[i + 3], now + S[o + 2] -- when the last one ends
       if cost > 0 then
-        call('ZADD', key, stays, id)
+        lease('ZADD', key, nil, cost, stays)
         if S[o] == 0 or floor(last / $SPELL) ~= floor(ends / $SPELL) then
           call('PEXPIRE', key, '$HOUR')
           -- Where none runs there are hardly ever some that have ended.
-          if S[o] > 0 or now % 10 == 0 then call('ZREMRANGEBYSCORE', key, '-inf', text(now)) end
+          if S[o] > 0 or now % 10 == 0 then ordered('ZREMRANGEBYSCORE', key, '-inf', text(now)) end
         end
-        S[o] = S[o] + 1
-        S[o + 1], S[o + 2] = max(S[o + 1] - 1, 0), max(S[o + 2], $LEASELIFE)
+        S[o] = S[o] + cost
+        S[o + 1], S[o + 2] = max(S[o + 1] - cost, 0), max(S[o + 2], $LEASELIFE)
       end
     elseif kind == $QUOTA then
       local c = change(i, kind)
       enter(d, c)
-      c[$USED], c[$HELD], X[i] = c[$USED] + cost, (c[$HELD] or 0) + cost, c[$QBEGIN]
+      c[$USED], c[$HELD], X[i] = min(c[$USED] + cost, $MAXDEBT), min((c[$HELD] or 0) + cost, $MAXDEBT), c[$QBEGIN]
       if now < c[$QEND] + $SKEW then
         S[o], S[o + 1] = c[$USED], max(D[d + $LIMIT] - c[$USED], 0)
       else
@@ -378,9 +455,9 @@ if operation == 'reserve' then
       local length = D[d + $WINDOW]
       if burst > 0 then
         local debt = drain(c[$DEBT], c[$RATE], now - c[$DEBTAT])
-        if debt ~= 0 and c[$DEBTWINDOW] ~= length then debt = ceil(debt / c[$DEBTWINDOW]) * length end
+        if debt ~= 0 and c[$DEBTWINDOW] ~= length then debt = debtof(ceil(debt / c[$DEBTWINDOW]), length) end
         c[$DEBT], c[$DEBTAT], c[$DEBTWINDOW], c[$RATE] = debt, now, length, limit
-        owe(d, c, cost * length)
+        owe(d, c, debtof(cost, length))
       end
       add(d, c, cost)
       X[i] = c[$DEBT]
@@ -404,23 +481,35 @@ end
 
 -- What follows is about a reservation that was made before.
 
--- known reads what its record says; false where it is of other dimensions.
+-- known reads what its record says; false where it is of other dimensions, nil where
+-- it is damaged.
 local function known()
   local record = values[1]
   local head = numbers(string.sub(record, 1, 48))
   if head[3] ~= n then return false end
   local more = 48 + n * 8
   X = numbers(string.sub(record, 49, more))
+  if not sane(X, $NOWHERE) then
+    bad = $BADRECORD
+    return nil
+  end
   local tail = more + 1 + head[6] * n * 16
   if head[6] == 1 then
     charged, floors = numbers(string.sub(record, more + 1, more + n * 8)), numbers(string.sub(record, more + n * 8 + 1, tail - 1))
-    return true
+    if sane(charged, 0) and sane(floors, 0) then return true end
+    bad = $BADRECORD
+    return nil
   end
   local made = string.sub(record, tail, tail + head[5] - 1)
   local list, place = D, where
   if made ~= raw then
-    list = numbers(made)
-    place = places(list)
+    local last
+    list = #made <= 8 * $MAXLIST and numbers(made) or {}
+    if #list >= 5 * n then place, last = places(list) end
+    if last ~= #list or not sane(list, 0) then
+      bad = $BADRECORD
+      return nil
+    end
   end
   charged, floors = {}, {}
   for i = 1, n do
@@ -451,21 +540,21 @@ local function adjust(i, target)
   local c = change(i, kind)
   if kind == $QUOTA then
     enter(d, c)
-    if X[i] == c[$QBEGIN] or delta > 0 then c[$USED] = max(c[$USED] + delta, 0) end
+    if X[i] == c[$QBEGIN] or delta > 0 then c[$USED] = min(max(c[$USED] + delta, 0), $MAXDEBT) end
     return
   end
-  local b, more = bucketof(d, c), delta * D[d + $WINDOW]
-  if not b and delta < 0 then return end
-  if not b then
-    owe(d, c, more)
+  local length = D[d + $WINDOW]
+  if delta > 0 then
+    owe(d, c, debtof(delta, length))
     add(d, c, delta)
     return
   end
-  local was = c[b + 1]
-  c[b + 1] = max(was + delta, 0)
+  local b = bucketof(d, c)
+  if not b then return end
+  local was, refund = c[b + 1], min(-delta, D[d + $COST])
+  c[b + 1] = max(was - refund, 0)
   c[$SUM] = c[$SUM] + c[b + 1] - was
-  if delta < 0 then more = -min(-more, drain(X[i], c[$RATE], now - at)) end
-  owe(d, c, more)
+  owe(d, c, -min(debtof(refund, length), drain(X[i], c[$RATE], now - at)))
 end
 
 -- hold notes that a reservation that lives has so much more of a quota, or less.
@@ -473,7 +562,7 @@ local function hold(i, more)
   local c = cells[i]
   if more == 0 or D[where[i] + $KIND] ~= $QUOTA or not c or c[$QBEGIN] ~= X[i] then return end
   change(i, $QUOTA)
-  c[$HELD] = max((c[$HELD] or 0) + more, 0)
+  c[$HELD] = min(max((c[$HELD] or 0) + more, 0), $MAXDEBT)
 end
 
 -- finish brings all charges to what they are to be and ends the leases.
@@ -482,10 +571,10 @@ local function finish(target)
     if X[i] ~= $SKIPPED then
       if state == $LIVE then hold(i, -charged[i]) end
       adjust(i, target(i))
-      if D[where[i] + $KIND] == $LEASE then call('ZREM', KEYS[i + 3], id) end
+      if D[where[i] + $KIND] == $LEASE then lease('ZREM', KEYS[i + 3], nil, D[where[i] + $COST]) end
     end
   end
-  call('ZREM', KEYS[3], id)
+  ordered('ZREM', KEYS[3], id)
   write()
 end
 
@@ -502,50 +591,57 @@ if operation == 'settle' then
     end
   elseif not state or state == $SETTLED then
     return answerall(0)
-  elseif not known() then
-    return packed({-1})
+  else
+    local read = known()
+    if read == nil then return answerall(0) end
+    if not read then return packed({-1}) end
   end
   local charges = numbers(ARGV[5])
-  finish(function(i) return max(charges[i], 0) end)
+  finish(function(i) return min(max(charges[i], 0), $MAXCHARGE) end)
   -- Who settles what was never reserved may be repeating itself much later.
   close($SETTLED, ARGV[6] == '1' and 24 * $HOUR or $SETTLEDLIFE, '')
   return answerall(1)
 end
 
-if operation == 'reap' and not state then -- it was forgotten before it was reaped
-  call('ZREM', KEYS[3], id)
-  return 0
+if operation == 'reap' and (state ~= $LIVE or not known()) then
+  -- It was forgotten before it was reaped, or nobody can read it.
+  ordered('ZREM', KEYS[3], id)
+  if bad > 0 or state == $LIVE then call('DEL', KEYS[1]) end
+  return bad
 end
-if state ~= $LIVE or not known() then return 0 end
+if state ~= $LIVE or not known() then return bad end
 
 if operation == 'reap' then
-  if ends > now then return 0 end
+  if ends > now then -- the index was wrong
+    ordered('ZADD', KEYS[3], text(ends), id)
+    return bad
+  end
   finish(function(i) return floors[i] end)
   close($REAPED, $REAPEDLIFE, packed(X) .. packed(charged) .. packed(floors))
-  return 1
+  return 1 + bad
 end
 
 if operation == 'renew' then
-  if ends <= now then return 0 end
+  if ends <= now then return bad end
   local charges = numbers(ARGV[5])
   ends = now + $LEASELIFE
   for i = 1, n do
     if X[i] ~= $SKIPPED then
       if charges[i] then
-        floors[i] = max(floors[i], charges[i])
-        local was = charged[i]
-        adjust(i, max(was, charges[i]))
+        local charge, was = min(max(charges[i], 0), $MAXCHARGE), charged[i]
+        floors[i] = max(floors[i], charge)
+        adjust(i, max(was, charge))
         hold(i, charged[i] - was)
       end
       if D[where[i] + $KIND] == $LEASE then
-        call('ZADD', KEYS[i + 3], 'XX', text(ends), id)
+        lease('ZADD', KEYS[i + 3], 'XX', D[where[i] + $COST], text(ends))
         call('PEXPIRE', KEYS[i + 3], '$HOUR')
       end
     end
   end
   write()
   remember(packed(charged) .. packed(floors))
-  return 1
+  return 1 + bad
 end
 
 -- cancel: a refusal elsewhere takes back what was reserved here, as if it had never
@@ -560,4 +656,4 @@ for i, was in pairs(restore) do
   if was == '' then call('DEL', KEYS[i + 3]) else call('SET', KEYS[i + 3], was, 'KEEPTTL') end
 end
 call('DEL', KEYS[1])
-return 1
+return 1 + bad

@@ -19,7 +19,10 @@ func newMetrics(reg prometheus.Registerer, g *Guarded) *metrics {
 	if reg == nil {
 		return m
 	}
-	reg.MustRegister(m.calls, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	reg.MustRegister(m.calls, prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "tidegate_store_damaged_total", ConstLabels: store,
+		Help: "Calls of the limits' store that read something which is not of the gateway's form. It was taken as not there.",
+	}, func() float64 { return float64(g.store.damaged.Load()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tidegate_store_breaker_state", ConstLabels: store,
 		Help: "0 while the limits' store is asked; 1 while it is not, since it does not answer, and each gateway goes by its share of the limits.",
 	}, func() float64 {

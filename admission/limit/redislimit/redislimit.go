@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -36,6 +37,9 @@ type Options struct {
 	// Now is sent along as the time of each call; nil: the server's clock decides.
 	// Only tests have another.
 	Now func() time.Time
+	// Damaged is told the keys of a call that read something which is not of our form
+	// and was taken as not there. It must not block; nil: nobody is told.
+	Damaged func(keys []string)
 }
 
 // Store is a limit.Store in Redis. It is safe for concurrent use.
@@ -43,6 +47,8 @@ type Store struct {
 	client  redis.UniversalClient
 	cluster bool
 	now     func() time.Time
+	told    func(keys []string) // of what is damaged; may be nil
+	damaged atomic.Int64        // calls that read it
 	source  string
 	sha     string
 
@@ -60,7 +66,7 @@ func New(client redis.UniversalClient, o Options) *Store {
 	_, cluster := client.(*redis.ClusterClient)
 	source := script()
 	sum := sha1.Sum([]byte(source)) //nolint:gosec // see the import
-	return &Store{client: client, cluster: cluster, now: o.Now, source: source, sha: hex.EncodeToString(sum[:]), homes: map[string]bool{}}
+	return &Store{client: client, cluster: cluster, now: o.Now, told: o.Damaged, source: source, sha: hex.EncodeToString(sum[:]), homes: map[string]bool{}}
 }
 
 // script is limit.lua with its constants put in and its comments left out.
@@ -218,6 +224,21 @@ const (
 	again
 )
 
+// badRecord is added to a verdict where something that was read is damaged.
+const badRecord = 16
+
+// verdict takes from a verdict whether something was damaged, and counts that.
+func (s *Store) verdict(c *call, n int64) int64 {
+	if n < badRecord {
+		return n
+	}
+	s.damaged.Add(1)
+	if s.told != nil {
+		s.told(c.keys)
+	}
+	return n - badRecord
+}
+
 // Reserve implements limit.Store.
 func (s *Store) Reserve(ctx context.Context, r limit.Reservation) (limit.Decision, error) {
 	groups := s.groups(r.Dims)
@@ -277,7 +298,8 @@ func (s *Store) reserve(ctx context.Context, r limit.Reservation, g *group, stat
 	default:
 		operation = "peek"
 	}
-	answer, err := s.run(ctx, s.call(operation, g.home, r.ID, g.dims, mark))
+	c := s.call(operation, g.home, r.ID, g.dims, mark)
+	answer, err := s.run(ctx, c)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -286,7 +308,7 @@ func (s *Store) reserve(ctx context.Context, r limit.Reservation, g *group, stat
 		answer, back = list[0], list[1:]
 	}
 	verdict, err := unpackStates(answer, g, states)
-	return verdict, back, err
+	return int(s.verdict(&c, verdict)), back, err
 }
 
 // errKept says that a reservation was refused, but that what earlier homes had let in
@@ -343,7 +365,7 @@ func (s *Store) Settle(ctx context.Context, t limit.Settlement) (limit.Settled, 
 		if verdict < 0 {
 			return limit.Settled{}, limit.ErrDims
 		}
-		out.Applied = out.Applied || verdict == allowed
+		out.Applied = s.verdict(&calls[i], verdict) == allowed || out.Applied
 	}
 	return out, nil
 }
@@ -386,7 +408,8 @@ func (s *Store) Renew(ctx context.Context, renewals []limit.Renewal) (lost []str
 		return nil, fmt.Errorf("redis: %w", err)
 	}
 	for i, id := range ids {
-		if kept, _ := answers[i].(int64); kept == 0 && (len(lost) == 0 || lost[len(lost)-1] != id) {
+		kept, _ := answers[i].(int64)
+		if s.verdict(&calls[i], kept) == 0 && (len(lost) == 0 || lost[len(lost)-1] != id) {
 			lost = append(lost, id)
 		}
 	}
@@ -415,7 +438,7 @@ func (s *Store) tracked() []string {
 // reap settles reservations whose time is over: the answer lists some of them, and
 // it asks for more.
 func (s *Store) reap(ctx context.Context, home string, answer any) error {
-	for {
+	for range maxReaps { // so that nothing in the store can keep this going for ever
 		dead, err := s.reapListed(ctx, home, answer)
 		if err != nil || dead == 0 {
 			return err
@@ -424,7 +447,11 @@ func (s *Store) reap(ctx context.Context, home string, answer any) error {
 			return err
 		}
 	}
+	return nil
 }
+
+// maxReaps is how many lists of reservations to reap are taken at once.
+const maxReaps = 1_000
 
 // reapListed settles those that are listed. Their records say what they are of; the
 // script has to be given the keys.
@@ -443,49 +470,131 @@ func (s *Store) reapListed(ctx context.Context, home string, answer any) (dead i
 		return 0, nil
 	}
 	records := make([]*redis.StringCmd, len(ids))
-	_, err = s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
+	// Its error is that of one of the answers.
+	_, _ = s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for i := range ids {
 			records[i] = p.Get(ctx, "tg:"+home+"id:"+fmt.Sprint(ids[i]))
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, redis.Nil) {
-		return 0, err
-	}
 	calls := make([]call, len(ids))
 	for i := range ids {
-		raw, keys := recorded(records[i].Val())
+		err := records[i].Err()
+		if err != nil && !errors.Is(err, redis.Nil) && !redis.HasErrorPrefix(err, "WRONGTYPE") {
+			return 0, err
+		}
 		c := s.call("reap", home, fmt.Sprint(ids[i]), nil)
-		c.keys, c.args[3] = append(c.keys, keys...), raw
+		// What nobody can read is dropped by the script, which is then given no keys.
+		raw, keys := recorded(records[i].Val())
+		if s.oneHome(home, keys) {
+			c.keys, c.args[3] = append(c.keys, keys...), raw
+		}
 		calls[i] = c
 	}
-	_, err = s.runAll(ctx, calls)
+	answers, err := s.runAll(ctx, calls)
+	for i := range answers {
+		n, _ := answers[i].(int64)
+		s.verdict(&calls[i], n)
+	}
 	return len(ids), err
+}
+
+// oneHome reports whether keys that were read back are of counters of a home: no
+// others are touched on their account.
+func (s *Store) oneHome(home string, keys []string) bool {
+	for _, key := range keys {
+		if !strings.HasPrefix(key, "tg:") || s.cluster && tag(key) != home {
+			return false
+		}
+	}
+	return true
 }
 
 var errAnswer = errors.New("the script answered something else")
 
 // recorded takes the dimensions, as they were packed, and their keys out of a
-// record.
+// record; nothing where it is not of our form.
 func recorded(record string) (dims string, keys []string) {
 	const head = 6 * number
 	if len(record) < head {
 		return "", nil
 	}
-	field := func(i int) int {
-		return int(math.Float64frombits(binary.LittleEndian.Uint64([]byte(record[i*number : (i+1)*number]))))
+	// Each is bounded by the record before it is used, so that nothing overflows.
+	n, length, more := field(record, 2), field(record, 4), field(record, 5)
+	if n < 1 || n > maxDims || length < 1 || length > int64(len(record)) || more < 0 || more > 1 {
+		return "", nil
 	}
-	n, length := field(2), field(4)
-	from := head + n*number + field(5)*n*2*number
+	from := head + n*number + more*n*2*number
 	until := from + length
-	if n < 1 || length < 1 || len(record) < until {
+	if int64(len(record)) < until {
 		return "", nil
 	}
 	keys = strings.Split(record[until:], "\x00")
-	if len(keys) != n {
+	if dims = record[from:until]; int64(len(keys)) != n || !wellFormed(dims, len(keys)) {
 		return "", nil
 	}
-	return record[from:until], keys
+	return dims, keys
+}
+
+// maxDims bounds the dimensions of a record that is read back.
+const maxDims = 500
+
+// field is a number of a packed list; -1: it is none that a counter can have.
+func field(packed string, i int) int64 {
+	f := math.Float64frombits(binary.LittleEndian.Uint64([]byte(packed[i*number : (i+1)*number])))
+	if !(f >= 0 && f <= 1<<53) {
+		return -1
+	}
+	return int64(f)
+}
+
+// wellFormed reports whether a text is so many packed dimensions.
+func wellFormed(dims string, n int) bool {
+	if len(dims)%number != 0 {
+		return false
+	}
+	size := len(dims) / number
+	at := 0
+	for range n {
+		if at+fieldsOfLease > size {
+			return false
+		}
+		kind, fields := limit.Kind(field(dims, at)), fieldsOf(limit.Kind(field(dims, at)), field(dims, at+4) != 0)
+		if kind < limit.Window || kind > limit.Quota || at+fields > size {
+			return false
+		}
+		for i := range fields {
+			if field(dims, at+i) < 0 {
+				return false
+			}
+		}
+		if kind == limit.Window && (field(dims, at+6) < 1 || field(dims, at+7) < 1) {
+			return false
+		}
+		at += fields
+	}
+	return at == size
+}
+
+// Fields of a dimension in the script.
+const (
+	fieldsOfLease  = 5
+	fieldsOfQuota  = 8
+	fieldsOfWindow = 9
+)
+
+// fieldsOf is how many fields a dimension of a kind has; all where its limit changes
+// by the clock.
+func fieldsOf(kind limit.Kind, edge bool) int {
+	switch {
+	case edge:
+		return maxFields
+	case kind == limit.Quota:
+		return fieldsOfQuota
+	case kind == limit.Lease:
+		return fieldsOfLease
+	}
+	return fieldsOfWindow
 }
 
 func packNumbers(numbers []int64) string {
@@ -513,17 +622,10 @@ func packDims(dims []limit.Dim) string {
 		fields := [maxFields]int64{
 			int64(d.Kind), soft, d.Limit, d.Cost, d.EdgeMs, d.Floor, d.WindowMs, d.BucketMs, d.Burst, d.NextLimit, d.NextBurst,
 		}
-		n := maxFields
-		switch {
-		case d.Kind == limit.Quota:
-			fields[4], fields[6], fields[7], n = 0, d.BeginMs, d.EndMs, 8
-		case d.EdgeMs != 0:
-		case d.Kind == limit.Lease:
-			n = 5
-		default:
-			n = 9
+		if d.Kind == limit.Quota {
+			fields[4], fields[6], fields[7] = 0, d.BeginMs, d.EndMs
 		}
-		for _, f := range fields[:n] {
+		for _, f := range fields[:fieldsOf(d.Kind, fields[4] != 0)] {
 			out = appendNumber(out, f)
 		}
 	}
@@ -531,20 +633,20 @@ func packDims(dims []limit.Dim) string {
 }
 
 // unpackStates reads the verdict and puts the states where they belong.
-func unpackStates(answer any, g *group, states []limit.State) (verdict int, err error) {
+func unpackStates(answer any, g *group, states []limit.State) (verdict int64, err error) {
 	text, _ := answer.(string)
 	next := func() int64 {
-		n := int64(math.Float64frombits(binary.LittleEndian.Uint64([]byte(text[:number]))))
+		f := math.Float64frombits(binary.LittleEndian.Uint64([]byte(text[:number])))
 		text = text[number:]
-		return n
+		return int64(min(max(f, -1<<53), 1<<53)) // nothing that is too large, nor NaN, has a meaning
 	}
 	if len(text) == number {
-		return int(next()), nil // an error, which has no states
+		return next(), nil // an error, which has no states
 	}
 	if len(text) != number*(2+len(g.dims)*stateFields) {
 		return 0, errAnswer
 	}
-	verdict = int(next())
+	verdict = next()
 	now := next()
 	for i, at := range g.at {
 		d := &g.dims[i]

@@ -2,7 +2,6 @@ package redislimit
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -485,34 +484,6 @@ func withoutScript(t *testing.T, addrs []string) (flush func()) {
 			}
 		}
 	}
-}
-
-// TestDamaged: what is not ours is an error, not a decision.
-func TestDamaged(t *testing.T) {
-	server := redistest.Single(t)
-	store, look := New(patient(t, server.Addr), Options{}), server.Client()
-	d := []limit.Dim{{Key: "tg:{t}:w", Kind: limit.Window, Limit: 5, Cost: 1, WindowMs: 60_000, BucketMs: 5_000}}
-	for _, value := range []string{"x", "12345678x", strings.Repeat("x", 8)} {
-		look.Set(t.Context(), d[0].Key, value, 0)
-		if out, err := store.Reserve(t.Context(), limit.Reservation{ID: "a", Dims: d}); err == nil {
-			t.Errorf("%q: %+v", value, out)
-		}
-	}
-	if _, err := store.Settle(t.Context(), limit.Settlement{ID: "a", Dims: d}); !errors.Is(err, limit.ErrDims) {
-		t.Error(err)
-	}
-}
-
-func FuzzRecorded(f *testing.F) {
-	f.Add("")
-	f.Add(packNumbers([]int64{0, 1, 1, 1, 16, 0, 0, 7, 8}) + "key")
-	f.Add(packNumbers([]int64{0, 1, 2, 1, -1, 1, 0, 7, 8}) + "a\x00b")
-	f.Fuzz(func(t *testing.T, record string) {
-		dims, keys := recorded(record)
-		if len(dims) > len(record) || len(keys) > len(record)+1 {
-			t.Error("more than there is")
-		}
-	})
 }
 
 // failing makes the calls of one operation fail while it is on.

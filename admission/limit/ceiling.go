@@ -1,0 +1,110 @@
+package limit
+
+import (
+	"slices"
+	"time"
+)
+
+// ceilingParts is the ceiling over a limit, in quarters of it.
+const ceilingParts = 5
+
+// ceilingOf is how much of a limit may be used in a window if every running request
+// takes all that it can: a quarter more than the limit.
+func ceilingOf(limit int64) int64 { return limit/4*ceilingParts + limit%4*ceilingParts/4 }
+
+// bounded reports whether a counter has a ceiling: its reservations are only
+// expected, so a caller could make them small and use much more.
+func (c *counter) bounded() bool {
+	return c.kind == Window && c.reserve == ReserveP90 && c.output()
+}
+
+// carries reports whether usage over the limit is taken off the windows that follow.
+func (c *counter) carries() bool {
+	return c.kind == Window && c.reserve != ReserveMax && c.output()
+}
+
+// output reports whether a counter counts what is known only afterwards.
+func (c *counter) output() bool {
+	return c.metric == Tokens || c.metric == OutputTokens || c.metric == ReasoningTokens
+}
+
+// carried is an amount whose overage is carried into the windows that follow: a token
+// bucket of the whole limit refuses nothing that the window lets in, until more than
+// the limit was used. It is left out where its debt could not be counted exactly.
+func (c *counter) carried(a amount) amount {
+	if a.burst == 0 && c.carries() && a.limit <= maxExact/c.windowMs {
+		a.burst = a.limit
+	}
+	return a
+}
+
+// ceiling is the dimension that holds what may be used at most, beside one of what is
+// expected. A burst of the whole limit is only there to carry an overage, and that is
+// for the dimension of what was used.
+func (c *counter) ceiling(d Dim, key string) Dim {
+	above := func(limit, burst int64) (int64, int64) {
+		if burst >= limit {
+			burst = 0
+		}
+		return ceilingOf(limit), ceilingOf(burst)
+	}
+	d.Key = key
+	d.Limit, d.Burst = above(d.Limit, d.Burst)
+	d.NextLimit, d.NextBurst = above(d.NextLimit, d.NextBurst)
+	return d
+}
+
+// reach is what a request's answers may have within one window: all that they may
+// have, or less where the model is known to be slower than that.
+func (r *Request) reach(e Estimate, windowMs int64) int64 {
+	if e.Pace <= 0 {
+		return r.MaxTokens
+	}
+	perSequence := e.Pace * windowMs / 1000
+	if r.MaxTokens/r.sequences() <= perSequence {
+		return r.MaxTokens
+	}
+	return perSequence * r.sequences()
+}
+
+const (
+	paceAnswers = 64   // the last of a model whose pace is remembered
+	paceKnown   = 8    // answers that must have been seen before the pace counts
+	paceTokens  = 64   // of a sequence; shorter ones say little of the pace
+	paceLeast   = 25   // tokens per second that an answer is always taken to be able to come at
+	paceMost    = 1000 // tokens per second; beyond it the pace bounds nothing
+)
+
+// paces are how fast the last answers of a model came, in tokens per second of one
+// sequence, from their admission to their end. A caller that reads slowly only makes
+// its own answers look slower, and the fastest counts.
+type paces struct {
+	recent []int64
+	next   int
+}
+
+func (p *paces) add(output, sequences int64, took time.Duration) {
+	each := output / max(sequences, 1)
+	if each < paceTokens {
+		return
+	}
+	pace := min(each*1000/max(took.Milliseconds(), 1), paceMost)
+	if len(p.recent) < paceAnswers {
+		p.recent = append(p.recent, pace)
+		return
+	}
+	p.recent[p.next] = pace
+	p.next = (p.next + 1) % paceAnswers
+}
+
+// fastest is what an answer may come at, with a quarter to spare; 0: it is not known.
+func (p *paces) fastest() int64 {
+	if p == nil || len(p.recent) < paceKnown {
+		return 0
+	}
+	most := slices.Max(p.recent)
+	if most >= paceMost {
+		return 0
+	}
+	return max(most+most/8, paceLeast)
+}
