@@ -369,20 +369,23 @@ func TestReservePolicies(t *testing.T) {
 // for long ones, again in each window, gets little more than the limit in any 60 s,
 // and no more than the limit on the average.
 func TestTaughtShortAnswers(t *testing.T) {
-	const minutes = 10
-	for _, msPerToken := range []int64{0, 5, 10, 20, 35} {
+	minutes, paces, crowds := int64(10), []int64{0, 5, 10, 20, 35}, []int{64, 256, 1_024}
+	if testing.Short() {
+		minutes, paces, crowds = 5, []int64{0, 20, 35}, []int{256}
+	}
+	for _, msPerToken := range paces {
 		for _, maxTokens := range []int64{4_096, 32_768} {
-			for _, clients := range []int{64, 256, 1_024} {
+			for _, clients := range crowds {
 				s := newSim(t, tokenRule(0, ReserveP90))
 				l := taught("taught", msPerToken, maxTokens)
 				ran := closedLoop(s, clients, minutes, l, 1)
 				p, byStart := peak(ran.byProgress), peak(ran.byStart)
-				use := float64(total(ran.byProgress, 0)) / simLimit / minutes
+				use := float64(total(ran.byProgress, 0)) / simLimit / float64(minutes)
 				t.Logf("%2d ms a token, max_tokens %5d, %4d clients: peak of any 60 s %.3f of the limit (%.3f by when requests came), mean %.3f", msPerToken, maxTokens, clients, p, byStart, use)
 				if p > 1.25 {
 					t.Errorf("%.3f of the limit in 60 s", p)
 				}
-				if use > 1.06 { // the first window's overage is paid back later
+				if use > 1.1 { // the first window's overage is paid back later
 					t.Errorf("%.3f of the limit on the average", use)
 				}
 			}
