@@ -85,6 +85,38 @@ func appendFloat(out []byte, f float64) []byte {
 	return out
 }
 
+// operationsOf are all that is asked of a store, of what a round has reserved.
+func operationsOf(store *Store, now *time.Time, dims []limit.Dim, round int) map[string]func() error {
+	ctx := context.Background()
+	return map[string]func() error{
+		"look": func() error {
+			_, err := store.Reserve(ctx, limit.Reservation{Dims: dims, Peek: true, Settled: round%2 == 0})
+			return err
+		},
+		"reserve": func() error {
+			_, err := store.Reserve(ctx, limit.Reservation{ID: fmt.Sprint("new", round), Dims: dims})
+			return err
+		},
+		"renew": func() error {
+			_, err := store.Renew(ctx, []limit.Renewal{{ID: fmt.Sprint("live", round), Dims: dims, Charges: []int64{5, 5, 2, 5}}, {ID: fmt.Sprint("other", round), Dims: dims}})
+			return err
+		},
+		"settle": func() error {
+			_, err := store.Settle(ctx, limit.Settlement{ID: fmt.Sprint("live", round), Dims: dims, Charges: []int64{5, 5, 2, 5}})
+			return err
+		},
+		"settle new": func() error {
+			_, err := store.Settle(ctx, limit.Settlement{ID: fmt.Sprint("told", round), Dims: dims, Charges: []int64{5, 5, 2, 5}, New: true})
+			return err
+		},
+		"reap": func() error {
+			*now = now.Add(limit.LeaseLife + time.Second)
+			_, err := store.Renew(ctx, nil)
+			return err
+		},
+	}
+}
+
 // TestDamaged: whatever stands at the keys of the limits, each operation answers, the
 // damage is counted, and what is charged afterwards is counted from nothing.
 func TestDamaged(t *testing.T) {
@@ -102,7 +134,6 @@ func TestDamaged(t *testing.T) {
 	if testing.Short() {
 		rounds = 100
 	}
-	charges := []int64{5, 5, 2, 5}
 	for round := range rounds {
 		live, other := fmt.Sprint("live", round), fmt.Sprint("other", round)
 		hour := now.Truncate(time.Hour).UnixMilli()
@@ -122,33 +153,7 @@ func TestDamaged(t *testing.T) {
 		if err := ways[way](t.Context(), look, hurt); err != nil {
 			t.Fatal(err)
 		}
-		operations := map[string]func() error{
-			"look": func() error {
-				_, err := store.Reserve(t.Context(), limit.Reservation{Dims: dims, Peek: true, Settled: round%2 == 0})
-				return err
-			},
-			"reserve": func() error {
-				_, err := store.Reserve(t.Context(), limit.Reservation{ID: fmt.Sprint("new", round), Dims: dims})
-				return err
-			},
-			"renew": func() error {
-				_, err := store.Renew(t.Context(), []limit.Renewal{{ID: live, Dims: dims, Charges: charges}, {ID: other, Dims: dims}})
-				return err
-			},
-			"settle": func() error {
-				_, err := store.Settle(t.Context(), limit.Settlement{ID: live, Dims: dims, Charges: charges})
-				return err
-			},
-			"settle new": func() error {
-				_, err := store.Settle(t.Context(), limit.Settlement{ID: fmt.Sprint("told", round), Dims: dims, Charges: charges, New: true})
-				return err
-			},
-			"reap": func() error {
-				now = now.Add(limit.LeaseLife + time.Second)
-				_, err := store.Renew(t.Context(), nil)
-				return err
-			},
-		}
+		operations := operationsOf(store, &now, dims, round)
 		order := []string{"look", "reserve", "renew", "settle", "settle new", "reap"}
 		r.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		for _, name := range order {

@@ -1,0 +1,160 @@
+package redislimit
+
+import (
+	"encoding/binary"
+	"math"
+	"strings"
+
+	"tidegate/admission/limit"
+)
+
+// recorded takes the dimensions, as they were packed, and their keys out of a
+// record; nothing where it is not of our form.
+func recorded(record string) (dims string, keys []string) {
+	const head = 6 * number
+	if len(record) < head {
+		return "", nil
+	}
+	// Each is bounded by the record before it is used, so that nothing overflows.
+	n, length, more := field(record, 2), field(record, 4), field(record, 5)
+	if n < 1 || n > maxDims || length < 1 || length > int64(len(record)) || more < 0 || more > 1 {
+		return "", nil
+	}
+	from := head + n*number + more*n*2*number
+	until := from + length
+	if int64(len(record)) < until {
+		return "", nil
+	}
+	keys = strings.Split(record[until:], "\x00")
+	if dims = record[from:until]; int64(len(keys)) != n || !wellFormed(dims, len(keys)) {
+		return "", nil
+	}
+	return dims, keys
+}
+
+// maxDims bounds the dimensions of a record that is read back.
+const maxDims = 500
+
+// field is a number of a packed list; -1: it is none that a counter can have.
+func field(packed string, i int) int64 {
+	f := math.Float64frombits(binary.LittleEndian.Uint64([]byte(packed[i*number : (i+1)*number])))
+	if !(f >= 0 && f <= 1<<53) {
+		return -1
+	}
+	return int64(f)
+}
+
+// wellFormed reports whether a text is so many packed dimensions.
+func wellFormed(dims string, n int) bool {
+	if len(dims)%number != 0 {
+		return false
+	}
+	size := len(dims) / number
+	at := 0
+	for range n {
+		if at+fieldsOfLease > size {
+			return false
+		}
+		kind, fields := limit.Kind(field(dims, at)), fieldsOf(limit.Kind(field(dims, at)), field(dims, at+4) != 0)
+		if kind < limit.Window || kind > limit.Quota || at+fields > size {
+			return false
+		}
+		for i := range fields {
+			if field(dims, at+i) < 0 {
+				return false
+			}
+		}
+		if kind == limit.Window && (field(dims, at+6) < 1 || field(dims, at+7) < 1) {
+			return false
+		}
+		at += fields
+	}
+	return at == size
+}
+
+// Fields of a dimension in the script.
+const (
+	fieldsOfLease  = 5
+	fieldsOfQuota  = 8
+	fieldsOfWindow = 9
+)
+
+// fieldsOf is how many fields a dimension of a kind has; all where its limit changes
+// by the clock.
+func fieldsOf(kind limit.Kind, edge bool) int {
+	switch {
+	case edge:
+		return maxFields
+	case kind == limit.Quota:
+		return fieldsOfQuota
+	case kind == limit.Lease:
+		return fieldsOfLease
+	}
+	return fieldsOfWindow
+}
+
+func packNumbers(numbers []int64) string {
+	out := make([]byte, 0, len(numbers)*number)
+	for _, n := range numbers {
+		out = appendNumber(out, n)
+	}
+	return string(out)
+}
+
+func appendNumber(out []byte, n int64) []byte {
+	return binary.LittleEndian.AppendUint64(out, math.Float64bits(float64(n)))
+}
+
+// packDims packs dimensions as limit.lua reads them: without the fields that a kind
+// does not have, unless its limit changes by the clock.
+func packDims(dims []limit.Dim) string {
+	out := make([]byte, 0, len(dims)*maxFields*number)
+	for i := range dims {
+		d := &dims[i]
+		soft := int64(0)
+		if d.Soft {
+			soft = 1
+		}
+		fields := [maxFields]int64{
+			int64(d.Kind), soft, d.Limit, d.Cost, d.EdgeMs, d.Floor, d.WindowMs, d.BucketMs, d.Burst, d.NextLimit, d.NextBurst,
+		}
+		if d.Kind == limit.Quota {
+			fields[4], fields[6], fields[7] = 0, d.BeginMs, d.EndMs
+		}
+		for _, f := range fields[:fieldsOf(d.Kind, fields[4] != 0)] {
+			out = appendNumber(out, f)
+		}
+	}
+	return string(out)
+}
+
+// unpackStates reads the verdict and puts the states where they belong.
+func unpackStates(answer any, g *group, states []limit.State) (verdict int64, err error) {
+	text, _ := answer.(string)
+	next := func() int64 {
+		f := math.Float64frombits(binary.LittleEndian.Uint64([]byte(text[:number])))
+		text = text[number:]
+		return int64(min(max(f, -1<<53), 1<<53)) // nothing that is too large, nor NaN, has a meaning
+	}
+	if len(text) == number {
+		return next(), nil // an error, which has no states
+	}
+	if len(text) != number*(2+len(g.dims)*stateFields) {
+		return 0, errAnswer
+	}
+	verdict = next()
+	now := next()
+	for i, at := range g.at {
+		d := &g.dims[i]
+		s := limit.State{Limit: d.Limit, Used: next(), Remaining: next(), ResetMs: next(), RetryAfterMs: next()}
+		if d.EdgeMs != 0 && now >= d.EdgeMs && d.Kind != limit.Quota {
+			s.Limit = d.NextLimit
+		}
+		s.Over = s.RetryAfterMs != 0
+		if s.Never = s.RetryAfterMs < 0; s.Never {
+			s.RetryAfterMs = 0
+		}
+		states[at] = s
+	}
+	return verdict, nil
+}
