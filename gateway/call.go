@@ -72,6 +72,10 @@ type call struct {
 	tracing    *tracing      // nil: it is not traced
 	reading    time.Duration // that the caller took to send the body
 	overhead   time.Duration // what the gateway itself took until a backend was asked
+
+	truncated    bool // the longest prompt is cut to what truncate_prompt_tokens allows
+	noThinking   bool // the prompt was counted with thinking off, by wish or by a server's default
+	quietDefault bool // the server asked last switches thinking off by itself
 }
 
 // handler serves one route; answer deals with what it returns.

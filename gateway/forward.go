@@ -177,11 +177,29 @@ func (c *call) bodyFor(b *backend.Backend) []byte {
 	} else {
 		c.body.Delete("priority") // such a server refuses it
 	}
-	name := strconv.AppendQuote(nil, b.Facts().Serves)
+	facts := b.Facts()
+	c.fitVersion(facts)
+	name := strconv.AppendQuote(nil, facts.Serves)
 	if raw, _ := c.body.Raw("model"); string(raw) != string(name) {
 		c.body.Set("model", name)
 	}
 	return c.body.Bytes()
+}
+
+// fitVersion puts the body into the words that the server's version reads.
+func (c *call) fitVersion(f backend.Facts) {
+	c.quietDefault = c.wish.ThinkingOpen && f.NoThinking
+	if c.kind != openai.Chat || !f.Can.Known {
+		return
+	}
+	if !f.Can.ReasoningEffort {
+		c.body.Delete("reasoning_effort") // it would do nothing, or be refused; the thinking switch stands in its place
+	}
+	if f.Can.OnlyReasoning {
+		c.body.NameReasoning("reasoning")
+	} else {
+		c.body.NameReasoning("reasoning_content")
+	}
 }
 
 func refused(answer *backend.Answer) error {
@@ -193,7 +211,7 @@ func refused(answer *backend.Answer) error {
 func (c *call) view() openai.View {
 	return openai.View{
 		Model: c.served, IncludeUsage: c.wish.IncludeUsage, ContinuousUsage: c.wish.ContinuousUsage,
-		HideReasoning: c.wish.HideReasoning, Reasoning: c.model.Reasoning, ThinkingOff: c.wish.NoThinking,
+		HideReasoning: c.wish.HideReasoning, Reasoning: c.model.Reasoning, ThinkingOff: c.wish.NoThinking || c.quietDefault,
 	}
 }
 

@@ -45,7 +45,7 @@ func (c *call) Fits(smaller *admission.Pool) bool {
 	if c.limit > 0 {
 		answer = min(answer, c.limit)
 	}
-	if context := m.Context(); context > 0 && c.longest+c.body.Growth()+answer > context {
+	if context := m.Context(); context > 0 && c.longest+c.growth()+answer > context {
 		return false
 	}
 	_, constrained := c.body.Raw("structured_outputs")
@@ -96,9 +96,10 @@ func (g *Gateway) descend(c *call, permit *admission.Permit) error {
 		c.limit = c.body.Whole(min(effect.MaxTokens, cmp.Or(c.limit, effect.MaxTokens)))
 	}
 	context := c.model.Context() // 0: not known, and then nothing is cut
-	if !effect.Thinking && (context == 0 || c.longest+c.body.Growth() < context) {
-		grown := c.body.StopThinking()
-		c.wish.NoThinking = true
+	if !effect.Thinking && (context == 0 || c.longest+c.growth() < context) {
+		grown := c.growth()
+		c.body.StopThinking()
+		c.wish.NoThinking, c.wish.ThinkingOpen, c.noThinking = true, false, true
 		c.prompt, c.longest = c.prompt+grown, c.longest+grown
 		if permit.Reserved < degrade.ThinkingOff && c.limit > grown {
 			c.limit = c.body.LimitTokens(c.limit - grown) // the limits have reserved for no more in all
@@ -108,6 +109,15 @@ func (g *Gateway) descend(c *call, permit *admission.Permit) error {
 		c.limit = c.body.LimitTokens(c.room(max(left, 1))) // who does not fit is told so by the server
 	}
 	return nil
+}
+
+// growth is by how many tokens the prompt grows where thinking is switched off: by none
+// where it is off already, or cut to a number of tokens.
+func (c *call) growth() int {
+	if c.truncated {
+		return 0
+	}
+	return c.body.Growth()
 }
 
 // canned answers without any model. A cache of answers, once there is one, is asked

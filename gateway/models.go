@@ -121,29 +121,24 @@ func (g *Gateway) tokenize(c *call) error {
 	if fault != nil {
 		return fault
 	}
-	length := 0
+	var model *backend.Model
 	if name, ok, fault := body.Text("model"); fault != nil {
 		return fault
 	} else if ok {
-		m, err := g.pickModel(c, name)
-		if err != nil {
+		if model, err = g.pickModel(c, name); err != nil {
 			return err
 		}
-		length = m.Context()
 	}
 	prompt, ok, fault := body.Text("prompt")
 	if fault != nil {
 		return fault
 	}
+	keep, fault := body.Truncation()
+	if fault != nil {
+		return fault
+	}
 	if !ok {
-		if _, ok := body.Raw("messages"); !ok {
-			return refuse(codeInvalidRequest, "prompt", "the body must have a prompt or messages")
-		}
-		noThinking, fault := body.ThinkingOff()
-		if fault != nil {
-			return fault
-		}
-		if prompt, err = renderChat(body, noThinking); err != nil {
+		if prompt, err = g.promptOf(body, model); err != nil {
 			return err
 		}
 	}
@@ -153,6 +148,18 @@ func (g *Gateway) tokenize(c *call) error {
 	ids := g.Tokenizer.Append(make([]uint32, 0, len(prompt)/3+8), prompt)
 	if err := c.hold(idBytes * cap(ids)); err != nil { // the text is forgotten
 		return err
+	}
+	if keep > 0 && keep < len(ids) {
+		// As a generation would cut it; vLLM keeps the end unless told otherwise.
+		if side, _, _ := body.Text("truncation_side"); side == "right" {
+			ids = ids[:keep]
+		} else {
+			ids = ids[len(ids)-keep:]
+		}
+	}
+	length := 0
+	if model != nil {
+		length = model.Context()
 	}
 	return c.replyTokens(ids, length)
 }
@@ -204,4 +211,16 @@ func digits(n uint32) int {
 		count++
 	}
 	return count
+}
+
+// promptOf returns the prompt of a conversation as it would be sent on.
+func (g *Gateway) promptOf(body *openai.Request, m *backend.Model) (string, error) {
+	if _, ok := body.Raw("messages"); !ok {
+		return "", refuse(codeInvalidRequest, "prompt", "the body must have a prompt or messages")
+	}
+	noThinking, open, fault := body.ThinkingOff()
+	if fault != nil {
+		return "", fault
+	}
+	return g.renderChat(body, m, noThinking || open && m != nil && m.NoThinking())
 }

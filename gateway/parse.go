@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidegate/admission/limit"
+	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
 	"tidegate/gateway/qwen"
 )
@@ -105,6 +106,10 @@ func (g *Gateway) parse(c *call) error {
 	if err := c.accept(); err != nil {
 		return err
 	}
+	c.noThinking = c.wish.NoThinking
+	if c.wish.ThinkingOpen && c.model.NoThinking() {
+		c.noThinking, body.QuietDefault = true, true
+	}
 	if c.longest, err = g.countPrompt(c); err != nil {
 		return err
 	}
@@ -138,28 +143,102 @@ func (g *Gateway) countPrompt(c *call) (longest int, err error) {
 			if p.Tokens == 0 {
 				n = g.Counter.Text(p.Text)
 			}
-			c.prompt += n
 			longest = max(longest, n)
+			c.prompt += c.kept(n)
 		}
-		return longest, nil
+		return c.truncate(longest), nil
 	}
-	n, err := g.Counter.Chat(chatOf(c.body, c.wish.NoThinking))
+	n, err := g.countChat(chatOf(c.body, c.noThinking), c.model)
 	if err != nil {
-		return 0, refuse(codeInvalidRequest, "messages", err.Error())
+		return 0, err
 	}
+	n = c.truncate(n)
 	c.prompt, c.answers = n, c.wish.N
 	return n, nil
 }
 
-// chatOf is the conversation in a body, as vLLM renders it.
+// kept is how many tokens remain of a prompt of so many, after truncate_prompt_tokens.
+func (c *call) kept(prompt int) int {
+	keep := c.wish.Truncate
+	if keep < 0 {
+		// As many as leave room for the answer, in a context that is known.
+		if keep = c.model.Context() - max(c.wish.MaxTokens, 1); keep < 1 {
+			return prompt
+		}
+	}
+	if keep == 0 {
+		return prompt
+	}
+	return min(prompt, keep)
+}
+
+// truncate writes into the body to how many tokens the longest prompt is cut, as a
+// number that all versions of vLLM read alike, and returns how many it has then.
+func (c *call) truncate(longest int) int {
+	if c.wish.Truncate == 0 {
+		return longest
+	}
+	keep := c.kept(longest)
+	c.truncated = keep < longest
+	if !c.truncated {
+		c.body.Truncated(0)
+		return longest
+	}
+	c.body.Truncated(keep)
+	return keep
+}
+
+// countChat counts the tokens of a conversation as the servers of a model render it.
+// Their versions may render it in different ways, and nobody knows yet which of them
+// will answer: then the longest is reserved for, and the server's own usage settles it.
+func (g *Gateway) countChat(chat qwen.Chat, m *backend.Model) (tokens int, err error) {
+	known := false
+	dialects(m, func(d qwen.Dialect) {
+		chat.Dialect = d
+		n, fault := g.Counter.Chat(chat)
+		if fault == nil {
+			tokens, known = max(tokens, n), true
+		} else if err == nil {
+			err = refuse(codeInvalidRequest, "messages", fault.Error())
+		}
+	})
+	if known {
+		return tokens, nil
+	}
+	return 0, err
+}
+
+// dialects calls f with each dialect that the servers of a model in rotation have, once;
+// with the newest where there are none.
+func dialects(m *backend.Model, f func(qwen.Dialect)) {
+	var seen uint // a bit for each
+	if m != nil {
+		for _, b := range m.Backends {
+			if d := qwen.DialectOf(b.Facts().Can.Minor()); b.Seat.Up() && seen&(1<<d) == 0 {
+				seen |= 1 << d
+				f(d)
+			}
+		}
+	}
+	if seen == 0 {
+		f(qwen.Newest)
+	}
+}
+
+// chatOf is the conversation in a body, as it is handed to the chat template.
 func chatOf(body *openai.Request, noThinking bool) qwen.Chat {
-	chat := qwen.Chat{NoThinking: noThinking, FillNulls: true}
+	chat := qwen.Chat{NoThinking: noThinking}
 	chat.Messages, _ = body.Raw("messages")
 	chat.Tools, _ = body.Raw("tools")
-	if raw, ok := body.Raw("add_generation_prompt"); ok {
-		chat.NoGenerationPrompt = string(raw) == "false"
-	}
+	chat.NoGenerationPrompt = isFalse(body, "add_generation_prompt")
+	goesOn, _ := body.Raw("continue_final_message")
+	chat.Continue = string(goesOn) == "true"
 	return chat
+}
+
+func isFalse(body *openai.Request, name string) bool {
+	raw, _ := body.Raw(name)
+	return string(raw) == "false"
 }
 
 // perTool is by how many tokens versions of vLLM differ in rendering a tool.
@@ -206,10 +285,22 @@ func (c *call) room(left int) int {
 	return max(left, 1)
 }
 
-func renderChat(body *openai.Request, noThinking bool) (string, error) {
-	prompt, err := qwen.Render(chatOf(body, noThinking))
-	if err != nil {
-		return "", refuse(codeInvalidRequest, "messages", err.Error())
+// renderChat is the prompt that the servers of a model make of a conversation: the
+// longest, where their versions differ. Without a model it is that of the newest vLLM.
+func (g *Gateway) renderChat(body *openai.Request, m *backend.Model, noThinking bool) (longest string, err error) {
+	chat := chatOf(body, noThinking)
+	dialects(m, func(d qwen.Dialect) {
+		chat.Dialect = d
+		prompt, fault := qwen.Render(chat)
+		switch {
+		case fault != nil && err == nil:
+			err = refuse(codeInvalidRequest, "messages", fault.Error())
+		case fault == nil && (longest == "" || g.Counter.Text(prompt) > g.Counter.Text(longest)):
+			longest = prompt
+		}
+	})
+	if longest != "" {
+		return longest, nil
 	}
-	return prompt, nil
+	return "", err
 }

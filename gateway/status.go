@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"tidegate/admission"
@@ -46,6 +47,7 @@ type BackendStatus struct {
 	Serves      string               `json:"serves,omitempty"`
 	MaxModelLen int                  `json:"max_model_len,omitempty"`
 	Version     string               `json:"version,omitempty"`
+	NoThinking  bool                 `json:"no_thinking_by_default,omitempty"` // it switches thinking off where a chat says nothing of it
 	Can         backend.Capabilities `json:"capabilities"`
 	Engine      *EngineStatus        `json:"engine"`                 // null: it has never told its load
 	Blind       string               `json:"engine_error,omitempty"` // why it did not the last time
@@ -114,7 +116,7 @@ func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings
 	f := b.Facts()
 	s = BackendStatus{
 		Backend: b.Name, Up: b.Seat.Usable(), Why: b.Why(), InFlight: b.Seat.InFlight(), Serves: f.Serves, MaxModelLen: f.MaxModelLen,
-		Version: f.Version, Can: f.Can, Blind: b.Blind(),
+		Version: f.Version, NoThinking: f.NoThinking, Can: f.Can, Blind: b.Blind(),
 	}
 	if e := b.Engine(); e != nil {
 		s.Engine = &EngineStatus{
@@ -125,6 +127,7 @@ func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings
 			s.Engine.Preempted = &e.Preempted
 		}
 	}
+	warnings = slices.Clone(f.Warnings)
 	if w := b.Doubts.Warning(now); w != "" {
 		warnings = append(warnings, w)
 	}

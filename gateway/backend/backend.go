@@ -87,9 +87,12 @@ func (c Config) same(other Config) bool {
 type Facts struct {
 	Serves      string   // the name it knows the model by
 	Names       []string // all names it knows
-	MaxModelLen int      // its context in tokens; 0: unknown
+	MaxModelLen int      // context of the model it knows by that name, in tokens; 0: unknown
 	Version     string   // of vLLM; empty: unknown
 	Can         Capabilities
+
+	NoThinking bool     // it switches thinking off where a chat says nothing of it
+	Warnings   []string // what it says that cannot be, or cannot be known
 }
 
 // Backend is one server of a model. It is safe for concurrent use.

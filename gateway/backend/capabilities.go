@@ -2,6 +2,7 @@ package backend
 
 import (
 	"fmt"
+	"math"
 	"strings"
 )
 
@@ -17,7 +18,24 @@ type Capabilities struct {
 	CachedTokens      bool `json:"cached_tokens"`      // told even where they are 0
 	ReasoningTokens   bool `json:"reasoning_tokens"`   // told in the usage
 	QueueBound        bool `json:"queue_bound"`        // it may refuse with 503 when its queue is full
+
+	minor int // of vLLM 0.minor
 }
+
+// Minor returns the n of vLLM 0.n, which says how a chat is rendered; -1: not known.
+func (c Capabilities) Minor() int {
+	if !c.Known {
+		return -1
+	}
+	return c.minor
+}
+
+// defaultKwargs reports whether the server may have been started with
+// --default-chat-template-kwargs (from v0.14).
+func (c Capabilities) defaultKwargs() bool { return !c.Known || c.minor >= 14 }
+
+// tokenizesByDefaults reports whether its /tokenize goes by them (from v0.18).
+func (c Capabilities) tokenizesByDefaults() bool { return !c.Known || c.minor >= 18 }
 
 // capabilitiesOf reads a version such as v0.23.1rc2.dev7+g1a2b3c.cu129.
 func capabilitiesOf(version string) Capabilities {
@@ -32,9 +50,13 @@ func capabilitiesOf(version string) Capabilities {
 	if strings.Contains(version, ".dev") && strings.Contains(version, fmt.Sprintf("%d.%d.0", major, minor)) {
 		minor--
 	}
-	from := func(n int) bool { return major > 0 || minor >= n }
+	if major > 0 {
+		minor = math.MaxInt32
+	}
+	from := func(n int) bool { return minor >= n }
 	return Capabilities{
 		Known: true, StructuredOutputs: from(12), UniqueIDs: from(14), OnlyReasoning: from(16), ThinkingBudget: from(22),
-		ReasoningEffort: from(23), CachedTokens: from(23), ReasoningTokens: from(28), QueueBound: from(29),
+		ReasoningEffort: from(22), CachedTokens: from(23), ReasoningTokens: from(28), QueueBound: from(29),
+		minor: minor,
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"strings"
@@ -408,21 +409,26 @@ func TestCapabilities(t *testing.T) {
 	for _, c := range []struct {
 		version string
 		want    Capabilities
+		minor   int
 	}{
-		{"", Capabilities{}},
-		{"nightly", Capabilities{}},
-		{"-1.2", Capabilities{}},
-		{"0.1.dev1234+g1a2b3c", Capabilities{}},
-		{"0.1.7", Capabilities{Known: true}},
-		{"0.9.2", Capabilities{Known: true}},
-		{"0.12.0", Capabilities{Known: true, StructuredOutputs: true}},
-		{"v0.16.1rc1", Capabilities{Known: true, StructuredOutputs: true, UniqueIDs: true, OnlyReasoning: true}},
-		{"0.23.0.dev12+gabc", Capabilities{Known: true, StructuredOutputs: true, UniqueIDs: true, OnlyReasoning: true, ThinkingBudget: true}},
-		{"0.23.1.dev12+gabc", Capabilities{Known: true, StructuredOutputs: true, UniqueIDs: true, OnlyReasoning: true, ThinkingBudget: true, ReasoningEffort: true, CachedTokens: true}},
-		{"0.32.0+cu129", Capabilities{true, true, true, true, true, true, true, true, true}},
-		{"1.0", Capabilities{true, true, true, true, true, true, true, true, true}},
+		{"", Capabilities{}, -1},
+		{"nightly", Capabilities{}, -1},
+		{"-1.2", Capabilities{}, -1},
+		{"0.1.dev1234+g1a2b3c", Capabilities{}, -1},
+		{"0.1.7", Capabilities{Known: true}, 1},
+		{"0.9.2", Capabilities{Known: true}, 9},
+		{"0.12.0", Capabilities{Known: true, StructuredOutputs: true}, 12},
+		{"v0.16.1rc1", Capabilities{Known: true, StructuredOutputs: true, UniqueIDs: true, OnlyReasoning: true}, 16},
+		{"0.23.0.dev12+gabc", Capabilities{Known: true, StructuredOutputs: true, UniqueIDs: true, OnlyReasoning: true, ThinkingBudget: true, ReasoningEffort: true}, 22},
+		{"0.23.1.dev12+gabc", Capabilities{Known: true, StructuredOutputs: true, UniqueIDs: true, OnlyReasoning: true, ThinkingBudget: true, ReasoningEffort: true, CachedTokens: true}, 23},
+		{"0.32.0+cu129", Capabilities{true, true, true, true, true, true, true, true, true, 0}, 32},
+		{"1.0", Capabilities{true, true, true, true, true, true, true, true, true, 0}, math.MaxInt32},
 	} {
-		if got := capabilitiesOf(c.version); got != c.want {
+		got := capabilitiesOf(c.version)
+		if got.Minor() != c.minor {
+			t.Errorf("%q: minor release %d, want %d", c.version, got.Minor(), c.minor)
+		}
+		if got.minor = 0; got != c.want {
 			t.Errorf("%q: %+v", c.version, got)
 		}
 	}

@@ -217,6 +217,18 @@ func (m *Model) Context() int {
 	return least
 }
 
+// NoThinking reports whether a server in rotation switches thinking off where a chat
+// says nothing of it, which makes its prompt longer. Where they differ, the longer prompt
+// is the one that is reserved for.
+func (m *Model) NoThinking() bool {
+	for _, b := range m.Backends {
+		if b.Facts().NoThinking && b.Seat.Up() {
+			return true
+		}
+	}
+	return false
+}
+
 // Constrains reports whether the servers in rotation know structured_outputs, which
 // older ones ignore.
 func (m *Model) Constrains() bool {

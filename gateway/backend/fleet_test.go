@@ -138,17 +138,17 @@ func TestProbeLearns(t *testing.T) {
 	}{
 		{"all", `{"data":[{"id":"Qwen/Qwen3-1.7B","max_model_len":40960}]}`, `{"version":"0.23.0"}`, "", Facts{Serves: "Qwen/Qwen3-1.7B", MaxModelLen: 40960, Version: "0.23.0", Can: capabilitiesOf("0.23.0")}, ""},
 		{"no version", `{"data":[{"id":"qwen3-1.7b","max_model_len":100}]}`, `status 404`, "", Facts{Serves: "qwen3-1.7b", MaxModelLen: 100}, ""},
-		{"odd version", `{"data":[{"id":"qwen3-1.7b"}]}`, `nightly`, "", Facts{Serves: "qwen3-1.7b"}, ""},
+		{"odd version", `{"data":[{"id":"qwen3-1.7b","max_model_len":7}]}`, `nightly`, "", Facts{Serves: "qwen3-1.7b", MaxModelLen: 7}, ""},
 		{"an adapter beside it", `{"data":[{"id":"lora","max_model_len":null},{"id":"Qwen3-1.7B","max_model_len":7}]}`, ``, "", Facts{Serves: "Qwen3-1.7B", MaxModelLen: 7}, ""},
-		{"configured", `{"data":[{"id":"qwen3-1.7b"},{"id":"main"}]}`, ``, "main", Facts{Serves: "main"}, ""},
+		{"configured", `{"data":[{"id":"qwen3-1.7b","max_model_len":9},{"id":"main","max_model_len":7}]}`, ``, "main", Facts{Serves: "main", MaxModelLen: 7}, ""},
 		{"another model", `{"data":[{"id":"Llama"},{"id":"b"}]}`, ``, "", Facts{}, "it serves Llama, b, none of which is qwen3-1.7b: set serves on the backend to the name it uses"},
 		{"not the configured", `{"data":[{"id":"qwen3-1.7b"}]}`, ``, "main", Facts{Serves: "main"}, "it serves qwen3-1.7b, none of which is main: set serves on the backend to the name it uses"},
 		{"no models", `{"data":[]}`, ``, "", Facts{}, "GET /v1/models: lists no model"},
 		{"not JSON", `<html>`, ``, "", Facts{}, "GET /v1/models: invalid character '<' looking for beginning of value"},
 		{"many models", `{"data":[{"id":"m0"},{"id":"m1"},{"id":"m2"},{"id":"m3"},{"id":"m4"},{"id":"m5"},{"id":"m6"},{"id":"m7"},{"id":"m8"},{"id":"m9"}]}`, ``, "", Facts{}, "it serves m0, m1, m2, m3, m4, m5, m6, m7 and 2 more, none of which is qwen3-1.7b: set serves on the backend to the name it uses"},
 		{"names that do not print", `{"data":[{"id":"\u001b[2J"},{"id":"a\u202eb"},{"id":""},{"id":"` + strings.Repeat("x", maxName+1) + `"}]}`, ``, "", Facts{}, "GET /v1/models: lists no model"},
-		{"another name that does not print", `{"data":[{"id":"\u001b[2J"},{"id":"qwen3-1.7b"}]}`, ``, "", Facts{Serves: "qwen3-1.7b"}, ""},
-		{"a version that does not print", `{"data":[{"id":"qwen3-1.7b"}]}`, `{"version":"\u001b]0;x\u0007` + strings.Repeat("9", 100) + `"}`, "", Facts{Serves: "qwen3-1.7b", Version: "?]0;x?" + strings.Repeat("9", 58) + "..."}, ""},
+		{"another name that does not print", `{"data":[{"id":"\u001b[2J"},{"id":"qwen3-1.7b","max_model_len":7}]}`, ``, "", Facts{Serves: "qwen3-1.7b", MaxModelLen: 7}, ""},
+		{"a version that does not print", `{"data":[{"id":"qwen3-1.7b","max_model_len":7}]}`, `{"version":"\u001b]0;x\u0007` + strings.Repeat("9", 100) + `"}`, "", Facts{Serves: "qwen3-1.7b", MaxModelLen: 7, Version: "?]0;x?" + strings.Repeat("9", 58) + "..."}, ""},
 		{"a refusal", `status 401`, ``, "", Facts{}, "GET /v1/models: status 401"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

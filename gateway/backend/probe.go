@@ -2,13 +2,13 @@ package backend
 
 import (
 	"context"
-	"encoding/json"
+
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
-	"path"
+
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,6 +35,7 @@ type prober struct {
 	scrape time.Duration // between two readings of its load
 	failed int
 	known  time.Time // when the facts were read; zero: not since it was down
+	asked  time.Time // when one too old for its /tokenize to tell was asked for a token; zero: not since it came up
 	down   time.Time // when it was last found down; zero: never
 	well   bool      // its health probe was answered once
 	ill    time.Time // since when it has not been, after that; zero: it is
@@ -112,9 +113,14 @@ func (p *prober) heal(ctx context.Context, err error) {
 }
 
 func (p *prober) ask(ctx context.Context, route string) ([]byte, error) {
+	return p.exchange(ctx, http.MethodGet, route, nil)
+}
+
+// exchange sends a request with a JSON body, or none, and reads the answer.
+func (p *prober) exchange(ctx context.Context, method, route string, body io.Reader) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
-	resp, err := p.get(ctx, route)
+	resp, err := p.send(ctx, method, route, body)
 	if err != nil {
 		return nil, err
 	}
@@ -124,26 +130,33 @@ func (p *prober) ask(ctx context.Context, route string) ([]byte, error) {
 
 // get asks for a route; only a 200 is an answer.
 func (p *prober) get(ctx context.Context, route string) (*http.Response, error) {
-	q, err := http.NewRequestWithContext(ctx, http.MethodGet, p.b.base+route, nil)
+	return p.send(ctx, http.MethodGet, route, nil)
+}
+
+func (p *prober) send(ctx context.Context, method, route string, body io.Reader) (*http.Response, error) {
+	q, err := http.NewRequestWithContext(ctx, method, p.b.base+route, body)
 	if err != nil {
 		return nil, err
+	}
+	if body != nil {
+		q.Header.Set("Content-Type", "application/json")
 	}
 	if p.b.config.APIKey != "" {
 		q.Header.Set("Authorization", "Bearer "+p.b.config.APIKey)
 	}
 	resp, err := p.client.Do(q)
 	if err != nil {
-		return nil, fmt.Errorf("GET %s: %w", route, cause(err))
+		return nil, fmt.Errorf("%s %s: %w", method, route, cause(err))
 	}
 	if resp.StatusCode != http.StatusOK {
 		// What is read lets the connection be used again.
 		_, _ = io.CopyN(io.Discard, resp.Body, 4<<10)
 		resp.Body.Close()
 		if to := resp.Header.Get("Location"); to != "" && resp.StatusCode/100 == 3 {
-			return nil, fmt.Errorf("GET %s: status %d, a redirect to %s, which is not followed: set url on the backend to where the server itself answers",
-				route, resp.StatusCode, printed(to, maxSaid))
+			return nil, fmt.Errorf("%s %s: status %d, a redirect to %s, which is not followed: set url on the backend to where the server itself answers",
+				method, route, resp.StatusCode, printed(to, maxSaid))
 		}
-		return nil, fmt.Errorf("GET %s: status %d", route, resp.StatusCode)
+		return nil, fmt.Errorf("%s %s: status %d", method, route, resp.StatusCode)
 	}
 	return resp, nil
 }
@@ -203,84 +216,4 @@ func list(names []string) string {
 		return strings.Join(names, ", ")
 	}
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:namesShown], ", "), len(names)-namesShown)
-}
-
-// learn reads what the server serves, how long its context is, and its version.
-func (p *prober) learn(ctx context.Context) error {
-	body, err := p.ask(ctx, "/v1/models")
-	if err != nil {
-		return err
-	}
-	f, err := readModels(body)
-	if err != nil {
-		return err
-	}
-	wanted := p.names
-	if name := p.b.config.Serves; name != "" {
-		wanted = []string{name}
-	}
-	f.Serves = match(f.Names, wanted)
-	if f.Serves == "" {
-		return fmt.Errorf("it serves %s, none of which is %s: set serves on the backend to the name it uses",
-			list(f.Names), list(wanted))
-	}
-	var version struct{ Version string }
-	if body, err := p.ask(ctx, "/version"); err == nil && json.Unmarshal(body, &version) == nil {
-		f.Version = printed(version.Version, maxVersion)
-		f.Can = capabilitiesOf(f.Version)
-	}
-	p.b.facts.Store(&f)
-	p.known = time.Now()
-	return nil
-}
-
-func readModels(body []byte) (f Facts, err error) {
-	var list struct {
-		Data []struct {
-			ID          string `json:"id"`
-			MaxModelLen int    `json:"max_model_len"`
-		}
-	}
-	if err := json.Unmarshal(body, &list); err != nil {
-		return f, fmt.Errorf("GET /v1/models: %w", err)
-	}
-	for _, m := range list.Data[:min(len(list.Data), maxNames)] {
-		if m.ID == "" || printed(m.ID, maxName) != m.ID {
-			continue // a name that nobody can configure, and unfit to be shown
-		}
-		f.Names = append(f.Names, m.ID)
-		f.MaxModelLen = max(f.MaxModelLen, m.MaxModelLen)
-	}
-	if len(f.Names) == 0 {
-		return f, errors.New("GET /v1/models: lists no model")
-	}
-	return f, nil
-}
-
-// match finds the served name that is meant: one equal to a wanted name, or one
-// whose last path element is (Qwen/Qwen3-1.7B).
-func match(served, names []string) string {
-	for _, same := range []func(a, b string) bool{
-		func(a, b string) bool { return a == b },
-		func(a, b string) bool { return strings.EqualFold(path.Base(a), path.Base(b)) },
-	} {
-		for _, s := range served {
-			for _, n := range names {
-				if same(s, n) {
-					return s
-				}
-			}
-		}
-	}
-	return ""
-}
-
-// Discover asks a server of which nothing is known for the names it serves.
-func Discover(ctx context.Context, c Config, client *http.Client) (Facts, error) {
-	p := prober{b: New(c, "tidegate"), client: client}
-	body, err := p.ask(ctx, "/v1/models")
-	if err != nil {
-		return Facts{}, err
-	}
-	return readModels(body)
 }

@@ -50,6 +50,8 @@ type Options struct {
 	PromptTokensDetails bool
 	// ForceIncludeUsage is --enable-force-include-usage.
 	ForceIncludeUsage bool
+	// NoThinking is --default-chat-template-kwargs '{"enable_thinking": false}', from v0.14.
+	NoThinking bool
 	// KeepAlive is how long an idle connection stays open.
 	KeepAlive time.Duration
 
@@ -155,16 +157,31 @@ func (r release) oldReasoningField() bool      { return !r.from(16, 0) } // reas
 func (r release) newReasoningField() bool      { return r.from(11, 1) }  // reasoning is written
 func (r release) emptyOptionsMeanUsage() bool  { return !r.from(18, 0) } // stream_options: {}
 func (r release) thinkingBudget() bool         { return r.from(22, 0) }
-func (r release) effortSwitchesThinking() bool { return r.from(23, 0) }
+func (r release) effortSwitchesThinking() bool { return r.from(22, 0) }
+func (r release) defaultKwargs() bool          { return r.from(14, 0) } // --default-chat-template-kwargs
+func (r release) tokenizesByDefaults() bool    { return r.from(18, 0) } // and /tokenize goes by them
+func (r release) readsReasoning() bool         { return r.from(16, 0) } // in sent messages
+func (r release) readsReasoningContent() bool  { return !r.from(16, 0) || r.from(22, 0) }
+func (r release) dialect() qwen.Dialect        { return qwen.DialectOf(int(r) / 1000) }
 func (r release) zeroCachedTokens() bool       { return r.from(23, 0) }
 func (r release) reasoningTokens() bool        { return r.from(28, 0) }
 func (r release) priorityHeader() bool         { return r.from(29, 0) }
 func (r release) rejectionMetric() bool        { return r.from(30, 0) }
 func (r release) emptyToolDeltas() bool        { return !r.from(24, 0) } // "tool_calls":[] beside text
-func (r release) fillsToolNulls() bool         { return !r.from(24, 0) } // pydantic's dump of tools
 func (r release) hidesStreamedReasoning() bool { return r.from(24, 0) }  // include_reasoning:false
 func (r release) gpuCacheNames() bool          { return !r.from(12, 0) }
 func (r release) oldTokenTimeName() bool       { return !r.from(15, 0) }
 func (r release) waitingByReason() bool        { return r.from(20, 0) }
 func (r release) fingerprint() bool            { return r.from(22, 0) }
 func (r release) needsBothThinkMarks() bool    { return !r.from(17, 0) } // qwen3 parser of old
+
+// efforts are the words that reasoning_effort may have.
+func (r release) efforts() []string {
+	switch {
+	case r.from(21, 0):
+		return []string{"none", "minimal", "low", "medium", "high", "xhigh", "max"}
+	case r.from(18, 0):
+		return []string{"none", "low", "medium", "high"}
+	}
+	return []string{"low", "medium", "high"}
+}

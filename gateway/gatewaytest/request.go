@@ -1,10 +1,12 @@
 package gatewaytest
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"math"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/tidwall/gjson"
@@ -324,11 +326,16 @@ func (s *Server) readThinking(c *call) error {
 			return invalid("chat_template_kwargs", "Found unexpected chat template kwargs from request: {'"+banned+"'}")
 		}
 	}
+	effort := c.root.Get("reasoning_effort")
+	if effort.Exists() && effort.Type != gjson.Null && !slices.Contains(s.release.efforts(), effort.String()) {
+		return malformed("reasoning_effort", fmt.Sprintf("[{'type': 'literal_error', 'loc': ('body', 'reasoning_effort'), 'msg': \"Input should be one of %q\", 'input': %s}]",
+			s.release.efforts(), effort.Raw))
+	}
 	enable := kwargs.Get("enable_thinking")
-	if enable.Exists() {
-		c.thinking = enable.Type != gjson.False
-	} else if effort := c.root.Get("reasoning_effort"); s.release.effortSwitchesThinking() && effort.Type == gjson.String {
+	if !enable.Exists() && s.release.effortSwitchesThinking() && effort.Type == gjson.String {
 		c.thinking = effort.Str != "none"
+	} else {
+		c.thinking = s.thinks(enable, s.release.defaultKwargs())
 	}
 	if !s.release.thinkingBudget() {
 		c.budget = -1
@@ -336,32 +343,69 @@ func (s *Server) readThinking(c *call) error {
 	return nil
 }
 
+// thinks reports whether the template thinks, as a request's enable_thinking says, or,
+// where that says nothing, the server's default, if it counts.
+func (s *Server) thinks(enable gjson.Result, byDefault bool) bool {
+	if !enable.Exists() || enable.Type == gjson.Null || enable.String() == "auto" {
+		return !byDefault || !s.options.NoThinking
+	}
+	return enable.Type != gjson.False
+}
+
 func (s *Server) renderChat(c *call, messages gjson.Result) error {
 	if len(messages.Raw) > s.options.MaxModelLen*128 {
 		return invalid("input_text", fmt.Sprintf("This model's maximum context length is %d tokens. However, your prompt has at least %d characters. (parameter=input_text, value=%d)",
 			s.options.MaxModelLen, len(messages.Raw), len(messages.Raw)))
 	}
-	prompt, err := qwen.Render(s.template(c.root, c.thinking))
+	chat, err := s.template(c.root, c.thinking)
+	if err != nil {
+		return err
+	}
+	prompt, err := qwen.Render(chat)
 	if err != nil {
 		return invalid("", err.Error())
 	}
-	c.prompts = [][]uint32{s.tokenizer.Append(nil, prompt)}
+	c.prompts = [][]uint32{s.truncate(c.root, s.tokenizer.Append(nil, prompt))}
 	return nil
 }
 
-// template is what the chat template sees, for answers and for /tokenize.
-func (s *Server) template(root gjson.Result, thinking bool) qwen.Chat {
-	generation := root.Get("add_generation_prompt")
+// truncate keeps the last truncate_prompt_tokens ids of a prompt.
+func (s *Server) truncate(root gjson.Result, ids []uint32) []uint32 {
+	keep := int(root.Get("truncate_prompt_tokens").Int())
+	if keep < 0 {
+		keep = s.options.MaxModelLen - int(root.Get("max_tokens").Int())
+	}
+	if keep == 0 || keep >= len(ids) {
+		return ids
+	}
+	return ids[len(ids)-keep:]
+}
+
+// template is what the chat template sees, for answers and for /tokenize. What stands in
+// chat_template_kwargs wins over the body's tools.
+func (s *Server) template(root gjson.Result, thinking bool) (qwen.Chat, error) {
+	generation, goesOn := root.Get("add_generation_prompt"), root.Get("continue_final_message").Bool()
+	if goesOn && generation.Type != gjson.False {
+		return qwen.Chat{}, invalid("", "continue_final_message and add_generation_prompt are not compatible.")
+	}
+	messages := []byte(root.Get("messages").Raw)
+	if !s.release.readsReasoning() {
+		messages = bytes.ReplaceAll(messages, []byte(`"reasoning"`), []byte(`"ignored"`))
+	}
+	if !s.release.readsReasoningContent() {
+		messages = bytes.ReplaceAll(messages, []byte(`"reasoning_content"`), []byte(`"ignored"`))
+	}
 	chat := qwen.Chat{
-		Messages:           []byte(root.Get("messages").Raw),
-		NoThinking:         !thinking,
-		NoGenerationPrompt: generation.Type == gjson.False || root.Get("continue_final_message").Bool(),
-		FillNulls:          s.release.fillsToolNulls(),
+		Messages: messages, NoThinking: !thinking, NoGenerationPrompt: generation.Type == gjson.False,
+		Continue: goesOn, Dialect: s.release.dialect(),
 	}
 	if tools := root.Get("tools"); tools.IsArray() {
 		chat.Tools = []byte(tools.Raw)
 	}
-	return chat
+	if tools := root.Get("chat_template_kwargs.tools"); tools.IsArray() {
+		chat.Tools, chat.Dialect = []byte(tools.Raw), qwen.Template // nobody has dumped them
+	}
+	return chat, nil
 }
 
 func readTalk(messages gjson.Result) talk {
@@ -428,6 +472,7 @@ func (s *Server) parseCompletion(r *http.Request, root gjson.Result, body []byte
 		} else {
 			ids = s.tokenizer.Append(nil, p.String())
 		}
+		ids = s.truncate(root, ids)
 		if len(ids) == 0 {
 			return nil, invalid("prompt", "The decoder prompt cannot be empty")
 		}

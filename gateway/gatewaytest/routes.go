@@ -53,9 +53,13 @@ func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {
 	}
 	text := root.Get("prompt").String()
 	if root.Get("messages").IsArray() {
-		enable := root.Get("chat_template_kwargs.enable_thinking")
-		text, err = qwen.Render(s.template(root, enable.Type != gjson.False))
+		thinks := s.thinks(root.Get("chat_template_kwargs.enable_thinking"), s.release.tokenizesByDefaults())
+		chat, err := s.template(root, thinks)
 		if err != nil {
+			writeError(w, err)
+			return
+		}
+		if text, err = qwen.Render(chat); err != nil {
 			writeError(w, invalid("", err.Error()))
 			return
 		}

@@ -104,7 +104,9 @@ func (q *Request) Growth() int {
 	if raw, ok := q.Raw("add_generation_prompt"); ok && string(raw) == "false" {
 		return 0
 	}
-	if kwargs, ok := q.Raw("chat_template_kwargs"); ok && string(find(kwargs, "enable_thinking")) == "false" {
+	kwargs, _ := q.Raw("chat_template_kwargs")
+	thinking := find(kwargs, "enable_thinking")
+	if string(thinking) == "false" || isNothing(thinking) && q.QuietDefault {
 		return 0
 	}
 	return emptyThinking

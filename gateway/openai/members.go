@@ -202,7 +202,7 @@ func translatedMembers() []Member {
 	const ids = "token ids from 0 to 151,935"
 	return listed([]listing{
 		{Translated, "the server's own name of the model", "model"},
-		{Translated, "the role `developer` becomes `system`; all of it is counted", "messages"},
+		{Translated, "the role `developer` becomes `system`, and `reasoning_content` becomes `reasoning`, which vLLM reads from 0.16 on, or the reverse before; all of it is counted", "messages"},
 		{Translated, "nothing: its members are members of the body", "extra_body"},
 		{Translated, "as you say, but not streamed from L1 on; `Accept` decides nothing", "stream"},
 		{Translated, "usage, always; you see it if you asked for it", "stream_options"},
@@ -210,7 +210,7 @@ func translatedMembers() []Member {
 		{Translated, "lowered with `max_tokens`", "min_tokens"},
 		{Translated, "at most `server.max_n`; 1 from L1 on", "n"},
 		{Translated, "`chat_template_kwargs.enable_thinking`, unless you set that yourself", "enable_thinking thinking"},
-		{Translated, "an effort of `none` becomes `enable_thinking: false`, unless you set that yourself", "reasoning_effort reasoning"},
+		{Translated, "an effort of `none` becomes `enable_thinking: false`, any other `true`, unless you set that yourself. `none` itself, and any effort for a server before vLLM 0.22, is taken out", "reasoning_effort reasoning"},
 		{Translated, "`thinking_token_budget`", "thinking_budget"},
 		{Translated, "nothing: where it is false the gateway leaves the reasoning out of the answer", "return_reasoning include_reasoning"},
 		{Translated, "`structured_outputs`: vLLM ignores these names since 0.12", "guided_json guided_regex guided_choice guided_grammar"},
@@ -218,8 +218,10 @@ func translatedMembers() []Member {
 		{Checked, "counted; texts, or " + ids, "prompt"},
 		{Checked, ids, "stop_token_ids allowed_token_ids logprob_token_ids"},
 		{Checked, "its keys are " + ids, "logit_bias"},
-		{Checked, "an object; what Qwen's template reads of it is counted", "chat_template_kwargs"},
-		{Checked, "counted", "tools add_generation_prompt"},
+		{Checked, "an object; its keys are counted, refused or passed: see below", "chat_template_kwargs"},
+		{Checked, "counted", "tools"},
+		{Checked, "true or false; counted. To continue goes only with `add_generation_prompt: false`", "add_generation_prompt continue_final_message"},
+		{Translated, "at least 1, or -1 for what fits beside `max_tokens`: the number of tokens that the prompt is cut to if it is longer, else nothing; counted", "truncate_prompt_tokens"},
 	})
 }
 
@@ -229,7 +231,7 @@ func passedMembers() []Member {
 		{Passed, "how a token is chosen", "temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty length_penalty repetition_detection"},
 		{Passed, "what the answer is and shows", "response_format tool_choice parallel_tool_calls thinking_token_budget logprobs top_logprobs include_stop_str_in_output " +
 			"skip_special_tokens spaces_between_special_tokens return_token_ids return_tokens_as_token_ids return_prompt_text return_token_offsets return_mm_kwargs suffix"},
-		{Passed, "how the prompt is made", "continue_final_message add_special_tokens documents truncate_prompt_tokens truncation_side"},
+		{Passed, "how the prompt is made", "add_special_tokens documents truncation_side"},
 		{Passed, "OpenAI's; vLLM ignores it", "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention verbosity prediction modalities audio " +
 			"web_search_options functions function_call"},
 	})

@@ -23,10 +23,15 @@ const maxMembers = 256
 // Request is the body of a generation request. It is not safe for concurrent
 // use. Its bytes alias the body it was parsed from.
 type Request struct {
-	Route  Route
-	body   []byte
-	fields []member
-	edited bool
+	Route Route
+	// QuietDefault says that the servers switch thinking off where a chat says nothing
+	// of it: --default-chat-template-kwargs.
+	QuietDefault bool
+
+	body      []byte
+	fields    []member
+	edited    bool
+	reasoning string // name under which the messages have their reasoning; empty: as they came
 }
 
 // A member is one of the body's own. Its name is without escapes; key and value are raw.

@@ -19,9 +19,11 @@ type Wish struct {
 	ContinuousUsage bool // of a stream: usage in every chunk
 	HideReasoning   bool // return_reasoning or include_reasoning is false
 	NoThinking      bool // the chat template is told enable_thinking: false
+	ThinkingOpen    bool // it is told nothing of thinking: the server's own default holds
 	N               int  // choices per prompt
 	MaxTokens       int  // 0: the caller left it out
 	ScoresPrompt    bool // the log probabilities of the prompt's tokens are asked for
+	Truncate        int  // tokens of the prompt that are kept; -1: as many as fit; 0: all
 }
 
 // Translate checks what the gateway itself must know, turns the spellings that
@@ -29,7 +31,7 @@ type Wish struct {
 //
 // The thinking switch is chat_template_kwargs.enable_thinking, a real boolean.
 // Where the caller set it, it stays; else it comes from enable_thinking, from
-// thinking.type, or from a reasoning effort of none, in this order.
+// thinking.type, or from the reasoning effort, in this order.
 func (q *Request) Translate(maxN int) (Wish, *Error) {
 	w, err := q.wish(maxN)
 	if err != nil {
@@ -48,9 +50,12 @@ func (q *Request) Translate(maxN int) (Wish, *Error) {
 		if err := q.thinking(&w); err != nil {
 			return w, err
 		}
-		if err := q.developer(); err != nil {
+		if err := q.messages(); err != nil {
 			return w, err
 		}
+	}
+	if w.Truncate, err = q.Truncation(); err != nil {
+		return w, err
 	}
 	if w.ScoresPrompt, err = q.ScoresPrompt(); err != nil {
 		return w, err
@@ -152,34 +157,6 @@ func join(parts ...string) []byte {
 	return b.Bytes()
 }
 
-func (q *Request) thinking(w *Wish) *Error {
-	if err := q.thinkingBudget(); err != nil {
-		return err
-	}
-	on, said, err := q.thinkingSwitch()
-	if err != nil {
-		return err
-	}
-	kwargs, ok := q.Raw("chat_template_kwargs")
-	if ok && kwargs[0] != '{' {
-		return invalid("chat_template_kwargs", "chat_template_kwargs must be an object")
-	}
-	if own := find(kwargs, "enable_thinking"); own != nil {
-		w.NoThinking = string(own) == "false"
-		return nil
-	}
-	if !said {
-		return nil
-	}
-	w.NoThinking = !on
-	value := "true"
-	if !on {
-		value = "false"
-	}
-	q.Set("chat_template_kwargs", withMember(kwargs, "enable_thinking", value))
-	return nil
-}
-
 // withMember adds a member to an object that does not have it; nil is {}.
 func withMember(object []byte, name, value string) []byte {
 	rest := "}"
@@ -187,90 +164,4 @@ func withMember(object []byte, name, value string) []byte {
 		rest = "," + string(inner)
 	}
 	return join(`{"`, name, `":`, value, rest)
-}
-
-func (q *Request) thinkingBudget() *Error {
-	_, ok, err := q.Int("thinking_budget", 0)
-	if err != nil || !ok {
-		return err
-	}
-	raw, _ := q.Raw("thinking_budget")
-	q.Delete("thinking_budget")
-	if _, has := q.Raw("thinking_token_budget"); !has {
-		q.Set("thinking_token_budget", raw)
-	}
-	return nil
-}
-
-// thinkingSwitch reads and takes out the spellings that vLLM does not know.
-func (q *Request) thinkingSwitch() (on, said bool, err *Error) {
-	on, said, err = q.Bool("enable_thinking")
-	if err != nil {
-		return false, false, err
-	}
-	q.Delete("enable_thinking")
-	if raw, ok := q.Raw("thinking"); ok {
-		q.Delete("thinking")
-		kind, _ := text(find(raw, "type"))
-		if kind != "enabled" && kind != "disabled" && kind != "adaptive" {
-			return false, false, invalid("thinking", `thinking.type must be "enabled" or "disabled"`)
-		}
-		if !said {
-			on, said = kind != "disabled", true
-		}
-	}
-	if said {
-		return on, said, nil
-	}
-	raw, ok := q.Raw("reasoning_effort")
-	if !ok {
-		reasoning, _ := q.Raw("reasoning")
-		raw = find(reasoning, "effort")
-	}
-	// Only "none" is a switch on every version; the others are left to the server.
-	effort, _ := text(raw)
-	return false, effort == "none", nil
-}
-
-// developer renames the role that Qwen's template would drop in silence.
-func (q *Request) developer() *Error {
-	messages, _ := q.Raw("messages")
-	if first := elements(messages); !first.next() {
-		return invalid("messages", "messages must not be empty")
-	}
-	if !bytes.Contains(messages, []byte(`"developer"`)) && !bytes.Contains(messages, []byte(`\u`)) {
-		return nil
-	}
-	out := messages[:0:0]
-	last := 0
-	for w := elements(messages); w.next(); {
-		if !w.enter('{') {
-			continue
-		}
-		for w.next() {
-			isRole := keyIs(w.key, "role")
-			raw := w.value()
-			if role, ok := text(raw); isRole && ok && role == "developer" {
-				out = append(append(out, messages[last:w.i-len(raw)]...), `"system"`...)
-				last = w.i
-			}
-		}
-	}
-	if last > 0 {
-		q.Set("messages", append(out, messages[last:]...))
-	}
-	return nil
-}
-
-// ThinkingOff applies the translations of a chat that change its prompt, and
-// reports whether its thinking is switched off.
-func (q *Request) ThinkingOff() (bool, *Error) {
-	var w Wish
-	if err := q.thinking(&w); err != nil {
-		return false, err
-	}
-	if err := q.developer(); err != nil {
-		return false, err
-	}
-	return w.NoThinking, nil
 }

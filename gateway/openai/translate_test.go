@@ -26,6 +26,7 @@ func chatWith(members string) string {
 func translations() []translation {
 	plain, off := Wish{Model: "m", N: 1}, Wish{Model: "m", N: 1, NoThinking: true}
 	chat := func(name, body, want string, wish Wish) translation {
+		wish.ThinkingOpen = !wish.NoThinking && !strings.Contains(want, `"enable_thinking"`)
 		return translation{name, Chat, chatWith(body), chatWith(want), wish}
 	}
 	return []translation{
@@ -48,11 +49,18 @@ func translations() []translation {
 		chat("thinking enabled", `"thinking":{"type":"enabled","budget_tokens":5}`, `"chat_template_kwargs":{"enable_thinking":true}`, plain),
 		chat("thinking adaptive", `"thinking":{"type":"adaptive"}`, `"chat_template_kwargs":{"enable_thinking":true}`, plain),
 		chat("enable_thinking before thinking", `"thinking":{"type":"enabled"},"enable_thinking":false`, `"chat_template_kwargs":{"enable_thinking":false}`, off),
-		chat("effort none", `"reasoning_effort":"none"`, `"reasoning_effort":"none","chat_template_kwargs":{"enable_thinking":false}`, off),
+		chat("effort none", `"reasoning_effort":"none"`, `"chat_template_kwargs":{"enable_thinking":false}`, off),
 		chat("effort in reasoning", `"reasoning":{"effort":"none"}`, `"reasoning":{"effort":"none"},"chat_template_kwargs":{"enable_thinking":false}`, off),
-		chat("effort low", `"reasoning_effort":"low"`, `"reasoning_effort":"low"`, plain),
-		chat("enable_thinking before effort", `"reasoning_effort":"none","enable_thinking":true`, `"reasoning_effort":"none","chat_template_kwargs":{"enable_thinking":true}`, plain),
-		chat("kwargs before effort", `"reasoning_effort":"none","chat_template_kwargs":{"enable_thinking":true}`, `"reasoning_effort":"none","chat_template_kwargs":{"enable_thinking":true}`, plain),
+		chat("effort low", `"reasoning_effort":"low"`, `"reasoning_effort":"low","chat_template_kwargs":{"enable_thinking":true}`, plain),
+		chat("effort in reasoning, high", `"reasoning":{"effort":"high"}`, `"reasoning":{"effort":"high"},"chat_template_kwargs":{"enable_thinking":true}`, plain),
+		chat("effort no text", `"reasoning_effort":5`, `"reasoning_effort":5`, plain),
+		chat("enable_thinking before effort", `"reasoning_effort":"none","enable_thinking":true`, `"chat_template_kwargs":{"enable_thinking":true}`, plain),
+		chat("kwargs before effort", `"reasoning_effort":"none","chat_template_kwargs":{"enable_thinking":true}`, `"chat_template_kwargs":{"enable_thinking":true}`, plain),
+		chat("kwargs null say nothing", `"chat_template_kwargs":{"enable_thinking":null,"a":1}`, `"chat_template_kwargs":{"a":1}`, plain),
+		chat("kwargs auto say nothing", `"chat_template_kwargs":{"enable_thinking":"auto"},"reasoning_effort":"none"`, `"chat_template_kwargs":{"enable_thinking":false}`, off),
+		chat("kwargs that no template reads", `"chat_template_kwargs":{"thinking":false,"preserve_thinking":null,"a":"`+strings.Repeat("x", 254)+`"}`, `"chat_template_kwargs":{"thinking":false,"preserve_thinking":null,"a":"`+strings.Repeat("x", 254)+`"}`, plain),
+		chat("truncated", `"truncate_prompt_tokens":-1`, `"truncate_prompt_tokens":-1`, Wish{Model: "m", N: 1, Truncate: -1}),
+		chat("continued", `"continue_final_message":true,"add_generation_prompt":false`, `"continue_final_message":true,"add_generation_prompt":false`, plain),
 		chat("thinking_budget", `"thinking_budget":64`, `"thinking_token_budget":64`, plain),
 		chat("thinking_budget yields", `"thinking_budget":64,"thinking_token_budget":-1`, `"thinking_token_budget":-1`, plain),
 		// Reasoning in the answer.
@@ -112,8 +120,8 @@ func TestTranslate(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", q.Bytes(), want)
 			}
 			if c.route == Chat {
-				if off, err := parse(t, Chat, c.body).ThinkingOff(); err != nil || off != c.wish.NoThinking {
-					t.Errorf("ThinkingOff = %v, %v", off, err)
+				if off, open, err := parse(t, Chat, c.body).ThinkingOff(); err != nil || off != c.wish.NoThinking || open != c.wish.ThinkingOpen {
+					t.Errorf("ThinkingOff = %v, %v, %v", off, open, err)
 				}
 			}
 		})
@@ -155,6 +163,24 @@ func TestTranslateRefuses(t *testing.T) {
 		{"thinking without type", chatWith(`"thinking":{}`), "thinking"},
 		{"thinking_budget", chatWith(`"thinking_budget":-1`), "thinking_budget"},
 		{"chat_template_kwargs", chatWith(`"chat_template_kwargs":[]`), "chat_template_kwargs"},
+		{"kwargs tools", chatWith(`"chat_template_kwargs":{"tools":[]}`), "chat_template_kwargs"},
+		{"kwargs tools, escaped", chatWith(`"chat_template_kwargs":{"enable_thinking":true,"t\u006fols":null}`), "chat_template_kwargs"},
+		{"kwargs messages", chatWith(`"chat_template_kwargs":{"messages":[]}`), "chat_template_kwargs"},
+		{"kwargs documents", chatWith(`"extra_body":{"chat_template_kwargs":{"documents":[]}}`), "chat_template_kwargs"},
+		{"kwargs add_generation_prompt", chatWith(`"chat_template_kwargs":{"add_generation_prompt":false}`), "chat_template_kwargs"},
+		{"kwargs continue_final_message", chatWith(`"chat_template_kwargs":{"continue_final_message":true}`), "chat_template_kwargs"},
+		{"kwargs chat_template", chatWith(`"chat_template_kwargs":{"chat_template":"x"}`), "chat_template_kwargs"},
+		{"kwargs tokenize", chatWith(`"chat_template_kwargs":{"tokenize":true}`), "chat_template_kwargs"},
+		{"kwargs of the template's own", chatWith(`"chat_template_kwargs":{"namespace":1}`), "chat_template_kwargs"},
+		{"kwargs unknown, a list", chatWith(`"chat_template_kwargs":{"x":[]}`), "chat_template_kwargs"},
+		{"kwargs unknown, long", chatWith(`"chat_template_kwargs":{"x":"` + strings.Repeat("x", 255) + `"}`), "chat_template_kwargs"},
+		{"add_generation_prompt", chatWith(`"add_generation_prompt":0`), "add_generation_prompt"},
+		{"continue_final_message", chatWith(`"continue_final_message":"yes"`), "continue_final_message"},
+		{"continued and begun", chatWith(`"continue_final_message":true`), "continue_final_message"},
+		{"continued and begun, said", chatWith(`"continue_final_message":true,"add_generation_prompt":true`), "continue_final_message"},
+		{"truncate_prompt_tokens 0", chatWith(`"truncate_prompt_tokens":0`), "truncate_prompt_tokens"},
+		{"truncate_prompt_tokens -2", chatWith(`"truncate_prompt_tokens":-2`), "truncate_prompt_tokens"},
+		{"truncate_prompt_tokens a text", chatWith(`"truncate_prompt_tokens":"4"`), "truncate_prompt_tokens"},
 		{"two constraints", chatWith(`"guided_json":{},"guided_regex":"a"`), "guided_regex"},
 		{"guided and structured", chatWith(`"structured_outputs":{"json":{}},"guided_choice":["a"]`), "guided_choice"},
 	} {
@@ -202,5 +228,34 @@ func TestDeveloper(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", got, want)
 			}
 		})
+	}
+}
+
+func TestNameReasoning(t *testing.T) {
+	for _, c := range []struct{ name, in, want, old string }{
+		{"the old name", `[{"role":"assistant","reasoning_content":"r"}]`, `[{"role":"assistant","reasoning":"r"}]`, `[{"role":"assistant","reasoning_content":"r"}]`},
+		{"the new name", `[{"role":"assistant","reasoning":"r"}]`, `[{"role":"assistant","reasoning":"r"}]`, `[{"role":"assistant","reasoning_content":"r"}]`},
+		{"both", `[{"reasoning_content":"a","role":"assistant","reasoning":"b"}]`, `[{"role":"assistant","reasoning":"b"}]`, `[{"role":"assistant","reasoning_content":"b"}]`},
+		{"a null that would win", `[{"reasoning":null,"role":"assistant","reasoning_content":"a"}]`, `[{"role":"assistant","reasoning":"a"}]`, `[{"role":"assistant","reasoning_content":"a"}]`},
+		{"escaped", `[{"re\u0061soning_content" : "a"}]`, `[{"reasoning" : "a"}]`, `[{"reasoning_content" : "a"}]`},
+		{"in a text", `[{"role":"user","content":"reasoning_content"},{"role":"user","content":"\"reasoning_content\":1"}]`, ``, ``},
+		{"several", `[{"reasoning_content":"a"},7,{"reasoning_content":"b"}]`, `[{"reasoning":"a"},7,{"reasoning":"b"}]`, `[{"reasoning_content":"a"},7,{"reasoning_content":"b"}]`},
+	} {
+		q := parse(t, Chat, `{"model":"m","messages":`+c.in+`}`)
+		if _, err := q.Translate(8); err != nil {
+			t.Fatal(err)
+		}
+		for _, step := range []struct{ name, want string }{{"", c.want}, {"reasoning_content", c.old}, {"reasoning", c.want}} {
+			if step.name != "" {
+				q.NameReasoning(step.name) // as for a server of another version
+			}
+			want := step.want
+			if want == "" {
+				want = c.in
+			}
+			if got, _ := q.Raw("messages"); string(got) != want {
+				t.Errorf("%s, %s: %s, want %s", c.name, step.name, got, want)
+			}
+		}
 	}
 }

@@ -71,13 +71,17 @@ func (c *Counter) Text(text string) int { return c.tokens.Count(text) }
 // Chat returns the number of tokens of the prompt that [Render] makes of chat, or its
 // error. It does not keep chat's bytes.
 func (c *Counter) Chat(chat Chat) (int, error) {
+	if chat.Continue { // rare, and its end lies within a message: nothing is remembered of it
+		prompt, err := Render(chat)
+		return c.tokens.Count(prompt), err
+	}
 	s := c.scratch.Get().(*conversation)
 	defer c.release(s)
 	err := elements(chat.Messages, func(i int, raw []byte) error {
-		l := located{raw: raw, key: c.cache.key(raw)}
+		l := located{raw: raw, key: c.cache.key(raw).in(chat.Dialect)}
 		var ok bool
 		if l.entry, ok = c.cache.load(l.key); !ok {
-			m, err := parseMessage(raw)
+			m, err := chat.Dialect.parseMessage(raw)
 			if err != nil {
 				return messageError(i, err)
 			}
@@ -116,7 +120,7 @@ func (c *Counter) Chat(chat Chat) (int, error) {
 				n += c.groupEnd
 			}
 		case assistant:
-			n = c.assistant(s, &rest[i], i > query && (i == len(rest)-1 || rest[i].entry.reasoned))
+			n = c.assistant(s, chat.Dialect, &rest[i], i > query && (i == len(rest)-1 || rest[i].entry.reasoned))
 		}
 		total += n
 	}
@@ -154,13 +158,13 @@ func (c *Counter) entry(s *conversation, m *message) entry {
 }
 
 // assistant returns the count of an assistant's message with or without its thoughts.
-func (c *Counter) assistant(s *conversation, l *located, thinking bool) int {
+func (c *Counter) assistant(s *conversation, d Dialect, l *located, thinking bool) int {
 	n := &l.entry.plain
 	if thinking {
 		n = &l.entry.thinking
 	}
 	if *n == uncounted {
-		m, err := parseMessage(l.raw)
+		m, err := d.parseMessage(l.raw)
 		if err != nil {
 			return 0 // not reached: it has been parsed before
 		}
@@ -181,9 +185,7 @@ func (c *Counter) tools(s *conversation, chat Chat) (n int, some bool, err error
 	k := c.cache.key(chat.Tools)
 	parts = binary.LittleEndian.AppendUint64(parts, k.a)
 	parts = binary.LittleEndian.AppendUint64(parts, k.b)
-	if chat.FillNulls {
-		parts = append(parts, 1)
-	}
+	parts = append(parts, byte(chat.Dialect))
 	var first *message
 	if s.messages[0].entry.role == system {
 		parts = binary.LittleEndian.AppendUint64(parts, s.messages[0].key.a)
@@ -195,7 +197,7 @@ func (c *Counter) tools(s *conversation, chat Chat) (n int, some bool, err error
 		return int(e.plain), true, nil
 	}
 	if first != nil {
-		if *first, err = parseMessage(s.messages[0].raw); err != nil {
+		if *first, err = chat.Dialect.parseMessage(s.messages[0].raw); err != nil {
 			return 0, false, err
 		}
 	}

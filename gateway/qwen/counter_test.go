@@ -34,7 +34,8 @@ func TestCounterIsPlainCount(t *testing.T) {
 				Tools:              []byte(rapid.SampledFrom(tools).Draw(t, "tools")),
 				NoThinking:         rapid.Bool().Draw(t, "no thinking"),
 				NoGenerationPrompt: rapid.Bool().Draw(t, "no generation prompt"),
-				FillNulls:          rapid.Bool().Draw(t, "fill nulls"),
+				Continue:           rapid.Bool().Draw(t, "continue"),
+				Dialect:            rapid.SampledFrom(dialects()).Draw(t, "dialect"),
 			}
 			want, wantErr := plainCount(tok, chat)
 			got, err := counter.Chat(chat)

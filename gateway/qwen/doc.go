@@ -38,11 +38,12 @@
 //
 // # Chat template
 //
-// [Render] is Qwen3's chat template by hand, with what vLLM does to messages before it
-// renders them: text parts are joined by a newline and empty ones dropped, null content is
-// empty, reasoning comes under either of its two names, a call's arguments are parsed and
-// dumped again as Python's json.dumps does. An unknown role is dropped without a word, as
-// the template does; so a caller maps "developer" to "system" first if it wants it counted.
+// [Render] is Qwen3's chat template by hand, with what vLLM does to messages and tools
+// before it renders them: text parts are joined by a newline and empty ones dropped, null
+// content is empty, reasoning comes under either of its two names, a call's arguments are
+// parsed and dumped again as Python's json.dumps does. Releases differ in that; see
+// [Dialect]. An unknown role is dropped without a word, as the template does; so a caller
+// maps "developer" to "system" first if it wants it counted.
 //
 // # Counting a conversation
 //

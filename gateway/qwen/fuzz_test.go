@@ -50,7 +50,7 @@ func FuzzRender(f *testing.F) {
 	}
 	f.Add([]byte(`[{"role":"user","content":[{"type":"image_url"}]}]`), []byte(`[{}]`), uint8(4))
 	f.Fuzz(func(t *testing.T, messages, tools []byte, flags uint8) {
-		chat := Chat{Messages: messages, Tools: tools, NoThinking: flags&1 != 0, NoGenerationPrompt: flags&2 != 0, FillNulls: flags&4 != 0}
+		chat := Chat{Messages: messages, Tools: tools, NoThinking: flags&1 != 0, NoGenerationPrompt: flags&2 != 0, Continue: flags&4 != 0, Dialect: dialects()[int(flags>>3)%len(dialects())]}
 		want, wantErr := plainCount(tok, chat)
 		for range 2 { // the second time from memory
 			got, err := counter.Chat(chat)

@@ -244,8 +244,12 @@ func (g *generator) tools() string {
 
 // chat returns a conversation of up to n messages.
 func (g *generator) chat(n int) Chat {
-	return Chat{
+	chat := Chat{
 		Messages: []byte(g.messages(n)), Tools: []byte(g.tools()),
-		NoThinking: g.IntN(3) == 0, NoGenerationPrompt: g.IntN(4) == 0, FillNulls: g.IntN(2) == 0,
+		NoThinking: g.IntN(3) == 0, NoGenerationPrompt: g.IntN(4) == 0, Dialect: []Dialect{Template, V12}[g.IntN(2)],
 	}
+	if _, err := Render(chat); err != nil { // arguments that are no JSON
+		chat.Dialect = Template
+	}
+	return chat
 }

@@ -84,6 +84,25 @@ func skipValue(b []byte, i int) int {
 	return i
 }
 
+// depth returns how many arrays and objects lie in each other in b, which need not be JSON.
+func depth(b []byte) (most int) {
+	now := 0
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '"':
+			if i = skipString(b, i) - 1; i < 0 {
+				return most
+			}
+		case '{', '[':
+			now++
+			most = max(most, now)
+		case '}', ']':
+			now--
+		}
+	}
+	return most
+}
+
 // elements calls f with the index and the bytes of each element of the array b. It returns
 // what f returns, or errJSON if b is no array.
 func elements(b []byte, f func(i int, element []byte) error) error {

@@ -14,6 +14,9 @@ const shardCount = 16
 // as the seeds are secret and random in each process nobody can look for such a message.
 type key struct{ a, b uint64 }
 
+// in is the key of the same bytes as a dialect renders them.
+func (k key) in(d Dialect) key { return key{k.a, k.b + uint64(d)} }
+
 // A cache keeps what is known of the latest messages: sharded, and in each shard by the
 // clock algorithm, an approximation of LRU in which a hit writes one bit. It starts no
 // goroutine. Safe for concurrent use.

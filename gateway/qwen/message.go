@@ -27,7 +27,7 @@ type message struct {
 }
 
 // parseMessage reads one element of the messages array. Of a repeated key the last counts.
-func parseMessage(raw []byte) (message, error) {
+func (d Dialect) parseMessage(raw []byte) (message, error) {
 	var roleValue, content, reasoning, reasoningContent, calls []byte
 	err := members(raw, func(key, value []byte) error {
 		switch string(key) {
@@ -52,7 +52,7 @@ func parseMessage(raw []byte) (message, error) {
 		return message{}, errors.New("role must be a string")
 	}
 	m := message{role: roleOf(name)}
-	if m.content, err = parseContent(content); err != nil {
+	if m.content, err = d.parseContent(m.role, content); err != nil {
 		return message{}, err
 	}
 	if m.role != assistant {
@@ -66,7 +66,7 @@ func parseMessage(raw []byte) (message, error) {
 			return message{}, errors.New("reasoning must be a string or null")
 		}
 	}
-	m.calls, err = parseCalls(calls)
+	m.calls, err = d.parseCalls(calls)
 	return m, err
 }
 
@@ -86,12 +86,12 @@ func roleOf(name string) role {
 
 // parseContent returns content as one string: its text parts that are not empty, joined by
 // newlines, if it is an array.
-func parseContent(value []byte) (string, error) {
+func (d Dialect) parseContent(by role, value []byte) (string, error) {
 	if isNothing(value) {
 		return "", nil
 	}
 	if s, ok := str(value); ok {
-		return s, nil
+		return d.systemText(by, s), nil
 	}
 	if value[0] != '[' {
 		return "", errors.New("content must be a string, an array of parts or null")
@@ -102,6 +102,7 @@ func parseContent(value []byte) (string, error) {
 		if err != nil {
 			return fmt.Errorf("content[%d]: %w", i, err)
 		}
+		text = d.systemText(by, text)
 		if text == "" {
 			return nil
 		}
@@ -115,6 +116,16 @@ func parseContent(value []byte) (string, error) {
 		return "", errors.New("content must be a string, an array of parts or null")
 	}
 	return b.String(), err
+}
+
+// systemText returns the text of a system message, or of one part of it, without what
+// the release takes out of it.
+func (d Dialect) systemText(by role, text string) string {
+	if by != system || d < V32 || !strings.HasPrefix(text, billingHeader) {
+		return text
+	}
+	_, text, _ = strings.Cut(text, "\n")
+	return text
 }
 
 // parsePart returns the text of one content part.
@@ -163,7 +174,7 @@ func parsePart(value []byte) (string, error) {
 }
 
 // parseCalls renders an assistant's tool calls.
-func parseCalls(value []byte) ([]byte, error) {
+func (d Dialect) parseCalls(value []byte) ([]byte, error) {
 	if isNothing(value) {
 		return nil, nil
 	}
@@ -173,7 +184,7 @@ func parseCalls(value []byte) ([]byte, error) {
 			out = append(out, '\n')
 		}
 		var err error
-		if out, err = appendCall(out, call); err != nil {
+		if out, err = d.appendCall(out, call); err != nil {
 			return fmt.Errorf("tool_calls[%d]: %w", i, err)
 		}
 		return nil
@@ -186,7 +197,7 @@ func parseCalls(value []byte) ([]byte, error) {
 
 // appendCall renders one call. Its name and arguments lie in "function", or, as the
 // template allows, in the call itself.
-func appendCall(dst, call []byte) ([]byte, error) {
+func (d Dialect) appendCall(dst, call []byte) ([]byte, error) {
 	var function, name, arguments []byte
 	pick := func(key, value []byte) error {
 		switch string(key) {
@@ -215,44 +226,46 @@ func appendCall(dst, call []byte) ([]byte, error) {
 	dst = append(dst, "<tool_call>\n{\"name\": \""...)
 	dst = append(dst, s...)
 	dst = append(dst, "\", \"arguments\": "...)
-	dst, ok = appendArguments(dst, arguments)
-	if !ok {
-		return nil, errors.New("arguments must be a string or an object")
+	dst, err := d.appendArguments(dst, arguments)
+	if err != nil {
+		return nil, err
 	}
 	return append(dst, "}\n</tool_call>"...), nil
 }
 
-// appendArguments renders a call's arguments: none are an empty object, a string that is
-// JSON is dumped as the value it holds, and any other string stands as it is.
-func appendArguments(dst, value []byte) (out []byte, ok bool) {
+// appendArguments renders a call's arguments: none are an empty object, and a string that
+// is JSON is dumped as the value it holds. From V29 on, what is no object is an empty one.
+func (d Dialect) appendArguments(dst, value []byte) ([]byte, error) {
 	if isNothing(value) {
-		return append(dst, "{}"...), true
+		return append(dst, "{}"...), nil
 	}
 	begin := len(dst)
-	s, ok := str(value)
-	if !ok {
-		if value[0] != '{' && value[0] != '[' {
-			return dst, false
-		}
-		dst, ok = appendPython(dst, value)
-		if string(dst[begin:]) == "[]" { // as empty as an object, to Python
-			dst = append(dst[:begin], "{}"...)
-		}
-		return dst, ok
+	s, quoted := str(value)
+	switch {
+	case quoted && s == "":
+		return append(dst, "{}"...), nil
+	case quoted:
+		value = []byte(s)
+	case value[0] != '{' && value[0] != '[':
+		return nil, errors.New("arguments must be a string or an object")
 	}
-	if s == "" {
-		return append(dst, "{}"...), true
-	}
-	dst, ok = appendPython(dst, []byte(s))
-	if !ok {
-		return append(dst, s...), true
-	}
-	if dst[begin] == '"' {
+	dst, ok := appendPython(dst, value)
+	dumped := dst[begin:]
+	switch {
+	case !ok && depth(value) > deepest:
+		return nil, fmt.Errorf("arguments must be at most %d levels deep", deepest)
+	case !ok && d == Template:
+		return append(dst, s...), nil
+	case !ok && d < V29:
+		return nil, errors.New("arguments must be JSON: the release of vLLM that answers here refuses others")
+	case !ok, d >= V29 && dumped[0] != '{', d >= V23 && quoted && isNull(dumped), !quoted && string(dumped) == "[]":
+		return append(dst[:begin], "{}"...), nil
+	case dumped[0] == '"':
 		// A string again, which the template writes without quotes.
-		held, _ := str(dst[begin:])
-		dst = append(dst[:begin], held...)
+		held, _ := str(dumped)
+		return append(dst[:begin], held...), nil
 	}
-	return dst, true
+	return dst, nil
 }
 
 // realQuery says that m is a user's own turn, not a tool's result in a user's name: the

@@ -125,7 +125,7 @@ func TestAgainstJinja(t *testing.T) {
 	request := func(i int) any {
 		c := chats[i]
 		thinking, generation := !c.NoThinking, !c.NoGenerationPrompt
-		return map[string]chatArgs{"chat": {c.Messages, c.Tools, &thinking, &generation, c.FillNulls}}
+		return map[string]chatArgs{"chat": {c.Messages, c.Tools, &thinking, &generation, c.Dialect == V12}}
 	}
 	r.ask(t, count, request, func(i int, a answer) {
 		prompt, err := Render(chats[i])

@@ -20,6 +20,7 @@ const (
 	toolsBegin     = "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>"
 	toolsEnd       = "\n</tools>\n\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call>" + closing
 	thinkEndMarker = "</think>"
+	continueTag    = "CONTINUE_FINAL_MESSAGE_TAG " // of the library transformers
 )
 
 // A Chat is a conversation as it stands in an OpenAI request body.
@@ -30,10 +31,11 @@ type Chat struct {
 	NoThinking         bool // enable_thinking is false: 4 tokens more at the end
 	NoGenerationPrompt bool // add_generation_prompt is false: 3 tokens less, and not those 4
 
-	// FillNulls renders tools as vLLM's request model dumps them: of a tool first type,
-	// then function, of a function first name, description and parameters, null where
-	// the client left one of the latter two out; then the other keys in their order.
-	FillNulls bool
+	// Continue is continue_final_message: the prompt ends within the last message,
+	// which the model goes on with.
+	Continue bool
+
+	Dialect Dialect // what the release makes of messages and tools
 }
 
 // Render returns the exact prompt text that vLLM makes of c for Qwen3. The error says which
@@ -43,7 +45,7 @@ type Chat struct {
 func Render(c Chat) (string, error) {
 	var messages []message
 	err := elements(c.Messages, func(i int, raw []byte) error {
-		m, err := parseMessage(raw)
+		m, err := c.Dialect.parseMessage(raw)
 		if err != nil {
 			return messageError(i, err)
 		}
@@ -55,6 +57,12 @@ func Render(c Chat) (string, error) {
 	}
 	if len(messages) == 0 {
 		return "", messagesError(nil)
+	}
+	unfinished := ""
+	if c.Continue {
+		last := &messages[len(messages)-1]
+		unfinished = strings.TrimSpace(last.content)
+		last.content += continueTag
 	}
 	var first *message
 	if messages[0].role == system {
@@ -85,7 +93,20 @@ func Render(c Chat) (string, error) {
 		}
 		out = m.append(out, i > query, last)
 	}
+	if c.Continue {
+		return cutToContinue(string(out), unfinished, len(messages)-1)
+	}
 	return string(c.appendEnd(out)), nil
+}
+
+// cutToContinue cuts a rendered prompt where the tag ends the last message, as
+// apply_chat_template of the library transformers does.
+func cutToContinue(prompt, unfinished string, last int) (string, error) {
+	end := strings.LastIndex(prompt, continueTag)
+	if end < 0 || !strings.Contains(prompt, unfinished) {
+		return "", messageError(last, errors.New("continue_final_message is set, but the chat template changes the content of this message or leaves it out"))
+	}
+	return prompt[:end], nil
 }
 
 func messageError(i int, err error) error { return fmt.Errorf("messages[%d]: %w", i, err) }

@@ -66,16 +66,16 @@ type ending struct{ NoThinking, NoGenerationPrompt bool }
 func TestRenderTools(t *testing.T) {
 	for _, test := range []struct {
 		tools, want string
-		fill        bool
+		dialect     Dialect
 	}{
-		{`[{"function":{"name":"f"},"type":"function"}]`, `{"function": {"name": "f"}, "type": "function"}`, false},
+		{`[{"function":{"name":"f"},"type":"function"}]`, `{"function": {"name": "f"}, "type": "function"}`, Template},
 		{`[{"function":{"parameters":{"b":1,"a":1.0},"name":"f","strict":true},"x":"é","type":"function"}]`,
-			`{"type": "function", "function": {"name": "f", "description": null, "parameters": {"b": 1, "a": 1.0}, "strict": true}, "x": "é"}`, true},
+			`{"type": "function", "function": {"name": "f", "description": null, "parameters": {"b": 1, "a": 1.0}, "strict": true}, "x": "é"}`, V12},
 		{`[{"function":{"name":"f","description":"d","name":"g"}}]`,
-			`{"type": "function", "function": {"name": "g", "description": "d", "parameters": null}}`, true},
+			`{"type": "function", "function": {"name": "g", "description": "d", "parameters": null}}`, V12},
 	} {
 		got, err := Render(Chat{Messages: []byte(`[{"role":"system","content":"s"},{"role":"user","content":"hi"}]`),
-			Tools: []byte(test.tools), FillNulls: test.fill})
+			Tools: []byte(test.tools), Dialect: test.dialect})
 		if err != nil {
 			t.Error(err)
 			continue
@@ -124,9 +124,15 @@ func TestRenderErrors(t *testing.T) {
 		{`[` + user + `]`, `[{"type":"function","function":{"name":1}}]`, "tools[0]: function.name must be a string"},
 		{`[` + user + `]`, `[1]`, "tools[0]: must be an object"},
 		{`[` + user + `]`, `[{}]`, "tools[0]: function must be an object"},
-		{`[` + user + `]`, `[{"function":{"name":"f","parameters":` + deep + `}}]`, "tools[0]: must be JSON, at most 512 levels deep"},
+		{`[` + user + `]`, `[{"function":{"name":"f","parameters":{"a":` + deep + `}}}]`, "tools[0]: must be JSON, at most 512 levels deep"},
+		{`[` + user + `]`, `[{"type":"custom","custom":{"name":"x"}}]`, `tools[0]: type must be "function"`},
+		{`[` + user + `]`, `[{"function":{"name":"f","description":1}}]`, "tools[0]: function.description must be a string or null"},
+		{`[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"{\"a"}}]}]`, ``,
+			"messages[0]: tool_calls[0]: arguments must be JSON: the release of vLLM that answers here refuses others"},
+		{`[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"` + deep + `"}}]}]`, ``,
+			"messages[0]: tool_calls[0]: arguments must be at most 512 levels deep"},
 	} {
-		chat := Chat{Messages: []byte(test.messages), Tools: []byte(test.tools), FillNulls: true}
+		chat := Chat{Messages: []byte(test.messages), Tools: []byte(test.tools), Dialect: V12}
 		if _, err := Render(chat); err == nil || err.Error() != test.want {
 			t.Errorf("%s %s: %v, want %s", test.messages, test.tools, err, test.want)
 		}

@@ -50,9 +50,20 @@ func (a *chatArgs) chat() Chat {
 		Tools:              a.Tools,
 		NoThinking:         a.EnableThinking != nil && !*a.EnableThinking,
 		NoGenerationPrompt: a.AddGenerationPrompt != nil && !*a.AddGenerationPrompt,
-		FillNulls:          a.FillNulls,
+		Dialect:            a.dialect(),
 	}
 }
+
+// dialect is that of reference.py, whose fill_nulls does what vLLM did before 0.21.
+func (a *chatArgs) dialect() Dialect {
+	if a.FillNulls {
+		return V12
+	}
+	return Template
+}
+
+// dialects are all there are.
+func dialects() []Dialect { return []Dialect{Template, V12, V21, V23, V24, V27, V29, V32} }
 
 func readVectors(t *testing.T, name string) []vector {
 	t.Helper()

@@ -21,12 +21,7 @@ func appendTools(dst []byte, c Chat, first *message) (out []byte, some bool, err
 	err = elements(c.Tools, func(i int, raw []byte) error {
 		dst = append(dst, '\n')
 		var err error
-		if c.FillNulls {
-			dst, err = appendFilled(dst, raw)
-		} else {
-			dst, err = appendValue(dst, raw)
-		}
-		if err != nil {
+		if dst, err = c.Dialect.appendTool(dst, raw); err != nil {
 			return fmt.Errorf("tools[%d]: %w", i, err)
 		}
 		return nil
@@ -86,53 +81,6 @@ func uniqueMembers(raw []byte) ([]member, error) {
 		return nil
 	})
 	return all, err
-}
-
-// appendFilled renders a tool as vLLM's request model dumps it: see [Chat].FillNulls.
-func appendFilled(dst, raw []byte) ([]byte, error) {
-	rest, err := uniqueMembers(raw)
-	if err != nil {
-		return nil, errors.New("must be an object")
-	}
-	rest, kind := takeMember(rest, "type")
-	if kind == nil {
-		kind = []byte(`"function"`)
-	}
-	rest, function := takeMember(rest, "function")
-	inner, err := uniqueMembers(function)
-	if err != nil {
-		return nil, errors.New("function must be an object")
-	}
-	inner, name := takeMember(inner, "name")
-	if _, ok := str(name); !ok {
-		return nil, errors.New("function.name must be a string")
-	}
-	inner, description := takeMember(inner, "description")
-	inner, parameters := takeMember(inner, "parameters")
-	dst = append(dst, '{')
-	if dst, err = appendMember(dst, "type", kind); err != nil {
-		return nil, err
-	}
-	dst = append(dst, `, "function": {`...)
-	if dst, err = appendMember(dst, "name", name); err != nil {
-		return nil, err
-	}
-	for _, m := range append([]member{
-		{[]byte("description"), description}, {[]byte("parameters"), parameters},
-	}, inner...) {
-		dst = append(dst, ", "...)
-		if dst, err = appendMember(dst, string(m.key), m.value); err != nil {
-			return nil, err
-		}
-	}
-	dst = append(dst, '}')
-	for _, m := range rest {
-		dst = append(dst, ", "...)
-		if dst, err = appendMember(dst, string(m.key), m.value); err != nil {
-			return nil, err
-		}
-	}
-	return append(dst, '}'), nil
 }
 
 // appendMember appends a key and its value; none is null.

@@ -1,0 +1,232 @@
+package backend
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// learn reads what the server serves, how long its context is, its version, and how it
+// renders a chat.
+func (p *prober) learn(ctx context.Context) error {
+	body, err := p.ask(ctx, "/v1/models")
+	if err != nil {
+		return err
+	}
+	cards, err := readModels(body)
+	if err != nil {
+		return err
+	}
+	f := Facts{Names: namesOf(cards)}
+	wanted := p.names
+	if name := p.b.config.Serves; name != "" {
+		wanted = []string{name}
+	}
+	f.Serves = match(f.Names, wanted)
+	if f.Serves == "" {
+		return fmt.Errorf("it serves %s, none of which is %s: set serves on the backend to the name it uses",
+			list(f.Names), list(wanted))
+	}
+	if f.MaxModelLen, err = contextOf(cards, f.Serves); err != nil {
+		f.Warnings = append(f.Warnings, err.Error())
+	}
+	var version struct{ Version string }
+	if body, err := p.ask(ctx, "/version"); err == nil && json.Unmarshal(body, &version) == nil {
+		f.Version = printed(version.Version, maxVersion)
+		f.Can = capabilitiesOf(f.Version)
+	}
+	p.learnThinking(ctx, &f)
+	p.b.facts.Store(&f)
+	p.known = time.Now()
+	return nil
+}
+
+// A modelCard is one model of GET /v1/models, as vLLM writes it. An adapter (LoRA) names
+// the model that it belongs to as its parent and has no length of its own.
+type modelCard struct {
+	ID          string          `json:"id"`
+	Root        *string         `json:"root"`
+	Parent      *string         `json:"parent"`
+	MaxModelLen json.RawMessage `json:"max_model_len"`
+}
+
+func readModels(body []byte) (cards []modelCard, err error) {
+	var list struct{ Data []modelCard }
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, fmt.Errorf("GET /v1/models: %w", err)
+	}
+	for _, m := range list.Data[:min(len(list.Data), maxNames)] {
+		if m.ID != "" && printed(m.ID, maxName) == m.ID { // else nobody can configure the name, and it is unfit to be shown
+			cards = append(cards, m)
+		}
+	}
+	if len(cards) == 0 {
+		return nil, errors.New("GET /v1/models: lists no model")
+	}
+	return cards, nil
+}
+
+func namesOf(cards []modelCard) []string {
+	names := make([]string, len(cards))
+	for i, m := range cards {
+		names[i] = m.ID
+	}
+	return names
+}
+
+// maxContext bounds the context that a server is believed, in tokens.
+const maxContext = 1 << 27
+
+// contextOf returns the context of a served name in tokens; 0 and an error: it cannot be
+// known. The other models of a server, which may be a router, say nothing of it.
+func contextOf(cards []modelCard, name string) (int, error) {
+	find := func(is func(modelCard) bool) *modelCard {
+		for i := range cards {
+			if is(cards[i]) {
+				return &cards[i]
+			}
+		}
+		return nil
+	}
+	card := find(func(m modelCard) bool { return m.ID == name })
+	for range cards { // as many steps at most, should parents form a ring
+		if card == nil || !isNothing(card.MaxModelLen) || card.Parent == nil {
+			break
+		}
+		parent := *card.Parent
+		if card = find(func(m modelCard) bool { return m.ID == parent }); card == nil {
+			card = find(func(m modelCard) bool { return m.Root != nil && *m.Root == parent && m.Parent == nil })
+		}
+	}
+	if card == nil || isNothing(card.MaxModelLen) {
+		return 0, fmt.Errorf("GET /v1/models gives no max_model_len of %s: its context is not known, and no answer is limited by it", name)
+	}
+	n, err := strconv.ParseFloat(string(card.MaxModelLen), 64)
+	if err != nil || n < 1 || n > maxContext || n != float64(int(n)) {
+		return 0, fmt.Errorf("GET /v1/models gives %s a max_model_len of %s, which is no number of tokens from 1 to %d: its context is not known, and no answer is limited by it",
+			name, printed(string(card.MaxModelLen), 40), maxContext)
+	}
+	return int(n), nil
+}
+
+func isNothing(raw json.RawMessage) bool { return len(raw) == 0 || string(raw) == "null" }
+
+// The chat that tells whether a server thinks by default, and how many tokens Qwen3's
+// template makes of it.
+const (
+	tellingChat    = `"messages":[{"role":"user","content":"Hello"}]`
+	thinkingTokens = 9
+	quietTokens    = 13 // with <think>\n\n</think>\n\n at the end
+)
+
+// learnThinking finds out whether the server was started with enable_thinking: false in
+// --default-chat-template-kwargs. Its /tokenize tells, at no cost to its GPUs, but not
+// before vLLM 0.18, and such a server is asked, once since it came up, for an answer of
+// one token. Where neither tells, what was known before holds.
+func (p *prober) learnThinking(ctx context.Context, f *Facts) {
+	was := p.b.Facts()
+	same := !p.known.IsZero() && was.Version == f.Version && was.Serves == f.Serves
+	if same {
+		f.NoThinking = was.NoThinking
+	}
+	if !f.Can.defaultKwargs() {
+		return
+	}
+	n, err := p.promptTokens(ctx, "/tokenize", f.Serves, "")
+	if err == nil && n != thinkingTokens && n != quietTokens {
+		f.Warnings = append(f.Warnings, fmt.Sprintf("its chat template makes %d tokens of a chat that Qwen3's makes %d or %d of: prompts are counted by Qwen3's until its own usage is known",
+			n, thinkingTokens, quietTokens))
+		return
+	}
+	switch {
+	case f.Can.tokenizesByDefaults():
+		if err != nil {
+			return
+		}
+	case same && p.asked.After(p.b.started()):
+		return
+	default:
+		if n, err = p.promptTokens(ctx, "/v1/chat/completions", f.Serves, `,"max_tokens":1`); err != nil {
+			p.asked = time.Time{} // it is asked again
+			return
+		}
+		p.asked = time.Now()
+	}
+	f.NoThinking = n == quietTokens
+}
+
+// started returns when the server was last seen to have been started anew; zero: not yet.
+func (b *Backend) started() time.Time {
+	if e := b.engine.Load(); e != nil {
+		return e.Started
+	}
+	return time.Time{}
+}
+
+// promptTokens has the server count the telling chat.
+func (p *prober) promptTokens(ctx context.Context, route, model, more string) (int, error) {
+	name, err := json.Marshal(model)
+	if err != nil {
+		return 0, err
+	}
+	body, err := p.exchange(ctx, http.MethodPost, route, bytes.NewReader([]byte(`{"model":`+string(name)+`,`+tellingChat+more+`}`)))
+	if err != nil {
+		return 0, err
+	}
+	var told struct {
+		Count *int
+		Usage struct {
+			PromptTokens *int `json:"prompt_tokens"`
+		}
+	}
+	if err := json.Unmarshal(body, &told); err != nil {
+		return 0, err
+	}
+	for _, n := range []*int{told.Count, told.Usage.PromptTokens} {
+		if n != nil {
+			return *n, nil
+		}
+	}
+	return 0, fmt.Errorf("POST %s: no count in the answer", route)
+}
+
+// match finds the served name that is meant: one equal to a wanted name, or one
+// whose last path element is (Qwen/Qwen3-1.7B).
+func match(served, names []string) string {
+	for _, same := range []func(a, b string) bool{
+		func(a, b string) bool { return a == b },
+		func(a, b string) bool { return strings.EqualFold(path.Base(a), path.Base(b)) },
+	} {
+		for _, s := range served {
+			for _, n := range names {
+				if same(s, n) {
+					return s
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// Discover asks a server of which nothing is known for the names it serves.
+func Discover(ctx context.Context, c Config, client *http.Client) (Facts, error) {
+	p := prober{b: New(c, "tidegate"), client: client}
+	body, err := p.ask(ctx, "/v1/models")
+	if err != nil {
+		return Facts{}, err
+	}
+	cards, err := readModels(body)
+	if err != nil {
+		return Facts{}, err
+	}
+	f := Facts{Names: namesOf(cards)}
+	f.MaxModelLen, _ = contextOf(cards, f.Names[0]) // the prober says what is wrong with it
+	return f, nil
+}

@@ -1,0 +1,195 @@
+package openai
+
+import "strconv"
+
+// What becomes of a key of chat_template_kwargs.
+type kwargUse int
+
+const (
+	kwargPassed  kwargUse = iota // Qwen3's template does not read it: passed on, if its value is small
+	kwargCounted                 // read by the template, and the count knows it
+	kwargField                   // refused: it is a field of the body, where it is counted
+	kwargServer                  // refused: it is the server's own
+)
+
+// maxKwarg bounds the value of a key that is passed on, in bytes of JSON.
+const maxKwarg = 256
+
+// kwarg returns what becomes of a key of chat_template_kwargs. vLLM hands the template
+// those keys that it reads, and those that are parameters of the library's
+// apply_chat_template; they win over the body's own fields, so a prompt that is written
+// there is rendered although nobody has counted it.
+func kwarg(name string) kwargUse {
+	switch name {
+	case "enable_thinking":
+		return kwargCounted
+	case "messages", "tools", "documents", "add_generation_prompt", "continue_final_message":
+		return kwargField
+	case "chat_template", "tokenize", "namespace", "conversation", "conversations", "padding", "truncation", "max_length",
+		"return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs":
+		return kwargServer
+	}
+	return kwargPassed
+}
+
+// templateKwargs checks chat_template_kwargs and returns its object, without a thinking
+// switch that says nothing, and the value of the switch; nil where there is none.
+func (q *Request) templateKwargs() (object, thinking []byte, err *Error) {
+	const field = "chat_template_kwargs"
+	raw, ok := q.Raw(field)
+	if !ok {
+		return nil, nil, nil
+	}
+	if raw[0] != '{' {
+		return nil, nil, invalid(field, "chat_template_kwargs must be an object")
+	}
+	for w := members(raw); w.next(); {
+		name, _ := text(quoted(w.key))
+		value := w.value()
+		switch kwarg(name) {
+		case kwargCounted:
+			thinking = value
+		case kwargField:
+			return nil, nil, invalid(field, "chat_template_kwargs.%s is not taken: send %s as a field of the body, where it is counted", name, name)
+		case kwargServer:
+			return nil, nil, invalid(field, "chat_template_kwargs.%s is not taken: it is the server's own", name)
+		case kwargPassed:
+			if len(value) > maxKwarg || value[0] == '{' || value[0] == '[' {
+				return nil, nil, invalid(field, "chat_template_kwargs.%.64s must be a number, true, false, null or a text of at most %d bytes", name, maxKwarg)
+			}
+		}
+	}
+	// vLLM takes both of these for nothing said.
+	if s, _ := text(thinking); isNull(thinking) || s == "auto" {
+		thinking = nil
+		raw, _ = without(raw, "enable_thinking")
+		q.Set(field, raw)
+	}
+	return raw, thinking, nil
+}
+
+// thinking settles the thinking switch in chat_template_kwargs.
+func (q *Request) thinking(w *Wish) *Error {
+	if err := q.thinkingBudget(); err != nil {
+		return err
+	}
+	on, said, err := q.thinkingSwitch()
+	if err != nil {
+		return err
+	}
+	kwargs, own, err := q.templateKwargs()
+	if err != nil {
+		return err
+	}
+	switch { // what stands in the object itself wins
+	case own != nil:
+		w.NoThinking = string(own) == "false"
+	case !said:
+		w.ThinkingOpen = true
+	default:
+		w.NoThinking = !on
+		value := "true"
+		if !on {
+			value = "false"
+		}
+		q.Set("chat_template_kwargs", withMember(kwargs, "enable_thinking", value))
+	}
+	return q.promptEnd()
+}
+
+// promptEnd checks what the body says of the end of the prompt. vLLM takes many words
+// for true and false; the count goes by these two.
+func (q *Request) promptEnd() *Error {
+	generation, said, err := q.Bool("add_generation_prompt")
+	if err != nil {
+		return err
+	}
+	goesOn, _, err := q.Bool("continue_final_message")
+	if err != nil {
+		return err
+	}
+	if goesOn && (generation || !said) {
+		return invalid("continue_final_message", "continue_final_message must come with add_generation_prompt: false")
+	}
+	return nil
+}
+
+// Truncation reads to how many tokens a prompt is cut; -1: to as many as fit; 0: it is not.
+func (q *Request) Truncation() (int, *Error) {
+	n, ok, err := q.Int("truncate_prompt_tokens", -1)
+	if err == nil && ok && n == 0 {
+		err = invalid("truncate_prompt_tokens", "truncate_prompt_tokens must be at least 1, or -1 for as many as fit")
+	}
+	return n, err
+}
+
+// Truncated writes into the body that a prompt is cut to so many tokens; 0: it is not.
+func (q *Request) Truncated(tokens int) {
+	if tokens == 0 {
+		q.Delete("truncate_prompt_tokens")
+		return
+	}
+	q.Set("truncate_prompt_tokens", strconv.AppendInt(nil, int64(tokens), 10))
+}
+
+func (q *Request) thinkingBudget() *Error {
+	_, ok, err := q.Int("thinking_budget", 0)
+	if err != nil || !ok {
+		return err
+	}
+	raw, _ := q.Raw("thinking_budget")
+	q.Delete("thinking_budget")
+	if _, has := q.Raw("thinking_token_budget"); !has {
+		q.Set("thinking_token_budget", raw)
+	}
+	return nil
+}
+
+// thinkingSwitch reads and takes out the spellings that vLLM does not know.
+func (q *Request) thinkingSwitch() (on, said bool, err *Error) {
+	on, said, err = q.Bool("enable_thinking")
+	if err != nil {
+		return false, false, err
+	}
+	q.Delete("enable_thinking")
+	if raw, ok := q.Raw("thinking"); ok {
+		q.Delete("thinking")
+		kind, _ := text(find(raw, "type"))
+		if kind != "enabled" && kind != "disabled" && kind != "adaptive" {
+			return false, false, invalid("thinking", `thinking.type must be "enabled" or "disabled"`)
+		}
+		if !said {
+			on, said = kind != "disabled", true
+		}
+	}
+	effort, known := q.reasoningEffort()
+	if said || !known {
+		return on, said, nil
+	}
+	return effort != "none", true, nil
+}
+
+// reasoningEffort reads the effort, in either spelling. An effort of none is nothing but
+// a thinking switch, and vLLM before 0.18 refuses the word: it is taken out.
+func (q *Request) reasoningEffort() (effort string, known bool) {
+	raw, ok := q.Raw("reasoning_effort")
+	if !ok {
+		reasoning, _ := q.Raw("reasoning")
+		effort, known = text(find(reasoning, "effort"))
+		return effort, known && effort != ""
+	}
+	if effort, known = text(raw); effort == "none" {
+		q.Delete("reasoning_effort")
+	}
+	return effort, known && effort != ""
+}
+
+// ThinkingOff applies the translations of a chat that change its prompt, and
+// reports whether its thinking is switched off, or open.
+func (q *Request) ThinkingOff() (off, open bool, err *Error) {
+	var w Wish
+	if err := q.thinking(&w); err != nil {
+		return false, false, err
+	}
+	return w.NoThinking, w.ThinkingOpen, q.messages()
+}

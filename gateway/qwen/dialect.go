@@ -1,0 +1,161 @@
+package qwen
+
+import (
+	"errors"
+	"fmt"
+)
+
+// A Dialect says what vLLM makes of messages and tools before its chat template renders
+// them, which differs by release: the same request has another number of prompt tokens
+// on an older one. The zero value is the template alone, with tools as they were sent.
+// The differences were read in the sources of the releases 0.12 to 0.32.
+type Dialect uint8
+
+const (
+	// Template is no release: tools stand in the prompt as they were sent.
+	Template Dialect = iota
+	// V12 dumps a tool with nulls for what it lacks, and keeps its unknown keys.
+	V12
+	// V21 knows defer_loading as a key of a tool and of its function.
+	V21
+	// V23 reads a call's arguments of "null" as none.
+	V23
+	// V24 knows strict, and leaves it out where it is null.
+	V24
+	// V27 drops the unknown keys of a tool.
+	V27
+	// V29 reads a call's arguments that are no JSON object as an empty one; before,
+	// those that are no JSON are refused.
+	V29
+	// V32 drops the first line of a system text that begins with billingHeader.
+	V32
+
+	// Newest is the dialect of releases that are not known.
+	Newest = V32
+)
+
+// DialectOf returns the dialect of vLLM 0.minor; a negative minor stands for a release
+// that is not known.
+func DialectOf(minor int) Dialect {
+	if minor < 0 {
+		return Newest
+	}
+	found := V12
+	for _, d := range [...]struct {
+		from int
+		is   Dialect
+	}{{21, V21}, {23, V23}, {24, V24}, {27, V27}, {29, V29}, {32, V32}} {
+		if minor >= d.from {
+			found = d.is
+		}
+	}
+	return found
+}
+
+// billingHeader begins a line that Claude Code puts into system texts and that is
+// another in each request, so that it would spoil the prefix cache.
+const billingHeader = "x-anthropic-billing-header"
+
+// appendTool renders a tool as the dialect dumps it: of a tool first type and function,
+// of a function first name, description and parameters, null where the caller left one
+// of the latter two out; then the other keys that the release knows, then, if it keeps
+// them, those that it does not.
+func (d Dialect) appendTool(dst, raw []byte) ([]byte, error) {
+	if d == Template {
+		return appendValue(dst, raw)
+	}
+	rest, err := uniqueMembers(raw)
+	if err != nil {
+		return nil, errors.New("must be an object")
+	}
+	rest, kind := takeMember(rest, "type")
+	if kind == nil {
+		kind = []byte(`"function"`)
+	}
+	if name, ok := str(kind); !ok || name != "function" {
+		return nil, errors.New(`type must be "function"`)
+	}
+	rest, function := takeMember(rest, "function")
+	inner, err := uniqueMembers(function)
+	if err != nil {
+		return nil, errors.New("function must be an object")
+	}
+	known := []member{{[]byte("type"), kind}, {[]byte("function"), nil}}
+	rest, known, err = d.takeFlag(rest, known, "defer_loading", V21)
+	if err != nil {
+		return nil, err
+	}
+	var deferred []byte // of the tool, which its function takes over
+	if len(known) > 2 {
+		deferred = known[2].value
+	}
+	if known[1].value, err = d.appendFunction(nil, inner, deferred); err != nil {
+		return nil, err
+	}
+	return d.appendMembers(dst, known, rest)
+}
+
+// appendFunction renders the function of a tool, of which rest are the members.
+func (d Dialect) appendFunction(dst []byte, rest []member, deferred []byte) ([]byte, error) {
+	var known []member
+	for _, field := range [...]struct {
+		key, kind string
+		first     byte // of a value of that kind
+	}{{"name", "a string", '"'}, {"description", "a string or null", '"'}, {"parameters", "an object or null", '{'}} {
+		var value []byte
+		rest, value = takeMember(rest, field.key)
+		missing := isNothing(value)
+		if missing && field.key == "name" || !missing && value[0] != field.first {
+			return nil, fmt.Errorf("function.%s must be %s", field.key, field.kind)
+		}
+		known = append(known, member{[]byte(field.key), value})
+	}
+	rest, known, err := d.takeFlag(rest, known, "strict", V24)
+	if err != nil {
+		return nil, fmt.Errorf("function.%w", err)
+	}
+	before := len(known)
+	if rest, known, err = d.takeFlag(rest, known, "defer_loading", V21); err != nil {
+		return nil, fmt.Errorf("function.%w", err)
+	}
+	if len(known) == before && deferred != nil {
+		known = append(known, member{[]byte("defer_loading"), deferred})
+	}
+	return d.appendMembers(dst, known, rest)
+}
+
+// appendMembers renders an object of the known members and, if the release keeps them,
+// the unknown ones.
+func (d Dialect) appendMembers(dst []byte, known, unknown []member) ([]byte, error) {
+	all := known
+	if d < V27 {
+		all = append(all, unknown...)
+	}
+	dst = append(dst, '{')
+	for i, m := range all {
+		if i > 0 {
+			dst = append(dst, ", "...)
+		}
+		var err error
+		if dst, err = appendMember(dst, string(m.key), m.value); err != nil {
+			return nil, err
+		}
+	}
+	return append(dst, '}'), nil
+}
+
+// takeFlag moves a key that is known from a release on, and must be true, false or null,
+// from all members to the known ones, unless it is null, which is left out.
+func (d Dialect) takeFlag(all, known []member, key string, from Dialect) (rest, taken []member, err error) {
+	if d < from {
+		return all, known, nil
+	}
+	rest, value := takeMember(all, key)
+	switch {
+	case isNothing(value):
+		return rest, known, nil
+	case string(value) != "true" && string(value) != "false":
+		return nil, nil, fmt.Errorf("%s must be true, false or null", key)
+	}
+	return rest, append(known, member{[]byte(key), value}), nil
+}
