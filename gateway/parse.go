@@ -265,8 +265,8 @@ func (c *call) bound(prompt int) error {
 		if _, ok := c.body.Raw(param); !ok {
 			param = "max_completion_tokens"
 		}
-		return refuse(codeContextLength, param, fmt.Sprintf("the context of %s is %d tokens, and %s asks for %d: lower it, or leave it out (%s)",
-			c.model.Name, context, param, asked, codeContextLength))
+		return refuse(codeContextLength, param, fmt.Sprintf("the context of %s is %d tokens; the prompt has %d, and %s asks for %d: lower it, or leave it out (%s)",
+			c.model.Name, context, prompt, param, asked, codeContextLength))
 	case left < 1:
 		return c.overflow(fmt.Sprintf("the context of %s is %d tokens, and the prompt alone has %d, which leaves no room for an answer: shorten the prompt",
 			c.model.Name, context, prompt))
