@@ -53,6 +53,8 @@ func TestUsageOfWholeAnswers(t *testing.T) {
 		{`{"prompt_tokens":9.5,"completion_tokens":7}`, Usage{Input: 10, Output: 7}, "invalid", false},
 		{`{"prompt_tokens":-9,"completion_tokens":-7,"total_tokens":-16}`, Usage{Input: 10, Output: own}, "invalid", false},
 		{`{"prompt_tokens":9,"completion_tokens":1234567890123456789}`, Usage{Input: 9, Output: own}, "excessive", false},
+		{`{"prompt_tokens":9,"completion_tokens":123456789012345678901234567890}`, Usage{Input: 9, Output: own}, "excessive", false},
+		{`{"prompt_tokens":0.9e1,"completion_tokens":7e400}`, Usage{Input: 9, Output: own}, "excessive", false},
 		{`{"prompt_tokens":9,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":-1}}`, Usage{Input: 9, Output: 7}, "invalid", false},
 		{`{"prompt_tokens":9,"completion_tokens":7,"completion_tokens_details":{"reasoning_tokens":-1}}`, Usage{Input: 9, Output: 7}, "invalid", false},
 		{`{"prompt_tokens":9,"completion_tokens":7,"total_tokens":-3}`, Usage{Input: 9, Output: 7}, "invalid", true},
