@@ -82,6 +82,7 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 			guess := c.guess(b.Pace.Tokens(now.Sub(sent)))
 			c.progress(guess)
 			permit.Delivered(int64(guess.Output))
+			permit.Progress(charge(guess))
 			if c.wish.Stream {
 				return min(out.silence(now), guessEvery)
 			}
@@ -136,8 +137,8 @@ func (c *call) unseen(err error) bool {
 	return errors.Is(err, backend.ErrLeft) || !c.streamed && errors.As(err, &timeout) && timeout.Phase == backend.Total
 }
 
-// guessEvery is how often it is noted what an answer in one piece may have taken so
-// far, should this process be killed.
+// guessEvery is how often it is noted, by the ledger and by the limits, what an answer
+// in one piece may have taken so far, should this process be killed.
 const guessEvery = 100 * time.Millisecond
 
 // abandoned charges a request that ended before the server had said what it took.
