@@ -7,19 +7,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
 	"tidegate/gateway/backend"
-	"tidegate/gateway/database"
-	"tidegate/gateway/database/databasetest"
-	"tidegate/gateway/ledger"
 	"tidegate/gateway/openai"
 )
 
@@ -109,54 +103,6 @@ func TestUnseenAnswersAreCharged(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestKilledWholeAnswers: of an answer in one piece that a killed gateway had under way,
-// the next one counts what all its choices may have had.
-func TestKilledWholeAnswers(t *testing.T) {
-	ctx, leave := context.WithCancel(t.Context())
-	defer leave()
-	g, _ := behind(t, func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body)
-		<-r.Context().Done()
-	}, nil)
-	db, err := database.Open(t.Context(), databasetest.SQLite(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	if err := ledger.Migrate(t.Context(), db); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		generateOne(ctx, g, openai.Completions, `{"model":"m","max_tokens":1,"prompt":["a","a","a","a","a","a","a","a"]}`)
-	}()
-	var last []ledger.Row
-	for last == nil || last[0].Output != 8 {
-		dir := filepath.Join(t.TempDir(), "journal") // as a kill would leave it
-		if err := os.CopyFS(dir, os.DirFS(g.Ledger.Dir)); err != nil {
-			t.Fatal(err)
-		}
-		next, err := ledger.Open(ledger.Parts{Dir: dir, DB: db, Log: g.Log, Registry: prometheus.NewRegistry()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		last, err = next.Report(t.Context(), ledger.Query{By: []ledger.Group{ledger.ByModel}, From: time.Now().Add(-time.Hour), To: time.Now().Add(time.Hour)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(last) > 0 && (last[0].Output != 0 && last[0].Output != 8 || last[0].Input != 8 || last[0].Estimated != 1) {
-			t.Fatalf("%+v", last[0])
-		}
-		if len(last) == 0 {
-			last = nil
-		}
-		next.Close()
-	}
-	leave()
-	<-ended
 }
 
 // TestPaceOfSeveralPrompts: a stream of several prompts teaches the pace of one choice,

@@ -60,10 +60,12 @@ func backendsLedger() shelf {
 		return "sum by (instance) (increase(tidegate_ledger_" + name + "_total" + window + "))"
 	}
 	return shelf{"Ledger of usage", []panel{
-		chart(8, "Waiting records", "short", "Usage records that are not yet in the database. They pile up in the journal while it is away.", query{"sum by (instance) (tidegate_ledger_pending_records)", "{{instance}}"}),
-		chart(8, "Written records", "short", "Usage records a second that came into the database.", query{"sum by (instance) (rate(tidegate_ledger_written_total" + window + "))", "{{instance}}"}),
-		chart(8, "Failures", "short", "Failed attempts in the window to write the journal and to reach the database. Lost records are gone: the journal's disk took nothing and the buffer was full.",
+		chart(6, "Waiting records", "short", "Usage records that are not yet in the database. They pile up in the journal while it is away.", query{"sum by (instance) (tidegate_ledger_pending_records)", "{{instance}}"}),
+		chart(6, "Written records", "short", "Usage records a second that came into the database.", query{"sum by (instance) (rate(tidegate_ledger_written_total" + window + "))", "{{instance}}"}),
+		chart(6, "Failures", "short", "Failed attempts in the window to write the journal and to reach the database. Lost records are gone: the journal's disk took nothing and the buffer was full.",
 			query{failures("write_failures"), "{{instance}} journal"}, query{failures("ship_failures"), "{{instance}} database"}, query{failures("lost_records"), "{{instance}} lost"}),
+		chart(6, "Usage not believed", "short", "Answers in the window in whose usage the gateway's own counts replaced figures of the engine. unseen: nobody saw an answer in one piece, which is no fault of the engine.",
+			query{"sum by (backend, why) (increase(tidegate_usage_corrected_total" + window + ")) > 0", "{{backend}} {{why}}"}).without("none"),
 	}}
 }
 
