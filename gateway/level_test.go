@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"math"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -82,6 +83,22 @@ func TestAccept(t *testing.T) {
 		d.who.MaxLevel = c.key
 		if err := d.accept(); (err != nil) != (c.want < 0) || err == nil && d.most != c.want {
 			t.Errorf("key L%d, headers %q: %v, %v", c.key, c.headers, d.most, err)
+		}
+	}
+}
+
+// TestHugeLimit: what a caller writes into max_tokens, n and prompts is multiplied for the
+// limits without running over, also where no context bounds it.
+func TestHugeLimit(t *testing.T) {
+	g := reader(t)
+	for _, huge := range []string{"460000000000000000", "9223372036854775807", "1e300", strings.Repeat("9", 1000)} {
+		c, err := readWhole(g, []byte(`{"model":"m","n":8,"prompt":["a","b","c","d","e","f","g","h"],"max_tokens":`+huge+`}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		const least = math.MaxInt32 * 8 * 8
+		if d := g.demand(c); d.Request.MaxTokens < least {
+			t.Errorf("%.30s asks the limits for %d tokens, less than %d", huge, d.Request.MaxTokens, int64(least))
 		}
 	}
 }
