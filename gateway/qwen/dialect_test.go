@@ -1,6 +1,10 @@
 package qwen
 
 import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -127,5 +131,50 @@ func TestContinueFinalMessage(t *testing.T) {
 		if err != nil && !strings.HasPrefix(err.Error(), "messages[1]: continue_final_message is set, but") {
 			t.Errorf("%s: %v", test.last, err)
 		}
+	}
+}
+
+// TestVLLM compares with the prompts that running servers of two releases made.
+func TestVLLM(t *testing.T) {
+	tok := newTokenizer(t)
+	f, err := os.Open("testdata/vllm.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	rows := json.NewDecoder(f)
+	n := 0
+	for ; rows.More(); n++ {
+		var row struct {
+			Version, Name       string
+			Messages, Tools     json.RawMessage
+			NoThinking          bool  `json:"no_thinking"`
+			AddGenerationPrompt *bool `json:"add_generation_prompt"`
+			Continue            bool  `json:"continue_final_message"`
+			IDs                 []uint32
+			Refused             int
+		}
+		if err := rows.Decode(&row); err != nil {
+			t.Fatal(err)
+		}
+		var minor int
+		if _, err := fmt.Sscanf(row.Version, "0.%d.", &minor); err != nil {
+			t.Fatal(row.Version, err)
+		}
+		chat := Chat{
+			Messages: row.Messages, Tools: row.Tools, NoThinking: row.NoThinking, Continue: row.Continue,
+			NoGenerationPrompt: row.AddGenerationPrompt != nil && !*row.AddGenerationPrompt, Dialect: DialectOf(minor),
+		}
+		prompt, err := Render(chat)
+		count, countErr := NewCounter(tok, 10).Chat(chat)
+		if got := tok.Append(nil, prompt); (err != nil) != (row.Refused > 0) || err == nil && !slices.Equal(got, row.IDs) {
+			t.Errorf("%s, %s: %q, %v\n got %d\nwant %d, status %d", row.Version, row.Name, prompt, err, got, row.IDs, row.Refused)
+		}
+		if count != len(row.IDs) || (countErr == nil) != (err == nil) {
+			t.Errorf("%s, %s: %d tokens, %v, want %d", row.Version, row.Name, count, countErr, len(row.IDs))
+		}
+	}
+	if n == 0 {
+		t.Error("no rows")
 	}
 }
