@@ -273,7 +273,7 @@ func TestWaitingBodies(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT = patience })
 	f := attacked(t, s, plan{each: ", max_in_flight: 1", more: "queue: {max_wait: 60s}\n"})
 	before := f.holds(t)
-	bodies := length(40, 200)
+	bodies := length(40, 100)
 	start := strings.TrimSuffix(chat(smallModel, 8, ""), "}")
 	for i := range bodies {
 		c, err := net.Dial("tcp", strings.TrimPrefix(f.front.url, "http://"))

@@ -1,5 +1,7 @@
 package openai
 
+import "bytes"
+
 // Bounds in bytes of what Compact leaves alone: to look through every small body would
 // cost more than it saves.
 const (
@@ -23,8 +25,8 @@ func (q *Request) Compact() int {
 		return cap(q.body)
 	}
 	out := append(make([]byte, 0, size), '{')
-	for i := range q.fields {
-		f := &q.fields[i]
+	fields := make([]member, len(q.fields)) // the old ones, and deleted ones behind them, hold the old body
+	for i, f := range q.fields {
 		if i > 0 {
 			out = append(out, ',')
 		}
@@ -33,9 +35,12 @@ func (q *Request) Compact() int {
 		out = append(out, f.key...)
 		value := len(out) + 2
 		out = appendTight(append(out, '"', ':'), f.value)
-		f.key, f.value = out[key:value-2:value-2], out[value:len(out):len(out)]
+		fields[i] = member{key: out[key : value-2 : value-2], value: out[value:len(out):len(out)]}
+		if fields[i].name = fields[i].key; !bytes.Equal(f.name, f.key) {
+			fields[i].name = bytes.Clone(f.name)
+		}
 	}
-	q.body, q.edited = append(out, '}'), false
+	q.body, q.fields, q.edited = append(out, '}'), fields, false
 	return cap(q.body)
 }
 

@@ -3,8 +3,10 @@ package openai
 import (
 	"bytes"
 	"encoding/json"
+	"runtime"
 	"strings"
 	"testing"
+	"weak"
 )
 
 // TestCompact checks that a request means the same after Compact, and holds no more
@@ -17,18 +19,24 @@ func TestCompact(t *testing.T) {
 	}{
 		{"white space around", blanks + `{"model":"m"}` + blanks, 100},
 		{"white space inside", `{"model":"m",` + blanks + `"messages":[` + blanks + `{"role" : "user", "content":"a  b\\" } ]}`, 200},
+		{"escaped names", `{"mod\u0065l":"m","\u0061\u0062":1,"gone":"` + strings.Repeat("x", 100_000) + `","last":2}`, 200},
 		{"deleted", `{"model":"m","gone":"` + strings.Repeat("x", 100_000) + `"}`, 100},
 		{"white space in text stays", `{"model":"m","prompt":"` + strings.Repeat(" ", 100_000) + `\"  \\"}`, 101_000},
 		{"nested", `{"model":"m","extra_body":{"a":[1, 2,` + blanks + `{"b":"\\\" \\\\"}]},"gone":1}`, 200},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			q, fault := ParseRequest(Chat, []byte(c.body))
+			body := []byte(c.body)
+			q, fault := ParseRequest(Chat, body)
 			if fault != nil {
 				t.Fatal(fault)
 			}
 			q.Delete("gone")
-			want := q.Bytes()
+			want := bytes.Clone(q.Bytes())
+			before := weak.Make(&body[0])
 			held := q.Compact()
+			if runtime.GC(); before.Value() != nil {
+				t.Error("the old body is still held")
+			}
 			if held > c.most || held != cap(q.Bytes()) {
 				t.Errorf("%d bytes are held, expected %d at most", held, c.most)
 			}
