@@ -91,10 +91,12 @@ DCGM_FI_DEV_GPU_UTIL{gpu="0",UUID="GPU-a"} 0
 func TestDroppedIsSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{gpus: []Reading{{UUID: "GPU-a", Margin: of(30)}, {UUID: "GPU-b", Index: 1, Margin: of(30)}}}
-		m, stop := watching(t, s)
-		defer stop()
 		j := &journal{}
-		m.log = slog.New(slog.NewTextHandler(j, nil))
+		m := New(slog.New(slog.NewTextHandler(j, nil)))
+		m.Replace([]Config{{Name: "s0", Agent: "http://127.0.0.1:1", Every: time.Second}})
+		m.feeds[0].source = s
+		stop := start(t, m)
+		defer stop()
 		check := func(warning string, lines map[string]int) {
 			t.Helper()
 			time.Sleep(time.Minute)
