@@ -1,7 +1,6 @@
 package openai
 
 import (
-	"fmt"
 	"math"
 	"strings"
 )
@@ -35,7 +34,8 @@ const (
 	maxScores   = 5   // log probabilities of each token of a prompt, as in OpenAI's API
 )
 
-// acted are the members that checkMembers does something about. The names are those of
+// acted are the members that checkMembers does something about, for each request: so
+// nothing is made here, and a test holds that the texts name the bounds. The names are those of
 // vLLM's request models (vllm/entrypoints/openai/*/protocol.py, 0.11 to 0.33).
 func acted() [26]Member {
 	const (
@@ -69,9 +69,9 @@ func acted() [26]Member {
 		{"chat_template", Refused, "another template makes another prompt than the one that is counted", nil},
 		{"vllm_xargs", Checked, "an object; what is stripped or refused here is taken out of it", checkExtraArguments},
 		{"seed", Checked, "a whole number within 64 bits, with its sign: another one ends the engine of older servers", checkSeed},
-		{"stop", Checked, fmt.Sprintf("a string, or at most %d", maxStops), checkStop},
-		{"bad_words", Checked, fmt.Sprintf("at most %d strings", maxBadWords), checkBadWords},
-		{"echo", Checked, fmt.Sprintf("with log probabilities it asks for those of the prompt: at most %d for each token, of a prompt of at most %d tokens", maxScores, MaxScored), checkEcho},
+		{"stop", Checked, "a string, or at most 4", checkStop},
+		{"bad_words", Checked, "at most 128 strings", checkBadWords},
+		{"echo", Checked, "with log probabilities it asks for those of the prompt: at most 5 for each token, of a prompt of at most 4096 tokens", checkEcho},
 	}
 }
 

@@ -18,6 +18,15 @@ func TestMembersAreKnown(t *testing.T) {
 			t.Errorf("%s has no reason", m.Name)
 		}
 	}
+	for _, m := range Members() {
+		for name, bounds := range map[string][]int{"stop": {maxStops}, "bad_words": {maxBadWords}, "echo": {maxScores, MaxScored}} {
+			for _, n := range bounds {
+				if m.Name == name && !strings.Contains(m.Reason, fmt.Sprint("at most ", n)) {
+					t.Errorf("%s: %q does not say %d", name, m.Reason, n)
+				}
+			}
+		}
+	}
 	for name, n := range count {
 		if n != 1 {
 			t.Errorf("%s stands %d times in the table", name, n)
