@@ -121,6 +121,7 @@ type Gateway struct {
 	metrics  *metrics
 	buffers  sync.Pool // of *[]byte: what streams are about to write
 	scans    openai.Buffers
+	writers  sync.Pool // of *answerWriter
 	unread   unread
 	keyless  sampler // of log lines of requests without a good key
 	bodies   budget

@@ -31,11 +31,20 @@ func (w *answerWriter) extend() error {
 		return nil
 	}
 	w.deadline = now.Add(w.limit)
-	err := http.NewResponseController(w.ResponseWriter).SetWriteDeadline(w.deadline)
+	err := setWriteDeadline(w.ResponseWriter, w.deadline)
 	if errors.Is(err, http.ErrNotSupported) { // it is no connection, so nothing waits
 		return nil
 	}
 	return err
+}
+
+// setWriteDeadline does what http.ResponseController does, without an allocation where
+// w is net/http's own.
+func setWriteDeadline(w http.ResponseWriter, t time.Time) error {
+	if own, ok := w.(interface{ SetWriteDeadline(t time.Time) error }); ok {
+		return own.SetWriteDeadline(t)
+	}
+	return http.NewResponseController(w).SetWriteDeadline(t)
 }
 
 // Write writes a part of the body.
@@ -63,13 +72,19 @@ func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // bounded gives a handler an answerWriter.
 func (g *Gateway) bounded(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		out := &answerWriter{ResponseWriter: w, limit: g.settings.Load().WriteTimeout}
+		out, ok := g.writers.Get().(*answerWriter)
+		if !ok {
+			out = new(answerWriter)
+		}
+		*out = answerWriter{ResponseWriter: w, limit: g.settings.Load().WriteTimeout}
 		h.ServeHTTP(out, r)
 		if r.ProtoMajor == 1 && !out.deadline.IsZero() {
 			// The next request on the connection must not inherit it. An HTTP/2 stream
 			// keeps it: what is buffered is sent after the handler has returned.
-			_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+			_ = setWriteDeadline(w, time.Time{})
 		}
+		*out = answerWriter{}
+		g.writers.Put(out)
 	})
 }
 
