@@ -21,7 +21,7 @@ import (
 // proxy of loadtest, with everything on: a log line, metrics, series of users, limits,
 // a quota, the ledger and a tracer that keeps no trace of it. Time differs from run to
 // run; allocations do not, and grow with it.
-const moreAllocations = 24
+const moreAllocations = 30
 
 // TestAllocations holds what a request costs beside the bare proxy.
 func TestAllocations(t *testing.T) {
