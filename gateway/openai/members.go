@@ -35,8 +35,8 @@ const (
 )
 
 // acted are the members that checkMembers does something about, for each request: so
-// nothing is made here, and a test holds that the texts name the bounds. The names are those of
-// vLLM's request models (vllm/entrypoints/openai/*/protocol.py, 0.11 to 0.33).
+// nothing is made here, and a test holds that the texts name the bounds. The names are
+// those of vLLM's request models (vllm/entrypoints/openai/*/protocol.py, 0.11 to 0.33).
 func acted() [26]Member {
 	const (
 		transfer  = "moves a prompt's memory between servers, and names hosts to fetch it from"
