@@ -98,7 +98,7 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 	if refusal := l.refused(p.dims, now); refusal != nil {
 		return nil, refusal
 	}
-	out, err := l.with.Store.Reserve(ctx, Reservation{ID: r.ID, Dims: p.dims})
+	out, err := l.reserve(ctx, r.ID, &p)
 	if err != nil {
 		return nil, fmt.Errorf("reserve: %w: %w", ErrStore, err)
 	}
@@ -122,6 +122,20 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 	l.running[r.ID] = g
 	l.mu.Unlock()
 	return g, nil
+}
+
+// reserve asks the store. What is left of a quota may be less than what is expected of
+// an answer, and is its owner's all the same: the request then reserves the rest. So a
+// quota is used up before it refuses, one answer may pass it, and a second one that
+// comes meanwhile finds nothing left.
+func (l *Limiter) reserve(ctx context.Context, id string, p *plan) (out Decision, err error) {
+	for range len(p.dims) + 1 { // each round lowers what one quota is asked for
+		out, err = l.with.Store.Reserve(ctx, Reservation{ID: id, Dims: p.dims})
+		if err != nil || out.Allowed || out.Never || !p.lower(out.Binding, out.States[out.Binding].Remaining) {
+			break
+		}
+	}
+	return out, err
 }
 
 // Refused says what is known to refuse a request of these subjects, whatever it

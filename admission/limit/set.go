@@ -445,6 +445,17 @@ func (c *counter) cost(d *Dim, r *Request, e Estimate, w Weights, ceiling bool) 
 	}
 }
 
+// lower makes a request reserve no more of a quota than what is left, and reports
+// whether it did: the prompt must fit.
+func (p *plan) lower(i int, left int64) bool {
+	d := &p.dims[i]
+	if d.Kind != Quota || left < max(d.Floor, 1) || left >= d.Cost {
+		return false
+	}
+	d.Cost = left
+	return true
+}
+
 // Usage is what a request has used, in tokens.
 type Usage struct {
 	Input     int64 // with Cached
