@@ -262,6 +262,9 @@ func FuzzParse(f *testing.F) {
 	for _, s := range jsonSeeds()[:40] {
 		f.Add(false, []byte(`{"model":"m","messages":[{"role":"developer"}],"extra_body":`+s+`}`))
 	}
+	for _, m := range []string{`{"reasoning_content":"a","role":"x"}`, `{ "re\u0061soning" : null , "reasoning_content":"a","reasoning":"b"}`, `{"reasoning_content":null}, {"reasoning":"r","reasoning":null}`} {
+		f.Add(false, []byte(`{"model":"m","chat_template_kwargs":{"enable_thinking":null,"a":1},"reasoning_effort":"none","messages":[`+m+`]}`))
+	}
 	f.Fuzz(func(t *testing.T, completions bool, body []byte) {
 		route := Chat
 		if completions {
@@ -275,6 +278,10 @@ func FuzzParse(f *testing.F) {
 			var w Wish
 			if w, fault = q.Translate(8); fault == nil {
 				checkTranslated(t, q, w)
+				q.NameReasoning("reasoning_content") // as for an older server
+				if !json.Valid(q.Bytes()) {
+					t.Fatalf("%q becomes %q for an older server", body, q.Bytes())
+				}
 			}
 		}
 		if fault != nil && (!json.Valid(fault.Body()) || fault.Message == "") {
