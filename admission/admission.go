@@ -75,6 +75,7 @@ type Demand struct {
 	Request  limit.Request // as it is at L0
 	Capped   int64         // tokens that its answers may have from L1 on
 	Quiet    int64         // tokens by which its prompt grows from L2 on
+	Prompts  int64         // sequences from L1 on, where each prompt has one answer; 0: as many as at L0
 	MaxLevel degrade.Level // the smallest answer that the caller accepts
 	TTFT     time.Duration // within which it should have its first token; 0: there is no such promise
 	over     *limit.Denied // by a rule that asks for the smaller model instead
@@ -88,10 +89,32 @@ func (d *Demand) at(level degrade.Level) limit.Request {
 	if level >= degrade.StreamingOff && d.Capped > 0 {
 		r.MaxTokens = min(r.MaxTokens, d.Capped)
 	}
+	r.Sequences = d.sequences(level)
 	if level >= degrade.ThinkingOff && d.Quiet > 0 {
 		r.Prompt, r.Thinking = r.Prompt+d.Quiet, false
 	}
 	return r
+}
+
+// sequences is how many an engine generates at the same time for the request at a
+// level, 1 at least.
+func (d *Demand) sequences(level degrade.Level) int64 {
+	n := max(d.Request.Sequences, 1)
+	if level >= degrade.StreamingOff && d.Prompts > 0 {
+		return min(n, d.Prompts)
+	}
+	return n
+}
+
+// TooMany is the refusal of a request with more sequences than any backend of the
+// model may have at a time.
+type TooMany struct {
+	Sequences int64
+	Most      int // of one backend
+}
+
+func (e *TooMany) Error() string {
+	return fmt.Sprintf("%d sequences, and the backends have %d at a time at most", e.Sequences, e.Most)
 }
 
 // Controller admits requests. It is safe for concurrent use.
@@ -141,7 +164,7 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 			_ = grant.Cancel()
 		}
 	}()
-	p := &Permit{Headers: grant.Headers, Reserved: now.level, grant: grant}
+	p := &Permit{Headers: grant.Headers, Reserved: now.level, grant: grant, demand: d}
 	if d.over = grant.Over; d.over != nil {
 		if now, err = d.choose(q, choice{level: degrade.SmallerModel, reason: reasonLimit}, 0); err != nil {
 			return nil, err
@@ -174,7 +197,7 @@ func (c *choice) stays() time.Duration {
 func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice, error) {
 	v := d.Pool.level.Verdict()
 	c := choice{d.Pool, v.Level, v.Reason, v.Retry}
-	own := d.Pool.look()
+	own := d.Pool.look(d.sequences(max(v.Level, least.level)))
 	if !v.Pinned {
 		if own.level > c.level {
 			c.level, c.reason, c.retry = own.level, own.reason, own.retry
@@ -234,7 +257,7 @@ func (c *choice) ofLoad() bool { return c.reason == reasonQueue || c.reason == r
 func (d *Demand) findRoom(c *choice, own outlook) bool {
 	hot := own.firm >= degrade.SmallerModel
 	if (!own.up || own.full || hot) && d.MaxLevel >= degrade.SmallerModel {
-		if smaller := d.smaller(); smaller != nil && !smaller.look().full {
+		if smaller := d.smaller(); smaller != nil && !smaller.look(d.sequences(degrade.SmallerModel)).full {
 			c.pool, c.level = smaller, degrade.SmallerModel
 			return true
 		}
@@ -264,7 +287,7 @@ func (d *Demand) crowded(q *queueing, c *choice, own outlook, waited time.Durati
 		return // L1 alone frees no place
 	}
 	if level == degrade.SmallerModel {
-		if smaller := d.smaller(); smaller == nil || smaller.look().full {
+		if smaller := d.smaller(); smaller == nil || smaller.look(d.sequences(degrade.SmallerModel)).full {
 			level = degrade.ThinkingOff
 		}
 	}
@@ -294,7 +317,11 @@ func (d *Demand) smaller() *Pool {
 		if p.level.Verdict().Level >= degrade.SmallerModel {
 			continue
 		}
-		if there := p.look(); there.up && there.level < degrade.SmallerModel && d.Caller != nil && d.Caller.Fits(p) {
+		sequences := d.sequences(degrade.SmallerModel)
+		if _, holds := p.holds(sequences); !holds {
+			continue
+		}
+		if there := p.look(sequences); there.up && there.level < degrade.SmallerModel && d.Caller != nil && d.Caller.Fits(p) {
 			return p
 		}
 	}

@@ -9,7 +9,7 @@ import (
 
 // Bounds of what one backend is given at a time.
 type Bounds struct {
-	InFlight int // requests of this gateway; 0: no bound
+	InFlight int // sequences of this gateway; 0: no bound
 	Waiting  int // requests that the engine itself may let wait; 0: no bound
 }
 
@@ -74,7 +74,7 @@ func (b *Backend) Rotate(in bool) (changed bool) {
 // Up reports whether the backend is in rotation.
 func (b *Backend) Up() bool { return b.up.Load() }
 
-// InFlight is the number of requests that hold a place on the backend.
+// InFlight is the number of sequences that hold a place on the backend.
 func (b *Backend) InFlight() int { return int(b.inFlight.Load()) }
 
 // Told takes in what the engine says of its load.
@@ -118,15 +118,22 @@ const (
 // more: a server that takes few must not be sent hundreds before anybody knows.
 const burst = 32
 
-// room reports whether the backend may be given one more request. Between two
-// readings of the engine's queue what this gateway has sent since counts as waiting,
-// unless the engine had slots left.
-func (b *Backend) room() room {
+// holds reports whether the backend may ever have so many sequences at a time.
+func (b *Backend) holds(sequences int64) bool {
+	most := int64(b.bounds.Load().InFlight)
+	return most == 0 || sequences <= most
+}
+
+// room reports whether the backend may be given one more request of so many
+// sequences. Between two readings of the engine's queue what this gateway has sent
+// since counts as waiting, unless the engine had slots left. Bounds that are not
+// configured let a request in that is larger than they are once nothing else is there.
+func (b *Backend) room(sequences int64) room {
 	n, bounds := b.inFlight.Load(), b.bounds.Load()
-	if bounds.InFlight > 0 && n >= int64(bounds.InFlight) {
+	if bounds.InFlight > 0 && n+sequences > int64(bounds.InFlight) {
 		return full
 	}
-	if most := b.gauge.Verdict().Cap; most > 0 && n >= int64(most) {
+	if most := int64(b.gauge.Verdict().Cap); most > 0 && n+min(sequences, most) > most {
 		return full
 	}
 	t := b.load.Load()
@@ -135,7 +142,8 @@ func (b *Backend) room() room {
 	}
 	sent := n - t.inFlight
 	if t.slots == 0 && t.Waiting == 0 {
-		if sent >= int64(max(burst, t.Running)) {
+		most := int64(max(burst, t.Running))
+		if sent+min(sequences, most) > most {
 			return later
 		}
 		return free
@@ -143,7 +151,8 @@ func (b *Backend) room() room {
 	if t.slots > 0 {
 		sent -= int64(max(t.slots-t.Running, 0))
 	}
-	if int64(t.Waiting)+sent >= int64(bounds.Waiting) {
+	most := int64(t.slots + bounds.Waiting) // that the engine has at a time
+	if int64(t.Waiting)+sent+min(sequences, most) > int64(bounds.Waiting) {
 		return full
 	}
 	return free

@@ -28,7 +28,7 @@ const (
 // QueueConfig is the queue section of the configuration: how requests wait for a
 // model whose backends are full.
 type QueueConfig struct {
-	MaxLength int            `yaml:"max_length"` // requests that wait for one model, in this gateway; 0: none waits
+	MaxLength int            `yaml:"max_length"` // sequences (prompts x n) that wait for one model, in this gateway; 0: none waits
 	MaxWait   time.Duration  `yaml:"max_wait"`   // a request that would wait longer is refused at once
 	Weights   QueueWeights   `yaml:"weights"`
 	Degrade   bool           `yaml:"degrade"` // who finds no place is answered without thinking, and by the smaller model where the wait would be long

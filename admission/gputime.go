@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// share divides the time of a backend's GPUs among the requests that are on it: of
-// each instant a request has GPUs/n where n are there. It keeps the integral of
+// share divides the time of a backend's GPUs among the sequences that are on it: of
+// each instant a sequence has GPUs/n where n are there. It keeps the integral of
 // that over the time in which any was there, so that what one request had is the
 // difference between its end and its beginning, however many came and went
 // meanwhile, and all of them together have exactly the time in which the GPUs were
@@ -19,12 +19,12 @@ type share struct {
 	sum   time.Duration // of GPU time
 }
 
-// add lets so many requests come or go, and returns the integral.
-func (s *share) add(requests int, now time.Time) time.Duration {
+// add lets so many sequences come or go, and returns the integral.
+func (s *share) add(sequences int, now time.Time) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.advance(now)
-	s.n += requests
+	s.n += sequences
 	return s.sum
 }
 
@@ -48,13 +48,14 @@ func (b *Backend) SetGPUs(n int) {
 	s.gpus = max(n, 0)
 }
 
-// enter and leave take and give back a place, and return the integral of the share.
-func (b *Backend) enter() time.Duration {
-	b.inFlight.Add(1)
-	return b.share.add(1, time.Now())
+// enter and leave take and give back the places of so many sequences, and return the
+// integral of the share of one.
+func (b *Backend) enter(sequences int64) time.Duration {
+	b.inFlight.Add(sequences)
+	return b.share.add(int(sequences), time.Now())
 }
 
-func (b *Backend) leave() time.Duration {
-	b.inFlight.Add(-1)
-	return b.share.add(-1, time.Now())
+func (b *Backend) leave(sequences int64) time.Duration {
+	b.inFlight.Add(-sequences)
+	return b.share.add(-int(sequences), time.Now())
 }

@@ -115,7 +115,7 @@ func BenchmarkShare(b *testing.B) {
 	backend.SetGPUs(1)
 	b.ReportAllocs()
 	for b.Loop() {
-		backend.enter()
-		backend.leave()
+		backend.enter(1)
+		backend.leave(1)
 	}
 }

@@ -23,10 +23,14 @@ type Permit struct {
 	pool    *Pool
 	backend *Backend
 	failed  *Backend
-	account *account      // of the fair queue
-	output  int64         // that account has been charged
-	entered time.Duration // the integral of the backend's share when the place was taken
-	gpu     time.Duration // of GPUs' time, on backends whose place was given back
+
+	demand    *Demand
+	sequences int64         // places that it holds
+	sent      int64         // sequences at Level, of which no more are sent
+	account   *account      // of the fair queue
+	output    int64         // that account has been charged
+	entered   time.Duration // the integral of the backend's share when the place was taken
+	gpu       time.Duration // of GPUs' time, on backends whose place was given back
 }
 
 // Pool is that of the model that answers; nil: the answer is canned.
@@ -40,7 +44,10 @@ func (p *Permit) enter(ctx context.Context, q *queueing, d *Demand, c choice) (e
 	if p.stand(c); c.pool == nil {
 		return nil
 	}
-	w := newWaiter(q, d)
+	w := newWaiter(q, d, c.level)
+	if most, ok := c.pool.holds(w.sequences); !ok {
+		return &TooMany{Sequences: w.sequences, Most: most}
+	}
 	if !c.pool.take(q, w) {
 		if w, c, err = p.await(ctx, w, q, d, c); err != nil || c.pool == nil {
 			p.stand(c)
@@ -49,6 +56,7 @@ func (p *Permit) enter(ctx context.Context, q *queueing, d *Demand, c choice) (e
 	}
 	p.stand(c)
 	p.backend, p.account, p.entered, p.Waited, p.Since = w.backend, w.account, w.entered, w.waited, w.since
+	p.sequences = w.sequences
 	if !w.told {
 		if c, err = d.on(p.backend, c); err != nil {
 			p.leave()
@@ -60,6 +68,7 @@ func (p *Permit) enter(ctx context.Context, q *queueing, d *Demand, c choice) (e
 }
 
 func (p *Permit) stand(c choice) {
+	p.sent = p.demand.sequences(c.level)
 	p.pool, p.Level, p.Reason = c.pool, c.level, ""
 	if c.level > degrade.Full {
 		p.Reason = c.reason
@@ -73,11 +82,11 @@ func (p *Permit) Another() bool {
 	p.release()
 	p.pool.mu.Lock()
 	defer p.pool.mu.Unlock()
-	b := p.pool.pick(p.failed, false)
+	b := p.pool.pick(p.failed, 0)
 	if b == nil {
 		return false
 	}
-	p.backend, p.entered = b, b.enter()
+	p.backend, p.entered = b, b.enter(p.sequences)
 	return true
 }
 
@@ -101,6 +110,9 @@ func (p *Permit) Delivered(output int64) {
 func (p *Permit) Settle(u limit.Usage, served string) error {
 	p.Delivered(u.Output)
 	p.leave()
+	if u.Sequences == 0 {
+		u.Sequences = p.sent
+	}
 	return p.grant.Settle(u, served)
 }
 
@@ -109,7 +121,7 @@ func (p *Permit) release() {
 	if p.backend == nil {
 		return
 	}
-	p.gpu += p.backend.leave() - p.entered
+	p.gpu += (p.backend.leave(p.sequences) - p.entered) * time.Duration(p.sequences)
 	p.failed, p.backend = p.backend, nil
 	p.pool.dispatch()
 }
@@ -129,5 +141,5 @@ func (p *Permit) GPU() time.Duration {
 	if p.backend == nil {
 		return p.gpu
 	}
-	return p.gpu + p.backend.share.add(0, time.Now()) - p.entered
+	return p.gpu + (p.backend.share.add(0, time.Now())-p.entered)*time.Duration(p.sequences)
 }

@@ -86,8 +86,19 @@ type outlook struct {
 	full   bool      // it would have to wait until another request ends
 }
 
-// look is the outlook for one more request.
-func (p *Pool) look() (o outlook) {
+// holds reports whether some backend may ever have so many sequences at a time, and
+// the most that any may have.
+func (p *Pool) holds(sequences int64) (most int, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, b := range p.backends {
+		most, ok = max(most, b.bounds.Load().InFlight), ok || b.holds(sequences)
+	}
+	return most, ok || len(p.backends) == 0
+}
+
+// look is the outlook for one more request of so many sequences.
+func (p *Pool) look(sequences int64) (o outlook) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	most := full
@@ -99,7 +110,7 @@ func (p *Pool) look() (o outlook) {
 		if !o.up || v.Level < o.level {
 			o.level, o.reason, o.retry, o.up = v.Level, v.Reason, v.Retry, true
 		}
-		o.firm, most = max(o.firm, v.Firm), max(most, b.room())
+		o.firm, most = max(o.firm, v.Firm), max(most, b.room(sequences))
 	}
 	o.full = most == full || most == free && p.queue.len() > 0
 	return o
@@ -114,11 +125,12 @@ func (p *Pool) wouldWait(tier int, tenant string, weight int) time.Duration {
 	return d
 }
 
-// pick is the backend to use other than avoid: of those with room the ones at the
+// pick is the backend to use other than avoid: of those with room for so many
+// sequences (0: of all) the ones at the
 // lowest level, of these the one with the fewest requests in flight for its weight;
 // equals are taken in turn. Those at L3 or above are left alone while another one is
 // below, be that full. The lock is held.
-func (p *Pool) pick(avoid *Backend, withRoom bool) *Backend {
+func (p *Pool) pick(avoid *Backend, room int64) *Backend {
 	var best, hot *Backend
 	cool := false
 	better := func(b, than *Backend) bool {
@@ -140,7 +152,7 @@ func (p *Pool) pick(avoid *Backend, withRoom bool) *Backend {
 		if b.gauge.Verdict().Level < degrade.SmallerModel {
 			cool, into = true, &best
 		}
-		if (!withRoom || b.room() == free) && better(b, *into) {
+		if (room == 0 || b.room(room) == free) && better(b, *into) {
 			*into = b
 		}
 	}
@@ -158,7 +170,7 @@ func (p *Pool) take(q *queueing, w *waiter) bool {
 	if p.queue.len() > 0 {
 		return false
 	}
-	b := p.pick(nil, true)
+	b := p.pick(nil, w.sequences)
 	if b == nil {
 		return false
 	}
@@ -177,7 +189,9 @@ func (p *Pool) dispatch() {
 	}
 	now := time.Now()
 	for p.queue.len() > 0 {
-		b := p.pick(nil, true)
+		// The next in turn waits until all its sequences have room; smaller ones behind it
+		// do not pass it, or it would wait for ever.
+		b := p.pick(nil, p.queue.peek().sequences)
 		if b == nil {
 			return
 		}
@@ -198,7 +212,8 @@ func (p *Pool) wait(q *queueing, w *waiter, most time.Duration) (predicted time.
 	predicted, _ = p.drain.wait(now, ahead)
 	// Who would be the first is let in whatever is predicted, or nobody would ever find
 	// out that a server which hung goes on.
-	if p.queue.len() >= q.MaxLength || ahead > 0 && predicted > most {
+	length := int64(q.MaxLength)
+	if p.queue.sequences()+min(w.sequences, max(length, 1)) > length || ahead > 0 && predicted > most {
 		return max(predicted, time.Second), false
 	}
 	p.queue.weights, w.ready, w.since = q.Weights, make(chan struct{}), now

@@ -4,6 +4,8 @@ import (
 	"container/heap"
 	"sync/atomic"
 	"time"
+
+	"tidegate/degrade"
 )
 
 // The tiers of waiting requests: one that waits goes before all of the next tier.
@@ -60,6 +62,7 @@ type band struct {
 	idle     accountHeap // who neither waits nor runs, and is ahead of a newcomer
 	last     *account    // the last that stopped waiting, or never had to
 	waiting  int         // requests
+	places   int64       // sequences of those
 	weight   int64       // of all in backlog
 }
 
@@ -86,6 +89,8 @@ type waiter struct {
 	weight int   // of its tenant, from 1; the newest holds
 	input  int64 // tokens of its prompt
 
+	sequences int64 // that it has on a backend, from 1
+
 	account    *account // from push on
 	queued     bool
 	seq        int64
@@ -99,15 +104,17 @@ type waiter struct {
 	told    bool          // its caller knows at which level it is answered
 }
 
-// newWaiter is a request that needs a place.
-func newWaiter(q *queueing, d *Demand) *waiter {
-	w := &waiter{tier: tierIndex(d.Request.Tier), tenant: q.tenant(&d.Request.Subjects), input: d.Request.Prompt}
+// newWaiter is a request that needs a place at a level.
+func newWaiter(q *queueing, d *Demand, level degrade.Level) *waiter {
+	w := &waiter{
+		tier: tierIndex(d.Request.Tier), tenant: q.tenant(&d.Request.Subjects), input: d.Request.Prompt, sequences: d.sequences(level),
+	}
 	w.weight = q.weight(w.tenant)
 	return w
 }
 
 // enter takes a place on b.
-func (w *waiter) enter(b *Backend) { w.backend, w.entered = b, b.enter() }
+func (w *waiter) enter(b *Backend) { w.backend, w.entered = b, b.enter(w.sequences) }
 
 func tierIndex(tier string) int {
 	for i, name := range Tiers() {
@@ -134,6 +141,14 @@ func (q *fairQueue) len() (n int) {
 	return n
 }
 
+// sequences is the number of the sequences of waiting requests.
+func (q *fairQueue) sequences() (n int64) {
+	for i := range q.tiers {
+		n += q.tiers[i].places
+	}
+	return n
+}
+
 // lenOf is the number of waiting requests of one tier.
 func (q *fairQueue) lenOf(tier int) int { return q.tiers[tier].waiting }
 
@@ -145,6 +160,7 @@ func (q *fairQueue) push(e *waiter) {
 	e.account, e.queued, e.seq = a, true, q.seq
 	e.prev, e.next, a.tail = a.tail, nil, e
 	b.waiting++
+	b.places += e.sequences
 	if a.waiting++; a.waiting > 1 {
 		e.prev.next = e
 		return
@@ -284,6 +300,7 @@ func (q *fairQueue) unlink(e *waiter) {
 	}
 	e.prev, e.next, e.queued = nil, nil, false
 	b.waiting--
+	b.places -= e.sequences
 	if a.waiting--; a.waiting == 0 {
 		b.weight -= a.weight.Load()
 		heap.Remove(&b.backlog, a.at)

@@ -88,7 +88,7 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 // move takes a place for a request that waits elsewhere, or lets it wait here, unless
 // it wants a place now; false: it has neither, or would wait for too long.
 func (p *Pool) move(q *queueing, w *waiter, most time.Duration, now bool) (*waiter, bool) {
-	next := &waiter{tier: w.tier, tenant: w.tenant, weight: w.weight, input: w.input}
+	next := &waiter{tier: w.tier, tenant: w.tenant, weight: w.weight, input: w.input, sequences: w.sequences}
 	if p.take(q, next) || now {
 		return next, next.backend != nil
 	}
@@ -99,7 +99,7 @@ func (p *Pool) move(q *queueing, w *waiter, most time.Duration, now bool) (*wait
 // give gives back a place in the queue, or one on a backend that came meanwhile.
 func (w *waiter) give(p *Pool) {
 	if !p.leave(w) {
-		w.backend.leave()
+		w.backend.leave(w.sequences)
 		p.done(w.account)
 		p.dispatch()
 	}

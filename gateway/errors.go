@@ -174,6 +174,7 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 		guessing *account.GuessingError
 		denied   *limit.Denied
 		shed     *admission.Overloaded
+		many     *admission.TooMany
 	)
 	switch {
 	case errors.As(err, &r):
@@ -192,6 +193,8 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 			g.Alerts.Refused(c.subjects(), denied.Rule)
 		}
 		return c.overLimit(denied)
+	case errors.As(err, &many):
+		return refuse(codeTooLargeForLimit, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and a server of %s takes %d at a time (max_in_flight): send fewer prompts at a time or a smaller n", many.Sequences, c.asked.Name, many.Most))
 	case errors.As(err, &shed):
 		return c.overloaded(shed)
 	case errors.Is(err, limit.ErrStore):

@@ -48,6 +48,7 @@ type Config struct {
 	KeepAlive      KeepAlive     `yaml:"keepalive"`
 	AuxRequests    limit.Rate    `yaml:"aux_requests"`    // requests of one key that generate nothing: lists, reports, /tokenize
 	MaxN           int           `yaml:"max_n"`           // choices per prompt
+	MaxPrompts     int           `yaml:"max_prompts"`     // prompts of one request for completions; the engine works on all of them at once
 	TrustedProxies []string      `yaml:"trusted_proxies"` // networks whose X-Forwarded-For is believed
 	PerUser        int           `yaml:"-"`               // users with metrics of their own, MaxPerUser at most; of the section telemetry
 }
@@ -55,7 +56,7 @@ type Config struct {
 // Default is a face that works without being told anything.
 func Default() Config {
 	return Config{
-		MaxBody: 8 << 20, BodyBudget: BodyBudget{Total: 256 << 20, PerCaller: 64 << 20}, BodyTimeout: time.Minute, WriteTimeout: time.Minute, AuxRequests: limit.Rate{Count: 120, Window: time.Minute}, MaxN: 8,
+		MaxBody: 8 << 20, BodyBudget: BodyBudget{Total: 256 << 20, PerCaller: 64 << 20}, BodyTimeout: time.Minute, WriteTimeout: time.Minute, AuxRequests: limit.Rate{Count: 120, Window: time.Minute}, MaxN: 8, MaxPrompts: 64,
 		KeepAlive: KeepAlive{After: 10 * time.Second, Every: 10 * time.Second, Form: "chunk"},
 	}
 }
@@ -81,6 +82,7 @@ func (c *Config) Validate() error {
 		fault(false, "aux_requests: %s", strings.TrimPrefix(err.Error(), "requests: "))
 	}
 	fault(c.MaxN >= 1 && c.MaxN <= 128, "max_n: must be from 1 to 128")
+	fault(c.MaxPrompts >= 1 && c.MaxPrompts <= 2048, "max_prompts: must be from 1 to 2048")
 	for i, p := range c.TrustedProxies {
 		_, err := netip.ParsePrefix(p)
 		fault(err == nil, "trusted_proxies[%d]: %q is no network; expected something like 10.0.0.0/8", i, p)

@@ -168,7 +168,7 @@ func TestJunkAddsNoSeries(t *testing.T) {
 func TestValidate(t *testing.T) {
 	c := Config{TrustedProxies: []string{"x"}}
 	var joined interface{ Unwrap() []error }
-	if !errors.As(c.Validate(), &joined) || len(joined.Unwrap()) != 9 {
+	if !errors.As(c.Validate(), &joined) || len(joined.Unwrap()) != 10 {
 		t.Errorf("got %v", c.Validate())
 	}
 }

@@ -47,11 +47,11 @@ func TestUnknownContext(t *testing.T) {
 
 // TestTooManyAnswers: a body cannot ask for more answers than anybody could make.
 func TestTooManyAnswers(t *testing.T) {
-	g, _ := bare(t, nil)
+	g, _ := bare(t, func(c *Config) { c.MaxPrompts, c.MaxN = 2048, 16 })
 	m := backend.DefaultModel()
 	m.Name, m.Backends = "m", []backend.Config{{URL: "http://127.0.0.1:1"}}
 	g.Fleet.Apply([]backend.ModelConfig{m})
-	r := httptest.NewRequest("POST", "/v1/completions", strings.NewReader(`{"model":"m","n":8,"prompt":[`+strings.Repeat(`"a",`, 3000)+`"a"]}`))
+	r := httptest.NewRequest("POST", "/v1/completions", strings.NewReader(`{"model":"m","n":16,"prompt":[`+strings.Repeat(`"a",`, 2000)+`"a"]}`))
 	r.Header.Set("Content-Type", "application/json")
 	c := &call{w: deadlines{httptest.NewRecorder()}, r: r, set: g.settings.Load(), id: "a", kind: openai.Completions}
 	if err := g.parse(c); err == nil || !strings.Contains(err.Error(), "16384") {

@@ -20,10 +20,12 @@ func (g *Gateway) demand(c *call) *admission.Demand {
 	c.by = c.subjects()
 	return &admission.Demand{
 		Pool: c.asked.Pool, MaxLevel: c.most, Caller: c, TTFT: c.asked.Objective, Quiet: int64(c.growth()),
-		Capped: int64(openai.Times(min(limited, capped), c.answers/c.wish.N)),
+		Prompts: int64(c.answers / c.wish.N),
+		Capped:  int64(openai.Times(min(limited, capped), c.answers/c.wish.N)),
 		Request: limit.Request{
 			ID: c.id, Subjects: c.by, Tier: string(c.who.Tier), Prompt: int64(c.prompt),
 			MaxTokens: int64(openai.Times(limited, c.answers)), Thinking: !c.noThinking,
+			Sequences: int64(c.answers),
 		},
 	}
 }

@@ -134,6 +134,9 @@ func (g *Gateway) countPrompt(c *call) (longest int, err error) {
 		if fault != nil {
 			return 0, fault
 		}
+		if len(prompts) > c.set.MaxPrompts {
+			return 0, refuse(codeInvalidRequest, "prompt", fmt.Sprintf("prompt: the request has %d prompts, and this gateway takes %d at a time (server.max_prompts): send several requests", len(prompts), c.set.MaxPrompts))
+		}
 		c.several, c.answers = len(prompts) > 1, len(prompts)*c.wish.N
 		if c.answers > openai.MaxChoices {
 			return 0, refuse(codeInvalidRequest, "prompt", fmt.Sprintf("prompt: %d prompts with n %d ask for more than %d answers", len(prompts), c.wish.N, openai.MaxChoices))

@@ -8,6 +8,9 @@ import (
 // ceilingParts is the ceiling over a limit, in quarters of it.
 const ceilingParts = 5
 
+// most is behind the key of a ceiling.
+const most = ":most"
+
 // ceilingOf is how much of a limit may be used in a window if every running request
 // takes all that it can: a quarter more than the limit.
 func ceilingOf(limit int64) int64 { return limit/4*ceilingParts + limit%4*ceilingParts/4 }

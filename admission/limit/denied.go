@@ -62,7 +62,7 @@ type Line struct {
 // own is the index of a dimension, or of the one that a ceiling is of: its limit is
 // the one that people know.
 func (p *plan) own(i int) int {
-	if p.ceilings[i] {
+	if p.ceiling(i) {
 		return i - 1
 	}
 	return i
@@ -75,7 +75,7 @@ func (p *plan) headers(states []State, from, to int) (h Headers) {
 		d, s := &p.dims[i], &states[i]
 		line := &h.Tokens
 		switch {
-		case d.Kind != Window || p.counters[i].shadow || p.ceilings[i] || d.Metric == ReasoningTokens:
+		case d.Kind != Window || p.counters[i].shadow || p.ceiling(i) || d.Metric == ReasoningTokens:
 			continue
 		case d.Metric == Requests:
 			line = &h.Requests
@@ -102,11 +102,11 @@ func (l *Limiter) denied(p *plan, out *Decision, now time.Time) (*Denied, time.D
 	refusal := &Denied{
 		Rule: d.Rule, Per: c.per, Metric: d.Metric, Limit: shown(d.Metric, out.States[p.own(i)].Limit), Quota: d.Kind == Quota,
 		Window: time.Duration(d.WindowMs) * time.Millisecond, Never: out.Never, Headers: p.headers(out.States, 0, len(p.dims)),
-		Running: p.ceilings[i], Cost: shown(d.Metric, d.Cost),
+		Running: p.ceiling(i), Cost: shown(d.Metric, d.Cost),
 	}
 	exact := time.Duration(out.RetryAfterMs) * time.Millisecond
 	largest := c.largest
-	if p.ceilings[i] {
+	if p.ceiling(i) {
 		largest = ceilingOf(largest)
 	}
 	if out.Never && d.Cost <= largest {

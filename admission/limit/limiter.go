@@ -167,7 +167,7 @@ func (l *Limiter) report(p *plan, out *Decision, g *Grant, now time.Time) {
 	for i := range p.dims {
 		d, c := &p.dims[i], p.counters[i]
 		switch {
-		case !d.Soft || !out.States[i].Over || p.ceilings[i] && out.States[i-1].Over:
+		case !d.Soft || !out.States[i].Over || p.ceiling(i) && out.States[i-1].Over:
 		case c.shadow:
 			if l.with.Shadow != nil {
 				l.with.Shadow(Breach{d.Rule, c.per, d.Metric, shown(d.Metric, out.States[p.own(i)].Limit)})
@@ -304,8 +304,8 @@ func (g *Grant) charges(u Usage, model string) []int64 {
 // It reports whether anything is held beyond the reservation. The lock is held.
 func (g *Grant) hold(charges []int64, age time.Duration) (more bool) {
 	r := &g.request
-	for i, ceiling := range g.plan.ceilings {
-		if !ceiling {
+	for i := range g.plan.dims {
+		if !g.plan.ceiling(i) {
 			continue
 		}
 		d := &g.plan.dims[i]

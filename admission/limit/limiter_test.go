@@ -190,7 +190,7 @@ func TestSettleOnce(t *testing.T) {
 // own are the dimensions of a plan without the ceilings.
 func own(p plan) (out []Dim) {
 	for i, d := range p.dims {
-		if !p.ceilings[i] {
+		if !p.ceiling(i) {
 			out = append(out, d)
 		}
 	}

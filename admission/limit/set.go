@@ -41,7 +41,6 @@ type counter struct {
 	by      per
 	home    home
 	name    string // of the counter in keys
-	most    string // of its ceiling
 	metric  Metric
 	kind    Kind
 	failure Failure
@@ -222,7 +221,6 @@ func (r *Rule) counters() []counter {
 
 func (c counter) done() counter {
 	c.name = "r:" + c.rule + ":" + c.metric.String() + ":"
-	c.most = c.name + "most:"
 	for _, a := range c.amounts {
 		c.largest = max(c.largest, capacity(a.limit, a.burst))
 	}
@@ -306,18 +304,20 @@ type Estimate struct {
 type plan struct {
 	dims     []Dim
 	counters []*counter
-	ceilings []bool
 }
 
-func (p *plan) add(d Dim, c *counter, ceiling bool) {
-	p.dims, p.counters, p.ceilings = append(p.dims, d), append(p.counters, c), append(p.ceilings, ceiling)
+func (p *plan) add(d Dim, c *counter) {
+	p.dims, p.counters = append(p.dims, d), append(p.counters, c)
 }
+
+// ceiling reports whether a dimension is a ceiling.
+func (p *plan) ceiling(i int) bool { return i > 0 && p.counters[i] == p.counters[i-1] }
 
 // Dims lists the dimensions that a request meets, in the order of their homes.
 func (s *Set) Dims(r Request, e Estimate, now time.Time) []Dim { return s.plan(&r, e, now).dims }
 
 func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
-	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size), ceilings: make([]bool, 0, s.size)}
+	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size)}
 	within := s.scope(r.Aux)
 	n := r.names(within.subjects, within.homes)
 	level := min(max(r.Level, 0), levelCount-1)
@@ -327,19 +327,23 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 		if c.aux != r.Aux {
 			continue
 		}
-		key := n.key(c.home, c.name, c.by)
+		suffix := ""
+		if c.bounded() {
+			suffix = most
+		}
+		key := n.key(c.home, c.name, c.by, suffix) // one text for both
 		if key == "" {
 			continue
 		}
 		c = c.variant(&r.Subjects)
 		d := Dim{
-			Key: key, Kind: c.kind, Rule: c.rule, Metric: c.metric, Failure: c.failure, Soft: c.shadow || c.degrade,
+			Key: key[:len(key)-len(suffix)], Kind: c.kind, Rule: c.rule, Metric: c.metric, Failure: c.failure, Soft: c.shadow || c.degrade,
 			WindowMs: c.windowMs, BucketMs: c.bucketMs,
 		}
 		c.limit(&d, c.factors[tier][level], now)
-		p.add(d, c, false)
+		p.add(d, c)
 		if c.bounded() {
-			p.add(c.ceiling(d, n.key(c.home, c.most, c.by)), c, true)
+			p.add(c.ceiling(d, key), c)
 		}
 	}
 	if e.Cold {
@@ -347,7 +351,7 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 	}
 	w := s.weightsOf(r.Model)
 	for i := range p.dims {
-		p.counters[i].cost(&p.dims[i], r, e, w, p.ceilings[i])
+		p.counters[i].cost(&p.dims[i], r, e, w, p.ceiling(i))
 	}
 	return p
 }
@@ -385,7 +389,7 @@ func (s *Set) weightsOf(model string) Weights {
 // limit of tokens, so that a small limit lets its first request in.
 func (e Estimate) capped(p plan) Estimate {
 	for i := range p.dims {
-		if p.ceilings[i] {
+		if p.ceiling(i) {
 			continue
 		}
 		d := &p.dims[i]

@@ -31,7 +31,7 @@ func TestDims(t *testing.T) {
 		"tg:{t:department=d}:r:key:concurrency:key=k1",
 		"tg:{t:department=d}:q:month:tokens:month@Asia/Shanghai:project=p",
 		"tg:{m:qwen}:r:model:tokens:model=qwen",
-		"tg:{m:qwen}:r:model:tokens:most:model=qwen",
+		"tg:{m:qwen}:r:model:tokens:model=qwen:most",
 		"tg:{g}:r:all:concurrency:global=all",
 	}
 	if !slices.Equal(got, want) {
@@ -51,7 +51,7 @@ func TestKeysDiffer(t *testing.T) {
 		for _, model := range odd {
 			s := Subjects{User: user, Model: model}
 			n := s.names([subjectCount]bool{byModel: true}, [ofAll + 1]bool{ofTenant: true})
-			key := n.key(ofTenant, "r:x:", per{byUser, byModel})
+			key := n.key(ofTenant, "r:x:", per{byUser, byModel}, "")
 			if strings.Count(key, "{") != 1 || strings.Count(key, "}") != 1 {
 				t.Errorf("%q: more than one home", key)
 			}

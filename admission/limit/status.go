@@ -51,7 +51,7 @@ func (l *Limiter) Status(ctx context.Context, r Request) (Status, error) {
 	for i := range p.dims {
 		d, c, s := &p.dims[i], p.counters[i], &seen.States[i]
 		switch {
-		case c.shadow || p.ceilings[i]:
+		case c.shadow || p.ceiling(i):
 		case d.Kind == Quota:
 			out.Quotas = append(out.Quotas, c.status(d, s))
 		default:

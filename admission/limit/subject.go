@@ -118,17 +118,18 @@ func (s *Subjects) names(subjects [subjectCount]bool, homes [ofAll + 1]bool) (n 
 	return n
 }
 
-// key is the key of a counter, or "" where the request lacks a subject.
-func (n *names) key(h home, counter string, by per) string {
+// key is the key of a counter with what is to stand behind it, or "" where the request
+// lacks a subject.
+func (n *names) key(h home, counter string, by per, suffix string) string {
 	for _, s := range by {
 		if n.values[s] == "" {
 			return ""
 		}
 	}
 	if len(by) == 1 {
-		return n.homes[h] + counter + by[0].String() + "=" + n.values[by[0]]
+		return n.homes[h] + counter + by[0].String() + "=" + n.values[by[0]] + suffix
 	}
-	return n.homes[h] + counter + by[0].String() + "=" + n.values[by[0]] + "," + by[1].String() + "=" + n.values[by[1]]
+	return n.homes[h] + counter + by[0].String() + "=" + n.values[by[0]] + "," + by[1].String() + "=" + n.values[by[1]] + suffix
 }
 
 // network is an address, or of IPv6 the /64 that one caller usually has whole.

@@ -30,7 +30,7 @@ type Config struct {
 
 	GPUs []string `yaml:"gpus"` // those it runs on, SOURCE/INDEX or UUID; none: not known
 
-	MaxInFlight int    `yaml:"max_in_flight"` // requests it is given at a time; 0: 1024
+	MaxInFlight int    `yaml:"max_in_flight"` // sequences (prompts x n) it is given at a time; 0: 1024
 	MaxWaiting  int    `yaml:"max_waiting"`   // requests that wait in its engine, the rest waits here; 0: 4
 	Memory      string `yaml:"memory"`        // preallocated, as vLLM does, or absolute; empty: preallocated
 	Priority    bool   `yaml:"priority"`      // it runs with --scheduling-policy priority

@@ -215,7 +215,7 @@ func translatedMembers() []Member {
 		{Translated, "nothing: where it is false the gateway leaves the reasoning out of the answer", "return_reasoning include_reasoning"},
 		{Translated, "`structured_outputs`: vLLM ignores these names since 0.12", "guided_json guided_regex guided_choice guided_grammar"},
 		{Checked, "one output constraint, this or one of `guided_…`", "structured_outputs"},
-		{Checked, "counted; texts, or " + ids, "prompt"},
+		{Checked, "counted; texts, or " + ids + "; at most `server.max_prompts` of them, each with `n` answers", "prompt"},
 		{Checked, ids, "stop_token_ids allowed_token_ids logprob_token_ids"},
 		{Checked, "its keys are " + ids, "logit_bias"},
 		{Checked, "an object; its keys are counted, refused or passed: see below", "chat_template_kwargs"},
