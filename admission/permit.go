@@ -90,6 +90,31 @@ func (p *Permit) Another() bool {
 	return true
 }
 
+// FallBack gives the place back and takes one that is free on the backends of a smaller
+// model, after those of the model that was asked for failed; the permit then stands at
+// L3. False: the caller accepts no such answer, or there is no place. The permit then
+// is as it was, or without a place, and is to be settled.
+func (c *Controller) FallBack(p *Permit, d *Demand) bool {
+	if p.pool != d.Pool || d.MaxLevel < degrade.SmallerModel {
+		return false
+	}
+	to := d.smaller()
+	if to == nil {
+		return false
+	}
+	q := c.queue.Load()
+	w := newWaiter(q, d)
+	if !to.take(q, w) {
+		return false
+	}
+	p.leave()
+	p.pool, p.backend, p.account, p.entered, p.failed = to, w.backend, w.account, w.entered, nil
+	if p.Level < degrade.SmallerModel {
+		p.Level, p.Reason = degrade.SmallerModel, reasonDown
+	}
+	return true
+}
+
 // Progress says what a request that goes on has used so far, so that a gateway
 // that dies loses little of it.
 func (p *Permit) Progress(u limit.Usage) { p.grant.Progress(u) }

@@ -284,7 +284,7 @@ func loggable(err error) string {
 	case errors.As(err, &request):
 		return ""
 	case errors.As(err, &stream):
-		return fmt.Sprintf("error in the stream: status %d", stream.Status)
+		return fmt.Sprintf("error in an answer of status 200: status %d", stream.Status)
 	case errors.As(err, &r):
 		switch code(r.told.Code) {
 		case codeInvalidRequest, codeModelNotFound, codeModelNotAllowed, codeUnknownURL, codeMethodNotAllowed:

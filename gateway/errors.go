@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -269,13 +270,18 @@ func limitOf(t backend.Timeouts, p backend.Phase) time.Duration {
 
 // serverRefusal turns a vLLM server's refusal into ours. What it says of the
 // request is passed on; that it wants another key or knows no such model is a
-// fault of the configuration, not of the caller.
+// fault of the configuration, not of the caller. Nothing is passed on of what is no
+// engine's error, such as a proxy's page of HTML: said is empty then.
 func serverRefusal(c *call, status int, said openai.Error) *refusal {
 	switch {
 	case status == http.StatusBadRequest && (said.Param == "input_tokens" || said.Param == "input_text"):
 		return c.overflow(said.Message)
-	case status == http.StatusBadRequest, status == http.StatusUnprocessableEntity, status == http.StatusRequestEntityTooLarge, status == http.StatusNotImplemented:
-		return refuse(codeInvalidRequest, said.Param, said.Message)
+	case status == http.StatusRequestEntityTooLarge:
+		return refuse(codeRequestTooLarge, said.Param, cmp.Or(said.Message,
+			"the request is larger than what stands before the model server lets through: shorten it, or have that limit raised (request id "+c.id+")"))
+	case status == http.StatusBadRequest, status == http.StatusUnprocessableEntity, status == http.StatusNotImplemented:
+		return refuse(codeInvalidRequest, said.Param, cmp.Or(said.Message, fmt.Sprintf(
+			"the request was refused with status %d before the model server or by it, without an error that can be read (request id %s)", status, c.id)))
 	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:
 		return refuse(codeOverloaded, "", fmt.Sprintf("the servers of %s are busy; please try again", c.model.Name)).after(retryOverloaded)
 	}

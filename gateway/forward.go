@@ -26,6 +26,8 @@ const (
 // A failure of which the caller has seen nothing is tried again, elsewhere.
 func (g *Gateway) forward(c *call, permit *admission.Permit) (err error) {
 	c.model.Retries.Request()
+	asked := c.model
+	var doubted []doubt
 	for n := 1; ; n++ {
 		b := g.backendOf(c, permit)
 		if b == nil {
@@ -38,10 +40,44 @@ func (g *Gateway) forward(c *call, permit *admission.Permit) (err error) {
 			c.out.id = c.id + "-" + strconv.Itoa(n)
 		}
 		err = b.Guard(func() error { return g.attempt(c, b, permit) })
-		if err == nil || c.out.answered || n >= c.model.Attempts || !backend.Retryable(err) || !c.model.Retries.Retry() || !permit.Another() {
+		switch {
+		case c.out.answered || err == nil:
+			for _, d := range doubted {
+				if c.model == asked { // a smaller model's answer says nothing of it
+					d.backend.Blame(d.err)
+				}
+			}
 			return err
+		case !backend.Retryable(err) || !g.elsewhere(c, b, permit, n):
+			return err
+		case backend.Doubtful(err):
+			doubted = append(doubted, doubt{b, err})
 		}
 	}
+}
+
+// doubt is a failure of which it is not known yet whose fault it was.
+type doubt struct {
+	backend *backend.Backend
+	err     error
+}
+
+// elsewhere takes a place for the next attempt after the nth has failed on b: on another
+// backend of the model while it may be tried there, else on the fallback model, once.
+// The budget of retries bounds both.
+func (g *Gateway) elsewhere(c *call, b *backend.Backend, permit *admission.Permit, n int) bool {
+	if c.model.Attempts < 2 || !c.model.Retries.Retry() && !b.Move(time.Now()) {
+		return false
+	}
+	if n < c.model.Attempts && permit.Another() {
+		return true
+	}
+	// Who has been told a level and a model must be answered so.
+	if c.sent || !g.Admission.FallBack(permit, g.demand(c)) || g.descend(c, permit) != nil {
+		return false
+	}
+	c.stand(permit.Level, permit.Reason)
+	return true
 }
 
 // backendOf is the backend that a permit names. One that was added while the request

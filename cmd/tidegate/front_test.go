@@ -224,7 +224,7 @@ func TestFailover(t *testing.T) {
 		fault  gatewaytest.FaultKind
 		served bool
 	}{
-		{"refuse", true}, {"503", true}, {"die_before", true}, {"500", false}, {"garbage", false},
+		{"refuse", true}, {"503", true}, {"die_before", true}, {"500", true}, {"garbage", true},
 	} {
 		for _, stream := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, stream %v", c.fault, stream), func(t *testing.T) {

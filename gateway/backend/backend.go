@@ -115,7 +115,9 @@ type Backend struct {
 	post      *http.Request // tells ReadResponse the method
 	facts     atomic.Pointer[Facts]
 	state     atomic.Pointer[string] // why it is out of rotation
-	kick      chan struct{}          // asks for a probe now
+	suspected atomic.Bool            // a request failed since the last probe began
+	moves     moves
+	kick      chan struct{} // asks for a probe now
 	gpus      atomic.Pointer[[]*nvml.View]
 	engine    atomic.Pointer[Engine]
 	blind     atomic.Pointer[string]    // why the engine's load is not known; nil: it is
@@ -202,6 +204,7 @@ func (b *Backend) suspect(err error) {
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		b.out("connection refused")
 	}
+	b.suspected.Store(true)
 	b.probeNow()
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/http"
 
 	"tidegate/admission"
 	"tidegate/degrade"
@@ -39,20 +40,34 @@ const failedShare = 0.5
 // failed it is not asked at all, and the error is Retryable.
 func (b *Backend) Guard(request func() error) error {
 	err := b.tuned.Load().breaker.Do(request)
+	if err == nil {
+		return nil // before anything is allocated
+	}
 	if errors.Is(err, degrade.ErrOpen) {
 		return &brokenError{"not asked", err}
 	}
+	if status := statusOf(err); Doubtful(err) || status == http.StatusBadGateway || status == http.StatusGatewayTimeout {
+		b.suspect(err) // its health probe knows whether the engine is dead
+	}
 	return err
+}
+
+// Blame counts a Doubtful failure against the backend, since another one has answered
+// the same request: a server that fails what others can do is kept from callers even
+// where its health probe says that it is well.
+func (b *Backend) Blame(err error) {
+	text := errors.New(err.Error()) // what it is counted as hangs no more on what it is
+	// The breaker returns what it is given.
+	_ = b.tuned.Load().breaker.Do(func() error { return &brokenError{"answered by another backend", text} })
 }
 
 // harmless reports whether an error says nothing against the backend: the caller
 // left, the request was refused, or the engine has enough to do. A 500 may be the
 // request's own fault, and one caller's bad requests must not take a server from the
-// others; of an engine that is dead the health probe tells.
+// others; of an engine that is dead the health probe tells, or Blame.
 func harmless(err error) bool {
-	var status *StatusError
-	if errors.As(err, &status) {
-		return status.Status != 502 && status.Status != 504
+	if status := statusOf(err); status != 0 {
+		return status != http.StatusBadGateway && status != http.StatusGatewayTimeout
 	}
 	var timeout *TimeoutError
 	if errors.As(err, &timeout) {

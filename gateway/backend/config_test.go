@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"tidegate/gateway/openai"
 )
 
 func validModel() ModelConfig {
@@ -135,12 +137,22 @@ func TestErrors(t *testing.T) {
 		{&StatusError{Status: 400}, false, "refused"},
 		{&StatusError{Status: 404}, false, "refused"},
 		{&StatusError{Status: 429}, false, "refused"},
-		{&StatusError{Status: 500}, false, "status_5xx"},
+		{&StatusError{Status: 413, Body: []byte("<html>")}, false, "refused"},
+		{&StatusError{Status: 422}, false, "refused"},
+		{&StatusError{Status: 500}, true, "status_5xx"},
 		{&StatusError{Status: 501}, false, "status_5xx"},
 		{&StatusError{Status: 502}, true, "status_5xx"},
 		{&StatusError{Status: 503}, true, "status_5xx"},
 		{&StatusError{Status: 504}, true, "status_5xx"},
 		{Broken("stream", io.EOF), true, "broken"},
+		{&openai.StreamError{Status: 400}, false, "refused"},
+		{&openai.StreamError{Status: 500}, true, "status_5xx"},
+		{&openai.StreamError{Status: 503}, true, "status_5xx"},
+		{openai.ErrNoAnswer, true, "bad_answer"},
+		{openai.ErrGarbage, true, "bad_answer"},
+		{openai.ErrNoEvents, true, "bad_answer"},
+		{openai.ErrUnfinished, true, "bad_answer"},
+		{Broken("stream", openai.ErrUnfinished), true, "broken"},
 		{errFraming, false, "bad_answer"},
 		{errors.New("x"), false, "bad_answer"},
 	} {
@@ -166,6 +178,46 @@ func TestErrors(t *testing.T) {
 	} {
 		if stale(err) != want {
 			t.Errorf("%v", err)
+		}
+	}
+}
+
+// TestDoubtful: which failures may be the request's own, and so speak against a backend
+// only once another has answered; all others count at once or never.
+func TestDoubtful(t *testing.T) {
+	for _, c := range []struct {
+		err               error
+		doubtful, counted bool
+	}{
+		{&StatusError{Status: 400}, false, false},
+		{&StatusError{Status: 413, Body: []byte("<html>")}, false, false},
+		{&StatusError{Status: 422}, false, false},
+		{&StatusError{Status: 500}, true, false},
+		{&StatusError{Status: 501}, false, false},
+		{&StatusError{Status: 502}, false, true},
+		{&StatusError{Status: 503}, false, false},
+		{&StatusError{Status: 504}, false, true},
+		{&openai.StreamError{Status: 500}, true, false},
+		{&openai.StreamError{Status: 503}, false, false},
+		{openai.ErrNoAnswer, true, false},
+		{Broken("stream", openai.ErrUnfinished), false, true},
+		{&TimeoutError{FirstToken}, false, true},
+		{&TimeoutError{Total}, false, false},
+		{ErrLeft, false, false},
+	} {
+		b := New(Config{URL: "http://gpu-a:8000", breaker: Breaker{Failures: 1, Open: time.Hour}}, "agent")
+		b.Seat.Rotate(true)
+		if err := b.Guard(func() error { return c.err }); !errors.Is(err, c.err) {
+			t.Error(err)
+		}
+		if Doubtful(c.err) != c.doubtful || b.BreakerOpen() != c.counted {
+			t.Errorf("%v: doubtful %v, counted %v", c.err, Doubtful(c.err), b.BreakerOpen())
+		}
+		if probes := len(b.kick); c.doubtful && probes != 1 {
+			t.Errorf("%v: %d probes are asked for", c.err, probes)
+		}
+		if b.Blame(c.err); !b.BreakerOpen() || b.Seat.Up() {
+			t.Errorf("%v: blamed, and still in rotation", c.err)
 		}
 	}
 }

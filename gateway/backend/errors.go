@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"syscall"
+
+	"tidegate/gateway/openai"
 )
 
 // Phase names the limit that a timeout ran into.
@@ -51,20 +54,53 @@ func (e *brokenError) Unwrap() error { return e.err }
 // Broken marks err as a connection that did not hold.
 func Broken(what string, err error) error { return &brokenError{what, err} }
 
-// Retryable reports whether the same request may be sent to another backend,
-// given that the caller has seen nothing of an answer yet: the connection failed
-// or broke, or the server said that it is not available.
+// statusOf is the status by which a server refused, in the head of its answer or in one
+// of status 200; 0: err is no refusal.
+func statusOf(err error) int {
+	var (
+		status *StatusError
+		within *openai.StreamError
+	)
+	switch {
+	case errors.As(err, &status):
+		return status.Status
+	case errors.As(err, &within):
+		return within.Status
+	}
+	return 0
+}
+
+// Retryable reports whether the same request may be sent to another backend, given that
+// the caller has seen nothing of an answer yet: the connection failed or broke, the
+// server said that it is not available, or the failure is Doubtful.
 func Retryable(err error) bool {
-	var status *StatusError
-	if errors.As(err, &status) {
-		return status.Status == 502 || status.Status == 503 || status.Status == 504
+	switch statusOf(err) {
+	case 0:
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	default:
+		return Doubtful(err)
 	}
 	var timeout *TimeoutError
 	if errors.As(err, &timeout) {
 		return timeout.Phase == Connect
 	}
 	var broken *brokenError
-	return errors.As(err, &broken)
+	return errors.As(err, &broken) || Doubtful(err)
+}
+
+// Doubtful reports whether a failure may be the backend's fault or the request's: a 500
+// is what an engine says whose core is dead, and what it says of a request that it
+// cannot stand; and something that is no answer may come from a proxy whose server is
+// gone. Only another backend's answer to the same request tells: see Blame.
+func Doubtful(err error) bool {
+	if status := statusOf(err); status != 0 {
+		return status == http.StatusInternalServerError
+	}
+	if errors.As(err, new(*brokenError)) {
+		return false // a connection that did not hold is no fault of a request
+	}
+	return errors.Is(err, openai.ErrNoAnswer) || errors.Is(err, openai.ErrGarbage) || errors.Is(err, openai.ErrNoEvents) || errors.Is(err, openai.ErrUnfinished)
 }
 
 // Outcomes are all words of Outcome.
@@ -80,18 +116,18 @@ func Outcome(err error) string {
 		return "ok" // before the targets below are allocated
 	}
 	var (
-		status  *StatusError
 		timeout *TimeoutError
 		broken  *brokenError
 	)
+	status := statusOf(err)
 	switch {
 	case errors.Is(err, ErrLeft), errors.Is(err, context.Canceled):
 		return "client_closed"
 	case errors.As(err, &timeout):
 		return "timeout_" + string(timeout.Phase)
-	case errors.As(err, &status) && status.Status < 500:
+	case status != 0 && status < 500:
 		return "refused"
-	case errors.As(err, &status):
+	case status != 0:
 		return "status_5xx"
 	case errors.As(err, &broken):
 		return "broken"

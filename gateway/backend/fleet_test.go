@@ -321,3 +321,25 @@ func TestProbeQuotesLittle(t *testing.T) {
 		client.CloseIdleConnections()
 	}
 }
+
+// TestProbeAfterAFailedRequest: a request that failed is the first of the two failures
+// that take a backend out; a probe that succeeds forgives it.
+func TestProbeAfterAFailedRequest(t *testing.T) {
+	w := newWorld()
+	p := proberOf(w, Config{}, "qwen3-1.7b")
+	step := func(health string, fails, up bool) {
+		t.Helper()
+		w.set("/health", health)
+		if fails {
+			p.b.suspect(io.EOF)
+		}
+		if p.probe(t.Context()); p.b.Seat.Up() != up {
+			t.Errorf("in rotation: %v (%s)", p.b.Seat.Up(), p.b.Why())
+		}
+	}
+	step("", false, true)
+	step("", true, true)
+	step("status 503", false, true)
+	step("", false, true)
+	step("status 503", true, false)
+}

@@ -191,3 +191,31 @@ func (b *Budget) Retry() bool {
 	b.left--
 	return true
 }
+
+// moves are the requests that a failing backend may hand to others beyond their Budget:
+// all that it had when the first of them failed, since these are no more than the fleet
+// carries already.
+type moves struct {
+	mu    sync.Mutex
+	left  int
+	again time.Time // when there may be as many once more
+}
+
+// movesEvery is how often a backend may fail all that it has.
+const movesEvery = time.Minute
+
+// Move takes one retry that costs no Budget; false: there is none. The request that
+// asks still holds its place on the backend.
+func (b *Backend) Move(now time.Time) bool {
+	m := &b.moves
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !now.Before(m.again) {
+		m.left, m.again = b.Seat.InFlight(), now.Add(movesEvery)
+	}
+	if m.left < 1 {
+		return false
+	}
+	m.left--
+	return true
+}

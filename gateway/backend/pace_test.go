@@ -5,6 +5,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"tidegate/admission"
+	"tidegate/admission/limit"
 )
 
 // TestFirstTokens: p90 of the last half minute, and nothing where too few are known.
@@ -92,5 +95,28 @@ func TestHarmless(t *testing.T) {
 		if got := harmless(c.err); got != c.harmless {
 			t.Errorf("%v: %v", c.err, got)
 		}
+	}
+}
+
+// TestMove: a backend hands on all that it has, beyond any budget, once a minute.
+func TestMove(t *testing.T) {
+	b := New(Config{URL: "http://gpu-a:8000"}, "agent")
+	b.Seat.Rotate(true)
+	pool := admission.NewPool("m", nil)
+	pool.Set([]*admission.Backend{b.Seat}, nil)
+	c := admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), admission.DefaultQueue())
+	for range 3 {
+		if _, err := c.Admit(t.Context(), &admission.Demand{Pool: pool}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := time.Unix(1000, 0)
+	for i, want := range []bool{true, true, true, false, false} {
+		if got := b.Move(at.Add(time.Duration(i) * time.Second)); got != want {
+			t.Errorf("move %d: %v", i, got)
+		}
+	}
+	if b.Move(at.Add(movesEvery-1)) || !b.Move(at.Add(movesEvery)) {
+		t.Error("not once a minute")
 	}
 }

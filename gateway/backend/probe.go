@@ -58,6 +58,7 @@ func (p *prober) run(ctx context.Context) {
 }
 
 func (p *prober) probe(ctx context.Context) {
+	suspected := p.b.suspected.Swap(false)
 	_, err := p.ask(ctx, "/health")
 	p.heal(ctx, err)
 	if err == nil && time.Since(p.known) > factsEvery {
@@ -86,6 +87,9 @@ func (p *prober) probe(ctx context.Context) {
 		return
 	}
 	p.known = time.Time{}
+	if suspected {
+		p.failed++ // the request that failed counts, too
+	}
 	if p.failed++; p.failed >= failedTwice || errors.Is(err, syscall.ECONNREFUSED) {
 		p.down = time.Now()
 	} else if p.b.Seat.Up() {

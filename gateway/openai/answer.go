@@ -23,7 +23,8 @@ type Answer struct {
 // engine counted no reasoning tokens, those of each reasoning text are counted, to
 // which the marks around it are added.
 //
-// The error is ErrNoAnswer or, where the engine gave up, ErrUnfinished.
+// The error is a *StreamError where the body holds one, ErrNoAnswer or, where the
+// engine gave up, ErrUnfinished.
 func ReadAnswer(route Route, v View, body []byte, b Bounds, fresh func() Tally) (a Answer, err error) {
 	var (
 		e edits
@@ -34,7 +35,7 @@ func ReadAnswer(route Route, v View, body []byte, b Bounds, fresh func() Tally) 
 		part = ""
 	}
 	if !c.read(&e, &v, body, part) || !c.listed || c.failure != nil {
-		return a, ErrNoAnswer
+		return a, answerError(body)
 	}
 	var s stated
 	if c.usage != nil {

@@ -58,9 +58,24 @@ func TestReadAnswer(t *testing.T) {
 }
 
 func TestReadAnswerRefuses(t *testing.T) {
-	for _, in := range []string{``, `oops`, `[]`, `{}`, `{"usage":{}}`, `{"choices":null}`, `{"choices":[1]}`, `{"choices":[{}]`, `{"choices":[]} x`, `{"choices":[],"error":{"message":"x"}}`, `<html>`} {
+	for _, in := range []string{``, `oops`, `[]`, `{}`, `{"usage":{}}`, `{"choices":null}`, `{"choices":[1]}`, `{"choices":[{}]`, `{"choices":[]} x`, `{"error":{}}`, `{"error":null}`, `<html>`} {
 		if a, err := ReadAnswer(Chat, View{}, []byte(in), Bounds{}, nil); !errors.Is(err, ErrNoAnswer) || a.Body != nil {
 			t.Errorf("%s: %s, %v", in, a.Body, err)
+		}
+	}
+	for in, want := range map[string]StreamError{
+		`{"choices":[],"error":{"message":"x"}}`:                                                       {500, Error{Message: "x"}},
+		`{"error":{"message":"x","type":"InternalServerError","param":null,"code":500}}`:               {500, Error{Message: "x", Type: "InternalServerError"}},
+		`{"error":{"message":"x","type":"ServiceUnavailableError","code":503}}`:                        {503, Error{Message: "x", Type: "ServiceUnavailableError"}},
+		`{"error":{"message":"x","type":"UnprocessableEntityError","code":422}}`:                       {422, Error{Message: "x", Type: "UnprocessableEntityError"}},
+		`{"object":"error","message":"x","type":"BadRequestError","param":"n","code":400}`:             {400, Error{Message: "x", Type: "BadRequestError", Param: "n"}},
+		`{"object":"error","message":"EngineCore encountered an issue.","type":"t","code":"x","a":[]}`: {500, Error{Message: "EngineCore encountered an issue.", Type: "t"}},
+		`{"error":"The model is currently scaling"}`:                                                   {500, Error{Message: "The model is currently scaling"}},
+		`{"error":{"message":"x","code":200}}`:                                                         {500, Error{Message: "x"}},
+	} {
+		var got *StreamError
+		if a, err := ReadAnswer(Chat, View{}, []byte(in), Bounds{}, nil); !errors.As(err, &got) || *got != want || a.Body != nil {
+			t.Errorf("%s: %+v, %v", in, got, err)
 		}
 	}
 	a, err := ReadAnswer(Chat, View{}, []byte(`{"choices":[{"message":{"content":"a"},"finish_reason":"abort"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}`), Bounds{}, nil)
@@ -165,14 +180,14 @@ func TestReadError(t *testing.T) {
 		{`{"detail":[{"loc":["body","n"],"msg":"bad"}]}`, Error{Message: `[{"loc":["body","n"],"msg":"bad"}]`}},
 		{`{"object":"error","message":"m","type":"t","param":null,"code":400}`, Error{Message: "m", Type: "t"}},
 		{`{"error":{"message":"é\u0041\n"}}`, Error{Message: "éA\n"}},
-		{`{"error":null}`, Error{Message: `{"error":null}`}},
-		{`{"error":{}}`, Error{Message: `{"error":{}}`}},
-		{`"a text"`, Error{Message: "a text"}},
-		{" Bad Gateway \n", Error{Message: "Bad Gateway"}},
-		{"<html>\xff</html>", Error{Message: "<html>\ufffd</html>"}},
+		{`{"error":null}`, Error{}},
+		{`{"error":{}}`, Error{}},
+		{`"a text"`, Error{}},
+		{" Bad Gateway \n", Error{}},
+		{"<html>\xff</html>", Error{}},
 		{``, Error{}},
 		{`{"error":{"message":"` + long + `"}}`, Error{Message: long[:maxMessage] + "…"}},
-		{"x" + long, Error{Message: "x" + long[:maxMessage-2] + "…"}},
+		{`{"error":{"message":"m","param":"` + long + `","type":"` + long + `"}}`, Error{"m", long[:maxMessage] + "…", long[:maxMessage] + "…", ""}},
 	} {
 		if got := ReadError([]byte(c.in)); got != c.want {
 			t.Errorf("%.60s: %+v", c.in, got)

@@ -43,15 +43,17 @@ func (e *Error) Body() []byte {
 const maxMessage = 2000
 
 // ReadError reads what vLLM and its web framework answer when they refuse: an
-// error object, an error string, {"detail": …}, the old flat shape, or any text.
-// Code is left empty: vLLM's code is only the HTTP status again.
+// error object, an error string, {"detail": …}, or the old flat shape. The message is
+// empty where the body is none of these: then something else has answered, such as a
+// proxy with a page of HTML, and its words are not for the caller. Code is left empty:
+// vLLM's code is only the HTTP status again.
 func ReadError(body []byte) Error {
 	object := body
 	if inner := find(body, "error"); inner != nil {
 		object = inner
-	}
-	if s, ok := text(object); ok {
-		return Error{Message: clip(s)}
+		if s, ok := text(inner); ok {
+			return Error{Message: clip(s)}
+		}
 	}
 	var e Error
 	e.Message, _ = text(find(object, "message"))
@@ -66,10 +68,7 @@ func ReadError(body []byte) Error {
 			}
 		}
 	}
-	if e.Message == "" {
-		e.Message = strings.ToValidUTF8(string(bytes.TrimSpace(body)), "\ufffd")
-	}
-	e.Message = clip(e.Message)
+	e.Message, e.Param, e.Type = clip(e.Message), clip(e.Param), clip(e.Type)
 	return e
 }
 

@@ -15,14 +15,15 @@ var (
 	ErrUnfinished = errors.New("the stream ended before the answer did")
 )
 
-// StreamError is an error event: vLLM sends what goes wrong after the 200, be it
-// the server's fault or the caller's, inside the stream.
+// StreamError is an error in an answer of status 200: vLLM sends what goes wrong after
+// the 200, be it the server's fault or the caller's, inside the stream, and old versions
+// send the error of a dead engine as the whole body of a 200.
 type StreamError struct {
 	Status int // vLLM's code; 500 where it gave none
 	Err    Error
 }
 
-func (e *StreamError) Error() string { return "error in the stream: " + e.Err.Message }
+func (e *StreamError) Error() string { return "error in the answer: " + e.Err.Message }
 
 // Tap follows one stream on its way to the caller. It counts tokens from the
 // usage that every chunk carries (stream_options.continuous_usage_stats), so that
@@ -419,10 +420,25 @@ func (t *Tap) close(dst []byte) []byte {
 	return append(u.append(dst), "}\n\n"...)
 }
 
+// streamError is the error that data holds, of which failure is the object.
 func streamError(data, failure []byte) *StreamError {
 	e := &StreamError{Status: 500, Err: ReadError(data)}
 	if code, ok := integer(find(failure, "code")); ok && code >= 400 && code < 600 {
 		e.Status = int(code)
+	}
+	return e
+}
+
+// answerError is why a body is no answer: the error that it holds, in either of vLLM's
+// shapes, or ErrNoAnswer.
+func answerError(body []byte) error {
+	object := body
+	if inner := find(body, "error"); inner != nil {
+		object = inner
+	}
+	e := streamError(body, object)
+	if e.Err.Message == "" {
+		return ErrNoAnswer
 	}
 	return e
 }
