@@ -103,12 +103,13 @@ func (c *Controller) FallBack(p *Permit, d *Demand) bool {
 		return false
 	}
 	q := c.queue.Load()
-	w := newWaiter(q, d)
+	w := newWaiter(q, d, degrade.SmallerModel)
 	if !to.take(q, w) {
 		return false
 	}
 	p.leave()
 	p.pool, p.backend, p.account, p.entered, p.failed = to, w.backend, w.account, w.entered, nil
+	p.sequences = w.sequences
 	if p.Level < degrade.SmallerModel {
 		p.Level, p.Reason = degrade.SmallerModel, reasonDown
 	}
