@@ -434,11 +434,12 @@ func TestWireFailures(t *testing.T) {
 
 // TestWireKeepAlive has slow servers and an impatient gateway.
 func TestWireKeepAlive(t *testing.T) {
-	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.Tokens = 150*time.Millisecond, 30 })
+	// Forty are due where three are asked for: a busy machine sends some of them late.
+	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.Tokens = 400*time.Millisecond, 30 })
 	chunks := newWire(t, startGateway(t, s, plan{
-		server: []string{"keepalive: {after: 20ms, every: 20ms}"}, model: []string{"timeouts: {first_token: 700ms, idle: 700ms}"},
+		server: []string{"keepalive: {after: 10ms, every: 10ms}"}, model: []string{"timeouts: {first_token: 1500ms, idle: 1500ms}"},
 	}))
-	comments := newWire(t, startGateway(t, s, plan{server: []string{"keepalive: {after: 20ms, every: 20ms, form: comment}"}}))
+	comments := newWire(t, startGateway(t, s, plan{server: []string{"keepalive: {after: 10ms, every: 10ms, form: comment}"}}))
 	chat := chatOf("Hello", `,"stream":true`)
 	completion := fmt.Sprintf(`{"model":%q,"prompt":"Once","stream":true}`, largeAlias)
 	silent := func(e events) (n int) {
