@@ -1,0 +1,61 @@
+package main
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"tidegate/gateway/gatewaytest"
+)
+
+// TestFallBack: where every server of a model fails with a 500, the fallback model
+// answers, at L3, whoever accepts that.
+func TestFallBack(t *testing.T) {
+	s := startServers(t, nil)
+	p := laddered("")
+	p.model = []string{"retry: {attempts: 2, budget: 1}", "breaker: {failures: 1000}"}
+	w := newWire(t, startGateway(t, s, p))
+	s[:2].fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500})
+	for _, stream := range []string{"", `,"stream":true`} {
+		tag := "fallen" + fmt.Sprint(len(stream))
+		w.answered(t, chatOf("Hello", `,"user":"`+tag+`"`+stream), "L3", "no_backend", smallModel)
+	}
+	tried := len(s[0].Requests()) + len(s[1].Requests())
+	if tried != 4 {
+		t.Errorf("its own servers were tried %d times for two requests", tried)
+	}
+	w.refused(t, w.ask(t, "POST", chatPath, chatOf("Hello", ""), "X-Tidegate-Max-Level", "L2"), 502, "upstream_error", "")
+	s.fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500})
+	w.refused(t, w.ask(t, "POST", chatPath, chatOf("Hello", "")), 502, "upstream_error", "")
+	s.heal(t)
+	w.idle(t)
+}
+
+// TestDeadCore: an engine's core dies with many whole requests in flight. Its server
+// answers 500, and no caller notices: they all go to the second server, beyond the
+// budget of retries.
+func TestDeadCore(t *testing.T) {
+	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 2 * time.Millisecond })
+	f := startGateway(t, s, plan{model: []string{"breaker: {open: 1s}"}})
+	const callers = 60
+	var asking sync.WaitGroup
+	for range callers {
+		asking.Go(func() {
+			if a := f.complete(t, adaKey, chat(largeModel, 200, "")); a.status != 200 {
+				t.Errorf("a caller noticed: %d %s", a.status, a.body)
+			}
+		})
+	}
+	eventually(t, "many requests on the first server", func() bool { return s[0].Stats().Running > callers/3 })
+	s[:1].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDead})
+	asking.Wait()
+	for range 20 { // and nobody notices while it is dead
+		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != 200 {
+			t.Errorf("a later caller noticed: %d %s", a.status, a.body)
+		}
+	}
+	s.heal(t)
+	eventually(t, "the server to be back", func() bool { return f.up(t) == len(s) })
+	f.idle(t)
+}
