@@ -73,8 +73,10 @@ func (r *Request) reach(e Estimate, windowMs int64) int64 {
 const (
 	paceAnswers = 64   // the last of a model whose pace is remembered
 	paceKnown   = 8    // answers that must have been seen before the pace counts
+	paceUnknown = 100  // tokens per second, where fewer were seen: most engines are slower under load
 	paceTokens  = 64   // of a sequence; shorter ones say little of the pace
 	paceLeast   = 25   // tokens per second that an answer is always taken to be able to come at
+	meanWeight  = 8    // the newest answer counts one in eight
 	paceMost    = 1000 // tokens per second; beyond it the pace bounds nothing
 )
 
@@ -84,9 +86,14 @@ const (
 type paces struct {
 	recent []int64
 	next   int
+	mean   time.Duration // from admission to end, of answers of any length; a moving average
 }
 
 func (p *paces) add(output, sequences int64, took time.Duration) {
+	if p.mean == 0 {
+		p.mean = took
+	}
+	p.mean += (took - p.mean) / meanWeight
 	each := output / max(sequences, 1)
 	if each < paceTokens {
 		return
@@ -100,10 +107,11 @@ func (p *paces) add(output, sequences int64, took time.Duration) {
 	p.next = (p.next + 1) % paceAnswers
 }
 
-// fastest is what an answer may come at, with a quarter to spare; 0: it is not known.
+// fastest returns the tokens per second that an answer may come at, with an eighth to
+// spare; 0: they bound nothing.
 func (p *paces) fastest() int64 {
 	if p == nil || len(p.recent) < paceKnown {
-		return 0
+		return paceUnknown
 	}
 	most := slices.Max(p.recent)
 	if most >= paceMost {
@@ -111,3 +119,20 @@ func (p *paces) fastest() int64 {
 	}
 	return max(most+most/8, paceLeast)
 }
+
+// lasting returns how long an answer lasts on the average; 0: none was seen.
+func (p *paces) lasting() time.Duration {
+	if p == nil {
+		return 0
+	}
+	return p.mean
+}
+
+// turn returns when a request that a ceiling refused should be tried again: what runs
+// gives back what it has not used as soon as it ends, which is long before that would
+// leave the window.
+func (p *plan) turn(exact time.Duration) time.Duration {
+	return min(exact, max(p.lasting, leastTurn))
+}
+
+const leastTurn = time.Second // also where nothing is known of the answers

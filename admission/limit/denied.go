@@ -14,7 +14,7 @@ type Denied struct {
 	Metric     Metric
 	Limit      int64         // in force, in the metric's own unit
 	Window     time.Duration // of a rate; 0: none
-	RetryAfter time.Duration // exact for a quota; else up to a tenth (a minute at most) more, so that callers do not return together; 0 where Never
+	RetryAfter time.Duration // exact for a quota; of what is Running about how long an answer lasts; else up to a tenth (a minute at most) more, so that callers do not return together; 0 where Never
 	Never      bool          // the request is larger than the limit ever is
 	Quota      bool          // the limit is a quota
 	Cached     bool          // nobody was asked: the same was refused a moment ago
@@ -111,6 +111,9 @@ func (l *Limiter) denied(p *plan, out *Decision, now time.Time) (*Denied, time.D
 	}
 	if out.Never && d.Cost <= largest {
 		refusal.Never, exact = false, c.later(d, now)
+	}
+	if p.ceiling(i) && !refusal.Never {
+		exact = p.turn(exact)
 	}
 	if !refusal.Never {
 		refusal.RetryAfter = l.jittered(exact, refusal.Quota)

@@ -74,7 +74,8 @@ func (e *estimator) estimate(r *Request) Estimate {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	out := e.expected(own)
-	out.Pace = e.paces[r.Model].fastest()
+	model := e.paces[r.Model]
+	out.Pace, out.Lasting = model.fastest(), model.lasting()
 	return out
 }
 

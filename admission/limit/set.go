@@ -295,8 +295,9 @@ func (r *Request) sequences() int64 { return max(r.Sequences, 1) }
 // Estimate is what a request's answer is expected to have, in tokens.
 type Estimate struct {
 	Output, Reasoning int64
-	Cold              bool  // too little is known; a quarter of the smallest limit is the most
-	Pace              int64 // tokens per second that one sequence may come at; 0: not known
+	Cold              bool          // too little is known; a quarter of the smallest limit is the most
+	Pace              int64         // tokens per second that one sequence may come at; 0: any number
+	Lasting           time.Duration // of an answer on the average, from admission to end; 0: not known
 }
 
 // plan is the dimensions of one request and the counters they are of. A ceiling is
@@ -304,6 +305,7 @@ type Estimate struct {
 type plan struct {
 	dims     []Dim
 	counters []*counter
+	lasting  time.Duration // of an answer on the average; 0: not known
 }
 
 func (p *plan) add(d Dim, c *counter) {
@@ -317,7 +319,7 @@ func (p *plan) ceiling(i int) bool { return i > 0 && p.counters[i] == p.counters
 func (s *Set) Dims(r Request, e Estimate, now time.Time) []Dim { return s.plan(&r, e, now).dims }
 
 func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
-	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size)}
+	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size), lasting: e.Lasting}
 	within := s.scope(r.Aux)
 	n := r.names(within.subjects, within.homes)
 	level := min(max(r.Level, 0), levelCount-1)

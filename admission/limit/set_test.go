@@ -110,13 +110,13 @@ func TestCosts(t *testing.T) {
 func TestEstimates(t *testing.T) {
 	e := newEstimator()
 	q := alice()
-	if got := e.estimate(&q); got != (Estimate{Output: coldOutput, Reasoning: coldOutput, Cold: true}) {
+	if got := e.estimate(&q); got != (Estimate{Output: coldOutput, Reasoning: coldOutput, Cold: true, Pace: paceUnknown}) {
 		t.Errorf("cold: %+v", got)
 	}
 	for i := range 200 {
 		e.learn(&q, Usage{Output: int64(i%10+1) * 10, Reasoning: int64(i%10 + 1)}, q.Model, time.Minute)
 	}
-	if got := e.estimate(&q); got != (Estimate{Output: 90, Reasoning: 9, Pace: 25}) && got != (Estimate{Output: 100, Reasoning: 10, Pace: 25}) {
+	if got := e.estimate(&q); got != (Estimate{Output: 90, Reasoning: 9, Pace: 25, Lasting: time.Minute}) && got != (Estimate{Output: 100, Reasoning: 10, Pace: 25, Lasting: time.Minute}) {
 		t.Errorf("%+v", got)
 	}
 	thinks := q
