@@ -108,6 +108,14 @@ type levelAsk struct {
 	tool, trip       bool // it must call a tool, or describe a trip
 }
 
+// sequences returns how many the limits count at a level: those that are sent.
+func (a *levelAsk) sequences(level int) int {
+	if level == 0 {
+		return a.prompts * a.n
+	}
+	return a.prompts
+}
+
 func levelAsks() []levelAsk {
 	tools := `,"tools":[` + weatherTool + `,` + clockTool + `]`
 	text := func(members string) string { return fmt.Sprintf(`{"model":%q,%s}`, largeAlias, members) }
@@ -139,16 +147,17 @@ func TestLevels(t *testing.T) {
 			for level := range 5 {
 				w.pin(t, largeModel, fmt.Sprint("L", level))
 				before := w.counted(t)
-				n := 0
+				n, sequences := 0, 0
 				for _, ask := range levelAsks() {
 					for i, options := range []string{"", `,"stream":true`, `,"stream":true,"stream_options":{"include_usage":true}`} {
 						n++
+						sequences += ask.sequences(level)
 						t.Run(fmt.Sprintf("L%d/%s/%d", level, ask.name, i), func(t *testing.T) {
 							w.askAt(t, level, ask, options, prompts)
 						})
 					}
 				}
-				w.books(t, level, n, before)
+				w.books(t, level, n, sequences, before)
 			}
 		})
 	}
@@ -341,8 +350,9 @@ func (f *front) counted(t *testing.T) books {
 	return b
 }
 
-// books checks what was written down of n requests at a level.
-func (w *wire) books(t *testing.T, level, n int, before books) {
+// books checks what was written down of n requests at a level, of which the limits
+// count the sequences.
+func (w *wire) books(t *testing.T, level, n, sequences int, before books) {
 	t.Helper()
 	_, name, _ := levelOf(level)
 	var now books
@@ -354,8 +364,8 @@ func (w *wire) books(t *testing.T, level, n int, before books) {
 	if got := now.Requests[name] - before.Requests[name]; got != int64(n) || (tokens == 0) != (level == 4) {
 		t.Errorf("L%d: the report has %d requests and %d tokens of %s", level, got, tokens, name)
 	}
-	if r, k := before.Left["requests"]-now.Left["requests"], before.Left["tokens"]-now.Left["tokens"]; r != int64(n) || k != tokens {
-		t.Errorf("L%d: the limits were charged %d requests and %d tokens, the report has %d and %d", level, r, k, n, tokens)
+	if r, k := before.Left["requests"]-now.Left["requests"], before.Left["tokens"]-now.Left["tokens"]; r != int64(sequences) || k != tokens {
+		t.Errorf("L%d: the limits were charged %d requests and %d tokens, expected %d and %d", level, r, k, sequences, tokens)
 	}
 	if level > 0 {
 		series := fmt.Sprintf(`tidegate_degraded_requests_total{level="L%d",model=%q,reason="pin"}`, level, largeModel)
