@@ -14,5 +14,5 @@
 // used connection is tried again on a new one. And closing the connection is
 // the only way to cancel a request: when the caller leaves, ours is half-closed
 // at once, which the server takes for a disconnect, and what it had already sent
-// is still read (for 50 ms at most) so that its tokens are counted.
+// is still read (for 500 ms at most) so that its tokens are counted.
 package backend
