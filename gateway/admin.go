@@ -25,7 +25,8 @@ const adminTimeout = 10 * time.Second
 func admin(h handler) handler {
 	return func(c *call) error {
 		c.w.Header().Set("Cache-Control", "no-store")
-		if err := c.identify(); err != nil {
+		var err error
+		if c.who, err = c.set.accounts.IdentifyAdministrator(c.r.Context(), c.r.Header.Get("Authorization"), c.from()); err != nil {
 			return err
 		}
 		if !c.who.Admin {
@@ -35,7 +36,7 @@ func admin(h handler) handler {
 		within, cancel := context.WithTimeout(caller, adminTimeout)
 		defer cancel()
 		c.r = c.r.WithContext(within)
-		err := h(c)
+		err = h(c)
 		if err == nil || errors.As(err, new(*refusal)) || errors.As(err, new(*account.Fault)) || caller.Err() != nil {
 			return err
 		}

@@ -138,13 +138,41 @@ func (d *Directory) Store() *Store { return d.store }
 // open mode it has none, and a known key still names its user.
 func (d *Directory) Identify(ctx context.Context, authorization string, from netip.Addr) (Identity, error) {
 	key := bearer(authorization)
-	if d.config.Mode == Open {
-		id, err := d.identify(ctx, key, from, 0)
-		if err != nil {
-			return Identity{User: anonymous(from), Key: Open, Tier: Standard, MaxLevel: MaxLevel}, nil
+	if d.config.Mode == Keys {
+		return d.identifyKey(ctx, key, from)
+	}
+	if wellFormed(key) {
+		if id, err := d.identifyKey(ctx, key, from); err == nil {
+			return id, nil
 		}
+		return unnamed(from), nil
+	}
+	// A text that any client makes up guesses nothing. The administrator's key of the
+	// file says nothing here, or it could be guessed here.
+	if id, err := d.identify(ctx, key, from, 0); err == nil && !id.Admin {
 		return id, nil
 	}
+	return unnamed(from), nil
+}
+
+// IdentifyAdministrator finds who calls a route of administrators. In open mode, too,
+// it bounds how fast one address may try keys; there an unknown key is an anonymous
+// caller. Its errors are those of Identify.
+func (d *Directory) IdentifyAdministrator(ctx context.Context, authorization string, from netip.Addr) (Identity, error) {
+	id, err := d.identifyKey(ctx, bearer(authorization), from)
+	if d.config.Mode == Open && errors.Is(err, ErrUnknownKey) {
+		return unnamed(from), nil
+	}
+	return id, err
+}
+
+// unnamed is a caller of open mode without a key that is known.
+func unnamed(from netip.Addr) Identity {
+	return Identity{User: anonymous(from), Key: Open, Tier: Standard, MaxLevel: MaxLevel}
+}
+
+// identifyKey finds whose key it is, and counts one that is unknown as a guess.
+func (d *Directory) identifyKey(ctx context.Context, key string, from netip.Addr) (Identity, error) {
 	if key == "" {
 		return Identity{}, ErrUnknownKey // which guesses nothing
 	}

@@ -97,3 +97,51 @@ func TestAnonymous(t *testing.T) {
 		}
 	}
 }
+
+// TestGuessingInOpenMode: any text is a key there and guesses nothing, but who tries
+// keys for administration is bounded as elsewhere.
+func TestGuessingInOpenMode(t *testing.T) {
+	c := newClock()
+	r := newReplica(t, databasetest.SQLite(t), c, func(a *Config) {
+		a.Mode, a.FailedKeys, a.AdminKey = Open, 30, "the key of the administrator"
+	})
+	guesser, other := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("192.0.2.8")
+	admin := func(from netip.Addr, key string) (Identity, error) {
+		return r.IdentifyAdministrator(t.Context(), "Bearer "+key, from)
+	}
+	for range 100 {
+		if id, err := r.Identify(t.Context(), "Bearer EMPTY", guesser); err != nil || id.Key != Open {
+			t.Fatalf("%+v, %v", id, err)
+		}
+	}
+	if id, err := r.Identify(t.Context(), "Bearer the key of the administrator", other); err != nil || id.Admin {
+		t.Errorf("can be guessed where nothing is counted: %+v, %v", id, err)
+	}
+	for i := range 30 {
+		if id, err := admin(guesser, fmt.Sprint("a guess that is long enough ", i)); err != nil || id.Admin {
+			t.Fatalf("guess %d: %+v, %v", i, id, err)
+		}
+	}
+	var locked *GuessingError
+	if _, err := admin(guesser, "the key of the administrator"); !errors.As(err, &locked) {
+		t.Errorf("a good key after 30 guesses: %v", err)
+	}
+	if id, err := admin(other, "the key of the administrator"); err != nil || !id.Admin {
+		t.Errorf("another address: %+v, %v", id, err)
+	}
+	if id, err := r.Identify(t.Context(), "Bearer EMPTY", guesser); err != nil || id.Key != Open {
+		t.Errorf("who may not guess is refused all: %+v, %v", id, err)
+	}
+	for range 30 {
+		_, _ = r.Identify(t.Context(), "Bearer "+NewSecret(), other)
+	}
+	asked := r.asked.n.Load()
+	for range 10 {
+		if id, err := r.Identify(t.Context(), "Bearer "+NewSecret(), other); err != nil || id.Key != Open {
+			t.Errorf("%+v, %v", id, err)
+		}
+	}
+	if n := r.asked.n.Load(); n != asked {
+		t.Errorf("%d questions to the database", n-asked)
+	}
+}
