@@ -188,21 +188,21 @@ func (d *Directory) identify(ctx context.Context, key string, from netip.Addr, l
 	if key == "" {
 		return Identity{}, ErrUnknownKey
 	}
-	inStore := wellFormed(key)
-	if !inStore && len(d.keys) == 0 && locked == 0 {
+	random := wellFormed(key)
+	if !random && len(d.keys) == 0 && locked == 0 {
 		return Identity{}, ErrUnknownKey
 	}
 	sum := hashOf(key)
 	if id, ok := d.keys[sum]; ok {
-		// Somebody has made the key up, so it can be guessed.
+		// Unless it is a random one, somebody has made the key up, so it can be guessed.
 		caller := network(from).Addr()
-		if locked > 0 && !d.guesses.isProven(caller, sum) {
+		if locked > 0 && !random && !d.guesses.isProven(caller, sum) {
 			return Identity{}, &GuessingError{locked}
 		}
 		d.guesses.prove(caller, sum)
 		return id, nil
 	}
-	if !inStore {
+	if !random {
 		if locked > 0 {
 			return Identity{}, &GuessingError{locked} // as for one of the file
 		}

@@ -13,10 +13,10 @@ import (
 // TestGuessing tries keys from one address: from some number on none is looked at,
 // in the file, the store or the database, but those that are in use.
 func TestGuessing(t *testing.T) {
-	c := newClock()
+	c, random := newClock(), NewSecret()
 	r := newReplica(t, databasetest.SQLite(t), c, func(a *Config) {
 		a.FailedKeys = 30
-		a.Keys = valid().Keys
+		a.Keys, a.AdminKey = valid().Keys, random
 	})
 	used, fresh := r.make(t, NewKey{User: "ann"}).Secret, r.make(t, NewKey{User: "bob"}).Secret
 	guesser, other := netip.MustParseAddr("2001:db8:0:1::7"), netip.MustParseAddr("2001:db8:0:2::7")
@@ -46,7 +46,7 @@ func TestGuessing(t *testing.T) {
 	if n := r.asked.n.Load(); n != asked {
 		t.Errorf("%d questions to the database", n-asked)
 	}
-	for name, key := range map[string]string{"of the file, in use": annKey, "of the store, in use": used, "of the store": fresh} {
+	for name, key := range map[string]string{"of the file, in use": annKey, "of the store, in use": used, "of the store": fresh, "of the file, random": random} {
 		if err := as(guesser, key); err != nil {
 			t.Errorf("a key %s: %v", name, err)
 		}
