@@ -69,6 +69,9 @@ type progress struct {
 // given, which may be nothing. The error is a *StreamError, ErrGarbage or
 // ErrUnfinished; then nothing is appended.
 func (t *Tap) Event(dst, data []byte) ([]byte, error) {
+	if t.done { // what comes after the end is nobody's: the request has been counted
+		return dst, nil
+	}
 	if string(data) == "[DONE]" {
 		if !t.whole() {
 			return dst, ErrUnfinished
@@ -310,6 +313,9 @@ func (t *Tap) end(c *chunk) (show bool) {
 		if t.has&reasoningFigure != 0 {
 			least.Reasoning = Plus(least.Reasoning, t.choices[i].thought)
 		}
+	}
+	if t.ended { // it has been said before
+		least = t.final
 	}
 	sane, faults := t.Bounds.check(&s, t.Bounds.Prompts, t.Bounds.Choices, least)
 	t.faults |= faults

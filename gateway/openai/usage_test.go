@@ -395,3 +395,28 @@ func FuzzUsage(f *testing.F) {
 		}
 	})
 }
+
+// TestUsageAfterTheEnd: a figure that was final does not fall, and after [DONE], when
+// the request has been counted, nothing more is passed on or counted.
+func TestUsageAfterTheEnd(t *testing.T) {
+	tap := Tap{View: View{IncludeUsage: true}, Bounds: asked(), NewTally: newWords}
+	events := usages(used(9, 2), used(9, 4), used(9, 6), used(9, 6))
+	again := usages(used(9, 2), used(9, 4), used(9, 6), used(9, 3))
+	if _, err := feed(t, &tap, append(events, again[len(again)-1])...); err != nil {
+		t.Fatal(err)
+	}
+	if u, _ := tap.Usage(); u.Output != 6 || strings.Join(tap.Faults().Names(), ",") != "fallen" {
+		t.Errorf("%+v, %v", u, tap.Faults().Names())
+	}
+	if _, err := feed(t, &tap, "[DONE]"); err != nil || !tap.Done() {
+		t.Fatal(err)
+	}
+	for _, late := range []string{events[0], `{"error":{"message":"x"}}`, "[DONE]"} {
+		if out, err := tap.Event(nil, []byte(late)); len(out) > 0 || err != nil {
+			t.Errorf("after the end: %s, %v", out, err)
+		}
+	}
+	if u, _ := tap.Usage(); u.Output != 6 {
+		t.Errorf("%+v", u)
+	}
+}
