@@ -142,7 +142,7 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 	if r.hopeless {
 		h.Set("X-Should-Retry", "false")
 	}
-	if r.hangUp {
+	if r.hangUp && c.r.ProtoMajor < 2 { // an HTTP/2 connection may be a proxy's, with others' requests on it
 		h.Set("Connection", "close")
 	}
 	write := func() { writeJSON(c.w, r.status, r.told.Body()) }
