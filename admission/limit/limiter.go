@@ -131,7 +131,7 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 func (l *Limiter) reserve(ctx context.Context, id string, p *plan) (out Decision, err error) {
 	for range len(p.dims) + 1 { // each round lowers what one quota is asked for
 		out, err = l.with.Store.Reserve(ctx, Reservation{ID: id, Dims: p.dims})
-		if err != nil || out.Allowed || out.Never || !p.lower(out.Binding, out.States[out.Binding].Remaining) {
+		if err != nil || out.Allowed || out.Never || out.Forgotten || !p.lower(out.Binding, out.States[out.Binding].Remaining) {
 			break
 		}
 	}

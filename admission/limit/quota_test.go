@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 )
@@ -40,4 +41,30 @@ func TestQuotaIsUsedUp(t *testing.T) {
 			t.Errorf("%+v", denied)
 		}
 	})
+}
+
+// forgetful refuses all, and takes back what it may have let in.
+type forgetful struct {
+	Store
+	asked int
+}
+
+func (f *forgetful) Reserve(_ context.Context, r Reservation) (Decision, error) {
+	f.asked++
+	states := make([]State, len(r.Dims))
+	for i := range states {
+		states[i] = State{Limit: r.Dims[i].Limit, Remaining: r.Dims[i].Cost - 1, Over: true}
+	}
+	return Decision{Forgotten: true, Binding: 0, RetryAfterMs: 1000, States: states}, nil
+}
+
+// TestForgottenIsNotAskedAgain: what is being settled to nothing must not be let in.
+func TestForgottenIsNotAskedAgain(t *testing.T) {
+	store := &forgetful{}
+	l := New(compile(t, nil, []QuotaRule{{Name: "day", Per: "user", Tokens: 500, Every: "day"}}, nil), Options{Store: store})
+	q := alice()
+	q.ID, q.Prompt, q.MaxTokens = "a", 9, 300
+	if _, err := l.Admit(t.Context(), q); err == nil || store.asked != 1 {
+		t.Errorf("%v after %d questions", err, store.asked)
+	}
 }

@@ -55,6 +55,7 @@ type Reservation struct {
 type Decision struct {
 	Allowed      bool
 	Again        bool    // the id was let in before and is charged nothing now
+	Forgotten    bool    // refused, and the id is being settled to nothing: it must not be asked for again
 	Shared       bool    // all replicas' counters decided, not this process's alone
 	Never        bool    // refused by a dimension that can never hold the cost
 	Binding      int     // index of the dimension that refuses longest; -1: none

@@ -173,7 +173,7 @@ func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.D
 	})
 	if errors.Is(err, errKept) {
 		g.forget(r)
-		out.Shared = true
+		out.Shared, out.Forgotten = true, true
 		return out, nil
 	}
 	switch {
@@ -197,6 +197,7 @@ func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.D
 	out, err = g.reserveHere(r)
 	if asked && (err != nil || !out.Allowed) {
 		g.forget(r)
+		out.Forgotten = true
 	}
 	return out, err
 }
