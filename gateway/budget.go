@@ -8,12 +8,25 @@ import (
 // BodyBudget bounds the bytes that requests hold: their bodies while they are read,
 // wait for a place and are answered, and what /tokenize makes of them.
 type BodyBudget struct {
-	Total     Size `yaml:"total"`      // of all callers together
-	PerCaller Size `yaml:"per_caller"` // of one user, or in open mode of one address
+	Total     Size `yaml:"total"`      // of all callers together; 0: 256MiB, or per_caller where that is more
+	PerCaller Size `yaml:"per_caller"` // of one user, or in open mode of one address; 0: 64MiB, or max_body where that is more
+}
+
+// resolve returns the budget with what was left out: a larger max_body alone must not
+// make a configuration invalid.
+func (b BodyBudget) resolve(maxBody Size) BodyBudget {
+	if b.PerCaller == 0 {
+		b.PerCaller = max(64<<20, maxBody)
+	}
+	if b.Total == 0 {
+		b.Total = max(256<<20, b.PerCaller)
+	}
+	return b
 }
 
 // validate says what is wrong with the budget beside the largest body.
-func (b *BodyBudget) validate(maxBody Size, fault func(ok bool, format string, args ...any)) {
+func (b BodyBudget) validate(maxBody Size, fault func(ok bool, format string, args ...any)) {
+	b = b.resolve(maxBody)
 	fault(b.PerCaller >= maxBody, "body_budget.per_caller: must be at least max_body, which is %v, or no request of that size could be served", maxBody)
 	fault(b.Total >= b.PerCaller, "body_budget.total: must be at least per_caller, which is %v", b.PerCaller)
 }

@@ -173,3 +173,16 @@ func TestTokenizeAnswer(t *testing.T) {
 		}
 	}
 }
+
+// TestBudgetFollowsMaxBody: a configuration that only sets a large max_body is valid.
+func TestBudgetFollowsMaxBody(t *testing.T) {
+	for maxBody, want := range map[Size]BodyBudget{
+		8 << 20: {Total: 256 << 20, PerCaller: 64 << 20}, 128 << 20: {Total: 256 << 20, PerCaller: 128 << 20}, 1 << 30: {Total: 1 << 30, PerCaller: 1 << 30},
+	} {
+		c := Default()
+		c.MaxBody = maxBody
+		if err := c.Validate(); err != nil || c.BodyBudget.resolve(maxBody) != want {
+			t.Errorf("max_body %v: %+v, %v", maxBody, c.BodyBudget.resolve(maxBody), err)
+		}
+	}
+}

@@ -56,7 +56,7 @@ type Config struct {
 // Default is a face that works without being told anything.
 func Default() Config {
 	return Config{
-		MaxBody: 8 << 20, BodyBudget: BodyBudget{Total: 256 << 20, PerCaller: 64 << 20}, BodyTimeout: time.Minute, WriteTimeout: time.Minute, AuxRequests: limit.Rate{Count: 120, Window: time.Minute}, MaxN: 8, MaxPrompts: 64,
+		MaxBody: 8 << 20, BodyTimeout: time.Minute, WriteTimeout: time.Minute, AuxRequests: limit.Rate{Count: 120, Window: time.Minute}, MaxN: 8, MaxPrompts: 64,
 		KeepAlive: KeepAlive{After: 10 * time.Second, Every: 10 * time.Second, Form: "chunk"},
 	}
 }
@@ -154,7 +154,7 @@ func (g *Gateway) Reload(c Config, accounts *account.Directory) {
 			set.proxies = append(set.proxies, prefix)
 		}
 	}
-	g.bodies.configure(c.BodyBudget)
+	g.bodies.configure(c.BodyBudget.resolve(c.MaxBody))
 	g.settings.Store(set)
 	g.metrics.keepRules(g.Admission.Rules())
 	g.metrics.users.keep(c.PerUser)
