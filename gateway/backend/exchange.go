@@ -48,11 +48,12 @@ type Answer struct {
 	body    framing
 	length  int64
 	began   time.Time
-	waiting time.Time   // since when the network is being read
+	waiting time.Time   // since when the server is silent; of a stream without an event, when it was sent, put off by what Silence took
 	quiet   time.Time   // when to call Silence
 	pause   func() bool // of Follow
 	due     time.Time   // when the read deadline is
-	taken   bool        // an event has come since the last wait
+	flowing bool        // an event has come since the last wait
+	taken   bool        // an event has come since the clock was looked at
 	spoken  bool        // some of the body is read; of a stream, an event
 	left    bool        // the caller left; only what was on its way is read
 	until   time.Time   // and only until then
@@ -218,7 +219,7 @@ func (a *Answer) Read(p []byte) (int, error) {
 // first token and renews the idle limit: comments, empty lines and empty events are
 // sent by proxies and by engines that have nothing to say.
 func (a *Answer) Progress() {
-	a.taken = true
+	a.flowing, a.taken = true, true
 	if a.spoken {
 		return
 	}
@@ -255,29 +256,41 @@ func (a *Answer) Close() {
 	a.c.close()
 }
 
-// beforeWait is called when nothing more is there to be taken.
+// beforeWait is called when nothing more is there to be taken. A caller may take long
+// over what pause passes on: the server's silence begins after it.
 func (a *Answer) beforeWait() {
 	if !a.pause() {
 		a.Leave()
 	}
-	if a.taken {
-		a.taken, a.waiting = false, a.now()
+	if a.flowing {
+		a.flowing, a.taken, a.waiting = false, false, a.now()
 	}
 }
 
 // overdue reports whether a deadline has passed, or the caller has left, while a server
 // sends so much that nothing is ever waited for.
 func (a *Answer) overdue() bool {
-	return !a.left && a.ctx.Err() != nil || !a.now().Before(a.due)
+	now := a.now()
+	a.renew(now)
+	return !a.left && a.ctx.Err() != nil || !now.Before(a.due)
+}
+
+// renew starts the idle limit anew at now if an event has come since the clock was
+// looked at. The caller may have taken any time over it, so when it came is not known.
+func (a *Answer) renew(now time.Time) {
+	if a.taken {
+		a.taken, a.waiting = false, now
+	}
 }
 
 // now reads only one of the two clocks that time.Now reads.
 func (a *Answer) now() time.Time { return a.began.Add(time.Since(a.began)) }
 
 // waitOn is called when the read deadline has passed: it says why to stop, or
-// sets the next one.
+// sets the next one. The time that the caller takes over Silence is not the server's.
 func (a *Answer) waitOn() error {
 	now := time.Now()
+	a.renew(now)
 	if a.left && now.Before(a.until) { // the watch over ctx fired after Leave
 		_ = a.c.nc.SetReadDeadline(a.until)
 		return nil
@@ -296,7 +309,10 @@ func (a *Answer) waitOn() error {
 		return &TimeoutError{phase}
 	}
 	if a.q.Silence != nil && !now.Before(a.quiet) {
-		a.quiet = now.Add(a.q.Silence(now))
+		next := a.q.Silence(now)
+		took := time.Since(now)
+		now = now.Add(took)
+		a.quiet, a.waiting = now.Add(next), a.waiting.Add(took)
 	}
 	a.arm(now)
 	return nil
@@ -314,7 +330,7 @@ func (a *Answer) limit() (time.Time, Phase) {
 		}
 		return since.Add(a.q.Limits.Idle), Idle
 	case a.q.Stream:
-		return a.began.Add(a.q.Limits.FirstToken), FirstToken
+		return a.waiting.Add(a.q.Limits.FirstToken), FirstToken
 	}
 	return time.Time{}, ""
 }

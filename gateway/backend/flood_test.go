@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -145,5 +146,77 @@ func TestSilenceInAFlood(t *testing.T) {
 	defer a.Close()
 	if _, err := followed(a, func() bool { return true }); !errors.Is(err, ErrLeft) || calls < 3 {
 		t.Errorf("%v after %d calls", err, calls)
+	}
+}
+
+// TestSlowCallerInAFlood: while a caller takes long over what it is given, nobody reads.
+// What the server sent meanwhile is seen afterwards, and it is not called silent.
+func TestSlowCallerInAFlood(t *testing.T) {
+	// Four events fill a read, and the wait comes right after a look at the clock.
+	const event, size, total = "b\r\ndata: {}1\n\n\r\n", 64, 4 * (16*readsToLook - 1)
+	for _, inFlood := range []bool{true, false} {
+		t.Run(fmt.Sprintf("before any wait %v", inFlood), func(t *testing.T) {
+			begun, said, waits := make(chan bool), make(chan bool), make(chan bool)
+			s := serve(t, nil, func(p *peer) {
+				p.request()
+				p.say(opened)
+				<-begun
+				p.say(strings.Repeat(event, total))
+				close(said)
+				<-waits
+				p.say("0\r\n\r\n")
+				p.gone()
+			})
+			q := post()
+			q.Stream, q.Limits.Idle, q.Limits.Total = true, time.Minute, time.Hour
+			a, err := backendOf(t, s.addr).Send(t.Context(), q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			if a.c.eager == nil {
+				t.Skip("every read waits here")
+			}
+			close(begun)
+			<-said
+			a.c.release()
+			a.c.buf = make([]byte, size) // so that there are many reads
+
+			// As if two minutes had gone by since the last look at the clock.
+			stall := func() {
+				a.waiting, a.due = a.waiting.Add(-2*q.Limits.Idle), a.began
+				if err := a.c.nc.SetReadDeadline(a.began); err != nil {
+					t.Error(err)
+				}
+			}
+			var held [11]byte
+			events, paused := 0, false
+			err = a.Follow(func() (err error) {
+				for {
+					if _, err = a.Read(held[:]); err != nil {
+						return err
+					}
+					a.Progress()
+					if events++; events == total/2 && inFlood {
+						stall()
+					}
+				}
+			}, func() bool {
+				if !paused {
+					paused = true
+					if !inFlood {
+						stall()
+					}
+					close(waits)
+				}
+				return true
+			})
+			if !errors.Is(err, io.EOF) || events != total {
+				t.Errorf("%v after %d events", err, events)
+			}
+			if !paused {
+				close(waits)
+			}
+		})
 	}
 }

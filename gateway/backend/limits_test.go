@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"net"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -69,11 +71,11 @@ func TestLimit(t *testing.T) {
 		at             time.Time
 		phase          Phase
 	}{
-		{true, false, nil, began.Add(time.Second), FirstToken},
+		{true, false, nil, waiting.Add(time.Second), FirstToken},
 		{true, true, nil, waiting.Add(time.Minute), Idle},
 		{false, true, nil, waiting.Add(time.Minute), Idle},
 		{false, false, nil, time.Time{}, ""},
-		{true, false, &later, began.Add(time.Second), FirstToken},
+		{true, false, &later, waiting.Add(time.Second), FirstToken},
 		{true, true, &before, waiting.Add(time.Minute), Idle},
 		{true, true, &later, later.Add(time.Minute), Idle},
 	} {
@@ -83,6 +85,38 @@ func TestLimit(t *testing.T) {
 		if at, phase := a.limit(); !at.Equal(c.at) || phase != c.phase {
 			t.Errorf("%+v: %v, %s", c, at, phase)
 		}
+	}
+}
+
+// TestSlowCallerOfSilence: the time that a caller takes over a keep-alive is not silence
+// of the server, before its first event and after it.
+func TestSlowCallerOfSilence(t *testing.T) {
+	for _, spoken := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			defer ours.Close()
+			defer theirs.Close()
+			now := time.Now()
+			q := &Request{Stream: true, Limits: Timeouts{FirstToken: time.Minute, Idle: time.Minute, Total: time.Hour}}
+			q.Silence = func(time.Time) time.Duration {
+				time.Sleep(2 * time.Minute)
+				return 30 * time.Second
+			}
+			a := &Answer{b: &Backend{}, c: &conn{nc: ours}, q: q, ctx: t.Context(), began: now, waiting: now, quiet: now, spoken: spoken}
+			if err := a.waitOn(); err != nil {
+				t.Fatal(err)
+			}
+			if left := time.Until(a.due); left != 30*time.Second {
+				t.Errorf("an event before %v: the next deadline is %v away", spoken, left)
+			}
+			if err := a.waitOn(); err != nil {
+				t.Errorf("an event before %v: the server has had no time: %v", spoken, err)
+			}
+			time.Sleep(time.Minute)
+			if err := a.waitOn(); !errors.As(err, new(*TimeoutError)) {
+				t.Errorf("an event before %v: %v after a minute of silence", spoken, err)
+			}
+		})
 	}
 }
 
