@@ -64,7 +64,21 @@ func (p *Permit) enter(ctx context.Context, q *queueing, d *Demand, c choice) (e
 		}
 		p.stand(c)
 	}
+	p.shrink()
 	return nil
+}
+
+// shrink gives back the places that it took at a lower level and does not need at this
+// one: the level rose meanwhile, or the backend that it got stands higher.
+func (p *Permit) shrink() {
+	extra := p.sequences - p.sent
+	if extra <= 0 {
+		return
+	}
+	now := p.backend.leave(extra)
+	p.gpu += (now - p.entered) * time.Duration(p.sequences)
+	p.entered, p.sequences = now, p.sent
+	p.pool.dispatch()
 }
 
 func (p *Permit) stand(c choice) {
@@ -109,10 +123,11 @@ func (c *Controller) FallBack(p *Permit, d *Demand) bool {
 	}
 	p.leave()
 	p.pool, p.backend, p.account, p.entered, p.failed = to, w.backend, w.account, w.entered, nil
-	p.sequences = w.sequences
+	p.sequences, p.output = w.sequences, 0 // the new account has been charged nothing yet
 	if p.Level < degrade.SmallerModel {
 		p.Level, p.Reason = degrade.SmallerModel, reasonDown
 	}
+	p.sent = d.sequences(p.Level)
 	return true
 }
 

@@ -233,6 +233,14 @@ func (p *Pool) leave(w *waiter) bool {
 	return ok
 }
 
+// resize changes how many sequences a request has that waits; one that has been given a
+// place keeps what it was given.
+func (p *Pool) resize(w *waiter, sequences int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.queue.resize(w, sequences)
+}
+
 // done forgets what the fair queue keeps of a request that has ended.
 func (p *Pool) done(a *account) {
 	p.mu.Lock()

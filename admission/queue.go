@@ -204,6 +204,14 @@ func (q *fairQueue) remove(e *waiter) bool {
 	return true
 }
 
+// resize changes how many sequences a waiting request has; it keeps its turn.
+func (q *fairQueue) resize(e *waiter, sequences int64) {
+	if e.queued {
+		q.tiers[e.tier].places += sequences - e.sequences
+		e.sequences = sequences
+	}
+}
+
 // direct charges the tenant of a request that need not wait, as if it had waited for
 // no time. It runs until done is told of the account.
 func (q *fairQueue) direct(tier int, tenant string, weight int, input int64) *account {

@@ -160,3 +160,136 @@ func TestRoomOfEngine(t *testing.T) {
 		t.Errorf("one more: %v", got)
 	}
 }
+
+// TestFallBackCharges: an answer of the smaller model, after the larger one's servers
+// failed, is charged as a request that the ladder sent there: one answer to each prompt,
+// and all its tokens to the tenant's turn there.
+func TestFallBackCharges(t *testing.T) {
+	for name, ladder := range map[string]bool{"after a failure": false, "by the ladder": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rules := []limit.Rule{{Name: "rpm", Per: "global", Bounds: limit.Bounds{Requests: limit.Rate{Count: 20, Window: time.Minute}}}}
+				h := newHouse(t, rules, DefaultQueue(), "large", "small")
+				h.of["large"][0].b.SetBounds(Bounds{InFlight: 8})
+				d := h.several("large", 1, 8)
+				if ladder {
+					h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.SmallerModel, Until: time.Now().Add(time.Hour)}})
+				}
+				p, err := h.doors.Admit(t.Context(), d)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !ladder {
+					p.Delivered(100) // of an answer that was lost
+					if placesOf(h, "large") != 8 || !h.doors.FallBack(p, d) {
+						t.Fatalf("%+v, %d in flight", p, placesOf(h, "large"))
+					}
+				}
+				if p.Level != degrade.SmallerModel || p.Pool().Name != "small" || placesOf(h, "small") != 1 || placesOf(h, "large") != 0 {
+					t.Fatalf("%+v, %d and %d in flight", p, placesOf(h, "large"), placesOf(h, "small"))
+				}
+				a := p.account
+				before := a.counter.Load()
+				p.Delivered(40)
+				if err := p.Settle(limit.Usage{Input: 10, Output: 50}, "small"); err != nil {
+					t.Fatal(err)
+				}
+				if got := a.counter.Load() - before; got != 50*a.perOutput {
+					t.Errorf("the tenant's turn was charged %d of 50 tokens", got/a.perOutput)
+				}
+				s, err := h.doors.Status(t.Context(), limit.Request{})
+				if err != nil || len(s.Rates) != 1 || s.Rates[0].Remaining != 19 {
+					t.Errorf("%+v, %v: want one request charged", s.Rates, err)
+				}
+				h.idle(t)
+			})
+		})
+	}
+}
+
+// TestSequencesFollowTheLevel: a request has the places of the level at which it is
+// answered, wherever it waits when that changes, and nobody waits for more of them.
+func TestSequencesFollowTheLevel(t *testing.T) {
+	settle := func(t *testing.T, h *house, held ...*Permit) {
+		t.Helper()
+		for _, p := range held {
+			p.Settle(limit.Usage{}, "")
+		}
+		h.idle(t)
+	}
+	t.Run("it moves to a smaller model", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHouse(t, nil, DefaultQueue(), "large", "small")
+			for _, e := range h.of["small"] {
+				e.b.SetBounds(Bounds{InFlight: 1})
+			}
+			held := append(h.fill(t, "large"), admitted(t, h, h.demand("small")), admitted(t, h, h.demand("small")))
+			big := h.ask(t.Context(), h.several("large", 1, 2))
+			h.rotate("large", false)
+			pass(time.Second)
+			next := h.ask(t.Context(), h.demand("small"))
+			if big.done || next.done || h.pools["small"].Queued() != [tierCount]int{0, 2, 0} {
+				t.Fatalf("%+v, %+v, %v wait", big, next, h.pools["small"].Queued())
+			}
+			held[4].Settle(limit.Usage{}, "")
+			held[5].Settle(limit.Usage{}, "")
+			synctest.Wait()
+			if big.permit == nil || big.permit.Pool().Name != "small" || next.permit == nil || placesOf(h, "small") != 2 {
+				t.Fatalf("%+v, %+v, %d in flight", big, next, placesOf(h, "small"))
+			}
+			settle(t, h, append(held[:4], big.permit, next.permit)...)
+		})
+	})
+	t.Run("its level rises while it waits", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			q := DefaultQueue()
+			q.MaxLength = 3
+			h := newHouse(t, nil, q, "large")
+			held := h.fill(t, "large")
+			big := h.ask(t.Context(), h.several("large", 1, 2))
+			h.press("large", 81) // L1
+			next, last := h.ask(t.Context(), h.demand("large")), h.ask(t.Context(), h.demand("large"))
+			if big.done || next.done || last.done {
+				t.Fatalf("the queue takes 3, and one of each waits: %+v, %+v, %+v", big, next, last)
+			}
+			held[0].Settle(limit.Usage{}, "")
+			synctest.Wait()
+			if big.permit == nil || big.permit.Level != degrade.StreamingOff || placesOf(h, "large") != 4 {
+				t.Fatalf("one place is free, and one is wanted: %+v, %d in flight", big, placesOf(h, "large"))
+			}
+			for _, p := range held[1:3] {
+				p.Settle(limit.Usage{}, "")
+			}
+			synctest.Wait()
+			settle(t, h, held[3], big.permit, next.permit, last.permit)
+		})
+	})
+	t.Run("its backend stands higher", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHouse(t, nil, DefaultQueue(), "large")
+			hot, cool := h.of["large"][0].b, h.of["large"][1].b
+			hot.SetGPUs(2)
+			h.press("large", 88, 10) // L2 and L0
+			held := []*Permit{admitted(t, h, h.several("large", 1, 2))}
+			big, next := admitted(t, h, h.several("large", 1, 2)), admitted(t, h, h.demand("large"))
+			if cool.InFlight() != 2 || big.Backend() != hot || big.Level != degrade.ThinkingOff || hot.InFlight() != 2 {
+				t.Fatalf("%+v, %d and %d in flight", big, hot.InFlight(), cool.InFlight())
+			}
+			pass(time.Second)
+			big.Settle(limit.Usage{}, "")
+			if hot.InFlight() != 1 || big.GPU() != time.Second {
+				t.Errorf("%d in flight, half of two GPUs for a second is %v", hot.InFlight(), big.GPU())
+			}
+			settle(t, h, append(held, next)...)
+		})
+	})
+}
+
+func admitted(t *testing.T, h *house, d *Demand) *Permit {
+	t.Helper()
+	p, err := h.doors.Admit(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}

@@ -44,7 +44,7 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 		case now.pool == nil:
 			return w, now, nil
 		default:
-			next, ok := now.pool.move(q, w, time.Until(until), now.ofLoad() && in.Up())
+			next, ok := now.pool.move(q, w, d.sequences(now.level), time.Until(until), now.ofLoad() && in.Up())
 			if !ok && !in.Up() {
 				return w, now, &Overloaded{ShedQueue, now.level, now.reason, time.Second}
 			}
@@ -60,6 +60,7 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 			}
 			continue
 		}
+		in.resize(w, d.sequences(c.level))
 		in.dispatch()
 		p.stand(c)
 		next := lookEvery
@@ -85,10 +86,11 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 	}
 }
 
-// move takes a place for a request that waits elsewhere, or lets it wait here, unless
-// it wants a place now; false: it has neither, or would wait for too long.
-func (p *Pool) move(q *queueing, w *waiter, most time.Duration, now bool) (*waiter, bool) {
-	next := &waiter{tier: w.tier, tenant: w.tenant, weight: w.weight, input: w.input, sequences: w.sequences}
+// move takes a place for a request that waits elsewhere and has so many sequences here,
+// or lets it wait here, unless it wants a place now; false: it has neither, or would
+// wait for too long.
+func (p *Pool) move(q *queueing, w *waiter, sequences int64, most time.Duration, now bool) (*waiter, bool) {
+	next := &waiter{tier: w.tier, tenant: w.tenant, weight: w.weight, input: w.input, sequences: sequences}
 	if p.take(q, next) || now {
 		return next, next.backend != nil
 	}
@@ -101,6 +103,6 @@ func (w *waiter) give(p *Pool) {
 	if !p.leave(w) {
 		w.backend.leave(w.sequences)
 		p.done(w.account)
-		p.dispatch()
 	}
+	p.dispatch() // it may have stood before one that needs fewer places
 }
