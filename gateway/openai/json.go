@@ -5,9 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"math"
 	"math/bits"
-	"strconv"
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -421,81 +419,6 @@ func quoted(raw []byte) []byte { return append(append([]byte{'"'}, raw...), '"')
 
 // isNull reports whether raw is the JSON null.
 func isNull(raw []byte) bool { return string(raw) == "null" }
-
-// integer reads a JSON number that is whole, in whatever spelling: 16, 16.0 or 1.6e1. One
-// too large for 64 bits becomes the largest there is, or the smallest.
-func integer(raw []byte) (n int64, ok bool) {
-	digits, negative := bytes.CutPrefix(raw, []byte("-"))
-	const plain = 18 // digits that fit in any case
-	if len(digits) == 0 || len(digits) > plain {
-		return wholeNumber(digits, negative)
-	}
-	for _, c := range digits {
-		if c-'0' > 9 {
-			return wholeNumber(digits, negative)
-		}
-		n = n*10 + int64(c-'0')
-	}
-	if negative {
-		n = -n
-	}
-	return n, true
-}
-
-// wholeNumber is integer for any spelling, without the sign.
-func wholeNumber(raw []byte, negative bool) (n int64, ok bool) {
-	mantissa, exponent := raw, 0
-	if i := bytes.IndexAny(raw, "eE"); i >= 0 {
-		mantissa = raw[:i]
-		text := raw[i+1:]
-		if len(text) > 0 && text[0] == '+' {
-			text = text[1:]
-		}
-		e, err := strconv.Atoi(string(text[:min(len(text), maxExponent)]))
-		if err != nil {
-			return 0, false
-		}
-		exponent = e
-	}
-	whole, fraction, pointed := bytes.Cut(mantissa, []byte("."))
-	if len(whole) == 0 || pointed && len(fraction) == 0 {
-		return 0, false
-	}
-	places := len(whole) + exponent // digits that stand before the point
-	for i := range len(whole) + len(fraction) {
-		c := byte(0)
-		if i < len(whole) {
-			c = whole[i]
-		} else {
-			c = fraction[i-len(whole)]
-		}
-		switch digit := c - '0'; {
-		case digit > 9, i >= places && digit > 0:
-			return 0, false
-		case i < places:
-			n = tenfold(n, int64(digit))
-		}
-	}
-	for i := len(whole) + len(fraction); i < places && n > 0 && n < math.MaxInt64; i++ {
-		n = tenfold(n, 0)
-	}
-	if negative {
-		n = -n
-	}
-	return n, true
-}
-
-// maxExponent is how many characters of an exponent are read: larger ones differ in
-// nothing.
-const maxExponent = 9
-
-// tenfold is 10 n + digit, or the largest number there is.
-func tenfold(n, digit int64) int64 {
-	if n > (math.MaxInt64-digit)/10 {
-		return math.MaxInt64
-	}
-	return n*10 + digit
-}
 
 // find returns the raw value of one member of an object, nil where there is
 // none or raw is no object. Of members of the same name the last one counts, as

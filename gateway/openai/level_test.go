@@ -15,7 +15,8 @@ func TestWhole(t *testing.T) {
 		most, limit    int
 	}{
 		{"streamed", `{"model":"m","stream":true,"stream_options":{"include_usage":true},"max_tokens":10}`, `{"model":"m","stream":false,"max_tokens":10}`, Chat, 100, 10},
-		{"nothing to do", ` { "stream" : false, "n":1, "max_tokens" : 10.0 }`, ` { "stream" : false, "n":1, "max_tokens" : 10.0 }`, Chat, 10, 10},
+		{"nothing to do", ` { "stream" : false, "n":1, "max_tokens" : 10 }`, ` { "stream" : false, "n":1, "max_tokens" : 10 }`, Chat, 10, 10},
+		{"another spelling", ` { "stream" : false, "n":1, "max_tokens" : 10.0 }`, `{"stream":false,"n":1,"max_tokens":10}`, Chat, 10, 10},
 		{"clamped", `{"max_tokens":101}`, `{"max_tokens":100}`, Chat, 100, 100},
 		{"the other spelling", `{"max_completion_tokens":5000}`, `{"max_completion_tokens":100}`, Chat, 100, 100},
 		{"both, the effective one is low", `{"max_tokens":5000,"max_completion_tokens":50}`, `{"max_tokens":5000,"max_completion_tokens":50}`, Chat, 100, 50},

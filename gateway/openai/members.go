@@ -100,10 +100,12 @@ func (q *Request) checkMembers() *Error {
 	return nil
 }
 
-func checkSeed(_ *Request, raw []byte) *Error {
-	if n, ok := integer(raw); !ok || n == math.MaxInt64 || n == -math.MaxInt64 {
+func checkSeed(q *Request, raw []byte) *Error {
+	n, ok := integer(raw)
+	if !ok || n == math.MaxInt64 || n == -math.MaxInt64 {
 		return invalid("seed", "seed must be a whole number between -2^63 and 2^63")
 	}
+	q.setPlain("seed", raw, n)
 	return nil
 }
 

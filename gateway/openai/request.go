@@ -198,7 +198,8 @@ func boolean(raw []byte) (value, ok bool) {
 }
 
 // Int is a member that must be a whole number of at least low. One above 2³¹-1 counts as
-// that, so that a product of a few stays within 64 bits.
+// that, so that a product of a few stays within 64 bits. What was read is what stands in
+// the body then, in plain digits.
 func (q *Request) Int(name string, low int) (n int, ok bool, err *Error) {
 	raw, ok := q.Raw(name)
 	if !ok {
@@ -208,7 +209,21 @@ func (q *Request) Int(name string, low int) (n int, ok bool, err *Error) {
 	if !whole || v < int64(low) {
 		return 0, false, invalid(name, "%s must be a whole number of at least %d", name, low)
 	}
-	return int(min(v, math.MaxInt32)), true, nil
+	if v > math.MaxInt32 {
+		v = math.MaxInt32
+		q.Set(name, strconv.AppendInt(nil, v, 10))
+	}
+	q.setPlain(name, raw, v)
+	return int(v), true, nil
+}
+
+// setPlain writes a number that has been read as n in plain digits, if it is not.
+func (q *Request) setPlain(name string, raw []byte, n int64) {
+	r := numbers{raw: raw}
+	r.put(raw, n)
+	if plain, changed := r.text(); changed {
+		q.Set(name, plain)
+	}
 }
 
 // Bytes is the body with all edits made. The values of members that were not

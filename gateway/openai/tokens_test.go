@@ -27,6 +27,13 @@ func TestCheckTokens(t *testing.T) {
 		{Completions, `{"model":"m","prompt":[[1,[2]]]}`, "prompt"},
 		{Completions, `{"model":"m","prompt":["-1"]}`, ""},
 		{Completions, `{"model":"m","prompt":[{}]}`, "prompt"},
+		{Completions, `{"model":"m","prompt":["hi"],"stop_token_ids":[-1]}`, "stop_token_ids"},
+		{Completions, `{"model":"m","prompt":["hi","ho"],"allowed_token_ids":[151936]}`, "allowed_token_ids"},
+		{Completions, `{"model":"m","prompt":["hi"],"logprob_token_ids":[-1]}`, "logprob_token_ids"},
+		{Completions, `{"model":"m","prompt":["hi"],"logit_bias":{"-1":1}}`, "logit_bias"},
+		{Completions, `{"model":"m","prompt":"hi","stop_token_ids":[-1]}`, "stop_token_ids"},
+		{Completions, `{"model":"m","prompt":[1],"stop_token_ids":[-1]}`, "stop_token_ids"},
+		{Completions, `{"model":"m","prompt":["hi"],"stop_token_ids":[1]}`, ""},
 		{Completions, `{"model":"m","prompt":"-1"}`, ""},
 		{Chat, chat(`"prompt":[-1]`), ""}, // a chat has none
 		{Chat, chat(`"stop_token_ids":[151645]`), ""},

@@ -1,0 +1,135 @@
+package openai
+
+import (
+	"bytes"
+	"math"
+	"strconv"
+)
+
+// integer reads a JSON number that is whole, in whatever spelling: 16, 16.0 or 1.6e1. One
+// too large for 64 bits becomes the largest there is, or the smallest.
+func integer(raw []byte) (n int64, ok bool) {
+	digits, negative := bytes.CutPrefix(raw, []byte("-"))
+	const plain = 18 // digits that fit in any case
+	if len(digits) == 0 || len(digits) > plain {
+		return wholeNumber(digits, negative)
+	}
+	for _, c := range digits {
+		if c-'0' > 9 {
+			return wholeNumber(digits, negative)
+		}
+		n = n*10 + int64(c-'0')
+	}
+	if negative {
+		n = -n
+	}
+	return n, true
+}
+
+// wholeNumber is integer for any spelling, without the sign.
+func wholeNumber(raw []byte, negative bool) (n int64, ok bool) {
+	mantissa, exponent := raw, 0
+	if i := bytes.IndexAny(raw, "eE"); i >= 0 {
+		mantissa = raw[:i]
+		if exponent, ok = exponentOf(raw[i+1:]); !ok {
+			return 0, false
+		}
+	}
+	whole, fraction, pointed := bytes.Cut(mantissa, []byte("."))
+	if len(whole) == 0 || pointed && len(fraction) == 0 {
+		return 0, false
+	}
+	places := len(whole) + exponent // digits that stand before the point
+	for i := range len(whole) + len(fraction) {
+		c := byte(0)
+		if i < len(whole) {
+			c = whole[i]
+		} else {
+			c = fraction[i-len(whole)]
+		}
+		switch digit := c - '0'; {
+		case digit > 9, i >= places && digit > 0:
+			return 0, false
+		case i < places:
+			n = tenfold(n, int64(digit))
+		}
+	}
+	for i := len(whole) + len(fraction); i < places && n > 0 && n < math.MaxInt64; i++ {
+		n = tenfold(n, 0)
+	}
+	if negative {
+		n = -n
+	}
+	return n, true
+}
+
+// maxExponent bounds an exponent: no text is so long that a larger one makes another
+// whole number of 64 bits of it.
+const maxExponent = 1 << 40
+
+// exponentOf reads what stands behind the e of a number; ok is false where that is no
+// whole number. One beyond maxExponent counts as that.
+func exponentOf(raw []byte) (n int, ok bool) {
+	digits, negative := bytes.CutPrefix(raw, []byte("-"))
+	if !negative {
+		digits = bytes.TrimPrefix(raw, []byte("+"))
+	}
+	for _, c := range digits {
+		if c-'0' > 9 {
+			return 0, false
+		}
+		n = min(n*10+int(c-'0'), maxExponent)
+	}
+	if negative {
+		n = -n
+	}
+	return n, len(digits) > 0
+}
+
+// isPlain reports whether a number is written with digits alone, behind a sign at most,
+// and without a zero before them.
+func isPlain(raw []byte) bool {
+	digits := bytes.TrimPrefix(raw, []byte("-"))
+	for _, c := range digits {
+		if c-'0' > 9 {
+			return false
+		}
+	}
+	return len(digits) == 1 || len(digits) > 1 && digits[0] != '0'
+}
+
+// numbers writes the whole numbers of a JSON text as plain digits, so that its next
+// reader cannot take them for others.
+type numbers struct {
+	raw, out []byte
+	last     int // bytes of raw that are in out
+}
+
+// put takes in the next number: where it stands, a part of raw, and what it is.
+func (r *numbers) put(span []byte, n int64) {
+	if isPlain(span) {
+		return
+	}
+	if r.out == nil {
+		r.out = make([]byte, 0, len(r.raw))
+	}
+	from := offset(r.raw, span)
+	r.out = strconv.AppendInt(append(r.out, r.raw[r.last:from]...), n, 10)
+	r.last = from + len(span)
+}
+
+// text returns the text; changed is false where all of its numbers were plain.
+func (r *numbers) text() (text []byte, changed bool) {
+	if r.out == nil {
+		return r.raw, false
+	}
+	return append(r.out, r.raw[r.last:]...), true
+}
+
+// tenfold is 10 n + digit, or the largest number there is.
+func tenfold(n, digit int64) int64 {
+	if n > (math.MaxInt64-digit)/10 {
+		return math.MaxInt64
+	}
+	return n*10 + digit
+}
