@@ -18,13 +18,19 @@ func ceilingOf(limit int64) int64 { return limit/4*ceilingParts + limit%4*ceilin
 // bounded reports whether a counter has a ceiling: its reservations are only
 // expected, so a caller could make them small and use much more.
 func (c *counter) bounded() bool {
-	return c.kind == Window && c.reserve == ReserveP90 && c.output()
+	return c.reserve == ReserveP90 && c.carries()
 }
 
 // carries reports whether usage over the limit is taken off the windows that follow.
+// A running request's tokens are charged once in a heartbeat. A window shorter than two
+// of them sees those of ten seconds as if they had come in one moment: it would carry
+// an overage that there never was.
 func (c *counter) carries() bool {
-	return c.kind == Window && c.reserve != ReserveMax && c.output()
+	return c.kind == Window && c.reserve != ReserveMax && c.output() && c.windowMs >= leastCarried.Milliseconds()
 }
+
+// leastCarried is the shortest window that has a ceiling and carries an overage.
+const leastCarried = 2 * heartbeat
 
 // output reports whether a counter counts what is known only afterwards.
 func (c *counter) output() bool {

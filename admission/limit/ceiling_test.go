@@ -1,6 +1,8 @@
 package limit
 
 import (
+	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -45,4 +47,70 @@ func TestCeilingBeforeAnythingIsKnown(t *testing.T) {
 			t.Errorf("%+v, although answers take 8 s", denied)
 		}
 	})
+}
+
+// TestShortWindows: streams that use half of a limit are let in, and short requests
+// beside them are refused no more than the lumps of their heartbeats refuse in a window
+// of their length.
+func TestShortWindows(t *testing.T) {
+	const streams, msPerToken = 10, 20 // 500 tokens a second in all, of 1,000
+	for window, most := range map[int64]int{1: 90, 2: 180, 5: 360, 10: 30, 15: 0, 20: 0} {
+		s := newSim(t, Rule{Name: "t", Per: "user", Bounds: Bounds{Tokens: Rate{1_000 * window, time.Duration(window) * time.Second}}})
+		start, refused := s.ms, 0
+		began := map[*Grant]int64{}
+		for ms := int64(0); ms < 120_000; ms += 100 {
+			s.ms = start + ms
+			if ms%heartbeat.Milliseconds() == 9_900 {
+				for g, from := range began {
+					g.Progress(Usage{Input: 100, Output: (s.ms - from) / msPerToken})
+				}
+				s.limiter.beat(context.Background())
+			}
+			switch {
+			case ms >= 30_000:
+				g, denied := s.admit(10, 10)
+				if denied != nil {
+					refused++
+				} else if err := g.Settle(Usage{Input: 10, Output: 5}, ""); err != nil {
+					t.Fatal(err)
+				}
+			case len(began) < streams && ms%1_000 == 0:
+				if g, _ := s.admit(100, 8_192); g != nil {
+					began[g] = s.ms
+				}
+			}
+		}
+		t.Logf("%d tokens in %d s: %d streams, %d of 900 short requests refused", 1_000*window, window, len(began), refused)
+		if len(began) < streams || refused > most {
+			t.Errorf("%d s: %d streams were let in, and %d short requests refused", window, len(began), refused)
+		}
+	}
+}
+
+// TestCeilingOfOverriddenWindow: the window in force decides whether there is a ceiling,
+// not that of the rule, and a ceiling has a counter of its own.
+func TestCeilingOfOverriddenWindow(t *testing.T) {
+	for _, c := range []struct {
+		rule, override string
+		want           int
+	}{{"1000/1m", "1000/19s", 1}, {"1000/19s", "1000/20s", 2}, {"1000/1m", "2000/1m", 2}, {"1000/1s", "2000/1s", 1}} {
+		rate, _ := ParseRate(c.rule)
+		set, err := compile(t, []Rule{{Name: "t", Per: "user", Bounds: Bounds{Tokens: rate}}}, nil, nil).
+			With([]Override{{Rule: "t", Of: "user", Name: "alice", Numbers: map[string]string{"tokens": c.override}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := alice()
+		q.MaxTokens = 10
+		dims := set.Dims(q, Estimate{}, time.Now())
+		if len(dims) != c.want {
+			t.Fatalf("%s with an override of %s: %d dimensions, want %d", c.rule, c.override, len(dims), c.want)
+		}
+		if strings.HasSuffix(dims[0].Key, most) || len(dims) > 1 && dims[1].Key != dims[0].Key+most {
+			t.Errorf("%s with an override of %s: %+v", c.rule, c.override, dims)
+		}
+		if carried := dims[0].Burst > 0; carried != (c.want == 2) {
+			t.Errorf("%s with an override of %s: burst %d", c.rule, c.override, dims[0].Burst)
+		}
+	}
 }

@@ -301,6 +301,7 @@ func (g *Grant) charges(u Usage, model string) []int64 {
 // hold raises the charges of ceilings to what is held for a request that will have run
 // for so long at the next heartbeat: what it could have in a window when it was let in
 // and, each time that this is about to leave the window, what it may have in another.
+// A window with a ceiling is two heartbeats long at least, so one alone passes at a time.
 // It reports whether anything is held beyond the reservation. The lock is held.
 func (g *Grant) hold(charges []int64, age time.Duration) (more bool) {
 	r := &g.request

@@ -329,6 +329,7 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 		if c.aux != r.Aux {
 			continue
 		}
+		c = c.variant(&r.Subjects) // its window may have a ceiling where the rule's has none
 		suffix := ""
 		if c.bounded() {
 			suffix = most
@@ -337,7 +338,6 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 		if key == "" {
 			continue
 		}
-		c = c.variant(&r.Subjects)
 		d := Dim{
 			Key: key[:len(key)-len(suffix)], Kind: c.kind, Rule: c.rule, Metric: c.metric, Failure: c.failure, Soft: c.shadow || c.degrade,
 			WindowMs: c.windowMs, BucketMs: c.bucketMs,
