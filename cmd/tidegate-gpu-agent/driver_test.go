@@ -264,7 +264,9 @@ func TestHealthy(t *testing.T) {
 	}
 	// What is not known is absent, not 0.
 	lib.Set(t, map[string]int64{"power": -1, "margin_ret": 999, "gpu_max": 85, "reasons": -1})
-	r = a.until(t, "unknown", func(r nvml.Report) bool { return r.GPUs[0].Power == nil && r.GPUs[0].Reasons == nil })
+	r = a.until(t, "unknown", func(r nvml.Report) bool {
+		return !slices.ContainsFunc(r.GPUs, func(g nvml.Reading) bool { return g.Power != nil || g.Reasons != nil })
+	})
 	if g := r.GPUs[0]; g.Margin != nil || g.HBM != nil || g.Reasons != nil || g.ThrottleNs != nil || g.State != "ok" {
 		t.Errorf("%s", asJSON(g))
 	}

@@ -150,10 +150,11 @@ func spend(t *testing.T, key, model string, until int64, fronts ...*front) {
 	t.Fatalf("200 requests have not used %d tokens", until)
 }
 
-// refused asks for more than is left.
+// refused asks with a prompt that is longer than what is left.
 func (f *front) refused(t *testing.T, key, model string) {
 	t.Helper()
-	if a := f.complete(t, key, chat(model, 900, `,"max_tokens":900`)); a.status != http.StatusForbidden || a.code() != "insufficient_quota" {
+	prompt := fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":%q}]}`, model, strings.Repeat("again ", 300))
+	if a := f.complete(t, key, prompt); a.status != http.StatusForbidden || a.code() != "insufficient_quota" {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
 }

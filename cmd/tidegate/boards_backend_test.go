@@ -65,7 +65,7 @@ func backendsLedger() shelf {
 		chart(6, "Failures", "short", "Failed attempts in the window to write the journal and to reach the database. Lost records are gone: the journal's disk took nothing and the buffer was full.",
 			query{failures("write_failures"), "{{instance}} journal"}, query{failures("ship_failures"), "{{instance}} database"}, query{failures("lost_records"), "{{instance}} lost"}),
 		chart(6, "Usage not believed", "short", "Answers in the window in whose usage the gateway's own counts replaced figures of the engine. unseen: nobody saw an answer in one piece, which is no fault of the engine.",
-			query{"sum by (backend, why) (increase(tidegate_usage_corrected_total" + window + ")) > 0", "{{backend}} {{why}}"}).without("none"),
+			query{"sum by (backend, why) (increase(tidegate_usage_corrected_total" + window + "))", "{{backend}} {{why}}"}).without("none"),
 	}}
 }
 
