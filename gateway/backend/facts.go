@@ -129,13 +129,12 @@ const (
 // learnThinking finds out whether the server was started with enable_thinking: false in
 // --default-chat-template-kwargs. Its /tokenize tells, at no cost to its GPUs, but not
 // before vLLM 0.18, and such a server is asked, once since it came up, for an answer of
-// one token. Where neither tells, what was known before holds.
+// one token. Where neither answers, what was known before of that release and name
+// holds, also after the server was down.
 func (p *prober) learnThinking(ctx context.Context, f *Facts) {
 	was := p.b.Facts()
-	same := !p.known.IsZero() && was.Version == f.Version && was.Serves == f.Serves
-	if same {
-		f.NoThinking = was.NoThinking
-	}
+	same := was.Version == f.Version && was.Serves == f.Serves
+	f.NoThinking = same && was.NoThinking
 	if !f.Can.defaultKwargs() {
 		return
 	}
@@ -143,6 +142,7 @@ func (p *prober) learnThinking(ctx context.Context, f *Facts) {
 	if err == nil && n != thinkingTokens && n != quietTokens {
 		f.Warnings = append(f.Warnings, fmt.Sprintf("its chat template makes %d tokens of a chat that Qwen3's makes %d or %d of: prompts are counted by Qwen3's until its own usage is known",
 			n, thinkingTokens, quietTokens))
+		f.NoThinking = false // what was known is of another template
 		return
 	}
 	switch {
@@ -150,7 +150,7 @@ func (p *prober) learnThinking(ctx context.Context, f *Facts) {
 		if err != nil {
 			return
 		}
-	case same && p.asked.After(p.b.started()):
+	case same && !p.known.IsZero() && p.asked.After(p.b.started()):
 		return
 	default:
 		if n, err = p.promptTokens(ctx, "/v1/chat/completions", f.Serves, `,"max_tokens":1`); err != nil {

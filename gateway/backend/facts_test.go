@@ -135,3 +135,47 @@ func TestProbeLearnsThinkingOnce(t *testing.T) {
 	w.set("/tokenize", "status 404")
 	learn(false, 0)
 }
+
+// TestThinkingIsKept: what is known of a server's default outlasts a failed probe after
+// which the server does not tell, and no other server, release or template inherits it.
+func TestThinkingIsKept(t *testing.T) {
+	const before, from018 = "0.16.0", "0.18.0"
+	for _, c := range []struct {
+		name, version, now, model string
+		tokenize, chat            string // after the probe that failed
+		kept                      bool
+	}{
+		{"/tokenize does not answer", from018, from018, "m", "status 503", "", true},
+		{"the chat does not answer", before, before, "m", `{"count":9}`, "status 503", true},
+		{"neither answers", before, before, "m", "status 503", "status 503", true},
+		{"another release", from018, "0.19.0", "m", "status 503", "", false},
+		{"another name", from018, from018, "org/m", "status 503", "", false},
+		{"another template", from018, from018, "m", `{"count":30}`, "", false},
+		{"another default", from018, from018, "m", `{"count":9}`, "", false},
+		{"another default of an old one", before, before, "m", `{"count":9}`, `{"usage":{"prompt_tokens":9}}`, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			w.set("/v1/models", `{"data":[{"id":"m","max_model_len":4096}]}`)
+			w.set("/version", `{"version":"`+c.version+`"}`)
+			w.set("/tokenize", `{"count":13}`)
+			w.set("/v1/chat/completions", `{"usage":{"prompt_tokens":13}}`)
+			p := proberOf(w, Config{}, "m")
+			p.probe(t.Context())
+			if !p.b.Facts().NoThinking {
+				t.Fatal("not learned")
+			}
+			w.set("/health", "status 503")
+			p.probe(t.Context())
+			w.set("/health", "")
+			w.set("/v1/models", `{"data":[{"id":"`+c.model+`","max_model_len":4096}]}`)
+			w.set("/version", `{"version":"`+c.now+`"}`)
+			w.set("/tokenize", c.tokenize)
+			w.set("/v1/chat/completions", c.chat)
+			p.probe(t.Context())
+			if f := p.b.Facts(); f.NoThinking != c.kept || f.Version != c.now || f.Serves != c.model {
+				t.Errorf("%+v, want no thinking: %v", f, c.kept)
+			}
+		})
+	}
+}
