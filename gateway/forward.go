@@ -44,7 +44,7 @@ func (g *Gateway) forward(c *call, permit *admission.Permit) (err error) {
 		case c.out.answered || err == nil:
 			for _, d := range doubted {
 				if c.model == asked { // a smaller model's answer says nothing of it
-					d.backend.Blame(d.err)
+					d.backend.Blame(d.err, b)
 				}
 			}
 			return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,4 +59,38 @@ func TestDeadCore(t *testing.T) {
 	s.heal(t)
 	eventually(t, "the server to be back", func() bool { return f.up(t) == len(s) })
 	f.idle(t)
+}
+
+// TestMixedReleases: a caller's requests that an older release answers with a 500, and a
+// newer one answers, do not take the older server from everybody. Of two servers of one
+// release the one that fails is left out.
+func TestMixedReleases(t *testing.T) {
+	for _, c := range []struct {
+		releases []string
+		open     float64
+	}{
+		{[]string{"0.22.0", "0.23.0"}, 0},
+		{[]string{"0.23.0", "0.23.0"}, 1},
+	} {
+		n := 0
+		s := startServers(t, func(o *gatewaytest.Options) {
+			o.Version = c.releases[n%len(c.releases)]
+			n++
+		})
+		const failures = 3
+		f := startGateway(t, s, plan{model: []string{"retry: {attempts: 2, budget: 1}", fmt.Sprintf("breaker: {failures: %d, open: 1h}", failures)}})
+		s[:1].fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500})
+		breaker := `tidegate_backend_breaker_state{backend="` + strings.TrimPrefix(s[0].URL, "http://") + `",model="` + largeModel + `"}`
+		eventually(t, "enough failures", func() bool {
+			if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != 200 {
+				t.Errorf("a caller noticed: %d %s", a.status, a.body)
+			}
+			return f.metric(t, breaker) == 1 || len(s[0].Requests()) >= 2*failures
+		})
+		if open := f.metric(t, breaker); open != c.open {
+			t.Errorf("%v: the breaker stands at %v after %d failures, want %v", c.releases, open, len(s[0].Requests()), c.open)
+		}
+		s.heal(t)
+		f.idle(t)
+	}
 }

@@ -52,10 +52,15 @@ func (b *Backend) Guard(request func() error) error {
 	return err
 }
 
-// Blame counts a Doubtful failure against the backend, since another one has answered
-// the same request: a server that fails what others can do is kept from callers even
-// where its health probe says that it is well.
-func (b *Backend) Blame(err error) {
+// Blame counts a Doubtful failure against the backend, since other has answered the same
+// request: a server that fails what others can do is kept from callers even where its
+// health probe says that it is well. An answer of another release says nothing: the
+// request may be one that b's release cannot stand, and then its caller could take an
+// older server from everybody.
+func (b *Backend) Blame(err error, other *Backend) {
+	if b.Facts().Version != other.Facts().Version {
+		return
+	}
 	text := errors.New(err.Error()) // what it is counted as hangs no more on what it is
 	// The breaker returns what it is given.
 	_ = b.tuned.Load().breaker.Do(func() error { return &brokenError{"answered by another backend", text} })

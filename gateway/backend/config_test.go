@@ -216,8 +216,32 @@ func TestDoubtful(t *testing.T) {
 		if probes := len(b.kick); c.doubtful && probes != 1 {
 			t.Errorf("%v: %d probes are asked for", c.err, probes)
 		}
-		if b.Blame(c.err); !b.BreakerOpen() || b.Seat.Up() {
+		if b.Blame(c.err, b); !b.BreakerOpen() || b.Seat.Up() {
 			t.Errorf("%v: blamed, and still in rotation", c.err)
+		}
+	}
+}
+
+// TestBlame: only the answer of a server of the same release speaks against another one.
+func TestBlame(t *testing.T) {
+	for _, c := range []struct {
+		version, other string
+		counted        bool
+	}{
+		{"0.23.0", "0.23.0", true},
+		{"0.17.1", "0.23.0", false},
+		{"0.23.0", "0.17.1", false},
+		{"", "0.23.0", false},
+		{"", "", true}, // no vLLM, as far as is known
+	} {
+		running := func(version string) *Backend {
+			b := New(Config{URL: "http://gpu-a:8000", breaker: Breaker{Failures: 1, Open: time.Hour}}, "agent")
+			b.facts.Store(&Facts{Version: version})
+			return b
+		}
+		b, other := running(c.version), running(c.other)
+		if b.Blame(&StatusError{Status: 500}, other); b.BreakerOpen() != c.counted || other.BreakerOpen() {
+			t.Errorf("%q fails and %q answers: breakers open %v and %v", c.version, c.other, b.BreakerOpen(), other.BreakerOpen())
 		}
 	}
 }
