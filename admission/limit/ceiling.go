@@ -1,9 +1,6 @@
 package limit
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
 // ceilingParts is the ceiling over a limit, in quarters of it.
 const ceilingParts = 5
@@ -77,22 +74,49 @@ func (r *Request) reach(e Estimate, windowMs int64) int64 {
 }
 
 const (
-	paceAnswers = 64   // the last of a model whose pace is remembered
-	paceKnown   = 8    // answers that must have been seen before the pace counts
-	paceUnknown = 100  // tokens per second, where fewer were seen: most engines are slower under load
-	paceTokens  = 64   // of a sequence; shorter ones say little of the pace
-	paceLeast   = 25   // tokens per second that an answer is always taken to be able to come at
-	meanWeight  = 8    // the newest answer counts one in eight
-	paceMost    = 1000 // tokens per second; beyond it the pace bounds nothing
+	paceAnswers  = 64   // the last of a model whose pace is remembered
+	paceKnown    = 8    // answers that must have been seen before the pace counts
+	paceUnknown  = 100  // tokens per second, where fewer were seen: most engines are slower under load
+	paceLong     = 64   // tokens of a sequence, of which the prompt took little of the time
+	paceShort    = 16   // tokens of a sequence; shorter ones say nothing of the pace
+	promptTokens = 16   // as many as come in the time that a short answer's prompt is taken to have had
+	paceLeast    = 25   // tokens per second that an answer is always taken to be able to come at
+	meanWeight   = 8    // the newest answer counts one in eight
+	paceMost     = 1000 // tokens per second; what came faster is remembered as that
 )
 
 // paces are how fast the last answers of a model came, in tokens per second of one
 // sequence, from their admission to their end. A caller that reads slowly only makes
-// its own answers look slower, and the fastest counts.
+// its own answers look slower, and the fastest counts. Short answers are remembered
+// apart: nobody can make the pace of long ones forgotten with them.
 type paces struct {
-	recent []int64
-	next   int
-	mean   time.Duration // from admission to end, of answers of any length; a moving average
+	long, short recentPaces
+	mean        time.Duration // from admission to end, of answers of any length; a moving average
+}
+
+// recentPaces are those of the last paceAnswers answers, in tokens per second.
+type recentPaces struct {
+	all  []int64
+	next int
+}
+
+func (p *recentPaces) add(pace int64) {
+	if len(p.all) < paceAnswers {
+		p.all = append(p.all, pace)
+		return
+	}
+	p.all[p.next] = pace
+	p.next = (p.next + 1) % paceAnswers
+}
+
+func (p *recentPaces) known() bool { return len(p.all) >= paceKnown }
+
+// fastest returns the highest of them; 0: there is none.
+func (p *recentPaces) fastest() (most int64) {
+	for _, pace := range p.all {
+		most = max(most, pace)
+	}
+	return most
 }
 
 func (p *paces) add(output, sequences int64, took time.Duration) {
@@ -101,29 +125,28 @@ func (p *paces) add(output, sequences int64, took time.Duration) {
 	}
 	p.mean += (took - p.mean) / meanWeight
 	each := output / max(sequences, 1)
-	if each < paceTokens {
-		return
+	pace := func(tokens int64) int64 { return min(tokens*1000/max(took.Milliseconds(), 1), paceMost) }
+	switch {
+	case each >= paceLong:
+		p.long.add(pace(each))
+	case each >= paceShort:
+		p.short.add(pace(each + promptTokens))
 	}
-	pace := min(each*1000/max(took.Milliseconds(), 1), paceMost)
-	if len(p.recent) < paceAnswers {
-		p.recent = append(p.recent, pace)
-		return
-	}
-	p.recent[p.next] = pace
-	p.next = (p.next + 1) % paceAnswers
 }
 
 // fastest returns the tokens per second that an answer may come at, with an eighth to
-// spare; 0: they bound nothing.
+// spare. Until enough long answers are known the short ones count too, and they lower
+// what is believed of an unknown engine to its half at most.
 func (p *paces) fastest() int64 {
-	if p == nil || len(p.recent) < paceKnown {
+	if p == nil || !p.long.known() && !p.short.known() {
 		return paceUnknown
 	}
-	most := slices.Max(p.recent)
-	if most >= paceMost {
-		return 0
+	most := p.long.fastest()
+	if p.long.known() {
+		return max(most+most/8, paceLeast)
 	}
-	return max(most+most/8, paceLeast)
+	most = max(most, p.short.fastest())
+	return max(most+most/8, paceUnknown/2)
 }
 
 // lasting returns how long an answer lasts on the average; 0: none was seen.

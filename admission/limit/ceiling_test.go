@@ -114,3 +114,39 @@ func TestCeilingOfOverriddenWindow(t *testing.T) {
 		}
 	}
 }
+
+// TestPace: an answer that came from no engine bounds the pace all the same, and short
+// answers never change what long ones have shown.
+func TestPace(t *testing.T) {
+	var p paces
+	add := func(n int, tokens int64, took time.Duration) {
+		for range n {
+			p.add(tokens, 1, took)
+		}
+	}
+	expect := func(when string, want int64) {
+		t.Helper()
+		if got := p.fastest(); got != want {
+			t.Errorf("%s: %d tokens a second, want %d", when, got, want)
+		}
+	}
+	expect("nothing is known", paceUnknown)
+	add(2*paceAnswers, paceShort-1, time.Second)
+	expect("answers say nothing", paceUnknown)
+	add(paceKnown, 16, time.Second) // 32 tokens with the prompt's
+	expect("short answers", paceUnknown/2)
+	add(1, 800, 10*time.Second)
+	expect("one long answer, faster", 90)
+	add(paceKnown, 240, 10*time.Second)
+	expect("long answers", 90)
+	add(2*paceAnswers, 63, 100*time.Millisecond)
+	expect("short answers that seem faster", 90)
+	add(paceAnswers, 240, 10*time.Second)
+	expect("the fast one is forgotten", 27)
+	add(1, 100_000, 0)
+	expect("an answer out of a cache", paceMost+paceMost/8)
+	r := Request{MaxTokens: 100_000}
+	if got := r.reach(Estimate{Pace: p.fastest()}, simWindow); got != 67_500 {
+		t.Errorf("it may have %d tokens in a minute", got)
+	}
+}

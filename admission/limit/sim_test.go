@@ -216,12 +216,12 @@ func honest(name string, prompt, output float64, msPerToken, maxTokens int64, le
 	}}
 }
 
-// taught is who answers a third of each window with one token, so that little is
+// taught is who has answers of a few tokens in a third of each window, so that little is
 // expected of the answers, and asks for all that it can have in the rest.
-func taught(name string, msPerToken, maxTokens int64) load {
-	return load{name, msPerToken, maxTokens, 0, func(_ *rand.Rand, ms int64) (int64, int64) {
+func taught(few, msPerToken, maxTokens int64) load {
+	return load{"taught", msPerToken, maxTokens, 0, func(_ *rand.Rand, ms int64) (int64, int64) {
 		if ms%simWindow < simWindow/3 {
-			return 10, 1
+			return 10, few
 		}
 		return 10, min(maxTokens, 4_096)
 	}}
@@ -229,11 +229,12 @@ func taught(name string, msPerToken, maxTokens int64) load {
 
 // loads are that of contracts/limits.md 2.2, as far as its figures tell it (16
 // clients that nobody refuses use 0.85 of the limit), one with longer answers, and
-// one whose clients set no max_tokens, so that each may have 32,768.
+// those whose clients set no max_tokens, so that each may have all that a model can.
 func loads() []load {
 	return []load{
 		honest("contract", 1_100, 500, 35, 4_096, 0.88), honest("long answers", 600, 1_000, 20, 4_096, 0.8),
 		honest("no max_tokens", 1_100, 500, 35, 32_768, 0.85),
+		{"short answers", 35, 100_000, 0.9, func(*rand.Rand, int64) (int64, int64) { return 200, 30 }},
 	}
 }
 
@@ -377,7 +378,7 @@ func TestTaughtShortAnswers(t *testing.T) {
 		for _, maxTokens := range []int64{4_096, 32_768} {
 			for _, clients := range crowds {
 				s := newSim(t, tokenRule(0, ReserveP90))
-				l := taught("taught", msPerToken, maxTokens)
+				l := taught(1, msPerToken, maxTokens)
 				ran := closedLoop(s, clients, minutes, l, 1)
 				p, byStart := peak(ran.byProgress), peak(ran.byStart)
 				use := float64(total(ran.byProgress, 0)) / simLimit / float64(minutes)
@@ -389,6 +390,24 @@ func TestTaughtShortAnswers(t *testing.T) {
 					t.Errorf("%.3f of the limit on the average", use)
 				}
 			}
+		}
+	}
+}
+
+// TestTaughtPace: answers of the fewest tokens that say anything of the pace make an
+// unknown engine seem slow until long ones have come, once, and never again.
+func TestTaughtPace(t *testing.T) {
+	for _, msPerToken := range []int64{0, 5, 10, 20, 35} {
+		s := newSim(t, tokenRule(0, ReserveP90))
+		ran := closedLoop(s, 256, 5, taught(paceShort, msPerToken, 32_768), 1)
+		later := ran.byProgress
+		for len(later) > 0 && later[0].ms < 2*simWindow {
+			later = later[1:]
+		}
+		once, after := peak(ran.byProgress), peak(later)
+		t.Logf("%2d ms a token: peak of any 60 s %.3f of the limit, %.3f after the first two minutes", msPerToken, once, after)
+		if once > 1.5 || after > 1.25 {
+			t.Errorf("%.3f of the limit in 60 s, and %.3f later", once, after)
 		}
 	}
 }
