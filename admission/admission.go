@@ -82,10 +82,15 @@ type Demand struct {
 	Caller   Caller        // nil: no smaller model can answer, and who waits hears nothing
 }
 
-// at is what the limits are asked for a request at a level.
-func (d *Demand) at(level degrade.Level) limit.Request {
-	r := d.Request
+// at is what the limits are asked for a request that is to be answered so. It may be
+// answered by a smaller model still, where it waits first or its servers fail: which one
+// nobody knows before, and the limits are asked once.
+func (d *Demand) at(c choice) limit.Request {
+	r, level := d.Request, c.level
 	r.Level = int(level)
+	if c.pool != nil {
+		r.Served = c.pool.Name
+	}
 	if level >= degrade.StreamingOff && d.Capped > 0 {
 		r.MaxTokens = min(r.MaxTokens, d.Capped)
 	}
@@ -153,7 +158,7 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	if err != nil {
 		return nil, err
 	}
-	grant, err := c.limits.Admit(ctx, d.at(now.level))
+	grant, err := c.limits.Admit(ctx, d.at(now))
 	if err != nil {
 		return nil, err
 	}

@@ -424,6 +424,49 @@ func TestLimitsFollowTheLevel(t *testing.T) {
 	})
 }
 
+// TestPaceOfWhoAnswers: what running requests may use follows the speed of the model that
+// answers them, not of the one that was asked for.
+func TestPaceOfWhoAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rule := limit.Rule{Name: "rate", Per: "user", Bounds: limit.Bounds{Tokens: limit.Rate{Count: 10_000, Window: time.Minute}}}
+		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
+		admit := func(model string) (*Permit, error) {
+			d := h.demand(model)
+			d.Request.Model, d.Request.MaxTokens, d.Capped = model, 100_000, 100_000
+			return h.doors.Admit(t.Context(), d)
+		}
+		for model, took := range map[string]time.Duration{"large": 40 * time.Second, "small": 10 * time.Second} {
+			for range 8 {
+				p, err := admit(model)
+				if err != nil {
+					t.Fatal(err)
+				}
+				pass(took)
+				p.Settle(limit.Usage{Input: 10, Output: 1000}, model)
+			}
+		}
+		pass(2 * time.Minute)
+		in := func() (n int) {
+			for ; ; n++ {
+				p, err := admit("large")
+				if denied := (*limit.Denied)(nil); errors.As(err, &denied) {
+					return n
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				defer p.Settle(limit.Usage{}, "")
+			}
+		}
+		if n := in(); n != 4 {
+			t.Errorf("%d answers of the large model at 25 tokens a second may run, want 4", n)
+		}
+		h.rotate("large", false)
+		if n := in(); n != 1 {
+			t.Errorf("%d answers of the small model at 100 tokens a second may run, want 1", n)
+		}
+	})
+}
+
 // TestExceedDegrade: who is over such a rule gets the smaller model, and a refusal
 // where that cannot be.
 func TestExceedDegrade(t *testing.T) {

@@ -74,7 +74,7 @@ func (e *estimator) estimate(r *Request) Estimate {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	out := e.expected(own)
-	model := e.paces[r.Model]
+	model := e.paces[cmp.Or(r.Served, r.Model)]
 	out.Pace, out.Lasting = model.fastest(), model.lasting()
 	return out
 }

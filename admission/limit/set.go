@@ -281,6 +281,7 @@ type Request struct {
 	ID string // made by the gateway: a caller who could choose it would pay once for many
 	Subjects
 	Tier      string // critical | standard | batch; empty: standard
+	Served    string // model that is to answer, as far as is known; empty: the one that is asked for
 	Level     int    // of pressure, 0 to 4
 	Prompt    int64  // tokens, exact
 	MaxTokens int64  // that all its answers may have together; 0: it generates nothing
