@@ -16,6 +16,7 @@
 package admission
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -112,13 +113,17 @@ func (d *Demand) sequences(level degrade.Level) int64 {
 }
 
 // TooMany is the refusal of a request with more sequences than any backend of the
-// model may have at a time.
+// model may have at a time, or any that is in rotation now.
 type TooMany struct {
 	Sequences int64
-	Most      int // of one backend
+	Most      int  // of one backend; where Temporary, of one in rotation
+	Temporary bool // a backend that is out of rotation could have them
 }
 
 func (e *TooMany) Error() string {
+	if e.Temporary {
+		return fmt.Sprintf("%d sequences, and the backends in rotation have %d at a time at most", e.Sequences, e.Most)
+	}
 	return fmt.Sprintf("%d sequences, and the backends have %d at a time at most", e.Sequences, e.Most)
 }
 
@@ -146,7 +151,7 @@ type queueing struct {
 
 func (q *queueing) weight(tenant string) int { return max(q.weightOf[tenant], 1) }
 
-// Admit returns a permit, a *limit.Denied, an *Overloaded, ErrNoBackend, or
+// Admit returns a permit, a *limit.Denied, an *Overloaded, a *TooMany, ErrNoBackend, or
 // limit.ErrStore. It waits while the backends are full.
 func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	if err := ctx.Err(); err != nil {
@@ -198,11 +203,17 @@ func (c *choice) stays() time.Duration {
 }
 
 // choose decides by what the ladder and the queue say now, and by nothing that changes
-// by itself; the level is at least that of least, and the request has waited so long.
+// by itself; the level is at least that of least, and the request has waited so long. A
+// model of whose backends in rotation none can hold the request is one without any.
 func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice, error) {
 	v := d.Pool.level.Verdict()
 	c := choice{d.Pool, v.Level, v.Reason, v.Retry}
-	own := d.Pool.look(d.sequences(max(v.Level, least.level)))
+	from := v.Level // at which it is answered at least
+	if !v.Pinned {
+		from = degrade.Shift(from, d.Request.Tier)
+	}
+	n := d.sequences(max(from, least.level))
+	own := d.Pool.look(n)
 	if !v.Pinned {
 		if own.level > c.level {
 			c.level, c.reason, c.retry = own.level, own.reason, own.retry
@@ -215,12 +226,19 @@ func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice
 	if least.level > c.level {
 		c.level, c.reason, c.retry = least.level, least.reason, least.retry
 	}
+	if fewer := d.sequences(c.level); fewer != n {
+		n = fewer
+		own = d.Pool.look(n)
+	}
 	if c.level >= degrade.SmallerModel && c.ofLoad() && d.over == nil && d.findRoom(&c, own) {
 		return c, d.accepts(c)
 	}
-	if c.level == degrade.Canned && least.pool != nil && c.ofLoad() { // who waits already is served; who comes now is not let in
-		c.pool, c.level = least.pool, max(least.level, degrade.ThinkingOff)
-		return c, d.accepts(c)
+	if c.level == degrade.Canned && least.pool != nil && c.ofLoad() {
+		// Who waits already is served, where it can be; who comes now is not let in.
+		if level := max(least.level, degrade.ThinkingOff); least.pool.fits(d.sequences(level)) == nil {
+			c.pool, c.level = least.pool, level
+			return c, d.accepts(c)
+		}
 	}
 	if c.level == degrade.Canned {
 		c.pool = nil
@@ -232,14 +250,14 @@ func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice
 		case smaller != nil:
 			c.pool = smaller
 		case !own.up:
-			return c, ErrNoBackend
+			return c, cmp.Or(d.Pool.fits(n), ErrNoBackend)
 		default:
 			c.level = degrade.ThinkingOff // the least that its own servers can give
 		}
 	}
 	if !own.up {
 		if d.MaxLevel < degrade.SmallerModel {
-			return c, ErrNoBackend
+			return c, cmp.Or(d.Pool.fits(n), ErrNoBackend)
 		}
 		if c.level < degrade.SmallerModel {
 			c.level, c.reason = degrade.SmallerModel, reasonDown
@@ -323,7 +341,7 @@ func (d *Demand) smaller() *Pool {
 			continue
 		}
 		sequences := d.sequences(degrade.SmallerModel)
-		if _, holds := p.holds(sequences); !holds {
+		if p.ever(sequences) != nil {
 			continue
 		}
 		if there := p.look(sequences); there.up && there.level < degrade.SmallerModel && d.Caller != nil && d.Caller.Fits(p) {

@@ -45,8 +45,8 @@ func (p *Permit) enter(ctx context.Context, q *queueing, d *Demand, c choice) (e
 		return nil
 	}
 	w := newWaiter(q, d, c.level)
-	if most, ok := c.pool.holds(w.sequences); !ok {
-		return &TooMany{Sequences: w.sequences, Most: most}
+	if err := c.pool.ever(w.sequences); err != nil {
+		return err
 	}
 	if !c.pool.take(q, w) {
 		if w, c, err = p.await(ctx, w, q, d, c); err != nil || c.pool == nil {

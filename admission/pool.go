@@ -76,9 +76,9 @@ func (p *Pool) perBackend() int {
 	return p.queue.len() / max(n, 1)
 }
 
-// outlook is what a request meets at a pool.
+// outlook is what a request meets at a pool, on those backends that can hold it.
 type outlook struct {
-	up     bool          // some backend may be sent requests
+	up     bool          // some backend may be sent it
 	level  degrade.Level // the lowest of those
 	firm   degrade.Level // the highest of those, as far as it does not come from load
 	reason string
@@ -86,25 +86,65 @@ type outlook struct {
 	full   bool      // it would have to wait until another request ends
 }
 
-// holds reports whether some backend may ever have so many sequences at a time, and
-// the most that any may have.
-func (p *Pool) holds(sequences int64) (most int, ok bool) {
+// ever returns a *TooMany where no backend, in rotation or not, may have so many
+// sequences at a time.
+func (p *Pool) ever(sequences int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, b := range p.backends {
-		most, ok = max(most, b.bounds.Load().InFlight), ok || b.holds(sequences)
+	if p.holds(sequences) {
+		return nil
 	}
-	return most, ok || len(p.backends) == 0
+	return &TooMany{Sequences: sequences, Most: p.most(false)}
 }
 
-// look is the outlook for one more request of so many sequences.
+// fits returns what ever does, ErrNoBackend where no backend is in rotation, and a
+// Temporary *TooMany where none of those that are may have so many sequences at a time.
+func (p *Pool) fits(sequences int64) error {
+	if err := p.ever(sequences); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	usable := false
+	for _, b := range p.backends {
+		if b.Usable() {
+			if usable = true; b.holds(sequences) {
+				return nil
+			}
+		}
+	}
+	if !usable {
+		return ErrNoBackend
+	}
+	return &TooMany{Sequences: sequences, Most: p.most(true), Temporary: true}
+}
+
+// holds reports whether some backend, in rotation or not, may have so many sequences at
+// a time, or there is none at all. The lock is held.
+func (p *Pool) holds(sequences int64) bool {
+	return len(p.backends) == 0 || slices.ContainsFunc(p.backends, func(b *Backend) bool { return b.holds(sequences) })
+}
+
+// most is the largest bound of sequences on one backend, of those in rotation or of
+// all. The lock is held.
+func (p *Pool) most(usable bool) (n int) {
+	for _, b := range p.backends {
+		if !usable || b.Usable() {
+			n = max(n, b.bounds.Load().InFlight)
+		}
+	}
+	return n
+}
+
+// look is the outlook for one more request of so many sequences. Where no backend may
+// ever have them it is that of any request: ever says what becomes of such a one.
 func (p *Pool) look(sequences int64) (o outlook) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	most := full
+	most, never := full, !p.holds(sequences)
 	for _, b := range p.backends {
 		v := b.gauge.Verdict()
-		if !b.up.Load() || v.Out != "" {
+		if !b.up.Load() || v.Out != "" || !never && !b.holds(sequences) {
 			continue
 		}
 		if !o.up || v.Level < o.level {
@@ -126,10 +166,10 @@ func (p *Pool) wouldWait(tier int, tenant string, weight int) time.Duration {
 }
 
 // pick is the backend to use other than avoid: of those with room for so many
-// sequences (0: of all) the ones at the
-// lowest level, of these the one with the fewest requests in flight for its weight;
-// equals are taken in turn. Those at L3 or above are left alone while another one is
-// below, be that full. The lock is held.
+// sequences (0: of all) the ones at the lowest level, of these the one with the fewest
+// requests in flight for its weight; equals are taken in turn. Those at L3 or above are
+// left alone while another one that can hold the request is below, be that full. The
+// lock is held.
 func (p *Pool) pick(avoid *Backend, room int64) *Backend {
 	var best, hot *Backend
 	cool := false
@@ -145,7 +185,7 @@ func (p *Pool) pick(avoid *Backend, room int64) *Backend {
 	n := len(p.backends)
 	for k := range n {
 		b := p.backends[(p.turn+k)%n]
-		if b == avoid || !b.Usable() {
+		if b == avoid || !b.Usable() || !b.holds(room) {
 			continue
 		}
 		into := &hot

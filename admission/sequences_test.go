@@ -293,3 +293,188 @@ func admitted(t *testing.T, h *house, d *Demand) *Permit {
 	}
 	return p
 }
+
+// uneven is a house whose first backend of large has eight places and the second two.
+func uneven(t *testing.T, q QueueConfig, models ...string) *house {
+	h := newHouse(t, nil, q, models...)
+	h.of["large"][0].b.SetBounds(Bounds{InFlight: 8})
+	return h
+}
+
+// tooManyNow reports whether err says that the backends in rotation take fewer.
+func tooManyNow(err error, sequences int64, most int) bool {
+	var many *TooMany
+	return errors.As(err, &many) && *many == TooMany{Sequences: sequences, Most: most, Temporary: true}
+}
+
+// TestLargeBlocksNobody: a request that no backend in rotation can hold does not wait,
+// where others would wait behind it for a server that is idle.
+func TestLargeBlocksNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := uneven(t, DefaultQueue(), "large")
+		large, small := h.of["large"][0].b, h.of["large"][1].b
+		large.Rotate(false)
+		if big := h.ask(t.Context(), h.several("large", 4, 1)); !tooManyNow(big.err, 4, 2) {
+			t.Fatalf("%+v", big)
+		}
+		held := []*Permit{admitted(t, h, h.demand("large")), admitted(t, h, h.demand("large"))}
+		large.Rotate(true)
+		held = append(held, admitted(t, h, h.several("large", 7, 1)))
+		big := h.ask(t.Context(), h.several("large", 4, 1))
+		next := h.ask(t.Context(), h.demand("large"))
+		if big.done || next.done {
+			t.Fatalf("%+v, %+v", big, next)
+		}
+		large.Rotate(false)
+		held[0].Settle(limit.Usage{}, "")
+		pass(lookEvery)
+		if !tooManyNow(big.err, 4, 2) || next.permit == nil || next.permit.Backend() != small {
+			t.Fatalf("%+v, %+v", big, next)
+		}
+		for _, p := range append(held[1:], next.permit) {
+			p.Settle(limit.Usage{}, "")
+		}
+		h.idle(t)
+	})
+}
+
+// TestLargeElsewhere: a request that no backend of its model in rotation can hold is
+// answered by the smaller model, as where there is none; one that was told its level is
+// not, and neither waits.
+func TestLargeElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := uneven(t, DefaultQueue(), "large", "small")
+		large := h.of["large"][0].b
+		held := admitted(t, h, h.several("large", 8, 1))
+		told := h.several("large", 1, 4)
+		told.Caller = caller{waits: func(*Permit) bool { return true }}
+		stays, moves := h.ask(t.Context(), told), h.ask(t.Context(), h.several("large", 1, 4))
+		if stays.done || moves.done {
+			t.Fatalf("%+v, %+v", stays, moves)
+		}
+		large.Rotate(false)
+		pass(lookEvery)
+		if !tooManyNow(stays.err, 4, 2) {
+			t.Errorf("%+v", stays)
+		}
+		comes := h.ask(t.Context(), h.several("large", 1, 4))
+		for _, a := range []*asked{moves, comes} {
+			if p := a.permit; p == nil || p.Pool().Name != "small" || p.Level != degrade.SmallerModel || p.Reason != reasonDown {
+				t.Fatalf("%+v, %v", p, a.err)
+			}
+		}
+		proud := h.several("large", 1, 4)
+		proud.MaxLevel = degrade.ThinkingOff
+		if _, err := h.doors.Admit(t.Context(), proud); !tooManyNow(err, 4, 2) {
+			t.Error(err)
+		}
+		for _, p := range []*Permit{held, moves.permit, comes.permit} {
+			p.Settle(limit.Usage{}, "")
+		}
+		h.idle(t)
+	})
+}
+
+// TestLargeBesideACoolOne: a hot backend is left alone only for those that a cool one
+// can hold; the others meet its level.
+func TestLargeBesideACoolOne(t *testing.T) {
+	for name, c := range map[string]struct {
+		prompts, n int64
+		models     []string
+		where      string
+		hot, cool  int // sequences there
+		level      degrade.Level
+	}{
+		"by the smaller model":            {2, 2, []string{"large", "small"}, "small", 0, 0, degrade.SmallerModel},
+		"with one answer to each prompt":  {2, 2, []string{"large"}, "large", 0, 2, degrade.ThinkingOff},
+		"of more prompts than that holds": {4, 1, []string{"large"}, "large", 4, 0, degrade.ThinkingOff},
+		"that the cool one holds":         {2, 1, []string{"large"}, "large", 0, 2, degrade.Full},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := uneven(t, DefaultQueue(), c.models...)
+				h.press("large", 93, 10) // L3 and L0
+				p := admitted(t, h, h.several("large", c.prompts, c.n))
+				hot, cool := h.of["large"][0].b.InFlight(), h.of["large"][1].b.InFlight()
+				if p.Pool().Name != c.where || p.Level != c.level || hot != c.hot || cool != c.cool {
+					t.Errorf("%s at %v, %d and %d in flight", p.Pool().Name, p.Level, hot, cool)
+				}
+				p.Settle(limit.Usage{}, "")
+				h.idle(t)
+			})
+		})
+	}
+}
+
+// TestLargeAtItsLevel: what counts is how many sequences a request has at the level at
+// which it is answered, its tier included.
+func TestLargeAtItsLevel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := uneven(t, DefaultQueue(), "large")
+		h.press("large", 81) // L1
+		h.of["large"][0].b.Rotate(false)
+		p := admitted(t, h, h.several("large", 1, 4))
+		if p.Level != degrade.StreamingOff || placesOf(h, "large") != 1 {
+			t.Errorf("%+v, %d in flight", p, placesOf(h, "large"))
+		}
+		critical := h.several("large", 1, 4)
+		critical.Request.Tier = "critical" // L0
+		if _, err := h.doors.Admit(t.Context(), critical); !tooManyNow(err, 4, 2) {
+			t.Error(err)
+		}
+		p.Settle(limit.Usage{}, "")
+		h.idle(t)
+	})
+}
+
+// TestTooManyAfterReload: who waits and can never have a place any more, since the
+// bounds were lowered, is told so and blocks nobody.
+func TestTooManyAfterReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := uneven(t, DefaultQueue(), "large")
+		held := []*Permit{admitted(t, h, h.several("large", 8, 1)), admitted(t, h, h.several("large", 2, 1))}
+		big, next := h.ask(t.Context(), h.several("large", 4, 1)), h.ask(t.Context(), h.demand("large"))
+		h.of["large"][0].b.SetBounds(Bounds{InFlight: 3})
+		held[1].Settle(limit.Usage{}, "")
+		pass(lookEvery)
+		var many *TooMany
+		if !errors.As(big.err, &many) || *many != (TooMany{Sequences: 4, Most: 3}) || next.permit == nil {
+			t.Fatalf("%+v, %+v", big, next)
+		}
+		for _, p := range []*Permit{held[0], next.permit} {
+			p.Settle(limit.Usage{}, "")
+		}
+		h.idle(t)
+	})
+}
+
+// TestLargeUnderLoad: who waits while its model is at L4 for load goes on to wait, but not
+// where no backend in rotation can hold it any more.
+func TestLargeUnderLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := uneven(t, DefaultQueue(), "large")
+		for _, e := range h.of["large"] {
+			e.waiting.Store(50) // L4
+		}
+		held := []*Permit{admitted(t, h, h.several("large", 8, 1)), admitted(t, h, h.several("large", 2, 1))}
+		big := h.ask(t.Context(), h.several("large", 4, 1))
+		next := h.ask(t.Context(), h.demand("large"))
+		h.press("large", 0)
+		if big.done || next.done {
+			t.Fatalf("%+v, %+v", big, next)
+		}
+		h.of["large"][0].b.Rotate(false)
+		held[1].Settle(limit.Usage{}, "")
+		pass(lookEvery)
+		if big.permit == nil || big.permit.Level != degrade.Canned {
+			t.Errorf("%+v", big)
+		}
+		if next.permit == nil || next.permit.Level != degrade.ThinkingOff {
+			t.Fatalf("%+v", next)
+		}
+		for _, p := range []*Permit{held[0], big.permit, next.permit} {
+			p.Settle(limit.Usage{}, "")
+		}
+		h.idle(t)
+	})
+}

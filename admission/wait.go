@@ -34,9 +34,10 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 	for {
 		own, there := d.Pool.level.Changed(), in.level.Changed()
 		switch now, err := d.choose(q, c, time.Since(began)); {
-		case w.told && in.Up():
 		case w.told:
-			return w, c, ErrNoBackend
+			if err := in.fits(w.sequences); err != nil {
+				return w, c, err
+			}
 		case err != nil:
 			return w, c, err
 		case now.pool == in:
@@ -44,12 +45,14 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 		case now.pool == nil:
 			return w, now, nil
 		default:
-			next, ok := now.pool.move(q, w, d.sequences(now.level), time.Until(until), now.ofLoad() && in.Up())
-			if !ok && !in.Up() {
+			here := max(c.level, min(now.level, degrade.ThinkingOff))
+			stays := in.fits(d.sequences(here)) == nil
+			next, ok := now.pool.move(q, w, d.sequences(now.level), time.Until(until), now.ofLoad() && stays)
+			if !ok && !stays {
 				return w, now, &Overloaded{ShedQueue, now.level, now.reason, time.Second}
 			}
 			if !ok { // here is better than nowhere
-				c.level, c.reason = max(c.level, min(now.level, degrade.ThinkingOff)), now.reason
+				c.level, c.reason = here, now.reason
 				break
 			}
 			w.give(in)
@@ -61,6 +64,9 @@ func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c
 			continue
 		}
 		in.resize(w, d.sequences(c.level))
+		if err := in.ever(w.sequences); err != nil { // the bounds were lowered meanwhile
+			return w, c, err
+		}
 		in.dispatch()
 		p.stand(c)
 		next := lookEvery

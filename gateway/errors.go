@@ -194,6 +194,9 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 			g.Alerts.Refused(c.subjects(), denied.Rule)
 		}
 		return c.overLimit(denied)
+	case errors.As(err, &many) && many.Temporary:
+		return refuse(codeOverloaded, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and the servers of %s that are available at the moment take %d at a time (max_in_flight): send fewer prompts at a time or a smaller n, or try again in %v",
+			many.Sequences, c.asked.Name, many.Most, retryNoBackend)).after(retryNoBackend)
 	case errors.As(err, &many):
 		return refuse(codeTooLargeForLimit, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and a server of %s takes %d at a time (max_in_flight): send fewer prompts at a time or a smaller n", many.Sequences, c.asked.Name, many.Most))
 	case errors.As(err, &shed):
