@@ -46,8 +46,10 @@ func backendsFailures() shelf {
 func backendsStores() shelf {
 	const name, none = "tidegate_store_call_seconds", "no Redis is set: each gateway counts alone"
 	return shelf{"Stores", []panel{
-		chart(8, "Calls", "reqps", "Calls of stores that requests wait for.", query{observed(name, "", "store"), "{{store}}"}).without(none),
-		chart(8, "Time of a call", "s", "A decision waits for redis.timeout at most.", query{quantile(.5, name, "", "store"), "{{store}} p50"}, query{quantile(.99, name, "", "store"), "{{store}} p99"}).without(none),
+		chart(6, "Calls", "reqps", "Calls of stores that requests wait for.", query{observed(name, "", "store"), "{{store}}"}).without(none),
+		chart(6, "Time of a call", "s", "A decision waits for redis.timeout at most.", query{quantile(.5, name, "", "store"), "{{store}} p50"}, query{quantile(.99, name, "", "store"), "{{store}} p99"}).without(none),
+		chart(4, "Damaged values", "short", "Calls in the window that read what no gateway wrote, and took it as not there. Something else writes to this Redis, or its data was damaged.",
+			query{"sum by (instance, store) (increase(tidegate_store_damaged_total" + window + "))", "{{instance}} {{store}}"}).without(none),
 		chart(4, "Store of limits", "short", "not asked: it did not answer, and each rule's on_store_failure holds.", query{"max by (instance, store) (tidegate_store_breaker_state)", "{{instance}} {{store}}"}).
 			as(timeline, 8).told(word{0, "asked", "green"}, word{1, "not asked", "red"}).without(none),
 		chart(4, "Store of accounts", "short", "Whether the database of accounts answered when it was last asked.", query{"min by (instance) (tidegate_accounts_up)", "{{instance}}"}).
