@@ -276,6 +276,59 @@ func TestHostileBodies(t *testing.T) {
 	}
 }
 
+// allocatedFor is how many bytes are allocated while a body is read.
+func allocatedFor(g *Gateway, body []byte) (bytes uint64, err error) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err = readWhole(g, body)
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc, err
+}
+
+// TestHostileCounts: of prompts and of messages that are as many as a body of 8 MiB can
+// have, no more are made than a request may have, and their caller is told how many those
+// are. When all of them were made it took 209 to 428 MB.
+func TestHostileCounts(t *testing.T) {
+	g := reader(t)
+	const size, most = 8 << 20, 64 << 20 // bytes
+	b := &hostile{size, nil, map[string][]byte{}}
+	b.prompt("texts", `[`+b.repeat(`"",`)+`""]`)
+	b.prompt("lists of token ids", `[`+b.repeat(`[1],`)+`[1]]`)
+	b.messages("messages", b.repeat(`{"role":"u"},`)+`{"role":"u"}`)
+	b.messages("developers", b.repeat(`{"role":"developer"},`)+`{"role":"user"}`)
+	b.add("messages that go on", `{"model":"m","continue_final_message":true,"add_generation_prompt":false,"messages":[`+b.repeat(`{"role":"u"},`)+`{"role":"user"}]}`)
+	for name, body := range b.bodies {
+		n, err := allocatedFor(g, body)
+		if err == nil || !strings.Contains(err.Error(), " more than 6") { // 64, 65536
+			t.Errorf("%s: %v", name, err)
+		} else if r := g.explain(&call{}, err); r.status != 400 || r.told.Param != "messages" && r.told.Param != "prompt" {
+			t.Errorf("%s: %+v", name, r)
+		}
+		if n > most {
+			t.Errorf("%s: %d MB allocated for 8 MiB, expected %d at most", name, n>>20, most>>20)
+		}
+		t.Logf("%s: %d MB", name, n>>20)
+	}
+}
+
+// TestHeldBody: a request that waits holds as many bytes as its body has come to, also
+// where that is longer than what its caller sent.
+func TestHeldBody(t *testing.T) {
+	g := reader(t)
+	for _, prompt := range []string{`[` + strings.Repeat(`1e5,`, 100_000) + `1]`, `[` + strings.Repeat(`100000,`, 100_000) + `1]`, `[` + strings.Repeat(`1.0,`, 100_000) + `1]`} {
+		r := httptest.NewRequest("POST", path(openai.Completions), strings.NewReader(`{"model":"m","prompt":`+prompt+`}`))
+		r.Header.Set("Content-Type", "application/json")
+		c := &call{w: deadlines{httptest.NewRecorder()}, r: r, set: g.settings.Load(), kind: openai.Completions, held: holding{budget: &g.bodies}}
+		if err := g.parse(c); err != nil {
+			t.Fatal(err)
+		}
+		if is := len(c.body.Bytes()); int(c.held.bytes) < is-200 || int(c.held.bytes) > is+200 { // the body is edited a little
+			t.Errorf("%.10s: %d bytes are held for a body of %d", prompt, c.held.bytes, is)
+		}
+		c.held.release()
+	}
+}
+
 // TestHostileWork: no body makes us decode or copy many times what an ordinary chat of
 // the same size does, counted in bytes allocated for each byte of it. A name that is
 // decoded whenever it is looked for took 600. The tokenizer's own steps are counted where
@@ -284,11 +337,8 @@ func TestHostileWork(t *testing.T) {
 	g := reader(t)
 	perByte := func(body []byte) float64 {
 		_, _ = readWhole(g, body) // what is kept for the next one
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		_, _ = readWhole(g, body)
-		runtime.ReadMemStats(&after)
-		return float64(after.TotalAlloc-before.TotalAlloc) / float64(len(body))
+		n, _ := allocatedFor(g, body)
+		return float64(n) / float64(len(body))
 	}
 	usual := perByte(ordinaryBody(t))
 	for name, body := range hostileBodies(64 << 10) {

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -41,10 +40,7 @@ func (c *call) Fits(smaller *admission.Pool) bool {
 	if m == nil {
 		return false
 	}
-	answer := leastAnswer
-	if c.limit > 0 {
-		answer = min(answer, c.limit)
-	}
+	answer := min(leastAnswer, c.limit)
 	if context := m.Context(); context > 0 && c.longest+c.growth()+answer > context {
 		return false
 	}
@@ -93,7 +89,7 @@ func (g *Gateway) descend(c *call, permit *admission.Permit) error {
 	effect := g.Ladder.Effect(permit.Level)
 	if !effect.Stream {
 		c.streamed, c.wish.N, c.answers = false, 1, c.answers/c.wish.N
-		c.limit = c.body.Whole(min(effect.MaxTokens, cmp.Or(c.limit, effect.MaxTokens)))
+		c.limit = c.body.Whole(min(effect.MaxTokens, c.limit))
 	}
 	context := c.model.Context() // 0: not known, and then nothing is cut
 	if !effect.Thinking && (context == 0 || c.longest+c.growth() < context) {

@@ -12,36 +12,55 @@ import (
 	"tidegate/gateway/openai"
 )
 
-// TestUnknownContext: an answer is not cut because nobody knows the context, and what
+// TestUnknownContext: an answer with a limit is not cut because nobody knows the context,
+// one without has a limit, which the server gets and the limits reserve, and what
 // the prompt grows by after the limits have reserved is taken from the answer.
 func TestUnknownContext(t *testing.T) {
-	for level, want := range map[degrade.Level]string{degrade.Full: "100", degrade.ThinkingOff: "96"} {
+	const chat, completion = `{"model":"m","messages":[{"role":"user","content":"hi"}]`, `{"model":"m","prompt":"hi"`
+	for _, c := range []struct {
+		level    degrade.Level
+		kind     openai.Route
+		body     string
+		reserved int64
+		want     string
+	}{
+		{degrade.Full, openai.Chat, chat + `,"max_tokens":100}`, 100, "100"},
+		{degrade.ThinkingOff, openai.Chat, chat + `,"max_tokens":100}`, 100, "96"},
+		// Nobody said a limit: one is sent, and it is the one that is reserved.
+		{degrade.Full, openai.Chat, chat + `}`, 2048, "2048"},
+		{degrade.Full, openai.Chat, chat + `,"max_tokens":null}`, 2048, "2048"},
+		{degrade.StreamingOff, openai.Chat, chat + `}`, 2048, "2048"},
+		{degrade.ThinkingOff, openai.Chat, chat + `}`, 2048, "2044"},
+		{degrade.Full, openai.Completions, completion + `}`, 16, "16"},
+		{degrade.Full, openai.Completions, completion + `,"max_tokens":5000}`, 5000, "5000"},
+	} {
 		g, _ := bare(t, nil)
 		m := backend.DefaultModel()
 		m.Name, m.Backends = "m", []backend.Config{{URL: "http://127.0.0.1:1"}}
 		g.Fleet.Apply([]backend.ModelConfig{m})
 		of, _ := g.Fleet.Model("m")
 		of.Backends[0].Seat.Rotate(true)
-		r := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(`{"model":"m","max_tokens":100,"messages":[{"role":"user","content":"hi"}]}`))
+		r := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(c.body))
 		r.Header.Set("Content-Type", "application/json")
-		c := &call{w: deadlines{httptest.NewRecorder()}, r: r, set: g.settings.Load(), id: "a", kind: openai.Chat}
-		if err := g.parse(c); err != nil {
+		one := &call{w: deadlines{httptest.NewRecorder()}, r: r, set: g.settings.Load(), id: "a", kind: c.kind}
+		if err := g.parse(one); err != nil {
 			t.Fatal(err)
 		}
-		p, err := g.Admission.Admit(r.Context(), g.demand(c))
+		d := g.demand(one)
+		p, err := g.Admission.Admit(r.Context(), d)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.Level = level // it rose while the request waited
-		if err := g.descend(c, p); err != nil {
+		p.Level = c.level // it rose while the request waited
+		if err := g.descend(one, p); err != nil {
 			t.Fatal(err)
 		}
-		limit, _ := c.body.Raw("max_tokens")
-		switched, _ := c.body.Raw("chat_template_kwargs")
-		if string(limit) != want || (string(switched) == `{"enable_thinking":false}`) != (level >= degrade.ThinkingOff) {
-			t.Errorf("%v: max_tokens %s, chat_template_kwargs %s", level, limit, switched)
+		limit, _ := one.body.Raw("max_tokens")
+		switched, _ := one.body.Raw("chat_template_kwargs")
+		if string(limit) != c.want || d.Request.MaxTokens != c.reserved || (string(switched) == `{"enable_thinking":false}`) != (c.level >= degrade.ThinkingOff) {
+			t.Errorf("%v, %s: max_tokens %s, %d reserved, chat_template_kwargs %s", c.level, c.body, limit, d.Request.MaxTokens, switched)
 		}
-		g.settle(c, p)
+		g.settle(one, p)
 	}
 }
 

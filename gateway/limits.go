@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"cmp"
 	"fmt"
 	"strconv"
 	"time"
@@ -12,19 +11,17 @@ import (
 	"tidegate/gateway/openai"
 )
 
-// demand is what the request asks of admission. An answer has no limit yet where no
-// server of the model is there: then only a smaller model can give it, capped.
+// demand is what the request asks of admission.
 func (g *Gateway) demand(c *call) *admission.Demand {
 	capped := g.Ladder.Effect(degrade.StreamingOff).MaxTokens
-	limited := cmp.Or(c.limit, capped)
 	c.by = c.subjects()
 	return &admission.Demand{
 		Pool: c.asked.Pool, MaxLevel: c.most, Caller: c, TTFT: c.asked.Objective, Quiet: int64(c.growth()),
 		Prompts: int64(c.answers / c.wish.N),
-		Capped:  int64(openai.Times(min(limited, capped), c.answers/c.wish.N)),
+		Capped:  int64(openai.Times(min(c.limit, capped), c.answers/c.wish.N)),
 		Request: limit.Request{
 			ID: c.id, Subjects: c.by, Tier: string(c.who.Tier), Prompt: int64(c.prompt),
-			MaxTokens: int64(openai.Times(limited, c.answers)), Thinking: !c.noThinking,
+			MaxTokens: int64(openai.Times(c.limit, c.answers)), Thinking: !c.noThinking,
 			Sequences: int64(c.answers),
 		},
 	}

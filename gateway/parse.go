@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidegate/admission/limit"
+	"tidegate/degrade"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
 	"tidegate/gateway/qwen"
@@ -113,7 +114,7 @@ func (g *Gateway) parse(c *call) error {
 	if c.longest, err = g.countPrompt(c); err != nil {
 		return err
 	}
-	if err := c.bound(c.longest); err != nil {
+	if err := c.bound(c.longest, g.Ladder.Effect(degrade.StreamingOff).MaxTokens); err != nil {
 		return err
 	}
 	c.out = &reply{c: c, lastWrite: c.began, told: c.began, buffers: &g.buffers, id: c.id + "-1", model: c.served}
@@ -122,7 +123,11 @@ func (g *Gateway) parse(c *call) error {
 	} else {
 		body.Delete("stream_options")
 	}
-	return c.hold(min(body.Compact(), len(raw))) // who waits for a place holds no more
+	held := body.Compact() // who waits for a place holds no more
+	if held <= cap(raw) {
+		held = min(held, len(raw))
+	}
+	return c.hold(held)
 }
 
 // countPrompt counts the tokens of the prompt exactly, and returns those of the
@@ -130,12 +135,9 @@ func (g *Gateway) parse(c *call) error {
 func (g *Gateway) countPrompt(c *call) (longest int, err error) {
 	if c.kind == openai.Completions {
 		raw, _ := c.body.Raw("prompt")
-		prompts, fault := openai.Prompts(raw)
+		prompts, fault := openai.Prompts(raw, c.set.MaxPrompts)
 		if fault != nil {
 			return 0, fault
-		}
-		if len(prompts) > c.set.MaxPrompts {
-			return 0, refuse(codeInvalidRequest, "prompt", fmt.Sprintf("prompt: the request has %d prompts, and this gateway takes %d at a time (server.max_prompts): send several requests", len(prompts), c.set.MaxPrompts))
 		}
 		c.several, c.answers = len(prompts) > 1, len(prompts)*c.wish.N
 		if c.answers > openai.MaxChoices {
@@ -250,24 +252,23 @@ const perTool = 16
 // bound makes sure that the answer has a limit, and that the prompt and the limit fit the
 // model's context: a limit that does not is lowered to what the prompt leaves. vLLM does
 // that from 0.32 on, and refuses such a request before. The prompt alone must leave room
-// for one token, as vLLM of all versions wants it.
-func (c *call) bound(prompt int) error {
+// for one token, as vLLM of all versions wants it. Where the context is not known, because
+// the servers do not say it or none is in rotation, an answer without a limit gets capped:
+// the engine would bound it by a number that nobody here could reserve.
+func (c *call) bound(prompt, capped int) error {
 	if c.wish.ScoresPrompt && prompt > openai.MaxScored {
 		return refuse(codeInvalidRequest, "echo", fmt.Sprintf("echo asks for the log probabilities of a prompt of %d tokens, and %d is the most: shorten the prompt, or leave out echo or the log probabilities",
 			prompt, openai.MaxScored))
 	}
 	context, asked := c.model.Context(), c.wish.MaxTokens
-	if c.limit = asked; context == 0 && asked == 0 {
-		return nil // nothing is in rotation, so nothing will be sent
-	}
+	c.limit = asked
 	left := context - prompt
 	switch {
+	case context == 0 && asked == 0:
+		c.limit = c.body.LimitTokens(capped)
 	case context == 0:
 	case asked > context:
-		param := "max_tokens"
-		if _, ok := c.body.Raw(param); !ok {
-			param = "max_completion_tokens"
-		}
+		param := c.body.LimitName()
 		return refuse(codeContextLength, param, fmt.Sprintf("the context of %s is %d tokens; the prompt has %d, and %s asks for %d: lower it, or leave it out (%s)",
 			c.model.Name, context, prompt, param, asked, codeContextLength))
 	case left < 1:

@@ -12,7 +12,7 @@ import (
 // TestMaxPrompts: a request has at most so many prompts, and is told how many.
 func TestMaxPrompts(t *testing.T) {
 	g := reader(t)
-	for prompts, want := range map[int]string{1: "", 64: "", 65: "65 prompts, and this gateway takes 64 at a time (server.max_prompts)", 2000: "2000 prompts"} {
+	for prompts, want := range map[int]string{1: "", 64: "", 65: "more than 64 prompts, the most that this gateway takes at a time (server.max_prompts)", 2000: "more than 64 prompts"} {
 		body := `{"prompt":["a"` + strings.Repeat(`,"a"`, prompts-1) + `],"model":"m","max_tokens":1}`
 		_, err := readWhole(g, []byte(body))
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {

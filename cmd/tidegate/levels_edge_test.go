@@ -194,6 +194,8 @@ func TestClamp(t *testing.T) {
 	for body, param := range map[string]string{
 		chatOf("x", `,"max_tokens":601`):                                      "max_tokens",
 		chatOf("x", `,"max_completion_tokens":601`):                           "max_completion_tokens",
+		chatOf("x", `,"max_tokens":10,"max_completion_tokens":601`):           "max_completion_tokens",
+		chatOf("x", `,"max_tokens":601,"max_completion_tokens":null`):         "max_tokens",
 		chatOf("x", `,"max_tokens":460000000000000000000`):                    "max_tokens",
 		chatOf(strings.Repeat("word ", context), ""):                          "messages",
 		chatOf(strings.Repeat("word ", context), `,"max_tokens":1`):           "messages",
@@ -210,6 +212,7 @@ func TestClamp(t *testing.T) {
 	w.whole(t, completionPath, completion(ids(context-1), `,"max_tokens":100,"user":"one token"`))
 	left("one token", context)
 	w.refused(t, w.ask(t, "POST", completionPath, completion(ids(context), `,"max_tokens":100`)), 400, "context_length_exceeded", "prompt")
+	w.refused(t, w.ask(t, "POST", completionPath, completion(`"x"`, `,"max_tokens":601,"max_completion_tokens":1`)), 400, "context_length_exceeded", "max_tokens")
 	w.pin(t, largeModel, "L3")
 	w.answered(t, chatOf(strings.Repeat("word ", 100), `,"user":"smaller","max_tokens":550`), "L3", "pin", smallModel)
 	left("smaller", small)

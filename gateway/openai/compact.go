@@ -11,17 +11,20 @@ const (
 
 // Compact makes the request hold no more bytes than it needs: one buffer with the
 // members as they are now, without white space between tokens and without what was
-// deleted. It returns how many bytes that are. A small body and one that wastes little
-// are not copied.
+// deleted or replaced. It returns how many bytes that are. A small body and one that wastes
+// little are not copied.
 func (q *Request) Compact() int {
 	if cap(q.body) <= smallBody {
 		return cap(q.body)
 	}
-	size := 2
+	size, apart := 2, 0
 	for _, f := range q.fields {
 		size += len(f.key) + 4 + tight(f.value)
+		if f.apart { // what it replaces is still held in the body
+			apart += len(f.value)
+		}
 	}
-	if cap(q.body)-size <= looseBytes {
+	if cap(q.body)-size <= looseBytes && apart <= looseBytes {
 		return cap(q.body)
 	}
 	out := append(make([]byte, 0, size), '{')

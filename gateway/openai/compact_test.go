@@ -23,10 +23,15 @@ func TestCompact(t *testing.T) {
 		{"deleted", `{"model":"m","gone":"` + strings.Repeat("x", 100_000) + `"}`, 100},
 		{"white space in text stays", `{"model":"m","prompt":"` + strings.Repeat(" ", 100_000) + `\"  \\"}`, 101_000},
 		{"nested", `{"model":"m","extra_body":{"a":[1, 2,` + blanks + `{"b":"\\\" \\\\"}]},"gone":1}`, 200},
+		{"replaced", `{"model":"m","prompt":[1` + strings.Repeat(",2.0", 30_000) + `]}`, 61_000},
+		{"replaced by more", `{"model":"m","prompt":[1` + strings.Repeat(",1e5", 30_000) + `]}`, 211_000},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			body := []byte(c.body)
-			q, fault := ParseRequest(Chat, body)
+			q, fault := ParseRequest(Completions, body)
+			if fault == nil {
+				fault = q.CheckTokens(151936)
+			}
 			if fault != nil {
 				t.Fatal(fault)
 			}

@@ -52,11 +52,18 @@ func (q *Request) LimitTokens(most int) (limit int) {
 
 // maxTokens is the limit that the server goes by, 0 where the body has none.
 func (q *Request) maxTokens() int {
-	if n, ok, _ := q.Int("max_completion_tokens", 1); ok && q.Route == Chat {
-		return n
-	}
-	n, _, _ := q.Int("max_tokens", 1)
+	n, _, _ := q.Int(q.LimitName(), 1)
 	return n
+}
+
+// LimitName returns the name of the member that limits the answer: of a chat that has
+// both, vLLM goes by max_completion_tokens.
+func (q *Request) LimitName() string {
+	const newer = "max_completion_tokens"
+	if _, ok := q.Raw(newer); ok && q.Route == Chat {
+		return newer
+	}
+	return "max_tokens"
 }
 
 // emptyThinking is the tokens of "<think>\n\n</think>\n\n", which Qwen3's chat

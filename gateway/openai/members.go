@@ -204,11 +204,11 @@ func translatedMembers() []Member {
 	const ids = "token ids from 0 to 151,935"
 	return listed([]listing{
 		{Translated, "the server's own name of the model", "model"},
-		{Translated, "the role `developer` becomes `system`, and `reasoning_content` becomes `reasoning`, which vLLM reads from 0.16 on, or the reverse before; all of it is counted", "messages"},
+		{Translated, "at most 65,536; the role `developer` becomes `system`, and `reasoning_content` becomes `reasoning`, which vLLM reads from 0.16 on, or the reverse before; all of it is counted", "messages"},
 		{Translated, "nothing: its members are members of the body", "extra_body"},
 		{Translated, "as you say, but not streamed from L1 on; `Accept` decides nothing", "stream"},
 		{Translated, "usage, always; you see it if you asked for it", "stream_options"},
-		{Translated, "at least 1; lowered to what the prompt leaves of the context and to what the level allows. Without it a chat may have all that is left, a completion 16", "max_tokens max_completion_tokens"},
+		{Translated, "at least 1; lowered to what the prompt leaves of the context and to what the level allows. Without it a chat may have all that is left, or `degrade.l1.max_tokens` where no server says its context, and a completion 16", "max_tokens max_completion_tokens"},
 		{Translated, "lowered with `max_tokens`", "min_tokens"},
 		{Translated, "at most `server.max_n`; 1 from L1 on", "n"},
 		{Translated, "`chat_template_kwargs.enable_thinking`, unless you set that yourself", "enable_thinking thinking"},

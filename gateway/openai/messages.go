@@ -16,9 +16,9 @@ func (q *Request) messages() *Error {
 	return nil
 }
 
-// renameRole gives the messages of one role another.
+// renameRole gives the messages of one role another, whose name is no longer.
 func (q *Request) renameRole(messages []byte, role, to string) {
-	out := messages[:0:0]
+	var out []byte
 	last := 0
 	for w := elements(messages); w.next(); {
 		if !w.enter('{') {
@@ -28,6 +28,9 @@ func (q *Request) renameRole(messages []byte, role, to string) {
 			isRole := keyIs(w.key, "role")
 			raw := w.value()
 			if name, ok := text(raw); isRole && ok && name == role {
+				if out == nil {
+					out = make([]byte, 0, len(messages)) // it becomes no longer
+				}
 				out = append(append(out, messages[last:w.i-len(raw)]...), to...)
 				last = w.i
 			}

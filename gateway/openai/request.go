@@ -35,7 +35,10 @@ type Request struct {
 }
 
 // A member is one of the body's own. Its name is without escapes; key and value are raw.
-type member struct{ name, key, value []byte }
+type member struct {
+	name, key, value []byte
+	apart            bool // the value is no part of the body that was parsed
+}
 
 type field struct {
 	key, value []byte // both raw
@@ -98,7 +101,7 @@ func (q *Request) place(param string, w *walker) (i int, err *Error) {
 	if len(q.fields) >= maxMembers {
 		return 0, invalid(param, "the body has more than %d top-level fields", maxMembers)
 	}
-	q.fields = append(q.fields, member{name, w.key, w.value()})
+	q.fields = append(q.fields, member{name: name, key: w.key, value: w.value()})
 	return len(q.fields) - 1, nil
 }
 
@@ -144,12 +147,12 @@ func (q *Request) Raw(name string) (value []byte, ok bool) {
 func (q *Request) Set(name string, raw []byte) {
 	q.edited = true
 	if i := q.index(name); i >= 0 {
-		q.fields[i].value = raw
+		q.fields[i].value, q.fields[i].apart = raw, true
 		return
 	}
 	key := strconv.AppendQuote(nil, name)
 	key = key[1 : len(key)-1]
-	q.fields = append(q.fields, member{key, key, raw})
+	q.fields = append(q.fields, member{name: key, key: key, value: raw, apart: true})
 }
 
 // Delete drops members, present or not.
@@ -254,8 +257,9 @@ type Prompt struct {
 }
 
 // Prompts reads the four forms of prompt: a string, a list of strings, a list of
-// token ids, a list of such lists.
-func Prompts(raw []byte) ([]Prompt, *Error) {
+// token ids, a list of such lists. It reads no more of them than most and one, which is
+// an error.
+func Prompts(raw []byte, most int) ([]Prompt, *Error) {
 	if s, ok := text(raw); ok {
 		return []Prompt{{Text: s}}, nil
 	}
@@ -272,6 +276,9 @@ func Prompts(raw []byte) ([]Prompt, *Error) {
 			first = k
 		} else if k != first {
 			return nil, wrong
+		}
+		if len(prompts) == most && (first == aString || first == anArray) {
+			return nil, invalid("prompt", "prompt: the request has more than %d prompts, the most that this gateway takes at a time (server.max_prompts): send several requests", most)
 		}
 		switch first {
 		case aString:

@@ -226,22 +226,24 @@ func TestPrompts(t *testing.T) {
 		`["a", "" ,"c"]`:  {{Text: "a"}, {Text: ""}, {Text: "c"}},
 		`[1,2,3]`:         {{Tokens: 3}},
 		`[0]`:             {{Tokens: 1}},
+		`[1,2,3,4,5,6]`:   {{Tokens: 6}},
 		`[[1,2],[3]]`:     {{Tokens: 2}, {Tokens: 1}},
 		`[ [1] , [2,3] ]`: {{Tokens: 1}, {Tokens: 2}},
 	} {
-		if got, err := Prompts([]byte(raw)); err != nil || !slices.Equal(got, want) {
+		if got, err := Prompts([]byte(raw), 5); err != nil || !slices.Equal(got, want) {
 			t.Errorf("%s: %v, %v", raw, got, err)
 		}
 	}
-	for _, raw := range []string{`[]`, `[[]]`, `[1,"a"]`, `["a",1]`, `[[1],2]`, `[1.5]`, `[null]`, `[true]`, `[{}]`, `{"a":1}`, `1`, `true`, `["a",[]]`, `["a",[1]]`, `[["a"]]`, `[[1,[2]]]`, `[[1.5]]`} {
-		if got, err := Prompts([]byte(raw)); err == nil || err.Param != "prompt" {
+	for _, raw := range []string{`[]`, `[[]]`, `[1,"a"]`, `["a",1]`, `[[1],2]`, `[1.5]`, `[null]`, `[true]`, `[{}]`, `{"a":1}`, `1`, `true`, `["a",[]]`, `["a",[1]]`, `[["a"]]`, `[[1,[2]]]`, `[[1.5]]`,
+		`["a","a","a","a","a","a"]`, `[[1],[1],[1],[1],[1],[1]]`} {
+		if got, err := Prompts([]byte(raw), 5); err == nil || err.Param != "prompt" {
 			t.Errorf("%s: %v, %v", raw, got, err)
 		}
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		texts := rapid.SliceOfN(rapid.String(), 1, 5).Draw(t, "texts")
 		raw, _ := json.Marshal(texts)
-		got, err := Prompts(raw)
+		got, err := Prompts(raw, 5)
 		if err != nil || len(got) != len(texts) {
 			t.Fatalf("%s: %v, %v", raw, got, err)
 		}

@@ -87,14 +87,12 @@ func (q *Request) wish(maxN int) (w Wish, err *Error) {
 	if w.N > maxN {
 		return w, invalid("n", "n may be at most %d here", maxN)
 	}
-	if w.MaxTokens, _, err = q.Int("max_tokens", 1); err != nil {
-		return w, err
+	for _, name := range [...]string{"max_tokens", "max_completion_tokens"} {
+		if _, _, err := q.Int(name, 1); err != nil {
+			return w, err
+		}
 	}
-	if n, ok, err := q.Int("max_completion_tokens", 1); err != nil {
-		return w, err
-	} else if ok && q.Route == Chat {
-		w.MaxTokens = n // vLLM lets it win over max_tokens
-	}
+	w.MaxTokens = q.maxTokens()
 	return w, nil
 }
 

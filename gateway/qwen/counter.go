@@ -78,6 +78,9 @@ func (c *Counter) Chat(chat Chat) (int, error) {
 	s := c.scratch.Get().(*conversation)
 	defer c.release(s)
 	err := elements(chat.Messages, func(i int, raw []byte) error {
+		if i == MaxMessages {
+			return errMessages
+		}
 		l := located{raw: raw, key: c.cache.key(raw).in(chat.Dialect)}
 		var ok bool
 		if l.entry, ok = c.cache.load(l.key); !ok {

@@ -139,3 +139,19 @@ func TestCacheIsBounded(t *testing.T) {
 		t.Errorf("%d entries, want %d", n, limit)
 	}
 }
+
+// TestMaxMessages: a conversation has at most so many messages, however it is counted.
+func TestMaxMessages(t *testing.T) {
+	tok := newTokenizer(t)
+	for more, good := range map[int]bool{0: true, 1: false} {
+		chat := Chat{Messages: []byte("[" + strings.Repeat(`{"role":"u"},`, MaxMessages-1+more) + `{"role":"user"}]`)}
+		want, wantErr := plainCount(tok, chat)
+		got, err := NewCounter(tok, 1).Chat(chat)
+		if (err == nil) != good || (wantErr == nil) != good || good && got != want {
+			t.Errorf("%d messages: Chat = %d, %v, Render %d, %v", MaxMessages+more, got, err, want, wantErr)
+		}
+		if !good && !strings.Contains(err.Error(), "more than 65536") {
+			t.Error(err)
+		}
+	}
+}

@@ -23,6 +23,13 @@ const (
 	continueTag    = "CONTINUE_FINAL_MESSAGE_TAG " // of the library transformers
 )
 
+// MaxMessages bounds the messages of a conversation. Memory is held for each, however
+// short it is, and none of a known role takes less than 5 tokens: so many are beyond
+// Qwen3's context of 131,072 tokens more than twice.
+const MaxMessages = 1 << 16
+
+var errMessages = fmt.Errorf("messages: there are more than %d, the most that one conversation may have: leave out the oldest", MaxMessages)
+
 // A Chat is a conversation as it stands in an OpenAI request body.
 type Chat struct {
 	Messages []byte // the JSON array
@@ -45,6 +52,9 @@ type Chat struct {
 func Render(c Chat) (string, error) {
 	var messages []message
 	err := elements(c.Messages, func(i int, raw []byte) error {
+		if i == MaxMessages {
+			return errMessages
+		}
 		m, err := c.Dialect.parseMessage(raw)
 		if err != nil {
 			return messageError(i, err)
