@@ -47,38 +47,57 @@ func (q *Request) Compact() int {
 	return cap(q.body)
 }
 
-// tight is the length of a JSON text without white space between tokens.
+// tight is the length of a JSON text without white space between tokens. Strings, which
+// are most of a long body, are passed over as wholes.
 func tight(raw []byte) (n int) {
-	quoted := false
-	for i := 0; i < len(raw); i++ {
+	for i := 0; i < len(raw); {
 		switch c := raw[i]; {
-		case quoted && c == '\\' && i+1 < len(raw):
-			i++
-			n += 2
-			continue
 		case c == '"':
-			quoted = !quoted
-		case !quoted && isSpace(c):
-			continue
+			end := stringEnd(raw, i)
+			n += end - i
+			i = end
+		case isSpace(c):
+			i++
+		default:
+			i++
+			n++
 		}
-		n++
 	}
 	return n
 }
 
 // appendTight appends a JSON text without white space between tokens.
 func appendTight(out, raw []byte) []byte {
-	quoted, from := false, 0
-	for i := 0; i < len(raw); i++ {
+	from := 0
+	for i := 0; i < len(raw); {
 		switch c := raw[i]; {
-		case quoted && c == '\\':
-			i++
 		case c == '"':
-			quoted = !quoted
-		case !quoted && isSpace(c):
+			i = stringEnd(raw, i)
+		case isSpace(c):
 			out = append(out, raw[from:i]...)
-			from = i + 1
+			i++
+			from = i
+		default:
+			i++
 		}
 	}
 	return append(out, raw[from:]...)
+}
+
+// stringEnd returns where the string that begins at a quotation mark ends in valid JSON.
+func stringEnd(raw []byte, begin int) int {
+	for at := begin + 1; ; at++ {
+		next := bytes.IndexByte(raw[at:], '"')
+		if next < 0 {
+			return len(raw)
+		}
+		at += next
+		escapes := at
+		for raw[escapes-1] == '\\' {
+			escapes--
+		}
+		if (at-escapes)%2 == 0 {
+			return at + 1
+		}
+	}
 }
