@@ -2,15 +2,11 @@ package gateway
 
 import (
 	"cmp"
-	"context"
 	"errors"
-	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"time"
 
@@ -36,6 +32,7 @@ type call struct {
 
 	traceID string // of its span, in hex; empty: it is not traced
 
+	addr  netip.Addr // the caller's, once it is known
 	who   account.Identity
 	kind  openai.Route
 	body  *openai.Request
@@ -55,6 +52,8 @@ type call struct {
 	sent       bool              // the head of the answer is on its way to the caller
 	status     int               // of the answer
 	code       string            // of the error; empty: there was none, or nobody to tell it
+	param      string            // parameter that the error names; empty: none
+	rule       string            // limit that refused; empty: none did
 	backend    string            // the last one tried
 	prompt     int               // exact tokens of the prompt, or of all prompts
 	longest    int               // those of the longest prompt
@@ -165,8 +164,16 @@ func (c *call) identify() (err error) {
 	return err
 }
 
-// from is the caller's address: the last one that is no trusted proxy.
+// from returns the caller's address, which is found once.
 func (c *call) from() netip.Addr {
+	if !c.addr.IsValid() {
+		c.addr = c.sender()
+	}
+	return c.addr
+}
+
+// sender finds the caller's address: the last one that is no trusted proxy.
+func (c *call) sender() netip.Addr {
 	peer, err := netip.ParseAddrPort(c.r.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}
@@ -202,94 +209,4 @@ func (g *Gateway) finish(c *call, err error) {
 	g.count(c)
 	c.tracing.end(c)
 	g.log(c, took, err)
-}
-
-// log says what became of a request in one line. No prompt, no answer and no key is
-// ever in it, which is why an error's text is not where it may quote one.
-func (g *Gateway) log(c *call, took time.Duration, err error) {
-	level := slog.LevelInfo
-	switch {
-	case c.status >= 500:
-		level = slog.LevelWarn
-	case c.route == routeOther && c.status == http.StatusNotFound:
-		level = slog.LevelDebug // scanners
-	}
-	if !g.Log.Enabled(context.Background(), level) {
-		return
-	}
-	stranger := c.who.User == "" && (c.status == http.StatusUnauthorized || c.status == http.StatusTooManyRequests)
-	skipped := 0
-	if stranger {
-		var ok bool
-		if skipped, ok = g.keyless.take(time.Now()); !ok {
-			return // the metrics count it
-		}
-	}
-	attrs := make([]slog.Attr, 0, 26)
-	attrs = append(attrs, slog.String("id", c.id), slog.String("route", c.route), slog.Int("status", c.status),
-		slog.Duration("took", took))
-	if stranger {
-		attrs = append(attrs, slog.String("from", c.from().String()), slog.Int("unlogged", skipped))
-	}
-	if c.who.User != "" {
-		attrs = append(attrs, slog.String("user", c.who.User), slog.String("key", c.who.Key))
-	}
-	if c.who.KeyID != "" {
-		attrs = append(attrs, slog.String("key_id", c.who.KeyID))
-	}
-	if c.traceID != "" {
-		attrs = append(attrs, slog.String("trace_id", c.traceID))
-	}
-	if c.asked != nil {
-		attrs = append(attrs, slog.String("model", c.asked.Name), slog.String("served", c.served),
-			slog.Bool("stream", c.wish.Stream), slog.String("level", c.level.String()), slog.String("reason", c.reason), slog.String("backend", c.backend),
-			slog.Int("input", c.usage.Input), slog.Int("cached", c.usage.Cached), slog.Int("output", c.usage.Output),
-			slog.Int("reasoning", c.usage.Reasoning))
-		if c.estimated {
-			attrs = append(attrs, slog.Bool("estimated", true))
-		}
-	}
-	if c.permit != nil && c.permit.Waited > 0 {
-		attrs = append(attrs, slog.Duration("queued", c.permit.Waited))
-	}
-	if !c.firstToken.IsZero() {
-		attrs = append(attrs, slog.Duration("ttft", c.firstToken.Sub(c.began)))
-	}
-	if text := c.r.Header.Get("X-Stainless-Retry-Count"); text != "" {
-		if retry, err := strconv.Atoi(text); err == nil && retry > 0 {
-			attrs = append(attrs, slog.Int("client_retry", retry))
-		}
-	}
-	if c.code != "" {
-		attrs = append(attrs, slog.String("code", c.code))
-	}
-	if text := loggable(err); text != "" {
-		attrs = append(attrs, slog.String("error", text))
-	}
-	g.Log.LogAttrs(context.Background(), level, "request", attrs...)
-}
-
-// loggable is the text of an error that quotes neither what the caller sent nor what
-// a server answered; empty: there is none, and the code says enough.
-func loggable(err error) string {
-	if err == nil {
-		return "" // before the targets below are allocated
-	}
-	var (
-		r       *refusal
-		request *openai.Error
-		stream  *openai.StreamError
-	)
-	switch {
-	case errors.As(err, &request):
-		return ""
-	case errors.As(err, &stream):
-		return fmt.Sprintf("error in an answer of status 200: status %d", stream.Status)
-	case errors.As(err, &r):
-		switch code(r.told.Code) {
-		case codeInvalidRequest, codeModelNotFound, codeModelNotAllowed, codeUnknownURL, codeMethodNotAllowed:
-			return ""
-		}
-	}
-	return err.Error()
 }

@@ -120,7 +120,7 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 		return true
 	}
 	r := g.explain(c, err)
-	c.status, c.code = r.status, r.told.Code
+	c.status, c.code, c.param, c.rule = r.status, r.told.Code, r.told.Param, r.rule
 	if c.backend == "" {
 		g.metrics.refused(c, r)
 	}

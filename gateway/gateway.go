@@ -126,6 +126,7 @@ type Gateway struct {
 	writers  sync.Pool // of *answerWriter
 	unread   unread
 	keyless  sampler // of log lines of requests without a good key
+	lost     sampler // of log lines of requests for paths that are not there
 	bodies   budget
 	began    time.Time
 }

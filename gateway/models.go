@@ -14,6 +14,7 @@ import (
 
 // pickModel finds the model that a caller names and may use.
 func (g *Gateway) pickModel(c *call, name string) (*backend.Model, error) {
+	c.wish.Model = name // for the log
 	m, ok := g.Fleet.Model(name)
 	if !ok {
 		return nil, unknownModel(name)

@@ -1,0 +1,191 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"tidegate/gateway/openai"
+)
+
+// log says what became of a request in one line. No prompt, no answer and no key is
+// ever in it, which is why an error's text is not where it may quote one. Lines that a
+// caller without a good key can cause are sampled; the metrics count them all.
+func (g *Gateway) log(c *call, took time.Duration, err error) {
+	level := slog.LevelInfo
+	if c.status >= 500 {
+		level = slog.LevelWarn
+	}
+	if !g.Log.Enabled(context.Background(), level) {
+		return
+	}
+	skipped, sampled, ok := g.sampled(c)
+	if !ok {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 30)
+	attrs = append(attrs, slog.String("id", c.id), slog.String("route", c.route), slog.Int("status", c.status),
+		slog.Duration("took", took), slog.String("from", c.from().String()))
+	if sampled {
+		attrs = append(attrs, slog.Int("unlogged", skipped))
+	}
+	if c.route == routeOther {
+		attrs = append(attrs, slog.String("method", c.r.Method), slog.String("path", clipPath(c.r.URL.Path)))
+	}
+	if c.who.User != "" {
+		attrs = append(attrs, slog.String("user", c.who.User), slog.String("key", c.who.Key))
+	}
+	if c.who.KeyID != "" {
+		attrs = append(attrs, slog.String("key_id", c.who.KeyID))
+	}
+	if c.traceID != "" {
+		attrs = append(attrs, slog.String("trace_id", c.traceID))
+	}
+	if c.asked != nil {
+		attrs = append(attrs, slog.String("model", c.asked.Name), slog.String("served", c.served),
+			slog.Bool("stream", c.wish.Stream), slog.String("level", c.level.String()), slog.String("reason", c.reason), slog.String("backend", c.backend),
+			slog.Int("input", c.usage.Input), slog.Int("cached", c.usage.Cached), slog.Int("output", c.usage.Output),
+			slog.Int("reasoning", c.usage.Reasoning))
+		if c.estimated {
+			attrs = append(attrs, slog.Bool("estimated", true))
+		}
+	} else if c.wish.Model != "" {
+		attrs = append(attrs, slog.String("asked", loggableName(c.wish.Model)))
+	}
+	if c.permit != nil && c.permit.Waited > 0 {
+		attrs = append(attrs, slog.Duration("queued", c.permit.Waited))
+	}
+	if !c.firstToken.IsZero() {
+		attrs = append(attrs, slog.Duration("ttft", c.firstToken.Sub(c.began)))
+	}
+	if text := c.r.Header.Get("X-Stainless-Retry-Count"); text != "" {
+		if retry, err := strconv.Atoi(text); err == nil && retry > 0 {
+			attrs = append(attrs, slog.Int("client_retry", retry))
+		}
+	}
+	g.Log.LogAttrs(context.Background(), level, "request", append(attrs, c.fault(err)...)...)
+}
+
+// sampled reports whether the line of a request may be written; for a request of the
+// kinds that strangers can send in any number also how many lines were left out since
+// the last one.
+func (g *Gateway) sampled(c *call) (skipped int, sampled, ok bool) {
+	switch {
+	case c.route == routeOther:
+		skipped, ok = g.lost.take(time.Now())
+		return skipped, true, ok
+	case c.who.User == "" && (c.status == http.StatusUnauthorized || c.status == http.StatusTooManyRequests):
+		skipped, ok = g.keyless.take(time.Now())
+		return skipped, true, ok
+	}
+	return 0, false, true
+}
+
+// fault returns what the line says of an error: what the caller was told, and why.
+func (c *call) fault(err error) (attrs []slog.Attr) {
+	if err == nil {
+		return nil
+	}
+	for _, field := range []struct{ name, value string }{
+		{"code", c.code}, {"param", loggableParam(c.param)}, {"rule", c.rule}, {"error", loggable(err)},
+	} {
+		if field.value != "" {
+			attrs = append(attrs, slog.String(field.name, field.value))
+		}
+	}
+	return attrs
+}
+
+// loggable returns the text of an error without what it quotes of the caller or a
+// server; empty: the code says enough.
+func loggable(err error) string {
+	if err == nil {
+		return "" // before the targets below are allocated
+	}
+	var (
+		r       *refusal
+		request *openai.Error
+		stream  *openai.StreamError
+	)
+	switch {
+	case errors.As(err, &request):
+		return unquoted(request.Message)
+	case errors.As(err, &stream):
+		return fmt.Sprintf("error in an answer of status 200: status %d", stream.Status)
+	case errors.As(err, &r):
+		switch code(r.told.Code) {
+		case codeUnknownURL, codeMethodNotAllowed:
+			return "" // the fields method and path say more
+		case codeInvalidRequest, codeModelNotFound, codeModelNotAllowed:
+			return unquoted(err.Error())
+		}
+	}
+	return err.Error()
+}
+
+// unquoted returns a message of the gateway without what it quotes: from the first
+// quotation mark or backtick to the last, since the quoted text may have some as well.
+// A quotation that was cut off has no end.
+func unquoted(message string) string {
+	const marks = "\"`"
+	begin, end := strings.IndexAny(message, marks), strings.LastIndexAny(message, marks)
+	switch {
+	case begin < 0:
+	case begin == end:
+		message = message[:begin] + "…"
+	default:
+		message = message[:begin] + "…" + message[end+1:]
+	}
+	return clipPath(message)
+}
+
+// Bounds of what a caller names, in bytes.
+const (
+	maxLoggedName  = 100
+	maxLoggedParam = 64
+	maxLoggedRun   = 31 // letters and digits in a row
+)
+
+// loggableParam returns the name of a parameter; empty where it is none of the API's
+// form, since a caller may put any text there.
+func loggableParam(param string) string {
+	if len(param) > maxLoggedParam || !nameLike(param, "_.[]-") {
+		return ""
+	}
+	return param
+}
+
+// loggableName returns a model's name as the caller wrote it, or its length where it
+// looks like no model's name: it may be a key or a part of a prompt.
+func loggableName(name string) string {
+	run, longest := 0, 0 // of letters and digits, of which secrets are made
+	for i := range len(name) {
+		if run++; strings.IndexByte(nameMarks, name[i]) >= 0 {
+			run = 0
+		}
+		longest = max(longest, run)
+	}
+	if len(name) > maxLoggedName || longest > maxLoggedRun || !nameLike(name, nameMarks) || strings.HasPrefix(name, "tg-") || strings.HasPrefix(name, "sk-") {
+		return fmt.Sprintf("(%d bytes that are no model's name)", len(name))
+	}
+	return name
+}
+
+// nameMarks are the characters beside letters and digits in the names of models.
+const nameMarks = "_.:/@+-"
+
+// nameLike reports whether a text has only letters, digits and some other characters.
+func nameLike(text, others string) bool {
+	for i := range len(text) {
+		c := text[i]
+		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && strings.IndexByte(others, c) < 0 {
+			return false
+		}
+	}
+	return true
+}
