@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"tidegate/gateway/account"
 	"tidegate/gateway/openai"
 )
 
@@ -90,6 +91,12 @@ func (g *Gateway) sampled(c *call) (skipped int, sampled, ok bool) {
 func (c *call) fault(err error) (attrs []slog.Attr) {
 	if err == nil {
 		return nil
+	}
+	if known := (*account.KeyError)(nil); errors.As(err, &known) { // else nobody knows whose key it was
+		attrs = append(attrs, slog.String("key_state", string(known.State)))
+		if c.who.User == "" {
+			attrs = append(attrs, slog.String("user", known.User), slog.String("key", known.Key), slog.String("key_id", known.KeyID))
+		}
 	}
 	for _, field := range []struct{ name, value string }{
 		{"code", c.code}, {"param", loggableParam(c.param)}, {"rule", c.rule}, {"error", loggable(err)},

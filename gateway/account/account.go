@@ -42,13 +42,6 @@ import (
 	"time"
 )
 
-// What Identify refuses with.
-var (
-	ErrUnknownKey   = errors.New("unknown key")                       // none, unknown, expired or revoked
-	ErrIPNotAllowed = errors.New("the key is not for this address")   // known, used from elsewhere
-	ErrUnavailable  = errors.New("the store of keys does not answer") // so the key may be good or not
-)
-
 // Tier says whose requests go first.
 type Tier string
 
@@ -134,8 +127,8 @@ func (d *Directory) Store() *Store { return d.store }
 // Identify finds who calls from the Authorization header and the caller's
 // address. It looks hashes up, so its time says nothing about any key. It waits
 // for the store, if it must, until ctx ends or for two seconds. Its errors are
-// ErrUnknownKey, ErrIPNotAllowed, ErrUnavailable, *GuessingError or the context's. In
-// open mode it has none, and a known key still names its user.
+// ErrUnknownKey, ErrNoKey, *KeyError, ErrUnavailable, *GuessingError or the context's.
+// In open mode it has none, and a known key still names its user.
 func (d *Directory) Identify(ctx context.Context, authorization string, from netip.Addr) (Identity, error) {
 	key := bearer(authorization)
 	if d.config.Mode == Keys {
@@ -174,11 +167,11 @@ func unnamed(from netip.Addr) Identity {
 // identifyKey finds whose key it is, and counts one that is unknown as a guess.
 func (d *Directory) identifyKey(ctx context.Context, key string, from netip.Addr) (Identity, error) {
 	if key == "" {
-		return Identity{}, ErrUnknownKey // which guesses nothing
+		return Identity{}, ErrNoKey // which guesses nothing
 	}
 	caller, now := network(from).Addr(), d.now()
 	id, err := d.identify(ctx, key, from, d.guesses.locked(caller, now))
-	if errors.Is(err, ErrUnknownKey) {
+	if errors.Is(err, ErrUnknownKey) && !errors.As(err, new(*KeyError)) { // who holds a whole key, good or not, guesses nothing
 		d.guesses.failed(caller, now)
 	}
 	return id, err
@@ -186,7 +179,7 @@ func (d *Directory) identifyKey(ctx context.Context, key string, from netip.Addr
 
 func (d *Directory) identify(ctx context.Context, key string, from netip.Addr, locked time.Duration) (Identity, error) {
 	if key == "" {
-		return Identity{}, ErrUnknownKey
+		return Identity{}, ErrNoKey
 	}
 	random := wellFormed(key)
 	if !random && len(d.keys) == 0 && locked == 0 {

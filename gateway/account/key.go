@@ -24,7 +24,7 @@ type Key struct {
 	Tier       Tier       `json:"tier"`
 	MaxLevel   string     `json:"max_level"` // L0 to L4
 	Admin      bool       `json:"admin"`
-	Status     string     `json:"status"` // active | replaced (still good) | expired | revoked
+	Status     KeyState   `json:"status"` // active | replaced (still good) | expired | revoked
 	Created    time.Time  `json:"created_at"`
 	Expires    *time.Time `json:"expires_at"` // null: never
 	Revoked    *time.Time `json:"revoked_at"`
@@ -200,7 +200,7 @@ func (c *change) freeName(wanted string, k *keyRow) (string, error) {
 		if wanted != "" && old.UserName != k.UserName {
 			return "", fault(ErrConflict, "name", "the name %s belongs to a key of user %s: choose another", name, old.UserName)
 		}
-		if wanted != "" && status == statusActive {
+		if wanted != "" && status == KeyActive {
 			return "", fault(ErrConflict, "name", "the user has a key %s: rotate or revoke it, or choose another name", name)
 		}
 		if wanted != "" {
@@ -216,37 +216,29 @@ func (c *change) insert(k *keyRow) error {
 		k.ID, k.Name, k.UserName, k.Hash, k.Models, k.IPs, k.Tier, k.MaxLevel, k.Admin, k.CreatedMs, k.ExpiresMs)
 }
 
-// What Key.Status can be.
-const (
-	statusActive   = "active"
-	statusReplaced = "replaced"
-	statusExpired  = "expired"
-	statusRevoked  = "revoked"
-)
-
 // shown is the key as it is shown at a time.
 func (k *keyRow) shown(now time.Time) Key {
 	out := Key{
 		ID: k.ID, Name: k.Name, User: k.UserName, Project: k.Project, Department: k.Department, Models: []string{}, IPs: []string{},
-		Tier: Tier(k.Tier), MaxLevel: "L" + strconv.Itoa(k.MaxLevel), Admin: k.Admin, Status: statusActive,
+		Tier: Tier(k.Tier), MaxLevel: "L" + strconv.Itoa(k.MaxLevel), Admin: k.Admin, Status: KeyActive,
 		Created: at(k.CreatedMs), ReplacedBy: k.ReplacedBy,
 	}
 	// What the store wrote can be read.
 	_ = json.Unmarshal([]byte(k.Models), &out.Models)
 	_ = json.Unmarshal([]byte(k.IPs), &out.IPs)
 	if k.ReplacedBy != "" {
-		out.Status = statusReplaced
+		out.Status = KeyReplaced
 	}
 	if k.ExpiresMs != 0 {
 		t := at(k.ExpiresMs)
 		out.Expires = &t
 		if !now.Before(t) {
-			out.Status = statusExpired
+			out.Status = KeyExpired
 		}
 	}
 	if k.RevokedMs != 0 {
 		t := at(k.RevokedMs)
-		out.Revoked, out.Status = &t, statusRevoked
+		out.Revoked, out.Status = &t, KeyRevoked
 	}
 	return out
 }
@@ -280,7 +272,7 @@ func (d *Directory) RotateKey(ctx context.Context, who, ref string, overlap time
 		old := rows[0]
 		before := old.shown(c.now)
 		switch {
-		case before.Status == statusRevoked:
+		case before.Status == KeyRevoked:
 			return fault(ErrConflict, "key", "the key %s is revoked: create a new one", ref)
 		case old.ReplacedBy != "":
 			return fault(ErrConflict, "key", "the key %s has been replaced by %s", ref, old.ReplacedBy)
@@ -323,7 +315,7 @@ func (s *Store) RevokeKey(ctx context.Context, who, ref string) (revoked []Key, 
 		}
 		for _, k := range rows {
 			before := k.shown(c.now)
-			if before.Status == statusRevoked || before.Status == statusExpired {
+			if before.Status == KeyRevoked || before.Status == KeyExpired {
 				continue
 			}
 			k.RevokedMs = c.now.UnixMilli()

@@ -265,7 +265,7 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 	if err != nil {
 		return -1, err
 	}
-	rows, err := s.db.QueryContext(ctx, "SELECT hash FROM account_keys WHERE revoked_ms = 0")
+	rows, err := s.db.QueryContext(ctx, "SELECT hash FROM account_keys")
 	if err != nil {
 		return -1, fmt.Errorf("read the hashes: %w", err)
 	}
@@ -303,18 +303,33 @@ func parseHash(text string) (sum hash, err error) {
 type record struct {
 	id      Identity
 	ips     []netip.Prefix
-	revoked bool
+	revoked time.Time // zero: it is not
 }
 
-// admit says whether the key may be used now and from there.
+// admit says whether the key may be used now and from there; its errors are *KeyError.
 func (r *record) admit(now time.Time, from netip.Addr) (Identity, error) {
-	if r.revoked || !r.id.Expires.IsZero() && !now.Before(r.id.Expires) {
-		return Identity{}, ErrUnknownKey
+	if err := r.standing(now); err != nil {
+		return Identity{}, err
 	}
 	if len(r.ips) > 0 && !slices.ContainsFunc(r.ips, func(p netip.Prefix) bool { return p.Contains(from) }) {
-		return Identity{}, ErrIPNotAllowed
+		return Identity{}, r.refuse(KeyElsewhere, time.Time{})
 	}
 	return r.id, nil
+}
+
+// standing says why the key is not good any more, wherever it is used from; nil: it is.
+func (r *record) standing(now time.Time) error {
+	switch {
+	case !r.revoked.IsZero():
+		return r.refuse(KeyRevoked, r.revoked)
+	case !r.id.Expires.IsZero() && !now.Before(r.id.Expires):
+		return r.refuse(KeyExpired, r.id.Expires)
+	}
+	return nil
+}
+
+func (r *record) refuse(state KeyState, since time.Time) error {
+	return &KeyError{State: state, Since: since, Key: r.id.Key, KeyID: r.id.KeyID, User: r.id.User}
 }
 
 // keyRow is a key as the database holds it, with whom it belongs to.
@@ -341,7 +356,7 @@ func (s *Store) keys(ctx context.Context, db bun.IDB, where string, args ...any)
 }
 
 func (k *keyRow) record() (hash, *record, error) {
-	r := &record{revoked: k.RevokedMs != 0, id: Identity{
+	r := &record{revoked: at(k.RevokedMs), id: Identity{
 		Department: k.Department, Project: k.Project, User: k.UserName, Key: k.Name, KeyID: k.ID,
 		Tier: Tier(k.Tier), MaxLevel: k.MaxLevel, Admin: k.Admin, Expires: at(k.ExpiresMs),
 	}}

@@ -108,7 +108,7 @@ func (r *replica) check(t testing.TB, what, secret string, want error) {
 func TestStore(t *testing.T) {
 	databasetest.Each(t, func(t *testing.T, dsn string) {
 		for name, test := range map[string]func(*testing.T, string){
-			"a key's life": aKeysLife, "rotation": rotation, "members": members, "faults": faults, "replicas": replicas,
+			"a key's life": aKeysLife, "refusals": refusals, "rotation": rotation, "members": members, "faults": faults, "replicas": replicas,
 			"audit": audit, "overrides": overrides, "many overrides": manyOverrides, "pins": pins, "lists": lists, "storm": storm, "closed": closed,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, dsn) })
@@ -158,10 +158,10 @@ func aKeysLife(t *testing.T, dsn string) {
 	c.advance(time.Millisecond)
 	r.check(t, "at its end", short.Secret, ErrUnknownKey)
 	r.check(t, "of longer life", m.Secret, nil)
-	if k, err := r.store.Key(t.Context(), short.Key.Name); err != nil || k.Status != statusExpired {
+	if k, err := r.store.Key(t.Context(), short.Key.Name); err != nil || k.Status != KeyExpired {
 		t.Errorf("%+v, %v", k, err)
 	}
-	if keys, err := r.store.RevokeKey(t.Context(), "test", "laptop"); err != nil || len(keys) != 1 || keys[0].Revoked == nil || keys[0].Status != statusRevoked {
+	if keys, err := r.store.RevokeKey(t.Context(), "test", "laptop"); err != nil || len(keys) != 1 || keys[0].Revoked == nil || keys[0].Status != KeyRevoked {
 		t.Errorf("%+v, %v", keys, err)
 	}
 	r.check(t, "revoked", m.Secret, ErrUnknownKey)
@@ -181,7 +181,7 @@ func rotation(t *testing.T, dsn string) {
 	c.advance(10 * time.Hour)
 	r.sync(t)
 	second, err := r.RotateKey(t.Context(), "test", "rob-ci", DefaultOverlap)
-	if err != nil || second.Secret == first.Secret || second.Old.ID != first.Key.ID || second.Old.Status != statusReplaced {
+	if err != nil || second.Secret == first.Secret || second.Old.ID != first.Key.ID || second.Old.Status != KeyReplaced {
 		t.Fatalf("%+v, %v", second, err)
 	}
 	same := second.Key
@@ -389,7 +389,7 @@ func audit(t *testing.T, dsn string) {
 		t.Errorf("%q\nexpected %q", lines, want)
 	}
 	var before, after Key
-	if err := errors.Join(json.Unmarshal(got[0].Before, &before), json.Unmarshal(got[0].After, &after)); err != nil || before.Status != statusActive || after.Status != statusRevoked || string(got[1].Before) != "null" {
+	if err := errors.Join(json.Unmarshal(got[0].Before, &before), json.Unmarshal(got[0].After, &after)); err != nil || before.Status != KeyActive || after.Status != KeyRevoked || string(got[1].Before) != "null" {
 		t.Errorf("%+v, %v", got[0], err)
 	}
 	if next, _, err := r.store.Audit(t.Context(), got[4].ID, 5); err != nil || len(next) > 0 && next[0].ID != got[4].ID-1 {

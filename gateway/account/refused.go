@@ -1,0 +1,59 @@
+package account
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// What Identify refuses with.
+var (
+	ErrUnknownKey   = errors.New("unknown key")                       // none, unknown, expired, disabled or revoked
+	ErrNoKey        = fmt.Errorf("no key: %w", ErrUnknownKey)         // nothing that could be a key was sent
+	ErrIPNotAllowed = errors.New("the key is not for this address")   // known, used from elsewhere
+	ErrUnavailable  = errors.New("the store of keys does not answer") // so the key may be good or not
+)
+
+// KeyState says how a key that the gateway knows stands.
+type KeyState string
+
+// The states of a key. All but the first two are those of a KeyError.
+const (
+	KeyActive    KeyState = "active"
+	KeyReplaced  KeyState = "replaced" // still good, beside its successor
+	KeyExpired   KeyState = "expired"
+	KeyDisabled  KeyState = "disabled" // its user, project or department is disabled
+	KeyRevoked   KeyState = "revoked"
+	KeyElsewhere KeyState = "elsewhere" // it is good, but not from the caller's address
+)
+
+// KeyError says why a key that the gateway knows is refused. Only who holds the whole
+// text of a key, 256 random bits, meets it, so it tells nothing to those who guess.
+// It is an ErrIPNotAllowed where the address is at fault, else an ErrUnknownKey.
+type KeyError struct {
+	State KeyState
+	Since time.Time // when it expired, was disabled or revoked; zero: for an address
+	Key   string    // the key's name
+	KeyID string
+	User  string
+}
+
+func (e *KeyError) Error() string {
+	what := string(e.State)
+	if e.State == KeyElsewhere {
+		what = "not for this address"
+	}
+	text := fmt.Sprintf("the key %s (id %s) is %s", e.Key, e.KeyID, what)
+	if !e.Since.IsZero() {
+		text += " since " + e.Since.UTC().Format(time.RFC3339)
+	}
+	return text
+}
+
+// Unwrap returns the kind of refusal.
+func (e *KeyError) Unwrap() error {
+	if e.State == KeyElsewhere {
+		return ErrIPNotAllowed
+	}
+	return ErrUnknownKey
+}
