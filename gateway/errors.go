@@ -277,8 +277,12 @@ func limitOf(t backend.Timeouts, p backend.Phase) time.Duration {
 // engine's error, such as a proxy's page of HTML: said is empty then.
 func serverRefusal(c *call, status int, said openai.Error) *refusal {
 	switch {
-	case status == http.StatusBadRequest && (said.Param == "input_tokens" || said.Param == "input_text"):
-		return c.overflow(said.Message)
+	case (status == http.StatusBadRequest || status == http.StatusUnprocessableEntity) && said.Overflows():
+		r := c.overflow(cmp.Or(said.Message, "the request does not fit the context of "+c.model.Name+": shorten the prompt, or lower max_tokens"))
+		if said.Param == "max_tokens" || said.Param == "max_completion_tokens" {
+			r.told.Param = said.Param
+		}
+		return r
 	case status == http.StatusRequestEntityTooLarge:
 		return refuse(codeRequestTooLarge, said.Param, cmp.Or(said.Message,
 			"the request is larger than what stands before the model server lets through: shorten it, or have that limit raised (request id "+c.id+")"))

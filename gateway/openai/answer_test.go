@@ -179,7 +179,7 @@ func TestReadError(t *testing.T) {
 		{`{"detail":"Not Found"}`, Error{Message: "Not Found"}},
 		{`{"detail":[{"loc":["body","n"],"msg":"bad"}]}`, Error{Message: `[{"loc":["body","n"],"msg":"bad"}]`}},
 		{`{"object":"error","message":"m","type":"t","param":null,"code":400}`, Error{Message: "m", Type: "t"}},
-		{`{"error":{"message":"é\u0041\n"}}`, Error{Message: "éA\n"}},
+		{`{"error":{"message":"é\u0041\n"}}`, Error{Message: "éA"}},
 		{`{"error":null}`, Error{}},
 		{`{"error":{}}`, Error{}},
 		{`"a text"`, Error{}},

@@ -52,7 +52,7 @@ func ReadError(body []byte) Error {
 	if inner := find(body, "error"); inner != nil {
 		object = inner
 		if s, ok := text(inner); ok {
-			return Error{Message: clip(s)}
+			return Error{Message: clip(strings.TrimSpace(s))}
 		}
 	}
 	var e Error
@@ -68,8 +68,43 @@ func ReadError(body []byte) Error {
 			}
 		}
 	}
-	e.Message, e.Param, e.Type = clip(e.Message), clip(e.Param), clip(e.Type)
+	e.Message, e.Param, e.Type = clip(strings.TrimSpace(e.Message)), clip(e.Param), clip(e.Type)
 	return e
+}
+
+// Overflows reports whether the server refused the request because it does not fit the
+// context. vLLM names the parameter from 0.12 on; before, and in the checks of the engine
+// itself, only the wording tells.
+func (e *Error) Overflows() bool {
+	switch {
+	case e.Param == "input_tokens", e.Param == "input_text":
+		return true
+	case strings.Contains(e.Message, "truncate_prompt_tokens"): // what is too large is the cut that was asked for
+		return false
+	}
+	message := strings.ToLower(e.Message)
+	for _, words := range overflowWordings() {
+		if strings.Contains(message, words) {
+			return true
+		}
+	}
+	return false
+}
+
+// overflowWordings returns what tells vLLM's context refusals, 0.4 to 0.33 and its Rust
+// frontend, from all others: parts of the texts in entrypoints/openai/serving_engine.py,
+// renderers/params.py, entrypoints/utils.py, engine/llm_engine.py and
+// v1/engine/input_processor.py, in small letters.
+func overflowWordings() [7]string {
+	return [...]string{
+		"maximum context length",               // "This model's maximum context length is N tokens. …", "Input length (N) exceeds model's maximum context length (M)."
+		"model's context length is only",       // "You passed N input tokens …", 0.13 to 0.17
+		"longer than the maximum model length", // "The decoder prompt (length N) is …"
+		"too long to fit into the model",       // "The prompt (total length N) is …", before 0.7
+		"cannot be greater than max_model_len", // "max_tokens=N cannot be …"
+		"exceeds the max_model_len",            // "The engine prompt length N exceeds …"
+		"max_tokens must be at least 1, got -", // what the context leaves is negative: the gateway sends no such limit
+	}
 }
 
 func clip(s string) string {
