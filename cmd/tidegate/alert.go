@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"reflect"
 	"strings"
 	"time"
 
@@ -119,12 +118,9 @@ func (p *process) channelConfig(file, name string) (alert.Channel, error) {
 	if err != nil {
 		return none, usageError{err}
 	}
-	c := defaultConfig()
-	if err := decode(source, &c); err != nil {
-		return none, &configError{[]string{explainYAML(file, source, err)}}
-	}
-	if err := overlay(reflect.ValueOf(&c).Elem(), "TIDEGATE", p.env); err != nil {
-		return none, &configError{[]string{err.Error()}}
+	c, err := readSettings(file, source, p.env)
+	if err != nil {
+		return none, err
 	}
 	var names []string
 	for i := range c.Alerts {

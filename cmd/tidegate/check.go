@@ -57,7 +57,7 @@ func (p *process) printSchema() error {
 		Mapper: func(t reflect.Type) *jsonschema.Schema {
 			switch t {
 			case reflect.TypeFor[time.Duration]():
-				return &jsonschema.Schema{Type: "string", Description: "a duration such as 10s or 1m30s", Pattern: `^([0-9.]+(ns|us|µs|ms|s|m|h))+$`}
+				return &jsonschema.Schema{Type: "string", Description: "a duration such as 10s, 1m30s or 30d", Pattern: `^([0-9.]+d)?([0-9.]+(ns|us|µs|ms|s|m|h))*$`}
 			case reflect.TypeFor[limit.Rate]():
 				return &jsonschema.Schema{Type: "string", Description: "so many in a window of 1s to 1h, such as 50/1m", Pattern: `^[0-9]+/[0-9]*(ns|us|µs|ms|s|m|h)[0-9a-z]*$`}
 			case reflect.TypeFor[limit.Count]():

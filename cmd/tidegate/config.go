@@ -184,15 +184,19 @@ func (s *storeConfig) validate(fault func(ok bool, format string, args ...any)) 
 	fault(s.Retention == 0 || s.Retention >= ledger.MinRetention, "store.retention: must be at least %v, such as 2160h, or 0s for good", ledger.MinRetention)
 }
 
-// flatten lists the errors that errors.Join joined.
-func flatten(err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return joined.Unwrap()
-	}
+// flatten lists the errors that errors.Join joined, those within joined ones too.
+func flatten(err error) (out []error) {
 	if err == nil {
 		return nil
 	}
-	return []error{err}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok || errors.Join(joined.Unwrap()...).Error() != err.Error() { // a text of its own around several
+		return []error{err}
+	}
+	for _, e := range joined.Unwrap() {
+		out = append(out, flatten(e)...)
+	}
+	return out
 }
 
 // configError is what is wrong with a configuration, as lines for people.
@@ -204,25 +208,52 @@ func (e *configError) Error() string { return strings.Join(e.lines, "\n") }
 // it. Each fault names file, line and column, shows the line and says what was
 // expected. env looks up an environment variable.
 func readConfig(file string, source []byte, env func(string) (string, bool)) (config, error) {
-	c := defaultConfig()
-	if err := decode(source, &c); err != nil {
-		return c, &configError{[]string{explainYAML(file, source, err)}}
+	c, err := readSettings(file, source, env)
+	if err != nil {
+		return c, err
 	}
-	if err := overlay(reflect.ValueOf(&c).Elem(), "TIDEGATE", env); err != nil {
-		return c, &configError{[]string{err.Error()}}
-	}
-	if err := c.resolve(env); err != nil {
-		return c, &configError{locate(file, source, err)}
-	}
-	if err := c.validate(); err != nil {
+	if err := c.faults(env); err != nil {
 		return c, &configError{locate(file, source, err)}
 	}
 	return c, nil
 }
 
+// readSettings reads what a file and the environment hold, without a look at what it
+// means. Its error is a configError that says all that cannot be read.
+func readSettings(file string, source []byte, env func(string) (string, bool)) (config, error) {
+	c := defaultConfig()
+	var lines []string
+	if err := decode(source, &c); err != nil {
+		lines = explainYAML(file, source, err)
+	}
+	for _, err := range overlay(reflect.ValueOf(&c).Elem(), "TIDEGATE", env) {
+		lines = append(lines, err.Error())
+	}
+	if len(lines) > 0 {
+		return c, &configError{lines}
+	}
+	return c, nil
+}
+
+// faults reads the secrets that the configuration names and says all that is wrong with
+// it, path first. What follows from a secret that cannot be read is not said again.
+func (c *config) faults(env func(string) (string, bool)) error {
+	unread := flatten(c.resolve(env))
+	secret := func(err error) string {
+		path, _, _ := strings.Cut(err.Error(), ": ")
+		return strings.TrimSuffix(strings.TrimSuffix(path, "_env"), "_file")
+	}
+	said := map[string]bool{}
+	for _, err := range unread {
+		said[secret(err)] = true
+	}
+	invalid := slices.DeleteFunc(flatten(c.validate()), func(err error) bool { return said[secret(err)] })
+	return errors.Join(append(unread, invalid...)...)
+}
+
 // overlay sets from the environment what it names: TIDEGATE_SERVER_LISTEN for
-// server.listen. A list or mapping is given as YAML.
-func overlay(v reflect.Value, name string, env func(string) (string, bool)) error {
+// server.listen. A list or mapping is given as YAML. It returns all that cannot be read.
+func overlay(v reflect.Value, name string, env func(string) (string, bool)) (faults []error) {
 	if text, ok := env(name); ok && v.CanAddr() && name != "TIDEGATE" {
 		if v.Kind() == reflect.String {
 			v.SetString(text)
@@ -233,45 +264,51 @@ func overlay(v reflect.Value, name string, env func(string) (string, bool)) erro
 		}
 		if err := decode([]byte(text), v.Addr().Interface()); err != nil {
 			// What it holds may be a secret, so it is not shown.
-			message, _, _ := strings.Cut(explainYAML("value", []byte(text), err), "\n")
-			return fmt.Errorf("environment variable %s: %s", name, message)
+			for _, line := range explainYAML("value", []byte(text), err) {
+				message, _, _ := strings.Cut(line, "\n")
+				faults = append(faults, fmt.Errorf("environment variable %s: %s", name, strings.TrimPrefix(message, "value:1:1: ")))
+			}
 		}
-		return nil
+		return faults
 	}
 	if v.Kind() != reflect.Struct {
 		return nil
 	}
 	for i := range v.NumField() {
-		key := yamlKey(v.Type().Field(i))
-		switch key {
+		switch key := yamlKey(v.Type().Field(i)); key {
 		case "-":
 		case "": // inlined
-			if err := overlay(v.Field(i), name, env); err != nil {
-				return err
-			}
+			faults = append(faults, overlay(v.Field(i), name, env)...)
 		default:
-			if err := overlay(v.Field(i), name+"_"+strings.ToUpper(key), env); err != nil {
-				return err
-			}
+			faults = append(faults, overlay(v.Field(i), name+"_"+strings.ToUpper(key), env)...)
 		}
 	}
-	return nil
+	return faults
 }
 
 // reader reads a secret from the environment variable or the file that a
-// configuration names, if it names one.
+// configuration names, if it names one. A name that does not look like one may be the
+// secret itself, so it is not shown.
 func reader(env func(string) (string, bool), faults *[]error) func(path, variable, file string, into *string) {
 	return func(path, variable, file string, into *string) {
 		switch {
 		case variable != "":
-			if value, ok := env(variable); ok && value != "" {
+			value, ok := env(variable)
+			switch {
+			case ok && value != "":
 				*into = value
-			} else {
+			case plainVariable(variable):
 				*faults = append(*faults, fmt.Errorf("%s_env: the environment variable %s is not set", path, variable))
+			default:
+				*faults = append(*faults, fmt.Errorf("%s_env: names an environment variable that is not set; expected the name of a variable such as VLLM_API_KEY, not what it holds", path))
 			}
 		case file != "":
 			raw, err := os.ReadFile(file)
-			if err != nil {
+			var cause *os.PathError
+			switch {
+			case err != nil && !plainFile(file) && errors.As(err, &cause):
+				*faults = append(*faults, fmt.Errorf("%s_file: names a file that cannot be read: %w; expected a path such as /run/secrets/key, not what the file holds", path, cause.Err))
+			case err != nil:
 				*faults = append(*faults, fmt.Errorf("%s_file: %w", path, err))
 			}
 			*into = strings.TrimSpace(string(raw))

@@ -74,8 +74,8 @@ func (d *daemon) openStore(ctx context.Context, registry prometheus.Registerer) 
 
 // overStore lets the environment have its say on the store.
 func (p *process) overStore(c *storeConfig) error {
-	if err := overlay(reflect.ValueOf(c).Elem(), "TIDEGATE_STORE", p.env); err != nil {
-		return &configError{[]string{err.Error()}}
+	if unread := overlay(reflect.ValueOf(c).Elem(), "TIDEGATE_STORE", p.env); len(unread) > 0 {
+		return &configError{strings.Split(errors.Join(unread...).Error(), "\n")}
 	}
 	var faults []error
 	c.validate(func(ok bool, format string, args ...any) {
@@ -133,11 +133,8 @@ func (p *process) storeConfig(file string) (config, error) {
 	if err != nil && (named || !errors.Is(err, os.ErrNotExist)) {
 		return c, usageError{err}
 	}
-	if err := decode(source, &c); err != nil {
-		return c, &configError{[]string{explainYAML(file, source, err)}}
-	}
-	if err := overlay(reflect.ValueOf(&c).Elem(), "TIDEGATE", p.env); err != nil {
-		return c, &configError{[]string{err.Error()}}
+	if c, err = readSettings(file, source, p.env); err != nil {
+		return c, err
 	}
 	c.Auth.Keys = nil
 	var faults []error

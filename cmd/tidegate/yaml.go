@@ -1,13 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"reflect"
-	"regexp"
 	"slices"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -24,17 +25,19 @@ import (
 // The parser calls itself for each level, and a stack that is full ends the process.
 const maxNesting = 64
 
-// yamlFault is a fault of a file that the library has not found itself.
+// yamlFault is a fault of a file at its place.
 type yamlFault struct {
 	line, column int // from 1
 	message      string
+	path         string       // of what cannot be read, such as queue.max_wait; empty: not known
+	token        *token.Token // nil: none stands there
 }
 
 // Error returns the fault without its place.
 func (f *yamlFault) Error() string { return f.message }
 
 func faultAt(t *token.Token, format string, args ...any) error {
-	f := &yamlFault{line: 1, column: 1, message: fmt.Sprintf(format, args...)}
+	f := &yamlFault{line: 1, column: 1, message: fmt.Sprintf(format, args...), token: t}
 	if t != nil && t.Position != nil {
 		f.line, f.column = t.Position.Line, t.Position.Column
 	}
@@ -62,6 +65,9 @@ func guard(call func() error) (err error) {
 // parse reads a file into its documents. Where the library fails without naming a
 // place, the fault stands behind the longest start of the file that it can read.
 func parse(source []byte) (tree *ast.File, err error) {
+	if source, err = withoutMark(source); err != nil {
+		return nil, err
+	}
 	read := func(part []byte) (tree *ast.File, err error) {
 		err = guard(func() (err error) {
 			tokens := lexer.Tokenize(string(part))
@@ -118,72 +124,254 @@ func checkNesting(tokens token.Tokens) error {
 	return nil
 }
 
-// decode reads the one document of a file into what a pointer leads to. A key
-// without a value, such as that of a section whose lines are all commented out,
-// leaves the defaults.
-func decode(source []byte, into any) error {
+// maxFaults bounds how many faults of one file are told at a time.
+const maxFaults = 50
+
+// document returns the one document of a file, without byte order mark, tags, merge
+// keys and members that have no value; nil: the file holds nothing.
+func document(source []byte) (ast.Node, error) {
 	tree, err := parse(source)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var out ast.Node
 	for i, doc := range tree.Docs {
 		if i > 0 && doc.Body != nil {
-			return faultAt(doc.Body.GetToken(), "holds more than one document; expected one")
+			return nil, faultAt(doc.Body.GetToken(), "holds more than one document; expected one")
 		}
 		if doc.Body == nil {
 			continue
 		}
-		if doc.Body, err = plain(doc.Body); err != nil {
-			return err
+		body, err := (&simplifier{anchors: map[string]ast.Node{}}).simplify(doc.Body)
+		if err != nil {
+			return nil, err
 		}
-		if doc.Body.Type() == ast.NullType || doc.Body.Type() == ast.CommentType {
-			continue
+		if body.Type() != ast.NullType && body.Type() != ast.CommentType {
+			out = body
 		}
-		read := func(into any) error {
-			return guard(func() error { return yaml.NodeToValue(doc.Body, into, yaml.Strict()) })
+	}
+	return out, nil
+}
+
+// decode reads the one document of a file into what a pointer leads to, and returns
+// everything in it that cannot be read, each a *yamlFault. A key without a value, such
+// as that of a section whose lines are all commented out, leaves the defaults.
+func decode(source []byte, into any) error {
+	body, err := document(source)
+	if err != nil || body == nil {
+		return err
+	}
+	err = decodeTree(body, into)
+	var faults []error
+	for err != nil && len(faults) < maxFaults {
+		// What cannot be read is taken out, so that the rest shows its own faults.
+		t := blame(body, into, err)
+		around := entriesAt(body, "", t)
+		if strings.Contains(err.Error(), wantsScalar) && len(around) > 1 {
+			around = around[1:] // it is a list or mapping that cannot be read, not what is in it
 		}
-		if err := read(into); err != nil {
-			if placed(err) {
-				return err
+		path := ""
+		if len(around) > 0 {
+			path = around[0].path
+		}
+		faults = append(faults, inPlain(err, t, path))
+		for text := err.Error(); err != nil && err.Error() == text; around = around[1:] {
+			if len(around) == 0 {
+				return errors.Join(faults...)
 			}
-			at := narrow(doc.Body, func() bool {
-				again := read(reflect.New(reflect.TypeOf(into).Elem()).Interface())
-				return again != nil && again.Error() == err.Error()
-			})
-			return faultAt(at.GetToken(), "%s", err)
+			around[0].remove()
+			err = decodeTree(body, blank(into))
 		}
+	}
+	return errors.Join(faults...)
+}
+
+// wantsScalar is what the YAML library says of a list or a mapping in place of a text.
+const wantsScalar = "does not implemented Unmarshaler"
+
+// decodeTree reads a tree into what a pointer leads to.
+func decodeTree(body ast.Node, into any) error {
+	return guard(func() error {
+		return yaml.NodeToValue(body, into, yaml.Strict(), yaml.CustomUnmarshaler(unmarshalDuration))
+	})
+}
+
+// unmarshalDuration reads a duration as every other place of the gateway does.
+func unmarshalDuration(d *time.Duration, source []byte) (err error) {
+	text := strings.TrimSpace(string(source))
+	if n := len(text); n > 1 && text[0] == text[n-1] && (text[0] == '"' || text[0] == '\'') {
+		text = text[1 : n-1]
+	}
+	*d, err = parseDuration(text)
+	return err
+}
+
+// blank returns a pointer to a new value of the type that a pointer leads to.
+func blank(into any) any { return reflect.New(reflect.TypeOf(into).Elem()).Interface() }
+
+// blame returns the token at which reading failed.
+func blame(body ast.Node, into any, err error) *token.Token {
+	var (
+		ours *yamlFault
+		e    yaml.Error
+	)
+	switch {
+	case errors.As(err, &ours):
+		return ours.token
+	case errors.As(err, &e) && e.GetToken() != nil:
+		return e.GetToken()
+	}
+	return narrow(body, func() bool {
+		again := decodeTree(body, blank(into))
+		return again != nil && again.Error() == err.Error()
+	}).GetToken()
+}
+
+// treeEntry is a member of a mapping or an element of a list in a tree.
+type treeEntry struct {
+	path   string // such as models[0].probe
+	remove func() // takes it out of the tree; an element leaves a null in its place
+}
+
+// entriesAt finds the entries around a token, the one first whose key or value stands
+// there.
+func entriesAt(node ast.Node, path string, t *token.Token) []treeEntry {
+	switch n := node.(type) {
+	case *ast.MappingNode:
+		for _, v := range n.Values {
+			e := treeEntry{strings.TrimPrefix(path+"."+keyText(v), "."), func() {
+				n.Values = slices.DeleteFunc(n.Values, func(other *ast.MappingValueNode) bool { return other == v })
+			}}
+			if inner := entriesAt(v.Value, e.path, t); len(inner) > 0 || standsAt(v.Key, t) || standsAt(v.Value, t) {
+				return append(inner, e)
+			}
+		}
+	case *ast.SequenceNode:
+		for i, v := range n.Values {
+			e := treeEntry{fmt.Sprintf("%s[%d]", path, i), func() { n.Values[i] = ast.Null(v.GetToken()) }}
+			if inner := entriesAt(v, e.path, t); len(inner) > 0 || standsAt(v, t) {
+				return append(inner, e)
+			}
+		}
+	case *ast.AnchorNode:
+		return entriesAt(n.Value, path, t)
 	}
 	return nil
 }
 
-// plain takes out the members of mappings that have no value, and the tags, of
-// which the library is not safe: those of YAML's core schema that say what the
+// standsAt reports whether a node begins at a token.
+func standsAt(n ast.Node, t *token.Token) bool {
+	if anchor, ok := n.(*ast.AnchorNode); ok && standsAt(anchor.Value, t) {
+		return true
+	}
+	if n == nil || t == nil || t.Position == nil {
+		return false
+	}
+	own := n.GetToken()
+	return own != nil && own.Position != nil && own.Position.Line == t.Position.Line && own.Position.Column == t.Position.Column
+}
+
+// keyText returns the text of a member's key.
+func keyText(v *ast.MappingValueNode) string {
+	if t := v.Key.GetToken(); t != nil {
+		return t.Value
+	}
+	return ""
+}
+
+// simplifier takes out of a tree what the library does not read as YAML means it:
+// members of mappings that have no value, tags, and merge keys.
+type simplifier struct {
+	anchors map[string]ast.Node // those met so far
+}
+
+// simplify returns a node without them. Tags of YAML's core schema that say what the
 // value is anyway go, and others are refused.
-func plain(node ast.Node) (_ ast.Node, err error) {
+func (s *simplifier) simplify(node ast.Node) (_ ast.Node, err error) {
 	switch n := node.(type) {
 	case *ast.MappingNode:
 		for _, v := range n.Values {
-			if v.Value, err = plain(v.Value); err != nil {
+			if v.Value, err = s.simplify(v.Value); err != nil {
 				return nil, err
 			}
+		}
+		if n.Values, err = s.merge(n.Values); err != nil {
+			return nil, err
 		}
 		n.Values = slices.DeleteFunc(n.Values, func(v *ast.MappingValueNode) bool { return v.Value == nil || v.Value.Type() == ast.NullType })
 	case *ast.SequenceNode:
 		for i := range n.Values {
-			if n.Values[i], err = plain(n.Values[i]); err != nil {
+			if n.Values[i], err = s.simplify(n.Values[i]); err != nil {
 				return nil, err
 			}
 		}
 	case *ast.AnchorNode:
-		n.Value, err = plain(n.Value)
+		if n.Value, err = s.simplify(n.Value); err == nil && n.Name != nil && n.Name.GetToken() != nil {
+			s.anchors[n.Name.GetToken().Value] = n.Value
+		}
 	case *ast.TagNode:
-		return untagged(n)
+		return s.untagged(n)
 	}
 	return node, err
 }
 
+// merge puts the members of the mappings that merge keys name in their place: a key
+// that the mapping has itself goes before one that is merged in, and of several that
+// are merged in the first (https://yaml.org/type/merge.html).
+func (s *simplifier) merge(members []*ast.MappingValueNode) ([]*ast.MappingValueNode, error) {
+	var merged, own []*ast.MappingValueNode
+	for _, v := range members {
+		if v.Key.IsMergeKey() {
+			merged = append(merged, v)
+		} else {
+			own = append(own, v)
+		}
+	}
+	if len(merged) == 0 {
+		return members, nil
+	}
+	has := map[string]bool{}
+	for _, v := range own {
+		has[keyText(v)] = true
+	}
+	for _, v := range merged {
+		sources := []ast.Node{v.Value}
+		if list, ok := s.target(v.Value).(*ast.SequenceNode); ok {
+			sources = list.Values
+		}
+		for _, source := range sources {
+			m, ok := s.target(source).(*ast.MappingNode)
+			if !ok {
+				return nil, faultAt(v.Key.GetToken(), "<< takes a mapping or a list of mappings, each by the name of its anchor: <<: *name, where the mapping stands further up as &name")
+			}
+			for _, member := range m.Values {
+				if key := keyText(member); !has[key] {
+					has[key] = true
+					taken := *member // since what cannot be read is taken out of each mapping on its own
+					own = append(own, &taken)
+				}
+			}
+		}
+	}
+	return own, nil
+}
+
+// target follows anchors and aliases to a node; nil: an alias names no anchor.
+func (s *simplifier) target(node ast.Node) ast.Node {
+	switch n := node.(type) {
+	case *ast.AnchorNode:
+		return s.target(n.Value)
+	case *ast.AliasNode:
+		if t := n.Value.GetToken(); t != nil && s.anchors[t.Value] != nil {
+			return s.target(s.anchors[t.Value])
+		}
+		return nil
+	}
+	return node
+}
+
 // untagged returns the value of a tag.
-func untagged(n *ast.TagNode) (ast.Node, error) {
+func (s *simplifier) untagged(n *ast.TagNode) (ast.Node, error) {
 	value := n.Value
 	if value == nil {
 		return nil, faultAt(n.Start, "the tag %s has no value", n.Start.Value)
@@ -213,116 +401,67 @@ func untagged(n *ast.TagNode) (ast.Node, error) {
 	if !slices.Contains(kinds, value.Type()) {
 		return nil, faultAt(n.Start, "the tag %s does not fit here; expected the value itself, without a tag", n.Start.Value)
 	}
-	return plain(value)
+	return s.simplify(value)
+}
+
+// asFault returns an error with its place; nil: it has none.
+func asFault(err error) *yamlFault {
+	var (
+		ours *yamlFault
+		e    yaml.Error
+	)
+	switch {
+	case errors.As(err, &ours):
+		return ours
+	case errors.As(err, &e) && e.GetToken() != nil && e.GetToken().Position != nil:
+		return &yamlFault{
+			line: e.GetToken().Position.Line, column: e.GetToken().Position.Column, message: inWords(e.GetMessage(), ""), token: e.GetToken(),
+		}
+	}
+	return nil
+}
+
+// inPlain returns what reading a tree refused as a fault at a token and a path.
+func inPlain(err error, t *token.Token, path string) error {
+	message := err.Error()
+	var e yaml.Error
+	if errors.As(err, &e) {
+		message = e.GetMessage()
+	}
+	fault := asFault(faultAt(t, "%s", inWords(message, path)))
+	fault.path = path
+	return fault
 }
 
 // narrow returns the smallest part of a tree in which the fault stands: it goes
-// down while the whole fails the same way without all siblings of one part.
+// down while the whole fails the same way without all siblings of one part. It leaves
+// the tree as it was.
 func narrow(node ast.Node, fails func() bool) ast.Node {
 	switch n := node.(type) {
 	case *ast.MappingNode:
 		all := n.Values
+		defer func() { n.Values = all }()
 		for _, v := range all {
 			if n.Values = []*ast.MappingValueNode{v}; fails() {
 				return narrow(v.Value, fails)
 			}
 		}
-		n.Values = all
 	case *ast.SequenceNode:
 		all := n.Values
+		defer func() { n.Values = all }()
 		for _, v := range all {
 			if n.Values = []ast.Node{v}; fails() {
 				return narrow(v, fails)
 			}
 		}
-		n.Values = all
 	case *ast.AnchorNode:
 		return narrow(n.Value, fails)
 	}
 	return node
 }
 
-// explainYAML says what a decoder refused, in the words of the file's author.
-func explainYAML(file string, source []byte, err error) string {
-	var (
-		ours *yamlFault
-		e    yaml.Error
-	)
-	if errors.As(err, &ours) {
-		return fmt.Sprintf("%s:%d:%d: %s\n%s", file, ours.line, ours.column, ours.message, excerpt(source, ours.line, ours.column))
-	}
-	if !errors.As(err, &e) || e.GetToken() == nil {
-		return file + ": " + err.Error()
-	}
-	message := e.GetMessage()
-	if m := regexp.MustCompile(`^unknown field "(.*)"$`).FindStringSubmatch(message); m != nil {
-		message = fmt.Sprintf("unknown key %q", m[1])
-		if near := nearest(m[1], keysOf(reflect.TypeFor[config]())); near != "" {
-			message += fmt.Sprintf("; expected %q?", near)
-		}
-	}
-	if m := regexp.MustCompile(`^cannot unmarshal (\S+).* of type (\S+)$`).FindStringSubmatch(message); m != nil {
-		message = fmt.Sprintf("expected %s, not %s", inWords(m[2]), inWords(m[1]))
-	}
-	at := e.GetToken().Position
-	return fmt.Sprintf("%s:%d:%d: %s\n%s", file, at.Line, at.Column, message, excerpt(source, at.Line, at.Column))
-}
-
-// inWords names a Go type as a writer of YAML would.
-func inWords(kind string) string {
-	switch {
-	case kind == "time.Duration":
-		return "a duration such as 10s"
-	case kind == "string":
-		return "text"
-	case kind == "bool":
-		return "true or false"
-	case strings.Contains(kind, "int"):
-		return "a whole number"
-	case strings.Contains(kind, "float"):
-		return "a number"
-	case strings.HasPrefix(kind, "[]"):
-		return "a list"
-	case strings.HasPrefix(kind, "map"), strings.Contains(kind, "."):
-		return "a mapping"
-	}
-	return kind
-}
-
-// excerpt shows a line and points at a column of it.
-func excerpt(source []byte, line, column int) string {
-	lines := strings.Split(string(source), "\n")
-	if line < 1 || line > len(lines) {
-		return ""
-	}
-	text := strings.TrimRight(lines[line-1], "\r")
-	// A log needs no password, of which the writer may have forgotten to encode an @.
-	text = regexp.MustCompile(`(://[^:@/\s]*:)\S*@`).ReplaceAllString(text, "$1***@")
-	text = regexp.MustCompile(`(?i)(password=)[^&\s'"]*`).ReplaceAllString(text, "$1***")
-	return fmt.Sprintf("    %s\n    %s^", text, strings.Repeat(" ", max(column-1, 0)))
-}
-
-// locate finds the line of each fault, whose text begins with its path.
-func locate(file string, source []byte, faults error) []string {
-	tree, err := parse(source)
-	var out []string
-	for _, fault := range flatten(faults) {
-		path, message, _ := strings.Cut(fault.Error(), ": ")
-		line, column := 0, 0
-		if err == nil {
-			line, column = position(tree, path)
-		}
-		if line == 0 {
-			out = append(out, fmt.Sprintf("%s: %s: %s", file, path, message))
-			continue
-		}
-		out = append(out, fmt.Sprintf("%s:%d:%d: %s: %s\n%s", file, line, column, path, message, excerpt(source, line, column)))
-	}
-	return out
-}
-
 // position finds a path in the file, or the nearest thing above it.
-func position(tree *ast.File, path string) (line, column int) {
+func position(body ast.Node, path string) (line, column int) {
 	for path != "" {
 		var found *token.Token
 		err := guard(func() error {
@@ -330,7 +469,7 @@ func position(tree *ast.File, path string) (line, column int) {
 			if err != nil {
 				return err
 			}
-			node, err := p.FilterFile(tree)
+			node, err := p.FilterNode(body)
 			if err == nil && node != nil {
 				found = node.GetToken()
 			}
@@ -344,55 +483,13 @@ func position(tree *ast.File, path string) (line, column int) {
 	return 0, 0
 }
 
-// keysOf lists every key that a configuration may have.
-func keysOf(t reflect.Type) (keys []string) {
-	switch t.Kind() {
-	case reflect.Slice, reflect.Pointer:
-		return keysOf(t.Elem())
-	case reflect.Struct:
-		for i := range t.NumField() {
-			if key := yamlKey(t.Field(i)); key != "" && key != "-" {
-				keys = append(keys, key)
-			}
-			keys = append(keys, keysOf(t.Field(i).Type)...)
+// withoutMark takes the byte order mark off a file, which editors on Windows write
+// (YAML 1.2.2, section 5.2), and refuses other encodings than UTF-8.
+func withoutMark(source []byte) ([]byte, error) {
+	for _, mark := range [][]byte{{0xff, 0xfe}, {0xfe, 0xff}} {
+		if bytes.HasPrefix(source, mark) {
+			return nil, faultAt(nil, "the file is in UTF-16; save it as UTF-8")
 		}
 	}
-	return keys
-}
-
-func yamlKey(f reflect.StructField) string {
-	key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-	return key
-}
-
-// nearest is the key that differs from what was written by at most two letters, and not by
-// all of them.
-func nearest(written string, keys []string) string {
-	best, least := "", min(3, len(written))
-	for _, k := range keys {
-		if d := distance(written, k); d < least {
-			best, least = k, d
-		}
-	}
-	return best
-}
-
-// distance is Levenshtein's: insertions, deletions and substitutions.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
+	return bytes.TrimPrefix(source, []byte("\ufeff")), nil
 }

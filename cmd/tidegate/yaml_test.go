@@ -9,13 +9,13 @@ import (
 // refused at its place.
 func TestTags(t *testing.T) {
 	const rest = "auth: {mode: open}\nmodels: [{name: m, backends: [{url: 'http://a:1'}]}]\n"
-	c, err := readConfig("F", []byte("server: !!map {listen: !!str 8080, max_n: !!int 3}\nlimits: !!seq []\ngpus: !!null null\ndegrade: {observe: !!bool true}\n"+rest), noEnv)
-	if err != nil || c.Server.Listen != "8080" || c.Server.MaxN != 3 || !c.Degrade.Observe {
+	c, err := readConfig("F", []byte("server: !!map {max_n: !!int 3}\nlimits: !!seq []\ngpus: !!null null\ndegrade: {observe: !!bool true}\nstore: {journal_dir: !!str 8080}\n"+rest), noEnv)
+	if err != nil || c.Store.JournalDir != "8080" || c.Server.MaxN != 3 || !c.Degrade.Observe {
 		t.Errorf("%v: %+v", err, c.Server)
 	}
 	for text, want := range map[string]string{
 		"quotas: !include q.yaml\n":                   "F:1:9: the tag !include does not fit here",
-		"limits: !!str 1\n":                           "F:1:14: string was used where sequence is expected",
+		"limits: !!str 1\n":                           "F:1:14: limits: expected a list, not text",
 		"limits: !!binary aGk=\n":                     "F:1:9: the tag !!binary",
 		"server:\n  max_n: !!int x\n":                 "F:2:10: the tag !!int",
 		"gpus: !!set {a}\n":                           "F:1:7: the tag !!set",
@@ -49,14 +49,14 @@ func TestLibraryPanics(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"name: good\nnames: [a, b]\n":      "",
-		"names: [a,\n  bad]\nmore: {a: b}": "F:2:3: cannot be read here (the YAML library fails: no such thing)",
-		"name: good\nmore: {a: b, c: bad}": "F:2:17: cannot be read here",
-		"name: &a bad":                     "F:1:10: cannot be read here",
+		"names: [a,\n  bad]\nmore: {a: b}": "F:2:3: names[1]: cannot be read here (the YAML library fails: no such thing)",
+		"name: good\nmore: {a: b, c: bad}": "F:2:17: more.c: cannot be read here",
+		"name: &a bad":                     "F:1:10: name: cannot be read here",
 	} {
 		var into part
 		got := ""
 		if err := decode([]byte(text), &into); err != nil {
-			got = explainYAML("F", []byte(text), err)
+			got = strings.Join(explainYAML("F", []byte(text), err), "\n")
 		}
 		if !strings.HasPrefix(got, want) || want == "" && got != "" {
 			t.Errorf("%q: %s, want %s", text, got, want)

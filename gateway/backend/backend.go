@@ -21,7 +21,7 @@ import (
 
 // Config is one vLLM server.
 type Config struct {
-	URL        string `yaml:"url"`          // http(s)://host:port, with a path where it is behind one
+	URL        string `yaml:"url"`          // http(s)://host:port, with a path where it is behind one; /v1 at its end is left out
 	Serves     string `yaml:"serves"`       // what it calls the model; empty: found out
 	Weight     int    `yaml:"weight"`       // its share beside the model's other backends
 	APIKeyEnv  string `yaml:"api_key_env"`  // environment variable that holds its --api-key
@@ -130,7 +130,19 @@ func (c Config) name() string {
 	if err != nil {
 		return c.URL
 	}
-	return u.Host + strings.TrimSuffix(u.Path, "/")
+	return u.Host + withoutRoute(u.Path)
+}
+
+// withoutRoute takes a trailing slash and the API's own part off the path of a server's
+// URL: it is pasted with /v1, as every client wants it, or with a route.
+func withoutRoute(path string) string {
+	path = strings.TrimRight(path, "/")
+	for _, route := range []string{"/v1", "/v1/chat/completions", "/v1/completions", "/v1/models"} {
+		if before, found := strings.CutSuffix(path, route); found {
+			return strings.TrimRight(before, "/")
+		}
+	}
+	return path
 }
 
 // New makes a backend that is out of rotation until it has been probed. The
@@ -140,9 +152,10 @@ func New(c Config, agent string) *Backend {
 	if err != nil {
 		u = &url.URL{}
 	}
+	prefix := withoutRoute(u.EscapedPath())
 	b := &Backend{
 		Name: c.name(), config: c,
-		base: strings.TrimSuffix(c.URL, "/"), prefix: strings.TrimSuffix(u.EscapedPath(), "/"),
+		base: u.Scheme + "://" + u.Host + prefix, prefix: prefix,
 		post: &http.Request{Method: http.MethodPost}, kick: make(chan struct{}, 1),
 	}
 	b.gauge = degrade.NewGauge(b.Name, c.Weight, b.readings)

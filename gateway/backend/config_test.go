@@ -59,6 +59,7 @@ func TestModelFaults(t *testing.T) {
 		{"weight", func(m *ModelConfig) { m.Backends[0].Weight = -1 }, []string{"backends[0].weight: "}},
 		{"two keys", func(m *ModelConfig) { m.Backends[0].APIKeyEnv, m.Backends[0].APIKeyFile = "a", "b" }, []string{"backends[0].api_key_env: "}},
 		{"twice", func(m *ModelConfig) { m.Backends = append(m.Backends, m.Backends[0]) }, []string{"backends[1].url: is that of backends[0]"}},
+		{"twice, with a route", func(m *ModelConfig) { m.Backends = append(m.Backends, Config{URL: m.Backends[0].URL + "/v1/"}) }, []string{"backends[1].url: is that of backends[0]"}},
 		{"twice, with a slash", func(m *ModelConfig) { m.Backends = append(m.Backends, Config{URL: m.Backends[0].URL + "/"}) }, []string{"backends[1].url: is that of backends[0]"}},
 		{"all at once", func(m *ModelConfig) { *m = ModelConfig{} }, []string{"name: ", "reasoning: ", "timeouts.connect: ", "timeouts.first_token: ", "timeouts.idle: ", "timeouts.total: ", "probe: ", "scrape: ", "pace: ", "retry.attempts: ", "breaker.failures: ", "breaker.open: ", "backends: "}},
 		{"bounds", func(m *ModelConfig) { m.Backends[0].MaxInFlight = -1 }, []string{"backends[0].max_in_flight: "}},
@@ -242,6 +243,28 @@ func TestBlame(t *testing.T) {
 		b, other := running(c.version), running(c.other)
 		if b.Blame(&StatusError{Status: 500}, other); b.BreakerOpen() != c.counted || other.BreakerOpen() {
 			t.Errorf("%q fails and %q answers: breakers open %v and %v", c.version, c.other, b.BreakerOpen(), other.BreakerOpen())
+		}
+	}
+}
+
+// TestPastedURLs: an address that ends in /v1 or in a route of the API means the server.
+func TestPastedURLs(t *testing.T) {
+	for url, want := range map[string]string{
+		"http://h:8000":                          "http://h:8000",
+		"http://h:8000/":                         "http://h:8000",
+		"http://h:8000/v1":                       "http://h:8000",
+		"http://h:8000/v1/":                      "http://h:8000",
+		"http://h:8000/v1/chat/completions":      "http://h:8000",
+		"http://h:8000/v1/completions/":          "http://h:8000",
+		"http://h:8000/v1/models":                "http://h:8000",
+		"https://h/qwen%2F3/v1":                  "https://h/qwen%2F3",
+		"http://v1":                              "http://v1",
+		"http://h/av1":                           "http://h/av1",
+		"http://h:8000/v1/embeddings-of-another": "http://h:8000/v1/embeddings-of-another",
+	} {
+		b := New(Config{URL: url}, "test")
+		if b.base != want || "http://"+b.Name != strings.Replace(strings.Replace(want, "https:", "http:", 1), "%2F", "/", 1) {
+			t.Errorf("%s: asked at %s, named %s, want %s", url, b.base, b.Name, want)
 		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -41,8 +43,15 @@ func (c *Config) Validate() error {
 	var faults []error
 	add := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	for i, addr := range c.Addrs {
-		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
-			add("addrs[%d]: must be host:port, not %q", i, addr)
+		host, port, err := net.SplitHostPort(addr)
+		number, notNumber := strconv.Atoi(port)
+		switch {
+		case strings.Contains(addr, "://"):
+			add("addrs[%d]: must be host:port, without a scheme; username, password_env, db and tls are settings of their own", i)
+		case err == nil && strings.Contains(port, "/"):
+			add("addrs[%d]: must be host:port; the number of the database is the setting db", i)
+		case err != nil || host == "" || notNumber != nil || number < 1 || number > 65535:
+			add("addrs[%d]: must be host:port with a port from 1 to 65535, such as redis:6379", i)
 		}
 	}
 	if c.Timeout < time.Millisecond || c.Timeout > 5*time.Second {

@@ -19,6 +19,9 @@ func TestConfig(t *testing.T) {
 		"all at once": {func(c *Config) {
 			c.Addrs, c.Timeout, c.DB = []string{"redis", ":1", "a:"}, 0, -1
 		}, []string{"addrs[0]: ", "addrs[1]: ", "addrs[2]: ", "timeout: ", "db: ", "db: "}},
+		"not an address": {func(c *Config) {
+			c.Addrs = []string{"h:6379/2", "redis://u:secret@h:6379", "h:0", "h:65536", "h:http"}
+		}, []string{"addrs[0]: must be host:port; the number of the database is the setting db", "addrs[1]: must be host:port, without a scheme", "addrs[2]: ", "addrs[3]: ", "addrs[4]: "}},
 		"no sentinels":        {func(c *Config) { c.SentinelMaster = "m" }, []string{"sentinel_master: "}},
 		"sentinel of cluster": {func(c *Config) { c.Addrs, c.SentinelMaster, c.Cluster = []string{"a:1"}, "m", true }, []string{"cluster: "}},
 		"slow":                {func(c *Config) { c.Timeout = time.Minute }, []string{"timeout: "}},
