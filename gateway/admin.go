@@ -1,15 +1,10 @@
 package gateway
 
 import (
-	"bytes"
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
-	"strings"
 	"time"
 
 	"tidegate/admission/limit"
@@ -32,6 +27,9 @@ func admin(h handler) handler {
 		if !c.who.Admin {
 			return refuse(codeAccessDenied, "", "this needs an administrator's key: make one with tidegate key create --admin")
 		}
+		if err := c.checkTexts(); err != nil {
+			return err
+		}
 		caller := c.r.Context()
 		within, cancel := context.WithTimeout(caller, adminTimeout)
 		defer cancel()
@@ -46,50 +44,6 @@ func admin(h handler) handler {
 
 // actor is who the audit log says it was.
 func (c *call) actor() string { return c.who.User + "/" + c.who.Key }
-
-// strict reads the body into v, which knows all that may stand in it. A body may
-// be left out where nothing in it is required.
-func (c *call) strict(v any, required bool) error {
-	if c.r.ContentLength == 0 && !required {
-		return nil
-	}
-	raw, err := c.readBody()
-	if err != nil {
-		return err
-	}
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	if err = d.Decode(v); err == nil {
-		if _, end := d.Token(); !errors.Is(end, io.EOF) {
-			return refuse(codeInvalidRequest, "", "the body must be one JSON object and nothing after it")
-		}
-		return nil
-	}
-	var kind *json.UnmarshalTypeError
-	if errors.As(err, &kind) {
-		return refuse(codeInvalidRequest, kind.Field, fmt.Sprintf("%s: expected %s, not %s", cmp.Or(kind.Field, "the body"), jsonKind(kind), kind.Value))
-	}
-	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		name = strings.Trim(name, `"`)
-		return refuse(codeInvalidRequest, name, "unknown field "+quote(name))
-	}
-	return refuse(codeInvalidRequest, "", "the body is no valid JSON")
-}
-
-// jsonKind names what was expected as a writer of JSON would.
-func jsonKind(e *json.UnmarshalTypeError) string {
-	switch name := e.Type.Kind().String(); name {
-	case "bool":
-		return "true or false"
-	case "slice":
-		return "a list"
-	case "struct":
-		return "an object"
-	case "string":
-		return "text"
-	}
-	return "a number"
-}
 
 // pageOf reads the part of a list that is asked for.
 func (c *call) pageOf() (account.Page, error) {
@@ -244,8 +198,8 @@ func (g *Gateway) rotateKey(c *call) error {
 	overlap := account.DefaultOverlap
 	if body.Overlap != "" {
 		var err error
-		if overlap, err = time.ParseDuration(body.Overlap); err != nil {
-			return refuse(codeInvalidRequest, "overlap", "overlap must be a duration such as 24h, or 0s")
+		if overlap, err = account.ParseDuration(body.Overlap); err != nil {
+			return refuse(codeInvalidRequest, "overlap", "overlap: "+err.Error())
 		}
 	}
 	made, err := c.set.accounts.RotateKey(c.r.Context(), c.actor(), c.r.PathValue("key"), overlap)

@@ -235,6 +235,9 @@ func badBodies(t *testing.T, f *front, admin string) {
 		`{"user":"x","ttl":"never"}`:        "allow_unexpiring",
 		`{"user":"x","max_level":"L9"}`:     `"param":"max_level"`,
 		`{"user":"x","ips":["1.2.3.4/99"]}`: `"param":"ips"`,
+		`{"user":"x","User":"y"}`:           "write it user",
+		`{"user":"x","user":"y"}`:           "stands twice",
+		`{"user":"x\u0000"}`:                "NUL",
 	} {
 		f.expect(t, admin, "POST", "/admin/v1/keys", body, 400, want)
 	}
@@ -245,6 +248,10 @@ func badBodies(t *testing.T, f *front, admin string) {
 	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"n","requests":"5"}`, 400, "requests: must be a count and a window")
 	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"n"}`, 400, "has no numbers")
 	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"ip","name":"n","requests":"5/1m"}`, 400, `"param":"of"`)
+	for _, path := range []string{"keys/a%00b", "keys/%ff", "keys?user=a%00", "users?after=%00", "projects?department=%00", "usage?user=%00", "models/m%00/level"} {
+		f.expect(t, admin, "GET", "/admin/v1/"+path, "", 400, "NUL")
+	}
+	f.expect(t, admin, "DELETE", "/admin/v1/overrides/user/a%00/user-rate", "", 400, "NUL")
 	f.expect(t, admin, "GET", "/admin/v1/audit?after=x", "", 400, `"param":"after"`)
 }
 

@@ -93,7 +93,7 @@ func pinMistakes(t *testing.T, f *front) {
 	}
 	f.expect(t, adminKey, "PUT", "/admin/v1/models/none/level", `{"level":"L2","for":"1h"}`, 404, `"code":"model_not_found"`)
 	f.expect(t, adminKey, "PUT", "/admin/v1/models//level", `{"level":"L2","for":"1h"}`, 404, `"code":"model_not_found"`)
-	f.expect(t, adminKey, "DELETE", "/admin/v1/models/none%00/level", "", 404, `"code":"not_found"`)
+	f.expect(t, adminKey, "DELETE", "/admin/v1/models/none%00/level", "", 400, "NUL")
 	f.expect(t, adminKey, "GET", "/admin/v1/models/"+largeModel, "", 404, `"code":"unknown_url"`)
 	f.expect(t, adminKey, "POST", path, `{}`, 405, "method_not_allowed")
 	for _, method := range []string{"GET", "PUT", "DELETE"} {

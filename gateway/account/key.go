@@ -6,10 +6,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/uptrace/bun"
 )
 
 // Key is a key as it is shown: never its text, nor its hash.
@@ -37,7 +40,7 @@ type NewKey struct {
 	Project    string   `json:"project"`    // of a user that is not there yet; empty: default
 	Department string   `json:"department"` // of a project that is not there yet; empty: default
 	Name       string   `json:"name"`       // empty: the user's name, with a number where that is taken
-	TTL        string   `json:"ttl"`        // a duration such as 168h, or never; empty: auth.key_ttl
+	TTL        string   `json:"ttl"`        // a duration such as 30d, or never; empty: auth.key_ttl
 	Models     []string `json:"models"`
 	IPs        []string `json:"ips"` // addresses or networks
 	Tier       Tier     `json:"tier"`
@@ -73,8 +76,8 @@ func (d *Directory) expiry(now time.Time, ttl string) (ms int64, err error) {
 	case never:
 		lasts = 0
 	default:
-		if lasts, err = time.ParseDuration(ttl); err != nil || lasts < time.Second {
-			return 0, fault(ErrInvalid, "ttl", "ttl: must be a duration of at least 1s such as 168h, or never, not %q", ttl)
+		if lasts, err = ParseDuration(ttl); err != nil || lasts < time.Second {
+			return 0, fault(ErrInvalid, "ttl", "ttl: must be a duration of at least 1s such as 30d or 12h, or never, not %.40q", ttl)
 		}
 	}
 	if lasts == 0 && !d.config.AllowUnexpiring {
@@ -182,31 +185,55 @@ func (k *keyRow) secret() string {
 	return text
 }
 
-// freeName is the name of a new key: what was asked for, or the user's name with a
+// freeName returns the name of a new key: what was asked for, or the user's name with a
 // number where it is taken. The name of a user's own key that is no longer good may
 // be used again; another's may not, so that limits and usage by key stay apart.
 func (c *change) freeName(wanted string, k *keyRow) (string, error) {
-	name := wanted
-	if name == "" {
-		name = k.UserName
+	if wanted == "" {
+		return c.numberedName(k.UserName)
 	}
-	for n := 2; ; n++ {
-		held, err := c.store.keys(c.ctx, c.tx, "k.name = ? AND k.replaced_by = ''", name)
-		if err != nil || len(held) == 0 {
-			return name, err
+	held, err := c.store.keys(c.ctx, c.tx, "k.name = ? AND k.replaced_by = ''", wanted)
+	if err != nil || len(held) == 0 {
+		return wanted, err
+	}
+	old := held[0]
+	status := old.shown(c.now).Status
+	switch {
+	case old.UserName != k.UserName:
+		return "", fault(ErrConflict, "name", "the name %s belongs to a key of user %s: choose another", wanted, old.UserName)
+	case status == KeyActive:
+		return "", fault(ErrConflict, "name", "the user has a key %s: rotate or revoke it, or choose another name", wanted)
+	}
+	return wanted, c.exec("UPDATE account_keys SET replaced_by = ? WHERE id = ?", k.ID, old.ID)
+}
+
+// nameBatch is how many names of keys are tried with one question.
+const nameBatch = 100
+
+// numberedName returns a user's name, or where a key has it, that name with a number.
+// It counts the keys so named first, so that the thousandth takes no longer than the
+// second.
+func (c *change) numberedName(user string) (string, error) {
+	var numbered int
+	if err := c.tx.NewRaw("SELECT COUNT(*) FROM account_keys WHERE user_name = ? AND replaced_by = '' AND substr(name, 1, ?) = ?",
+		user, utf8.RuneCountInString(user)+1, user+"-").Scan(c.ctx, &numbered); err != nil {
+		return "", fmt.Errorf("read the accounts: %w", err)
+	}
+	names := []string{user}
+	for next := numbered + 2; ; next += nameBatch {
+		for n := range nameBatch {
+			names = append(names, user+"-"+strconv.Itoa(next+n))
 		}
-		old := held[0]
-		status := old.shown(c.now).Status
-		if wanted != "" && old.UserName != k.UserName {
-			return "", fault(ErrConflict, "name", "the name %s belongs to a key of user %s: choose another", name, old.UserName)
+		var taken []string
+		if err := c.tx.NewRaw("SELECT name FROM account_keys WHERE replaced_by = '' AND name IN ?", bun.Tuple(names)).Scan(c.ctx, &taken); err != nil {
+			return "", fmt.Errorf("read the accounts: %w", err)
 		}
-		if wanted != "" && status == KeyActive {
-			return "", fault(ErrConflict, "name", "the user has a key %s: rotate or revoke it, or choose another name", name)
+		for _, name := range names {
+			if !slices.Contains(taken, name) {
+				return name, nil
+			}
 		}
-		if wanted != "" {
-			return name, c.exec("UPDATE account_keys SET replaced_by = ? WHERE id = ?", k.ID, old.ID)
-		}
-		name = k.UserName + "-" + strconv.Itoa(n)
+		names = names[:0]
 	}
 }
 

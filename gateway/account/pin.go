@@ -80,7 +80,7 @@ func (n *NewPin) end(now time.Time) (until time.Time, err error) {
 		return until, fault(ErrInvalid, field, "until: give either until, such as %s, or for, such as 30m: a pin must end", now.Add(time.Hour).UTC().Format(time.RFC3339))
 	case n.For != "":
 		field = "for"
-		lasts, err := time.ParseDuration(n.For)
+		lasts, err := ParseDuration(n.For)
 		if err != nil || lasts < time.Second {
 			return until, fault(ErrInvalid, field, "for: must be a duration of at least 1s such as 30m, not %.40q", n.For)
 		}

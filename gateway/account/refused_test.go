@@ -64,3 +64,28 @@ func TestExpiredKeysGuessNothing(t *testing.T) {
 	}
 	r.check(t, "made up", "a guess that is long enough", ErrUnknownKey)
 }
+
+// unnamedKeys holds that a user's 300th unnamed key costs the database no more than the
+// third, also where others hold names in between.
+func unnamedKeys(t *testing.T, dsn string) {
+	r := newReplica(t, dsn, newClock(), nil)
+	cost := func() (name string, questions int64) {
+		before := r.asked.n.Load()
+		m := r.make(t, NewKey{User: "una"})
+		return m.Key.Name, r.asked.n.Load() - before
+	}
+	for range 2 {
+		cost()
+	}
+	name, third := cost()
+	if name != "una-3" {
+		t.Errorf("the third is %s", name)
+	}
+	for range 296 {
+		cost()
+	}
+	r.make(t, NewKey{User: "uno", Name: "una-300"})
+	if name, last := cost(); name != "una-301" || last > third {
+		t.Errorf("%s cost %d questions, the third %d", name, last, third)
+	}
+}

@@ -1,0 +1,43 @@
+package account
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+)
+
+// ParseDuration reads a duration as time.ParseDuration does, and days, which stand
+// before all else: 30d, 1d12h, 1.5d. A day has 24 hours. Its error says what is
+// expected.
+func ParseDuration(text string) (time.Duration, error) {
+	days, rest, found := strings.Cut(text, "d")
+	if !found {
+		days, rest = "", text
+	}
+	number := strings.TrimPrefix(days, "-")
+	h, err := time.ParseDuration(number + "h")
+	if !found {
+		h, err = 0, nil
+	}
+	const day = 24
+	if err != nil || strings.Trim(number, "0123456789.") != "" || h > math.MaxInt64/day {
+		return 0, noDuration(text)
+	}
+	d := h * day
+	if found && rest == "" {
+		rest = "0"
+	}
+	more, err := time.ParseDuration(rest)
+	if err != nil || found && (more < 0 || rest[0] == '+' || rest[0] == '-') || more > math.MaxInt64-d {
+		return 0, noDuration(text)
+	}
+	if d += more; strings.HasPrefix(days, "-") {
+		d = -d
+	}
+	return d, nil
+}
+
+func noDuration(text string) error {
+	return fmt.Errorf("expected a duration such as 10s, 1m30s, 12h or 30d, not %.40q", text)
+}

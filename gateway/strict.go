@@ -1,0 +1,184 @@
+package gateway
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// strict reads the body into v, which knows all that may stand in it. A body may
+// be left out where nothing in it is required.
+func (c *call) strict(v any, required bool) error {
+	if c.r.ContentLength == 0 && !required {
+		return nil
+	}
+	raw, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	return decodeStrict(raw, v)
+}
+
+// decodeStrict reads one JSON object into what v points to. Unlike encoding/json alone
+// it tells capital letters from small ones, and it refuses a name that stands twice,
+// NUL and what is no UTF-8: a body that two readers read in two ways, or that no
+// database takes. Its errors are refusals and quote no value.
+func decodeStrict(raw []byte, v any) error {
+	if !utf8.Valid(raw) {
+		return refuse(codeInvalidRequest, "", "the body is no valid UTF-8")
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if err := checkMembers(d, reflect.TypeOf(v), ""); err != nil {
+		if r := (*refusal)(nil); errors.As(err, &r) {
+			return r
+		}
+		return refuse(codeInvalidRequest, "", "the body is no valid JSON")
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return refuse(codeInvalidRequest, "", "the body must be one JSON object and nothing after it")
+	}
+	err := json.Unmarshal(raw, v)
+	if kind := (*json.UnmarshalTypeError)(nil); errors.As(err, &kind) {
+		field := kind.Field
+		if field == "" {
+			field = "the body"
+		}
+		return refuse(codeInvalidRequest, kind.Field, fmt.Sprintf("%s: expected %s, not %s", field, jsonKind(kind), kind.Value))
+	}
+	if err != nil {
+		return refuse(codeInvalidRequest, "", "the body is no valid JSON")
+	}
+	return nil
+}
+
+// checkMembers reads one value and checks the names of its members, and its texts,
+// before it is decoded into a type. A value of another kind than the type is left to
+// the decoder. Its errors are refusals or the decoder's.
+func checkMembers(d *json.Decoder, into reflect.Type, path string) error {
+	t, err := d.Token()
+	if err != nil {
+		return err
+	}
+	for into != nil && into.Kind() == reflect.Pointer {
+		into = into.Elem()
+	}
+	switch t := t.(type) {
+	case string:
+		if !readable(t) {
+			return refuse(codeInvalidRequest, path, path+": holds the character NUL (\\u0000), which no name or text may have")
+		}
+	case json.Delim:
+		if t == '{' {
+			err = checkObject(d, into, path)
+		} else {
+			var item reflect.Type
+			if into != nil && into.Kind() == reflect.Slice {
+				item = into.Elem()
+			}
+			for i := 0; d.More() && err == nil; i++ {
+				err = checkMembers(d, item, fmt.Sprintf("%s[%d]", path, i))
+			}
+		}
+		if err == nil {
+			_, err = d.Token() // the end of it
+		}
+	}
+	return err
+}
+
+func checkObject(d *json.Decoder, into reflect.Type, path string) error {
+	var seen []string
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return err
+		}
+		name, _ := t.(string) // of a member it always is one
+		at := name
+		if path != "" {
+			at = path + "." + name
+		}
+		var field reflect.Type
+		if into != nil && into.Kind() == reflect.Struct {
+			var known bool
+			if field, known = member(into, name); !known {
+				return unknownMember(into, name, at)
+			}
+		}
+		if slices.Contains(seen, name) {
+			return refuse(codeInvalidRequest, at, "the field "+quote(at)+" stands twice: send it once")
+		}
+		seen = append(seen, name)
+		if len(seen) > maxMembers {
+			return refuse(codeInvalidRequest, path, fmt.Sprintf("an object has more than %d members", maxMembers))
+		}
+		if err := checkMembers(d, field, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxMembers bounds the members of an object, which are compared with each other.
+const maxMembers = 100
+
+// member finds the field that a member of exactly that name is decoded into.
+func member(into reflect.Type, name string) (reflect.Type, bool) {
+	for i := range into.NumField() {
+		f := into.Field(i)
+		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if tag == name && tag != "-" && tag != "" {
+			return f.Type, true
+		}
+	}
+	return nil, false
+}
+
+// unknownMember refuses a member; one that differs from a known one in capital letters
+// alone is named.
+func unknownMember(into reflect.Type, name, at string) error {
+	for i := range into.NumField() {
+		tag, _, _ := strings.Cut(into.Field(i).Tag.Get("json"), ",")
+		if tag != "-" && strings.EqualFold(tag, name) {
+			return refuse(codeInvalidRequest, name, fmt.Sprintf("unknown field %s: write it %s", quote(at), tag))
+		}
+	}
+	return refuse(codeInvalidRequest, name, "unknown field "+quote(at))
+}
+
+// jsonKind names what was expected as a writer of JSON would.
+func jsonKind(e *json.UnmarshalTypeError) string {
+	switch name := e.Type.Kind().String(); name {
+	case "bool":
+		return "true or false"
+	case "slice":
+		return "a list"
+	case "struct":
+		return "an object"
+	case "string":
+		return "text"
+	}
+	return "a number"
+}
+
+// checkTexts refuses a path or a query that holds NUL or is no UTF-8: no name has
+// either, and a database takes neither.
+func (c *call) checkTexts() error {
+	if !readable(c.r.URL.Path) {
+		return refuse(codeInvalidRequest, "", "the path holds the character NUL or bytes that are no UTF-8, which no name has")
+	}
+	for name, values := range c.r.URL.Query() {
+		if !readable(name) || !readable(strings.Join(values, "")) {
+			return refuse(codeInvalidRequest, strings.ToValidUTF8(name, ""), "the query "+quote(name)+" holds the character NUL or bytes that are no UTF-8, which no name has")
+		}
+	}
+	return nil
+}
+
+func readable(text string) bool { return utf8.ValidString(text) && !strings.ContainsRune(text, 0) }
