@@ -43,13 +43,14 @@ func (s *shard) sweep(now int64) map[string][]Dim {
 		switch {
 		case r.forgotten(now):
 			delete(s.records, id)
-		case r.state == live && r.ends <= now:
+		case r.ends <= now:
 			if dead == nil {
 				dead = map[string][]Dim{}
 			}
 			dead[id] = r.dims
 		}
 	}
+	s.settled.turn(now)
 	for key, c := range s.cells {
 		if c.idle(now) {
 			delete(s.cells, key)
@@ -72,7 +73,7 @@ func (m *Memory) Size() (counters, reservations int) {
 		s := &m.shards[i]
 		s.Lock()
 		counters += len(s.cells)
-		reservations += len(s.records)
+		reservations += len(s.records) + s.settled.size()
 		s.Unlock()
 	}
 	return counters, reservations

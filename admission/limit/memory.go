@@ -27,6 +27,7 @@ type Memory struct {
 	now    func() time.Time
 	latest atomic.Int64 // the clock does not go back
 	seed   maphash.Seed
+	second maphash.Seed // of fingerprints
 	bound  int // of the counters of a shard
 	shards [shardCount]shard
 }
@@ -34,7 +35,8 @@ type Memory struct {
 type shard struct {
 	sync.Mutex
 	cells   map[string]*counted
-	records map[string]*record
+	records map[string]*record // those that may still be settled
+	settled settledIDs
 	peak    int // of the cells, since the map was made
 }
 
@@ -44,25 +46,28 @@ type counted struct {
 	forget int64 // when it is idle, as far as is known; the cell itself may know better
 }
 
-// record is a reservation, or what is left to know of one.
+// record is a reservation that nobody has settled.
 type record struct {
-	state reservationState
-	ends  int64 // of a live one the lease, else when it is forgotten
-	dims  []Dim
-	parts []part
+	reaped bool  // its lease ended, and it was charged what was known of it
+	ends   int64 // of a live one the lease, else when it is forgotten
+	dims   []Dim
+	parts  []part  // by dimension
+	room   [5]part // of parts, where it is enough
 }
 
-type reservationState int
-
-const (
-	live reservationState = iota
-	reaped
-	settled
-)
+func newRecord(dims []Dim, ends int64) *record {
+	r := &record{ends: ends, dims: dims}
+	if len(dims) <= len(r.room) {
+		r.parts = r.room[:len(dims)]
+	} else {
+		r.parts = make([]part, len(dims))
+	}
+	return r
+}
 
 // NewMemory makes an empty store.
 func NewMemory(now func() time.Time) *Memory {
-	m := &Memory{now: now, seed: maphash.MakeSeed(), bound: maxCounters}
+	m := &Memory{now: now, seed: maphash.MakeSeed(), second: maphash.MakeSeed(), bound: maxCounters}
 	for i := range m.shards {
 		m.shards[i].cells, m.shards[i].records = map[string]*counted{}, map[string]*record{}
 	}
@@ -88,6 +93,7 @@ type held struct {
 	m      *Memory
 	set    uint64
 	record *shard
+	id     fingerprint
 	room   [24]uint8
 	cells  []uint8 // by dimension, the shard
 	paid   Dim     // of after, whose copies would be garbage
@@ -104,7 +110,8 @@ func (m *Memory) lock(h *held, id string, dims []Dim) {
 		h.cells = append(h.cells, n)
 		h.set |= 1 << n
 	}
-	n := m.shardOf(id)
+	h.id = fingerprint{maphash.String(m.seed, id), maphash.String(m.second, id)}
+	n := h.id[0] % shardCount
 	h.record = &m.shards[n]
 	h.set |= 1 << n
 	for s := h.set; s != 0; s &= s - 1 {
@@ -196,7 +203,7 @@ func (m *Memory) Reserve(_ context.Context, r Reservation) (Decision, error) {
 		}
 		return Decide(r.Dims, states), nil
 	}
-	if known := h.record.records[r.ID]; known != nil && !known.forgotten(now) {
+	if h.known(r.ID, now) {
 		return Decision{Allowed: true, Again: true, Binding: -1, States: h.statesAfter(r.Dims, now)}, nil
 	}
 	states := h.states(r.Dims, now)
@@ -215,16 +222,22 @@ func (m *Memory) Note(r Reservation, out Decision) {
 	var h held
 	m.lock(&h, r.ID, r.Dims)
 	defer h.unlock()
-	if known := h.record.records[r.ID]; known != nil && !known.forgotten(now) {
+	if h.known(r.ID, now) {
 		return
 	}
 	h.charge(r, append([]State(nil), out.States...), now)
 }
 
+// known reports whether the request of the call was let in before.
+func (h *held) known(id string, now int64) bool {
+	r := h.record.records[id]
+	return r != nil && !r.forgotten(now) || h.record.settled.has(h.id, now)
+}
+
 // charge makes a reservation that was let in, and brings the states up to date.
 func (h *held) charge(r Reservation, states []State, now int64) {
 	ends := now + LeaseLife.Milliseconds()
-	rec := &record{ends: ends, dims: r.Dims, parts: make([]part, len(r.Dims))}
+	rec := newRecord(r.Dims, ends)
 	for i := range r.Dims {
 		d := &r.Dims[i]
 		if states[i].Over { // soft
@@ -277,20 +290,19 @@ func (m *Memory) Settle(_ context.Context, s Settlement) (Settled, error) {
 		rec = nil
 	}
 	switch {
-	case rec == nil && s.New:
-		rec = &record{dims: s.Dims, parts: make([]part, len(s.Dims))}
+	case rec == nil && s.New && !h.record.settled.has(h.id, now):
+		rec = newRecord(s.Dims, 0)
 		for i := range s.Dims {
 			rec.parts[i].at = unknownTime
 		}
-		h.record.makeRecordRoom(now)
-		h.record.records[s.ID] = rec
-	case rec == nil || rec.state == settled:
+	case rec == nil:
 		return Settled{States: h.statesAfter(s.Dims, now)}, nil
 	case len(rec.parts) != len(s.Dims):
 		return Settled{}, ErrDims
 	}
 	h.settle(rec, s.ID, s.Dims, s.Charges, now)
-	rec.state, rec.ends, rec.dims, rec.parts = settled, now+SettledLife.Milliseconds(), nil, nil
+	delete(h.record.records, s.ID)
+	h.record.settled.add(h.id, now)
 	return Settled{Applied: true, States: h.statesAfter(s.Dims, now)}, nil
 }
 
@@ -308,7 +320,7 @@ func (h *held) settle(rec *record, id string, dims []Dim, charges []int64, now i
 		if p.skipped {
 			continue
 		}
-		if q := h.quota(i, d); q != nil && rec.state == live {
+		if q := h.quota(i, d); q != nil && !rec.reaped {
 			q.hold(p, -p.charged)
 		}
 		h.adjust(i, d, p, charged(charges[i]), now)
@@ -360,7 +372,7 @@ func (m *Memory) renew(r *Renewal, now int64) bool {
 	m.lock(&h, r.ID, r.Dims)
 	defer h.unlock()
 	rec := h.record.records[r.ID]
-	if rec == nil || rec.state != live || rec.ends <= now || len(rec.parts) != len(r.Dims) {
+	if rec == nil || rec.reaped || rec.ends <= now || len(rec.parts) != len(r.Dims) {
 		return false
 	}
 	rec.ends = now + LeaseLife.Milliseconds()
@@ -391,7 +403,7 @@ func (m *Memory) reap(id string, dims []Dim, now int64) {
 	m.lock(&h, id, dims)
 	defer h.unlock()
 	rec := h.record.records[id]
-	if rec == nil || rec.state != live || rec.ends > now {
+	if rec == nil || rec.reaped || rec.ends > now {
 		return
 	}
 	charges := make([]int64, len(rec.parts))
@@ -399,7 +411,7 @@ func (m *Memory) reap(id string, dims []Dim, now int64) {
 		charges[i] = rec.parts[i].floor
 	}
 	h.settle(rec, id, rec.dims, charges, now)
-	rec.state, rec.ends = reaped, now+ReapedLife.Milliseconds()
+	rec.reaped, rec.ends = true, now+ReapedLife.Milliseconds()
 }
 
-func (r *record) forgotten(now int64) bool { return r.state != live && r.ends <= now }
+func (r *record) forgotten(now int64) bool { return r.reaped && r.ends <= now }

@@ -1,0 +1,47 @@
+package limit
+
+// settledIDs remembers for SettledLife which reservations were settled. A busy gateway
+// settles some million in that time, so an entry is two hashes of the id and a time, and no
+// pointer that the garbage collector must follow. Two ids share both hashes once in 2^128
+// pairs. It is guarded by the lock of its shard.
+type settledIDs struct {
+	young, old map[fingerprint]int64 // until when, in milliseconds since 1970
+	turnAt     int64                 // when all of old is forgotten, likewise
+}
+
+// fingerprint stands for an id.
+type fingerprint [2]uint64
+
+// add remembers an id from now on.
+func (s *settledIDs) add(id fingerprint, now int64) {
+	s.turn(now)
+	if s.young == nil {
+		s.young = map[fingerprint]int64{}
+	}
+	s.young[id] = now + SettledLife.Milliseconds()
+}
+
+// has reports whether an id is remembered.
+func (s *settledIDs) has(id fingerprint, now int64) bool {
+	until, ok := s.young[id]
+	if !ok {
+		until = s.old[id]
+	}
+	return until > now
+}
+
+// turn forgets what was added before the last turn, of which the youngest is a life old.
+func (s *settledIDs) turn(now int64) {
+	if now < s.turnAt {
+		return
+	}
+	life := SettledLife.Milliseconds()
+	s.old, s.young = s.young, nil
+	if now >= s.turnAt+life {
+		s.old = nil
+	}
+	s.turnAt = now + life
+}
+
+// size is how many ids are kept, some of which may be past their time.
+func (s *settledIDs) size() int { return len(s.young) + len(s.old) }
