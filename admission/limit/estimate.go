@@ -21,30 +21,43 @@ type speaker struct {
 	thinking   bool
 }
 
-// outputs are the last answers of a speaker, in tokens, and their p90.
-type outputs struct {
-	output, reasoning       []int32
-	next                    int
-	p90Output, p90Reasoning int64
-}
+// outputs are the last answers of a speaker, in tokens.
+type outputs struct{ output, reasoning recent }
 
 func (o *outputs) add(output, reasoning int64) {
-	if len(o.output) < recentOutputs {
-		o.output, o.reasoning = append(o.output, int32(output)), append(o.reasoning, int32(reasoning))
-	} else {
-		o.output[o.next], o.reasoning[o.next] = int32(output), int32(reasoning)
-		o.next = (o.next + 1) % recentOutputs
-	}
-	o.p90Output, o.p90Reasoning = p90(o.output), p90(o.reasoning)
+	o.output.add(int32(output))
+	o.reasoning.add(int32(reasoning))
 }
 
-// p90 is the least value that nine of ten do not pass.
-func p90(values []int32) int64 {
-	var room [recentOutputs]int32
-	sorted := room[:copy(room[:], values)]
-	slices.Sort(sorted)
-	return int64(sorted[(len(sorted)*9+9)/10-1])
+// estimate is what nine of ten of the answers did not pass.
+func (o *outputs) estimate() Estimate {
+	return Estimate{Output: o.output.p90(), Reasoning: o.reasoning.p90()}
 }
+
+// recent is the last values of a series, kept in their order in time and by size: an
+// answer costs a search and two short moves, where sorting would cost microseconds.
+type recent struct {
+	inTime, bySize []int32
+	next           int // of inTime, to be replaced
+}
+
+func (r *recent) add(value int32) {
+	if len(r.inTime) < recentOutputs {
+		r.inTime = append(r.inTime, value)
+	} else {
+		old, _ := slices.BinarySearch(r.bySize, r.inTime[r.next])
+		r.bySize = slices.Delete(r.bySize, old, old+1)
+		r.inTime[r.next] = value
+		r.next = (r.next + 1) % recentOutputs
+	}
+	place, _ := slices.BinarySearch(r.bySize, value)
+	r.bySize = slices.Insert(r.bySize, place, value)
+}
+
+func (r *recent) count() int { return len(r.inTime) }
+
+// p90 is the least value that nine of ten do not pass. There must be one.
+func (r *recent) p90() int64 { return int64(r.bySize[(len(r.bySize)*9+9)/10-1]) }
 
 // estimator expects of a request what its key's recent answers of the model had,
 // else what the model's had, else a constant.
@@ -81,16 +94,16 @@ func (e *estimator) estimate(r *Request) Estimate {
 
 // expected is what a speaker's next answer is expected to have. The lock is held.
 func (e *estimator) expected(own speaker) Estimate {
-	if o := e.spoken[own]; o != nil && len(o.output) == recentOutputs {
-		return Estimate{Output: o.p90Output, Reasoning: o.p90Reasoning}
+	if o := e.spoken[own]; o != nil && o.output.count() == recentOutputs {
+		return o.estimate()
 	}
 	cold := Estimate{Output: coldOutput, Reasoning: coldOutput, Cold: true}
-	if o := e.spoken[speaker{model: own.model, thinking: own.thinking}]; o != nil && len(o.output) == recentOutputs {
-		cold.Output, cold.Reasoning = o.p90Output, o.p90Reasoning
+	if o := e.spoken[speaker{model: own.model, thinking: own.thinking}]; o != nil && o.output.count() == recentOutputs {
+		cold.Output, cold.Reasoning = o.output.p90(), o.reasoning.p90()
 	}
 	// The first answers to end are the short ones, so a few say too little.
-	if o := e.spoken[own]; o != nil && len(o.output) >= ownEnough {
-		cold.Output, cold.Reasoning = max(cold.Output, o.p90Output), max(cold.Reasoning, o.p90Reasoning)
+	if o := e.spoken[own]; o != nil && o.output.count() >= ownEnough {
+		cold.Output, cold.Reasoning = max(cold.Output, o.output.p90()), max(cold.Reasoning, o.reasoning.p90())
 	}
 	return cold
 }

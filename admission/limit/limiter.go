@@ -363,9 +363,7 @@ func (g *Grant) end(charges []int64) error {
 	delete(l.running, s.ID)
 	l.mu.Unlock()
 	// The caller may be gone, and what it used is charged all the same.
-	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
-	defer cancel()
-	_, err := l.with.Store.Settle(ctx, s)
+	_, err := l.with.Store.Settle(context.Background(), s)
 	l.denials.forget(s.Dims)
 	if err == nil {
 		return nil

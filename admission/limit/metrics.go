@@ -15,9 +15,12 @@ type metrics struct {
 	stores    []string // that decide here
 
 	mu     sync.RWMutex // held for reading while a series is written to, so that none comes back
-	rules  map[string]bool
+	rules  map[string]ruleCounters
 	models map[string]Weights
 }
+
+// ruleCounters are a rule's series of decisions, found once, by decision and store.
+type ruleCounters map[[2]string]prometheus.Counter
 
 // otherModel stands for every model that is none of the configuration.
 const otherModel = "other"
@@ -74,8 +77,8 @@ func (m *metrics) decided(p *plan, out *Decision) {
 func (m *metrics) count(rule, decision, store string) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	if m.rules[rule] {
-		m.decisions.WithLabelValues(rule, decision, store).Inc()
+	if c, known := m.rules[rule][[2]string{decision, store}]; known {
+		c.Inc()
 	}
 }
 
@@ -104,13 +107,17 @@ func (m *metrics) keep(now *Set) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	were, models := m.rules, m.models
-	m.rules, m.models = map[string]bool{}, now.weights
+	m.rules, m.models = map[string]ruleCounters{}, now.weights
 	for i := range now.counters {
 		c := &now.counters[i]
-		m.rules[c.rule] = true
+		series := m.rules[c.rule]
+		if series == nil {
+			series = ruleCounters{}
+			m.rules[c.rule] = series
+		}
 		for _, store := range m.stores {
 			for _, word := range c.words() {
-				m.decisions.WithLabelValues(c.rule, word, store)
+				series[[2]string{word, store}] = m.decisions.WithLabelValues(c.rule, word, store)
 			}
 		}
 	}
@@ -118,7 +125,7 @@ func (m *metrics) keep(now *Set) {
 		m.errors.WithLabelValues(model)
 	}
 	for rule := range were {
-		if !m.rules[rule] {
+		if _, stays := m.rules[rule]; !stays {
 			m.decisions.DeletePartialMatch(prometheus.Labels{"rule": rule})
 		}
 	}

@@ -31,6 +31,7 @@ type Store interface {
 	Reserve(ctx context.Context, r Reservation) (Decision, error)
 	// Settle replaces what was reserved by the truth and ends the leases, once for
 	// each id. After a reservation was reaped, what it was charged then is replaced.
+	// The store bounds the time that this takes: the context may have no deadline.
 	Settle(ctx context.Context, s Settlement) (Settled, error)
 	// Renew lets reservations live for another LeaseLife and charges what they have
 	// used beyond what they reserved. It also reaps: every reservation whose time
