@@ -32,6 +32,7 @@ type Backend struct {
 	gauge    *degrade.Gauge
 	inFlight atomic.Int64
 	up       atomic.Bool
+	doubted  atomic.Bool
 	load     atomic.Pointer[told]
 	pool     atomic.Pointer[Pool]
 	share    share // of its GPUs' time
@@ -69,6 +70,15 @@ func (b *Backend) Rotate(in bool) (changed bool) {
 		b.kick()
 	}
 	return changed
+}
+
+// Doubt sends requests to other backends, as long as one is in rotation that can hold
+// them, while it is being found out whether this one still works; or no longer. A dead
+// server that refuses at once has the fewest requests in flight, and would draw all.
+func (b *Backend) Doubt(doubted bool) {
+	if b.doubted.Swap(doubted) && !doubted {
+		b.kick()
+	}
 }
 
 // Up reports whether the backend is in rotation.

@@ -168,8 +168,8 @@ func (p *Pool) wouldWait(tier int, tenant string, weight int) time.Duration {
 // pick is the backend to use other than avoid: of those with room for so many
 // sequences (0: of all) the ones at the lowest level, of these the one with the fewest
 // requests in flight for its weight; equals are taken in turn. Those at L3 or above are
-// left alone while another one that can hold the request is below, be that full. The
-// lock is held.
+// left alone while another one that can hold the request is below, be that full; so are
+// those in doubt while another one is not. The lock is held.
 func (p *Pool) pick(avoid *Backend, room int64) *Backend {
 	var best, hot *Backend
 	cool := false
@@ -182,10 +182,12 @@ func (p *Pool) pick(avoid *Backend, room int64) *Backend {
 		}
 		return b.inFlight.Load()*than.weight < than.inFlight.Load()*b.weight // a/wa < b/wb without division
 	}
+	able := func(b *Backend) bool { return b != avoid && b.Usable() && b.holds(room) }
+	sound := slices.ContainsFunc(p.backends, func(b *Backend) bool { return able(b) && !b.doubted.Load() })
 	n := len(p.backends)
 	for k := range n {
 		b := p.backends[(p.turn+k)%n]
-		if b == avoid || !b.Usable() || !b.holds(room) {
+		if !able(b) || sound && b.doubted.Load() {
 			continue
 		}
 		into := &hot

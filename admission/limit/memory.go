@@ -28,7 +28,7 @@ type Memory struct {
 	latest atomic.Int64 // the clock does not go back
 	seed   maphash.Seed
 	second maphash.Seed // of fingerprints
-	bound  int // of the counters of a shard
+	bound  int          // of the counters of a shard
 	shards [shardCount]shard
 }
 

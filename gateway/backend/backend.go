@@ -210,14 +210,14 @@ func (b *Backend) out(why string) (changed bool) {
 	return b.Seat.Rotate(false)
 }
 
-// suspect takes the backend out of rotation at once where nobody listens, since
-// a dead server with nothing in flight would draw every request, and has it
-// probed now in any case.
+// suspect takes the backend out of rotation at once where nobody listens, and has it
+// probed now in any case. Until that probe has ended others are sent the requests.
 func (b *Backend) suspect(err error) {
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		b.out("connection refused")
 	}
 	b.suspected.Store(true)
+	b.Seat.Doubt(true)
 	b.probeNow()
 }
 

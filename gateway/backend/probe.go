@@ -59,6 +59,12 @@ func (p *prober) run(ctx context.Context) {
 
 func (p *prober) probe(ctx context.Context) {
 	suspected := p.b.suspected.Swap(false)
+	defer func() {
+		p.b.Seat.Doubt(false)
+		if p.b.suspected.Load() { // meanwhile: the next probe tells
+			p.b.Seat.Doubt(true)
+		}
+	}()
 	_, err := p.ask(ctx, "/health")
 	p.heal(ctx, err)
 	if err == nil && time.Since(p.known) > factsEvery {
