@@ -10,7 +10,7 @@ import (
 // OpsHandler is what operators reach, on a listener of its own: metrics, status,
 // profiles and the two probes. extra, which may be nil, adds to the status what
 // only the process knows.
-func (g *Gateway) OpsHandler(extra func() map[string]any) http.Handler {
+func (g *Gateway) OpsHandler(extra func() Extra) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", g.scrape)
 	mux.HandleFunc("GET /healthz", g.healthz)
@@ -34,9 +34,20 @@ func (g *Gateway) OpsHandler(extra func() map[string]any) http.Handler {
 	return g.bounded(mux)
 }
 
-// statusJSON is the status with what extra adds to it.
-func (g *Gateway) statusJSON(extra func() map[string]any) ([]byte, error) {
-	body, err := json.Marshal(g.status())
+// Extra is what only the process knows of itself.
+type Extra struct {
+	Members  map[string]any // of the status, beside those of Status
+	Warnings []string       // before those of the status
+}
+
+// statusJSON writes the status with what extra adds to it.
+func (g *Gateway) statusJSON(extra func() Extra) ([]byte, error) {
+	s, more := g.status(), Extra{}
+	if extra != nil {
+		more = extra()
+	}
+	s.Warnings = append(more.Warnings, s.Warnings...)
+	body, err := json.Marshal(s)
 	all := map[string]any{}
 	if err == nil {
 		raw := map[string]json.RawMessage{}
@@ -48,9 +59,7 @@ func (g *Gateway) statusJSON(extra func() map[string]any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if extra != nil {
-		maps.Copy(all, extra())
-	}
+	maps.Copy(all, more.Members)
 	body, err = json.MarshalIndent(all, "", "  ")
 	return append(body, '\n'), err
 }

@@ -83,11 +83,7 @@ func (g *Gateway) status() Status {
 	}
 	s.Sources, s.GPUs = g.GPUs.Status()
 	s.Ladder = g.Ladder.Status()
-	for _, source := range s.Sources {
-		if source.Warning != "" {
-			s.Warnings = append(s.Warnings, "source "+source.Name+": "+source.Warning)
-		}
-	}
+	var details []string
 	for _, m := range g.Fleet.Models() {
 		ms := ModelStatus{Model: m.Name, Aliases: m.Aliases, Context: m.Context(), Queued: map[string]int{}, Backends: []BackendStatus{}}
 		if m.Fallback != nil {
@@ -100,7 +96,7 @@ func (g *Gateway) status() Status {
 			bs, warnings := backendStatus(b, now)
 			ms.Backends = append(ms.Backends, bs)
 			for _, w := range warnings {
-				s.Warnings = append(s.Warnings, "model "+m.Name+", backend "+b.Name+": "+w)
+				details = append(details, "model "+m.Name+", backend "+b.Name+": "+w)
 			}
 		}
 		s.Models = append(s.Models, ms)
@@ -109,6 +105,7 @@ func (g *Gateway) status() Status {
 	// a gateway that is not ready.
 	s.WhyNotReady = g.ready()
 	s.Ready = s.WhyNotReady == ""
+	s.Warnings = append(s.Warnings, s.warnings(details, now)...)
 	return s
 }
 
@@ -128,6 +125,9 @@ func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings
 		}
 	}
 	warnings = slices.Clone(f.Warnings)
+	if s.Up && s.Blind != "" {
+		warnings = append(warnings, "the load of its engine is not known: "+s.Blind)
+	}
 	if w := b.Doubts.Warning(now); w != "" {
 		warnings = append(warnings, w)
 	}

@@ -60,7 +60,8 @@ func TestMetricNames(t *testing.T) {
 		delete(docs, "tidegate_store_call_seconds")
 		delete(docs, "tidegate_store_breaker_state")
 	}
-	p := everyMetric(node.config() + redis)
+	authority, _ := certificate(t, t.TempDir(), "authority")
+	p := everyMetric(node.config() + "  - {name: secure, agent: 'https://127.0.0.1:1', ca_file: " + authority + "}\n" + redis)
 	p.gpus = "gpu-a/0"
 	f := startGateway(t, startServers(t, nil), p)
 	eventually(t, "a reading", func() bool { return f.metric(t, `tidegate_gpu_source_up{source="gpu-a"}`) == 1 })

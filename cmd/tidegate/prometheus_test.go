@@ -389,7 +389,7 @@ func (d *drill) several() map[string]string {
 // with buckets and one in their native form.
 func TestExpressions(t *testing.T) {
 	prometheusTool(t, "prometheus")
-	d := startDrill(t, observable(redistest.Single(t).Addr))
+	d := startDrill(t, observable(t, redistest.Single(t).Addr))
 	d.traffic(t)
 	servers := []*promServer{startPrometheus(t, d, "buckets"), startPrometheus(t, d, "native", "--enable-feature=native-histograms")}
 	all := inquiries(t)
@@ -495,7 +495,8 @@ func (p *promServer) rulesHold(t *testing.T, client *http.Client) {
 }
 
 // observable is a configuration of which there is something to see of everything.
-func observable(redis string) func(*config) {
+func observable(t *testing.T, redis string) func(*config) {
+	authority, _ := certificate(t, t.TempDir(), "authority")
 	return func(c *config) {
 		c.Server.OpsListen = "127.0.0.1:0"
 		c.Redis.Addrs = []string{redis}
@@ -505,7 +506,7 @@ func observable(redis string) func(*config) {
 			{Name: "rate", Per: "user", Bounds: limit.Bounds{Requests: limit.Rate{Count: 20, Window: time.Second}}},
 			{Name: "tokens", Per: "user", Bounds: limit.Bounds{Tokens: limit.Rate{Count: 1, Window: time.Minute}}, Shadow: true},
 		}
-		c.Alerts = []channel.Config{{Name: "ops", Type: channel.Webhook, URL: "http://127.0.0.1:1/", Secret: "a secret of sixteen", AllowPrivate: true}}
+		c.Alerts = []channel.Config{{Name: "ops", Type: channel.Webhook, URL: "http://127.0.0.1:1/", Secret: "a secret of sixteen", AllowPrivate: true, CAFile: authority}}
 		c.Quotas = []limit.QuotaRule{{Name: "daily", Per: "user", Units: 1_000_000_000, Every: "day"}}
 	}
 }

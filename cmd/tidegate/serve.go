@@ -173,7 +173,9 @@ type daemon struct {
 	firstKey string               // an administrator's, where the store had none
 	reloaded *prometheus.GaugeVec // whether the last reload worked
 	loadedAt prometheus.Gauge
-	failure  atomic.Pointer[string] // of the last reload; nil: it worked
+	failure  atomic.Pointer[string]   // of the last reload; nil: it worked
+	restart  atomic.Pointer[[]string] // keys that changed and that only a restart applies
+	expiries atomic.Pointer[[]expiry] // of the certificates in files
 	traces   tracing
 	front    net.Listener // where callers reach it, once it listens
 	ops      net.Listener
@@ -241,6 +243,8 @@ func (d *daemon) build(ctx context.Context, p *process) (err error) {
 		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Tracer: d.traces.tracer(), Version: version(), Beside: []prometheus.Gatherer{ladder, d.gpus},
 	}, c.face(), account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
+	d.readExpiries(c)
+	registry.MustRegister(newCertificateMetric(d.certificates))
 	return nil
 }
 
@@ -422,9 +426,12 @@ func (d *daemon) reload() {
 		return
 	}
 	d.failure.Store(nil)
+	d.readExpiries(&c)
 	d.reloaded.WithLabelValues().Set(1)
 	d.loadedAt.SetToCurrentTime()
-	if keys := d.config.restartOnly(&c); len(keys) > 0 {
+	keys := d.config.restartOnly(&c)
+	d.restart.Store(&keys)
+	if len(keys) > 0 {
 		d.log.Warn("changed, but only a restart applies it", "keys", strings.Join(keys, ", "))
 	}
 	d.counters.reconfigure(set)
@@ -435,15 +442,6 @@ func (d *daemon) reload() {
 	d.alerts.Reload(channels)
 	d.fleet.Apply(c.Models)
 	d.log.Info("configuration reloaded", "models", len(c.Models))
-}
-
-// status adds to /status what only the process knows.
-func (d *daemon) status() map[string]any {
-	problem := ""
-	if p := d.failure.Load(); p != nil {
-		problem = *p
-	}
-	return map[string]any{"config_reload_ok": problem == "", "config_reload_error": problem, "ledger": d.ledger.Status(), "limits": d.counters.status()}
 }
 
 // discoverEvery is how often a server that is not there yet is asked again.

@@ -21,21 +21,23 @@ import (
 
 func (p *process) statusCommand() *cobra.Command {
 	var (
-		ops   string
-		asRaw bool
+		ops        string
+		asRaw, all bool
 	)
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what a running gateway, its backends and their GPUs are doing",
-		Long: "Asks a running gateway's ops listener and prints its models, backends, GPUs and\n" +
-			"sources of readings. A dash stands for what is not known. Ages are of the readings:\n" +
-			"those up to 3 s count in full, those over 10 s not at all.",
+		Long: "Asks a running gateway's ops listener and prints what is wrong, then its models,\n" +
+			"backends, GPUs and sources of readings. A dash stands for what is not known. Ages are\n" +
+			"of the readings: those up to 3 s count in full, those over 10 s not at all. Of a large\n" +
+			"fleet the lines that need somebody are printed, and a few others; --all prints each.",
 		Example: "  tidegate status\n  tidegate status --ops http://10.0.0.5:9090 --json",
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return p.status(cmd.Context(), ops, asRaw) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return p.status(cmd.Context(), ops, asRaw, all) },
 	}
 	cmd.Flags().StringVar(&ops, "ops", "http://127.0.0.1:9090", "URL of the gateway's ops listener")
 	cmd.Flags().BoolVar(&asRaw, "json", false, "print what GET /status answers, as it is")
+	cmd.Flags().BoolVar(&all, "all", false, "print every line of a large fleet, and every warning")
 	return cmd
 }
 
@@ -45,31 +47,13 @@ const (
 	maxStatus   = 64 << 20 // bytes
 )
 
-func (p *process) status(ctx context.Context, ops string, asRaw bool) error {
-	if !httpURL(ops) {
-		return usageError{fmt.Errorf("--ops %s: expected a URL such as http://127.0.0.1:9090", ops)}
-	}
-	ctx, cancel := context.WithTimeout(ctx, statusLimit)
-	defer cancel()
-	q, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(ops, "/")+"/status", nil)
+func (p *process) status(ctx context.Context, ops string, asRaw, all bool) error {
+	body, err := askOps(ctx, ops, "/status")
 	if err != nil {
-		return usageError{fmt.Errorf("--ops %s: %w", ops, err)}
-	}
-	transport := &http.Transport{DisableKeepAlives: true}
-	resp, err := transport.RoundTrip(q)
-	if err != nil {
-		return fmt.Errorf("no gateway answers at %s (server.ops_listen says where it does): %w", ops, err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxStatus))
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %d", resp.StatusCode)
+		return err
 	}
 	var s gateway.Status
-	if err == nil {
-		err = json.Unmarshal(body, &s)
-	}
-	if err == nil && s.Version == "" {
+	if err = json.Unmarshal(body, &s); err == nil && s.Version == "" {
 		err = errors.New("the answer is no gateway's")
 	}
 	if err != nil {
@@ -79,58 +63,81 @@ func (p *process) status(ctx context.Context, ops string, asRaw bool) error {
 		_, err = p.stdout.Write(body)
 		return err
 	}
-	return writeStatus(p.stdout, &s)
+	return writeStatus(p.stdout, &s, all)
 }
 
-// writeStatus prints a status for people.
-func writeStatus(out io.Writer, s *gateway.Status) error {
+// askOps asks a gateway's ops listener for a page of JSON.
+func askOps(ctx context.Context, ops, path string) ([]byte, error) {
+	if !httpURL(ops) {
+		return nil, usageError{fmt.Errorf("--ops %s: expected a URL such as http://127.0.0.1:9090", ops)}
+	}
+	ctx, cancel := context.WithTimeout(ctx, statusLimit)
+	defer cancel()
+	q, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(ops, "/")+path, nil)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--ops %s: %w", ops, err)}
+	}
+	transport := &http.Transport{DisableKeepAlives: true}
+	resp, err := transport.RoundTrip(q)
+	if err != nil {
+		return nil, fmt.Errorf("no gateway answers at %s (server.ops_listen says where it does): %w", ops, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxStatus))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("status %d", resp.StatusCode)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s%s: %w", ops, path, err)
+	}
+	return body, nil
+}
+
+// writeStatus prints a status for people: what is wrong comes first.
+func writeStatus(out io.Writer, s *gateway.Status, all bool) error {
 	ready := "ready"
 	if !s.Ready {
 		ready = "not ready: " + s.WhyNotReady
 	}
 	fmt.Fprintf(out, "tidegate %s, up %v, store %s, %s\n", cell(s.Version), time.Duration(s.UptimeS)*time.Second, cell(s.Store), note(ready))
+	for _, w := range alike(s.Warnings, all) {
+		fmt.Fprintf(out, "warning: %s\n", note(w))
+	}
 	models := table{{"MODEL", "LEVEL", "REASON", "PRESSURE", "SINCE", "MAY FALL IN", "WAITING", "FALLBACK"}}
 	for i := range s.Models {
 		if i < len(s.Ladder.Models) {
 			models = append(models, modelLine(&s.Models[i], &s.Ladder.Models[i], time.Now()))
 		}
 	}
-	backends := table{{"MODEL", "BACKEND", "STATE", "LEVEL", "VLLM", "IN FLIGHT", "RUNNING", "WAITING", "KV CACHE", "PREEMPTED 5S", "AGE", "GPUS"}}
+	backends := fleetTable{head: []string{"MODEL", "BACKEND", "STATE", "LEVEL", "VLLM", "IN FLIGHT", "RUNNING", "WAITING", "KV CACHE", "PREEMPTED 5S", "AGE", "GPUS"}}
 	for k, m := range s.Models {
 		for i := range m.Backends {
 			var level *degrade.BackendStatus
 			if k < len(s.Ladder.Models) && i < len(s.Ladder.Models[k].Backends) {
 				level = &s.Ladder.Models[k].Backends[i]
 			}
-			backends = append(backends, backendLine(m.Model, &m.Backends[i], level))
+			b := &m.Backends[i]
+			odd := !b.Up || level != nil && level.Level != degrade.Full.String() || b.Engine == nil || b.Engine.Freshness != nvml.Fresh.String()
+			backends.add(backendLine(m.Model, b, level), odd)
 		}
 	}
-	gpus := table{{"GPU", "NAME", "STATE", "MARGIN", "TEMP", "HBM", "MEMORY", "POWER", "AGE", "CLOCKS HELD BY"}}
+	gpus := fleetTable{head: []string{"GPU", "NAME", "STATE", "MARGIN", "TEMP", "HBM", "MEMORY", "POWER", "AGE", "CLOCKS HELD BY"}}
 	for i := range s.GPUs {
-		gpus = append(gpus, gpuLine(&s.GPUs[i]))
+		g := &s.GPUs[i]
+		gpus.add(gpuLine(g), g.State != nvml.StateOK || g.Freshness != nvml.Fresh.String() || g.Margin != nil && *g.Margin <= oddMargin)
 	}
-	sources := table{{"SOURCE", "KIND", "STATE", "GPUS", "HEARD", "RESTARTS", "ADDRESS"}}
+	sources := fleetTable{head: []string{"SOURCE", "KIND", "STATE", "GPUS", "HEARD", "RESTARTS", "ADDRESS"}}
 	for i := range s.Sources {
-		sources = append(sources, sourceLine(&s.Sources[i]))
+		sources.add(sourceLine(&s.Sources[i]), !s.Sources[i].OK || s.Sources[i].Warning != "")
 	}
 	alerts := table{{"ALERTS TO", "TYPE", "PENDING", "SENT", "GIVEN UP", "LAST SENT", "LAST ERROR"}}
 	for i := range s.Alerts {
 		alerts = append(alerts, alertLine(&s.Alerts[i]))
 	}
-	for _, t := range []table{models, backends, gpus, sources, alerts} {
-		if len(t) == 1 {
-			continue
-		}
-		fmt.Fprintln(out)
-		if err := t.write(out); err != nil {
+	for _, t := range []fleetTable{{lines: models[1:], head: models[0], odd: len(models) - 1}, backends, gpus, sources, {lines: alerts[1:], head: alerts[0], odd: len(alerts) - 1}} {
+		if err := t.write(out, all); err != nil {
 			return err
 		}
-	}
-	for _, w := range s.Warnings {
-		fmt.Fprintf(out, "\nwarning: %s", note(w))
-	}
-	if len(s.Warnings) > 0 {
-		fmt.Fprintln(out)
 	}
 	return nil
 }

@@ -83,7 +83,8 @@ func TestStatus(t *testing.T) {
 	if got := fmt.Sprint(b.GPUs); got != "[{gpu-a/0 fresh} {GPU-a fresh} {rec/0 fresh} {gpu-a/7 unknown}]" {
 		t.Error(got)
 	}
-	if len(s.Warnings) != 1 || !strings.HasSuffix(s.Warnings[0], "no source reports its GPU gpu-a/7") {
+	if len(s.Warnings) != 3 || s.Warnings[0] != "model Qwen3-gone: none of its 1 backends is in rotation: its requests are refused with 503 (no_backend)" ||
+		!strings.HasPrefix(s.Warnings[1], "model Qwen3-gone, backend 127.0.0.1:1: out of rotation: GET /health: dial tcp") || !strings.HasSuffix(s.Warnings[2], "no source reports its GPU gpu-a/7") {
 		t.Errorf("%q", s.Warnings)
 	}
 	if g := s.GPUs[0]; g.GPU != "gpu-a/0" || g.Freshness != "fresh" || *g.Margin != 35 || g.Temperature != nil || !s.Sources[0].OK || s.Sources[0].Node != "gpu-a" {
@@ -152,7 +153,7 @@ func TestZeroGPUs(t *testing.T) {
 	f := startGateway(t, startServers(t, nil), plan{gpus: "z/0", more: fmt.Sprintf("gpus: [{name: z, dcgm: '%s', every: 100ms}]\n", exporter.URL)})
 	eventually(t, "twenty pages", func() bool { return pages.Load() >= 20 })
 	s := f.told(t)
-	if len(s.GPUs) != 0 || !s.Sources[0].OK || len(s.Warnings) != 2 || !strings.Contains(s.Warnings[0], "these GPUs have none: GPU-a") || !strings.Contains(s.Warnings[1], "no source reports its GPU z/0") {
+	if len(s.GPUs) != 0 || !s.Sources[0].OK || len(s.Warnings) != 4 || !strings.Contains(s.Warnings[2], "these GPUs have none: GPU-a") || !strings.Contains(s.Warnings[3], "no source reports its GPU z/0") {
 		t.Errorf("%+v, %+v, %q", s.GPUs, s.Sources, s.Warnings)
 	}
 	for _, m := range s.Ladder.Models {

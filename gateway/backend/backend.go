@@ -120,6 +120,7 @@ type Backend struct {
 	kick      chan struct{} // asks for a probe now
 	gpus      atomic.Pointer[[]*nvml.View]
 	engine    atomic.Pointer[Engine]
+	certEnds  atomic.Int64              // when the certificate that it shows ends, Unix time in s; 0: it has shown none
 	blind     atomic.Pointer[string]    // why the engine's load is not known; nil: it is
 	held      atomic.Pointer[time.Time] // when the engine last said that requests wait or were preempted; nil: never
 }
@@ -183,6 +184,29 @@ func New(c Config, agent string) *Backend {
 
 // Facts are what the server last said of itself.
 func (b *Backend) Facts() Facts { return *b.facts.Load() }
+
+// CertificateExpires returns when the first certificate of the chain that the server
+// showed to the last probe ends; zero: it has shown none.
+func (b *Backend) CertificateExpires() time.Time {
+	if ends := b.certEnds.Load(); ends != 0 {
+		return time.Unix(ends, 0)
+	}
+	return time.Time{}
+}
+
+// sawCertificates notes when the first certificate of a server's chain ends.
+func (b *Backend) sawCertificates(state *tls.ConnectionState) {
+	if state == nil || len(state.PeerCertificates) == 0 {
+		return
+	}
+	ends := state.PeerCertificates[0].NotAfter
+	for _, cert := range state.PeerCertificates[1:] {
+		if cert.NotAfter.Before(ends) {
+			ends = cert.NotAfter
+		}
+	}
+	b.certEnds.Store(ends.Unix())
+}
 
 // GPUs are windows on the GPUs that the backend is said to run on.
 func (b *Backend) GPUs() []*nvml.View { return *b.gpus.Load() }

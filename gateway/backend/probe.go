@@ -158,6 +158,7 @@ func (p *prober) send(ctx context.Context, method, route string, body io.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", method, route, cause(err))
 	}
+	p.b.sawCertificates(resp.TLS)
 	if resp.StatusCode != http.StatusOK {
 		// What is read lets the connection be used again.
 		_, _ = io.CopyN(io.Discard, resp.Body, 4<<10)

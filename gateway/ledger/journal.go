@@ -10,13 +10,18 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
+// BufferBytes bounds what records that wait for the journal's disk hold in memory, about
+// 200,000 of them; those that come after are lost.
+const BufferBytes = 32 << 20
+
 // Bounds of a journal.
 const (
-	segmentBytes = 64 << 20               // after which a new segment is begun
-	bufferBytes  = 32 << 20               // of records that wait for the disk, about 200,000
+	segmentBytes = 64 << 20 // after which a new segment is begun
+	bufferBytes  = BufferBytes
 	writeEvery   = 2 * time.Millisecond   // between two writes, so that records share them
 	groupEvery   = 20 * time.Millisecond  // between two syncs, likewise
 	retryFirst   = 100 * time.Millisecond // after a failed write, then doubled
@@ -66,6 +71,10 @@ type journal struct {
 	landings int       // of them in the file
 	flights  *flights
 	sync     func(*os.File) error // of a file; another one in tests
+
+	lost atomic.Int64 // records
+
+	writeFailure, syncFailure atomic.Pointer[string] // of the last try; nil: it worked
 }
 
 // waiter waits for a record to be written.
@@ -134,6 +143,7 @@ func (j *journal) append(r *Record, f *Flight) bool {
 		if full && f != nil {
 			j.flights.release(f)
 		}
+		j.lost.Add(1)
 		j.metrics.lost.Inc()
 		if say {
 			j.log.Error("usage records are lost: the journal is closed, or its disk takes nothing and the buffer is full", "dir", j.dir, "record", r.ID)
@@ -184,9 +194,23 @@ func (j *journal) await(ctx context.Context) error {
 // run writes and syncs what comes until ctx ends.
 func (j *journal) run(ctx context.Context) {
 	var loops sync.WaitGroup
-	loops.Go(func() { j.loop(ctx, j.wake, j.write, j.dirty, writeEvery) })
-	loops.Go(func() { j.loop(ctx, j.dirty, j.settle, nil, groupEvery) })
+	loops.Go(func() { j.loop(ctx, j.wake, noted(j.write, &j.writeFailure), j.dirty, writeEvery) })
+	loops.Go(func() { j.loop(ctx, j.dirty, noted(j.settle, &j.syncFailure), nil, groupEvery) })
 	loops.Wait()
+}
+
+// noted returns a step that keeps how it failed in failure, until it works again.
+func noted(step func() error, failure *atomic.Pointer[string]) func() error {
+	return func() error {
+		err := step()
+		if err == nil {
+			failure.Store(nil)
+			return nil
+		}
+		text := err.Error()
+		failure.Store(&text)
+		return err
+	}
 }
 
 // loop does one step each time it is told to, and tells the next. What was written

@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -536,4 +537,24 @@ func TestFullWhileSyncing(t *testing.T) {
 	if got, want := total(t, l, Filter{}), sumOf(records(0, n)...); got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
+}
+
+// TestStatusTellsOfTheJournal: while the journal's disk takes nothing the status says
+// why, and no longer when it does again.
+func TestStatusTellsOfTheJournal(t *testing.T) {
+	l := open(t, t.TempDir(), openDB(t, "sqlite://"+filepath.Join(t.TempDir(), "x.db")))
+	var broken atomic.Bool
+	broken.Store(true)
+	l.journal.sync = func(f *os.File) error {
+		if broken.Load() {
+			return errors.New("no space left on device")
+		}
+		return f.Sync()
+	}
+	run(t, l)
+	l.Add(one(1), nil)
+	eventually(t, "the failure", func() bool { return l.Status().Journal == "no space left on device" })
+	broken.Store(false)
+	l.Add(one(2), nil)
+	eventually(t, "its end", func() bool { return l.Status().Journal == "" && l.Status().Buffer == 0 })
 }

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -444,10 +445,12 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // Status is how the ledger is doing.
 type Status struct {
-	Pending int    `json:"pending_records"` // taken, and not in the database
-	Backlog int64  `json:"backlog_bytes"`   // of the journal, not yet in the database
-	Buffer  int64  `json:"buffer_bytes"`    // not yet synced, and so kept in memory
-	Failure string `json:"failure,omitempty"`
+	Pending int    `json:"pending_records"`           // taken, and not in the database
+	Backlog int64  `json:"backlog_bytes"`             // of the journal, not yet in the database
+	Buffer  int64  `json:"buffer_bytes"`              // not yet synced, and so kept in memory
+	Failure string `json:"failure,omitempty"`         // of the last try to reach the database; empty: it worked
+	Journal string `json:"journal_failure,omitempty"` // of the last try to write the journal; empty: it worked
+	Lost    int64  `json:"lost_records"`              // since the start, since the journal's disk took nothing
 }
 
 // Status returns at once.
@@ -458,5 +461,9 @@ func (l *Ledger) Status() (s Status) {
 	if f := l.failure.Load(); f != nil {
 		s.Failure = *f
 	}
+	if f := cmp.Or(l.journal.writeFailure.Load(), l.journal.syncFailure.Load()); f != nil {
+		s.Journal = *f
+	}
+	s.Lost = l.journal.lost.Load()
 	return s
 }

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"cmp"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"tidegate/admission/limit/redislimit"
+	"tidegate/gateway"
+	"tidegate/gateway/ledger"
+)
+
+// condition is what only the process knows of its own state.
+type condition struct {
+	Reload       string            // why the last reload failed; empty: it did not
+	RestartOnly  []string          // keys that changed and that only a restart applies
+	Ledger       ledger.Status     // of the journal and its way into the database
+	Redis        *redislimit.State // nil: the limits are this process's own
+	Certificates []expiry          // soonest end first
+}
+
+const (
+	expiresSoon = 14 * 24 * time.Hour // before a certificate's end it is warned of
+	longBacklog = 10_000              // records, as the alert TidegateLedgerBacklog has it
+)
+
+// warnings says what is wrong, the most urgent first, and what to do about it.
+func (c *condition) warnings(now time.Time) (all []string) {
+	warn := func(is bool, format string, args ...any) {
+		if is {
+			all = append(all, fmt.Sprintf(format, args...))
+		}
+	}
+	warn(c.Reload != "", "the last reload failed, and the configuration before it stays in force: %s", c.Reload)
+	warn(len(c.RestartOnly) > 0, "changed in the configuration, but only a restart applies it: %s", strings.Join(c.RestartOnly, ", "))
+	l := &c.Ledger
+	warn(l.Journal != "", "the journal of usage cannot be written, and records wait in memory (%d bytes of %d): %s", l.Buffer, ledger.BufferBytes, l.Journal)
+	warn(l.Lost > 0, "%d usage records were lost since the start, because the journal's disk took nothing and the buffer was full", l.Lost)
+	warn(l.Failure != "", "usage does not reach the database, and %d records wait in the journal: %s", l.Pending, l.Failure)
+	warn(l.Failure == "" && l.Pending > longBacklog, "%d usage records wait in the journal for the database", l.Pending)
+	if r := c.Redis; r != nil {
+		warn(r.Alone, "Redis has not answered for %v: this gateway enforces %s of each limit alone, or what on_store_failure says: %s",
+			now.Sub(r.Since).Round(time.Second), ownShare(r), cmp.Or(r.Error, "no reason is known"))
+		warn(!r.Alone && r.Waiting > 0, "%d settlements of a time without Redis are still to be handed in to it", r.Waiting)
+		warn(r.Dropped > 0, "%d settlements were dropped since the start, because Redis was away for too long: limits count too little for them", r.Dropped)
+	}
+	for _, e := range c.Certificates {
+		left := e.Expires.Sub(now)
+		warn(left <= 0, "the certificate %s expired on %s: put a new one in its place and reload (SIGHUP)", e.Certificate, e.Expires.UTC().Format(time.DateTime+" UTC"))
+		warn(left > 0 && left < expiresSoon, "the certificate %s expires in %s, on %s", e.Certificate, days(left), e.Expires.UTC().Format(time.DateTime+" UTC"))
+	}
+	return all
+}
+
+// ownShare says how much of each limit a replica enforces alone.
+func ownShare(r *redislimit.State) string {
+	if r.PerMille <= 0 {
+		return "an unknown share"
+	}
+	return fmt.Sprintf("%.4g %% (1 of %d gateways)", float64(r.PerMille)/10, max(r.Replicas, 1))
+}
+
+// days is a time of days or hours for people.
+func days(d time.Duration) string {
+	if d < 48*time.Hour {
+		return d.Round(time.Minute).String()
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+// condition is the state of the process now.
+func (d *daemon) condition() condition {
+	c := condition{Ledger: d.ledger.Status(), Certificates: d.certificates()}
+	if p := d.failure.Load(); p != nil {
+		c.Reload = *p
+	}
+	if keys := d.restart.Load(); keys != nil {
+		c.RestartOnly = *keys
+	}
+	if d.counters.guard != nil {
+		state := d.counters.guard.State()
+		c.Redis = &state
+	}
+	return c
+}
+
+// status adds to /status what only the process knows.
+func (d *daemon) status() gateway.Extra {
+	c := d.condition()
+	return gateway.Extra{Warnings: c.warnings(time.Now()), Members: map[string]any{
+		"config_reload_ok": c.Reload == "", "config_reload_error": c.Reload, "restart_needed_for": append([]string{}, c.RestartOnly...),
+		"ledger": c.Ledger, "limits": d.counters.status(), "certificates": append([]expiry{}, c.Certificates...),
+	}}
+}
+
+// expiry is when a certificate ends.
+type expiry struct {
+	Certificate string    `json:"certificate"` // the setting that names its file, or the backend that shows it
+	Expires     time.Time `json:"expires"`
+}
+
+// certificates returns when those end that the gateway shows, that it checks others by,
+// and that its backends show, the soonest first.
+func (d *daemon) certificates() (all []expiry) {
+	if held := d.expiries.Load(); held != nil {
+		all = append(all, *held...)
+	}
+	for _, m := range d.fleet.Models() {
+		for _, b := range m.Backends {
+			if ends := b.CertificateExpires(); !ends.IsZero() {
+				all = append(all, expiry{"of backend " + b.Name, ends})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b expiry) int {
+		return cmp.Or(a.Expires.Compare(b.Expires), cmp.Compare(a.Certificate, b.Certificate))
+	})
+	return slices.CompactFunc(all, func(a, b expiry) bool { return a == b })
+}
+
+// readExpiries reads when the certificates in files end. A file that cannot be read is
+// the fault of who uses it, and has no line here.
+func (d *daemon) readExpiries(c *config) {
+	var all []expiry
+	add := func(setting, file string, ends func([]*x509.Certificate) time.Time) {
+		if file == "" {
+			return
+		}
+		if certs := readCertificates(file); len(certs) > 0 {
+			all = append(all, expiry{setting, ends(certs)})
+		}
+	}
+	add("server.tls.cert_file", d.config.Server.TLS.CertFile, soonest) // a change of its name needs a restart
+	add("server.tls.client_ca_file", d.config.Server.TLS.ClientCAFile, latest)
+	for i := range c.GPUs {
+		add("gpus "+c.GPUs[i].Name+" ca_file", c.GPUs[i].CAFile, latest)
+	}
+	for i := range c.Alerts {
+		add("alerts "+c.Alerts[i].Name+" ca_file", c.Alerts[i].CAFile, latest)
+	}
+	d.expiries.Store(&all)
+}
+
+// readCertificates reads the certificates of a file in PEM.
+func readCertificates(file string) (certs []*x509.Certificate) {
+	rest, err := os.ReadFile(file)
+	for err == nil {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
+			certs = append(certs, cert)
+		}
+	}
+	return certs
+}
+
+// soonest is when the first certificate of a chain ends, and the chain with it.
+func soonest(chain []*x509.Certificate) time.Time {
+	return slices.MinFunc(chain, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }).NotAfter
+}
+
+// latest is when the last of several authorities ends: an old one beside it does no harm.
+func latest(authorities []*x509.Certificate) time.Time {
+	return slices.MaxFunc(authorities, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }).NotAfter
+}
+
+// certificateMetric tells Prometheus when certificates end; a series ends with its
+// certificate.
+type certificateMetric struct {
+	desc *prometheus.Desc
+	read func() []expiry
+}
+
+func newCertificateMetric(read func() []expiry) *certificateMetric {
+	return &certificateMetric{read: read, desc: prometheus.NewDesc("tidegate_certificate_expiry_timestamp_seconds",
+		"When the certificate ends, in Unix time.", []string{"certificate"}, nil)}
+}
+
+// Describe implements prometheus.Collector.
+func (m *certificateMetric) Describe(out chan<- *prometheus.Desc) { out <- m.desc }
+
+// Collect implements prometheus.Collector.
+func (m *certificateMetric) Collect(out chan<- prometheus.Metric) {
+	seen := map[string]bool{} // two series of one name would fail the whole page
+	for _, e := range m.read() {
+		if !seen[e.Certificate] {
+			seen[e.Certificate] = true
+			out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, float64(e.Expires.Unix()), e.Certificate)
+		}
+	}
+}

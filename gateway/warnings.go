@@ -1,0 +1,74 @@
+package gateway
+
+import (
+	"fmt"
+	"time"
+
+	"tidegate/degrade"
+)
+
+// warnings says what of a status is wrong, the most urgent first: first what callers
+// notice, then what makes the gateway blind. Those of single backends are in details.
+func (s *Status) warnings(details []string, now time.Time) (all []string) {
+	warn := func(is bool, format string, args ...any) {
+		if is {
+			all = append(all, fmt.Sprintf(format, args...))
+		}
+	}
+	warn(!s.Ready, "not ready, so that balancers send nothing here: %s", s.WhyNotReady)
+	warn(s.Store == "down", "the database of accounts does not answer: keys that were not used in the last hour are refused with 503, and revocations are not heard")
+	for i := range s.Models {
+		m := &s.Models[i]
+		up := 0
+		for _, b := range m.Backends {
+			if b.Up {
+				up++
+			}
+		}
+		instead := "its requests are refused with 503 (no_backend)"
+		if m.Fallback != "" {
+			instead = "its fallback " + m.Fallback + " answers"
+		}
+		warn(up == 0, "model %s: none of its %d backends is in rotation: %s", m.Model, len(m.Backends), instead)
+		for _, b := range m.Backends {
+			warn(!b.Up, "model %s, backend %s: out of rotation: %s", m.Model, b.Backend, b.Why)
+		}
+	}
+	for i := range s.Ladder.Models {
+		all = append(all, levelWarnings(&s.Ladder.Models[i], now)...)
+	}
+	for _, source := range s.Sources {
+		warn(!source.OK, "source %s of GPU readings does not answer: %s", source.Name, source.Error)
+		warn(source.Warning != "", "source %s: %s", source.Name, source.Warning)
+	}
+	for i := range s.GPUs {
+		for _, x := range s.GPUs[i].XIDs {
+			warn(x.Fatal, "GPU %s had XID %d: it must be reset before it can be used", s.GPUs[i].GPU, x.Code)
+		}
+	}
+	for _, a := range s.Alerts {
+		fails := a.LastError != "" && (a.LastSuccess == nil || a.LastErrorAt != nil && a.LastErrorAt.After(*a.LastSuccess))
+		warn(fails, "quota alerts by %s do not get out, %d are pending: %s", a.Channel, a.Pending, a.LastError)
+	}
+	return append(all, details...)
+}
+
+// levelWarnings says that a model's answers are smaller than they should be: a smaller
+// model or none from L3 on, or because somebody holds the level.
+func levelWarnings(m *degrade.ModelStatus, now time.Time) (all []string) {
+	since := "the start"
+	if m.Since != nil {
+		since = now.Sub(*m.Since).Round(time.Second).String() + " ago"
+	}
+	switch {
+	case m.Pin != nil:
+		until := "for good"
+		if m.Pin.Until != nil {
+			until = "until " + m.Pin.Until.UTC().Format(time.DateTime+" UTC")
+		}
+		all = append(all, fmt.Sprintf("model %s: pinned at %s by %s, %s: %s", m.Model, m.Pin.Level, m.Pin.By, until, m.Pin.Why))
+	case m.Level == degrade.SmallerModel.String() || m.Level == degrade.Canned.String():
+		all = append(all, fmt.Sprintf("model %s: at %s since %s, because of %s on backend %s", m.Model, m.Level, since, m.Reason, m.Backend))
+	}
+	return all
+}
