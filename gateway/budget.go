@@ -112,16 +112,12 @@ const (
 	pastEnd     = 512      // room in which the end is read
 )
 
-// grow makes room for more of a body: as much as has come already, so that an
-// announced length alone costs nothing, and never more than was announced or is
-// allowed. The budget of bodies has the room before it is made.
-func (c *call) grow(body []byte) ([]byte, error) {
-	most := int(c.set.MaxBody)
-	if c.r.ContentLength >= 0 {
-		most = int(c.r.ContentLength)
-	}
+// grow makes room for more of a body, of which most bytes are expected: as much as has
+// come already, so that an announced length alone costs nothing. The budget of bodies has
+// the room before it is made; beside is what the request holds of it for other things.
+func (c *call) grow(body []byte, most, beside int) ([]byte, error) {
 	size := min(max(4*len(body), firstBuffer), most)
-	if err := c.hold(size); err != nil {
+	if err := c.hold(beside + size); err != nil {
 		return nil, err
 	}
 	return append(make([]byte, 0, max(size, len(body))+pastEnd), body...), nil

@@ -158,12 +158,6 @@ func (c *call) now() time.Time { return c.began.Add(time.Since(c.began)) }
 // nothing was, since the caller had left.
 func (c *call) flow() time.Duration { return max(c.out.lastWrite.Sub(c.firstToken), 0) }
 
-// identify finds out who calls.
-func (c *call) identify() (err error) {
-	c.who, err = c.set.accounts.Identify(c.r.Context(), c.r.Header.Get("Authorization"), c.from())
-	return err
-}
-
 // from returns the caller's address, which is found once.
 func (c *call) from() netip.Addr {
 	if !c.addr.IsValid() {
@@ -178,17 +172,20 @@ func (c *call) sender() netip.Addr {
 	if err != nil {
 		return netip.Addr{}
 	}
-	addr := peer.Addr().Unmap().WithZone("") // a zone is of this machine, not of the caller
+	addr := plainAddr(peer.Addr())
 	if !c.trusted(addr) {
 		return addr
 	}
 	hops := strings.Split(strings.Join(c.r.Header.Values("X-Forwarded-For"), ","), ",")
 	for i := len(hops) - 1; i >= 0 && c.trusted(addr); i-- {
-		next, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
-		if err != nil {
+		if strings.TrimSpace(hops[i]) == "" {
+			continue // an empty element of a list says nothing (RFC 9110, 5.6.1.2)
+		}
+		next, ok := nodeAddr(hops[i])
+		if !ok {
 			break
 		}
-		addr = next.Unmap().WithZone("")
+		addr = next
 	}
 	return addr
 }

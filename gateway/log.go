@@ -128,7 +128,7 @@ func loggable(err error) string {
 		switch code(r.told.Code) {
 		case codeUnknownURL, codeMethodNotAllowed:
 			return "" // the fields method and path say more
-		case codeInvalidRequest, codeModelNotFound, codeModelNotAllowed:
+		case codeInvalidRequest, codeModelNotFound, codeModelNotAllowed, codeUnsupportedCoding:
 			return unquoted(err.Error())
 		}
 	}

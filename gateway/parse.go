@@ -1,13 +1,7 @@
 package gateway
 
 import (
-	"errors"
 	"fmt"
-	"io"
-	"mime"
-	"net/http"
-	"os"
-	"time"
 
 	"tidegate/admission/limit"
 	"tidegate/degrade"
@@ -15,66 +9,6 @@ import (
 	"tidegate/gateway/openai"
 	"tidegate/gateway/qwen"
 )
-
-// readBody reads the caller's body, once, into a buffer that grows as it comes.
-func (c *call) readBody() ([]byte, error) {
-	if !isJSON(c.r.Header.Get("Content-Type")) {
-		return nil, refuse(codeInvalidRequest, "", "the body must be JSON: send the header Content-Type: application/json")
-	}
-	limit := int64(c.set.MaxBody)
-	if c.r.ContentLength > limit {
-		return nil, c.tooLarge()
-	}
-	deadline := http.NewResponseController(c.w)
-	if err := deadline.SetReadDeadline(time.Now().Add(c.set.BodyTimeout)); err != nil {
-		return nil, fmt.Errorf("set read deadline: %w", err)
-	}
-	defer func(began time.Time) { c.reading = time.Since(began) }(time.Now())
-	var body []byte
-	in := http.MaxBytesReader(c.w, c.r.Body, limit)
-	for {
-		if len(body) == cap(body) {
-			var err error
-			if body, err = c.grow(body); err != nil {
-				return nil, err
-			}
-		}
-		n, err := in.Read(body[len(body):cap(body)])
-		body = body[:len(body)+n]
-		if err == nil {
-			continue
-		}
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if errors.As(err, new(*http.MaxBytesError)) {
-			return nil, c.tooLarge()
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return nil, refuse(codeInvalidRequest, "", fmt.Sprintf("the body did not arrive whole within %v", c.set.BodyTimeout))
-		}
-		if err != nil && c.r.Context().Err() != nil {
-			return nil, c.r.Context().Err()
-		}
-		if err != nil {
-			return nil, refuse(codeInvalidRequest, "", "the body did not arrive whole")
-		}
-	}
-	return body, deadline.SetReadDeadline(time.Time{})
-}
-
-// isJSON reports whether a Content-Type is that of JSON, whatever its parameters.
-func isJSON(contentType string) bool {
-	if contentType == "application/json" {
-		return true // as most clients send it: there is nothing to parse
-	}
-	kind, _, err := mime.ParseMediaType(contentType)
-	return err == nil && kind == "application/json"
-}
-
-func (c *call) tooLarge() error {
-	return refuse(codeRequestTooLarge, "", fmt.Sprintf("the body is larger than %v, the most that this gateway takes", c.set.MaxBody))
-}
 
 // parse reads who calls, which model is meant and how long the prompt is, and
 // edits the body into what the server is to get.

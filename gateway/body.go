@@ -1,0 +1,248 @@
+package gateway
+
+import (
+	"bytes"
+	"compress/flate"
+	"compress/gzip"
+	"compress/zlib"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+)
+
+// This file reads the body of a request from its caller: the kind it says to be of,
+// how it is compressed, its length and the time it takes.
+
+// readBody reads the caller's body, once, and decompresses it. What is returned is
+// JSON by its header, has at most max_body bytes, and is held of the body budget.
+func (c *call) readBody() ([]byte, error) {
+	if kind := c.r.Header.Get("Content-Type"); !isJSON(kind) {
+		return nil, refuse(codeInvalidRequest, "", fmt.Sprintf("the body must be JSON, and its Content-Type is %s: send the header Content-Type: application/json", orNone(kind)))
+	}
+	coding, err := codingOf(c.r.Header)
+	if err != nil {
+		c.w.Header().Set("Accept-Encoding", acceptedCodings) // RFC 9110, 15.5.16
+		return nil, err
+	}
+	if c.r.ContentLength > int64(c.set.MaxBody) {
+		return nil, c.tooLarge()
+	}
+	body, err := c.receive()
+	if err != nil || coding == "" {
+		return body, err
+	}
+	return c.decompress(coding, body)
+}
+
+// orNone quotes the value of a header, or says that there is none.
+func orNone(value string) string {
+	if value == "" {
+		return "missing"
+	}
+	return quote(value)
+}
+
+// isJSON reports whether a Content-Type is that of JSON. Only the media type counts,
+// as in vLLM: what stands behind the semicolon is often broken, and says nothing of JSON,
+// which is UTF-8 always (RFC 8259, 8.1 and 11).
+func isJSON(contentType string) bool {
+	if contentType == "application/json" {
+		return true // as most clients send it
+	}
+	kind, _, _ := strings.Cut(contentType, ";")
+	return strings.EqualFold(strings.TrimSpace(kind), "application/json")
+}
+
+// acceptedCodings are the codings of a body that are taken, as Accept-Encoding lists them.
+const acceptedCodings = "gzip, deflate, identity"
+
+// codingOf returns the Content-Encoding of a request: gzip, deflate or nothing. Any
+// other is refused, and so are several on top of each other.
+func codingOf(h http.Header) (coding string, err error) {
+	values := h["Content-Encoding"]
+	if len(values) == 0 {
+		return "", nil
+	}
+	for name := range strings.SplitSeq(strings.Join(values, ","), ",") {
+		switch name = strings.ToLower(strings.TrimSpace(name)); {
+		case name == "", name == "identity":
+		case coding != "":
+			return "", refuse(codeUnsupportedCoding, "", "the body is compressed several times (Content-Encoding: "+quote(strings.Join(values, ", "))+"): compress it once, with gzip or deflate, or send it as it is")
+		case name == "gzip", name == "x-gzip":
+			coding = "gzip"
+		case name == "deflate":
+			coding = "deflate"
+		default:
+			return "", refuse(codeUnsupportedCoding, "", "the body is compressed in a way that this gateway does not read (Content-Encoding: "+quote(name)+"): compress it with gzip or deflate, or send it as it is")
+		}
+	}
+	return coding, nil
+}
+
+// receive reads the body as it comes, of at most max_body bytes and within body_timeout.
+func (c *call) receive() ([]byte, error) {
+	limit := int64(c.set.MaxBody)
+	deadline := http.NewResponseController(c.w)
+	if err := deadline.SetReadDeadline(time.Now().Add(c.set.BodyTimeout)); err != nil {
+		return nil, fmt.Errorf("set read deadline: %w", err)
+	}
+	defer func(began time.Time) { c.reading = time.Since(began) }(time.Now())
+	most := limit
+	if c.r.ContentLength >= 0 {
+		most = c.r.ContentLength
+	}
+	body, err := c.fill(http.MaxBytesReader(c.w, c.r.Body, limit), int(most), 0)
+	var ours *refusal
+	switch {
+	case err == nil:
+		return body, deadline.SetReadDeadline(time.Time{})
+	case errors.As(err, &ours):
+		return nil, ours
+	case errors.As(err, new(*http.MaxBytesError)):
+		return nil, c.tooLarge()
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, refuse(codeInvalidRequest, "", fmt.Sprintf("the body did not arrive whole within %v", c.set.BodyTimeout))
+	case c.r.Context().Err() != nil:
+		return nil, c.r.Context().Err()
+	}
+	return nil, refuse(codeInvalidRequest, "", "the body did not arrive whole")
+}
+
+// fill reads all of in, of which most bytes are expected, into a buffer that grows as they
+// come. The budget of bodies has the room before it is made; beside is what the request
+// holds of it apart from that.
+func (c *call) fill(in io.Reader, most, beside int) (body []byte, err error) {
+	for {
+		if len(body) == cap(body) {
+			if body, err = c.grow(body, most, beside); err != nil {
+				return nil, err
+			}
+		}
+		n, err := in.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		switch {
+		case errors.Is(err, io.EOF):
+			return body, nil
+		case err != nil:
+			return nil, err
+		}
+	}
+}
+
+// tooLarge refuses a body that is over max_body as it was sent.
+func (c *call) tooLarge() error {
+	return refuse(codeRequestTooLarge, "", fmt.Sprintf("the body is larger than %v, the most that this gateway takes", c.set.MaxBody))
+}
+
+// decompress returns what a body is that came in a coding. All of it has come by then, so
+// that no caller holds the large result while it sends the small rest. Nothing is made of
+// what is over max_body.
+func (c *call) decompress(coding string, sent []byte) ([]byte, error) {
+	limit := int(c.set.MaxBody)
+	in := &packedBody{}
+	in.Reset(sent)
+	out, err := newDecompressor(coding, in)
+	if err != nil {
+		return nil, broken(coding, err)
+	}
+	body, err := c.fill(io.LimitReader(&unpackedBody{out, in}, int64(limit)+1), limit, cap(sent))
+	var ours *refusal
+	switch {
+	case errors.As(err, &ours):
+		return nil, ours
+	case err != nil:
+		return nil, broken(coding, err)
+	case len(body) > limit:
+		return nil, refuse(codeRequestTooLarge, "", fmt.Sprintf("the body is larger than %v when it is decompressed, the most that this gateway takes", c.set.MaxBody))
+	case in.Len() > 0:
+		return nil, broken(coding, errTrailing)
+	}
+	return body, c.hold(min(cap(body), limit))
+}
+
+// newDecompressor returns what a body is decompressed by. A deflate body should be in
+// zlib's format (RFC 9110, 8.4.1.2), and is without it from many clients.
+func newDecompressor(coding string, in *packedBody) (io.Reader, error) {
+	if coding == "gzip" {
+		z, err := gzip.NewReader(in)
+		if err == nil {
+			z.Multistream(false) // thousands of empty members cost much and say nothing
+		}
+		return z, err
+	}
+	var head [2]byte
+	_, _ = in.ReadAt(head[:], 0) // of a shorter body the rest is zero, which is no head of zlib's
+	if head[0]&0x0f == 8 && (uint(head[0])<<8|uint(head[1]))%31 == 0 {
+		return zlib.NewReader(in)
+	}
+	return flate.NewReader(in), nil
+}
+
+// maxPadding is by how many bytes a compressed body may be ahead of what came out of it:
+// the head of a gzip file, and what a decompressor holds back. No honest body is longer
+// than its result by more, and one of empty blocks costs the most time for each byte.
+const maxPadding = 256 << 10
+
+var (
+	errPadded   = errors.New("it is much longer than what it decompresses to")
+	errTrailing = errors.New("something follows its end")
+)
+
+// packedBody is a compressed body that a decompressor reads.
+type packedBody struct {
+	bytes.Reader
+	made int // bytes that came out of the decompressor
+}
+
+func (b *packedBody) check() error {
+	if int(b.Size())-b.Len() > b.made+maxPadding {
+		return errPadded
+	}
+	return nil
+}
+
+// Read reads a part of the compressed body.
+func (b *packedBody) Read(p []byte) (int, error) {
+	if err := b.check(); err != nil {
+		return 0, err
+	}
+	return b.Reader.Read(p)
+}
+
+// ReadByte reads one byte of the compressed body.
+func (b *packedBody) ReadByte() (byte, error) {
+	if err := b.check(); err != nil {
+		return 0, err
+	}
+	return b.Reader.ReadByte()
+}
+
+// unpackedBody is what a decompressor makes.
+type unpackedBody struct {
+	io.Reader
+	from *packedBody
+}
+
+// Read reads a part of the result.
+func (b *unpackedBody) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	b.from.made += n
+	return n, err
+}
+
+// broken refuses a body that is not what its Content-Encoding says. Inspecting the
+// content is a reason of status 415 too (RFC 9110, 15.5.16).
+func broken(coding string, err error) error {
+	fault := "it is damaged"
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		fault = "it ends too early"
+	case errors.Is(err, errTrailing), errors.Is(err, errPadded):
+		fault = err.Error()
+	}
+	return refuse(codeUnsupportedCoding, "", fmt.Sprintf("the body cannot be decompressed (Content-Encoding: %s): %s; send it as it is, or compressed as the header says", coding, fault))
+}
