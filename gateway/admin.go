@@ -21,7 +21,7 @@ func admin(h handler) handler {
 	return func(c *call) error {
 		c.w.Header().Set("Cache-Control", "no-store")
 		var err error
-		if c.who, err = c.set.accounts.IdentifyAdministrator(c.r.Context(), c.r.Header.Get("Authorization"), c.from()); err != nil {
+		if c.who, err = c.set.accounts.IdentifyAdministrator(c.r.Context(), c.authorization(), c.from()); err != nil {
 			return err
 		}
 		if !c.who.Admin {

@@ -28,6 +28,7 @@ const (
 	codeInvalidRequest    code = "invalid_request"
 	codeContextLength     code = "context_length_exceeded"
 	codeRequestTooLarge   code = "request_too_large"
+	codeUnsupportedCoding code = "unsupported_encoding"
 	codeUnknownURL        code = "unknown_url"
 	codeMethodNotAllowed  code = "method_not_allowed"
 	codeNotFound          code = "not_found"
@@ -64,6 +65,8 @@ func (c code) status() (int, string) {
 		return http.StatusConflict, "invalid_request_error"
 	case codeRequestTooLarge:
 		return http.StatusRequestEntityTooLarge, "invalid_request_error"
+	case codeUnsupportedCoding:
+		return http.StatusUnsupportedMediaType, "invalid_request_error"
 	case codeOverloaded, codeNoBackend, codeStore:
 		return http.StatusServiceUnavailable, "server_error"
 	case codeUpstream:
@@ -142,6 +145,9 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 	if r.hopeless {
 		h.Set("X-Should-Retry", "false")
 	}
+	if r.status == http.StatusUnauthorized {
+		h.Set("Www-Authenticate", "Bearer") // RFC 9110, 15.5.2; browsers ask nobody for a Bearer key
+	}
 	if r.hangUp && c.r.ProtoMajor < 2 { // an HTTP/2 connection may be a proxy's, with others' requests on it
 		h.Set("Connection", "close")
 	}
@@ -182,8 +188,8 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 		return r
 	case errors.As(err, &request):
 		return refuse(codeInvalidRequest, request.Param, request.Message)
-	case errors.Is(err, account.ErrUnknownKey):
-		return refuse(codeInvalidAPIKey, "", "the API key is missing, expired, revoked or not known here: send Authorization: Bearer KEY with a good key of this gateway")
+	case errors.Is(err, account.ErrUnknownKey), errors.Is(err, account.ErrIPNotAllowed):
+		return c.keyRefused(err)
 	case errors.As(err, &guessing):
 		r := refuse(codeRateLimit, "", fmt.Sprintf("too many requests with keys that are not good came from your address %v, so this key was not looked at: check the key, then try again in %v",
 			c.from(), max(guessing.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(guessing.RetryAfter)
@@ -203,8 +209,6 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 		return c.overloaded(shed)
 	case errors.Is(err, limit.ErrStore):
 		return refuse(codeStore, "", "the limits cannot be checked at the moment; please try again").after(retryStore)
-	case errors.Is(err, account.ErrIPNotAllowed):
-		return refuse(codeAccessDenied, "", "this key may not be used from your address "+c.from().String())
 	case errors.Is(err, account.ErrUnavailable):
 		return refuse(codeStore, "", "the gateway cannot look this up at the moment, since its store does not answer; please try again").after(retryStore)
 	case errors.As(err, &wrong):

@@ -50,7 +50,8 @@ type Config struct {
 	MaxN           int           `yaml:"max_n"`           // choices per prompt
 	MaxPrompts     int           `yaml:"max_prompts"`     // prompts of one request for completions; the engine works on all of them at once
 	TrustedProxies []string      `yaml:"trusted_proxies"` // networks whose X-Forwarded-For is believed
-	PerUser        int           `yaml:"-"`               // users with metrics of their own, MaxPerUser at most; of the section telemetry
+	CORS           CORS          `yaml:"cors"`
+	PerUser        int           `yaml:"-"` // users with metrics of their own, MaxPerUser at most; of the section telemetry
 }
 
 // Default is a face that works without being told anything.
@@ -58,6 +59,7 @@ func Default() Config {
 	return Config{
 		MaxBody: 8 << 20, BodyTimeout: time.Minute, WriteTimeout: time.Minute, AuxRequests: limit.Rate{Count: 120, Window: time.Minute}, MaxN: 8, MaxPrompts: 64,
 		KeepAlive: KeepAlive{After: 10 * time.Second, Every: 10 * time.Second, Form: "chunk"},
+		CORS:      CORS{MaxAge: 10 * time.Minute},
 	}
 }
 
@@ -87,6 +89,7 @@ func (c *Config) Validate() error {
 		_, err := netip.ParsePrefix(p)
 		fault(err == nil, "trusted_proxies[%d]: %q is no network; expected something like 10.0.0.0/8", i, p)
 	}
+	c.CORS.validate(fault)
 	return errors.Join(faults...)
 }
 
@@ -181,6 +184,17 @@ func (g *Gateway) healthz(w http.ResponseWriter, r *http.Request) {
 	g.plain(w, r, http.StatusOK, "ok")
 }
 
+// health answers as vLLM's route of this name does, which needs no key: 200 without a
+// body, or 503 (vllm/entrypoints/serve/instrumentator/health.py). It is readyz in another
+// form: tools such as GuideLLM ask it before they begin.
+func (g *Gateway) health(w http.ResponseWriter, r *http.Request) {
+	if g.ready() == "" {
+		g.plain(w, r, http.StatusOK, "")
+		return
+	}
+	g.readyz(w, r)
+}
+
 // readyz says whether requests should be sent here.
 func (g *Gateway) readyz(w http.ResponseWriter, r *http.Request) {
 	if why := g.ready(); why != "" {
@@ -195,8 +209,10 @@ func (g *Gateway) plain(w http.ResponseWriter, r *http.Request, status int, text
 	dropped := g.toStranger(w, r, func() {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(status)
-		// The caller's going away is no concern of a probe.
-		_, _ = fmt.Fprintln(w, text)
+		if text != "" {
+			// The caller's going away is no concern of a probe.
+			_, _ = fmt.Fprintln(w, text)
+		}
 	})
 	if dropped {
 		panic(http.ErrAbortHandler)

@@ -66,7 +66,7 @@ func TestLogSaysWhy(t *testing.T) {
 		want                          map[string]any
 	}{
 		{"unknown model", "POST", chat, bob, `{"model":"Qwen3-9B","messages":[{"role":"user","content":"hi"}]}`,
-			map[string]any{"status": 404., "from": "192.0.2.7", "user": "bob", "key": "all", "asked": "Qwen3-9B", "param": "model", "code": "model_not_found", "error": "there is no model … here: GET /v1/models lists those there are"}},
+			map[string]any{"status": 404., "from": "192.0.2.7", "user": "bob", "key": "all", "asked": "Qwen3-9B", "param": "model", "code": "model_not_found", "error": "there is no model …"}},
 		{"model not allowed", "POST", chat, "ada's own key, which the file names", `{"model":"m","messages":[{"role":"user","content":"hi"}]}`,
 			map[string]any{"status": 403., "user": "ada", "key": "laptop", "asked": "m", "param": "model", "code": "model_not_allowed"}},
 		{"a bad value", "POST", chat, bob, `{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":"many"}`,

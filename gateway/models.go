@@ -17,16 +17,38 @@ func (g *Gateway) pickModel(c *call, name string) (*backend.Model, error) {
 	c.wish.Model = name // for the log
 	m, ok := g.Fleet.Model(name)
 	if !ok {
-		return nil, unknownModel(name)
+		return nil, g.unknownModel(c, name)
 	}
 	if !c.mayUse(m) {
-		return nil, refuse(codeModelNotAllowed, "model", "this key may not use the model "+quote(name)+": GET /v1/models lists those it may")
+		return nil, refuse(codeModelNotAllowed, "model", "this key may not use the model "+quote(name)+": "+g.suggest(c, name))
 	}
 	return m, nil
 }
 
-func unknownModel(name string) error {
-	return refuse(codeModelNotFound, "model", "there is no model "+quote(name)+" here: GET /v1/models lists those there are")
+func (g *Gateway) unknownModel(c *call, name string) error {
+	return refuse(codeModelNotFound, "model", "there is no model "+quote(name)+" here: "+g.suggest(c, name))
+}
+
+// suggest says which models a caller may have meant by a name, of those that its key may
+// use.
+func (g *Gateway) suggest(c *call, name string) string {
+	const list = "GET /v1/models lists those that this key may use"
+	var names []string
+	for _, m := range g.Fleet.Models() {
+		if c.mayUse(m) {
+			names = append(append(names, m.Name), m.Aliases...)
+		}
+	}
+	switch likely, all := suggestions(name, names); {
+	case len(likely) == 0 && all:
+		return "this key may use no model that there is"
+	case len(likely) == 0:
+		return list
+	case all:
+		return "this key may use " + quoteAll(likely, "and")
+	default:
+		return "did you mean " + quoteAll(likely, "or") + "? " + list
+	}
 }
 
 // mayUse reports whether the key may use a model; an allow-list may name an alias.
@@ -97,7 +119,7 @@ func (g *Gateway) model(c *call) error {
 			return c.reply(card)
 		}
 	}
-	return unknownModel(id)
+	return g.unknownModel(c, id)
 }
 
 // reply sends v as JSON.

@@ -13,6 +13,7 @@ import (
 func (g *Gateway) OpsHandler(extra func() Extra) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", g.scrape)
+	mux.HandleFunc("GET /health", g.health)
 	mux.HandleFunc("GET /healthz", g.healthz)
 	mux.HandleFunc("GET /readyz", g.readyz)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {

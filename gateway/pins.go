@@ -14,7 +14,7 @@ import (
 func (g *Gateway) pinned(c *call) (names []string, known bool, err error) {
 	name, ok := strings.CutSuffix(strings.TrimPrefix(c.r.URL.Path, "/admin/v1/models/"), "/level")
 	if !ok {
-		return nil, false, c.unknownURL()
+		return nil, false, nothingAt(c.r.Method, c.r.URL.Path, "the level of a model is at /admin/v1/models/NAME/level")
 	}
 	m, known := g.Fleet.Model(name)
 	if !known {
@@ -55,7 +55,7 @@ func (g *Gateway) setPin(c *call) error {
 		return err
 	}
 	if !known {
-		return unknownModel(names[0])
+		return g.unknownModel(c, names[0])
 	}
 	body := account.NewPin{Model: names[0]}
 	if err := c.strict(&body, true); err != nil {

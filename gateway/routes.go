@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"cmp"
 	"net/http"
+	"strings"
 
 	"github.com/gin-gonic/gin"
 
@@ -21,12 +23,16 @@ func (g *Gateway) Handler() http.Handler {
 	e.RedirectTrailingSlash = false
 	e.UseRawPath = true
 	on := func(method, pattern string, h handler) {
-		e.Handle(method, pattern, func(c *gin.Context) {
+		serve := func(c *gin.Context) {
 			for _, p := range c.Params {
 				c.Request.SetPathValue(p.Key, p.Value)
 			}
 			g.answer(c.Writer, c.Request, pattern, h)
-		})
+		}
+		e.Handle(method, pattern, serve)
+		if method == http.MethodGet { // net/http sends the head alone
+			e.Handle(http.MethodHead, pattern, serve)
+		}
 	}
 	generate := func(pattern string, kind openai.Route) {
 		on(http.MethodPost, pattern, func(c *call) error {
@@ -41,12 +47,19 @@ func (g *Gateway) Handler() http.Handler {
 	on(http.MethodPost, "/tokenize", g.aux(g.tokenize))
 	on(http.MethodGet, "/v1/usage", g.aux(g.ownUsage))
 	on(http.MethodGet, "/quota/status", g.aux(g.quotaStatus))
+	on(http.MethodGet, "/v1/quota/status", g.aux(g.quotaStatus)) // where those look who have a base URL alone
 	g.adminRoutes(on)
-	e.GET("/healthz", gin.WrapF(g.healthz))
-	e.GET("/readyz", gin.WrapF(g.readyz))
+	for path, probe := range map[string]http.HandlerFunc{"/health": g.health, "/healthz": g.healthz, "/readyz": g.readyz} {
+		e.GET(path, gin.WrapF(probe))
+		e.HEAD(path, gin.WrapF(probe))
+	}
+	known := newPaths()
+	for _, r := range e.Routes() {
+		known.add(r.Method, r.Path)
+	}
 	e.NoRoute(func(c *gin.Context) {
 		g.answer(c.Writer, c.Request, routeOther, func(c *call) error {
-			return c.unknownURL()
+			return known.refuse(c.r.Method, c.r.URL.Path)
 		})
 	})
 	e.NoMethod(func(c *gin.Context) {
@@ -54,7 +67,18 @@ func (g *Gateway) Handler() http.Handler {
 			return refuse(codeMethodNotAllowed, "", clipPath(c.r.URL.Path)+" does not take "+c.r.Method+"; allowed: "+c.w.Header().Get("Allow"))
 		})
 	})
-	return g.bounded(e)
+	return g.bounded(g.cors(withoutSlash(e)))
+}
+
+// withoutSlash serves a path that ends in slashes as the one without them. A slash that
+// is escaped belongs to a name.
+func withoutSlash(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if u := r.URL; len(u.Path) > 1 && strings.HasSuffix(u.Path, "/") && (u.RawPath == "" || strings.HasSuffix(u.RawPath, "/")) {
+			u.Path, u.RawPath = cmp.Or(strings.TrimRight(u.Path, "/"), "/"), strings.TrimRight(u.RawPath, "/")
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // adminRoutes are what an administrator's key opens.
@@ -86,10 +110,6 @@ func (g *Gateway) adminRoutes(on func(method, pattern string, h handler)) {
 	} {
 		on(r.method, "/admin/v1/"+r.path, admin(r.h))
 	}
-}
-
-func (c *call) unknownURL() error {
-	return refuse(codeUnknownURL, "", "there is nothing at "+c.r.Method+" "+clipPath(c.r.URL.Path)+": see the list of routes in the documentation")
 }
 
 // maxPath bounds what is quoted of a path, in bytes.

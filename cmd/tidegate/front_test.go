@@ -356,3 +356,30 @@ func (f *front) status(t *testing.T) string {
 	}
 	return string(body)
 }
+
+// TestPageStreams reads a stream, an error of the engine and one of the gateway as a page
+// of another origin does.
+func TestPageStreams(t *testing.T) {
+	f := startGateway(t, startServers(t, nil), plan{server: []string{"cors: {origins: [https://chat.example.org]}"}})
+	for name, c := range map[string]struct {
+		key, more string
+		status    int
+	}{
+		"stream":              {adaKey, `,"stream":true`, 200},
+		"whole":               {adaKey, "", 200},
+		"the engine's error":  {adaKey, `,"temperature":-1`, 400},
+		"the gateway's error": {"nobody", "", 401},
+	} {
+		t.Run(name, func(t *testing.T) {
+			body := `{"model":"Qwen3-1.7B","max_tokens":4,"messages":[{"role":"user","content":"hi"}]` + c.more + "}"
+			resp := f.raw(t, head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+c.key,
+				"Origin: https://chat.example.org", fmt.Sprint("Content-Length: ", len(body)))+body)
+			defer resp.Body.Close()
+			text, _ := io.ReadAll(resp.Body)
+			if resp.StatusCode != c.status || resp.Header.Get("Access-Control-Allow-Origin") != "https://chat.example.org" || resp.Header.Get("Vary") != "Origin" {
+				t.Errorf("%d %v %s", resp.StatusCode, resp.Header, text)
+			}
+		})
+	}
+	f.idle(t)
+}

@@ -1,0 +1,84 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"tidegate/gateway/account"
+)
+
+// identify finds out who calls.
+func (c *call) identify() (err error) {
+	c.who, err = c.set.accounts.Identify(c.r.Context(), c.authorization(), c.from())
+	return err
+}
+
+// authorization returns the caller's credentials in the form of the Authorization header.
+// Where that has no Bearer key, because it is missing, empty or meant for a proxy, the key
+// is in x-api-key, as Anthropic's clients send it. Of two keys the one of Authorization
+// counts: a client whose key for a gateway was set sends an old one beside it.
+func (c *call) authorization() string {
+	given := c.r.Header.Get("Authorization")
+	if given == "" || bearerKey(given) == "" {
+		if key := strings.TrimSpace(c.r.Header.Get("X-Api-Key")); key != "" {
+			return "Bearer " + key
+		}
+	}
+	return given
+}
+
+// bearerKey returns the key in an Authorization header; empty: there is none.
+func bearerKey(authorization string) string {
+	scheme, key, _ := strings.Cut(authorization, " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimSpace(key)
+}
+
+// keyRefused says why a caller's key is no good. What is said of a key that the gateway
+// knows is said to whoever has its whole text, so it helps nobody to guess one.
+func (c *call) keyRefused(err error) *refusal {
+	var known *account.KeyError
+	switch {
+	case errors.As(err, &known):
+		return c.knownKeyRefused(known)
+	case errors.Is(err, account.ErrNoKey):
+		return refuse(codeInvalidAPIKey, "", c.keyless()+": send the header Authorization: Bearer KEY (or x-api-key: KEY) with a key of this gateway")
+	}
+	message := "the API key is not known here: check that it is whole, and that it is a key of this gateway"
+	if c.r.Header.Get("X-Api-Key") != "" && bearerKey(c.r.Header.Get("Authorization")) != "" {
+		message += "; the key in Authorization was looked at, since it goes before the one in x-api-key"
+	}
+	return refuse(codeInvalidAPIKey, "", message)
+}
+
+func (c *call) knownKeyRefused(known *account.KeyError) *refusal {
+	key := fmt.Sprintf("the API key %s (id %s)", known.Key, known.KeyID)
+	since := known.Since.UTC().Format(time.RFC3339)
+	switch known.State {
+	case account.KeyElsewhere:
+		return refuse(codeAccessDenied, "", fmt.Sprintf("%s may not be used from your address %v: use it from the networks that it is bound to, or have that changed", key, c.from()))
+	case account.KeyExpired:
+		return refuse(codeInvalidAPIKey, "", key+" expired on "+since+": ask an administrator for a new one")
+	case account.KeyDisabled:
+		return refuse(codeInvalidAPIKey, "", key+" is of a user, project or department that is disabled since "+since+": ask an administrator")
+	}
+	return refuse(codeInvalidAPIKey, "", fmt.Sprintf("%s is %s since %s: ask an administrator for a new one", key, known.State, since))
+}
+
+// keyless says how the headers of a request come to have no key.
+func (c *call) keyless() string {
+	given, sent := c.r.Header["Authorization"]
+	switch {
+	case c.authorization() != "" && bearerKey(c.authorization()) != "":
+		return "the API key that was sent is longer than any key can be"
+	case !sent:
+		return "no API key was sent"
+	case strings.EqualFold(strings.TrimSpace(given[0]), "Bearer"), strings.TrimSpace(given[0]) == "":
+		return "the header Authorization was sent without a key, perhaps because the variable that should hold it is empty"
+	}
+	return "the header Authorization does not begin with Bearer"
+}
