@@ -77,8 +77,9 @@ type L1 struct {
 
 // Answer is the canned answer of L4.
 type Answer struct {
-	Status int               `yaml:"status"` // 200, or an error such as 503
-	Text   map[string]string `yaml:"text"`   // by language: zh, en, ...
+	Status            int               `yaml:"status"`             // 200, or an error such as 503
+	ConstrainedStatus int               `yaml:"constrained_status"` // where the request demands a tool call or a format and status is 200: an error such as 503, or 200
+	Text              map[string]string `yaml:"text"`               // by language: zh, en, ...
 }
 
 // DefaultConfig is the ladder of who says nothing. The levels of the margin and the
@@ -98,7 +99,7 @@ func DefaultConfig() Config {
 		Dwell:    Dwell{UpSamples: 2, Up: 3 * time.Second, Down: 30 * time.Second, DownMax: 300 * time.Second},
 		Baseline: time.Minute,
 		L1:       L1{MaxTokens: 2048},
-		Canned: Answer{Status: 200, Text: map[string]string{
+		Canned: Answer{Status: 200, ConstrainedStatus: 503, Text: map[string]string{
 			"zh": "服务繁忙,请稍后再试。",
 			"en": "The service is busy, please try again shortly.",
 		}},
@@ -144,8 +145,13 @@ func (c *Config) Validate() error {
 	if c.L1.MaxTokens < 1 {
 		fault("l1.max_tokens: is %d; expected 1 or more", c.L1.MaxTokens)
 	}
-	if s := c.Canned.Status; s != 200 && (s < 400 || s > 599) {
-		fault("canned.status: is %d; expected 200, or an error from 400 to 599", s)
+	for _, status := range []struct {
+		name string
+		code int
+	}{{"status", c.Canned.Status}, {"constrained_status", c.Canned.ConstrainedStatus}} {
+		if s := status.code; s != 200 && (s < 400 || s > 599) {
+			fault("canned.%s: is %d; expected 200, or an error from 400 to 599", status.name, s)
+		}
 	}
 	if len(c.Canned.Text) == 0 {
 		fault("canned.text: is empty; expected a text by language, such as {en: ...}")

@@ -33,7 +33,7 @@ func TestConfigFaults(t *testing.T) {
 		"left above":    {func(c *Config) { c.Signals.Queue.Exit = 2 }, []string{"signals.queue.exit: "}},
 		"dwell":         {func(c *Config) { c.Dwell = Dwell{Up: -1, DownMax: -1} }, []string{"dwell.up_samples: ", "dwell.up: ", "dwell.down: ", "dwell.down_max: "}},
 		"cap":           {func(c *Config) { c.L1.MaxTokens = 0 }, []string{"l1.max_tokens: "}},
-		"answer":        {func(c *Config) { c.Canned = Answer{Status: 302} }, []string{"canned.status: ", "canned.text: "}},
+		"answer":        {func(c *Config) { c.Canned = Answer{Status: 302, ConstrainedStatus: 99} }, []string{"canned.status: ", "canned.constrained_status: ", "canned.text: "}},
 		"empty text":    {func(c *Config) { c.Canned.Text["en"] = " " }, []string{"canned.text: "}},
 		"model":         {func(c *Config) { c.GPUModels = []GPUModel{{}} }, []string{"gpu_models[0].match: "}},
 		"model's levels": {func(c *Config) {

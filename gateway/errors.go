@@ -231,7 +231,7 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 // overloaded is what the caller of a request without a place is told.
 func (c *call) overloaded(e *admission.Overloaded) *refusal {
 	c.stand(e.Level, e.Reason)
-	in := max(e.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond)
+	in := soon(e.RetryAfter)
 	var message string
 	switch e.Why {
 	case admission.ShedLevel:
@@ -244,6 +244,11 @@ func (c *call) overloaded(e *admission.Overloaded) *refusal {
 	r := refuse(codeOverloaded, "", message).after(e.RetryAfter)
 	r.hopeless = e.RetryAfter > worthWaiting
 	return r
+}
+
+// soon is a time to wait as a message says it: in tenths of seconds, at least one.
+func soon(d time.Duration) time.Duration {
+	return max(d.Round(100*time.Millisecond), 100*time.Millisecond)
 }
 
 // How long to wait before trying again, at least.

@@ -281,6 +281,7 @@ func (g *Gateway) give(c *call, answer []byte) error {
 	g.countFirst(c)
 	g.settle(c, c.permit)
 	c.dropBody()
+	answer = c.announced(answer)
 	if c.wish.Stream {
 		events, err := c.view().Stream(nil, c.kind, answer, c.out.begun)
 		if err == nil && c.out.write(events) != nil {

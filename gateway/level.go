@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"time"
 
@@ -117,16 +119,34 @@ func (c *call) growth() int {
 }
 
 // canned answers without any model. A cache of answers, once there is one, is asked
-// here first.
+// here first. Where a program reads the answer, no text is one: it would be stored or
+// acted upon as if a model had said it.
 func (g *Gateway) canned(c *call) error {
-	answer := g.Ladder.Canned()
+	answer, needs := g.Ladder.Canned(), c.body.Needs()
 	text := answer.Text[openai.Language(c.r.Header.Get("Accept-Language"), c.body, slices.Collect(maps.Keys(answer.Text)))]
-	if answer.Status != 200 {
+	status, constrained := answer.Status, needs.Constrained()
+	if constrained && status == http.StatusOK {
+		status = answer.ConstrainedStatus
+	}
+	if status != http.StatusOK {
 		e := &admission.Overloaded{Why: admission.ShedLevel, Level: degrade.Canned, Reason: c.permit.Reason, RetryAfter: c.permit.Retry}
 		r := g.explain(c, e)
-		r.told.Message, r.status = text, answer.Status
+		r.told.Message, r.status = text, status
+		if constrained {
+			r.told.Message = fmt.Sprintf("%s (%s is at level L4, %s: no model answers, and a canned text is neither the tool call nor the format that this request demands; try again in %s)",
+				text, c.asked.Name, c.reason, soon(r.retry))
+		}
 		return r
 	}
 	c.charged = true // with nothing but the request
-	return g.give(c, openai.Canned(c.kind, c.out.answerID(), cannedModel, c.began, c.answers/c.wish.N, c.body.Needs().Structured, text))
+	return g.give(c, openai.Canned(c.kind, c.out.answerID(), cannedModel, c.began, c.answers/c.wish.N, needs.Structured, text))
+}
+
+// announced is an answer in one piece that says at which level it was given; at L0 it is
+// left as it is.
+func (c *call) announced(answer []byte) []byte {
+	if c.level == degrade.Full {
+		return answer
+	}
+	return openai.Announce(answer, openai.Notice{Level: c.level.String(), Reason: c.reason, Served: c.served})
 }

@@ -387,6 +387,14 @@ func TestCannedLanguage(t *testing.T) {
 			}
 		}
 	}
+	trip := `,"response_format":{"type":"json_object"}`
+	if a := newWire(t, startGateway(t, s, laddered("  canned: {constrained_status: 200}\n"))); a != nil {
+		a.pin(t, largeModel, "L4") // who wants it has the text under refusal, where clients do not parse it
+		got := a.answered(t, chatOf("Hello", trip), "L4", "pin", cannedModel)
+		if m := got.parts[0].Get("choices.0.message"); m.Get("refusal").Str != cannedText || m.Get("content").Type != gjson.Null {
+			t.Error(m.Raw)
+		}
+	}
 	refusing := newWire(t, startGateway(t, s, laddered("  canned: {status: 503}\n")))
 	refusing.pin(t, largeModel, "L4")
 	for _, stream := range []string{"", `,"stream":true`} {

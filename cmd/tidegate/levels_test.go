@@ -116,6 +116,9 @@ func (a *levelAsk) sequences(level int) int {
 	return a.prompts
 }
 
+// constrained reports whether no text can be the answer.
+func (a *levelAsk) constrained() bool { return a.trip || a.name == "tools required" }
+
 func levelAsks() []levelAsk {
 	tools := `,"tools":[` + weatherTool + `,` + clockTool + `]`
 	text := func(members string) string { return fmt.Sprintf(`{"model":%q,%s}`, largeAlias, members) }
@@ -168,12 +171,20 @@ func (w *wire) askAt(t *testing.T, level int, ask levelAsk, options string, prom
 	tag := strings.ReplaceAll(t.Name(), " ", "_")
 	body := strings.TrimSuffix(ask.body, "}") + `,"user":"` + tag + `"` + options + "}"
 	seen := w.servers.requests()
+	if level == 4 && ask.constrained() {
+		w.busy(t, ask.path, body)
+		if n := w.servers.requests(); n != seen {
+			t.Errorf("the servers were sent %d requests", n-seen)
+		}
+		return
+	}
 	a := w.tell(t, ask.path, body)
 	_, name, _ := levelOf(level)
 	reason := "pin"
 	if level == 0 {
 		reason = "none"
 	}
+	a.notices(t, level, name)
 	if l, r, m := a.header.Get("X-Tidegate-Level"), a.header.Get("X-Tidegate-Reason"), a.parts[0].Get("model").Str; l != fmt.Sprint("L", level) || r != reason || m != name {
 		t.Errorf("level %s, reason %s, model %s; expected L%d, %s, %s", l, r, m, level, reason, name)
 	}
@@ -222,15 +233,41 @@ func (w *wire) askAt(t *testing.T, level int, ask levelAsk, options string, prom
 	}
 }
 
+// busy checks that a request which demands a tool call or a format gets an error where no
+// model answers.
+func (w *wire) busy(t *testing.T, path, body string) {
+	t.Helper()
+	resp := w.ask(t, "POST", path, body)
+	raw, _ := io.ReadAll(resp.Body)
+	e := gjson.GetBytes(raw, "error")
+	if resp.StatusCode != 503 || e.Get("code").Str != "overloaded" || resp.Header.Get("Retry-After") == "" || resp.Header.Get("X-Tidegate-Level") != "L4" ||
+		!strings.HasPrefix(e.Get("message").Str, cannedText) || !strings.Contains(e.Get("message").Str, "at level L4, pin: no model answers") {
+		t.Errorf("%d %v %s", resp.StatusCode, resp.Header, raw)
+	}
+}
+
+// notices checks that a degraded answer says so in its body and in its usage, and no other.
+func (a *told) notices(t *testing.T, level int, served string) {
+	t.Helper()
+	want := ""
+	if level > 0 {
+		want = fmt.Sprintf(`{"level":"L%d","reason":"pin","served":%q}`, level, served)
+	}
+	for _, part := range a.parts {
+		if got := part.Get("tidegate").Raw; got != want {
+			t.Errorf("tidegate: %s, expected %s", got, want)
+		}
+	}
+	if got := a.usage.Get("tidegate").Raw; a.usage.Exists() && got != want {
+		t.Errorf("usage.tidegate: %s, expected %s", got, want)
+	}
+}
+
 // saidAt checks what one choice says.
 func (w *wire) saidAt(t *testing.T, level int, ask levelAsk, said answer, i int64) {
 	t.Helper()
 	calls := said.Calls[i]
 	switch {
-	case level == 4 && ask.trip: // the text stands under refusal, where clients do not parse it
-		if said.Text[i] != "" {
-			t.Errorf("content %q", said.Text[i])
-		}
 	case level == 4:
 		if said.Text[i] != cannedText && ask.name != "three choices" {
 			t.Errorf("%q", said.Text[i])

@@ -152,8 +152,12 @@ func withoutAny(object []byte, unwanted func(key []byte) bool) (rest []byte, cut
 type Needs struct {
 	Tools      bool // it may call tools
 	AutoTools  bool // and the model chooses: the server must have been started for it
+	Call       bool // its answer must be a tool call
 	Structured bool // its answer must fit a schema, a grammar or be JSON
 }
+
+// Constrained reports whether a program reads the answer, for which a text is none.
+func (n Needs) Constrained() bool { return n.Call || n.Structured }
 
 // Needs reads what the request needs.
 func (q *Request) Needs() (n Needs) {
@@ -163,6 +167,8 @@ func (q *Request) Needs() (n Needs) {
 		named, _ := text(find(choice, "type"))
 		n.Tools = kind != "none"
 		n.AutoTools = n.Tools && kind != "required" && named != "function"
+		mode, _ := text(find(find(choice, "allowed_tools"), "mode"))
+		n.Call = n.Tools && (!n.AutoTools || mode == "required")
 	}
 	if format, ok := q.Raw("response_format"); ok {
 		kind, _ := text(find(format, "type"))

@@ -139,23 +139,24 @@ func TestNeeds(t *testing.T) {
 		`{` + tools + `,"tool_choice":null}`:       {Tools: true, AutoTools: true},
 		`{` + tools + `,"tool_choice":"auto"}`:     {Tools: true, AutoTools: true},
 		`{` + tools + `,"tool_choice":"none"}`:     {},
-		`{` + tools + `,"tool_choice":"required"}`: {Tools: true},
-		`{` + tools + `,"tool_choice":{"type":"function","function":{"name":"f"}}}`:         {Tools: true},
-		`{` + tools + `,"tool_choice":{"type":"allowed_tools"}}`:                            {Tools: true, AutoTools: true},
-		`{"response_format":{"type":"text"}}`:                                               {},
-		`{"response_format":null}`:                                                          {},
-		`{"response_format":{"type":"json_object"}}`:                                        {Structured: true},
-		`{"response_format":{"type":"json_schema","json_schema":{}}}`:                       {Structured: true},
-		`{"response_format":{"type":"structural_tag"}}`:                                     {Structured: true},
-		`{"structured_outputs":{"regex":"a"}}`:                                              {Structured: true},
-		`{"structured_outputs":null}`:                                                       {},
-		`{"guided_choice":["a"]}`:                                                           {Structured: true},
-		`{` + tools + `,"tool_choice":"required","response_format":{"type":"json_object"}}`: {Tools: true, Structured: true},
+		`{` + tools + `,"tool_choice":"required"}`: {Tools: true, Call: true},
+		`{` + tools + `,"tool_choice":{"type":"function","function":{"name":"f"}}}`:                  {Tools: true, Call: true},
+		`{` + tools + `,"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"required"}}}`: {Tools: true, AutoTools: true, Call: true},
+		`{` + tools + `,"tool_choice":{"type":"allowed_tools"}}`:                                     {Tools: true, AutoTools: true},
+		`{"response_format":{"type":"text"}}`:                                                        {},
+		`{"response_format":null}`:                                                                   {},
+		`{"response_format":{"type":"json_object"}}`:                                                 {Structured: true},
+		`{"response_format":{"type":"json_schema","json_schema":{}}}`:                                {Structured: true},
+		`{"response_format":{"type":"structural_tag"}}`:                                              {Structured: true},
+		`{"structured_outputs":{"regex":"a"}}`:                                                       {Structured: true},
+		`{"structured_outputs":null}`:                                                                {},
+		`{"guided_choice":["a"]}`:                                                                    {Structured: true},
+		`{` + tools + `,"tool_choice":"required","response_format":{"type":"json_object"}}`:          {Tools: true, Call: true, Structured: true},
 	} {
 		if got := parse(t, Chat, in).Needs(); got != want {
 			t.Errorf("%s: %+v", in, got)
 		}
-		want.Tools, want.AutoTools = false, false
+		want.Tools, want.AutoTools, want.Call = false, false, false
 		if got := parse(t, Completions, in).Needs(); got != want {
 			t.Errorf("completion %s: %+v", in, got)
 		}

@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"bytes"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -60,6 +61,64 @@ func Canned(route Route, id, model string, created time.Time, choices int, struc
 		b = append(b, `,"logprobs":null,"finish_reason":"stop"}`...)
 	}
 	return append(b, `],"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}`...)
+}
+
+// Notice is what an answer says of the level at which it was given.
+type Notice struct {
+	Level  string // L1 to L4
+	Reason string // signal or rule that asked for the level
+	Served string // name of what answered
+}
+
+// noticeName is the name of the member that holds a Notice.
+const noticeName = "tidegate"
+
+// append writes the notice as a member of an object, behind others.
+func (n *Notice) append(b []byte) []byte {
+	b = appendString(append(b, `,"`+noticeName+`":{"level":`...), n.Level)
+	b = appendString(append(b, `,"reason":`...), n.Reason)
+	b = appendString(append(b, `,"served":`...), n.Served)
+	return append(b, '}')
+}
+
+// Announce returns an answer in one piece, as ReadAnswer and Canned return it, with the
+// notice as its member tidegate, and once more in its usage. OpenAI's SDKs keep members
+// that they do not know; of those of an answer LangChain keeps nothing but the usage, all
+// of it in JavaScript, and in Python of what is not streamed. What is no answer is
+// returned as it is.
+func Announce(answer []byte, n Notice) []byte {
+	var e edits
+	e.reset(answer)
+	member := n.append(nil)
+	kept := 0
+	w := members(answer)
+	for w.next() {
+		key, value := string(w.key), w.value()
+		switch {
+		case key == noticeName: // of another gateway behind this one
+			e.cut(&w, kept == 0)
+			continue
+		case key == "usage" && len(value) > 0 && value[0] == '{':
+			own, _ := without(value, noticeName)
+			e.replace(value, withLast(own, member))
+		}
+		kept++
+	}
+	if w.failure() != nil || kept == 0 {
+		return answer
+	}
+	end := bytes.LastIndexByte(answer, '}')
+	e.list = append(e.list, edit{end, end, member})
+	return e.append(make([]byte, 0, len(answer)+3*len(member)))
+}
+
+// withLast adds a member, which begins with a comma, behind those of an object.
+func withLast(object, member []byte) []byte {
+	own := bytes.TrimRight(object[:len(object)-1], " \t\r\n")
+	if own[len(own)-1] == '{' {
+		member = member[1:]
+	}
+	return append(append(append(make([]byte, 0, len(own)+len(member)+1), own...), member...), '}')
 }
 
 // appendString writes s as a JSON string; what is not UTF-8 becomes U+FFFD.
