@@ -21,7 +21,7 @@ type received struct {
 	status        int           // 0: none came
 	level, reason string        // as the headers say
 	model         string        // as the body says
-	pieces        int           // events with some of the answer's text
+	pieces        int           // events with some of the answer's text, or of its reasoning if those are more
 	thought       bool          // there was reasoning
 	tokens        int           // of the answer
 	words         string        // it begins with; of a refusal the message
@@ -65,6 +65,7 @@ func fetch(ctx context.Context, client *http.Client, base, key string) (a receiv
 // read reads a stream of events to its end.
 func (a *received) read(from io.Reader, began time.Time) error {
 	var said strings.Builder
+	var text, reasoning int // events with some
 	events := bufio.NewScanner(from)
 	events.Buffer(nil, 1<<20)
 	for events.Scan() {
@@ -99,9 +100,13 @@ func (a *received) read(from io.Reader, began time.Time) error {
 		for _, c := range e.Choices {
 			a.thought = a.thought || strings.TrimSpace(c.Delta.Reasoning) != ""
 			if c.Delta.Content != "" {
-				a.pieces++
+				text++
 				said.WriteString(c.Delta.Content)
 			}
+			if c.Delta.Reasoning != "" {
+				reasoning++
+			}
+			a.pieces = max(text, reasoning)
 			if a.first == 0 && c.Delta.Content+c.Delta.Reasoning != "" {
 				a.first = time.Since(began)
 			}
@@ -128,7 +133,7 @@ func (a received) String() string {
 		a.status, cell(a.level), cell(cmp.Or(a.reason, "-")), cell(a.model), how, thinking, a.tokens, strings.Join(words[:min(len(words), 6)], " "))
 }
 
-// streamed reports whether the text came bit by bit: one that is whole is cut only
+// streamed reports whether the answer came bit by bit: one that is whole is cut only
 // where it is very long.
 func (a received) streamed() bool { return a.pieces > 2 }
 

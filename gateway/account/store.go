@@ -447,7 +447,11 @@ func (s *Store) ask(ctx context.Context, sum hash) (*record, error) {
 func (s *Store) lookup(ctx context.Context, sum hash) (*record, error) {
 	s.mu.Lock()
 	seq := s.seq
+	known, ok := s.cache.get(sum)
 	s.mu.Unlock()
+	if ok { // who asks may have looked before another one's answer came
+		return known, nil
+	}
 	rows, err := s.keys(ctx, s.db, "k.hash = ?", hex.EncodeToString(sum[:]))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
