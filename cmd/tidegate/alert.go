@@ -108,12 +108,7 @@ func (p *process) alertTestCommand() *cobra.Command {
 // has to be right: the secrets of others may be elsewhere.
 func (p *process) channelConfig(file, name string) (alert.Channel, error) {
 	var none alert.Channel
-	if file == "" {
-		file, _ = p.env("TIDEGATE_CONFIG")
-	}
-	if file == "" {
-		file = defaultFile
-	}
+	file = p.configFile(file)
 	source, err := os.ReadFile(file)
 	if err != nil {
 		return none, usageError{err}

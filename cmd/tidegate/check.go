@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 	"reflect"
 	"time"
 
@@ -15,39 +17,63 @@ import (
 
 func (p *process) checkCommand() *cobra.Command {
 	var (
-		f      serveFlags
-		schema bool
+		file           string
+		schema, strict bool
 	)
 	cmd := &cobra.Command{
-		Use:     "check",
-		Short:   "Check a configuration file without starting anything",
-		Long:    "Reads the file as serve would, the environment included, and says what is wrong\nwith line and column. With --schema it prints the JSON Schema of the file instead, for editors.",
-		Example: "  tidegate check --config tidegate.yaml\n  tidegate check --schema > tidegate.schema.json",
+		Use:   "check",
+		Short: "Check a configuration file without starting anything",
+		Long: "Reads the file as serve would, the environment included, with the certificates and\n" +
+			"secrets that it names, and says what is wrong with line and column. What is probably\n" +
+			"not meant is a warning; --strict fails on warnings too. With --schema it prints the\n" +
+			"JSON Schema of the file instead, for editors.",
+		Example: "  tidegate check --config tidegate.yaml\n  tidegate check --strict --config tidegate.yaml\n  tidegate check --schema > tidegate.schema.json",
 		Args:    cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if schema {
 				return p.printSchema()
 			}
-			load, err := p.loader(f)
-			if err != nil {
-				return err
-			}
-			c, err := load()
-			if err != nil {
-				return err
-			}
-			backends := 0
-			for _, m := range c.Models {
-				backends += len(m.Backends)
-			}
-			fmt.Fprintf(p.stdout, "ok: %d models, %d backends, auth %s with %d keys, listening on %s\n",
-				len(c.Models), backends, c.Auth.Mode, len(c.Auth.Keys), c.Server.Listen)
-			return nil
+			return p.check(file, strict)
 		},
 	}
-	cmd.Flags().StringVar(&f.file, "config", "", "configuration file (default $TIDEGATE_CONFIG, else tidegate.yaml)")
+	cmd.Flags().StringVar(&file, "config", "", "configuration file (default $TIDEGATE_CONFIG, else tidegate.yaml)")
 	cmd.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema of the configuration file")
+	cmd.Flags().BoolVar(&strict, "strict", false, "fail on warnings too")
 	return cmd
+}
+
+// check says what is wrong with a configuration, what may be, and what it sets up.
+func (p *process) check(flag string, strict bool) error {
+	load, err := p.loader(serveFlags{file: flag})
+	if err != nil {
+		return err
+	}
+	c, err := load()
+	if err != nil {
+		return err
+	}
+	file := p.configFile(flag)
+	source, err := os.ReadFile(file)
+	if err != nil {
+		return usageError{err}
+	}
+	if faults := c.startFaults(); len(faults) > 0 {
+		return &configError{locate(file, source, errors.Join(faults...))}
+	}
+	warnings := locate(file, source, errors.Join(c.warnings(p.names, time.Now())...))
+	for _, w := range warnings {
+		fmt.Fprintf(p.stderr, "warning: %s\n", w)
+	}
+	if strict && len(warnings) > 0 {
+		return usageError{fmt.Errorf("%d warnings, and --strict fails on them", len(warnings))}
+	}
+	backends := 0
+	for _, m := range c.Models {
+		backends += len(m.Backends)
+	}
+	fmt.Fprintf(p.stdout, "ok: %d models, %d backends, auth %s with %d keys, listening on %s\n",
+		len(c.Models), backends, c.Auth.Mode, len(c.Auth.Keys), c.Server.Listen)
+	return nil
 }
 
 // printSchema derives the schema from the types that the file is read into.

@@ -96,7 +96,7 @@ func (c *config) validate() error {
 		}
 	}
 	s := &c.Server
-	fault(s.Listen != "", "server.listen: is empty; expected something like :8080")
+	faults = append(faults, s.listenFaults()...)
 	fault(s.HeaderTimeout >= time.Millisecond, "server.header_timeout: must be at least 1ms, such as 10s")
 	fault(s.ShutdownGrace >= 0, "server.shutdown_grace: must not be negative")
 	fault((s.TLS.CertFile == "") == (s.TLS.KeyFile == ""), "server.tls: cert_file and key_file belong together")

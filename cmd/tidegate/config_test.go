@@ -173,7 +173,7 @@ func TestCommands(t *testing.T) {
 		}
 		return path
 	}
-	good := file("good.yaml", "auth: {mode: open}\nmodels: [{name: m, backends: [{url: 'http://127.0.0.1:1'}]}]\n")
+	good := file("good.yaml", "server: {listen: '127.0.0.1:8080'}\nauth: {mode: open}\nmodels: [{name: m, backends: [{url: 'http://127.0.0.1:1'}]}]\n")
 	bad := file("bad.yaml", "auth: {mode: open}\nmodels:\n  - name: m\n    backends: [{url: 'gpu:8000'}]\n")
 	for _, c := range []struct {
 		args           string
@@ -195,7 +195,7 @@ func TestCommands(t *testing.T) {
 		{"serve --backend http://a:1 --config " + good, exitUsage, "", "exclude"},
 		{"serve --port 1", exitUsage, "", "unknown flag"},
 		{"serves", exitUsage, "", "unknown command"},
-		{"serve --config " + good + " --listen 127.0.0.1:99999", exitFailed, "", "99999"},
+		{"serve --config " + good + " --listen 127.0.0.1:99999", exitUsage, "", "99999"},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer

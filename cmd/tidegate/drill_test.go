@@ -96,7 +96,7 @@ func drillTrace(t *testing.T, name string, highest degrade.Level) {
 		t.Fatal(err)
 	}
 	out := &bytes.Buffer{}
-	y, err := (&process{noEnv, out, io.Discard}).perform(t.Context(), "127.0.0.1:0", of, 60)
+	y, err := (&process{env: noEnv, stdout: out, stderr: io.Discard}).perform(t.Context(), "127.0.0.1:0", of, 60)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func startDrill(t *testing.T, change func(*config)) *drill {
 	}
 	agent := httptest.NewServer(c)
 	t.Cleanup(agent.Close)
-	p := &process{noEnv, io.Discard, io.Discard}
+	p := &process{env: noEnv, stdout: io.Discard, stderr: io.Discard}
 	s, err := p.newStage("127.0.0.1:0", nil, func(c *config, o []gatewaytest.Options) {
 		for i := range o {
 			o[i].TTFT, o[i].ITL = 5*time.Millisecond, time.Millisecond

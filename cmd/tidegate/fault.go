@@ -110,6 +110,7 @@ func excerpt(source []byte, line, column int) string {
 	return fmt.Sprintf("    %s\n    %s^", hideValues(strings.TrimRight(lines[line-1], "\r")), strings.Repeat(" ", max(column-1, 0)))
 }
 
+// hidden stands in the place of what may be a secret.
 const hidden = "***"
 
 // redact hides what may be a secret in the text of a fault: passwords and tokens of
@@ -121,11 +122,13 @@ func redact(text string) string {
 	text = regexp.MustCompile(`([^\s:@"'/]+:)[^\s@"'/][^\s@"']*@`).ReplaceAllString(text, "$1"+hidden+"@")
 	text = regexp.MustCompile(`(?i)([\w-]*(?:password|passwd|secret|token|key|sign)=)[^&\s"']+`).ReplaceAllString(text, "$1"+hidden)
 	text = regexp.MustCompile(`\b(?:sk|tg)-[\w-]{8,}`).ReplaceAllString(text, hidden)
-	return regexp.MustCompile(`\b\w{24,}\b`).ReplaceAllStringFunc(text, func(word string) string {
-		if strings.ContainsAny(word, "0123456789") && !strings.Contains(word, "_") {
-			return hidden
+	long := regexp.MustCompile(`(^|[^\w/.-])(\w{24,})`) // and no part of a path
+	return long.ReplaceAllStringFunc(text, func(all string) string {
+		m := long.FindStringSubmatch(all)
+		if strings.ContainsAny(m[2], "0123456789") && !strings.Contains(m[2], "_") {
+			return m[1] + hidden
 		}
-		return word
+		return all
 	})
 }
 
@@ -172,6 +175,10 @@ func locate(file string, source []byte, faults error) []string {
 		line, column := 0, 0
 		if err == nil && body != nil {
 			line, column = position(body, path)
+		}
+		if strings.HasPrefix(path, "environment variable ") {
+			out = append(out, path+": "+message)
+			continue
 		}
 		if line == 0 {
 			out = append(out, fmt.Sprintf("%s: %s: %s", file, path, message))

@@ -6,12 +6,18 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.LookupEnv, os.Stdout, os.Stderr)
+	p := &process{env: os.LookupEnv, stdout: os.Stdout, stderr: os.Stderr}
+	for _, variable := range os.Environ() {
+		name, _, _ := strings.Cut(variable, "=")
+		p.names = append(p.names, name)
+	}
+	code := p.run(ctx, os.Args[1:])
 	stop()
 	os.Exit(code)
 }

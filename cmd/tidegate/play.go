@@ -76,7 +76,7 @@ func (p *process) perform(ctx context.Context, address string, of *scenario, sec
 		y.names[strings.TrimPrefix(at, "http://")] = string(rune('A' + i))
 	}
 	// What the log would say is what the play prints.
-	d, err := newDaemon(ctx, s.config, &process{p.env, p.stdout, io.Discard})
+	d, err := newDaemon(ctx, s.config, &process{env: p.env, stdout: p.stdout, stderr: io.Discard})
 	if err != nil {
 		return nil, err
 	}

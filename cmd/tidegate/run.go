@@ -26,13 +26,18 @@ type usageError struct{ error }
 // process is what a command is given of the process it runs in.
 type process struct {
 	env            func(string) (string, bool)
+	names          []string // of all environment variables; none: not known
 	stdout, stderr io.Writer
 }
 
 // run is the command; it returns the exit code.
 func run(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
-	stdout, stderr = &terminal{out: stdout}, &terminal{out: stderr}
-	p := &process{env, stdout, stderr}
+	return (&process{env: env, stdout: stdout, stderr: stderr}).run(ctx, args)
+}
+
+func (p *process) run(ctx context.Context, args []string) int {
+	stdout, stderr := &terminal{out: p.stdout}, &terminal{out: p.stderr}
+	p = &process{env: p.env, names: p.names, stdout: stdout, stderr: stderr}
 	root := &cobra.Command{
 		Use:   "tidegate",
 		Short: "One front door in OpenAI's API for a fleet of vLLM servers",

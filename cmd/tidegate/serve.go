@@ -2,10 +2,10 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -114,13 +114,7 @@ func (p *process) loader(f serveFlags) (func() (config, error), error) {
 		}
 		return func() (config, error) { return p.withoutFile(f.backends, over) }, nil
 	}
-	file := f.file
-	if file == "" {
-		file, _ = p.env("TIDEGATE_CONFIG")
-	}
-	if file == "" {
-		file = defaultFile
-	}
+	file := p.configFile(f.file)
 	return func() (config, error) {
 		source, err := os.ReadFile(file)
 		if errors.Is(err, os.ErrNotExist) && f.file == "" {
@@ -131,8 +125,18 @@ func (p *process) loader(f serveFlags) (func() (config, error), error) {
 		}
 		c, err := readConfig(file, source, p.env)
 		over(&c)
+		if faults := c.Server.listenFaults(); err == nil && len(faults) > 0 {
+			return c, usageError{errors.Join(faults...)} // of the flags
+		}
 		return c, err
 	}, nil
+}
+
+// configFile returns the configuration file that a flag, the environment or the default
+// names.
+func (p *process) configFile(flag string) string {
+	named, _ := p.env("TIDEGATE_CONFIG")
+	return cmp.Or(flag, named, defaultFile)
 }
 
 // withoutFile is the configuration of a gateway that is only told its backends.
@@ -142,6 +146,9 @@ func (p *process) withoutFile(urls []string, over func(*config)) (config, error)
 	c.Auth.Mode = account.Open
 	c.Telemetry.Log = "text"
 	over(&c)
+	if faults := c.Server.listenFaults(); len(faults) > 0 {
+		return c, usageError{errors.Join(faults...)}
+	}
 	if err := p.overStore(&c.Store); err != nil {
 		return c, err
 	}
@@ -165,6 +172,7 @@ type daemon struct {
 	doors    *admission.Controller
 	counters *counters
 	load     func() (config, error)
+	names    []string // of all environment variables
 	cert     atomic.Pointer[tls.Certificate]
 	accounts *account.Store
 	ledger   *ledger.Ledger
@@ -184,7 +192,7 @@ type daemon struct {
 // newDaemon builds every part and starts nothing but the listeners, so that a
 // taken port is said at once. Who runs it closes it.
 func newDaemon(ctx context.Context, c config, p *process) (*daemon, error) {
-	d := &daemon{config: c, log: newLog(c.Telemetry.Log, p), close: func() error { return nil }}
+	d := &daemon{config: c, names: p.names, log: newLog(c.Telemetry.Log, p), close: func() error { return nil }}
 	if err := d.build(ctx, p); err != nil {
 		for _, l := range []net.Listener{d.front, d.ops} {
 			if l != nil {
@@ -198,11 +206,11 @@ func newDaemon(ctx context.Context, c config, p *process) (*daemon, error) {
 
 func (d *daemon) build(ctx context.Context, p *process) (err error) {
 	c := &d.config
-	if d.front, err = listen("server.listen", c.Server.Listen); err != nil {
+	if d.front, err = listen("server.listen", "--listen", c.Server.Listen); err != nil {
 		return err
 	}
 	if c.Server.OpsListen != "" {
-		if d.ops, err = listen("server.ops_listen", c.Server.OpsListen); err != nil {
+		if d.ops, err = listen("server.ops_listen", "--ops-listen", c.Server.OpsListen); err != nil {
 			return err
 		}
 	}
@@ -272,10 +280,12 @@ func newLog(form string, p *process) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(p.stderr, nil))
 }
 
-func listen(key, address string) (net.Listener, error) {
+// listen listens on the address of a setting, which a flag sets too.
+func listen(key, flag, address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%s: another process listens on %s: stop it, or choose another address", key, address)
+		host, _, _ := net.SplitHostPort(address)
+		return nil, fmt.Errorf("%s: another process listens on %s: stop it, or choose another address with %s, such as %s %s for a free port, which the log names", key, address, flag, flag, net.JoinHostPort(host, "0"))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
@@ -304,10 +314,15 @@ func (d *daemon) run(ctx context.Context, source loop) (err error) {
 		d.log.Info("listening for operators", "address", d.ops.Addr().String())
 	}
 	d.log.Info("listening", "address", d.front.Addr().String(), "auth", d.config.Auth.Mode, "version", version())
-	if host, _, err := net.SplitHostPort(d.front.Addr().String()); err == nil && d.config.Auth.Mode == account.Open && !net.ParseIP(host).IsLoopback() {
-		d.log.Warn("anyone who reaches this address may use the models: auth.mode is open", "address", d.front.Addr().String())
-	}
+	d.warn(&d.config)
 	return supervise(ctx, d.log, s.ShutdownGrace, d.gateway.Drain, servers, d.gpus.Run, d.fleet.Run, d.ladder.Run, d.counters.run, d.accounts.Run, d.ledger.Run, d.alerts.Run, source)
+}
+
+// warn logs what of a configuration is probably not meant.
+func (d *daemon) warn(c *config) {
+	for _, w := range c.warnings(d.names, time.Now()) {
+		d.log.Warn("the configuration may not be meant so", "reason", w.Error())
+	}
 }
 
 // Bounds of what one connection may hold.
@@ -339,19 +354,16 @@ func (d *daemon) frontServer() (*server, error) {
 	if err := d.readCertificate(); err != nil {
 		return nil, err
 	}
+	authorities, err := loadClientCAs(s.TLS)
+	if err != nil {
+		return nil, err
+	}
 	h.TLSConfig = &tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return d.cert.Load(), nil },
 	}
-	if s.TLS.ClientCAFile != "" {
-		pem, err := os.ReadFile(s.TLS.ClientCAFile)
-		if err != nil {
-			return nil, fmt.Errorf("server.tls.client_ca_file: %w", err)
-		}
-		h.TLSConfig.ClientCAs, h.TLSConfig.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
-		if !h.TLSConfig.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("server.tls.client_ca_file: %s holds no certificate in PEM", s.TLS.ClientCAFile)
-		}
+	if authorities != nil {
+		h.TLSConfig.ClientCAs, h.TLSConfig.ClientAuth = authorities, tls.RequireAndVerifyClientCert
 	}
 	out.listen = func(h *http.Server) error { return h.ServeTLS(d.gateway.Listener(d.front), "", "") }
 	return out, nil
@@ -362,11 +374,11 @@ func (d *daemon) readCertificate() error {
 	if s.CertFile == "" {
 		return nil
 	}
-	cert, err := tls.LoadX509KeyPair(s.CertFile, s.KeyFile)
+	cert, err := loadCertificate(s)
 	if err != nil {
-		return fmt.Errorf("server.tls: %w", err)
+		return err
 	}
-	d.cert.Store(&cert)
+	d.cert.Store(cert)
 	return nil
 }
 
@@ -441,6 +453,7 @@ func (d *daemon) reload() {
 	d.doors.Reload(c.waiting())
 	d.alerts.Reload(channels)
 	d.fleet.Apply(c.Models)
+	d.warn(&c)
 	d.log.Info("configuration reloaded", "models", len(c.Models))
 }
 

@@ -30,13 +30,19 @@ import (
 // server's, client's and authority's.
 func certificate(t *testing.T, dir, name string) (certFile, keyFile string) {
 	t.Helper()
+	return certificateFor(t, dir, name, time.Now().Add(-time.Hour), time.Now().Add(365*24*time.Hour))
+}
+
+// certificateFor makes a certificate that is good from one time to another.
+func certificateFor(t *testing.T, dir, name string, from, until time.Time) (certFile, keyFile string) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		NotBefore: from, NotAfter: until, IsCA: true, BasicConstraintsValid: true,
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}

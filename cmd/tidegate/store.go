@@ -122,13 +122,9 @@ func sqliteFile(dsn string) (string, bool) { return strings.CutPrefix(dsn, "sqli
 // file names and their secrets are of no concern.
 func (p *process) storeConfig(file string) (config, error) {
 	c := defaultConfig()
-	named := file != ""
-	if !named {
-		file, named = p.env("TIDEGATE_CONFIG")
-	}
-	if file == "" {
-		file = defaultFile
-	}
+	_, named := p.env("TIDEGATE_CONFIG")
+	named = named || file != ""
+	file = p.configFile(file)
 	source, err := os.ReadFile(file)
 	if err != nil && (named || !errors.Is(err, os.ErrNotExist)) {
 		return c, usageError{err}
