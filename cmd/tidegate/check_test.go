@@ -155,10 +155,10 @@ func TestCheckCertificates(t *testing.T) {
 		{"no PEM", text, goodKey, "", exitUsage, "server.tls.cert_file: "},
 		{"an authority in no PEM", good, goodKey, text, exitUsage, "server.tls.client_ca_file: " + text + " holds no certificate"},
 		{"no authority", good, goodKey, filepath.Join(dir, "none.pem"), exitUsage, "server.tls.client_ca_file: open "},
-		{"ended", ended, endedKey, "", exitOK, "warning: F:1:27: server.tls.cert_file: the certificate in " + ended + " expired on " + now.Add(-day).UTC().Format(time.DateOnly)},
+		{"ended", ended, endedKey, "", exitOK, "warning: F:1:27: server.tls.cert_file: a certificate in " + ended + " expired on " + now.Add(-day).UTC().Format(time.DateOnly)},
 		{"ends soon", soon, soonKey, "", exitOK, "in 3 days"},
 		{"not yet", early, earlyKey, "", exitOK, "is the clock of this machine right?"},
-		{"an authority that ended", good, goodKey, ended, exitOK, "server.tls.client_ca_file: the certificate in "},
+		{"an authority that ended", good, goodKey, ended, exitOK, "server.tls.client_ca_file: a certificate in "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			tls := fmt.Sprintf("server: {tls: {cert_file: %s, key_file: %s, client_ca_file: '%s'}}\n", c.cert, c.key, c.ca)

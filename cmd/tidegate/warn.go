@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,9 +18,6 @@ import (
 
 	"tidegate/gateway/account"
 )
-
-// expiresSoon is how long before its end a certificate is warned of.
-const expiresSoon = 14 * 24 * time.Hour
 
 // warnings says what of a valid configuration is probably not meant, or will not work
 // for long, path first. It reads files, but asks nobody. names are those of all
@@ -39,15 +35,13 @@ func (c *config) warnings(names []string, now time.Time) (out []error) {
 	if c.Auth.Mode == account.Open && !loopback(s.Listen) {
 		out = append(out, fmt.Errorf("auth.mode: is open, and server.listen is %s: anyone who reaches it may use the models", s.Listen))
 	}
-	if s.TLS.CertFile != "" {
-		if cert, err := tls.LoadX509KeyPair(s.TLS.CertFile, s.TLS.KeyFile); err == nil && cert.Leaf != nil {
-			out = append(out, ending("server.tls.cert_file", s.TLS.CertFile, cert.Leaf, now)...)
-		}
+	out = append(out, ending(namedFile{"server.tls.cert_file", s.TLS.CertFile}, soonest, now)...)
+	out = append(out, ending(namedFile{"server.tls.client_ca_file", s.TLS.ClientCAFile}, latest, now)...)
+	for i, g := range c.GPUs {
+		out = append(out, ending(namedFile{fmt.Sprintf("gpus[%d].ca_file", i), g.CAFile}, latest, now)...)
 	}
-	if s.TLS.ClientCAFile != "" {
-		if raw, err := os.ReadFile(s.TLS.ClientCAFile); err == nil {
-			out = append(out, endingAuthorities("server.tls.client_ca_file", s.TLS.ClientCAFile, raw, now)...)
-		}
+	for i, a := range c.Alerts {
+		out = append(out, ending(namedFile{fmt.Sprintf("alerts[%d].ca_file", i), a.CAFile}, latest, now)...)
 	}
 	for _, f := range c.secretFiles() {
 		if err := openToOthers(f.file); err != nil {
@@ -57,34 +51,23 @@ func (c *config) warnings(names []string, now time.Time) (out []error) {
 	return append(out, c.unknownVariables(names)...)
 }
 
-// ending warns of a certificate that has ended, ends soon or is not good yet.
-func ending(path, file string, cert *x509.Certificate, now time.Time) []error {
-	switch left := cert.NotAfter.Sub(now); {
+// ending warns of a file whose certificates have ended, end soon or are not good yet;
+// ends says which of their ends counts.
+func ending(f namedFile, ends func([]*x509.Certificate) time.Time, now time.Time) []error {
+	certs := readCertificates(f.file)
+	if len(certs) == 0 {
+		return nil // whoever uses it says why
+	}
+	end := ends(certs)
+	switch left := end.Sub(now); {
 	case left <= 0:
-		return []error{fmt.Errorf("%s: the certificate in %s expired on %s; no client will accept it: renew it", path, file, cert.NotAfter.UTC().Format(time.RFC3339))}
-	case now.Before(cert.NotBefore):
-		return []error{fmt.Errorf("%s: the certificate in %s is good only from %s on; is the clock of this machine right?", path, file, cert.NotBefore.UTC().Format(time.RFC3339))}
+		return []error{fmt.Errorf("%s: a certificate in %s expired on %s, and no other side accepts it: renew it", f.path, f.file, end.UTC().Format(time.RFC3339))}
 	case left < expiresSoon:
-		return []error{fmt.Errorf("%s: the certificate in %s expires on %s, in %d days: renew it", path, file, cert.NotAfter.UTC().Format(time.RFC3339), left/(24*time.Hour))}
+		return []error{fmt.Errorf("%s: a certificate in %s expires in %s, on %s: renew it", f.path, f.file, days(left), end.UTC().Format(time.RFC3339))}
+	case now.Before(certs[0].NotBefore):
+		return []error{fmt.Errorf("%s: a certificate in %s is good only from %s on; is the clock of this machine right?", f.path, f.file, certs[0].NotBefore.UTC().Format(time.RFC3339))}
 	}
 	return nil
-}
-
-// endingAuthorities warns of the authorities of a PEM file of which none is good for
-// long.
-func endingAuthorities(path, file string, raw []byte, now time.Time) (out []error) {
-	for block, rest := pem.Decode(raw); block != nil; block, rest = pem.Decode(rest) {
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			continue
-		}
-		trouble := ending(path, file, cert, now)
-		if len(trouble) == 0 {
-			return nil
-		}
-		out = append(out, trouble...)
-	}
-	return out
 }
 
 // namedFile is a file that the configuration names at a path.
