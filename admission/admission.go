@@ -130,6 +130,7 @@ func (e *TooMany) Error() string {
 // Controller admits requests. It is safe for concurrent use.
 type Controller struct {
 	limits *limit.Limiter
+	lines  lines
 	queue  atomic.Pointer[queueing]
 }
 
@@ -152,7 +153,8 @@ type queueing struct {
 func (q *queueing) weight(tenant string) int { return max(q.weightOf[tenant], 1) }
 
 // Admit returns a permit, a *limit.Denied, an *Overloaded, a *TooMany, ErrNoBackend, or
-// limit.ErrStore. It waits while the backends are full.
+// limit.ErrStore. It waits while the backends are full, and for a place under a
+// concurrency limit.
 func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -163,19 +165,20 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	if err != nil {
 		return nil, err
 	}
-	grant, err := c.limits.Admit(ctx, d.at(now))
-	if err != nil {
+	p := &Permit{demand: d, lines: &c.lines}
+	if now, err = c.reserve(ctx, q, d, p, now); err != nil {
 		return nil, err
 	}
 	permitted := false
 	defer func() {
 		if !permitted { // also if the caller's code panics
-			// What the store does not take back now is tried again by the limits' own loop.
-			_ = grant.Cancel()
+			p.cancel()
 		}
 	}()
-	p := &Permit{Headers: grant.Headers, Reserved: now.level, grant: grant, demand: d}
-	if d.over = grant.Over; d.over != nil {
+	p.Headers, p.Reserved = p.grant.Headers, now.level
+	if d.over = p.grant.Over; d.over != nil && p.told {
+		return nil, d.over // its caller was told a level at which nothing would be limited
+	} else if d.over != nil {
 		if now, err = d.choose(q, choice{level: degrade.SmallerModel, reason: reasonLimit}, 0); err != nil {
 			return nil, err
 		}
@@ -377,7 +380,9 @@ func (c *Controller) Status(ctx context.Context, r limit.Request) (limit.Status,
 
 // Refused says what is known to refuse a request of these subjects, before anything
 // else of it is known; nil: nothing.
-func (c *Controller) Refused(r limit.Request) *limit.Denied { return c.limits.Refused(r) }
+func (c *Controller) Refused(r limit.Request) *limit.Denied {
+	return c.limits.Refused(r, c.lines.standsBefore)
+}
 
 // Count lets a request in that needs no place on a backend, or returns a
 // *limit.Denied or limit.ErrStore. Only rules of auxiliary requests count it.

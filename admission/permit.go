@@ -24,6 +24,9 @@ type Permit struct {
 	backend *Backend
 	failed  *Backend
 
+	lines     *lines
+	turn      *waiter // in the line of a concurrency limit; nil: it did not wait in one
+	told      bool    // while it waited there its caller was told the level
 	demand    *Demand
 	sequences int64         // places that it holds
 	sent      int64         // sequences at Level, of which no more are sent
@@ -45,6 +48,7 @@ func (p *Permit) enter(ctx context.Context, q *queueing, d *Demand, c choice) (e
 		return nil
 	}
 	w := newWaiter(q, d, c.level)
+	w.told = p.told
 	if err := c.pool.ever(w.sequences); err != nil {
 		return err
 	}
@@ -55,7 +59,8 @@ func (p *Permit) enter(ctx context.Context, q *queueing, d *Demand, c choice) (e
 		}
 	}
 	p.stand(c)
-	p.backend, p.account, p.entered, p.Waited, p.Since = w.backend, w.account, w.entered, w.waited, w.since
+	p.backend, p.account, p.entered, p.Since = w.backend, w.account, w.entered, w.since
+	p.Waited += w.waited
 	p.sequences = w.sequences
 	if !w.told {
 		if c, err = d.on(p.backend, c); err != nil {
@@ -138,10 +143,14 @@ func (p *Permit) Progress(u limit.Usage) { p.grant.Progress(u) }
 // Delivered says how many tokens the answer has so far, so that the fair queue
 // charges the tenant for them while they come.
 func (p *Permit) Delivered(output int64) {
-	if p.account != nil && output > p.output {
-		p.account.output(output - p.output)
-		p.output = output
+	if p.account == nil || output <= p.output {
+		return
 	}
+	p.account.output(output - p.output)
+	if p.turn != nil {
+		p.turn.account.output(output - p.output)
+	}
+	p.output = output
 }
 
 // Settle gives the place back and charges what was used; a request that failed
@@ -154,7 +163,25 @@ func (p *Permit) Settle(u limit.Usage, served string) error {
 	if u.Sequences == 0 {
 		u.Sequences = p.sent
 	}
-	return p.grant.Settle(u, served)
+	err := p.grant.Settle(u, served)
+	p.pass()
+	return err
+}
+
+// cancel takes back what the limits granted to a request that is refused all the same.
+func (p *Permit) cancel() {
+	// What the store does not take back now is tried again by the limits' own loop.
+	_ = p.grant.Cancel()
+	p.pass()
+}
+
+// pass hands on the places that the limits have got back.
+func (p *Permit) pass() {
+	if p.turn != nil {
+		p.lines.done(p.turn)
+		p.turn = nil
+	}
+	p.lines.freed(p.grant)
 }
 
 // release gives the place back.

@@ -19,6 +19,7 @@ type Pool struct {
 	fallback *Pool // the smaller model's; nil: there is none
 	turn     int
 	queue    *fairQueue
+	held     int64 // sequences that wait for a place under a limit, which the queue's budget counts
 	drain    drain
 }
 
@@ -254,14 +255,38 @@ func (p *Pool) wait(q *queueing, w *waiter, most time.Duration) (predicted time.
 	predicted, _ = p.drain.wait(now, ahead)
 	// Who would be the first is let in whatever is predicted, or nobody would ever find
 	// out that a server which hung goes on.
-	length := int64(q.MaxLength)
-	if p.queue.sequences()+min(w.sequences, max(length, 1)) > length || ahead > 0 && predicted > most {
+	if !p.roomFor(q, w.sequences) || ahead > 0 && predicted > most {
 		return max(predicted, time.Second), false
 	}
 	p.queue.weights, w.ready, w.since = q.Weights, make(chan struct{}), now
 	p.queue.push(w)
 	p.drain.note(now, 0, true)
 	return predicted, true
+}
+
+// roomFor reports whether the queue's budget has room for a request of so many
+// sequences. One that is larger than all of it may wait alone. The lock is held.
+func (p *Pool) roomFor(q *queueing, sequences int64) bool {
+	length := int64(q.MaxLength)
+	return p.queue.sequences()+p.held+min(sequences, max(length, 1)) <= length
+}
+
+// hold counts sequences in the queue's budget that wait for a place under a limit, until
+// unhold; false: it has no room for them.
+func (p *Pool) hold(q *queueing, sequences int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.roomFor(q, sequences) {
+		return false
+	}
+	p.held += sequences
+	return true
+}
+
+func (p *Pool) unhold(sequences int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held -= sequences
 }
 
 // leave takes a request out of the queue; false: it has been given a place.

@@ -96,7 +96,8 @@ type waiter struct {
 	seq        int64
 	prev, next *waiter // of the same account
 
-	ready   chan struct{} // closed when one that waited has a place
+	line    *line         // of a concurrency limit, where it waits in one or has; nil: of a pool
+	ready   chan struct{} // closed when one that waited has a place; of a line, sent to when it may ask again
 	backend *Backend      // where
 	entered time.Duration // as in Permit
 	since   time.Time     // when it came to the pool
@@ -187,11 +188,17 @@ func (q *fairQueue) peek() *waiter {
 func (q *fairQueue) pop() *waiter {
 	e := q.peek()
 	if e != nil {
-		q.tiers[e.tier].rebase()
-		e.account.charge(e.input, unit*int64(q.weights.Input))
-		q.unlink(e)
+		q.take(e)
 	}
 	return e
+}
+
+// take takes out a request that waits, whatever its turn, and charges its tenant for the
+// prompt, as pop does.
+func (q *fairQueue) take(e *waiter) {
+	q.tiers[e.tier].rebase()
+	e.account.charge(e.input, unit*int64(q.weights.Input))
+	q.unlink(e)
 }
 
 // remove takes out a request that no longer wants its turn; false: it does not wait.

@@ -16,7 +16,7 @@ const lookEvery = 250 * time.Millisecond
 // it. The waiter that is returned is the one that has the place.
 func (p *Permit) await(ctx context.Context, w *waiter, q *queueing, d *Demand, c choice) (*waiter, choice, error) {
 	began := time.Now()
-	until := began.Add(q.MaxWait)
+	until := began.Add(q.MaxWait - p.Waited)
 	if end, ok := ctx.Deadline(); ok && end.Before(until) {
 		until = end
 	}

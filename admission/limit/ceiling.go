@@ -120,10 +120,7 @@ func (p *recentPaces) fastest() (most int64) {
 }
 
 func (p *paces) add(output, sequences int64, took time.Duration) {
-	if p.mean == 0 {
-		p.mean = took
-	}
-	p.mean += (took - p.mean) / meanWeight
+	p.mean = averaged(p.mean, took)
 	each := output / max(sequences, 1)
 	pace := func(tokens int64) int64 { return min(tokens*1000/max(took.Milliseconds(), 1), paceMost) }
 	switch {

@@ -3,6 +3,7 @@ package limit
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -62,7 +63,36 @@ type Rule struct {
 	Exceed         string     `yaml:"exceed"`           // reject: 429 | degrade: served by the fallback
 	OnStoreFailure Failure    `yaml:"on_store_failure"` // local | closed | open, while Redis does not answer
 	Shadow         bool       `yaml:"shadow"`           // counted and reported, never enforced
-	Aux            bool       `yaml:"-"`                // counts requests that generate nothing, and no others
+	// longest time that a request over concurrency waits for a place, up to 1m; 0s: it is refused at once; left out: 2s
+	Wait time.Duration `yaml:"wait"`
+	Aux  bool          `yaml:"-"` // counts requests that generate nothing, and no others
+}
+
+const (
+	// DefaultWait is how long a request over its concurrency waits where the rule does
+	// not say: long enough for most answers' places, and shorter than the patience of
+	// clients and proxies.
+	DefaultWait = 2 * time.Second
+	maxWait     = time.Minute
+	unsetWait   = time.Duration(math.MinInt64)
+)
+
+// UnmarshalYAML gives a rule of concurrency DefaultWait where it does not say how long
+// requests wait.
+func (r *Rule) UnmarshalYAML(decode func(any) error) error {
+	type plain Rule
+	p := plain{Wait: unsetWait}
+	if err := decode(&p); err != nil {
+		return err
+	}
+	if p.Wait == unsetWait {
+		p.Wait = 0
+		if p.Concurrency != 0 {
+			p.Wait = DefaultWait
+		}
+	}
+	*r = Rule(p)
+	return nil
 }
 
 // Schedule gives a rule other numbers in some hours.
@@ -208,6 +238,12 @@ func (r *Rule) Validate() error {
 	r.UnderPressure.validate(&f)
 	if r.Buckets < 0 || r.Buckets > maxBuckets {
 		f.add("buckets", "must be from 1 to %d", maxBuckets)
+	}
+	switch {
+	case r.Wait < 0 || r.Wait > maxWait:
+		f.add("wait", "is %v; expected 0s (a request over the concurrency is refused at once) to 1m, such as 2s", r.Wait)
+	case r.Wait > 0 && r.Concurrency == 0:
+		f.add("wait", "needs concurrency: only a place that another request gives back is waited for")
 	}
 	oneOf(&f, "reserve", string(r.Reserve), string(ReserveP90), string(ReserveMax), string(ReservePrompt))
 	oneOf(&f, "exceed", r.Exceed, ExceedReject, ExceedDegrade)

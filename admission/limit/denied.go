@@ -21,6 +21,13 @@ type Denied struct {
 	Running    bool          // what is running may use the rest of the limit and more
 	Cost       int64         // of the request, as far as it is known or reserved, in the metric's own unit
 	Headers    Headers
+	Used       int64         // of the limit now, in the metric's own unit
+	Wait       time.Duration // the longest that the rule lets a request wait for a place; 0: it is refused at once
+	Waited     time.Duration // that the request has waited for a place
+	Counter    string        // names the counter that refused
+	Shared     bool          // all replicas' counters decided, not this process's alone
+
+	place place // that an estimate of the wait for a place starts from
 }
 
 // Amount is the limit in words, such as 50 requests in 1m per user.
@@ -102,7 +109,10 @@ func (l *Limiter) denied(p *plan, out *Decision, now time.Time) (*Denied, time.D
 	refusal := &Denied{
 		Rule: d.Rule, Per: c.per, Metric: d.Metric, Limit: shown(d.Metric, out.States[p.own(i)].Limit), Quota: d.Kind == Quota,
 		Window: time.Duration(d.WindowMs) * time.Millisecond, Never: out.Never, Headers: p.headers(out.States, 0, len(p.dims)),
-		Running: p.ceiling(i), Cost: shown(d.Metric, d.Cost),
+		Running: p.ceiling(i), Cost: shown(d.Metric, d.Cost), Used: shown(d.Metric, out.States[p.own(i)].Used), Counter: d.Key, Shared: out.Shared,
+	}
+	if d.Kind == Lease && !out.Never {
+		refusal.Wait, refusal.place = c.wait, p.place(i, &out.States[i])
 	}
 	exact := time.Duration(out.RetryAfterMs) * time.Millisecond
 	largest := c.largest
@@ -111,9 +121,6 @@ func (l *Limiter) denied(p *plan, out *Decision, now time.Time) (*Denied, time.D
 	}
 	if out.Never && d.Cost <= largest {
 		refusal.Never, exact = false, c.later(d, now)
-	}
-	if p.ceiling(i) && !refusal.Never {
-		exact = p.turn(exact)
 	}
 	if !refusal.Never {
 		refusal.RetryAfter = l.jittered(exact, refusal.Quota)
@@ -166,13 +173,14 @@ type denial struct {
 	refusal     Denied
 }
 
-func (d *denials) find(dims []Dim, now time.Time) (denial, bool) {
+// find returns the refusal that one of the dimensions meets, and which one.
+func (d *denials) find(dims []Dim, now time.Time) (denial, int, bool) {
 	if d.size.Load() == 0 {
-		return denial{}, false
+		return denial{}, 0, false
 	}
 	for i := range dims {
 		if !dims[i].Soft && dims[i].Cost > capacity(dims[i].Limit, dims[i].Burst) {
-			return denial{}, false // to be told that it never fits, not to wait
+			return denial{}, 0, false // to be told that it never fits, not to wait
 		}
 	}
 	d.mu.Lock()
@@ -189,10 +197,10 @@ func (d *denials) find(dims []Dim, now time.Time) (denial, bool) {
 		if !now.Before(found.until) {
 			d.drop(one.Key)
 		} else if one.Cost >= found.cost && one.Limit <= found.limit {
-			return found, true
+			return found, i, true
 		}
 	}
-	return denial{}, false
+	return denial{}, 0, false
 }
 
 func (d *denials) put(key string, one denial, now time.Time) {

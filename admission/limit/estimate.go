@@ -21,12 +21,16 @@ type speaker struct {
 	thinking   bool
 }
 
-// outputs are the last answers of a speaker, in tokens.
-type outputs struct{ output, reasoning recent }
+// outputs are the last answers of a speaker, in tokens, and how long they took.
+type outputs struct {
+	output, reasoning recent
+	mean              time.Duration // from admission to end; a moving average
+}
 
-func (o *outputs) add(output, reasoning int64) {
+func (o *outputs) add(output, reasoning int64, took time.Duration) {
 	o.output.add(int32(output))
 	o.reasoning.add(int32(reasoning))
+	o.mean = averaged(o.mean, took)
 }
 
 // estimate is what nine of ten of the answers did not pass.
@@ -89,7 +93,19 @@ func (e *estimator) estimate(r *Request) Estimate {
 	out := e.expected(own)
 	model := e.paces[cmp.Or(r.Served, r.Model)]
 	out.Pace, out.Lasting = model.fastest(), model.lasting()
+	out.Usual = out.Lasting
+	if o := e.spoken[own]; o != nil {
+		out.Usual = o.mean
+	}
 	return out
+}
+
+// averaged adds a duration to a moving average; 0: there was none.
+func averaged(mean, took time.Duration) time.Duration {
+	if mean == 0 {
+		return took
+	}
+	return mean + (took-mean)/meanWeight
 }
 
 // expected is what a speaker's next answer is expected to have. The lock is held.
@@ -124,10 +140,10 @@ func (e *estimator) learn(r *Request, u Usage, served string, took time.Duration
 	if p != nil {
 		p.add(u.Output, cmp.Or(u.Sequences, r.sequences()), took)
 	}
-	e.of(own).add(u.Output, u.Reasoning)
+	e.of(own).add(u.Output, u.Reasoning, took)
 	if own.key != "" {
 		own.key = ""
-		e.of(own).add(u.Output, u.Reasoning)
+		e.of(own).add(u.Output, u.Reasoning, took)
 	}
 }
 

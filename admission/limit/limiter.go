@@ -95,15 +95,24 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 	if r.ID == "" {
 		return nil, ErrNoID
 	}
-	if refusal := l.refused(p.dims, now); refusal != nil {
-		return nil, refusal
+	if !r.Waiting {
+		if refusal := l.refused(&p, now); refusal != nil {
+			return nil, refusal
+		}
 	}
-	out, err := l.reserve(ctx, r.ID, &p)
+	behind := p.behind(r.Behind)
+	out, err := l.reserve(ctx, Reservation{ID: r.ID, Peek: behind >= 0}, &p)
 	if err != nil {
 		return nil, fmt.Errorf("reserve: %w: %w", ErrStore, err)
 	}
-	l.metrics.decided(&p, &out)
-	l.report(&p, &out, g, now)
+	if behind >= 0 && out.Allowed {
+		out.Allowed, out.Binding, out.States[behind].Over = false, behind, true
+	}
+	l.expect(&p, &out, now)
+	if out.Allowed || !r.Waiting {
+		l.metrics.decided(&p, &out)
+		l.report(&p, &out, g, now)
+	}
 	if !out.Allowed {
 		refusal, exact := l.denied(&p, &out, now)
 		if !out.Never {
@@ -128,9 +137,10 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 // an answer, and is its owner's all the same: the request then reserves the rest. So a
 // quota is used up before it refuses, one answer may pass it, and a second one that
 // comes meanwhile finds nothing left.
-func (l *Limiter) reserve(ctx context.Context, id string, p *plan) (out Decision, err error) {
+func (l *Limiter) reserve(ctx context.Context, r Reservation, p *plan) (out Decision, err error) {
+	r.Dims = p.dims
 	for range len(p.dims) + 1 { // each round lowers what one quota is asked for
-		out, err = l.with.Store.Reserve(ctx, Reservation{ID: id, Dims: p.dims})
+		out, err = l.with.Store.Reserve(ctx, r)
 		if err != nil || out.Allowed || out.Never || out.Forgotten || !p.lower(out.Binding, out.States[out.Binding].Remaining) {
 			break
 		}
@@ -140,25 +150,56 @@ func (l *Limiter) reserve(ctx context.Context, id string, p *plan) (out Decision
 
 // Refused says what is known to refuse a request of these subjects, whatever it
 // asks, from a refusal of the last second; nil: nothing is known. It asks no store,
-// so that those who hammer are turned away before anything is read of them.
-func (l *Limiter) Refused(r Request) *Denied {
+// so that those who hammer are turned away before anything is read of them. Who may
+// wait for a place is not refused so, unless more stand in line for it than there are
+// places, and longer than the rule lets it wait; waiting counts those, by counter.
+func (l *Limiter) Refused(r Request, waiting func(counter string) int64) *Denied {
 	if l.denials.size.Load() == 0 {
 		return nil
 	}
 	now := l.with.Now()
-	p := l.set.Load().plan(&r, Estimate{}, now)
-	return l.refused(slices.DeleteFunc(p.dims, func(d Dim) bool { return d.Metric != Requests && d.Metric != Concurrency }), now)
-}
-
-// refused looks for a refusal of the last second.
-func (l *Limiter) refused(dims []Dim, now time.Time) *Denied {
-	found, ok := l.denials.find(dims, now)
+	all := l.set.Load().plan(&r, Estimate{}, now)
+	var p plan
+	for i, d := range all.dims {
+		if d.Metric == Requests || d.Metric == Concurrency {
+			p.add(d, all.counters[i])
+		}
+	}
+	found, i, ok := l.denials.find(p.dims, now)
 	if !ok {
 		return nil
 	}
+	if d := &found.refusal; d.Wait > 0 {
+		ahead := waiting(d.Counter)
+		evenly := d.place.usual / time.Duration(d.Limit) * time.Duration(ahead+1)
+		if d.Wait = p.counters[i].wait; d.Wait > 0 && (ahead < d.Limit || evenly != 0 && evenly <= d.Wait) {
+			return nil
+		}
+		d.Wait, found.retryAt = 0, now.Add(max(found.retryAt.Sub(now), evenly))
+	}
+	return l.again(found, now)
+}
+
+// refused looks for a refusal of the last second. One that may wait for a place is
+// counted by who decides that, see Waits.
+func (l *Limiter) refused(p *plan, now time.Time) *Denied {
+	found, i, ok := l.denials.find(p.dims, now)
+	if !ok {
+		return nil
+	}
+	if found.refusal.Wait > 0 {
+		found.refusal.Wait = p.counters[i].wait // the rule may have changed since
+	}
+	return l.again(found, now)
+}
+
+// again makes the refusal of a moment ago once more.
+func (l *Limiter) again(found denial, now time.Time) *Denied {
 	refusal := found.refusal
-	l.metrics.count(refusal.Rule, "deny", "local")
-	refusal.Cached, refusal.RetryAfter = true, l.jittered(max(found.retryAt.Sub(now), time.Millisecond), refusal.Quota)
+	refusal.Cached, refusal.Shared, refusal.RetryAfter = true, false, l.jittered(max(found.retryAt.Sub(now), time.Millisecond), refusal.Quota)
+	if refusal.Wait == 0 {
+		l.metrics.count(refusal.Rule, "deny", "local")
+	}
 	return &refusal
 }
 

@@ -115,7 +115,7 @@ func TestDenied(t *testing.T) {
 		denied := r.out(q)
 		want := Denied{
 			Rule: "rpm", Per: "user", Metric: Requests, Limit: 2, Window: time.Minute, Cost: 1, RetryAfter: 55 * time.Second, // 50 s and a tenth
-			Headers: Headers{Line{2, 0, time.Minute}, Line{1000, 600, time.Minute}},
+			Headers: Headers{Line{2, 0, time.Minute}, Line{1000, 600, time.Minute}}, Used: 2, Counter: "tg:{t:department=d}:r:rpm:requests:user=alice",
 		}
 		if *denied != want {
 			t.Errorf("got  %+v\nwant %+v", *denied, want)

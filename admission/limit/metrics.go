@@ -29,7 +29,7 @@ func newMetrics(o *Options, set *Set) *metrics {
 	m := &metrics{
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidegate_limit_decisions_total",
-			Help: "Decisions of limits and quotas by rule: allow; deny, by the rule that refuses longest; degrade; shadow_deny.",
+			Help: "Decisions of limits and quotas by rule: allow; deny, by the rule that refuses longest; wait, for a place under a concurrency limit; degrade; shadow_deny.",
 		}, []string{"rule", "decision", "store"}),
 		errors: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:                        "tidegate_reservation_error_ratio",
@@ -55,8 +55,8 @@ func (m *metrics) decided(p *plan, out *Decision) {
 	if out.Shared {
 		store = "redis"
 	}
-	if !out.Allowed {
-		m.count(p.dims[out.Binding].Rule, "deny", store)
+	if !out.Allowed && (out.Never || p.counters[out.Binding].wait == 0) {
+		m.count(p.dims[out.Binding].Rule, "deny", store) // else who decides whether it waits counts it
 	}
 	for i := 0; i < len(p.dims); {
 		rule, word := p.dims[i].Rule, "allow"
@@ -143,6 +143,9 @@ func (c *counter) words() []string {
 		return []string{"allow", "shadow_deny"}
 	case c.degrade:
 		return []string{"allow", "degrade"}
+	}
+	if c.wait > 0 {
+		return []string{"allow", "deny", "wait"}
 	}
 	return []string{"allow", "deny"}
 }

@@ -47,7 +47,8 @@ type counter struct {
 	reserve Policy
 	shadow  bool
 	degrade bool
-	aux     bool // counts auxiliary requests alone
+	aux     bool          // counts auxiliary requests alone
+	wait    time.Duration // longest that a request waits for a place of it; 0: none waits
 
 	amounts  []amount // by schedule; the last is that of the rule itself
 	largest  int64    // capacity under any schedule
@@ -210,7 +211,7 @@ func (r *Rule) counters() []counter {
 	}
 	if r.Concurrency != 0 {
 		c := common
-		c.metric, c.kind = Concurrency, Lease
+		c.metric, c.kind, c.wait = Concurrency, Lease, r.Wait
 		for j := range all {
 			c.amounts = append(c.amounts, amount{limit: int64(all[j].Concurrency)})
 		}
@@ -288,6 +289,12 @@ type Request struct {
 	Sequences int64  // answers that are generated at the same time, prompts times choices; 0: 1
 	Thinking  bool
 	Aux       bool // it generates nothing, and only rules of auxiliary requests count it
+	// It waits for a place already: the store is asked whatever it said a moment ago,
+	// and a refusal counts for no metric.
+	Waiting bool
+	// Behind reports whether others wait for places of a counter, which go first; nil:
+	// nobody waits anywhere.
+	Behind func(counter string) bool
 }
 
 // sequences is their number, 1 at least.
@@ -299,6 +306,7 @@ type Estimate struct {
 	Cold              bool          // too little is known; a quarter of the smallest limit is the most
 	Pace              int64         // tokens per second that one sequence may come at; 0: any number
 	Lasting           time.Duration // of an answer on the average, from admission to end; 0: not known
+	Usual             time.Duration // the same of the key's own answers, where some were seen
 }
 
 // plan is the dimensions of one request and the counters they are of. A ceiling is
@@ -307,6 +315,7 @@ type plan struct {
 	dims     []Dim
 	counters []*counter
 	lasting  time.Duration // of an answer on the average; 0: not known
+	usual    time.Duration // of such an answer of this key; 0: not known
 }
 
 func (p *plan) add(d Dim, c *counter) {
@@ -320,7 +329,7 @@ func (p *plan) ceiling(i int) bool { return i > 0 && p.counters[i] == p.counters
 func (s *Set) Dims(r Request, e Estimate, now time.Time) []Dim { return s.plan(&r, e, now).dims }
 
 func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
-	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size), lasting: e.Lasting}
+	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size), lasting: e.Lasting, usual: e.Usual}
 	within := s.scope(r.Aux)
 	n := r.names(within.subjects, within.homes)
 	level := min(max(r.Level, 0), levelCount-1)

@@ -1,0 +1,168 @@
+package limit
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// hold is what a running request holds of a counter, and for how much longer.
+type hold struct {
+	left   time.Duration
+	amount int64
+}
+
+const (
+	leastPlace = 10 * time.Millisecond // the shortest wait for a place that anybody is told
+	// tailParts divides what an answer has taken so far, or takes usually: about so much
+	// longer lasts one that is nearly over, or that should be.
+	tailParts, lateParts = 8, 4
+)
+
+// left estimates how much longer a request runs: as long as such requests take, less
+// what it has run. One that has outlasted them is taken to go on for a quarter of its
+// age, and where nothing is known of such requests for as long as it has run.
+func left(age, usual time.Duration) time.Duration {
+	switch {
+	case usual == 0:
+		return max(age, leastTurn)
+	case age < usual:
+		return max(usual-age, usual/tailParts)
+	}
+	return age / lateParts
+}
+
+// place is what an estimate of the wait for a place starts from.
+type place struct {
+	used, cost, limit int64
+	usual             time.Duration // that such requests take; 0: not known
+}
+
+// PlaceIn estimates how long a request that a concurrency limit refused waits until its
+// places are free, once those who go first have theirs: ahead of them wait for so many
+// places. It goes by the ages of the requests that run here and by how long such
+// requests took; those of other replicas are taken to end evenly.
+func (l *Limiter) PlaceIn(d *Denied, ahead int64) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.placeIn(d.Counter, d.place, ahead, l.with.Now())
+}
+
+// placeIn does what PlaceIn does. The lock is held.
+func (l *Limiter) placeIn(counter string, p place, ahead int64, now time.Time) time.Duration {
+	needed := p.used + p.cost + ahead - p.limit
+	if needed <= 0 {
+		return leastPlace
+	}
+	var holds []hold
+	elsewhere := p.used
+	for _, g := range l.running {
+		for i := range g.plan.dims {
+			if d := &g.plan.dims[i]; d.Kind == Lease && d.Key == counter {
+				holds = append(holds, hold{left(now.Sub(g.began), cmp.Or(g.plan.usual, p.usual)), d.Cost})
+				elsewhere -= d.Cost
+			}
+		}
+	}
+	usual := cmp.Or(p.usual, leastTurn)
+	for n := range max(min(elsewhere, maxElsewhere), 0) {
+		holds = append(holds, hold{usual * time.Duration(n+1) / time.Duration(elsewhere+1), 1})
+	}
+	if len(holds) == 0 {
+		return max(usual, leastPlace)
+	}
+	slices.SortFunc(holds, func(a, b hold) int { return cmp.Compare(a.left, b.left) })
+	var all int64
+	for _, h := range holds {
+		all += h.amount
+	}
+	// Beyond what runs now come those who wait, which run as long as is usual.
+	rounds := (needed - 1) / max(all, 1)
+	needed -= rounds * all
+	for _, h := range holds {
+		if needed -= h.amount; needed <= 0 {
+			return max(h.left+time.Duration(rounds)*usual, leastPlace)
+		}
+	}
+	return max(usual*time.Duration(rounds+1), leastPlace)
+}
+
+// maxElsewhere bounds the places of other replicas that an estimate looks at.
+const maxElsewhere = 10_000
+
+// expect puts estimates in the place of retry times that say only when reservations
+// end by themselves: what runs gives a place back when it ends, and most of what is
+// reserved for an answer that is not used.
+func (l *Limiter) expect(p *plan, out *Decision, now time.Time) {
+	changed := false
+	for i := range out.States {
+		s := &out.States[i]
+		if !s.Over || s.Never {
+			continue
+		}
+		exact := time.Duration(s.RetryAfterMs) * time.Millisecond
+		sooner := exact
+		switch d := &p.dims[i]; {
+		case d.Kind == Lease:
+			l.mu.Lock()
+			sooner = l.placeIn(d.Key, p.place(i, s), 0, now)
+			l.mu.Unlock()
+		case p.ceiling(i):
+			sooner = p.turn(exact)
+		}
+		if sooner != exact {
+			s.RetryAfterMs, changed = max(sooner.Milliseconds(), 1), true
+		}
+	}
+	if changed && !out.Allowed {
+		again := Decide(p.dims, out.States)
+		out.Binding, out.RetryAfterMs, out.Never = again.Binding, again.RetryAfterMs, again.Never
+	}
+}
+
+// place is what an estimate for one of the plan's concurrency limits starts from.
+func (p *plan) place(i int, s *State) place {
+	return place{used: s.Used, cost: p.dims[i].Cost, limit: s.Limit, usual: p.usual}
+}
+
+// behind returns the first concurrency limit of the plan at which others wait, who go
+// first; -1: there is none.
+func (p *plan) behind(waits func(counter string) bool) int {
+	if waits == nil {
+		return -1
+	}
+	return slices.IndexFunc(p.dims, func(d Dim) bool { return d.Kind == Lease && !d.Soft && waits(d.Key) })
+}
+
+// Counters returns the names of the concurrency limits of which the request holds
+// places.
+func (g *Grant) Counters() (names []string) {
+	for i := range g.plan.dims {
+		if d := &g.plan.dims[i]; d.Kind == Lease && !d.Soft {
+			names = append(names, d.Key)
+		}
+	}
+	return names
+}
+
+// Waits counts that a refused request waits for a place instead.
+func (l *Limiter) Waits(d *Denied) { l.metrics.count(d.Rule, "wait", d.store()) }
+
+// Refuse counts and returns the refusal of a request that might have waited for a
+// place, or has. Before it, ahead requests wait for places of the same counter.
+func (l *Limiter) Refuse(d *Denied, ahead int64, waited time.Duration) *Denied {
+	l.metrics.count(d.Rule, "deny", d.store())
+	refusal := *d
+	if refusal.Waited = waited; d.Wait > 0 {
+		refusal.RetryAfter = l.jittered(l.PlaceIn(d, ahead), false)
+	}
+	return &refusal
+}
+
+// store names whose counters refused.
+func (d *Denied) store() string {
+	if d.Shared {
+		return "redis"
+	}
+	return "local"
+}

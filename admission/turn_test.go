@@ -1,0 +1,406 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"tidegate/admission/limit"
+	"tidegate/degrade"
+)
+
+// crowd is callers under a concurrency limit, before backends with room for slots.
+type crowd struct {
+	*testing.T
+	doors *Controller
+	pool  *Pool
+	count int
+}
+
+func placesRule(n limit.Count, wait time.Duration) []limit.Rule {
+	return []limit.Rule{{Name: "places", Per: "global", Bounds: limit.Bounds{Concurrency: n}, Wait: wait}}
+}
+
+func rulesOf(t *testing.T, rules []limit.Rule) *limit.Set {
+	t.Helper()
+	set, err := limit.Compile(rules, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
+}
+
+func newCrowd(t *testing.T, store limit.Store, rules []limit.Rule, slots int) *crowd {
+	b := NewBackend(nil, Bounds{InFlight: slots})
+	b.Rotate(true)
+	return &crowd{T: t, pool: pooled(b), doors: New(limit.New(rulesOf(t, rules), limit.Options{Store: store, Random: func() float64 { return 1 }}), DefaultQueue())}
+}
+
+func (c *crowd) demand(user string) *Demand {
+	c.count++
+	return &Demand{Pool: c.pool, MaxLevel: degrade.Canned, Request: limit.Request{
+		ID: fmt.Sprintf("%p-%d", c, c.count), Subjects: limit.Subjects{User: user}, Prompt: 10, MaxTokens: 100,
+	}}
+}
+
+// ask admits in the background.
+func (c *crowd) ask(ctx context.Context, d *Demand) *asked {
+	a, began := new(asked), time.Now()
+	go func() {
+		a.permit, a.err = c.doors.Admit(ctx, d)
+		a.after, a.done = time.Since(began), true
+	}()
+	synctest.Wait()
+	return a
+}
+
+func (c *crowd) in(user string) *Permit {
+	c.Helper()
+	p, err := c.doors.Admit(c.Context(), c.demand(user))
+	if err != nil {
+		c.Fatal(err)
+	}
+	return p
+}
+
+func (c *crowd) settle(p *Permit) {
+	c.Helper()
+	if err := p.Settle(limit.Usage{Input: 10, Output: 50}, "model"); err != nil {
+		c.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+// empty: nothing is left of those who waited.
+func (c *crowd) empty() {
+	c.Helper()
+	synctest.Wait()
+	if n := c.doors.lines.waiting.Load(); n != 0 || len(c.doors.lines.byCounter) != 0 || c.pool.held != 0 {
+		c.Errorf("%d wait, in lines %v; %d sequences are held", n, c.doors.lines.byCounter, c.pool.held)
+	}
+	if s, err := c.doors.Status(context.Background(), limit.Request{}); err != nil || s.Rates[0].Remaining != s.Rates[0].Limit {
+		c.Errorf("%+v, %v", s, err)
+	}
+}
+
+// batch answers n calls at once as OpenAI's clients send them, which try again twice
+// after the time that a refusal says, and returns when the last has its answer, and how
+// many have none.
+func (c *crowd) batch(n int, lasting func(i int) time.Duration) (took time.Duration, failed int) {
+	began := time.Now()
+	ends := make(chan error, n)
+	for i := range n {
+		demand := func() *Demand { return c.demand("ann") }
+		first := demand()
+		again := []*Demand{demand(), demand()}
+		go func() {
+			p, err := c.doors.Admit(context.Background(), first)
+			var denied *limit.Denied
+			for errors.As(err, &denied) && len(again) > 0 {
+				time.Sleep(denied.RetryAfter)
+				p, err = c.doors.Admit(context.Background(), again[0])
+				again = again[1:]
+			}
+			if err == nil {
+				time.Sleep(lasting(i))
+				_ = p.Settle(limit.Usage{Input: 10, Output: 50}, "model")
+			}
+			ends <- err
+		}()
+		synctest.Wait() // so that they come in their order
+	}
+	for range n {
+		if err := <-ends; err != nil {
+			failed++
+		}
+	}
+	return time.Since(began), failed
+}
+
+// atBest is how long n calls take of which 16 run at a time and no place is ever idle.
+func atBest(n int, lasting func(i int) time.Duration) (end time.Duration) {
+	var places [16]time.Duration
+	for i := range n {
+		slices.Sort(places[:])
+		places[0] += lasting(i)
+		end = max(end, places[0])
+	}
+	return end
+}
+
+// TestTwentyUnderSixteen: 20 calls at once under a concurrency of 16 end within 1.2 x
+// the time of a run without limits on an engine that runs 16 at a time, and no place is
+// idle while one of them waits, also where the engine would run them all.
+func TestTwentyUnderSixteen(t *testing.T) {
+	alike := func(int) time.Duration { return 900 * time.Millisecond }
+	differ := func(i int) time.Duration { return time.Duration(300+45*(i*7%20)) * time.Millisecond }
+	for _, one := range []struct {
+		name    string
+		slots   int
+		lasting func(int) time.Duration
+	}{{"16 slots, alike", 16, alike}, {"16 slots, differ", 16, differ}, {"32 slots, differ", 32, differ}} {
+		for _, wait := range []time.Duration{0, limit.DefaultWait} {
+			t.Run(fmt.Sprint(one.name, ", wait ", wait), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					free, _ := newCrowd(t, limit.NewMemory(time.Now), placesRule(1000, 0), one.slots).batch(20, one.lasting)
+					c := newCrowd(t, limit.NewMemory(time.Now), placesRule(16, wait), one.slots)
+					c.batch(3, one.lasting) // so that it is known how long such calls take
+					took, failed := c.batch(20, one.lasting)
+					t.Logf("without limits %v, under a concurrency of 16 %v: %.2f x", free, took, float64(took)/float64(free))
+					if failed > 0 || wait > 0 && took != atBest(20, one.lasting) || one.slots == 16 && took > free*6/5 {
+						t.Errorf("%d without an answer; %v, at best %v, and %v without limits", failed, took, atBest(20, one.lasting), free)
+					}
+					c.empty()
+				})
+			})
+		}
+	}
+}
+
+// TestPlaceWaitEnds: a request waits for as long as its rule lets it, and is then told how
+// long a place really takes; it leaves with its caller, and a rule of no wait refuses
+// at once.
+func TestPlaceWaitEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(1, 2*time.Second), 8)
+		before := c.in("ann")
+		time.Sleep(10 * time.Second)
+		c.settle(before)
+		held := c.in("ann")
+		ctx, cancel := context.WithCancel(t.Context())
+		left := c.ask(ctx, c.demand("bob"))
+		if left.done || c.pool.held != 1 {
+			t.Fatalf("%+v, %d held", left, c.pool.held)
+		}
+		cancel()
+		synctest.Wait()
+		if !left.done || !errors.Is(left.err, context.Canceled) || c.pool.held != 0 {
+			t.Fatalf("%+v, %d held", left, c.pool.held)
+		}
+		late := c.ask(t.Context(), c.demand("bob"))
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		var denied *limit.Denied
+		if !late.done || !errors.As(late.err, &denied) || denied.Waited != 2*time.Second || denied.RetryAfter != 8800*time.Millisecond {
+			t.Fatalf("%+v: %+v", late, denied)
+		}
+		c.doors.limits.Replace(rulesOf(t, placesRule(1, 0)))
+		if once := c.ask(t.Context(), c.demand("bob")); !errors.As(once.err, &denied) || once.after != 0 || denied.RetryAfter != 8800*time.Millisecond {
+			t.Errorf("%+v", once)
+		}
+		c.settle(held)
+		c.empty()
+	})
+}
+
+// TestWaitReloaded: another wait holds for those who wait.
+func TestWaitReloaded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(1, 2*time.Second), 8)
+		held := c.in("ann")
+		a := c.ask(t.Context(), c.demand("bob"))
+		time.Sleep(100 * time.Millisecond)
+		c.doors.limits.Replace(rulesOf(t, placesRule(1, 20*time.Second)))
+		time.Sleep(10 * time.Second)
+		if synctest.Wait(); a.done {
+			t.Fatalf("%+v", a)
+		}
+		c.doors.limits.Replace(rulesOf(t, placesRule(1, 0)))
+		time.Sleep(alonePoll)
+		var denied *limit.Denied
+		if synctest.Wait(); !errors.As(a.err, &denied) || a.after > 11*time.Second+100*time.Millisecond {
+			t.Fatalf("%+v", a)
+		}
+		c.settle(held)
+		c.empty()
+	})
+}
+
+// TestWaitIsFair: of those who wait under one limit the next is of the tenant that has
+// had least, critical ones first; who comes while others wait stands behind them.
+func TestWaitIsFair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(1, time.Minute), 8)
+		held := c.in("ann")
+		order := []string{}
+		ask := func(name, user, tier string) {
+			d := c.demand(user)
+			d.Request.Tier = tier
+			go func() {
+				p, err := c.doors.Admit(context.Background(), d)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				order = append(order, name)
+				time.Sleep(time.Second)
+				c.doors.settleForTest(t, p)
+			}()
+			synctest.Wait()
+		}
+		for i, one := range [][2]string{{"ann", ""}, {"ann", ""}, {"ann", ""}, {"bob", ""}, {"cid", limit.Batch}, {"dan", limit.Critical}} {
+			ask(fmt.Sprint(one[0], i), one[0], one[1])
+		}
+		c.settle(held)
+		ask("eve6", "eve", "") // dan has the place now
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got, want := fmt.Sprint(order), "[dan5 ann0 bob3 eve6 ann1 ann2 cid4]"; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+		c.empty()
+	})
+}
+
+func (c *Controller) settleForTest(t *testing.T, p *Permit) {
+	if err := p.Settle(limit.Usage{Input: 10, Output: 50}, "model"); err != nil {
+		t.Error(err)
+	}
+}
+
+// sharing is a store that says that other gateways share it.
+type sharing struct{ limit.Store }
+
+func (s sharing) Reserve(ctx context.Context, r limit.Reservation) (limit.Decision, error) {
+	out, err := s.Store.Reserve(ctx, r)
+	out.Shared = true
+	return out, err
+}
+
+// TestWaitForAnotherGateway: a place that another gateway gives back is found soon, and
+// the store is not asked all the time.
+func TestWaitForAnotherGateway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &counting{Store: sharing{limit.NewMemory(time.Now)}}
+		here, there := newCrowd(t, store, placesRule(1, 10*time.Second), 8), newCrowd(t, store, placesRule(1, 10*time.Second), 8)
+		held := there.in("ann")
+		store.calls = 0
+		first, second := here.ask(t.Context(), here.demand("ann")), here.ask(t.Context(), here.demand("bob"))
+		time.Sleep(5 * time.Second)
+		if synctest.Wait(); first.done || second.done || store.calls > 8*5+4 {
+			t.Fatalf("%+v, %+v, %d calls", first, second, store.calls)
+		}
+		there.settle(held)
+		time.Sleep(mostPoll * 5 / 4)
+		if synctest.Wait(); first.permit == nil || first.permit.Waited < 5*time.Second || second.done {
+			t.Fatalf("%+v, %+v", first, second)
+		}
+		here.settle(first.permit)
+		if second.permit == nil {
+			t.Fatalf("%+v", second)
+		}
+		here.settle(second.permit)
+		here.empty()
+	})
+}
+
+type counting struct {
+	limit.Store
+	calls int
+}
+
+func (s *counting) Reserve(ctx context.Context, r limit.Reservation) (limit.Decision, error) {
+	s.calls++
+	return s.Store.Reserve(ctx, r)
+}
+
+// TestWaitIsBounded: those who wait for a place under a limit count in the queue's
+// budget, and beyond one round of places nobody waits who would wait for too long.
+func TestWaitIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(2, 2*time.Second), 8)
+		for range 2 { // such requests take 3 s
+			p := c.in("ann")
+			time.Sleep(3 * time.Second)
+			c.settle(p)
+		}
+		held := []*Permit{c.in("ann"), c.in("ann")}
+		var waiting []*asked
+		for range 2 {
+			waiting = append(waiting, c.ask(t.Context(), c.demand("ann")))
+		}
+		var denied *limit.Denied
+		// Of the five places that are needed before, two become free after 3 s and two after 6 s.
+		if a := c.ask(t.Context(), c.demand("ann")); !errors.As(a.err, &denied) || a.after != 0 || denied.RetryAfter != 6600*time.Millisecond {
+			t.Errorf("%+v", a)
+		}
+		q := DefaultQueue()
+		q.MaxLength = 2
+		c.doors.Reload(q)
+		if a := c.ask(t.Context(), c.demand("ann")); !a.done || a.after != 0 {
+			t.Errorf("%+v", a)
+		}
+		for i, p := range held {
+			if c.settle(p); waiting[i].permit == nil {
+				t.Fatalf("%+v", waiting[i])
+			}
+			c.settle(waiting[i].permit)
+		}
+		c.empty()
+	})
+}
+
+// TestWaitOfSeveral: a request of several sequences waits until all have places, and
+// smaller ones behind it do not pass it.
+func TestWaitOfSeveral(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(4, 20*time.Second), 8)
+		held := []*Permit{c.in("ann"), c.in("ann"), c.in("ann"), c.in("ann")}
+		large := c.demand("ann")
+		large.Request.Sequences = 3
+		a, b := c.ask(t.Context(), large), c.ask(t.Context(), c.demand("ann"))
+		for _, p := range held[:2] {
+			c.settle(p)
+		}
+		if a.done || b.done {
+			t.Fatalf("%+v, %+v", a, b)
+		}
+		if c.settle(held[2]); a.permit == nil || b.done {
+			t.Fatalf("%+v, %+v", a, b)
+		}
+		if c.settle(held[3]); b.permit == nil {
+			t.Fatalf("%+v", b)
+		}
+		c.settle(a.permit)
+		c.settle(b.permit)
+		c.empty()
+	})
+}
+
+// TestWaitTold: who was told its level while it waited is answered at that.
+func TestWaitTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, placesRule(1, 20*time.Second), DefaultQueue(), "large")
+		held, err := h.doors.Admit(t.Context(), h.demand("large"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		told, silent := h.demand("large"), h.demand("large")
+		told.Caller = caller{waits: func(*Permit) bool { return true }}
+		a, b := h.ask(t.Context(), told), h.ask(t.Context(), silent)
+		h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.StreamingOff, Until: time.Now().Add(time.Hour)}})
+		for _, one := range []struct {
+			before *Permit
+			a      *asked
+			level  degrade.Level
+		}{{held, a, degrade.Full}, {nil, b, degrade.StreamingOff}} {
+			if one.before == nil {
+				one.before = a.permit
+			}
+			if err := one.before.Settle(limit.Usage{}, ""); err != nil {
+				t.Fatal(err)
+			}
+			if synctest.Wait(); one.a.permit == nil || one.a.permit.Level != one.level {
+				t.Fatalf("%+v", one.a)
+			}
+		}
+		if err := b.permit.Settle(limit.Usage{}, ""); err != nil {
+			t.Fatal(err)
+		}
+		h.idle(t)
+	})
+}
