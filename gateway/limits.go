@@ -84,7 +84,13 @@ func (c *call) overLimit(d *limit.Denied) *refusal {
 		until := time.Now().Add(d.RetryAfter).UTC().Round(time.Second)
 		r = refuse(codeInsufficientQuota, "", fmt.Sprintf("%s is used up until %s: wait, or ask for more; GET /quota/status shows what is left", rule, until.Format(time.RFC3339)))
 	default:
-		if d.Running {
+		switch {
+		case d.Metric == limit.Concurrency:
+			rule += fmt.Sprintf(", and %d are running", d.Used)
+			if d.Waited > 0 {
+				rule += fmt.Sprintf("; this one has waited %v for a place", max(d.Waited.Round(100*time.Millisecond), 100*time.Millisecond))
+			}
+		case d.Running:
 			rule += ", and the requests that are running may still use the rest of it"
 		}
 		r = refuse(codeRateLimit, "", fmt.Sprintf("%s: try again in %s", rule, max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(d.RetryAfter)

@@ -50,10 +50,9 @@ func (l *Limiter) PlaceIn(d *Denied, ahead int64) time.Duration {
 
 // placeIn does what PlaceIn does. The lock is held.
 func (l *Limiter) placeIn(counter string, p place, ahead int64, now time.Time) time.Duration {
-	needed := p.used + p.cost + ahead - p.limit
-	if needed <= 0 {
-		return leastPlace
-	}
+	// One that was refused needs one place at least: this replica alone may have less
+	// than the limit.
+	needed := max(p.used+p.cost-p.limit, 1) + ahead
 	var holds []hold
 	elsewhere := p.used
 	for _, g := range l.running {
