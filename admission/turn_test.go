@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -278,11 +279,11 @@ func TestWaitForAnotherGateway(t *testing.T) {
 		store := &counting{Store: sharing{limit.NewMemory(time.Now)}}
 		here, there := newCrowd(t, store, placesRule(1, 10*time.Second), 8), newCrowd(t, store, placesRule(1, 10*time.Second), 8)
 		held := there.in("ann")
-		store.calls = 0
+		store.calls.Store(0)
 		first, second := here.ask(t.Context(), here.demand("ann")), here.ask(t.Context(), here.demand("bob"))
 		time.Sleep(5 * time.Second)
-		if synctest.Wait(); first.done || second.done || store.calls > 8*5+4 {
-			t.Fatalf("%+v, %+v, %d calls", first, second, store.calls)
+		if synctest.Wait(); first.done || second.done || store.calls.Load() > 8*5+4 {
+			t.Fatalf("%+v, %+v, %d calls", first, second, store.calls.Load())
 		}
 		there.settle(held)
 		time.Sleep(mostPoll * 5 / 4)
@@ -300,11 +301,11 @@ func TestWaitForAnotherGateway(t *testing.T) {
 
 type counting struct {
 	limit.Store
-	calls int
+	calls atomic.Int64
 }
 
 func (s *counting) Reserve(ctx context.Context, r limit.Reservation) (limit.Decision, error) {
-	s.calls++
+	s.calls.Add(1)
 	return s.Store.Reserve(ctx, r)
 }
 
