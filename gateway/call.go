@@ -55,6 +55,7 @@ type call struct {
 	param      string            // parameter that the error names; empty: none
 	rule       string            // limit that refused; empty: none did
 	backend    string            // the last one tried
+	retry      time.Duration     // the longest that a server which refused asked to be left alone
 	prompt     int               // exact tokens of the prompt, or of all prompts
 	longest    int               // those of the longest prompt
 	several    bool              // there are several prompts

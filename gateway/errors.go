@@ -123,6 +123,9 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 		return true
 	}
 	r := g.explain(c, err)
+	if r.status >= http.StatusInternalServerError {
+		r.atLeast(c.retry)
+	}
 	c.status, c.code, c.param, c.rule = r.status, r.told.Code, r.told.Param, r.rule
 	if c.backend == "" {
 		g.metrics.refused(c, r)
@@ -299,7 +302,8 @@ func serverRefusal(c *call, status int, said openai.Error) *refusal {
 		return refuse(codeInvalidRequest, said.Param, cmp.Or(said.Message, fmt.Sprintf(
 			"the request was refused with status %d before the model server or by it, without an error that can be read (request id %s)", status, c.id)))
 	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:
-		return refuse(codeOverloaded, "", fmt.Sprintf("the servers of %s are busy; please try again", c.model.Name)).after(retryOverloaded)
+		in := max(retryOverloaded, c.retry)
+		return refuse(codeOverloaded, "", fmt.Sprintf("the servers of %s are busy; try again in %v", c.model.Name, in.Round(100*time.Millisecond))).after(in)
 	}
 	return refuse(codeUpstream, "", "the model server failed; please try again (request id "+c.id+")")
 }

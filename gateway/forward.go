@@ -130,6 +130,7 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 		defer answer.Close()
 		switch {
 		case answer.Status != http.StatusOK:
+			c.retry = max(c.retry, retryAfter(answer.Header, time.Now()))
 			err = refused(answer)
 		case c.streamed:
 			var longest int
