@@ -86,7 +86,7 @@ func (c *call) overLimit(d *limit.Denied) *refusal {
 	default:
 		switch {
 		case d.Metric == limit.Concurrency:
-			rule += fmt.Sprintf(", and %d are running", d.Used)
+			rule += fmt.Sprintf("; running now: %d", d.Used)
 			if d.Waited > 0 {
 				rule += fmt.Sprintf("; this one has waited %v for a place", max(d.Waited.Round(100*time.Millisecond), 100*time.Millisecond))
 			}

@@ -40,9 +40,6 @@ func bounded(n float64, unit time.Duration) time.Duration {
 
 // atLeast makes the caller wait for at least so long before it tries again.
 func (r *refusal) atLeast(wait time.Duration) {
-	if wait <= r.retry {
-		return
-	}
-	r.retry = wait
+	r.retry = max(r.retry, wait)
 	r.hopeless = r.hopeless || wait > worthWaiting
 }

@@ -171,8 +171,8 @@ func (l *Limiter) Refused(r Request, waiting func(counter string) int64) *Denied
 	}
 	if d := &found.refusal; d.Wait > 0 {
 		ahead := waiting(d.Counter)
-		evenly := d.place.usual / time.Duration(d.Limit) * time.Duration(ahead+1)
-		if d.Wait = p.counters[i].wait; d.Wait > 0 && (ahead < d.Limit || evenly != 0 && evenly <= d.Wait) {
+		evenly := cmp.Or(d.place.usual, leastTurn) / time.Duration(d.Limit) * time.Duration(ahead+1)
+		if d.Wait = p.counters[i].wait; d.Wait > 0 && (ahead < d.Limit || evenly <= d.Wait) {
 			return nil
 		}
 		d.Wait, found.retryAt = 0, now.Add(max(found.retryAt.Sub(now), evenly))

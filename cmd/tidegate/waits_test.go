@@ -1,0 +1,108 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// refusing is a server in front of another one that refuses generations with a status
+// and these headers.
+func refusing(t *testing.T, to string, status int, header http.Header) string {
+	t.Helper()
+	target, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			proxy.ServeHTTP(w, r)
+			return
+		}
+		for name, values := range header {
+			w.Header()[name] = values
+		}
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, `{"error":{"message":"queue full"}}`)
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// TestServersRetryAfter: who is refused by a server is told to wait as long as the
+// server asks, of all that were tried the longest, and never less than without that.
+func TestServersRetryAfter(t *testing.T) {
+	for _, one := range []struct {
+		status        int
+		first, second string
+		want          string // status, Retry-After, x-should-retry
+	}{
+		{429, "30", "30", "503 30 "},
+		{503, "30", "", "503 30 "},
+		{503, "", "30", "503 30 "},
+		{503, "", "", "503 1 "},
+		{503, "900", "2", "503 900 false"},
+		{502, "45", "", "502 45 "},
+	} {
+		t.Run(fmt.Sprintf("%d, %q, %q", one.status, one.first, one.second), func(t *testing.T) {
+			s := startServers(t, nil)
+			for i, after := range []string{one.first, one.second} {
+				header := http.Header{}
+				if after != "" {
+					header.Set("Retry-After", after)
+				}
+				behind := *s[i]
+				behind.URL = refusing(t, s[i].URL, one.status, header)
+				s[i] = &behind
+			}
+			f := startGateway(t, s, plan{model: []string{"retry: {attempts: 2, budget: 1}"}})
+			got := f.complete(t, adaKey, `{"model":"`+largeModel+`","messages":[{"role":"user","content":"hi"}]}`)
+			h := got.header
+			if line := fmt.Sprintf("%d %s %s", got.status, h.Get("Retry-After"), h.Get("X-Should-Retry")); line != one.want {
+				t.Errorf("%q, want %q: %s", line, one.want, got.body)
+			}
+		})
+	}
+}
+
+// TestWaitsForAPlace: who is over its concurrency waits for a place and is answered,
+// streamed or not; with wait: 0s it is refused, and told how many run.
+func TestWaitsForAPlace(t *testing.T) {
+	body := `{"model":"` + largeModel + `","messages":[{"role":"user","content":"hi"}],"max_tokens":40%s}`
+	for _, one := range []struct {
+		name, wait string
+		refused    bool
+	}{{"default", "", false}, {"20s", ", wait: 20s", false}, {"0s", ", wait: 0s", true}} {
+		t.Run(one.name, func(t *testing.T) {
+			refused := one.refused
+			f := startGateway(t, startServers(t, nil), plan{more: "limits:\n  - {name: places, per: user, concurrency: 3" + one.wait + "}\n"})
+			var all sync.WaitGroup
+			replies := make([]reply, 6)
+			for i := range replies {
+				all.Go(func() {
+					replies[i] = f.complete(t, adaKey, fmt.Sprintf(body, map[bool]string{true: `,"stream":true`}[i%2 == 0]))
+				})
+			}
+			all.Wait()
+			for _, r := range replies {
+				switch {
+				case r.status == http.StatusOK:
+				case !refused || r.status != http.StatusTooManyRequests:
+					t.Errorf("%d %s", r.status, r.body)
+				case !strings.Contains(string(r.body), "the limit places allows 3 requests at a time per user; running now: 3: try again in"):
+					t.Errorf("%s", r.body)
+				}
+			}
+			if waited := f.metric(t, `tidegate_limit_decisions_total{decision="wait",rule="places",store="local"}`); refused == (waited > 0) {
+				t.Errorf("%v have waited", waited)
+			}
+		})
+	}
+}
