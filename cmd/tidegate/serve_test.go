@@ -30,7 +30,7 @@ import (
 // server's, client's and authority's.
 func certificate(t *testing.T, dir, name string) (certFile, keyFile string) {
 	t.Helper()
-	return certificateFor(t, dir, name, time.Now().Add(-time.Hour), time.Now().Add(365*24*time.Hour))
+	return certificateFor(t, dir, name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 }
 
 // certificateFor makes a certificate that is good from one time to another.
