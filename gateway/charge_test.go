@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -50,10 +51,30 @@ type generated struct {
 
 // generateOne sends g one request and settles it.
 func generateOne(ctx context.Context, g *Gateway, kind openai.Route, body string) generated {
+	return generateInto(ctx, g, httptest.NewRecorder(), func([]byte) {}, kind, body)
+}
+
+// watched is a recorder that shows what is written to it.
+type watched struct {
+	*httptest.ResponseRecorder
+	wrote func([]byte)
+}
+
+// Write records a part of the answer, then shows it.
+func (w watched) Write(p []byte) (int, error) {
+	defer w.wrote(p)
+	return w.ResponseRecorder.Write(p)
+}
+
+// SetReadDeadline is that of a connection.
+func (watched) SetReadDeadline(time.Time) error { return nil }
+
+// generateInto sends g one request, whose answer goes into w and is shown as it is
+// written, and settles it.
+func generateInto(ctx context.Context, g *Gateway, w *httptest.ResponseRecorder, wrote func([]byte), kind openai.Route, body string) generated {
 	r := httptest.NewRequestWithContext(ctx, http.MethodPost, path(kind), strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
-	w := httptest.NewRecorder()
-	c := &call{w: deadlines{w}, r: r, set: g.settings.Load(), id: newID(time.Now()), route: path(kind), kind: kind, began: time.Now(), status: http.StatusOK}
+	c := &call{w: watched{w, wrote}, r: r, set: g.settings.Load(), id: newID(time.Now()), route: path(kind), kind: kind, began: time.Now(), status: http.StatusOK}
 	err := g.guarded(c, g.generate)
 	if err != nil {
 		g.fail(c, err)
@@ -191,5 +212,36 @@ func TestUsageIsNotBelieved(t *testing.T) {
 				t.Errorf("%s, stream %v: %q", c.usage, stream, warnings)
 			}
 		}
+	}
+}
+
+// TestLeavingAfterDone: a client that closes the connection once it has read [DONE], as
+// GuideLLM and OpenAI's Python client do, has had its whole answer.
+func TestLeavingAfterDone(t *testing.T) {
+	for _, last := range []string{"[DONE]", `"finish_reason":"stop"`} {
+		t.Run(last, func(t *testing.T) {
+			g, _ := behind(t, func(w http.ResponseWriter, r *http.Request) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				w.Header().Set("Content-Type", "text/event-stream")
+				_, _ = io.WriteString(w, `data: {"id":"a","object":"chat.completion.chunk","model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"Hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":1,"total_tokens":10}}`+"\n\n")
+				_ = http.NewResponseController(w).Flush()
+				if last == "[DONE]" {
+					_, _ = io.WriteString(w, "data: [DONE]\n\n")
+					_ = http.NewResponseController(w).Flush()
+				}
+				<-r.Context().Done() // the end of the answer comes late
+			}, nil)
+			ctx, leave := context.WithCancel(t.Context())
+			defer leave()
+			got := generateInto(ctx, g, httptest.NewRecorder(), func(p []byte) {
+				if bytes.Contains(p, []byte(last)) {
+					leave()
+				}
+			}, openai.Chat, `{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}`)
+			want := map[bool]int{true: http.StatusOK, false: clientClosed}[last == "[DONE]"]
+			if got.status != want || (got.err == nil) != (want == http.StatusOK) || got.usage.Output != 1 {
+				t.Errorf("status %d, %v, %+v, %s", got.status, got.err, got.usage, got.body)
+			}
+		})
 	}
 }

@@ -391,12 +391,15 @@ func (g *Gateway) stream(c *call, b *backend.Backend, answer *backend.Answer, pe
 // progressEvery is how often the limits are told what a stream has used so far.
 const progressEvery = 2 * time.Second
 
-// ended judges how a stream ended. What has come is the caller's in any case.
+// ended judges how a stream ended. What has come is the caller's in any case. Many
+// clients close the connection as soon as they have read [DONE], before the server has
+// ended its answer: they have left nothing.
 func (o *reply) ended(tap *openai.Tap, err error) error {
+	passed := tap.Done() && (o.pending == nil || len(*o.pending) == 0)
 	switch {
 	case !o.flush():
 		return backend.ErrLeft
-	case errors.Is(err, io.EOF) && tap.Done():
+	case errors.Is(err, io.EOF) && tap.Done(), errors.Is(err, backend.ErrLeft) && passed:
 		return nil
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return backend.Broken("stream", openai.ErrUnfinished)
