@@ -109,6 +109,18 @@ func (p *Permit) Another() bool {
 	return true
 }
 
+// Elsewhere reports whether Another would find a backend.
+func (p *Permit) Elsewhere() bool { return p.pool.other(p.backend, p.sequences) }
+
+// FallsBack reports whether FallBack would find a place now.
+func (c *Controller) FallsBack(p *Permit, d *Demand) bool {
+	if p.pool != d.Pool || d.MaxLevel < degrade.SmallerModel {
+		return false
+	}
+	to := d.smaller()
+	return to != nil && !to.look(d.sequences(degrade.SmallerModel)).full
+}
+
 // FallBack gives the place back and takes one that is free on the backends of a smaller
 // model, after those of the model that was asked for failed; the permit then stands at
 // L3. False: the caller accepts no such answer, or there is no place. The permit then

@@ -206,6 +206,13 @@ func (p *Pool) pick(avoid *Backend, room int64) *Backend {
 	return best
 }
 
+// other reports whether some backend other than avoid may be sent so many sequences.
+func (p *Pool) other(avoid *Backend, sequences int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.backends, func(b *Backend) bool { return b != avoid && b.Usable() && b.holds(sequences) })
+}
+
 // take gives a place on some backend, if there is one and nobody waits for it.
 func (p *Pool) take(q *queueing, w *waiter) bool {
 	p.mu.Lock()

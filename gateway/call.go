@@ -61,6 +61,7 @@ type call struct {
 	several    bool              // there are several prompts
 	answers    int               // choices of all prompts together
 	permit     *admission.Permit // it held a place on a backend, so it goes into the ledger
+	paid       bool              // the next attempt is taken out of the budget of retries
 	charged    bool              // usage goes to the caller's account
 	flight     *ledger.Flight    // that it is under way; nil: it is not, or is counted
 	counted    bool              // the ledger has it

@@ -219,8 +219,7 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 	case errors.Is(err, admission.ErrNoBackend):
 		return refuse(codeNoBackend, "", fmt.Sprintf("no server of %s is available at the moment; please try again", c.model.Name)).after(retryNoBackend)
 	case errors.As(err, &timeout):
-		return refuse(codeTimeout, "", fmt.Sprintf("the model server took longer than the %s limit of %v; please try again (request id %s)",
-			timeout.Phase, limitOf(c.model.Timeouts, timeout.Phase), c.id))
+		return c.timedOut(timeout)
 	case errors.As(err, &status):
 		return serverRefusal(c, status.Status, openai.ReadError(status.Body))
 	case errors.As(err, &stream):
@@ -271,16 +270,17 @@ func explainFault(f *account.Fault) *refusal {
 	return refuse(codeInvalidRequest, f.Field, f.Text)
 }
 
-func limitOf(t backend.Timeouts, p backend.Phase) time.Duration {
-	switch p {
-	case backend.Connect:
-		return t.Connect
-	case backend.FirstToken:
-		return t.FirstToken
-	case backend.Idle:
-		return t.Idle
+// timedOut is what the caller is told of a server that took too long.
+func (c *call) timedOut(e *backend.TimeoutError) *refusal {
+	after := e.After.Round(time.Millisecond)
+	if after > time.Minute {
+		after = after.Round(time.Second)
 	}
-	return t.Total
+	did := "took longer than the " + string(e.Phase) + " limit of"
+	if e.Phase == backend.FirstByte && e.Silent {
+		did = "hangs: it has made nothing, for this request or any other, within the first_byte limit of"
+	}
+	return refuse(codeTimeout, "", fmt.Sprintf("the model server %s %v; please try again (request id %s)", did, after, c.id))
 }
 
 // serverRefusal turns a vLLM server's refusal into ours. What it says of the

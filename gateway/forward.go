@@ -39,7 +39,7 @@ func (g *Gateway) forward(c *call, permit *admission.Permit) (err error) {
 		if c.out.begun == "" { // else the caller has been told an id, and the answer keeps it
 			c.out.id = c.id + "-" + strconv.Itoa(n)
 		}
-		err = b.Guard(func() error { return g.attempt(c, b, permit) })
+		err = b.Guard(func() error { return g.attempt(c, b, permit, n) })
 		switch {
 		case c.out.answered || err == nil:
 			for _, d := range doubted {
@@ -66,7 +66,7 @@ type doubt struct {
 // backend of the model while it may be tried there, else on the fallback model, once.
 // The budget of retries bounds both.
 func (g *Gateway) elsewhere(c *call, b *backend.Backend, permit *admission.Permit, n int) bool {
-	if c.model.Attempts < 2 || !c.model.Retries.Retry() && !b.Move(time.Now()) {
+	if !c.retries(b) {
 		return false
 	}
 	if n < c.model.Attempts && permit.Another() {
@@ -78,6 +78,25 @@ func (g *Gateway) elsewhere(c *call, b *backend.Backend, permit *admission.Permi
 	}
 	c.stand(permit.Level, permit.Reason)
 	return true
+}
+
+// retries takes one retry of a request that failed on b; false: there is none left.
+func (c *call) retries(b *backend.Backend) bool {
+	if c.paid {
+		c.paid = false
+		return true
+	}
+	return c.model.Attempts >= 2 && (c.model.Retries.Retry() || b.Move(time.Now()))
+}
+
+// moves reports whether the nth attempt, which waits on b, is better given up for another
+// one, and takes the retry for that.
+func (g *Gateway) moves(c *call, b *backend.Backend, permit *admission.Permit, n int) bool {
+	if !(n < c.model.Attempts && permit.Elsewhere()) && (c.sent || !g.Admission.FallsBack(permit, g.demand(c))) {
+		return false
+	}
+	c.paid = c.retries(b)
+	return c.paid
 }
 
 // backendOf is the backend that a permit names. One that was added while the request
@@ -94,8 +113,8 @@ func (g *Gateway) backendOf(c *call, permit *admission.Permit) *backend.Backend 
 	return m.On(permit.Backend())
 }
 
-// attempt is one exchange with one backend.
-func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit) (err error) {
+// attempt is one exchange with one backend, the nth of the request.
+func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit, n int) (err error) {
 	first := c.backend == ""
 	c.backend = b.Name
 	header := c.tracing.send(c, b)
@@ -106,7 +125,10 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 	}()
 
 	out := c.out
-	q := &backend.Request{Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.streamed, Limits: c.model.Timeouts, Header: header}
+	q := &backend.Request{
+		Path: path(c.kind), ID: out.id, Body: c.bodyFor(b), Stream: c.streamed, Limits: c.model.Timeouts, Header: header,
+		Prompt: c.prompt, Answer: c.limit, Elsewhere: func() bool { return g.moves(c, b, permit, n) },
+	}
 	sent := time.Now()
 	if first {
 		c.overhead = sent.Sub(c.began) - c.reading - permit.Waited
@@ -136,6 +158,7 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 			var longest int
 			longest, err = g.stream(c, b, answer, permit)
 			b.Pace.Observe(c.firstToken.Sub(sent), out.lastWrite.Sub(c.firstToken), longest)
+			b.Pace.ObservePrompt(c.firstToken.Sub(sent), c.usage.Input-c.usage.Cached)
 			if !c.firstToken.IsZero() && c.who.Tier != account.Batch { // nobody waits for a batch
 				b.Pace.First(c.firstToken, c.firstToken.Sub(permit.Since))
 			}
@@ -151,7 +174,11 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit)
 		}
 	}
 	if !out.answered && c.unseen(err) {
-		g.abandoned(c, b, b.Pace.Tokens(time.Since(sent)))
+		tokens := b.Pace.Tokens(time.Since(sent))
+		if b.Silent(sent, time.Now()) {
+			tokens = 0 // it hung
+		}
+		g.abandoned(c, b, tokens)
 	}
 	ended = err
 	return err
@@ -168,10 +195,13 @@ func (c *call) pace(b *backend.Backend, now time.Time, took time.Duration, permi
 
 // unseen reports whether an attempt that failed is charged although nothing of its
 // answer was seen: the caller left, or the server was still making an answer in one
-// piece when its time was over.
+// piece when its time was over. A server that hung was not.
 func (c *call) unseen(err error) bool {
 	var timeout *backend.TimeoutError
-	return errors.Is(err, backend.ErrLeft) || !c.streamed && errors.As(err, &timeout) && timeout.Phase == backend.Total
+	if errors.Is(err, backend.ErrLeft) {
+		return true
+	}
+	return !c.streamed && errors.As(err, &timeout) && (timeout.Phase == backend.Total || timeout.Phase == backend.FirstByte && !timeout.Silent)
 }
 
 // guessEvery is how often it is noted, by the ledger and by the limits, what an answer

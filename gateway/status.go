@@ -44,6 +44,7 @@ type BackendStatus struct {
 	Up          bool                 `json:"up"`
 	Why         string               `json:"why_out,omitempty"`
 	InFlight    int                  `json:"in_flight"`
+	Unanswered  *UnansweredStatus    `json:"without_progress,omitempty"` // requests for which it shows no sign of work; left out: none
 	Serves      string               `json:"serves,omitempty"`
 	MaxModelLen int                  `json:"max_model_len,omitempty"`
 	Version     string               `json:"version,omitempty"`
@@ -52,6 +53,12 @@ type BackendStatus struct {
 	Engine      *EngineStatus        `json:"engine"`                 // null: it has never told its load
 	Blind       string               `json:"engine_error,omitempty"` // why it did not the last time
 	GPUs        []BackendGPU         `json:"gpus,omitempty"`
+}
+
+// UnansweredStatus is what a server has under way while it shows no sign of work.
+type UnansweredStatus struct {
+	Requests int       `json:"requests"`
+	Since    time.Time `json:"since"` // the last sign of work, or the first of these requests
 }
 
 // EngineStatus is the load that a server tells.
@@ -127,6 +134,10 @@ func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings
 	warnings = slices.Clone(f.Warnings)
 	if s.Up && s.Blind != "" {
 		warnings = append(warnings, "the load of its engine is not known: "+s.Blind)
+	}
+	if n, since := b.Unanswered(now); n > 0 {
+		s.Unanswered = &UnansweredStatus{n, since}
+		warnings = append(warnings, fmt.Sprintf("it has %d requests under way and has made nothing for %v, for any of them: it may hang; see docs/operating.md, \"A backend hangs\"", n, now.Sub(since).Round(time.Second)))
 	}
 	if w := b.Doubts.Warning(now); w != "" {
 		warnings = append(warnings, w)

@@ -76,7 +76,7 @@ func TestOddRequests(t *testing.T) {
 		return c
 	}
 	panics := one(500) // there is no body
-	if err := g.guarded(panics, func(c *call) error { return g.attempt(c, m.Backends[0], c.permit) }); !errors.Is(err, errPanic) {
+	if err := g.guarded(panics, func(c *call) error { return g.attempt(c, m.Backends[0], c.permit, 1) }); !errors.Is(err, errPanic) {
 		t.Fatal(err)
 	}
 	if ended := attempts.Ended(); len(ended) != 1 || ended[0].Status().Code != codes.Error {

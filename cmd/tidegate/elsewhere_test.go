@@ -61,6 +61,65 @@ func TestDeadCore(t *testing.T) {
 	f.idle(t)
 }
 
+// TestHungBackend: a server of two hangs, although it answers its health probe. It goes out
+// of rotation, no caller of a whole answer or of a stream that has not begun notices, and
+// it comes back by itself when it answers again.
+func TestHungBackend(t *testing.T) {
+	s := startServers(t, nil)
+	f := startGateway(t, s, plan{model: []string{"breaker: {stall: 500ms, open: 1s}"}})
+	s[:1].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHang})
+	var asking sync.WaitGroup
+	for n := range 12 {
+		asking.Go(func() {
+			if a := f.complete(t, adaKey, chat(largeModel, 20, []string{"", `,"stream":true`}[n%2])); a.status != 200 {
+				t.Errorf("a caller noticed: %d %s", a.status, a.body)
+			}
+		})
+	}
+	eventually(t, "the hung server to go out", func() bool { return f.up(t) == len(s)-1 })
+	asking.Wait()
+	if status := f.status(t); !strings.Contains(status, "it hangs: it has ") {
+		t.Errorf("the status does not say why: %s", status)
+	}
+	s.heal(t)
+	eventually(t, "the server to be back", func() bool { return f.up(t) == len(s) })
+	f.idle(t)
+}
+
+// TestAllHang: where all servers of a model hang, the caller of a whole answer is told
+// so after first_byte, however long its answer might be, and pays for no token. The
+// servers stay in rotation: there is no better one.
+func TestAllHang(t *testing.T) {
+	s := startServers(t, nil)
+	f := startGateway(t, s, plan{model: []string{"breaker: {stall: 200ms, failures: 1000}", "timeouts: {first_byte: 300ms}"}})
+	for range 4 { // both have worked
+		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != 200 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+	}
+	made := s[0].Stats().GenerationTokens + s[1].Stats().GenerationTokens
+	s.fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHang})
+	var asking sync.WaitGroup
+	for range 6 {
+		asking.Go(func() {
+			a := f.complete(t, adaKey, chat(largeModel, 30000, ""))
+			if a.status != 504 || !strings.Contains(string(a.body), "hangs: it has made nothing, for this request or any other, within the first_byte limit of 300ms") {
+				t.Errorf("%d %s", a.status, a.body)
+			}
+		})
+	}
+	eventually(t, "the status to say so", func() bool { return strings.Contains(f.status(t), `"without_progress"`) })
+	asking.Wait()
+	if up := f.up(t); up != len(s) {
+		t.Errorf("%d of %d servers are in rotation", up, len(s))
+	}
+	if charged := f.metric(t, `tidegate_tokens_total{direction="output",model="`+largeModel+`"}`); int64(charged) != made {
+		t.Errorf("%v tokens charged, %d made", charged, made)
+	}
+	s.heal(t)
+	f.idle(t)
+}
+
 // TestMixedReleases: a caller's requests that an older release answers with a 500, and a
 // newer one answers, do not take the older server from everybody. Of two servers of one
 // release the one that fails is left out.

@@ -38,6 +38,9 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 			next.every[b] = prober{b: b, client: f.client, log: f.log, names: known, every: c.Probe, scrape: c.Scrape}
 			m.Backends = append(m.Backends, b)
 		}
+		for _, b := range m.Backends {
+			b.peers.Store(&m.Backends)
+		}
 		next.list = append(next.list, m)
 		next.byName[m.Name] = m
 		for _, name := range m.Aliases {

@@ -103,6 +103,10 @@ type Backend struct {
 
 	Doubts Doubts // the answers whose usage was not believed
 
+	progress progress
+	stall    atomic.Pointer[string]     // why it is taken to hang; nil: it is not
+	peers    atomic.Pointer[[]*Backend] // all backends of its model
+
 	config    Config
 	gauge     *degrade.Gauge
 	tuned     atomic.Pointer[tuning]
@@ -159,6 +163,7 @@ func New(c Config, agent string) *Backend {
 		base: u.Scheme + "://" + u.Host + prefix, prefix: prefix,
 		post: &http.Request{Method: http.MethodPost}, kick: make(chan struct{}, 1),
 	}
+	b.progress.base = time.Now()
 	b.gauge = degrade.NewGauge(b.Name, c.Weight, b.readings)
 	b.Seat = admission.NewBackend(b.gauge, admission.Bounds{})
 	b.tune(c)

@@ -76,7 +76,7 @@ func harmless(err error) bool {
 	}
 	var timeout *TimeoutError
 	if errors.As(err, &timeout) {
-		return timeout.Phase == Total
+		return timeout.Phase == Total || Doubtful(err)
 	}
 	var broken *brokenError
 	return !errors.As(err, &broken)
@@ -85,7 +85,7 @@ func harmless(err error) bool {
 // broke is told when the breaker opens and closes.
 func (b *Backend) broke(open bool) {
 	if open {
-		b.out(b.brokenFor())
+		b.out(cmp.Or(b.stalled(), b.brokenFor()))
 	}
 	b.probeNow()
 }

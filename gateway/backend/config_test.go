@@ -43,7 +43,7 @@ func TestModelFaults(t *testing.T) {
 		{"too long", func(m *ModelConfig) { m.Name = strings.Repeat("x", 201) }, []string{"name: "}},
 		{"aliases", func(m *ModelConfig) { m.Aliases = []string{"ok", "", "a b"} }, []string{"aliases[1]: ", "aliases[2]: "}},
 		{"reasoning", func(m *ModelConfig) { m.Reasoning = "none" }, []string{`reasoning: must be both, reasoning or reasoning_content, not "none"`}},
-		{"timeouts", func(m *ModelConfig) { m.Timeouts = Timeouts{}; m.Probe = -1 }, []string{"timeouts.connect: ", "timeouts.first_token: ", "timeouts.idle: ", "timeouts.total: ", "probe: "}},
+		{"timeouts", func(m *ModelConfig) { m.Timeouts = Timeouts{}; m.Probe = -1 }, []string{"timeouts.connect: ", "timeouts.first_token: ", "timeouts.first_byte: ", "timeouts.idle: ", "timeouts.total: ", "probe: "}},
 		{"no backends", func(m *ModelConfig) { m.Backends = nil }, []string{"backends: is empty"}},
 		{"no url", func(m *ModelConfig) { m.Backends[0].URL = "" }, []string{"backends[0].url: is missing"}},
 		{"no scheme", func(m *ModelConfig) { m.Backends[0].URL = "gpu-a:8000" }, []string{"backends[0].url: "}},
@@ -61,7 +61,7 @@ func TestModelFaults(t *testing.T) {
 		{"twice", func(m *ModelConfig) { m.Backends = append(m.Backends, m.Backends[0]) }, []string{"backends[1].url: is that of backends[0]"}},
 		{"twice, with a route", func(m *ModelConfig) { m.Backends = append(m.Backends, Config{URL: m.Backends[0].URL + "/v1/"}) }, []string{"backends[1].url: is that of backends[0]"}},
 		{"twice, with a slash", func(m *ModelConfig) { m.Backends = append(m.Backends, Config{URL: m.Backends[0].URL + "/"}) }, []string{"backends[1].url: is that of backends[0]"}},
-		{"all at once", func(m *ModelConfig) { *m = ModelConfig{} }, []string{"name: ", "reasoning: ", "timeouts.connect: ", "timeouts.first_token: ", "timeouts.idle: ", "timeouts.total: ", "probe: ", "scrape: ", "pace: ", "retry.attempts: ", "breaker.failures: ", "breaker.open: ", "backends: "}},
+		{"all at once", func(m *ModelConfig) { *m = ModelConfig{} }, []string{"name: ", "reasoning: ", "timeouts.connect: ", "timeouts.first_token: ", "timeouts.first_byte: ", "timeouts.idle: ", "timeouts.total: ", "probe: ", "scrape: ", "pace: ", "retry.attempts: ", "breaker.failures: ", "breaker.open: ", "backends: "}},
 		{"bounds", func(m *ModelConfig) { m.Backends[0].MaxInFlight = -1 }, []string{"backends[0].max_in_flight: "}},
 		{"waiting", func(m *ModelConfig) { m.Backends[0].MaxWaiting = -1 }, []string{"backends[0].max_waiting: "}},
 		{"memory", func(m *ModelConfig) { m.Backends[0].Memory = "all" }, []string{"backends[0].memory: must be preallocated or absolute"}},
@@ -131,10 +131,10 @@ func TestErrors(t *testing.T) {
 		{nil, false, "ok"},
 		{ErrLeft, false, "client_closed"},
 		{context.Canceled, false, "client_closed"},
-		{&TimeoutError{Connect}, true, "timeout_connect"},
-		{&TimeoutError{FirstToken}, false, "timeout_first_token"},
-		{&TimeoutError{Idle}, false, "timeout_idle"},
-		{&TimeoutError{Total}, false, "timeout_total"},
+		{&TimeoutError{Phase: Connect}, true, "timeout_connect"},
+		{&TimeoutError{Phase: FirstToken}, false, "timeout_first_token"},
+		{&TimeoutError{Phase: Idle}, false, "timeout_idle"},
+		{&TimeoutError{Phase: Total}, false, "timeout_total"},
 		{&StatusError{Status: 400}, false, "refused"},
 		{&StatusError{Status: 404}, false, "refused"},
 		{&StatusError{Status: 429}, false, "refused"},
@@ -167,7 +167,7 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	for err, want := range map[error]string{
-		&TimeoutError{FirstToken}: "timeout: first_token", &StatusError{Status: 503}: "status 503", Broken("connect", syscall.ECONNREFUSED): "connect: connection refused",
+		&TimeoutError{Phase: FirstToken}: "timeout: first_token", &StatusError{Status: 503}: "status 503", Broken("connect", syscall.ECONNREFUSED): "connect: connection refused",
 	} {
 		if err.Error() != want {
 			t.Error(err)
@@ -175,7 +175,7 @@ func TestErrors(t *testing.T) {
 	}
 	for err, want := range map[error]bool{
 		io.EOF: true, io.ErrUnexpectedEOF: true, syscall.ECONNRESET: true, syscall.EPIPE: true, fmt.Errorf("x: %w", syscall.EPIPE): true,
-		syscall.ECONNREFUSED: false, errFraming: false, ErrLeft: false, &TimeoutError{Total}: false,
+		syscall.ECONNREFUSED: false, errFraming: false, ErrLeft: false, &TimeoutError{Phase: Total}: false,
 	} {
 		if stale(err) != want {
 			t.Errorf("%v", err)
@@ -202,8 +202,8 @@ func TestDoubtful(t *testing.T) {
 		{&openai.StreamError{Status: 503}, false, false},
 		{openai.ErrNoAnswer, true, false},
 		{Broken("stream", openai.ErrUnfinished), false, true},
-		{&TimeoutError{FirstToken}, false, true},
-		{&TimeoutError{Total}, false, false},
+		{&TimeoutError{Phase: FirstToken}, false, true},
+		{&TimeoutError{Phase: Total}, false, false},
 		{ErrLeft, false, false},
 	} {
 		b := New(Config{URL: "http://gpu-a:8000", breaker: Breaker{Failures: 1, Open: time.Hour}}, "agent")

@@ -106,7 +106,7 @@ func (c *conn) fill() error {
 	if c.followed {
 		return c.failed
 	}
-	if !c.x.q.Stream {
+	if !c.x.q.Stream && c.x.spoken {
 		c.x.waiting = time.Now()
 	}
 	for {
@@ -242,7 +242,7 @@ func (d *dialer) dial(ctx context.Context, limit time.Duration) (*conn, error) {
 	}
 	if err != nil {
 		if ctx.Err() == context.DeadlineExceeded || isTimeout(err) {
-			return nil, &TimeoutError{Connect}
+			return nil, &TimeoutError{Phase: Connect, After: limit}
 		}
 		return nil, &brokenError{"connect", err}
 	}

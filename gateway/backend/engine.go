@@ -25,6 +25,9 @@ type Engine struct {
 	KVTokens    int     // room in the KV caches of all engines
 	Preemptions int     // since the server started
 	Preempted   int     // of those, in the last 5 s
+	Prompted    int     // tokens of prompts since the server started
+	Generated   int     // tokens of answers since then
+	Speed       float64 // of these, each second of the last 5 s, of all requests together
 	Sleep       string  // awake | weights_offloaded | discard_all | asleep; empty: not known
 
 	// Started is when the server was last seen to have been started anew; zero: not
@@ -120,7 +123,7 @@ var errNoEngine = errors.New("GET /metrics: no vllm: metrics: was the server sta
 
 // read takes in a page of vLLM's /metrics. It knows the names of both generations.
 func (e *Engine) read(page io.Reader, scan *promtext.Scanner) error {
-	*e = Engine{Running: -1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1}
+	*e = Engine{Running: -1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}
 	scan.Reset(page, "", maxMetrics)
 	for scan.Next() {
 		switch string(scan.Name()) {
@@ -136,6 +139,10 @@ func (e *Engine) read(page io.Reader, scan *promtext.Scanner) error {
 			}
 		case "vllm:num_preemptions_total":
 			add(&e.Preemptions, scan)
+		case "vllm:prompt_tokens_total":
+			add(&e.Prompted, scan)
+		case "vllm:generation_tokens_total":
+			add(&e.Generated, scan)
 		case "vllm:engine_sleep_state":
 			e.sleep(scan)
 		case "process_start_time_seconds":
@@ -220,10 +227,10 @@ func number(scan *promtext.Scanner, label string) int {
 	return n
 }
 
-// preemptedWindow is the time over which preemptions are counted.
+// preemptedWindow is the time over which preemptions and tokens are counted.
 const preemptedWindow = 5 * time.Second
 
-// total is how many preemptions there had been at a moment.
+// total is how far a counter had risen at a moment.
 type total struct {
 	at time.Time
 	n  int
@@ -238,7 +245,8 @@ type scraper struct {
 	every  time.Duration
 	seldom time.Duration // while it fails
 	scan   promtext.Scanner
-	past   []total // oldest first; the first is the last one before the window
+	past   []total // of preemptions
+	made   []total // of output tokens
 }
 
 func newScraper(p *prober) *scraper {
@@ -297,11 +305,15 @@ func (s *scraper) scrape(ctx context.Context) error {
 		return fmt.Errorf("GET /metrics: %w", cause(err))
 	}
 	e.At, e.Preempted = at, s.preempted(at, e.Preemptions)
+	e.Speed = s.speed(at, e.Generated)
 	before := s.b.learned(func(was *Engine) *Engine {
 		e := *e
 		e.after(was, at)
 		return &e
 	})
+	if !before.At.IsZero() && e.moved(before) {
+		s.b.progress.sign(at)
+	}
 	if e.Waiting > 0 || e.Preempted > 0 {
 		s.b.held.Store(&at)
 	}
@@ -314,23 +326,49 @@ func (s *scraper) scrape(ctx context.Context) error {
 	return nil
 }
 
-// preempted is how many preemptions there were in the window that ends at now. It
-// counts from nothing for a server that has restarted, and after a time in which
-// the count was not known.
+// preempted is how many preemptions there were in the window that ends at now.
 func (s *scraper) preempted(now time.Time, n int) int {
-	if len(s.past) > 0 {
-		last := s.past[len(s.past)-1]
+	count, _ := inWindow(&s.past, now, n)
+	return count
+}
+
+// speed is how many output tokens were made each second of the window that ends at now;
+// negative: it is not known.
+func (s *scraper) speed(now time.Time, generated int) float64 {
+	n, over := inWindow(&s.made, now, generated)
+	if generated < 0 || over <= 0 {
+		return -1
+	}
+	return float64(n) / over.Seconds()
+}
+
+// inWindow adds a reading of a counter to those of the window that ends at now, and
+// returns by how much the counter has risen there, and in what time. It counts from
+// nothing for a server that has restarted, and after a time in which the count was not
+// known. The readings are oldest first; the first is the last one before the window.
+func inWindow(readings *[]total, now time.Time, n int) (rise int, over time.Duration) {
+	past := *readings
+	if len(past) > 0 {
+		last := past[len(past)-1]
 		if n < last.n || last.n < 0 || now.Sub(last.at) > preemptedWindow {
-			s.past = s.past[:0]
+			past = past[:0]
 		}
 	}
-	s.past = append(s.past, total{now, n})
+	past = append(past, total{now, n})
 	old := 0
-	for old+1 < len(s.past) && now.Sub(s.past[old+1].at) >= preemptedWindow {
+	for old+1 < len(past) && now.Sub(past[old+1].at) >= preemptedWindow {
 		old++
 	}
-	s.past = s.past[:copy(s.past, s.past[old:])]
-	return n - s.past[0].n
+	past = past[:copy(past, past[old:])]
+	*readings = past
+	return n - past[0].n, now.Sub(past[0].at)
+}
+
+// moved reports whether any figure is another than in the reading before: an engine that
+// does nothing writes none anew.
+func (e *Engine) moved(was *Engine) bool {
+	return e.Running != was.Running || e.Waiting != was.Waiting || e.KV != was.KV || e.Preemptions != was.Preemptions ||
+		e.Prompted != was.Prompted || e.Generated != was.Generated
 }
 
 // told remembers why the load is not known, and logs what has changed.

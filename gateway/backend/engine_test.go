@@ -41,9 +41,9 @@ func TestEnginePages(t *testing.T) {
 		file string
 		want Engine
 	}{
-		{"vllm-0.23.txt", Engine{Engines: 1, Running: 12, Waiting: 3, KV: .4375, KVTokens: 16384 * 16, Preemptions: 7, Sleep: "awake", process: 1795304839.406}},
-		{"vllm-0.9.txt", Engine{Engines: 1, Running: 5, Waiting: 0, KV: .0625, KVTokens: 16384 * 16, Preemptions: 2, process: 1795304839.713}},
-		{"vllm-dp4.txt", Engine{Engines: 4, Running: 38, Waiting: 5, KV: .875, KVTokens: 4 * 16384 * 16, Preemptions: 3, Sleep: "awake", process: 1795304839.991}},
+		{"vllm-0.23.txt", Engine{Engines: 1, Running: 12, Waiting: 3, KV: .4375, KVTokens: 16384 * 16, Preemptions: 7, Prompted: 18374652, Generated: 18374652, Speed: -1, Sleep: "awake", process: 1795304839.406}},
+		{"vllm-0.9.txt", Engine{Engines: 1, Running: 5, Waiting: 0, KV: .0625, KVTokens: 16384 * 16, Preemptions: 2, Prompted: 6, Generated: 60, Speed: -1, process: 1795304839.713}},
+		{"vllm-dp4.txt", Engine{Engines: 4, Running: 38, Waiting: 5, KV: .875, KVTokens: 4 * 16384 * 16, Preemptions: 3, Prompted: 6, Generated: 60, Speed: -1, Sleep: "awake", process: 1795304839.991}},
 	} {
 		if e, err := readEngine(page(t, c.file)); err != nil || e != c.want {
 			t.Errorf("%s: %v, %+v; want %+v", c.file, err, e, c.want)
@@ -60,18 +60,18 @@ func TestEngineLines(t *testing.T) {
 		name, text string
 		want       Engine
 	}{
-		{"only one line", running, Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1}},
-		{"both names", running + "vllm:gpu_cache_usage_perc 0.5\nvllm:kv_cache_usage_perc 0.5\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: .5, KVTokens: -1, Preemptions: -1}},
-		{"near names", running + "vllm:num_requests_waiting_by_reason{reason=\"capacity\"} 9\nvllm:num_requests_running_x 9\nvllm:num_preemptions_created 9\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1}},
-		{"no numbers", running + "vllm:num_requests_waiting NaN\nvllm:kv_cache_usage_perc -1\nvllm:num_preemptions_total 1e99\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1}},
-		{"more than full", running + "vllm:kv_cache_usage_perc 1.7\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: 1, KVTokens: -1, Preemptions: -1}},
-		{"sizes told outright", running + "vllm:cache_config_info{block_size=\"16\",kv_cache_size_tokens=\"123456\",num_gpu_blocks=\"None\"} 1.0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: 123456, Preemptions: -1}},
-		{"sizes not told", running + "vllm:cache_config_info{block_size=\"None\",num_gpu_blocks=\"9999999999999\"} 1.0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1}},
-		{"awake", running + state(0, 1, 0, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Sleep: "awake"}},
-		{"offloaded", running + state(0, 0, 1, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Sleep: "weights_offloaded"}},
-		{"one of two", running + state(0, 1, 0, 0) + state(1, 0, 0, 1), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Sleep: "discard_all"}},
-		{"the other of two", running + state(0, 0, 1, 0) + state(1, 1, 0, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Sleep: "weights_offloaded"}},
-		{"only told that not awake", running + "vllm:engine_sleep_state{sleep_state=\"awake\"} 0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Sleep: "asleep"}},
+		{"only one line", running, Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
+		{"both names", running + "vllm:gpu_cache_usage_perc 0.5\nvllm:kv_cache_usage_perc 0.5\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: .5, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
+		{"near names", running + "vllm:num_requests_waiting_by_reason{reason=\"capacity\"} 9\nvllm:num_requests_running_x 9\nvllm:num_preemptions_created 9\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
+		{"no numbers", running + "vllm:num_requests_waiting NaN\nvllm:kv_cache_usage_perc -1\nvllm:num_preemptions_total 1e99\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
+		{"more than full", running + "vllm:kv_cache_usage_perc 1.7\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: 1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
+		{"sizes told outright", running + "vllm:cache_config_info{block_size=\"16\",kv_cache_size_tokens=\"123456\",num_gpu_blocks=\"None\"} 1.0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: 123456, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
+		{"sizes not told", running + "vllm:cache_config_info{block_size=\"None\",num_gpu_blocks=\"9999999999999\"} 1.0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
+		{"awake", running + state(0, 1, 0, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1, Sleep: "awake"}},
+		{"offloaded", running + state(0, 0, 1, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1, Sleep: "weights_offloaded"}},
+		{"one of two", running + state(0, 1, 0, 0) + state(1, 0, 0, 1), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1, Sleep: "discard_all"}},
+		{"the other of two", running + state(0, 0, 1, 0) + state(1, 1, 0, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1, Sleep: "weights_offloaded"}},
+		{"only told that not awake", running + "vllm:engine_sleep_state{sleep_state=\"awake\"} 0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1, Sleep: "asleep"}},
 	} {
 		if e, err := readEngine([]byte(c.text)); err != nil || e != c.want {
 			t.Errorf("%s: %v, %+v; want %+v", c.name, err, e, c.want)

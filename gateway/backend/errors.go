@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"syscall"
+	"time"
 
 	"tidegate/gateway/openai"
 )
@@ -15,16 +16,21 @@ import (
 // Phase names the limit that a timeout ran into.
 type Phase string
 
-// The four limits of an exchange.
+// The limits of an exchange.
 const (
 	Connect    Phase = "connect"
 	FirstToken Phase = "first_token"
+	FirstByte  Phase = "first_byte"
 	Idle       Phase = "idle"
 	Total      Phase = "total"
 )
 
 // TimeoutError says which limit was reached.
-type TimeoutError struct{ Phase Phase }
+type TimeoutError struct {
+	Phase  Phase
+	After  time.Duration // that was waited, or between two signs of an answer
+	Silent bool          // the backend has shown no sign of work at all since the request was sent
+}
 
 func (e *TimeoutError) Error() string { return "timeout: " + string(e.Phase) }
 
@@ -50,6 +56,9 @@ type brokenError struct {
 
 func (e *brokenError) Error() string { return e.what + ": " + e.err.Error() }
 func (e *brokenError) Unwrap() error { return e.err }
+
+// errWentOut says that a request was not waited for any more.
+var errWentOut = errors.New("its backend went out of rotation, and another one is asked")
 
 // Broken marks err as a connection that did not hold.
 func Broken(what string, err error) error { return &brokenError{what, err} }
@@ -83,7 +92,7 @@ func Retryable(err error) bool {
 	}
 	var timeout *TimeoutError
 	if errors.As(err, &timeout) {
-		return timeout.Phase == Connect
+		return timeout.Phase == Connect || timeout.Phase == FirstByte
 	}
 	var broken *brokenError
 	return errors.As(err, &broken) || Doubtful(err)
@@ -92,7 +101,8 @@ func Retryable(err error) bool {
 // Doubtful reports whether a failure may be the backend's fault or the request's: a 500
 // is what an engine says whose core is dead, and what it says of a request that it
 // cannot stand; and something that is no answer may come from a proxy whose server is
-// gone. Only another backend's answer to the same request tells: see Blame.
+// gone; and a whole answer that is late may be a hard one, unless the backend does nothing
+// for anybody. Only another backend's answer to the same request tells: see Blame.
 func Doubtful(err error) bool {
 	if status := statusOf(err); status != 0 {
 		return status == http.StatusInternalServerError
@@ -100,13 +110,17 @@ func Doubtful(err error) bool {
 	if errors.As(err, new(*brokenError)) {
 		return false // a connection that did not hold is no fault of a request
 	}
+	var timeout *TimeoutError
+	if errors.As(err, &timeout) {
+		return timeout.Phase == FirstByte && !timeout.Silent
+	}
 	return errors.Is(err, openai.ErrNoAnswer) || errors.Is(err, openai.ErrGarbage) || errors.Is(err, openai.ErrNoEvents) || errors.Is(err, openai.ErrUnfinished)
 }
 
 // Outcomes are all words of Outcome.
 func Outcomes() []string {
 	return []string{
-		"ok", "client_closed", "timeout_connect", "timeout_first_token", "timeout_idle", "timeout_total", "refused", "status_5xx", "broken", "bad_answer",
+		"ok", "client_closed", "timeout_connect", "timeout_first_token", "timeout_first_byte", "timeout_idle", "timeout_total", "refused", "status_5xx", "broken", "bad_answer",
 	}
 }
 

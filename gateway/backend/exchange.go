@@ -10,11 +10,12 @@ import (
 	"time"
 )
 
-// Timeouts are the limits of one exchange. A request that is not streamed sends
-// nothing until its answer is whole, so only Connect and Total hold for it.
+// Timeouts are the limits of one exchange. An answer that is not streamed brings nothing
+// until it is whole: FirstByte holds for it where FirstToken does for a stream.
 type Timeouts struct {
 	Connect    time.Duration `yaml:"connect"`     // to reach the server
 	FirstToken time.Duration `yaml:"first_token"` // from sending to the first event of a stream
+	FirstByte  time.Duration `yaml:"first_byte"`  // the least time that an answer in one piece is given, from sending to its first byte: three times the predicted time where that is more. It does not run while the engine says that requests wait or were preempted. Also the time without any sign of work from the backend after which such a request fails
 	Idle       time.Duration `yaml:"idle"`        // between two events of a stream, or two reads of another body; it does not run while the engine says that requests wait or were preempted
 	Total      time.Duration `yaml:"total"`       // from sending to the end of the answer
 }
@@ -27,6 +28,16 @@ type Request struct {
 	Body   []byte
 	Stream bool
 	Limits Timeouts
+
+	// Prompt and Answer are the tokens of all prompts, and the most that one choice may
+	// have: from them, and the speed of the backend, the time of an answer in one piece
+	// is predicted.
+	Prompt, Answer int
+
+	// Elsewhere, if set, reports whether the request can be sent to another backend now.
+	// It is called on the exchange's own goroutine while the backend is out of rotation
+	// and nothing has come of the answer; if it is true, the exchange ends.
+	Elsewhere func() bool
 
 	// Silence, if set, is called on the exchange's own goroutine while nothing
 	// comes, first after SilenceAfter and then as it asks.
@@ -55,6 +66,7 @@ type Answer struct {
 	flowing bool        // an event has come since the last wait
 	taken   bool        // an event has come since the clock was looked at
 	spoken  bool        // some of the body is read; of a stream, an event
+	counted bool        // the backend's progress has it as under way
 	left    bool        // the caller left; only what was on its way is read
 	until   time.Time   // and only until then
 }
@@ -112,6 +124,8 @@ const staleWithin = time.Second
 // exchange sends the request and reads the head of the answer.
 func (a *Answer) exchange() error {
 	a.c.x, a.c.heard = a, false
+	a.b.progress.begin(a.began)
+	a.counted = true
 	a.quiet = a.began.Add(a.q.SilenceAfter)
 	a.stop = context.AfterFunc(a.ctx, func() { _ = a.c.nc.SetDeadline(time.Unix(1, 0)) })
 	if err := a.c.nc.SetWriteDeadline(a.began.Add(a.q.Limits.Total)); err != nil {
@@ -120,7 +134,7 @@ func (a *Answer) exchange() error {
 	a.arm(a.began)
 	wrote := a.b.write(a.c, a.q)
 	if isTimeout(wrote) {
-		return &TimeoutError{Total}
+		return &TimeoutError{Phase: Total, After: a.q.Limits.Total}
 	}
 	for range maxInterim {
 		resp, err := a.c.head(a.b.post) //nolint:bodyclose // only the head is parsed out of a buffer: there is no body to close
@@ -198,6 +212,7 @@ func (a *Answer) Read(p []byte) (int, error) {
 	n, err := a.body.read(a.c, p)
 	if n > 0 && !a.q.Stream {
 		a.spoken = true
+		a.works(a.now())
 	}
 	switch {
 	case err == nil, err == ErrNothing: //nolint:errorlint // as in Follow
@@ -224,6 +239,7 @@ func (a *Answer) Progress() {
 		return
 	}
 	a.spoken = true
+	a.works(a.now())
 	if !a.left { // the deadline was that of the first token
 		a.waiting = time.Now()
 		a.arm(a.waiting)
@@ -246,8 +262,20 @@ func (a *Answer) Leave() {
 	_ = a.c.nc.SetReadDeadline(a.until)
 }
 
+// works notes that the backend has made some of an answer. A refusal is none: the server
+// before an engine that hangs can still refuse.
+func (a *Answer) works(now time.Time) {
+	if a.Status == http.StatusOK {
+		a.b.progress.sign(now)
+	}
+}
+
 // Close ends the exchange.
 func (a *Answer) Close() {
+	if a.counted {
+		a.counted = false
+		a.b.progress.end(a.Status != 0 && (a.spoken || a.Status != http.StatusOK))
+	}
 	watching := a.stop == nil || a.stop()
 	if a.body.state == ended && !a.body.close && watching && !a.left && a.c.spent() {
 		a.b.pool.give(a.c, time.Now())
@@ -264,6 +292,7 @@ func (a *Answer) beforeWait() {
 	}
 	if a.flowing {
 		a.flowing, a.taken, a.waiting = false, false, a.now()
+		a.works(a.waiting)
 	}
 }
 
@@ -302,11 +331,8 @@ func (a *Answer) waitOn() error {
 		a.Leave()
 		return nil
 	}
-	switch at, phase := a.limit(); {
-	case !now.Before(a.began.Add(a.q.Limits.Total)):
-		return &TimeoutError{Total}
-	case !at.IsZero() && !now.Before(at):
-		return &TimeoutError{phase}
+	if err := a.over(now); err != nil {
+		return err
 	}
 	if a.q.Silence != nil && !now.Before(a.quiet) {
 		next := a.q.Silence(now)
@@ -318,28 +344,69 @@ func (a *Answer) waitOn() error {
 	return nil
 }
 
-// limit is when the server has been silent for too long; zero: never. An engine that
+// over reports which limit has passed, or that the backend has gone out of rotation and
+// another one can be asked; nil: neither.
+func (a *Answer) over(now time.Time) error {
+	at, phase := a.limit()
+	silent := !a.spoken && a.b.Silent(a.began, now)
+	switch {
+	case !now.Before(a.began.Add(a.q.Limits.Total)):
+		return &TimeoutError{Phase: Total, After: a.q.Limits.Total, Silent: silent}
+	case !now.Before(at):
+		return &TimeoutError{Phase: phase, After: a.patience(phase), Silent: silent}
+	case a.spoken:
+		return nil
+	case silent && !a.q.Stream && a.b.silentFor(a.q.Limits.FirstByte, a.began, now):
+		return &TimeoutError{Phase: FirstByte, After: a.q.Limits.FirstByte, Silent: true}
+	case a.q.Elsewhere != nil && a.b.gone() && a.q.Elsewhere():
+		return &brokenError{"not waited for", errWentOut}
+	}
+	return nil
+}
+
+// limit is when the server has been silent for too long. An engine that
 // sets requests back for want of KV memory says so in its metrics, and goes on with them
 // when there is room again: the silence counts from when it last said so.
 func (a *Answer) limit() (time.Time, Phase) {
-	switch {
-	case a.spoken:
-		since := a.waiting
-		if held := a.b.held.Load(); held != nil && held.After(since) {
-			since = *held
-		}
-		return since.Add(a.q.Limits.Idle), Idle
-	case a.q.Stream:
+	if !a.spoken && a.q.Stream {
 		return a.waiting.Add(a.q.Limits.FirstToken), FirstToken
 	}
-	return time.Time{}, ""
+	since := a.waiting
+	if held := a.b.held.Load(); held != nil && held.After(since) {
+		since = *held
+	}
+	if a.spoken {
+		return since.Add(a.q.Limits.Idle), Idle
+	}
+	return since.Add(a.patience(FirstByte)), FirstByte
 }
+
+// patience is how long a limit is.
+func (a *Answer) patience(phase Phase) time.Duration {
+	switch phase {
+	case FirstToken:
+		return a.q.Limits.FirstToken
+	case Idle:
+		return a.q.Limits.Idle
+	}
+	return max(a.q.Limits.FirstByte, predictedTimes*a.b.predict(a.q.Prompt, a.q.Answer, a.now()))
+}
+
+// predictedTimes is how many times as long as predicted an answer in one piece may take.
+const predictedTimes = 3
+
+// lookEvery is how often a request of which nothing has come looks whether its backend is
+// still in rotation.
+const lookEvery = time.Second
 
 // arm sets the read deadline to whatever is due next.
 func (a *Answer) arm(now time.Time) {
 	next := a.began.Add(a.q.Limits.Total)
-	if at, _ := a.limit(); !at.IsZero() && at.Before(next) {
+	if at, _ := a.limit(); at.Before(next) {
 		next = at
+	}
+	if look := now.Add(lookEvery); a.q.Elsewhere != nil && !a.spoken && look.Before(next) {
+		next = look
 	}
 	if a.q.Silence != nil && a.quiet.Before(next) {
 		next = a.quiet

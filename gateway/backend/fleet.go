@@ -52,13 +52,14 @@ type Retry struct {
 type Breaker struct {
 	Failures int           `yaml:"failures"` // in a row
 	Open     time.Duration `yaml:"open"`     // until it is tried again
+	Stall    time.Duration `yaml:"stall"`    // how long nothing may come of three requests, and the engine's metrics stand still, before the backend is taken to hang, while another one of its model works; 0: it is never
 }
 
 // DefaultModel is what a model has that says nothing.
 func DefaultModel() ModelConfig {
 	return ModelConfig{
 		Reasoning: "both",
-		Timeouts:  Timeouts{Connect: 3 * time.Second, FirstToken: 30 * time.Second, Idle: 20 * time.Second, Total: 10 * time.Minute},
+		Timeouts:  Timeouts{Connect: 3 * time.Second, FirstToken: 30 * time.Second, FirstByte: 30 * time.Second, Idle: 20 * time.Second, Total: 10 * time.Minute},
 		Probe:     2 * time.Second,
 		Scrape:    250 * time.Millisecond,
 		Weights:   limit.DefaultWeights(),
@@ -67,7 +68,7 @@ func DefaultModel() ModelConfig {
 		AutoTools:  true,
 		Objectives: Objectives{TTFT: 2 * time.Second},
 		Retry:      Retry{Attempts: 2, Budget: 0.1},
-		Breaker:    Breaker{Failures: 5, Open: 30 * time.Second},
+		Breaker:    Breaker{Failures: 5, Open: 30 * time.Second, Stall: 8 * time.Second},
 	}
 }
 
@@ -105,7 +106,7 @@ func (m *ModelConfig) Validate() error {
 		at string
 		d  time.Duration
 	}{
-		{"timeouts.connect", m.Timeouts.Connect}, {"timeouts.first_token", m.Timeouts.FirstToken},
+		{"timeouts.connect", m.Timeouts.Connect}, {"timeouts.first_token", m.Timeouts.FirstToken}, {"timeouts.first_byte", m.Timeouts.FirstByte},
 		{"timeouts.idle", m.Timeouts.Idle}, {"timeouts.total", m.Timeouts.Total}, {"probe", m.Probe},
 	} {
 		if t.d < time.Millisecond {
@@ -136,6 +137,9 @@ func (m *ModelConfig) Validate() error {
 	if m.Breaker.Open < time.Second {
 		fault("breaker.open: must be at least 1s, such as 30s")
 	}
+	if m.Breaker.Stall != 0 && m.Breaker.Stall < minStall {
+		fault("breaker.stall: must be at least %v, such as 8s; 0s: a backend that answers its health probe is never taken to hang", minStall)
+	}
 	if len(m.Backends) == 0 {
 		fault("backends: is empty; expected at least one {url: http://host:port}")
 	}
@@ -152,6 +156,9 @@ func (m *ModelConfig) Validate() error {
 	}
 	return errors.Join(faults...)
 }
+
+// minStall is the least silence by which a backend may be taken to hang.
+const minStall = 100 * time.Millisecond
 
 // maxPace is the most tokens per second that a configuration may state.
 const maxPace = 10_000
@@ -332,7 +339,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 			r.stop()
 			delete(now, b)
 			if !ok {
-				b.out("removed from the configuration")
+				b.out(removed)
 				b.pool.close()
 			}
 		}
@@ -342,6 +349,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 				now[b] = running{p, stop}
 				probing.Go(func() { p.run(ctx) })
 				probing.Go(func() { newScraper(&p).run(ctx) })
+				probing.Go(func() { newWatcher(&p).run(ctx) })
 			}
 		}
 		select {

@@ -63,7 +63,7 @@ func TestTimeouts(t *testing.T) {
 // TestLimit: from when each silence counts.
 func TestLimit(t *testing.T) {
 	began, waiting := time.Unix(1000, 0), time.Unix(2000, 0)
-	limits := Timeouts{FirstToken: time.Second, Idle: time.Minute, Total: time.Hour}
+	limits := Timeouts{FirstToken: time.Second, FirstByte: 2 * time.Second, Idle: time.Minute, Total: time.Hour}
 	before, later := waiting.Add(-time.Second), waiting.Add(time.Second)
 	for _, c := range []struct {
 		stream, spoken bool
@@ -74,7 +74,8 @@ func TestLimit(t *testing.T) {
 		{true, false, nil, waiting.Add(time.Second), FirstToken},
 		{true, true, nil, waiting.Add(time.Minute), Idle},
 		{false, true, nil, waiting.Add(time.Minute), Idle},
-		{false, false, nil, time.Time{}, ""},
+		{false, false, nil, waiting.Add(2 * time.Second), FirstByte},
+		{false, false, &later, later.Add(2 * time.Second), FirstByte},
 		{true, false, &later, waiting.Add(time.Second), FirstToken},
 		{true, true, &before, waiting.Add(time.Minute), Idle},
 		{true, true, &later, later.Add(time.Minute), Idle},

@@ -16,6 +16,7 @@ type Pace struct {
 	ttft    time.Duration // to the first token, of streams
 	itl     time.Duration // between two tokens, of streams
 	seen    time.Time     // when a stream was observed last
+	prompt  time.Duration // for each token of a prompt, of streams; 0: none observed
 	token   time.Duration // between two tokens, of streams and of whole answers; 0: none observed
 	initial time.Duration // between two tokens, until any answer has been observed; 0: DefaultPace
 
@@ -144,6 +145,52 @@ func (p *Pace) Observe(ttft, decode time.Duration, tokens int) {
 		return
 	}
 	p.ttft += (ttft - p.ttft) / paceWeight
+}
+
+// ObservePrompt takes in how long a stream took to its first token, and the tokens of its
+// prompt that no cache had. A short prompt says too little.
+func (p *Pace) ObservePrompt(ttft time.Duration, tokens int) {
+	if ttft <= 0 || tokens < promptTokens {
+		return
+	}
+	each := ttft / time.Duration(tokens)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.prompt == 0 {
+		p.prompt = each
+		return
+	}
+	p.prompt += (each - p.prompt) / paceWeight
+}
+
+const (
+	promptTokens = 256                  // the shortest prompt from which the speed of reading is learned
+	promptSlow   = time.Second / 500    // for a token of a prompt, until one has been observed
+	promptFast   = time.Second / 10_000 // the least that a token of a prompt is believed to take: caches are quick, and not always there
+)
+
+// Whole predicts how long an answer in one piece takes whose prompt and longest choice
+// have so many tokens. token is how long the engine says that it takes now for one token
+// of one choice; 0: it does not say. The slower one of that and of what was observed
+// counts.
+func (p *Pace) Whole(prompt, answer int, token time.Duration) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	each := max(cmp.Or(p.prompt, promptSlow), promptFast)
+	token = max(token, cmp.Or(p.token, p.initial, time.Second/DefaultPace))
+	return times(prompt, each) + times(answer, token)
+}
+
+// times is n times d, bounded so that sums and multiples of it do not overflow.
+func times(n int, d time.Duration) time.Duration {
+	const most = 1000 * time.Hour
+	if n <= 0 || d <= 0 {
+		return 0
+	}
+	if time.Duration(n) > most/d {
+		return most
+	}
+	return time.Duration(n) * d
 }
 
 // Tokens estimates how many tokens one choice has after a time since sending.

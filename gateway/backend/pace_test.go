@@ -89,7 +89,7 @@ func TestHarmless(t *testing.T) {
 	}{
 		{ErrLeft, true}, {&StatusError{Status: 400}, true}, {&StatusError{Status: 429}, true}, {&StatusError{Status: 500}, true},
 		{&StatusError{Status: 503}, true}, {&StatusError{Status: 502}, false}, {&StatusError{Status: 504}, false},
-		{&TimeoutError{Total}, true}, {&TimeoutError{FirstToken}, false}, {&TimeoutError{Idle}, false}, {&TimeoutError{Connect}, false},
+		{&TimeoutError{Phase: Total}, true}, {&TimeoutError{Phase: FirstToken}, false}, {&TimeoutError{Phase: Idle}, false}, {&TimeoutError{Phase: Connect}, false},
 		{Broken("stream", errors.New("gone")), false}, {errors.New("no chunk"), true},
 	} {
 		if got := harmless(c.err); got != c.harmless {

@@ -75,6 +75,9 @@ func (p *prober) probe(ctx context.Context) {
 	}
 	why := p.b.asleep(p.down)
 	if err == nil && why == "" {
+		why = p.b.stalled()
+	}
+	if err == nil && why == "" {
 		why = p.b.recovers()
 	}
 	if err == nil && why != "" {
@@ -98,6 +101,7 @@ func (p *prober) probe(ctx context.Context) {
 	}
 	if p.failed++; p.failed >= failedTwice || errors.Is(err, syscall.ECONNREFUSED) {
 		p.down = time.Now()
+		p.b.progress.restart()
 	} else if p.b.Seat.Up() {
 		return
 	}

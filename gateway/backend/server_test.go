@@ -143,7 +143,7 @@ func overTLS(t *testing.T, addr string, client *tls.Config) *Backend {
 // post is a small request with limits that no test reaches but those about limits.
 func post() *Request {
 	const long = 30 * time.Second
-	return &Request{Path: "/v1/completions", ID: "id-1", Body: []byte(`{"a":1}`), Limits: Timeouts{long, long, long, long}}
+	return &Request{Path: "/v1/completions", ID: "id-1", Body: []byte(`{"a":1}`), Limits: Timeouts{long, long, long, long, long}}
 }
 
 // send sends q and reads the answer to its end.
