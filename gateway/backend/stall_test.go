@@ -90,39 +90,45 @@ func TestHangs(t *testing.T) {
 		}, 8, 5},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b, other := pair(t)
-			w := watcherOf(b)
-			for range c.requests {
-				b.progress.begin(b.progress.base)
-			}
-			out, asked := 0, 0
-			for s := range 13 {
-				now := b.progress.base.Add(time.Duration(s) * time.Second)
-				if c.told {
-					last := 0
-					if e := b.Engine(); e != nil {
-						last = e.Generated
-					}
-					tell(b, now, last)
-				}
-				if c.each != nil {
-					c.each(s, b, other)
-				}
-				if w.look(now) {
-					if asked == 0 {
-						asked = s
-					}
-					b.progress.canary(now, true)
-				}
-				if out == 0 && !b.Seat.Up() {
-					out = s
-				}
-			}
+			out, asked := twelveSeconds(t, c.requests, c.told, c.each)
 			if out != c.out || asked != c.asked {
 				t.Errorf("out after %d s, asked for a token after %d; want %d and %d", out, asked, c.out, c.asked)
 			}
 		})
 	}
+}
+
+// twelveSeconds looks at a backend with so many requests every second: it returns in which
+// it went out of rotation, and in which it was asked for a token.
+func twelveSeconds(t *testing.T, requests int, told bool, each func(s int, b, other *Backend)) (out, asked int) {
+	b, other := pair(t)
+	w := watcherOf(b)
+	for range requests {
+		b.progress.begin(b.progress.base)
+	}
+	for s := range 13 {
+		now := b.progress.base.Add(time.Duration(s) * time.Second)
+		if told {
+			last := 0
+			if e := b.Engine(); e != nil {
+				last = e.Generated
+			}
+			tell(b, now, last)
+		}
+		if each != nil {
+			each(s, b, other)
+		}
+		if w.look(now) {
+			if asked == 0 {
+				asked = s
+			}
+			b.progress.canary(now, true)
+		}
+		if out == 0 && !b.Seat.Up() {
+			out = s
+		}
+	}
+	return out, asked
 }
 
 // TestHungComesBack: a sign of work ends it, and a server that ended its silence by
