@@ -103,7 +103,7 @@ func TestSlowCallerOfSilence(t *testing.T) {
 				time.Sleep(2 * time.Minute)
 				return 30 * time.Second
 			}
-			a := &Answer{b: &Backend{}, c: &conn{nc: ours}, q: q, ctx: t.Context(), began: now, waiting: now, quiet: now, spoken: spoken}
+			a := &Answer{b: New(Config{URL: "http://gpu-a:8000"}, "agent"), c: &conn{nc: ours}, q: q, ctx: t.Context(), began: now, waiting: now, quiet: now, spoken: spoken}
 			if err := a.waitOn(); err != nil {
 				t.Fatal(err)
 			}
