@@ -79,6 +79,8 @@ type Identity struct {
 	Admin      bool
 	Expires    time.Time // zero: never
 	models     []string
+	sum        hash  // of the key; zero: there is none
+	seq        int64 // changes of the store that were taken over when it was looked at
 }
 
 // MayUse reports whether the caller may use a model.
@@ -94,13 +96,14 @@ type Directory struct {
 	store  *Store
 
 	guesses *guesses // of the store, so that they outlive a reload
+	running *running // too
 }
 
 // New makes a directory of a valid configuration.
 func New(c Config, store *Store) *Directory {
 	d := &Directory{config: c, keys: make(map[hash]Identity, len(c.Keys)+1), store: store}
-	if d.guesses = newGuesses(); store != nil {
-		d.guesses = store.guesses
+	if d.guesses, d.running = newGuesses(), newRunning(); store != nil {
+		d.guesses, d.running = store.guesses, store.running
 	}
 	d.guesses.configure(c.FailedKeys)
 	for i := range c.Keys {
@@ -113,10 +116,11 @@ func New(c Config, store *Store) *Directory {
 		if name == "" {
 			name = k.User
 		}
-		d.keys[sum] = Identity{User: k.User, Key: name, Tier: Standard, MaxLevel: MaxLevel, models: k.Models}
+		d.keys[sum] = Identity{User: k.User, Key: name, Tier: Standard, MaxLevel: MaxLevel, models: k.Models, sum: sum}
 	}
 	if c.AdminKey != "" {
-		d.keys[hashOf(c.AdminKey)] = Identity{User: "admin", Key: "admin_key_env", Tier: Standard, MaxLevel: MaxLevel, Admin: true}
+		sum := hashOf(c.AdminKey)
+		d.keys[sum] = Identity{User: "admin", Key: "admin_key_env", Tier: Standard, MaxLevel: MaxLevel, Admin: true, sum: sum}
 	}
 	return d
 }

@@ -1,6 +1,7 @@
 package account
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,27 +34,6 @@ func (f *Fault) Unwrap() error { return f.Kind }
 
 func fault(kind error, field, format string, args ...any) error {
 	return &Fault{kind, field, fmt.Sprintf(format, args...)}
-}
-
-// Department owns projects.
-type Department struct {
-	Name    string    `json:"name"`
-	Created time.Time `json:"created_at"`
-}
-
-// Project belongs to a department and has users.
-type Project struct {
-	Name       string    `json:"name"`
-	Department string    `json:"department"`
-	Created    time.Time `json:"created_at"`
-}
-
-// User belongs to a project and has keys.
-type User struct {
-	Name       string    `json:"name"`
-	Project    string    `json:"project"`
-	Department string    `json:"department"`
-	Created    time.Time `json:"created_at"`
 }
 
 // Entry is a line of the audit log. Its ids follow each other without gaps.
@@ -119,6 +99,13 @@ func (s *Store) change(ctx context.Context, who string, f func(c *change) error)
 	return nil
 }
 
+// read runs f in a transaction that changes nothing.
+func (s *Store) read(ctx context.Context, f func(c *change) error) error {
+	return s.db.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
+		return f(&change{ctx, tx, s, "", s.hooks.now().Truncate(time.Millisecond).UTC()})
+	})
+}
+
 // note writes a line into the audit log.
 func (c *change) note(what, subject string, before, after any) error {
 	was, err1 := json.Marshal(before)
@@ -160,6 +147,15 @@ func (c *change) exec(query string, args ...any) error {
 // maxName bounds a name, in bytes.
 const maxName = 64
 
+// checkRef takes the names that checkName takes, and such with the number that the name
+// of a deleted owner has when it comes again.
+func checkRef(field, name string) error {
+	if base, number, found := strings.Cut(name, "#"); found && number != "" && strings.Trim(number, "0123456789") == "" && len(number) < 10 {
+		name = base
+	}
+	return checkName(field, name)
+}
+
 // checkName takes names that can stand in a path, a list and a metric as they are.
 func checkName(field, name string) error {
 	ok := name != "" && len(name) <= maxName
@@ -172,151 +168,66 @@ func checkName(field, name string) error {
 	return nil
 }
 
-func (c *change) department(name string) (Department, error) {
-	d := Department{name, c.now}
-	if err := c.exec("INSERT INTO account_departments (name, created_ms) VALUES (?, ?)", name, c.now.UnixMilli()); err != nil {
-		return d, err
-	}
-	return d, c.note("department.create", name, nil, d)
-}
-
-func (c *change) project(name, department string) (Project, error) {
-	p := Project{name, department, c.now}
-	if err := c.exec("INSERT INTO account_projects (name, department, created_ms) VALUES (?, ?, ?)", name, department, c.now.UnixMilli()); err != nil {
-		return p, err
-	}
-	return p, c.note("project.create", name, nil, p)
-}
-
-func (c *change) user(name, project, department string) (User, error) {
-	u := User{name, project, department, c.now}
-	if err := c.exec("INSERT INTO account_users (name, project, created_ms) VALUES (?, ?, ?)", name, project, c.now.UnixMilli()); err != nil {
-		return u, err
-	}
-	return u, c.note("user.create", name, nil, u)
-}
-
-// CreateDepartment makes a department; who is written into the audit log.
-func (s *Store) CreateDepartment(ctx context.Context, who, name string) (d Department, err error) {
-	if err := checkName("name", name); err != nil {
-		return d, err
-	}
-	err = s.change(ctx, who, func(c *change) error {
-		_, taken, err := c.one("SELECT name FROM account_departments WHERE name = ?", name)
-		if taken {
-			err = fault(ErrConflict, "name", "there is a department %s already", name)
-		}
-		if err == nil {
-			d, err = c.department(name)
-		}
-		return err
-	})
-	return d, err
-}
-
-// CreateProject makes a project in a department that is there.
-func (s *Store) CreateProject(ctx context.Context, who, name, department string) (p Project, err error) {
-	if err := checkName("name", name); err != nil {
-		return p, err
-	}
-	err = s.change(ctx, who, func(c *change) error {
-		owner, taken, err := c.one("SELECT department FROM account_projects WHERE name = ?", name)
-		if err != nil {
-			return err
-		}
-		if taken {
-			return fault(ErrConflict, "name", "there is a project %s already, in department %s", name, owner)
-		}
-		if _, ok, err := c.one("SELECT name FROM account_departments WHERE name = ?", department); err != nil || !ok {
-			return errors.Join(err, missing(ok, "department", department))
-		}
-		p, err = c.project(name, department)
-		return err
-	})
-	return p, err
-}
-
-// CreateUser makes a user in a project that is there.
-func (s *Store) CreateUser(ctx context.Context, who, name, project string) (u User, err error) {
-	if err := checkName("name", name); err != nil {
-		return u, err
-	}
-	err = s.change(ctx, who, func(c *change) error {
-		owner, taken, err := c.one("SELECT project FROM account_users WHERE name = ?", name)
-		if err != nil {
-			return err
-		}
-		if taken {
-			return fault(ErrConflict, "name", "there is a user %s already, in project %s", name, owner)
-		}
-		department, ok, err := c.one("SELECT department FROM account_projects WHERE name = ?", project)
-		if err != nil || !ok {
-			return errors.Join(err, missing(ok, "project", project))
-		}
-		u, err = c.user(name, project, department)
-		return err
-	})
-	return u, err
-}
-
-func missing(ok bool, kind, name string) error {
-	if ok {
-		return nil
-	}
-	return fault(ErrNotFound, kind, "there is no %s %q: create it first", kind, name)
-}
-
 // member finds the user of a new key, and makes what is missing of user, project
 // and department. made says what was.
-func (c *change) member(user, project, department string) (found User, made []string, err error) {
-	in, ok, err := c.one("SELECT project FROM account_users WHERE name = ?", user)
+func (c *change) member(user, project, department string) (found Owner, made []string, err error) {
+	u, _, err := c.owner(UserKind, user)
 	if err != nil {
 		return found, nil, err
 	}
-	if ok && project != "" && project != in {
-		return found, nil, fault(ErrConflict, "project", "the user %s is in project %s, not %s: users have one project", user, in, project)
-	}
-	name := project
-	switch {
-	case ok:
-		name = in
-	case name == "":
-		name = defaultName
-	}
-	of, there, err := c.one("SELECT department FROM account_projects WHERE name = ?", name)
-	if err != nil {
-		return found, nil, err
-	}
-	if there && department != "" && department != of {
-		return found, nil, fault(ErrConflict, "department", "the project %s is in department %s, not %s: projects have one department", name, of, department)
-	}
-	if !there {
-		if of = department; of == "" {
-			of = defaultName
-		}
-		_, known, err := c.one("SELECT name FROM account_departments WHERE name = ?", of)
+	if project != "" {
+		p, _, err := c.owner(ProjectKind, project)
 		if err != nil {
 			return found, nil, err
 		}
-		if !known {
-			if _, err := c.department(of); err != nil {
-				return found, nil, err
-			}
-			made = append(made, "department "+of)
+		if u != nil && (p == nil || p.Name != u.Parent) {
+			return found, nil, fault(ErrConflict, "project", "the user %s is in project %s, not %s: users have one project, and tidegate user set moves them", user, u.Parent, project)
 		}
-		if _, err := c.project(name, of); err != nil {
-			return found, nil, err
-		}
-		made = append(made, "project "+name)
 	}
-	found = User{Name: user, Project: name, Department: of}
-	if !ok {
-		if found, err = c.user(user, name, of); err != nil {
-			return found, nil, err
-		}
-		made = append(made, "user "+user)
+	if u != nil {
+		project = u.Parent
 	}
-	return found, made, nil
+	p, made, err := c.projectOf(cmp.Or(project, defaultName), department)
+	if err != nil {
+		return found, nil, err
+	}
+	if u == nil {
+		if found, err = c.create(UserKind, user, p.Name); err == nil {
+			made = append(made, "user "+found.Name)
+		}
+		return found, made, err
+	}
+	found, err = c.shown(UserKind, u)
+	return found, made, err
+}
+
+// projectOf finds a project, and makes it and its department where they are missing.
+func (c *change) projectOf(project, department string) (p *ownerRow, made []string, err error) {
+	if p, _, err = c.owner(ProjectKind, project); err != nil {
+		return nil, nil, err
+	}
+	d, _, err := c.owner(DepartmentKind, cmp.Or(department, defaultName))
+	if err != nil {
+		return nil, nil, err
+	}
+	if p != nil {
+		if department != "" && (d == nil || d.Name != p.Parent) {
+			return nil, nil, fault(ErrConflict, "department", "the project %s is in department %s, not %s: projects have one department, and tidegate project set moves them", p.Name, p.Parent, department)
+		}
+		return p, nil, nil
+	}
+	if d == nil {
+		o, err := c.create(DepartmentKind, cmp.Or(department, defaultName), "")
+		if err != nil {
+			return nil, nil, err
+		}
+		d, made = &ownerRow{Name: o.Name}, append(made, "department "+o.Name)
+	}
+	o, err := c.create(ProjectKind, project, d.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &ownerRow{Name: o.Name, Parent: d.Name}, append(made, "project "+o.Name), nil
 }
 
 // page reads a part of a list and reports whether there is more.
@@ -333,30 +244,6 @@ func page[Row, Item any](ctx context.Context, s *Store, p Page, item func(Row) I
 		items = append(items, item(r))
 	}
 	return items, more, nil
-}
-
-type memberRow struct {
-	Name, Project, Department string
-	CreatedMs                 int64
-}
-
-// Departments lists departments by name.
-func (s *Store) Departments(ctx context.Context, p Page) (items []Department, more bool, err error) {
-	return page(ctx, s, p, func(r memberRow) Department { return Department{r.Name, at(r.CreatedMs)} },
-		"SELECT name, created_ms FROM account_departments WHERE name > ? ORDER BY name", p.After)
-}
-
-// Projects lists projects by name, of one department or of all.
-func (s *Store) Projects(ctx context.Context, department string, p Page) (items []Project, more bool, err error) {
-	return page(ctx, s, p, func(r memberRow) Project { return Project{r.Name, r.Department, at(r.CreatedMs)} },
-		"SELECT name, department, created_ms FROM account_projects WHERE name > ? AND (? = '' OR department = ?) ORDER BY name", p.After, department, department)
-}
-
-// Users lists users by name, of one project or of all.
-func (s *Store) Users(ctx context.Context, project string, p Page) (items []User, more bool, err error) {
-	return page(ctx, s, p, func(r memberRow) User { return User{r.Name, r.Project, r.Department, at(r.CreatedMs)} },
-		`SELECT u.name, u.project, p.department, u.created_ms FROM account_users AS u JOIN account_projects AS p ON p.name = u.project
-		WHERE u.name > ? AND (? = '' OR u.project = ?) ORDER BY u.name`, p.After, project, project)
 }
 
 // Audit lists the audit log, the newest first, from before an id or, with 0, from

@@ -8,7 +8,9 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/oklog/ulid/v2"
@@ -27,7 +29,7 @@ type Key struct {
 	Tier       Tier       `json:"tier"`
 	MaxLevel   string     `json:"max_level"` // L0 to L4
 	Admin      bool       `json:"admin"`
-	Status     KeyState   `json:"status"` // active | replaced (still good) | expired | revoked
+	Status     KeyState   `json:"status"` // active | replaced (still good) | expired | disabled | revoked
 	Created    time.Time  `json:"created_at"`
 	Expires    *time.Time `json:"expires_at"` // null: never
 	Revoked    *time.Time `json:"revoked_at"`
@@ -90,57 +92,80 @@ func (d *Directory) expiry(now time.Time, ttl string) (ms int64, err error) {
 }
 
 // row checks a new key and makes its row, but for name and user.
-func (d *Directory) row(now time.Time, n *NewKey) (*keyRow, error) {
-	if err := checkName("user", n.User); err != nil {
-		return nil, err
-	}
-	for _, f := range []struct{ field, name string }{{"project", n.Project}, {"department", n.Department}, {"name", n.Name}} {
-		if f.name != "" {
-			if err := checkName(f.field, f.name); err != nil {
-				return nil, err
-			}
+func (d *Directory) row(now time.Time, n *NewKey) (k *keyRow, err error) {
+	for _, f := range []struct{ field, name string }{{"user", n.User}, {"project", n.Project}, {"department", n.Department}} {
+		if f.name == "" && f.field != "user" {
+			continue
 		}
-	}
-	k := &keyRow{ID: ulid.Make().String(), Tier: string(n.Tier), MaxLevel: MaxLevel, Admin: n.Admin, CreatedMs: now.UnixMilli()}
-	switch n.Tier {
-	case "":
-		k.Tier = string(Standard)
-	case Critical, Standard, Batch:
-	default:
-		return nil, fault(ErrInvalid, "tier", "tier: must be critical, standard or batch, not %q", n.Tier)
-	}
-	if n.MaxLevel != "" {
-		level, err := parseLevel("max_level", n.MaxLevel)
-		if err != nil {
+		if err := checkRef(f.field, f.name); err != nil {
 			return nil, err
 		}
-		k.MaxLevel = level
 	}
-	if len(n.Models) > maxList || len(n.IPs) > maxList {
-		return nil, fault(ErrInvalid, "models", "models and ips: may have %d entries each", maxList)
-	}
-	for _, m := range n.Models {
-		if m == "" || len(m) > maxModel {
-			return nil, fault(ErrInvalid, "models", "models: %.20q is no name of a model", m)
+	if n.Name != "" {
+		if err := checkName("name", n.Name); err != nil {
+			return nil, err
 		}
 	}
+	k = &keyRow{ID: ulid.Make().String(), MaxLevel: MaxLevel, Admin: n.Admin, CreatedMs: now.UnixMilli()}
+	if k.Tier, err = checkTier(n.Tier); err != nil {
+		return nil, err
+	}
+	if n.MaxLevel != "" {
+		if k.MaxLevel, err = parseLevel("max_level", n.MaxLevel); err != nil {
+			return nil, err
+		}
+	}
+	if k.Models, err = checkModels(n.Models); err != nil {
+		return nil, err
+	}
+	if k.IPs, err = checkIPs(n.IPs); err != nil {
+		return nil, err
+	}
+	k.ExpiresMs, err = d.expiry(now, n.TTL)
+	return k, err
+}
+
+// checkTier returns the tier that is meant.
+func checkTier(t Tier) (string, error) {
+	switch t {
+	case "":
+		return string(Standard), nil
+	case Critical, Standard, Batch:
+		return string(t), nil
+	}
+	return "", fault(ErrInvalid, "tier", "tier: must be critical, standard or batch, not %.20q", t)
+}
+
+// checkModels returns a list of models as it is stored.
+func checkModels(models []string) (string, error) {
+	if len(models) > maxList {
+		return "", fault(ErrInvalid, "models", "models: may have %d entries, not %d", maxList, len(models))
+	}
+	for _, m := range models {
+		if m == "" || len(m) > maxModel || !utf8.ValidString(m) || strings.ContainsFunc(m, unicode.IsControl) {
+			return "", fault(ErrInvalid, "models", "models: %.20q is no name of a model", m)
+		}
+	}
+	return listText(models), nil
+}
+
+// checkIPs returns a list of networks as it is stored.
+func checkIPs(texts []string) (string, error) {
+	if len(texts) > maxList {
+		return "", fault(ErrInvalid, "ips", "ips: may have %d entries, not %d", maxList, len(texts))
+	}
 	ips := []string{}
-	for _, text := range n.IPs {
+	for _, text := range texts {
 		p, err := netip.ParsePrefix(text)
 		if one, oneErr := netip.ParseAddr(text); oneErr == nil && one.Zone() == "" {
 			p, err = netip.PrefixFrom(one, one.BitLen()), nil
 		}
 		if err != nil || p.Addr().Is4In6() {
-			return nil, fault(ErrInvalid, "ips", "ips: %.60q is no address or network; expected something like 10.0.0.0/8", text)
+			return "", fault(ErrInvalid, "ips", "ips: %.60q is no address or network; expected something like 10.0.0.0/8", text)
 		}
 		ips = append(ips, p.Masked().String())
 	}
-	var err error
-	if k.ExpiresMs, err = d.expiry(now, n.TTL); err != nil {
-		return nil, err
-	}
-	k.Models, k.IPs = listText(n.Models), listText(ips)
-	return k, nil
+	return listText(ips), nil
 }
 
 func listText(items []string) string {
@@ -160,21 +185,27 @@ func (d *Directory) CreateKey(ctx context.Context, who string, n NewKey) (m Made
 	}
 	err = d.store.change(ctx, who, func(c *change) error {
 		user, made, err := c.member(n.User, n.Project, n.Department)
-		if err != nil {
-			return err
+		if err == nil {
+			m, err = c.createKey(k, user, n.Name)
 		}
-		k.UserName, k.Project, k.Department = user.Name, user.Project, user.Department
-		if k.Name, err = c.freeName(n.Name, k); err != nil {
-			return err
-		}
-		m.Secret, m.Created = k.secret(), made
-		if err := c.insert(k); err != nil {
-			return err
-		}
-		m.Key = k.shown(c.now)
-		return c.note("key.create", k.ID, nil, m.Key)
+		m.Created = made
+		return err
 	})
 	return m, err
+}
+
+// createKey makes a key of a row that is checked, for a user that is there.
+func (c *change) createKey(k *keyRow, user Owner, name string) (m Made, err error) {
+	k.UserName, k.Project, k.Department = user.Name, user.Project, user.Department
+	if k.Name, err = c.freeName(name, k); err != nil {
+		return m, err
+	}
+	m.Secret = k.secret()
+	if err := c.insert(k); err != nil {
+		return m, err
+	}
+	m.Key = k.shown(c.now)
+	return m, c.note("key.create", k.ID, nil, m.Key)
 }
 
 // secret gives the key a text, which is returned, and its hash.
@@ -192,6 +223,13 @@ func (c *change) freeName(wanted string, k *keyRow) (string, error) {
 	if wanted == "" {
 		return c.numberedName(k.UserName)
 	}
+	former, known, err := c.one("SELECT user_name FROM account_key_names WHERE name = ?", wanted)
+	if err != nil {
+		return "", err
+	}
+	if known && former != k.UserName {
+		return "", fault(ErrConflict, "name", "a key of user %s had the name %s: choose another, so that usage by key stays apart", former, wanted)
+	}
 	held, err := c.store.keys(c.ctx, c.tx, "k.name = ? AND k.replaced_by = ''", wanted)
 	if err != nil || len(held) == 0 {
 		return wanted, err
@@ -201,7 +239,7 @@ func (c *change) freeName(wanted string, k *keyRow) (string, error) {
 	switch {
 	case old.UserName != k.UserName:
 		return "", fault(ErrConflict, "name", "the name %s belongs to a key of user %s: choose another", wanted, old.UserName)
-	case status == KeyActive:
+	case status == KeyActive || status == KeyDisabled:
 		return "", fault(ErrConflict, "name", "the user has a key %s: rotate or revoke it, or choose another name", wanted)
 	}
 	return wanted, c.exec("UPDATE account_keys SET replaced_by = ? WHERE id = ?", k.ID, old.ID)
@@ -225,7 +263,8 @@ func (c *change) numberedName(user string) (string, error) {
 			names = append(names, user+"-"+strconv.Itoa(next+n))
 		}
 		var taken []string
-		if err := c.tx.NewRaw("SELECT name FROM account_keys WHERE replaced_by = '' AND name IN ?", bun.Tuple(names)).Scan(c.ctx, &taken); err != nil {
+		if err := c.tx.NewRaw(`SELECT name FROM account_keys WHERE replaced_by = '' AND name IN ?
+			UNION SELECT name FROM account_key_names WHERE user_name <> ? AND name IN ?`, bun.Tuple(names), user, bun.Tuple(names)).Scan(c.ctx, &taken); err != nil {
 			return "", fmt.Errorf("read the accounts: %w", err)
 		}
 		for _, name := range names {
@@ -262,6 +301,9 @@ func (k *keyRow) shown(now time.Time) Key {
 		if !now.Before(t) {
 			out.Status = KeyExpired
 		}
+	}
+	if k.disabled() != 0 && out.Status != KeyExpired {
+		out.Status = KeyDisabled
 	}
 	if k.RevokedMs != 0 {
 		t := at(k.RevokedMs)
@@ -332,40 +374,21 @@ func (d *Directory) RotateKey(ctx context.Context, who, ref string, overlap time
 	return m, err
 }
 
-// RevokeKey ends the key of an id, or all keys of a name, those in their overlap
-// too. It returns the keys that were good until now.
-func (s *Store) RevokeKey(ctx context.Context, who, ref string) (revoked []Key, err error) {
-	err = s.change(ctx, who, func(c *change) error {
-		rows, err := c.find(ref)
-		if err != nil {
-			return err
-		}
-		for _, k := range rows {
-			before := k.shown(c.now)
-			if before.Status == KeyRevoked || before.Status == KeyExpired {
-				continue
-			}
-			k.RevokedMs = c.now.UnixMilli()
-			if err := c.exec("UPDATE account_keys SET revoked_ms = ? WHERE id = ?", k.RevokedMs, k.ID); err != nil {
-				return err
-			}
-			after := k.shown(c.now)
-			if err := c.note("key.revoke", k.ID, before, after); err != nil {
-				return err
-			}
-			revoked = append(revoked, after)
-		}
-		if len(revoked) == 0 {
-			return fault(ErrConflict, "key", "the key %s is %s already", ref, rows[0].shown(c.now).Status)
-		}
-		return nil
-	})
-	return revoked, err
-}
-
 // Keys lists keys by id, which is the order in which they were made, of one user or
 // of all.
 func (s *Store) Keys(ctx context.Context, user string, p Page) (items []Key, more bool, err error) {
+	if user != "" {
+		err := s.read(ctx, func(c *change) error {
+			row, _, err := c.owner(UserKind, user)
+			if row != nil {
+				user = row.Name
+			}
+			return err
+		})
+		if err != nil {
+			return nil, false, err
+		}
+	}
 	rows, err := s.keys(ctx, s.db, "k.id > ? AND (? = '' OR k.user_name = ?) ORDER BY k.id LIMIT ?", p.After, user, user, p.limit()+1)
 	if err != nil {
 		return nil, false, err
@@ -401,7 +424,7 @@ func (d *Directory) Bootstrap(ctx context.Context) (secret string, err error) {
 		return "", nil
 	}
 	err = d.store.change(ctx, "bootstrap", func(c *change) error {
-		rows, err := d.store.keys(c.ctx, c.tx, "k.admin AND k.revoked_ms = 0 AND (k.expires_ms = 0 OR k.expires_ms > ?) LIMIT 1", c.now.UnixMilli())
+		rows, err := d.store.keys(c.ctx, c.tx, "k.admin AND k.revoked_ms = 0 AND u.disabled_ms + p.disabled_ms + d.disabled_ms = 0 AND (k.expires_ms = 0 OR k.expires_ms > ?) LIMIT 1", c.now.UnixMilli())
 		if err != nil || len(rows) > 0 {
 			return err
 		}
@@ -413,19 +436,9 @@ func (d *Directory) Bootstrap(ctx context.Context) (secret string, err error) {
 		if err != nil {
 			return err
 		}
-		k.UserName, k.Project, k.Department = user.Name, user.Project, user.Department
-		if k.Name, err = c.freeName("", k); err != nil {
-			return err
-		}
-		text := k.secret()
-		if err := c.insert(k); err != nil {
-			return err
-		}
-		if err := c.note("key.create", k.ID, nil, k.shown(c.now)); err != nil {
-			return err
-		}
-		secret = text
-		return nil
+		m, err := c.createKey(k, user, "")
+		secret = m.Secret
+		return err
 	})
 	if err != nil {
 		return "", fmt.Errorf("make the first administrator's key: %w", err)

@@ -44,6 +44,16 @@ func (l *lru[K, V]) put(key K, value V) {
 	l.byKey[key] = l.order.PushFront(&entry[K, V]{key, value})
 }
 
+// forget drops the entries that a function picks.
+func (l *lru[K, V]) forget(pick func(V) bool) {
+	for key, e := range l.byKey {
+		if pick(e.Value.(*entry[K, V]).value) {
+			l.order.Remove(e)
+			delete(l.byKey, key)
+		}
+	}
+}
+
 // prints are the beginnings of the hashes of all keys: a sorted list, and those
 // that came since it was sorted. It is not safe for concurrent use.
 type prints struct {

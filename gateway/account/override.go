@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -64,7 +65,7 @@ func (o *Override) Validate() error {
 	default:
 		return fault(ErrInvalid, "of", "of: must be department, project, user or key, not %.40q", o.Of)
 	}
-	if err := checkName("name", o.Name); err != nil {
+	if err := checkRef("name", o.Name); err != nil {
 		return err
 	}
 	if err := checkName("rule", o.Rule); err != nil {
@@ -84,38 +85,68 @@ func (s *Store) SetOverride(ctx context.Context, who string, o Override) error {
 	if err := o.Validate(); err != nil {
 		return err
 	}
+	return s.change(ctx, who, func(c *change) error {
+		_, err := c.setOverride(o)
+		return err
+	})
+}
+
+// setOverride makes or replaces an override, and reports whether that changed anything.
+func (c *change) setOverride(o Override) (changed bool, err error) {
+	if o.Name, err = c.subjectName(o.Of, o.Name); err != nil {
+		return false, err
+	}
 	text, err := json.Marshal(o)
 	if err != nil {
-		return fmt.Errorf("write the override: %w", err)
+		return false, fmt.Errorf("write the override: %w", err)
 	}
-	return s.change(ctx, who, func(c *change) error {
-		before, err := c.override(o.Of, o.Name, o.Rule)
-		if err != nil {
-			return err
-		}
-		if err := c.exec(`INSERT INTO account_overrides (scope, name, rule, numbers) VALUES (?, ?, ?, ?)
-			ON CONFLICT (scope, name, rule) DO UPDATE SET numbers = excluded.numbers`, o.Of, o.Name, o.Rule, string(text)); err != nil {
-			return err
-		}
-		return c.note("override.set", o.subject(), before, o)
-	})
+	before, err := c.override(o.Of, o.Name, o.Rule)
+	if err != nil || before != nil && *before == o {
+		return false, err
+	}
+	if err := c.exec(`INSERT INTO account_overrides (scope, name, rule, numbers) VALUES (?, ?, ?, ?)
+		ON CONFLICT (scope, name, rule) DO UPDATE SET numbers = excluded.numbers`, o.Of, o.Name, o.Rule, string(text)); err != nil {
+		return false, err
+	}
+	return true, c.note("override.set", o.subject(), before, o)
 }
 
 // DeleteOverride takes an override away, so that the rule's own numbers hold again.
 func (s *Store) DeleteOverride(ctx context.Context, who, of, name, rule string) error {
 	return s.change(ctx, who, func(c *change) error {
-		before, err := c.override(of, name, rule)
+		name, err := c.subjectName(of, name)
 		if err != nil {
 			return err
 		}
-		if before == nil {
-			return fault(ErrNotFound, "rule", "there is no override of %q for the %s %q", rule, of, name)
-		}
-		if err := c.exec("DELETE FROM account_overrides WHERE scope = ? AND name = ? AND rule = ?", of, name, rule); err != nil {
-			return err
-		}
-		return c.note("override.delete", before.subject(), before, nil)
+		return c.deleteOverride(of, name, rule)
 	})
+}
+
+func (c *change) deleteOverride(of, name, rule string) error {
+	before, err := c.override(of, name, rule)
+	if err != nil {
+		return err
+	}
+	if before == nil {
+		return fault(ErrNotFound, "rule", "there is no override of %q for the %s %q", rule, of, name)
+	}
+	if err := c.exec("DELETE FROM account_overrides WHERE scope = ? AND name = ? AND rule = ?", of, name, rule); err != nil {
+		return err
+	}
+	return c.note("override.delete", before.subject(), before, nil)
+}
+
+// subjectName is the name that a subject of overrides is counted by: its own, or the
+// one with a number where it had been a deleted owner's. The subject need not be there.
+func (c *change) subjectName(of, name string) (string, error) {
+	if !slices.Contains(Kinds(), Kind(of)) {
+		return name, nil
+	}
+	row, _, err := c.owner(Kind(of), name)
+	if err != nil || row == nil {
+		return name, err
+	}
+	return row.Name, nil
 }
 
 func (o *Override) subject() string { return o.Of + " " + o.Name + " " + o.Rule }

@@ -34,7 +34,7 @@ type KeyError struct {
 	State KeyState
 	Since time.Time // when it expired, was disabled or revoked; zero: for an address
 	Key   string    // the key's name
-	KeyID string
+	KeyID string    // empty for a key of the configuration file
 	User  string
 }
 
@@ -43,7 +43,11 @@ func (e *KeyError) Error() string {
 	if e.State == KeyElsewhere {
 		what = "not for this address"
 	}
-	text := fmt.Sprintf("the key %s (id %s) is %s", e.Key, e.KeyID, what)
+	name := e.Key
+	if e.KeyID != "" {
+		name += " (id " + e.KeyID + ")"
+	}
+	text := "the key " + name + " is " + what
 	if !e.Since.IsZero() {
 		text += " since " + e.Since.UTC().Format(time.RFC3339)
 	}

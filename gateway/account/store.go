@@ -56,6 +56,7 @@ type Store struct {
 	poke    chan struct{}
 	flights singleflight.Group
 	guesses *guesses
+	running *running
 
 	syncing chan struct{} // holds one token: who takes it may pull
 	down    atomic.Bool   // the last pull failed
@@ -81,7 +82,7 @@ func NewStore(db *bun.DB, hooks Hooks) *Store {
 		hooks.now = time.Now
 	}
 	s := &Store{
-		db: db, hooks: hooks, poke: make(chan struct{}, 1), syncing: make(chan struct{}, 1), seq: -1, guesses: newGuesses(),
+		db: db, hooks: hooks, poke: make(chan struct{}, 1), syncing: make(chan struct{}, 1), seq: -1, guesses: newGuesses(), running: newRunning(),
 		cache: newLRU[hash, *record](cachedKeys), unknown: newLRU[hash, struct{}](unknownKeys), prints: newPrints(nil),
 		asks: bucket{rate: unknownRate, burst: unknownBurst},
 	}
@@ -188,67 +189,115 @@ func (s *Store) pull(ctx context.Context, from int64) (to int64, err error) {
 		if len(lines) == 0 {
 			return from, nil
 		}
-		var ids []string
-		kinds := map[string]bool{}
+		var all changed
 		for _, l := range lines {
-			kind, _, _ := strings.Cut(l.What, ".")
-			if kind == "key" {
-				ids = append(ids, l.Subject)
-			}
-			kinds[kind] = true
+			all.note(l.What, l.Subject)
 		}
-		if err := s.apply(ctx, lines[len(lines)-1].ID, ids, kinds); err != nil {
+		if err := s.apply(ctx, lines[len(lines)-1].ID, &all); err != nil {
 			return from, err
 		}
 		from = lines[len(lines)-1].ID
 	}
 }
 
-// apply reads the keys again, and the overrides and pins where their kind changed,
-// and takes them over as the state after the change seq.
-func (s *Store) apply(ctx context.Context, seq int64, ids []string, kinds map[string]bool) error {
+// changed is what some lines of the audit log say has changed.
+type changed struct {
+	keys            []string // ids
+	owners          owners
+	overrides, pins bool
+}
+
+func (a *changed) note(what, subject string) {
+	kind, verb, _ := strings.Cut(what, ".")
+	switch {
+	case kind == "key":
+		a.keys = append(a.keys, subject)
+	case kind == "override":
+		a.overrides = true
+	case kind == "pin":
+		a.pins = true
+	case verb != "create":
+		if a.owners == nil {
+			a.owners = owners{}
+		}
+		a.owners[Kind(kind)] = append(a.owners[Kind(kind)], subject)
+	}
+}
+
+// keysPage is how many keys are read at a time.
+const keysPage = 500
+
+// apply reads the keys again, and the overrides and pins where they changed, and takes
+// them over as the state after the change seq. Keys whose owners changed are forgotten,
+// but for those in use. Requests under way with a key that is not good any more end.
+func (s *Store) apply(ctx context.Context, seq int64, all *changed) error {
 	var (
 		keys      []*keyRow
 		overrides []Override
 		pins      []Pin
 		err       error
 	)
-	if len(ids) > 0 {
-		slices.Sort(ids)
-		if keys, err = s.keys(ctx, s.db, "k.id IN ?", bun.Tuple(slices.Compact(ids))); err != nil {
+	ids := append(slices.Clone(all.keys), s.running.keysOf(all.owners)...)
+	slices.Sort(ids)
+	for part := range slices.Chunk(slices.Compact(ids), keysPage) {
+		rows, err := s.keys(ctx, s.db, "k.id IN ?", bun.Tuple(part))
+		if err != nil {
 			return err
 		}
+		keys = append(keys, rows...)
 	}
-	if kinds["override"] {
+	if all.overrides {
 		if overrides, err = s.allOverrides(ctx); err != nil {
 			return err
 		}
 	}
-	if kinds["pin"] {
+	if all.pins {
 		if pins, err = s.StoredPins(ctx); err != nil {
 			return err
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	records := map[hash]*record{}
 	for _, k := range keys {
 		sum, r, err := k.record()
 		if err != nil {
 			return err
 		}
+		records[sum] = r
+	}
+	s.takeOver(seq, all, records, func() {
+		if all.overrides {
+			s.overrides = overrides
+		}
+		if all.pins {
+			s.pins = pins
+		}
+	})
+	now := s.hooks.now()
+	s.running.cut(func(id *Identity) error {
+		if r := records[id.sum]; r != nil {
+			return r.standing(now)
+		}
+		return nil
+	})
+	return nil
+}
+
+// takeOver puts the records of keys, and what rest sets, in the place of those that are
+// in memory.
+func (s *Store) takeOver(seq int64, all *changed, records map[hash]*record, rest func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rest()
+	if len(all.owners) > 0 {
+		s.cache.forget(func(r *record) bool { return all.owners.have(&r.id) })
+	}
+	for sum, r := range records {
 		s.prints.add(sum.print())
 		if _, ok := s.cache.get(sum); ok {
 			s.cache.put(sum, r)
 		}
 	}
-	if kinds["override"] {
-		s.overrides = overrides
-	}
-	if kinds["pin"] {
-		s.pins = pins
-	}
 	s.seq = seq
-	return nil
 }
 
 // load reads everything that is kept in memory from the start. The count of
@@ -301,9 +350,10 @@ func parseHash(text string) (sum hash, err error) {
 
 // record is a key in memory.
 type record struct {
-	id      Identity
-	ips     []netip.Prefix
-	revoked time.Time // zero: it is not
+	id       Identity
+	ips      []netip.Prefix
+	revoked  time.Time // zero: it is not
+	disabled time.Time // zero: it is not
 }
 
 // admit says whether the key may be used now and from there; its errors are *KeyError.
@@ -324,6 +374,8 @@ func (r *record) standing(now time.Time) error {
 		return r.refuse(KeyRevoked, r.revoked)
 	case !r.id.Expires.IsZero() && !now.Before(r.id.Expires):
 		return r.refuse(KeyExpired, r.id.Expires)
+	case !r.disabled.IsZero():
+		return r.refuse(KeyDisabled, r.disabled)
 	}
 	return nil
 }
@@ -341,13 +393,28 @@ type keyRow struct {
 	Admin                                   bool
 	CreatedMs, ExpiresMs, RevokedMs         int64
 	ReplacedBy                              string
+
+	UserDisabledMs, ProjectDisabledMs, DepartmentDisabledMs int64
+}
+
+// disabled is since when the key's user, project or department is disabled, in
+// milliseconds since 1970; 0: none of them is.
+func (k *keyRow) disabled() (since int64) {
+	for _, ms := range []int64{k.UserDisabledMs, k.ProjectDisabledMs, k.DepartmentDisabledMs} {
+		if ms != 0 && (since == 0 || ms < since) {
+			since = ms
+		}
+	}
+	return since
 }
 
 // keys reads the keys that a condition picks.
 func (s *Store) keys(ctx context.Context, db bun.IDB, where string, args ...any) (rows []*keyRow, err error) {
 	err = db.NewRaw(`SELECT k.id, k.name, k.user_name, u.project, p.department, k.hash, k.models, k.ips, k.tier, k.max_level,
-		k.admin, k.created_ms, k.expires_ms, k.revoked_ms, k.replaced_by
+		k.admin, k.created_ms, k.expires_ms, k.revoked_ms, k.replaced_by,
+		u.disabled_ms AS user_disabled_ms, p.disabled_ms AS project_disabled_ms, d.disabled_ms AS department_disabled_ms
 		FROM account_keys AS k JOIN account_users AS u ON u.name = k.user_name JOIN account_projects AS p ON p.name = u.project
+		JOIN account_departments AS d ON d.name = p.department
 		WHERE `+where, args...).Scan(ctx, &rows)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("read keys: %w", err)
@@ -356,7 +423,7 @@ func (s *Store) keys(ctx context.Context, db bun.IDB, where string, args ...any)
 }
 
 func (k *keyRow) record() (hash, *record, error) {
-	r := &record{revoked: at(k.RevokedMs), id: Identity{
+	r := &record{revoked: at(k.RevokedMs), disabled: at(k.disabled()), id: Identity{
 		Department: k.Department, Project: k.Project, User: k.UserName, Key: k.Name, KeyID: k.ID,
 		Tier: Tier(k.Tier), MaxLevel: k.MaxLevel, Admin: k.Admin, Expires: at(k.ExpiresMs),
 	}}
@@ -372,6 +439,7 @@ func (k *keyRow) record() (hash, *record, error) {
 		r.ips = append(r.ips, p)
 	}
 	sum, err := parseHash(k.Hash)
+	r.id.sum = sum
 	return sum, r, err
 }
 
@@ -386,9 +454,20 @@ func at(ms int64) time.Time {
 // identify finds whose key has a hash. A locked caller, whose address guesses keys, is
 // told of no key that this store does not know: then the database is not asked.
 func (s *Store) identify(ctx context.Context, sum hash, from netip.Addr, locked time.Duration) (Identity, error) {
-	now := s.hooks.now()
+	now, seq := s.hooks.now(), s.changes()
+	r, err := s.find(ctx, sum, now, locked)
+	if err != nil {
+		return Identity{}, err
+	}
+	id, err := r.admit(now, from)
+	id.seq = seq
+	return id, err
+}
+
+// find returns the record of a key, from memory or from the database.
+func (s *Store) find(ctx context.Context, sum hash, now time.Time, locked time.Duration) (*record, error) {
 	if now.UnixMilli()-s.fresh.Load() > staleAfter.Milliseconds() {
-		return Identity{}, ErrUnavailable
+		return nil, ErrUnavailable
 	}
 	s.mu.Lock()
 	r, ok := s.cache.get(sum)
@@ -397,15 +476,10 @@ func (s *Store) identify(ctx context.Context, sum hash, from netip.Addr, locked 
 		err = s.worthAsking(sum, now, locked)
 	}
 	s.mu.Unlock()
-	if err != nil {
-		return Identity{}, err
+	if ok || err != nil {
+		return r, err
 	}
-	if !ok {
-		if r, err = s.ask(ctx, sum); err != nil {
-			return Identity{}, err
-		}
-	}
-	return r.admit(now, from)
+	return s.ask(ctx, sum)
 }
 
 // worthAsking says why the database is not to be asked for a key; s.mu is held.

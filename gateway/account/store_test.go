@@ -128,7 +128,7 @@ func aKeysLife(t *testing.T, dsn string) {
 		t.Errorf("%q", m.Key.IPs)
 	}
 	id, err := r.as(t, m.Secret)
-	id.models = nil
+	id.models, id.sum, id.seq = nil, hash{}, 0
 	want := Identity{Department: "space", Project: "apollo", User: "ann", Key: "laptop", KeyID: m.Key.ID, Tier: Critical, MaxLevel: 2, Admin: true, Expires: c.now().Add(168 * time.Hour).UTC()}
 	if err != nil || fmt.Sprintf("%+v", id) != fmt.Sprintf("%+v", want) {
 		t.Errorf("%+v, %v\nexpected %+v", id, err, want)
@@ -228,19 +228,19 @@ func members(t *testing.T, dsn string) {
 	if m := r.make(t, NewKey{User: "mia", Project: defaultName}); m.Key.Name != "mia-2" || len(m.Created) != 0 {
 		t.Errorf("%+v", m)
 	}
-	if _, err := s.CreateDepartment(ctx, "test", "m-dep"); err != nil {
+	if _, err := s.CreateOwner(ctx, "test", DepartmentKind, "m-dep", ""); err != nil {
 		t.Fatal(err)
 	}
-	if p, err := s.CreateProject(ctx, "test", "m-proj", "m-dep"); err != nil || p.Department != "m-dep" {
+	if p, err := s.CreateOwner(ctx, "test", ProjectKind, "m-proj", "m-dep"); err != nil || p.Department != "m-dep" {
 		t.Fatal(p, err)
 	}
-	if u, err := s.CreateUser(ctx, "test", "max", "m-proj"); err != nil || u.Department != "m-dep" {
+	if u, err := s.CreateOwner(ctx, "test", UserKind, "max", "m-proj"); err != nil || u.Department != "m-dep" {
 		t.Fatal(u, err)
 	}
 	r.make(t, NewKey{User: "max", Name: "max-key"})
-	_, dep := s.CreateDepartment(ctx, "test", "m-dep")
-	_, proj := s.CreateProject(ctx, "test", "m-proj", "m-dep")
-	_, user := s.CreateUser(ctx, "test", "max", "m-proj")
+	_, dep := s.CreateOwner(ctx, "test", DepartmentKind, "m-dep", "")
+	_, proj := s.CreateOwner(ctx, "test", ProjectKind, "m-proj", "m-dep")
+	_, user := s.CreateOwner(ctx, "test", UserKind, "max", "m-proj")
 	_, moved := r.CreateKey(ctx, "test", NewKey{User: "max", Project: "other"})
 	_, lent := r.CreateKey(ctx, "test", NewKey{User: "moe", Project: "m-proj", Department: "other"})
 	_, taken := r.CreateKey(ctx, "test", NewKey{User: "max", Name: "max-key"})
@@ -253,8 +253,8 @@ func members(t *testing.T, dsn string) {
 			t.Errorf("%d: %v", i, err)
 		}
 	}
-	_, noDep := s.CreateProject(ctx, "test", "p9", "none")
-	_, noProj := s.CreateUser(ctx, "test", "u9", "none")
+	_, noDep := s.CreateOwner(ctx, "test", ProjectKind, "p9", "none")
+	_, noProj := s.CreateOwner(ctx, "test", UserKind, "u9", "none")
 	_, noKey := s.RevokeKey(ctx, "test", "none")
 	_, noRotate := r.RotateKey(ctx, "test", "none", 0)
 	_, noShow := s.Key(ctx, "none")
@@ -507,15 +507,15 @@ func lists(t *testing.T, dsn string) {
 	if !slices.Equal(got, want) {
 		t.Errorf("%q\nexpected %q", got, want)
 	}
-	users, more, err := r.store.Users(t.Context(), "lists", Page{})
+	users, more, err := r.store.Owners(t.Context(), UserKind, "lists", Page{})
 	if err != nil || more || len(users) != 1 || users[0].Department != "lists" {
 		t.Error(users, more, err)
 	}
-	projects, _, err := r.store.Projects(t.Context(), "lists", Page{})
+	projects, _, err := r.store.Owners(t.Context(), ProjectKind, "lists", Page{})
 	if err != nil || len(projects) != 1 || projects[0].Name != "lists" {
 		t.Error(projects, err)
 	}
-	departments, _, err := r.store.Departments(t.Context(), Page{After: "list", Limit: 1})
+	departments, _, err := r.store.Owners(t.Context(), DepartmentKind, "", Page{After: "list", Limit: 1})
 	if err != nil || len(departments) != 1 || departments[0].Name != "lists" || departments[0].Created.IsZero() {
 		t.Error(departments, err)
 	}

@@ -1,0 +1,364 @@
+package account
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Kind is a kind of owner of keys.
+type Kind string
+
+// The kinds: a department has projects, a project has users, a user has keys.
+const (
+	DepartmentKind Kind = "department"
+	ProjectKind    Kind = "project"
+	UserKind       Kind = "user"
+)
+
+// Kinds lists all of them, the largest first.
+func Kinds() []Kind { return []Kind{DepartmentKind, ProjectKind, UserKind} }
+
+// table is the kind's table of the database.
+func (k Kind) table() string { return "account_" + string(k) + "s" }
+
+// above is the kind that owners of this kind belong to; empty: to none.
+func (k Kind) above() Kind {
+	switch k {
+	case UserKind:
+		return ProjectKind
+	case ProjectKind:
+		return DepartmentKind
+	}
+	return ""
+}
+
+// below is the kind that belongs to owners of this kind; empty: none but keys.
+func (k Kind) below() Kind {
+	switch k {
+	case DepartmentKind:
+		return ProjectKind
+	case ProjectKind:
+		return UserKind
+	}
+	return ""
+}
+
+// Owner is a department, a project or a user.
+type Owner struct {
+	Name       string     `json:"name"`
+	Project    string     `json:"project,omitempty"`    // of a user
+	Department string     `json:"department,omitempty"` // of a user or a project
+	Created    time.Time  `json:"created_at"`
+	Disabled   *time.Time `json:"disabled_at"` // null: it is not
+}
+
+// OwnerChange says what of an owner is to change; a nil field stays as it is.
+type OwnerChange struct {
+	Parent   *string // the project of a user or the department of a project, where it is to go
+	Disabled *bool   // whether its keys are refused
+}
+
+// ownerRow is an owner as the database holds it.
+type ownerRow struct {
+	Name, Parent                     string
+	CreatedMs, DisabledMs, DeletedMs int64
+	NextName                         string
+}
+
+func (c *change) ownerRow(k Kind, name string) (*ownerRow, error) {
+	parent := "''"
+	if above := k.above(); above != "" {
+		parent = string(above)
+	}
+	var rows []*ownerRow
+	err := c.tx.NewRaw("SELECT name, "+parent+" AS parent, created_ms, disabled_ms, deleted_ms, next_name FROM "+k.table()+" WHERE name = ?", name).Scan(c.ctx, &rows)
+	if err != nil {
+		return nil, fmt.Errorf("read the accounts: %w", err)
+	}
+	if len(rows) == 0 {
+		return nil, nil
+	}
+	return rows[0], nil
+}
+
+// owner finds who has a name now: the row of that name, or, where that is deleted, of
+// who was given the name after it. Without any it returns nil, or the last that is
+// deleted.
+func (c *change) owner(k Kind, name string) (live, deleted *ownerRow, err error) {
+	for name != "" {
+		row, err := c.ownerRow(k, name)
+		if err != nil || row == nil {
+			return nil, deleted, err
+		}
+		if row.DeletedMs == 0 {
+			return row, nil, nil
+		}
+		deleted, name = row, row.NextName
+	}
+	return nil, deleted, nil
+}
+
+// need finds who has a name now, or fails with ErrNotFound.
+func (c *change) need(k Kind, name string) (*ownerRow, error) {
+	row, deleted, err := c.owner(k, name)
+	if err != nil || row != nil {
+		return row, err
+	}
+	if deleted != nil {
+		return nil, fault(ErrNotFound, string(k), "the %s %s was deleted on %s: create it anew, or name another", k, name, at(deleted.DeletedMs).Format(time.DateOnly))
+	}
+	return nil, fault(ErrNotFound, string(k), "there is no %s %q: create it first", k, name)
+}
+
+// create makes an owner. One who gets the name of a deleted one stands under that name
+// with a number, such as ann#2, so that the usage, the limits and the alerts of the two
+// are not mixed up; the name alone finds it all the same.
+func (c *change) create(k Kind, name, parent string) (Owner, error) {
+	live, deleted, err := c.owner(k, name)
+	switch {
+	case err != nil:
+		return Owner{}, err
+	case live != nil && live.Parent != "":
+		return Owner{}, fault(ErrConflict, "name", "there is a %s %s already, in %s %s", k, name, k.above(), live.Parent)
+	case live != nil:
+		return Owner{}, fault(ErrConflict, "name", "there is a %s %s already", k, name)
+	}
+	own := name
+	if err := checkName(string(k), name); err != nil && deleted == nil {
+		return Owner{}, err
+	}
+	if deleted != nil {
+		base, number, _ := strings.Cut(deleted.Name, "#")
+		n, _ := strconv.Atoi(number) // none: it was the first
+		own = base + "#" + strconv.Itoa(max(n, 1)+1)
+		if err := c.exec("UPDATE "+k.table()+" SET next_name = ? WHERE name = ?", own, deleted.Name); err != nil {
+			return Owner{}, err
+		}
+	}
+	if above := k.above(); above == "" {
+		err = c.exec("INSERT INTO "+k.table()+" (name, created_ms) VALUES (?, ?)", own, c.now.UnixMilli())
+	} else {
+		err = c.exec("INSERT INTO "+k.table()+" (name, "+string(above)+", created_ms) VALUES (?, ?, ?)", own, parent, c.now.UnixMilli())
+	}
+	if err != nil {
+		return Owner{}, err
+	}
+	o, err := c.shown(k, &ownerRow{Name: own, Parent: parent, CreatedMs: c.now.UnixMilli()})
+	if err != nil {
+		return Owner{}, err
+	}
+	return o, c.note(string(k)+".create", own, nil, o)
+}
+
+// shown is an owner as it is shown.
+func (c *change) shown(k Kind, r *ownerRow) (Owner, error) {
+	o := Owner{Name: r.Name, Created: at(r.CreatedMs)}
+	if r.DisabledMs != 0 {
+		t := at(r.DisabledMs)
+		o.Disabled = &t
+	}
+	switch k {
+	case ProjectKind:
+		o.Department = r.Parent
+	case UserKind:
+		o.Project = r.Parent
+		p, err := c.ownerRow(ProjectKind, r.Parent)
+		if err != nil {
+			return o, err
+		}
+		o.Department = p.Parent // which the database holds to be there
+	}
+	return o, nil
+}
+
+// CreateOwner makes a department, or a project or user in a parent that is there; who
+// is written into the audit log.
+func (s *Store) CreateOwner(ctx context.Context, who string, k Kind, name, parent string) (o Owner, err error) {
+	if err := checkName("name", name); err != nil {
+		return o, err
+	}
+	err = s.change(ctx, who, func(c *change) error {
+		if above := k.above(); above != "" {
+			row, err := c.need(above, parent)
+			if err != nil {
+				return err
+			}
+			parent = row.Name
+		}
+		o, err = c.create(k, name, parent)
+		return err
+	})
+	return o, err
+}
+
+// Owner shows who has a name now.
+func (s *Store) Owner(ctx context.Context, k Kind, name string) (o Owner, err error) {
+	err = s.read(ctx, func(c *change) error {
+		row, err := c.need(k, name)
+		if err == nil {
+			o, err = c.shown(k, row)
+		}
+		return err
+	})
+	return o, err
+}
+
+// ChangeOwner moves, disables or enables an owner. What was used before a move stays
+// where it was used. The keys of what is disabled are refused, and the requests that
+// they have under way end.
+func (s *Store) ChangeOwner(ctx context.Context, who string, k Kind, name string, ch OwnerChange) (after Owner, err error) {
+	if ch.Parent == nil && ch.Disabled == nil {
+		return after, fault(ErrInvalid, "", "nothing is to change: give %sdisabled", parentField(k))
+	}
+	err = s.change(ctx, who, func(c *change) error {
+		after, _, err = c.changeOwner(k, name, ch)
+		return err
+	})
+	return after, err
+}
+
+func parentField(k Kind) string {
+	if above := k.above(); above != "" {
+		return string(above) + " or "
+	}
+	return ""
+}
+
+func (c *change) changeOwner(k Kind, name string, ch OwnerChange) (after Owner, changed bool, err error) {
+	row, err := c.need(k, name)
+	if err != nil {
+		return after, false, err
+	}
+	before, err := c.shown(k, row)
+	if err != nil {
+		return after, false, err
+	}
+	if ch.Parent != nil {
+		if k.above() == "" {
+			return after, false, fault(ErrInvalid, "", "a department belongs to nothing that it could move to")
+		}
+		parent, err := c.need(k.above(), *ch.Parent)
+		if err != nil {
+			return after, false, err
+		}
+		if parent.Name != row.Parent {
+			row.Parent, changed = parent.Name, true
+			if err := c.exec("UPDATE "+k.table()+" SET "+string(k.above())+" = ? WHERE name = ?", row.Parent, row.Name); err != nil {
+				return after, false, err
+			}
+		}
+	}
+	if ch.Disabled != nil && *ch.Disabled != (row.DisabledMs != 0) {
+		row.DisabledMs, changed = 0, true
+		if *ch.Disabled {
+			row.DisabledMs = c.now.UnixMilli()
+		}
+		if err := c.exec("UPDATE "+k.table()+" SET disabled_ms = ? WHERE name = ?", row.DisabledMs, row.Name); err != nil {
+			return after, false, err
+		}
+	}
+	if after, err = c.shown(k, row); err != nil || !changed {
+		return after, false, err
+	}
+	return after, true, c.note(string(k)+".update", row.Name, before, after)
+}
+
+// DeleteOwner deletes a user with all keys, or a project or department in which nobody
+// is. Usage keeps the name, and whoever gets it next stands under another. It returns
+// the keys that were good until now.
+func (s *Store) DeleteOwner(ctx context.Context, who string, k Kind, name string) (revoked []Key, err error) {
+	err = s.change(ctx, who, func(c *change) error {
+		row, err := c.need(k, name)
+		if err != nil {
+			return err
+		}
+		if err := c.checkEmpty(k, row); err != nil {
+			return err
+		}
+		before, err := c.shown(k, row)
+		if err != nil {
+			return err
+		}
+		if k == UserKind {
+			keys, err := c.store.keys(c.ctx, c.tx, "k.user_name = ?", row.Name)
+			if err != nil {
+				return err
+			}
+			if revoked, err = c.revoke(keys); err != nil {
+				return err
+			}
+		}
+		if err := c.deleteOverrides(k, row.Name); err != nil {
+			return err
+		}
+		if err := c.exec("UPDATE "+k.table()+" SET deleted_ms = ? WHERE name = ?", c.now.UnixMilli(), row.Name); err != nil {
+			return err
+		}
+		return c.note(string(k)+".delete", row.Name, before, nil)
+	})
+	return revoked, err
+}
+
+// checkEmpty refuses to delete what others belong to.
+func (c *change) checkEmpty(k Kind, row *ownerRow) error {
+	below := k.below()
+	if below == "" {
+		return nil
+	}
+	var names []string
+	err := c.tx.NewRaw("SELECT name FROM "+below.table()+" WHERE "+string(k)+" = ? AND deleted_ms = 0 ORDER BY name LIMIT 4", row.Name).Scan(c.ctx, &names)
+	if err != nil {
+		return fmt.Errorf("read the accounts: %w", err)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	list := strings.Join(names[:min(len(names), 3)], ", ")
+	if len(names) > 3 {
+		list += ", ..."
+	}
+	return fault(ErrConflict, string(k), "the %s %s has %ss (%s): move or delete them first", k, row.Name, below, list)
+}
+
+// deleteOverrides takes away the overrides of an owner.
+func (c *change) deleteOverrides(k Kind, name string) error {
+	var rules []string
+	if err := c.tx.NewRaw("SELECT rule FROM account_overrides WHERE scope = ? AND name = ? ORDER BY rule", string(k), name).Scan(c.ctx, &rules); err != nil {
+		return fmt.Errorf("read the accounts: %w", err)
+	}
+	for _, rule := range rules {
+		if err := c.deleteOverride(string(k), name, rule); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Owners lists the owners of a kind by name, those in one parent or all.
+func (s *Store) Owners(ctx context.Context, k Kind, parent string, p Page) (items []Owner, more bool, err error) {
+	type row struct {
+		Name, Project, Department string
+		CreatedMs, DisabledMs     int64
+	}
+	show := func(r row) Owner {
+		o := Owner{Name: r.Name, Project: r.Project, Department: r.Department, Created: at(r.CreatedMs)}
+		if r.DisabledMs != 0 {
+			t := at(r.DisabledMs)
+			o.Disabled = &t
+		}
+		return o
+	}
+	switch k {
+	case DepartmentKind:
+		return page(ctx, s, p, show, "SELECT name, created_ms, disabled_ms FROM account_departments WHERE deleted_ms = 0 AND name > ? ORDER BY name", p.After)
+	case ProjectKind:
+		return page(ctx, s, p, show, `SELECT name, department, created_ms, disabled_ms FROM account_projects
+			WHERE deleted_ms = 0 AND name > ? AND (? = '' OR department = ?) ORDER BY name`, p.After, parent, parent)
+	}
+	return page(ctx, s, p, show, `SELECT u.name, u.project, p.department, u.created_ms, u.disabled_ms FROM account_users AS u
+		JOIN account_projects AS p ON p.name = u.project
+		WHERE u.deleted_ms = 0 AND u.name > ? AND (? = '' OR u.project = ?) ORDER BY u.name`, p.After, parent, parent)
+}

@@ -1,0 +1,111 @@
+package account
+
+import (
+	"context"
+	"slices"
+	"sync"
+)
+
+// running are the requests under way, by the key they began with, so that they can be
+// ended when it is not good any more. It is safe for concurrent use.
+type running struct {
+	mu    sync.Mutex
+	holds map[*hold]struct{}
+}
+
+// hold is one request under way.
+type hold struct {
+	id  Identity
+	cut context.CancelCauseFunc
+}
+
+func newRunning() *running { return &running{holds: map[*hold]struct{}{}} }
+
+func (r *running) add(h *hold) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.holds[h] = struct{}{}
+}
+
+func (r *running) remove(h *hold) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.holds, h)
+}
+
+// cut ends those requests of which the function says why.
+func (r *running) cut(fault func(*Identity) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for h := range r.holds {
+		if err := fault(&h.id); err != nil {
+			h.cut(err)
+		}
+	}
+}
+
+// keysOf lists the ids of the keys in use that belong to some owners.
+func (r *running) keysOf(o owners) (ids []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for h := range r.holds {
+		if o.have(&h.id) {
+			ids = append(ids, h.id.KeyID)
+		}
+	}
+	return ids
+}
+
+// owners are names of departments, projects and users.
+type owners map[Kind][]string
+
+func (o owners) have(id *Identity) bool {
+	return id.KeyID != "" && (slices.Contains(o[UserKind], id.User) || slices.Contains(o[ProjectKind], id.Project) || slices.Contains(o[DepartmentKind], id.Department))
+}
+
+// Follow returns a context for a request that goes on under an identity which Identify
+// gave. It ends with a *KeyError as its cause when the key is revoked or disabled, by any
+// replica, or is taken out of the configuration; that a key expires ends only what
+// begins afterwards. The function must be called when the request has ended.
+func (d *Directory) Follow(ctx context.Context, id *Identity) (context.Context, func()) {
+	if id.sum == (hash{}) || d.config.Mode != Keys {
+		return ctx, func() {} // no key, or none is needed
+	}
+	within, cancel := context.WithCancelCause(ctx)
+	h := &hold{id: *id, cut: cancel}
+	d.running.add(h)
+	if id.KeyID != "" && d.store.changes() != id.seq {
+		// The change may be this key's, which was not followed yet.
+		if r, err := d.store.find(ctx, id.sum, d.now(), 0); err == nil {
+			if err := r.standing(d.now()); err != nil {
+				cancel(err)
+			}
+		}
+	}
+	return within, func() {
+		d.running.remove(h)
+		cancel(nil)
+	}
+}
+
+// Enforce ends the requests under way with keys that are not in this configuration any
+// more. It is called when the directory takes the place of another.
+func (d *Directory) Enforce() {
+	if d.config.Mode != Keys {
+		return
+	}
+	now := d.now()
+	d.running.cut(func(id *Identity) error {
+		if _, ok := d.keys[id.sum]; ok || id.KeyID != "" {
+			return nil
+		}
+		return &KeyError{State: KeyRevoked, Since: now, Key: id.Key, User: id.User}
+	})
+}
+
+// changes is the count of changes that this replica has taken over.
+func (s *Store) changes() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seq
+}

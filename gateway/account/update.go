@@ -1,0 +1,226 @@
+package account
+
+import (
+	"context"
+	"encoding/hex"
+	"slices"
+	"strings"
+	"time"
+)
+
+// KeyChange says what of a key is to change; a nil field stays as it is. Of TTL and
+// Expires one may be given.
+type KeyChange struct {
+	Name     *string   `json:"name"`
+	TTL      *string   `json:"ttl"`        // from now: a duration such as 30d, or never
+	Expires  *string   `json:"expires_at"` // a time in RFC 3339
+	Models   *[]string `json:"models"`     // empty: all
+	IPs      *[]string `json:"ips"`        // addresses or networks; empty: from everywhere
+	Tier     *Tier     `json:"tier"`
+	MaxLevel *string   `json:"max_level"`
+}
+
+func (ch *KeyChange) empty() bool { return *ch == KeyChange{} }
+
+// ChangeKey changes the key of an id, or the current one of a name. It holds for the
+// next request; those under way keep what they began with.
+func (d *Directory) ChangeKey(ctx context.Context, who, ref string, ch KeyChange) (after Key, err error) {
+	if ch.empty() {
+		return after, fault(ErrInvalid, "", "nothing is to change: give some of name, ttl or expires_at, models, ips, tier and max_level")
+	}
+	err = d.store.change(ctx, who, func(c *change) error {
+		rows, err := c.find(ref)
+		if err != nil {
+			return err
+		}
+		after, _, err = d.changeKey(c, rows[0], ch)
+		return err
+	})
+	return after, err
+}
+
+// changeKey changes a key and reports whether that changed anything.
+func (d *Directory) changeKey(c *change, k *keyRow, ch KeyChange) (after Key, changed bool, err error) {
+	was, before := *k, k.shown(c.now)
+	if before.Status == KeyRevoked {
+		return after, false, fault(ErrConflict, "key", "the key %s is revoked: create a new one", k.Name)
+	}
+	if err := d.amend(c, k, ch); err != nil {
+		return after, false, err
+	}
+	if ch.Name != nil && *ch.Name != k.Name {
+		if err := c.rename(k, *ch.Name); err != nil {
+			return after, false, err
+		}
+	}
+	if after = k.shown(c.now); was == *k {
+		return after, false, nil
+	}
+	err = c.exec("UPDATE account_keys SET name = ?, models = ?, ips = ?, tier = ?, max_level = ?, expires_ms = ? WHERE id = ?",
+		k.Name, k.Models, k.IPs, k.Tier, k.MaxLevel, k.ExpiresMs, k.ID)
+	if err != nil {
+		return after, false, err
+	}
+	return after, true, c.note("key.update", k.ID, before, after)
+}
+
+// amend checks a change and makes it in a row, but for the name.
+func (d *Directory) amend(c *change, k *keyRow, ch KeyChange) (err error) {
+	if ch.Tier != nil {
+		if k.Tier, err = checkTier(*ch.Tier); err != nil {
+			return err
+		}
+	}
+	if ch.MaxLevel != nil {
+		if k.MaxLevel, err = parseLevel("max_level", *ch.MaxLevel); err != nil {
+			return err
+		}
+	}
+	if ch.Models != nil {
+		if k.Models, err = checkModels(*ch.Models); err != nil {
+			return err
+		}
+	}
+	if ch.IPs != nil {
+		if k.IPs, err = checkIPs(*ch.IPs); err != nil {
+			return err
+		}
+	}
+	switch {
+	case ch.TTL != nil && ch.Expires != nil:
+		return fault(ErrInvalid, "expires_at", "expires_at: give either ttl or expires_at")
+	case ch.TTL != nil:
+		k.ExpiresMs, err = d.expiry(c.now, *ch.TTL)
+	case ch.Expires != nil:
+		end, bad := time.Parse(time.RFC3339, *ch.Expires)
+		if bad != nil || end.Before(c.now) {
+			return fault(ErrInvalid, "expires_at", "expires_at: must be a time to come such as %s, not %.40q; to end a key now, revoke it", c.now.Add(d.config.KeyTTL).Format(time.RFC3339), *ch.Expires)
+		}
+		k.ExpiresMs = end.UnixMilli()
+	}
+	return err
+}
+
+// rename gives a key another name. Usage until now stays under the old one, which no
+// other user's key gets.
+func (c *change) rename(k *keyRow, name string) error {
+	if err := checkName("name", name); err != nil {
+		return err
+	}
+	if k.ReplacedBy != "" {
+		return fault(ErrConflict, "name", "the key %s has been replaced by %s: rename that one", k.Name, k.ReplacedBy)
+	}
+	name, err := c.freeName(name, k)
+	if err != nil {
+		return err
+	}
+	if err := c.exec("INSERT INTO account_key_names (name, user_name) VALUES (?, ?) ON CONFLICT (name) DO NOTHING", k.Name, k.UserName); err != nil {
+		return err
+	}
+	k.Name = name
+	return nil
+}
+
+// revoke ends those of some keys that are good or disabled, and returns them.
+func (c *change) revoke(keys []*keyRow) (revoked []Key, err error) {
+	for _, k := range keys {
+		before := k.shown(c.now)
+		if before.Status == KeyRevoked || before.Status == KeyExpired {
+			continue
+		}
+		k.RevokedMs = c.now.UnixMilli()
+		if err := c.exec("UPDATE account_keys SET revoked_ms = ? WHERE id = ?", k.RevokedMs, k.ID); err != nil {
+			return nil, err
+		}
+		after := k.shown(c.now)
+		if err := c.note("key.revoke", k.ID, before, after); err != nil {
+			return nil, err
+		}
+		revoked = append(revoked, after)
+	}
+	return revoked, nil
+}
+
+// RevokeKey ends the key of an id, or all keys of a name, those in their overlap
+// too, and the requests under way with them. It returns the keys that were good until
+// now.
+func (s *Store) RevokeKey(ctx context.Context, who, ref string) (revoked []Key, err error) {
+	err = s.change(ctx, who, func(c *change) error {
+		rows, err := c.find(ref)
+		if err != nil {
+			return err
+		}
+		revoked, err = c.revoke(rows)
+		if err == nil && len(revoked) == 0 {
+			err = fault(ErrConflict, "key", "the key %s is %s already", ref, rows[0].shown(c.now).Status)
+		}
+		return err
+	})
+	return revoked, err
+}
+
+// RevokeUser ends all keys of a user, as RevokeKey does. A user without a good key is
+// no fault: what was asked for is so.
+func (s *Store) RevokeUser(ctx context.Context, who, user string) (revoked []Key, err error) {
+	revoked = []Key{}
+	err = s.change(ctx, who, func(c *change) error {
+		row, err := c.need(UserKind, user)
+		if err != nil {
+			return err
+		}
+		rows, err := c.store.keys(c.ctx, c.tx, "k.user_name = ? ORDER BY k.id", row.Name)
+		if err != nil {
+			return err
+		}
+		ended, err := c.revoke(rows)
+		revoked = append(revoked, ended...)
+		return err
+	})
+	return revoked, err
+}
+
+// RevokeSecret ends the key whose text somebody has found, as RevokeKey does. No error
+// quotes the text.
+func (d *Directory) RevokeSecret(ctx context.Context, who, secret string) (revoked []Key, err error) {
+	sum := hashOf(secret)
+	if id, ok := d.keys[sum]; ok {
+		return nil, fault(ErrConflict, "secret", "this key of user %s stands in the configuration (%s): take it out there, and every gateway refuses it within two seconds of the change", id.User, id.Key)
+	}
+	if !wellFormed(secret) {
+		return nil, fault(ErrInvalid, "secret", "secret: is no text of a key, which begins with %s and has %d characters; this one has %d", prefix, secretLen, len(secret))
+	}
+	err = d.store.change(ctx, who, func(c *change) error {
+		rows, err := c.store.keys(c.ctx, c.tx, "k.hash = ?", hex.EncodeToString(sum[:]))
+		if err != nil {
+			return err
+		}
+		if len(rows) == 0 {
+			return fault(ErrNotFound, "secret", "no key of this store has that text: look in the other gateways' stores and configurations")
+		}
+		revoked, err = c.revoke(rows)
+		if err == nil && len(revoked) == 0 {
+			err = fault(ErrConflict, "secret", "the key %s (id %s) of user %s is %s already", rows[0].Name, rows[0].ID, rows[0].UserName, rows[0].shown(c.now).Status)
+		}
+		return err
+	})
+	return revoked, err
+}
+
+// CheckModels says, as a Fault, which of a key's models is not among those that are
+// known, by name or alias.
+func CheckModels(models, known []string) error {
+	for _, m := range models {
+		if slices.Contains(known, m) {
+			continue
+		}
+		list := strings.Join(known[:min(len(known), maxListed)], ", ")
+		if len(known) > maxListed {
+			list += ", ..."
+		}
+		return fault(ErrInvalid, "models", "models: the configuration has no model %.60q; it has %s", m, list)
+	}
+	return nil
+}
+
+// maxListed bounds how many names a message lists.
+const maxListed = 20
