@@ -79,24 +79,6 @@ func page[T any](c *call, list func(account.Page) ([]T, bool, error), next func(
 	return c.reply(answer)
 }
 
-func (g *Gateway) listDepartments(c *call) error {
-	return page(c, func(p account.Page) ([]account.Department, bool, error) {
-		return c.set.accounts.Store().Departments(c.r.Context(), p)
-	}, func(d account.Department) any { return d.Name })
-}
-
-func (g *Gateway) listProjects(c *call) error {
-	return page(c, func(p account.Page) ([]account.Project, bool, error) {
-		return c.set.accounts.Store().Projects(c.r.Context(), c.r.URL.Query().Get("department"), p)
-	}, func(p account.Project) any { return p.Name })
-}
-
-func (g *Gateway) listUsers(c *call) error {
-	return page(c, func(p account.Page) ([]account.User, bool, error) {
-		return c.set.accounts.Store().Users(c.r.Context(), c.r.URL.Query().Get("project"), p)
-	}, func(u account.User) any { return u.Name })
-}
-
 func (g *Gateway) listKeys(c *call) error {
 	return page(c, func(p account.Page) ([]account.Key, bool, error) {
 		return c.set.accounts.Store().Keys(c.r.Context(), c.r.URL.Query().Get("user"), p)
@@ -124,53 +106,12 @@ func (g *Gateway) listOverrides(c *call) error {
 	}, func(o account.Override) any { return o.Path() })
 }
 
-func (g *Gateway) createDepartment(c *call) error {
-	var body struct {
-		Name string `json:"name"`
-	}
-	if err := c.strict(&body, true); err != nil {
-		return err
-	}
-	d, err := c.set.accounts.Store().CreateDepartment(c.r.Context(), c.actor(), body.Name)
-	if err != nil {
-		return err
-	}
-	return c.reply(d)
-}
-
-func (g *Gateway) createProject(c *call) error {
-	var body struct {
-		Name       string `json:"name"`
-		Department string `json:"department"`
-	}
-	if err := c.strict(&body, true); err != nil {
-		return err
-	}
-	p, err := c.set.accounts.Store().CreateProject(c.r.Context(), c.actor(), body.Name, body.Department)
-	if err != nil {
-		return err
-	}
-	return c.reply(p)
-}
-
-func (g *Gateway) createUser(c *call) error {
-	var body struct {
-		Name    string `json:"name"`
-		Project string `json:"project"`
-	}
-	if err := c.strict(&body, true); err != nil {
-		return err
-	}
-	u, err := c.set.accounts.Store().CreateUser(c.r.Context(), c.actor(), body.Name, body.Project)
-	if err != nil {
-		return err
-	}
-	return c.reply(u)
-}
-
 func (g *Gateway) createKey(c *call) error {
 	var body account.NewKey
 	if err := c.strict(&body, true); err != nil {
+		return err
+	}
+	if err := g.checkModels(body.Models); err != nil {
 		return err
 	}
 	made, err := c.set.accounts.CreateKey(c.r.Context(), c.actor(), body)

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"net/http"
@@ -90,13 +91,30 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, route string, h
 	c.id = newID(c.began)
 	c.header("X-Request-Id", c.id)
 	g.trace(c)
-	err := g.guarded(c, h)
+	err := c.ended(g.guarded(c, h))
 	cut := err != nil && g.fail(c, err)
 	g.finish(c, err)
 	if cut {
 		// The caller must notice that the answer is not whole.
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// follow lets the request end when its key is revoked, and returns what is to be called
+// when it has ended.
+func (c *call) follow() (release func()) {
+	ctx, release := c.set.accounts.Follow(c.r.Context(), &c.who)
+	c.r = c.r.WithContext(ctx)
+	return release
+}
+
+// ended returns the reason for which the gateway itself ended the request, in the place
+// of an error that looks as if the caller had left; else the error.
+func (c *call) ended(err error) error {
+	if revoked := (*account.KeyError)(nil); err != nil && errors.As(context.Cause(c.r.Context()), &revoked) {
+		return revoked
+	}
+	return err
 }
 
 // guarded turns a panic into an error.

@@ -56,7 +56,10 @@ func (c *call) keyRefused(err error) *refusal {
 }
 
 func (c *call) knownKeyRefused(known *account.KeyError) *refusal {
-	key := fmt.Sprintf("the API key %s (id %s)", known.Key, known.KeyID)
+	key := "the API key " + known.Key
+	if known.KeyID != "" {
+		key += " (id " + known.KeyID + ")"
+	}
 	since := known.Since.UTC().Format(time.RFC3339)
 	switch known.State {
 	case account.KeyElsewhere:

@@ -160,6 +160,7 @@ func (g *Gateway) Reload(c Config, accounts *account.Directory) {
 	}
 	g.bodies.configure(c.BodyBudget.resolve(c.MaxBody))
 	g.settings.Store(set)
+	accounts.Enforce()
 	g.metrics.keepRules(g.Admission.Rules())
 	g.metrics.users.keep(c.PerUser)
 }

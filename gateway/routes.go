@@ -7,6 +7,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 
+	"tidegate/gateway/account"
 	"tidegate/gateway/openai"
 )
 
@@ -87,15 +88,11 @@ func (g *Gateway) adminRoutes(on func(method, pattern string, h handler)) {
 		method, path string
 		h            handler
 	}{
-		{http.MethodGet, "departments", g.listDepartments},
-		{http.MethodPost, "departments", g.createDepartment},
-		{http.MethodGet, "projects", g.listProjects},
-		{http.MethodPost, "projects", g.createProject},
-		{http.MethodGet, "users", g.listUsers},
-		{http.MethodPost, "users", g.createUser},
 		{http.MethodGet, "keys", g.listKeys},
 		{http.MethodPost, "keys", g.createKey},
+		{http.MethodPost, "keys/revoke", g.revokeSecret},
 		{http.MethodGet, "keys/:key", g.showKey},
+		{http.MethodPatch, "keys/:key", g.changeKey},
 		{http.MethodPost, "keys/:key/rotate", g.rotateKey},
 		{http.MethodPost, "keys/:key/revoke", g.revokeKey},
 		{http.MethodGet, "overrides", g.listOverrides},
@@ -110,6 +107,15 @@ func (g *Gateway) adminRoutes(on func(method, pattern string, h handler)) {
 	} {
 		on(r.method, "/admin/v1/"+r.path, admin(r.h))
 	}
+	for _, k := range account.Kinds() {
+		path := "/admin/v1/" + string(k) + "s"
+		on(http.MethodGet, path, admin(g.listOwners(k)))
+		on(http.MethodPost, path, admin(g.createOwner(k)))
+		on(http.MethodGet, path+"/:name", admin(g.showOwner(k)))
+		on(http.MethodPatch, path+"/:name", admin(g.changeOwner(k)))
+		on(http.MethodDelete, path+"/:name", admin(g.deleteOwner(k)))
+	}
+	on(http.MethodPost, "/admin/v1/users/:name/revoke", admin(g.revokeUser))
 }
 
 // maxPath bounds what is quoted of a path, in bytes.

@@ -12,6 +12,7 @@ func (g *Gateway) generate(c *call) error {
 	if err := g.parse(c); err != nil { // who, which model, exact prompt tokens
 		return err
 	}
+	defer c.follow()() // ends the request where its key is revoked meanwhile
 	asked := time.Now()
 	permit, err := g.Admission.Admit(c.r.Context(), g.demand(c)) // level, limits and quotas, queue; names the backend and holds a place on it
 	c.tracing.admitted(c, asked, permit, err)

@@ -100,25 +100,25 @@ func checkObject(d *json.Decoder, into reflect.Type, path string) error {
 			return err
 		}
 		name, _ := t.(string) // of a member it always is one
-		at := name
+		full := name
 		if path != "" {
-			at = path + "." + name
+			full = path + "." + name
 		}
 		var field reflect.Type
 		if into != nil && into.Kind() == reflect.Struct {
 			var known bool
 			if field, known = member(into, name); !known {
-				return unknownMember(into, name, at)
+				return unknownMember(into, name, full)
 			}
 		}
 		if slices.Contains(seen, name) {
-			return refuse(codeInvalidRequest, at, "the field "+quote(at)+" stands twice: send it once")
+			return refuse(codeInvalidRequest, full, "the field "+quote(full)+" stands twice: send it once")
 		}
 		seen = append(seen, name)
 		if len(seen) > maxMembers {
 			return refuse(codeInvalidRequest, path, fmt.Sprintf("an object has more than %d members", maxMembers))
 		}
-		if err := checkMembers(d, field, at); err != nil {
+		if err := checkMembers(d, field, full); err != nil {
 			return err
 		}
 	}
@@ -142,14 +142,14 @@ func member(into reflect.Type, name string) (reflect.Type, bool) {
 
 // unknownMember refuses a member; one that differs from a known one in capital letters
 // alone is named.
-func unknownMember(into reflect.Type, name, at string) error {
+func unknownMember(into reflect.Type, name, full string) error {
 	for i := range into.NumField() {
 		tag, _, _ := strings.Cut(into.Field(i).Tag.Get("json"), ",")
 		if tag != "-" && strings.EqualFold(tag, name) {
-			return refuse(codeInvalidRequest, name, fmt.Sprintf("unknown field %s: write it %s", quote(at), tag))
+			return refuse(codeInvalidRequest, name, fmt.Sprintf("unknown field %s: write it %s", quote(full), tag))
 		}
 	}
-	return refuse(codeInvalidRequest, name, "unknown field "+quote(at))
+	return refuse(codeInvalidRequest, name, "unknown field "+quote(full))
 }
 
 // jsonKind names what was expected as a writer of JSON would.

@@ -24,8 +24,8 @@ func Kinds() []Kind { return []Kind{DepartmentKind, ProjectKind, UserKind} }
 // table is the kind's table of the database.
 func (k Kind) table() string { return "account_" + string(k) + "s" }
 
-// above is the kind that owners of this kind belong to; empty: to none.
-func (k Kind) above() Kind {
+// Above is the kind that owners of this kind belong to; empty: to none.
+func (k Kind) Above() Kind {
 	switch k {
 	case UserKind:
 		return ProjectKind
@@ -70,7 +70,7 @@ type ownerRow struct {
 
 func (c *change) ownerRow(k Kind, name string) (*ownerRow, error) {
 	parent := "''"
-	if above := k.above(); above != "" {
+	if above := k.Above(); above != "" {
 		parent = string(above)
 	}
 	var rows []*ownerRow
@@ -122,7 +122,7 @@ func (c *change) create(k Kind, name, parent string) (Owner, error) {
 	case err != nil:
 		return Owner{}, err
 	case live != nil && live.Parent != "":
-		return Owner{}, fault(ErrConflict, "name", "there is a %s %s already, in %s %s", k, name, k.above(), live.Parent)
+		return Owner{}, fault(ErrConflict, "name", "there is a %s %s already, in %s %s", k, name, k.Above(), live.Parent)
 	case live != nil:
 		return Owner{}, fault(ErrConflict, "name", "there is a %s %s already", k, name)
 	}
@@ -138,7 +138,7 @@ func (c *change) create(k Kind, name, parent string) (Owner, error) {
 			return Owner{}, err
 		}
 	}
-	if above := k.above(); above == "" {
+	if above := k.Above(); above == "" {
 		err = c.exec("INSERT INTO "+k.table()+" (name, created_ms) VALUES (?, ?)", own, c.now.UnixMilli())
 	} else {
 		err = c.exec("INSERT INTO "+k.table()+" (name, "+string(above)+", created_ms) VALUES (?, ?, ?)", own, parent, c.now.UnixMilli())
@@ -181,7 +181,7 @@ func (s *Store) CreateOwner(ctx context.Context, who string, k Kind, name, paren
 		return o, err
 	}
 	err = s.change(ctx, who, func(c *change) error {
-		if above := k.above(); above != "" {
+		if above := k.Above(); above != "" {
 			row, err := c.need(above, parent)
 			if err != nil {
 				return err
@@ -221,7 +221,7 @@ func (s *Store) ChangeOwner(ctx context.Context, who string, k Kind, name string
 }
 
 func parentField(k Kind) string {
-	if above := k.above(); above != "" {
+	if above := k.Above(); above != "" {
 		return string(above) + " or "
 	}
 	return ""
@@ -237,16 +237,16 @@ func (c *change) changeOwner(k Kind, name string, ch OwnerChange) (after Owner, 
 		return after, false, err
 	}
 	if ch.Parent != nil {
-		if k.above() == "" {
+		if k.Above() == "" {
 			return after, false, fault(ErrInvalid, "", "a department belongs to nothing that it could move to")
 		}
-		parent, err := c.need(k.above(), *ch.Parent)
+		parent, err := c.need(k.Above(), *ch.Parent)
 		if err != nil {
 			return after, false, err
 		}
 		if parent.Name != row.Parent {
 			row.Parent, changed = parent.Name, true
-			if err := c.exec("UPDATE "+k.table()+" SET "+string(k.above())+" = ? WHERE name = ?", row.Parent, row.Name); err != nil {
+			if err := c.exec("UPDATE "+k.table()+" SET "+string(k.Above())+" = ? WHERE name = ?", row.Parent, row.Name); err != nil {
 				return after, false, err
 			}
 		}

@@ -2,8 +2,10 @@ package account
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
+	"time"
 )
 
 // running are the requests under way, by the key they began with, so that they can be
@@ -77,7 +79,7 @@ func (d *Directory) Follow(ctx context.Context, id *Identity) (context.Context, 
 	if id.KeyID != "" && d.store.changes() != id.seq {
 		// The change may be this key's, which was not followed yet.
 		if r, err := d.store.find(ctx, id.sum, d.now(), 0); err == nil {
-			if err := r.standing(d.now()); err != nil {
+			if err := r.ended(&h.id, d.now()); err != nil {
 				cancel(err)
 			}
 		}
@@ -101,6 +103,16 @@ func (d *Directory) Enforce() {
 		}
 		return &KeyError{State: KeyRevoked, Since: now, Key: id.Key, User: id.User}
 	})
+}
+
+// ended says why a request that began under an identity is to end; nil: it goes on, also
+// where the key has expired when it was to.
+func (r *record) ended(id *Identity, now time.Time) error {
+	err := r.standing(now)
+	if known := (*KeyError)(nil); errors.As(err, &known) && known.State == KeyExpired && id.Expires.Equal(r.id.Expires) {
+		return nil
+	}
+	return err
 }
 
 // changes is the count of changes that this replica has taken over.

@@ -275,7 +275,7 @@ func (s *Store) apply(ctx context.Context, seq int64, all *changed) error {
 	now := s.hooks.now()
 	s.running.cut(func(id *Identity) error {
 		if r := records[id.sum]; r != nil {
-			return r.standing(now)
+			return r.ended(id, now)
 		}
 		return nil
 	})

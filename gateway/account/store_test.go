@@ -108,7 +108,7 @@ func (r *replica) check(t testing.TB, what, secret string, want error) {
 func TestStore(t *testing.T) {
 	databasetest.Each(t, func(t *testing.T, dsn string) {
 		for name, test := range map[string]func(*testing.T, string){
-			"a key's life": aKeysLife, "refusals": refusals, "unnamed keys": unnamedKeys, "rotation": rotation, "members": members, "faults": faults, "replicas": replicas,
+			"a key's life": aKeysLife, "refusals": refusals, "standing": standing, "a name again": nameAgain, "key changes": keyChanges, "revokes": revokesAll, "following": following, "unnamed keys": unnamedKeys, "rotation": rotation, "members": members, "faults": faults, "replicas": replicas,
 			"audit": audit, "overrides": overrides, "many overrides": manyOverrides, "pins": pins, "lists": lists, "storm": storm, "closed": closed,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, dsn) })
