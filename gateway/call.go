@@ -193,11 +193,11 @@ func (c *call) sender() netip.Addr {
 		return netip.Addr{}
 	}
 	addr := plainAddr(peer.Addr())
-	if !c.trusted(addr) {
+	if !contains(c.set.proxies, addr) {
 		return addr
 	}
 	hops := strings.Split(strings.Join(c.r.Header.Values("X-Forwarded-For"), ","), ",")
-	for i := len(hops) - 1; i >= 0 && c.trusted(addr); i-- {
+	for i := len(hops) - 1; i >= 0 && contains(c.set.proxies, addr); i-- {
 		if strings.TrimSpace(hops[i]) == "" {
 			continue // an empty element of a list says nothing (RFC 9110, 5.6.1.2)
 		}
@@ -210,8 +210,9 @@ func (c *call) sender() netip.Addr {
 	return addr
 }
 
-func (c *call) trusted(addr netip.Addr) bool {
-	for _, p := range c.set.proxies {
+// contains reports whether an address is in one of several networks.
+func contains(networks []netip.Prefix, addr netip.Addr) bool {
+	for _, p := range networks {
 		if p.Contains(addr) {
 			return true
 		}

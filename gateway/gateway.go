@@ -51,6 +51,7 @@ type Config struct {
 	MaxPrompts     int           `yaml:"max_prompts"`     // prompts of one request for completions; the engine works on all of them at once
 	TrustedProxies []string      `yaml:"trusted_proxies"` // networks whose X-Forwarded-For is believed
 	CORS           CORS          `yaml:"cors"`
+	TraceCallers   []string      `yaml:"-"` // networks whose traceparent and tracestate are followed; of the section telemetry
 	PerUser        int           `yaml:"-"` // users with metrics of their own, MaxPerUser at most; of the section telemetry
 }
 
@@ -139,6 +140,7 @@ type settings struct {
 	Config
 	accounts *account.Directory
 	proxies  []netip.Prefix
+	traced   []netip.Prefix // whose traces are gone on with
 }
 
 // New makes a gateway; Reload may replace what it is told at any time.
@@ -153,16 +155,22 @@ func New(p Parts, c Config, accounts *account.Directory) *Gateway {
 // keep the one they began with.
 func (g *Gateway) Reload(c Config, accounts *account.Directory) {
 	set := &settings{Config: c, accounts: accounts}
-	for _, p := range c.TrustedProxies {
-		if prefix, err := netip.ParsePrefix(p); err == nil {
-			set.proxies = append(set.proxies, prefix)
-		}
-	}
+	set.proxies, set.traced = networks(c.TrustedProxies), networks(c.TraceCallers)
 	g.bodies.configure(c.BodyBudget.resolve(c.MaxBody))
 	g.settings.Store(set)
 	accounts.Enforce()
 	g.metrics.keepRules(g.Admission.Rules())
 	g.metrics.users.keep(c.PerUser)
+}
+
+// networks reads networks that are valid.
+func networks(texts []string) (out []netip.Prefix) {
+	for _, text := range texts {
+		if prefix, err := netip.ParsePrefix(text); err == nil {
+			out = append(out, prefix)
+		}
+	}
+	return out
 }
 
 // Drain makes the gateway say that it is not ready, so that nothing new is sent

@@ -63,14 +63,29 @@ type span struct {
 	ctx context.Context //nolint:containedctx // it is what OpenTelemetry calls a parent, and ends with the request
 }
 
-// trace begins the span of a request, in its caller's trace where it names one.
+// trace begins the span of a request: in its caller's trace, where it names one and its
+// network is trusted to. Of any other caller the trace is a new one, which only links to
+// the caller's: it decides neither whether the request is kept nor what the server is
+// told of it (https://www.w3.org/TR/trace-context/#security-considerations).
 func (g *Gateway) trace(c *call) {
 	if g.Tracer == nil || c.route == routeOther { // scanners
 		return
 	}
 	t := &tracing{tracer: g.Tracer}
-	from := propagation.TraceContext{}.Extract(context.Background(), propagation.HeaderCarrier(c.r.Header))
-	t.request.ctx, t.request.Span = g.Tracer.Start(from, c.r.Method+" "+c.route, trace.WithTimestamp(c.began), trace.WithSpanKind(trace.SpanKindServer))
+	options := [3]trace.SpanStartOption{trace.WithTimestamp(c.began), trace.WithSpanKind(trace.SpanKindServer)}
+	from := context.Background()
+	named := propagation.TraceContext{}.Extract(from, propagation.HeaderCarrier(c.r.Header))
+	kept := 2
+	if theirs := trace.SpanContextFromContext(named); theirs.IsValid() {
+		if len(c.set.traced) > 0 && contains(c.set.traced, c.from()) {
+			from = named
+		} else {
+			ids := trace.NewSpanContext(trace.SpanContextConfig{TraceID: theirs.TraceID(), SpanID: theirs.SpanID(), Remote: true})
+			options[kept] = trace.WithLinks(trace.Link{SpanContext: ids})
+			kept++
+		}
+	}
+	t.request.ctx, t.request.Span = g.Tracer.Start(from, c.r.Method+" "+c.route, options[:kept]...)
 	c.tracing = t
 	if t.kept() {
 		t.request.SetAttributes(attrMethod.String(c.r.Method), attrRoute.String(c.route), attrRequest.String(c.id))

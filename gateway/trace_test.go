@@ -41,7 +41,8 @@ func untraced(t *testing.T) Tracer {
 // TestTracingOff holds that a request that is not traced allocates nothing for it.
 func TestTracingOff(t *testing.T) {
 	g, _ := bare(t, nil)
-	c := &call{r: httptest.NewRequest("POST", "/v1/chat/completions", nil), route: "/v1/chat/completions"}
+	g.Reload(Config{TraceCallers: []string{"192.0.2.0/24"}}, nil) // httptest's callers
+	c := &call{r: httptest.NewRequest("POST", "/v1/chat/completions", nil), route: "/v1/chat/completions", set: g.settings.Load()}
 	c.r.Header.Set("Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 	if n := testing.AllocsPerRun(100, func() { hooks(g, c) }); n != 0 || c.tracing != nil {
 		t.Errorf("%v allocations, span %v", n, c.tracing)
@@ -61,6 +62,63 @@ func TestTracingOff(t *testing.T) {
 	}
 }
 
+// TestStrangersTraces: only callers of a trusted network say which trace a request
+// belongs to, whether it is kept, and what of it the server is told.
+func TestStrangersTraces(t *testing.T) {
+	const theirs, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+	for name, test := range map[string]struct {
+		networks []string
+		proxies  []string
+		head     []string
+		flags    string
+		joined   bool
+		kept     bool
+	}{
+		"nobody is trusted":              {flags: "01"},
+		"another network":                {networks: []string{"10.0.0.0/8"}, flags: "01"},
+		"its network":                    {networks: []string{"192.0.2.0/24"}, flags: "01", joined: true, kept: true},
+		"its network, and not sampled":   {networks: []string{"192.0.2.0/24"}, flags: "00", joined: true},
+		"behind a proxy":                 {networks: []string{"203.0.113.0/24"}, proxies: []string{"192.0.2.0/24"}, head: []string{"X-Forwarded-For", "203.0.113.7"}, flags: "01", joined: true, kept: true},
+		"a stranger behind a proxy":      {networks: []string{"203.0.113.0/24", "192.0.2.0/24"}, proxies: []string{"192.0.2.0/24"}, head: []string{"X-Forwarded-For", "198.51.100.9"}, flags: "01"},
+		"a forged address, and no proxy": {networks: []string{"203.0.113.0/24"}, head: []string{"X-Forwarded-For", "203.0.113.7"}, flags: "01"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, _ := bare(t, nil)
+			g.Reload(Config{TraceCallers: test.networks, TrustedProxies: test.proxies}, nil)
+			spans := tracetest.NewSpanRecorder()
+			// Nothing is kept but what a parent that may decide says is.
+			g.Tracer = trace.NewTracerProvider(trace.WithSpanProcessor(spans), trace.WithSampler(trace.ParentBased(trace.NeverSample()))).Tracer("test")
+			c := &call{r: httptest.NewRequest(http.MethodPost, "/x", nil), route: "/x", set: g.settings.Load()}
+			c.r.Header.Set("Traceparent", "00-"+theirs+"-"+span+"-"+test.flags)
+			c.r.Header.Set("Tracestate", "vendor=smuggled")
+			for i := 0; i < len(test.head); i += 2 {
+				c.r.Header.Set(test.head[i], test.head[i+1])
+			}
+			g.trace(c)
+			header := headerOf(c.tracing.request.ctx)
+			if strings.Contains(header, theirs) != test.joined || strings.Contains(header, "smuggled") != test.joined {
+				t.Errorf("the server is told %q", header)
+			}
+			if c.tracing.kept() != test.kept {
+				t.Errorf("kept: %v", c.tracing.kept())
+			}
+		})
+	}
+	// A trace of its own links to the caller's, without its state.
+	g, _ := bare(t, nil)
+	spans := tracetest.NewSpanRecorder()
+	g.Tracer = trace.NewTracerProvider(trace.WithSpanProcessor(spans)).Tracer("test")
+	c := &call{r: httptest.NewRequest(http.MethodPost, "/x", nil), route: "/x", set: g.settings.Load()}
+	c.r.Header.Set("Traceparent", "00-"+theirs+"-"+span+"-01")
+	c.r.Header.Set("Tracestate", "vendor=smuggled")
+	g.trace(c)
+	c.tracing.end(c)
+	links := spans.Ended()[0].Links()
+	if len(links) != 1 || links[0].SpanContext.TraceID().String() != theirs || links[0].SpanContext.SpanID().String() != span || links[0].SpanContext.TraceState().Len() != 0 {
+		t.Errorf("%+v", links)
+	}
+}
+
 // TestOddRequests: what a panic, a caller who left before the first token could be
 // written and a canned answer count for, and what not.
 func TestOddRequests(t *testing.T) {
@@ -71,7 +129,7 @@ func TestOddRequests(t *testing.T) {
 	g.Tracer = trace.NewTracerProvider(trace.WithSpanProcessor(attempts)).Tracer("test")
 	one := func(status int) *call {
 		c := &call{asked: m, model: m, served: "m", route: "/x", status: status, answers: 1, began: time.Now(), permit: &admission.Permit{}}
-		c.r, c.out = httptest.NewRequest(http.MethodPost, "/x", nil), &reply{c: c, lastWrite: c.began}
+		c.r, c.out, c.set = httptest.NewRequest(http.MethodPost, "/x", nil), &reply{c: c, lastWrite: c.began}, g.settings.Load()
 		g.trace(c)
 		return c
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"reflect"
 	"slices"
@@ -62,9 +63,10 @@ type storeConfig struct {
 }
 
 type telemetryConfig struct {
-	Log          string `yaml:"log"`           // json | text, to stderr
-	OTLPEndpoint string `yaml:"otlp_endpoint"` // URL of the collector that is sent traces; empty: none, unless OTEL_EXPORTER_OTLP_ENDPOINT names one
-	PerUser      int    `yaml:"per_user"`      // users with metrics of their own, those that use most; 0: none
+	Log          string   `yaml:"log"`           // json | text, to stderr
+	OTLPEndpoint string   `yaml:"otlp_endpoint"` // URL of the collector that is sent traces; empty: none, unless OTEL_EXPORTER_OTLP_ENDPOINT names one
+	TraceCallers []string `yaml:"trace_callers"` // networks whose callers decide with traceparent and tracestate which trace a request belongs to and whether it is kept; empty: none
+	PerUser      int      `yaml:"per_user"`      // users with metrics of their own, those that use most; 0: none
 }
 
 func defaultConfig() config {
@@ -102,6 +104,10 @@ func (c *config) validate() error {
 	fault((s.TLS.CertFile == "") == (s.TLS.KeyFile == ""), "server.tls: cert_file and key_file belong together")
 	fault(s.TLS.ClientCAFile == "" || s.TLS.CertFile != "", "server.tls.client_ca_file: needs cert_file and key_file")
 	fault(c.Telemetry.PerUser >= 0 && c.Telemetry.PerUser <= gateway.MaxPerUser, "telemetry.per_user: must be from 0 to %d: each user is four series", gateway.MaxPerUser)
+	for i, network := range c.Telemetry.TraceCallers {
+		_, err := netip.ParsePrefix(network)
+		fault(err == nil, "telemetry.trace_callers[%d]: %q is no network; expected something like 10.0.0.0/8", i, network)
+	}
 	fault(c.Telemetry.Log == "json" || c.Telemetry.Log == "text", "telemetry.log: must be json or text, not %q", c.Telemetry.Log)
 	fault(c.Telemetry.OTLPEndpoint == "" || httpURL(c.Telemetry.OTLPEndpoint), "telemetry.otlp_endpoint: %q is no URL; expected something like http://localhost:4318", c.Telemetry.OTLPEndpoint)
 	within("server.", s.Validate())

@@ -259,7 +259,7 @@ func (d *daemon) build(ctx context.Context, p *process) (err error) {
 // face is what the gateway's face is told.
 func (c *config) face() gateway.Config {
 	f := c.Server.Config
-	f.PerUser = c.Telemetry.PerUser
+	f.PerUser, f.TraceCallers = c.Telemetry.PerUser, c.Telemetry.TraceCallers
 	return f
 }
 

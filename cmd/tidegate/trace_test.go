@@ -162,7 +162,7 @@ func TestTraces(t *testing.T) {
 	c := &traced{collected: startCollector(t)}
 	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 5 * time.Millisecond })
 	c.front = startGateway(t, s, plan{
-		each: ", max_in_flight: 1", large: []string{"retry: {budget: 1}"}, more: "telemetry: {otlp_endpoint: '" + c.url + "/'}\n",
+		each: ", max_in_flight: 1", large: []string{"retry: {budget: 1}"}, more: "telemetry: {otlp_endpoint: '" + c.url + "/', trace_callers: [127.0.0.0/8]}\n",
 	})
 	t.Run("a stream in its caller's trace", c.stream)
 	t.Run("a wait", func(t *testing.T) {

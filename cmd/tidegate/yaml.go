@@ -15,6 +15,8 @@ import (
 	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
+
+	"tidegate/gateway/account"
 )
 
 // This file is the only one that calls the YAML library. Every call goes through
@@ -202,7 +204,7 @@ func unmarshalDuration(d *time.Duration, source []byte) (err error) {
 	if n := len(text); n > 1 && text[0] == text[n-1] && (text[0] == '"' || text[0] == '\'') {
 		text = text[1 : n-1]
 	}
-	*d, err = parseDuration(text)
+	*d, err = account.ParseDuration(text)
 	return err
 }
 

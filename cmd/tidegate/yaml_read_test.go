@@ -156,18 +156,3 @@ func TestFaultsHideSecrets(t *testing.T) {
 		}
 	}
 }
-
-func TestParseDuration(t *testing.T) {
-	for text, want := range map[string]time.Duration{
-		"30d": 30 * 24 * time.Hour, "1d12h": 36 * time.Hour, "1.5d": 36 * time.Hour, "10s": 10 * time.Second, "0": 0, "0d": 0, "-1d": -24 * time.Hour, "-1d12h": -36 * time.Hour,
-	} {
-		if got, err := parseDuration(text); err != nil || got != want {
-			t.Errorf("%q: %v, %v, want %v", text, got, err, want)
-		}
-	}
-	for _, text := range []string{"", "d", "5 minutes", "1:30", "10 s", "10", "1d2d", "1d-1h", "1d+1h", "NaNd", "infd", "1e3d", "999999999d", "1dd", "+1d"} {
-		if got, err := parseDuration(text); err == nil {
-			t.Errorf("%q: %v", text, got)
-		}
-	}
-}
