@@ -88,7 +88,7 @@ type Demand struct {
 // nobody knows before, and the limits are asked once.
 func (d *Demand) at(c choice) limit.Request {
 	r, level := d.Request, c.level
-	r.Level = int(level)
+	r.Level, r.Reason = int(level), c.reason
 	if c.pool != nil {
 		r.Served = c.pool.Name
 	}
@@ -210,21 +210,15 @@ func (c *choice) stays() time.Duration {
 // model of whose backends in rotation none can hold the request is one without any.
 func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice, error) {
 	v := d.Pool.level.Verdict()
-	c := choice{d.Pool, v.Level, v.Reason, v.Retry}
 	from := v.Level // at which it is answered at least
 	if !v.Pinned {
 		from = degrade.Shift(from, d.Request.Tier)
 	}
 	n := d.sequences(max(from, least.level))
 	own := d.Pool.look(n)
-	if !v.Pinned {
-		if own.level > c.level {
-			c.level, c.reason, c.retry = own.level, own.reason, own.retry
-		}
-		c.level = degrade.Shift(c.level, d.Request.Tier)
-		if q.Degrade {
-			d.crowded(q, &c, own, waited)
-		}
+	c := d.Pool.standing(v, own, d.Request.Tier)
+	if !v.Pinned && q.Degrade {
+		d.crowded(q, &c, own, waited)
 	}
 	if least.level > c.level {
 		c.level, c.reason, c.retry = least.level, least.reason, least.retry
@@ -270,6 +264,30 @@ func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice
 		return c, d.over // nothing would be limited without the smaller model
 	}
 	return c, d.accepts(c)
+}
+
+// standing is the level at which a model stands for requests of a tier, by its own
+// verdict and by that of its coolest backend.
+func (p *Pool) standing(v *degrade.Verdict, own outlook, tier string) choice {
+	c := choice{p, v.Level, v.Reason, v.Retry}
+	if v.Pinned {
+		return c
+	}
+	if own.level > c.level {
+		c.level, c.reason, c.retry = own.level, own.reason, own.retry
+	}
+	c.level = degrade.Shift(c.level, tier)
+	return c
+}
+
+// Standing returns the level at which the model stands now for requests of a tier, by
+// which limits shrink, and its reason; empty at L0.
+func (p *Pool) Standing(tier string) (degrade.Level, string) {
+	c := p.standing(p.level.Verdict(), p.look(1), tier)
+	if c.level == degrade.Full {
+		return c.level, ""
+	}
+	return c.level, c.reason
 }
 
 // ofLoad reports whether the level comes from how much is asked, which a place that is

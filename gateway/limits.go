@@ -65,39 +65,78 @@ func (c *call) tell(left limit.Headers) {
 		c.header("X-Ratelimit-Remaining-Tokens", strconv.FormatInt(l.Remaining, 10))
 		c.header("X-Ratelimit-Reset-Tokens", l.Reset.Round(time.Millisecond).String())
 	}
+	if left.Factor != 0 {
+		c.header("X-Tidegate-Limit-Factor", left.Factor.String())
+	}
 }
 
 // overLimit is what the caller of a request over a limit is told.
 func (c *call) overLimit(d *limit.Denied) *refusal {
 	c.tell(d.Headers)
-	rule := fmt.Sprintf("the limit %s allows %s", d.Rule, d.Amount())
-	if d.Quota {
-		rule = fmt.Sprintf("the quota %s of %s", d.Rule, d.Amount())
-	}
+	rule := c.ruleText(d)
 	var r *refusal
 	switch {
 	case d.Never && (d.Metric == limit.Requests || d.Metric == limit.Concurrency):
 		r = refuse(codeTooLargeForLimit, "", fmt.Sprintf("%s, and this request asks for %d sequences (prompts x n), which count as so many: send fewer prompts at a time or a smaller n", rule, d.Cost))
 	case d.Never:
-		r = refuse(codeTooLargeForLimit, "", rule+", and this request alone is larger than that: shorten the prompt or lower max_tokens")
+		r = refuse(codeTooLargeForLimit, "", fmt.Sprintf("%s, and this request alone counts as %d: shorten the prompt or lower max_tokens", rule, d.Cost))
 	case d.Quota:
-		until := time.Now().Add(d.RetryAfter).UTC().Round(time.Second)
-		r = refuse(codeInsufficientQuota, "", fmt.Sprintf("%s is used up until %s: wait, or ask for more; GET /quota/status shows what is left", rule, until.Format(time.RFC3339)))
+		r = refuse(codeInsufficientQuota, "", quotaText(rule, d, time.Now()))
 	default:
-		switch {
-		case d.Metric == limit.Concurrency:
-			rule += fmt.Sprintf("; running now: %d", d.Used)
-			if d.Waited > 0 {
-				rule += fmt.Sprintf("; this one has waited %v for a place", max(d.Waited.Round(100*time.Millisecond), 100*time.Millisecond))
-			}
-		case d.Running:
-			rule += ", and the requests that are running may still use the rest of it"
-		}
-		r = refuse(codeRateLimit, "", fmt.Sprintf("%s: try again in %s", rule, max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(d.RetryAfter)
+		r = refuse(codeRateLimit, "", fmt.Sprintf("%s: try again in %s", rule+stateText(d), max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(d.RetryAfter)
 	}
 	r.rule = d.Rule
 	r.hopeless = d.Quota || d.RetryAfter > worthWaiting
 	return r
+}
+
+// ruleText is the rule that refused in words, and what pressure has made of it.
+func (c *call) ruleText(d *limit.Denied) string {
+	if d.Quota {
+		return fmt.Sprintf("the quota %s of %s", d.Rule, d.Amount())
+	}
+	rule := fmt.Sprintf("the limit %s allows %s", d.Rule, d.Amount())
+	if small := d.Shrunk; small.Factor != 0 {
+		level := degrade.Level(small.Level)
+		c.stand(level, small.Reason)
+		c.header("X-Tidegate-Limit-Factor", small.Factor.String())
+		model := "the model"
+		if c.asked != nil {
+			model = c.asked.Name
+		}
+		rule += fmt.Sprintf(", %v of its %d, since %s stands at level %v", small.Factor, small.Whole, model, level)
+		if small.Reason != "" {
+			rule += " (" + small.Reason + ")"
+		}
+	}
+	return rule
+}
+
+// stateText is how things stand under a rule that refused, for a request that may try
+// again.
+func stateText(d *limit.Denied) (text string) {
+	switch {
+	case d.Metric == limit.Concurrency:
+		if text = fmt.Sprintf("; running now: %d", d.Used); d.Waited > 0 {
+			text += fmt.Sprintf("; this one has waited %v for a place", max(d.Waited.Round(100*time.Millisecond), 100*time.Millisecond))
+		}
+	case d.Running:
+		text = ", and the requests that are running may still use the rest of it"
+	case d.Metric != limit.Requests || d.Cost > 1:
+		text = fmt.Sprintf("; this request reserves %d, and %d are left", d.Cost, d.Left)
+	}
+	return text
+}
+
+// quotaText is what a quota leaves, and what the request needs of it at least: a quota
+// lets in who has enough for the prompt.
+func quotaText(rule string, d *limit.Denied, now time.Time) string {
+	until := now.Add(d.RetryAfter).UTC().Round(time.Second).Format(time.RFC3339)
+	needs := max(d.Prompt, 1)
+	if d.Left == 0 {
+		return fmt.Sprintf("%s is used up until %s; this request needs %d at least: wait, or ask for more; GET /quota/status shows what is left", rule, until, needs)
+	}
+	return fmt.Sprintf("%s has %d left until %s, and this request needs %d at least: shorten the prompt, wait, or ask for more; GET /quota/status shows what is left", rule, d.Left, until, needs)
 }
 
 // worthWaiting is up to how long clients may retry by themselves.
@@ -112,7 +151,8 @@ func (g *Gateway) quotaStatus(c *call) error {
 		}
 		c.asked = m
 	}
-	s, err := g.Admission.Status(c.r.Context(), limit.Request{Subjects: c.subjects()})
+	worst := g.hottest(c)
+	s, err := g.Admission.Status(c.r.Context(), limit.Request{Subjects: c.subjects(), Tier: string(c.who.Tier), Level: int(worst.level), Reason: worst.Reason})
 	if err != nil {
 		return err
 	}
@@ -121,10 +161,36 @@ func (g *Gateway) quotaStatus(c *call) error {
 		Limit     *int64     `json:"limit,omitempty"`
 		Remaining *int64     `json:"remaining,omitempty"`
 		ResetsAt  *time.Time `json:"resets_at,omitempty"`
+		Pressure  *pressed   `json:"pressure,omitempty"` // by which limits may have shrunk
 		limit.Status
 	}{Status: s}
+	if worst.level > degrade.Full {
+		out.Pressure = &worst
+	}
 	if t, ok := s.Tightest(); ok {
 		out.Used, out.Limit, out.Remaining, out.ResetsAt = &t.Used, &t.Limit, &t.Remaining, &t.ResetsAt
 	}
 	return c.reply(out)
+}
+
+// pressed is a model under pressure.
+type pressed struct {
+	Model  string `json:"model"`
+	Level  string `json:"level"`
+	Reason string `json:"reason"`
+	level  degrade.Level
+}
+
+// hottest returns the model that the caller named, or of those that it may use the one
+// at the highest level for it: the limits that it sees are those for this one.
+func (g *Gateway) hottest(c *call) (worst pressed) {
+	for _, m := range g.Fleet.Models() {
+		if c.asked != nil && c.asked != m || !c.who.MayUse(m.Name) {
+			continue
+		}
+		if level, reason := m.Pool.Standing(string(c.who.Tier)); worst.Model == "" || level > worst.level {
+			worst = pressed{m.Name, level.String(), reason, level}
+		}
+	}
+	return worst
 }

@@ -22,6 +22,9 @@ type Denied struct {
 	Cost       int64         // of the request, as far as it is known or reserved, in the metric's own unit
 	Headers    Headers
 	Used       int64         // of the limit now, in the metric's own unit
+	Left       int64         // of the limit, in the metric's own unit
+	Prompt     int64         // what the prompt alone counts, in the metric's own unit
+	Shrunk     Shrunk        // what pressure has made of the limit
 	Wait       time.Duration // the longest that the rule lets a request wait for a place; 0: it is refused at once
 	Waited     time.Duration // that the request has waited for a place
 	Counter    string        // names the counter that refused
@@ -58,7 +61,10 @@ func (d *Denied) Error() string {
 
 // Headers are the numbers for a caller: of the tightest rule on requests and the
 // tightest on tokens.
-type Headers struct{ Requests, Tokens Line }
+type Headers struct {
+	Requests, Tokens Line
+	Factor           Factor // the least that pressure leaves of one of these limits, in thousandths; 0: all
+}
 
 // Line is one rule's numbers. A Limit of 0 says that there is no such rule.
 type Line struct {
@@ -88,6 +94,9 @@ func (p *plan) headers(states []State, from, to int) (h Headers) {
 			line = &h.Requests
 		}
 		reset := time.Duration(s.ResetMs) * time.Millisecond
+		if f := Factor(p.counters[i].factors[p.tier][p.level]); f < 1000 && (h.Factor == 0 || f < h.Factor) {
+			h.Factor = f
+		}
 		if line.Limit == 0 || s.Remaining < line.Remaining || s.Remaining == line.Remaining && reset > line.Reset {
 			*line = Line{s.Limit, s.Remaining, reset}
 		}
@@ -110,6 +119,7 @@ func (l *Limiter) denied(p *plan, out *Decision, now time.Time) (*Denied, time.D
 		Rule: d.Rule, Per: c.per, Metric: d.Metric, Limit: shown(d.Metric, out.States[p.own(i)].Limit), Quota: d.Kind == Quota,
 		Window: time.Duration(d.WindowMs) * time.Millisecond, Never: out.Never, Headers: p.headers(out.States, 0, len(p.dims)),
 		Running: p.ceiling(i), Cost: shown(d.Metric, d.Cost), Used: shown(d.Metric, out.States[p.own(i)].Used), Counter: d.Key, Shared: out.Shared,
+		Left: left(d.Metric, out.States[i].Remaining), Prompt: shown(d.Metric, d.Floor), Shrunk: p.shrunk(i, now),
 	}
 	if d.Kind == Lease && !out.Never {
 		refusal.Wait, refusal.place = c.wait, p.place(i, &out.States[i])
@@ -147,6 +157,14 @@ func (l *Limiter) jittered(exact time.Duration, quota bool) time.Duration {
 		return exact
 	}
 	return exact + time.Duration(l.random()*float64(min(exact/10, maxJitter)))
+}
+
+// left is a remainder in the unit that people read; part of a unit is none.
+func left(m Metric, n int64) int64 {
+	if m == Units {
+		return n / 1000
+	}
+	return n
 }
 
 // shown is an amount in the unit that people read; part of a unit counts whole.

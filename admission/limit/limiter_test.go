@@ -107,7 +107,7 @@ func TestDenied(t *testing.T) {
 		q := alice()
 		q.Prompt, q.MaxTokens = 100, 100
 		g := r.in(q)
-		if want := (Headers{Line{2, 1, time.Minute}, Line{1000, 800, time.Minute}}); g.Headers != want {
+		if want := (Headers{Requests: Line{2, 1, time.Minute}, Tokens: Line{1000, 800, time.Minute}}); g.Headers != want {
 			t.Errorf("headers %+v, want %+v", g.Headers, want)
 		}
 		time.Sleep(10 * time.Second)
@@ -115,7 +115,7 @@ func TestDenied(t *testing.T) {
 		denied := r.out(q)
 		want := Denied{
 			Rule: "rpm", Per: "user", Metric: Requests, Limit: 2, Window: time.Minute, Cost: 1, RetryAfter: 55 * time.Second, // 50 s and a tenth
-			Headers: Headers{Line{2, 0, time.Minute}, Line{1000, 600, time.Minute}}, Used: 2, Counter: "tg:{t:department=d}:r:rpm:requests:user=alice",
+			Headers: Headers{Requests: Line{2, 0, time.Minute}, Tokens: Line{1000, 600, time.Minute}}, Used: 2, Prompt: 1, Counter: "tg:{t:department=d}:r:rpm:requests:user=alice",
 		}
 		if *denied != want {
 			t.Errorf("got  %+v\nwant %+v", *denied, want)

@@ -19,10 +19,10 @@ const (
 	tailParts, lateParts = 8, 4
 )
 
-// left estimates how much longer a request runs: as long as such requests take, less
+// remaining estimates how much longer a request runs: as long as such requests take, less
 // what it has run. One that has outlasted them is taken to go on for a quarter of its
 // age, and where nothing is known of such requests for as long as it has run.
-func left(age, usual time.Duration) time.Duration {
+func remaining(age, usual time.Duration) time.Duration {
 	switch {
 	case usual == 0:
 		return max(age, leastTurn)
@@ -58,7 +58,7 @@ func (l *Limiter) placeIn(counter string, p place, ahead int64, now time.Time) t
 	for _, g := range l.running {
 		for i := range g.plan.dims {
 			if d := &g.plan.dims[i]; d.Kind == Lease && d.Key == counter {
-				holds = append(holds, hold{left(now.Sub(g.began), cmp.Or(g.plan.usual, p.usual)), d.Cost})
+				holds = append(holds, hold{remaining(now.Sub(g.began), cmp.Or(g.plan.usual, p.usual)), d.Cost})
 				elsewhere -= d.Cost
 			}
 		}

@@ -284,6 +284,7 @@ type Request struct {
 	Tier      string // critical | standard | batch; empty: standard
 	Served    string // model that is to answer, as far as is known; empty: the one that is asked for
 	Level     int    // of pressure, 0 to 4
+	Reason    string // of the level, for who is refused
 	Prompt    int64  // tokens, exact
 	MaxTokens int64  // that all its answers may have together; 0: it generates nothing
 	Sequences int64  // answers that are generated at the same time, prompts times choices; 0: 1
@@ -316,6 +317,9 @@ type plan struct {
 	counters []*counter
 	lasting  time.Duration // of an answer on the average; 0: not known
 	usual    time.Duration // of such an answer of this key; 0: not known
+	level    int           // of pressure
+	tier     int
+	reason   string // of the level
 }
 
 func (p *plan) add(d Dim, c *counter) {
@@ -332,8 +336,7 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size), lasting: e.Lasting, usual: e.Usual}
 	within := s.scope(r.Aux)
 	n := r.names(within.subjects, within.homes)
-	level := min(max(r.Level, 0), levelCount-1)
-	tier := tierIndex(r.Tier)
+	p.level, p.tier, p.reason = min(max(r.Level, 0), levelCount-1), tierIndex(r.Tier), r.Reason
 	for i := range s.counters {
 		c := &s.counters[i]
 		if c.aux != r.Aux {
@@ -352,7 +355,7 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 			Key: key[:len(key)-len(suffix)], Kind: c.kind, Rule: c.rule, Metric: c.metric, Failure: c.failure, Soft: c.shadow || c.degrade,
 			WindowMs: c.windowMs, BucketMs: c.bucketMs,
 		}
-		c.limit(&d, c.factors[tier][level], now)
+		c.limit(&d, c.factors[p.tier][p.level], now)
 		p.add(d, c)
 		if c.bounded() {
 			p.add(c.ceiling(d, key), c)

@@ -33,6 +33,11 @@ type RateStatus struct {
 	Limit     int64  `json:"limit"`
 	Remaining int64  `json:"remaining"`
 	ResetMs   int64  `json:"reset_ms"`
+
+	// Where pressure has shrunk the limit.
+	Level  string  `json:"level,omitempty"`      // L1 to L4
+	Factor float64 `json:"factor,omitempty"`     // that is left of it
+	Whole  int64   `json:"full_limit,omitempty"` // without pressure
 }
 
 // Status looks at every rule that the subjects of r meet, and changes nothing.
@@ -55,7 +60,11 @@ func (l *Limiter) Status(ctx context.Context, r Request) (Status, error) {
 		case d.Kind == Quota:
 			out.Quotas = append(out.Quotas, c.status(d, s))
 		default:
-			out.Rates = append(out.Rates, RateStatus{d.Rule, c.per, d.Metric.String(), s.Limit, s.Remaining, s.ResetMs})
+			rate := RateStatus{Name: d.Rule, Per: c.per, Metric: d.Metric.String(), Limit: s.Limit, Remaining: s.Remaining, ResetMs: s.ResetMs}
+			if small := p.shrunk(i, now); small != (Shrunk{}) {
+				rate.Level, rate.Factor, rate.Whole = fmt.Sprintf("L%d", small.Level), float64(small.Factor)/1000, small.Whole
+			}
+			out.Rates = append(out.Rates, rate)
 		}
 	}
 	return out, nil

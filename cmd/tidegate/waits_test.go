@@ -106,3 +106,33 @@ func TestWaitsForAPlace(t *testing.T) {
 		})
 	}
 }
+
+// TestShrunkLimitsSaySo: a limit that pressure has shrunk says so in the refusal's text
+// and headers, in those of answers, and in /quota/status.
+func TestShrunkLimitsSaySo(t *testing.T) {
+	f := startGateway(t, startServers(t, nil), plan{env: map[string]string{"TIDEGATE_ADMIN_KEY": adminKey}, more: "limits:\n  - {name: rate, per: user, requests: 4/1h, under_pressure: {L2: 0.5}}\n" +
+		"  - {name: wide, per: user, requests: 1000/1h}\n"})
+	f.pin(t, largeModel, "L2")
+	body := `{"model":"` + largeModel + `","messages":[{"role":"user","content":"hi"}],"max_tokens":4}`
+	for range 2 {
+		if got := f.complete(t, adaKey, body); got.status != http.StatusOK || got.header.Get("X-Tidegate-Limit-Factor") != "0.5" || got.header.Get("X-Ratelimit-Limit-Requests") != "2" {
+			t.Fatalf("%d %v %s", got.status, got.header, got.body)
+		}
+	}
+	got := f.complete(t, adaKey, body)
+	h := got.header
+	if line := fmt.Sprint(got.status, h["X-Tidegate-Level"], h["X-Tidegate-Reason"], h["X-Tidegate-Limit-Factor"]); line != "429 [L2] [pin] [0.5]" ||
+		!strings.Contains(string(got.body), "the limit rate allows 2 requests in 1h per user, 0.5 of its 4, since "+largeModel+" stands at level L2 (pin): try again in") {
+		t.Errorf("%s: %s", line, got.body)
+	}
+	for path, want := range map[string]string{
+		"/quota/status":                    `"pressure":{"model":"` + largeModel + `","level":"L2","reason":"pin"}`,
+		"/quota/status?model=" + largeModel: `{"name":"rate","per":"user","metric":"requests","limit":2,"remaining":0,`,
+		"/quota/status?model=" + smallModel: `{"name":"rate","per":"user","metric":"requests","limit":4,"remaining":2,`,
+	} {
+		status := string(f.look(t, adaKey, path).body)
+		if small := strings.Contains(path, smallModel); !strings.Contains(status, want) || strings.Contains(status, `"level":"L2","factor":0.5,"full_limit":4}`) == small || strings.Contains(status, `"pressure"`) == small {
+			t.Errorf("%s: %s", path, status)
+		}
+	}
+}

@@ -1,0 +1,29 @@
+package limit
+
+import (
+	"time"
+)
+
+// Shrunk is what pressure has made of a limit. The zero value says that it is as the
+// rule has it.
+type Shrunk struct {
+	Level  int    // of pressure, 1 to 4
+	Reason string // of the level; empty: not known
+	Factor Factor // that is left of the limit, in thousandths
+	Whole  int64  // the limit without pressure, in the metric's own unit
+}
+
+// shrunk returns what pressure has made of the limit of one dimension.
+func (p *plan) shrunk(i int, now time.Time) Shrunk {
+	c := p.counters[i]
+	factor := c.factors[p.tier][p.level]
+	if factor == 1000 {
+		return Shrunk{}
+	}
+	var whole Dim
+	c.limit(&whole, 1000, now)
+	return Shrunk{Level: p.level, Reason: p.reason, Factor: Factor(factor), Whole: shown(c.metric, whole.Limit)}
+}
+
+// String writes a factor as a configuration does, such as 0.5.
+func (f Factor) String() string { return thousandths(int64(f)) }
