@@ -126,7 +126,7 @@ func TestShrunkLimitsSaySo(t *testing.T) {
 		t.Errorf("%s: %s", line, got.body)
 	}
 	for path, want := range map[string]string{
-		"/quota/status":                    `"pressure":{"model":"` + largeModel + `","level":"L2","reason":"pin"}`,
+		"/quota/status":                     `"pressure":{"model":"` + largeModel + `","level":"L2","reason":"pin"}`,
 		"/quota/status?model=" + largeModel: `{"name":"rate","per":"user","metric":"requests","limit":2,"remaining":0,`,
 		"/quota/status?model=" + smallModel: `{"name":"rate","per":"user","metric":"requests","limit":4,"remaining":2,`,
 	} {
