@@ -70,6 +70,7 @@ type call struct {
 	settled    bool              // its place and what the limits reserved are given back
 	usage      openai.Usage
 	estimated  bool // a figure of usage is the gateway's own
+	metered    int  // tokens of the answer that the meters have
 	firstToken time.Time
 	tracing    *tracing      // nil: it is not traced
 	reading    time.Duration // that the caller took to send the body

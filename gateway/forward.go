@@ -121,6 +121,7 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit,
 	ended := errPanic
 	defer func() {
 		g.metrics.attempted(c.model.Name, b.Name, ended)
+		c.flowed(b, c.usage)
 		c.tracing.sent(c, ended)
 	}()
 
@@ -139,6 +140,7 @@ func (g *Gateway) attempt(c *call, b *backend.Backend, permit *admission.Permit,
 		q.Silence = func(now time.Time) time.Duration {
 			guess := c.guess(b.Pace.Tokens(now.Sub(sent)))
 			c.progress(guess)
+			c.flowed(b, guess)
 			permit.Delivered(int64(guess.Output))
 			permit.Progress(charge(guess))
 			if c.wish.Stream {
@@ -382,6 +384,7 @@ func (g *Gateway) stream(c *call, b *backend.Backend, answer *backend.Answer, pe
 			out.told = out.lastWrite
 			if out.answered {
 				permit.Progress(charge(c.usage))
+				c.flowed(b, c.usage)
 			}
 		}
 		return ok

@@ -45,6 +45,9 @@ type BackendStatus struct {
 	Why         string               `json:"why_out,omitempty"`
 	InFlight    int                  `json:"in_flight"`
 	Unanswered  *UnansweredStatus    `json:"without_progress,omitempty"` // requests for which it shows no sign of work; left out: none
+	TTFT        *float64             `json:"first_token_p90_s"`          // seconds; null: too few streams of late
+	Speed       *float64             `json:"stream_tokens_per_second"`   // of one choice; null: no answer of late
+	Made        float64              `json:"tokens_per_second"`          // of all its answers, in the last 10 to 15 seconds
 	Serves      string               `json:"serves,omitempty"`
 	MaxModelLen int                  `json:"max_model_len,omitempty"`
 	Version     string               `json:"version,omitempty"`
@@ -106,6 +109,7 @@ func (g *Gateway) status() Status {
 				details = append(details, "model "+m.Name+", backend "+b.Name+": "+w)
 			}
 		}
+		details = append(details, slowWarnings(&ms)...)
 		s.Models = append(s.Models, ms)
 	}
 	// Last, so that a backend that comes into rotation meanwhile is not shown as up in
@@ -120,7 +124,13 @@ func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings
 	f := b.Facts()
 	s = BackendStatus{
 		Backend: b.Name, Up: b.Seat.Usable(), Why: b.Why(), InFlight: b.Seat.InFlight(), Serves: f.Serves, MaxModelLen: f.MaxModelLen,
-		Version: f.Version, NoThinking: f.NoThinking, Can: f.Can, Blind: b.Blind(),
+		Version: f.Version, NoThinking: f.NoThinking, Can: f.Can, Blind: b.Blind(), Made: b.Made.PerSecond(now),
+	}
+	if ttft := b.Pace.TTFT(now); ttft > 0 {
+		s.TTFT = known(ttft.Seconds())
+	}
+	if speed := b.Pace.Speed(now); speed > 0 {
+		s.Speed = &speed
 	}
 	if e := b.Engine(); e != nil {
 		s.Engine = &EngineStatus{

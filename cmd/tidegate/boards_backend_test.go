@@ -23,6 +23,13 @@ func backendsLoad() shelf {
 			as(timeline, 8).told(word{0, "closed", "green"}, word{1, "open", "red"}),
 		chart(12, "In flight", "short", "Requests that hold a place, of all gateways.", query{`sum by (model, backend) (tidegate_backend_inflight{` + ofBackend + `})`, backendNames}).stacked(),
 		chart(12, "Waiting", "short", "Requests that wait for the backend, in its engine and in a gateway: the signal queue.", query{signals("value", `,signal="queue"`, "backend"), "{{backend}}"}),
+		chart(8, "Tokens a second", "short", "Tokens of each backend's answers, as they pass.", query{rate("tidegate_backend_tokens_total", ofBackend, "model, backend"), backendNames}).stacked(),
+		chart(8, "Tokens a second of a stream", "short", "How fast each backend lately made one answer. One far below the others is slow.",
+			query{`min by (model, backend) (tidegate_backend_stream_tokens_per_second{` + ofBackend + `})`, backendNames}).without("no traffic"),
+		chart(8, "First token, p90", "s", "Within what time nine in ten of each backend's last streams had their first token, by the gateway that waited longest.",
+			query{`max by (model, backend) (tidegate_backend_first_token_seconds{` + ofBackend + `})`, backendNames}).without("too few streams"),
+		chart(24, "Slower than its peers", "short", "slow: it makes half of the tokens a second for a stream, or takes three times as long to the first token.", query{`max by (model, backend) (tidegate_backend_slow{` + ofBackend + `})`, backendNames}).
+			as(timeline, 6).told(word{0, "well", "green"}, word{1, "slow", "red"}),
 	}}
 }
 
@@ -83,7 +90,9 @@ func backendsGateway() shelf {
 			as(number, 8).named("{{instance}}"),
 		chart(6, "CPU", "short", "Cores that each gateway uses.", query{"rate(process_cpu_seconds_total" + window + ")" + gateways, "{{instance}}"}),
 		chart(6, "Memory", "bytes", "Resident memory of each gateway.", query{"process_resident_memory_bytes" + gateways, "{{instance}}"}),
-		figure(24, "Versions", "short", "How many gateways run each.", "count by (version) (tidegate_build_info)").named("{{version}}"),
+		figure(12, "Certificates", "dateTimeFromNow", "When each certificate ends that gateways and backends show or check others by.", "1000 * min by (certificate) (tidegate_certificate_expiry_timestamp_seconds)").
+			named("{{certificate}}").without("no certificates"),
+		figure(12, "Versions", "short", "How many gateways run each.", "count by (version) (tidegate_build_info)").named("{{version}}"),
 	}}
 }
 

@@ -69,6 +69,9 @@ func TestMetricNames(t *testing.T) {
 		f.complete(t, adaKey, chat(largeModel, 5, stream))
 		f.metric(t, `tidegate_ladder_observe`) // who has used something has a series from now on
 	}
+	for range 3 { // which say within what time the first token comes
+		f.complete(t, bobKey, chat(smallModel, 5, `,"stream":true`))
+	}
 	f.pin(t, largeModel, "L2")
 	f.complete(t, adaKey, chat(largeModel, 5, ""))
 	f.complete(t, "junk", chat(largeModel, 5, ""))

@@ -29,7 +29,8 @@ func (p *process) statusCommand() *cobra.Command {
 		Short: "Show what a running gateway, its backends and their GPUs are doing",
 		Long: "Asks a running gateway's ops listener and prints what is wrong, then its models,\n" +
 			"backends, GPUs and sources of readings. A dash stands for what is not known. Ages are\n" +
-			"of the readings: those up to 3 s count in full, those over 10 s not at all. Of a large\n" +
+			"of the readings: those up to 3 s count in full, those over 10 s not at all. FIRST TOKEN\n" +
+			"is within what time nine in ten streams had it, TOKENS/S what answers had of late. Of a large\n" +
 			"fleet the lines that need somebody are printed, and a few others; --all prints each.",
 		Example: "  tidegate status\n  tidegate status --ops http://10.0.0.5:9090 --json",
 		Args:    cobra.NoArgs,
@@ -109,7 +110,7 @@ func writeStatus(out io.Writer, s *gateway.Status, all bool) error {
 			models = append(models, modelLine(&s.Models[i], &s.Ladder.Models[i], time.Now()))
 		}
 	}
-	backends := fleetTable{head: []string{"MODEL", "BACKEND", "STATE", "LEVEL", "VLLM", "IN FLIGHT", "RUNNING", "WAITING", "KV CACHE", "PREEMPTED 5S", "AGE", "GPUS"}}
+	backends := fleetTable{head: []string{"MODEL", "BACKEND", "STATE", "LEVEL", "VLLM", "IN FLIGHT", "FIRST TOKEN", "TOKENS/S", "RUNNING", "WAITING", "KV CACHE", "PREEMPTED 5S", "AGE", "GPUS"}}
 	for k, m := range s.Models {
 		for i := range m.Backends {
 			var level *degrade.BackendStatus
@@ -215,15 +216,22 @@ func backendLine(model string, b *gateway.BackendStatus, level *degrade.BackendS
 		}
 		names = append(names, name)
 	}
-	line := []string{model, b.Backend, state, standing(level), b.Version, fmt.Sprint(b.InFlight), "", "", "", "", "", strings.Join(names, " ")}
-	if e := b.Engine; e != nil {
-		line[6], line[7], line[9] = shown(e.Running, "%d"), shown(e.Waiting, "%d"), shown(e.Preempted, "%d")
-		if e.KV != nil {
-			line[8] = fmt.Sprintf("%.0f%%", *e.KV*100)
-		}
-		line[10] = age(e.AgeMs)
+	ttft, made := "", fmt.Sprintf("%.0f", b.Made)
+	if b.TTFT != nil {
+		ttft = fmt.Sprintf("%.3g s", *b.TTFT)
 	}
-	return line
+	if b.Speed != nil {
+		made += fmt.Sprintf(", %.0f a stream", *b.Speed)
+	}
+	line := []string{model, b.Backend, state, standing(level), b.Version, fmt.Sprint(b.InFlight), ttft, made}
+	running, waiting, cache, preempted, old := "", "", "", "", ""
+	if e := b.Engine; e != nil {
+		running, waiting, preempted, old = shown(e.Running, "%d"), shown(e.Waiting, "%d"), shown(e.Preempted, "%d"), age(e.AgeMs)
+		if e.KV != nil {
+			cache = fmt.Sprintf("%.0f%%", *e.KV*100)
+		}
+	}
+	return append(line, running, waiting, cache, preempted, old, strings.Join(names, " "))
 }
 
 func gpuLine(g *nvml.GPUStatus) []string {

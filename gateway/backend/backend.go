@@ -100,6 +100,7 @@ type Backend struct {
 	Name string             // host:port and path, for people and metrics
 	Seat *admission.Backend // its place in admission
 	Pace Pace               // how fast it makes tokens
+	Made Meter              // tokens of its answers, as they pass
 
 	Doubts Doubts // the answers whose usage was not believed
 

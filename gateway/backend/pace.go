@@ -18,6 +18,7 @@ type Pace struct {
 	seen    time.Time     // when a stream was observed last
 	prompt  time.Duration // for each token of a prompt, of streams; 0: none observed
 	token   time.Duration // between two tokens, of streams and of whole answers; 0: none observed
+	learned time.Time     // when token was
 	initial time.Duration // between two tokens, until any answer has been observed; 0: DefaultPace
 
 	first [firsts]sighting // the newest, at next-1 and before
@@ -33,7 +34,9 @@ type sighting struct {
 const (
 	firsts       = 256              // sightings kept
 	firstsFor    = 30 * time.Second // for which one counts
-	firstsNeeded = 10               // to say anything of nine in ten
+	firstsLong   = 2 * time.Minute  // for which one counts where there are always few
+	firstsMany   = 10               // of which nine in ten can be told
+	firstsNeeded = 3                // to say anything
 )
 
 // First takes in how long a caller waited for the first token, from sending its
@@ -46,22 +49,35 @@ func (p *Pace) First(now time.Time, took time.Duration) {
 }
 
 // TTFT is within what time nine in ten of the callers of the last half minute had
-// their first token; 0: too few to say.
+// their first token; 0: too few to say. Where fewer than ten came in two minutes, all of
+// these count, and the slowest is left out: one slow request says nothing, two do. A
+// server that was busy and is asked by nobody now is not judged by what was.
 func (p *Pace) TTFT(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var all [firsts]time.Duration
-	n := 0
+	n, recent := 0, 0
 	for k := range min(p.next, firsts) {
 		s := &p.first[(p.next-1-k)%firsts]
-		if now.Sub(s.at) > firstsFor {
+		ago := now.Sub(s.at)
+		if ago > firstsLong || ago > firstsFor && n >= firstsMany {
 			break
+		}
+		if ago <= firstsFor {
+			recent++
 		}
 		all[n] = s.took
 		n++
 	}
-	if n < firstsNeeded {
+	if n >= firstsMany {
+		n = recent
+	}
+	switch {
+	case n < firstsNeeded:
 		return 0
+	case n < firstsMany:
+		slices.Sort(all[:n])
+		return all[n-2]
 	}
 	slices.Sort(all[:n])
 	return all[(9*n+9)/10-1]
@@ -117,6 +133,7 @@ const wholeTokens = 16
 
 // learn takes in the time between two tokens of an answer. The lock is held.
 func (p *Pace) learn(token time.Duration) {
+	p.learned = time.Now()
 	if p.token == 0 {
 		p.token = token
 		return

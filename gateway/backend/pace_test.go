@@ -10,19 +10,16 @@ import (
 	"tidegate/admission/limit"
 )
 
-// TestFirstTokens: p90 of the last half minute, and nothing where too few are known.
+// TestFirstTokens: p90 of the last half minute while many ask, of the last two minutes
+// without the slowest while few do, and nothing where too few are known.
 func TestFirstTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p Pace
-		for i := range 9 {
+		for i, want := range []time.Duration{0, 0, 2, 3, 4, 5, 6, 7, 8, 9} {
 			p.First(time.Now(), time.Duration(i+1)*time.Second)
-		}
-		if d := p.TTFT(time.Now()); d != 0 {
-			t.Errorf("%v of nine", d)
-		}
-		p.First(time.Now(), 10*time.Second)
-		if d := p.TTFT(time.Now()); d != 9*time.Second {
-			t.Errorf("%v; nine of ten had it within 9s", d)
+			if d := p.TTFT(time.Now()); d != want*time.Second {
+				t.Errorf("%v of %d", d, i+1)
+			}
 		}
 		time.Sleep(20 * time.Second)
 		for range 1000 { // more than are kept
@@ -34,6 +31,35 @@ func TestFirstTokens(t *testing.T) {
 		time.Sleep(31 * time.Second)
 		if d := p.TTFT(time.Now()); d != 0 {
 			t.Errorf("%v after half a minute in which nobody asked", d)
+		}
+	})
+}
+
+// TestFewFirstTokens: one request every twenty seconds is enough to see that a backend is
+// slow, and that it no longer is; one slow request among others is not.
+func TestFewFirstTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p Pace
+		ask := func(took ...time.Duration) time.Duration {
+			for _, d := range took {
+				time.Sleep(20 * time.Second)
+				p.First(time.Now(), d)
+			}
+			return p.TTFT(time.Now())
+		}
+		const quick, slow = time.Second, 8 * time.Second
+		if d := ask(quick, quick, slow, quick); d != quick {
+			t.Errorf("%v with one slow request", d)
+		}
+		if d := ask(slow); d != slow {
+			t.Errorf("%v with two slow requests", d)
+		}
+		if d := ask(quick, quick, quick, quick, quick); d != quick {
+			t.Errorf("%v when it is quick again", d)
+		}
+		time.Sleep(2*time.Minute + 1)
+		if d := p.TTFT(time.Now()); d != 0 {
+			t.Errorf("%v after two minutes in which nobody asked", d)
 		}
 	})
 }

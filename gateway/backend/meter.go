@@ -1,0 +1,102 @@
+package backend
+
+import (
+	"slices"
+	"sync"
+	"time"
+)
+
+// Meter counts tokens, and tells how many came a second of late. The zero value has
+// counted none. It is safe for concurrent use.
+type Meter struct {
+	mu      sync.Mutex
+	total   int64
+	buckets [meterBuckets]int64
+	newest  int64 // number of the newest bucket, since the beginning of Unix time
+}
+
+// Bounds of what a Meter looks back at: the bucket that is being filled and two before.
+const (
+	meterBucket  = 5 * time.Second
+	meterBuckets = 3
+)
+
+// Add counts n tokens; a negative n counts none.
+func (m *Meter) Add(now time.Time, n int) {
+	if n <= 0 {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.roll(now)
+	m.buckets[m.newest%meterBuckets] += int64(n)
+	m.total += int64(n)
+}
+
+// Total returns how many tokens were counted.
+func (m *Meter) Total() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.total
+}
+
+// PerSecond returns how many tokens a second were counted in the last 10 to 15 seconds.
+func (m *Meter) PerSecond(now time.Time) float64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.roll(now)
+	var sum int64
+	for _, n := range m.buckets {
+		sum += n
+	}
+	begun := time.Duration(now.UnixNano() % int64(meterBucket))
+	return float64(sum) / ((meterBuckets-1)*meterBucket + begun).Seconds()
+}
+
+// roll empties the buckets that time has passed by. The lock is held.
+func (m *Meter) roll(now time.Time) {
+	at := now.UnixNano() / int64(meterBucket)
+	for n := max(m.newest+1, at-meterBuckets+1); n <= at; n++ {
+		m.buckets[n%meterBuckets] = 0
+	}
+	m.newest = max(m.newest, at)
+}
+
+// Speed returns how many tokens a second the backend lately made for one choice; 0: not
+// known, since no answer has shown it in the last minutes.
+func (p *Pace) Speed(now time.Time) float64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.token <= 0 || now.Sub(p.learned) > speedFor {
+		return 0
+	}
+	return time.Second.Seconds() / p.token.Seconds()
+}
+
+// speedFor is how long after the last answer the speed is shown.
+const speedFor = 5 * time.Minute
+
+// Slower reports for each value whether the median of the others is at least times as
+// large; values of 0 are not known and are nobody's peers.
+func Slower(values []float64, times float64) []bool {
+	sorted := make([]float64, 0, len(values))
+	for _, v := range values {
+		if v > 0 {
+			sorted = append(sorted, v)
+		}
+	}
+	slices.Sort(sorted)
+	out := make([]bool, len(values))
+	for i, v := range values {
+		if v <= 0 || len(sorted) < 2 {
+			continue
+		}
+		own, _ := slices.BinarySearch(sorted, v)
+		middle := (len(sorted) - 2) / 2 // of the others, the lower one of two
+		if middle >= own {
+			middle++
+		}
+		out[i] = sorted[middle] >= times*v
+	}
+	return out
+}

@@ -1,0 +1,71 @@
+package gateway
+
+import (
+	"fmt"
+	"time"
+
+	"tidegate/gateway/backend"
+	"tidegate/gateway/openai"
+)
+
+// By which factor a backend must be slower than its peers before anybody is told: load
+// and length of prompts alone make less.
+const (
+	slowSpeed = 2
+	slowTTFT  = 3
+	leastTTFT = 1.0 // seconds up to which a first token is quick enough whatever its peers do
+)
+
+// flowed counts what an answer has made since it was last counted.
+func (c *call) flowed(b *backend.Backend, used openai.Usage) {
+	if n := used.Output - c.metered; n > 0 {
+		b.Made.Add(time.Now(), n)
+		c.metered = used.Output
+	}
+}
+
+// pacing is how fast the backends of a model are, each at its place; 0: not known.
+type pacing struct{ speed, quickness []float64 }
+
+// add takes in one backend. Those out of rotation are nobody's peers.
+func (p *pacing) add(up bool, speed, ttft float64) {
+	quickness := 0.0
+	if !up {
+		speed = 0
+	} else if ttft > 0 {
+		quickness = 1 / max(ttft, leastTTFT/slowTTFT)
+	}
+	p.speed, p.quickness = append(p.speed, speed), append(p.quickness, quickness)
+}
+
+// slow tells for each backend whether it is slower than its peers: in its tokens a
+// second, and to its first token.
+func (p *pacing) slow() (speed, ttft []bool) {
+	return backend.Slower(p.speed, slowSpeed), backend.Slower(p.quickness, slowTTFT)
+}
+
+// slowWarnings says which backends are slower than their peers.
+func slowWarnings(m *ModelStatus) (all []string) {
+	var p pacing
+	for _, b := range m.Backends {
+		p.add(b.Up, number(b.Speed), number(b.TTFT))
+	}
+	speed, ttft := p.slow()
+	for i, b := range m.Backends {
+		if speed[i] {
+			all = append(all, fmt.Sprintf("model %s, backend %s: slower than its peers: a stream of it has %.3g tokens a second, not half of theirs; see docs/operating.md, \"A slow server\"", m.Model, b.Backend, *b.Speed))
+		}
+		if ttft[i] {
+			all = append(all, fmt.Sprintf("model %s, backend %s: slower than its peers: nine in ten wait up to %.3g s for the first token, three times as long as there; see docs/operating.md, \"A slow server\"", m.Model, b.Backend, *b.TTFT))
+		}
+	}
+	return all
+}
+
+// number is a number that may not be known; 0: it is not.
+func number(n *float64) float64 {
+	if n == nil {
+		return 0
+	}
+	return *n
+}
