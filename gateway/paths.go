@@ -149,8 +149,8 @@ func (p *paths) similar(method string, words []string) (found route, ok bool) {
 	asked, least := strings.Join(words, "/"), maxCompared
 	for _, r := range p.routes {
 		known := strings.Join(r.words, "/")
-		if strings.ContainsAny(known, ":*") {
-			continue
+		if strings.ContainsAny(known, ":*") || !isNear(max(len(known)-len(asked), len(asked)-len(known)), len(asked)) {
+			continue // a difference in length is a distance already, and costs nothing
 		}
 		d := distance(asked, known)
 		if isNear(d, len(asked)) && (d < least || d == least && r.method == method) {

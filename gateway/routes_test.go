@@ -121,13 +121,17 @@ func TestHead(t *testing.T) {
 	}
 }
 
-// TestHealth asks as GuideLLM does before it begins: vLLM's answer has no body.
+// TestHealth asks as GuideLLM does before it begins, without a key: vLLM's answer has no
+// body.
 func TestHealth(t *testing.T) {
-	g, _ := bare(t, nil)
-	for name, h := range map[string]http.Handler{"front": g.Handler(), "ops": g.OpsHandler(nil)} {
-		w := ask(t, h, "GET", "/health")
-		if ready := g.ready() == ""; (w.Code == 200) != ready || ready && w.Body.Len() != 0 || !ready && w.Code != 503 {
-			t.Errorf("%s: %d %q", name, w.Code, w.Body)
+	good, _ := behind(t, func(http.ResponseWriter, *http.Request) {}, nil)
+	for _, begin := range []func(){func() {}, good.Drain} {
+		begin()
+		for name, h := range map[string]http.Handler{"front": good.Handler(), "ops": good.OpsHandler(nil)} {
+			w := ask(t, h, "GET", "/health")
+			if draining := good.draining.Load(); draining != (w.Code == 503) || draining == (w.Code == 200) || draining != (w.Body.String() == "draining\n") {
+				t.Errorf("%s, draining %v: %d %q", name, draining, w.Code, w.Body)
+			}
 		}
 	}
 }
