@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"tidegate/admission"
+	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 )
 
@@ -41,7 +42,7 @@ func untraced(t *testing.T) Tracer {
 // TestTracingOff holds that a request that is not traced allocates nothing for it.
 func TestTracingOff(t *testing.T) {
 	g, _ := bare(t, nil)
-	g.Reload(Config{TraceCallers: []string{"192.0.2.0/24"}}, nil) // httptest's callers
+	g.Reload(Config{TraceCallers: []string{"192.0.2.0/24"}}, account.New(account.Config{Mode: account.Open}, nil)) // httptest's callers
 	c := &call{r: httptest.NewRequest("POST", "/v1/chat/completions", nil), route: "/v1/chat/completions", set: g.settings.Load()}
 	c.r.Header.Set("Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 	if n := testing.AllocsPerRun(100, func() { hooks(g, c) }); n != 0 || c.tracing != nil {
@@ -84,7 +85,7 @@ func TestStrangersTraces(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g, _ := bare(t, nil)
-			g.Reload(Config{TraceCallers: test.networks, TrustedProxies: test.proxies}, nil)
+			g.Reload(Config{TraceCallers: test.networks, TrustedProxies: test.proxies}, account.New(account.Config{Mode: account.Open}, nil))
 			spans := tracetest.NewSpanRecorder()
 			// Nothing is kept but what a parent that may decide says is.
 			g.Tracer = trace.NewTracerProvider(trace.WithSpanProcessor(spans), trace.WithSampler(trace.ParentBased(trace.NeverSample()))).Tracer("test")
