@@ -263,6 +263,7 @@ func (l *local) balance(t *testing.T, key string, look func(string) (string, boo
 		return err == nil && resp.StatusCode == http.StatusOK
 	})
 	l.streams(t, f, key)
+	l.cancels(t, f, key)
 	var here, log bytes.Buffer
 	if code := run(t.Context(), []string{"key", "create", "--user", "bea", "--ips", "127.0.0.0/8"}, look, &here, &log); code != exitOK {
 		t.Fatal(code, &log)
@@ -297,17 +298,8 @@ func (l *local) target(i int) string {
 // must reach the caller all the same.
 func (l *local) streams(t *testing.T, f *front, key string) {
 	t.Helper()
-	fault := func(method, body string) {
-		req, err := http.NewRequestWithContext(t.Context(), method, l.control+"/sim/faults", strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if a := f.do(t, req); a.status/100 != 2 {
-			t.Fatalf("%d %s", a.status, a.body)
-		}
-	}
-	fault(http.MethodPost, `{"kind":"hang_mid","after":3}`)
-	defer fault(http.MethodDelete, "")
+	l.fault(t, http.MethodPost, `{"kind":"hang_mid","after":3}`)
+	defer l.fault(t, http.MethodDelete, "")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.url+"/v1/chat/completions", strings.NewReader(chat(largeModel, 50, `,"stream":true`)))
@@ -328,6 +320,63 @@ func (l *local) streams(t *testing.T, f *front, key string) {
 		}
 	}
 	t.Fatalf("no text before the stream ended: %d %v", resp.StatusCode, events.Err())
+}
+
+// fault sets a fault of the large engine, or clears all.
+func (l *local) fault(t *testing.T, method, body string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, l.control+"/sim/faults", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := l.gateways[0].do(t, req); a.status/100 != 2 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+}
+
+// cancels lets a caller leave an answer in one piece that is being made: the engine must
+// not go on with it for nobody.
+func (l *local) cancels(t *testing.T, f *front, key string) {
+	t.Helper()
+	l.fault(t, http.MethodPost, `{"kind":"hang"}`)
+	defer l.fault(t, http.MethodDelete, "")
+	under := func() int {
+		n := 0
+		for _, g := range l.gateways {
+			n += len(regexp.MustCompile(`"in_flight": [1-9]`).FindAllString(g.status(t), -1))
+		}
+		return n
+	}
+	callersLeft := func() int {
+		return strings.Count(l.gateways[0].journal.whole()+l.gateways[1].journal.whole(), `"status":499`)
+	}
+	eventually(t, "nothing to be under way", func() bool { return under() == 0 })
+	before := callersLeft()
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.url+"/v1/chat/completions", strings.NewReader(chat(largeModel, 50, "")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+key)
+	req.Header.Set("Content-Type", "application/json")
+	left := make(chan error, 1)
+	go func() {
+		resp, err := f.client.Do(req)
+		if err == nil {
+			resp.Body.Close()
+		}
+		left <- err
+	}()
+	eventually(t, "the request to be under way", func() bool { return under() == 1 })
+	leave()
+	if err := <-left; err == nil {
+		t.Fatal("an answer from an engine that hangs")
+	}
+	eventually(t, "the request to end", func() bool { return under() == 0 })
+	if callersLeft() == before {
+		t.Error("the balancer did not pass on that the caller had left: the engine went on for nobody")
+	}
 }
 
 // stop lets a gateway drain and end.

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -128,6 +129,42 @@ func TestProbe(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestOutIsLogged: why a backend is out of rotation is logged once, also of one that never
+// was in, and another reason after a minute.
+func TestOutIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		w := newWorld()
+		p := proberOf(w, Config{}, "qwen3-1.7b")
+		p.log = slog.New(slog.NewTextHandler(&log, nil))
+		for i, step := range []struct{ health, logged string }{
+			{"status 404", `reason="GET /health: status 404"`}, {"status 404", ""}, {refusing, ""},
+			{"pause", ""}, {refusing, "connection refused"}, {refusing, ""},
+			{"", "in rotation"}, {refusing, "connection refused"}, {refusing, ""},
+		} {
+			if step.health == "pause" {
+				time.Sleep(sayEvery)
+				continue
+			}
+			w.set("/health", step.health)
+			log.Reset()
+			p.probe(t.Context())
+			if (step.logged == "") != (log.Len() == 0) || !strings.Contains(log.String(), step.logged) {
+				t.Errorf("step %d (%q) logged %q, want %q", i, step.health, log.String(), step.logged)
+			}
+		}
+		// A request that is refused takes it out before a probe does: that is logged, too.
+		w.set("/health", "")
+		p.probe(t.Context())
+		p.b.suspect(syscall.ECONNREFUSED)
+		w.set("/health", refusing)
+		log.Reset()
+		if p.probe(t.Context()); !strings.Contains(log.String(), "backend out of rotation") {
+			t.Errorf("a backend that a request found dead: %q", log.String())
+		}
+	})
 }
 
 func TestProbeLearns(t *testing.T) {

@@ -34,6 +34,8 @@ type prober struct {
 	every  time.Duration
 	scrape time.Duration // between two readings of its load
 	failed int
+	said   string    // the reason that was logged for being out of rotation; empty: none since it was in
+	saidAt time.Time // when
 	known  time.Time // when the facts were read; zero: not since it was down
 	asked  time.Time // when one too old for its /tokenize to tell was asked for a token; zero: not since it came up
 	down   time.Time // when it was last found down; zero: never
@@ -83,13 +85,11 @@ func (p *prober) probe(ctx context.Context) {
 	if err == nil && why != "" {
 		// Healthy, and yet no place for a request.
 		p.failed = 0
-		if p.b.out(why) {
-			p.log.Warn("backend out of rotation", "backend", p.b.Name, "reason", why)
-		}
+		p.takeOut(why)
 		return
 	}
 	if err == nil {
-		p.failed = 0
+		p.failed, p.said = 0, ""
 		if p.b.Seat.Rotate(true) {
 			p.log.Info("backend in rotation", "backend", p.b.Name, "serves", p.b.Facts().Serves, "version", p.b.Facts().Version)
 		}
@@ -105,10 +105,23 @@ func (p *prober) probe(ctx context.Context) {
 	} else if p.b.Seat.Up() {
 		return
 	}
-	if p.b.out(err.Error()) {
-		p.log.Warn("backend out of rotation", "backend", p.b.Name, "reason", err.Error())
-	}
+	p.takeOut(err.Error())
 }
+
+// takeOut takes the backend out of rotation, and logs that once with its reason, also of a
+// backend that never was in. Another reason is logged after a minute: errors of one kind
+// may name another port each time.
+func (p *prober) takeOut(why string) {
+	changed, now := p.b.out(why), time.Now()
+	if !changed && (p.said == why || p.said != "" && now.Sub(p.saidAt) < sayEvery || why == p.b.stalled()) {
+		return // the watcher logs that it hangs
+	}
+	p.said, p.saidAt = why, now
+	p.log.Warn("backend out of rotation", "backend", p.b.Name, "reason", why)
+}
+
+// sayEvery is how often another reason for being out of rotation is logged.
+const sayEvery = time.Minute
 
 // heal follows the answers to the health probe, and nothing else, which is how a
 // restart of a server is seen that does not say when it was started.
