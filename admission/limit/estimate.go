@@ -2,6 +2,7 @@ package limit
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -21,15 +22,17 @@ type speaker struct {
 	thinking   bool
 }
 
-// outputs are the last answers of a speaker, in tokens, and how long they took.
+// outputs are the last answers of a speaker, in tokens, and how long they took from
+// their admission to their end, in milliseconds.
 type outputs struct {
-	output, reasoning recent
-	mean              time.Duration // from admission to end; a moving average
+	output, reasoning, took recent
+	mean                    time.Duration // of took; a moving average
 }
 
 func (o *outputs) add(output, reasoning int64, took time.Duration) {
 	o.output.add(int32(output))
 	o.reasoning.add(int32(reasoning))
+	o.took.add(int32(min(took.Milliseconds(), math.MaxInt32)))
 	o.mean = averaged(o.mean, took)
 }
 
@@ -61,7 +64,12 @@ func (r *recent) add(value int32) {
 func (r *recent) count() int { return len(r.inTime) }
 
 // p90 is the least value that nine of ten do not pass. There must be one.
-func (r *recent) p90() int64 { return int64(r.bySize[(len(r.bySize)*9+9)/10-1]) }
+func (r *recent) p90() int64 { return r.part(9, 10) }
+
+// part returns the least value that so many of them do not pass. There must be one.
+func (r *recent) part(these, of int) int64 {
+	return int64(r.bySize[(len(r.bySize)*these+of-1)/of-1])
+}
 
 // estimator expects of a request what its key's recent answers of the model had,
 // else what the model's had, else a constant.
@@ -96,6 +104,10 @@ func (e *estimator) estimate(r *Request) Estimate {
 	out.Usual = out.Lasting
 	if o := e.spoken[own]; o != nil {
 		out.Usual = o.mean
+		if o.output.count() >= ownEnough {
+			out.Likely = Usage{Output: o.output.part(3, 4), Reasoning: o.reasoning.part(3, 4)}
+			out.Within = time.Duration(o.took.part(1, 2)) * time.Millisecond
+		}
 	}
 	return out
 }

@@ -2,6 +2,7 @@ package limit
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 )
@@ -14,8 +15,8 @@ type hold struct {
 
 const (
 	leastPlace = 10 * time.Millisecond // the shortest wait for a place that anybody is told
-	// tailParts divides what an answer has taken so far, or takes usually: about so much
-	// longer lasts one that is nearly over, or that should be.
+	// tailParts and lateParts divide what an answer takes usually, or has taken so far: so
+	// much longer lasts one that is nearly over, and one that has outlasted the others.
 	tailParts, lateParts = 8, 4
 )
 
@@ -108,6 +109,8 @@ func (l *Limiter) expect(p *plan, out *Decision, now time.Time) {
 			l.mu.Unlock()
 		case p.ceiling(i):
 			sooner = p.turn(exact)
+		case p.counters[i].bounded():
+			sooner = min(exact, l.refunded(d, d.Cost-s.Remaining, now))
 		}
 		if sooner != exact {
 			s.RetryAfterMs, changed = max(sooner.Milliseconds(), 1), true
@@ -117,6 +120,48 @@ func (l *Limiter) expect(p *plan, out *Decision, now time.Time) {
 		again := Decide(p.dims, out.States)
 		out.Binding, out.RetryAfterMs, out.Never = again.Binding, again.RetryAfterMs, again.Never
 	}
+}
+
+// refunded estimates how long it takes until running requests have given back so much of
+// what they have reserved of a window and will probably not use; never, where they will
+// not give back so much. Those of other replicas are not known, and count for nothing.
+func (l *Limiter) refunded(d *Dim, missing int64, now time.Time) time.Duration {
+	var refunds []hold
+	l.mu.Lock()
+	for _, g := range l.running {
+		for i := range g.plan.dims {
+			if g.plan.dims[i].Key == d.Key {
+				if refund := g.refund(i); refund > 0 {
+					refunds = append(refunds, hold{remaining(now.Sub(g.began), g.plan.within), refund})
+				}
+				break
+			}
+		}
+	}
+	l.mu.Unlock()
+	slices.SortFunc(refunds, func(a, b hold) int { return cmp.Compare(a.left, b.left) })
+	for _, r := range refunds {
+		if missing -= r.amount; missing <= 0 {
+			return max(r.left+r.left/lateParts, leastPlace)
+		}
+	}
+	return math.MaxInt64
+}
+
+// refund returns what a running request will probably give back of its reservation of
+// one dimension: what is reserved beyond what three of four such answers have, or this
+// one has already.
+func (g *Grant) refund(i int) int64 {
+	u := g.plan.likely
+	if u.Output == 0 {
+		return 0
+	}
+	g.mu.Lock()
+	u.Output, u.Reasoning = max(u.Output, g.progress.Output), max(u.Reasoning, g.progress.Reasoning)
+	g.mu.Unlock()
+	u.Input = g.request.Prompt
+	d := &g.plan.dims[i]
+	return d.Cost - charge(d.Metric, u, Weights{})
 }
 
 // place is what an estimate for one of the plan's concurrency limits starts from.

@@ -308,6 +308,8 @@ type Estimate struct {
 	Pace              int64         // tokens per second that one sequence may come at; 0: any number
 	Lasting           time.Duration // of an answer on the average, from admission to end; 0: not known
 	Usual             time.Duration // the same of the key's own answers, where some were seen
+	Within            time.Duration // in which half of the key's answers have ended; 0: not known
+	Likely            Usage         // that three of four of the key's answers do not pass, their prompts aside; no output: not known
 }
 
 // plan is the dimensions of one request and the counters they are of. A ceiling is
@@ -317,6 +319,8 @@ type plan struct {
 	counters []*counter
 	lasting  time.Duration // of an answer on the average; 0: not known
 	usual    time.Duration // of such an answer of this key; 0: not known
+	within   time.Duration // in which half of such answers have ended
+	likely   Usage         // that such an answer probably has at most; no output: not known
 	level    int           // of pressure
 	tier     int
 	reason   string // of the level
@@ -333,7 +337,7 @@ func (p *plan) ceiling(i int) bool { return i > 0 && p.counters[i] == p.counters
 func (s *Set) Dims(r Request, e Estimate, now time.Time) []Dim { return s.plan(&r, e, now).dims }
 
 func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
-	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size), lasting: e.Lasting, usual: e.Usual}
+	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size), lasting: e.Lasting, usual: e.Usual, likely: e.Likely, within: e.Within}
 	within := s.scope(r.Aux)
 	n := r.names(within.subjects, within.homes)
 	p.level, p.tier, p.reason = min(max(r.Level, 0), levelCount-1), tierIndex(r.Tier), r.Reason

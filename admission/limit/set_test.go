@@ -116,7 +116,7 @@ func TestEstimates(t *testing.T) {
 	for i := range 200 {
 		e.learn(&q, Usage{Output: int64(i%10+1) * 10, Reasoning: int64(i%10 + 1)}, q.Model, time.Minute)
 	}
-	if got := e.estimate(&q); got != (Estimate{Output: 90, Reasoning: 9, Pace: 25, Lasting: time.Minute, Usual: time.Minute}) && got != (Estimate{Output: 100, Reasoning: 10, Pace: 25, Lasting: time.Minute, Usual: time.Minute}) {
+	if got := e.estimate(&q); got != (Estimate{Output: 90, Reasoning: 9, Pace: 25, Lasting: time.Minute, Usual: time.Minute, Within: time.Minute, Likely: Usage{Output: 80, Reasoning: 8}}) && got != (Estimate{Output: 100, Reasoning: 10, Pace: 25, Lasting: time.Minute, Usual: time.Minute, Within: time.Minute, Likely: Usage{Output: 80, Reasoning: 8}}) {
 		t.Errorf("%+v", got)
 	}
 	thinks := q
