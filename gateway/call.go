@@ -69,8 +69,10 @@ type call struct {
 	held       holding           // of the budget of bodies
 	settled    bool              // its place and what the limits reserved are given back
 	usage      openai.Usage
-	estimated  bool // a figure of usage is the gateway's own
-	metered    int  // tokens of the answer that the meters have
+	estimated  bool      // a figure of usage is the gateway's own
+	metered    int       // tokens of the answer that the meters have
+	activity   *activity // what its caller uses; nil: it is not to be admitted yet
+	phase      phase
 	firstToken time.Time
 	tracing    *tracing      // nil: it is not traced
 	reading    time.Duration // that the caller took to send the body
@@ -224,6 +226,7 @@ func contains(networks []netip.Prefix, addr netip.Addr) bool {
 // finish counts the request, enters it into the ledger and logs it, once.
 func (g *Gateway) finish(c *call, err error) {
 	took := time.Since(c.began)
+	c.ends()
 	g.metrics.finished(c, took)
 	g.count(c)
 	c.tracing.end(c)

@@ -129,6 +129,7 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 	c.status, c.code, c.param, c.rule = r.status, r.told.Code, r.told.Param, r.rule
 	if c.backend == "" {
 		g.metrics.refused(c, r)
+		g.turnedAway(c)
 	}
 	if c.sent {
 		event := append([]byte("data: "), r.told.Body()...)

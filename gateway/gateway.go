@@ -132,7 +132,9 @@ type Gateway struct {
 	keyless  sampler // of log lines of requests without a good key
 	lost     sampler // of log lines of requests for paths that are not there
 	bodies   budget
-	began    time.Time
+
+	activities activities
+	began      time.Time
 }
 
 // settings are what a reload replaces as a whole.

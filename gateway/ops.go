@@ -8,7 +8,7 @@ import (
 )
 
 // OpsHandler is what operators reach, on a listener of its own: metrics, status,
-// profiles and the two probes. extra, which may be nil, adds to the status what
+// who uses what now, profiles and the two probes. extra, which may be nil, adds to the status what
 // only the process knows.
 func (g *Gateway) OpsHandler(extra func() Extra) http.Handler {
 	mux := http.NewServeMux()
@@ -27,6 +27,7 @@ func (g *Gateway) OpsHandler(extra func() Extra) http.Handler {
 		// An operator who left needs no error.
 		_, _ = w.Write(body)
 	})
+	mux.HandleFunc("GET /top", g.topPage)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"fmt"
-	"time"
 
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
@@ -16,10 +15,13 @@ const (
 	leastTTFT = 1.0 // seconds up to which a first token is quick enough whatever its peers do
 )
 
-// flowed counts what an answer has made since it was last counted.
+// flowed counts what an answer has made since it was last counted, for its backend and
+// for its caller.
 func (c *call) flowed(b *backend.Backend, used openai.Usage) {
 	if n := used.Output - c.metered; n > 0 {
-		b.Made.Add(time.Now(), n)
+		now := c.now()
+		b.Made.Add(now, n)
+		c.activity.add(now, useCount{output: int64(n)}, 0, 0)
 		c.metered = used.Output
 	}
 }

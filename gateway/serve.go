@@ -13,13 +13,15 @@ func (g *Gateway) generate(c *call) error {
 		return err
 	}
 	defer c.follow()() // ends the request where its key is revoked meanwhile
+	g.begins(c)
 	asked := time.Now()
 	permit, err := g.Admission.Admit(c.r.Context(), g.demand(c)) // level, limits and quotas, queue; names the backend and holds a place on it
 	c.tracing.admitted(c, asked, permit, err)
 	if err != nil {
 		return err
 	}
-	defer g.settle(c, permit)                    // once, whatever happens, panics included
+	defer g.settle(c, permit) // once, whatever happens, panics included
+	c.runs()
 	if err := g.descend(c, permit); err != nil { // what the level makes of the request
 		return err
 	}

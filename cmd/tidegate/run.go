@@ -52,7 +52,7 @@ func (p *process) run(ctx context.Context, args []string) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(p.alertCommand(), p.serveCommand(), p.checkCommand(), p.demoCommand(), p.keyCommand(), p.migrateCommand(), p.pinCommand(), p.statusCommand(), p.unpinCommand(), p.usageCommand(), p.versionCommand())
+	root.AddCommand(p.alertCommand(), p.serveCommand(), p.checkCommand(), p.demoCommand(), p.keyCommand(), p.migrateCommand(), p.pinCommand(), p.statusCommand(), p.topCommand(), p.unpinCommand(), p.usageCommand(), p.versionCommand())
 	err := root.ExecuteContext(ctx)
 	var (
 		usage usageError

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"unicode"
@@ -98,6 +99,29 @@ func (t *terminal) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// interactive reports whether somebody looks at what is written: a terminal, not a file, a
+// pipe or the null device.
+func (t *terminal) interactive() bool {
+	file, ok := t.out.(*os.File)
+	if !ok {
+		return false
+	}
+	is, err := file.Stat()
+	if err != nil || is.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(is, null)
+}
+
+// clear empties the screen, by the codes of ECMA-48 that every terminal knows.
+func (t *terminal) clear() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, err := io.WriteString(t.out, "\x1b[H\x1b[2J")
+	return err
 }
 
 // harmless reports whether a text is printable ASCII in lines, as most of it is.

@@ -1,0 +1,248 @@
+package gateway
+
+import (
+	"encoding/json"
+	"net/http"
+	"sync"
+	"time"
+
+	"tidegate/gateway/account"
+)
+
+// Bounds of what is remembered of who uses what.
+const (
+	activityBucket  = 5 * time.Second
+	activityBuckets = 13   // the one that is being filled and a minute before
+	recentBuckets   = 3    // of which tokens a second are told: the one that is being filled and 10 s before
+	maxActivities   = 4096 // users' keys and models; about 5 MB
+	sweepActivities = time.Second
+)
+
+// activities remember who used what in the last minute, for the operators' page GET /top.
+// It is safe for concurrent use; the zero value is ready. What a request costs of it is a
+// look-up and two or three additions, and no allocation once its caller is known. Beyond
+// maxActivities all others share one line.
+type activities struct {
+	mu     sync.Mutex
+	byName map[activityName]*activity
+	others *activity // nil: all had a line of their own
+	swept  time.Time
+}
+
+// activityName is whose use it is: that of a key for a model. All empty is the use of those
+// who have shown no good key.
+type activityName struct{ user, key, model string }
+
+// activity is what one key lately used of one model.
+type activity struct {
+	department, project string
+	activityName
+
+	mu               sync.Mutex
+	waiting, running int
+	last             time.Time
+	newest           int64 // number of the newest bucket
+	buckets          [activityBuckets]useCount
+}
+
+// useCount is what was used in one bucket of time.
+type useCount struct{ requests, refused, input, output int64 }
+
+// find returns the line of a caller and a model, which it may begin.
+func (a *activities) find(who *account.Identity, model string, now time.Time) *activity {
+	name := activityName{who.User, who.Key, model}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if one := a.byName[name]; one != nil {
+		return one
+	}
+	if a.byName == nil {
+		a.byName = map[activityName]*activity{}
+	}
+	if len(a.byName) >= maxActivities {
+		a.sweep(now)
+	}
+	if len(a.byName) >= maxActivities {
+		if a.others == nil {
+			a.others = &activity{activityName: activityName{user: other, key: other, model: other}}
+		}
+		return a.others
+	}
+	one := &activity{department: who.Department, project: who.Project, activityName: name, last: now}
+	a.byName[name] = one
+	return one
+}
+
+// sweep forgets who has used nothing for a minute, at most once a second. The lock is held.
+func (a *activities) sweep(now time.Time) {
+	if now.Sub(a.swept) < sweepActivities {
+		return
+	}
+	a.swept = now
+	for name, one := range a.byName {
+		if one.idle(now) {
+			delete(a.byName, name)
+		}
+	}
+}
+
+// idle reports whether nothing of the last minute is in it, and nothing under way.
+func (a *activity) idle(now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.waiting == 0 && a.running == 0 && now.Sub(a.last) > activityBuckets*activityBucket
+}
+
+// add counts into the bucket of now, and changes how many wait and run. A nil activity
+// counts nothing.
+func (a *activity) add(now time.Time, n useCount, waiting, running int) {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.roll(now)
+	b := &a.buckets[a.newest%activityBuckets]
+	b.requests += n.requests
+	b.refused += n.refused
+	b.input += n.input
+	b.output += n.output
+	a.waiting += waiting
+	a.running += running
+	a.last = now
+}
+
+// roll empties the buckets that time has passed by. The lock is held.
+func (a *activity) roll(now time.Time) {
+	at := now.UnixNano() / int64(activityBucket)
+	for n := max(a.newest+1, at-activityBuckets+1); n <= at; n++ {
+		a.buckets[n%activityBuckets] = useCount{}
+	}
+	a.newest = max(a.newest, at)
+}
+
+// Top is who uses what now: what GET /top of the ops listener answers.
+type Top struct {
+	At   time.Time `json:"at"`
+	Rows []TopRow  `json:"rows"`
+}
+
+// TopRow is what one key uses of one model. Without a user it is of those who showed no
+// good key; other stands for those beyond the 4096 that are told apart.
+type TopRow struct {
+	Department string  `json:"department,omitempty"`
+	Project    string  `json:"project,omitempty"`
+	User       string  `json:"user"`
+	Key        string  `json:"key"`
+	Model      string  `json:"model"`
+	Running    int     `json:"running"`                  // requests that hold a place on a backend
+	Waiting    int     `json:"waiting"`                  // requests that wait for one
+	Requests   int64   `json:"requests"`                 // begun in the last minute
+	Refused    int64   `json:"refused"`                  // of the last minute, without asking a backend
+	Input      float64 `json:"input_tokens_per_second"`  // of the last 10 to 15 seconds
+	Output     float64 `json:"output_tokens_per_second"` // likewise, as they pass
+}
+
+// row returns what is to be told of it now.
+func (a *activity) row(now time.Time) TopRow {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.roll(now)
+	r := TopRow{
+		Department: a.department, Project: a.project, User: a.user, Key: a.key, Model: a.model,
+		Running: a.running, Waiting: a.waiting,
+	}
+	var input, output int64
+	for i := range int64(activityBuckets) {
+		b := &a.buckets[(a.newest-i+activityBuckets)%activityBuckets]
+		r.Requests += b.requests
+		r.Refused += b.refused
+		if i < recentBuckets {
+			input += b.input
+			output += b.output
+		}
+	}
+	begun := time.Duration(now.UnixNano() % int64(activityBucket))
+	over := ((recentBuckets-1)*activityBucket + begun).Seconds()
+	r.Input, r.Output = float64(input)/over, float64(output)/over
+	return r
+}
+
+// top tells who uses what now, in no order; those who use nothing are left out.
+func (a *activities) top(now time.Time) Top {
+	a.mu.Lock()
+	a.sweep(now)
+	all := make([]*activity, 0, len(a.byName)+1)
+	for _, one := range a.byName {
+		all = append(all, one)
+	}
+	if a.others != nil {
+		all = append(all, a.others)
+	}
+	a.mu.Unlock()
+	t := Top{At: now, Rows: []TopRow{}}
+	for _, one := range all {
+		if r := one.row(now); r.Running+r.Waiting > 0 || r.Requests+r.Refused > 0 || r.Input+r.Output > 0 {
+			t.Rows = append(t.Rows, r)
+		}
+	}
+	return t
+}
+
+// topPage answers GET /top.
+func (g *Gateway) topPage(w http.ResponseWriter, _ *http.Request) {
+	body, err := json.MarshalIndent(g.activities.top(time.Now()), "", "  ")
+	if err != nil {
+		g.Log.Error("who uses what could not be written", "error", err.Error())
+		http.Error(w, "internal error", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(append(body, '\n')) // an operator who left needs no error
+}
+
+// begins counts a request that is to be admitted.
+func (g *Gateway) begins(c *call) {
+	c.activity = g.activities.find(&c.who, c.asked.Name, c.began)
+	c.activity.add(c.now(), useCount{requests: 1}, 1, 0)
+	c.phase = phaseWaiting
+}
+
+// runs counts a request that has its place, and its prompt.
+func (c *call) runs() {
+	c.activity.add(c.now(), useCount{input: int64(c.prompt)}, -1, 1)
+	c.phase = phaseRunning
+}
+
+// ends counts that a request neither waits nor runs any more.
+func (c *call) ends() {
+	switch c.phase {
+	case phaseWaiting:
+		c.activity.add(c.now(), useCount{}, -1, 0)
+	case phaseRunning:
+		c.activity.add(c.now(), useCount{}, 0, -1)
+	}
+	c.phase = phaseNone
+}
+
+// phase is as what a request is counted.
+type phase uint8
+
+const (
+	phaseNone phase = iota
+	phaseWaiting
+	phaseRunning
+)
+
+// turnedAway counts a request that was refused without asking a backend.
+func (g *Gateway) turnedAway(c *call) {
+	a := c.activity
+	if a == nil {
+		model := ""
+		if c.asked != nil {
+			model = c.asked.Name
+		}
+		a = g.activities.find(&c.who, model, c.began)
+	}
+	a.add(c.now(), useCount{refused: 1}, 0, 0)
+}
