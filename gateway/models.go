@@ -25,6 +25,27 @@ func (g *Gateway) pickModel(c *call, name string) (*backend.Model, error) {
 	return m, nil
 }
 
+// askedModel finds the model that a generation is for. As with vLLM, it need not be named
+// where there is only one: here, one that the key may use.
+func (g *Gateway) askedModel(c *call) (*backend.Model, error) {
+	if c.wish.Model != "" {
+		return g.pickModel(c, c.wish.Model)
+	}
+	var only *backend.Model
+	usable := 0
+	for _, m := range g.Fleet.Models() {
+		if c.mayUse(m) {
+			only = m
+			usable++
+		}
+	}
+	if usable != 1 {
+		return nil, refuse(codeInvalidRequest, "model", "model is missing: "+g.suggest(c, ""))
+	}
+	c.wish.Model = only.Name
+	return only, nil
+}
+
 func (g *Gateway) unknownModel(c *call, name string) error {
 	return refuse(codeModelNotFound, "model", "there is no model "+quote(name)+" here: "+g.suggest(c, name))
 }

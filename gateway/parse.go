@@ -34,7 +34,7 @@ func (g *Gateway) parse(c *call) error {
 	if fault = body.CheckTokens(qwen.Vocabulary); fault != nil {
 		return fault
 	}
-	if c.asked, err = g.pickModel(c, c.wish.Model); err != nil {
+	if c.asked, err = g.askedModel(c); err != nil {
 		return err
 	}
 	c.model, c.served, c.streamed = c.asked, c.asked.Name, c.wish.Stream

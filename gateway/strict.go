@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"tidegate/gateway/openai"
 )
 
 // strict reads the body into v, which knows all that may stand in it. A body may
@@ -22,7 +24,7 @@ func (c *call) strict(v any, required bool) error {
 	if err != nil {
 		return err
 	}
-	return decodeStrict(raw, v)
+	return decodeStrict(bytes.TrimPrefix(raw, []byte(openai.ByteOrderMark)), v)
 }
 
 // decodeStrict reads one JSON object into what v points to. Unlike encoding/json alone

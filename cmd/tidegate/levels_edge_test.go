@@ -467,3 +467,36 @@ func TestLevelsWait(t *testing.T) {
 		s.heal(t)
 	}
 }
+
+// TestEchoAlone asks for nothing but the prompt, as lm-evaluation-harness does to score it:
+// the engine gets max_tokens 0 at every level, and the token that it makes and does not
+// show is charged as it states it.
+func TestEchoAlone(t *testing.T) {
+	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL = 0, 0 })
+	w := newWire(t, startGateway(t, s, laddered("")))
+	for level := range 4 {
+		name, _, _ := levelOf(level)
+		w.pin(t, largeModel, name)
+		for _, options := range []string{"", `,"stream":true,"stream_options":{"include_usage":true}`} {
+			tag := strings.ReplaceAll(t.Name()+name+fmt.Sprint(len(options)), "/", "_")
+			a := w.tell(t, completionPath, fmt.Sprintf(`{"model":%q,"prompt":"one two three","max_tokens":0,"echo":true,"user":%q%s}`, largeAlias, tag, options))
+			r := w.servers.record(t, tag)
+			if text := gather(t, a.parts...).Text[0]; text != "one two three" || gjson.GetBytes(r.Body, "max_tokens").Raw != "0" {
+				t.Errorf("%s%s: %q, the server was sent %s", name, options, text, r.Body)
+			}
+			if u := a.usage; u.Get("prompt_tokens").Int() != 3 || u.Get("completion_tokens").Int() != 1 {
+				t.Errorf("%s%s: %s", name, options, u.Raw)
+			}
+		}
+	}
+	w.refused(t, w.ask(t, "POST", completionPath, fmt.Sprintf(`{"model":%q,"prompt":"x","max_tokens":0}`, largeAlias)), 400, "invalid_request", "max_tokens")
+}
+
+// TestNamelessModel: a key that may use one model need not name it, in a body behind a
+// byte order mark, with numbers and switches as text.
+func TestNamelessModel(t *testing.T) {
+	f := startGateway(t, startServers(t, nil), plan{})
+	body := "\uFEFF" + `{"messages":[{"role":"user","content":"Hello"},{"role":"assistant","content":"Hi","reasoning":[{"type":"text","text":"hm"}]},{"role":"user","content":"Hello"}],"max_tokens":"5","stream":"no"}`
+	f.expect(t, bobKey, "POST", chatPath, body, 200, `"model":"`+smallModel+`"`)
+	f.expect(t, adaKey, "POST", chatPath, body, 400, "model is missing: ")
+}

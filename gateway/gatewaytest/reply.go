@@ -335,6 +335,9 @@ func (p *reply) emit(out *sink, ch *choice, n int, final bool) error {
 	to := int(ch.script.shown[ch.sent+n-1])
 	part := ch.script.between(ch.at, to)
 	ch.at = max(ch.at, to)
+	if p.call.echoAlone {
+		part.content = ""
+	}
 	if first && !p.call.chat {
 		part.content = p.echo(ch) + part.content
 	}

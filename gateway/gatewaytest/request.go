@@ -38,6 +38,7 @@ type call struct {
 	budget    int  // thinking tokens, -1: none
 	silent    bool // include_reasoning: false
 	echo      bool
+	echoAlone bool // max_tokens 0: the token that is made all the same is not shown
 	echoed    []string
 	tools     []tool
 	choice    string // none, auto, required or named
@@ -252,6 +253,9 @@ func (s *Server) limit(c *call, otherwise int) error {
 			return malformed(name, fmt.Sprintf("[{'loc': ('body', '%s'), 'msg': 'Input should be a valid integer', 'input': %s}]", name, v.Raw))
 		}
 		c.max = int(v.Int())
+		if c.max == 0 && c.echo && !c.chat {
+			c.max, c.echoAlone = 1, true
+		}
 		if c.max < 1 {
 			return invalid(name, fmt.Sprintf("%s must be at least 1, got %d. (parameter=%s, value=%d)", name, c.max, name, c.max))
 		}

@@ -260,7 +260,11 @@ func (p *reply) appendWhole(b []byte) []byte {
 			b = p.appendMessage(b, ch)
 		} else {
 			b = append(b, `,"text":`...)
-			b = appendString(b, p.echo(ch)+ch.script.text)
+			text := ch.script.text
+			if p.call.echoAlone {
+				text = ""
+			}
+			b = appendString(b, p.echo(ch)+text)
 		}
 		b = append(b, `,"logprobs":`...)
 		b = p.appendLogprobs(b, ch, 0, len(ch.script.ids))

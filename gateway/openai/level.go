@@ -52,6 +52,9 @@ func (q *Request) LimitTokens(most int) (limit int) {
 
 // maxTokens is the limit that the server goes by, 0 where the body has none.
 func (q *Request) maxTokens() int {
+	if q.echoAlone() {
+		return 1
+	}
 	n, _, _ := q.Int(q.LimitName(), 1)
 	return n
 }

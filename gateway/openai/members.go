@@ -71,7 +71,7 @@ func acted() [26]Member {
 		{"seed", Checked, "a whole number within 64 bits, with its sign: another one ends the engine of older servers", checkSeed},
 		{"stop", Checked, "a string, or at most 4", checkStop},
 		{"bad_words", Checked, "at most 128 strings", checkBadWords},
-		{"echo", Checked, "with log probabilities it asks for those of the prompt: at most 5 for each token, of a prompt of at most 4096 tokens", checkEcho},
+		{"echo", Checked, "with log probabilities it asks for those of the prompt: at most 5 for each token, of a prompt of at most 4096 tokens. With `max_tokens` 0 the prompt alone is answered, but vLLM makes a token that it does not show and states, and that is charged", checkEcho},
 	}
 }
 
@@ -101,7 +101,7 @@ func (q *Request) checkMembers() *Error {
 }
 
 func checkSeed(q *Request, raw []byte) *Error {
-	n, ok := integer(raw)
+	n, ok := lenientInteger(raw)
 	if !ok || n == math.MaxInt64 || n == -math.MaxInt64 {
 		return invalid("seed", "seed must be a whole number between -2^63 and 2^63")
 	}
@@ -203,12 +203,12 @@ func Members() []Member {
 func translatedMembers() []Member {
 	const ids = "token ids from 0 to 151,935"
 	return listed([]listing{
-		{Translated, "the server's own name of the model", "model"},
-		{Translated, "at most 65,536; the role `developer` becomes `system`, and `reasoning_content` becomes `reasoning`, which vLLM reads from 0.16 on, or the reverse before; all of it is counted", "messages"},
+		{Translated, "the server's own name of the model; where your key may use one model only, you may leave it out", "model"},
+		{Translated, "at most 65,536; the role `developer` becomes `system`, and `reasoning_content` becomes `reasoning`, which vLLM reads from 0.16 on, or the reverse before; all of it is counted. Reasoning that is no text, such as a list, is passed, and no template reads it", "messages"},
 		{Translated, "nothing: its members are members of the body", "extra_body"},
 		{Translated, "as you say, but not streamed from L1 on; `Accept` decides nothing", "stream"},
 		{Translated, "usage, always; you see it if you asked for it", "stream_options"},
-		{Translated, "at least 1; lowered to what the prompt leaves of the context and to what the level allows. Without it a chat may have all that is left, or `degrade.l1.max_tokens` where no server says its context, and a completion 16", "max_tokens max_completion_tokens"},
+		{Translated, "at least 1, or 0 in a completion with `echo`, which gives its prompt back; lowered to what the prompt leaves of the context and to what the level allows. Without it a chat may have all that is left, or `degrade.l1.max_tokens` where no server says its context, and a completion 16", "max_tokens max_completion_tokens"},
 		{Translated, "lowered with `max_tokens`", "min_tokens"},
 		{Translated, "at most `server.max_n`; 1 from L1 on", "n"},
 		{Translated, "`chat_template_kwargs.enable_thinking`, unless you set that yourself", "enable_thinking thinking"},

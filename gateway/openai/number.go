@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math"
 	"strconv"
+	"strings"
 )
 
 // integer reads a JSON number that is whole, in whatever spelling: 16, 16.0 or 1.6e1. One
@@ -24,6 +25,90 @@ func integer(raw []byte) (n int64, ok bool) {
 		n = -n
 	}
 	return n, true
+}
+
+// lenientInteger reads a whole number as pydantic does for vLLM: a JSON number that is
+// whole, a text of digits such as "100", "+5" or "100.0", or true and false for 1 and 0.
+func lenientInteger(raw []byte) (n int64, ok bool) {
+	if n, ok = integer(raw); ok {
+		return n, true
+	}
+	if on, is := plainBoolean(raw); is {
+		if on {
+			n = 1
+		}
+		return n, true
+	}
+	if len(raw) > maxFigureText {
+		return 0, false
+	}
+	s, ok := text(raw)
+	if !ok {
+		return 0, false
+	}
+	return textInteger(s)
+}
+
+// maxFigureText bounds a number that is written as a text, in bytes of JSON.
+const maxFigureText = 64
+
+// textInteger reads digits behind a sign at most, with white space around them, single
+// underscores between them and a fraction of zeros.
+func textInteger(s string) (n int64, ok bool) {
+	s = strings.TrimSpace(s)
+	digits, negative := strings.CutPrefix(s, "-")
+	if !negative {
+		digits = strings.TrimPrefix(s, "+")
+	}
+	digits, fraction, pointed := strings.Cut(digits, ".")
+	if digits == "" || pointed && (fraction == "" || strings.Trim(fraction, "0") != "") {
+		return 0, false
+	}
+	for i := range len(digits) {
+		switch c := digits[i]; {
+		case c-'0' <= 9:
+			n = tenfold(n, int64(c-'0'))
+		case c != '_', i == 0, i == len(digits)-1, digits[i-1] == '_':
+			return 0, false
+		}
+	}
+	if negative {
+		n = -n
+	}
+	return n, true
+}
+
+// lenientBoolean reads true or false as pydantic does for vLLM: the JSON words, 1 and 0 as
+// numbers or texts, and the texts true, t, yes, y, on, false, f, no, n and off.
+func lenientBoolean(raw []byte) (value, ok bool) {
+	if value, ok = plainBoolean(raw); ok {
+		return value, true
+	}
+	if n, whole := integer(raw); whole {
+		return n == 1, n == 0 || n == 1
+	}
+	if len(raw) > maxFigureText {
+		return false, false
+	}
+	s, _ := text(raw)
+	switch strings.ToLower(s) {
+	case "1", "true", "t", "yes", "y", "on":
+		return true, true
+	case "0", "false", "f", "no", "n", "off":
+		return false, true
+	}
+	return false, false
+}
+
+// plainBoolean reads the JSON words true and false.
+func plainBoolean(raw []byte) (value, ok bool) {
+	switch string(raw) {
+	case "true":
+		return true, true
+	case "false":
+		return false, true
+	}
+	return false, false
 }
 
 // wholeNumber is integer for any spelling, without the sign.

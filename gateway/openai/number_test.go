@@ -92,6 +92,14 @@ func TestPlainNumbers(t *testing.T) {
 		{Chat, `"logit_bias":{"5":1e1,"1e2":-1.5}`, `"logit_bias":{"5":1e1,"100":-1.5}`},
 		{Completions, `"prompt":[1e0000000004,7,7.0]`, `"prompt":[10000,7,7]`},
 		{Completions, `"prompt":[[1],[2e1, 3]]`, `"prompt":[[1],[20, 3]]`},
+		{Chat, `"max_tokens":"100","n":" +2 ","seed":"-7"`, `"max_tokens":100,"n":2,"seed":-7`},
+		{Chat, `"max_tokens":true,"min_tokens":"3.0"`, `"max_tokens":1,"min_tokens":"3.0"`},
+		{Chat, `"stream":"TRUE","add_generation_prompt":"off","continue_final_message":1`, `"stream":true,"add_generation_prompt":false,"continue_final_message":true`},
+		{Chat, `"stream":1.0,"echo":"n"`, `"stream":true,"echo":false`},
+		{Chat, `"thinking_budget":"7","truncate_prompt_tokens":"-1"`, `"truncate_prompt_tokens":-1,"thinking_token_budget":7`},
+		{Chat, `"enable_thinking":"no"`, `"chat_template_kwargs":{"enable_thinking":false}`},
+		{Chat, `"stop_token_ids":["1", 2.0 ,"3"]`, `"stop_token_ids":[1, 2 ,3]`},
+		{Completions, `"prompt":[[true,"2"]],"max_tokens":"0","echo":"yes"`, `"prompt":[[1,2]],"max_tokens":0,"echo":true`},
 		{Completions, `"prompt":["1e1"],"logprobs":1e0,"echo":true`, `"prompt":["1e1"],"logprobs":1,"echo":true`},
 	} {
 		more := `"messages":[{"role":"user","content":"1e1"}],`
@@ -108,5 +116,67 @@ func TestPlainNumbers(t *testing.T) {
 		if got, want := string(q.Bytes()), `{"model":"m",`+more+c.want+`}`; got != want {
 			t.Errorf("%s: %s, want %s", c.in, got, want)
 		}
+	}
+}
+
+// TestLenient reads texts and booleans as pydantic 2.14 does in its lax mode, which vLLM's
+// request models use: what is listed was taken by it, or not.
+func TestLenient(t *testing.T) {
+	for raw, want := range map[string]int64{`"100"`: 100, `" 100 "`: 100, `"+100"`: 100, `"-1"`: -1, `"1_000"`: 1000, `"100.0"`: 100, `"0100"`: 100, `true`: 1, `false`: 0,
+		`1`: 1, `0.0`: 0, `"0"`: 0, `"-0"`: 0, `"1.0"`: 1, `"\u0031"`: 1, `"1111111111111111111111111111111"`: math.MaxInt64} {
+		if n, ok := lenientInteger([]byte(raw)); !ok || n != want {
+			t.Errorf("%s = %d, %v", raw, n, ok)
+		}
+	}
+	for _, raw := range []string{`"1e2"`, `"0x10"`, `""`, `" "`, `"abc"`, `"100."`, `".5"`, `"1.5"`, `"--1"`, `"+-1"`, `"_1"`, `"1_"`, `"1__0"`, `"true"`, `"١"`, `"NaN"`, `null`, `[]`, `{}`, `"1 0"`, `1.5`} {
+		if n, ok := lenientInteger([]byte(raw)); ok {
+			t.Errorf("%s = %d", raw, n)
+		}
+	}
+	for raw, want := range map[string]bool{`true`: true, `1`: true, `1.0`: true, `"true"`: true, `"TRUE"`: true, `"yes"`: true, `"on"`: true, `"t"`: true, `"y"`: true, `"1"`: true,
+		`false`: false, `0`: false, `0e5`: false, `"False"`: false, `"no"`: false, `"off"`: false, `"f"`: false, `"n"`: false, `"0"`: false} {
+		if got, ok := lenientBoolean([]byte(raw)); !ok || got != want {
+			t.Errorf("%s = %v, %v", raw, got, ok)
+		}
+	}
+	for _, raw := range []string{`2`, `-1`, `" true"`, `"2"`, `"1.0"`, `""`, `null`, `[]`, `{}`, `0.5`, `"auto"`} {
+		if got, ok := lenientBoolean([]byte(raw)); ok {
+			t.Errorf("%s = %v", raw, got)
+		}
+	}
+}
+
+// TestByteOrderMark: what some programs put before the text is no part of it.
+func TestByteOrderMark(t *testing.T) {
+	q, err := ParseRequest(Chat, []byte("\uFEFF{\"model\":\"m\"}"))
+	if err != nil || string(q.Bytes()) != `{"model":"m"}` {
+		t.Errorf("%v", err)
+	}
+	for _, body := range []string{"\xff\xfe{\x00}\x00", "\xfe\xff\x00{\x00}"} {
+		if _, err := ParseRequest(Chat, []byte(body)); err == nil || !strings.Contains(err.Message, "UTF-16") {
+			t.Error(err)
+		}
+	}
+	for _, body := range []string{"\uFEFF\uFEFF{}", "{\uFEFF}", "\uFEFF"} {
+		if _, err := ParseRequest(Chat, []byte(body)); err == nil {
+			t.Errorf("%q", body)
+		}
+	}
+}
+
+// TestEchoAlone: a completion that wants its prompt back keeps its max_tokens 0 through
+// every level, and one token is what it can take.
+func TestEchoAlone(t *testing.T) {
+	const body = `{"model":"m","prompt":"one two","max_tokens":0,"echo":true,"logprobs":1}`
+	q := parse(t, Completions, body)
+	w, err := q.Translate(8)
+	if err != nil || w.MaxTokens != 1 || !w.ScoresPrompt {
+		t.Fatalf("%+v, %v", w, err)
+	}
+	if got := q.Whole(50); got != 1 {
+		t.Error(got)
+	}
+	if got := q.LimitTokens(1); got != 1 || string(q.Bytes()) != body {
+		t.Errorf("%d, %s", got, q.Bytes())
 	}
 }

@@ -47,10 +47,18 @@ type field struct {
 // maxFieldName bounds the name of a member, in bytes.
 const maxFieldName = 256
 
-// ParseRequest checks that body is one JSON object in UTF-8 with no member twice and no
+// ByteOrderMark is what some editors and Windows programs put before a text in UTF-8.
+const ByteOrderMark = "\uFEFF"
+
+// ParseRequest checks that body is one JSON object in UTF-8, behind a byte order mark at
+// most, with no member twice and no
 // name over 256 bytes, and takes the members of a nested extra_body for members of the body
 // itself, as the SDKs do. The error is fit for the caller's eyes.
 func ParseRequest(route Route, body []byte) (*Request, *Error) {
+	body = bytes.TrimPrefix(body, []byte(ByteOrderMark))
+	if bytes.HasPrefix(body, []byte("\xff\xfe")) || bytes.HasPrefix(body, []byte("\xfe\xff")) {
+		return nil, invalid("", "the body is UTF-16: send it in UTF-8")
+	}
 	if !utf8.Valid(body) {
 		return nil, invalid("", "the body is not valid UTF-8")
 	}
@@ -177,30 +185,25 @@ func (q *Request) Text(name string) (s string, ok bool, err *Error) {
 	return s, true, nil
 }
 
-// Bool is a member that must be true or false; absent is false.
+// Bool is a member that must be true or false, in a spelling that vLLM takes; absent is
+// false. What was read is what stands in the body then, in JSON's own words.
 func (q *Request) Bool(name string) (value, ok bool, err *Error) {
 	raw, ok := q.Raw(name)
 	if !ok {
 		return false, false, nil
 	}
-	value, ok = boolean(raw)
+	value, ok = lenientBoolean(raw)
 	if !ok {
 		return false, false, invalid(name, "%s must be true or false", name)
+	}
+	if word := strconv.FormatBool(value); string(raw) != word {
+		q.Set(name, []byte(word))
 	}
 	return value, true, nil
 }
 
-func boolean(raw []byte) (value, ok bool) {
-	switch string(raw) {
-	case "true":
-		return true, true
-	case "false":
-		return false, true
-	}
-	return false, false
-}
-
-// Int is a member that must be a whole number of at least low. One above 2³¹-1 counts as
+// Int is a member that must be a whole number of at least low, in a spelling that vLLM
+// takes. One above 2³¹-1 counts as
 // that, so that a product of a few stays within 64 bits. What was read is what stands in
 // the body then, in plain digits.
 func (q *Request) Int(name string, low int) (n int, ok bool, err *Error) {
@@ -208,7 +211,7 @@ func (q *Request) Int(name string, low int) (n int, ok bool, err *Error) {
 	if !ok {
 		return 0, false, nil
 	}
-	v, whole := integer(raw)
+	v, whole := lenientInteger(raw)
 	if !whole || v < int64(low) {
 		return 0, false, invalid(name, "%s must be a whole number of at least %d", name, low)
 	}
@@ -291,7 +294,7 @@ func Prompts(raw []byte, most int) ([]Prompt, *Error) {
 			}
 			prompts = append(prompts, Prompt{Tokens: n})
 		default:
-			if _, whole := integer(value); !whole {
+			if _, whole := lenientInteger(value); !whole {
 				return nil, wrong
 			}
 			ids++
@@ -327,7 +330,7 @@ func kindOf(value []byte) kind {
 // countIDs is the number of token ids in an array; false: it has none, or something else.
 func countIDs(raw []byte) (n int, ok bool) {
 	for w := elements(raw); w.next(); n++ {
-		if _, whole := integer(w.value()); !whole {
+		if _, whole := lenientInteger(w.value()); !whole {
 			return 0, false
 		}
 	}

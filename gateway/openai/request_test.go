@@ -173,7 +173,7 @@ func TestAccessors(t *testing.T) {
 			t.Error(wrong, ok, err)
 		}
 	}
-	for _, wrong := range []string{"s", "t", "o", "neg"} {
+	for _, wrong := range []string{"s", "o", "neg"} {
 		if _, ok, err := q.Int(wrong, 0); ok || err == nil || err.Param != wrong {
 			t.Error(wrong, ok, err)
 		}
@@ -226,6 +226,8 @@ func TestPrompts(t *testing.T) {
 		`["a", "" ,"c"]`:  {{Text: "a"}, {Text: ""}, {Text: "c"}},
 		`[1,2,3]`:         {{Tokens: 3}},
 		`[0]`:             {{Tokens: 1}},
+		`[true,1e1]`:      {{Tokens: 2}},
+		`[["1","2"]]`:     {{Tokens: 2}},
 		`[1,2,3,4,5,6]`:   {{Tokens: 6}},
 		`[[1,2],[3]]`:     {{Tokens: 2}, {Tokens: 1}},
 		`[ [1] , [2,3] ]`: {{Tokens: 1}, {Tokens: 2}},
@@ -234,7 +236,7 @@ func TestPrompts(t *testing.T) {
 			t.Errorf("%s: %v, %v", raw, got, err)
 		}
 	}
-	for _, raw := range []string{`[]`, `[[]]`, `[1,"a"]`, `["a",1]`, `[[1],2]`, `[1.5]`, `[null]`, `[true]`, `[{}]`, `{"a":1}`, `1`, `true`, `["a",[]]`, `["a",[1]]`, `[["a"]]`, `[[1,[2]]]`, `[[1.5]]`,
+	for _, raw := range []string{`[]`, `[[]]`, `[1,"a"]`, `["a",1]`, `[[1],2]`, `[1.5]`, `[null]`, `[{}]`, `{"a":1}`, `1`, `true`, `["a",[]]`, `["a",[1]]`, `[["a"]]`, `[[1,[2]]]`, `[[1.5]]`,
 		`["a","a","a","a","a","a"]`, `[[1],[1],[1],[1],[1],[1]]`} {
 		if got, err := Prompts([]byte(raw), 5); err == nil || err.Param != "prompt" {
 			t.Errorf("%s: %v, %v", raw, got, err)

@@ -53,7 +53,7 @@ func (q *Request) checkIDs(name string, raw []byte, vocabulary int) *Error {
 
 // checkID takes in the next token id, raw, if it is one.
 func (r *numbers) checkID(name string, raw []byte, vocabulary int) *Error {
-	id, ok := integer(raw)
+	id, ok := lenientInteger(raw)
 	if !ok || id < 0 || id >= int64(vocabulary) {
 		return invalid(name, "%s: %.32s is no token id: they go from 0 to %d", name, raw, vocabulary-1)
 	}

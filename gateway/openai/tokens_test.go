@@ -41,7 +41,7 @@ func TestCheckTokens(t *testing.T) {
 		{Chat, chat(`"stop_token_ids":null`), ""},
 		{Chat, chat(`"stop_token_ids":[-1]`), "stop_token_ids"},
 		{Chat, chat(`"stop_token_ids":[1.5]`), "stop_token_ids"},
-		{Chat, chat(`"stop_token_ids":["1"]`), "stop_token_ids"},
+		{Chat, chat(`"stop_token_ids":["x"]`), "stop_token_ids"},
 		{Chat, chat(`"stop_token_ids":[[1]]`), "stop_token_ids"},
 		{Chat, chat(`"stop_token_ids":151645`), "stop_token_ids"},
 		{Chat, chat(`"stop\u005ftoken_ids":[-1]`), "stop_token_ids"},

@@ -13,7 +13,7 @@ func guided() [4][2]string {
 // Wish is what a caller asked for that concerns the gateway rather than the
 // server behind it.
 type Wish struct {
-	Model           string
+	Model           string // empty: the caller names none
 	Stream          bool
 	IncludeUsage    bool // of a stream: a last chunk with the usage
 	ContinuousUsage bool // of a stream: usage in every chunk
@@ -21,7 +21,7 @@ type Wish struct {
 	NoThinking      bool // the chat template is told enable_thinking: false
 	ThinkingOpen    bool // it is told nothing of thinking: the server's own default holds
 	N               int  // choices per prompt
-	MaxTokens       int  // 0: the caller left it out
+	MaxTokens       int  // 0: the caller left it out. Of a prompt that is only to be given back 1, which the server makes and hides
 	ScoresPrompt    bool // the log probabilities of the prompt's tokens are asked for
 	Truncate        int  // tokens of the prompt that are kept; -1: as many as fit; 0: all
 }
@@ -65,10 +65,8 @@ func (q *Request) Translate(maxN int) (Wish, *Error) {
 
 func (q *Request) wish(maxN int) (w Wish, err *Error) {
 	var ok bool
-	if w.Model, ok, err = q.Text("model"); err != nil {
+	if w.Model, _, err = q.Text("model"); err != nil {
 		return w, err
-	} else if !ok || w.Model == "" {
-		return w, invalid("model", "model is missing: name one of those that GET /v1/models lists")
 	}
 	content := "messages"
 	if q.Route == Completions {
@@ -87,13 +85,45 @@ func (q *Request) wish(maxN int) (w Wish, err *Error) {
 	if w.N > maxN {
 		return w, invalid("n", "n may be at most %d here", maxN)
 	}
-	for _, name := range [...]string{"max_tokens", "max_completion_tokens"} {
-		if _, _, err := q.Int(name, 1); err != nil {
-			return w, err
-		}
+	if err = q.checkLimits(); err != nil {
+		return w, err
 	}
 	w.MaxTokens = q.maxTokens()
 	return w, nil
+}
+
+// checkLimits checks what bounds the answer. A completion may ask for none where it wants
+// its prompt back, with log probabilities perhaps, as lm-evaluation-harness does.
+func (q *Request) checkLimits() *Error {
+	if _, _, err := q.Bool("echo"); err != nil {
+		return err
+	}
+	for _, name := range [...]string{"max_tokens", "max_completion_tokens"} {
+		if q.echoAlone() && name == "max_tokens" {
+			_, _, err := q.Int(name, 0) // in plain digits
+			return err
+		}
+		if _, _, err := q.Int(name, 1); err != nil {
+			if q.Route == Completions && name == "max_tokens" {
+				err.Message += ", or 0 with echo: true, which gives the prompt back"
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// echoAlone reports whether a completion asks for nothing but its prompt: vLLM takes
+// max_tokens 0 then, makes one token all the same, and does not show it.
+func (q *Request) echoAlone() bool {
+	if q.Route != Completions {
+		return false
+	}
+	raw, _ := q.Raw("max_tokens")
+	n, whole := lenientInteger(raw)
+	echo, _ := q.Raw("echo")
+	wanted, _ := lenientBoolean(echo)
+	return whole && n == 0 && wanted
 }
 
 func (q *Request) streamWish(w *Wish) (err *Error) {
@@ -110,8 +140,8 @@ func (q *Request) streamWish(w *Wish) (err *Error) {
 	if !w.Stream {
 		return invalid("stream_options", "stream_options can only be set when stream is true")
 	}
-	w.IncludeUsage, _ = boolean(find(options, "include_usage"))
-	w.ContinuousUsage, _ = boolean(find(options, "continuous_usage_stats"))
+	w.IncludeUsage, _ = lenientBoolean(find(options, "include_usage"))
+	w.ContinuousUsage, _ = lenientBoolean(find(options, "continuous_usage_stats"))
 	w.ContinuousUsage = w.ContinuousUsage && w.IncludeUsage
 	return nil
 }

@@ -132,9 +132,6 @@ func TestTranslateRefuses(t *testing.T) {
 	for _, c := range []struct {
 		name, body, param string
 	}{
-		{"no model", `{"messages":[{}]}`, "model"},
-		{"model null", `{"model":null,"messages":[{}]}`, "model"},
-		{"model empty", `{"model":"","messages":[{}]}`, "model"},
 		{"model a number", `{"model":5,"messages":[{}]}`, "model"},
 		{"model a list", `{"model":["m"],"messages":[{}]}`, "model"},
 		{"no messages", `{"model":"m"}`, "messages"},
@@ -145,19 +142,21 @@ func TestTranslateRefuses(t *testing.T) {
 		{"n zero", chatWith(`"n":0`), "n"},
 		{"n too large", chatWith(`"n":9`), "n"},
 		{"n a fraction", chatWith(`"n":1.5`), "n"},
-		{"n a string", chatWith(`"n":"1"`), "n"},
+		{"n a word", chatWith(`"n":"one"`), "n"},
 		{"max_tokens zero", chatWith(`"max_tokens":0`), "max_tokens"},
 		{"max_tokens negative", chatWith(`"max_tokens":-5`), "max_tokens"},
-		{"max_tokens a string", chatWith(`"max_tokens":"5"`), "max_tokens"},
-		{"max_completion_tokens", chatWith(`"max_completion_tokens":true`), "max_completion_tokens"},
-		{"stream", chatWith(`"stream":"true"`), "stream"},
-		{"stream a number", chatWith(`"stream":1`), "stream"},
+		{"max_tokens a fraction as text", chatWith(`"max_tokens":"5.5"`), "max_tokens"},
+		{"max_tokens zero, echo", chatWith(`"max_tokens":0,"echo":true`), "max_tokens"},
+		{"max_tokens false", chatWith(`"max_tokens":false`), "max_tokens"},
+		{"max_completion_tokens", chatWith(`"max_completion_tokens":[1]`), "max_completion_tokens"},
+		{"stream", chatWith(`"stream":"maybe"`), "stream"},
+		{"stream a number", chatWith(`"stream":2`), "stream"},
 		{"stream_options", chatWith(`"stream":true,"stream_options":true`), "stream_options"},
 		{"stream_options alone", chatWith(`"stream_options":{"include_usage":true}`), "stream_options"},
 		{"stream_options without stream", chatWith(`"stream":false,"stream_options":{}`), "stream_options"},
-		{"return_reasoning", chatWith(`"return_reasoning":"no"`), "return_reasoning"},
-		{"include_reasoning", chatWith(`"include_reasoning":0`), "include_reasoning"},
-		{"enable_thinking", chatWith(`"enable_thinking":"false"`), "enable_thinking"},
+		{"return_reasoning", chatWith(`"return_reasoning":"none"`), "return_reasoning"},
+		{"include_reasoning", chatWith(`"include_reasoning":0.5`), "include_reasoning"},
+		{"enable_thinking", chatWith(`"enable_thinking":"auto"`), "enable_thinking"},
 		{"thinking a bool", chatWith(`"thinking":true`), "thinking"},
 		{"thinking type", chatWith(`"thinking":{"type":"maybe"}`), "thinking"},
 		{"thinking without type", chatWith(`"thinking":{}`), "thinking"},
@@ -174,13 +173,13 @@ func TestTranslateRefuses(t *testing.T) {
 		{"kwargs of the template's own", chatWith(`"chat_template_kwargs":{"namespace":1}`), "chat_template_kwargs"},
 		{"kwargs unknown, a list", chatWith(`"chat_template_kwargs":{"x":[]}`), "chat_template_kwargs"},
 		{"kwargs unknown, long", chatWith(`"chat_template_kwargs":{"x":"` + strings.Repeat("x", 255) + `"}`), "chat_template_kwargs"},
-		{"add_generation_prompt", chatWith(`"add_generation_prompt":0`), "add_generation_prompt"},
-		{"continue_final_message", chatWith(`"continue_final_message":"yes"`), "continue_final_message"},
+		{"add_generation_prompt", chatWith(`"add_generation_prompt":[]`), "add_generation_prompt"},
+		{"continue_final_message", chatWith(`"continue_final_message":" yes"`), "continue_final_message"},
 		{"continued and begun", chatWith(`"continue_final_message":true`), "continue_final_message"},
 		{"continued and begun, said", chatWith(`"continue_final_message":true,"add_generation_prompt":true`), "continue_final_message"},
 		{"truncate_prompt_tokens 0", chatWith(`"truncate_prompt_tokens":0`), "truncate_prompt_tokens"},
 		{"truncate_prompt_tokens -2", chatWith(`"truncate_prompt_tokens":-2`), "truncate_prompt_tokens"},
-		{"truncate_prompt_tokens a text", chatWith(`"truncate_prompt_tokens":"4"`), "truncate_prompt_tokens"},
+		{"truncate_prompt_tokens a text", chatWith(`"truncate_prompt_tokens":"4k"`), "truncate_prompt_tokens"},
 		{"two constraints", chatWith(`"guided_json":{},"guided_regex":"a"`), "guided_regex"},
 		{"guided and structured", chatWith(`"structured_outputs":{"json":{}},"guided_choice":["a"]`), "guided_choice"},
 	} {
@@ -192,8 +191,9 @@ func TestTranslateRefuses(t *testing.T) {
 		})
 	}
 	for body, param := range map[string]string{
-		`{"model":"m"}`: "prompt", `{"model":"m","messages":[{}]}`: "prompt", `{"prompt":"p"}`: "model",
+		`{"model":"m"}`: "prompt", `{"model":"m","messages":[{}]}`: "prompt",
 		`{"model":"m","prompt":"p","max_completion_tokens":"x"}`: "max_completion_tokens",
+		`{"model":"m","prompt":"p","max_tokens":0}`:              "max_tokens", `{"model":"m","prompt":"p","max_tokens":"0","echo":"no"}`: "max_tokens", `{"model":"m","prompt":"p","max_tokens":-1,"echo":true}`: "max_tokens",
 	} {
 		if _, err := parse(t, Completions, body).Translate(8); err == nil || err.Param != param {
 			t.Errorf("%s: %+v", body, err)

@@ -61,11 +61,9 @@ func (d Dialect) parseMessage(raw []byte) (message, error) {
 	if isNothing(reasoning) {
 		reasoning = reasoningContent
 	}
-	if !isNothing(reasoning) {
-		if m.reasoning, m.reasoned = str(reasoning); !m.reasoned {
-			return message{}, errors.New("reasoning must be a string or null")
-		}
-	}
+	// The template passes over reasoning that is no string, such as a list of parts, and
+	// looks for it in the content: vLLM takes whatever stands there.
+	m.reasoning, m.reasoned = str(reasoning)
 	m.calls, err = d.parseCalls(calls)
 	return m, err
 }

@@ -1,0 +1,37 @@
+package gateway
+
+import (
+	"strings"
+	"testing"
+
+	"tidegate/gateway/backend"
+)
+
+// TestMissingModel: as with vLLM, the model need not be named where there is only one that
+// the caller may use; where there are several, the refusal names them.
+func TestMissingModel(t *testing.T) {
+	g, _ := bare(t, nil)
+	two := []backend.ModelConfig{backend.DefaultModel(), backend.DefaultModel()}
+	two[0].Name, two[1].Name = "large", "small"
+	for _, c := range []struct {
+		fleet []backend.ModelConfig
+		want  string // model; empty: a refusal
+		says  string
+	}{
+		{two[:1], "large", ""},
+		{two, "", "`large`"},
+		{nil, "", "no model"},
+	} {
+		g.Fleet.Apply(c.fleet)
+		x := &call{}
+		m, err := g.askedModel(x)
+		switch {
+		case c.want != "" && (err != nil || m.Name != c.want || x.wish.Model != c.want):
+			t.Errorf("%d models: %v", len(c.fleet), err)
+		case c.want == "":
+			if r := g.explain(x, err); r.status != 400 || r.told.Param != "model" || !strings.HasPrefix(r.told.Message, "model is missing") || !strings.Contains(r.told.Message, c.says) {
+				t.Errorf("%d models: %+v", len(c.fleet), r)
+			}
+		}
+	}
+}
