@@ -200,7 +200,7 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 		r.hangUp = true
 		return r
 	case errors.As(err, &denied):
-		if denied.Quota && !denied.Never {
+		if denied.UsedUp() {
 			g.Alerts.Refused(c.subjects(), denied.Rule)
 		}
 		return c.overLimit(denied)

@@ -80,13 +80,16 @@ func (c *call) overLimit(d *limit.Denied) *refusal {
 		r = refuse(codeTooLargeForLimit, "", fmt.Sprintf("%s, and this request asks for %d sequences (prompts x n), which count as so many: send fewer prompts at a time or a smaller n", rule, d.Cost))
 	case d.Never:
 		r = refuse(codeTooLargeForLimit, "", fmt.Sprintf("%s, and this request alone counts as %d: shorten the prompt or lower max_tokens", rule, d.Cost))
+	case d.Quota && d.Share > 0:
+		r = refuse(codeStore, "", fmt.Sprintf("%s is not used up, but this gateway has given out its part of what is left, and the gateways cannot count together at the moment: %s; try again in %s",
+			rule, storeAway, max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(max(d.RetryAfter, retryStore))
 	case d.Quota:
 		r = refuse(codeInsufficientQuota, "", quotaText(rule, d, time.Now()))
 	default:
 		r = refuse(codeRateLimit, "", fmt.Sprintf("%s: try again in %s", rule+stateText(d), max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(d.RetryAfter)
 	}
 	r.rule = d.Rule
-	r.hopeless = d.Quota || d.RetryAfter > worthWaiting
+	r.hopeless = d.Quota && d.Share == 0 || d.RetryAfter > worthWaiting
 	return r
 }
 
@@ -115,15 +118,18 @@ func (c *call) ruleText(d *limit.Denied) string {
 // stateText is how things stand under a rule that refused, for a request that may try
 // again.
 func stateText(d *limit.Denied) (text string) {
+	if d.Share > 0 {
+		text = fmt.Sprintf(", of which this gateway may give out %d while the gateways cannot count together: %s", d.Share, storeAway)
+	}
 	switch {
 	case d.Metric == limit.Concurrency:
-		if text = fmt.Sprintf("; running now: %d", d.Used); d.Waited > 0 {
+		if text += fmt.Sprintf("; running now: %d", d.Used); d.Waited > 0 {
 			text += fmt.Sprintf("; this one has waited %v for a place", max(d.Waited.Round(100*time.Millisecond), 100*time.Millisecond))
 		}
 	case d.Running:
-		text = ", and the requests that are running may still use the rest of it"
+		text += ", and the requests that are running may still use the rest of it"
 	case d.Metric != limit.Requests || d.Cost > 1:
-		text = fmt.Sprintf("; this request reserves %d, and %d are left", d.Cost, d.Left)
+		text += fmt.Sprintf("; this request reserves %d, and %d are left", d.Cost, d.Left)
 	}
 	return text
 }
@@ -138,6 +144,9 @@ func quotaText(rule string, d *limit.Denied, now time.Time) string {
 	}
 	return fmt.Sprintf("%s has %d left until %s, and this request needs %d at least: shorten the prompt, wait, or ask for more; GET /quota/status shows what is left", rule, d.Left, until, needs)
 }
+
+// storeAway says why a gateway counts alone.
+const storeAway = "their store (Redis) does not answer, or was emptied a moment ago"
 
 // worthWaiting is up to how long clients may retry by themselves.
 const worthWaiting = time.Minute

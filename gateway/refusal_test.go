@@ -2,9 +2,12 @@ package gateway
 
 import (
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
+	"tidegate/admission/limit"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
 )
@@ -30,6 +33,32 @@ func TestContextRefusals(t *testing.T) {
 		if r.status != http.StatusBadRequest || r.told.Code != string(codeContextLength) || r.told.Param != c.wantParam ||
 			!strings.HasPrefix(r.told.Message, c.message) || strings.HasPrefix(r.told.Message, " ") || !strings.Contains(r.told.Message, "context_length_exceeded") {
 			t.Errorf("%q: %d %+v", c.message, r.status, r.told)
+		}
+	}
+}
+
+// TestShareRefusals checks what callers are told where not a limit refused them but the
+// part of it that a gateway enforces alone: what is the matter, and to come again. Only
+// a quota that is used up is not worth trying again.
+func TestShareRefusals(t *testing.T) {
+	g, _ := bare(t, nil)
+	for name, c := range map[string]struct {
+		denied       limit.Denied
+		status       int
+		code         code
+		retry        time.Duration
+		hopeless     bool
+		said, unsaid string
+	}{
+		"rate":          {limit.Denied{Rule: "rate", Per: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, RetryAfter: 3 * time.Second, Share: 25}, 429, codeRateLimit, 3 * time.Second, false, "may give out 25 while the gateways cannot count together", "used up"},
+		"quota":         {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Second, Share: 250}, 503, codeStore, retryStore, false, "is not used up", "until 20"},
+		"quota used up": {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Hour}, 403, codeInsufficientQuota, 0, true, "is used up until 20", "together"},
+		"its own limit": {limit.Denied{Rule: "rate", Per: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, RetryAfter: 3 * time.Second}, 429, codeRateLimit, 3 * time.Second, false, "try again in 3s", "together"},
+	} {
+		r := g.explain(&call{model: &backend.Model{}, id: "id", addr: netip.MustParseAddr("127.0.0.1")}, &c.denied)
+		if r.status != c.status || r.told.Code != string(c.code) || r.retry != c.retry || r.hopeless != c.hopeless ||
+			!strings.Contains(r.told.Message, c.said) || strings.Contains(r.told.Message, c.unsaid) {
+			t.Errorf("%s: %d %+v, retry %v, hopeless %v", name, r.status, r.told, r.retry, r.hopeless)
 		}
 	}
 }

@@ -54,7 +54,7 @@ func (c *counter) ceiling(d Dim, key string) Dim {
 		}
 		return ceilingOf(limit), ceilingOf(burst)
 	}
-	d.Key = key
+	d.Key, d.Ceiling = key, true
 	d.Limit, d.Burst = above(d.Limit, d.Burst)
 	d.NextLimit, d.NextBurst = above(d.NextLimit, d.NextBurst)
 	return d

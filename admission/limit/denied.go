@@ -30,6 +30,11 @@ type Denied struct {
 	Counter    string        // names the counter that refused
 	Shared     bool          // all replicas' counters decided, not this process's alone
 
+	// Share is the part of the limit that this replica enforces alone, while the
+	// store that counts for all does not answer, in the metric's own unit. It refused,
+	// not the limit. 0: the limit did.
+	Share int64
+
 	place place // that an estimate of the wait for a place starts from
 }
 
@@ -50,6 +55,9 @@ func (d *Denied) Amount() string {
 
 func (d *Denied) Error() string {
 	what := "rule " + d.Rule + ": " + d.Amount()
+	if d.Share > 0 {
+		what += fmt.Sprintf(", of which this replica enforces %d while it counts alone", d.Share)
+	}
 	if d.Running {
 		what += ", and what is running may use the rest"
 	}
@@ -120,6 +128,7 @@ func (l *Limiter) denied(p *plan, out *Decision, now time.Time) (*Denied, time.D
 		Window: time.Duration(d.WindowMs) * time.Millisecond, Never: out.Never, Headers: p.headers(out.States, 0, len(p.dims)),
 		Running: p.ceiling(i), Cost: shown(d.Metric, d.Cost), Used: shown(d.Metric, out.States[p.own(i)].Used), Counter: d.Key, Shared: out.Shared,
 		Left: left(d.Metric, out.States[i].Remaining), Prompt: shown(d.Metric, d.Floor), Shrunk: p.shrunk(i, now),
+		Share: shown(d.Metric, out.States[i].Share),
 	}
 	if d.Kind == Lease && !out.Never {
 		refusal.Wait, refusal.place = c.wait, p.place(i, &out.States[i])
@@ -133,7 +142,7 @@ func (l *Limiter) denied(p *plan, out *Decision, now time.Time) (*Denied, time.D
 		refusal.Never, exact = false, c.later(d, now)
 	}
 	if !refusal.Never {
-		refusal.RetryAfter = l.jittered(exact, refusal.Quota)
+		refusal.RetryAfter = l.jittered(exact, refusal.UsedUp())
 	}
 	return refusal, exact
 }
@@ -150,10 +159,14 @@ func (c *counter) later(d *Dim, now time.Time) time.Duration {
 	return levelDwells
 }
 
+// UsedUp reports whether a quota is used up, so that the refusal stands until its
+// period ends.
+func (d *Denied) UsedUp() bool { return d.Quota && !d.Never && d.Share == 0 }
+
 // jittered is when a caller may return. The end of a quota is a time that people are
 // told, and no client waits for it by itself.
-func (l *Limiter) jittered(exact time.Duration, quota bool) time.Duration {
-	if quota {
+func (l *Limiter) jittered(exact time.Duration, period bool) time.Duration {
+	if period {
 		return exact
 	}
 	return exact + time.Duration(l.random()*float64(min(exact/10, maxJitter)))

@@ -48,6 +48,7 @@ type Dim struct {
 	Metric  Metric
 	Failure Failure
 	Soft    bool  // never refuses; where it is over, it is not charged either
+	Ceiling bool  // counts what running requests may use at most, beside the dimension of what they are expected to use
 	Limit   int64 // until EdgeMs
 	Cost    int64 // what is reserved; 0 refuses nothing, but may be settled to more
 	Floor   int64 // what a reservation is charged that nobody settles or renews
@@ -92,6 +93,7 @@ type State struct {
 	Over         bool  // it refused, or would have if it were not soft
 	Never        bool  // the cost can never fit the limit in force, or the one that follows
 	RetryAfterMs int64 // where Over and not Never: until the same would fit, if nothing else is asked
+	Share        int64 // where Over: the part of the limit that this replica enforces alone, and which refused although the limit may have room; 0: the limit itself refused
 }
 
 // part is what a reservation has of one counter.
@@ -101,6 +103,7 @@ type part struct {
 	at      int64 // when; of a quota the begin of the period
 	debt    int64 // of the token bucket after the reservation
 	skipped bool  // it was soft and over, and is not in the counter
+	ageMs   int64 // how long ago what a window is charged was used
 }
 
 // cell is the state of one counter. Its methods are the arithmetic of limits:

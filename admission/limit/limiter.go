@@ -196,7 +196,7 @@ func (l *Limiter) refused(p *plan, now time.Time) *Denied {
 // again makes the refusal of a moment ago once more.
 func (l *Limiter) again(found denial, now time.Time) *Denied {
 	refusal := found.refusal
-	refusal.Cached, refusal.Shared, refusal.RetryAfter = true, false, l.jittered(max(found.retryAt.Sub(now), time.Millisecond), refusal.Quota)
+	refusal.Cached, refusal.Shared, refusal.RetryAfter = true, false, l.jittered(max(found.retryAt.Sub(now), time.Millisecond), refusal.UsedUp())
 	if refusal.Wait == 0 {
 		l.metrics.count(refusal.Rule, "deny", "local")
 	}

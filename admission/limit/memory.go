@@ -217,15 +217,16 @@ func (m *Memory) Reserve(_ context.Context, r Reservation) (Decision, error) {
 
 // Note charges what another store has let in, whether or not it fits here: out is
 // that store's decision. So a Memory is kept in step with a store that may be lost.
-func (m *Memory) Note(r Reservation, out Decision) {
+// It returns the states of its own counters afterwards.
+func (m *Memory) Note(r Reservation, out Decision) []State {
 	now := m.clock()
 	var h held
 	m.lock(&h, r.ID, r.Dims)
 	defer h.unlock()
-	if h.known(r.ID, now) {
-		return
+	if !h.known(r.ID, now) {
+		h.charge(r, append([]State(nil), out.States...), now)
 	}
-	h.charge(r, append([]State(nil), out.States...), now)
+	return h.statesAfter(r.Dims, now)
 }
 
 // known reports whether the request of the call was let in before.
@@ -293,7 +294,7 @@ func (m *Memory) Settle(_ context.Context, s Settlement) (Settled, error) {
 	case rec == nil && s.New && !h.record.settled.has(h.id, now):
 		rec = newRecord(s.Dims, 0)
 		for i := range s.Dims {
-			rec.parts[i].at = unknownTime
+			rec.parts[i].at, rec.parts[i].ageMs = unknownTime, max(s.AgeMs, 0)
 		}
 	case rec == nil:
 		return Settled{States: h.statesAfter(s.Dims, now)}, nil

@@ -39,38 +39,50 @@ const restoreEvery = 10 * time.Second
 // ErrRestoring says that a quota is being restored by another replica, too.
 var ErrRestoring = errors.New("another gateway restores this quota just now")
 
-// Restore raises one quota of who to what a ledger says was used in the running
-// period, in tokens and in thousandths of a unit, if the store knows of less: it was
-// started anew. Of several replicas that do so at once one counts.
-func (l *Limiter) Restore(ctx context.Context, quota string, who Subjects, tokens, milliunits int64) error {
-	set, now := l.set.Load(), l.with.Now()
-	p := set.plan(&Request{Subjects: who}, Estimate{}, now)
+// Recorded is what a ledger says was used of one quota's counter in the running period.
+type Recorded struct {
+	Dim  Dim   // with the counter's key and period
+	Used int64 // in the unit of the counter; of units in thousandths
+}
+
+// Recorded returns what a ledger's sum of tokens and of thousandths of a unit means for
+// one quota of who. It reports whether the quota counts them.
+func (l *Limiter) Recorded(quota string, who Subjects, tokens, milliunits int64) (Recorded, bool) {
+	p := l.set.Load().plan(&Request{Subjects: who}, Estimate{}, l.with.Now())
 	for i := range p.dims {
 		d := p.dims[i]
 		if d.Kind != Quota || d.Rule != quota {
 			continue
 		}
-		dims := withoutCost(p.dims[i : i+1])
-		seen, err := l.with.Store.Reserve(ctx, Reservation{Dims: dims, Peek: true})
-		if err != nil {
-			return fmt.Errorf("restore quota %s: %w: %w", quota, ErrStore, err)
-		}
-		was := milliunits
+		d.Cost, d.Floor = 0, 0
 		if d.Metric == Tokens {
-			was = tokens
+			return Recorded{d, tokens}, true
 		}
-		missing := was - seen.States[0].Used
-		if missing <= 0 {
-			continue
-		}
-		id := fmt.Sprintf("restore:%s:%d", d.Key, now.Truncate(restoreEvery).Unix())
-		out, err := l.with.Store.Settle(ctx, Settlement{ID: id, Dims: dims, Charges: []int64{missing}, New: true})
-		if err != nil {
-			return fmt.Errorf("restore quota %s: %w: %w", quota, ErrStore, err)
-		}
-		if !out.Applied {
-			return ErrRestoring
-		}
+		return Recorded{d, milliunits}, true
+	}
+	return Recorded{}, false
+}
+
+// Restore raises one quota to what a ledger says was used in the running period, if the
+// store knows of less: it was started anew. Of several replicas that do so at once one
+// counts.
+func (l *Limiter) Restore(ctx context.Context, r Recorded) error {
+	dims := []Dim{r.Dim}
+	seen, err := l.with.Store.Reserve(ctx, Reservation{Dims: dims, Peek: true})
+	if err != nil {
+		return fmt.Errorf("restore quota %s: %w: %w", r.Dim.Rule, ErrStore, err)
+	}
+	missing := r.Used - seen.States[0].Used
+	if missing <= 0 {
+		return nil
+	}
+	id := fmt.Sprintf("restore:%s:%d", r.Dim.Key, l.with.Now().Truncate(restoreEvery).Unix())
+	out, err := l.with.Store.Settle(ctx, Settlement{ID: id, Dims: dims, Charges: []int64{missing}, New: true})
+	if err != nil {
+		return fmt.Errorf("restore quota %s: %w: %w", r.Dim.Rule, ErrStore, err)
+	}
+	if !out.Applied {
+		return ErrRestoring
 	}
 	return nil
 }

@@ -35,7 +35,11 @@ func TestRestore(t *testing.T) {
 		} {
 			time.Sleep(step.after)
 			for _, l := range []*Limiter{r.Limiter, other} {
-				if err := l.Restore(t.Context(), "daily", who, step.tokens, 0); !errors.Is(err, step.fails) {
+				recorded, ok := l.Recorded("daily", who, step.tokens, 0)
+				if !ok {
+					t.Fatal("the quota does not count its own user")
+				}
+				if err := l.Restore(t.Context(), recorded); !errors.Is(err, step.fails) {
 					t.Errorf("%+v: %v", step, err)
 				}
 			}

@@ -72,6 +72,10 @@ type Settlement struct {
 	// New charges an id that was never reserved here, now: a reservation made
 	// elsewhere while the store was away, or a counter that is rebuilt.
 	New bool
+	// AgeMs is how long ago an id that was never reserved here used what windows are
+	// charged for it, in milliseconds. What is a window old is not charged. Quotas are
+	// charged now.
+	AgeMs int64
 }
 
 // Settled answers a Settlement.

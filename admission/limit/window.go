@@ -1,5 +1,7 @@
 package limit
 
+import "slices"
+
 // bucket is what was charged in one bucket's time: how much, and when last.
 type bucket struct{ last, sum int64 }
 
@@ -138,11 +140,7 @@ func (w *window) charge(d *Dim, _ string, now, _ int64) part {
 
 // add charges an amount to the bucket of now.
 func (w *window) add(d *Dim, amount, now int64) {
-	dead := 0
-	for dead < len(w.buckets) && w.buckets[dead].last <= now-d.WindowMs {
-		dead++
-	}
-	w.buckets = w.buckets[:copy(w.buckets, w.buckets[dead:])]
+	w.drop(now - d.WindowMs)
 	if n := len(w.buckets); n > 0 && w.buckets[n-1].last/d.BucketMs >= now/d.BucketMs {
 		b := &w.buckets[n-1]
 		b.last, b.sum = max(b.last, now), min(b.sum+amount, maxSum)
@@ -151,14 +149,48 @@ func (w *window) add(d *Dim, amount, now int64) {
 	w.buckets = append(w.buckets, bucket{now, min(amount, maxSum)})
 }
 
+// drop forgets the buckets whose newest charge is no later than a time.
+func (w *window) drop(until int64) {
+	dead := 0
+	for dead < len(w.buckets) && w.buckets[dead].last <= until {
+		dead++
+	}
+	w.buckets = w.buckets[:copy(w.buckets, w.buckets[dead:])]
+}
+
+// addPast charges an amount that was used at an earlier time. The token bucket is
+// charged what has not drained since.
+func (w *window) addPast(d *Dim, amount, at, now int64) {
+	if at <= now-d.WindowMs {
+		return
+	}
+	if limit, burst := d.inForce(now); burst > 0 && limit > 0 {
+		w.owe(d, drain(w.debtOf(d, amount), limit, now-at), now)
+	}
+	w.drop(now - d.WindowMs)
+	i := 0
+	for i < len(w.buckets) && w.buckets[i].last/d.BucketMs < at/d.BucketMs {
+		i++
+	}
+	if i == len(w.buckets) || w.buckets[i].last/d.BucketMs != at/d.BucketMs {
+		w.buckets = slices.Insert(w.buckets, i, bucket{last: at})
+	}
+	b := &w.buckets[i]
+	b.last, b.sum = max(b.last, at), min(b.sum+amount, maxSum)
+}
+
 // adjust charges more to the bucket of now, where it was used, and gives back to the
 // bucket of the reservation, while that counts, at most what the reservation put
 // there. Of a refund the token bucket takes what of the reservation has not drained:
 // charges drain in their order, so that is what of the debt of that time is left.
 func (w *window) adjust(d *Dim, p *part, delta, now int64) {
-	if delta > 0 {
+	if delta > 0 && p.ageMs == 0 {
 		w.owe(d, w.debtOf(d, delta), now)
 		w.add(d, delta, now)
+		return
+	}
+	if delta > 0 {
+		w.addPast(d, delta, now-p.ageMs, now)
 		return
 	}
 	b := w.bucketOf(d, p.at, now)

@@ -49,6 +49,7 @@ func (c *condition) warnings(now time.Time) (all []string) {
 		warn(r.Alone, "Redis has not answered for %v: this gateway enforces %s of each limit alone, or what on_store_failure says: %s",
 			now.Sub(r.Since).Round(time.Second), ownShare(r), cmp.Or(r.Error, "no reason is known"))
 		warn(!r.Alone && r.Waiting > 0, "%d settlements of a time without Redis are still to be handed in to it", r.Waiting)
+		warn(!r.Alone && r.Recounted, "%s", r.Doing)
 		warn(r.Dropped > 0, "%d settlements were dropped since the start, because Redis was away for too long: limits count too little for them", r.Dropped)
 	}
 	for _, e := range c.Certificates {

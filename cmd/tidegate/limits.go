@@ -32,6 +32,7 @@ type counters struct {
 	redis redis.UniversalClient // nil: the counters are this process's own
 	guard *redislimit.Guarded   // nil, too
 	wrote chan struct{}         // this process has changed accounts
+	left  chan struct{}         // Redis no longer answers
 }
 
 // openCounters makes the limiter of a configuration.
@@ -40,7 +41,7 @@ func (d *daemon) openCounters(registry prometheus.Registerer) error {
 	if err != nil {
 		return err
 	}
-	c := &counters{d: d, rules: rules, wrote: make(chan struct{}, 1)}
+	c := &counters{d: d, rules: rules, wrote: make(chan struct{}, 1), left: make(chan struct{}, 1)}
 	store := limit.Store(limit.NewMemory(time.Now))
 	if len(d.config.Redis.Addrs) > 0 {
 		host, _ := os.Hostname() // it only makes the name readable
@@ -80,7 +81,8 @@ func (d *daemon) damagedRedis() func(keys []string) {
 // changed hears of Redis going and coming.
 func (c *counters) changed(alone bool, last error) {
 	if alone {
-		c.d.log.Warn("Redis does not answer: each gateway enforces its share of the limits alone, or what on_store_failure says", "error", fmt.Sprint(last))
+		raise(c.left)
+		c.d.log.Warn("Redis does not answer: this gateway enforces its share of the limits alone, or what on_store_failure says", "error", fmt.Sprint(last))
 		return
 	}
 	c.d.log.Info("Redis answers again: what was counted alone is handed in")
@@ -198,16 +200,25 @@ func (c *counters) run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	next := refill{need: true, calm: time.Now()}
+	var asked time.Time // the ledger, since Redis is away
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
 			empty, _ := c.guard.Empty(ctx) // its error is one of State
-			if next.due(time.Now(), c.guard.State(), empty) {
+			state := c.guard.State()
+			if next.due(time.Now(), state, empty) {
 				err := c.restore(ctx)
 				next.done(time.Now(), err)
 				c.d.alerts.Sweep()
 			}
+			if state.Alone && time.Since(asked) >= recallEvery {
+				asked = time.Now()
+				c.recall(ctx)
+			}
+		case <-c.left:
+			asked = time.Now()
+			c.recall(ctx)
 		}
 	}
 	loops.Wait()
@@ -215,10 +226,12 @@ func (c *counters) run(ctx context.Context) error {
 }
 
 // first restores quotas before the first request, where the counters are new: those
-// of this process always are, those of Redis may be.
+// of this process always are, those of Redis may be. It reads them in any case, for
+// the time when Redis does not answer.
 func (c *counters) first(ctx context.Context) {
 	if c.guard != nil {
 		if empty, err := c.guard.Empty(ctx); err != nil || !empty {
+			c.recall(ctx)
 			return
 		}
 	}
@@ -232,6 +245,9 @@ const (
 	calmFor      = time.Minute
 	restoreAgain = 10 * time.Second // after a failure
 	restoreTime  = 10 * time.Second // for one try
+	// recallEvery is how often quotas are read from the ledger while Redis is away:
+	// what other gateways have used in the meantime is known from it alone.
+	recallEvery = 10 * time.Second
 )
 
 // refill says when quotas are to be restored from the ledger, which knows of what a
@@ -269,19 +285,49 @@ func (c *counters) restore(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, q := range c.Quotas() {
-		rows, err := c.used(ctx, q)
-		if err != nil {
-			c.d.log.Warn("cannot restore a quota from the ledger; it counts what is used from now on", "quota", q.Name, "error", err.Error())
+	all, err := c.recorded(ctx)
+	if err != nil {
+		c.d.log.Warn("cannot restore the quotas from the ledger; they count what is used from now on", "error", err.Error())
+		return err
+	}
+	if c.guard != nil {
+		c.guard.Recall(all)
+	}
+	for i := range all {
+		if err := c.Restore(ctx, all[i]); err != nil {
 			return err
-		}
-		for i := range rows {
-			if err := c.Restore(ctx, q.Name, subjectsOf(&rows[i]), rows[i].Total, rows[i].Milliunits); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
+}
+
+// recall tells the guard what the ledger says of the quotas. Where it cannot be read,
+// what was last known goes on to hold.
+func (c *counters) recall(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, restoreTime)
+	defer cancel()
+	all, err := c.recorded(ctx)
+	if err != nil {
+		c.d.log.Warn("cannot read the quotas from the ledger while Redis is away; what was last known of them holds", "error", err.Error())
+		return
+	}
+	c.guard.Recall(all)
+}
+
+// recorded is what the ledger says of all quotas in their running periods.
+func (c *counters) recorded(ctx context.Context) (all []limit.Recorded, err error) {
+	for _, q := range c.Quotas() {
+		rows, err := c.used(ctx, q)
+		if err != nil {
+			return nil, fmt.Errorf("quota %s: %w", q.Name, err)
+		}
+		for i := range rows {
+			if r, ok := c.Recorded(q.Name, subjectsOf(&rows[i]), rows[i].Total, rows[i].Milliunits); ok {
+				all = append(all, r)
+			}
+		}
+	}
+	return all, nil
 }
 
 // used is what the ledger says that everybody has used of a quota in its period.

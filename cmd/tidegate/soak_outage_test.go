@@ -115,7 +115,7 @@ func (o *outage) withoutRedis(t *testing.T) {
 			case phase.name == "closed" && a.status == http.StatusTooManyRequests && a.sent.Sub(phase.from) < time.Second: // a refusal stands for so long
 			case phase.name == "closed" && a.status != http.StatusServiceUnavailable,
 				phase.name == "open" && a.status != http.StatusOK && a.code != "rate_limit_exceeded", // slots stay local
-				phase.name != "closed" && a.status == http.StatusServiceUnavailable:
+				phase.name != "closed" && a.status == http.StatusServiceUnavailable && a.sent.Add(a.took).Before(phase.to):
 				t.Fatalf("%s: status %d %s, %v in", phase.name, a.status, a.code, a.sent.Sub(phase.from))
 			}
 		}

@@ -186,6 +186,9 @@ func (m *machine) settleNew() {
 	m.next++
 	s := limit.Settlement{ID: fmt.Sprintf("%s-new-%d", m.prefix, m.next), Dims: m.dims(), New: m.draw(4) > 0}
 	s.Charges = m.charges(len(s.Dims))
+	if m.draw(2) == 0 {
+		s.AgeMs = [...]int64{m.between(0, 300), m.between(0, 7_000), m.between(0, 90_000)}[m.draw(3)]
+	}
 	m.compareSettle(s)
 	m.compareSettle(s)
 }

@@ -42,6 +42,7 @@ type request struct {
 	at      []int64 // of quotas the begin of the period
 	debt    []int64
 	skipped []bool
+	age     int64 // of what windows are charged
 	ends    int64
 	state   string // live, reaped, settled
 }
@@ -66,6 +67,15 @@ func (m *model) used(d *limit.Dim, t int64) (sum int64) {
 		}
 	}
 	return sum
+}
+
+// drop forgets what counts no longer, so that nothing can be added to its buckets.
+func (m *model) drop(d *limit.Dim, now int64) {
+	newest := map[int64]int64{}
+	for _, e := range m.windows[d.Key] {
+		newest[e.bucket] = max(newest[e.bucket], e.at)
+	}
+	m.windows[d.Key] = slices.DeleteFunc(m.windows[d.Key], func(e entry) bool { return newest[e.bucket] <= now-d.WindowMs })
 }
 
 // debt plays all changes of a token bucket and lets it drain until t.
@@ -321,6 +331,15 @@ func (m *model) adjust(id string, req *request, i int, d *limit.Dim, charge, now
 		}
 		return
 	}
+	if age := req.age; delta > 0 && age > 0 {
+		if age < d.WindowMs {
+			rate, _ := inForce(d, now)
+			m.drop(d, now)
+			m.add(d, id, delta, now-age)
+			m.owe(d, max(delta*d.WindowMs-rate*age, 0), now)
+		}
+		return
+	}
 	if delta > 0 {
 		m.add(d, id, delta, now)
 		m.owe(d, delta*d.WindowMs, now)
@@ -350,7 +369,7 @@ func (m *model) settle(s limit.Settlement, now int64) (applied bool) {
 	req := m.requests[s.ID]
 	if req == nil && s.New {
 		n := len(s.Dims)
-		req = &request{charged: make([]int64, n), at: make([]int64, n), debt: make([]int64, n), skipped: make([]bool, n), state: "live"}
+		req = &request{charged: make([]int64, n), at: make([]int64, n), debt: make([]int64, n), skipped: make([]bool, n), state: "live", age: s.AgeMs}
 		for i := range req.at {
 			req.at[i] = -1 << 40
 		}

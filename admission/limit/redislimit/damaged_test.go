@@ -183,20 +183,20 @@ func TestDamagedFleet(t *testing.T) {
 	look := server.Client()
 	now := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
 	store := New(patient(t, server.Addr), Options{Now: func() time.Time { return now }})
-	f := fleet{own: "one"}
+	f := fleet{name: "one"}
 	r := rand.New(rand.NewPCG(7, 8))
 	ways := damages(r)
-	keys := []string{"tg:{fleet}:members", "tg:{fleet}:use", "tg:{fleet}:shares", markKey}
+	keys := []string{"tg:{fleet}:members", "tg:{fleet}:counters", markKey}
 	for round := range 300 {
 		way, key := r.IntN(len(ways)), keys[r.IntN(len(keys))]
 		if err := ways[way](t.Context(), look, key); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.beat(t.Context(), store, r.Uint64()); err != nil {
+		if _, err := f.beat(t.Context(), store, now); err != nil {
 			t.Fatalf("round %d, way %d at %s: %v", round, way, key, err)
 		}
 		for _, amount := range []int64{0, 1, 1e12, math.MaxInt64} {
-			if part := f.share("k", amount); part < 0 || part > amount {
+			if part := f.share(amount); part < 0 || part > amount || part == 0 && amount > 0 {
 				t.Fatalf("%d of %d", part, amount)
 			}
 		}
@@ -235,6 +235,6 @@ func FuzzAnswer(f *testing.F) {
 		if _, err := unpackStates(answer, &g, states); err == nil && len(answer) != number && len(answer) != 6*number {
 			t.Errorf("%q is taken", answer)
 		}
-		readEpoch([]any{answer, answer, answer})
+		readBeat([]any{answer, answer, answer})
 	})
 }

@@ -4,33 +4,48 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"time"
 
 	"tidegate/admission/limit"
 )
 
 // What a replica enforces while it cannot ask Redis. A rule of mode open refuses
 // nobody, one of mode closed everybody. For mode local the replica has a share of
-// each limit (fleet.go); the shares of all add up to one.
+// each limit (fleet.go), which it enforces over the shadow: over all that it let in
+// before and since.
 //
-// A window and a burst are enforced at the share of their limit, over the shadow:
-// all that this replica let in before and since. That alone would let a fleet have
-// more than the limit in the first window: a caller that had used all of its limit
-// through one replica would find the shares of the others untouched. So as long as
-// the use that Redis last told of may still be in the window, this replica also lets
-// in no more than its share of what then remained. The sum is then within the limit
-// for what replicas have seen; a caller that appears at a replica which had not seen
-// it within the window is known only to the others.
+// Of two replicas each has half. That alone would let them have more than the limit
+// in the first window: a caller that had used all of its limit through one would find
+// the half of the other untouched. So as long as what the others had let in, as far as
+// Redis last told of it, may still be in the window, a replica lets in no more than
+// what that leaves of the whole limit. A caller that uses half of its limit is refused
+// by none of this: the others cannot have let in more than the other half. For what
+// replicas have seen, two are within the limit then; a caller that appears at a replica
+// which had not seen it within the window is known only to the others.
 //
-// Of slots a replica has its share of the limit. Of a quota it has its share of what
-// was last known to remain, or of a twentieth where it was never told.
+// Slots are enforced in the same way; what the others held counts for one lease. A
+// request that alone is larger than a share is let in when nothing else of its counter
+// counts. What running requests may use at most (limit.Dim.Ceiling) is enforced whole:
+// a request holds much of it that does not use it, and what is used over the limit is
+// carried into the windows that follow.
+//
+// Of a quota a replica has its share of what remained. That is what Redis last told
+// of, or what the ledger knows (Recall), if that is more: it goes on counting for all
+// replicas while Redis is away. A quota of which nothing at all is known is taken to
+// have a twentieth left.
+//
+// A Redis that was emptied knows nothing of the windows that are running. For the
+// length of a window after that a replica enforces its share beside what Redis says.
 //
 // What was let in here is settled in Redis as new when its truth is known and Redis
-// is there, quotas always and windows as long as they would still count. An id is
-// settled once, so a reservation that Redis had made, but could not say so, is not
-// charged twice. The settlements wait in memory; what a replica that dies had not
-// yet told of is in the ledger's journal, from which quotas are restored. That is
-// marked in Redis (Mark), so that what others have still to tell is not added to it.
+// is there, quotas always and windows as long as they would still count; what still
+// runs is reserved there (adopt). An id is settled once, so a reservation that Redis
+// had made, but could not say so, is not charged twice. The settlements wait in memory;
+// what a replica that dies had not yet told of is in the ledger's journal, from which
+// quotas are restored. That is marked in Redis (Mark), so that what others have still
+// to tell is not added to it.
 
 // unknownPart is what of a quota is taken to remain where that is not known.
 const unknownPart = 20
@@ -39,34 +54,46 @@ const unknownPart = 20
 const maxWaiting = 100_000
 
 const (
-	maxSeen = 50_000  // counters in each of two halves
-	ample   = 1 << 50 // more than any limit
+	maxSeen = 50_000 // counters in each of two halves
+	// recallLife is for how long the ledger's word that a quota was not used at all holds.
+	recallLife = 2 * time.Minute
+	// shadowBuckets is into how many parts the shadow cuts a window. A part counts in
+	// full, and with the usual twelve half of a limit would count as more than half.
+	shadowBuckets = 60
 )
 
 // local is a request that was let in without Redis.
 type local struct {
-	dims    []limit.Dim // in the shadow: those of the request, and then those that owners has
-	owners  []int
-	skipped []bool // soft and over: not charged, there neither
+	whole   []limit.Dim // those of the request
+	dims    []limit.Dim // the same as the shadow has them
+	before  []int64     // by dimension, what of a quota was used, but for what the shadow counts
+	others  []int64     // by dimension, what others have in the window
+	skipped []bool      // soft and over: not charged, there neither
 	ms      int64
+	adopted bool // Redis holds a reservation, too
 }
 
-// charges adds those of the further dimensions.
-func (l *local) charges(of []int64) []int64 {
-	out := append([]int64(nil), of...)
-	for _, i := range l.owners {
-		out = append(out, of[i])
+// fine are dimensions as the shadow counts them.
+func fine(dims []limit.Dim) []limit.Dim {
+	out := slices.Clone(dims)
+	for i := range out {
+		if d := &out[i]; d.Kind == limit.Window {
+			d.BucketMs = min(d.BucketMs, max(d.WindowMs/shadowBuckets, 1))
+		}
 	}
 	return out
 }
 
 // home is how Redis is told.
 func (l *local) home(s limit.Settlement) settlement {
-	s.New, s.Charges = true, append([]int64(nil), s.Charges...)
+	s.New, s.Charges = true, slices.Clone(s.Charges)
 	for i, skipped := range l.skipped {
 		if skipped {
 			s.Charges[i] = 0
 		}
+	}
+	if l.adopted {
+		return settlement{Settlement: s}
 	}
 	return settlement{Settlement: s, ms: l.ms}
 }
@@ -74,20 +101,14 @@ func (l *local) home(s limit.Settlement) settlement {
 // settlement is one that Redis is to be told of.
 type settlement struct {
 	limit.Settlement
-	ms int64 // when it was let in here; 0: Redis knows it
+	ms int64 // when it was let in here, in milliseconds since 1970; 0: Redis knows it
 }
 
-// due is the settlement at a time: windows that have passed are left alone.
+// due is the settlement at a time: windows are charged for when it was let in.
 func (s *settlement) due(now int64) limit.Settlement {
-	if s.ms == 0 {
-		return s.Settlement
-	}
 	out := s.Settlement
-	out.Charges = append([]int64(nil), s.Charges...)
-	for i := range out.Dims {
-		if d := &out.Dims[i]; d.Kind == limit.Window && s.ms+d.WindowMs <= now {
-			out.Charges[i] = 0
-		}
+	if s.ms != 0 {
+		out.AgeMs = max(now-s.ms, 0)
 	}
 	return out
 }
@@ -118,13 +139,12 @@ func (g *Guarded) reserveHere(r limit.Reservation) (limit.Decision, error) {
 			return limit.Decision{}, fmt.Errorf("rule %s: %w", d.Rule, ErrClosed)
 		}
 	}
-	now := g.with.Now()
-	l := g.locally(r.Dims, now.UnixMilli())
+	l := g.locally(r.Dims, g.with.Now().UnixMilli())
 	found, err := g.shadow.Reserve(context.Background(), limit.Reservation{ID: r.ID, Dims: l.dims, Peek: r.Peek, Settled: r.Settled})
 	if err != nil {
 		return limit.Decision{}, err
 	}
-	states := l.states(r.Dims, found.States)
+	states := l.states(found.States)
 	if found.Again {
 		return limit.Decision{Allowed: true, Again: true, Binding: -1, States: states}, nil
 	}
@@ -133,7 +153,6 @@ func (g *Guarded) reserveHere(r limit.Reservation) (limit.Decision, error) {
 		for i := range r.Dims {
 			l.skipped[i] = found.States[i].Over
 		}
-		g.recent.add(now)
 		g.mu.Lock()
 		g.here[r.ID] = l
 		g.hereCount.Store(int64(len(g.here)))
@@ -142,74 +161,174 @@ func (g *Guarded) reserveHere(r limit.Reservation) (limit.Decision, error) {
 	return out, nil
 }
 
+// recounted judges a request by this replica's shares of the windows that were running
+// when Redis lost its counters. It reports whether they refuse it.
+func (g *Guarded) recounted(r limit.Reservation) (out limit.Decision, refused bool) {
+	if !g.recounts(g.with.Now()) {
+		return out, false
+	}
+	lost, now := g.lostMs.Load(), g.with.Now().UnixMilli()
+	l := g.locally(r.Dims, now)
+	found, err := g.shadow.Reserve(context.Background(), limit.Reservation{ID: r.ID, Dims: l.dims, Peek: true})
+	if err != nil {
+		return out, false
+	}
+	states := l.states(found.States)
+	for i := range states {
+		if now >= lost+memoryMs(&r.Dims[i]) {
+			states[i].Over = false
+		}
+	}
+	out = limit.Decide(r.Dims, states)
+	return out, !out.Allowed
+}
+
+// memoryMs is for how long something that was let in counts, in milliseconds. Quotas
+// have a ledger to remember them.
+func memoryMs(d *limit.Dim) int64 {
+	switch d.Kind {
+	case limit.Window:
+		return d.WindowMs
+	case limit.Lease:
+		return limit.LeaseLife.Milliseconds()
+	}
+	return 0
+}
+
 // locally are the dimensions as this replica enforces them alone.
 func (g *Guarded) locally(dims []limit.Dim, now int64) *local {
 	g.mu.Lock()
-	outage := fmt.Sprintf("#%d", g.outage)
+	outage := outageSuffix(g.outage)
 	g.mu.Unlock()
-	l := &local{dims: append(make([]limit.Dim, 0, 2*len(dims)), dims...), skipped: make([]bool, len(dims)), ms: now}
-	for i := range dims {
+	l := &local{
+		whole: dims, dims: fine(dims), ms: now,
+		before: make([]int64, len(dims)), others: make([]int64, len(dims)), skipped: make([]bool, len(dims)),
+	}
+	for i := range l.dims {
 		d := &l.dims[i]
-		if d.Failure == limit.FailOpen {
+		switch {
+		case d.Failure == limit.FailOpen:
 			d.Soft = true
-			continue
-		}
-		was := g.seen.of(d.Key)
-		if d.Kind == limit.Quota {
+		case d.Kind == limit.Quota:
+			k := g.known(d, now)
 			d.Key += outage
-			d.Limit = g.fleet.share(d.Key, was.remains(d))
-			continue
-		}
-		whole := d.Limit
-		d.Limit, d.NextLimit = g.fleet.share(d.Key, d.Limit), g.fleet.share(d.Key, d.NextLimit)
-		if d.Burst > 0 {
-			d.Burst = max(g.fleet.share(d.Key, d.Burst), 1)
-		}
-		if d.NextBurst > 0 {
-			d.NextBurst = max(g.fleet.share(d.Key, d.NextBurst), 1)
-		}
-		if d.Kind == limit.Window && was.ms+d.WindowMs > now {
-			left := *d
-			left.Key += outage
-			left.Limit, left.Burst = g.fleet.share(d.Key, max(whole-was.used, 0)), 0
-			left.EdgeMs, left.NextLimit, left.NextBurst = was.ms+d.WindowMs, ample, 0
-			l.dims, l.owners = append(l.dims, left), append(l.owners, i)
+			remains := max(d.Limit-k.used, 0)
+			l.before[i] = k.used - k.here
+			d.Limit = max(k.here+g.fleet.share(remains), min(d.Cost, remains))
+		case !d.Ceiling:
+			l.others[i] = g.reduce(d, now)
 		}
 	}
 	return l
 }
 
+// reduce makes the limit of a window or of slots this replica's own, and returns what
+// others have of it.
+func (g *Guarded) reduce(d *limit.Dim, now int64) (others int64) {
+	was := g.seen.sight(d.Key)
+	if was.until > now {
+		others = was.others
+	}
+	// A request that is larger than the share has to be alone.
+	reduced := func(whole, others int64) int64 {
+		left := max(whole-others, 0)
+		return max(min(g.fleet.share(whole), left), min(d.Cost, left))
+	}
+	burst := func(whole int64) int64 {
+		if whole <= 0 {
+			return whole
+		}
+		return max(g.fleet.share(whole), min(d.Cost, whole))
+	}
+	whole := d.Limit
+	d.Limit, d.Burst = reduced(d.Limit, others), burst(d.Burst)
+	switch {
+	case d.EdgeMs != 0:
+		d.NextLimit, d.NextBurst = reduced(d.NextLimit, others), burst(d.NextBurst)
+	case others > 0: // they leave the window then
+		d.EdgeMs, d.NextLimit, d.NextBurst = was.until, reduced(whole, 0), d.Burst
+	}
+	return others
+}
+
 // states are those of the request's own dimensions, as a caller is to see them: with
 // the limit of the rule, and never "never" for what only the share cannot hold.
-func (l *local) states(dims []limit.Dim, found []limit.State) []limit.State {
-	out := append([]limit.State(nil), found[:len(dims)]...)
-	for k, i := range l.owners {
-		s, left := &out[i], &found[len(dims)+k]
-		s.Remaining = min(s.Remaining, left.Remaining)
-		s.Over, s.Never = s.Over || left.Over, s.Never || left.Never
-		s.RetryAfterMs = max(s.RetryAfterMs, left.RetryAfterMs)
-	}
+func (l *local) states(found []limit.State) []limit.State {
+	out := slices.Clone(found)
 	for i := range out {
-		d, s := &dims[i], &out[i]
-		most := d.Limit
+		d, s := &l.whole[i], &out[i]
+		whole, burst := d.Limit, d.Burst
 		if d.EdgeMs != 0 && d.Kind != limit.Quota && l.ms >= d.EdgeMs {
-			most = d.NextLimit
+			whole, burst = d.NextLimit, d.NextBurst
 		}
-		s.Limit = most
-		if d.Burst > 0 {
-			most = min(most, d.Burst)
-		}
-		switch {
-		case d.Failure == limit.FailOpen && !d.Soft:
+		share := s.Limit
+		s.Limit = whole
+		if d.Failure == limit.FailOpen && !d.Soft {
 			s.Over, s.Never, s.RetryAfterMs = false, false, 0
 			s.Remaining = max(s.Limit-s.Used, 0)
-		case s.Never && d.Cost <= most:
-			s.Never, s.RetryAfterMs = false, lookAgain.Milliseconds()
-		case s.Never:
-			s.RetryAfterMs = 0
+			continue
+		}
+		cost := d.Cost
+		if d.Kind == limit.Quota {
+			s.Used += l.before[i]
+			cost = max(d.Floor, 1) // a caller may reserve less
+		}
+		if burst > 0 {
+			whole = min(whole, burst)
+		}
+		switch {
+		case !s.Over:
+		case d.Cost > whole:
+			s.Never, s.RetryAfterMs = true, 0
+		case s.Used+l.others[i]+cost > s.Limit && d.Kind == limit.Quota:
+			s.Never, s.RetryAfterMs = false, max(d.EndMs-l.ms, 1)
+			s.Remaining = max(s.Limit-s.Used, 0)
+		default:
+			if s.Used+l.others[i]+cost <= s.Limit && !d.Ceiling {
+				s.Share = max(share, 1)
+			}
+			if s.Never || d.Kind == limit.Quota {
+				s.Never, s.RetryAfterMs = false, lookAgain.Milliseconds()
+			}
 		}
 	}
 	return out
+}
+
+// adopt reserves in Redis what was let in here and still runs, so that its slots are
+// taken there. Redis refuses none of it: what is over its limit is left out.
+func (g *Guarded) adopt(ctx context.Context) error {
+	if g.hereCount.Load() == 0 {
+		return nil
+	}
+	g.mu.Lock()
+	running := map[string]*local{}
+	for id, l := range g.here {
+		if !l.adopted {
+			running[id] = l
+		}
+	}
+	g.mu.Unlock()
+	for id, l := range running {
+		dims := slices.Clone(l.whole)
+		for i := range dims {
+			dims[i].Soft = true
+			if dims[i].Kind == limit.Quota || l.skipped[i] {
+				dims[i].Cost, dims[i].Floor = 0, 0 // its settlement will say; a quota is never left out
+			}
+		}
+		err := g.call(ctx, dims, func(ctx context.Context) error {
+			_, err := g.store.Reserve(ctx, limit.Reservation{ID: id, Dims: dims})
+			return err
+		})
+		if err != nil && !errors.Is(err, limit.ErrDims) {
+			return err
+		}
+		g.mu.Lock()
+		l.adopted = true
+		g.mu.Unlock()
+	}
+	return nil
 }
 
 // wait keeps a settlement for when Redis is back.
@@ -252,7 +371,7 @@ func (g *Guarded) tell(ctx context.Context) error {
 		err := g.call(ctx, next.Dims, func(ctx context.Context) error {
 			out, err := g.store.Settle(ctx, next.due(g.with.Now().UnixMilli()))
 			if err == nil {
-				g.seen.learn(next.Dims, out.States, g.with.Now().UnixMilli())
+				g.seen.learn(next.Dims, out.States, nil, g.with.Now().UnixMilli(), false) // quotas alone
 			}
 			return err
 		})
@@ -273,40 +392,49 @@ type seen struct {
 	now, old map[string]sight
 }
 
-// sight is what Redis said of one counter. A zero one was never seen.
-type sight struct{ used, begin, ms int64 }
+// sight is what Redis said of one counter. A zero one was never seen. Times are in
+// milliseconds since 1970.
+type sight struct {
+	used, begin int64 // of a quota, and the begin of its period
+	others      int64 // of a window or of slots, what this replica did not let in
+	until       int64 // when the others' part counts no longer
+	ms          int64 // when it was said
+}
 
-func (s *seen) learn(dims []limit.Dim, states []limit.State, now int64) {
+// learn notes what Redis said of counters, of which mine are the shadow's states. With
+// keep, what others had is not forgotten while it counts: Redis has lost it.
+func (s *seen) learn(dims []limit.Dim, states, mine []limit.State, now int64, keep bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range states {
 		d := &dims[i]
-		if d.Kind == limit.Lease {
-			continue
+		one := sight{used: states[i].Used, begin: d.BeginMs, ms: now}
+		if d.Kind != limit.Quota {
+			if i >= len(mine) || d.Ceiling {
+				continue
+			}
+			one = sight{others: max(states[i].Used-mine[i].Used, 0), until: now + memoryMs(d), ms: now}
+			if was := s.get(d.Key); keep && was.until > now && was.others > one.others {
+				continue
+			}
 		}
 		if len(s.now) >= maxSeen {
 			s.now, s.old = map[string]sight{}, s.now
 		}
-		s.now[d.Key] = sight{states[i].Used, d.BeginMs, now}
+		s.now[d.Key] = one
 	}
 }
 
-func (s *seen) of(key string) sight {
+func (s *seen) sight(key string) sight {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.get(key)
+}
+
+// get finds a sight. The lock is held.
+func (s *seen) get(key string) sight {
 	if one, ok := s.now[key]; ok {
 		return one
 	}
 	return s.old[key]
-}
-
-// remains is what of a quota is taken to remain for all replicas.
-func (s *sight) remains(d *limit.Dim) int64 {
-	switch {
-	case s.ms == 0:
-		return d.Limit / unknownPart
-	case s.begin < d.BeginMs: // of a period of which nothing was used when it was seen
-		return d.Limit
-	}
-	return max(d.Limit-s.used, 0)
 }

@@ -2,12 +2,12 @@ package redislimit
 
 import (
 	"context"
+	"crypto/rand"
 	_ "embed"
 	"fmt"
-	"hash/fnv"
-	"math/bits"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -15,143 +15,128 @@ import (
 //go:embed fleet.lua
 var fleetLua string
 
-// member is a replica as an epoch knows it, with what it let in of late.
-type member struct {
-	name string
-	use  uint64
+// fleet is what a replica knows of the others. It is safe for concurrent use.
+//
+// A replica's share of a limit depends on nothing but how many there are: all of it
+// where it is the only one, half of it where there are up to halvedUpTo, else twice
+// its even part. So there is no time at which it has none, it needs to know of no
+// other's load, and a caller that uses half of a limit may turn to whichever replica
+// it likes. The shares of two replicas add up to the limit, and those of any number
+// to twice the limit at most; docs/adr/0024 has the shares that were rejected.
+type fleet struct {
+	name string // of this replica
+
+	mu      sync.RWMutex
+	members int       // that the share is made for; 0: it was never told
+	fewer   time.Time // since when the store tells of fewer; zero: it does not
+	beaten  time.Time // the last heartbeat that was answered
+	counted string    // name of the counters in the store; another one says that they were lost
+	mark    string    // of the store when it was last asked; empty: it had none
+	met     bool      // it was asked
 }
 
-// epoch is the members whose shares add up to one.
-type epoch []member
+const (
+	// halvedUpTo is up to how many replicas each has half of a limit.
+	halvedUpTo = 4
+	// fewerFor is for how long the store must tell of fewer members until the share
+	// grows: one that was emptied knows at first only the replica that asks.
+	fewerFor = 35 * time.Second
+	// beatGap is the longest time between two heartbeats of an unbroken row.
+	beatGap = 15 * time.Second
 
-// maxUse keeps the arithmetic of shares within 64 bits for a thousand members.
-const maxUse = 1 << 40
+	// markKey holds a random text that is renewed whenever quotas are brought to what is
+	// known of them from elsewhere. Without it the store is new, or has lost what it had.
+	markKey = "tg:{fleet}:mark"
+)
 
-// share is the part of an amount that a member may have alone: half of it by what
-// it let in of late, half evenly. It is rounded down, so that all together have no
-// more than the amount.
-func (e epoch) share(name string, amount int64) int64 {
-	var own, all uint64
-	known := false
-	for _, m := range e {
-		all += m.use
-		if m.name == name {
-			own, known = m.use, true
-		}
+// part returns a replica's share of every limit, as a fraction.
+func part(members int) (numerator, denominator int64) {
+	switch {
+	case members == 1:
+		return 1, 1
+	case members <= halvedUpTo: // or never known: it may be one of two
+		return 1, 2
 	}
-	if !known || amount <= 0 {
+	return 2, int64(members)
+}
+
+// share returns the part of an amount that this replica may have while it is alone:
+// rounded down, but never nothing of something.
+func (f *fleet) share(amount int64) int64 {
+	if amount <= 0 {
 		return 0
 	}
-	n := uint64(len(e))
-	if all == 0 {
-		return amount / int64(n)
-	}
-	// own/(2·all) + 1/(2·n), as one fraction; it is at most 1.
-	high, low := bits.Mul64(uint64(amount), own*n+all)
-	part, _ := bits.Div64(high, low, 2*all*n)
-	return int64(part)
-}
-
-// fleet is what a replica knows of the others. It is safe for concurrent use.
-type fleet struct {
-	own string
-
-	mu         sync.RWMutex
-	this, last epoch
-	mark       string // of the store when it was last asked; empty: it had none
-	met        bool   // it was asked
-}
-
-// markKey holds a random text that is renewed whenever quotas are brought to what is
-// known of them from elsewhere. Without it the store is new, or has lost what it had.
-const markKey = "tg:{fleet}:mark"
-
-// share is the part of an amount that this replica may have while it is alone: the
-// lesser of the last two epochs, since another replica may know only the earlier
-// one. What rounding down leaves over (of a limit of one slot, all of it) goes to
-// one member that the key picks, while both epochs have the same members.
-//
-// Who was never told of a fleet takes half: it cannot know how many it is part of.
-func (f *fleet) share(key string, amount int64) int64 {
 	f.mu.RLock()
-	defer f.mu.RUnlock()
-	if len(f.this) == 0 {
-		return (amount + 1) / 2
-	}
-	part := f.this.share(f.own, amount)
-	if len(f.last) == 0 {
-		return part
-	}
-	part = min(part, f.last.share(f.own, amount))
-	if !f.picks(key) {
-		return part
-	}
-	rest := amount
-	for _, m := range f.this {
-		if m.name != f.own {
-			rest -= max(f.this.share(m.name, amount), f.last.share(m.name, amount))
-		}
-	}
-	return max(part, rest)
+	n, d := part(f.members)
+	f.mu.RUnlock()
+	return max(amount/d*n+amount%d*n/d, 1)
 }
 
-// picks reports whether the key picks this replica, by the highest hash, and all
-// who could be asked agree.
-func (f *fleet) picks(key string) bool {
-	if len(f.this) != len(f.last) {
-		return false
-	}
-	best, highest := "", uint64(0)
-	for i, m := range f.this {
-		if m.name != f.last[i].name { // both are in the order of the names
-			return false
-		}
-		h := fnv.New64a()
-		_, _ = h.Write([]byte(key))
-		_, _ = h.Write([]byte{0})
-		_, _ = h.Write([]byte(m.name))
-		if sum := h.Sum64(); best == "" || sum > highest {
-			best, highest = m.name, sum
-		}
-	}
-	return best == f.own
-}
-
-// size is how many members the last epoch had, and what of a limit of 1000 this one
-// has.
+// size returns how many replicas the share is made for, and what of a limit of 1000
+// this one has.
 func (f *fleet) size() (members int, perMille int64) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	switch {
-	case len(f.this) == 0:
-		return 0, 500
-	case len(f.last) == 0:
-		return len(f.this), f.this.share(f.own, 1000)
-	}
-	return len(f.this), min(f.this.share(f.own, 1000), f.last.share(f.own, 1000))
+	n, d := part(f.members)
+	return f.members, 1000 * n / d
 }
 
-// beat says that this replica lives, and learns of the fleet. other says that the
-// mark is not the one that it was.
-func (f *fleet) beat(ctx context.Context, s *Store, use uint64) (other bool, err error) {
+// news is what a heartbeat learned that was not so at the last one.
+type news struct {
+	restored bool // quotas were brought to what a ledger knows, or the store was emptied
+	lost     bool // the store has lost its counters
+}
+
+// beat says that this replica lives, and learns of the fleet.
+func (f *fleet) beat(ctx context.Context, s *Store, now time.Time) (n news, err error) {
 	at := ""
 	if s.now != nil {
 		at = strconv.FormatInt(s.now().UnixMilli(), 10)
 	}
-	keys := []string{"tg:{fleet}:members", "tg:{fleet}:use", "tg:{fleet}:shares", markKey}
-	answer, err := redis.NewScript(fleetLua).Run(ctx, s.client, keys, at, f.own, min(use, maxUse)).Slice()
+	keys := []string{"tg:{fleet}:members", "tg:{fleet}:counters", markKey}
+	answer, err := redis.NewScript(fleetLua).Run(ctx, s.client, keys, at, f.name, rand.Text()).Slice()
 	if err != nil {
-		return false, fmt.Errorf("redis: fleet: %w", err)
+		return news{}, fmt.Errorf("redis: fleet: %w", err)
 	}
-	if len(answer) != 3 {
-		return false, errAnswer
+	members, counted, mark, ok := readBeat(answer)
+	if !ok {
+		return news{}, errAnswer
 	}
-	this, last, mark := readEpoch(answer[0]), readEpoch(answer[1]), fmt.Sprint(answer[2])
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	other = f.mark != "" && f.mark != mark
-	f.this, f.last, f.mark, f.met = this, last, mark, true
-	return other, nil
+	n = news{restored: f.mark != "" && f.mark != mark, lost: f.counted != "" && f.counted != counted}
+	f.counted, f.mark, f.met = counted, mark, true
+	f.count(members, now)
+	return n, nil
+}
+
+// readBeat reads the answer to a heartbeat.
+func readBeat(answer []any) (members int, counted, mark string, ok bool) {
+	if len(answer) != 3 {
+		return 0, "", "", false
+	}
+	n, ok := answer[0].(int64)
+	if !ok || n < 1 || n > maxMembers {
+		return 0, "", "", false
+	}
+	return int(n), fmt.Sprint(answer[1]), fmt.Sprint(answer[2]), true
+}
+
+// maxMembers bounds what is believed of a fleet.
+const maxMembers = 1_000_000
+
+// count takes in how many members the store tells of. More count at once, fewer when
+// they have been so for a while. The lock is held.
+func (f *fleet) count(members int, now time.Time) {
+	switch {
+	case members >= f.members:
+		f.members, f.fewer = members, time.Time{}
+	case f.fewer.IsZero() || now.Sub(f.beaten) > beatGap:
+		f.fewer = now
+	case now.Sub(f.fewer) >= fewerFor:
+		f.members, f.fewer = members, time.Time{}
+	}
+	f.beaten = now
 }
 
 // empty reports whether the store had no mark when it was last asked, and whether it
@@ -160,21 +145,4 @@ func (f *fleet) empty() (empty, met bool) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return f.met && f.mark == "", f.met
-}
-
-// maxMembers bounds an epoch, so that the arithmetic of its shares does not overflow.
-// One with more is none of ours.
-const maxMembers = 1_000
-
-func readEpoch(answer any) epoch {
-	list, _ := answer.([]any)
-	if len(list) > 2*maxMembers {
-		return nil
-	}
-	var out epoch
-	for i := 0; i+1 < len(list); i += 2 {
-		use, _ := strconv.ParseUint(fmt.Sprint(list[i+1]), 10, 64)
-		out = append(out, member{fmt.Sprint(list[i]), min(use, maxUse)})
-	}
-	return out
 }

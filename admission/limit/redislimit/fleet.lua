@@ -1,15 +1,10 @@
--- One heartbeat of one replica: it says that it lives and how much it lets in, and
--- is told how the limits are to be shared if it should be left alone.
+-- One heartbeat of one replica: it says that it lives, and is told how many do.
 --
--- KEYS  1 members by their last heartbeat, 2 what each lets in, 3 the shares, 4 the
---       mark that says that the counters are whole
--- ARGV  1 time in ms (empty: the server's), 2 this replica, 3 what it lets in
---
--- The shares are fixed for an epoch, from what the members said until then, so that
--- all who were told of one epoch add up to one. An epoch is longer than two
--- heartbeats, so no member is more than one behind another; each is told of the
--- last two and takes the lesser share.
-local EPOCH, GONE, FORGET = 25000, 35000, 3600000
+-- KEYS  1 members by their last heartbeat, 2 the name of these counters, 3 the mark
+--       that says that their quotas are whole
+-- ARGV  1 time in ms (empty: the server's), 2 this replica, 3 a name for the
+--       counters if they have none: they are new then, or were lost
+local GONE, FORGET = 35000, 3600000
 local now = tonumber(ARGV[1])
 if not now then
   local time = redis.call('TIME')
@@ -24,38 +19,12 @@ local function try(command, key, ...)
   return redis.call(command, key, ...)
 end
 try('ZADD', KEYS[1], now, ARGV[2])
-try('HSET', KEYS[2], ARGV[2], ARGV[3])
-local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - GONE, 'LIMIT', 0, 1000)
-if #gone > 0 then
-  redis.call('ZREM', KEYS[1], unpack(gone))
-  redis.call('HDEL', KEYS[2], unpack(gone))
-end
--- Shares that cannot be read, or are of a time to come, are made anew.
-local function read(stored)
-  local ok, shares = pcall(cmsgpack.unpack, stored)
-  if not ok or type(shares) ~= 'table' then return nil end
-  local begun = shares.begun
-  if type(begun) ~= 'number' or not (begun <= now + EPOCH) then return nil end
-  for _, list in ipairs({shares.last or 0, shares.this or 0}) do
-    if type(list) ~= 'table' then return nil end
-    for _, one in ipairs(list) do
-      if type(one) ~= 'string' then return nil end
-    end
-  end
-  return shares
-end
-local stored = try('GET', KEYS[3])
-local shares = stored and read(stored) or {begun = -EPOCH, last = {}, this = {}}
-if now - shares.begun >= EPOCH then
-  local names = redis.call('ZRANGE', KEYS[1], 0, 999)
-  table.sort(names) -- of all epochs in one order
-  shares.begun, shares.last, shares.this = now, shares.this, {}
-  for _, member in ipairs(names) do
-    table.insert(shares.this, member)
-    table.insert(shares.this, redis.call('HGET', KEYS[2], member) or '0')
-  end
-  redis.call('SET', KEYS[3], cmsgpack.pack(shares), 'PX', FORGET)
-end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - GONE)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. now + GONE, '+inf') -- of a clock that was ahead
 redis.call('PEXPIRE', KEYS[1], FORGET)
-redis.call('PEXPIRE', KEYS[2], FORGET)
-return {shares.this, shares.last, try('GET', KEYS[4]) or ''}
+local name = try('GET', KEYS[2])
+if not name then
+  name = ARGV[3]
+  redis.call('SET', KEYS[2], name)
+end
+return {redis.call('ZCARD', KEYS[1]), name, try('GET', KEYS[3]) or ''}

@@ -46,20 +46,22 @@ type Guarded struct {
 	shadow  *limit.Memory
 	fleet   fleet
 	seen    seen
-	recent  recent
 
-	alone atomic.Bool
-	mu    sync.Mutex
-	since time.Time // of alone
-	last  error
+	alone     atomic.Bool
+	longestMs atomic.Int64 // of the windows that were asked for, in milliseconds
+	lostMs    atomic.Int64 // when Redis was last found to have lost its counters, in milliseconds since 1970; 0: never
+	mu        sync.Mutex
+	since     time.Time // of alone
+	last      error
 	// outage numbers the counters that are only of a time without Redis: each end of
 	// such a time begins another.
-	outage  int64
-	suspect string // the home that a probe asks
-	here    map[string]*local
-	waiting []settlement
-	dropped int64
-	probes  int64
+	outage   int64
+	suspect  string // the home that a probe asks
+	here     map[string]*local
+	waiting  []settlement
+	dropped  int64
+	probes   int64
+	recalled recalled
 
 	hereCount, waitingCount atomic.Int64
 }
@@ -75,7 +77,7 @@ func Guard(store *Store, o GuardOptions) *Guarded {
 		o.Now = time.Now
 	}
 	g := &Guarded{
-		store: store, with: o, shadow: limit.NewMemory(o.Now), fleet: fleet{own: o.Replica}, here: map[string]*local{},
+		store: store, with: o, shadow: limit.NewMemory(o.Now), fleet: fleet{name: o.Replica}, here: map[string]*local{},
 		seen: seen{now: map[string]sight{}}, suspect: "{probe}",
 	}
 	g.metrics = newMetrics(o.Registry, g)
@@ -101,30 +103,6 @@ func (g *Guarded) changed(alone bool) {
 	if g.with.Changed != nil {
 		g.with.Changed(alone, last)
 	}
-}
-
-// State is what an operator may want to know.
-type State struct {
-	Alone    bool      `json:"alone"`     // Redis is not asked
-	Since    time.Time `json:"since"`     // when that changed; zero: never
-	Error    string    `json:"error"`     // why it is not asked; empty while it is
-	Replicas int       `json:"replicas"`  // as far as was last known; 0: never known
-	PerMille int64     `json:"per_mille"` // of the limits, that this replica enforces alone
-	Waiting  int       `json:"waiting"`   // settlements that Redis is still to be told of
-	Dropped  int64     `json:"dropped"`   // settlements for which there was no room
-}
-
-// State is how things are now.
-func (g *Guarded) State() State {
-	s := State{Alone: g.alone.Load()}
-	s.Replicas, s.PerMille = g.fleet.size()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	s.Since, s.Waiting, s.Dropped = g.since, len(g.waiting), g.dropped
-	if s.Alone && g.last != nil {
-		s.Error = g.last.Error()
-	}
-	return s
 }
 
 // ask calls Redis within the budget, unless the breaker is open.
@@ -167,6 +145,11 @@ func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.D
 	if !r.Peek && g.hereCount.Load() > 0 && g.isHere(r.ID) {
 		return g.reserveHere(r)
 	}
+	if !r.Peek {
+		if out, refused := g.recounted(r); refused {
+			return out, nil
+		}
+	}
 	err = g.ask(ctx, r.Dims, func(ctx context.Context) (err error) {
 		out, err = g.store.Reserve(ctx, r)
 		return err
@@ -180,11 +163,7 @@ func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.D
 	case err == nil:
 		out.Shared = true
 		if !r.Settled {
-			g.seen.learn(r.Dims, out.States, g.with.Now().UnixMilli())
-		}
-		if out.Allowed && !out.Again && !r.Peek {
-			g.shadow.Note(r, out)
-			g.recent.add(g.with.Now())
+			g.learn(r, out)
 		}
 		return out, nil
 	case errors.Is(err, limit.ErrDims):
@@ -200,6 +179,37 @@ func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.D
 		out.Forgotten = true
 	}
 	return out, err
+}
+
+// learn keeps the shadow in step with what Redis decided, and notes what Redis knows
+// beyond it.
+func (g *Guarded) learn(r limit.Reservation, out limit.Decision) {
+	var mine []limit.State
+	dims := fine(r.Dims)
+	if out.Allowed && !out.Again && !r.Peek {
+		mine = g.shadow.Note(limit.Reservation{ID: r.ID, Dims: dims}, out)
+	} else if found, err := g.shadow.Reserve(context.Background(), limit.Reservation{Dims: dims, Peek: true}); err == nil {
+		mine = found.States
+	}
+	g.note(r.Dims, out.States, mine)
+}
+
+// note notes what Redis said of counters, of which mine are the shadow's states.
+func (g *Guarded) note(dims []limit.Dim, states, mine []limit.State) {
+	for i := range dims {
+		if d := &dims[i]; d.Kind == limit.Window && d.WindowMs > g.longestMs.Load() {
+			g.longestMs.Store(d.WindowMs) // a smaller one that comes between is soon corrected
+		}
+	}
+	now := g.with.Now()
+	g.seen.learn(dims, states, mine, now.UnixMilli(), g.recounts(now))
+}
+
+// recounts reports whether a window may be running that began before Redis lost its
+// counters.
+func (g *Guarded) recounts(now time.Time) bool {
+	lost := g.lostMs.Load()
+	return lost != 0 && now.UnixMilli() < lost+max(g.longestMs.Load(), limit.LeaseLife.Milliseconds())
 }
 
 // forget takes back what Redis may have let in without being able to say so.
@@ -221,10 +231,10 @@ func (g *Guarded) Settle(ctx context.Context, s limit.Settlement) (limit.Settled
 		if len(l.skipped) != len(s.Dims) {
 			return limit.Settled{}, limit.ErrDims
 		}
-		mine, _ = g.shadow.Settle(ctx, limit.Settlement{ID: s.ID, Dims: l.dims, Charges: l.charges(s.Charges)})
+		mine, _ = g.shadow.Settle(ctx, limit.Settlement{ID: s.ID, Dims: l.dims, Charges: s.Charges})
 		shared = l.home(s)
 	} else {
-		mine, _ = g.shadow.Settle(ctx, s)
+		mine, _ = g.shadow.Settle(ctx, limit.Settlement{ID: s.ID, Dims: fine(s.Dims), Charges: s.Charges, New: s.New})
 	}
 	var out limit.Settled
 	err := g.ask(ctx, s.Dims, func(ctx context.Context) (err error) {
@@ -232,7 +242,7 @@ func (g *Guarded) Settle(ctx context.Context, s limit.Settlement) (limit.Settled
 		return err
 	})
 	if err == nil {
-		g.seen.learn(s.Dims, out.States, g.with.Now().UnixMilli())
+		g.note(s.Dims, out.States, mine.States)
 		return out, nil
 	}
 	if errors.Is(err, limit.ErrDims) {
@@ -252,14 +262,14 @@ func (g *Guarded) Renew(ctx context.Context, renewals []limit.Renewal) (lost []s
 	g.mu.Lock()
 	for _, r := range renewals {
 		l := g.here[r.ID]
+		if l == nil || l.adopted {
+			shared = append(shared, r)
+		}
 		if l == nil {
-			shared, mine = append(shared, r), append(mine, r)
-			continue
+			r.Dims = fine(r.Dims)
+		} else {
+			r.Dims = l.dims
 		}
-		if len(r.Charges) == len(l.skipped) {
-			r.Charges = l.charges(r.Charges)
-		}
-		r.Dims = l.dims
 		mine = append(mine, r)
 	}
 	g.mu.Unlock()
@@ -277,8 +287,11 @@ func (g *Guarded) Renew(ctx context.Context, renewals []limit.Renewal) (lost []s
 
 // greet is this replica's heartbeat in the fleet.
 func (g *Guarded) greet(ctx context.Context) error {
-	other, err := g.fleet.beat(ctx, g.store, g.recent.sum(g.with.Now()))
-	if other {
+	n, err := g.fleet.beat(ctx, g.store, g.with.Now())
+	if n.lost {
+		g.lostMs.Store(g.with.Now().UnixMilli())
+	}
+	if n.restored {
 		g.leaveQuotas()
 	}
 	return err
@@ -339,11 +352,26 @@ func (g *Guarded) look(ctx context.Context) {
 			if err := g.call(ctx, nil, g.greet); err != nil {
 				return err
 			}
-			return g.tell(ctx)
+			return g.catchUp(ctx)
 		})
-	} else if g.waitingCount.Load() > 0 {
-		_ = g.breaker.Do(func() error { return g.tell(ctx) })
+		return
 	}
+	// Without this a Redis that is away would be found by the next request, and that
+	// one would wait for it.
+	_ = g.breaker.Do(func() error {
+		if err := g.call(ctx, nil, g.greet); err != nil {
+			return err
+		}
+		return g.catchUp(ctx)
+	})
+}
+
+// catchUp brings to Redis what was decided without it.
+func (g *Guarded) catchUp(ctx context.Context) error {
+	if err := g.tell(ctx); err != nil {
+		return err
+	}
+	return g.adopt(ctx)
 }
 
 // probe makes and ends a reservation with the real script, in the home where the
@@ -366,38 +394,4 @@ func (g *Guarded) probe(ctx context.Context) error {
 		_, err := g.store.Settle(ctx, limit.Settlement{ID: id, Dims: dims, Charges: []int64{0}})
 		return err
 	})
-}
-
-// recent counts what was let in during the last minute.
-type recent struct {
-	mu     sync.Mutex
-	counts [6]struct {
-		spell int64
-		n     uint64
-	}
-}
-
-const spellLength = 10 * time.Second
-
-func (r *recent) add(now time.Time) {
-	spell := now.UnixNano() / int64(spellLength)
-	r.mu.Lock()
-	c := &r.counts[spell%int64(len(r.counts))]
-	if c.spell != spell {
-		c.spell, c.n = spell, 0
-	}
-	c.n++
-	r.mu.Unlock()
-}
-
-func (r *recent) sum(now time.Time) (n uint64) {
-	spell := now.UnixNano() / int64(spellLength)
-	r.mu.Lock()
-	for i := range r.counts {
-		if spell-r.counts[i].spell < int64(len(r.counts)) {
-			n += r.counts[i].n
-		}
-	}
-	r.mu.Unlock()
-	return n
 }

@@ -7,7 +7,8 @@
 -- ARGV   1 operation, 2 time in ms (empty: the server's), 3 id, 4 dimensions, and
 --        of reserve  5 "1" to be given what a cancel needs
 --        of cancel   5... what it was given
---        of settle   5 the charges, 6 "1" where an unknown id is charged
+--        of settle   5 the charges, 6 "1" where an unknown id is charged, 7 how long
+--                    ago it used what windows are charged, in ms
 --        of renew    5 the charges (empty: not known)
 --
 -- Lists of numbers travel and lie in counters as doubles, little end first: one
@@ -317,8 +318,9 @@ local function enter(d, c)
   if c[$QBEGIN] < D[d + $BEGIN] then c[$QBEGIN], c[$QEND], c[$USED], c[$HELD] = D[d + $BEGIN], D[d + $END], 0, 0 end
 end
 
-local function add(d, c, amount)
-  local gone, size, length, bucket = $FIRST, #c, D[d + $WINDOW], D[d + $BUCKET]
+-- drop forgets the buckets that count no longer.
+local function drop(d, c)
+  local gone, size, length = $FIRST, #c, D[d + $WINDOW]
   while gone <= size and c[gone] <= now - length do
     c[$SUM] = c[$SUM] - c[gone + 1]
     gone = gone + 2
@@ -328,6 +330,11 @@ local function add(d, c, amount)
     for i = gone, size do c[i - gone + $FIRST] = c[i] end
     for i = size, size - gone + $FIRST + 1, -1 do c[i] = nil end
   end
+end
+
+local function add(d, c, amount)
+  drop(d, c)
+  local bucket = D[d + $BUCKET]
   local last = #c - 1
   if last >= $FIRST and floor(c[last] / bucket) >= floor(now / bucket) then
     local was = c[last + 1]
@@ -531,6 +538,27 @@ local function bucketof(d, c)
   end
 end
 
+local age = 0 -- of what windows are charged for an id that is not known, in ms
+
+-- addpast charges an amount that was used at an earlier time. The token bucket is
+-- charged what has not drained since.
+local function addpast(d, c, amount)
+  local length, bucket, when = D[d + $WINDOW], D[d + $BUCKET], now - age
+  if age >= length then return end
+  local limit, burst = inforce(d, now)
+  if burst > 0 then owe(d, c, drain(debtof(amount, length), limit, age)) end
+  drop(d, c)
+  local i = $FIRST
+  while c[i] and floor(c[i] / bucket) < floor(when / bucket) do i = i + 2 end
+  if not c[i] or floor(c[i] / bucket) ~= floor(when / bucket) then
+    table.insert(c, i, when)
+    table.insert(c, i + 1, 0)
+  end
+  local was = c[i + 1]
+  c[i], c[i + 1] = max(c[i], when), min(was + amount, $MAXSUM)
+  c[$SUM] = c[$SUM] + c[i + 1] - was
+end
+
 -- adjust brings one charge of a reservation to what it is to be.
 local function adjust(i, target)
   local d, delta = where[i], target - charged[i]
@@ -544,6 +572,10 @@ local function adjust(i, target)
     return
   end
   local length = D[d + $WINDOW]
+  if delta > 0 and age > 0 then
+    addpast(d, c, delta)
+    return
+  end
   if delta > 0 then
     owe(d, c, debtof(delta, length))
     add(d, c, delta)
@@ -584,7 +616,7 @@ end
 
 if operation == 'settle' then
   if not state and ARGV[6] == '1' then
-    at, X, charged = -1, {}, {}
+    at, X, charged, age = -1, {}, {}, max(tonumber(ARGV[7]) or 0, 0)
     for i = 1, n do
       X[i], charged[i] = 0, 0
       if D[where[i] + $KIND] == $QUOTA then X[i] = $NOWHERE end

@@ -348,7 +348,7 @@ func (s *Store) Settle(ctx context.Context, t limit.Settlement) (limit.Settled, 
 	calls := make([]call, len(groups))
 	for i := range groups {
 		g := &groups[i]
-		calls[i] = s.call("settle", g.home, t.ID, g.dims, packNumbers(g.pick(t.Charges)), mark)
+		calls[i] = s.call("settle", g.home, t.ID, g.dims, packNumbers(g.pick(t.Charges)), mark, max(t.AgeMs, 0))
 	}
 	answers, err := s.several(ctx, calls)
 	if err != nil {

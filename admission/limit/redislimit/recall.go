@@ -1,0 +1,80 @@
+package redislimit
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"tidegate/admission/limit"
+)
+
+// recalled is what a ledger said of quotas. A zero one was never told. It is read and
+// written under the guard's lock.
+type recalled struct {
+	at     time.Time
+	outage int64            // in which the ledger was asked
+	all    map[string]spent // by counter
+}
+
+// spent is what of one quota was used in a period, in its own unit.
+type spent struct {
+	begin int64 // of the period, in milliseconds since 1970
+	used  int64 // by all replicas, this one's since it is alone included
+	here  int64 // by this one since it is alone, when the ledger was asked
+}
+
+// Recall takes in what a ledger knows of quotas. It knows of all that was used: a
+// counter that is not among them was not used in the running period. While Redis is
+// not asked, what remains is worked out from it, so that quotas are known as soon as
+// the ledger was read, and go on counting for all replicas.
+func (g *Guarded) Recall(all []limit.Recorded) {
+	g.mu.Lock()
+	next := recalled{at: g.with.Now(), outage: g.outage, all: make(map[string]spent, len(all))}
+	g.mu.Unlock()
+	for i := range all {
+		r := &all[i]
+		next.all[r.Dim.Key] = spent{begin: r.Dim.BeginMs, used: r.Used, here: g.spentHere(r.Dim, next.outage)}
+	}
+	g.mu.Lock()
+	g.recalled = next
+	g.mu.Unlock()
+}
+
+// outageSuffix is behind the key of a quota's counter of one outage.
+func outageSuffix(outage int64) string { return fmt.Sprintf("#%d", outage) }
+
+// spentHere is what of a quota this replica has settled since it is alone.
+func (g *Guarded) spentHere(d limit.Dim, outage int64) int64 {
+	d.Key += outageSuffix(outage)
+	d.Cost = 0
+	found, err := g.shadow.Reserve(context.Background(), limit.Reservation{Dims: []limit.Dim{d}, Peek: true, Settled: true})
+	if err != nil {
+		return 0
+	}
+	return found.States[0].Used
+}
+
+// known is what is known of a quota's use: by Redis until this replica was alone, or by
+// the ledger since. Of the two the larger holds: Redis also knew of what was running,
+// and the ledger knows of other replicas.
+func (g *Guarded) known(d *limit.Dim, now int64) spent {
+	was := g.seen.sight(d.Key)
+	g.mu.Lock()
+	r, told := g.recalled.all[d.Key]
+	if g.recalled.outage != g.outage {
+		r.here = 0
+	}
+	asked := !g.recalled.at.IsZero() && now-g.recalled.at.UnixMilli() < recallLife.Milliseconds()
+	g.mu.Unlock()
+	if told && r.begin != d.BeginMs {
+		r = spent{} // of another period
+	}
+	if was.ms == 0 && !told && !asked {
+		return spent{used: d.Limit - d.Limit/unknownPart}
+	}
+	if was.begin < d.BeginMs {
+		was.used = 0 // nothing was used of this period when it was seen
+	}
+	r.used = max(r.used, was.used+r.here)
+	return r
+}
