@@ -21,9 +21,9 @@ func boards() []board {
 		},
 		{
 			uid: "tidegate-tenants", title: "Tidegate / Tenants and quotas",
-			about: "Whom limits and quotas refuse, how well reservations fit, and which alerts were sent.",
+			about: "Whom limits and quotas refuse, how much of quotas is used, how well reservations fit, and which alerts were sent.",
 			picks: []pick{models(), rules()},
-			rows:  []shelf{tenantsRefused(), tenantsDecisions(), tenantsUsers(), tenantsAlerts()},
+			rows:  []shelf{tenantsRefused(), tenantsDecisions(), tenantsQuotas(), tenantsUsers(), tenantsAlerts()},
 		},
 		{
 			uid: "tidegate-backends", title: "Tidegate / Backends",
@@ -223,6 +223,20 @@ func tenantsDecisions() shelf {
 			query{rate(name, of+`,decision=~"deny|shadow_deny"`, "rule, decision"), "{{rule}} {{decision}}"}).without("nothing was denied"),
 		chart(8, "Where it was decided", "reqps", "redis: by all gateways together; local: by each for itself, because there is no Redis or it does not answer.",
 			query{rate(name, of, "store"), "{{store}}"}).without("no limits or quotas are set"),
+	}}
+}
+
+func tenantsQuotas() shelf {
+	const name = "tidegate_quota_used_ratio"
+	const none = "no quota is by this, or nothing of it has been used since the start"
+	part := func(by string) query {
+		return query{"topk(20, max by (quota, subject) (" + name + "{per=~\".*" + by + ".*\"}))", "{{subject}} {{quota}}"}
+	}
+	return shelf{"Quotas used", []panel{
+		chart(12, "Used by department", "percentunit", "How much of its quota each department has used in the running period, of the twenty with most. What running requests hold is not in it.",
+			part("department")).lined(step{0, "green"}, step{.8, "orange"}, step{1, "red"}).without(none),
+		chart(12, "Used by project", "percentunit", "How much of its quota each project has used in the running period, of the twenty with most. What running requests hold is not in it.",
+			part("project")).lined(step{0, "green"}, step{.8, "orange"}, step{1, "red"}).without(none),
 	}}
 }
 

@@ -40,6 +40,7 @@ func everyMetric(more string) plan {
   - {name: seen, per: user, requests: 1/1h, shadow: true}
 quotas:
   - {name: daily, per: user, units: 100000, every: day}
+  - {name: monthly, per: model, units: 100000000, every: month}
 alerts:
   - {type: slack, url_env: SLACK_URL}
 telemetry: {per_user: 5}

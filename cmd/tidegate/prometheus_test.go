@@ -507,7 +507,10 @@ func observable(t *testing.T, redis string) func(*config) {
 			{Name: "tokens", Per: "user", Bounds: limit.Bounds{Tokens: limit.Rate{Count: 1, Window: time.Minute}}, Shadow: true},
 		}
 		c.Alerts = []channel.Config{{Name: "ops", Type: channel.Webhook, URL: "http://127.0.0.1:1/", Secret: "a secret of sixteen", AllowPrivate: true, CAFile: authority}}
-		c.Quotas = []limit.QuotaRule{{Name: "daily", Per: "user", Units: 1_000_000_000, Every: "day"}}
+		c.Quotas = []limit.QuotaRule{
+			{Name: "daily", Per: "user", Units: 1_000_000_000, Every: "day"}, {Name: "monthly", Per: "department", Units: 1_000_000_000, Every: "month"},
+			{Name: "team", Per: "project", Units: 1_000_000_000, Every: "week"},
+		}
 	}
 }
 

@@ -167,6 +167,7 @@ func (a *Alerts) lookAt(ctx context.Context, who limit.Subjects, refused string)
 	}
 	for i := range uses {
 		u := &uses[i]
+		a.metrics.used.note(u, a.now())
 		if a.Claims != nil && !u.Shared {
 			return errAlone
 		}

@@ -13,6 +13,7 @@ type metrics struct {
 	total   *prometheus.CounterVec
 	pending *prometheus.Desc
 	alerts  *Alerts
+	used    *used
 
 	mu    sync.Mutex
 	names map[string]bool // of channels
@@ -20,7 +21,7 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer, a *Alerts) *metrics {
 	m := &metrics{
-		alerts: a, names: map[string]bool{},
+		alerts: a, names: map[string]bool{}, used: newUsed(),
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidegate_alerts_total", Help: "Tries to send a quota alert, by how they ended: sent, retried (it failed and is tried again) or given_up.",
 		}, []string{"channel", "severity", "outcome"}),
@@ -63,11 +64,17 @@ func (m *metrics) count(channelName string, s channel.Severity, outcome string) 
 }
 
 // Describe implements prometheus.Collector.
-func (m *metrics) Describe(out chan<- *prometheus.Desc) { out <- m.pending }
+func (m *metrics) Describe(out chan<- *prometheus.Desc) {
+	out <- m.pending
+	out <- m.used.desc
+}
 
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	for _, s := range m.alerts.Status() {
 		out <- prometheus.MustNewConstMetric(m.pending, prometheus.GaugeValue, float64(s.Pending), s.Channel)
+	}
+	for _, metric := range m.used.gather(m.alerts.now()) {
+		out <- metric
 	}
 }
