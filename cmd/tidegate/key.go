@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"os/user"
 	"strings"
@@ -16,14 +16,14 @@ import (
 func (p *process) keyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "key",
-		Short: "Make, list, rotate and revoke API keys",
+		Short: "Make, list, change, rotate and revoke API keys",
 		Long: "Works on the store of the configuration (store.dsn, by default tidegate.db in this\n" +
 			"directory) directly, whether gateways run or not; those that do follow within two seconds.",
-		Example: "  KEY=$(tidegate key create --user ann)\n  tidegate key list\n  tidegate key revoke ann",
+		Example: "  KEY=$(tidegate key create --user ann)\n  tidegate key list\n  tidegate key set ann --ttl 30d\n  tidegate key revoke ann",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(p.keyCreateCommand(), p.keyListCommand(), p.keyRotateCommand(), p.keyRevokeCommand())
+	cmd.AddCommand(p.keyCreateCommand(), p.keyListCommand(), p.keySetCommand(), p.keyRotateCommand(), p.keyRevokeCommand())
 	return cmd
 }
 
@@ -49,13 +49,20 @@ func (p *process) keyCreateCommand() *cobra.Command {
 			"project or department that is not there yet is made. With --name, a name whose key is\n" +
 			"expired or revoked can be used again by the same user.",
 		Example: "  KEY=$(tidegate key create --user ann)\n" +
-			"  tidegate key create --user ci --project apollo --department space --models Qwen3-0.6B --ips 10.0.0.0/8 --tier batch --ttl 720h\n" +
+			"  tidegate key create --user ci --project apollo --department space --models Qwen3-0.6B --ips 10.0.0.0/8 --tier batch --ttl 30d\n" +
 			"  tidegate key create --user root --admin",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n.Tier, n.MaxLevel = account.Tier(tier), level
-			return p.withAccounts(cmd.Context(), file, true, func(d *account.Directory) error {
-				m, err := d.CreateKey(cmd.Context(), operator(), n)
+			c, err := p.storeConfig(file)
+			if err == nil {
+				err = checkKnown(n.Models, c.modelNames())
+			}
+			if err != nil {
+				return err
+			}
+			return p.withStore(cmd.Context(), &c, true, func(s *account.Store) error {
+				m, err := account.New(c.Auth, s).CreateKey(cmd.Context(), operator(), n)
 				if err != nil {
 					return err
 				}
@@ -70,7 +77,7 @@ func (p *process) keyCreateCommand() *cobra.Command {
 	f.StringVar(&n.Project, "project", "", "project of a user that is not there yet (default \"default\")")
 	f.StringVar(&n.Department, "department", "", "department of a project that is not there yet (default \"default\")")
 	f.StringVar(&n.Name, "name", "", "name of the key, for reports and limits (default the user's, with a number where that is taken)")
-	f.StringVar(&n.TTL, "ttl", "", "how long it is good, such as 720h, or never (default auth.key_ttl)")
+	f.StringVar(&n.TTL, "ttl", "", "how long it is good, such as 30d or 12h, or never (default auth.key_ttl)")
 	f.StringSliceVar(&n.Models, "models", nil, "models it may use, separated by commas (default all)")
 	f.StringSliceVar(&n.IPs, "ips", nil, "addresses or networks it may be used from (default all)")
 	f.StringVar(&tier, "tier", "", "critical, standard or batch (default standard)")
@@ -113,9 +120,7 @@ func (p *process) keyListCommand() *cobra.Command {
 					return err
 				}
 				if asJSON {
-					enc := json.NewEncoder(p.stdout)
-					enc.SetIndent("", "  ")
-					return enc.Encode(keys)
+					return p.writeJSON(keys)
 				}
 				return p.table(keys)
 			})
@@ -161,8 +166,8 @@ func (p *process) table(keys []account.Key) error {
 
 func (p *process) keyRotateCommand() *cobra.Command {
 	var (
-		file    string
-		overlap time.Duration
+		file string
+		text string
 	)
 	cmd := &cobra.Command{
 		Use:   "rotate NAME|ID",
@@ -172,6 +177,10 @@ func (p *process) keyRotateCommand() *cobra.Command {
 		Example: "  KEY=$(tidegate key rotate ann)\n  tidegate key rotate ann --overlap 0s",
 		Args:    oneKey,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			overlap, err := account.ParseDuration(text)
+			if err != nil {
+				return usageError{fmt.Errorf("--overlap: %w", err)}
+			}
 			return p.withAccounts(cmd.Context(), file, false, func(d *account.Directory) error {
 				m, err := d.RotateKey(cmd.Context(), operator(), args[0], overlap)
 				if err != nil {
@@ -184,7 +193,7 @@ func (p *process) keyRotateCommand() *cobra.Command {
 		},
 	}
 	configFlag(cmd, &file)
-	cmd.Flags().DurationVar(&overlap, "overlap", account.DefaultOverlap, "how long the old key stays good")
+	cmd.Flags().StringVar(&text, "overlap", "1d", "how long the old key stays good, such as 12h or 0s")
 	return cmd
 }
 
@@ -196,23 +205,138 @@ func oneKey(_ *cobra.Command, args []string) error {
 }
 
 func (p *process) keyRevokeCommand() *cobra.Command {
-	var file string
+	var (
+		file, owner string
+		secret      bool
+	)
 	cmd := &cobra.Command{
-		Use:     "revoke NAME|ID",
-		Short:   "End a key at once",
-		Long:    "By name, all keys of that name end, also one that was rotated and is in its overlap;\nby id, that one. Running gateways refuse them within two seconds.",
-		Example: "  tidegate key revoke ann\n  tidegate key revoke 01K0ABCDEFGHJKMNPQRSTVWXYZ",
-		Args:    oneKey,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		Use:   "revoke NAME|ID",
+		Short: "End keys at once: one, all of a user, or the one whose text was found",
+		Long: "By name, all keys of that name end, also one that was rotated and is in its overlap;\n" +
+			"by id, that one. With --user all keys of the user end. With --secret the text of the key\n" +
+			"is read from stdin, or asked for without showing it, and never printed. Running gateways\n" +
+			"refuse the keys within two seconds, and end the requests under way with them within five.",
+		Example: "  tidegate key revoke ann\n  tidegate key revoke 01K0ABCDEFGHJKMNPQRSTVWXYZ\n" +
+			"  tidegate key revoke --user ann\n  tidegate key revoke --secret < found.txt",
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case secret && len(args) > 0:
+				return usageError{errors.New("--secret takes the key from stdin, never from the command line, where others see it: revoke a key that stood there, for the shell keeps it")}
+			case owner != "" && (secret || len(args) > 0):
+				return usageError{errors.New("give one of a name or id, --user and --secret")}
+			case owner != "" || secret:
+				return nil
+			}
+			return oneKey(cmd, args)
+		},
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			var text string
+			if secret {
+				if text, err = p.readSecret("Paste the key, which is not shown: "); err != nil {
+					return err
+				}
+			}
 			return p.withAccounts(cmd.Context(), file, false, func(d *account.Directory) error {
-				keys, err := d.Store().RevokeKey(cmd.Context(), operator(), args[0])
-				for _, k := range keys {
-					fmt.Fprintf(p.stderr, "revoked %s (id %s) of user %s\n", cell(k.Name), k.ID, cell(k.User))
+				var keys []account.Key
+				switch {
+				case secret:
+					keys, err = d.RevokeSecret(cmd.Context(), operator(), text)
+				case owner != "":
+					keys, err = d.Store().RevokeUser(cmd.Context(), operator(), owner)
+				default:
+					keys, err = d.Store().RevokeKey(cmd.Context(), operator(), args[0])
+				}
+				if p.tellRevoked(keys); err == nil && len(keys) == 0 {
+					fmt.Fprintln(p.stderr, "no key of the user was good any more")
 				}
 				return err
 			})
 		},
 	}
 	configFlag(cmd, &file)
+	cmd.Flags().StringVar(&owner, "user", "", "all keys of this user")
+	cmd.Flags().BoolVar(&secret, "secret", false, "the key whose text comes from stdin")
 	return cmd
+}
+
+func (p *process) keySetCommand() *cobra.Command {
+	var (
+		file, name, ttl, expires, tier, level string
+		models, ips                           []string
+	)
+	cmd := &cobra.Command{
+		Use:   "set NAME|ID",
+		Short: "Change what a key may do, how long it is good, or its name",
+		Long: "What is not given stays. A list replaces the list that the key has; all takes the\n" +
+			"restriction away. Running gateways follow within two seconds; requests under way keep\n" +
+			"what they began with. Under a new name, usage until now stays under the old one.",
+		Example: "  tidegate key set ann --ttl 30d\n  tidegate key set ci --models Qwen3-0.6B,Qwen3-1.7B --ips 10.0.0.0/8\n" +
+			"  tidegate key set ci --ips all --tier batch --max-level L2\n  tidegate key set ann --name ann-laptop",
+		Args: oneKey,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			given := func(flag string) bool { return cmd.Flags().Changed(flag) }
+			var ch account.KeyChange
+			for flag, set := range map[string]func(){
+				"name": func() { ch.Name = &name }, "ttl": func() { ch.TTL = &ttl }, "expires-at": func() { ch.Expires = &expires },
+				"models": func() { models = unrestricted(models); ch.Models = &models }, "ips": func() { ips = unrestricted(ips); ch.IPs = &ips },
+				"tier": func() { ch.Tier = (*account.Tier)(&tier) }, "max-level": func() { ch.MaxLevel = &level },
+			} {
+				if given(flag) {
+					set()
+				}
+			}
+			c, err := p.storeConfig(file)
+			if err == nil {
+				err = checkKnown(models, c.modelNames())
+			}
+			if err != nil {
+				return err
+			}
+			return p.withStore(cmd.Context(), &c, false, func(s *account.Store) error {
+				k, err := account.New(c.Auth, s).ChangeKey(cmd.Context(), operator(), args[0], ch)
+				if err != nil {
+					return err
+				}
+				return p.table([]account.Key{k})
+			})
+		},
+	}
+	f := cmd.Flags()
+	configFlag(cmd, &file)
+	f.StringVar(&name, "name", "", "its new name")
+	f.StringVar(&ttl, "ttl", "", "how long it is good from now, such as 30d, or never")
+	f.StringVar(&expires, "expires-at", "", "until when it is good, such as 2027-01-31T12:00:00Z")
+	f.StringSliceVar(&models, "models", nil, "models it may use, separated by commas, or all")
+	f.StringSliceVar(&ips, "ips", nil, "addresses or networks it may be used from, or all")
+	f.StringVar(&tier, "tier", "", "critical, standard or batch")
+	f.StringVar(&level, "max-level", "", "the furthest level of degradation it accepts, L0 to L4")
+	return cmd
+}
+
+// unrestricted is a list of flags in which all stands for no restriction.
+func unrestricted(list []string) []string {
+	if len(list) == 1 && list[0] == "all" {
+		return []string{}
+	}
+	return list
+}
+
+// modelNames are the names and aliases of the models of the configuration; none: it
+// does not name them.
+func (c *config) modelNames() (names []string) {
+	for i := range c.Models {
+		names = append(append(names, c.Models[i].Name), c.Models[i].Aliases...)
+	}
+	return names
+}
+
+// checkKnown refuses models that the configuration does not have, where it names any.
+func checkKnown(models, known []string) error {
+	if len(known) == 0 {
+		return nil
+	}
+	if err := account.CheckModels(models, known); err != nil {
+		return usageError{err}
+	}
+	return nil
 }

@@ -257,7 +257,7 @@ func badBodies(t *testing.T, f *front, admin string) {
 
 // commands runs the key commands beside the gateways.
 func commands(t *testing.T, a, b *front) {
-	out, _ := command(t, exitOK, "key", "create", "--config", a.file, "--user", "fay", "--name", "fay-ci", "--models", smallModel+",other", "--ips", "127.0.0.1", "--tier", "batch", "--max-level", "L2", "--ttl", "2h")
+	out, _ := command(t, exitOK, "key", "create", "--config", a.file, "--user", "fay", "--name", "fay-ci", "--models", smallModel+",qwen3", "--ips", "127.0.0.1", "--tier", "batch", "--max-level", "L2", "--ttl", "2h")
 	old := strings.TrimSpace(out)
 	out, log := command(t, exitOK, "key", "rotate", "fay-ci", "--config", b.file, "--overlap", "1h")
 	key := strings.TrimSpace(out)
@@ -270,7 +270,7 @@ func commands(t *testing.T, a, b *front) {
 		}
 	}
 	out, _ = command(t, exitOK, "key", "list", "--config", a.file, "--user", "fay")
-	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 3 || !strings.Contains(out, "replaced") || !strings.Contains(out, smallModel+",other") || strings.Contains(out, key) {
+	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 3 || !strings.Contains(out, "replaced") || !strings.Contains(out, smallModel+",qwen3") || strings.Contains(out, key) {
 		t.Error(out)
 	}
 	out, _ = command(t, exitOK, "key", "list", "--config", a.file, "--user", "fay", "--json")

@@ -12,7 +12,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	p := &process{env: os.LookupEnv, stdout: os.Stdout, stderr: os.Stderr}
+	p := &process{env: os.LookupEnv, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	for _, variable := range os.Environ() {
 		name, _, _ := strings.Cut(variable, "=")
 		p.names = append(p.names, name)

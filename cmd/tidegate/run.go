@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+
+	"tidegate/gateway/account"
 )
 
 // Exit codes.
@@ -26,7 +28,8 @@ type usageError struct{ error }
 // process is what a command is given of the process it runs in.
 type process struct {
 	env            func(string) (string, bool)
-	names          []string // of all environment variables; none: not known
+	names          []string  // of all environment variables; none: not known
+	stdin          io.Reader // nil: empty
 	stdout, stderr io.Writer
 }
 
@@ -37,7 +40,7 @@ func run(ctx context.Context, args []string, env func(string) (string, bool), st
 
 func (p *process) run(ctx context.Context, args []string) int {
 	stdout, stderr := &terminal{out: p.stdout}, &terminal{out: p.stderr}
-	p = &process{env: p.env, names: p.names, stdout: stdout, stderr: stderr}
+	p = &process{env: p.env, names: p.names, stdin: p.stdin, stdout: stdout, stderr: stderr}
 	root := &cobra.Command{
 		Use:   "tidegate",
 		Short: "One front door in OpenAI's API for a fleet of vLLM servers",
@@ -52,7 +55,10 @@ func (p *process) run(ctx context.Context, args []string) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(p.alertCommand(), p.serveCommand(), p.checkCommand(), p.demoCommand(), p.keyCommand(), p.migrateCommand(), p.pinCommand(), p.statusCommand(), p.topCommand(), p.unpinCommand(), p.usageCommand(), p.versionCommand())
+	root.AddCommand(p.alertCommand(), p.serveCommand(), p.checkCommand(), p.demoCommand(), p.keyCommand(), p.migrateCommand(), p.overrideCommand(), p.pinCommand(), p.statusCommand(), p.topCommand(), p.unpinCommand(), p.usageCommand(), p.versionCommand())
+	for _, k := range account.Kinds() {
+		root.AddCommand(p.ownerCommand(k))
+	}
 	err := root.ExecuteContext(ctx)
 	var (
 		usage usageError

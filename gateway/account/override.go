@@ -187,8 +187,9 @@ func (s *Store) StoredOverrides(ctx context.Context, p Page) (items []Override, 
 	return items, more, err
 }
 
-// allOverrides reads every page.
-func (s *Store) allOverrides(ctx context.Context) (all []Override, err error) {
+// AllOverrides reads every page of StoredOverrides.
+func (s *Store) AllOverrides(ctx context.Context) (all []Override, err error) {
+	all = []Override{}
 	for p, more := (Page{}), true; more; p.After = all[len(all)-1].Path() {
 		var items []Override
 		if items, more, err = s.StoredOverrides(ctx, p); err != nil || len(items) == 0 {

@@ -247,7 +247,7 @@ func (s *Store) apply(ctx context.Context, seq int64, all *changed) error {
 		keys = append(keys, rows...)
 	}
 	if all.overrides {
-		if overrides, err = s.allOverrides(ctx); err != nil {
+		if overrides, err = s.AllOverrides(ctx); err != nil {
 			return err
 		}
 	}
@@ -306,7 +306,7 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 	if err := s.db.NewRaw("SELECT seq FROM account_feed").Scan(ctx, &seq); err != nil {
 		return -1, fmt.Errorf("read the count of changes: %w", err)
 	}
-	overrides, err := s.allOverrides(ctx)
+	overrides, err := s.AllOverrides(ctx)
 	if err != nil {
 		return -1, err
 	}

@@ -1,0 +1,176 @@
+package account
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// ImportLine is one line of a list of users and keys.
+type ImportLine struct {
+	Line   int // where it stands, from 1
+	NewKey     // without Name: the user alone; a nil list: as it is
+	Change KeyChange
+}
+
+// Imported is what came of one line.
+type Imported struct {
+	Line   int
+	Did    []string // such as "made user ann"; empty: all is so already
+	Key    *Key     // that was made
+	Secret string   // its text
+}
+
+// LineError says what is wrong with one line of an import.
+type LineError struct {
+	Line int
+	Err  error
+}
+
+func (e *LineError) Error() string { return fmt.Sprintf("line %d: %v", e.Line, e.Err) }
+
+// Unwrap returns what is wrong.
+func (e *LineError) Unwrap() error { return e.Err }
+
+// errDryRun undoes a transaction that was to show what it would do.
+var errDryRun = errors.New("dry run")
+
+// Import makes users and keys as the lines say, and moves and changes those that are
+// there: all of it, or, where a line is wrong, nothing, with a LineError for each wrong
+// one. A line whose user and key are as it says changes nothing, so an import can be
+// run again. With dry nothing is changed; what would be is returned.
+func (d *Directory) Import(ctx context.Context, who string, lines []ImportLine, dry bool) (done []Imported, err error) {
+	err = d.store.change(ctx, who, func(c *change) error {
+		done = done[:0]
+		var faults []error
+		projects := map[string]ImportLine{}
+		for _, l := range lines {
+			first, again := projects[l.User]
+			if again && first.Project != l.Project && l.Project != "" {
+				faults = append(faults, &LineError{l.Line, fmt.Errorf("the user %s is in project %q in line %d and in %q here: users have one project", l.User, first.Project, first.Line, l.Project)})
+				continue
+			}
+			if l.Project != "" {
+				projects[l.User] = l
+			}
+			did, err := d.importLine(c, &l)
+			if fault := (*Fault)(nil); errors.As(err, &fault) {
+				faults = append(faults, &LineError{l.Line, fault})
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			done = append(done, did)
+		}
+		if len(faults) > 0 {
+			return errors.Join(faults...)
+		}
+		if dry {
+			return errDryRun
+		}
+		return nil
+	})
+	if errors.Is(err, errDryRun) {
+		err = nil
+	}
+	if err != nil {
+		done = nil
+	}
+	return done, err
+}
+
+// importLine makes what one line says.
+func (d *Directory) importLine(c *change, l *ImportLine) (did Imported, err error) {
+	did.Line = l.Line
+	k, err := d.row(c.now, &l.NewKey)
+	if err != nil {
+		return did, err
+	}
+	user, err := c.importUser(l, &did)
+	if err != nil || l.Name == "" {
+		return did, err
+	}
+	rows, err := c.store.keys(c.ctx, c.tx, "k.name = ? AND k.replaced_by = ''", l.Name)
+	if err != nil {
+		return did, err
+	}
+	if i := slices.IndexFunc(rows, func(r *keyRow) bool {
+		status := r.shown(c.now).Status
+		return r.UserName == user.Name && (status == KeyActive || status == KeyDisabled)
+	}); i >= 0 {
+		_, changed, err := d.changeKey(c, rows[i], l.Change)
+		if changed {
+			did.Did = append(did.Did, "changed key "+l.Name)
+		}
+		return did, err
+	}
+	m, err := c.createKey(k, user, l.Name)
+	if err == nil {
+		did.Key, did.Secret, did.Did = &m.Key, m.Secret, append(did.Did, "made key "+m.Key.Name)
+	}
+	return did, err
+}
+
+// importUser makes the user of a line, or moves it.
+func (c *change) importUser(l *ImportLine, did *Imported) (Owner, error) {
+	u, _, err := c.owner(UserKind, l.User)
+	if err != nil {
+		return Owner{}, err
+	}
+	if u == nil || l.Project == "" {
+		user, made, err := c.member(l.User, l.Project, l.Department)
+		for _, m := range made {
+			did.Did = append(did.Did, "made "+m)
+		}
+		return user, err
+	}
+	p, made, err := c.projectOf(l.Project, l.Department)
+	if err != nil {
+		return Owner{}, err
+	}
+	for _, m := range made {
+		did.Did = append(did.Did, "made "+m)
+	}
+	user, moved, err := c.changeOwner(UserKind, u.Name, OwnerChange{Parent: &p.Name})
+	if moved {
+		did.Did = append(did.Did, "moved user "+user.Name+" to project "+p.Name)
+	}
+	return user, err
+}
+
+// ImportOverride is one line of a list of overrides.
+type ImportOverride struct {
+	Line int // where it stands, from 1
+	Override
+}
+
+// ImportOverrides sets overrides as Import makes users.
+func (s *Store) ImportOverrides(ctx context.Context, who string, lines []ImportOverride, dry bool) (done []Imported, err error) {
+	err = s.change(ctx, who, func(c *change) error {
+		done = done[:0]
+		for _, l := range lines {
+			changed, err := c.setOverride(l.Override)
+			if err != nil {
+				return &LineError{l.Line, err}
+			}
+			did := Imported{Line: l.Line}
+			if changed {
+				did.Did = []string{"set " + l.subject()}
+			}
+			done = append(done, did)
+		}
+		if dry {
+			return errDryRun
+		}
+		return nil
+	})
+	if errors.Is(err, errDryRun) {
+		err = nil
+	}
+	if err != nil {
+		done = nil
+	}
+	return done, err
+}
