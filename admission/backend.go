@@ -27,7 +27,7 @@ const loadFor = 3 * time.Second
 // much it is doing, and how much more it may be given. It is safe for concurrent
 // use; the zero value is out of rotation.
 type Backend struct {
-	weight   int64
+	weight   atomic.Int64
 	bounds   atomic.Pointer[Bounds]
 	gauge    *degrade.Gauge
 	inFlight atomic.Int64
@@ -36,6 +36,7 @@ type Backend struct {
 	load     atomic.Pointer[told]
 	pool     atomic.Pointer[Pool]
 	share    share // of its GPUs' time
+	credit   int64 // of its pool's lock: how much of its share it is behind, in weights
 }
 
 // told is a Load and what this gateway had on the backend then.
@@ -51,7 +52,8 @@ func NewBackend(gauge *degrade.Gauge, bounds Bounds) *Backend {
 	if gauge == nil {
 		gauge = degrade.NewGauge("", 1, nil)
 	}
-	b := &Backend{weight: int64(gauge.Weight), gauge: gauge}
+	b := &Backend{gauge: gauge}
+	b.weight.Store(int64(gauge.Weight()))
 	b.bounds.Store(&bounds)
 	return b
 }
@@ -61,6 +63,17 @@ func (b *Backend) SetBounds(bounds Bounds) {
 	b.bounds.Store(&bounds)
 	b.kick()
 }
+
+// SetWeight replaces the backend's share of its model's requests; 0: it gets no new ones,
+// and what it has goes on.
+func (b *Backend) SetWeight(weight int) {
+	b.weight.Store(int64(max(weight, 0)))
+	b.gauge.SetWeight(weight)
+	b.kick()
+}
+
+// Drained reports whether the backend gets no new requests, because its weight is 0.
+func (b *Backend) Drained() bool { return b.weight.Load() == 0 }
 
 // Rotate puts the backend in rotation or takes it out. Requests it already has
 // are not touched. It reports whether that changed anything.
@@ -113,6 +126,9 @@ func (b *Backend) kick() {
 // Usable reports whether requests may be sent to the backend at all: it is in
 // rotation, and its GPUs are there.
 func (b *Backend) Usable() bool { return b.up.Load() && b.gauge.Verdict().Out == "" }
+
+// takes reports whether the backend gets new requests.
+func (b *Backend) takes() bool { return b.Usable() && !b.Drained() }
 
 // room says whether a backend may be given one more request.
 type room int

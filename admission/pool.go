@@ -18,6 +18,7 @@ type Pool struct {
 	backends []*Backend
 	fallback *Pool // the smaller model's; nil: there is none
 	turn     int
+	alike    []*Backend // room for pick
 	queue    *fairQueue
 	held     int64 // sequences that wait for a place under a limit, which the queue's budget counts
 	drain    drain
@@ -48,7 +49,7 @@ func (p *Pool) Set(backends []*Backend, fallback *Pool) {
 func (p *Pool) Up() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.ContainsFunc(p.backends, (*Backend).Usable)
+	return slices.ContainsFunc(p.backends, (*Backend).takes)
 }
 
 // Tiers are the tiers of requests, those that go first first.
@@ -70,7 +71,7 @@ func (p *Pool) perBackend() int {
 	defer p.mu.Unlock()
 	n := 0
 	for _, b := range p.backends {
-		if b.Usable() {
+		if b.takes() {
 			n++
 		}
 	}
@@ -108,7 +109,7 @@ func (p *Pool) fits(sequences int64) error {
 	defer p.mu.Unlock()
 	usable := false
 	for _, b := range p.backends {
-		if b.Usable() {
+		if b.takes() {
 			if usable = true; b.holds(sequences) {
 				return nil
 			}
@@ -130,7 +131,7 @@ func (p *Pool) holds(sequences int64) bool {
 // all. The lock is held.
 func (p *Pool) most(usable bool) (n int) {
 	for _, b := range p.backends {
-		if !usable || b.Usable() {
+		if !usable || b.takes() {
 			n = max(n, b.bounds.Load().InFlight)
 		}
 	}
@@ -145,7 +146,7 @@ func (p *Pool) look(sequences int64) (o outlook) {
 	most, never := full, !p.holds(sequences)
 	for _, b := range p.backends {
 		v := b.gauge.Verdict()
-		if !b.up.Load() || v.Out != "" || !never && !b.holds(sequences) {
+		if !b.takes() || !never && !b.holds(sequences) {
 			continue
 		}
 		if !o.up || v.Level < o.level {
@@ -167,42 +168,65 @@ func (p *Pool) wouldWait(tier int, tenant string, weight int) time.Duration {
 }
 
 // pick is the backend to use other than avoid: of those with room for so many
-// sequences (0: of all) the ones at the lowest level, of these the one with the fewest
-// requests in flight for its weight; equals are taken in turn. Those at L3 or above are
-// left alone while another one that can hold the request is below, be that full; so are
-// those in doubt while another one is not. The lock is held.
+// sequences (0: of all) the ones at the lowest level, of these one that has the fewest
+// requests in flight for its weight, as inShares says. Those at L3 or above are left
+// alone while another one that can hold the request is below, be that full; so are those
+// in doubt while another one is not. The lock is held.
 func (p *Pool) pick(avoid *Backend, room int64) *Backend {
-	var best, hot *Backend
-	cool := false
-	better := func(b, than *Backend) bool {
-		if than == nil {
-			return true
-		}
-		if x, y := b.gauge.Verdict().Level, than.gauge.Verdict().Level; x != y {
-			return x < y
-		}
-		return b.inFlight.Load()*than.weight < than.inFlight.Load()*b.weight // a/wa < b/wb without division
-	}
-	able := func(b *Backend) bool { return b != avoid && b.Usable() && b.holds(room) }
+	able := func(b *Backend) bool { return b != avoid && b.takes() && b.holds(room) }
 	sound := slices.ContainsFunc(p.backends, func(b *Backend) bool { return able(b) && !b.doubted.Load() })
+	candidate := func(b *Backend) bool { return able(b) && !(sound && b.doubted.Load()) }
+	cool := slices.ContainsFunc(p.backends, func(b *Backend) bool {
+		return candidate(b) && b.gauge.Verdict().Level < degrade.SmallerModel
+	})
+	alike, least := p.alike[:0], degrade.Canned
 	n := len(p.backends)
 	for k := range n {
 		b := p.backends[(p.turn+k)%n]
-		if !able(b) || sound && b.doubted.Load() {
+		level := b.gauge.Verdict().Level
+		if !candidate(b) || cool && level >= degrade.SmallerModel || level > least || room != 0 && b.room(room) != free {
 			continue
 		}
-		into := &hot
-		if b.gauge.Verdict().Level < degrade.SmallerModel {
-			cool, into = true, &best
+		if level < least {
+			alike, least = alike[:0], level
 		}
-		if (room == 0 || b.room(room) == free) && better(b, *into) {
-			*into = b
-		}
+		alike = append(alike, b)
 	}
 	p.turn++
-	if !cool {
-		return hot
+	p.alike = alike
+	return inShares(alike)
+}
+
+// inShares picks one of several backends that are alike but for their weights; nil: there is
+// none. A request that is in flight cannot be divided: with two requests at a time and
+// weights of 3 and 1 none has its share at any moment. So every backend is let in that has
+// no more for its weight than some other would have with one request more, and of these
+// the one goes first that is furthest behind its share of all requests so far (smooth
+// weighted round robin). How far one can be behind is bounded, so that a backend which
+// was slow does not get all at once what it did not take.
+func inShares(alike []*Backend) *Backend {
+	if len(alike) == 0 {
+		return nil
 	}
+	var next *Backend // that would have the least for its weight with one request more
+	all := int64(0)
+	for _, b := range alike {
+		all += b.weight.Load()
+		if next == nil || (b.inFlight.Load()+1)*next.weight.Load() < (next.inFlight.Load()+1)*b.weight.Load() {
+			next = b
+		}
+	}
+	n, weight := next.inFlight.Load(), next.weight.Load()
+	best := next
+	for _, b := range alike {
+		if b.inFlight.Load()*weight < (n+1)*b.weight.Load() && b.credit+b.weight.Load() > best.credit+best.weight.Load() {
+			best = b
+		}
+	}
+	for _, b := range alike {
+		b.credit = min(b.credit+b.weight.Load(), all)
+	}
+	best.credit = max(best.credit-all, -all)
 	return best
 }
 
@@ -210,7 +234,7 @@ func (p *Pool) pick(avoid *Backend, room int64) *Backend {
 func (p *Pool) other(avoid *Backend, sequences int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.ContainsFunc(p.backends, func(b *Backend) bool { return b != avoid && b.Usable() && b.holds(sequences) })
+	return slices.ContainsFunc(p.backends, func(b *Backend) bool { return b != avoid && b.takes() && b.holds(sequences) })
 }
 
 // take gives a place on some backend, if there is one and nobody waits for it.

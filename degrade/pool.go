@@ -65,7 +65,7 @@ func mean(backends []*watched, side int) (pressure, weight float64) {
 	sum := 0.0
 	for _, w := range backends {
 		if w.member[side] {
-			sum, weight = sum+float64(w.gauge.Weight)*w.stand[side].pressure, weight+float64(w.gauge.Weight)
+			sum, weight = sum+float64(w.gauge.Weight())*w.stand[side].pressure, weight+float64(w.gauge.Weight())
 		}
 	}
 	if weight == 0 {
@@ -76,7 +76,7 @@ func mean(backends []*watched, side int) (pressure, weight float64) {
 		all, of := sum, weight
 		for _, w := range backends {
 			if !w.member[side] && w.ghosts[side] && w.ghost[side] < pressure {
-				all, of = all+float64(w.gauge.Weight)*w.ghost[side], of+float64(w.gauge.Weight)
+				all, of = all+float64(w.gauge.Weight())*w.ghost[side], of+float64(w.gauge.Weight())
 			}
 		}
 		if all/of >= pressure {
@@ -95,7 +95,7 @@ func (t *track) step(backends []*watched, side int, k *book, now time.Time) {
 			continue
 		}
 		if w.hold[side] {
-			old += float64(w.gauge.Weight)
+			old += float64(w.gauge.Weight())
 		}
 		st := &w.stand[side]
 		if st.by == noSignal {
@@ -149,7 +149,7 @@ func released(backends []*watched, side int) cause {
 	why, most := cause{by: noSignal, threshold: math.NaN()}, 0.0
 	for _, w := range backends {
 		m, now := &w.mark[side], w.stand[side].pressure
-		less := float64(w.gauge.Weight) * (m.pressure - now)
+		less := float64(w.gauge.Weight()) * (m.pressure - now)
 		if !w.member[side] || less <= most {
 			continue
 		}

@@ -100,7 +100,7 @@ func (w *watched) status() BackendStatus {
 	v := w.gauge.Verdict()
 	s := BackendStatus{
 		Backend: w.gauge.Name, Level: v.Level.String(), WouldBe: w.stand[wouldBe].level.String(), Pressure: v.Pressure, Reason: v.Reason,
-		MayFall: moment(v.Retry), Weight: w.gauge.Weight, Up: w.up, Counts: w.member[acting],
+		MayFall: moment(v.Retry), Weight: w.gauge.Weight(), Up: w.up, Counts: w.member[acting],
 		GPUs: w.oldest(wouldBe, temperature, memoryUsed).String(), Engine: w.oldest(wouldBe, kvCache, ttft).String(),
 		Out: v.Out, Cap: v.Cap, InFlight: w.readings.InFlight, Signals: []SignalStatus{},
 	}

@@ -425,7 +425,7 @@ func TestModelHolds(t *testing.T) {
 					}
 					for _, weight := range test.held {
 						for _, w := range ws {
-							if w.gauge.Weight == weight && !w.hold[acting] {
+							if w.gauge.Weight() == weight && !w.hold[acting] {
 								w.hold = [sides]bool{true, true}
 								break
 							}

@@ -41,17 +41,25 @@ type Verdict struct {
 // one load.
 type Gauge struct {
 	Name    string
-	Weight  int // its share of the model's capacity
+	weight  atomic.Int64
 	read    func(now time.Time) Readings
 	verdict atomic.Pointer[Verdict]
 }
 
 // NewGauge makes a gauge at L0; read must be quick and safe for concurrent use.
 func NewGauge(name string, weight int, read func(now time.Time) Readings) *Gauge {
-	g := &Gauge{Name: name, Weight: max(weight, 1), read: read}
+	g := &Gauge{Name: name, read: read}
+	g.weight.Store(int64(max(weight, 1)))
 	g.verdict.Store(&Verdict{})
 	return g
 }
+
+// Weight is the backend's share of the model's capacity; 0: it gets no new requests, and
+// its pressure is not the model's.
+func (g *Gauge) Weight() int { return int(g.weight.Load()) }
+
+// SetWeight replaces the share.
+func (g *Gauge) SetWeight(weight int) { g.weight.Store(int64(max(weight, 0))) }
 
 // Verdict is what the ladder says of the backend now; never nil.
 func (g *Gauge) Verdict() *Verdict { return g.verdict.Load() }

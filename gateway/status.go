@@ -123,7 +123,7 @@ func (g *Gateway) status() Status {
 func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings []string) {
 	f := b.Facts()
 	s = BackendStatus{
-		Backend: b.Name, Up: b.Seat.Usable(), Why: b.Why(), InFlight: b.Seat.InFlight(), Serves: f.Serves, MaxModelLen: f.MaxModelLen,
+		Backend: b.Name, Up: b.Seat.Usable() && !b.Seat.Drained(), Why: b.Why(), InFlight: b.Seat.InFlight(), Serves: f.Serves, MaxModelLen: f.MaxModelLen,
 		Version: f.Version, NoThinking: f.NoThinking, Can: f.Can, Blind: b.Blind(), Made: b.Made.PerSecond(now),
 	}
 	if ttft := b.Pace.TTFT(now); ttft > 0 {

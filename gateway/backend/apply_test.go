@@ -122,7 +122,7 @@ func TestApplyRemoves(t *testing.T) {
 		late, lateEnd := pipe()
 
 		second := modelOf("Qwen3-1.7B", "b")
-		second.Backends[0].Weight = 2 // another weight is another backend
+		second.Backends[0].APIKey = "k" // another key is another backend
 		f.Apply([]ModelConfig{second})
 		synctest.Wait()
 		for _, old := range []*Backend{a, b} {
@@ -238,4 +238,30 @@ func TestProbeClient(t *testing.T) {
 	if transport.IdleConnTimeout != idleLife || !transport.DisableCompression {
 		t.Errorf("%+v", transport)
 	}
+}
+
+// TestApplyWeight: another weight keeps the backend and what it has; weight 0 says so.
+func TestApplyWeight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, stop := running(t, newWorld())
+		defer stop()
+		c := modelOf("Qwen3-1.7B", "a", "b")
+		f.Apply([]ModelConfig{c})
+		synctest.Wait()
+		before := model(t, f, "Qwen3-1.7B").Backends[0]
+		for _, step := range []struct {
+			weight *int
+			why    string
+		}{
+			{weighing(0), "weight 0: it gets no new requests, and what it has goes on"}, {weighing(5), ""}, {nil, ""},
+		} {
+			c.Backends[0].Weight = step.weight
+			f.Apply([]ModelConfig{c})
+			synctest.Wait()
+			b := model(t, f, "Qwen3-1.7B").Backends[0]
+			if b != before || b.Why() != step.why || b.Seat.Drained() != (step.why != "") || !b.Seat.Usable() || b.gone() {
+				t.Errorf("the same backend: %v, drained %v, %q", b == before, b.Seat.Drained(), b.Why())
+			}
+		}
+	})
 }

@@ -23,7 +23,7 @@ import (
 type Config struct {
 	URL        string `yaml:"url"`          // http(s)://host:port, with a path where it is behind one; /v1 at its end is left out
 	Serves     string `yaml:"serves"`       // what it calls the model; empty: found out
-	Weight     int    `yaml:"weight"`       // its share beside the model's other backends
+	Weight     *int   `yaml:"weight"`       // its share of the requests beside the model's other backends; left out: 1; 0: it gets no new requests, and what it has goes on
 	APIKeyEnv  string `yaml:"api_key_env"`  // environment variable that holds its --api-key
 	APIKeyFile string `yaml:"api_key_file"` // or the file
 	APIKey     string `yaml:"-"`            // what either held
@@ -45,6 +45,17 @@ const (
 	memoryAbsolute  = "absolute"
 )
 
+// maxWeight is the largest weight of a backend.
+const maxWeight = 1000
+
+// share is the weight, where it is left out 1.
+func (c *Config) share() int {
+	if c.Weight == nil {
+		return 1
+	}
+	return *c.Weight
+}
+
 // Validate says what is wrong, path first.
 func (c *Config) Validate() error {
 	u, err := url.Parse(c.URL)
@@ -55,8 +66,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("url: %q is no http or https URL; expected something like http://gpu-a:8000", c.URL)
 	case u.RawQuery != "" || u.Fragment != "" || u.User != nil:
 		return errors.New("url: may hold a scheme, a host, a port and a path, nothing else")
-	case c.Weight < 0:
-		return errors.New("weight: must be 1 or more")
+	case c.Weight != nil && (*c.Weight < 0 || *c.Weight > maxWeight):
+		return fmt.Errorf("weight: must be from 0 to %d, not %d; 0: it gets no new requests", maxWeight, *c.Weight)
 	case c.APIKeyEnv != "" && c.APIKeyFile != "":
 		return errors.New("api_key_env: excludes api_key_file")
 	case c.MaxInFlight < 0:
@@ -78,7 +89,7 @@ func (c *Config) Validate() error {
 // and tune take over can change under it.
 func (c Config) same(other Config) bool {
 	for _, c := range []*Config{&c, &other} {
-		c.GPUs, c.MaxInFlight, c.MaxWaiting, c.Memory, c.Priority, c.breaker = nil, 0, 0, "", false, Breaker{}
+		c.Weight, c.GPUs, c.MaxInFlight, c.MaxWaiting, c.Memory, c.Priority, c.breaker = nil, nil, 0, 0, "", false, Breaker{}
 	}
 	return reflect.DeepEqual(c, other)
 }
@@ -165,7 +176,7 @@ func New(c Config, agent string) *Backend {
 		post: &http.Request{Method: http.MethodPost}, kick: make(chan struct{}, 1),
 	}
 	b.progress.base = time.Now()
-	b.gauge = degrade.NewGauge(b.Name, c.Weight, b.readings)
+	b.gauge = degrade.NewGauge(b.Name, 1, b.readings)
 	b.Seat = admission.NewBackend(b.gauge, admission.Bounds{})
 	b.tune(c)
 	port := u.Port()
@@ -230,7 +241,11 @@ func (b *Backend) runsOn(refs []string, gpus *nvml.Monitor) {
 // Why is the reason for being out of rotation; empty while in it.
 func (b *Backend) Why() string {
 	if b.Seat.Up() {
-		return b.gauge.Verdict().Out
+		out := b.gauge.Verdict().Out
+		if out == "" && b.Seat.Drained() {
+			return "weight 0: it gets no new requests, and what it has goes on"
+		}
+		return out
 	}
 	return *b.state.Load()
 }

@@ -30,6 +30,7 @@ func (b *Backend) tune(c Config) {
 		})
 	}
 	b.tuned.Store(t)
+	b.Seat.SetWeight(c.share())
 	b.Seat.SetBounds(admission.Bounds{InFlight: t.most, Waiting: cmp.Or(c.MaxWaiting, defaultWaiting)})
 }
 

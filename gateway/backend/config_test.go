@@ -24,7 +24,7 @@ func validModel() ModelConfig {
 func TestModelFaults(t *testing.T) {
 	m := validModel()
 	m.Aliases = []string{"Qwen/Qwen3-1.7B", strings.Repeat("x", 200)}
-	m.Backends = append(m.Backends, Config{URL: "https://[::1]:8443/a/b", Weight: 3, APIKeyEnv: "K"}, Config{URL: "http://gpu-a:8000/v2", APIKeyFile: "f"})
+	m.Backends = append(m.Backends, Config{URL: "https://[::1]:8443/a/b", Weight: weighing(3), APIKeyEnv: "K"}, Config{URL: "http://gpu-a:8000/v2", APIKeyFile: "f"})
 	if err := m.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,8 @@ func TestModelFaults(t *testing.T) {
 		{"scrape", func(m *ModelConfig) { m.Scrape = 49 * time.Millisecond }, []string{"scrape: must be from 50ms to 2s"}},
 		{"scrape seldom", func(m *ModelConfig) { m.Scrape = 2*time.Second + 1 }, []string{"scrape: must be from 50ms to 2s"}},
 		{"a GPU twice", func(m *ModelConfig) { m.Backends[0].GPUs = []string{"a/0", "b/0", "a/0"} }, []string{`backends[0].gpus[2]: "a/0" is named twice`}},
-		{"weight", func(m *ModelConfig) { m.Backends[0].Weight = -1 }, []string{"backends[0].weight: "}},
+		{"weight", func(m *ModelConfig) { m.Backends[0].Weight = weighing(-1) }, []string{"backends[0].weight: must be from 0 to 1000, not -1"}},
+		{"weight", func(m *ModelConfig) { m.Backends[0].Weight = weighing(1001) }, []string{"backends[0].weight: "}},
 		{"two keys", func(m *ModelConfig) { m.Backends[0].APIKeyEnv, m.Backends[0].APIKeyFile = "a", "b" }, []string{"backends[0].api_key_env: "}},
 		{"twice", func(m *ModelConfig) { m.Backends = append(m.Backends, m.Backends[0]) }, []string{"backends[1].url: is that of backends[0]"}},
 		{"twice, with a route", func(m *ModelConfig) { m.Backends = append(m.Backends, Config{URL: m.Backends[0].URL + "/v1/"}) }, []string{"backends[1].url: is that of backends[0]"}},
@@ -268,3 +269,5 @@ func TestPastedURLs(t *testing.T) {
 		}
 	}
 }
+
+func weighing(w int) *int { return &w }

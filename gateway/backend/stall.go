@@ -84,7 +84,7 @@ func (b *Backend) others(now time.Time) bool {
 		return false
 	}
 	for _, p := range *peers {
-		if p == b || !p.Seat.Usable() {
+		if p == b || !p.Seat.Usable() || p.Seat.Drained() {
 			continue
 		}
 		if n, _ := p.Unanswered(now); n == 0 {
