@@ -50,6 +50,7 @@ type Config struct {
 	MaxN           int           `yaml:"max_n"`           // choices per prompt
 	MaxPrompts     int           `yaml:"max_prompts"`     // prompts of one request for completions; the engine works on all of them at once
 	TrustedProxies []string      `yaml:"trusted_proxies"` // networks whose X-Forwarded-For is believed
+	OpsHosts       []string      `yaml:"ops_hosts"`       // names by which operators ask the ops listener, beside its addresses and private names; "*": any
 	CORS           CORS          `yaml:"cors"`
 	TraceCallers   []string      `yaml:"-"` // networks whose traceparent and tracestate are followed; of the section telemetry
 	PerUser        int           `yaml:"-"` // users with metrics of their own, MaxPerUser at most; of the section telemetry
@@ -86,6 +87,9 @@ func (c *Config) Validate() error {
 	}
 	fault(c.MaxN >= 1 && c.MaxN <= 128, "max_n: must be from 1 to 128")
 	fault(c.MaxPrompts >= 1 && c.MaxPrompts <= 2048, "max_prompts: must be from 1 to 2048")
+	for i, host := range c.OpsHosts {
+		fault(host != "" && !strings.ContainsAny(host, "/: "), "ops_hosts[%d]: %q is no name of a host; expected something like tidegate.example.com, without scheme and port", i, host)
+	}
 	for i, p := range c.TrustedProxies {
 		_, err := netip.ParsePrefix(p)
 		fault(err == nil, "trusted_proxies[%d]: %q is no network; expected something like 10.0.0.0/8", i, p)

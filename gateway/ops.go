@@ -33,7 +33,7 @@ func (g *Gateway) OpsHandler(extra func() Extra) http.Handler {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	return g.bounded(mux)
+	return g.bounded(g.ownHosts(mux))
 }
 
 // Extra is what only the process knows of itself.

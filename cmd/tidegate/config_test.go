@@ -108,6 +108,7 @@ func TestExample(t *testing.T) {
 	// What it shows as defaults are the defaults.
 	d := defaultConfig()
 	d.Server.TrustedProxies, c.Server.TrustedProxies = nil, nil
+	d.Server.OpsHosts, c.Server.OpsHosts = nil, nil
 	d.Server.CORS.Origins, c.Server.CORS.Origins = nil, nil
 	if !reflect.DeepEqual(c.Server, d.Server) {
 		t.Errorf("the example shows %+v, the defaults are %+v", c.Server, d.Server)

@@ -214,6 +214,7 @@ func (d *daemon) build(ctx context.Context, p *process) (err error) {
 			return err
 		}
 	}
+	d.bound(descriptorLimit())
 	tokenizer, err := qwen.New()
 	if err != nil {
 		return err

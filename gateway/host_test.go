@@ -1,0 +1,48 @@
+package gateway
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+)
+
+// TestOpsHosts: the ops listener answers as itself, and not as a name that a page in a
+// browser may have pointed at it.
+func TestOpsHosts(t *testing.T) {
+	machine, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, _ := bare(t, nil)
+	g.Reload(Config{OpsHosts: []string{"tidegate-ops.example.com"}}, g.settings.Load().accounts)
+	h := g.OpsHandler(nil)
+	for host, own := range map[string]bool{
+		"127.0.0.1:9090": true, "127.0.0.1": true, "[::1]:9090": true, "[fd00::7]": true, "10.0.0.5:9090": true, "localhost:9090": true, "LOCALHOST": true,
+		"gateway-1:9090": true, "tidegate.prod.svc:9090": true, "tidegate.prod.svc.cluster.local:9090": true, "gpu-a.internal": true, "ops.home.arpa:1": true,
+		machine: true, "": true, "tidegate-ops.example.com:9090": true, "Tidegate-Ops.Example.Com.": true,
+		"attacker.example.com": false, "attacker.example.com:9090": false, "127.0.0.1.attacker.com:9090": false, "localhost.attacker.com": false,
+		"x.tidegate-ops.example.com": false, "localinternal.com": false, "7f000001.rbndr.us:9090": false,
+	} {
+		for _, path := range []string{"/healthz", "/status", "/metrics", "/debug/pprof/cmdline"} {
+			if own && path != "/healthz" {
+				continue // this gateway has no parts to tell of
+			}
+			r := httptest.NewRequest(http.MethodGet, path, nil)
+			r.Host = host
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			if refused := w.Code == http.StatusMisdirectedRequest; refused == own || refused && !strings.Contains(w.Body.String(), "server.ops_hosts") {
+				t.Errorf("%q, %s: %d %.100s", host, path, w.Code, w.Body.String())
+			}
+		}
+	}
+	g.Reload(Config{OpsHosts: []string{"*"}}, g.settings.Load().accounts)
+	r := httptest.NewRequest(http.MethodGet, "/healthz", nil)
+	r.Host = "attacker.example.com"
+	w := httptest.NewRecorder()
+	if h.ServeHTTP(w, r); w.Code != http.StatusOK {
+		t.Errorf("any name: %d", w.Code)
+	}
+}
