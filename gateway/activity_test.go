@@ -118,7 +118,7 @@ func TestTopPage(t *testing.T) {
 		front.ServeHTTP(withDeadlines{httptest.NewRecorder()}, r)
 	}
 	w := httptest.NewRecorder()
-	ops.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/top", nil))
+	ops.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://127.0.0.1:9090/top", nil))
 	var top Top
 	if err := json.Unmarshal(w.Body.Bytes(), &top); err != nil || w.Code != http.StatusOK {
 		t.Fatal(w.Code, err, w.Body)

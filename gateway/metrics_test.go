@@ -282,7 +282,7 @@ func TestZipped(t *testing.T) {
 	g, _ := bare(t, nil)
 	h := g.OpsHandler(nil)
 	page := func(accept string) *httptest.ResponseRecorder {
-		r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+		r := httptest.NewRequest(http.MethodGet, "http://127.0.0.1:9090/metrics", nil)
 		r.Header.Set("Accept-Encoding", accept)
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r)
