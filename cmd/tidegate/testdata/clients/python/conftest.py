@@ -65,11 +65,7 @@ def servers():
 
 @pytest.fixture
 def slowly(servers):
-    """Servers of a real one's pace.
-
-    A client that is slower than its server always finds something to read, and an
-    asyncio task that never waits cannot be cancelled.
-    """
+    """Servers of a real one's pace."""
     servers.fault(kind="slow", delay_ms=10)
     return servers
 

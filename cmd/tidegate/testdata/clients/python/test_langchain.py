@@ -141,6 +141,7 @@ async def test_async_cancel(slowly, tag):
     async def ask():
         async for _ in llm.astream("Hello"):
             began.set()
+            await asyncio.sleep(0)  # where data always waits, nothing else can be cancelled
 
     task = asyncio.create_task(ask())
     await began.wait()

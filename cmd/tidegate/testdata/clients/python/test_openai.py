@@ -281,6 +281,7 @@ async def test_async_cancel(slowly, tag, stream):
             return await got
         async for _ in await got:
             began.set()
+            await asyncio.sleep(0)  # where data always waits, nothing else can be cancelled
 
     async with openai.AsyncOpenAI(base_url=URL, api_key=KEY) as c:
         task = asyncio.create_task(ask(c))
