@@ -54,6 +54,7 @@ type Config struct {
 	CORS           CORS          `yaml:"cors"`
 	TraceCallers   []string      `yaml:"-"` // networks whose traceparent and tracestate are followed; of the section telemetry
 	PerUser        int           `yaml:"-"` // users with metrics of their own, MaxPerUser at most; of the section telemetry
+	Prices         ledger.Prices `yaml:"-"` // of the models
 }
 
 // Default is a face that works without being told anything.

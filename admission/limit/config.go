@@ -460,7 +460,7 @@ func (q *QuotaRule) Validate() error {
 	if _, ok := parseEvery(q.Every); !ok {
 		f.add("every", "must be hour, day, week or month, not %q", q.Every)
 	}
-	if _, err := loadZone(q.Zone); err != nil {
+	if _, err := LoadZone(q.Zone); err != nil {
 		f.say("zone", err.Error())
 	}
 	for i, percent := range q.AlertAt {
@@ -475,9 +475,9 @@ func (q *QuotaRule) Validate() error {
 	return errors.Join(f...)
 }
 
-// loadZone finds a time zone; an empty name is UTC. The machine's own zone is
+// LoadZone finds a time zone; an empty name is UTC. The machine's own zone is
 // none, since it differs between machines.
-func loadZone(name string) (*time.Location, error) {
+func LoadZone(name string) (*time.Location, error) {
 	if name == "" {
 		return time.UTC, nil
 	}

@@ -52,7 +52,7 @@ func parseHours(text string) (hours, error) {
 	if h.from == h.to {
 		return h, errors.New("begins when it ends; the whole day is 00:00-24:00")
 	}
-	zone, err := loadZone(words[1])
+	zone, err := LoadZone(words[1])
 	h.zone = zone
 	return h, err
 }

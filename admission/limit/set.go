@@ -233,7 +233,7 @@ func (c counter) done() counter {
 func (q *QuotaRule) counter() counter {
 	by, _ := parsePer(q.Per)
 	e, _ := parseEvery(q.Every)
-	zone, _ := loadZone(q.Zone)
+	zone, _ := LoadZone(q.Zone)
 	c := counter{
 		rule: q.Name, per: q.Per, by: by, home: by.home(), kind: Quota, metric: Units, reserve: ReserveP90,
 		failure: cmp.Or(q.OnStoreFailure, FailLocal), calendar: &calendar{every: e, zone: zone}, alertAt: q.AlertAt,

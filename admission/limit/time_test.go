@@ -8,7 +8,7 @@ import (
 )
 
 func zone(t interface{ Fatal(...any) }, name string) *time.Location {
-	z, err := loadZone(name)
+	z, err := LoadZone(name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,6 +30,7 @@ type config struct {
 	Store     storeConfig           `yaml:"store"`
 	Redis     redislimit.Config     `yaml:"redis"`
 	Models    []backend.ModelConfig `yaml:"models"`
+	Currency  string                `yaml:"currency"` // of models[].prices, such as CNY
 	GPUs      []nvml.Config         `yaml:"gpus"`
 	Degrade   degrade.Config        `yaml:"degrade"`
 	Queue     admission.QueueConfig `yaml:"queue"`
@@ -137,6 +138,7 @@ func (c *config) validate() error {
 		}
 	}
 	c.validateFallbacks(owner, fault)
+	c.validateCurrency(fault)
 	within("", nvml.Validate(c.GPUs))
 	within("degrade.", c.Degrade.Validate())
 	within("queue.", c.Queue.Validate())

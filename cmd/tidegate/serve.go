@@ -260,7 +260,7 @@ func (d *daemon) build(ctx context.Context, p *process) (err error) {
 // face is what the gateway's face is told.
 func (c *config) face() gateway.Config {
 	f := c.Server.Config
-	f.PerUser, f.TraceCallers = c.Telemetry.PerUser, c.Telemetry.TraceCallers
+	f.PerUser, f.TraceCallers, f.Prices = c.Telemetry.PerUser, c.Telemetry.TraceCallers, c.prices()
 	return f
 }
 

@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidegate/admission/limit"
+	"tidegate/gateway/backend"
 	"tidegate/gateway/database"
 	"tidegate/gateway/ledger"
 )
@@ -34,6 +36,7 @@ func (p *process) usageCommand() *cobra.Command {
 // reportFlags are the flags of tidegate usage report.
 type reportFlags struct {
 	file, from, to, format string
+	zone                   string
 	by                     []string
 	filter                 ledger.Filter
 }
@@ -44,16 +47,19 @@ func (p *process) usageReportCommand() *cobra.Command {
 		Use:   "report",
 		Short: "Print what was used, from the store of the configuration",
 		Long: "Prints requests and tokens from the gateway's database and from this machine's\n" +
-			"journal, whether the gateway runs or not. Days are in UTC, and both ends are\n" +
-			"included. Units are what quotas were charged.",
+			"journal, whether the gateway runs or not. Months, days and hours are those of\n" +
+			"--zone, and both ends are included. Units are what quotas were charged; cost is\n" +
+			"by models[].prices of the configuration.",
 		Example: "  tidegate usage report --by department --from 2026-01-01 --to 2026-01-31\n" +
+			"  tidegate usage report --by month,department --zone Asia/Shanghai --from 2026-01-01 --to 2026-12-31\n" +
 			"  tidegate usage report --by day,model --user alice --format csv > alice.csv",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.usageReport(cmd.Context(), f) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.file, "config", "", "configuration file (default $TIDEGATE_CONFIG, else tidegate.yaml, else the defaults)")
-	flags.StringSliceVar(&f.by, "by", []string{string(ledger.ByUser)}, "department, project, user, key, model or day; several with commas")
+	flags.StringSliceVar(&f.by, "by", []string{string(ledger.ByUser)}, "department, project, user, key, model, month, day or hour; several with commas")
+	flags.StringVar(&f.zone, "zone", "UTC", "time zone of months, days and hours, such as Asia/Shanghai")
 	flags.StringVar(&f.from, "from", "", "first day, such as 2026-01-01 (default 29 days before the last)")
 	flags.StringVar(&f.to, "to", "", "last day (default today)")
 	flags.StringVar(&f.format, "format", "table", "table, json or csv")
@@ -71,24 +77,28 @@ func (f *reportFlags) query(today time.Time) (q ledger.Query, err error) {
 	for _, by := range f.by {
 		g := ledger.Group(by)
 		if !slices.Contains(ledger.Groups(), g) {
-			return q, usageError{fmt.Errorf("--by %s: expected department, project, user, key, model or day", by)}
+			return q, usageError{fmt.Errorf("--by %s: expected department, project, user, key, model, month, day or hour", by)}
 		}
 		if slices.Contains(q.By, g) {
 			return q, usageError{fmt.Errorf("--by names %s twice", by)}
 		}
 		q.By = append(q.By, g)
 	}
+	if q.Zone, err = limit.LoadZone(f.zone); err != nil {
+		return q, usageError{fmt.Errorf("--zone: %w", err)}
+	}
 	day := func(name, text string, otherwise time.Time) time.Time {
 		if text == "" {
 			return otherwise
 		}
-		at, e := time.Parse(time.DateOnly, text)
+		at, e := time.ParseInLocation(time.DateOnly, text, q.Zone)
 		if e != nil && err == nil {
 			err = usageError{fmt.Errorf("--%s %s: expected a day such as 2026-01-31", name, text)}
 		}
 		return at
 	}
-	last := day("to", f.to, today.UTC().Truncate(24*time.Hour))
+	y, m, d := today.In(q.Zone).Date()
+	last := day("to", f.to, time.Date(y, m, d, 0, 0, 0, 0, q.Zone))
 	q.From, q.To = day("from", f.from, last.AddDate(0, 0, -29)), last.AddDate(0, 0, 1)
 	if err == nil && !q.From.Before(q.To) {
 		err = usageError{errors.New("--from must not be after --to")}
@@ -108,6 +118,12 @@ func (p *process) usageReport(ctx context.Context, f reportFlags) error {
 	if err != nil {
 		return err
 	}
+	for i := range c.Models {
+		if err := backend.ValidatePrices(c.Models[i].Prices); err != nil {
+			return usageError{fmt.Errorf("models[%d].%w", i, err)}
+		}
+	}
+	q.Prices = c.prices()
 	store := c.Store
 	if file, ok := sqliteFile(store.DSN); ok {
 		if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
@@ -131,23 +147,27 @@ func (p *process) usageReport(ctx context.Context, f reportFlags) error {
 	case "json":
 		enc := json.NewEncoder(p.stdout)
 		enc.SetIndent("", "  ")
-		return enc.Encode(map[string]any{
-			"object": "list", "from": q.From.Format(time.DateOnly), "to": q.To.AddDate(0, 0, -1).Format(time.DateOnly), "group_by": q.By, "data": rows,
-		})
+		answer := map[string]any{
+			"object": "list", "from": q.From.Format(time.DateOnly), "to": q.To.AddDate(0, 0, -1).Format(time.DateOnly), "zone": q.Zone.String(), "group_by": q.By, "data": rows,
+		}
+		if q.Prices.Currency != "" {
+			answer["currency"] = q.Prices.Currency
+		}
+		return enc.Encode(answer)
 	case "csv":
-		return ledger.WriteCSV(p.stdout, q.By, rows)
+		return ledger.WriteCSV(p.stdout, q.By, q.Prices.Currency, rows)
 	}
-	return writeTable(p.stdout, q.By, rows)
+	return writeTable(p.stdout, q.By, q.Prices.Currency, rows)
 }
 
-func writeTable(out io.Writer, by []ledger.Group, rows []ledger.Row) error {
+func writeTable(out io.Writer, by []ledger.Group, currency string, rows []ledger.Row) error {
 	if len(rows) == 0 {
 		_, err := fmt.Fprintln(out, "nothing was used")
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	line := func(cells []string) { fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
-	names, _ := new(ledger.Sums).Columns()
+	names, _ := new(ledger.Sums).Columns(currency)
 	var head []string
 	for _, g := range by {
 		head = append(head, string(g))
@@ -155,7 +175,7 @@ func writeTable(out io.Writer, by []ledger.Group, rows []ledger.Row) error {
 	line(append(head, names...))
 	var sum ledger.Sums
 	for i := range rows {
-		_, values := rows[i].Columns()
+		_, values := rows[i].Columns(currency)
 		cells := rows[i].Values(by)
 		for j := range cells {
 			if cells[j] = cell(cells[j]); cells[j] == "" {
@@ -165,7 +185,7 @@ func writeTable(out io.Writer, by []ledger.Group, rows []ledger.Row) error {
 		line(append(cells, values...))
 		sum.Add(&rows[i].Sums)
 	}
-	_, values := sum.Columns()
+	_, values := sum.Columns(currency)
 	line(append(append([]string{"total"}, make([]string, len(by)-1)...), values...))
 	return w.Flush()
 }

@@ -27,6 +27,7 @@ type ModelConfig struct {
 	Probe     time.Duration `yaml:"probe"`   // between two health probes
 	Scrape    time.Duration `yaml:"scrape"`  // between two readings of a server's /metrics
 	Weights   limit.Weights `yaml:"weights"` // of its tokens in quota units
+	Prices    []Price       `yaml:"prices"`  // of its tokens, in the order of their days; reports show the cost
 	Pace      int           `yaml:"pace"`    // tokens per second of one choice that a server is believed to make until an answer has shown its speed
 	Backends  []Config      `yaml:"backends"`
 
@@ -118,6 +119,9 @@ func (m *ModelConfig) Validate() error {
 	}
 	if err := m.Weights.Validate(); err != nil {
 		fault("weights.%w", err)
+	}
+	if err := ValidatePrices(m.Prices); err != nil {
+		faults = append(faults, err)
 	}
 	if m.Pace < 1 || m.Pace > maxPace {
 		fault("pace: must be from 1 to %d tokens per second, such as %d", maxPace, DefaultPace)

@@ -2,34 +2,39 @@ package ledger
 
 import (
 	"encoding/csv"
+	"fmt"
 	"io"
-	"strconv"
 	"strings"
 )
 
-// Columns are the sums by name, in order. Units are written as a decimal.
-func (s *Sums) Columns() (names, values []string) {
+// Columns are the sums by name, in order, as people read them. What tokens cost is among
+// them where they have prices in a currency.
+func (s *Sums) Columns(currency string) (names, values []string) {
 	for _, c := range []struct {
-		name string
-		n    int64
+		name  string
+		value any
 	}{
 		{"requests", s.Requests}, {"failed_requests", s.Failed}, {"input_tokens", s.Input}, {"cached_tokens", s.Cached}, {"output_tokens", s.Output},
-		{"reasoning_tokens", s.Reasoning}, {"total_tokens", s.Total}, {"estimated_requests", s.Estimated},
+		{"reasoning_tokens", s.Reasoning}, {"total_tokens", s.Total}, {"estimated_requests", s.Estimated}, {"units", s.Milliunits}, {"gpu_ms", s.GPUMillis},
+		{"cost", s.Cost}, {"currency", currency}, {"unpriced_tokens", s.Unpriced},
 	} {
-		names, values = append(names, c.name), append(values, strconv.FormatInt(c.n, 10))
+		if c.name == "cost" && currency == "" {
+			break
+		}
+		names, values = append(names, c.name), append(values, fmt.Sprint(c.value))
 	}
-	return append(names, "units"), append(values, strconv.FormatFloat(float64(s.Milliunits)/1000, 'f', -1, 64))
+	return names, values
 }
 
 // WriteCSV writes a report with a line of names. A name that a spreadsheet would
 // take for a formula gets an apostrophe before it (CWE-1236): users choose names.
-func WriteCSV(out io.Writer, by []Group, rows []Row) error {
+func WriteCSV(out io.Writer, by []Group, currency string, rows []Row) error {
 	w := csv.NewWriter(out)
 	var head []string
 	for _, g := range by {
 		head = append(head, string(g))
 	}
-	names, _ := new(Sums).Columns()
+	names, _ := new(Sums).Columns(currency)
 	lines := [][]string{append(head, names...)}
 	for i := range rows {
 		cells := rows[i].Values(by)
@@ -38,7 +43,7 @@ func WriteCSV(out io.Writer, by []Group, rows []Row) error {
 				cells[j] = "'" + cell
 			}
 		}
-		_, values := rows[i].Columns()
+		_, values := rows[i].Columns(currency)
 		lines = append(lines, append(cells, values...))
 	}
 	return w.WriteAll(lines)

@@ -27,7 +27,7 @@ func TestBoth(t *testing.T) {
 			test func(*testing.T, *bun.DB)
 		}{
 			{"report", testReport}, {"periods", testPeriods}, {"twice", testTwice}, {"crashes", testCrashes},
-			{"together", testTogether}, {"runs", testRuns}, {"odd texts", testOddTexts}, {"prune", testPrune}, {"elsewhere", testElsewhere},
+			{"together", testTogether}, {"runs", testRuns}, {"odd texts", testOddTexts}, {"prune", testPrune}, {"elsewhere", testElsewhere}, {"calendar", testCalendar},
 		} {
 			t.Run(part.name, func(t *testing.T) { part.test(t, db) })
 		}
@@ -61,7 +61,7 @@ func testReport(t *testing.T, db *bun.DB) {
 	sums := func(requests, failed, input, output, estimated int64) Sums {
 		return Sums{
 			Requests: requests, Failed: failed, Input: input, Cached: input / 2, Output: output, Reasoning: output / 2, Total: input + output,
-			Estimated: estimated, Milliunits: 7 * requests, GPUMillis: 1000 * requests,
+			Estimated: estimated, Milliunits: Milliunits(7 * requests), GPUMillis: 1000 * requests,
 		}
 	}
 	for _, c := range []struct {
@@ -95,7 +95,7 @@ func testReport(t *testing.T, db *bun.DB) {
 		t.Run(c.name, func(t *testing.T) {
 			c.filter.Department = "report"
 			day := func(n int) time.Time { return noon().Add(-12*time.Hour).AddDate(0, 0, n) }
-			q := Query{c.filter, c.by, day(c.from), day(c.to)}
+			q := Query{Filter: c.filter, By: c.by, From: day(c.from), To: day(c.to)}
 			got, err := l.Report(t.Context(), q)
 			if err != nil || got == nil || !slices.Equal(got, c.want) {
 				t.Errorf("%v\ngot  %+v\nwant %+v", err, got, c.want)

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,9 +20,11 @@ import (
 // Group is what a report is broken down by.
 type Group string
 
-// The groups. Days are in UTC.
+// The groups. Months, days and hours are those of the query's zone.
 const (
+	ByMonth      Group = "month"
 	ByDay        Group = "day"
+	ByHour       Group = "hour"
 	ByDepartment Group = "department"
 	ByProject    Group = "project"
 	ByUser       Group = "user"
@@ -29,14 +33,16 @@ const (
 )
 
 // Groups are all of them.
-func Groups() []Group { return []Group{ByDay, ByDepartment, ByProject, ByUser, ByKey, ByModel} }
+func Groups() []Group {
+	return []Group{ByMonth, ByDay, ByHour, ByDepartment, ByProject, ByUser, ByKey, ByModel}
+}
 
-// column is the group's expression over usage_sums.
+// OfTime reports whether the group is a part of the calendar.
+func (g Group) OfTime() bool { return g == ByMonth || g == ByDay || g == ByHour }
+
+// column is the expression of a group that is none of time, over usage_sums.
 func (g Group) column() string {
-	switch g {
-	case ByDay:
-		return "quarter - quarter % 86400"
-	case ByUser, ByKey:
+	if g == ByUser || g == ByKey {
 		return string(g) + "_name"
 	}
 	return string(g)
@@ -60,7 +66,11 @@ type Query struct {
 	Filter
 	By       []Group // empty: one row, of all
 	From, To time.Time
+	Zone     *time.Location // of months, days and hours; nil: UTC
+	Prices   Prices
 }
+
+func (q *Query) zone() *time.Location { return cmp.Or(q.Zone, time.UTC) }
 
 func (q *Query) quarters() (from, to int64) {
 	return begin(q.From), begin(q.To.Add(quarter - 1))
@@ -68,16 +78,18 @@ func (q *Query) quarters() (from, to int64) {
 
 // Sums are sums over records.
 type Sums struct {
-	Requests   int64 `json:"requests"`
-	Failed     int64 `json:"failed_requests"` // of Requests: the caller got an error
-	Input      int64 `json:"input_tokens"`
-	Cached     int64 `json:"cached_tokens"`
-	Output     int64 `json:"output_tokens"`
-	Reasoning  int64 `json:"reasoning_tokens"`
-	Total      int64 `json:"total_tokens"` // Input and Output
-	Estimated  int64 `json:"estimated_requests"`
-	Milliunits int64 `json:"milliunits"` // thousandths of a quota unit
-	GPUMillis  int64 `json:"gpu_ms,omitempty"`
+	Requests   int64      `json:"requests"`
+	Failed     int64      `json:"failed_requests"` // of Requests: the caller got an error
+	Input      int64      `json:"input_tokens"`
+	Cached     int64      `json:"cached_tokens"`
+	Output     int64      `json:"output_tokens"`
+	Reasoning  int64      `json:"reasoning_tokens"`
+	Total      int64      `json:"total_tokens"` // Input and Output
+	Estimated  int64      `json:"estimated_requests"`
+	Milliunits Milliunits `json:"units"`
+	GPUMillis  int64      `json:"gpu_ms"` // of GPUs' time, where it is known
+	Cost       Money      `json:"cost,omitzero"`
+	Unpriced   int64      `json:"unpriced_tokens,omitempty"` // of Total: their model had no price
 }
 
 // Add adds other sums.
@@ -92,19 +104,23 @@ func (s *Sums) Add(o *Sums) {
 	s.Estimated += o.Estimated
 	s.Milliunits += o.Milliunits
 	s.GPUMillis += o.GPUMillis
+	s.Unpriced += o.Unpriced
+	s.Cost.sum(o.Cost)
 }
 
 func (s *Sums) count(r *Record) {
 	s.Add(&Sums{
 		Requests: 1, Failed: flag(r.failed()), Input: int64(r.Usage.Input), Cached: int64(r.Usage.Cached), Output: int64(r.Usage.Output),
-		Reasoning: int64(r.Usage.Reasoning), Total: int64(r.Usage.Total()), Estimated: flag(r.Estimated), Milliunits: r.Units,
+		Reasoning: int64(r.Usage.Reasoning), Total: int64(r.Usage.Total()), Estimated: flag(r.Estimated), Milliunits: Milliunits(r.Units),
 		GPUMillis: r.GPU.Milliseconds(),
 	})
 }
 
 // Row is a line of a report. Fields by which was not grouped are empty.
 type Row struct {
-	Day        string `json:"day,omitempty"` // YYYY-MM-DD in UTC
+	Month      string `json:"month,omitempty"` // such as 2026-01
+	Day        string `json:"day,omitempty"`   // such as 2026-01-31
+	Hour       string `json:"hour,omitempty"`  // its begin, such as 2026-01-31T14:00+08:00
 	Department string `json:"department,omitempty"`
 	Project    string `json:"project,omitempty"`
 	User       string `json:"user,omitempty"`
@@ -113,12 +129,16 @@ type Row struct {
 	Sums
 }
 
-// head is what a row is about, without its sums.
+// head is what a row is about, without its sums; the record's time is in the zone.
 func (q *Query) head(at *Record) (row Row) {
 	for _, g := range q.By {
 		switch g {
+		case ByMonth:
+			row.Month = at.Time.Format("2006-01")
 		case ByDay:
-			row.Day = at.Time.UTC().Format(time.DateOnly)
+			row.Day = at.Time.Format(time.DateOnly)
+		case ByHour:
+			row.Hour = at.Time.Format("2006-01-02T15:00Z07:00")
 		case ByDepartment:
 			row.Department = at.Department
 		case ByProject:
@@ -144,8 +164,12 @@ func (r *Row) Values(by []Group) (out []string) {
 
 func (r *Row) value(g Group) string {
 	switch g {
+	case ByMonth:
+		return r.Month
 	case ByDay:
 		return r.Day
+	case ByHour:
+		return r.Hour
 	case ByDepartment:
 		return r.Department
 	case ByProject:
@@ -191,8 +215,8 @@ func (t *tally) record(r *Record) {
 	if at := begin(r.Time); at < t.from || at >= t.to || !t.takes(r) {
 		return
 	}
-	var one Sums
-	one.count(r)
+	one := t.charge(r)
+	r.Time = r.Time.In(t.zone())
 	t.add(t.head(r), &one)
 }
 
@@ -228,7 +252,27 @@ func (t *tally) database(ctx context.Context, db *bun.DB) (shipped map[string]in
 }
 
 func (t *tally) sums(ctx context.Context, tx bun.Tx) error {
-	q := tx.NewSelect().TableExpr("usage_sums").Where("quarter >= ?", t.from).Where("quarter < ?", t.to)
+	for from := t.from; from < t.to; {
+		// A caller may ask for millennia, of which most hold nothing.
+		var next sql.NullInt64
+		if err := tx.QueryRowContext(ctx, "SELECT MIN(quarter) FROM usage_sums WHERE quarter >= ?", from).Scan(&next); err != nil {
+			return err
+		}
+		if !next.Valid || next.Int64 >= t.to {
+			return nil
+		}
+		part := t.spanFrom(next.Int64, t.to)
+		if err := t.sumsOf(ctx, tx, part); err != nil {
+			return err
+		}
+		from = part.to
+	}
+	return nil
+}
+
+// sumsOf counts what the database has of a part of the time.
+func (t *tally) sumsOf(ctx context.Context, tx bun.Tx, part span) error {
+	q := tx.NewSelect().TableExpr("usage_sums").Where("quarter >= ?", part.from).Where("quarter < ?", part.to)
 	for _, p := range [...]struct{ column, value string }{
 		{"department", t.Department}, {"project", t.Project}, {"user_name", t.User}, {"key_name", t.Key}, {"model", t.Model},
 	} {
@@ -236,34 +280,46 @@ func (t *tally) sums(ctx context.Context, tx bun.Tx) error {
 			q = q.Where("? = ?", bun.Ident(p.column), p.value)
 		}
 	}
-	for i, g := range t.By {
-		q = q.ColumnExpr(g.column()).GroupExpr(fmt.Sprint(i + 1))
+	var (
+		at    Record
+		start int64 // of the day or hour
+		s     Sums
+		to    []any
+	)
+	group := func(expression string, into any, args ...any) {
+		to = append(to, into)
+		q = q.ColumnExpr(expression, args...).GroupExpr(strconv.Itoa(len(to)))
+	}
+	if slices.ContainsFunc(t.By, Group.OfTime) {
+		grain := 86400
+		if slices.Contains(t.By, ByHour) {
+			grain = 3600
+		}
+		group("quarter - (quarter + ?) % ?", &start, part.offset, grain)
+	}
+	texts := map[Group]*string{ByDepartment: &at.Department, ByProject: &at.Project, ByUser: &at.User, ByKey: &at.Key, ByModel: &at.Model}
+	for _, g := range Groups() {
+		if into := texts[g]; into != nil && (slices.Contains(t.By, g) || g == ByModel && t.Prices.Currency != "") { // the model has the price
+			group(g.column(), into)
+		}
 	}
 	for _, column := range []string{"requests", "failed", "input", "cached", "output", "reasoning", "estimated", "milliunits", "gpu_ms"} {
 		q = q.ColumnExpr("CAST(COALESCE(SUM(?), 0) AS BIGINT)", bun.Ident(column))
 	}
+	to = append(to, &s.Requests, &s.Failed, &s.Input, &s.Cached, &s.Output, &s.Reasoning, &s.Estimated, &s.Milliunits, &s.GPUMillis)
 	rows, err := q.Rows(ctx)
 	if err != nil {
 		return err
 	}
 	defer rows.Close() //nolint:errcheck // Err says what went wrong
+	clock := time.FixedZone("", int(part.offset))
 	for rows.Next() {
-		var (
-			at  Record
-			day int64
-			s   Sums
-			to  []any
-		)
-		for _, g := range t.By {
-			to = append(to, map[Group]any{
-				ByDay: &day, ByDepartment: &at.Department, ByProject: &at.Project, ByUser: &at.User, ByKey: &at.Key, ByModel: &at.Model,
-			}[g])
-		}
-		to = append(to, &s.Requests, &s.Failed, &s.Input, &s.Cached, &s.Output, &s.Reasoning, &s.Estimated, &s.Milliunits, &s.GPUMillis)
 		if err := rows.Scan(to...); err != nil {
 			return err
 		}
-		at.Time, s.Total = time.Unix(day, 0), s.Input+s.Output
+		at.Time, s.Total = time.Unix(start, 0).In(clock), s.Input+s.Output
+		s.Cost, s.Unpriced = Money{}, 0
+		t.Prices.cost(&s, at.Model, part.from)
 		t.add(t.head(&at), &s)
 	}
 	return rows.Err()
