@@ -55,6 +55,7 @@ type Config struct {
 	TraceCallers   []string      `yaml:"-"` // networks whose traceparent and tracestate are followed; of the section telemetry
 	PerUser        int           `yaml:"-"` // users with metrics of their own, MaxPerUser at most; of the section telemetry
 	Prices         ledger.Prices `yaml:"-"` // of the models
+	Zone           string        `yaml:"-"` // time zone of reports that name none; empty: UTC
 }
 
 // Default is a face that works without being told anything.

@@ -226,7 +226,7 @@ func TestUsageQuery(t *testing.T) {
 	g, _ := bare(t, nil)
 	server := httptest.NewServer(g.Handler())
 	defer server.Close()
-	for _, query := range []string{"?group_by=user", "?from=yesterday", "?from=2026-02-01&to=2026-01-01", "?to=2026-01-01T00:00"} {
+	for _, query := range []string{"?group_by=user", "?zone=Mars", "?from=yesterday", "?from=2026-02-01&to=2026-01-01", "?to=2026-01-01T00:00"} {
 		resp, err := server.Client().Get(server.URL + "/v1/usage" + query)
 		if err != nil {
 			t.Fatal(err)

@@ -77,7 +77,7 @@ func TestLogSaysWhy(t *testing.T) {
 			map[string]any{"status": 404., "from": "192.0.2.7", "route": "other", "method": "GET", "path": "/chat/completions", "unlogged": 0., "code": "unknown_url"}},
 		{"a wrong method", "DELETE", chat, bob, "",
 			map[string]any{"status": 405., "method": "DELETE", "path": chat, "code": "method_not_allowed"}},
-		{"a bad query", "GET", "/v1/usage?group_by=x", bob, "", map[string]any{"status": 400., "param": "group_by", "error": "group_by must be day, model or key"}},
+		{"a bad query", "GET", "/v1/usage?group_by=x", bob, "", map[string]any{"status": 400., "param": "group_by", "error": "group_by must be some of month, day, hour, model and key, with commas between"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			answer := ask(c.method, c.path, c.key, c.body)

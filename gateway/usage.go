@@ -105,11 +105,11 @@ func (r *report) answer() map[string]any {
 }
 
 // report asks the ledger about the days from and to of the URL. Days are those of its
-// zone, UTC where it names none, and both ends are included; the default is the last 30
-// days.
+// zone, or of the configuration's, and both ends are included; the default is the last
+// 30 days.
 func (g *Gateway) report(c *call, query ledger.Query) (_ *report, err error) {
 	q := c.r.URL.Query()
-	if query.Zone, err = limit.LoadZone(q.Get("zone")); err != nil {
+	if query.Zone, err = limit.LoadZone(cmp.Or(q.Get("zone"), c.set.Zone)); err != nil {
 		return nil, refuse(codeInvalidRequest, "zone", err.Error())
 	}
 	to, err := day(q, "to", query.Zone, time.Now())

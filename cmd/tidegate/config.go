@@ -30,7 +30,7 @@ type config struct {
 	Store     storeConfig           `yaml:"store"`
 	Redis     redislimit.Config     `yaml:"redis"`
 	Models    []backend.ModelConfig `yaml:"models"`
-	Currency  string                `yaml:"currency"` // of models[].prices, such as CNY
+	Reports   reportsConfig         `yaml:"reports"`
 	GPUs      []nvml.Config         `yaml:"gpus"`
 	Degrade   degrade.Config        `yaml:"degrade"`
 	Queue     admission.QueueConfig `yaml:"queue"`
@@ -63,6 +63,12 @@ type storeConfig struct {
 	Retention  time.Duration `yaml:"retention"`   // of single usage records; 0: for good. Sums stay
 }
 
+// reportsConfig is how reports of usage show time and money.
+type reportsConfig struct {
+	Zone     string `yaml:"zone"`     // time zone of months, days and hours where a report names none
+	Currency string `yaml:"currency"` // of models[].prices, such as CNY
+}
+
 type telemetryConfig struct {
 	Log          string   `yaml:"log"`           // json | text, to stderr
 	OTLPEndpoint string   `yaml:"otlp_endpoint"` // URL of the collector that is sent traces; empty: none, unless OTEL_EXPORTER_OTLP_ENDPOINT names one
@@ -81,6 +87,7 @@ func defaultConfig() config {
 		Redis:     redislimit.DefaultConfig(),
 		Degrade:   degrade.DefaultConfig(),
 		Queue:     admission.DefaultQueue(),
+		Reports:   reportsConfig{Zone: "UTC"},
 		Telemetry: telemetryConfig{Log: "json"},
 	}
 }
@@ -138,7 +145,7 @@ func (c *config) validate() error {
 		}
 	}
 	c.validateFallbacks(owner, fault)
-	c.validateCurrency(fault)
+	c.validateReports(fault)
 	within("", nvml.Validate(c.GPUs))
 	within("degrade.", c.Degrade.Validate())
 	within("queue.", c.Queue.Validate())

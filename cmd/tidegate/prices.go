@@ -5,17 +5,20 @@ import (
 	"slices"
 	"strings"
 
+	"tidegate/admission/limit"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
 )
 
-// validateCurrency says what is wrong with the currency of the prices.
-func (c *config) validateCurrency(fault func(ok bool, format string, args ...any)) {
-	code := c.Currency
+// validateReports says what is wrong with the zone and the currency.
+func (c *config) validateReports(fault func(ok bool, format string, args ...any)) {
+	_, err := limit.LoadZone(c.Reports.Zone)
+	fault(err == nil, "reports.zone: %w", err)
+	code := c.Reports.Currency
 	fault(code == "" || len(code) == 3 && strings.ToUpper(code) == code && strings.Trim(code, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "",
-		"currency: must be three letters of ISO 4217, such as CNY or USD, not %q", code)
+		"reports.currency: must be three letters of ISO 4217, such as CNY or USD, not %q", code)
 	priced := slices.IndexFunc(c.Models, func(m backend.ModelConfig) bool { return len(m.Prices) > 0 })
-	fault(code != "" || priced < 0, "currency: is missing, and models[%d] has prices; expected something like CNY", max(priced, 0))
+	fault(code != "" || priced < 0, "reports.currency: is missing, and models[%d] has prices; expected something like CNY", max(priced, 0))
 }
 
 // prices are those of a valid configuration. Reports show no cost where no model has any.
@@ -24,7 +27,7 @@ func (c *config) prices() ledger.Prices {
 	for i := range c.Models {
 		m := &c.Models[i]
 		for j := range m.Prices {
-			p.Currency = c.Currency
+			p.Currency = c.Reports.Currency
 			p.Models[m.Name] = append(p.Models[m.Name], priceOf(&m.Prices[j]))
 		}
 	}

@@ -260,7 +260,7 @@ func (d *daemon) build(ctx context.Context, p *process) (err error) {
 // face is what the gateway's face is told.
 func (c *config) face() gateway.Config {
 	f := c.Server.Config
-	f.PerUser, f.TraceCallers, f.Prices = c.Telemetry.PerUser, c.Telemetry.TraceCallers, c.prices()
+	f.PerUser, f.TraceCallers, f.Prices, f.Zone = c.Telemetry.PerUser, c.Telemetry.TraceCallers, c.prices(), c.Reports.Zone
 	return f
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -59,7 +60,7 @@ func (p *process) usageReportCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&f.file, "config", "", "configuration file (default $TIDEGATE_CONFIG, else tidegate.yaml, else the defaults)")
 	flags.StringSliceVar(&f.by, "by", []string{string(ledger.ByUser)}, "department, project, user, key, model, month, day or hour; several with commas")
-	flags.StringVar(&f.zone, "zone", "UTC", "time zone of months, days and hours, such as Asia/Shanghai")
+	flags.StringVar(&f.zone, "zone", "", "time zone of months, days and hours, such as Asia/Shanghai (default reports.zone of the configuration)")
 	flags.StringVar(&f.from, "from", "", "first day, such as 2026-01-01 (default 29 days before the last)")
 	flags.StringVar(&f.to, "to", "", "last day (default today)")
 	flags.StringVar(&f.format, "format", "table", "table, json or csv")
@@ -107,14 +108,15 @@ func (f *reportFlags) query(today time.Time) (q ledger.Query, err error) {
 }
 
 func (p *process) usageReport(ctx context.Context, f reportFlags) error {
-	q, err := f.query(time.Now())
-	if err != nil {
-		return err
-	}
 	if !slices.Contains([]string{"table", "json", "csv"}, f.format) {
 		return usageError{fmt.Errorf("--format %s: expected table, json or csv", f.format)}
 	}
 	c, err := p.storeConfig(f.file)
+	if err != nil {
+		return err
+	}
+	f.zone = cmp.Or(f.zone, c.Reports.Zone)
+	q, err := f.query(time.Now())
 	if err != nil {
 		return err
 	}

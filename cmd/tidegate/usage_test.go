@@ -182,21 +182,22 @@ func checkReports(t *testing.T, file string, want tokens) {
 		Data []struct {
 			User, Model string
 			Output      int64 `json:"output_tokens"`
-			Milliunits  int64
+			Units       float64
 		}
 	}
 	if err := json.Unmarshal([]byte(text), &parsed); err != nil {
 		t.Fatalf("%v: %s", err, text)
 	}
-	var output, milliunits int64
+	var output int64
+	var units float64
 	for _, r := range parsed.Data {
 		if r.User != "ada" || r.Model != largeModel {
 			t.Errorf("%+v", r)
 		}
-		output, milliunits = output+r.Output, milliunits+r.Milliunits
+		output, units = output+r.Output, units+r.Units
 	}
-	if output != want.Output || milliunits != 1000*(want.Input+want.Output) {
-		t.Errorf("JSON: %d output tokens, %d milliunits; the engines say %+v", output, milliunits, want)
+	if output != want.Output || units != float64(want.Input+want.Output) {
+		t.Errorf("JSON: %d output tokens, %v units; the engines say %+v", output, units, want)
 	}
 	_, text, _ = report(t, "--config", file, "--by", "department,user", "--format", "csv")
 	lines, err := csv.NewReader(strings.NewReader(text)).ReadAll()
