@@ -322,7 +322,7 @@ func (c *counters) recorded(ctx context.Context) (all []limit.Recorded, err erro
 			return nil, fmt.Errorf("quota %s: %w", q.Name, err)
 		}
 		for i := range rows {
-			if r, ok := c.Recorded(q.Name, subjectsOf(&rows[i]), rows[i].Total, rows[i].Milliunits); ok {
+			if r, ok := c.Recorded(q.Name, subjectsOf(&rows[i]), rows[i].Total, int64(rows[i].Milliunits)); ok {
 				all = append(all, r)
 			}
 		}
