@@ -366,7 +366,7 @@ type fleetCollector struct {
 	up, inFlight, requests *prometheus.Desc
 	queue, breaker         *prometheus.Desc
 	ttft, speed, made      *prometheus.Desc
-	slow                   *prometheus.Desc
+	slow, silent           *prometheus.Desc
 }
 
 func newFleetCollector(fleet *backend.Fleet) *fleetCollector {
@@ -379,13 +379,14 @@ func newFleetCollector(fleet *backend.Fleet) *fleetCollector {
 		ttft:     prometheus.NewDesc("tidegate_backend_first_token_seconds", "Within what time nine in ten of the last streams had their first token, from the sending of the request; none while too few are known.", []string{"model", "backend"}, nil),
 		speed:    prometheus.NewDesc("tidegate_backend_stream_tokens_per_second", "Tokens a second that the backend lately made for one choice; none while no answer has shown it.", []string{"model", "backend"}, nil),
 		made:     prometheus.NewDesc("tidegate_backend_tokens_total", "Tokens of the backend's answers, as they pass.", []string{"model", "backend"}, nil),
+		silent:   prometheus.NewDesc("tidegate_backend_without_progress", "Requests under way on the backend while it shows no sign of work for any of them.", []string{"model", "backend"}, nil),
 		slow:     prometheus.NewDesc("tidegate_backend_slow", "1 while the backend is slower than its peers: half of their tokens a second for a stream, or three times their time to the first token.", []string{"model", "backend"}, nil),
 		breaker:  prometheus.NewDesc("tidegate_backend_breaker_state", "0 while requests are sent to the backend; 1 while they are kept from it, because they failed there.", []string{"model", "backend"}, nil),
 	}
 }
 
 func (f *fleetCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{f.up, f.inFlight, f.requests, f.queue, f.breaker, f.ttft, f.speed, f.made, f.slow} {
+	for _, d := range []*prometheus.Desc{f.up, f.inFlight, f.requests, f.queue, f.breaker, f.ttft, f.speed, f.made, f.slow, f.silent} {
 		out <- d
 	}
 }
@@ -407,6 +408,8 @@ func (f *fleetCollector) Collect(out chan<- prometheus.Metric) {
 			flag(f.up, b.Seat.Usable(), m.Name, b.Name)
 			flag(f.breaker, b.BreakerOpen(), m.Name, b.Name)
 			gauge(f.inFlight, b.Seat.InFlight(), m.Name, b.Name)
+			silent, _ := b.Unanswered(time.Now())
+			gauge(f.silent, silent, m.Name, b.Name)
 			sum += b.Seat.InFlight()
 		}
 		f.pace(m, out)

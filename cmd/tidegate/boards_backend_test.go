@@ -28,8 +28,9 @@ func backendsLoad() shelf {
 			query{`min by (model, backend) (tidegate_backend_stream_tokens_per_second{` + ofBackend + `})`, backendNames}).without("no traffic"),
 		chart(8, "First token, p90", "s", "Within what time nine in ten of each backend's last streams had their first token, by the gateway that waited longest.",
 			query{`max by (model, backend) (tidegate_backend_first_token_seconds{` + ofBackend + `})`, backendNames}).without("too few streams"),
-		chart(24, "Slower than its peers", "short", "slow: it makes half of the tokens a second for a stream, or takes three times as long to the first token.", query{`max by (model, backend) (tidegate_backend_slow{` + ofBackend + `})`, backendNames}).
-			as(timeline, 6).told(word{0, "well", "green"}, word{1, "slow", "red"}),
+		chart(12, "Without progress", "short", "Requests under way on a backend that shows no sign of work for any of them: it may hang.", query{`max by (model, backend) (tidegate_backend_without_progress{` + ofBackend + `})`, backendNames}),
+		chart(12, "Slower than its peers", "short", "slow: it makes half of the tokens a second for a stream, or takes three times as long to the first token.", query{`max by (model, backend) (tidegate_backend_slow{` + ofBackend + `})`, backendNames}).
+			as(timeline, 8).told(word{0, "well", "green"}, word{1, "slow", "red"}),
 	}}
 }
 

@@ -70,7 +70,7 @@ func TestMetricNames(t *testing.T) {
 		f.complete(t, adaKey, chat(largeModel, 5, stream))
 		f.metric(t, `tidegate_ladder_observe`) // who has used something has a series from now on
 	}
-	for range 3 { // which say within what time the first token comes
+	for range 5 { // which say within what time the first token comes, and how fast the others do
 		f.complete(t, bobKey, chat(smallModel, 5, `,"stream":true`))
 	}
 	f.pin(t, largeModel, "L2")

@@ -118,7 +118,7 @@ func writeStatus(out io.Writer, s *gateway.Status, all bool) error {
 				level = &s.Ladder.Models[k].Backends[i]
 			}
 			b := &m.Backends[i]
-			odd := !b.Up || level != nil && level.Level != degrade.Full.String() || b.Engine == nil || b.Engine.Freshness != nvml.Fresh.String()
+			odd := !b.Up || b.Unanswered != nil || level != nil && level.Level != degrade.Full.String() || b.Engine == nil || b.Engine.Freshness != nvml.Fresh.String()
 			backends.add(backendLine(m.Model, b, level), odd)
 		}
 	}
@@ -223,7 +223,11 @@ func backendLine(model string, b *gateway.BackendStatus, level *degrade.BackendS
 	if b.Speed != nil {
 		made += fmt.Sprintf(", %.0f a stream", *b.Speed)
 	}
-	line := []string{model, b.Backend, state, standing(level), b.Version, fmt.Sprint(b.InFlight), ttft, made}
+	inFlight := fmt.Sprint(b.InFlight)
+	if b.Unanswered != nil {
+		inFlight += fmt.Sprintf(", %d without progress", b.Unanswered.Requests)
+	}
+	line := []string{model, b.Backend, state, standing(level), b.Version, inFlight, ttft, made}
 	running, waiting, cache, preempted, old := "", "", "", "", ""
 	if e := b.Engine; e != nil {
 		running, waiting, preempted, old = shown(e.Running, "%d"), shown(e.Waiting, "%d"), shown(e.Preempted, "%d"), age(e.AgeMs)

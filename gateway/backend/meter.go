@@ -63,18 +63,20 @@ func (m *Meter) roll(now time.Time) {
 }
 
 // Speed returns how many tokens a second the backend lately made for one choice; 0: not
-// known, since no answer has shown it in the last minutes.
+// known, since too few answers have shown it, or none in the last minutes.
 func (p *Pace) Speed(now time.Time) float64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.token <= 0 || now.Sub(p.learned) > speedFor {
+	if p.answers < speedAnswers || p.token <= 0 || now.Sub(p.learned) > speedFor {
 		return 0
 	}
 	return time.Second.Seconds() / p.token.Seconds()
 }
 
-// speedFor is how long after the last answer the speed is shown.
-const speedFor = 5 * time.Minute
+const (
+	speedFor     = 5 * time.Minute // after the last answer, for which the speed is shown
+	speedAnswers = 5               // of which the speed can be told
+)
 
 // Slower reports for each value whether the median of the others is at least times as
 // large; values of 0 are not known and are nobody's peers.

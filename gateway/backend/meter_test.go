@@ -43,9 +43,11 @@ func TestSpeed(t *testing.T) {
 		if p.Speed(time.Now()) != 0 {
 			t.Error("known without any answer")
 		}
-		p.Observe(time.Second, 990*time.Millisecond, 100)
-		if got := p.Speed(time.Now()); got != 100 {
-			t.Errorf("%v", got)
+		for i, want := range []float64{0, 0, 0, 0, 100, 100} {
+			p.Observe(time.Second, 990*time.Millisecond, 100)
+			if got := p.Speed(time.Now()); got != want {
+				t.Errorf("%v after %d answers", got, i+1)
+			}
 		}
 		time.Sleep(speedFor + 1)
 		if got := p.Speed(time.Now()); got != 0 {

@@ -19,6 +19,7 @@ type Pace struct {
 	prompt  time.Duration // for each token of a prompt, of streams; 0: none observed
 	token   time.Duration // between two tokens, of streams and of whole answers; 0: none observed
 	learned time.Time     // when token was
+	answers int           // of which token is
 	initial time.Duration // between two tokens, until any answer has been observed; 0: DefaultPace
 
 	first [firsts]sighting // the newest, at next-1 and before
@@ -134,6 +135,7 @@ const wholeTokens = 16
 // learn takes in the time between two tokens of an answer. The lock is held.
 func (p *Pace) learn(token time.Duration) {
 	p.learned = time.Now()
+	p.answers++
 	if p.token == 0 {
 		p.token = token
 		return
