@@ -361,7 +361,8 @@ func readAll(answer *backend.Answer) ([]byte, error) {
 // request at the server, and what the server had sent by then is still counted.
 func (g *Gateway) stream(c *call, b *backend.Backend, answer *backend.Answer, permit *admission.Permit) (longest int, err error) {
 	out := c.out
-	tap := openai.Tap{View: c.view(), Route: c.kind, Bounds: c.bounds(b), NewTally: g.tally}
+	tap := openai.Tap{View: c.view(), Route: c.kind, Bounds: c.bounds(b), NewTally: g.tally, HoldEnd: true}
+	out.tap = &tap
 	used := func() {
 		if out.answered {
 			c.usage, c.estimated = tap.Usage()
@@ -408,6 +409,9 @@ func (g *Gateway) stream(c *call, b *backend.Backend, answer *backend.Answer, pe
 			if !out.answered {
 				out.begin()
 			}
+			if tap.Holding() {
+				answer.Soon(endWait)
+			}
 			if tap.Done() {
 				used()
 				g.countFirst(c)
@@ -421,6 +425,10 @@ func (g *Gateway) stream(c *call, b *backend.Backend, answer *backend.Answer, pe
 	return longest, err
 }
 
+// endWait is how long the end of a stream waits for the engine's chunk with the usage,
+// which comes at once.
+const endWait = 100 * time.Millisecond
+
 // progressEvery is how often the limits are told what a stream has used so far.
 const progressEvery = 2 * time.Second
 
@@ -428,6 +436,8 @@ const progressEvery = 2 * time.Second
 // clients close the connection as soon as they have read [DONE], before the server has
 // ended its answer: they have left nothing.
 func (o *reply) ended(tap *openai.Tap, err error) error {
+	o.ready()
+	*o.pending = tap.Rest(*o.pending)
 	passed := tap.Done() && (o.pending == nil || len(*o.pending) == 0)
 	switch {
 	case !o.flush():
@@ -443,12 +453,13 @@ func (o *reply) ended(tap *openai.Tap, err error) error {
 // reply is what the caller of a stream is sent.
 type reply struct {
 	c         *call
-	id        string     // of the attempt, as it stands in the server's chunks
-	model     string     // that answers, as far as is known
-	buffers   *sync.Pool // of *[]byte, so that a stream that waits holds none
-	pending   *[]byte    // what is to be written next; nil: nothing
-	answered  bool       // some of the server's answer has been passed on
-	gone      bool       // the caller takes no more
+	id        string      // of the attempt, as it stands in the server's chunks
+	model     string      // that answers, as far as is known
+	buffers   *sync.Pool  // of *[]byte, so that a stream that waits holds none
+	tap       *openai.Tap // of the stream; nil: there is none
+	pending   *[]byte     // what is to be written next; nil: nothing
+	answered  bool        // some of the server's answer has been passed on
+	gone      bool        // the caller takes no more
 	lastWrite time.Time
 	told      time.Time // when the limits were told last
 	kept      bool      // the last write was a keep-alive
@@ -521,6 +532,12 @@ func (o *reply) due(now time.Time) (next time.Duration, is bool) {
 
 // silence keeps the caller's stream alive while the server says nothing.
 func (o *reply) silence(now time.Time) (next time.Duration) {
+	if o.tap != nil && o.tap.Holding() {
+		o.ready()
+		*o.pending = o.tap.Rest(*o.pending)
+		o.flush()
+		return o.c.set.KeepAlive.After
+	}
 	next, is := o.due(now)
 	if !is {
 		return next

@@ -500,3 +500,36 @@ func TestNamelessModel(t *testing.T) {
 	f.expect(t, bobKey, "POST", chatPath, body, 200, `"model":"`+smallModel+`"`)
 	f.expect(t, adaKey, "POST", chatPath, body, 400, "model is missing: ")
 }
+
+// TestStreamsKeepDetails: what vLLM says of a whole answer beside its text is there in a
+// stream too: its fingerprint, and how many tokens were reasoning and how many cached, where
+// anybody knows that.
+func TestStreamsKeepDetails(t *testing.T) {
+	for _, version := range []string{"0.23.0", "0.30.0"} { // the latter states reasoning tokens
+		s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL, o.Version = 0, 0, version })
+		w := newWire(t, startGateway(t, s, laddered("")))
+		for _, level := range []string{"L0", "L1"} {
+			w.pin(t, largeModel, level)
+			whole := w.tell(t, chatPath, chatOf("Hello", ""))
+			print := whole.parts[0].Get("system_fingerprint").Str
+			for _, options := range []string{`,"stream":true`, `,"stream":true,"stream_options":{"include_usage":true}`} {
+				resp := w.ask(t, "POST", chatPath, chatOf("Hello", options))
+				e := readEvents(t, resp.Body)
+				last := e.chunks[len(e.chunks)-1]
+				if got := last.Get("system_fingerprint").Str; got != print || got == "" || !e.done {
+					t.Errorf("%s %s%s: fingerprint %q, of a whole answer %q", version, level, options, got, print)
+				}
+				if u := last.Get("usage"); u.Exists() && (u.Get("completion_tokens_details.reasoning_tokens").Int() == 0 || u.Get("completion_tokens_details.reasoning_tokens").Int() >= u.Get("completion_tokens").Int()) {
+					t.Errorf("%s %s%s: %s", version, level, options, u.Raw)
+				}
+			}
+			if u := whole.usage; u.Get("completion_tokens_details.reasoning_tokens").Int() == 0 {
+				t.Errorf("%s %s: %s", version, level, u.Raw)
+			}
+		}
+		w.pin(t, largeModel, "L2") // without thinking nobody has counted any
+		if u := w.tell(t, chatPath, chatOf("Hello", "")).usage; u.Get("completion_tokens_details.reasoning_tokens").Int() != 0 {
+			t.Errorf("%s: %s", version, u.Raw)
+		}
+	}
+}

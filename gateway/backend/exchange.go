@@ -246,6 +246,15 @@ func (a *Answer) Progress() {
 	}
 }
 
+// Soon asks for Silence to be called after d at the latest, if nothing comes before.
+func (a *Answer) Soon(d time.Duration) {
+	now := a.now()
+	if quiet := now.Add(d); !a.left && quiet.Before(a.quiet) {
+		a.quiet = quiet
+		a.arm(now)
+	}
+}
+
 // Length is the length of the body in bytes, -1 where the server did not say.
 func (a *Answer) Length() int64 { return a.length }
 

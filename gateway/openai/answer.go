@@ -21,7 +21,7 @@ type Answer struct {
 // true is replaced, in the usage that the caller sees as well: the input by that of b,
 // the output and the reasoning by what the tallies that fresh makes count. Where the
 // engine counted no reasoning tokens, those of each reasoning text are counted, to
-// which the marks around it are added.
+// which the marks around it are added, and the usage states them.
 //
 // The error is a *StreamError where the body holds one, ErrNoAnswer or, where the
 // engine gave up, ErrUnfinished.
@@ -78,23 +78,26 @@ func ReadAnswer(route Route, v View, body []byte, b Bounds, fresh func() Tally) 
 	}
 	u = u.consistent()
 	a = Answer{Usage: u, Estimated: s.replaced(sane), Faults: faults}
-	if faults != 0 {
-		c.correct(&e, u)
+	switch {
+	case faults != 0:
+		c.correct(&e, u.append(nil, sane&(cachedFigure|reasoningFigure)))
+	case sane&reasoningFigure == 0 && ownReasoning > 0 && ownReasoning <= u.Output && u.Reasoning == ownReasoning: // what cannot be true is not shown
+		e.addReasoning(c.usage, ownReasoning)
 	}
 	a.Body = e.append(make([]byte, 0, len(body)+len(body)/8))
 	return a, nil
 }
 
-// correct shows u as the usage of an answer in one piece.
-func (c *chunk) correct(e *edits, u Usage) {
+// correct shows another usage object as that of an answer in one piece.
+func (c *chunk) correct(e *edits, usage []byte) {
 	if c.usage != nil {
-		e.replace(c.usage, u.append(nil))
+		e.replace(c.usage, usage)
 		return
 	}
 	if c.noUsage != nil {
-		e.replace(c.noUsage, u.append(nil))
+		e.replace(c.noUsage, usage)
 		return
 	}
 	end := bytes.LastIndexByte(e.raw, '}') // of the answer, which has choices
-	e.list = append(e.list, edit{end, end, u.append([]byte(`,"usage":`))})
+	e.list = append(e.list, edit{end, end, append([]byte(`,"usage":`), usage...)})
 }

@@ -39,6 +39,9 @@ type Tap struct {
 	Bounds Bounds
 	// NewTally makes what counts a text where the engine does not.
 	NewTally func() Tally
+	// HoldEnd lets the end of the answer wait for the chunk with the usage, of which it
+	// gets the system_fingerprint.
+	HoldEnd bool
 
 	edits   edits
 	last    chunk
@@ -53,6 +56,7 @@ type Tap struct {
 	guessed bool   // a figure of final is not the engine's
 	ended   bool   // final was given
 	head    []byte // how a chunk with the final usage begins
+	held    []byte // the event that ends the answer, until it is known whether it gets a fingerprint; empty: none
 	done    bool
 }
 
@@ -67,7 +71,7 @@ type progress struct {
 
 // Event appends to dst what the caller is to get for the event whose data is
 // given, which may be nothing. The error is a *StreamError, ErrGarbage or
-// ErrUnfinished; then nothing is appended.
+// ErrUnfinished; then at most what Rest returns is appended.
 func (t *Tap) Event(dst, data []byte) ([]byte, error) {
 	if t.done { // what comes after the end is nobody's: the request has been counted
 		return dst, nil
@@ -77,22 +81,68 @@ func (t *Tap) Event(dst, data []byte) ([]byte, error) {
 			return dst, ErrUnfinished
 		}
 		t.done = true
-		return append(t.close(dst), "data: [DONE]\n\n"...), nil
+		return append(t.close(t.Rest(dst)), "data: [DONE]\n\n"...), nil
 	}
-	if out, ok := t.fits(dst, data); ok {
-		return out, nil
+	if len(t.held) == 0 {
+		if out, ok := t.fits(dst, data); ok {
+			return out, nil
+		}
 	}
 	show, err := t.chunk(data)
+	if len(t.held) > 0 {
+		if err == nil && len(t.last.choices) == 0 {
+			t.stamp(t.last.fingerprint)
+		}
+		dst = t.Rest(dst)
+	}
 	if err != nil || !show {
 		return dst, err
 	}
-	dst = append(dst, "data: "...)
-	from := len(dst)
-	dst = t.edits.append(dst)
-	if oneLine(dst[from:]) {
+	into := dst
+	hold := t.holds()
+	if hold {
+		into = t.held[:0]
+	}
+	into = append(into, "data: "...)
+	from := len(into)
+	into = t.edits.append(into)
+	if oneLine(into[from:]) && !hold {
 		t.learn(data)
 	}
-	return append(dst, '\n', '\n'), nil
+	into = append(into, '\n', '\n')
+	if hold {
+		t.held = into
+		return dst, nil
+	}
+	return into, nil
+}
+
+// holds reports whether the chunk ends the answer and may lack its fingerprint. vLLM puts
+// that into the chunk with the usage, which it is always asked for; a caller who has not
+// asked for that is to have it where vLLM would have put it then, in the last chunk.
+func (t *Tap) holds() bool {
+	c := &t.last
+	return t.HoldEnd && !t.View.IncludeUsage && c.fingerprint == nil && len(c.choices) > 0 && c.choices[len(c.choices)-1].finish != "" && t.whole()
+}
+
+// stamp gives the event that is held a fingerprint; nil: there is none.
+func (t *Tap) stamp(fingerprint []byte) {
+	if len(fingerprint) == 0 || fingerprint[0] != '"' || len(fingerprint) > maxName {
+		return
+	}
+	const end = "}\n\n"
+	t.held = append(append(t.held[:len(t.held)-len(end)], `,"system_fingerprint":`...), fingerprint...)
+	t.held = append(t.held, end...)
+}
+
+// Holding reports whether the end of the answer waits for the chunk with the usage.
+func (t *Tap) Holding() bool { return len(t.held) > 0 }
+
+// Rest appends what is held back of a stream, for when no event follows.
+func (t *Tap) Rest(dst []byte) []byte {
+	dst = append(dst, t.held...)
+	t.held = t.held[:0]
+	return dst
 }
 
 // oneLine puts JSON on one line, as an event's data must be, and reports whether
@@ -128,6 +178,8 @@ type chunk struct {
 	noUsage []byte // null in its place
 	cut     edit   // takes the usage out
 	failure []byte
+	// system_fingerprint; nil where it is not there or null
+	fingerprint []byte
 }
 
 // read reads data in one pass and edits what its caller is to see; ok is false
@@ -164,6 +216,10 @@ func (c *chunk) read(e *edits, v *View, data []byte, part string) (ok bool) {
 		case "error":
 			if raw := w.value(); !isNull(raw) {
 				c.failure = raw
+			}
+		case "system_fingerprint":
+			if raw := w.value(); !isNull(raw) {
+				c.fingerprint = raw
 			}
 		}
 	}
@@ -202,7 +258,7 @@ func (t *Tap) chunk(data []byte) (show bool, err error) {
 	case !t.View.ContinuousUsage:
 		t.edits.list = append(t.edits.list, c.cut)
 	case faults != 0:
-		t.edits.replace(c.usage, t.soFar(&t.choices[c.choices[0].index]).append(nil))
+		t.edits.replace(c.usage, t.soFar(&t.choices[c.choices[0].index]).append(nil, t.has&reasoningFigure))
 	}
 	return show, nil
 }
@@ -335,8 +391,12 @@ func (t *Tap) end(c *chunk) (show bool) {
 		u.Cached = 0 // the engine tells nothing of it where nothing was cached
 	}
 	t.final, t.ended, t.guessed = u.consistent(), true, s.replaced(sane)
-	if faults != 0 {
-		t.edits.replace(c.usage, t.final.append(nil))
+	switch {
+	case !t.View.IncludeUsage:
+	case faults != 0:
+		t.edits.replace(c.usage, t.final.append(nil, sane&(cachedFigure|reasoningFigure)))
+	case sane&reasoningFigure == 0 && t.final.Reasoning > 0:
+		t.edits.addReasoning(c.usage, t.final.Reasoning)
 	}
 	return t.View.IncludeUsage
 }
@@ -423,7 +483,7 @@ func (t *Tap) close(dst []byte) []byte {
 	}
 	u, _ := t.Usage()
 	dst = append(append(dst, "data: "...), t.head...)
-	return append(u.append(dst), "}\n\n"...)
+	return append(u.append(dst, t.has&reasoningFigure), "}\n\n"...)
 }
 
 // streamError is the error that data holds, of which failure is the object.

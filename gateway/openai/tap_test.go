@@ -70,6 +70,8 @@ func TestTapStream(t *testing.T) {
 		return model.Replace(strings.ReplaceAll(s, `"reasoning":"m"`, `"reasoning":"m","reasoning_content":"m"`))
 	}
 	hidden := append([]string{bare(events[0])}, bare(events[3]), bare(events[4]), bare(events[5]), "[DONE]")
+	// The engine does not count the reasoning; the last chunk states what the tap has counted.
+	last := strings.Replace(model.Replace(lastChunk), `{"cached_tokens":4}`, `{"cached_tokens":4},"completion_tokens_details":{"reasoning_tokens":6}`, 1)
 	var shown, continuous []string
 	for _, e := range events {
 		shown = append(shown, bare(e))
@@ -81,8 +83,8 @@ func TestTapStream(t *testing.T) {
 		want []string
 	}{
 		"nothing asked": {View{Model: "qwen"}, slices.Delete(slices.Clone(shown), 6, 7)},
-		"include_usage": {View{Model: "qwen", IncludeUsage: true}, slices.Replace(slices.Clone(shown), 6, 7, model.Replace(lastChunk))},
-		"continuous":    {View{Model: "qwen", IncludeUsage: true, ContinuousUsage: true}, continuous},
+		"include_usage": {View{Model: "qwen", IncludeUsage: true}, slices.Replace(slices.Clone(shown), 6, 7, last)},
+		"continuous":    {View{Model: "qwen", IncludeUsage: true, ContinuousUsage: true}, slices.Replace(continuous, 6, 7, last)},
 		"no reasoning":  {View{Model: "qwen", HideReasoning: true}, hidden},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -260,5 +262,51 @@ func TestTapCountsReasoning(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestFingerprint: vLLM puts its fingerprint into the last chunk of a stream, which is that
+// with the usage only where it is asked for. A caller who has not asked has it all the same.
+func TestFingerprint(t *testing.T) {
+	const print = `,"system_fingerprint":"vllm-0.32.0-b9c6adc7"`
+	withPrint := strings.TrimSuffix(lastChunk, "}") + print + "}"
+	text := delta(0, `{"content":"A"}`, `null`, "")
+	end := delta(0, `{"content":"B"}`, `"stop"`, "")
+	second := delta(1, `{"content":"C"}`, `"stop"`, "")
+	stamped := func(chunk string) string { return strings.TrimSuffix(chunk, "}") + print + "}" }
+	for _, c := range []struct {
+		name       string
+		view       View
+		send, want []string
+	}{
+		{"not asked for usage", View{}, []string{text, end, withPrint, "[DONE]"}, []string{text, stamped(end), "[DONE]"}},
+		{"asked for usage", View{IncludeUsage: true}, []string{text, end, withPrint, "[DONE]"}, []string{text, end, withPrint, "[DONE]"}},
+		{"two choices", View{}, []string{end, text, second, withPrint, "[DONE]"}, []string{end, text, stamped(second), "[DONE]"}},
+		{"an engine without one", View{}, []string{text, end, lastChunk, "[DONE]"}, []string{text, end, "[DONE]"}},
+		{"an engine without usage", View{}, []string{text, end, "[DONE]"}, []string{text, end, "[DONE]"}},
+		{"it is there already", View{}, []string{text, stamped(end), withPrint, "[DONE]"}, []string{text, stamped(end), "[DONE]"}},
+		{"it is no text", View{}, []string{text, end, strings.Replace(withPrint, `"vllm-0.32.0-b9c6adc7"`, `{"a":1}`, 1), "[DONE]"}, []string{text, end, "[DONE]"}},
+	} {
+		tap := Tap{View: c.view, HoldEnd: true, NewTally: newWords}
+		got, err := feed(t, &tap, c.send...)
+		if err != nil || !tap.Done() || !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v\ngot\n%s\nwant\n%s", c.name, err, strings.Join(got, "\n"), strings.Join(c.want, "\n"))
+		}
+	}
+	// What has come is the caller's, whatever happens behind it.
+	for _, next := range []string{"", "oops", `{"error":{"message":"dead","code":500}}`} {
+		tap := Tap{HoldEnd: true, NewTally: newWords}
+		out, err := tap.Event(nil, []byte(end))
+		if err != nil || len(out) > 0 {
+			t.Fatalf("%q, %v", out, err)
+		}
+		if next != "" {
+			if out, err = tap.Event(out, []byte(next)); err == nil {
+				t.Errorf("%s: no error", next)
+			}
+		}
+		if out = tap.Rest(out); string(out) != "data: "+end+"\n\n" || len(tap.Rest(nil)) > 0 {
+			t.Errorf("%s: %q", next, out)
+		}
 	}
 }

@@ -38,20 +38,37 @@ func (u Usage) consistent() Usage {
 	return u
 }
 
-// append writes a usage object as the API has it.
-func (u Usage) append(b []byte) []byte {
+// append writes a usage object as the API has it. A detail that is 0 stands in it if it is
+// known, and not only left out.
+func (u Usage) append(b []byte, known figures) []byte {
 	b = strconv.AppendInt(append(b, `{"prompt_tokens":`...), int64(u.Input), 10)
 	b = strconv.AppendInt(append(b, `,"total_tokens":`...), int64(u.Total()), 10)
 	b = strconv.AppendInt(append(b, `,"completion_tokens":`...), int64(u.Output), 10)
-	if u.Cached > 0 {
+	if u.Cached > 0 || known&cachedFigure != 0 {
 		b = strconv.AppendInt(append(b, `,"prompt_tokens_details":{"cached_tokens":`...), int64(u.Cached), 10)
 		b = append(b, '}')
 	}
-	if u.Reasoning > 0 {
+	if u.Reasoning > 0 || known&reasoningFigure != 0 {
 		b = strconv.AppendInt(append(b, `,"completion_tokens_details":{"reasoning_tokens":`...), int64(u.Reasoning), 10)
 		b = append(b, '}')
 	}
 	return append(b, '}')
+}
+
+// addReasoning edits a usage object, of which the engine states no reasoning tokens, so
+// that it states those that were counted here.
+func (e *edits) addReasoning(usage []byte, tokens int) {
+	const name, part = "completion_tokens_details", "reasoning_tokens"
+	member := strconv.AppendInt([]byte(`,"`+part+`":`), int64(tokens), 10)
+	switch details := find(usage, name); {
+	case details == nil:
+		e.insert(usage[:len(usage)-1], join(`,"`, name, `":{`, string(member[1:]), `}`))
+	case details[0] == '{':
+		rest, _ := without(details, part) // null, perhaps
+		e.replace(details, withLast(rest, member))
+	default:
+		e.replace(details, join(`{`, string(member[1:]), `}`))
+	}
 }
 
 // Faults are ways in which an engine's usage cannot be the truth, as a set of bits.
