@@ -14,7 +14,8 @@ type Permit struct {
 	Level    degrade.Level
 	Reason   string        // why Level is not L0
 	Headers  limit.Headers // what the limits leave the caller
-	Waited   time.Duration // for the place
+	Waited   time.Duration // for its places, in all
+	Limited  time.Duration // of Waited: for a place under a concurrency limit
 	Since    time.Time     // when it came to the pool that answers; zero at L4
 	Reserved degrade.Level // at which the limits reserved for it: Level may be higher
 	Retry    time.Duration // how long Level stays, at least

@@ -309,7 +309,9 @@ func (t *placeWait) ask(ctx context.Context, last bool) (done bool, err error) {
 	grant, err := t.limits.Admit(ctx, r)
 	if err == nil {
 		t.lines.pass(t.w)
-		t.p.grant, t.p.turn, t.p.Waited, t.p.told = grant, t.w, time.Since(t.began), t.told
+		t.p.grant, t.p.turn, t.p.told = grant, t.w, t.told
+		t.p.Limited = time.Since(t.began)
+		t.p.Waited = t.p.Limited
 		return true, nil
 	}
 	denied, ok := mayWait(err)

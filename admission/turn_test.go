@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -287,7 +289,7 @@ func TestWaitForAnotherGateway(t *testing.T) {
 		}
 		there.settle(held)
 		time.Sleep(mostPoll * 5 / 4)
-		if synctest.Wait(); first.permit == nil || first.permit.Waited < 5*time.Second || second.done {
+		if synctest.Wait(); first.permit == nil || first.permit.Waited < 5*time.Second || first.permit.Limited != first.permit.Waited || second.done {
 			t.Fatalf("%+v, %+v", first, second)
 		}
 		here.settle(first.permit)
@@ -404,4 +406,65 @@ func TestWaitTold(t *testing.T) {
 		}
 		h.idle(t)
 	})
+}
+
+// TestWaitLeavesNothing: whatever callers do under two limits and across reloads, no
+// place is held by more than the rules let, all end within the wait, and nothing is left.
+func TestWaitLeavesNothing(t *testing.T) {
+	const wait = 3 * time.Second
+	rules := func(wait time.Duration) []limit.Rule {
+		return []limit.Rule{
+			{Name: "own", Per: "user", Bounds: limit.Bounds{Concurrency: 3}, Wait: wait},
+			{Name: "all", Per: "global", Bounds: limit.Bounds{Concurrency: 5, Requests: limit.Rate{Count: 100, Window: 10 * time.Second}}, Wait: wait},
+		}
+	}
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 3))
+			c := newCrowd(t, limit.NewMemory(time.Now), rules(wait), 4)
+			var all sync.WaitGroup
+			var running, most, answered atomic.Int64
+			for i := range 200 {
+				d := c.demand(string(rune('a' + random.IntN(4))))
+				d.Request.Tier = []string{limit.Critical, limit.Standard, limit.Batch}[random.IntN(3)]
+				d.Request.Sequences = int64(1 + random.IntN(3)/2)
+				lasts, patience := time.Duration(random.IntN(900))*time.Millisecond, time.Duration(random.IntN(6000))*time.Millisecond
+				all.Go(func() {
+					ctx, cancel := context.WithTimeout(context.Background(), patience)
+					defer cancel()
+					began := time.Now()
+					p, err := c.doors.Admit(ctx, d)
+					if took := time.Since(began); took > wait+DefaultQueue().MaxWait {
+						t.Errorf("it took %v: %v", took, err)
+					}
+					var denied *limit.Denied
+					var shed *Overloaded
+					if err != nil {
+						if !errors.As(err, &denied) && !errors.As(err, &shed) && !errors.Is(err, context.DeadlineExceeded) {
+							t.Error(err)
+						}
+						return
+					}
+					answered.Add(1)
+					n := running.Add(d.Request.Sequences)
+					for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+					}
+					time.Sleep(lasts)
+					running.Add(-d.Request.Sequences)
+					if err := p.Settle(limit.Usage{Input: 10, Output: 5}, "model"); err != nil {
+						t.Error(err)
+					}
+				})
+				if time.Sleep(time.Duration(random.IntN(100)) * time.Millisecond); i%50 == 49 {
+					c.doors.limits.Replace(rulesOf(t, rules(wait*time.Duration(i/50%2))))
+				}
+			}
+			all.Wait()
+			if answered.Load() < 40 || most.Load() > 5 {
+				t.Errorf("%d answered, %d at a time", answered.Load(), most.Load())
+			}
+			time.Sleep(time.Minute) // so that no rate holds anything
+			c.empty()
+		})
+	}
 }

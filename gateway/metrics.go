@@ -183,7 +183,7 @@ func (m *metrics) finished(c *call, took time.Duration) {
 	}
 	if c.permit != nil {
 		if c.served != cannedModel { // which needs no place
-			observe(m.seriesOf(model).queued, c.permit.Waited, c.traceID)
+			observe(m.seriesOf(model).queued, c.permit.Waited-c.permit.Limited, c.traceID)
 		}
 		if c.level > degrade.Full {
 			m.degraded.WithLabelValues(model, level, c.reason).Inc()

@@ -10,6 +10,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"tidegate/admission/limit/redislimit/redistest"
+	"tidegate/gateway/gatewaytest"
 )
 
 // refusing is a server in front of another one that refuses generations with a status
@@ -133,6 +137,28 @@ func TestShrunkLimitsSaySo(t *testing.T) {
 		status := string(f.look(t, adaKey, path).body)
 		if small := strings.Contains(path, smallModel); !strings.Contains(status, want) || strings.Contains(status, `"level":"L2","factor":0.5,"full_limit":4}`) == small || strings.Contains(status, `"pressure"`) == small {
 			t.Errorf("%s: %s", path, status)
+		}
+	}
+}
+
+// TestWaitsForAPlaceElsewhere: of two gateways over one Redis, requests at either wait for
+// places that the other one gives back, and all are answered.
+func TestWaitsForAPlaceElsewhere(t *testing.T) {
+	redis := redistest.Single(t)
+	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 2 * time.Millisecond })
+	p := plan{more: "redis: {addrs: ['" + redis.Addr + "'], timeout: 2s}\nlimits:\n  - {name: places, per: user, concurrency: 2, wait: 60s}\n"}
+	fronts := []*front{startGateway(t, s, p), startGateway(t, s, p)}
+	var all sync.WaitGroup
+	replies := make([]reply, 12)
+	for i := range replies {
+		all.Go(func() {
+			replies[i] = fronts[i%2].complete(t, adaKey, `{"model":"`+largeModel+`","messages":[{"role":"user","content":"hi"}],"max_tokens":40}`)
+		})
+	}
+	all.Wait()
+	for _, r := range replies {
+		if r.status != http.StatusOK {
+			t.Errorf("%d %s", r.status, r.body)
 		}
 	}
 }
