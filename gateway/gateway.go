@@ -136,6 +136,7 @@ type Gateway struct {
 	writers  sync.Pool // of *answerWriter
 	unread   unread
 	keyless  sampler // of log lines of requests without a good key
+	badKeys  sampler // of log lines of requests with a known key that is not good
 	lost     sampler // of log lines of requests for paths that are not there
 	bodies   budget
 

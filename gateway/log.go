@@ -25,7 +25,7 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 	if !g.Log.Enabled(context.Background(), level) {
 		return
 	}
-	skipped, sampled, ok := g.sampled(c)
+	skipped, sampled, ok := g.sampled(c, err)
 	if !ok {
 		return
 	}
@@ -74,9 +74,13 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 
 // sampled reports whether the line of a request may be written; for a request of the
 // kinds that strangers can send in any number also how many lines were left out since
-// the last one.
-func (g *Gateway) sampled(c *call) (skipped int, sampled, ok bool) {
+// the last one. Each kind has its own share of lines, so that guesses hide no key that
+// has expired.
+func (g *Gateway) sampled(c *call, err error) (skipped int, sampled, ok bool) {
 	switch {
+	case c.who.User == "" && errors.As(err, new(*account.KeyError)):
+		skipped, ok = g.badKeys.take(time.Now())
+		return skipped, true, ok
 	case c.route == routeOther:
 		skipped, ok = g.lost.take(time.Now())
 		return skipped, true, ok

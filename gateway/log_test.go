@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -117,6 +118,28 @@ func TestLogQuotesNothing(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestKnownKeysAreSeen: a storm of guesses hides no line of a key that has expired.
+func TestKnownKeysAreSeen(t *testing.T) {
+	g, _ := bare(t, nil)
+	stranger := &call{status: http.StatusUnauthorized}
+	for range 200 {
+		g.sampled(stranger, account.ErrUnknownKey)
+	}
+	if _, _, ok := g.sampled(stranger, account.ErrUnknownKey); ok {
+		t.Error("guesses are not sampled")
+	}
+	expired := fmt.Errorf("identify: %w", &account.KeyError{State: account.KeyExpired})
+	if _, sampled, ok := g.sampled(stranger, expired); !ok || !sampled {
+		t.Error("the line of an expired key is left out")
+	}
+	for range 200 {
+		g.sampled(stranger, expired)
+	}
+	if _, _, ok := g.sampled(stranger, expired); ok {
+		t.Error("lines of an expired key are not sampled")
 	}
 }
 

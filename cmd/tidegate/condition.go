@@ -23,8 +23,18 @@ type condition struct {
 	RestartOnly  []string          // keys that changed and that only a restart applies
 	Ledger       ledger.Status     // of the journal and its way into the database
 	Redis        *redislimit.State // nil: the limits are this process's own
+	Damage       *damage           // seen last in Redis; nil: none
 	Certificates []expiry          // soonest end first
 }
+
+// damage is what was read of Redis that no gateway wrote.
+type damage struct {
+	at   time.Time
+	keys []string // some of them
+}
+
+// damageFor is how long damage is warned of after it was seen last.
+const damageFor = time.Hour
 
 const (
 	expiresSoon = 14 * 24 * time.Hour // before a certificate's end it is warned of
@@ -52,6 +62,10 @@ func (c *condition) warnings(now time.Time) (all []string) {
 		warn(!r.Alone && r.Recounted, "%s", r.Doing)
 		warn(r.Dropped > 0, "%d settlements were dropped since the start, because Redis was away for too long: limits count too little for them", r.Dropped)
 	}
+	if b := c.Damage; b != nil && now.Sub(b.at) <= damageFor {
+		warn(true, "values of the limits in Redis were read %v ago that no gateway wrote, and count as not there: see who else writes to this Redis: %s",
+			now.Sub(b.at).Round(time.Second), strings.Join(b.keys, " "))
+	}
 	for _, e := range c.Certificates {
 		left := e.Expires.Sub(now)
 		warn(left <= 0, "the certificate %s expired on %s: put a new one in its place and reload (SIGHUP)", e.Certificate, e.Expires.UTC().Format(time.DateTime+" UTC"))
@@ -78,7 +92,7 @@ func days(d time.Duration) string {
 
 // condition is the state of the process now.
 func (d *daemon) condition() condition {
-	c := condition{Ledger: d.ledger.Status(), Certificates: d.certificates()}
+	c := condition{Ledger: d.ledger.Status(), Certificates: d.certificates(), Damage: d.damage.Load()}
 	if p := d.failure.Load(); p != nil {
 		c.Reload = *p
 	}

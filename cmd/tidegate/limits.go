@@ -71,9 +71,11 @@ func (d *daemon) openCounters(registry prometheus.Registerer) error {
 func (d *daemon) damagedRedis() func(keys []string) {
 	warnings := seldom{every: time.Minute}
 	return func(keys []string) {
+		keys = slices.Clone(keys[:min(len(keys), 10)])
+		d.damage.Store(&damage{time.Now(), keys})
 		if warnings.now("", time.Now()) {
 			d.log.Warn("something among the limits' keys in Redis is damaged or not the gateway's: it counts as not there, and is written over when something is charged; see who else writes to this Redis",
-				"keys", strings.Join(keys[:min(len(keys), 10)], " "))
+				"keys", strings.Join(keys, " "))
 		}
 	}
 }

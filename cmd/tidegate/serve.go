@@ -184,6 +184,7 @@ type daemon struct {
 	failure  atomic.Pointer[string]   // of the last reload; nil: it worked
 	restart  atomic.Pointer[[]string] // keys that changed and that only a restart applies
 	expiries atomic.Pointer[[]expiry] // of the certificates in files
+	damage   atomic.Pointer[damage]   // seen last among the limits' keys in Redis; nil: none
 	traces   tracing
 	front    net.Listener // where callers reach it, once it listens
 	ops      net.Listener
