@@ -287,13 +287,13 @@ func (c *counters) restore(ctx context.Context) error {
 			return err
 		}
 	}
-	all, err := c.recorded(ctx)
+	counted, all, err := c.recorded(ctx)
 	if err != nil {
 		c.d.log.Warn("cannot restore the quotas from the ledger; they count what is used from now on", "error", err.Error())
 		return err
 	}
 	if c.guard != nil {
-		c.guard.Recall(all)
+		c.guard.Recall(counted, all)
 	}
 	for i := range all {
 		if err := c.Restore(ctx, all[i]); err != nil {
@@ -308,20 +308,24 @@ func (c *counters) restore(ctx context.Context) error {
 func (c *counters) recall(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, restoreTime)
 	defer cancel()
-	all, err := c.recorded(ctx)
+	counted, all, err := c.recorded(ctx)
 	if err != nil {
 		c.d.log.Warn("cannot read the quotas from the ledger while Redis is away; what was last known of them holds", "error", err.Error())
 		return
 	}
-	c.guard.Recall(all)
+	c.guard.Recall(counted, all)
 }
 
-// recorded is what the ledger says of all quotas in their running periods.
-func (c *counters) recorded(ctx context.Context) (all []limit.Recorded, err error) {
+// recorded is what the ledger says of all quotas in their running periods, and the
+// names of those that it counts.
+func (c *counters) recorded(ctx context.Context) (counted []string, all []limit.Recorded, err error) {
 	for _, q := range c.Quotas() {
 		rows, err := c.used(ctx, q)
 		if err != nil {
-			return nil, fmt.Errorf("quota %s: %w", q.Name, err)
+			return nil, nil, fmt.Errorf("quota %s: %w", q.Name, err)
+		}
+		if _, whole := groupsOf(q.Per); whole {
+			counted = append(counted, q.Name)
 		}
 		for i := range rows {
 			if r, ok := c.Recorded(q.Name, subjectsOf(&rows[i]), rows[i].Total, int64(rows[i].Milliunits)); ok {
@@ -329,7 +333,7 @@ func (c *counters) recorded(ctx context.Context) (all []limit.Recorded, err erro
 			}
 		}
 	}
-	return all, nil
+	return counted, all, nil
 }
 
 // used is what the ledger says that everybody has used of a quota in its period.

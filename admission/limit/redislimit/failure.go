@@ -27,7 +27,7 @@ import (
 //
 // Slots are enforced in the same way; what the others held counts for one lease. A
 // request that alone is larger than a share is let in when nothing else of its counter
-// counts. What running requests may use at most (limit.Dim.Ceiling) is enforced whole:
+// counts, and of a window one that is no more than an eighth of it is let in beyond it. What running requests may use at most (limit.Dim.Ceiling) is enforced whole:
 // a request holds much of it that does not use it, and what is used over the limit is
 // carried into the windows that follow.
 //
@@ -55,6 +55,8 @@ const maxWaiting = 100_000
 
 const (
 	maxSeen = 50_000 // counters in each of two halves
+	// smallPart is the part of a share that a small request has at most.
+	smallPart = 8
 	// recallLife is for how long the ledger's word that a quota was not used at all holds.
 	recallLife = 2 * time.Minute
 	// shadowBuckets is into how many parts the shadow cuts a window. A part counts in
@@ -229,16 +231,20 @@ func (g *Guarded) reduce(d *limit.Dim, now int64) (others int64) {
 	if was.until > now {
 		others = was.others
 	}
-	// A request that is larger than the share has to be alone.
+	// A request that is larger than the share has to be alone. A small one may be beyond
+	// it: requests that come at half of a limit come a little early at times.
 	reduced := func(whole, others int64) int64 {
-		left := max(whole-others, 0)
-		return max(min(g.fleet.share(whole), left), min(d.Cost, left))
+		share, left := g.fleet.share(whole), max(whole-others, 0)
+		if d.Kind == limit.Window && d.Cost <= share/smallPart {
+			share += d.Cost
+		}
+		return max(min(share, left), min(d.Cost, left))
 	}
 	burst := func(whole int64) int64 {
 		if whole <= 0 {
 			return whole
 		}
-		return max(g.fleet.share(whole), min(d.Cost, whole))
+		return reduced(whole, 0)
 	}
 	whole := d.Limit
 	d.Limit, d.Burst = reduced(d.Limit, others), burst(d.Burst)
@@ -325,7 +331,9 @@ func (g *Guarded) adopt(ctx context.Context) error {
 			return err
 		}
 		g.mu.Lock()
-		l.adopted = true
+		if g.here[id] == l { // else its settlement is under way, and is known there by the id
+			l.adopted = true
+		}
 		g.mu.Unlock()
 	}
 	return nil

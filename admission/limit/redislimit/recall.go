@@ -14,6 +14,7 @@ type recalled struct {
 	at     time.Time
 	outage int64            // in which the ledger was asked
 	all    map[string]spent // by counter
+	rules  map[string]bool  // quotas that the ledger counts for whomever they are of
 }
 
 // spent is what of one quota was used in a period, in its own unit.
@@ -23,14 +24,17 @@ type spent struct {
 	here  int64 // by this one since it is alone, when the ledger was asked
 }
 
-// Recall takes in what a ledger knows of quotas. It knows of all that was used: a
-// counter that is not among them was not used in the running period. While Redis is
+// Recall takes in what a ledger knows of quotas. Of those in counted it knows all that
+// was used: a counter that is not among them was not used in the running period. While Redis is
 // not asked, what remains is worked out from it, so that quotas are known as soon as
 // the ledger was read, and go on counting for all replicas.
-func (g *Guarded) Recall(all []limit.Recorded) {
+func (g *Guarded) Recall(counted []string, all []limit.Recorded) {
 	g.mu.Lock()
-	next := recalled{at: g.with.Now(), outage: g.outage, all: make(map[string]spent, len(all))}
+	next := recalled{at: g.with.Now(), outage: g.outage, all: make(map[string]spent, len(all)), rules: map[string]bool{}}
 	g.mu.Unlock()
+	for _, rule := range counted {
+		next.rules[rule] = true
+	}
 	for i := range all {
 		r := &all[i]
 		next.all[r.Dim.Key] = spent{begin: r.Dim.BeginMs, used: r.Used, here: g.spentHere(r.Dim, next.outage)}
@@ -64,7 +68,7 @@ func (g *Guarded) known(d *limit.Dim, now int64) spent {
 	if g.recalled.outage != g.outage {
 		r.here = 0
 	}
-	asked := !g.recalled.at.IsZero() && now-g.recalled.at.UnixMilli() < recallLife.Milliseconds()
+	asked := g.recalled.rules[d.Rule] && now-g.recalled.at.UnixMilli() < recallLife.Milliseconds()
 	g.mu.Unlock()
 	if told && r.begin != d.BeginMs {
 		r = spent{} // of another period
