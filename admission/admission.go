@@ -4,11 +4,12 @@
 // Admit combines four things in one act. The ladder (package degrade) says at which
 // level the model stands, by the pressure on its GPUs and engines; the caller's tier
 // shifts it. The rate limits and quotas (package limit), which the level may tighten,
-// let the request in or do not. At L3 the request goes to the smaller model, where
-// that can answer it. And a backend is picked: of those with room the ones at the
-// lowest level, of these the one with the fewest requests in flight for its weight;
-// requests are routed away from a hot backend before they are degraded. Where all
-// are full the request waits in the model's fair queue.
+// let the request in or do not; one that is over a concurrency limit alone waits in a
+// fair line for a place, where the rule lets it. At L3 the request goes to the smaller
+// model, where that can answer it. And a backend is picked: of those with room the ones
+// at the lowest level, of these the one with the fewest requests in flight for its
+// weight; requests are routed away from a hot backend before they are degraded. Where
+// all are full the request waits in the model's fair queue.
 //
 // The Permit names the backend and the level, and holds a place and what the limits
 // reserved until Settle gives both back, once, whatever happened in between. What the
