@@ -53,10 +53,10 @@
 // goes below zero. Reserve and Settle are idempotent by request id. A reservation
 // that is no longer renewed is settled by the store at what was last known of it.
 //
-// Retry times of a store are exact as long as nothing ends: for windows the newest charge of the bucket whose
-// release makes room, for bursts the drain, for quotas the period's end, for
-// concurrency the lease that ends first; the largest of all that refused. The
-// Limiter knows what runs here, and how long such requests take and what they use. It
+// Retry times of a store are exact as long as nothing ends: for windows the newest
+// charge of the bucket whose release makes room, for bursts the drain, for quotas
+// the period's end, for concurrency the lease that ends first; the largest of all
+// that refused. The Limiter knows what runs here, and how long such requests take and what they use. It
 // puts an estimate in the place of the lease's end, and of a window's end where running
 // requests will give back enough before (places.go). It adds up to a tenth so that
 // callers do not return together.
