@@ -166,3 +166,27 @@ func reservedTrial(t *testing.T, random *rand.Rand, sigma, mean float64) (told, 
 	}
 	return denied.RetryAfter.Seconds(), float64(s.ms-began) / 1000, true
 }
+
+// TestPlacesReset: the status says when all places are probably free again, not when
+// leases would end that nobody renews.
+func TestPlacesReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, compile(t, []Rule{{Name: "places", Per: "user", Bounds: Bounds{Concurrency: 4}}}, nil, nil))
+		q := alice()
+		q.Prompt, q.MaxTokens = 1, 10
+		g := r.in(q)
+		time.Sleep(2 * time.Second)
+		r.settle(g, Usage{Input: 1, Output: 10})
+		r.in(q)
+		time.Sleep(time.Second)
+		r.in(q)
+		if got := r.rate("concurrency"); got.Remaining != 2 || got.ResetMs != 2000 {
+			t.Errorf("%+v, want all of them in 2 s", got)
+		}
+		alone := alice()
+		alone.User = "bob"
+		if s, err := r.Status(t.Context(), alone); err != nil || s.Rates[0].ResetMs != 0 {
+			t.Errorf("%+v, %v", s, err)
+		}
+	})
+}

@@ -61,6 +61,12 @@ func (l *Limiter) Status(ctx context.Context, r Request) (Status, error) {
 			out.Quotas = append(out.Quotas, c.status(d, s))
 		default:
 			rate := RateStatus{Name: d.Rule, Per: c.per, Metric: d.Metric.String(), Limit: s.Limit, Remaining: s.Remaining, ResetMs: s.ResetMs}
+			if d.Kind == Lease && s.Used > 0 {
+				l.mu.Lock()
+				all := l.placeIn(d.Key, place{used: s.Used, cost: s.Limit, limit: s.Limit}, 0, now)
+				l.mu.Unlock()
+				rate.ResetMs = max(all.Milliseconds(), 1)
+			}
 			if small := p.shrunk(i, now); small != (Shrunk{}) {
 				rate.Level, rate.Factor, rate.Whole = fmt.Sprintf("L%d", small.Level), float64(small.Factor)/1000, small.Whole
 			}
