@@ -142,6 +142,7 @@ type Gateway struct {
 
 	activities activities
 	began      time.Time
+	beganWall  time.Time // began by the wall clock alone
 }
 
 // settings are what a reload replaces as a whole.
@@ -155,6 +156,7 @@ type settings struct {
 // New makes a gateway; Reload may replace what it is told at any time.
 func New(p Parts, c Config, accounts *account.Directory) *Gateway {
 	g := &Gateway{Parts: p, metrics: newMetrics(p.Registry, p.Fleet), began: time.Now()}
+	g.beganWall = g.began.Round(0)
 	g.Reload(c, accounts)
 	p.Fleet.Notify(g.metrics.follow)
 	return g

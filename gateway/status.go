@@ -116,6 +116,9 @@ func (g *Gateway) status() Status {
 	// a gateway that is not ready.
 	s.WhyNotReady = g.ready()
 	s.Ready = s.WhyNotReady == ""
+	if w := g.clockWarning(now); w != "" {
+		s.Warnings = append(s.Warnings, w)
+	}
 	s.Warnings = append(s.Warnings, s.warnings(details, now)...)
 	return s
 }

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"tidegate/gateway/gatewaytest"
+)
+
+// TestRemedies causes what operating.md has remedies for that its blocks alone do not
+// show, and sees each remedy work.
+func TestRemedies(t *testing.T) {
+	s := startServers(t, nil)
+	p := plan{more: "limits:\n  - {name: user-rate, per: user, concurrency: 16}\n"}
+	f := startGateway(t, s, p)
+	t.Run("a flood", func(t *testing.T) { flood(t, f) })
+	t.Run("a leaked key", func(t *testing.T) { leak(t, f) })
+	t.Run("a slow server", func(t *testing.T) { slow(t, f, s, p) })
+}
+
+// flood: the user who floods is found by tidegate top, and kept to one place.
+func flood(t *testing.T, f *front) {
+	key, _ := command(t, exitOK, "key", "create", "--user", "flooder", "--name", "flooder", "--config", f.file)
+	key = strings.TrimSpace(key)
+	f.servers.fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 100})
+	var asking sync.WaitGroup
+	for range 8 {
+		asking.Go(func() {
+			if a := f.complete(t, key, chat(largeModel, 10, "")); a.status != http.StatusOK {
+				t.Errorf("%d %s", a.status, a.body)
+			}
+		})
+	}
+	eventually(t, "tidegate top to show who floods", func() bool {
+		out, _ := command(t, exitOK, "top", "--once", "--ops", f.ops)
+		return strings.Contains(out, "flooder")
+	})
+	asking.Wait()
+	command(t, exitOK, "override", "set", "user-rate", "--user", "flooder", "--concurrency", "1", "--config", f.file)
+	command(t, exitOK, "key", "set", "flooder", "--tier", "batch", "--config", f.file)
+	eventually(t, "the flood to be kept to one place", func() bool {
+		var mu sync.Mutex
+		refused := 0
+		var asking sync.WaitGroup
+		for range 8 {
+			asking.Go(func() {
+				if a := f.complete(t, key, chat(largeModel, 60, "")); a.status == http.StatusTooManyRequests {
+					mu.Lock()
+					refused++
+					mu.Unlock()
+				}
+			})
+		}
+		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
+			t.Errorf("another caller: %d %s", a.status, a.body)
+		}
+		asking.Wait()
+		return refused > 0
+	})
+	command(t, exitOK, "override", "delete", "user-rate", "--user", "flooder", "--config", f.file)
+	f.servers.heal(t)
+}
+
+// leak: a key that has leaked is revoked by its text, and refused with its id.
+func leak(t *testing.T, f *front) {
+	key, _ := command(t, exitOK, "key", "create", "--user", "cleo", "--name", "leaked", "--config", f.file)
+	key = strings.TrimSpace(key)
+	if a := f.complete(t, key, chat(largeModel, 2, "")); a.status != http.StatusOK {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	cli{exitOK, "key revoke --secret", "revoked"}.check(t, f.file, key+"\n")
+	eventually(t, "the key to be refused", func() bool {
+		a := f.complete(t, key, chat(largeModel, 2, ""))
+		return a.status == http.StatusUnauthorized && strings.Contains(string(a.body), "revoked")
+	})
+	out, _ := command(t, exitOK, "usage", "report", "--by", "key,day", "--config", f.file)
+	if !strings.Contains(out, "leaked") {
+		t.Errorf("the report does not say what was used with it:\n%s", out)
+	}
+}
+
+// slow: a server that is slow gets weight 0 by a reload. What it has ends, and it gets
+// nothing new.
+func slow(t *testing.T, f *front, s servers, p plan) {
+	slowly := gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 50}
+	s[:1].fault(t, slowly)
+	var asking sync.WaitGroup
+	for range 6 {
+		asking.Go(func() {
+			if a := f.complete(t, adaKey, chat(largeModel, 40, "")); a.status != http.StatusOK {
+				t.Errorf("a caller noticed: %d %s", a.status, a.body)
+			}
+		})
+	}
+	eventually(t, "requests on the slow server", func() bool { return s[0].Stats().Running > 0 })
+	config := p.yaml(s, filepath.Dir(f.file))
+	drained := strings.Replace(config, "{url: '"+s[0].URL+"'", "{weight: 0, url: '"+s[0].URL+"'", 1)
+	f.write(t, drained)
+	eventually(t, "the status to say that it is drained", func() bool { return strings.Contains(f.status(t), "weight 0: it gets no new requests") })
+	before := len(s[0].Requests()) + int(s[0].Stats().Running)
+	for range 10 {
+		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+	}
+	asking.Wait()
+	if after := len(s[0].Requests()); after > before {
+		t.Errorf("%d requests at the drained server, %d before", after, before)
+	}
+	f.write(t, config)
+	eventually(t, "it to be back", func() bool { return f.up(t) == len(s) })
+	s.heal(t)
+	f.idle(t)
+}
