@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,33 +18,37 @@ import (
 
 func (p *process) checkCommand() *cobra.Command {
 	var (
-		file           string
-		schema, strict bool
+		file                 string
+		schema, strict, live bool
 	)
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check a configuration file without starting anything",
 		Long: "Reads the file as serve would, the environment included, with the certificates and\n" +
 			"secrets that it names, and says what is wrong with line and column. What is probably\n" +
-			"not meant is a warning; --strict fails on warnings too. With --schema it prints the\n" +
-			"JSON Schema of the file instead, for editors.",
-		Example: "  tidegate check --config tidegate.yaml\n  tidegate check --strict --config tidegate.yaml\n  tidegate check --schema > tidegate.schema.json",
+			"not meant is a warning; --strict fails on warnings too. With --live it also asks the\n" +
+			"backends, Redis, the store, the journal and the sources of GPU readings, each for 10 s\n" +
+			"at most, and fails (exit code 1) where one does not answer as it should; it costs no\n" +
+			"tokens and makes nothing. With --schema it prints the JSON Schema of the file instead,\n" +
+			"for editors.",
+		Example: "  tidegate check --config tidegate.yaml\n  tidegate check --strict --live --config tidegate.yaml\n  tidegate check --schema > tidegate.schema.json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if schema {
 				return p.printSchema()
 			}
-			return p.check(file, strict)
+			return p.check(cmd.Context(), file, strict, live)
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration file (default $TIDEGATE_CONFIG, else tidegate.yaml)")
 	cmd.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema of the configuration file")
+	cmd.Flags().BoolVar(&live, "live", false, "ask backends, Redis, store, journal and sources of GPU readings too")
 	cmd.Flags().BoolVar(&strict, "strict", false, "fail on warnings too")
 	return cmd
 }
 
 // check says what is wrong with a configuration, what may be, and what it sets up.
-func (p *process) check(flag string, strict bool) error {
+func (p *process) check(ctx context.Context, flag string, strict, live bool) error {
 	load, err := p.loader(serveFlags{file: flag})
 	if err != nil {
 		return err
@@ -73,6 +78,9 @@ func (p *process) check(flag string, strict bool) error {
 	}
 	fmt.Fprintf(p.stdout, "ok: %d models, %d backends, auth %s with %d keys, listening on %s\n",
 		len(c.Models), backends, c.Auth.Mode, len(c.Auth.Keys), c.Server.Listen)
+	if live {
+		return p.checkLive(ctx, &c)
+	}
 	return nil
 }
 

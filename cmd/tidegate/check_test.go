@@ -210,3 +210,50 @@ func TestTakenPorts(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckLive: check --live says of everything that a gateway asks what it answers, and
+// fails where one does not answer as it should.
+func TestCheckLive(t *testing.T) {
+	s := startServers(t, nil)
+	dir := t.TempDir()
+	readings := filepath.Join("..", "..", "deploy", "compose", "gpu.jsonl")
+	good := fmt.Sprintf("server: {listen: '127.0.0.1:8080'}\nstore: {dsn: 'sqlite://%s/t.db', journal_dir: %s}\ngpus: [{name: rec, replay: %s}]\n"+
+		"models:\n  - {name: %s, backends: [{url: '%s/v1'}]}\n", dir, dir, readings, largeModel, s[0].URL)
+	code, stdout, stderr := checked(t, good, nil, "--live")
+	if code != exitOK || !strings.Contains(stderr, "asking 4") {
+		t.Fatalf("code %d\n%s%s", code, stdout, stderr)
+	}
+	for _, want := range []string{
+		"ok      backend " + s[0].URL + "/v1 of " + largeModel + ": version ", " serves " + largeModel + " with a context of ",
+		"ok      store: there is no " + dir + "/t.db yet; serve makes it", "ok      journal " + dir + ": can be written to", "ok      gpus rec: replay answers with ",
+	} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("want %q:\n%s", want, stdout)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "t.db")); err == nil {
+		t.Error("it made a store")
+	}
+	for _, r := range s[0].Requests() {
+		if r.Path != "/health" && r.Path != "/v1/models" && r.Path != "/version" {
+			t.Errorf("it asked the server for %s", r.Path)
+		}
+	}
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := closed.Addr().String()
+	closed.Close()
+	bad := fmt.Sprintf("server: {listen: '127.0.0.1:8080'}\nstore: {dsn: 'postgres://u:hunter2@%s/db', journal_dir: %s}\nredis: {addrs: ['%s']}\ngpus: [{name: card, dcgm: 'http://%s/metrics'}]\n"+
+		"models:\n  - {name: another, backends: [{url: '%s'}, {url: 'http://%s'}]}\n", gone, readings, gone, gone, s[0].URL, gone)
+	code, stdout, stderr = checked(t, bad, nil, "--live")
+	if code != exitFailed || strings.Count(stdout, "FAILED  ") != 6 || !strings.Contains(stderr, "6 of 6 did not answer as they should") || strings.Contains(stdout+stderr, "hunter2") {
+		t.Errorf("code %d\n%s%s", code, stdout, stderr)
+	}
+	for _, want := range []string{"none of which is another", "FAILED  redis " + gone, "FAILED  store: ", "FAILED  gpus card: ", "is no directory", "connection refused"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("want %q:\n%s", want, stdout)
+		}
+	}
+}

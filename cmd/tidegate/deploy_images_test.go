@@ -175,8 +175,8 @@ func TestDockerfiles(t *testing.T) {
 // check looks at a stage's sources; those of a last stage also at its user.
 func (s *buildStage) check(t *testing.T, d dockerfile, from string) {
 	t.Helper()
-	if d.stage(s.from) == nil && !regexp.MustCompile(`:[a-z0-9.-]+$`).MatchString(s.from) {
-		t.Errorf("FROM %s: names no tag", s.from)
+	if d.stage(s.from) == nil && !pinnedImage(s.from) {
+		t.Errorf("FROM %s: names no tag and digest", s.from)
 	}
 	for _, line := range s.all("COPY") {
 		flags, args := flagsOf(line)

@@ -285,7 +285,7 @@ func (s *service) open() (faults []string) {
 		"needs more than 2 CPUs":      !regexp.MustCompile(`^([3-9]|\d\d)`).MatchString(s.Deploy.Resources.Limits.CPUs), // Docker refuses a limit beyond what the machine has
 		"logs without bound":          s.Logging.Options["max-size"] != "" && s.Logging.Options["max-file"] != "",
 		"is not started again":        s.Restart == "unless-stopped",
-		"has an image without a tag":  regexp.MustCompile(`:[a-z0-9.-]+$`).MatchString(s.Image) && !strings.HasSuffix(s.Image, ":latest"),
+		"has an image without digest": s.Build != nil || pinnedImage(s.Image),
 		"runs as root":                s.User != "root" && s.User != "0",
 		"has a secret in its command": simulated || !strings.Contains(strings.Join(s.Command, " "), "secret"),
 	} {
@@ -294,6 +294,25 @@ func (s *service) open() (faults []string) {
 		}
 	}
 	return faults
+}
+
+// pinnedImage reports whether an image is named by tag and digest: a tag may stand for other
+// bytes tomorrow.
+func pinnedImage(image string) bool {
+	return regexp.MustCompile(`^[a-z0-9./-]+:[a-z0-9.-]+@sha256:[0-9a-f]{64}$`).MatchString(image) && !strings.Contains(image, ":latest@")
+}
+
+// TestPinnedImages: a tag alone, a digest alone and one that is cut are no pins.
+func TestPinnedImages(t *testing.T) {
+	digest := "@sha256:" + strings.Repeat("0a", 32)
+	for image, want := range map[string]bool{
+		"redis:7.4.11-alpine" + digest: true, "gcr.io/distroless/static-debian12:nonroot" + digest: true,
+		"redis:7.4.11-alpine": false, "redis" + digest: false, "redis:latest" + digest: false, "redis:7@sha256:0a": false, "": false,
+	} {
+		if pinnedImage(image) != want {
+			t.Errorf("%q: %v", image, !want)
+		}
+	}
 }
 
 // patient makes sure that nothing is killed while it still lets streams end.

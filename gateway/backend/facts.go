@@ -16,13 +16,26 @@ import (
 // learn reads what the server serves, how long its context is, its version, and how it
 // renders a chat.
 func (p *prober) learn(ctx context.Context) error {
-	body, err := p.ask(ctx, "/v1/models")
+	f, err := p.identify(ctx)
 	if err != nil {
 		return err
 	}
+	p.learnThinking(ctx, &f)
+	p.b.facts.Store(&f)
+	p.known = time.Now()
+	return nil
+}
+
+// identify asks a server what it serves, under which name it serves the model, and which
+// version it has.
+func (p *prober) identify(ctx context.Context) (Facts, error) {
+	body, err := p.ask(ctx, "/v1/models")
+	if err != nil {
+		return Facts{}, err
+	}
 	cards, err := readModels(body)
 	if err != nil {
-		return err
+		return Facts{}, err
 	}
 	f := Facts{Names: namesOf(cards)}
 	wanted := p.names
@@ -31,7 +44,7 @@ func (p *prober) learn(ctx context.Context) error {
 	}
 	f.Serves = match(f.Names, wanted)
 	if f.Serves == "" {
-		return fmt.Errorf("it serves %s, none of which is %s: set serves on the backend to the name it uses",
+		return Facts{}, fmt.Errorf("it serves %s, none of which is %s: set serves on the backend to the name it uses",
 			list(f.Names), list(wanted))
 	}
 	if f.MaxModelLen, err = contextOf(cards, f.Serves); err != nil {
@@ -42,10 +55,17 @@ func (p *prober) learn(ctx context.Context) error {
 		f.Version = printed(version.Version, maxVersion)
 		f.Can = capabilitiesOf(f.Version)
 	}
-	p.learnThinking(ctx, &f)
-	p.b.facts.Store(&f)
-	p.known = time.Now()
-	return nil
+	return f, nil
+}
+
+// Ask asks a server once, as the gateway does before it sends it requests, whether it is
+// well and serves a model of one of the names. It costs no tokens.
+func Ask(ctx context.Context, c Config, names []string, client *http.Client) (Facts, error) {
+	p := prober{b: New(c, "tidegate"), client: client, names: names}
+	if _, err := p.ask(ctx, "/health"); err != nil {
+		return Facts{}, err
+	}
+	return p.identify(ctx)
 }
 
 // A modelCard is one model of GET /v1/models, as vLLM writes it. An adapter (LoRA) names
