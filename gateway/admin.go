@@ -24,6 +24,7 @@ func admin(h handler) handler {
 		if c.who, err = c.set.accounts.IdentifyAdministrator(c.r.Context(), c.authorization(), c.from()); err != nil {
 			return err
 		}
+		c.showExpiry()
 		if !c.who.Admin {
 			return refuse(codeAccessDenied, "", "this needs an administrator's key: make one with tidegate key create --admin")
 		}

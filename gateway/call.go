@@ -167,7 +167,7 @@ func (c *call) stand(level degrade.Level, reason string) {
 // header sets a header of the answer, whose name must be in its canonical form.
 func (c *call) header(name, value string) {
 	if len(c.values) == 0 {
-		c.values = make([]string, 12) // as many as an answer usually has, in one piece
+		c.values = make([]string, 13) // as many as an answer usually has, in one piece
 	}
 	c.values[0] = value
 	c.w.Header()[name], c.values = c.values[:1:1], c.values[1:]

@@ -12,7 +12,15 @@ import (
 // identify finds out who calls.
 func (c *call) identify() (err error) {
 	c.who, err = c.set.accounts.Identify(c.r.Context(), c.authorization(), c.from())
+	c.showExpiry()
 	return err
+}
+
+// showExpiry says in a header when the caller's key expires, where it does.
+func (c *call) showExpiry() {
+	if ends := c.who.Ends(); ends != "" {
+		c.header("X-Tidegate-Key-Expires", ends)
+	}
 }
 
 // authorization returns the caller's credentials in the form of the Authorization header.

@@ -8,6 +8,7 @@ import (
 	"tidegate/admission"
 	"tidegate/admission/limit"
 	"tidegate/degrade"
+	"tidegate/gateway/account"
 	"tidegate/gateway/openai"
 )
 
@@ -171,8 +172,9 @@ func (g *Gateway) quotaStatus(c *call) error {
 		Remaining *int64     `json:"remaining,omitempty"`
 		ResetsAt  *time.Time `json:"resets_at,omitempty"`
 		Pressure  *pressed   `json:"pressure,omitempty"` // by which limits may have shrunk
+		Key       *ownKey    `json:"key,omitempty"`
 		limit.Status
-	}{Status: s}
+	}{Status: s, Key: c.ownKey()}
 	if worst.level > degrade.Full {
 		out.Pressure = &worst
 	}
@@ -180,6 +182,25 @@ func (g *Gateway) quotaStatus(c *call) error {
 		out.Used, out.Limit, out.Remaining, out.ResetsAt = &t.Used, &t.Limit, &t.Remaining, &t.ResetsAt
 	}
 	return c.reply(out)
+}
+
+// ownKey is the caller's key.
+type ownKey struct {
+	Name    string     `json:"name"`
+	ID      string     `json:"id,omitempty"` // of a key of the store
+	Expires *time.Time `json:"expires_at"`   // null: never
+}
+
+// ownKey returns what the caller may know of its key; nil: it has none.
+func (c *call) ownKey() *ownKey {
+	if c.who.Key == account.Open && c.who.KeyID == "" {
+		return nil
+	}
+	k := &ownKey{Name: c.who.Key, ID: c.who.KeyID}
+	if !c.who.Expires.IsZero() {
+		k.Expires = &c.who.Expires
+	}
+	return k
 }
 
 // pressed is a model under pressure.

@@ -119,6 +119,7 @@ func (g *Gateway) status() Status {
 	if w := g.clockWarning(now); w != "" {
 		s.Warnings = append(s.Warnings, w)
 	}
+	details = append(details, expiryWarnings(g.settings.Load().accounts.Store().Expiring())...)
 	s.Warnings = append(s.Warnings, s.warnings(details, now)...)
 	return s
 }

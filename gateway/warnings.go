@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"tidegate/degrade"
+	"tidegate/gateway/account"
 )
 
 // warnings says what of a status is wrong, the most urgent first: first what callers
@@ -69,6 +70,23 @@ func levelWarnings(m *degrade.ModelStatus, now time.Time) (all []string) {
 		all = append(all, fmt.Sprintf("model %s: pinned at %s by %s, %s: %s", m.Model, m.Pin.Level, m.Pin.By, until, m.Pin.Why))
 	case m.Level == degrade.SmallerModel.String() || m.Level == degrade.Canned.String():
 		all = append(all, fmt.Sprintf("model %s: at %s since %s, because of %s on backend %s", m.Model, m.Level, since, m.Reason, m.Backend))
+	}
+	return all
+}
+
+// namedExpiring is how many of the keys that expire soon are named in warnings.
+const namedExpiring = 5
+
+// expiryWarnings names the keys that expire soon.
+func expiryWarnings(e account.Expiring) (all []string) {
+	for i, k := range e.Keys {
+		if i == namedExpiring {
+			break
+		}
+		all = append(all, fmt.Sprintf("the key %s (id %s) of user %s expires on %s: rotate it, or let it live longer with tidegate key set", k.Name, k.ID, k.User, k.Expires.UTC().Format(time.RFC3339)))
+	}
+	if more := e.Count - len(all); more > 0 {
+		all = append(all, fmt.Sprintf("%d more keys expire soon: tidegate key list", more))
 	}
 	return all
 }

@@ -62,6 +62,9 @@ func (d *daemon) openStore(ctx context.Context, registry prometheus.Registerer) 
 		}
 		return 0
 	}))
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tidegate_keys_expiring", Help: "Keys of the store that are good, have no successor and expire within auth.expiry_warn; those that were made to live no longer than that are left out.",
+	}, func() float64 { return float64(accounts.Expiring().Count) }))
 	d.accounts, d.ledger = accounts, usage
 	if d.alerts, err = d.newAlerts(db, registry); err != nil {
 		return errors.Join(err, usage.Close())

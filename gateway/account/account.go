@@ -79,9 +79,13 @@ type Identity struct {
 	Admin      bool
 	Expires    time.Time // zero: never
 	models     []string
-	sum        hash  // of the key; zero: there is none
-	seq        int64 // changes of the store that were taken over when it was looked at
+	ends       string // Expires in RFC 3339; empty: never
+	sum        hash   // of the key; zero: there is none
+	seq        int64  // changes of the store that were taken over when it was looked at
 }
+
+// Ends returns when the key expires, in RFC 3339; empty: never.
+func (i *Identity) Ends() string { return i.ends }
 
 // MayUse reports whether the caller may use a model.
 func (i *Identity) MayUse(model string) bool {

@@ -23,6 +23,7 @@ const DefaultAdminKeyEnv = "TIDEGATE_ADMIN_KEY"
 type Config struct {
 	Mode            string        `yaml:"mode"`             // keys: those of the store and of the file; open: anyone, the address is the user
 	KeyTTL          time.Duration `yaml:"key_ttl"`          // how long a key of the store is good unless it says otherwise
+	ExpiryWarn      time.Duration `yaml:"expiry_warn"`      // before a key of the store expires, how long the log, /status and a metric warn of it; 0: not at all. Keys that were made to live no longer than that are left out
 	AllowUnexpiring bool          `yaml:"allow_unexpiring"` // whether a key may be good forever
 	AdminKeyEnv     string        `yaml:"admin_key_env"`    // environment variable whose value opens /admin/v1/; the usual one may be unset
 	AdminKeyFile    string        `yaml:"admin_key_file"`   // or the file
@@ -45,7 +46,7 @@ type KeyConfig struct {
 
 // Default is a gateway that asks for keys, which last a week.
 func Default() Config {
-	return Config{Mode: Keys, KeyTTL: 7 * 24 * time.Hour, AdminKeyEnv: DefaultAdminKeyEnv, FailedKeys: 60}
+	return Config{Mode: Keys, KeyTTL: 7 * 24 * time.Hour, ExpiryWarn: 48 * time.Hour, AdminKeyEnv: DefaultAdminKeyEnv, FailedKeys: 60}
 }
 
 // Validate says all that is wrong, path first.
@@ -59,6 +60,9 @@ func (c *Config) Validate() error {
 		faults = append(faults, errors.New("key_ttl: is 0, so keys would never expire; say allow_unexpiring: true as well, or something like 168h"))
 	case c.KeyTTL < 0 || c.KeyTTL > 0 && c.KeyTTL < time.Minute:
 		faults = append(faults, errors.New("key_ttl: must be at least 1m, such as 168h"))
+	}
+	if c.ExpiryWarn < 0 || c.ExpiryWarn > 0 && c.ExpiryWarn < time.Minute {
+		faults = append(faults, errors.New("expiry_warn: must be at least 1m, such as 48h, or 0 for no warning"))
 	}
 	if c.AdminKey != "" && (len(c.AdminKey) < minKey || len(c.AdminKey) > maxKey) {
 		faults = append(faults, fmt.Errorf("admin_key_env: the key must have %d to %d characters", minKey, maxKey))

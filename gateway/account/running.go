@@ -90,9 +90,12 @@ func (d *Directory) Follow(ctx context.Context, id *Identity) (context.Context, 
 	}
 }
 
-// Enforce ends the requests under way with keys that are not in this configuration any
-// more. It is called when the directory takes the place of another.
+// Enforce puts the directory in force, also in the place of another: requests under way
+// with keys that are not in this configuration any more end.
 func (d *Directory) Enforce() {
+	if d.store != nil {
+		d.store.expiry.setWarn(d.config.ExpiryWarn)
+	}
 	if d.config.Mode != Keys {
 		return
 	}

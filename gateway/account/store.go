@@ -57,6 +57,7 @@ type Store struct {
 	flights singleflight.Group
 	guesses *guesses
 	running *running
+	expiry  expiryWatch
 
 	syncing chan struct{} // holds one token: who takes it may pull
 	down    atomic.Bool   // the last pull failed
@@ -124,6 +125,11 @@ func (s *Store) Run(ctx context.Context) error {
 		}
 		was := s.down.Load()
 		err := s.Sync(ctx)
+		if err == nil {
+			if err := s.lookAtExpiry(ctx); err != nil && ctx.Err() == nil {
+				s.hooks.Log.Warn("cannot look for keys that expire soon", "error", err.Error())
+			}
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -263,6 +269,9 @@ func (s *Store) apply(ctx context.Context, seq int64, all *changed) error {
 			return err
 		}
 		records[sum] = r
+	}
+	if len(all.keys)+len(all.owners) > 0 {
+		s.expiry.changed()
 	}
 	s.takeOver(seq, all, records, func() {
 		if all.overrides {
@@ -437,6 +446,9 @@ func (k *keyRow) record() (hash, *record, error) {
 			return hash{}, nil, fmt.Errorf("the store's key %s: %w", k.ID, err)
 		}
 		r.ips = append(r.ips, p)
+	}
+	if !r.id.Expires.IsZero() {
+		r.id.ends = r.id.Expires.Format(time.RFC3339)
 	}
 	sum, err := parseHash(k.Hash)
 	r.id.sum = sum

@@ -1,0 +1,129 @@
+package account
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// Times of the look at keys that expire soon.
+const (
+	expiryEvery   = time.Minute
+	expirySoonest = 10 * time.Second // after the last look, where a key has changed
+	maxExpiring   = 100              // keys that are named
+)
+
+// Expiring is what the store knows of keys that expire soon.
+type Expiring struct {
+	Count int   // keys that are good, have no successor, were made to live longer than expiry_warn, and end within it
+	Keys  []Key // the first of them to expire, at most 100
+}
+
+// expiryWatch finds the keys that expire soon. It is safe for concurrent use.
+type expiryWatch struct {
+	mu    sync.Mutex
+	warn  time.Duration // before the end of a key; 0: nobody is warned
+	seen  Expiring
+	last  time.Time            // of the look
+	dirty bool                 // a key has changed since
+	told  map[string]time.Time // the expiry that the log has named, by the key's id
+}
+
+// setWarn sets how long before its end a key is named.
+func (w *expiryWatch) setWarn(warn time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.warn != warn {
+		w.warn, w.last = warn, time.Time{}
+	}
+}
+
+// changed notes that a key has changed.
+func (w *expiryWatch) changed() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.dirty = true
+}
+
+// due reports whether it is time to look, and how far ahead.
+func (w *expiryWatch) due(now time.Time) (warn time.Duration, due bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	since := now.Sub(w.last)
+	if since < expiryEvery && (!w.dirty || since < expirySoonest) {
+		return 0, false
+	}
+	w.last, w.dirty = now, false
+	return w.warn, true
+}
+
+// found takes what a look has found, and returns the keys that the log has not named.
+func (w *expiryWatch) found(e Expiring) (news []Key) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	told := map[string]time.Time{}
+	for _, k := range e.Keys {
+		if !w.told[k.ID].Equal(*k.Expires) {
+			news = append(news, k)
+		}
+		told[k.ID] = *k.Expires
+	}
+	w.seen, w.told = e, told
+	return news
+}
+
+// Expiring returns the keys that expire soon, as this replica has last seen them, within
+// the last minute while the database answers.
+func (s *Store) Expiring() Expiring {
+	s.expiry.mu.Lock()
+	defer s.expiry.mu.Unlock()
+	return s.expiry.seen
+}
+
+// lookAtExpiry finds the keys that expire soon, if it is time to, and logs each once.
+func (s *Store) lookAtExpiry(ctx context.Context) error {
+	now := s.hooks.now()
+	warn, due := s.expiry.due(now)
+	if !due {
+		return nil
+	}
+	var e Expiring
+	if warn > 0 {
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		var err error
+		if e, err = s.expiring(ctx, now, warn); err != nil {
+			return err
+		}
+	}
+	for _, k := range s.expiry.found(e) {
+		s.hooks.Log.LogAttrs(ctx, slog.LevelWarn, "a key expires soon: rotate it, or let it live longer with tidegate key set", slog.String("key", k.Name), slog.String("key_id", k.ID),
+			slog.String("user", k.User), slog.Time("expires", *k.Expires))
+	}
+	return nil
+}
+
+func (s *Store) expiring(ctx context.Context, now time.Time, warn time.Duration) (e Expiring, err error) {
+	const where = `k.expires_ms > ? AND k.expires_ms <= ? AND k.expires_ms - k.created_ms > ? AND k.revoked_ms = 0 AND k.replaced_by = ''
+		AND u.disabled_ms = 0 AND p.disabled_ms = 0 AND d.disabled_ms = 0`
+	args := []any{now.UnixMilli(), now.Add(warn).UnixMilli(), warn.Milliseconds()}
+	rows, err := s.keys(ctx, s.db, where+" ORDER BY k.expires_ms, k.id LIMIT ?", append(args, maxExpiring+1)...)
+	if err != nil {
+		return e, err
+	}
+	e.Count = len(rows)
+	if len(rows) > maxExpiring {
+		rows = rows[:maxExpiring]
+		err := s.db.NewRaw(`SELECT COUNT(*) FROM account_keys AS k JOIN account_users AS u ON u.name = k.user_name
+			JOIN account_projects AS p ON p.name = u.project JOIN account_departments AS d ON d.name = p.department WHERE `+where, args...).Scan(ctx, &e.Count)
+		if err != nil {
+			return e, fmt.Errorf("count the keys that expire soon: %w", err)
+		}
+	}
+	for _, k := range rows {
+		e.Keys = append(e.Keys, k.shown(now))
+	}
+	return e, nil
+}
