@@ -108,7 +108,7 @@ func (r *replica) check(t testing.TB, what, secret string, want error) {
 func TestStore(t *testing.T) {
 	databasetest.Each(t, func(t *testing.T, dsn string) {
 		for name, test := range map[string]func(*testing.T, string){
-			"a key's life": aKeysLife, "refusals": refusals, "standing": standing, "a name again": nameAgain, "key changes": keyChanges, "revokes": revokesAll, "following": following, "unnamed keys": unnamedKeys, "rotation": rotation, "members": members, "faults": faults, "replicas": replicas,
+			"a key's life": aKeysLife, "refusals": refusals, "expiring": expiring, "standing": standing, "a name again": nameAgain, "key changes": keyChanges, "revokes": revokesAll, "following": following, "unnamed keys": unnamedKeys, "rotation": rotation, "members": members, "faults": faults, "replicas": replicas,
 			"audit": audit, "overrides": overrides, "many overrides": manyOverrides, "pins": pins, "lists": lists, "storm": storm, "closed": closed,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, dsn) })
@@ -128,7 +128,7 @@ func aKeysLife(t *testing.T, dsn string) {
 		t.Errorf("%q", m.Key.IPs)
 	}
 	id, err := r.as(t, m.Secret)
-	id.models, id.sum, id.seq = nil, hash{}, 0
+	id.models, id.ends, id.sum, id.seq = nil, "", hash{}, 0
 	want := Identity{Department: "space", Project: "apollo", User: "ann", Key: "laptop", KeyID: m.Key.ID, Tier: Critical, MaxLevel: 2, Admin: true, Expires: c.now().Add(168 * time.Hour).UTC()}
 	if err != nil || fmt.Sprintf("%+v", id) != fmt.Sprintf("%+v", want) {
 		t.Errorf("%+v, %v\nexpected %+v", id, err, want)
