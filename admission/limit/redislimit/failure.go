@@ -38,6 +38,8 @@ import (
 //
 // A Redis that was emptied knows nothing of the windows that are running. For the
 // length of a window after that a replica enforces its share beside what Redis says.
+// So it does for a while after every time alone: until the others have handed in what
+// they let in, Redis knows of less than that.
 //
 // What was let in here is settled in Redis as new when its truth is known and Redis
 // is there, quotas always and windows as long as they would still count; what still
@@ -163,21 +165,25 @@ func (g *Guarded) reserveHere(r limit.Reservation) (limit.Decision, error) {
 	return out, nil
 }
 
-// recounted judges a request by this replica's shares of the windows that were running
-// when Redis lost its counters. It reports whether they refuse it.
+// recounted judges a request by this replica's shares, where Redis knows of less than
+// was let in: of the windows that were running when it lost its counters, and of all
+// until other replicas have handed in what they counted alone. It reports whether they
+// refuse it.
 func (g *Guarded) recounted(r limit.Reservation) (out limit.Decision, refused bool) {
-	if !g.recounts(g.with.Now()) {
+	now := g.with.Now()
+	handsIn := g.handsIn(now)
+	if !handsIn && !g.recounts(now) {
 		return out, false
 	}
-	lost, now := g.lostMs.Load(), g.with.Now().UnixMilli()
-	l := g.locally(r.Dims, now)
+	l := g.locally(r.Dims, now.UnixMilli())
 	found, err := g.shadow.Reserve(context.Background(), limit.Reservation{ID: r.ID, Dims: l.dims, Peek: true})
 	if err != nil {
 		return out, false
 	}
-	states := l.states(found.States)
+	states, lost := l.states(found.States), g.lostMs.Load()
 	for i := range states {
-		if now >= lost+memoryMs(&r.Dims[i]) {
+		d := &r.Dims[i]
+		if d.Kind == limit.Quota || !handsIn && now.UnixMilli() >= lost+memoryMs(d) {
 			states[i].Over = false
 		}
 	}

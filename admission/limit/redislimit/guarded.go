@@ -50,6 +50,7 @@ type Guarded struct {
 	alone     atomic.Bool
 	longestMs atomic.Int64 // of the windows that were asked for, in milliseconds
 	lostMs    atomic.Int64 // when Redis was last found to have lost its counters, in milliseconds since 1970; 0: never
+	backMs    atomic.Int64 // when Redis was last asked again, in milliseconds since 1970; 0: it always was
 	mu        sync.Mutex
 	since     time.Time // of alone
 	last      error
@@ -93,6 +94,9 @@ var errCaller = errors.New("the caller is gone")
 
 func (g *Guarded) changed(alone bool) {
 	g.alone.Store(alone)
+	if !alone {
+		g.backMs.Store(g.with.Now().UnixMilli())
+	}
 	g.mu.Lock()
 	g.since = g.with.Now()
 	if !alone {
@@ -203,6 +207,17 @@ func (g *Guarded) note(dims []limit.Dim, states, mine []limit.State) {
 	}
 	now := g.with.Now()
 	g.seen.learn(dims, states, mine, now.UnixMilli(), g.recounts(now))
+}
+
+// handInTime is how long other replicas may take to hand in what they counted alone,
+// after this one asks Redis again.
+const handInTime = 10 * time.Second
+
+// handsIn reports whether other replicas may still have to hand in what they counted
+// alone, so that Redis knows of less than was let in.
+func (g *Guarded) handsIn(now time.Time) bool {
+	back := g.backMs.Load()
+	return back != 0 && now.UnixMilli() < back+handInTime.Milliseconds()
 }
 
 // recounts reports whether a window may be running that began before Redis lost its

@@ -510,3 +510,29 @@ func TestAdopted(t *testing.T) {
 		t.Errorf("in the end %d slots are held, and %d are used of the quota", used[0], used[1])
 	}
 }
+
+// TestHandIn: a replica that finds Redis before the other one does lets in no more than
+// its share until that has handed in what it counted alone.
+func TestHandIn(t *testing.T) {
+	t.Parallel()
+	o := newOutageRig(t, 2)
+	_ = o.fleet[0].greet(t.Context())
+	dims := callerDims(60, 6000, 8, 100_000, 100)
+	dims = dims[:1]
+	o.leave(false)
+	for range 40 {
+		o.ask(0, dims, 0)
+		o.ask(1, dims, 0)
+	}
+	o.away.Store(false)
+	until(t, "the first asks Redis again", func() bool {
+		o.fleet[0].look(t.Context())
+		return !o.fleet[0].State().Alone
+	})
+	for range 40 {
+		o.ask(0, dims, 0)
+	}
+	if most := o.most(&dims[0]); most != 62 {
+		t.Errorf("%d of 60 within a window", most)
+	}
+}
