@@ -36,7 +36,7 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 		attrs = append(attrs, slog.Int("unlogged", skipped))
 	}
 	if c.route == routeOther {
-		attrs = append(attrs, slog.String("method", c.r.Method), slog.String("path", clipPath(c.r.URL.Path)))
+		attrs = append(attrs, slog.String("method", c.r.Method), slog.String("path", loggablePath(c.r.URL.Path)))
 	}
 	if c.who.User != "" {
 		attrs = append(attrs, slog.String("user", c.who.User), slog.String("key", c.who.Key))
@@ -171,6 +171,23 @@ func loggableParam(param string) string {
 	return param
 }
 
+// loggablePath returns a path with each of its parts as the caller wrote it, or … where a
+// part looks like no word of a route: it may be a key, or a text.
+func loggablePath(path string) string {
+	parts := strings.Split(clipPath(path), "/")
+	for i, part := range parts {
+		if len(part) > maxLoggedRun || !nameLike(part, "_.:-") || secretLike(part) {
+			parts[i] = "…"
+		}
+	}
+	return strings.Join(parts, "/")
+}
+
+// secretLike reports whether a word begins as keys do.
+func secretLike(word string) bool {
+	return strings.HasPrefix(word, "tg-") || strings.HasPrefix(word, "sk-")
+}
+
 // loggableName returns a model's name as the caller wrote it, or its length where it
 // looks like no model's name: it may be a key or a part of a prompt.
 func loggableName(name string) string {
@@ -181,7 +198,7 @@ func loggableName(name string) string {
 		}
 		longest = max(longest, run)
 	}
-	if len(name) > maxLoggedName || longest > maxLoggedRun || !nameLike(name, nameMarks) || strings.HasPrefix(name, "tg-") || strings.HasPrefix(name, "sk-") {
+	if len(name) > maxLoggedName || longest > maxLoggedRun || !nameLike(name, nameMarks) || secretLike(name) {
 		return fmt.Sprintf("(%d bytes that are no model's name)", len(name))
 	}
 	return name

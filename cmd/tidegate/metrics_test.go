@@ -235,7 +235,7 @@ func TestNothingPrivateIsLogged(t *testing.T) {
 			send(adaKey, completionPath, strings.ReplaceAll(body, "messages", "prompt"))
 		}
 	}
-	for _, path := range []string{chatPath, "/v1/" + keyCanary, "/v1/usage", "/quota/status", "/tokenize", "/admin/v1/keys", "/" + promptCanary} {
+	for _, path := range []string{chatPath, "/v1/" + keyCanary, "/v1/usage", "/quota/status", "/tokenize", "/admin/v1/keys", "/a%20" + promptCanary, "/v1/" + strings.Repeat("a", 40) + promptCanary} {
 		send(keyCanary, path, `{"model":"qwen3","prompt":"`+promptCanary+`"}`)
 		send(adaKey, path, `{"model":"`+keyCanary+`","prompt":"`+promptCanary+`","user":"`+promptCanary+`"}`)
 	}
