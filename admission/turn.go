@@ -3,6 +3,7 @@ package admission
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -199,7 +200,8 @@ func (c *Controller) reserve(ctx context.Context, q *queueing, d *Demand, p *Per
 		return now, nil
 	}
 	if denied, ok := mayWait(err); ok {
-		t := &placeWait{Controller: c, q: q, d: d, p: p, now: now, denied: denied, began: time.Now()}
+		t := &placeWait{Controller: c, q: q, d: d, p: p, now: now, denied: denied, began: time.Now(), id: d.Request.ID}
+		t.renew(denied)
 		return t.wait(ctx)
 	}
 	return now, err
@@ -222,7 +224,19 @@ type placeWait struct {
 	began  time.Time
 	until  time.Time
 	w      *waiter
-	told   bool // its caller knows at which level it is answered
+	told   bool   // its caller knows at which level it is answered
+	id     string // with which the store is asked
+	ids    int    // that the store has forgotten
+}
+
+// renew gives the request another id where the store has forgotten the one with which it
+// was refused. One that is asked for again after that would run without being charged.
+func (t *placeWait) renew(denied *limit.Denied) {
+	if !denied.Forgotten {
+		return
+	}
+	t.ids++
+	t.id = fmt.Sprintf("%s~%d", t.d.Request.ID, t.ids)
 }
 
 // wait waits until the permit has a grant, or returns why it gets none.
@@ -305,7 +319,7 @@ func (t *placeWait) ask(ctx context.Context, last bool) (done bool, err error) {
 		t.now = now
 	}
 	r := t.d.at(t.now)
-	r.Waiting = true
+	r.ID, r.Waiting = t.id, true
 	grant, err := t.limits.Admit(ctx, r)
 	if err == nil {
 		t.lines.pass(t.w)
@@ -322,6 +336,7 @@ func (t *placeWait) ask(ctx context.Context, last bool) (done bool, err error) {
 	default:
 		return false, err
 	}
+	t.renew(denied)
 	other := denied.Counter != t.denied.Counter
 	t.denied = denied
 	if last {

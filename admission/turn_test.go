@@ -468,3 +468,42 @@ func TestWaitLeavesNothing(t *testing.T) {
 		})
 	}
 }
+
+// forgetful is a store that cannot say so in time what it decided of some requests, as
+// often as left: they are refused, and their ids are settled to nothing.
+type forgetful struct {
+	limit.Store
+	left   int
+	gone   map[string]bool
+	misuse []string // ids that were asked for after that
+}
+
+func (s *forgetful) Reserve(ctx context.Context, r limit.Reservation) (limit.Decision, error) {
+	if s.gone[r.ID] && !r.Peek {
+		s.misuse = append(s.misuse, r.ID)
+	}
+	out, err := s.Store.Reserve(ctx, r)
+	if err == nil && !out.Allowed && !r.Peek && s.left > 0 {
+		s.left--
+		s.gone[r.ID], out.Forgotten = true, true
+	}
+	return out, err
+}
+
+// TestWaitsUnderAnotherID: a request that was refused while its store could not answer is
+// not asked for again by an id which is settled to nothing, or it would run uncharged.
+func TestWaitsUnderAnotherID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &forgetful{Store: limit.NewMemory(time.Now), left: 2, gone: map[string]bool{}}
+		c := newCrowd(t, store, placesRule(1, 5*time.Second), 4)
+		running := c.in("ann")
+		a := c.ask(t.Context(), c.demand("bob"))
+		time.Sleep(2 * time.Second)
+		c.settle(running)
+		if !a.done || a.err != nil || len(store.gone) != 2 || len(store.misuse) > 0 {
+			t.Fatalf("done %v, %v; forgotten %v, asked for again %v", a.done, a.err, store.gone, store.misuse)
+		}
+		c.settle(a.permit)
+		c.empty()
+	})
+}

@@ -29,6 +29,7 @@ type Denied struct {
 	Waited     time.Duration // that the request has waited for a place
 	Counter    string        // names the counter that refused
 	Shared     bool          // all replicas' counters decided, not this process's alone
+	Forgotten  bool          // the store settles the request's id to nothing: who asks again needs another id
 
 	// Share is the part of the limit that this replica enforces alone, while the
 	// store that counts for all does not answer, in the metric's own unit. It refused,

@@ -124,6 +124,7 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 				until: now.Add(min(exact, denialLife)), retryAt: now.Add(exact), cost: d.Cost, limit: d.Limit, refusal: shared,
 			}, now)
 		}
+		refusal.Forgotten = out.Forgotten
 		return nil, refusal
 	}
 	g.Headers = p.headers(out.States, 0, len(p.dims))
