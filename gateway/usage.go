@@ -27,7 +27,7 @@ func (g *Gateway) ownUsage(c *call) error {
 	if err != nil {
 		return err
 	}
-	answer := r.answer()
+	answer := r.Answer(r.rows)
 	answer["user"] = c.who.User
 	return c.reply(answer)
 }
@@ -70,15 +70,16 @@ func (g *Gateway) allUsage(c *call) error {
 		return err
 	}
 	if format == "json" {
-		return c.reply(r.answer())
+		return c.reply(r.Answer(r.rows))
 	}
 	var text bytes.Buffer
 	if err := ledger.WriteCSV(&text, query.By, r.Prices.Currency, r.rows); err != nil {
 		return err
 	}
+	first, last := r.Days()
 	h := c.w.Header()
 	h.Set("Content-Type", "text/csv; charset=utf-8")
-	h.Set("Content-Disposition", `attachment; filename="usage-`+r.first()+`-`+r.last()+`.csv"`)
+	h.Set("Content-Disposition", fmt.Sprintf(`attachment; filename="usage-%s-%s.csv"`, first, last))
 	c.send()
 	_, _ = c.w.Write(text.Bytes()) // a caller that is gone will not miss it
 	return nil
@@ -90,20 +91,6 @@ type report struct {
 	rows []ledger.Row
 }
 
-func (r *report) first() string { return r.From.Format(time.DateOnly) }
-func (r *report) last() string  { return r.To.AddDate(0, 0, -1).Format(time.DateOnly) }
-
-// answer is the report as JSON shows it.
-func (r *report) answer() map[string]any {
-	answer := map[string]any{
-		"object": "list", "from": r.first(), "to": r.last(), "zone": r.Zone.String(), "group_by": r.By, "data": r.rows,
-	}
-	if r.Prices.Currency != "" {
-		answer["currency"] = r.Prices.Currency
-	}
-	return answer
-}
-
 // report asks the ledger about the days from and to of the URL. Days are those of its
 // zone, or of the configuration's, and both ends are included; the default is the last
 // 30 days.
@@ -112,18 +99,10 @@ func (g *Gateway) report(c *call, query ledger.Query) (_ *report, err error) {
 	if query.Zone, err = limit.LoadZone(cmp.Or(q.Get("zone"), c.set.Zone)); err != nil {
 		return nil, refuse(codeInvalidRequest, "zone", err.Error())
 	}
-	to, err := day(q, "to", query.Zone, time.Now())
-	if err != nil {
+	if query.From, query.To, err = days(q, query.Zone, time.Now()); err != nil {
 		return nil, err
 	}
-	from, err := day(q, "from", query.Zone, to.AddDate(0, 0, -29))
-	if err != nil {
-		return nil, err
-	}
-	if from.After(to) {
-		return nil, refuse(codeInvalidRequest, "from", "from must not be after to")
-	}
-	query.From, query.To, query.Prices = from, to.AddDate(0, 0, 1), c.set.Prices
+	query.Prices = c.set.Prices
 	ctx, cancel := context.WithTimeout(c.r.Context(), reportTimeout)
 	defer cancel()
 	rows, err := g.Ledger.Report(ctx, query)
@@ -133,17 +112,32 @@ func (g *Gateway) report(c *call, query ledger.Query) (_ *report, err error) {
 	return &report{query, rows}, nil
 }
 
+// days reads the days from and to of a URL: the begin of the first, and the end of the
+// last. The default is the 30 days to now.
+func days(q url.Values, zone *time.Location, now time.Time) (begin, end time.Time, err error) {
+	to, err := day(q, "to", zone, now)
+	if err != nil {
+		return begin, end, err
+	}
+	from, err := day(q, "from", zone, limit.DayOf(to, -29))
+	if err == nil && from.After(to) {
+		err = refuse(codeInvalidRequest, "from", "from must not be after to")
+	}
+	return from, limit.DayOf(to, 1), err
+}
+
 // day reads a date, or the date of a point in time, in a zone: its begin.
 func day(q url.Values, name string, zone *time.Location, otherwise time.Time) (time.Time, error) {
-	at, s := otherwise, q.Get(name)
-	if s != "" {
-		var err error
-		if at, err = time.ParseInLocation(time.DateOnly, s, zone); err != nil {
-			if at, err = time.Parse(time.RFC3339, s); err != nil {
-				return at, refuse(codeInvalidRequest, name, fmt.Sprintf("%s must be a date such as 2026-01-31 or a time such as 2026-01-31T12:00:00Z", name))
-			}
-		}
+	text := q.Get(name)
+	if text == "" {
+		return limit.DayOf(otherwise.In(zone), 0), nil
 	}
-	y, m, d := at.In(zone).Date()
-	return time.Date(y, m, d, 0, 0, 0, 0, zone), nil
+	if date, err := time.Parse(time.DateOnly, text); err == nil {
+		return limit.Dawn(date.Year(), date.Month(), date.Day(), zone), nil
+	}
+	moment, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return moment, refuse(codeInvalidRequest, name, fmt.Sprintf("%s must be a date such as 2026-01-31 or a time such as 2026-01-31T12:00:00Z", name))
+	}
+	return limit.DayOf(moment.In(zone), 0), nil
 }

@@ -58,12 +58,20 @@ func (e every) edge(t time.Time, shift int, zone *time.Location) time.Time {
 	default:
 		month, day = month+time.Month(shift), 1
 	}
-	return dawn(year, month, day, zone)
+	return Dawn(year, month, day, zone)
 }
 
-// dawn is the first instant of a date. Midnight itself may be skipped or come
-// twice where the clock is changed at midnight.
-func dawn(year int, month time.Month, day int, zone *time.Location) time.Time {
+// DayOf returns the first instant of the day that lies so many days after the one of t, in
+// the zone of t.
+func DayOf(t time.Time, days int) time.Time {
+	year, month, day := t.Date()
+	return Dawn(year, month, day+days, t.Location())
+}
+
+// Dawn returns the first instant of a date in a zone; a day beyond its month is one of
+// another month. Midnight itself may be skipped or come twice where the clock is changed
+// at midnight, as it is in America/Santiago.
+func Dawn(year int, month time.Month, day int, zone *time.Location) time.Time {
 	date := time.Date(year, month, day, 0, 0, 0, 0, time.UTC)
 	candidates := instants(year, month, day, 0, zone)
 	if _, changed := date.Add(-26 * time.Hour).In(zone).ZoneBounds(); !changed.IsZero() {

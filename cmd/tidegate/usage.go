@@ -75,6 +75,9 @@ func (p *process) usageReportCommand() *cobra.Command {
 // query is what the flags ask for.
 func (f *reportFlags) query(today time.Time) (q ledger.Query, err error) {
 	q.Filter = f.filter
+	if len(f.by) == 0 {
+		return q, usageError{errors.New("--by is empty: expected department, project, user, key, model, month, day or hour")}
+	}
 	for _, by := range f.by {
 		g := ledger.Group(by)
 		if !slices.Contains(ledger.Groups(), g) {
@@ -92,15 +95,14 @@ func (f *reportFlags) query(today time.Time) (q ledger.Query, err error) {
 		if text == "" {
 			return otherwise
 		}
-		at, e := time.ParseInLocation(time.DateOnly, text, q.Zone)
+		date, e := time.Parse(time.DateOnly, text)
 		if e != nil && err == nil {
 			err = usageError{fmt.Errorf("--%s %s: expected a day such as 2026-01-31", name, text)}
 		}
-		return at
+		return limit.Dawn(date.Year(), date.Month(), date.Day(), q.Zone)
 	}
-	y, m, d := today.In(q.Zone).Date()
-	last := day("to", f.to, time.Date(y, m, d, 0, 0, 0, 0, q.Zone))
-	q.From, q.To = day("from", f.from, last.AddDate(0, 0, -29)), last.AddDate(0, 0, 1)
+	last := day("to", f.to, limit.DayOf(today.In(q.Zone), 0))
+	q.From, q.To = day("from", f.from, limit.DayOf(last, -29)), limit.DayOf(last, 1)
 	if err == nil && !q.From.Before(q.To) {
 		err = usageError{errors.New("--from must not be after --to")}
 	}
@@ -149,13 +151,7 @@ func (p *process) usageReport(ctx context.Context, f reportFlags) error {
 	case "json":
 		enc := json.NewEncoder(p.stdout)
 		enc.SetIndent("", "  ")
-		answer := map[string]any{
-			"object": "list", "from": q.From.Format(time.DateOnly), "to": q.To.AddDate(0, 0, -1).Format(time.DateOnly), "zone": q.Zone.String(), "group_by": q.By, "data": rows,
-		}
-		if q.Prices.Currency != "" {
-			answer["currency"] = q.Prices.Currency
-		}
-		return enc.Encode(answer)
+		return enc.Encode(q.Answer(rows))
 	case "csv":
 		return ledger.WriteCSV(p.stdout, q.By, q.Prices.Currency, rows)
 	}

@@ -217,7 +217,7 @@ func checkReports(t *testing.T, file string, want tokens) {
 func TestReportMistakes(t *testing.T) {
 	t.Chdir(t.TempDir())
 	for args, want := range map[string]string{
-		"--by status": "expected department, project", "--by user,user": "twice", "--format xml": "expected table, json or csv",
+		"--by status": "expected department, project", "--by user,user": "twice", "--by=": "--by is empty", "--format xml": "expected table, json or csv",
 		"--from yesterday": "expected a day such as", "--from 2026-02-01 --to 2026-01-01": "must not be after",
 		"": "there is no database", "--config missing.yaml": "missing.yaml", "--what": "unknown flag",
 	} {
@@ -225,6 +225,15 @@ func TestReportMistakes(t *testing.T) {
 		if code != exitUsage || out != "" || !strings.Contains(complaints, want) || strings.Count(complaints, "\n") != 1 {
 			t.Errorf("%s: code %d: %s%s", args, code, out, complaints)
 		}
+	}
+}
+
+// TestReportDays: days without a midnight are whole, as those of the API are.
+func TestReportDays(t *testing.T) {
+	f := reportFlags{by: []string{"user"}, zone: "America/Santiago", from: "2024-09-08", to: "2024-09-08"}
+	q, err := f.query(time.Now())
+	if from, to := q.From.Format(time.RFC3339), q.To.Format(time.RFC3339); err != nil || from != "2024-09-08T01:00:00-03:00" || to != "2024-09-09T00:00:00-03:00" {
+		t.Errorf("from %s to %s, %v", from, to, err)
 	}
 }
 

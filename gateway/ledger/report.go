@@ -76,6 +76,21 @@ func (q *Query) quarters() (from, to int64) {
 	return begin(q.From), begin(q.To.Add(quarter - 1))
 }
 
+// Days returns the first and the last day of a query of whole days, in its zone.
+func (q *Query) Days() (first, last string) {
+	return q.From.In(q.zone()).Format(time.DateOnly), q.To.Add(-1).In(q.zone()).Format(time.DateOnly)
+}
+
+// Answer returns the rows that answer a query of whole days as JSON shows them.
+func (q *Query) Answer(rows []Row) map[string]any {
+	first, last := q.Days()
+	answer := map[string]any{"object": "list", "from": first, "to": last, "zone": q.zone().String(), "group_by": q.By, "data": rows}
+	if q.Prices.Currency != "" {
+		answer["currency"] = q.Prices.Currency
+	}
+	return answer
+}
+
 // Sums are sums over records.
 type Sums struct {
 	Requests   int64      `json:"requests"`
