@@ -107,17 +107,6 @@ func TestRun(t *testing.T) {
 	})
 }
 
-// meddler revokes a key after it has been looked up and before the answer is kept.
-type meddler struct{ between func() }
-
-func (m *meddler) BeforeQuery(ctx context.Context, _ *bun.QueryEvent) context.Context { return ctx }
-func (m *meddler) AfterQuery(_ context.Context, e *bun.QueryEvent) {
-	if f := m.between; f != nil && strings.Contains(e.Query, "k.hash = ") {
-		m.between = nil
-		f()
-	}
-}
-
 // TestLateAnswer makes sure that an answer which is older than a change of its key
 // is not kept beyond the change.
 func TestLateAnswer(t *testing.T) {
@@ -125,16 +114,15 @@ func TestLateAnswer(t *testing.T) {
 	a, b := newReplica(t, dsn, c, nil), newReplica(t, dsn, c, nil)
 	m := a.make(t, NewKey{User: "ann"})
 	b.sync(t)
-	late := &meddler{}
-	b.store.db = b.store.db.WithQueryHook(late)
-	late.between = func() {
+	late := &between{words: "k.hash = ", after: func() {
 		if _, err := a.store.RevokeKey(t.Context(), "test", "ann"); err != nil {
 			t.Error(err)
 		}
 		b.sync(t)
-	}
+	}}
+	b.store.db = b.store.db.WithQueryHook(late)
 	b.check(t, "looked up before it was revoked", m.Secret, nil)
-	if late.between != nil {
+	if late.after != nil {
 		t.Fatal("nothing came between")
 	}
 	b.check(t, "after that", m.Secret, ErrUnknownKey)

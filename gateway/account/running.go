@@ -13,6 +13,7 @@ import (
 type running struct {
 	mu    sync.Mutex
 	holds map[*hold]struct{}
+	file  map[hash]Identity // keys of the configuration in force; nil: none is needed, or none is in force yet
 }
 
 // hold is one request under way.
@@ -23,10 +24,32 @@ type hold struct {
 
 func newRunning() *running { return &running{holds: map[*hold]struct{}{}} }
 
-func (r *running) add(h *hold) {
+// add takes in a request that begins now; one with a key that is not in the
+// configuration any more ends at once.
+func (r *running) add(h *hold, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.holds[h] = struct{}{}
+	if err := r.lost(&h.id, now); err != nil {
+		h.cut(err)
+	}
+}
+
+// lost says why a request is to end whose key is not in the configuration in force; nil:
+// it is there, or is a key of the store. r.mu is held.
+func (r *running) lost(id *Identity, now time.Time) error {
+	if _, ok := r.file[id.sum]; ok || id.KeyID != "" || r.file == nil {
+		return nil
+	}
+	return &KeyError{State: KeyRevoked, Since: now, Key: id.Key, User: id.User}
+}
+
+// enforce takes over the keys of a configuration, and ends the requests with others.
+func (r *running) enforce(file map[hash]Identity, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.file = file
+	r.cutLocked(func(id *Identity) error { return r.lost(id, now) })
 }
 
 func (r *running) remove(h *hold) {
@@ -35,10 +58,8 @@ func (r *running) remove(h *hold) {
 	delete(r.holds, h)
 }
 
-// cut ends those requests of which the function says why.
-func (r *running) cut(fault func(*Identity) error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// cutLocked ends those requests of which the function says why; r.mu is held.
+func (r *running) cutLocked(fault func(*Identity) error) {
 	for h := range r.holds {
 		if err := fault(&h.id); err != nil {
 			h.cut(err)
@@ -46,12 +67,17 @@ func (r *running) cut(fault func(*Identity) error) {
 	}
 }
 
-// keysOf lists the ids of the keys in use that belong to some owners.
-func (r *running) keysOf(o owners) (ids []string) {
+// keys lists the ids of the store's keys in use of which there is no record.
+func (r *running) keys(records map[hash]*record) (ids []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.keysLocked(records)
+}
+
+// keysLocked is keys where r.mu is held.
+func (r *running) keysLocked(records map[hash]*record) (ids []string) {
 	for h := range r.holds {
-		if o.have(&h.id) {
+		if records[h.id.sum] == nil && h.id.KeyID != "" {
 			ids = append(ids, h.id.KeyID)
 		}
 	}
@@ -75,11 +101,11 @@ func (d *Directory) Follow(ctx context.Context, id *Identity) (context.Context, 
 	}
 	within, cancel := context.WithCancelCause(ctx)
 	h := &hold{id: *id, cut: cancel}
-	d.running.add(h)
+	d.running.add(h, d.now())
 	if id.KeyID != "" && d.store.changes() != id.seq {
 		// The change may be this key's, which was not followed yet.
-		if r, err := d.store.find(ctx, id.sum, d.now(), 0); err == nil {
-			if err := r.ended(&h.id, d.now()); err != nil {
+		if r, _, err := d.store.find(ctx, id.sum, d.now(), 0); err == nil {
+			if err := r.ended(id, d.now()); err != nil {
 				cancel(err)
 			}
 		}
@@ -97,15 +123,10 @@ func (d *Directory) Enforce() {
 		d.store.expiry.setWarn(d.config.ExpiryWarn)
 	}
 	if d.config.Mode != Keys {
+		d.running.enforce(nil, d.now())
 		return
 	}
-	now := d.now()
-	d.running.cut(func(id *Identity) error {
-		if _, ok := d.keys[id.sum]; ok || id.KeyID != "" {
-			return nil
-		}
-		return &KeyError{State: KeyRevoked, Since: now, Key: id.Key, User: id.User}
-	})
+	d.running.enforce(d.keys, d.now())
 }
 
 // ended says why a request that began under an identity is to end; nil: it goes on, also

@@ -234,24 +234,14 @@ func (a *changed) note(what, subject string) {
 const keysPage = 500
 
 // apply reads the keys again, and the overrides and pins where they changed, and takes
-// them over as the state after the change seq. Keys whose owners changed are forgotten,
-// but for those in use. Requests under way with a key that is not good any more end.
+// them over as the state after the change seq. Keys whose owners changed are forgotten.
+// Requests under way with a key that is not good any more end.
 func (s *Store) apply(ctx context.Context, seq int64, all *changed) error {
 	var (
-		keys      []*keyRow
 		overrides []Override
 		pins      []Pin
 		err       error
 	)
-	ids := append(slices.Clone(all.keys), s.running.keysOf(all.owners)...)
-	slices.Sort(ids)
-	for part := range slices.Chunk(slices.Compact(ids), keysPage) {
-		rows, err := s.keys(ctx, s.db, "k.id IN ?", bun.Tuple(part))
-		if err != nil {
-			return err
-		}
-		keys = append(keys, rows...)
-	}
 	if all.overrides {
 		if overrides, err = s.AllOverrides(ctx); err != nil {
 			return err
@@ -263,37 +253,61 @@ func (s *Store) apply(ctx context.Context, seq int64, all *changed) error {
 		}
 	}
 	records := map[hash]*record{}
-	for _, k := range keys {
-		sum, r, err := k.record()
-		if err != nil {
+	missing := slices.Clone(all.keys)
+	if len(all.owners) > 0 {
+		missing = append(missing, s.running.keys(nil)...)
+	}
+	for done := false; !done; done = len(missing) == 0 {
+		if err := s.readInto(ctx, records, missing); err != nil {
 			return err
 		}
-		records[sum] = r
+		missing = s.takeOver(seq, all, records, func() {
+			if all.overrides {
+				s.overrides = overrides
+			}
+			if all.pins {
+				s.pins = pins
+			}
+		})
 	}
 	if len(all.keys)+len(all.owners) > 0 {
 		s.expiry.changed()
 	}
-	s.takeOver(seq, all, records, func() {
-		if all.overrides {
-			s.overrides = overrides
+	return nil
+}
+
+// readInto reads the records of some keys.
+func (s *Store) readInto(ctx context.Context, records map[hash]*record, ids []string) error {
+	slices.Sort(ids)
+	for part := range slices.Chunk(slices.Compact(ids), keysPage) {
+		rows, err := s.keys(ctx, s.db, "k.id IN ?", bun.Tuple(part))
+		if err != nil {
+			return err
 		}
-		if all.pins {
-			s.pins = pins
+		for _, k := range rows {
+			sum, r, err := k.record()
+			if err != nil {
+				return err
+			}
+			records[sum] = r
 		}
-	})
-	now := s.hooks.now()
-	s.running.cut(func(id *Identity) error {
-		if r := records[id.sum]; r != nil {
-			return r.ended(id, now)
-		}
-		return nil
-	})
+	}
 	return nil
 }
 
 // takeOver puts the records of keys, and what rest sets, in the place of those that are
-// in memory.
-func (s *Store) takeOver(seq int64, all *changed, records map[hash]*record, rest func()) {
+// in memory, and ends the requests under way that are to end. Where an owner changed and
+// a request has begun meanwhile with a key that is not among the records, it does
+// nothing but return the ids of such keys: a request that begins afterwards sees the
+// new count.
+func (s *Store) takeOver(seq int64, all *changed, records map[hash]*record, rest func()) (missing []string) {
+	s.running.mu.Lock()
+	defer s.running.mu.Unlock()
+	if len(all.owners) > 0 {
+		if missing = s.running.keysLocked(records); len(missing) > 0 {
+			return missing
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rest()
@@ -307,6 +321,14 @@ func (s *Store) takeOver(seq int64, all *changed, records map[hash]*record, rest
 		}
 	}
 	s.seq = seq
+	now := s.hooks.now()
+	s.running.cutLocked(func(id *Identity) error {
+		if r := records[id.sum]; r != nil {
+			return r.ended(id, now)
+		}
+		return nil
+	})
+	return nil
 }
 
 // load reads everything that is kept in memory from the start. The count of
@@ -466,8 +488,8 @@ func at(ms int64) time.Time {
 // identify finds whose key has a hash. A locked caller, whose address guesses keys, is
 // told of no key that this store does not know: then the database is not asked.
 func (s *Store) identify(ctx context.Context, sum hash, from netip.Addr, locked time.Duration) (Identity, error) {
-	now, seq := s.hooks.now(), s.changes()
-	r, err := s.find(ctx, sum, now, locked)
+	now := s.hooks.now()
+	r, seq, err := s.find(ctx, sum, now, locked)
 	if err != nil {
 		return Identity{}, err
 	}
@@ -476,20 +498,21 @@ func (s *Store) identify(ctx context.Context, sum hash, from netip.Addr, locked 
 	return id, err
 }
 
-// find returns the record of a key, from memory or from the database.
-func (s *Store) find(ctx context.Context, sum hash, now time.Time, locked time.Duration) (*record, error) {
+// find returns the record of a key, from memory or from the database, and the last
+// change that it is sure to show.
+func (s *Store) find(ctx context.Context, sum hash, now time.Time, locked time.Duration) (r *record, seq int64, err error) {
 	if now.UnixMilli()-s.fresh.Load() > staleAfter.Milliseconds() {
-		return nil, ErrUnavailable
+		return nil, 0, ErrUnavailable
 	}
 	s.mu.Lock()
+	seq = s.seq
 	r, ok := s.cache.get(sum)
-	var err error
 	if !ok {
 		err = s.worthAsking(sum, now, locked)
 	}
 	s.mu.Unlock()
 	if ok || err != nil {
-		return r, err
+		return r, seq, err
 	}
 	return s.ask(ctx, sum)
 }
@@ -511,9 +534,15 @@ func (s *Store) worthAsking(sum hash, now time.Time, locked time.Duration) error
 	return nil
 }
 
+// lookedUp is what find returns, as flights pass it on.
+type lookedUp struct {
+	record *record
+	seq    int64
+}
+
 // ask looks a key up in the database, once for all that ask at the same time. It
 // goes on when one of them leaves.
-func (s *Store) ask(ctx context.Context, sum hash) (*record, error) {
+func (s *Store) ask(ctx context.Context, sum hash) (*record, int64, error) {
 	answer := s.flights.DoChan(string(sum[:]), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 		defer cancel()
@@ -521,41 +550,42 @@ func (s *Store) ask(ctx context.Context, sum hash) (*record, error) {
 	})
 	select {
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, 0, ctx.Err()
 	case a := <-answer:
 		if a.Err != nil {
-			return nil, a.Err
+			return nil, 0, a.Err
 		}
-		return a.Val.(*record), nil
+		l := a.Val.(lookedUp)
+		return l.record, l.seq, nil
 	}
 }
 
-func (s *Store) lookup(ctx context.Context, sum hash) (*record, error) {
+func (s *Store) lookup(ctx context.Context, sum hash) (l lookedUp, err error) {
 	s.mu.Lock()
 	seq := s.seq
 	known, ok := s.cache.get(sum)
 	s.mu.Unlock()
 	if ok { // who asks may have looked before another one's answer came
-		return known, nil
+		return lookedUp{known, seq}, nil
 	}
 	rows, err := s.keys(ctx, s.db, "k.hash = ?", hex.EncodeToString(sum[:]))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return l, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(rows) == 0 {
 		s.unknown.put(sum, struct{}{})
-		return nil, ErrUnknownKey
+		return l, ErrUnknownKey
 	}
 	_, r, err := rows[0].record()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return l, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	// What changed since then may be this key, whose change finds nothing to renew.
 	if s.seq == seq {
 		s.cache.put(sum, r)
 	}
 	s.prints.add(sum.print())
-	return r, nil
+	return lookedUp{r, seq}, nil
 }
