@@ -116,7 +116,7 @@ type Backend struct {
 	Doubts Doubts // the answers whose usage was not believed
 
 	progress progress
-	stall    atomic.Pointer[string]     // why it is taken to hang; nil: it is not
+	stall    atomic.Pointer[stall]      // nil: it is not taken to hang
 	peers    atomic.Pointer[[]*Backend] // all backends of its model
 
 	config    Config

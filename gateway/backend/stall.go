@@ -68,10 +68,17 @@ func (b *Backend) predict(prompt, answer int, now time.Time) time.Duration {
 	return b.Pace.Whole(prompt, answer, token)
 }
 
+// stall is a silence for which a backend is taken to hang. It is the backend's own and
+// not its watcher's: a reload may replace that.
+type stall struct {
+	reason string
+	since  time.Time // of the silence
+}
+
 // stalled is why the backend is taken to hang; empty: it is not.
 func (b *Backend) stalled() string {
-	if why := b.stall.Load(); why != nil {
-		return *why
+	if s := b.stall.Load(); s != nil {
+		return s.reason
 	}
 	return ""
 }
@@ -104,7 +111,6 @@ type watcher struct {
 	log   *slog.Logger
 	every time.Duration
 	limit time.Duration // for one canary
-	since time.Time     // of the silence for which the backend is out; zero: it is not
 }
 
 // watchEvery is how often a backend is looked at.
@@ -144,13 +150,13 @@ func (w *watcher) run(ctx context.Context) {
 // look judges the backend, and reports whether it is to be asked for a token.
 func (w *watcher) look(now time.Time) (ask bool) {
 	last := w.b.progress.last()
-	if !w.since.IsZero() {
-		if last.After(w.since) || w.b.patience() == 0 {
-			w.back(now, last)
+	if s := w.b.stall.Load(); s != nil {
+		if last.After(s.since) || w.b.patience() == 0 {
+			w.back(s.since, now, last)
 			return false
 		}
 		if w.b.Seat.Up() { // a probe that had begun before let it in
-			w.b.out(w.b.stalled())
+			w.b.out(s.reason)
 		}
 		return true
 	}
@@ -158,8 +164,8 @@ func (w *watcher) look(now time.Time) (ask bool) {
 	if requests == 0 {
 		return false
 	}
-	stall := w.b.patience()
-	if stall > 0 && w.b.Seat.Up() && w.b.progress.hangs(stall, now, w.b.evidence(now)) && w.b.others(now) {
+	patience := w.b.patience()
+	if patience > 0 && w.b.Seat.Up() && w.b.progress.hangs(patience, now, w.b.evidence(now)) && w.b.others(now) {
 		w.out(requests, since, now)
 	}
 	return true
@@ -167,22 +173,21 @@ func (w *watcher) look(now time.Time) (ask bool) {
 
 // out takes the backend out of rotation.
 func (w *watcher) out(requests int, since, now time.Time) {
-	w.since = since
 	why := fmt.Sprintf("it hangs: it has %d requests and has made nothing for %v, although it answers its health probe; it comes back when it answers a request for one token",
 		requests, now.Sub(since).Round(time.Second))
-	w.b.stall.Store(&why)
+	w.b.stall.Store(&stall{why, since})
 	if w.b.out(why) {
 		w.log.Warn("backend out of rotation", "backend", w.b.Name, "reason", why)
 	}
 }
 
-// back lets the next health probe take the backend into rotation.
-func (w *watcher) back(now, last time.Time) {
-	if silence := last.Sub(w.since); silence > 0 && silence <= time.Minute { // else it was mended, or started anew
+// back lets the next health probe take the backend into rotation, after a silence since a
+// moment.
+func (w *watcher) back(since, now, last time.Time) {
+	if silence := last.Sub(since); silence > 0 && silence <= time.Minute { // else it was mended, or started anew
 		w.b.progress.learn(silence)
 	}
-	w.log.Info("backend works again", "backend", w.b.Name, "after", now.Sub(w.since).Round(time.Millisecond))
-	w.since = time.Time{}
+	w.log.Info("backend works again", "backend", w.b.Name, "after", now.Sub(since).Round(time.Millisecond))
 	w.b.stall.Store(nil)
 	w.b.probeNow()
 }

@@ -173,6 +173,35 @@ func TestHungComesBack(t *testing.T) {
 	}
 }
 
+// TestReloadOfHung: a reload that replaces the watcher of a backend which is taken to hang
+// does not keep it out for ever.
+func TestReloadOfHung(t *testing.T) {
+	b, _ := pair(t)
+	at := func(s int) time.Time { return b.progress.base.Add(time.Duration(s) * time.Second) }
+	for range 3 {
+		b.progress.begin(at(0))
+	}
+	w := watcherOf(b)
+	for s := range 9 {
+		tell(b, at(s), 0)
+		w.look(at(s))
+	}
+	if b.stalled() == "" {
+		t.Fatal("it is not out after 8 s")
+	}
+	for range 3 { // they go elsewhere
+		b.progress.end(false)
+	}
+	w = watcherOf(b)
+	if !w.look(at(9)) {
+		t.Error("it is not asked for a token any more")
+	}
+	tell(b, at(10), 1)
+	if w.look(at(10)); b.stalled() != "" {
+		t.Error("it works again, and is still kept out")
+	}
+}
+
 // TestClockJump: when the clock of the machine is set, no silence gets longer.
 func TestClockJump(t *testing.T) {
 	b, _ := pair(t)
