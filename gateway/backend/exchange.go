@@ -375,14 +375,19 @@ func (a *Answer) over(now time.Time) error {
 
 // limit is when the server has been silent for too long. An engine that
 // sets requests back for want of KV memory says so in its metrics, and goes on with them
-// when there is room again: the silence counts from when it last said so.
+// when there is room again: the silence counts from when it last said so. An engine that
+// hangs says so, too, for ever: its word holds until its last sign of work.
 func (a *Answer) limit() (time.Time, Phase) {
 	if !a.spoken && a.q.Stream {
 		return a.waiting.Add(a.q.Limits.FirstToken), FirstToken
 	}
 	since := a.waiting
-	if held := a.b.held.Load(); held != nil && held.After(since) {
-		since = *held
+	if held := a.b.held.Load(); held != nil {
+		until := *held
+		if last := a.b.progress.last(); !last.IsZero() && last.Before(until) {
+			until = last
+		}
+		since = latest(since, until)
 	}
 	if a.spoken {
 		return since.Add(a.q.Limits.Idle), Idle

@@ -89,6 +89,33 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+// TestLimitOfHungQueue: an engine that hangs while requests wait in it says for ever that
+// they do. Its streams and whole answers end all the same.
+func TestLimitOfHungQueue(t *testing.T) {
+	began := time.Unix(1000, 0)
+	at := func(s int) time.Time { return began.Add(time.Duration(s) * time.Second) }
+	b := &Backend{progress: progress{base: began}}
+	b.progress.sign(at(5))
+	for s := range 60 { // the page of its metrics stands still
+		held := at(s)
+		b.held.Store(&held)
+	}
+	limits := Timeouts{FirstToken: time.Second, FirstByte: 30 * time.Second, Idle: 20 * time.Second, Total: time.Hour}
+	for _, c := range []struct {
+		stream, spoken bool
+		waiting, end   int
+	}{
+		{true, true, 1, 25},
+		{true, true, 8, 28},
+		{false, false, 1, 35},
+	} {
+		a := &Answer{b: b, q: &Request{Stream: c.stream, Limits: limits}, began: began, waiting: at(c.waiting), spoken: c.spoken}
+		if end, _ := a.limit(); !end.Equal(at(c.end)) {
+			t.Errorf("%+v: ends after %v", c, end.Sub(began))
+		}
+	}
+}
+
 // TestSlowCallerOfSilence: the time that a caller takes over a keep-alive is not silence
 // of the server, before its first event and after it.
 func TestSlowCallerOfSilence(t *testing.T) {
