@@ -55,6 +55,7 @@ type Limiter struct {
 
 	mu        sync.Mutex
 	running   map[string]*Grant
+	holders   holders
 	unsettled map[string]Settlement // what the store did not take
 }
 
@@ -68,7 +69,7 @@ func New(set *Set, o Options) *Limiter {
 	}
 	l := &Limiter{
 		with: o, estimates: newEstimator(), metrics: newMetrics(&o, set), denials: denials{byKey: map[string]denial{}},
-		running: map[string]*Grant{}, unsettled: map[string]Settlement{},
+		running: map[string]*Grant{}, holders: holders{}, unsettled: map[string]Settlement{},
 	}
 	l.set.Store(set)
 	return l
@@ -129,7 +130,9 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 	}
 	g.Headers = p.headers(out.States, 0, len(p.dims))
 	l.mu.Lock()
+	l.forget(r.ID) // who asks twice by one id holds once
 	l.running[r.ID] = g
+	l.holders.add(g)
 	l.mu.Unlock()
 	return g, nil
 }
@@ -257,7 +260,7 @@ func (l *Limiter) beat(ctx context.Context) {
 	// settlement still replaces what it was charged then.
 	l.mu.Lock()
 	for _, id := range lost {
-		delete(l.running, id)
+		l.forget(id)
 	}
 	l.mu.Unlock()
 	within, cancel = context.WithTimeout(ctx, settleTimeout)
@@ -285,6 +288,14 @@ func (l *Limiter) Running() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.running)
+}
+
+// forget ends what is known of a running request. The lock is held.
+func (l *Limiter) forget(id string) {
+	if g := l.running[id]; g != nil {
+		delete(l.running, id)
+		l.holders.remove(g)
+	}
 }
 
 // Grant is a request that was let in. Settle or Cancel ends it, once; the first
@@ -402,7 +413,7 @@ func (g *Grant) end(charges []int64) error {
 	}
 	l, s := g.limiter, Settlement{ID: g.request.ID, Dims: g.plan.dims, Charges: charges}
 	l.mu.Lock()
-	delete(l.running, s.ID)
+	l.forget(s.ID)
 	l.mu.Unlock()
 	// The caller may be gone, and what it used is charged all the same.
 	_, err := l.with.Store.Settle(context.Background(), s)

@@ -55,14 +55,20 @@ func (l *Limiter) placeIn(counter string, p place, ahead int64, now time.Time) t
 	// than the limit.
 	needed := max(p.used+p.cost-p.limit, 1) + ahead
 	var holds []hold
-	elsewhere := p.used
-	for _, g := range l.running {
-		for i := range g.plan.dims {
-			if d := &g.plan.dims[i]; d.Kind == Lease && d.Key == counter {
-				holds = append(holds, hold{remaining(now.Sub(g.began), cmp.Or(g.plan.usual, p.usual)), d.Cost})
-				elsewhere -= d.Cost
-			}
+	here := l.holders[counter]
+	for g, places := range here {
+		if len(holds) == maxHolds {
+			break
 		}
+		holds = append(holds, hold{remaining(now.Sub(g.began), cmp.Or(g.plan.usual, p.usual)), places})
+	}
+	if len(here) > maxHolds { // those that were looked at are some of all
+		needed = max(needed*maxHolds/int64(len(here)), 1)
+		p.used = p.used * maxHolds / int64(len(here))
+	}
+	elsewhere := p.used
+	for _, h := range holds {
+		elsewhere -= h.amount
 	}
 	usual := cmp.Or(p.usual, leastTurn)
 	for n := range max(min(elsewhere, maxElsewhere), 0) {
@@ -87,8 +93,41 @@ func (l *Limiter) placeIn(counter string, p place, ahead int64, now time.Time) t
 	return max(usual*time.Duration(rounds+1), leastPlace)
 }
 
-// maxElsewhere bounds the places of other replicas that an estimate looks at.
-const maxElsewhere = 10_000
+const (
+	// maxHolds bounds the requests of a counter that an estimate looks at, and
+	// maxElsewhere the places of other replicas.
+	maxHolds     = 512
+	maxElsewhere = 10_000
+)
+
+// holders are the running requests by the concurrency limit of which they hold places,
+// and how many.
+type holders map[string]map[*Grant]int64
+
+func (h holders) add(g *Grant) {
+	for i := range g.plan.dims {
+		d := &g.plan.dims[i]
+		if d.Kind != Lease {
+			continue
+		}
+		if h[d.Key] == nil {
+			h[d.Key] = map[*Grant]int64{}
+		}
+		h[d.Key][g] = d.Cost
+	}
+}
+
+func (h holders) remove(g *Grant) {
+	for i := range g.plan.dims {
+		d := &g.plan.dims[i]
+		if d.Kind != Lease {
+			continue
+		}
+		if delete(h[d.Key], g); len(h[d.Key]) == 0 {
+			delete(h, d.Key)
+		}
+	}
+}
 
 // expect puts estimates in the place of retry times that say only when reservations
 // end by themselves: what runs gives a place back when it ends, and most of what is

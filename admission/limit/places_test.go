@@ -190,3 +190,68 @@ func TestPlacesReset(t *testing.T) {
 		}
 	})
 }
+
+// TestHolders: who holds places of a counter is known as long as it runs, and no longer.
+func TestHolders(t *testing.T) {
+	set, err := Compile([]Rule{
+		{Name: "user", Per: "user", Bounds: Bounds{Concurrency: 5000}},
+		{Name: "all", Per: "global", Bounds: Bounds{Concurrency: 5000}},
+	}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(1_800_000_000, 0)
+	l := New(set, Options{Store: NewMemory(func() time.Time { return now }), Now: func() time.Time { return now }})
+	var grants []*Grant
+	for i := range 3000 {
+		g, err := l.Admit(t.Context(), Request{ID: fmt.Sprint(i / 2), Subjects: Subjects{User: fmt.Sprint("u", i/2%3)}, Prompt: 1, MaxTokens: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		grants = append(grants, g)
+	}
+	holding := 0
+	var all string
+	for counter, here := range l.holders {
+		if holding += len(here); len(here) == 1500 {
+			all = counter
+		}
+	}
+	if holding != 2*1500 || all == "" {
+		t.Errorf("%d hold places of counters; 1500 run, each under two", holding)
+	}
+	usual := 10 * time.Second
+	for ahead, want := range map[int64]time.Duration{0: usual, 1000: usual, 1600: 2 * usual} {
+		if took := l.placeIn(all, place{used: 1500, cost: 1, limit: 1500, usual: usual}, ahead, now); took != want {
+			t.Errorf("a place in %v behind %d; expected %v", took, ahead, want)
+		}
+	}
+	for _, g := range grants {
+		if err := g.Cancel(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(l.holders) != 0 || l.Running() != 0 {
+		t.Errorf("%d hold places and %d run when all have ended", len(l.holders), l.Running())
+	}
+}
+
+// BenchmarkPlaceIn estimates the wait for a place of a user who has 10 of 5,000 running
+// requests.
+func BenchmarkPlaceIn(b *testing.B) {
+	l := New(&Set{}, Options{Store: NewMemory(time.Now)})
+	for i := range 5000 {
+		dims := make([]Dim, 8)
+		for k := range dims {
+			dims[k] = Dim{Key: fmt.Sprintf("tg:{user-%d}:r:places:%d", i%500, k)}
+		}
+		dims[7].Kind = Lease
+		g := &Grant{began: time.Now(), plan: plan{dims: dims}}
+		l.running[fmt.Sprint(i)] = g
+		l.holders.add(g)
+	}
+	denied := &Denied{Counter: "tg:{user-7}:r:places:7", place: place{used: 10, cost: 1, limit: 10}}
+	for b.Loop() {
+		l.PlaceIn(denied, 0)
+	}
+}
