@@ -303,11 +303,13 @@ func (p *Pool) roomFor(q *queueing, sequences int64) bool {
 }
 
 // hold counts sequences in the queue's budget that wait for a place under a limit, until
-// unhold; false: it has no room for them.
+// unhold; false: it has no room for them. They have half of it at most, or a caller over
+// its limit could take the queue from those within theirs.
 func (p *Pool) hold(q *queueing, sequences int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.roomFor(q, sequences) {
+	half := int64(q.MaxLength+1) / 2
+	if !p.roomFor(q, sequences) || p.held+min(sequences, max(half, 1)) > half {
 		return false
 	}
 	p.held += sequences

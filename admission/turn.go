@@ -56,22 +56,25 @@ func (t *lines) behind() func(counter string) bool {
 	}
 }
 
-// ahead returns how many requests go before a new one at a counter.
+// ahead returns about how many places the requests need that go before a new one at a
+// counter: each as many as all that wait there need on average.
 func (t *lines) ahead(counter string, w *waiter) int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if l := t.byCounter[counter]; l != nil {
-		return int64(l.queue.ahead(w.tier, w.tenant, w.weight))
+	l := t.byCounter[counter]
+	if l == nil || l.queue.len() == 0 {
+		return 0
 	}
-	return 0
+	n, all := int64(l.queue.ahead(w.tier, w.tenant, w.weight)), int64(l.queue.len())
+	return (n*l.queue.sequences() + all - 1) / all
 }
 
-// standsBefore returns how many requests wait at a counter.
+// standsBefore returns how many places the requests need that wait at a counter.
 func (t *lines) standsBefore(counter string) int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if l := t.byCounter[counter]; l != nil {
-		return int64(l.queue.len())
+		return l.queue.sequences()
 	}
 	return 0
 }
@@ -276,8 +279,8 @@ func (t *placeWait) wait(ctx context.Context) (choice, error) {
 }
 
 // enter puts the request into the line of the counter that refused it; false: it would
-// wait for too long. As many as have places may wait for the next ones, whatever is
-// expected: nobody knows when the others leave.
+// wait for too long. As many sequences as have places may wait for the next ones, whatever
+// is expected: nobody knows when the others leave.
 func (t *placeWait) enter(ctx context.Context) bool {
 	t.w = newWaiter(t.q, t.d, t.now.level)
 	t.w.ready = make(chan struct{}, 1)

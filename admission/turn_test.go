@@ -347,6 +347,51 @@ func TestWaitIsBounded(t *testing.T) {
 	})
 }
 
+// TestLineLeavesTheQueue: callers over a limit have half of the queue's budget, and one of
+// several sequences counts as so many in the line.
+func TestLineLeavesTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(4, 2*time.Second), 4)
+		held := c.demand("ann")
+		held.Request.Sequences = 4
+		p, err := c.doors.Admit(t.Context(), held)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second) // such requests take long
+		line := func(n int64) *asked {
+			d := c.demand("ann")
+			d.Request.Sequences = n
+			return c.ask(t.Context(), d)
+		}
+		waiting := []*asked{line(2), line(2)}
+		if a := line(1); !a.done || a.after != 0 {
+			t.Errorf("behind as many as there are places: %+v", a)
+		}
+		c.settle(p)
+		for _, a := range waiting {
+			if a.permit == nil {
+				t.Fatalf("%+v", a)
+			}
+		}
+		q := DefaultQueue()
+		q.MaxLength = 4
+		c.doors.Reload(q)
+		third := line(1)
+		fourth, fifth := line(1), line(1)
+		if third.done || fourth.done || !fifth.done || c.pool.held != 2 {
+			t.Errorf("third waits %v, fourth %v, fifth %v; %d held of a budget of 4", !third.done, !fourth.done, !fifth.done, c.pool.held)
+		}
+		for _, a := range []*asked{waiting[0], waiting[1], third, fourth} {
+			if a.permit == nil {
+				t.Fatalf("%+v", a)
+			}
+			c.settle(a.permit)
+		}
+		c.empty()
+	})
+}
+
 // TestWaitOfSeveral: a request of several sequences waits until all have places, and
 // smaller ones behind it do not pass it.
 func TestWaitOfSeveral(t *testing.T) {
