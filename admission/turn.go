@@ -34,6 +34,7 @@ type lines struct {
 
 	mu        sync.Mutex
 	byCounter map[string]*line // where somebody waits, or runs after that
+	asking    int              // of these lines, where somebody waits
 }
 
 // line is those who wait for a place of one counter.
@@ -93,6 +94,9 @@ func (t *lines) enter(counter string, q *queueing, w *waiter) {
 		t.byCounter[counter] = l
 	}
 	l.queue.weights = q.Weights
+	if l.queue.len() == 0 {
+		t.asking++
+	}
 	l.queue.push(w)
 	l.requests++
 	w.line, w.since = l, time.Now()
@@ -110,11 +114,17 @@ func (w *waiter) wake() {
 	}
 }
 
-// first reports whether a request is the first of its line.
-func (t *lines) first(w *waiter) bool {
+// first reports whether a request is the first of its line. Who was it, and is not any
+// more, wakes who now is, since the first alone asks: as tenants use what they have, the
+// order changes without anybody coming or going.
+func (t *lines) first(w *waiter, was bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return w.line.queue.peek() == w
+	first := w.line.queue.peek() == w
+	if was && !first {
+		w.line.wakeFirst()
+	}
+	return first
 }
 
 // pass lets a request out of its line that has its place, and wakes the next, since
@@ -123,8 +133,7 @@ func (t *lines) pass(w *waiter) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	w.line.queue.take(w)
-	t.waiting.Add(-1)
-	w.line.wakeFirst()
+	t.left(w.line)
 }
 
 // leave lets a request out of its line that has no place, if it is still there.
@@ -134,9 +143,16 @@ func (t *lines) leave(w *waiter) {
 	if w.line == nil || !w.line.queue.remove(w) {
 		return
 	}
-	t.waiting.Add(-1)
-	w.line.wakeFirst()
+	t.left(w.line)
 	t.drop(w)
+}
+
+// left wakes the next of a line that one has left. The lock is held.
+func (t *lines) left(l *line) {
+	if t.waiting.Add(-1); l.queue.len() == 0 {
+		t.asking--
+	}
+	l.wakeFirst()
 }
 
 // done forgets a request that has waited and has ended.
@@ -185,9 +201,9 @@ func (t *lines) poll(denied *limit.Denied, expected time.Duration) time.Duration
 		return alonePoll
 	}
 	t.mu.Lock()
-	lines := len(t.byCounter)
+	asking := t.asking
 	t.mu.Unlock()
-	every := max(min(expected/4, mostPoll), leastPoll, time.Duration(lines)*pollSpacing)
+	every := max(min(expected/4, mostPoll), leastPoll, time.Duration(asking)*pollSpacing)
 	return every + rand.N(every/4+1)
 }
 
@@ -256,8 +272,9 @@ func (t *placeWait) wait(ctx context.Context) (choice, error) {
 	defer func() { t.lines.leave(t.w) }()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	first := false
 	for {
-		first := t.lines.first(t.w)
+		first = t.lines.first(t.w, first)
 		timer.Reset(t.next(first))
 		select {
 		case <-ctx.Done():
@@ -269,7 +286,7 @@ func (t *placeWait) wait(ctx context.Context) (choice, error) {
 			}
 		}
 		over := !time.Now().Before(t.until)
-		if over && !t.lines.first(t.w) {
+		if over && !t.lines.first(t.w, first) {
 			return t.now, t.refuse(t.denied)
 		}
 		if done, err := t.ask(ctx, over); done || err != nil {
