@@ -7,11 +7,11 @@ import (
 	"time"
 
 	"tidegate/gateway/account"
+	"tidegate/gateway/backend"
 )
 
 // Bounds of what is remembered of who uses what.
 const (
-	activityBucket  = 5 * time.Second
 	activityBuckets = 13   // the one that is being filled and a minute before
 	recentBuckets   = 3    // of which tokens a second are told: the one that is being filled and 10 s before
 	maxActivities   = 4096 // users' keys and models; about 5 MB
@@ -29,19 +29,18 @@ type activities struct {
 	swept  time.Time
 }
 
-// activityName is whose use it is: that of a key for a model. All empty is the use of those
-// who have shown no good key.
-type activityName struct{ user, key, model string }
+// activityName is whose use it is: that of a key for a model, and where its user then
+// belonged. All empty is the use of those who have shown no good key.
+type activityName struct{ department, project, user, key, model string }
 
 // activity is what one key lately used of one model.
 type activity struct {
-	department, project string
 	activityName
 
 	mu               sync.Mutex
 	waiting, running int
 	last             time.Time
-	newest           int64 // number of the newest bucket
+	clock            backend.Buckets
 	buckets          [activityBuckets]useCount
 }
 
@@ -50,10 +49,11 @@ type useCount struct{ requests, refused, input, output int64 }
 
 // find returns the line of a caller and a model, which it may begin.
 func (a *activities) find(who *account.Identity, model string, now time.Time) *activity {
-	name := activityName{who.User, who.Key, model}
+	name := activityName{who.Department, who.Project, who.User, who.Key, model}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if one := a.byName[name]; one != nil {
+		one.touch(now)
 		return one
 	}
 	if a.byName == nil {
@@ -68,7 +68,7 @@ func (a *activities) find(who *account.Identity, model string, now time.Time) *a
 		}
 		return a.others
 	}
-	one := &activity{department: who.Department, project: who.Project, activityName: name, last: now}
+	one := &activity{activityName: name, last: now}
 	a.byName[name] = one
 	return one
 }
@@ -86,11 +86,18 @@ func (a *activities) sweep(now time.Time) {
 	}
 }
 
+// touch keeps the line from being forgotten before whoever found it has counted.
+func (a *activity) touch(now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.last = now
+}
+
 // idle reports whether nothing of the last minute is in it, and nothing under way.
 func (a *activity) idle(now time.Time) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.waiting == 0 && a.running == 0 && now.Sub(a.last) > activityBuckets*activityBucket
+	return a.waiting == 0 && a.running == 0 && now.Sub(a.last) > activityBuckets*backend.BucketTime
 }
 
 // add counts into the bucket of now, and changes how many wait and run. A nil activity
@@ -101,8 +108,7 @@ func (a *activity) add(now time.Time, n useCount, waiting, running int) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.roll(now)
-	b := &a.buckets[a.newest%activityBuckets]
+	b := &a.buckets[a.roll(now)]
 	b.requests += n.requests
 	b.refused += n.refused
 	b.input += n.input
@@ -112,13 +118,10 @@ func (a *activity) add(now time.Time, n useCount, waiting, running int) {
 	a.last = now
 }
 
-// roll empties the buckets that time has passed by. The lock is held.
-func (a *activity) roll(now time.Time) {
-	at := now.UnixNano() / int64(activityBucket)
-	for n := max(a.newest+1, at-activityBuckets+1); n <= at; n++ {
-		a.buckets[n%activityBuckets] = useCount{}
-	}
-	a.newest = max(a.newest, at)
+// roll empties the buckets that time has passed by, and returns the place of the newest.
+// The lock is held.
+func (a *activity) roll(now time.Time) (newest int64) {
+	return a.clock.Roll(now, activityBuckets, func(place int64) { a.buckets[place] = useCount{} })
 }
 
 // Top is who uses what now: what GET /top of the ops listener answers.
@@ -147,14 +150,14 @@ type TopRow struct {
 func (a *activity) row(now time.Time) TopRow {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.roll(now)
+	newest := a.roll(now)
 	r := TopRow{
 		Department: a.department, Project: a.project, User: a.user, Key: a.key, Model: a.model,
 		Running: a.running, Waiting: a.waiting,
 	}
 	var input, output int64
 	for i := range int64(activityBuckets) {
-		b := &a.buckets[(a.newest-i+activityBuckets)%activityBuckets]
+		b := &a.buckets[(newest-i+activityBuckets)%activityBuckets]
 		r.Requests += b.requests
 		r.Refused += b.refused
 		if i < recentBuckets {
@@ -162,9 +165,7 @@ func (a *activity) row(now time.Time) TopRow {
 			output += b.output
 		}
 	}
-	begun := time.Duration(now.UnixNano() % int64(activityBucket))
-	over := ((recentBuckets-1)*activityBucket + begun).Seconds()
-	r.Input, r.Output = float64(input)/over, float64(output)/over
+	r.Input, r.Output = a.clock.PerSecond(input, now, recentBuckets), a.clock.PerSecond(output, now, recentBuckets)
 	return r
 }
 
@@ -203,7 +204,7 @@ func (g *Gateway) topPage(w http.ResponseWriter, _ *http.Request) {
 
 // begins counts a request that is to be admitted.
 func (g *Gateway) begins(c *call) {
-	c.activity = g.activities.find(&c.who, c.asked.Name, c.began)
+	c.activity = g.activities.find(&c.who, c.asked.Name, c.now())
 	c.activity.add(c.now(), useCount{requests: 1}, 1, 0)
 	c.phase = phaseWaiting
 }
@@ -242,7 +243,7 @@ func (g *Gateway) turnedAway(c *call) {
 		if c.asked != nil {
 			model = c.asked.Name
 		}
-		a = g.activities.find(&c.who, model, c.began)
+		a = g.activities.find(&c.who, model, c.now())
 	}
 	a.add(c.now(), useCount{refused: 1}, 0, 0)
 }

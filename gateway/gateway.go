@@ -138,7 +138,9 @@ type Gateway struct {
 	keyless  sampler // of log lines of requests without a good key
 	badKeys  sampler // of log lines of requests with a known key that is not good
 	lost     sampler // of log lines of requests for paths that are not there
-	bodies   budget
+
+	unchecked sampler // of log lines of requests that ended before anybody knew whether their key is good
+	bodies    budget
 
 	activities activities
 	began      time.Time

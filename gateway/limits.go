@@ -215,7 +215,7 @@ type pressed struct {
 // at the highest level for it: the limits that it sees are those for this one.
 func (g *Gateway) hottest(c *call) (worst pressed) {
 	for _, m := range g.Fleet.Models() {
-		if c.asked != nil && c.asked != m || !c.who.MayUse(m.Name) {
+		if c.asked != nil && c.asked != m || !c.mayUse(m) {
 			continue
 		}
 		if level, reason := m.Pool.Standing(string(c.who.Tier)); worst.Model == "" || level > worst.level {

@@ -36,7 +36,7 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 		attrs = append(attrs, slog.Int("unlogged", skipped))
 	}
 	if c.route == routeOther {
-		attrs = append(attrs, slog.String("method", c.r.Method), slog.String("path", loggablePath(c.r.URL.Path)))
+		attrs = append(attrs, slog.String("method", clipPath(c.r.Method)), slog.String("path", loggablePath(c.r.URL.Path)))
 	}
 	if c.who.User != "" {
 		attrs = append(attrs, slog.String("user", c.who.User), slog.String("key", c.who.Key))
@@ -86,6 +86,9 @@ func (g *Gateway) sampled(c *call, err error) (skipped int, sampled, ok bool) {
 		return skipped, true, ok
 	case c.who.User == "" && (c.status == http.StatusUnauthorized || c.status == http.StatusTooManyRequests):
 		skipped, ok = g.keyless.take(time.Now())
+		return skipped, true, ok
+	case c.who.User == "":
+		skipped, ok = g.unchecked.take(time.Now())
 		return skipped, true, ok
 	}
 	return 0, false, true

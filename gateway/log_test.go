@@ -143,6 +143,40 @@ func TestKnownKeysAreSeen(t *testing.T) {
 	}
 }
 
+// TestUncheckedKeysAreSampled: also while no key can be looked at, strangers write few
+// lines; a caller who is known has each of its own.
+func TestUncheckedKeysAreSampled(t *testing.T) {
+	g, _ := bare(t, nil)
+	written := 0
+	for range 200 {
+		for _, status := range []int{http.StatusServiceUnavailable, clientClosed} {
+			if _, sampled, ok := g.sampled(&call{route: "/v1/models", status: status}, account.ErrUnavailable); ok || !sampled {
+				written++
+			}
+		}
+	}
+	if written < sampleBurst || written > 2*sampleBurst+60 { // one more each second that the test takes
+		t.Errorf("%d lines of 400 requests", written)
+	}
+	if _, sampled, ok := g.sampled(&call{route: "/v1/models", status: 503, who: account.Identity{User: "ada"}}, account.ErrUnavailable); sampled || !ok {
+		t.Error("the line of a caller who is known is sampled")
+	}
+}
+
+// TestLongMethod: neither the answer nor the line of the log quotes more of a method than
+// of a path.
+func TestLongMethod(t *testing.T) {
+	ask, lines := logged(t)
+	for _, path := range []string{"/nowhere", "/v1/models"} {
+		w := ask(strings.Repeat("M", 100_000), path, "", "")
+		all := lines()
+		text, err := json.Marshal(all)
+		if err != nil || len(all) != 1 || len(text) > 2000 || w.Body.Len() > 2000 {
+			t.Errorf("%s: %d lines of %d bytes, an answer of %d; %v", path, len(all), len(text), w.Body.Len(), err)
+		}
+	}
+}
+
 // TestLostPathsAreSampled: a scanner writes few lines, and hides no guesses of keys.
 func TestLostPathsAreSampled(t *testing.T) {
 	ask, lines := logged(t)

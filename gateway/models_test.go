@@ -1,11 +1,30 @@
 package gateway
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
+	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 )
+
+// TestHottestAlias: who may use a model by its alias alone sees the limits that its
+// pressure makes, as it meets them.
+func TestHottestAlias(t *testing.T) {
+	g, _ := bare(t, nil)
+	model := backend.DefaultModel()
+	model.Name, model.Aliases = "large", []string{"alias"}
+	g.Fleet.Apply([]backend.ModelConfig{model})
+	accounts := account.New(account.Config{Mode: account.Keys, Keys: []account.KeyConfig{{Name: "laptop", KeyEnv: "A", Key: "ada's own key, which the file names", User: "ada", Models: []string{"alias"}}}}, nil)
+	who, err := accounts.Identify(t.Context(), "Bearer ada's own key, which the file names", netip.Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if worst := g.hottest(&call{who: who}); worst.Model != "large" {
+		t.Errorf("%+v", worst)
+	}
+}
 
 // TestMissingModel: as with vLLM, the model need not be named where there is only one that
 // the caller may use; where there are several, the refusal names them.

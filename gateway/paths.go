@@ -98,7 +98,7 @@ func (p *paths) refuse(method, path string) error {
 }
 
 func nothingAt(method, path, advice string) error {
-	return refuse(codeUnknownURL, "", "there is nothing at "+method+" "+clipPath(path)+": "+advice)
+	return refuse(codeUnknownURL, "", "there is nothing at "+clipPath(method)+" "+clipPath(path)+": "+advice)
 }
 
 // meant finds the route whose path is the end of the one that was asked for: what stands

@@ -65,7 +65,7 @@ func (g *Gateway) Handler() http.Handler {
 	})
 	e.NoMethod(func(c *gin.Context) {
 		g.answer(c.Writer, c.Request, routeOther, func(c *call) error {
-			return refuse(codeMethodNotAllowed, "", clipPath(c.r.URL.Path)+" does not take "+c.r.Method+"; allowed: "+c.w.Header().Get("Allow"))
+			return refuse(codeMethodNotAllowed, "", clipPath(c.r.URL.Path)+" does not take "+clipPath(c.r.Method)+"; allowed: "+c.w.Header().Get("Allow"))
 		})
 	})
 	return g.bounded(g.cors(withoutSlash(e)))
@@ -118,7 +118,7 @@ func (g *Gateway) adminRoutes(on func(method, pattern string, h handler)) {
 	on(http.MethodPost, "/admin/v1/users/:name/revoke", admin(g.revokeUser))
 }
 
-// maxPath bounds what is quoted of a path, in bytes.
+// maxPath bounds what is quoted of a path or a method, in bytes.
 const maxPath = 200
 
 func clipPath(p string) string {

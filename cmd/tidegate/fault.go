@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"reflect"
 	"regexp"
@@ -11,7 +12,9 @@ import (
 // explainYAML says what of a file cannot be read, in the words of its author, one text
 // for each fault.
 func explainYAML(file string, source []byte, err error) (out []string) {
-	for _, err := range flatten(err) {
+	all := flatten(err)
+	slices.SortStableFunc(all, func(a, b error) int { return comparePlaces(asFault(a), asFault(b)) }) // the library finds them in any order
+	for _, err := range all {
 		f := asFault(err)
 		if f == nil {
 			out = append(out, file+": "+redact(err.Error()))
@@ -24,6 +27,13 @@ func explainYAML(file string, source []byte, err error) (out []string) {
 		out = append(out, fmt.Sprintf("%s:%d:%d: %s\n%s", file, f.line, f.column, message, excerpt(source, f.line, f.column)))
 	}
 	return out
+}
+
+// comparePlaces orders faults by their places in the file; one without a place comes first.
+func comparePlaces(a, b *yamlFault) int {
+	var nowhere yamlFault
+	a, b = cmp.Or(a, &nowhere), cmp.Or(b, &nowhere)
+	return cmp.Or(cmp.Compare(a.line, b.line), cmp.Compare(a.column, b.column))
 }
 
 // kindInWords names a Go type, or a kind of node of the YAML library, as a writer of

@@ -86,7 +86,8 @@ func askOps(ctx context.Context, ops, path string) ([]byte, error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxStatus))
 	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %d", resp.StatusCode)
+		reason, _, _ := strings.Cut(strings.TrimSpace(string(body)), "\n")
+		err = errors.New(strings.TrimSuffix(fmt.Sprintf("status %d: %s", resp.StatusCode, note(reason)), ": "))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s%s: %w", ops, path, err)

@@ -122,6 +122,10 @@ func TestStatus(t *testing.T) {
 func TestStatusOfNobody(t *testing.T) {
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "{}") }))
 	defer other.Close()
+	strict := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "use its address, \x1b[31mor add the name\nmore", http.StatusMisdirectedRequest)
+	}))
+	defer strict.Close()
 	for _, c := range []struct {
 		ops  string
 		code int
@@ -130,10 +134,11 @@ func TestStatusOfNobody(t *testing.T) {
 		{"localhost:9090", exitUsage, "expected a URL"},
 		{"http://127.0.0.1:1", exitFailed, "no gateway answers at http://127.0.0.1:1"},
 		{other.URL, exitFailed, "the answer is no gateway's"},
+		{strict.URL, exitFailed, "/status: status 421: use its address, "},
 		{other.URL + "/a b", exitFailed, "no gateway's"},
 	} {
 		var out, complaints bytes.Buffer
-		if code := run(t.Context(), []string{"status", "--ops", c.ops}, noEnv, &out, &complaints); code != c.code || !strings.Contains(complaints.String(), c.want) {
+		if code := run(t.Context(), []string{"status", "--ops", c.ops}, noEnv, &out, &complaints); code != c.code || !strings.Contains(complaints.String(), c.want) || strings.Contains(complaints.String(), "\x1b") {
 			t.Errorf("%s: code %d, %s", c.ops, code, &complaints)
 		}
 	}

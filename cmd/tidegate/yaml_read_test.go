@@ -91,6 +91,21 @@ func TestAllUnreadable(t *testing.T) {
 	}
 }
 
+// TestFaultsInOrder: faults come in the order of the file, every time.
+func TestFaultsInOrder(t *testing.T) {
+	for range 20 {
+		_, _, stderr := checked(t, "auth:\n  keys: [{name: a, first: 1, second: 2, third: 3, fourth: 4}]\nfifth: 5\n", nil)
+		last := 0
+		for _, key := range []string{`"first"`, `"second"`, `"third"`, `"fourth"`, `"fifth"`} {
+			place := strings.Index(stderr, "unknown key "+key)
+			if place < last {
+				t.Fatalf("%s is not in its place:\n%s", key, stderr)
+			}
+			last = place
+		}
+	}
+}
+
 // TestMisplacedKeys: a key that stands in the wrong section is told where it belongs.
 func TestMisplacedKeys(t *testing.T) {
 	for text, want := range map[string]string{

@@ -12,14 +12,12 @@ type Meter struct {
 	mu      sync.Mutex
 	total   int64
 	buckets [meterBuckets]int64
-	newest  int64 // number of the newest bucket, since the beginning of Unix time
+	clock   Buckets
 }
 
-// Bounds of what a Meter looks back at: the bucket that is being filled and two before.
-const (
-	meterBucket  = 5 * time.Second
-	meterBuckets = 3
-)
+// meterBuckets is how many buckets a Meter looks back at: the one that is being filled and
+// two before.
+const meterBuckets = 3
 
 // Add counts n tokens; a negative n counts none.
 func (m *Meter) Add(now time.Time, n int) {
@@ -28,8 +26,7 @@ func (m *Meter) Add(now time.Time, n int) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.roll(now)
-	m.buckets[m.newest%meterBuckets] += int64(n)
+	m.buckets[m.roll(now)] += int64(n)
 	m.total += int64(n)
 }
 
@@ -49,17 +46,13 @@ func (m *Meter) PerSecond(now time.Time) float64 {
 	for _, n := range m.buckets {
 		sum += n
 	}
-	begun := time.Duration(now.UnixNano() % int64(meterBucket))
-	return float64(sum) / ((meterBuckets-1)*meterBucket + begun).Seconds()
+	return m.clock.PerSecond(sum, now, meterBuckets)
 }
 
-// roll empties the buckets that time has passed by. The lock is held.
-func (m *Meter) roll(now time.Time) {
-	at := now.UnixNano() / int64(meterBucket)
-	for n := max(m.newest+1, at-meterBuckets+1); n <= at; n++ {
-		m.buckets[n%meterBuckets] = 0
-	}
-	m.newest = max(m.newest, at)
+// roll empties the buckets that time has passed by, and returns the place of the newest.
+// The lock is held.
+func (m *Meter) roll(now time.Time) (newest int64) {
+	return m.clock.Roll(now, meterBuckets, func(place int64) { m.buckets[place] = 0 })
 }
 
 // Speed returns how many tokens a second the backend lately made for one choice; 0: not
