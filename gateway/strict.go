@@ -36,7 +36,7 @@ func decodeStrict(raw []byte, v any) error {
 		return refuse(codeInvalidRequest, "", "the body is no valid UTF-8")
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
-	if err := checkMembers(d, reflect.TypeOf(v), ""); err != nil {
+	if err := checkMembers(d, reflect.TypeOf(v), "", 0); err != nil {
 		if r := (*refusal)(nil); errors.As(err, &r) {
 			return r
 		}
@@ -61,11 +61,15 @@ func decodeStrict(raw []byte, v any) error {
 
 // checkMembers reads one value and checks the names of its members, and its texts,
 // before it is decoded into a type. A value of another kind than the type is left to
-// the decoder. Its errors are refusals or the decoder's.
-func checkMembers(d *json.Decoder, into reflect.Type, path string) error {
+// the decoder, and depth counts what it stands in. Its errors are refusals or the
+// decoder's.
+func checkMembers(d *json.Decoder, into reflect.Type, path string, depth int) error {
 	t, err := d.Token()
 	if err != nil {
 		return err
+	}
+	if depth > maxDepth {
+		return refuse(codeInvalidRequest, path, fmt.Sprintf("the body has more than %d lists and objects within each other", maxDepth))
 	}
 	for into != nil && into.Kind() == reflect.Pointer {
 		into = into.Elem()
@@ -77,14 +81,14 @@ func checkMembers(d *json.Decoder, into reflect.Type, path string) error {
 		}
 	case json.Delim:
 		if t == '{' {
-			err = checkObject(d, into, path)
+			err = checkObject(d, into, path, depth)
 		} else {
 			var item reflect.Type
 			if into != nil && into.Kind() == reflect.Slice {
 				item = into.Elem()
 			}
 			for i := 0; d.More() && err == nil; i++ {
-				err = checkMembers(d, item, fmt.Sprintf("%s[%d]", path, i))
+				err = checkMembers(d, item, fmt.Sprintf("%s[%d]", path, i), depth+1)
 			}
 		}
 		if err == nil {
@@ -94,7 +98,7 @@ func checkMembers(d *json.Decoder, into reflect.Type, path string) error {
 	return err
 }
 
-func checkObject(d *json.Decoder, into reflect.Type, path string) error {
+func checkObject(d *json.Decoder, into reflect.Type, path string, depth int) error {
 	var seen []string
 	for d.More() {
 		t, err := d.Token()
@@ -102,6 +106,9 @@ func checkObject(d *json.Decoder, into reflect.Type, path string) error {
 			return err
 		}
 		name, _ := t.(string) // of a member it always is one
+		if len(name) > maxMemberName {
+			return refuse(codeInvalidRequest, path, fmt.Sprintf("a field has a name of more than %d bytes", maxMemberName))
+		}
 		full := name
 		if path != "" {
 			full = path + "." + name
@@ -120,15 +127,19 @@ func checkObject(d *json.Decoder, into reflect.Type, path string) error {
 		if len(seen) > maxMembers {
 			return refuse(codeInvalidRequest, path, fmt.Sprintf("an object has more than %d members", maxMembers))
 		}
-		if err := checkMembers(d, field, full); err != nil {
+		if err := checkMembers(d, field, full, depth+1); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// maxMembers bounds the members of an object, which are compared with each other.
-const maxMembers = 100
+// Bounds of a body of administration.
+const (
+	maxMembers    = 100 // of an object, which are compared with each other
+	maxMemberName = 256 // bytes
+	maxDepth      = 8   // lists and objects within each other: each is a call, and no body needs more than two
+)
 
 // member finds the field that a member of exactly that name is decoded into.
 func member(into reflect.Type, name string) (reflect.Type, bool) {

@@ -91,9 +91,11 @@ func backendsGateway() shelf {
 			as(number, 8).named("{{instance}}"),
 		chart(6, "CPU", "short", "Cores that each gateway uses.", query{"rate(process_cpu_seconds_total" + window + ")" + gateways, "{{instance}}"}),
 		chart(6, "Memory", "bytes", "Resident memory of each gateway.", query{"process_resident_memory_bytes" + gateways, "{{instance}}"}),
-		figure(12, "Certificates", "dateTimeFromNow", "When each certificate ends that gateways and backends show or check others by.", "1000 * min by (certificate) (tidegate_certificate_expiry_timestamp_seconds)").
+		figure(8, "Certificates", "dateTimeFromNow", "When each certificate ends that gateways and backends show or check others by.", "1000 * min by (certificate) (tidegate_certificate_expiry_timestamp_seconds)").
 			named("{{certificate}}").without("no certificates"),
-		figure(12, "Versions", "short", "How many gateways run each.", "count by (version) (tidegate_build_info)").named("{{version}}"),
+		figure(8, "Keys that expire soon", "short", "Keys of the store that are good, have no successor and expire within auth.expiry_warn. Their callers are refused from then on: tidegate key list shows them.", "max(tidegate_keys_expiring)",
+			step{0, "green"}, step{1, "orange"}),
+		figure(8, "Versions", "short", "How many gateways run each.", "count by (version) (tidegate_build_info)").named("{{version}}"),
 	}}
 }
 

@@ -76,7 +76,7 @@ func TestOwnerCommands(t *testing.T) {
 		{exitOK, "key set ann-ci --expires-at 2099-01-01T00:00:00Z", "2099-01-01"},
 		{exitUsage, "key set ann-ci", "nothing is to change"},
 		{exitUsage, "key set ann-ci --models none", "has no model"},
-		{exitUsage, "key set ann-ci --ttl soon", "ttl: must be a duration of at least 1s such as 30d"},
+		{exitUsage, "key set ann-ci --ttl soon", "ttl: must be a duration from 1s to 36500d such as 30d"},
 		{exitUsage, "key rotate ann-ci --overlap soon", "--overlap: expected a duration such as"},
 		{exitOK, "override set user-rate --user ann --requests 200/1m --burst 5", "set user-rate of user ann: burst 5, requests 200/1m"},
 		{exitOK, "override set daily --project gemini --units 5", "units 5"},

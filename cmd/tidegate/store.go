@@ -47,6 +47,10 @@ func (d *daemon) openStore(ctx context.Context, registry prometheus.Registerer) 
 	if err = accounts.Sync(ctx); err == nil {
 		d.firstKey, err = account.New(c.Auth, accounts).Bootstrap(ctx)
 	}
+	if errors.As(err, new(*account.Fault)) { // callers are served all the same
+		d.log.Warn(err.Error())
+		err = nil
+	}
 	if err != nil {
 		return fmt.Errorf("store.dsn: %w", err)
 	}

@@ -148,10 +148,14 @@ func (c *change) exec(query string, args ...any) error {
 const maxName = 64
 
 // checkRef takes the names that checkName takes, and such with the number that the name
-// of a deleted owner has when it comes again.
+// of a deleted owner has when it comes again, as keys named after that owner have too:
+// ann#2 and ann#2-3.
 func checkRef(field, name string) error {
-	if base, number, found := strings.Cut(name, "#"); found && number != "" && strings.Trim(number, "0123456789") == "" && len(number) < 10 {
-		name = base
+	if base, number, found := strings.Cut(name, "#"); found {
+		rest := strings.TrimLeft(number, "0123456789")
+		if digits := len(number) - len(rest); digits > 0 && digits < 10 && (rest == "" || rest[0] == '-') {
+			name = base + rest
+		}
 	}
 	return checkName(field, name)
 }

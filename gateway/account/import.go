@@ -40,23 +40,34 @@ var errDryRun = errors.New("dry run")
 // there: all of it, or, where a line is wrong, nothing, with a LineError for each wrong
 // one. A line whose user and key are as it says changes nothing, so an import can be
 // run again. With dry nothing is changed; what would be is returned.
-func (d *Directory) Import(ctx context.Context, who string, lines []ImportLine, dry bool) (done []Imported, err error) {
-	err = d.store.change(ctx, who, func(c *change) error {
-		done = done[:0]
+func (d *Directory) Import(ctx context.Context, who string, lines []ImportLine, dry bool) ([]Imported, error) {
+	projects, keys := map[string]ImportLine{}, map[string]int{}
+	return importEach(ctx, d.store, who, lines, dry, func(c *change, l *ImportLine) (Imported, error) {
+		did := Imported{Line: l.Line}
+		first, again := projects[l.User]
+		if again && first.Project != l.Project && l.Project != "" {
+			return did, fault(ErrInvalid, "project", "the user %s is in project %q in line %d and in %q here: users have one project", l.User, first.Project, first.Line, l.Project)
+		}
+		if l.Project != "" {
+			projects[l.User] = *l
+		}
+		if line, twice := keys[l.Name]; twice && l.Name != "" {
+			return did, fault(ErrInvalid, "name", "the key %s stands in line %d already: a key has one line", l.Name, line)
+		}
+		keys[l.Name] = l.Line
+		return did, d.importLine(c, l, &did)
+	})
+}
+
+// importEach does what each line says in one transaction: all of it, or, where a line is
+// wrong or nothing is to be done, nothing.
+func importEach[Line any](ctx context.Context, s *Store, who string, lines []Line, dry bool, one func(*change, *Line) (Imported, error)) (done []Imported, err error) {
+	err = s.change(ctx, who, func(c *change) error {
 		var faults []error
-		projects := map[string]ImportLine{}
-		for _, l := range lines {
-			first, again := projects[l.User]
-			if again && first.Project != l.Project && l.Project != "" {
-				faults = append(faults, &LineError{l.Line, fmt.Errorf("the user %s is in project %q in line %d and in %q here: users have one project", l.User, first.Project, first.Line, l.Project)})
-				continue
-			}
-			if l.Project != "" {
-				projects[l.User] = l
-			}
-			did, err := d.importLine(c, &l)
-			if fault := (*Fault)(nil); errors.As(err, &fault) {
-				faults = append(faults, &LineError{l.Line, fault})
+		for i := range lines {
+			did, err := one(c, &lines[i])
+			if wrong := (*Fault)(nil); errors.As(err, &wrong) {
+				faults = append(faults, &LineError{did.Line, wrong})
 				continue
 			}
 			if err != nil {
@@ -72,29 +83,25 @@ func (d *Directory) Import(ctx context.Context, who string, lines []ImportLine, 
 		}
 		return nil
 	})
-	if errors.Is(err, errDryRun) {
-		err = nil
+	if err != nil && !errors.Is(err, errDryRun) {
+		return nil, err
 	}
-	if err != nil {
-		done = nil
-	}
-	return done, err
+	return done, nil
 }
 
 // importLine makes what one line says.
-func (d *Directory) importLine(c *change, l *ImportLine) (did Imported, err error) {
-	did.Line = l.Line
+func (d *Directory) importLine(c *change, l *ImportLine, did *Imported) error {
 	k, err := d.row(c.now, &l.NewKey)
 	if err != nil {
-		return did, err
+		return err
 	}
-	user, err := c.importUser(l, &did)
+	user, err := c.importUser(l, did)
 	if err != nil || l.Name == "" {
-		return did, err
+		return err
 	}
 	rows, err := c.store.keys(c.ctx, c.tx, "k.name = ? AND k.replaced_by = ''", l.Name)
 	if err != nil {
-		return did, err
+		return err
 	}
 	if i := slices.IndexFunc(rows, func(r *keyRow) bool {
 		status := r.shown(c.now).Status
@@ -104,13 +111,13 @@ func (d *Directory) importLine(c *change, l *ImportLine) (did Imported, err erro
 		if changed {
 			did.Did = append(did.Did, "changed key "+l.Name)
 		}
-		return did, err
+		return err
 	}
 	m, err := c.createKey(k, user, l.Name)
 	if err == nil {
 		did.Key, did.Secret, did.Did = &m.Key, m.Secret, append(did.Did, "made key "+m.Key.Name)
 	}
-	return did, err
+	return err
 }
 
 // importUser makes the user of a line, or moves it.
@@ -147,30 +154,13 @@ type ImportOverride struct {
 }
 
 // ImportOverrides sets overrides as Import makes users.
-func (s *Store) ImportOverrides(ctx context.Context, who string, lines []ImportOverride, dry bool) (done []Imported, err error) {
-	err = s.change(ctx, who, func(c *change) error {
-		done = done[:0]
-		for _, l := range lines {
-			changed, err := c.setOverride(l.Override)
-			if err != nil {
-				return &LineError{l.Line, err}
-			}
-			did := Imported{Line: l.Line}
-			if changed {
-				did.Did = []string{"set " + l.subject()}
-			}
-			done = append(done, did)
+func (s *Store) ImportOverrides(ctx context.Context, who string, lines []ImportOverride, dry bool) ([]Imported, error) {
+	return importEach(ctx, s, who, lines, dry, func(c *change, l *ImportOverride) (Imported, error) {
+		did := Imported{Line: l.Line}
+		changed, err := c.setOverride(l.Override)
+		if changed {
+			did.Did = []string{"set " + l.subject()}
 		}
-		if dry {
-			return errDryRun
-		}
-		return nil
+		return did, err
 	})
-	if errors.Is(err, errDryRun) {
-		err = nil
-	}
-	if err != nil {
-		done = nil
-	}
-	return done, err
 }

@@ -64,10 +64,11 @@ const DefaultOverlap = 24 * time.Hour
 // never is the TTL of a key that does not expire.
 const never = "never"
 
-// Bounds of what a key may list.
+// Bounds of a key.
 const (
-	maxList  = 100
-	maxModel = 200 // bytes of a model's name
+	maxList  = 100                     // models or networks
+	maxModel = 200                     // bytes of a model's name
+	maxTTL   = 36_500 * 24 * time.Hour // beyond which no time can be written as RFC 3339 some day
 )
 
 // expiry is when a key of some time to live ends; 0: never.
@@ -78,8 +79,8 @@ func (d *Directory) expiry(now time.Time, ttl string) (ms int64, err error) {
 	case never:
 		lasts = 0
 	default:
-		if lasts, err = ParseDuration(ttl); err != nil || lasts < time.Second {
-			return 0, fault(ErrInvalid, "ttl", "ttl: must be a duration of at least 1s such as 30d or 12h, or never, not %.40q", ttl)
+		if lasts, err = ParseDuration(ttl); err != nil || lasts < time.Second || lasts > maxTTL {
+			return 0, fault(ErrInvalid, "ttl", "ttl: must be a duration from 1s to %dd such as 30d or 12h, or never, not %.40q", maxTTL/(24*time.Hour), ttl)
 		}
 	}
 	if lasts == 0 && !d.config.AllowUnexpiring {
@@ -204,7 +205,11 @@ func (c *change) createKey(k *keyRow, user Owner, name string) (m Made, err erro
 	if err := c.insert(k); err != nil {
 		return m, err
 	}
-	m.Key = k.shown(c.now)
+	rows, err := c.store.keys(c.ctx, c.tx, "k.id = ?", k.ID) // with whether its owners are disabled
+	if err != nil {
+		return m, err
+	}
+	m.Key = rows[0].shown(c.now)
 	return m, c.note("key.create", k.ID, nil, m.Key)
 }
 
@@ -437,6 +442,9 @@ func (d *Directory) Bootstrap(ctx context.Context) (secret string, err error) {
 			return err
 		}
 		m, err := c.createKey(k, user, "")
+		if err == nil && m.Key.Status == KeyDisabled {
+			return fault(ErrConflict, "user", "no administrator has a good key, and the user %s, its project %s or its department %s is disabled: enable it with tidegate user set %[1]s --enable (or project, department), or make a key for another user with tidegate key create --admin --user NAME", user.Name, user.Project, user.Department)
+		}
 		secret = m.Secret
 		return err
 	})

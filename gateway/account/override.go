@@ -93,8 +93,14 @@ func (s *Store) SetOverride(ctx context.Context, who string, o Override) error {
 
 // setOverride makes or replaces an override, and reports whether that changed anything.
 func (c *change) setOverride(o Override) (changed bool, err error) {
-	if o.Name, err = c.subjectName(o.Of, o.Name); err != nil {
+	row, deleted, err := c.subject(o.Of, o.Name)
+	switch {
+	case err != nil:
 		return false, err
+	case row != nil:
+		o.Name = row.Name
+	case deleted != nil:
+		return false, deletedFault(Kind(o.Of), o.Name, deleted)
 	}
 	text, err := json.Marshal(o)
 	if err != nil {
@@ -114,9 +120,12 @@ func (c *change) setOverride(o Override) (changed bool, err error) {
 // DeleteOverride takes an override away, so that the rule's own numbers hold again.
 func (s *Store) DeleteOverride(ctx context.Context, who, of, name, rule string) error {
 	return s.change(ctx, who, func(c *change) error {
-		name, err := c.subjectName(of, name)
+		row, _, err := c.subject(of, name)
 		if err != nil {
 			return err
+		}
+		if row != nil {
+			name = row.Name
 		}
 		return c.deleteOverride(of, name, rule)
 	})
@@ -136,17 +145,13 @@ func (c *change) deleteOverride(of, name, rule string) error {
 	return c.note("override.delete", before.subject(), before, nil)
 }
 
-// subjectName is the name that a subject of overrides is counted by: its own, or the
-// one with a number where it had been a deleted owner's. The subject need not be there.
-func (c *change) subjectName(of, name string) (string, error) {
+// subject finds the subject of an override as owner does: its numbers hold for what is
+// counted by the name of its row. It need not be there.
+func (c *change) subject(of, name string) (live, deleted *ownerRow, err error) {
 	if !slices.Contains(Kinds(), Kind(of)) {
-		return name, nil
+		return nil, nil, nil
 	}
-	row, _, err := c.owner(Kind(of), name)
-	if err != nil || row == nil {
-		return name, err
-	}
-	return row.Name, nil
+	return c.owner(Kind(of), name)
 }
 
 func (o *Override) subject() string { return o.Of + " " + o.Name + " " + o.Rule }

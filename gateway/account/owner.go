@@ -84,21 +84,21 @@ func (c *change) ownerRow(k Kind, name string) (*ownerRow, error) {
 	return rows[0], nil
 }
 
-// owner finds who has a name now: the row of that name, or, where that is deleted, of
-// who was given the name after it. Without any it returns nil, or the last that is
-// deleted.
+// owner finds who has a name now: the row of that name, or, where that is deleted, the
+// last who was given the name after it. A name with a number means that one alone.
+// Without any it returns nil, or the last that is deleted.
 func (c *change) owner(k Kind, name string) (live, deleted *ownerRow, err error) {
-	for name != "" {
-		row, err := c.ownerRow(k, name)
-		if err != nil || row == nil {
-			return nil, deleted, err
-		}
-		if row.DeletedMs == 0 {
-			return row, nil, nil
-		}
-		deleted, name = row, row.NextName
+	row, err := c.ownerRow(k, name)
+	if err == nil && row != nil && row.NextName != "" && !strings.Contains(name, "#") {
+		row, err = c.ownerRow(k, row.NextName)
 	}
-	return nil, deleted, nil
+	switch {
+	case err != nil || row == nil:
+		return nil, nil, err
+	case row.DeletedMs == 0:
+		return row, nil, nil
+	}
+	return nil, row, nil
 }
 
 // need finds who has a name now, or fails with ErrNotFound.
@@ -108,9 +108,14 @@ func (c *change) need(k Kind, name string) (*ownerRow, error) {
 		return row, err
 	}
 	if deleted != nil {
-		return nil, fault(ErrNotFound, string(k), "the %s %s was deleted on %s: create it anew, or name another", k, name, at(deleted.DeletedMs).Format(time.DateOnly))
+		return nil, deletedFault(k, name, deleted)
 	}
 	return nil, fault(ErrNotFound, string(k), "there is no %s %q: create it first", k, name)
+}
+
+// deletedFault says that an owner was deleted.
+func deletedFault(k Kind, name string, row *ownerRow) error {
+	return fault(ErrNotFound, string(k), "the %s %s was deleted on %s: create it anew, or name another", k, name, at(row.DeletedMs).Format(time.DateOnly))
 }
 
 // create makes an owner. One who gets the name of a deleted one stands under that name
@@ -127,14 +132,17 @@ func (c *change) create(k Kind, name, parent string) (Owner, error) {
 		return Owner{}, fault(ErrConflict, "name", "there is a %s %s already", k, name)
 	}
 	own := name
-	if err := checkName(string(k), name); err != nil && deleted == nil {
+	if err := checkName(string(k), name); err != nil {
+		if deleted != nil {
+			err = deletedFault(k, name, deleted)
+		}
 		return Owner{}, err
 	}
 	if deleted != nil {
 		base, number, _ := strings.Cut(deleted.Name, "#")
 		n, _ := strconv.Atoi(number) // none: it was the first
 		own = base + "#" + strconv.Itoa(max(n, 1)+1)
-		if err := c.exec("UPDATE "+k.table()+" SET next_name = ? WHERE name = ?", own, deleted.Name); err != nil {
+		if err := c.exec("UPDATE "+k.table()+" SET next_name = ? WHERE name = ?", own, name); err != nil {
 			return Owner{}, err
 		}
 	}
@@ -182,6 +190,9 @@ func (s *Store) CreateOwner(ctx context.Context, who string, k Kind, name, paren
 	}
 	err = s.change(ctx, who, func(c *change) error {
 		if above := k.Above(); above != "" {
+			if parent == "" {
+				return fault(ErrInvalid, string(above), "%s: is missing: name the one that the %s belongs to, such as %s", above, k, defaultName)
+			}
 			row, err := c.need(above, parent)
 			if err != nil {
 				return err
@@ -268,7 +279,7 @@ func (c *change) changeOwner(k Kind, name string, ch OwnerChange) (after Owner, 
 
 // DeleteOwner deletes a user with all keys, or a project or department in which nobody
 // is. Usage keeps the name, and whoever gets it next stands under another. It returns
-// the keys that were good until now.
+// the keys that it has revoked.
 func (s *Store) DeleteOwner(ctx context.Context, who string, k Kind, name string) (revoked []Key, err error) {
 	err = s.change(ctx, who, func(c *change) error {
 		row, err := c.need(k, name)

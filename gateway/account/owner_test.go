@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tidegate/gateway/database/databasetest"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -180,7 +182,7 @@ func keyChanges(t *testing.T, dsn string) {
 	for what, ch := range map[string]KeyChange{
 		"nothing": {}, "both ends": {TTL: ptr("1h"), Expires: ptr("2027-01-01T00:00:00Z")}, "past": {Expires: ptr("2020-01-01T00:00:00Z")},
 		"tier": {Tier: ptr(Tier("gold"))}, "level": {MaxLevel: ptr("L9")}, "ips": {IPs: &[]string{"x"}}, "name": {Name: ptr("a b")},
-		"never": {TTL: ptr("never")}, "taken": {Name: ptr("kim-ci")},
+		"year 10000": {Expires: ptr("9999-12-31T23:59:59-12:00")}, "for ever": {TTL: ptr("100000d")}, "never": {TTL: ptr("never")}, "taken": {Name: ptr("kim-ci")},
 	} {
 		if _, err := change("kim-build", ch); !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrConflict) {
 			t.Errorf("%s: %v", what, err)
@@ -325,5 +327,132 @@ func TestEnforce(t *testing.T) {
 	var why *KeyError
 	if !errors.As(context.Cause(contexts[lost]), &why) || why.State != KeyRevoked || why.User != "bob" || contexts[kept].Err() != nil {
 		t.Errorf("%v, %v", context.Cause(contexts[lost]), contexts[kept].Err())
+	}
+}
+
+// expiredOfDeleted deletes a user with a key that has expired: no later end and no
+// rotation makes it good again.
+func expiredOfDeleted(t *testing.T, dsn string) {
+	c := newClock()
+	a := newReplica(t, dsn, c, nil)
+	m := a.make(t, NewKey{User: "eve", TTL: "1h"})
+	c.advance(2 * time.Hour)
+	if _, err := a.store.DeleteOwner(t.Context(), "test", UserKind, "eve"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.ChangeKey(t.Context(), "test", m.Key.ID, KeyChange{TTL: ptr("30d")}); !errors.Is(err, ErrConflict) {
+		t.Errorf("a later end: %v", err)
+	}
+	if _, err := a.RotateKey(t.Context(), "test", m.Key.ID, time.Hour); !errors.Is(err, ErrConflict) {
+		t.Errorf("a rotation: %v", err)
+	}
+	if s := a.state(t, m.Secret); s != KeyRevoked {
+		t.Errorf("it is %s", s)
+	}
+}
+
+// keyOfDisabled makes a key for a user whose project is disabled: it is shown as it is.
+func keyOfDisabled(t *testing.T, dsn string) {
+	a := newReplica(t, dsn, newClock(), nil)
+	a.make(t, NewKey{User: "dan", Project: "d-off"})
+	if _, err := a.store.ChangeOwner(t.Context(), "test", ProjectKind, "d-off", OwnerChange{Disabled: ptr(true)}); err != nil {
+		t.Fatal(err)
+	}
+	if m := a.make(t, NewKey{User: "dan"}); m.Key.Status != KeyDisabled {
+		t.Errorf("it is shown as %s and is %s", m.Key.Status, a.state(t, m.Secret))
+	}
+}
+
+// overrideOfDeleted sets an override for a deleted user, which nobody could ever meet.
+func overrideOfDeleted(t *testing.T, dsn string) {
+	a := newReplica(t, dsn, newClock(), nil)
+	a.make(t, NewKey{User: "ole"})
+	if _, err := a.store.DeleteOwner(t.Context(), "test", UserKind, "ole"); err != nil {
+		t.Fatal(err)
+	}
+	o := Override{Rule: "daily", Of: "user", Name: "ole", Units: "5"}
+	if err := a.store.SetOverride(t.Context(), "test", o); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	if _, err := a.store.ImportOverrides(t.Context(), "test", []ImportOverride{{3, o}}, false); !errors.Is(err, ErrNotFound) || !strings.HasPrefix(err.Error(), "line 3: ") {
+		t.Error(err)
+	}
+	for _, name := range []string{"ole#2", "ole#2-3"} {
+		if err := checkRef("name", name); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range []string{"ole#", "ole#x", "ole#2x", "#2", "ole#2-\n"} {
+		if checkRef("name", name) == nil {
+			t.Errorf("took %q", name)
+		}
+	}
+}
+
+// manyNamesakes deletes and makes a user of one name again and again: to find the last
+// takes no longer than to find the second, and a name with a number means that one alone.
+func manyNamesakes(t *testing.T, dsn string) {
+	a := newReplica(t, dsn, newClock(), nil)
+	asked := func(want string) int64 {
+		before := a.asked.n.Load()
+		if o, err := a.store.Owner(t.Context(), UserKind, "moe"); err != nil || o.Name != want {
+			t.Fatalf("%+v, %v", o, err)
+		}
+		return a.asked.n.Load() - before
+	}
+	var second int64
+	for n := range 12 {
+		m := a.make(t, NewKey{User: "moe"})
+		if n == 1 {
+			second = asked("moe#2")
+		}
+		if n == 11 {
+			break
+		}
+		if _, err := a.store.DeleteOwner(t.Context(), "test", UserKind, m.Key.User); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if last := asked("moe#12"); last != second {
+		t.Errorf("%d queries for the twelfth, %d for the second", last, second)
+	}
+	if _, err := a.store.DeleteOwner(t.Context(), "test", UserKind, "moe#2"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("deleted the second a second time: %v", err)
+	}
+	asked("moe#12")
+	if _, err := a.CreateKey(t.Context(), "test", NewKey{User: "moe#2"}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a key for a deleted one: %v", err)
+	}
+}
+
+// TestLastAdministrator starts a gateway where the user of the only administrator's key is
+// disabled: no key is made, start after start, that nobody could use.
+func TestLastAdministrator(t *testing.T) {
+	a := newReplica(t, databasetest.SQLite(t), newClock(), nil)
+	if _, err := a.Bootstrap(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.store.ChangeOwner(t.Context(), "test", UserKind, "admin", OwnerChange{Disabled: ptr(true)}); err != nil {
+		t.Fatal(err)
+	}
+	secret, err := a.Bootstrap(t.Context())
+	if fault := (*Fault)(nil); secret != "" || !errors.As(err, &fault) || !strings.Contains(err.Error(), "tidegate user set admin --enable") {
+		t.Errorf("%d bytes of a key, %v", len(secret), err)
+	}
+	if keys, _, err := a.store.Keys(t.Context(), "admin", Page{}); err != nil || len(keys) != 1 {
+		t.Errorf("%d keys, %v", len(keys), err)
+	}
+}
+
+// importTwice imports a list that says two things of one key.
+func importTwice(t *testing.T, dsn string) {
+	a := newReplica(t, dsn, newClock(), nil)
+	line := func(n int) ImportLine { return ImportLine{Line: n, NewKey: NewKey{User: "ivy", Name: "ivy-ci"}} }
+	_, err := a.Import(t.Context(), "test", []ImportLine{line(2), line(7)}, false)
+	if wrong := (*LineError)(nil); !errors.As(err, &wrong) || wrong.Line != 7 || !strings.Contains(err.Error(), "line 2") {
+		t.Error(err)
+	}
+	if _, err := a.store.Owner(t.Context(), UserKind, "ivy"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("half of it was imported: %v", err)
 	}
 }

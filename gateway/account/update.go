@@ -93,8 +93,8 @@ func (d *Directory) amend(c *change, k *keyRow, ch KeyChange) (err error) {
 		k.ExpiresMs, err = d.expiry(c.now, *ch.TTL)
 	case ch.Expires != nil:
 		end, bad := time.Parse(time.RFC3339, *ch.Expires)
-		if bad != nil || end.Before(c.now) {
-			return fault(ErrInvalid, "expires_at", "expires_at: must be a time to come such as %s, not %.40q; to end a key now, revoke it", c.now.Add(d.config.KeyTTL).Format(time.RFC3339), *ch.Expires)
+		if bad != nil || end.Before(c.now) || end.After(c.now.Add(maxTTL)) {
+			return fault(ErrInvalid, "expires_at", "expires_at: must be a time within the %d days to come such as %s, not %.40q; to end a key now, revoke it", maxTTL/(24*time.Hour), c.now.Add(d.config.KeyTTL).Format(time.RFC3339), *ch.Expires)
 		}
 		k.ExpiresMs = end.UnixMilli()
 	}
@@ -121,11 +121,12 @@ func (c *change) rename(k *keyRow, name string) error {
 	return nil
 }
 
-// revoke ends those of some keys that are good or disabled, and returns them.
+// revoke ends those of some keys that are not revoked yet, and returns them. It ends
+// expired ones too: otherwise a later end or a rotation would make them good again.
 func (c *change) revoke(keys []*keyRow) (revoked []Key, err error) {
 	for _, k := range keys {
 		before := k.shown(c.now)
-		if before.Status == KeyRevoked || before.Status == KeyExpired {
+		if before.Status == KeyRevoked {
 			continue
 		}
 		k.RevokedMs = c.now.UnixMilli()
@@ -142,8 +143,8 @@ func (c *change) revoke(keys []*keyRow) (revoked []Key, err error) {
 }
 
 // RevokeKey ends the key of an id, or all keys of a name, those in their overlap
-// too, and the requests under way with them. It returns the keys that were good until
-// now.
+// too, and the requests under way with them. It returns the keys that were not revoked
+// until now.
 func (s *Store) RevokeKey(ctx context.Context, who, ref string) (revoked []Key, err error) {
 	err = s.change(ctx, who, func(c *change) error {
 		rows, err := c.find(ref)
