@@ -381,6 +381,7 @@ func (g *Guarded) tell(ctx context.Context) error {
 			return nil
 		}
 		next := g.waiting[0]
+		next.Charges = slices.Clone(next.Charges) // leaveQuotas may change them meanwhile
 		g.mu.Unlock()
 		err := g.call(ctx, next.Dims, func(ctx context.Context) error {
 			out, err := g.store.Settle(ctx, next.due(g.with.Now().UnixMilli()))

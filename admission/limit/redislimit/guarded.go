@@ -216,15 +216,22 @@ const handInTime = 10 * time.Second
 // handsIn reports whether other replicas may still have to hand in what they counted
 // alone, so that Redis knows of less than was let in.
 func (g *Guarded) handsIn(now time.Time) bool {
-	back := g.backMs.Load()
-	return back != 0 && now.UnixMilli() < back+handInTime.Milliseconds()
+	return isRecent(g.backMs.Load(), now, handInTime)
+}
+
+// isRecent reports whether a moment, in milliseconds since 1970, is no longer ago than that;
+// 0 never is, and one that lies ahead is not: the clock was set back since, and it would
+// hold for as long as that.
+func isRecent(ms int64, now time.Time, d time.Duration) bool {
+	ago := now.UnixMilli() - ms
+	return ms != 0 && ago >= 0 && ago < d.Milliseconds()
 }
 
 // recounts reports whether a window may be running that began before Redis lost its
 // counters.
 func (g *Guarded) recounts(now time.Time) bool {
-	lost := g.lostMs.Load()
-	return lost != 0 && now.UnixMilli() < lost+max(g.longestMs.Load(), limit.LeaseLife.Milliseconds())
+	longest := max(time.Duration(g.longestMs.Load())*time.Millisecond, limit.LeaseLife)
+	return isRecent(g.lostMs.Load(), now, longest)
 }
 
 // forget takes back what Redis may have let in without being able to say so.

@@ -335,3 +335,17 @@ func TestCallerGone(t *testing.T) {
 		t.Errorf("%d are still used, want 10", used)
 	}
 }
+
+// TestSharesAfterClockStep: a share is enforced beside Redis for a while after it was
+// away or emptied, and not for as long as a clock was set back by since.
+func TestSharesAfterClockStep(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	g := &Guarded{}
+	g.backMs.Store(now.UnixMilli())
+	g.lostMs.Store(now.UnixMilli())
+	for after, want := range map[time.Duration]bool{0: true, 9 * time.Second: true, time.Minute: false, -time.Hour: false} {
+		if hands, counts := g.handsIn(now.Add(after)), g.recounts(now.Add(after)); hands != want || counts != want {
+			t.Errorf("after %v: %v and %v, expected %v", after, hands, counts, want)
+		}
+	}
+}
