@@ -56,11 +56,11 @@ func (l *Limiter) placeIn(counter string, p place, ahead int64, now time.Time) t
 	needed := max(p.used+p.cost-p.limit, 1) + ahead
 	var holds []hold
 	here := l.holders[counter]
-	for g, places := range here {
+	for g, i := range here {
 		if len(holds) == maxHolds {
 			break
 		}
-		holds = append(holds, hold{remaining(now.Sub(g.began), cmp.Or(g.plan.usual, p.usual)), places})
+		holds = append(holds, hold{remaining(now.Sub(g.began), cmp.Or(g.plan.usual, p.usual)), g.plan.dims[i].Cost})
 	}
 	if len(here) > maxHolds { // those that were looked at are some of all
 		needed = max(needed*maxHolds/int64(len(here)), 1)
@@ -100,33 +100,35 @@ const (
 	maxElsewhere = 10_000
 )
 
-// holders are the running requests by the concurrency limit of which they hold places,
-// and how many.
-type holders map[string]map[*Grant]int64
+// holders are the running requests by the counters of which they hold what they may give
+// back: places, and what is reserved for an answer. The number is that of the dimension.
+type holders map[string]map[*Grant]int
 
 func (h holders) add(g *Grant) {
 	for i := range g.plan.dims {
-		d := &g.plan.dims[i]
-		if d.Kind != Lease {
+		if !g.plan.refunds(i) {
 			continue
 		}
-		if h[d.Key] == nil {
-			h[d.Key] = map[*Grant]int64{}
+		key := g.plan.dims[i].Key
+		if h[key] == nil {
+			h[key] = map[*Grant]int{}
 		}
-		h[d.Key][g] = d.Cost
+		h[key][g] = i
 	}
 }
 
 func (h holders) remove(g *Grant) {
 	for i := range g.plan.dims {
-		d := &g.plan.dims[i]
-		if d.Kind != Lease {
-			continue
-		}
-		if delete(h[d.Key], g); len(h[d.Key]) == 0 {
-			delete(h, d.Key)
+		key := g.plan.dims[i].Key
+		if delete(h[key], g); len(h[key]) == 0 {
+			delete(h, key)
 		}
 	}
+}
+
+// refunds reports whether a request gives back of a dimension when it ends.
+func (p *plan) refunds(i int) bool {
+	return p.dims[i].Kind == Lease || !p.ceiling(i) && p.counters[i].bounded()
 }
 
 // expect puts estimates in the place of retry times that say only when reservations
@@ -167,14 +169,15 @@ func (l *Limiter) expect(p *plan, out *Decision, now time.Time) {
 func (l *Limiter) refunded(d *Dim, missing int64, now time.Time) time.Duration {
 	var refunds []hold
 	l.mu.Lock()
-	for _, g := range l.running {
-		for i := range g.plan.dims {
-			if g.plan.dims[i].Key == d.Key {
-				if refund := g.refund(i); refund > 0 {
-					refunds = append(refunds, hold{remaining(now.Sub(g.began), g.plan.within), refund})
-				}
-				break
-			}
+	here, seen := l.holders[d.Key], 0
+	for g, i := range here {
+		if seen == maxHolds {
+			missing = missing * maxHolds / int64(len(here)) // of some of all
+			break
+		}
+		seen++
+		if refund := g.refund(i); refund > 0 {
+			refunds = append(refunds, hold{remaining(now.Sub(g.began), g.plan.within), refund})
 		}
 	}
 	l.mu.Unlock()

@@ -241,12 +241,13 @@ func TestHolders(t *testing.T) {
 func BenchmarkPlaceIn(b *testing.B) {
 	l := New(&Set{}, Options{Store: NewMemory(time.Now)})
 	for i := range 5000 {
-		dims := make([]Dim, 8)
+		dims, counters := make([]Dim, 8), make([]*counter, 8)
 		for k := range dims {
+			counters[k] = &counter{}
 			dims[k] = Dim{Key: fmt.Sprintf("tg:{user-%d}:r:places:%d", i%500, k)}
 		}
 		dims[7].Kind = Lease
-		g := &Grant{began: time.Now(), plan: plan{dims: dims}}
+		g := &Grant{began: time.Now(), plan: plan{dims: dims, counters: counters}}
 		l.running[fmt.Sprint(i)] = g
 		l.holders.add(g)
 	}
