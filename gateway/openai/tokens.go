@@ -1,5 +1,10 @@
 package openai
 
+import (
+	"fmt"
+	"strings"
+)
+
 // CheckTokens checks that every token id in the body is one of a vocabulary of so many
 // rows, and writes it in plain digits. vLLM before 0.20 does not check all of them, and an
 // id without a row ends its engine: the prompt's by an index out of range, and so those of
@@ -55,13 +60,27 @@ func (q *Request) checkIDs(name string, raw []byte, vocabulary int) *Error {
 func (r *numbers) checkID(name string, raw []byte, vocabulary int) *Error {
 	id, ok := lenientInteger(raw)
 	if !ok || id < 0 || id >= int64(vocabulary) {
-		return invalid(name, "%s: %.32s is no token id: they go from 0 to %d", name, raw, vocabulary-1)
+		return outOfVocabulary(name, []string{fmt.Sprintf("%.32s", raw)}, 1, vocabulary)
 	}
 	r.put(raw, id)
 	return nil
 }
 
-// checkBias checks the keys of logit_bias, which are token ids.
+// outOfVocabulary refuses the member of this name for token ids that the vocabulary does
+// not have. It names those in shown, of count in all.
+func outOfVocabulary(name string, shown []string, count, vocabulary int) *Error {
+	list, verb := strings.Join(shown, ", "), "are"
+	switch {
+	case count == 1:
+		verb = "is"
+	case count > len(shown):
+		list = fmt.Sprintf("%s and %d more", list, count-len(shown))
+	}
+	return invalid(name, "%s: %s %s out of vocabulary: the %d token ids go from 0 to %d", name, list, verb, vocabulary, vocabulary-1)
+}
+
+// checkBias checks the keys of logit_bias, which are token ids. It names all that are not,
+// up to 8, as vLLM names all of them.
 func (q *Request) checkBias(vocabulary int) *Error {
 	const name = "logit_bias"
 	raw, ok := q.Raw(name)
@@ -71,13 +90,22 @@ func (q *Request) checkBias(vocabulary int) *Error {
 	if raw[0] != '{' {
 		return invalid(name, "logit_bias must be an object of numbers by token id")
 	}
+	const most = 8
+	var shown []string
+	wrong := 0
 	plain := numbers{raw: raw}
 	for w := members(raw); w.next(); {
 		id, ok := integer(w.key)
 		if !ok || id < 0 || id >= int64(vocabulary) {
-			return invalid(name, "logit_bias: %.32q is no token id: they go from 0 to %d", w.key, vocabulary-1)
+			if wrong++; wrong <= most {
+				shown = append(shown, fmt.Sprintf("%.32q", w.key))
+			}
+			continue
 		}
 		plain.put(w.key, id)
+	}
+	if wrong > 0 {
+		return outOfVocabulary(name, shown, wrong, vocabulary)
 	}
 	if raw, changed := plain.text(); changed {
 		q.Set(name, raw)

@@ -61,3 +61,27 @@ func TestCheckTokens(t *testing.T) {
 		}
 	}
 }
+
+// TestOutOfVocabulary: a refusal names each wrong key of logit_bias, up to 8, and the size
+// of the vocabulary, in vLLM's words.
+func TestOutOfVocabulary(t *testing.T) {
+	const vocabulary = 151936
+	chat := func(bias string) string {
+		return `{"model":"m","messages":[{"role":"user","content":"hi"}],"logit_bias":{` + bias + `}}`
+	}
+	for _, c := range []struct {
+		route Route
+		body  string
+		want  string
+	}{
+		{Completions, `{"model":"m","prompt":[1,999999]}`, "prompt: 999999 is out of vocabulary: the 151936 token ids go from 0 to 151935"},
+		{Chat, chat(`"151937":1`), `logit_bias: "151937" is out of vocabulary: the 151936 token ids go from 0 to 151935`},
+		{Chat, chat(`"bad1":50,"7":1,"bad2":20`), `logit_bias: "bad1", "bad2" are out of vocabulary: the 151936 token ids go from 0 to 151935`},
+		{Chat, chat(`"a":1,"b":1,"c":1,"d":1,"e":1,"f":1,"g":1,"h":1,"i":1,"j":1`),
+			`logit_bias: "a", "b", "c", "d", "e", "f", "g", "h" and 2 more are out of vocabulary: the 151936 token ids go from 0 to 151935`},
+	} {
+		if err := parse(t, c.route, c.body).CheckTokens(vocabulary); err == nil || err.Message != c.want {
+			t.Errorf("%s: %v, want %s", c.body, err, c.want)
+		}
+	}
+}
