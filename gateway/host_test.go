@@ -8,6 +8,24 @@ import (
 	"testing"
 )
 
+// TestOpsIndex: who opens the ops listener learns what it has, and who takes it for the
+// callers' learns where that is.
+func TestOpsIndex(t *testing.T) {
+	g, _ := bare(t, nil)
+	h := g.OpsHandler(nil)
+	if w := ask(t, h, "GET", "/"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "\n/status\n") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	for _, path := range []string{"/v1/models", "/statuss", "/status/"} {
+		if w := ask(t, h, "GET", path); w.Code != http.StatusNotFound || !strings.Contains(w.Body.String(), "server.listen") || !strings.Contains(w.Body.String(), "\n/status\n") {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+	if w := ask(t, h, "POST", "/status"); w.Code != http.StatusMethodNotAllowed {
+		t.Errorf("POST /status: %d", w.Code)
+	}
+}
+
 // TestOpsHosts: the ops listener answers as itself, and not as a name that a page in a
 // browser may have pointed at it.
 func TestOpsHosts(t *testing.T) {

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/http/pprof"
@@ -28,12 +29,24 @@ func (g *Gateway) OpsHandler(extra func() Extra) http.Handler {
 		_, _ = w.Write(body)
 	})
 	mux.HandleFunc("GET /top", g.topPage)
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("POST /debug/pprof/symbol", pprof.Symbol) // go tool pprof asks so
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("GET /", opsIndex)
 	return g.bounded(g.ownHosts(mux))
+}
+
+// opsIndex tells an operator what there is, at /, and one who is elsewhere where to go.
+func opsIndex(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if r.URL.Path != "/" {
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprintln(w, "There is nothing here. This listener is for operators (server.ops_listen); callers have another address (server.listen).")
+	}
+	fmt.Fprint(w, "Tidegate, for operators:\n\n/status\n/top\n/metrics\n/healthz\n/readyz\n/debug/pprof/\n")
 }
 
 // Extra is what only the process knows of itself.

@@ -76,8 +76,11 @@ func (p *process) check(ctx context.Context, flag string, strict, live bool) err
 	for _, m := range c.Models {
 		backends += len(m.Backends)
 	}
-	fmt.Fprintf(p.stdout, "ok: %d models, %d backends, auth %s with %d keys, listening on %s\n",
-		len(c.Models), backends, c.Auth.Mode, len(c.Auth.Keys), c.Server.Listen)
+	auth := "auth " + string(c.Auth.Mode)
+	if len(c.Auth.Keys) > 0 { // those in the store are not counted: they are not the file's
+		auth += fmt.Sprintf(" with %d keys in the file", len(c.Auth.Keys))
+	}
+	fmt.Fprintf(p.stdout, "ok: %d models, %d backends, %s, listening on %s\n", len(c.Models), backends, auth, c.Server.Listen)
 	if live {
 		return p.checkLive(ctx, &c)
 	}

@@ -195,7 +195,14 @@ func TestCommands(t *testing.T) {
 		{"serve --backend gpu:8000", exitUsage, "", "http"},
 		{"serve --backend http://a:1 --config " + good, exitUsage, "", "exclude"},
 		{"serve --port 1", exitUsage, "", "unknown flag"},
-		{"serves", exitUsage, "", "unknown command"},
+		{"serves", exitUsage, "", `unknown command "serves": did you mean tidegate serve (see tidegate --help)` + "\n"},
+		{"topp", exitUsage, "", `unknown command "topp": did you mean tidegate top (see tidegate --help)` + "\n"},
+		{"key lst", exitUsage, "", `unknown command "lst": did you mean tidegate key list or tidegate key set (see tidegate key --help)` + "\n"},
+		{"usage zzzzzz", exitUsage, "", `unknown command "zzzzzz" (see tidegate usage --help)` + "\n"},
+		{"serve extra", exitUsage, "", "(see tidegate serve --help)\n"},
+		{"alert test", exitUsage, "", "(see tidegate alert test --help)\n"},
+		{"--version", exitOK, "tidegate " + version() + " go", ""},
+		{"", exitOK, "Available Commands:", ""},
 		{"serve --config " + good + " --listen 127.0.0.1:99999", exitUsage, "", "99999"},
 	} {
 		t.Run(c.args, func(t *testing.T) {
@@ -208,6 +215,40 @@ func TestCommands(t *testing.T) {
 				t.Errorf("stdout %q\nstderr %q", stdout.String(), stderr.String())
 			}
 		})
+	}
+}
+
+// TestLayoutInWords: what the YAML library calls a token or a context is said in words
+// that lead to the mistake.
+func TestLayoutInWords(t *testing.T) {
+	for source, want := range map[string]string{
+		"models:\n  - name: a\n  backends: []\n":     "F:3:3: this cannot stand here: is the line indented as those beside it?",
+		"models:\n  - name: a\n   backends: []\n":    "F:3:4: this cannot stand here: is the line indented as those beside it?",
+		"models\n  - name: x\n":                      "F:1:1: this is no key with a value: is a colon missing after it?",
+		"models:\n\t- name: x\n":                     "F:2:1: a tab cannot indent a line: use spaces",
+		"models:\n  - name: \"x\n    backends: []\n": "F:2:11: could not find end character of double-quoted text",
+	} {
+		if _, err := readConfig("F", []byte(source), noEnv); err == nil || !strings.HasPrefix(err.Error(), want+"\n") {
+			t.Errorf("%q: %v", source, err)
+		}
+	}
+}
+
+// TestRefusedKeyMakesNoStore: a key that cannot be made leaves no store behind, which in
+// the wrong directory would look like the gateway's.
+func TestRefusedKeyMakesNoStore(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for args, want := range map[string]string{
+		"key create":                      "give --user NAME",
+		"key create --user a/b":           "user: must be",
+		"key create --user ann --ttl 3x":  "ttl: must be",
+		"key create --user ann --ips 300": "ips: ",
+	} {
+		var out bytes.Buffer
+		code := run(t.Context(), strings.Fields(args), noEnv, &out, &out)
+		if _, err := os.Stat("tidegate.db"); code != exitUsage || !strings.Contains(out.String(), want) || err == nil {
+			t.Errorf("%s: code %d, store %v: %s", args, code, err, out.String())
+		}
 	}
 }
 

@@ -25,7 +25,8 @@ import (
 // (docs_list_test.go), each with what is checked instead.
 //
 // The blocks of one language on one page are one session, in their order, as a
-// reader would paste them. A text block after a command is what it prints; "..."
+// reader would paste them; a JavaScript block that imports begins a program of its own,
+// since a module may import a name once. A text block after a command is what it prints; "..."
 // stands for anything, and any number for any number but HTTP's statuses of errors.
 
 // docPages are the pages whose blocks are run.
@@ -337,10 +338,15 @@ func TestDocs(t *testing.T) {
 	s := newSettings(t)
 	for _, page := range docPages(t) {
 		t.Run(page, func(t *testing.T) {
-			sessions := map[string][]*block{}
+			sessions := map[string][][]*block{}
 			for _, b := range blocksOf(t, page) {
 				if lang := session(b); lang != "" {
-					sessions[lang] = append(sessions[lang], b)
+					programs := sessions[lang]
+					if n := len(programs); n == 0 || lang == "js" && strings.HasPrefix(b.text, "import ") {
+						sessions[lang] = append(programs, []*block{b})
+					} else {
+						programs[n-1] = append(programs[n-1], b)
+					}
 					continue
 				}
 				if !wholly(b) {
@@ -348,7 +354,7 @@ func TestDocs(t *testing.T) {
 				}
 			}
 			for _, lang := range []string{"sh", "python", "js"} {
-				if blocks := sessions[lang]; len(blocks) > 0 {
+				for _, blocks := range sessions[lang] {
 					t.Run(lang, func(t *testing.T) { s.session(t, lang, blocks) })
 				}
 			}

@@ -75,8 +75,15 @@ func inWords(message, path string) string {
 	if m := regexp.MustCompile(`^(.+) was used where (.+) is expected$`).FindStringSubmatch(message); m != nil {
 		return fmt.Sprintf("expected %s, not %s", kindInWords(m[2]), kindInWords(m[1]))
 	}
-	if strings.Contains(message, wantsScalar) {
+	switch {
+	case strings.Contains(message, wantsScalar):
 		return "expected a single value, not a list or a mapping"
+	case message == "value is not allowed in this context":
+		return "this cannot stand here: is the line indented as those beside it?"
+	case message == "unexpected key name":
+		return "this is no key with a value: is a colon missing after it?"
+	case strings.HasPrefix(message, "found character '\t'"):
+		return "a tab cannot indent a line: use spaces"
 	}
 	return message
 }

@@ -61,6 +61,13 @@ func (p *process) keyCreateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if n.User == "" {
+				return usageError{errors.New("the user whose key it is to be is missing: give --user NAME")}
+			}
+			// A store that is not there yet is made for a good key alone.
+			if err := account.New(c.Auth, nil).CheckKey(n); err != nil {
+				return usageError{err}
+			}
 			return p.withStore(cmd.Context(), &c, true, func(s *account.Store) error {
 				m, err := account.New(c.Auth, s).CreateKey(cmd.Context(), operator(), n)
 				if err != nil {

@@ -59,7 +59,11 @@ func (p *process) run(ctx context.Context, args []string) int {
 	for _, k := range account.Kinds() {
 		root.AddCommand(p.ownerCommand(k))
 	}
-	err := root.ExecuteContext(ctx)
+	root.Version = versionLine()
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	checkArguments(root)
+	called, err := root.ExecuteContextC(ctx)
 	var (
 		usage usageError
 		conf  *configError
@@ -70,18 +74,38 @@ func (p *process) run(ctx context.Context, args []string) int {
 	case errors.As(err, &conf):
 		fmt.Fprintln(stderr, conf.Error())
 		return exitUsage
-	case errors.As(err, &usage), !ran(root, args):
-		fmt.Fprintf(stderr, "tidegate: %s (see tidegate --help)\n", bounded(err))
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "tidegate: %s (see %s --help)\n", bounded(err), called.CommandPath())
 		return exitUsage
 	}
 	fmt.Fprintf(stderr, "tidegate: %s\n", bounded(err))
 	return exitFailed
 }
 
-// ran reports whether the arguments named a command at all.
-func ran(root *cobra.Command, args []string) bool {
-	found, _, err := root.Find(args)
-	return err == nil && found != root
+// checkArguments makes wrong arguments of a command, and of all below it, a usageError.
+// Where a command is named that is not there, the error names those that are similar.
+func checkArguments(cmd *cobra.Command) {
+	check := cmd.Args
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 && cmd.HasSubCommands() {
+			text := fmt.Sprintf("unknown command %q", args[0])
+			for i, name := range cmd.SuggestionsFor(args[0]) {
+				text += []string{": did you mean ", " or "}[min(i, 1)] + cmd.CommandPath() + " " + name
+			}
+			return usageError{errors.New(text)}
+		}
+		if check == nil {
+			return nil
+		}
+		if err := check(cmd, args); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+	for _, sub := range cmd.Commands() {
+		checkArguments(sub)
+	}
 }
 
 // loop is something that runs until its context ends.

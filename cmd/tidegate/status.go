@@ -88,6 +88,9 @@ func askOps(ctx context.Context, ops, path string) ([]byte, error) {
 	if err == nil && resp.StatusCode != http.StatusOK {
 		reason, _, _ := strings.Cut(strings.TrimSpace(string(body)), "\n")
 		err = errors.New(strings.TrimSuffix(fmt.Sprintf("status %d: %s", resp.StatusCode, note(reason)), ": "))
+		if resp.StatusCode == http.StatusNotFound {
+			err = errors.New("this is no gateway's ops listener: server.ops_listen says where it is, by default 127.0.0.1:9090, and callers have another address")
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s%s: %w", ops, path, err)

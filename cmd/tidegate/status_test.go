@@ -126,6 +126,8 @@ func TestStatusOfNobody(t *testing.T) {
 		http.Error(w, "use its address, \x1b[31mor add the name\nmore", http.StatusMisdirectedRequest)
 	}))
 	defer strict.Close()
+	callers := httptest.NewServer(http.NotFoundHandler())
+	defer callers.Close()
 	for _, c := range []struct {
 		ops  string
 		code int
@@ -136,6 +138,7 @@ func TestStatusOfNobody(t *testing.T) {
 		{other.URL, exitFailed, "the answer is no gateway's"},
 		{strict.URL, exitFailed, "/status: status 421: use its address, "},
 		{other.URL + "/a b", exitFailed, "no gateway's"},
+		{callers.URL, exitFailed, "server.ops_listen says where it is"},
 	} {
 		var out, complaints bytes.Buffer
 		if code := run(t.Context(), []string{"status", "--ops", c.ops}, noEnv, &out, &complaints); code != c.code || !strings.Contains(complaints.String(), c.want) || strings.Contains(complaints.String(), "\x1b") {

@@ -177,6 +177,13 @@ func listText(items []string) string {
 	return string(text)
 }
 
+// CheckKey says what is wrong with a key to be made, as far as the store need not be
+// asked. Its error wraps ErrInvalid.
+func (d *Directory) CheckKey(n NewKey) error {
+	_, err := d.row(time.Now(), &n)
+	return err
+}
+
 // CreateKey makes a key, and its user, project and department where they are
 // missing; who is written into the audit log.
 func (d *Directory) CreateKey(ctx context.Context, who string, n NewKey) (m Made, err error) {
