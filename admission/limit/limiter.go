@@ -69,7 +69,7 @@ func New(set *Set, o Options) *Limiter {
 	}
 	l := &Limiter{
 		with: o, estimates: newEstimator(), metrics: newMetrics(&o, set), denials: denials{byKey: map[string]denial{}},
-		running: map[string]*Grant{}, holders: holders{}, unsettled: map[string]Settlement{},
+		running: map[string]*Grant{}, holders: holders{byCounter: map[string]map[*Grant]int{}}, unsettled: map[string]Settlement{},
 	}
 	l.set.Store(set)
 	return l

@@ -55,7 +55,7 @@ func (l *Limiter) placeIn(counter string, p place, ahead int64, now time.Time) t
 	// than the limit.
 	needed := max(p.used+p.cost-p.limit, 1) + ahead
 	var holds []hold
-	here := l.holders[counter]
+	here := l.holders.byCounter[counter]
 	for g, i := range here {
 		if len(holds) == maxHolds {
 			break
@@ -101,27 +101,43 @@ const (
 )
 
 // holders are the running requests by the counters of which they hold what they may give
-// back: places, and what is reserved for an answer. The number is that of the dimension.
-type holders map[string]map[*Grant]int
+// back: places, and what is reserved for an answer.
+type holders struct {
+	byCounter map[string]map[*Grant]int // with the number of the dimension
+	spare     []map[*Grant]int          // empty, for the next counter
+}
 
-func (h holders) add(g *Grant) {
+// maxSpare bounds the maps that are kept for the next counter: without any, each request
+// of a caller who has none running would make them anew.
+const maxSpare = 16
+
+func (h *holders) add(g *Grant) {
 	for i := range g.plan.dims {
 		if !g.plan.refunds(i) {
 			continue
 		}
 		key := g.plan.dims[i].Key
-		if h[key] == nil {
-			h[key] = map[*Grant]int{}
+		here := h.byCounter[key]
+		switch n := len(h.spare); {
+		case here != nil:
+		case n > 0:
+			here, h.spare = h.spare[n-1], h.spare[:n-1]
+		default:
+			here = map[*Grant]int{}
 		}
-		h[key][g] = i
+		here[g], h.byCounter[key] = i, here
 	}
 }
 
-func (h holders) remove(g *Grant) {
+func (h *holders) remove(g *Grant) {
 	for i := range g.plan.dims {
 		key := g.plan.dims[i].Key
-		if delete(h[key], g); len(h[key]) == 0 {
-			delete(h, key)
+		here := h.byCounter[key]
+		if delete(here, g); here == nil || len(here) > 0 {
+			continue
+		}
+		if delete(h.byCounter, key); len(h.spare) < maxSpare {
+			h.spare = append(h.spare, here)
 		}
 	}
 }
@@ -169,7 +185,7 @@ func (l *Limiter) expect(p *plan, out *Decision, now time.Time) {
 func (l *Limiter) refunded(d *Dim, missing int64, now time.Time) time.Duration {
 	var refunds []hold
 	l.mu.Lock()
-	here, seen := l.holders[d.Key], 0
+	here, seen := l.holders.byCounter[d.Key], 0
 	for g, i := range here {
 		if seen == maxHolds {
 			missing = missing * maxHolds / int64(len(here)) // of some of all

@@ -212,7 +212,7 @@ func TestHolders(t *testing.T) {
 	}
 	holding := 0
 	var all string
-	for counter, here := range l.holders {
+	for counter, here := range l.holders.byCounter {
 		if holding += len(here); len(here) == 1500 {
 			all = counter
 		}
@@ -231,8 +231,8 @@ func TestHolders(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(l.holders) != 0 || l.Running() != 0 {
-		t.Errorf("%d hold places and %d run when all have ended", len(l.holders), l.Running())
+	if len(l.holders.byCounter) != 0 || l.Running() != 0 {
+		t.Errorf("%d hold places and %d run when all have ended", len(l.holders.byCounter), l.Running())
 	}
 }
 
