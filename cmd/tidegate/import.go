@@ -197,6 +197,11 @@ func userLines(s *sheet, models []string) (lines []account.ImportLine, err error
 		if l.MaxLevel != "" {
 			l.Change.MaxLevel = &l.MaxLevel
 		}
+		for column, list := range map[string][]string{"models": l.Models, "ips": l.IPs} {
+			if row[column] != "" && row[column] != "all" && len(list) == 0 {
+				faults = append(faults, &account.LineError{Line: l.Line, Err: fmt.Errorf("%s: %q lists nothing: name what is allowed, or say all for no restriction", column, row[column])})
+			}
+		}
 		for _, column := range []string{"ttl", "models", "ips", "tier", "max_level"} {
 			if row[column] != "" && row["key"] == "" {
 				faults = append(faults, &account.LineError{Line: l.Line, Err: fmt.Errorf("%s: is of a key, and the column key names none", column)})

@@ -54,6 +54,9 @@ func (p *process) keyCreateCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n.Tier, n.MaxLevel = account.Tier(tier), level
+			if err := checkListed(cmd, &n.Models, &n.IPs); err != nil {
+				return err
+			}
 			c, err := p.storeConfig(file)
 			if err == nil {
 				err = checkKnown(n.Models, c.modelNames())
@@ -85,8 +88,8 @@ func (p *process) keyCreateCommand() *cobra.Command {
 	f.StringVar(&n.Department, "department", "", "department of a project that is not there yet (default \"default\")")
 	f.StringVar(&n.Name, "name", "", "name of the key, for reports and limits (default the user's, with a number where that is taken)")
 	f.StringVar(&n.TTL, "ttl", "", "how long it is good, such as 30d or 12h, or never (default auth.key_ttl)")
-	f.StringSliceVar(&n.Models, "models", nil, "models it may use, separated by commas (default all)")
-	f.StringSliceVar(&n.IPs, "ips", nil, "addresses or networks it may be used from (default all)")
+	f.StringSliceVar(&n.Models, "models", nil, "models it may use, separated by commas, or all (default all)")
+	f.StringSliceVar(&n.IPs, "ips", nil, "addresses or networks it may be used from, separated by commas, or all (default all)")
 	f.StringVar(&tier, "tier", "", "critical, standard or batch (default standard)")
 	f.StringVar(&level, "max-level", "", "the furthest level of degradation it accepts, L0 to L4 (default L4)")
 	f.BoolVar(&n.Admin, "admin", false, "it may administer the gateway")
@@ -281,11 +284,14 @@ func (p *process) keySetCommand() *cobra.Command {
 			"  tidegate key set ci --ips all --tier batch --max-level L2\n  tidegate key set ann --name ann-laptop",
 		Args: oneKey,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkListed(cmd, &models, &ips); err != nil {
+				return err
+			}
 			given := func(flag string) bool { return cmd.Flags().Changed(flag) }
 			var ch account.KeyChange
 			for flag, set := range map[string]func(){
 				"name": func() { ch.Name = &name }, "ttl": func() { ch.TTL = &ttl }, "expires-at": func() { ch.Expires = &expires },
-				"models": func() { models = unrestricted(models); ch.Models = &models }, "ips": func() { ips = unrestricted(ips); ch.IPs = &ips },
+				"models": func() { ch.Models = &models }, "ips": func() { ch.IPs = &ips },
 				"tier": func() { ch.Tier = (*account.Tier)(&tier) }, "max-level": func() { ch.MaxLevel = &level },
 			} {
 				if given(flag) {
@@ -320,12 +326,22 @@ func (p *process) keySetCommand() *cobra.Command {
 	return cmd
 }
 
-// unrestricted is a list of flags in which all stands for no restriction.
-func unrestricted(list []string) []string {
-	if len(list) == 1 && list[0] == "all" {
-		return []string{}
+// checkListed reads the lists that the flags models and ips hold: all stands for no
+// restriction. An empty one, perhaps of a variable that is not set, is refused: it would
+// take the restriction away.
+func checkListed(cmd *cobra.Command, models, ips *[]string) error {
+	for name, list := range map[string]*[]string{"models": models, "ips": ips} {
+		if !cmd.Flags().Changed(name) {
+			continue
+		}
+		if len(*list) == 0 {
+			return usageError{fmt.Errorf("--%s: is empty, perhaps because a variable is not set: list what is allowed, or say all for no restriction", name)}
+		}
+		if len(*list) == 1 && (*list)[0] == "all" {
+			*list = []string{}
+		}
 	}
-	return list
+	return nil
 }
 
 // modelNames are the names and aliases of the models of the configuration; none: it

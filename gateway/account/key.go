@@ -324,6 +324,14 @@ func (k *keyRow) shown(now time.Time) Key {
 	return out
 }
 
+// noKey says that no key has a name or id. It does not quote what is the text of a key.
+func noKey(ref string) error {
+	if wellFormed(ref) {
+		return fault(ErrInvalid, "key", "that is the text of a key, not its name or id, and now stands where others may read it, such as the history of a shell: revoke it with tidegate key revoke --secret, or POST /admin/v1/keys/revoke")
+	}
+	return fault(ErrNotFound, "key", "there is no key with the name or id %.80q", ref)
+}
+
 // find returns the keys that an id or a name means: the one of the id, or all of
 // the name, the current one first.
 func (c *change) find(ref string) ([]*keyRow, error) {
@@ -333,7 +341,7 @@ func (c *change) find(ref string) ([]*keyRow, error) {
 	}
 	rows, err = c.store.keys(c.ctx, c.tx, "k.name = ? ORDER BY k.replaced_by, k.id DESC", ref)
 	if err == nil && len(rows) == 0 {
-		err = fault(ErrNotFound, "key", "there is no key with the name or id %q", ref)
+		err = noKey(ref)
 	}
 	return rows, err
 }
@@ -422,7 +430,7 @@ func (s *Store) Key(ctx context.Context, ref string) (Key, error) {
 		return Key{}, err
 	}
 	if len(rows) == 0 {
-		return Key{}, fault(ErrNotFound, "key", "there is no key with the name or id %q", ref)
+		return Key{}, noKey(ref)
 	}
 	return rows[0].shown(s.hooks.now()), nil
 }

@@ -212,6 +212,16 @@ func revokesAll(t *testing.T, dsn string) {
 			t.Errorf("%v; expected %v", err, kind)
 		}
 	}
+	// Pasted where its name belongs.
+	pasted := NewSecret()
+	for _, err := range []error{
+		second(a.store.RevokeKey(t.Context(), "test", pasted)), second(a.store.Key(t.Context(), pasted)),
+		second(a.ChangeKey(t.Context(), "test", pasted, KeyChange{Tier: ptr(Batch)})),
+	} {
+		if !errors.Is(err, ErrInvalid) || strings.Contains(err.Error(), pasted) || !strings.Contains(err.Error(), "--secret") {
+			t.Error(err)
+		}
+	}
 	if keys, err := a.store.RevokeUser(t.Context(), "test", "rex"); err != nil || len(keys) != 2 {
 		t.Error(keys, err)
 	}
@@ -335,9 +345,9 @@ func TestEnforce(t *testing.T) {
 func expiredOfDeleted(t *testing.T, dsn string) {
 	c := newClock()
 	a := newReplica(t, dsn, c, nil)
-	m := a.make(t, NewKey{User: "eve", TTL: "1h"})
+	m := a.make(t, NewKey{User: "evi", TTL: "1h"})
 	c.advance(2 * time.Hour)
-	if _, err := a.store.DeleteOwner(t.Context(), "test", UserKind, "eve"); err != nil {
+	if _, err := a.store.DeleteOwner(t.Context(), "test", UserKind, "evi"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := a.ChangeKey(t.Context(), "test", m.Key.ID, KeyChange{TTL: ptr("30d")}); !errors.Is(err, ErrConflict) {
@@ -395,16 +405,16 @@ func manyNamesakes(t *testing.T, dsn string) {
 	a := newReplica(t, dsn, newClock(), nil)
 	asked := func(want string) int64 {
 		before := a.asked.n.Load()
-		if o, err := a.store.Owner(t.Context(), UserKind, "moe"); err != nil || o.Name != want {
+		if o, err := a.store.Owner(t.Context(), UserKind, "moss"); err != nil || o.Name != want {
 			t.Fatalf("%+v, %v", o, err)
 		}
 		return a.asked.n.Load() - before
 	}
 	var second int64
 	for n := range 12 {
-		m := a.make(t, NewKey{User: "moe"})
+		m := a.make(t, NewKey{User: "moss"})
 		if n == 1 {
-			second = asked("moe#2")
+			second = asked("moss#2")
 		}
 		if n == 11 {
 			break
@@ -413,14 +423,14 @@ func manyNamesakes(t *testing.T, dsn string) {
 			t.Fatal(err)
 		}
 	}
-	if last := asked("moe#12"); last != second {
+	if last := asked("moss#12"); last != second {
 		t.Errorf("%d queries for the twelfth, %d for the second", last, second)
 	}
-	if _, err := a.store.DeleteOwner(t.Context(), "test", UserKind, "moe#2"); !errors.Is(err, ErrNotFound) {
+	if _, err := a.store.DeleteOwner(t.Context(), "test", UserKind, "moss#2"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("deleted the second a second time: %v", err)
 	}
-	asked("moe#12")
-	if _, err := a.CreateKey(t.Context(), "test", NewKey{User: "moe#2"}); !errors.Is(err, ErrNotFound) {
+	asked("moss#12")
+	if _, err := a.CreateKey(t.Context(), "test", NewKey{User: "moss#2"}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a key for a deleted one: %v", err)
 	}
 }

@@ -3,7 +3,6 @@ package account
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 )
@@ -84,11 +83,22 @@ func (r *running) keysLocked(records map[hash]*record) (ids []string) {
 	return ids
 }
 
-// owners are names of departments, projects and users.
-type owners map[Kind][]string
+// owners are names of departments, projects and users: after an import thousands, which
+// all keys in memory are held against.
+type owners map[owner]struct{}
+
+type owner struct {
+	kind Kind
+	name string
+}
 
 func (o owners) have(id *Identity) bool {
-	return id.KeyID != "" && (slices.Contains(o[UserKind], id.User) || slices.Contains(o[ProjectKind], id.Project) || slices.Contains(o[DepartmentKind], id.Department))
+	for _, its := range [...]owner{{UserKind, id.User}, {ProjectKind, id.Project}, {DepartmentKind, id.Department}} {
+		if _, ok := o[its]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // Follow returns a context for a request that goes on under an identity which Identify

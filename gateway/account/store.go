@@ -226,7 +226,7 @@ func (a *changed) note(what, subject string) {
 		if a.owners == nil {
 			a.owners = owners{}
 		}
-		a.owners[Kind(kind)] = append(a.owners[Kind(kind)], subject)
+		a.owners[owner{Kind(kind), subject}] = struct{}{}
 	}
 }
 

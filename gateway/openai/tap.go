@@ -130,9 +130,10 @@ func (t *Tap) stamp(fingerprint []byte) {
 	if len(fingerprint) == 0 || fingerprint[0] != '"' || len(fingerprint) > maxName {
 		return
 	}
-	const end = "}\n\n"
-	t.held = append(append(t.held[:len(t.held)-len(end)], `,"system_fingerprint":`...), fingerprint...)
-	t.held = append(t.held, end...)
+	const name, data, end = "system_fingerprint", "data: ", "\n\n"
+	object, _ := without(bytes.TrimSpace(t.held[len(data):len(t.held)-len(end)]), name) // null, perhaps
+	object = withLast(object, join(`,"`, name, `":`, string(fingerprint)))
+	t.held = append(append(append(t.held[:0], data...), object...), end...)
 }
 
 // Holding reports whether the end of the answer waits for the chunk with the usage.

@@ -285,6 +285,8 @@ func TestFingerprint(t *testing.T) {
 		{"an engine without one", View{}, []string{text, end, lastChunk, "[DONE]"}, []string{text, end, "[DONE]"}},
 		{"an engine without usage", View{}, []string{text, end, "[DONE]"}, []string{text, end, "[DONE]"}},
 		{"it is there already", View{}, []string{text, stamped(end), withPrint, "[DONE]"}, []string{text, stamped(end), "[DONE]"}},
+		{"it is null there", View{}, []string{text, strings.Replace(end, `"object":`, `"system_fingerprint":null,"object":`, 1), withPrint, "[DONE]"}, []string{text, stamped(end), "[DONE]"}},
+		{"white space behind the chunk", View{}, []string{text, end + " ", withPrint, "[DONE]"}, []string{text, stamped(end), "[DONE]"}},
 		{"it is no text", View{}, []string{text, end, strings.Replace(withPrint, `"vllm-0.32.0-b9c6adc7"`, `{"a":1}`, 1), "[DONE]"}, []string{text, end, "[DONE]"}},
 	} {
 		tap := Tap{View: c.view, HoldEnd: true, NewTally: newWords}
