@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"tidegate/gateway/account"
+	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
 )
 
@@ -106,7 +108,7 @@ func (c *call) fault(err error) (attrs []slog.Attr) {
 		}
 	}
 	for _, field := range []struct{ name, value string }{
-		{"code", c.code}, {"param", loggableParam(c.param)}, {"rule", c.rule}, {"error", loggable(err)},
+		{"code", c.code}, {"param", c.loggedParam(err)}, {"rule", c.rule}, {"error", loggable(err)},
 	} {
 		if field.value != "" {
 			attrs = append(attrs, slog.String(field.name, field.value))
@@ -164,6 +166,24 @@ const (
 	maxLoggedParam = 64
 	maxLoggedRun   = 31 // letters and digits in a row
 )
+
+// loggedParam returns the parameter at fault as the line names it: one that a server
+// names only where it is a member of a body that the gateway knows, since a server may
+// put any text there.
+func (c *call) loggedParam(err error) string {
+	param := loggableParam(c.param)
+	if param == "" || !errors.As(err, new(*backend.StatusError)) && !errors.As(err, new(*openai.StreamError)) {
+		return param
+	}
+	root := param
+	if end := strings.IndexAny(param, ".["); end >= 0 {
+		root = param[:end]
+	}
+	if !slices.ContainsFunc(openai.Members(), func(m openai.Member) bool { return m.Name == root }) {
+		return ""
+	}
+	return param
+}
 
 // loggableParam returns the name of a parameter; empty where it is none of the API's
 // form, since a caller may put any text there.

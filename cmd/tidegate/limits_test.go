@@ -163,7 +163,7 @@ quotas:
 	if q := after.Quotas[0]; q.Used < 120 || q.Used > 150 || q.Remaining != 150-q.Used || q.Unit != "units" || len(q.AlertsCrossed) == 0 || *after.Used != q.Used || !after.ResetsAt.After(time.Now()) {
 		t.Errorf("%+v", after)
 	}
-	if until := after.ResetsAt.UTC().Format(time.RFC3339); !bytes.Contains(a.body, []byte(fmt.Sprintf("the quota daily of 150 units per user has %d left until %s, and this request needs 6", after.Quotas[0].Remaining, until))) {
+	if until := after.ResetsAt.UTC().Format(time.RFC3339); !bytes.Contains(a.body, []byte(fmt.Sprintf("the quota daily of 150 units per user has %d left until %s, and this request needs 13 at least", after.Quotas[0].Remaining, until))) {
 		t.Errorf("want %d and %s in %s", after.Quotas[0].Remaining, until, a.body)
 	}
 	if n := f.metric(t, `tidegate_limit_decisions_total{decision="shadow_deny",rule="seen",store="local"}`); n == 0 {
