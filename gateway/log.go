@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"tidegate/gateway/account"
-	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
 )
 
@@ -108,7 +107,7 @@ func (c *call) fault(err error) (attrs []slog.Attr) {
 		}
 	}
 	for _, field := range []struct{ name, value string }{
-		{"code", c.code}, {"param", c.loggedParam(err)}, {"rule", c.rule}, {"error", loggable(err)},
+		{"code", c.code}, {"param", c.loggedParam()}, {"rule", c.rule}, {"error", loggable(err)},
 	} {
 		if field.value != "" {
 			attrs = append(attrs, slog.String(field.name, field.value))
@@ -167,12 +166,12 @@ const (
 	maxLoggedRun   = 31 // letters and digits in a row
 )
 
-// loggedParam returns the parameter at fault as the line names it: one that a server
-// names only where it is a member of a body that the gateway knows, since a server may
-// put any text there.
-func (c *call) loggedParam(err error) string {
+// loggedParam returns the parameter at fault as the line names it: of a body for a model
+// only where it is a member that the gateway knows, since callers and servers may put any
+// text in a member's place.
+func (c *call) loggedParam() string {
 	param := loggableParam(c.param)
-	if param == "" || !errors.As(err, new(*backend.StatusError)) && !errors.As(err, new(*openai.StreamError)) {
+	if param == "" || c.route == "/v1/usage" || c.route == "/quota/status" || strings.HasPrefix(c.route, "/admin/") {
 		return param
 	}
 	root := param

@@ -223,7 +223,7 @@ func TestNothingPrivateIsLogged(t *testing.T) {
 			send(adaKey, completionPath, fmt.Sprintf(`{"model":%q,"max_tokens":8,"prompt":%q%s}`, smallModel, prompt, stream))
 		}
 		for _, body := range []string{
-			`{"model":"x","messages":"` + promptCanary, `{"model":"` + promptCanary + `","messages":[{"role":"user","content":"x"}]}`,
+			`{"model":"x","messages":"` + promptCanary, `{"model":"a ` + promptCanary + `","messages":[{"role":"user","content":"x"}]}`,
 			`{"` + promptCanary + `":1,"` + promptCanary + `":2}`, `{"model":"qwen3","messages":[{"role":"` + promptCanary + `","content":"x"}]}`,
 			`{"model":"qwen3","messages":[{"role":"user","content":[{"type":"` + promptCanary + `"}]}]}`, `{"model":"qwen3","messages":"` + promptCanary + `"}`,
 			`{"model":"qwen3","max_tokens":"` + promptCanary + `","messages":[{"role":"user","content":"x"}]}`,

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tidwall/gjson"
+
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/database/databasetest"
 )
@@ -108,6 +110,11 @@ func startHalfUsed(t *testing.T) *halfUsed {
 	h.crowd = &crowd{client: soakClient(t), callers: 4, longest: 100 * time.Millisecond}
 	for range 2 {
 		h.replicas = append(h.replicas, startReplica(t, h.servers, p, h.client))
+	}
+	for _, r := range h.replicas { // one that believes to be alone may give out all
+		eventually(t, "each gateway to know of the other", func() bool {
+			return gjson.Get(r.front.status(t), "limits.redis.replicas").Int() == 2
+		})
 	}
 	for _, user := range []string{"even", "nineoften", "oneonly", "moved", "flood"} {
 		out, _ := command(t, exitOK, "key", "create", "--config", h.replicas[0].file, "--user", user)
