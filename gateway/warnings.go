@@ -2,10 +2,12 @@ package gateway
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"tidegate/degrade"
 	"tidegate/gateway/account"
+	"tidegate/nvml"
 )
 
 // warnings says what of a status is wrong, the most urgent first: first what callers
@@ -43,6 +45,8 @@ func (s *Status) warnings(details []string, now time.Time) (all []string) {
 		warn(source.Warning != "", "source %s: %s", source.Name, source.Warning)
 	}
 	for i := range s.GPUs {
+		hot := heatWarning(&s.GPUs[i])
+		warn(hot != "", "%s", hot)
 		for _, x := range s.GPUs[i].XIDs {
 			warn(x.Fatal, "GPU %s had XID %d: it must be reset before it can be used", s.GPUs[i].GPU, x.Code)
 		}
@@ -52,6 +56,35 @@ func (s *Status) warnings(details []string, now time.Time) (all []string) {
 		warn(fails, "quota alerts by %s do not get out, %d are pending: %s", a.Channel, a.Pending, a.LastError)
 	}
 	return append(all, details...)
+}
+
+// hotMargin is from how many degrees below its slowdown a card is hot, as the alert
+// TidegateGPUHot has it.
+const hotMargin = 6
+
+// heatWarning says that a card is hot, or that the driver holds its clocks down by heat or
+// for the power supply; empty: neither, or its readings are too old to say.
+func heatWarning(g *nvml.GPUStatus) string {
+	if g.Freshness == nvml.Dropped.String() {
+		return ""
+	}
+	var state []string
+	if g.Margin != nil && *g.Margin < hotMargin {
+		state = append(state, fmt.Sprintf("is hot: %d degrees are left to its slowdown", *g.Margin))
+	}
+	var held []string
+	for _, reason := range g.Reasons {
+		if reason == "sw_thermal" || reason == "hw_thermal" || reason == "hw_power_brake" {
+			held = append(held, reason)
+		}
+	}
+	if len(held) > 0 {
+		state = append(state, "has its clocks held down by "+strings.Join(held, ", "))
+	}
+	if len(state) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("GPU %s %s; see docs/operating.md, \"A GPU is hot or throttled\"", g.GPU, strings.Join(state, " and "))
 }
 
 // levelWarnings says that a model's answers are smaller than they should be: a smaller

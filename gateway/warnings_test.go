@@ -11,6 +11,11 @@ import (
 	"tidegate/nvml"
 )
 
+// hot is a card so far below its slowdown, with what holds its clocks down.
+func hot(ref, freshness string, margin int, reasons ...string) nvml.GPUStatus {
+	return nvml.GPUStatus{GPU: ref, Freshness: freshness, Reading: nvml.Reading{Margin: &margin, Reasons: reasons}}
+}
+
 // TestStatusWarns: each state that needs somebody is a warning, and none is where all is
 // well.
 func TestStatusWarns(t *testing.T) {
@@ -34,6 +39,8 @@ func TestStatusWarns(t *testing.T) {
 		}}}, []string{"model m: at L3 since 1h0m0s ago, because of gpu_temperature on backend a:1", "model p: pinned at L1 by ann, until 2026-11-30 12:30:00 UTC: incident 42"}},
 		{"sources", Status{Ready: true, Sources: []nvml.SourceStatus{{Name: "n", Error: "refused"}, {Name: "d", OK: true, Warning: "frozen"}}}, []string{"source n of GPU readings does not answer: refused", "source d: frozen"}},
 		{"a GPU", Status{Ready: true, GPUs: []nvml.GPUStatus{{GPU: "g/0", Reading: nvml.Reading{XIDs: []nvml.XID{{Code: 79, Fatal: true}, {Code: 13}}}}}}, []string{"GPU g/0 had XID 79"}},
+		{"hot GPUs", Status{Ready: true, GPUs: []nvml.GPUStatus{hot("a/0", "fresh", 5), hot("b/0", "fresh", 6, "sw_power_cap"), hot("c/0", "fresh", 9, "hw_thermal", "hw_power_brake"), hot("d/0", "dropped", 1)}},
+			[]string{`GPU a/0 is hot: 5 degrees are left to its slowdown; see docs/operating.md, "A GPU is hot or throttled"`, "GPU c/0 has its clocks held down by hw_thermal, hw_power_brake; see"}},
 		{"alerts", Status{Ready: true, Alerts: []alert.Status{{Channel: "ops", LastError: "403", Pending: 2}}}, []string{"quota alerts by ops do not get out, 2 are pending: 403"}},
 	} {
 		got := c.status.warnings([]string{"a detail"}, now)

@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"slices"
 	"time"
 )
 
@@ -27,3 +28,25 @@ func (p *plan) shrunk(i int, now time.Time) Shrunk {
 
 // String writes a factor as a configuration does, such as 0.5.
 func (f Factor) String() string { return thousandths(int64(f)) }
+
+// Shrunken is a rule of which pressure leaves a part.
+type Shrunken struct {
+	Rule   string
+	Factor Factor // the least that is left of it for any tier, in thousandths
+}
+
+// Shrunken returns the rules that are smaller while a model stands at a level from 1 to
+// 4, in the order of their counters.
+func (s *Set) Shrunken(level int) (all []Shrunken) {
+	for i := range s.counters {
+		c := &s.counters[i]
+		least := int64(1000)
+		for tier := range c.factors {
+			least = min(least, c.factors[tier][level])
+		}
+		if least < 1000 && !slices.ContainsFunc(all, func(one Shrunken) bool { return one.Rule == c.rule }) {
+			all = append(all, Shrunken{c.rule, Factor(least)})
+		}
+	}
+	return all
+}

@@ -12,7 +12,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"tidegate/admission/limit"
 	"tidegate/admission/limit/redislimit"
+	"tidegate/degrade"
 	"tidegate/gateway"
 	"tidegate/gateway/ledger"
 )
@@ -74,6 +76,26 @@ func (c *condition) warnings(now time.Time) (all []string) {
 	return all
 }
 
+// shrunkWarnings says which limits are smaller because of the level of a model: a caller
+// is then refused below what the configuration allows.
+func shrunkWarnings(rules *limit.Set, models []degrade.ModelStatus) (all []string) {
+	for _, m := range models {
+		level, ok := degrade.ParseLevel(m.Level)
+		if !ok || level == degrade.Full {
+			continue
+		}
+		var parts []string
+		for _, one := range rules.Shrunken(int(level)) {
+			parts = append(parts, fmt.Sprintf("%s (%v of it is left)", one.Rule, one.Factor))
+		}
+		if len(parts) > 0 {
+			all = append(all, fmt.Sprintf("model %s: at %s (%s), and limits are smaller for its callers meanwhile: %s; see docs/operating.md, \"Limits and quotas\"",
+				m.Model, m.Level, cmp.Or(m.Reason, "no reason is known"), strings.Join(parts, ", ")))
+		}
+	}
+	return all
+}
+
 // ownShare says how much of each limit a replica enforces alone.
 func ownShare(r *redislimit.State) string {
 	if r.PerMille <= 0 {
@@ -109,7 +131,11 @@ func (d *daemon) condition() condition {
 // status adds to /status what only the process knows.
 func (d *daemon) status() gateway.Extra {
 	c := d.condition()
-	return gateway.Extra{Warnings: c.warnings(time.Now()), Members: map[string]any{
+	d.counters.mu.Lock()
+	rules := d.counters.rules
+	d.counters.mu.Unlock()
+	warnings := append(c.warnings(time.Now()), shrunkWarnings(rules, d.ladder.Status().Models)...)
+	return gateway.Extra{Warnings: warnings, Members: map[string]any{
 		"config_reload_ok": c.Reload == "", "config_reload_error": c.Reload, "restart_needed_for": append([]string{}, c.RestartOnly...),
 		"ledger": c.Ledger, "limits": d.counters.status(), "certificates": append([]expiry{}, c.Certificates...),
 	}}

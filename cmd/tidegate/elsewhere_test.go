@@ -77,11 +77,15 @@ func TestHungBackend(t *testing.T) {
 		})
 	}
 	eventually(t, "the hung server to go out", func() bool { return f.up(t) == len(s)-1 })
+	e := incident(t, "a hung backend")
+	e.shows(t, f, nil)
 	asking.Wait()
 	if status := f.status(t); !strings.Contains(status, "it hangs: it has ") {
 		t.Errorf("the status does not say why: %s", status)
 	}
+	e.says(t, "Restart the server; it comes back by itself")
 	s.heal(t)
+	e.ends(t, f)
 	eventually(t, "the server to be back", func() bool { return f.up(t) == len(s) })
 	f.idle(t)
 }

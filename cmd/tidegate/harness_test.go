@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -123,16 +124,17 @@ func (s servers) controls(t *testing.T) string {
 
 // plan is how a gateway of a test differs from the usual one.
 type plan struct {
-	open   bool     // auth.mode: open
-	usual  bool     // the section server is as by default, but for the lines of server
-	dsn    string   // of the store; empty: a file of the test's own
-	server []string // lines of the section server
-	model  []string // lines of every model
-	large  []string // lines of the large model alone
-	each   string   // members of every backend, each with a comma before
-	gpus   string   // that the first backend is said to run on
-	more   string   // other sections
-	env    map[string]string
+	open    bool     // auth.mode: open
+	usual   bool     // the section server is as by default, but for the lines of server
+	dsn     string   // of the store; empty: a file of the test's own
+	journal string   // its directory; empty: one of the test's own
+	server  []string // lines of the section server
+	model   []string // lines of every model
+	large   []string // lines of the large model alone
+	each    string   // members of every backend, each with a comma before
+	gpus    string   // that the first backend is said to run on
+	more    string   // other sections
+	env     map[string]string
 }
 
 // yaml is the configuration file for these servers; what is stored is in dir.
@@ -155,7 +157,7 @@ func (p plan) yaml(s servers, dir string) string {
 	if dsn == "" {
 		dsn = "sqlite://" + filepath.Join(dir, "tidegate.db")
 	}
-	line("store: {dsn: '%s', journal_dir: %s}", dsn, filepath.Join(dir, "journal"))
+	line("store: {dsn: '%s', journal_dir: %s}", dsn, cmp.Or(p.journal, filepath.Join(dir, "journal")))
 	line("models:")
 	model := func(name string, more string, urls ...string) {
 		line("  - name: %s\n    probe: 50ms%s", name, more)

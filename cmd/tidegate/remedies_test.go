@@ -21,8 +21,9 @@ func TestRemedies(t *testing.T) {
 	t.Run("a slow server", func(t *testing.T) { slow(t, f, s, p) })
 }
 
-// flood: the user who floods is found by tidegate top, and kept to one place.
+// flood: the user who floods is found by tidegate top, and kept to two places.
 func flood(t *testing.T, f *front) {
+	e := incident(t, "a flood").by("flooder", "flooder")
 	key, _ := command(t, exitOK, "key", "create", "--user", "flooder", "--name", "flooder", "--config", f.file)
 	key = strings.TrimSpace(key)
 	f.servers.fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 100})
@@ -34,14 +35,11 @@ func flood(t *testing.T, f *front) {
 			}
 		})
 	}
-	eventually(t, "tidegate top to show who floods", func() bool {
-		out, _ := command(t, exitOK, "top", "--once", "--ops", f.ops)
-		return strings.Contains(out, "flooder")
-	})
+	e.shows(t, f, nil)
 	asking.Wait()
-	command(t, exitOK, "override", "set", "user-rate", "--user", "flooder", "--concurrency", "1", "--config", f.file)
-	command(t, exitOK, "key", "set", "flooder", "--tier", "batch", "--config", f.file)
-	eventually(t, "the flood to be kept to one place", func() bool {
+	e.runs(t, f, "override set user-rate")
+	e.runs(t, f, "key set flooder --tier batch")
+	eventually(t, "the flood to be kept to two places", func() bool {
 		var mu sync.Mutex
 		refused := 0
 		var asking sync.WaitGroup
@@ -60,23 +58,26 @@ func flood(t *testing.T, f *front) {
 		asking.Wait()
 		return refused > 0
 	})
-	command(t, exitOK, "override", "delete", "user-rate", "--user", "flooder", "--config", f.file)
+	e.runs(t, f, "override delete user-rate")
 	f.servers.heal(t)
 }
 
 // leak: a key that has leaked is revoked by its text, and refused with its id.
 func leak(t *testing.T, f *front) {
+	e := incident(t, "a leaked key").by("cleo", "leaked")
 	key, _ := command(t, exitOK, "key", "create", "--user", "cleo", "--name", "leaked", "--config", f.file)
 	key = strings.TrimSpace(key)
 	if a := f.complete(t, key, chat(largeModel, 2, "")); a.status != http.StatusOK {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
+	e.shows(t, f, nil)
+	e.says(t, "`tidegate key revoke --secret --config tidegate.yaml`")
 	cli{exitOK, "key revoke --secret", "revoked"}.check(t, f.file, key+"\n")
 	eventually(t, "the key to be refused", func() bool {
 		a := f.complete(t, key, chat(largeModel, 2, ""))
 		return a.status == http.StatusUnauthorized && strings.Contains(string(a.body), "revoked")
 	})
-	out, _ := command(t, exitOK, "usage", "report", "--by", "key,day", "--config", f.file)
+	out := e.runs(t, f, "usage report --by key,day")
 	if !strings.Contains(out, "leaked") {
 		t.Errorf("the report does not say what was used with it:\n%s", out)
 	}
@@ -85,6 +86,7 @@ func leak(t *testing.T, f *front) {
 // slow: a server that is slow gets weight 0 by a reload. What it has ends, and it gets
 // nothing new.
 func slow(t *testing.T, f *front, s servers, p plan) {
+	e := incident(t, "slow answers")
 	slowly := gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 50}
 	s[:1].fault(t, slowly)
 	var asking sync.WaitGroup
@@ -96,6 +98,14 @@ func slow(t *testing.T, f *front, s servers, p plan) {
 		})
 	}
 	eventually(t, "requests on the slow server", func() bool { return s[0].Stats().Running > 0 })
+	e.shows(t, f, func() {
+		var streams sync.WaitGroup
+		for range 4 {
+			streams.Go(func() { f.complete(t, adaKey, chat(largeModel, 10, `,"stream":true`)) })
+		}
+		streams.Wait()
+	})
+	e.says(t, "set `weight: 0` on the backend")
 	config := p.yaml(s, filepath.Dir(f.file))
 	drained := strings.Replace(config, "{url: '"+s[0].URL+"'", "{weight: 0, url: '"+s[0].URL+"'", 1)
 	f.write(t, drained)

@@ -1,0 +1,306 @@
+package main
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"tidegate/admission/limit/redislimit/redistest"
+	"tidegate/gateway/database/databasetest"
+	"tidegate/nvml"
+)
+
+// The incidents of operating.md are caused for real. A test of one takes from the page
+// what `tidegate status` or `tidegate top` must show, and the remedy that it runs.
+
+// runbookPage is where the incidents stand.
+const runbookPage = "docs/operating.md"
+
+// runbookEntry is one incident of the page.
+type runbookEntry struct {
+	name    string
+	shown   string // by the status or by top; "..." stands for anything
+	section string // to which it leads, as text
+}
+
+// runbook reads the incidents of the page.
+func runbook(t *testing.T) (all []runbookEntry) {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(runbookPage)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, list, ok := strings.Cut(string(raw), "## The twelve incidents\n")
+	list, _, _ = strings.Cut(list, "\n## ")
+	if !ok {
+		t.Fatalf("%s has no list of incidents", runbookPage)
+	}
+	for _, m := range regexp.MustCompile("(?m)^\\| ([^|]+) \\| `([^|`]+)` \\| \\[[^]]+\\]\\(#([a-z0-9-]+)\\) \\|$").FindAllStringSubmatch(list, -1) {
+		all = append(all, runbookEntry{m[1], m[2], sectionOf(t, string(raw), m[3])})
+	}
+	return all
+}
+
+// sectionOf is the part of a page under the heading with that anchor.
+func sectionOf(t *testing.T, page, anchor string) string {
+	t.Helper()
+	heads := regexp.MustCompile(`(?m)^(#+) (.*)$`).FindAllStringSubmatchIndex(page, -1)
+	for i, h := range heads {
+		slug := strings.ReplaceAll(regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(strings.ToLower(page[h[4]:h[5]]), ""), " ", "-")
+		if slug != anchor {
+			continue
+		}
+		for _, next := range heads[i+1:] {
+			if next[3]-next[2] <= h[3]-h[2] {
+				return page[h[0]:next[0]]
+			}
+		}
+		return page[h[0]:]
+	}
+	t.Fatalf("%s has no section #%s", runbookPage, anchor)
+	return ""
+}
+
+// incident is the one with that name.
+func incident(t *testing.T, name string) runbookEntry {
+	t.Helper()
+	for _, e := range runbook(t) {
+		if e.name == name {
+			return e
+		}
+	}
+	t.Fatalf("%s has no incident %q", runbookPage, name)
+	return runbookEntry{}
+}
+
+// by puts a user and a key where the page speaks of anyone's.
+func (e runbookEntry) by(user, key string) runbookEntry {
+	e.shown = strings.NewReplacer("(user)", user, "(key)", key).Replace(e.shown)
+	return e
+}
+
+// views are what an operator looks at: the status and top.
+func (f *front) views(t *testing.T) string {
+	t.Helper()
+	status, _ := command(t, exitOK, "status", "--ops", f.ops)
+	top, _ := command(t, exitOK, "top", "--once", "--ops", f.ops)
+	return status + top
+}
+
+// shows waits until what the page says of the incident stands there. again is done
+// before each look; nil: nothing.
+func (e runbookEntry) shows(t *testing.T, f *front, again func()) {
+	t.Helper()
+	seen := ""
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s: what was seen last:\n%s", e.name, seen)
+		}
+	})
+	eventually(t, e.name+" to show as "+e.shown, func() bool {
+		if again != nil {
+			again()
+		}
+		seen = f.views(t)
+		_, ok := shows(seen, e.shown)
+		return ok
+	})
+}
+
+// ends waits until it no longer stands there.
+func (e runbookEntry) ends(t *testing.T, f *front) {
+	t.Helper()
+	eventually(t, e.name+" to end", func() bool {
+		_, ok := shows(f.views(t), e.shown)
+		return !ok
+	})
+}
+
+// says checks that the section tells the operator to do this.
+func (e runbookEntry) says(t *testing.T, remedies ...string) {
+	t.Helper()
+	for _, r := range remedies {
+		if !strings.Contains(e.section, r) {
+			t.Errorf("%s: its section does not say %q", e.name, r)
+		}
+	}
+}
+
+// runs runs the command of the section that begins so, with the test's file and, one
+// after the other, its own names.
+func (e runbookEntry) runs(t *testing.T, f *front, begin string, names ...string) string {
+	t.Helper()
+	m := regexp.MustCompile("[\n`(]" + regexp.QuoteMeta("tidegate "+begin) + "[^`\n)]*").FindString(e.section)
+	if m == "" {
+		t.Fatalf("%s: its section has no command tidegate %s", e.name, begin)
+	}
+	line := strings.NewReplacer(append(names, "tidegate.yaml", f.file, "http://127.0.0.1:9090", f.ops)...).Replace(m[1:])
+	var args []string
+	for _, word := range regexp.MustCompile(`"[^"]*"|\S+`).FindAllString(line, -1)[1:] {
+		args = append(args, strings.Trim(word, `"`))
+	}
+	out, log := command(t, exitOK, args...)
+	return out + log
+}
+
+// TestRunbookIncidents: each incident of the page leads to a section that says what to
+// do, and a test causes it.
+func TestRunbookIncidents(t *testing.T) {
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources := ""
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sources += string(raw)
+	}
+	all := runbook(t)
+	if len(all) != 12 {
+		t.Errorf("%d incidents", len(all))
+	}
+	for _, e := range all {
+		if !strings.Contains(e.section, "*Do*") && !strings.Contains(e.section, "and do*") {
+			t.Errorf("%s: its section does not say what to do", e.name)
+		}
+		if !strings.Contains(sources, fmt.Sprintf("incident(t, %q)", e.name)) {
+			t.Errorf("%s: no test causes it", e.name)
+		}
+	}
+}
+
+// TestHotCards: one card of two is hot, then both are, which makes the model's answers
+// smaller; and a level that somebody holds makes limits smaller.
+func TestHotCards(t *testing.T) {
+	n, s := startNode(t), startServers(t, nil)
+	heat := func(margin int) {
+		n.be(func(w http.ResponseWriter, r *nvml.Report) {
+			r.GPUs[0].Margin = &margin
+			_ = json.NewEncoder(w).Encode(r) // the gateway may have gone
+		})
+	}
+	p := laddered("  dwell: {up: 200ms, down: 1s, down_max: 1s}\n" +
+		fmt.Sprintf("gpus: [{name: gpu-a, agent: '%s', every: 100ms}]\n", n.URL) +
+		"limits: [{name: user-rate, per: user, requests: 1000/1h}, {name: shared, per: user, requests: 12/1h, under_pressure: {L2: 0.25}}]\n")
+	p.gpus = "gpu-a/0"
+	f := startGateway(t, s, p)
+	level := func() string { return f.told(t).Ladder.Models[0].Level }
+	t.Run("one", func(t *testing.T) {
+		e := incident(t, "a hot card")
+		heat(4)
+		e.shows(t, f, nil)
+		e.says(t, "its requests go to the others", "weight: 0")
+		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK || a.header.Get("X-Tidegate-Level") != "L0" {
+			t.Errorf("with one of two cards hot: %d, %v", a.status, a.header)
+		}
+		e.runs(t, f, "pin Qwen3-1.7B L3")
+		eventually(t, "the load to be off the card", func() bool { return level() == "L3" })
+		e.runs(t, f, "unpin Qwen3-1.7B")
+		heat(60)
+		e.ends(t, f)
+		eventually(t, "the model at L0", func() bool { return level() == "L0" })
+	})
+	t.Run("both", func(t *testing.T) {
+		e := incident(t, "L3 for an hour")
+		f.write(t, strings.Replace(p.yaml(s, filepath.Dir(f.file)), "gpus: []", "gpus: [gpu-a/0]", 1))
+		heat(4)
+		e.shows(t, f, nil)
+		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.header.Get("X-Tidegate-Level") != "L3" || a.header.Get("X-Tidegate-Reason") != "gpu_temperature" {
+			t.Errorf("with all cards hot: %d, %v", a.status, a.header)
+		}
+		e.runs(t, f, "pin Qwen3-1.7B L1")
+		eventually(t, "the model at L1", func() bool { return level() == "L1" })
+		heat(60)
+		e.runs(t, f, "unpin Qwen3-1.7B")
+		e.ends(t, f)
+		eventually(t, "the model at L0", func() bool { return level() == "L0" })
+	})
+	t.Run("limits", func(t *testing.T) {
+		e := incident(t, "429 below the limit")
+		f.pin(t, largeModel, "L2")
+		e.shows(t, f, nil)
+		eventually(t, "a refusal", func() bool {
+			return f.complete(t, adaKey, chat(largeModel, 2, "")).status == http.StatusTooManyRequests
+		})
+		e.runs(t, f, "unpin Qwen3-1.7B")
+		e.ends(t, f)
+		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
+			t.Errorf("below the whole limit: %d %s", a.status, a.body)
+		}
+	})
+}
+
+// TestRedisIncident: Redis dies and comes back.
+func TestRedisIncident(t *testing.T) {
+	e, redis := incident(t, "Redis is down"), redistest.Single(t)
+	f := startGateway(t, startServers(t, nil), plan{more: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits: [{name: user-rate, per: user, requests: 1000/1m}]\n", redis.Addr)})
+	ask := func() {
+		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
+			t.Errorf("a caller noticed: %d %s", a.status, a.body)
+		}
+	}
+	ask()
+	redis.Kill()
+	e.shows(t, f, ask)
+	e.says(t, "bring Redis back; nothing else is needed")
+	redis.Start()
+	e.ends(t, f)
+	ask()
+}
+
+// TestDatabaseIncident: PostgreSQL dies and comes back.
+func TestDatabaseIncident(t *testing.T) {
+	e, server := incident(t, "PostgreSQL is down"), databasetest.StartServer(t)
+	f := startGateway(t, startServers(t, nil), plan{dsn: server.Database(t)})
+	server.Stop(t)
+	e.shows(t, f, nil)
+	e.says(t, "bring it back")
+	if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
+		t.Errorf("meanwhile: %d %s", a.status, a.body)
+	}
+	server.Start(t)
+	e.ends(t, f)
+	eventually(t, "what was used meanwhile to be in the report", func() bool {
+		out, _ := command(t, exitOK, "usage", "report", "--by", "user", "--config", f.file)
+		return strings.Contains(out, "ada")
+	})
+}
+
+// TestCertificateIncident: the certificate has ended; a new one in its files and a SIGHUP
+// are enough.
+func TestCertificateIncident(t *testing.T) {
+	e, dir := incident(t, "an expired certificate"), t.TempDir()
+	now := time.Now()
+	cert, key := certificateFor(t, dir, "server", now.Add(-48*time.Hour), now.Add(-time.Hour))
+	f := startGateway(t, startServers(t, nil), plan{server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s}", cert, key)}})
+	e.shows(t, f, nil)
+	e.says(t, "put the new files where `server.tls.cert_file` and `key_file` point, both, then SIGHUP")
+	certificateFor(t, dir, "server", now.Add(-time.Hour), now.Add(90*24*time.Hour))
+	mine := make(chan os.Signal, 1) // so that the signal ends no process that does not listen yet
+	signal.Notify(mine, syscall.SIGHUP)
+	defer signal.Stop(mine)
+	eventually(t, "the new certificate", func() bool {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(f.url, "http://"), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it looks at the certificate itself
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		return conn.ConnectionState().PeerCertificates[0].NotAfter.After(now)
+	})
+	e.ends(t, f)
+}
