@@ -23,7 +23,7 @@ func TestDiskIncident(t *testing.T) {
 		t.Skipf("SKIPPED-PART: a full disk: no small disk can be mounted here: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(disk, 0); err != nil {
+		if err := syscall.Unmount(disk, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})

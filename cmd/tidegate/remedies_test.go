@@ -14,7 +14,7 @@ import (
 // show, and sees each remedy work.
 func TestRemedies(t *testing.T) {
 	s := startServers(t, nil)
-	p := plan{more: "limits:\n  - {name: user-rate, per: user, concurrency: 16}\n"}
+	p := plan{more: "limits:\n  - {name: user-rate, per: user, concurrency: 16, requests: 100000/1m}\n"}
 	f := startGateway(t, s, p)
 	t.Run("a flood", func(t *testing.T) { flood(t, f) })
 	t.Run("a leaked key", func(t *testing.T) { leak(t, f) })
