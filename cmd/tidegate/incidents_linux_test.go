@@ -20,7 +20,7 @@ import (
 func TestDiskIncident(t *testing.T) {
 	e, disk := incident(t, "the disk is full"), t.TempDir()
 	if err := syscall.Mount("tidegate-test", disk, "tmpfs", 0, "size=256k"); err != nil {
-		t.Skipf("SKIPPED-PART: a full disk: no small disk can be mounted here: %v", err)
+		t.Skipf("a full disk: no small disk can be mounted here: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(disk, syscall.MNT_DETACH); err != nil {
@@ -107,7 +107,7 @@ const clockCode = "" +
 func wallClock(t *testing.T, pid int) (set func(ahead time.Duration)) {
 	t.Helper()
 	if runtime.GOARCH != "amd64" {
-		t.Skip("SKIPPED-PART: a clock jump: the code for the clock of a process is that of amd64")
+		t.Skip("a clock jump: the code for the clock of a process is that of amd64")
 	}
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
@@ -123,7 +123,7 @@ func wallClock(t *testing.T, pid int) (set func(ahead time.Duration)) {
 	}
 	memory, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0)
 	if err != nil || to == 0 {
-		t.Skipf("SKIPPED-PART: a clock jump: the memory of a process cannot be written here: %v", err)
+		t.Skipf("a clock jump: the memory of a process cannot be written here: %v", err)
 	}
 	t.Cleanup(func() { memory.Close() })
 	image := make([]byte, to-from)
@@ -146,7 +146,7 @@ func wallClock(t *testing.T, pid int) (set func(ahead time.Duration)) {
 		t.Fatal(again)
 	}
 	if err != nil {
-		t.Skipf("SKIPPED-PART: a clock jump: the code of a process cannot be written here: %v", err)
+		t.Skipf("a clock jump: the code of a process cannot be written here: %v", err)
 	}
 	return func(ahead time.Duration) {
 		t.Helper()
@@ -173,7 +173,7 @@ func clockFunction(t *testing.T, image []byte) int64 {
 			return int64(s.Value)
 		}
 	}
-	t.Skip("SKIPPED-PART: a clock jump: the vDSO has no clock_gettime of a usual size")
+	t.Skip("a clock jump: the vDSO has no clock_gettime of a usual size")
 	return 0
 }
 
