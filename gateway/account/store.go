@@ -59,9 +59,9 @@ type Store struct {
 	running *running
 	expiry  expiryWatch
 
-	syncing chan struct{} // holds one token: who takes it may pull
-	down    atomic.Bool   // the last pull failed
-	fresh   atomic.Int64  // when the last pull worked, in Unix milliseconds; 0: never
+	syncing chan struct{}             // holds one token: who takes it may pull
+	down    atomic.Bool               // the last pull failed
+	fresh   atomic.Pointer[time.Time] // when the last pull worked, by the monotonic clock too; nil: never
 
 	mu        sync.Mutex // guards what is below
 	seq       int64      // the last change that was taken over; -1: nothing is loaded
@@ -173,7 +173,7 @@ func (s *Store) Sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.fresh.Store(began.UnixMilli())
+	s.fresh.Store(&began)
 	return nil
 }
 
@@ -501,7 +501,8 @@ func (s *Store) identify(ctx context.Context, sum hash, from netip.Addr, locked 
 // find returns the record of a key, from memory or from the database, and the last
 // change that it is sure to show.
 func (s *Store) find(ctx context.Context, sum hash, now time.Time, locked time.Duration) (r *record, seq int64, err error) {
-	if now.UnixMilli()-s.fresh.Load() > staleAfter.Milliseconds() {
+	// Sub goes by the monotonic clock, so that a jump of the machine's makes nothing old.
+	if fresh := s.fresh.Load(); fresh == nil || now.Sub(*fresh) > staleAfter {
 		return nil, 0, ErrUnavailable
 	}
 	s.mu.Lock()
