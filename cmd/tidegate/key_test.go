@@ -294,7 +294,7 @@ func commands(t *testing.T, a, b *front) {
 		args string
 		want string
 	}{
-		{exitUsage, "key create", "user: must be"},
+		{exitUsage, "key create", "give --user NAME"},
 		{exitUsage, "key create --user fay --tier gold", "tier: must be critical, standard or batch"},
 		{exitUsage, "key create --user fay --ttl never", "allow_unexpiring"},
 		{exitUsage, "key rotate", "name one key"},
