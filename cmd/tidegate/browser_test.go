@@ -34,7 +34,7 @@ func browser(t *testing.T) string {
 			return path
 		}
 	}
-	t.Skip("SKIPPED-PART: pages in a browser: there is no chromium; Node runs their script in TestDocs")
+	t.Skip("there is no chromium for pages in a browser; Node runs their script in TestDocs")
 	return ""
 }
 
