@@ -188,7 +188,9 @@ func decode(source []byte, into any) error {
 	return errors.Join(faults...)
 }
 
-// wantsScalar is what the YAML library says of a list or a mapping in place of a text.
+// wantsScalar is what the YAML library says, in these very words (decode.go of goccy/go-yaml
+// 1.19), of a list or a mapping in place of a text. TestAllUnreadable fails where it says it
+// otherwise.
 const wantsScalar = "does not implemented Unmarshaler"
 
 // decodeTree reads a tree into what a pointer leads to.
