@@ -9,6 +9,7 @@ import (
 
 	"tidegate/admission/limit"
 	"tidegate/gateway/account"
+	"tidegate/gateway/refusal"
 )
 
 // adminTimeout is how long a route of /admin/v1/ may take, so that none waits for
@@ -26,7 +27,7 @@ func admin(h handler) handler {
 		}
 		c.showExpiry()
 		if !c.who.Admin {
-			return refuse(codeAccessDenied, "", "this needs an administrator's key: make one with tidegate key create --admin")
+			return refusal.New(refusal.AccessDenied, "", "this needs an administrator's key: make one with tidegate key create --admin")
 		}
 		if err := c.checkTexts(); err != nil {
 			return err
@@ -36,7 +37,7 @@ func admin(h handler) handler {
 		defer cancel()
 		c.r = c.r.WithContext(within)
 		err = h(c)
-		if err == nil || errors.As(err, new(*refusal)) || errors.As(err, new(*account.Fault)) || caller.Err() != nil {
+		if err == nil || errors.As(err, new(*refusal.Refusal)) || errors.As(err, new(*account.Fault)) || caller.Err() != nil {
 			return err
 		}
 		return fmt.Errorf("%w: %w", account.ErrUnavailable, err)
@@ -53,7 +54,7 @@ func (c *call) pageOf() (account.Page, error) {
 	if s := q.Get("limit"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 || n > account.MaxPage {
-			return p, refuse(codeInvalidRequest, "limit", fmt.Sprintf("limit must be from 1 to %d", account.MaxPage))
+			return p, refusal.New(refusal.InvalidRequest, "limit", fmt.Sprintf("limit must be from 1 to %d", account.MaxPage))
 		}
 		p.Limit = n
 	}
@@ -93,7 +94,7 @@ func (g *Gateway) listAudit(c *call) error {
 		if p.After != "" {
 			n, err := strconv.ParseInt(p.After, 10, 64)
 			if err != nil || n < 1 {
-				return nil, false, refuse(codeInvalidRequest, "after", "after must be the id of an entry")
+				return nil, false, refusal.New(refusal.InvalidRequest, "after", "after must be the id of an entry")
 			}
 			before = n
 		}
@@ -141,7 +142,7 @@ func (g *Gateway) rotateKey(c *call) error {
 	if body.Overlap != "" {
 		var err error
 		if overlap, err = account.ParseDuration(body.Overlap); err != nil {
-			return refuse(codeInvalidRequest, "overlap", "overlap: "+err.Error())
+			return refusal.New(refusal.InvalidRequest, "overlap", "overlap: "+err.Error())
 		}
 	}
 	made, err := c.set.accounts.RotateKey(c.r.Context(), c.actor(), c.r.PathValue("key"), overlap)
@@ -171,7 +172,7 @@ func (g *Gateway) setOverride(c *call) error {
 		return err
 	}
 	if err := g.Admission.CheckOverride(limit.Override{Rule: body.Rule, Of: body.Of, Name: body.Name, Numbers: body.Numbers()}); err != nil {
-		return refuse(codeInvalidRequest, "", err.Error())
+		return refusal.New(refusal.InvalidRequest, "", err.Error())
 	}
 	if err := c.set.accounts.Store().SetOverride(c.r.Context(), c.actor(), body); err != nil {
 		return err

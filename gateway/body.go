@@ -12,6 +12,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"tidegate/gateway/refusal"
 )
 
 // This file reads the body of a request from its caller: the kind it says to be of,
@@ -21,7 +23,7 @@ import (
 // JSON by its header, has at most max_body bytes, and is held of the body budget.
 func (c *call) readBody() ([]byte, error) {
 	if kind := c.r.Header.Get("Content-Type"); !isJSON(kind) {
-		return nil, refuse(codeInvalidRequest, "", fmt.Sprintf("the body must be JSON, and its Content-Type is %s: send the header Content-Type: application/json", orNone(kind)))
+		return nil, refusal.New(refusal.InvalidRequest, "", fmt.Sprintf("the body must be JSON, and its Content-Type is %s: send the header Content-Type: application/json", orNone(kind)))
 	}
 	coding, err := codingOf(c.r.Header)
 	if err != nil {
@@ -71,13 +73,13 @@ func codingOf(h http.Header) (coding string, err error) {
 		switch name = strings.ToLower(strings.TrimSpace(name)); {
 		case name == "", name == "identity":
 		case coding != "":
-			return "", refuse(codeUnsupportedCoding, "", "the body is compressed several times (Content-Encoding: "+quote(strings.Join(values, ", "))+"): compress it once, with gzip or deflate, or send it as it is")
+			return "", refusal.New(refusal.UnsupportedEncoding, "", "the body is compressed several times (Content-Encoding: "+quote(strings.Join(values, ", "))+"): compress it once, with gzip or deflate, or send it as it is")
 		case name == "gzip", name == "x-gzip":
 			coding = "gzip"
 		case name == "deflate":
 			coding = "deflate"
 		default:
-			return "", refuse(codeUnsupportedCoding, "", "the body is compressed in a way that this gateway does not read (Content-Encoding: "+quote(name)+"): compress it with gzip or deflate, or send it as it is")
+			return "", refusal.New(refusal.UnsupportedEncoding, "", "the body is compressed in a way that this gateway does not read (Content-Encoding: "+quote(name)+"): compress it with gzip or deflate, or send it as it is")
 		}
 	}
 	return coding, nil
@@ -96,7 +98,7 @@ func (c *call) receive() ([]byte, error) {
 		most = c.r.ContentLength
 	}
 	body, err := c.fill(http.MaxBytesReader(c.w, c.r.Body, limit), int(most), 0)
-	var ours *refusal
+	var ours *refusal.Refusal
 	switch {
 	case err == nil:
 		return body, deadline.SetReadDeadline(time.Time{})
@@ -105,11 +107,11 @@ func (c *call) receive() ([]byte, error) {
 	case errors.As(err, new(*http.MaxBytesError)):
 		return nil, c.tooLarge()
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, refuse(codeInvalidRequest, "", fmt.Sprintf("the body did not arrive whole within %v", c.set.BodyTimeout))
+		return nil, refusal.New(refusal.InvalidRequest, "", fmt.Sprintf("the body did not arrive whole within %v", c.set.BodyTimeout))
 	case c.r.Context().Err() != nil:
 		return nil, c.r.Context().Err()
 	}
-	return nil, refuse(codeInvalidRequest, "", "the body did not arrive whole")
+	return nil, refusal.New(refusal.InvalidRequest, "", "the body did not arrive whole")
 }
 
 // fill reads all of in, of which most bytes are expected, into a buffer that grows as they
@@ -135,7 +137,7 @@ func (c *call) fill(in io.Reader, most, beside int) (body []byte, err error) {
 
 // tooLarge refuses a body that is over max_body as it was sent.
 func (c *call) tooLarge() error {
-	return refuse(codeRequestTooLarge, "", fmt.Sprintf("the body is larger than %v, the most that this gateway takes", c.set.MaxBody))
+	return refusal.New(refusal.RequestTooLarge, "", fmt.Sprintf("the body is larger than %v, the most that this gateway takes", c.set.MaxBody))
 }
 
 // decompress returns what a body is that came in a coding. All of it has come by then, so
@@ -150,14 +152,14 @@ func (c *call) decompress(coding string, sent []byte) ([]byte, error) {
 		return nil, broken(coding, err)
 	}
 	body, err := c.fill(io.LimitReader(&unpackedBody{out, in}, int64(limit)+1), limit, cap(sent))
-	var ours *refusal
+	var ours *refusal.Refusal
 	switch {
 	case errors.As(err, &ours):
 		return nil, ours
 	case err != nil:
 		return nil, broken(coding, err)
 	case len(body) > limit:
-		return nil, refuse(codeRequestTooLarge, "", fmt.Sprintf("the body is larger than %v when it is decompressed, the most that this gateway takes", c.set.MaxBody))
+		return nil, refusal.New(refusal.RequestTooLarge, "", fmt.Sprintf("the body is larger than %v when it is decompressed, the most that this gateway takes", c.set.MaxBody))
 	case in.Len() > 0:
 		return nil, broken(coding, errTrailing)
 	}
@@ -244,5 +246,5 @@ func broken(coding string, err error) error {
 	case errors.Is(err, errTrailing), errors.Is(err, errPadded):
 		fault = err.Error()
 	}
-	return refuse(codeUnsupportedCoding, "", fmt.Sprintf("the body cannot be decompressed (Content-Encoding: %s): %s; send it as it is, or compressed as the header says", coding, fault))
+	return refusal.New(refusal.UnsupportedEncoding, "", fmt.Sprintf("the body cannot be decompressed (Content-Encoding: %s): %s; send it as it is, or compressed as the header says", coding, fault))
 }

@@ -10,6 +10,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"tidegate/gateway/refusal"
 )
 
 // pack compresses a body.
@@ -213,7 +215,7 @@ func FuzzDecompress(f *testing.F) {
 		switch known := refusedFor(err); {
 		case err == nil && len(body) > 64<<10:
 			t.Errorf("%d bytes", len(body))
-		case err != nil && known != codeUnsupportedCoding && known != codeRequestTooLarge:
+		case err != nil && known != refusal.UnsupportedEncoding && known != refusal.RequestTooLarge:
 			t.Error(err)
 		}
 	})

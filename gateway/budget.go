@@ -3,6 +3,8 @@ package gateway
 import (
 	"fmt"
 	"sync"
+
+	"tidegate/gateway/refusal"
 )
 
 // BodyBudget bounds the bytes that requests hold: their bodies while they are read,
@@ -53,12 +55,12 @@ func (b *budget) take(caller string, bytes int64) error {
 	defer b.mu.Unlock()
 	held := b.byCaller[caller] + bytes
 	if bytes > 0 && held > int64(b.limits.PerCaller) {
-		return refuse(codeOverloaded, "", fmt.Sprintf("your requests under way hold %v of text, and one caller may hold %v (server.body_budget): wait for some to be answered, then try again",
-			Size(held-bytes), b.limits.PerCaller)).after(retryOverloaded)
+		return refusal.New(refusal.Overloaded, "", fmt.Sprintf("your requests under way hold %v of text, and one caller may hold %v (server.body_budget): wait for some to be answered, then try again",
+			Size(held-bytes), b.limits.PerCaller)).After(retryOverloaded)
 	}
 	if bytes > 0 && b.used+bytes > int64(b.limits.Total) {
-		return refuse(codeOverloaded, "", fmt.Sprintf("the requests of all callers hold %v of text, and the gateway takes %v at a time (server.body_budget): try again in %v",
-			Size(b.used), b.limits.Total, retryOverloaded)).after(retryOverloaded)
+		return refusal.New(refusal.Overloaded, "", fmt.Sprintf("the requests of all callers hold %v of text, and the gateway takes %v at a time (server.body_budget): try again in %v",
+			Size(b.used), b.limits.Total, retryOverloaded)).After(retryOverloaded)
 	}
 	b.used += bytes
 	if b.byCaller == nil {

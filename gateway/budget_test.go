@@ -11,13 +11,15 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"tidegate/gateway/refusal"
 )
 
 // refusedFor returns the code of a refusal; empty: err is none.
-func refusedFor(err error) code {
-	var r *refusal
+func refusedFor(err error) refusal.Code {
+	var r *refusal.Refusal
 	if errors.As(err, &r) {
-		return code(r.told.Code)
+		return r.Code
 	}
 	return ""
 }
@@ -36,7 +38,7 @@ func TestBudget(t *testing.T) {
 		{&ada, 10, true}, {&eve, 20, true}, {&eve, 21, false}, {&bob, 0, true}, {&eve, 60, true},
 	} {
 		err := step.who.resize(step.bytes)
-		if (err == nil) != step.ok || err != nil && refusedFor(err) != codeOverloaded {
+		if (err == nil) != step.ok || err != nil && refusedFor(err) != refusal.Overloaded {
 			t.Errorf("step %d: %v", i, err)
 		}
 	}
@@ -44,7 +46,7 @@ func TestBudget(t *testing.T) {
 	if err := eve.resize(59); err != nil {
 		t.Errorf("to hold fewer bytes was refused: %v", err)
 	}
-	if err := ada.resize(11); refusedFor(err) != codeOverloaded {
+	if err := ada.resize(11); refusedFor(err) != refusal.Overloaded {
 		t.Errorf("got %v", err)
 	}
 	for range 2 {
@@ -131,7 +133,7 @@ func TestAnnouncedLengthCostsNothing(t *testing.T) {
 			return n, nil
 		}))
 		c.w = deadlines{httptest.NewRecorder()}
-		if _, err := c.readBody(); refusedFor(err) != codeInvalidRequest {
+		if _, err := c.readBody(); refusedFor(err) != refusal.InvalidRequest {
 			t.Errorf("got %v", err)
 		}
 		c.held.release()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"tidegate/gateway/account"
+	"tidegate/gateway/refusal"
 )
 
 // identify finds out who calls.
@@ -48,22 +49,22 @@ func bearerKey(authorization string) string {
 
 // keyRefused says why a caller's key is no good. What is said of a key that the gateway
 // knows is said to whoever has its whole text, so it helps nobody to guess one.
-func (c *call) keyRefused(err error) *refusal {
+func (c *call) keyRefused(err error) *refusal.Refusal {
 	var known *account.KeyError
 	switch {
 	case errors.As(err, &known):
 		return c.knownKeyRefused(known)
 	case errors.Is(err, account.ErrNoKey):
-		return refuse(codeInvalidAPIKey, "", c.keyless()+": send the header Authorization: Bearer KEY (or x-api-key: KEY) with a key of this gateway")
+		return refusal.New(refusal.InvalidAPIKey, "", c.keyless()+": send the header Authorization: Bearer KEY (or x-api-key: KEY) with a key of this gateway")
 	}
 	message := "the API key is not known here: check that it is whole, and that it is a key of this gateway"
 	if c.r.Header.Get("X-Api-Key") != "" && bearerKey(c.r.Header.Get("Authorization")) != "" {
 		message += "; the key in Authorization was looked at, since it goes before the one in x-api-key"
 	}
-	return refuse(codeInvalidAPIKey, "", message)
+	return refusal.New(refusal.InvalidAPIKey, "", message)
 }
 
-func (c *call) knownKeyRefused(known *account.KeyError) *refusal {
+func (c *call) knownKeyRefused(known *account.KeyError) *refusal.Refusal {
 	key := "the API key " + known.Key
 	if known.KeyID != "" {
 		key += " (id " + known.KeyID + ")"
@@ -71,13 +72,13 @@ func (c *call) knownKeyRefused(known *account.KeyError) *refusal {
 	since := known.Since.UTC().Format(time.RFC3339)
 	switch known.State {
 	case account.KeyElsewhere:
-		return refuse(codeAccessDenied, "", fmt.Sprintf("%s may not be used from your address %v: use it from the networks that it is bound to, or have that changed", key, c.from()))
+		return refusal.New(refusal.AccessDenied, "", fmt.Sprintf("%s may not be used from your address %v: use it from the networks that it is bound to, or have that changed", key, c.from()))
 	case account.KeyExpired:
-		return refuse(codeInvalidAPIKey, "", key+" expired on "+since+": ask an administrator for a new one")
+		return refusal.New(refusal.InvalidAPIKey, "", key+" expired on "+since+": ask an administrator for a new one")
 	case account.KeyDisabled:
-		return refuse(codeInvalidAPIKey, "", key+" is of a user, project or department that is disabled since "+since+": ask an administrator")
+		return refusal.New(refusal.InvalidAPIKey, "", key+" is of a user, project or department that is disabled since "+since+": ask an administrator")
 	}
-	return refuse(codeInvalidAPIKey, "", fmt.Sprintf("%s is %s since %s: ask an administrator for a new one", key, known.State, since))
+	return refusal.New(refusal.InvalidAPIKey, "", fmt.Sprintf("%s is %s since %s: ask an administrator for a new one", key, known.State, since))
 }
 
 // keyless says how the headers of a request come to have no key.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tidegate/gateway/account"
+	"tidegate/gateway/refusal"
 )
 
 // keyed is a gateway that asks for keys, with a user's and an administrator's.
@@ -84,18 +85,18 @@ func TestKeyRefused(t *testing.T) {
 	since := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	r := httptest.NewRequest(http.MethodGet, "/v1/models", nil)
 	for state, want := range map[account.KeyState]struct {
-		code code
+		code refusal.Code
 		text string
 	}{
-		account.KeyExpired:   {codeInvalidAPIKey, "the API key laptop (id 01ABC) expired on 2026-01-02T03:04:05Z"},
-		account.KeyRevoked:   {codeInvalidAPIKey, "the API key laptop (id 01ABC) is revoked since 2026-01-02T03:04:05Z"},
-		account.KeyDisabled:  {codeInvalidAPIKey, "the API key laptop (id 01ABC) is of a user, project or department that is disabled since 2026-01-02T03:04:05Z"},
-		account.KeyElsewhere: {codeAccessDenied, "the API key laptop (id 01ABC) may not be used from your address 192.0.2.1"},
+		account.KeyExpired:   {refusal.InvalidAPIKey, "the API key laptop (id 01ABC) expired on 2026-01-02T03:04:05Z"},
+		account.KeyRevoked:   {refusal.InvalidAPIKey, "the API key laptop (id 01ABC) is revoked since 2026-01-02T03:04:05Z"},
+		account.KeyDisabled:  {refusal.InvalidAPIKey, "the API key laptop (id 01ABC) is of a user, project or department that is disabled since 2026-01-02T03:04:05Z"},
+		account.KeyElsewhere: {refusal.AccessDenied, "the API key laptop (id 01ABC) may not be used from your address 192.0.2.1"},
 	} {
 		err := fmt.Errorf("identify: %w", &account.KeyError{State: state, Since: since, Key: "laptop", KeyID: "01ABC", User: "ann"})
 		got := g.explain(&call{r: r, set: g.settings.Load()}, err)
-		if got.told.Code != string(want.code) || !strings.Contains(got.told.Message, want.text) {
-			t.Errorf("%s: %+v, expected %s", state, got.told, want.text)
+		if got.Code != want.code || !strings.Contains(got.Message, want.text) {
+			t.Errorf("%s: %+v, expected %s", state, got, want.text)
 		}
 	}
 }

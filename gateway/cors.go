@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"tidegate/gateway/refusal"
 )
 
 // CORS says which pages in browsers may call the gateway from another origin than its
@@ -103,11 +105,11 @@ func (c *call) refusePage(cors *CORS) error {
 	origin := quote(c.r.Header.Get("Origin"))
 	switch {
 	case strings.HasPrefix(c.r.URL.Path, administration):
-		return refuse(codeAccessDenied, "", "pages of other origins may not call the routes of administrators: call them from a program")
+		return refusal.New(refusal.AccessDenied, "", "pages of other origins may not call the routes of administrators: call them from a program")
 	case len(cors.Origins) == 0:
-		return refuse(codeAccessDenied, "", fmt.Sprintf("pages in browsers may not call this gateway from another origin, which is %s here: the operator can allow it with server.cors.origins", origin))
+		return refusal.New(refusal.AccessDenied, "", fmt.Sprintf("pages in browsers may not call this gateway from another origin, which is %s here: the operator can allow it with server.cors.origins", origin))
 	}
-	return refuse(codeAccessDenied, "", fmt.Sprintf("pages of the origin %s may not call this gateway: the operator can add it to server.cors.origins", origin))
+	return refusal.New(refusal.AccessDenied, "", fmt.Sprintf("pages of the origin %s may not call this gateway: the operator can add it to server.cors.origins", origin))
 }
 
 // maxHeaderList bounds the names of headers that a browser may ask for, in bytes.

@@ -14,103 +14,20 @@ import (
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
+	"tidegate/gateway/refusal"
 )
-
-// code is the word by which a client tells one refusal from another.
-type code string
-
-// The codes of the error table in docs/api.md.
-const (
-	codeInvalidAPIKey     code = "invalid_api_key"
-	codeAccessDenied      code = "access_denied"
-	codeModelNotAllowed   code = "model_not_allowed"
-	codeModelNotFound     code = "model_not_found"
-	codeInvalidRequest    code = "invalid_request"
-	codeContextLength     code = "context_length_exceeded"
-	codeRequestTooLarge   code = "request_too_large"
-	codeUnsupportedCoding code = "unsupported_encoding"
-	codeUnknownURL        code = "unknown_url"
-	codeMethodNotAllowed  code = "method_not_allowed"
-	codeNotFound          code = "not_found"
-	codeConflict          code = "conflict"
-	codeTooLargeForLimit  code = "request_too_large_for_limit"
-	codeRateLimit         code = "rate_limit_exceeded"
-	codeInsufficientQuota code = "insufficient_quota"
-	codeOverloaded        code = "overloaded"
-	codeStore             code = "store_unavailable"
-	codeNoBackend         code = "no_backend"
-	codeUpstream          code = "upstream_error"
-	codeTimeout           code = "timeout"
-	codeInternal          code = "internal_error"
-)
-
-// status is the HTTP status and OpenAI's type of each code.
-func (c code) status() (int, string) {
-	switch c {
-	case codeInvalidAPIKey:
-		return http.StatusUnauthorized, "authentication_error"
-	case codeModelNotAllowed, codeAccessDenied:
-		return http.StatusForbidden, "permission_error"
-	case codeModelNotFound, codeUnknownURL, codeNotFound:
-		return http.StatusNotFound, "invalid_request_error"
-	case codeMethodNotAllowed:
-		return http.StatusMethodNotAllowed, "invalid_request_error"
-	case codeRateLimit:
-		return http.StatusTooManyRequests, "rate_limit_error"
-	case codeInsufficientQuota: // not 429, which clients would retry
-		return http.StatusForbidden, "insufficient_quota"
-	case codeInvalidRequest, codeContextLength, codeTooLargeForLimit:
-		return http.StatusBadRequest, "invalid_request_error"
-	case codeConflict:
-		return http.StatusConflict, "invalid_request_error"
-	case codeRequestTooLarge:
-		return http.StatusRequestEntityTooLarge, "invalid_request_error"
-	case codeUnsupportedCoding:
-		return http.StatusUnsupportedMediaType, "invalid_request_error"
-	case codeOverloaded, codeNoBackend, codeStore:
-		return http.StatusServiceUnavailable, "server_error"
-	case codeUpstream:
-		return http.StatusBadGateway, "server_error"
-	case codeTimeout:
-		return http.StatusGatewayTimeout, "server_error"
-	}
-	return http.StatusInternalServerError, "server_error"
-}
 
 // clientClosed is the status in logs and metrics of a request whose caller left.
 const clientClosed = 499
 
-// refusal is an error as its caller is told it.
-type refusal struct {
-	told     openai.Error
-	status   int
-	retry    time.Duration // when to try again; 0: not said
-	hopeless bool          // clients need not retry by themselves
-	rule     string        // the limit that refused
-	hangUp   bool          // the connection ends, and what else was sent on it is not read
-}
-
-func (r *refusal) Error() string { return r.told.Message }
-
-// refuse makes a refusal.
-func refuse(c code, param, message string) *refusal {
-	status, kind := c.status()
-	return &refusal{told: openai.Error{Message: message, Type: kind, Param: param, Code: string(c)}, status: status}
-}
-
 // overflow refuses what does not fit the context. The code stands in the message
 // too, by which alone LangChain knows the case.
-func (c *call) overflow(message string) *refusal {
+func (c *call) overflow(message string) *refusal.Refusal {
 	param := "messages"
 	if c.kind == openai.Completions {
 		param = "prompt"
 	}
-	return refuse(codeContextLength, param, message+" ("+string(codeContextLength)+")")
-}
-
-func (r *refusal) after(d time.Duration) *refusal {
-	r.retry = d
-	return r
+	return refusal.New(refusal.ContextLength, param, message+" ("+string(refusal.ContextLength)+")")
 }
 
 // fail tells the caller of an error, as a body where nothing has been sent yet,
@@ -123,16 +40,16 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 		return true
 	}
 	r := g.explain(c, err)
-	if r.status >= http.StatusInternalServerError {
-		r.atLeast(c.retry)
+	if r.Status >= http.StatusInternalServerError {
+		r.AtLeast(c.retry)
 	}
-	c.status, c.code, c.param, c.rule = r.status, r.told.Code, r.told.Param, r.rule
+	c.status, c.code, c.param, c.rule = r.Status, string(r.Code), r.Param, r.Rule
 	if c.backend == "" {
 		g.metrics.refused(c, r)
 		g.turnedAway(c)
 	}
 	if c.sent {
-		event := append([]byte("data: "), r.told.Body()...)
+		event := append([]byte("data: "), errorBody(r)...)
 		// The caller may be gone; the cut that follows says the same.
 		_, _ = c.w.Write(append(event, '\n', '\n'))
 		_ = http.NewResponseController(c.w).Flush()
@@ -141,26 +58,32 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 	// The server waits for the rest of a body before it answers, but not for ever.
 	_ = http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(c.set.BodyTimeout))
 	h := c.w.Header()
-	if r.retry > 0 {
-		ms := r.retry.Milliseconds()
+	if r.RetryAfter > 0 {
+		ms := r.RetryAfter.Milliseconds()
 		h.Set("Retry-After", strconv.FormatInt(max((ms+999)/1000, 1), 10))
 		h.Set("Retry-After-Ms", strconv.FormatInt(max(ms, 1), 10))
 	}
-	if r.hopeless {
+	if r.NoRetry {
 		h.Set("X-Should-Retry", "false")
 	}
-	if r.status == http.StatusUnauthorized {
+	if r.Status == http.StatusUnauthorized {
 		h.Set("Www-Authenticate", "Bearer") // RFC 9110, 15.5.2; browsers ask nobody for a Bearer key
 	}
-	if r.hangUp && c.r.ProtoMajor < 2 { // an HTTP/2 connection may be a proxy's, with others' requests on it
+	if r.HangUp && c.r.ProtoMajor < 2 { // an HTTP/2 connection may be a proxy's, with others' requests on it
 		h.Set("Connection", "close")
 	}
-	write := func() { writeJSON(c.w, r.status, r.told.Body()) }
+	write := func() { writeJSON(c.w, r.Status, errorBody(r)) }
 	if c.who.User == "" {
 		return g.toStranger(c.w, c.r, write)
 	}
 	write()
 	return false
+}
+
+// errorBody is a refusal in OpenAI's form.
+func errorBody(r *refusal.Refusal) []byte {
+	e := openai.Error{Message: r.Message, Type: r.Type, Param: r.Param, Code: string(r.Code)}
+	return e.Body()
 }
 
 func writeJSON(w http.ResponseWriter, status int, body []byte) {
@@ -174,9 +97,9 @@ func writeJSON(w http.ResponseWriter, status int, body []byte) {
 
 // explain is the error map: what a caller is told of what went wrong. The text
 // of an inner error never reaches it, but for what a server says of the request.
-func (g *Gateway) explain(c *call, err error) *refusal {
+func (g *Gateway) explain(c *call, err error) *refusal.Refusal {
 	var (
-		r        *refusal
+		r        *refusal.Refusal
 		request  *openai.Error
 		wrong    *account.Fault
 		timeout  *backend.TimeoutError
@@ -191,13 +114,13 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 	case errors.As(err, &r):
 		return r
 	case errors.As(err, &request):
-		return refuse(codeInvalidRequest, request.Param, request.Message)
+		return refusal.New(refusal.InvalidRequest, request.Param, request.Message)
 	case errors.Is(err, account.ErrUnknownKey), errors.Is(err, account.ErrIPNotAllowed):
 		return c.keyRefused(err)
 	case errors.As(err, &guessing):
-		r := refuse(codeRateLimit, "", fmt.Sprintf("too many requests with keys that are not good came from your address %v, so this key was not looked at: check the key, then try again in %v",
-			c.from(), max(guessing.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(guessing.RetryAfter)
-		r.hangUp = true
+		r := refusal.New(refusal.RateLimit, "", fmt.Sprintf("too many requests with keys that are not good came from your address %v, so this key was not looked at: check the key, then try again in %v",
+			c.from(), max(guessing.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).After(guessing.RetryAfter)
+		r.HangUp = true
 		return r
 	case errors.As(err, &denied):
 		if denied.UsedUp() {
@@ -205,20 +128,20 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 		}
 		return c.overLimit(denied)
 	case errors.As(err, &many) && many.Temporary:
-		return refuse(codeOverloaded, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and the servers of %s that are available at the moment take %d at a time (max_in_flight): send fewer prompts at a time or a smaller n, or try again in %v",
-			many.Sequences, c.asked.Name, many.Most, retryNoBackend)).after(retryNoBackend)
+		return refusal.New(refusal.Overloaded, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and the servers of %s that are available at the moment take %d at a time (max_in_flight): send fewer prompts at a time or a smaller n, or try again in %v",
+			many.Sequences, c.asked.Name, many.Most, retryNoBackend)).After(retryNoBackend)
 	case errors.As(err, &many):
-		return refuse(codeTooLargeForLimit, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and a server of %s takes %d at a time (max_in_flight): send fewer prompts at a time or a smaller n", many.Sequences, c.asked.Name, many.Most))
+		return refusal.New(refusal.TooLargeForLimit, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and a server of %s takes %d at a time (max_in_flight): send fewer prompts at a time or a smaller n", many.Sequences, c.asked.Name, many.Most))
 	case errors.As(err, &shed):
 		return c.overloaded(shed)
 	case errors.Is(err, limit.ErrStore):
-		return refuse(codeStore, "", "the limits cannot be checked at the moment; please try again").after(retryStore)
+		return refusal.New(refusal.StoreUnavailable, "", "the limits cannot be checked at the moment; please try again").After(retryStore)
 	case errors.Is(err, account.ErrUnavailable):
-		return refuse(codeStore, "", "the gateway cannot look this up at the moment, since its store does not answer; please try again").after(retryStore)
+		return refusal.New(refusal.StoreUnavailable, "", "the gateway cannot look this up at the moment, since its store does not answer; please try again").After(retryStore)
 	case errors.As(err, &wrong):
 		return explainFault(wrong)
 	case errors.Is(err, admission.ErrNoBackend):
-		return refuse(codeNoBackend, "", fmt.Sprintf("no server of %s is available at the moment; please try again", c.model.Name)).after(retryNoBackend)
+		return refusal.New(refusal.NoBackend, "", fmt.Sprintf("no server of %s is available at the moment; please try again", c.model.Name)).After(retryNoBackend)
 	case errors.As(err, &timeout):
 		return c.timedOut(timeout)
 	case errors.As(err, &status):
@@ -226,13 +149,13 @@ func (g *Gateway) explain(c *call, err error) *refusal {
 	case errors.As(err, &stream):
 		return serverRefusal(c, stream.Status, stream.Err)
 	case errors.Is(err, errPanic):
-		return refuse(codeInternal, "", "something went wrong in the gateway (request id "+c.id+")")
+		return refusal.New(refusal.Internal, "", "something went wrong in the gateway (request id "+c.id+")")
 	}
-	return refuse(codeUpstream, "", "the model server failed before the answer was whole; please try again (request id "+c.id+")")
+	return refusal.New(refusal.UpstreamError, "", "the model server failed before the answer was whole; please try again (request id "+c.id+")")
 }
 
 // overloaded is what the caller of a request without a place is told.
-func (c *call) overloaded(e *admission.Overloaded) *refusal {
+func (c *call) overloaded(e *admission.Overloaded) *refusal.Refusal {
 	c.stand(e.Level, e.Reason)
 	in := soon(e.RetryAfter)
 	var message string
@@ -244,8 +167,8 @@ func (c *call) overloaded(e *admission.Overloaded) *refusal {
 	default:
 		message = fmt.Sprintf("the servers of %s are busy, and this request would have to wait for too long; try again in %s", c.asked.Name, in)
 	}
-	r := refuse(codeOverloaded, "", message).after(e.RetryAfter)
-	r.hopeless = e.RetryAfter > worthWaiting
+	r := refusal.New(refusal.Overloaded, "", message).After(e.RetryAfter)
+	r.NoRetry = e.RetryAfter > refusal.MaxAutomaticRetry
 	return r
 }
 
@@ -261,18 +184,18 @@ const (
 	retryStore      = 2 * time.Second // it is tried every second
 )
 
-func explainFault(f *account.Fault) *refusal {
+func explainFault(f *account.Fault) *refusal.Refusal {
 	switch {
 	case errors.Is(f, account.ErrNotFound):
-		return refuse(codeNotFound, f.Field, f.Text)
+		return refusal.New(refusal.NotFound, f.Field, f.Text)
 	case errors.Is(f, account.ErrConflict):
-		return refuse(codeConflict, f.Field, f.Text)
+		return refusal.New(refusal.Conflict, f.Field, f.Text)
 	}
-	return refuse(codeInvalidRequest, f.Field, f.Text)
+	return refusal.New(refusal.InvalidRequest, f.Field, f.Text)
 }
 
 // timedOut is what the caller is told of a server that took too long.
-func (c *call) timedOut(e *backend.TimeoutError) *refusal {
+func (c *call) timedOut(e *backend.TimeoutError) *refusal.Refusal {
 	after := e.After.Round(time.Millisecond)
 	if after > time.Minute {
 		after = after.Round(time.Second)
@@ -281,30 +204,30 @@ func (c *call) timedOut(e *backend.TimeoutError) *refusal {
 	if e.Phase == backend.FirstByte && e.Silent {
 		did = "hangs: it has made nothing, for this request or any other, within the first_byte limit of"
 	}
-	return refuse(codeTimeout, "", fmt.Sprintf("the model server %s %v; please try again (request id %s)", did, after, c.id))
+	return refusal.New(refusal.Timeout, "", fmt.Sprintf("the model server %s %v; please try again (request id %s)", did, after, c.id))
 }
 
 // serverRefusal turns a vLLM server's refusal into ours. What it says of the
 // request is passed on; that it wants another key or knows no such model is a
 // fault of the configuration, not of the caller. Nothing is passed on of what is no
 // engine's error, such as a proxy's page of HTML: said is empty then.
-func serverRefusal(c *call, status int, said openai.Error) *refusal {
+func serverRefusal(c *call, status int, said openai.Error) *refusal.Refusal {
 	switch {
 	case (status == http.StatusBadRequest || status == http.StatusUnprocessableEntity) && said.Overflows():
 		r := c.overflow(cmp.Or(said.Message, "the request does not fit the context of "+c.model.Name+": shorten the prompt, or lower max_tokens"))
 		if said.Param == "max_tokens" || said.Param == "max_completion_tokens" {
-			r.told.Param = said.Param
+			r.Param = said.Param
 		}
 		return r
 	case status == http.StatusRequestEntityTooLarge:
-		return refuse(codeRequestTooLarge, said.Param, cmp.Or(said.Message,
+		return refusal.New(refusal.RequestTooLarge, said.Param, cmp.Or(said.Message,
 			"the request is larger than what stands before the model server lets through: shorten it, or have that limit raised (request id "+c.id+")"))
 	case status == http.StatusBadRequest, status == http.StatusUnprocessableEntity, status == http.StatusNotImplemented:
-		return refuse(codeInvalidRequest, said.Param, cmp.Or(said.Message, fmt.Sprintf(
+		return refusal.New(refusal.InvalidRequest, said.Param, cmp.Or(said.Message, fmt.Sprintf(
 			"the request was refused with status %d before the model server or by it, without an error that can be read (request id %s)", status, c.id)))
 	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:
 		in := max(retryOverloaded, c.retry)
-		return refuse(codeOverloaded, "", fmt.Sprintf("the servers of %s are busy; try again in %v", c.model.Name, in.Round(100*time.Millisecond))).after(in)
+		return refusal.New(refusal.Overloaded, "", fmt.Sprintf("the servers of %s are busy; try again in %v", c.model.Name, in.Round(100*time.Millisecond))).After(in)
 	}
-	return refuse(codeUpstream, "", "the model server failed; please try again (request id "+c.id+")")
+	return refusal.New(refusal.UpstreamError, "", "the model server failed; please try again (request id "+c.id+")")
 }

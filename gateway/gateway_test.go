@@ -25,6 +25,7 @@ import (
 	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
 	"tidegate/gateway/qwen"
+	"tidegate/gateway/refusal"
 	"tidegate/nvml"
 )
 
@@ -215,7 +216,7 @@ func TestAdminDeadline(t *testing.T) {
 					return fmt.Errorf("read the accounts: %w", c.r.Context().Err())
 				})(asked)
 				g.fail(asked, err)
-				if took := time.Since(began); took != c.took || asked.status != c.status || strings.Contains(w.Body.String(), string(codeStore)) != (c.status == http.StatusServiceUnavailable) {
+				if took := time.Since(began); took != c.took || asked.status != c.status || strings.Contains(w.Body.String(), string(refusal.StoreUnavailable)) != (c.status == http.StatusServiceUnavailable) {
 					t.Errorf("%v after %v: %d %s", err, took, asked.status, w.Body)
 				}
 			})

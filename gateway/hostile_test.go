@@ -19,6 +19,7 @@ import (
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
 	"tidegate/gateway/qwen"
+	"tidegate/gateway/refusal"
 )
 
 // hostileSize is the size of a hostile body in bytes.
@@ -267,8 +268,8 @@ func TestHostileBodies(t *testing.T) {
 		if err == nil {
 			continue
 		}
-		if r := g.explain(&call{}, err); r.status != 400 {
-			t.Errorf("%s: %d, %v", name, r.status, err)
+		if r := g.explain(&call{}, err); r.Status != 400 {
+			t.Errorf("%s: %d, %v", name, r.Status, err)
 		}
 	}
 	if _, err := readWhole(g, ordinaryBody(t)); err != nil {
@@ -301,7 +302,7 @@ func TestHostileCounts(t *testing.T) {
 		n, err := allocatedFor(g, body)
 		if err == nil || !strings.Contains(err.Error(), " more than 6") { // 64, 65536
 			t.Errorf("%s: %v", name, err)
-		} else if r := g.explain(&call{}, err); r.status != 400 || r.told.Param != "messages" && r.told.Param != "prompt" {
+		} else if r := g.explain(&call{}, err); r.Status != 400 || r.Param != "messages" && r.Param != "prompt" {
 			t.Errorf("%s: %+v", name, r)
 		}
 		if n > most {
@@ -399,8 +400,8 @@ func TestScoredPrompt(t *testing.T) {
 	} {
 		ids := "1" + strings.Repeat(",1", c.tokens-1)
 		_, err := readWhole(g, []byte(`{"model":"m","prompt":[`+ids+`],`+c.more+`}`))
-		var r *refusal
-		if errors.As(err, &r) != c.refused || c.refused && (r.status != 400 || r.told.Param != "echo") {
+		var r *refusal.Refusal
+		if errors.As(err, &r) != c.refused || c.refused && (r.Status != 400 || r.Param != "echo") {
 			t.Errorf("%d tokens, %s: %v", c.tokens, c.more, err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"tidegate/degrade"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
+	"tidegate/gateway/refusal"
 )
 
 // cannedModel is who answers at L4: no model does.
@@ -29,7 +30,7 @@ func (c *call) accept() error {
 		}
 		level, ok := degrade.ParseLevel(text)
 		if !ok {
-			return refuse(codeInvalidRequest, "", "x-tidegate-max-level must be L0, L1, L2, L3 or L4, not "+quote(text))
+			return refusal.New(refusal.InvalidRequest, "", "x-tidegate-max-level must be L0, L1, L2, L3 or L4, not "+quote(text))
 		}
 		c.most = min(c.most, level)
 	}
@@ -131,10 +132,10 @@ func (g *Gateway) canned(c *call) error {
 	if status != http.StatusOK {
 		e := &admission.Overloaded{Why: admission.ShedLevel, Level: degrade.Canned, Reason: c.permit.Reason, RetryAfter: c.permit.Retry}
 		r := g.explain(c, e)
-		r.told.Message, r.status = text, status
+		r.Message, r.Status = text, status
 		if constrained {
-			r.told.Message = fmt.Sprintf("%s (%s is at level L4, %s: no model answers, and a canned text is neither the tool call nor the format that this request demands; try again in %s)",
-				text, c.asked.Name, c.reason, soon(r.retry))
+			r.Message = fmt.Sprintf("%s (%s is at level L4, %s: no model answers, and a canned text is neither the tool call nor the format that this request demands; try again in %s)",
+				text, c.asked.Name, c.reason, soon(r.RetryAfter))
 		}
 		return r
 	}

@@ -10,6 +10,7 @@ import (
 	"tidegate/degrade"
 	"tidegate/gateway/account"
 	"tidegate/gateway/openai"
+	"tidegate/gateway/refusal"
 )
 
 // demand is what the request asks of admission.
@@ -72,25 +73,25 @@ func (c *call) tell(left limit.Headers) {
 }
 
 // overLimit is what the caller of a request over a limit is told.
-func (c *call) overLimit(d *limit.Denied) *refusal {
+func (c *call) overLimit(d *limit.Denied) *refusal.Refusal {
 	c.tell(d.Headers)
 	rule := c.ruleText(d)
-	var r *refusal
+	var r *refusal.Refusal
 	switch {
 	case d.Never && (d.Metric == limit.Requests || d.Metric == limit.Concurrency):
-		r = refuse(codeTooLargeForLimit, "", fmt.Sprintf("%s, and this request asks for %d sequences (prompts x n), which count as so many: send fewer prompts at a time or a smaller n", rule, d.Cost))
+		r = refusal.New(refusal.TooLargeForLimit, "", fmt.Sprintf("%s, and this request asks for %d sequences (prompts x n), which count as so many: send fewer prompts at a time or a smaller n", rule, d.Cost))
 	case d.Never:
-		r = refuse(codeTooLargeForLimit, "", fmt.Sprintf("%s, and this request alone counts as %d: shorten the prompt or lower max_tokens", rule, d.Cost))
+		r = refusal.New(refusal.TooLargeForLimit, "", fmt.Sprintf("%s, and this request alone counts as %d: shorten the prompt or lower max_tokens", rule, d.Cost))
 	case d.Quota && d.Share > 0:
-		r = refuse(codeStore, "", fmt.Sprintf("%s is not used up, but this gateway has given out its part of what is left, and the gateways cannot count together at the moment: %s; try again in %s",
-			rule, storeAway, max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(max(d.RetryAfter, retryStore))
+		r = refusal.New(refusal.StoreUnavailable, "", fmt.Sprintf("%s is not used up, but this gateway has given out its part of what is left, and the gateways cannot count together at the moment: %s; try again in %s",
+			rule, storeAway, max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).After(max(d.RetryAfter, retryStore))
 	case d.Quota:
-		r = refuse(codeInsufficientQuota, "", quotaText(rule, d, time.Now()))
+		r = refusal.New(refusal.InsufficientQuota, "", quotaText(rule, d, time.Now()))
 	default:
-		r = refuse(codeRateLimit, "", fmt.Sprintf("%s: try again in %s", rule+stateText(d), max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).after(d.RetryAfter)
+		r = refusal.New(refusal.RateLimit, "", fmt.Sprintf("%s: try again in %s", rule+stateText(d), max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).After(d.RetryAfter)
 	}
-	r.rule = d.Rule
-	r.hopeless = d.Quota && d.Share == 0 || d.RetryAfter > worthWaiting
+	r.Rule = d.Rule
+	r.NoRetry = d.Quota && d.Share == 0 || d.RetryAfter > refusal.MaxAutomaticRetry
 	return r
 }
 
@@ -148,9 +149,6 @@ func quotaText(rule string, d *limit.Denied, now time.Time) string {
 
 // storeAway says why a gateway counts alone.
 const storeAway = "their store (Redis) does not answer, or was emptied a moment ago"
-
-// worthWaiting is up to how long clients may retry by themselves.
-const worthWaiting = time.Minute
 
 // quotaStatus reports the caller's own limits: GET /quota/status.
 func (g *Gateway) quotaStatus(c *call) error {

@@ -13,6 +13,7 @@ import (
 
 	"tidegate/gateway/account"
 	"tidegate/gateway/openai"
+	"tidegate/gateway/refusal"
 )
 
 // log says what became of a request in one line. No prompt, no answer and no key is
@@ -123,7 +124,7 @@ func loggable(err error) string {
 		return "" // before the targets below are allocated
 	}
 	var (
-		r       *refusal
+		r       *refusal.Refusal
 		request *openai.Error
 		stream  *openai.StreamError
 	)
@@ -133,10 +134,10 @@ func loggable(err error) string {
 	case errors.As(err, &stream):
 		return fmt.Sprintf("error in an answer of status 200: status %d", stream.Status)
 	case errors.As(err, &r):
-		switch code(r.told.Code) {
-		case codeUnknownURL, codeMethodNotAllowed:
+		switch r.Code {
+		case refusal.UnknownURL, refusal.MethodNotAllowed:
 			return "" // the fields method and path say more
-		case codeInvalidRequest, codeModelNotFound, codeModelNotAllowed, codeUnsupportedCoding:
+		case refusal.InvalidRequest, refusal.ModelNotFound, refusal.ModelNotAllowed, refusal.UnsupportedEncoding:
 			return unquoted(err.Error())
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"tidegate/degrade"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
+	"tidegate/gateway/refusal"
 )
 
 // metrics are what Prometheus sees of the face. Labels are bounded: a model is
@@ -198,14 +199,14 @@ func (m *metrics) finished(c *call, took time.Duration) {
 }
 
 // refused counts a request that no backend was asked to answer.
-func (m *metrics) refused(c *call, why *refusal) {
+func (m *metrics) refused(c *call, why *refusal.Refusal) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	rule := why.rule
+	rule := why.Rule
 	if _, known := m.rules[rule]; !known && rule != "" {
 		rule = other // a reload took it away meanwhile
 	}
-	m.rejected.WithLabelValues(m.asked(c), why.told.Code, rule).Inc()
+	m.rejected.WithLabelValues(m.asked(c), string(why.Code), rule).Inc()
 }
 
 func (m *metrics) attempted(model, backendName string, err error) {
@@ -319,8 +320,8 @@ func (m *metrics) forget(model string) {
 // begin makes what panels and rules need from the first scrape on beside the series of
 // each model, so that the first event is already an increase. The lock is held.
 func (m *metrics) begin() {
-	for _, reason := range []code{
-		codeAccessDenied, codeInvalidAPIKey, codeInvalidRequest, codeModelNotAllowed, codeModelNotFound, codeRequestTooLarge, codeStore, codeUnknownURL,
+	for _, reason := range []refusal.Code{
+		refusal.AccessDenied, refusal.InvalidAPIKey, refusal.InvalidRequest, refusal.ModelNotAllowed, refusal.ModelNotFound, refusal.RequestTooLarge, refusal.StoreUnavailable, refusal.UnknownURL,
 	} {
 		m.rejected.WithLabelValues(other, string(reason), "")
 	}
@@ -329,7 +330,7 @@ func (m *metrics) begin() {
 		for _, stream := range []string{"true", "false"} {
 			m.requests.WithLabelValues(model, model, "/v1/chat/completions", "200", degrade.Full.String(), stream)
 		}
-		for _, reason := range []code{codeContextLength, codeInvalidRequest, codeNoBackend, codeOverloaded, codeStore} {
+		for _, reason := range []refusal.Code{refusal.ContextLength, refusal.InvalidRequest, refusal.NoBackend, refusal.Overloaded, refusal.StoreUnavailable} {
 			m.rejected.WithLabelValues(model, string(reason), "")
 		}
 		m.beginRules(model)
@@ -348,13 +349,13 @@ func (m *metrics) begin() {
 
 func (m *metrics) beginRules(model string) {
 	for rule, quota := range m.rules {
-		reason := codeRateLimit
+		reason := refusal.RateLimit
 		if quota {
-			reason = codeInsufficientQuota
+			reason = refusal.InsufficientQuota
 		}
 		m.rejected.WithLabelValues(model, string(reason), rule)
 		if model != other {
-			m.rejected.WithLabelValues(model, string(codeTooLargeForLimit), rule)
+			m.rejected.WithLabelValues(model, string(refusal.TooLargeForLimit), rule)
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
+	"tidegate/gateway/refusal"
 )
 
 // gathered is every series of our own, as NAME{LABELS}, with its value or count.
@@ -91,7 +92,7 @@ func TestSeriesFollowTheConfiguration(t *testing.T) {
 		g.metrics.finished(c, time.Second)
 		g.metrics.used(c)
 		g.metrics.attempted(asked.Name, "c:1", nil)
-		g.metrics.refused(c, &refusal{told: openai.Error{Code: "rate_limit_exceeded"}, rule: "few"})
+		g.metrics.refused(c, &refusal.Refusal{Code: "rate_limit_exceeded", Rule: "few"})
 	}
 	request(n, n)
 	request(m, n)

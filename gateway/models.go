@@ -10,6 +10,7 @@ import (
 	"tidegate/admission/limit"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
+	"tidegate/gateway/refusal"
 )
 
 // pickModel finds the model that a caller names and may use.
@@ -20,7 +21,7 @@ func (g *Gateway) pickModel(c *call, name string) (*backend.Model, error) {
 		return nil, g.unknownModel(c, name)
 	}
 	if !c.mayUse(m) {
-		return nil, refuse(codeModelNotAllowed, "model", "this key may not use the model "+quote(name)+": "+g.suggest(c, name))
+		return nil, refusal.New(refusal.ModelNotAllowed, "model", "this key may not use the model "+quote(name)+": "+g.suggest(c, name))
 	}
 	return m, nil
 }
@@ -40,14 +41,14 @@ func (g *Gateway) askedModel(c *call) (*backend.Model, error) {
 		}
 	}
 	if usable != 1 {
-		return nil, refuse(codeInvalidRequest, "model", "model is missing: "+g.suggest(c, ""))
+		return nil, refusal.New(refusal.InvalidRequest, "model", "model is missing: "+g.suggest(c, ""))
 	}
 	c.wish.Model = only.Name
 	return only, nil
 }
 
 func (g *Gateway) unknownModel(c *call, name string) error {
-	return refuse(codeModelNotFound, "model", "there is no model "+quote(name)+" here: "+g.suggest(c, name))
+	return refusal.New(refusal.ModelNotFound, "model", "there is no model "+quote(name)+" here: "+g.suggest(c, name))
 }
 
 // suggest says which models a caller may have meant by a name, of those that its key may
@@ -260,7 +261,7 @@ func digits(n uint32) int {
 // promptOf returns the prompt of a conversation as it would be sent on.
 func (g *Gateway) promptOf(body *openai.Request, m *backend.Model) (string, error) {
 	if _, ok := body.Raw("messages"); !ok {
-		return "", refuse(codeInvalidRequest, "prompt", "the body must have a prompt or messages")
+		return "", refusal.New(refusal.InvalidRequest, "prompt", "the body must have a prompt or messages")
 	}
 	noThinking, open, fault := body.ThinkingOff()
 	if fault != nil {

@@ -48,7 +48,7 @@ func TestMissingModel(t *testing.T) {
 		case c.want != "" && (err != nil || m.Name != c.want || x.wish.Model != c.want):
 			t.Errorf("%d models: %v", len(c.fleet), err)
 		case c.want == "":
-			if r := g.explain(x, err); r.status != 400 || r.told.Param != "model" || !strings.HasPrefix(r.told.Message, "model is missing") || !strings.Contains(r.told.Message, c.says) {
+			if r := g.explain(x, err); r.Status != 400 || r.Param != "model" || !strings.HasPrefix(r.Message, "model is missing") || !strings.Contains(r.Message, c.says) {
 				t.Errorf("%d models: %+v", len(c.fleet), r)
 			}
 		}

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"tidegate/gateway/account"
+	"tidegate/gateway/refusal"
 )
 
 // ownerBody is what may be said of a department, project or user, beside its name in
@@ -27,7 +28,7 @@ func (c *call) readOwner(k account.Kind, create bool) (b ownerBody, parent *stri
 		{"project", b.Project != nil, k == account.UserKind}, {"department", b.Department != nil, k == account.ProjectKind},
 	} {
 		if f.sent && !f.fitting {
-			return b, nil, refuse(codeInvalidRequest, f.name, "unknown field "+quote(f.name))
+			return b, nil, refusal.New(refusal.InvalidRequest, f.name, "unknown field "+quote(f.name))
 		}
 	}
 	if parent = b.Project; k == account.ProjectKind {

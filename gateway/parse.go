@@ -8,6 +8,7 @@ import (
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
 	"tidegate/gateway/qwen"
+	"tidegate/gateway/refusal"
 )
 
 // parse reads who calls, which model is meant and how long the prompt is, and
@@ -75,7 +76,7 @@ func (g *Gateway) countPrompt(c *call) (longest int, err error) {
 		}
 		c.several, c.answers = len(prompts) > 1, len(prompts)*c.wish.N
 		if c.answers > openai.MaxChoices {
-			return 0, refuse(codeInvalidRequest, "prompt", fmt.Sprintf("prompt: %d prompts with n %d ask for more than %d answers", len(prompts), c.wish.N, openai.MaxChoices))
+			return 0, refusal.New(refusal.InvalidRequest, "prompt", fmt.Sprintf("prompt: %d prompts with n %d ask for more than %d answers", len(prompts), c.wish.N, openai.MaxChoices))
 		}
 		for _, p := range prompts {
 			n := p.Tokens
@@ -138,7 +139,7 @@ func (g *Gateway) countChat(chat qwen.Chat, m *backend.Model) (tokens int, err e
 		if fault == nil {
 			tokens, known = max(tokens, n), true
 		} else if err == nil {
-			err = refuse(codeInvalidRequest, "messages", fault.Error())
+			err = refusal.New(refusal.InvalidRequest, "messages", fault.Error())
 		}
 	})
 	if known {
@@ -191,7 +192,7 @@ const perTool = 16
 // the engine would bound it by a number that nobody here could reserve.
 func (c *call) bound(prompt, capped int) error {
 	if c.wish.ScoresPrompt && prompt > openai.MaxScored {
-		return refuse(codeInvalidRequest, "echo", fmt.Sprintf("echo asks for the log probabilities of a prompt of %d tokens, and %d is the most: shorten the prompt, or leave out echo or the log probabilities",
+		return refusal.New(refusal.InvalidRequest, "echo", fmt.Sprintf("echo asks for the log probabilities of a prompt of %d tokens, and %d is the most: shorten the prompt, or leave out echo or the log probabilities",
 			prompt, openai.MaxScored))
 	}
 	context, asked := c.model.Context(), c.wish.MaxTokens
@@ -203,8 +204,8 @@ func (c *call) bound(prompt, capped int) error {
 	case context == 0:
 	case asked > context:
 		param := c.body.LimitName()
-		return refuse(codeContextLength, param, fmt.Sprintf("the context of %s is %d tokens; the prompt has %d, and %s asks for %d: lower it, or leave it out (%s)",
-			c.model.Name, context, prompt, param, asked, codeContextLength))
+		return refusal.New(refusal.ContextLength, param, fmt.Sprintf("the context of %s is %d tokens; the prompt has %d, and %s asks for %d: lower it, or leave it out (%s)",
+			c.model.Name, context, prompt, param, asked, refusal.ContextLength))
 	case left < 1:
 		return c.overflow(fmt.Sprintf("the context of %s is %d tokens, and the prompt alone has %d, which leaves no room for an answer: shorten the prompt",
 			c.model.Name, context, prompt))
@@ -232,7 +233,7 @@ func (g *Gateway) renderChat(body *openai.Request, m *backend.Model, noThinking 
 		prompt, fault := qwen.Render(chat)
 		switch {
 		case fault != nil && err == nil:
-			err = refuse(codeInvalidRequest, "messages", fault.Error())
+			err = refusal.New(refusal.InvalidRequest, "messages", fault.Error())
 		case fault == nil && (longest == "" || g.Counter.Text(prompt) > g.Counter.Text(longest)):
 			longest = prompt
 		}

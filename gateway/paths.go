@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"tidegate/gateway/refusal"
 )
 
 // paths are the routes of the front, to find the one that a caller may have meant by a
@@ -98,7 +100,7 @@ func (p *paths) refuse(method, path string) error {
 }
 
 func nothingAt(method, path, advice string) error {
-	return refuse(codeUnknownURL, "", "there is nothing at "+clipPath(method)+" "+clipPath(path)+": "+advice)
+	return refusal.New(refusal.UnknownURL, "", "there is nothing at "+clipPath(method)+" "+clipPath(path)+": "+advice)
 }
 
 // meant finds the route whose path is the end of the one that was asked for: what stands

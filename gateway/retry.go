@@ -37,9 +37,3 @@ func bounded(n float64, unit time.Duration) time.Duration {
 	}
 	return 0
 }
-
-// atLeast makes the caller wait for at least so long before it tries again.
-func (r *refusal) atLeast(wait time.Duration) {
-	r.retry = max(r.retry, wait)
-	r.hopeless = r.hopeless || wait > worthWaiting
-}

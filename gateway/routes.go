@@ -9,6 +9,7 @@ import (
 
 	"tidegate/gateway/account"
 	"tidegate/gateway/openai"
+	"tidegate/gateway/refusal"
 )
 
 // routeOther is the route of requests that match none.
@@ -65,7 +66,7 @@ func (g *Gateway) Handler() http.Handler {
 	})
 	e.NoMethod(func(c *gin.Context) {
 		g.answer(c.Writer, c.Request, routeOther, func(c *call) error {
-			return refuse(codeMethodNotAllowed, "", clipPath(c.r.URL.Path)+" does not take "+clipPath(c.r.Method)+"; allowed: "+c.w.Header().Get("Allow"))
+			return refusal.New(refusal.MethodNotAllowed, "", clipPath(c.r.URL.Path)+" does not take "+clipPath(c.r.Method)+"; allowed: "+c.w.Header().Get("Allow"))
 		})
 	})
 	return g.bounded(g.cors(withoutSlash(e)))

@@ -49,13 +49,13 @@ func TestTooManyForServers(t *testing.T) {
 	g := reader(t)
 	c := &call{set: g.settings.Load(), asked: g.Fleet.Models()[0]}
 	r := g.explain(c, fmt.Errorf("admit: %w", &admission.TooMany{Sequences: 48, Most: 32}))
-	if r.status != http.StatusBadRequest || r.told.Code != "request_too_large_for_limit" || r.retry != 0 ||
-		!strings.Contains(r.told.Message, "48 sequences") || !strings.Contains(r.told.Message, "takes 32 at a time") {
+	if r.Status != http.StatusBadRequest || r.Code != "request_too_large_for_limit" || r.RetryAfter != 0 ||
+		!strings.Contains(r.Message, "48 sequences") || !strings.Contains(r.Message, "takes 32 at a time") {
 		t.Errorf("%+v", r)
 	}
 	r = g.explain(c, fmt.Errorf("admit: %w", &admission.TooMany{Sequences: 48, Most: 8, Temporary: true}))
-	if r.status != http.StatusServiceUnavailable || r.told.Code != "overloaded" || r.retry != retryNoBackend ||
-		!strings.Contains(r.told.Message, "48 sequences") || !strings.Contains(r.told.Message, "at the moment take 8 at a time") {
+	if r.Status != http.StatusServiceUnavailable || r.Code != "overloaded" || r.RetryAfter != retryNoBackend ||
+		!strings.Contains(r.Message, "48 sequences") || !strings.Contains(r.Message, "at the moment take 8 at a time") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"tidegate/gateway/openai"
+	"tidegate/gateway/refusal"
 )
 
 // strict reads the body into v, which knows all that may stand in it. A body may
@@ -33,17 +34,17 @@ func (c *call) strict(v any, required bool) error {
 // database takes. Its errors are refusals and quote no value.
 func decodeStrict(raw []byte, v any) error {
 	if !utf8.Valid(raw) {
-		return refuse(codeInvalidRequest, "", "the body is no valid UTF-8")
+		return refusal.New(refusal.InvalidRequest, "", "the body is no valid UTF-8")
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	if err := checkMembers(d, reflect.TypeOf(v), "", 0); err != nil {
-		if r := (*refusal)(nil); errors.As(err, &r) {
+		if r := (*refusal.Refusal)(nil); errors.As(err, &r) {
 			return r
 		}
-		return refuse(codeInvalidRequest, "", "the body is no valid JSON")
+		return refusal.New(refusal.InvalidRequest, "", "the body is no valid JSON")
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return refuse(codeInvalidRequest, "", "the body must be one JSON object and nothing after it")
+		return refusal.New(refusal.InvalidRequest, "", "the body must be one JSON object and nothing after it")
 	}
 	err := json.Unmarshal(raw, v)
 	if kind := (*json.UnmarshalTypeError)(nil); errors.As(err, &kind) {
@@ -51,10 +52,10 @@ func decodeStrict(raw []byte, v any) error {
 		if field == "" {
 			field = "the body"
 		}
-		return refuse(codeInvalidRequest, kind.Field, fmt.Sprintf("%s: expected %s, not %s", field, jsonKind(kind), kind.Value))
+		return refusal.New(refusal.InvalidRequest, kind.Field, fmt.Sprintf("%s: expected %s, not %s", field, jsonKind(kind), kind.Value))
 	}
 	if err != nil {
-		return refuse(codeInvalidRequest, "", "the body is no valid JSON")
+		return refusal.New(refusal.InvalidRequest, "", "the body is no valid JSON")
 	}
 	return nil
 }
@@ -69,7 +70,7 @@ func checkMembers(d *json.Decoder, into reflect.Type, path string, depth int) er
 		return err
 	}
 	if depth > maxDepth {
-		return refuse(codeInvalidRequest, path, fmt.Sprintf("the body has more than %d lists and objects within each other", maxDepth))
+		return refusal.New(refusal.InvalidRequest, path, fmt.Sprintf("the body has more than %d lists and objects within each other", maxDepth))
 	}
 	for into != nil && into.Kind() == reflect.Pointer {
 		into = into.Elem()
@@ -77,7 +78,7 @@ func checkMembers(d *json.Decoder, into reflect.Type, path string, depth int) er
 	switch t := t.(type) {
 	case string:
 		if !readable(t) {
-			return refuse(codeInvalidRequest, path, path+": holds the character NUL (\\u0000), which no name or text may have")
+			return refusal.New(refusal.InvalidRequest, path, path+": holds the character NUL (\\u0000), which no name or text may have")
 		}
 	case json.Delim:
 		if t == '{' {
@@ -107,7 +108,7 @@ func checkObject(d *json.Decoder, into reflect.Type, path string, depth int) err
 		}
 		name, _ := t.(string) // of a member it always is one
 		if len(name) > maxMemberName {
-			return refuse(codeInvalidRequest, path, fmt.Sprintf("a field has a name of more than %d bytes", maxMemberName))
+			return refusal.New(refusal.InvalidRequest, path, fmt.Sprintf("a field has a name of more than %d bytes", maxMemberName))
 		}
 		full := name
 		if path != "" {
@@ -121,11 +122,11 @@ func checkObject(d *json.Decoder, into reflect.Type, path string, depth int) err
 			}
 		}
 		if slices.Contains(seen, name) {
-			return refuse(codeInvalidRequest, full, "the field "+quote(full)+" stands twice: send it once")
+			return refusal.New(refusal.InvalidRequest, full, "the field "+quote(full)+" stands twice: send it once")
 		}
 		seen = append(seen, name)
 		if len(seen) > maxMembers {
-			return refuse(codeInvalidRequest, path, fmt.Sprintf("an object has more than %d members", maxMembers))
+			return refusal.New(refusal.InvalidRequest, path, fmt.Sprintf("an object has more than %d members", maxMembers))
 		}
 		if err := checkMembers(d, field, full, depth+1); err != nil {
 			return err
@@ -159,10 +160,10 @@ func unknownMember(into reflect.Type, name, full string) error {
 	for i := range into.NumField() {
 		tag, _, _ := strings.Cut(into.Field(i).Tag.Get("json"), ",")
 		if tag != "-" && strings.EqualFold(tag, name) {
-			return refuse(codeInvalidRequest, name, fmt.Sprintf("unknown field %s: write it %s", quote(full), tag))
+			return refusal.New(refusal.InvalidRequest, name, fmt.Sprintf("unknown field %s: write it %s", quote(full), tag))
 		}
 	}
-	return refuse(codeInvalidRequest, name, "unknown field "+quote(full))
+	return refusal.New(refusal.InvalidRequest, name, "unknown field "+quote(full))
 }
 
 // jsonKind names what was expected as a writer of JSON would.
@@ -184,11 +185,11 @@ func jsonKind(e *json.UnmarshalTypeError) string {
 // either, and a database takes neither.
 func (c *call) checkTexts() error {
 	if !readable(c.r.URL.Path) {
-		return refuse(codeInvalidRequest, "", "the path holds the character NUL or bytes that are no UTF-8, which no name has")
+		return refusal.New(refusal.InvalidRequest, "", "the path holds the character NUL or bytes that are no UTF-8, which no name has")
 	}
 	for name, values := range c.r.URL.Query() {
 		if !readable(name) || !readable(strings.Join(values, "")) {
-			return refuse(codeInvalidRequest, strings.ToValidUTF8(name, ""), "the query "+quote(name)+" holds the character NUL or bytes that are no UTF-8, which no name has")
+			return refusal.New(refusal.InvalidRequest, strings.ToValidUTF8(name, ""), "the query "+quote(name)+" holds the character NUL or bytes that are no UTF-8, which no name has")
 		}
 	}
 	return nil

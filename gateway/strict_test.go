@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"tidegate/gateway/account"
+	"tidegate/gateway/refusal"
 )
 
 // TestStrictBodies holds that a body of administration says one thing to every reader.
@@ -35,7 +36,7 @@ func TestStrictBodies(t *testing.T) {
 	} {
 		var n account.NewKey
 		err := decodeStrict([]byte(body), &n)
-		if r := (*refusal)(nil); !errors.As(err, &r) || r.status != 400 || !strings.Contains(r.told.Message, want) {
+		if r := (*refusal.Refusal)(nil); !errors.As(err, &r) || r.Status != 400 || !strings.Contains(r.Message, want) {
 			t.Errorf("%s: %v; expected %s", body, err, want)
 		}
 	}

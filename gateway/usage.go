@@ -12,6 +12,7 @@ import (
 
 	"tidegate/admission/limit"
 	"tidegate/gateway/ledger"
+	"tidegate/gateway/refusal"
 )
 
 // reportTimeout is how long a report may take, above all where the database hangs.
@@ -42,7 +43,7 @@ func groups(q url.Values, otherwise ledger.Group, allowed ...ledger.Group) (by [
 				names = append(names, string(a))
 			}
 			last := len(names) - 1
-			return nil, refuse(codeInvalidRequest, "group_by",
+			return nil, refusal.New(refusal.InvalidRequest, "group_by",
 				"group_by must be some of "+strings.Join(names[:last], ", ")+" and "+names[last]+", with commas between")
 		}
 		by = append(by, g)
@@ -63,7 +64,7 @@ func (g *Gateway) allUsage(c *call) error {
 	}}
 	format := cmp.Or(q.Get("format"), "json")
 	if format != "json" && format != "csv" {
-		return refuse(codeInvalidRequest, "format", "format must be json or csv")
+		return refusal.New(refusal.InvalidRequest, "format", "format must be json or csv")
 	}
 	r, err := g.report(c, query)
 	if err != nil {
@@ -97,7 +98,7 @@ type report struct {
 func (g *Gateway) report(c *call, query ledger.Query) (_ *report, err error) {
 	q := c.r.URL.Query()
 	if query.Zone, err = limit.LoadZone(cmp.Or(q.Get("zone"), c.set.Zone)); err != nil {
-		return nil, refuse(codeInvalidRequest, "zone", err.Error())
+		return nil, refusal.New(refusal.InvalidRequest, "zone", err.Error())
 	}
 	if query.From, query.To, err = days(q, query.Zone, time.Now()); err != nil {
 		return nil, err
@@ -107,7 +108,7 @@ func (g *Gateway) report(c *call, query ledger.Query) (_ *report, err error) {
 	defer cancel()
 	rows, err := g.Ledger.Report(ctx, query)
 	if err != nil {
-		return nil, fmt.Errorf("%w (%w)", refuse(codeStore, "", "the database of usage does not answer; please try again").after(retryStore), err)
+		return nil, fmt.Errorf("%w (%w)", refusal.New(refusal.StoreUnavailable, "", "the database of usage does not answer; please try again").After(retryStore), err)
 	}
 	return &report{query, rows}, nil
 }
@@ -121,7 +122,7 @@ func days(q url.Values, zone *time.Location, now time.Time) (begin, end time.Tim
 	}
 	from, err := day(q, "from", zone, limit.DayOf(to, -29))
 	if err == nil && from.After(to) {
-		err = refuse(codeInvalidRequest, "from", "from must not be after to")
+		err = refusal.New(refusal.InvalidRequest, "from", "from must not be after to")
 	}
 	return from, limit.DayOf(to, 1), err
 }
@@ -137,7 +138,7 @@ func day(q url.Values, name string, zone *time.Location, otherwise time.Time) (t
 	}
 	moment, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return moment, refuse(codeInvalidRequest, name, fmt.Sprintf("%s must be a date such as 2026-01-31 or a time such as 2026-01-31T12:00:00Z", name))
+		return moment, refusal.New(refusal.InvalidRequest, name, fmt.Sprintf("%s must be a date such as 2026-01-31 or a time such as 2026-01-31T12:00:00Z", name))
 	}
 	return limit.DayOf(moment.In(zone), 0), nil
 }

@@ -10,6 +10,7 @@ import (
 	"tidegate/admission/limit"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
+	"tidegate/gateway/refusal"
 )
 
 // TestContextRefusals checks what callers are told when a server's context is shorter
@@ -30,9 +31,9 @@ func TestContextRefusals(t *testing.T) {
 	} {
 		x := &call{kind: c.kind, model: &backend.Model{}, id: "id"}
 		r := g.explain(x, &openai.StreamError{Status: c.status, Err: openai.Error{Message: c.message, Param: c.param}})
-		if r.status != http.StatusBadRequest || r.told.Code != string(codeContextLength) || r.told.Param != c.wantParam ||
-			!strings.HasPrefix(r.told.Message, c.message) || strings.HasPrefix(r.told.Message, " ") || !strings.Contains(r.told.Message, "context_length_exceeded") {
-			t.Errorf("%q: %d %+v", c.message, r.status, r.told)
+		if r.Status != http.StatusBadRequest || r.Code != refusal.ContextLength || r.Param != c.wantParam ||
+			!strings.HasPrefix(r.Message, c.message) || strings.HasPrefix(r.Message, " ") || !strings.Contains(r.Message, "context_length_exceeded") {
+			t.Errorf("%q: %d %+v", c.message, r.Status, r)
 		}
 	}
 }
@@ -45,20 +46,20 @@ func TestShareRefusals(t *testing.T) {
 	for name, c := range map[string]struct {
 		denied       limit.Denied
 		status       int
-		code         code
+		code         refusal.Code
 		retry        time.Duration
 		hopeless     bool
 		said, unsaid string
 	}{
-		"rate":          {limit.Denied{Rule: "rate", Per: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, RetryAfter: 3 * time.Second, Share: 25}, 429, codeRateLimit, 3 * time.Second, false, "may give out 25 while the gateways cannot count together", "used up"},
-		"quota":         {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Second, Share: 250}, 503, codeStore, retryStore, false, "is not used up", "until 20"},
-		"quota used up": {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Hour}, 403, codeInsufficientQuota, 0, true, "is used up until 20", "together"},
-		"its own limit": {limit.Denied{Rule: "rate", Per: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, RetryAfter: 3 * time.Second}, 429, codeRateLimit, 3 * time.Second, false, "try again in 3s", "together"},
+		"rate":          {limit.Denied{Rule: "rate", Per: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, RetryAfter: 3 * time.Second, Share: 25}, 429, refusal.RateLimit, 3 * time.Second, false, "may give out 25 while the gateways cannot count together", "used up"},
+		"quota":         {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Second, Share: 250}, 503, refusal.StoreUnavailable, retryStore, false, "is not used up", "until 20"},
+		"quota used up": {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Hour}, 403, refusal.InsufficientQuota, 0, true, "is used up until 20", "together"},
+		"its own limit": {limit.Denied{Rule: "rate", Per: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, RetryAfter: 3 * time.Second}, 429, refusal.RateLimit, 3 * time.Second, false, "try again in 3s", "together"},
 	} {
 		r := g.explain(&call{model: &backend.Model{}, id: "id", addr: netip.MustParseAddr("127.0.0.1")}, &c.denied)
-		if r.status != c.status || r.told.Code != string(c.code) || r.retry != c.retry || r.hopeless != c.hopeless ||
-			!strings.Contains(r.told.Message, c.said) || strings.Contains(r.told.Message, c.unsaid) {
-			t.Errorf("%s: %d %+v, retry %v, hopeless %v", name, r.status, r.told, r.retry, r.hopeless)
+		if r.Status != c.status || r.Code != c.code || r.RetryAfter != c.retry || r.NoRetry != c.hopeless ||
+			!strings.Contains(r.Message, c.said) || strings.Contains(r.Message, c.unsaid) {
+			t.Errorf("%s: %d %+v, retry %v, hopeless %v", name, r.Status, r, r.RetryAfter, r.NoRetry)
 		}
 	}
 }
@@ -80,11 +81,11 @@ func FuzzServerRefusal(f *testing.F) {
 			return
 		}
 		r := g.explain(&call{model: &backend.Model{}, asked: &backend.Model{}, id: "id"}, &backend.StatusError{Status: status, Body: []byte(body)})
-		if r.status < 400 || r.told.Code == "" || r.told.Type == "" || strings.TrimSpace(r.told.Message) == "" {
-			t.Errorf("%d %q: %d %+v", status, body, r.status, r.told)
+		if r.Status < 400 || r.Code == "" || r.Type == "" || strings.TrimSpace(r.Message) == "" {
+			t.Errorf("%d %q: %d %+v", status, body, r.Status, r)
 		}
-		if strings.HasPrefix(body, "<") && strings.Contains(r.told.Message, "<") {
-			t.Errorf("%d: %q", status, r.told.Message)
+		if strings.HasPrefix(body, "<") && strings.Contains(r.Message, "<") {
+			t.Errorf("%d: %q", status, r.Message)
 		}
 	})
 }
