@@ -1,6 +1,7 @@
 """langchain-openai as it comes, against the gateway."""
 
 import asyncio
+import contextlib
 
 import openai
 import pytest
@@ -145,9 +146,10 @@ async def test_async_cancel(slowly, tag):
     began = asyncio.Event()
 
     async def ask():
-        async for _ in llm.astream("Hello"):
-            began.set()
-            await asyncio.sleep(0)  # where data always waits, nothing else can be cancelled
+        async with contextlib.aclosing(llm.astream("Hello")) as chunks:  # as in test_openai.py
+            async for _ in chunks:
+                began.set()
+                await asyncio.sleep(0)  # where data always waits, nothing else can be cancelled
 
     task = asyncio.create_task(ask())
     await began.wait()

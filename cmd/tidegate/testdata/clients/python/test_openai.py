@@ -279,9 +279,12 @@ async def test_async_cancel(slowly, tag, stream):
         if not stream:
             asyncio.get_running_loop().call_later(0.2, began.set)
             return await got
-        async for _ in await got:
-            began.set()
-            await asyncio.sleep(0)  # where data always waits, nothing else can be cancelled
+        # Only a with statement closes a stream that is cancelled between two reads: the
+        # exception's traceback keeps the iterator alive.
+        async with await got as chunks:
+            async for _ in chunks:
+                began.set()
+                await asyncio.sleep(0)  # where data always waits, nothing else can be cancelled
 
     async with openai.AsyncOpenAI(base_url=URL, api_key=KEY) as c:
         task = asyncio.create_task(ask(c))
