@@ -48,8 +48,8 @@ type activity struct {
 type useCount struct{ requests, refused, input, output int64 }
 
 // find returns the line of a caller and a model, which it may begin.
-func (a *activities) find(who *account.Identity, model string, now time.Time) *activity {
-	name := activityName{who.Department, who.Project, who.User, who.Key, model}
+func (a *activities) find(caller *account.Identity, model string, now time.Time) *activity {
+	name := activityName{caller.Department, caller.Project, caller.User, caller.Key, model}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if one := a.byName[name]; one != nil {
@@ -202,28 +202,11 @@ func (g *Gateway) topPage(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write(append(body, '\n')) // an operator who left needs no error
 }
 
-// begins counts a request that is to be admitted.
-func (g *Gateway) begins(c *call) {
-	c.activity = g.activities.find(&c.who, c.asked.Name, c.now())
-	c.activity.add(c.now(), useCount{requests: 1}, 1, 0)
-	c.phase = phaseWaiting
-}
-
-// runs counts a request that has its place, and its prompt.
-func (c *call) runs() {
-	c.activity.add(c.now(), useCount{input: int64(c.prompt)}, -1, 1)
-	c.phase = phaseRunning
-}
-
-// ends counts that a request neither waits nor runs any more.
-func (c *call) ends() {
-	switch c.phase {
-	case phaseWaiting:
-		c.activity.add(c.now(), useCount{}, -1, 0)
-	case phaseRunning:
-		c.activity.add(c.now(), useCount{}, 0, -1)
-	}
-	c.phase = phaseNone
+// use is how one request counts in its caller's activity. One goroutine may use it. The
+// zero value counts nothing.
+type use struct {
+	activity *activity // nil before the request is to be admitted
+	phase    phase
 }
 
 // phase is as what a request is counted.
@@ -235,15 +218,30 @@ const (
 	phaseRunning
 )
 
-// turnedAway counts a request that was refused without asking a backend.
-func (g *Gateway) turnedAway(c *call) {
-	a := c.activity
-	if a == nil {
-		model := ""
-		if c.asked != nil {
-			model = c.asked.Name
-		}
-		a = g.activities.find(&c.who, model, c.now())
+// begin counts a request that is to be admitted.
+func (u *use) begin(a *activity, now time.Time) {
+	u.activity, u.phase = a, phaseWaiting
+	a.add(now, useCount{requests: 1}, 1, 0)
+}
+
+// run counts a request that has its place, and its prompt.
+func (u *use) run(now time.Time, prompt int) {
+	u.activity.add(now, useCount{input: int64(prompt)}, -1, 1)
+	u.phase = phaseRunning
+}
+
+// output counts tokens of the answer.
+func (u *use) output(now time.Time, tokens int) {
+	u.activity.add(now, useCount{output: int64(tokens)}, 0, 0)
+}
+
+// end counts that a request neither waits nor runs any more.
+func (u *use) end(now time.Time) {
+	switch u.phase {
+	case phaseWaiting:
+		u.activity.add(now, useCount{}, -1, 0)
+	case phaseRunning:
+		u.activity.add(now, useCount{}, 0, -1)
 	}
-	a.add(c.now(), useCount{refused: 1}, 0, 0)
+	u.phase = phaseNone
 }

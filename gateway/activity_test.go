@@ -115,7 +115,7 @@ func TestTopPage(t *testing.T) {
 		r := httptest.NewRequest(http.MethodPost, "/v1/chat/completions", strings.NewReader(`{"model":"gone","messages":[{"role":"user","content":"hi"}]}`))
 		r.Header.Set("Content-Type", "application/json")
 		r.Header.Set("Authorization", "Bearer "+key)
-		front.ServeHTTP(withDeadlines{httptest.NewRecorder()}, r)
+		front.ServeHTTP(deadlines{httptest.NewRecorder()}, r)
 	}
 	w := httptest.NewRecorder()
 	ops.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://127.0.0.1:9090/top", nil))

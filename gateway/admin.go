@@ -20,13 +20,13 @@ const adminTimeout = 10 * time.Second
 // fails with, or is too slow for, is the store's failure, not a model server's.
 func admin(h handler) handler {
 	return func(c *call) error {
-		c.w.Header().Set("Cache-Control", "no-store")
+		c.writer.w.Header().Set("Cache-Control", "no-store")
 		var err error
-		if c.who, err = c.set.accounts.IdentifyAdministrator(c.r.Context(), c.authorization(), c.from()); err != nil {
+		if c.caller, err = c.settings.accounts.IdentifyAdministrator(c.r.Context(), authorization(c.r.Header), c.from()); err != nil {
 			return err
 		}
 		c.showExpiry()
-		if !c.who.Admin {
+		if !c.caller.Admin {
 			return refusal.New(refusal.AccessDenied, "", "this needs an administrator's key: make one with tidegate key create --admin")
 		}
 		if err := c.checkTexts(); err != nil {
@@ -45,7 +45,7 @@ func admin(h handler) handler {
 }
 
 // actor is who the audit log says it was.
-func (c *call) actor() string { return c.who.User + "/" + c.who.Key }
+func (c *call) actor() string { return c.caller.User + "/" + c.caller.Key }
 
 // pageOf reads the part of a list that is asked for.
 func (c *call) pageOf() (account.Page, error) {
@@ -78,12 +78,12 @@ func page[T any](c *call, list func(account.Page) ([]T, bool, error), next func(
 	if more {
 		answer["after"] = next(items[len(items)-1])
 	}
-	return c.reply(answer)
+	return c.writer.sendJSON(answer)
 }
 
 func (g *Gateway) listKeys(c *call) error {
 	return page(c, func(p account.Page) ([]account.Key, bool, error) {
-		return c.set.accounts.Store().Keys(c.r.Context(), c.r.URL.Query().Get("user"), p)
+		return c.settings.accounts.Store().Keys(c.r.Context(), c.r.URL.Query().Get("user"), p)
 	}, func(k account.Key) any { return k.ID })
 }
 
@@ -98,13 +98,13 @@ func (g *Gateway) listAudit(c *call) error {
 			}
 			before = n
 		}
-		return c.set.accounts.Store().Audit(c.r.Context(), before, p.Limit)
+		return c.settings.accounts.Store().Audit(c.r.Context(), before, p.Limit)
 	}, func(e account.Entry) any { return strconv.FormatInt(e.ID, 10) })
 }
 
 func (g *Gateway) listOverrides(c *call) error {
 	return page(c, func(p account.Page) ([]account.Override, bool, error) {
-		return c.set.accounts.Store().StoredOverrides(c.r.Context(), p)
+		return c.settings.accounts.Store().StoredOverrides(c.r.Context(), p)
 	}, func(o account.Override) any { return o.Path() })
 }
 
@@ -116,19 +116,19 @@ func (g *Gateway) createKey(c *call) error {
 	if err := g.checkModels(body.Models); err != nil {
 		return err
 	}
-	made, err := c.set.accounts.CreateKey(c.r.Context(), c.actor(), body)
+	made, err := c.settings.accounts.CreateKey(c.r.Context(), c.actor(), body)
 	if err != nil {
 		return err
 	}
-	return c.reply(made)
+	return c.writer.sendJSON(made)
 }
 
 func (g *Gateway) showKey(c *call) error {
-	k, err := c.set.accounts.Store().Key(c.r.Context(), c.r.PathValue("key"))
+	k, err := c.settings.accounts.Store().Key(c.r.Context(), c.r.PathValue("key"))
 	if err != nil {
 		return err
 	}
-	return c.reply(k)
+	return c.writer.sendJSON(k)
 }
 
 func (g *Gateway) rotateKey(c *call) error {
@@ -145,22 +145,22 @@ func (g *Gateway) rotateKey(c *call) error {
 			return refusal.New(refusal.InvalidRequest, "overlap", "overlap: "+err.Error())
 		}
 	}
-	made, err := c.set.accounts.RotateKey(c.r.Context(), c.actor(), c.r.PathValue("key"), overlap)
+	made, err := c.settings.accounts.RotateKey(c.r.Context(), c.actor(), c.r.PathValue("key"), overlap)
 	if err != nil {
 		return err
 	}
-	return c.reply(made)
+	return c.writer.sendJSON(made)
 }
 
 func (g *Gateway) revokeKey(c *call) error {
 	if err := c.strict(&struct{}{}, false); err != nil {
 		return err
 	}
-	keys, err := c.set.accounts.Store().RevokeKey(c.r.Context(), c.actor(), c.r.PathValue("key"))
+	keys, err := c.settings.accounts.Store().RevokeKey(c.r.Context(), c.actor(), c.r.PathValue("key"))
 	if err != nil {
 		return err
 	}
-	return c.reply(map[string]any{"revoked": keys})
+	return c.writer.sendJSON(map[string]any{"revoked": keys})
 }
 
 func (g *Gateway) setOverride(c *call) error {
@@ -174,16 +174,16 @@ func (g *Gateway) setOverride(c *call) error {
 	if err := g.Admission.CheckOverride(limit.Override{Rule: body.Rule, Of: body.Of, Name: body.Name, Numbers: body.Numbers()}); err != nil {
 		return refusal.New(refusal.InvalidRequest, "", err.Error())
 	}
-	if err := c.set.accounts.Store().SetOverride(c.r.Context(), c.actor(), body); err != nil {
+	if err := c.settings.accounts.Store().SetOverride(c.r.Context(), c.actor(), body); err != nil {
 		return err
 	}
-	return c.reply(body)
+	return c.writer.sendJSON(body)
 }
 
 func (g *Gateway) deleteOverride(c *call) error {
 	r := c.r
-	if err := c.set.accounts.Store().DeleteOverride(r.Context(), c.actor(), r.PathValue("of"), r.PathValue("name"), r.PathValue("rule")); err != nil {
+	if err := c.settings.accounts.Store().DeleteOverride(r.Context(), c.actor(), r.PathValue("of"), r.PathValue("name"), r.PathValue("rule")); err != nil {
 		return err
 	}
-	return c.reply(map[string]any{"deleted": true})
+	return c.writer.sendJSON(map[string]any{"deleted": true})
 }

@@ -27,10 +27,10 @@ func (c *call) readBody() ([]byte, error) {
 	}
 	coding, err := codingOf(c.r.Header)
 	if err != nil {
-		c.w.Header().Set("Accept-Encoding", acceptedCodings) // RFC 9110, 15.5.16
+		c.writer.w.Header().Set("Accept-Encoding", acceptedCodings) // RFC 9110, 15.5.16
 		return nil, err
 	}
-	if c.r.ContentLength > int64(c.set.MaxBody) {
+	if c.r.ContentLength > int64(c.settings.MaxBody) {
 		return nil, c.tooLarge()
 	}
 	body, err := c.receive()
@@ -87,9 +87,9 @@ func codingOf(h http.Header) (coding string, err error) {
 
 // receive reads the body as it comes, of at most max_body bytes and within body_timeout.
 func (c *call) receive() ([]byte, error) {
-	limit := int64(c.set.MaxBody)
-	deadline := http.NewResponseController(c.w)
-	if err := deadline.SetReadDeadline(time.Now().Add(c.set.BodyTimeout)); err != nil {
+	limit := int64(c.settings.MaxBody)
+	deadline := http.NewResponseController(c.writer.w)
+	if err := deadline.SetReadDeadline(time.Now().Add(c.settings.BodyTimeout)); err != nil {
 		return nil, fmt.Errorf("set read deadline: %w", err)
 	}
 	defer func(began time.Time) { c.reading = time.Since(began) }(time.Now())
@@ -97,7 +97,7 @@ func (c *call) receive() ([]byte, error) {
 	if c.r.ContentLength >= 0 {
 		most = c.r.ContentLength
 	}
-	body, err := c.fill(http.MaxBytesReader(c.w, c.r.Body, limit), int(most), 0)
+	body, err := c.fill(http.MaxBytesReader(c.writer.w, c.r.Body, limit), int(most), 0)
 	var ours *refusal.Refusal
 	switch {
 	case err == nil:
@@ -107,7 +107,7 @@ func (c *call) receive() ([]byte, error) {
 	case errors.As(err, new(*http.MaxBytesError)):
 		return nil, c.tooLarge()
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, refusal.New(refusal.InvalidRequest, "", fmt.Sprintf("the body did not arrive whole within %v", c.set.BodyTimeout))
+		return nil, refusal.New(refusal.InvalidRequest, "", fmt.Sprintf("the body did not arrive whole within %v", c.settings.BodyTimeout))
 	case c.r.Context().Err() != nil:
 		return nil, c.r.Context().Err()
 	}
@@ -137,14 +137,14 @@ func (c *call) fill(in io.Reader, most, beside int) (body []byte, err error) {
 
 // tooLarge refuses a body that is over max_body as it was sent.
 func (c *call) tooLarge() error {
-	return refusal.New(refusal.RequestTooLarge, "", fmt.Sprintf("the body is larger than %v, the most that this gateway takes", c.set.MaxBody))
+	return refusal.New(refusal.RequestTooLarge, "", fmt.Sprintf("the body is larger than %v, the most that this gateway takes", c.settings.MaxBody))
 }
 
 // decompress returns what a body is that came in a coding. All of it has come by then, so
 // that no caller holds the large result while it sends the small rest. Nothing is made of
 // what is over max_body.
 func (c *call) decompress(coding string, sent []byte) ([]byte, error) {
-	limit := int(c.set.MaxBody)
+	limit := int(c.settings.MaxBody)
 	in := &packedBody{}
 	in.Reset(sent)
 	out, err := newDecompressor(coding, in)
@@ -159,7 +159,7 @@ func (c *call) decompress(coding string, sent []byte) ([]byte, error) {
 	case err != nil:
 		return nil, broken(coding, err)
 	case len(body) > limit:
-		return nil, refusal.New(refusal.RequestTooLarge, "", fmt.Sprintf("the body is larger than %v when it is decompressed, the most that this gateway takes", c.set.MaxBody))
+		return nil, refusal.New(refusal.RequestTooLarge, "", fmt.Sprintf("the body is larger than %v when it is decompressed, the most that this gateway takes", c.settings.MaxBody))
 	case in.Len() > 0:
 		return nil, broken(coding, errTrailing)
 	}

@@ -210,7 +210,7 @@ func FuzzDecompress(f *testing.F) {
 		if zip {
 			coding = "gzip"
 		}
-		c := &call{set: set}
+		c := &call{settings: set}
 		body, err := c.decompress(coding, []byte(sent))
 		switch known := refusedFor(err); {
 		case err == nil && len(body) > 64<<10:

@@ -95,19 +95,6 @@ func (h *holding) resize(bytes int64) error {
 // release gives all back. A second call does nothing.
 func (h *holding) release() { _ = h.resize(0) } // which never fails
 
-// hold makes the request hold so many bytes in all, or refuses it. The caller must be
-// known.
-func (c *call) hold(bytes int) error {
-	c.held.caller = c.who.User
-	return c.held.resize(int64(bytes))
-}
-
-// dropBody forgets the body once no backend will be sent it.
-func (c *call) dropBody() {
-	c.body = nil
-	c.held.release()
-}
-
 // Bounds in bytes of the buffers of bodies.
 const (
 	firstBuffer = 32 << 10 // whatever length a caller announces

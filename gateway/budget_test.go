@@ -116,8 +116,8 @@ func TestAnnouncedLengthCostsNothing(t *testing.T) {
 		r := httptest.NewRequest(http.MethodPost, "/tokenize", nil)
 		r.Header.Set("Content-Type", "application/json")
 		r.ContentLength = announced
-		c := &call{r: r, set: g.settings.Load(), held: holding{budget: &g.bodies}}
-		c.who.User = "ada"
+		c := g.newCall(deadlines{httptest.NewRecorder()}, r, "/tokenize")
+		c.caller.User = "ada"
 		r.Body = io.NopCloser(readerFunc(func(p []byte) (int, error) {
 			g.bodies.mu.Lock()
 			held = g.bodies.used
@@ -132,11 +132,10 @@ func TestAnnouncedLengthCostsNothing(t *testing.T) {
 			come += n
 			return n, nil
 		}))
-		c.w = deadlines{httptest.NewRecorder()}
 		if _, err := c.readBody(); refusedFor(err) != refusal.InvalidRequest {
 			t.Errorf("got %v", err)
 		}
-		c.held.release()
+		c.bodies.release()
 	}
 }
 
@@ -153,7 +152,7 @@ func TestTokenizeAnswer(t *testing.T) {
 		}
 		for _, context := range []int{0, 40_960} {
 			w := httptest.NewRecorder()
-			c := &call{w: w}
+			c := &call{writer: answerWriter{w: w}}
 			if err := c.replyTokens(ids, context); err != nil {
 				t.Fatal(err)
 			}

@@ -3,6 +3,7 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -12,15 +13,15 @@ import (
 
 // identify finds out who calls.
 func (c *call) identify() (err error) {
-	c.who, err = c.set.accounts.Identify(c.r.Context(), c.authorization(), c.from())
+	c.caller, err = c.settings.accounts.Identify(c.r.Context(), authorization(c.r.Header), c.from())
 	c.showExpiry()
 	return err
 }
 
 // showExpiry says in a header when the caller's key expires, where it does.
 func (c *call) showExpiry() {
-	if ends := c.who.Ends(); ends != "" {
-		c.header("X-Tidegate-Key-Expires", ends)
+	if ends := c.caller.Ends(); ends != "" {
+		c.writer.header("X-Tidegate-Key-Expires", ends)
 	}
 }
 
@@ -28,10 +29,10 @@ func (c *call) showExpiry() {
 // Where that has no Bearer key, because it is missing, empty or meant for a proxy, the key
 // is in x-api-key, as Anthropic's clients send it. Of two keys the one of Authorization
 // counts: a client whose key for a gateway was set sends an old one beside it.
-func (c *call) authorization() string {
-	given := c.r.Header.Get("Authorization")
+func authorization(h http.Header) string {
+	given := h.Get("Authorization")
 	if given == "" || bearerKey(given) == "" {
-		if key := strings.TrimSpace(c.r.Header.Get("X-Api-Key")); key != "" {
+		if key := strings.TrimSpace(h.Get("X-Api-Key")); key != "" {
 			return "Bearer " + key
 		}
 	}
@@ -49,22 +50,22 @@ func bearerKey(authorization string) string {
 
 // keyRefused says why a caller's key is no good. What is said of a key that the gateway
 // knows is said to whoever has its whole text, so it helps nobody to guess one.
-func (c *call) keyRefused(err error) *refusal.Refusal {
+func (f *facts) keyRefused(err error) *refusal.Refusal {
 	var known *account.KeyError
 	switch {
 	case errors.As(err, &known):
-		return c.knownKeyRefused(known)
+		return f.knownKeyRefused(known)
 	case errors.Is(err, account.ErrNoKey):
-		return refusal.New(refusal.InvalidAPIKey, "", c.keyless()+": send the header Authorization: Bearer KEY (or x-api-key: KEY) with a key of this gateway")
+		return refusal.New(refusal.InvalidAPIKey, "", keyless(f.header)+": send the header Authorization: Bearer KEY (or x-api-key: KEY) with a key of this gateway")
 	}
 	message := "the API key is not known here: check that it is whole, and that it is a key of this gateway"
-	if c.r.Header.Get("X-Api-Key") != "" && bearerKey(c.r.Header.Get("Authorization")) != "" {
+	if f.header.Get("X-Api-Key") != "" && bearerKey(f.header.Get("Authorization")) != "" {
 		message += "; the key in Authorization was looked at, since it goes before the one in x-api-key"
 	}
 	return refusal.New(refusal.InvalidAPIKey, "", message)
 }
 
-func (c *call) knownKeyRefused(known *account.KeyError) *refusal.Refusal {
+func (f *facts) knownKeyRefused(known *account.KeyError) *refusal.Refusal {
 	key := "the API key " + known.Key
 	if known.KeyID != "" {
 		key += " (id " + known.KeyID + ")"
@@ -72,7 +73,7 @@ func (c *call) knownKeyRefused(known *account.KeyError) *refusal.Refusal {
 	since := known.Since.UTC().Format(time.RFC3339)
 	switch known.State {
 	case account.KeyElsewhere:
-		return refusal.New(refusal.AccessDenied, "", fmt.Sprintf("%s may not be used from your address %v: use it from the networks that it is bound to, or have that changed", key, c.from()))
+		return refusal.New(refusal.AccessDenied, "", fmt.Sprintf("%s may not be used from your address %v: use it from the networks that it is bound to, or have that changed", key, f.addr))
 	case account.KeyExpired:
 		return refusal.New(refusal.InvalidAPIKey, "", key+" expired on "+since+": ask an administrator for a new one")
 	case account.KeyDisabled:
@@ -82,10 +83,10 @@ func (c *call) knownKeyRefused(known *account.KeyError) *refusal.Refusal {
 }
 
 // keyless says how the headers of a request come to have no key.
-func (c *call) keyless() string {
-	given, sent := c.r.Header["Authorization"]
+func keyless(h http.Header) string {
+	given, sent := h["Authorization"]
 	switch {
-	case c.authorization() != "" && bearerKey(c.authorization()) != "":
+	case authorization(h) != "" && bearerKey(authorization(h)) != "":
 		return "the API key that was sent is longer than any key can be"
 	case !sent:
 		return "no API key was sent"

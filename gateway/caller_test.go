@@ -94,7 +94,7 @@ func TestKeyRefused(t *testing.T) {
 		account.KeyElsewhere: {refusal.AccessDenied, "the API key laptop (id 01ABC) may not be used from your address 192.0.2.1"},
 	} {
 		err := fmt.Errorf("identify: %w", &account.KeyError{State: state, Since: since, Key: "laptop", KeyID: "01ABC", User: "ann"})
-		got := g.explain(&call{r: r, set: g.settings.Load()}, err)
+		got := explain(err, (&call{r: r, settings: g.settings.Load()}).facts())
 		if got.Code != want.code || !strings.Contains(got.Message, want.text) {
 			t.Errorf("%s: %+v, expected %s", state, got, want.text)
 		}
@@ -107,8 +107,8 @@ func TestNameOfKeyInOpenMode(t *testing.T) {
 	g.Reload(Default(), account.New(account.Config{Mode: account.Open, Keys: []account.KeyConfig{{User: "ada", KeyEnv: "A", Key: adaKey}}}, nil))
 	r := httptest.NewRequest(http.MethodGet, "/", nil)
 	r.Header.Set("X-Api-Key", adaKey)
-	c := &call{r: r, set: g.settings.Load()}
-	if err := c.identify(); err != nil || c.who.User != "ada" {
-		t.Errorf("%+v, %v", c.who, err)
+	c := g.newCall(httptest.NewRecorder(), r, "/")
+	if err := c.identify(); err != nil || c.caller.User != "ada" {
+		t.Errorf("%+v, %v", c.caller, err)
 	}
 }

@@ -72,9 +72,11 @@ func (watched) SetReadDeadline(time.Time) error { return nil }
 // generateInto sends g one request, whose answer goes into w and is shown as it is
 // written, and settles it.
 func generateInto(ctx context.Context, g *Gateway, w *httptest.ResponseRecorder, wrote func([]byte), kind openai.Route, body string) generated {
-	r := httptest.NewRequestWithContext(ctx, http.MethodPost, path(kind), strings.NewReader(body))
+	d := newDoor(kind)
+	r := httptest.NewRequestWithContext(ctx, http.MethodPost, d.Pattern, strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
-	c := &call{w: watched{w, wrote}, r: r, set: g.settings.Load(), id: newID(time.Now()), route: path(kind), kind: kind, began: time.Now(), status: http.StatusOK}
+	c := g.newCall(watched{w, wrote}, r, d.Pattern)
+	c.door = d
 	err := g.guarded(c, g.generate)
 	if err != nil {
 		g.fail(c, err)
@@ -115,8 +117,8 @@ func TestUnseenAnswersAreCharged(t *testing.T) {
 				}
 			})
 			got := generateOne(ctx, g, c.kind, c.body)
-			if !got.charged || !got.estimated || got.usage != (openai.Usage{Input: got.prompt, Output: c.output}) || got.prompt == 0 {
-				t.Errorf("charged %v, estimated %v: %+v, %v", got.charged, got.estimated, got.usage, got.err)
+			if !got.outcome.charged || !got.outcome.estimated || got.outcome.usage != (openai.Usage{Input: got.request.prompt, Output: c.output}) || got.request.prompt == 0 {
+				t.Errorf("charged %v, estimated %v: %+v, %v", got.outcome.charged, got.outcome.estimated, got.outcome.usage, got.err)
 			}
 			var timeout *backend.TimeoutError
 			if c.leaves != errors.Is(got.err, backend.ErrLeft) || c.leaves == errors.As(got.err, &timeout) {
@@ -146,11 +148,11 @@ func TestPaceOfSeveralPrompts(t *testing.T) {
 		io.WriteString(w, "data: [DONE]\n\n")
 	}, nil)
 	got := generateOne(t.Context(), g, openai.Completions, `{"model":"m","max_tokens":10,"stream":true,"prompt":["a","a","a","a","a","a","a","a"]}`)
-	if got.err != nil || got.usage.Output != prompts*tokens {
-		t.Fatalf("%+v, %v", got.usage, got.err)
+	if got.err != nil || got.outcome.usage.Output != prompts*tokens {
+		t.Fatalf("%+v, %v", got.outcome.usage, got.err)
 	}
 	decode, known := b.Pace.Decode(tokens)
-	if want := got.flow() / (tokens - 1) * (tokens - 1); !known || decode != want {
+	if want := got.outcome.flow() / (tokens - 1) * (tokens - 1); !known || decode != want {
 		t.Errorf("%d tokens of each choice took %v, and the pace says %v", tokens, want, decode)
 	}
 }
@@ -194,8 +196,8 @@ func TestUsageIsNotBelieved(t *testing.T) {
 			if c.output == 0 {
 				want.Output = g.Counter.Text(text) + 1
 			}
-			if got.err != nil || got.status != http.StatusOK || got.usage != want || got.estimated != (c.fault != "") || !strings.Contains(got.body, "fox") {
-				t.Errorf("%s, stream %v: %+v, estimated %v, status %d, %v", c.usage, stream, got.usage, got.estimated, got.status, got.err)
+			if got.err != nil || got.outcome.status != http.StatusOK || got.outcome.usage != want || got.outcome.estimated != (c.fault != "") || !strings.Contains(got.body, "fox") {
+				t.Errorf("%s, stream %v: %+v, estimated %v, status %d, %v", c.usage, stream, got.outcome.usage, got.outcome.estimated, got.outcome.status, got.err)
 			}
 			for _, fault := range openai.FaultNames() {
 				var read dto.Metric
@@ -239,8 +241,8 @@ func TestLeavingAfterDone(t *testing.T) {
 				}
 			}, openai.Chat, `{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}`)
 			want := map[bool]int{true: http.StatusOK, false: clientClosed}[last == "[DONE]"]
-			if got.status != want || (got.err == nil) != (want == http.StatusOK) || got.usage.Output != 1 {
-				t.Errorf("status %d, %v, %+v, %s", got.status, got.err, got.usage, got.body)
+			if got.outcome.status != want || (got.err == nil) != (want == http.StatusOK) || got.outcome.usage.Output != 1 {
+				t.Errorf("status %d, %v, %+v, %s", got.outcome.status, got.err, got.outcome.usage, got.body)
 			}
 		})
 	}

@@ -95,7 +95,7 @@ func (g *Gateway) preflight(w http.ResponseWriter, r *http.Request, c *CORS, all
 	}
 	head.Set("Access-Control-Max-Age", strconv.Itoa(int(c.MaxAge/time.Second)))
 	head.Add("Vary", "Access-Control-Request-Headers")
-	if g.toStranger(w, r, func() { w.WriteHeader(http.StatusNoContent) }) {
+	if g.unread.write(w, r, func() { w.WriteHeader(http.StatusNoContent) }) {
 		panic(http.ErrAbortHandler)
 	}
 }

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"net/http"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +16,6 @@ import (
 // than the gateway knew: the one code, a message that LangChain knows, and the parameter
 // that is too large.
 func TestContextRefusals(t *testing.T) {
-	g, _ := bare(t, nil)
 	for _, c := range []struct {
 		kind                      openai.Route
 		status                    int
@@ -29,8 +27,8 @@ func TestContextRefusals(t *testing.T) {
 		{openai.Chat, 400, "max_tokens=5000 cannot be greater than max_model_len=2048.", "max_tokens", "max_tokens"},
 		{openai.Chat, 400, "", "input_tokens", "messages"},
 	} {
-		x := &call{kind: c.kind, model: &backend.Model{}, id: "id"}
-		r := g.explain(x, &openai.StreamError{Status: c.status, Err: openai.Error{Message: c.message, Param: c.param}})
+		param := map[openai.Route]string{openai.Chat: "messages", openai.Completions: "prompt"}[c.kind]
+		r := explain(&openai.StreamError{Status: c.status, Err: openai.Error{Message: c.message, Param: c.param}}, &facts{id: "id", promptParam: param})
 		if r.Status != http.StatusBadRequest || r.Code != refusal.ContextLength || r.Param != c.wantParam ||
 			!strings.HasPrefix(r.Message, c.message) || strings.HasPrefix(r.Message, " ") || !strings.Contains(r.Message, "context_length_exceeded") {
 			t.Errorf("%q: %d %+v", c.message, r.Status, r)
@@ -42,7 +40,6 @@ func TestContextRefusals(t *testing.T) {
 // part of it that a gateway enforces alone: what is the matter, and to come again. Only
 // a quota that is used up is not worth trying again.
 func TestShareRefusals(t *testing.T) {
-	g, _ := bare(t, nil)
 	for name, c := range map[string]struct {
 		denied       limit.Denied
 		status       int
@@ -56,7 +53,7 @@ func TestShareRefusals(t *testing.T) {
 		"quota used up": {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Hour}, 403, refusal.InsufficientQuota, 0, true, "is used up until 20", "together"},
 		"its own limit": {limit.Denied{Rule: "rate", Per: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, RetryAfter: 3 * time.Second}, 429, refusal.RateLimit, 3 * time.Second, false, "try again in 3s", "together"},
 	} {
-		r := g.explain(&call{model: &backend.Model{}, id: "id", addr: netip.MustParseAddr("127.0.0.1")}, &c.denied)
+		r := explain(&c.denied, &facts{id: "id", now: time.Now()})
 		if r.Status != c.status || r.Code != c.code || r.RetryAfter != c.retry || r.NoRetry != c.hopeless ||
 			!strings.Contains(r.Message, c.said) || strings.Contains(r.Message, c.unsaid) {
 			t.Errorf("%s: %d %+v, retry %v, hopeless %v", name, r.Status, r, r.RetryAfter, r.NoRetry)
@@ -75,12 +72,11 @@ func FuzzServerRefusal(f *testing.F) {
 			f.Add(status, body)
 		}
 	}
-	g, _ := bare(f, nil)
 	f.Fuzz(func(t *testing.T, status int, body string) {
 		if status < 300 || status > 599 {
 			return
 		}
-		r := g.explain(&call{model: &backend.Model{}, asked: &backend.Model{}, id: "id"}, &backend.StatusError{Status: status, Body: []byte(body)})
+		r := explain(&backend.StatusError{Status: status, Body: []byte(body)}, &facts{id: "id"})
 		if r.Status < 400 || r.Code == "" || r.Type == "" || strings.TrimSpace(r.Message) == "" {
 			t.Errorf("%d %q: %d %+v", status, body, r.Status, r)
 		}

@@ -8,12 +8,8 @@
 package gateway
 
 import (
-	"errors"
-	"fmt"
 	"log/slog"
-	"net/http"
-	"net/netip"
-	"strings"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,92 +17,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tidegate/admission"
-	"tidegate/admission/limit"
 	"tidegate/degrade"
 	"tidegate/gateway/account"
 	"tidegate/gateway/alert"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/door"
 	"tidegate/gateway/ledger"
 	"tidegate/gateway/openai"
 	"tidegate/gateway/qwen"
 	"tidegate/nvml"
 )
-
-// KeepAlive says when a silent stream is kept alive.
-type KeepAlive struct {
-	After time.Duration `yaml:"after"` // silence before the first keep-alive
-	Every time.Duration `yaml:"every"` // and between two
-	Form  string        `yaml:"form"`  // chunk | comment
-}
-
-// Config is what the face itself is told; it may change while requests run.
-type Config struct {
-	MaxBody        Size          `yaml:"max_body"` // of a request; a longer one is a 413
-	BodyBudget     BodyBudget    `yaml:"body_budget"`
-	BodyTimeout    time.Duration `yaml:"body_timeout"`  // for a caller to send its body
-	WriteTimeout   time.Duration `yaml:"write_timeout"` // for a caller to take what is sent
-	KeepAlive      KeepAlive     `yaml:"keepalive"`
-	AuxRequests    limit.Rate    `yaml:"aux_requests"`    // requests of one key that generate nothing: lists, reports, /tokenize
-	MaxN           int           `yaml:"max_n"`           // choices per prompt
-	MaxPrompts     int           `yaml:"max_prompts"`     // prompts of one request for completions; the engine works on all of them at once
-	TrustedProxies []string      `yaml:"trusted_proxies"` // networks whose X-Forwarded-For is believed
-	OpsHosts       []string      `yaml:"ops_hosts"`       // names by which operators ask the ops listener, beside its addresses and private names; "*": any
-	CORS           CORS          `yaml:"cors"`
-	TraceCallers   []string      `yaml:"-"` // networks whose traceparent and tracestate are followed; of the section telemetry
-	PerUser        int           `yaml:"-"` // users with metrics of their own, MaxPerUser at most; of the section telemetry
-	Prices         ledger.Prices `yaml:"-"` // of the models
-	Zone           string        `yaml:"-"` // time zone of reports that name none; empty: UTC
-}
-
-// Default is a face that works without being told anything.
-func Default() Config {
-	return Config{
-		MaxBody: 8 << 20, BodyTimeout: time.Minute, WriteTimeout: time.Minute, AuxRequests: limit.Rate{Count: 120, Window: time.Minute}, MaxN: 8, MaxPrompts: 64,
-		KeepAlive: KeepAlive{After: 10 * time.Second, Every: 10 * time.Second, Form: "chunk"},
-		CORS:      CORS{MaxAge: 10 * time.Minute},
-	}
-}
-
-// Validate says all that is wrong, path first.
-func (c *Config) Validate() error {
-	var faults []error
-	fault := func(ok bool, format string, args ...any) {
-		if !ok {
-			faults = append(faults, fmt.Errorf(format, args...))
-		}
-	}
-	fault(c.MaxBody >= 1<<10 && c.MaxBody <= 1<<30, "max_body: must be from 1KiB to 1GiB, such as 8MiB")
-	c.BodyBudget.validate(c.MaxBody, fault)
-	fault(c.BodyTimeout >= time.Millisecond, "body_timeout: must be at least 1ms, such as 60s")
-	fault(c.WriteTimeout >= time.Millisecond, "write_timeout: must be at least 1ms, such as 60s")
-	fault(c.KeepAlive.After >= time.Millisecond, "keepalive.after: must be at least 1ms, such as 10s")
-	fault(c.KeepAlive.Every >= time.Millisecond, "keepalive.every: must be at least 1ms, such as 10s")
-	fault(c.KeepAlive.Form == "chunk" || c.KeepAlive.Form == "comment", "keepalive.form: must be chunk or comment, not %q", c.KeepAlive.Form)
-	if c.AuxRequests == (limit.Rate{}) {
-		fault(false, "aux_requests: must be a count and a window, such as 120/1m")
-	} else if err := c.AuxRule().Validate(); err != nil {
-		fault(false, "aux_requests: %s", strings.TrimPrefix(err.Error(), "requests: "))
-	}
-	fault(c.MaxN >= 1 && c.MaxN <= 128, "max_n: must be from 1 to 128")
-	fault(c.MaxPrompts >= 1 && c.MaxPrompts <= 2048, "max_prompts: must be from 1 to 2048")
-	for i, host := range c.OpsHosts {
-		fault(host != "" && !strings.ContainsAny(host, "/: "), "ops_hosts[%d]: %q is no name of a host; expected something like tidegate.example.com, without scheme and port", i, host)
-	}
-	for i, p := range c.TrustedProxies {
-		_, err := netip.ParsePrefix(p)
-		fault(err == nil, "trusted_proxies[%d]: %q is no network; expected something like 10.0.0.0/8", i, p)
-	}
-	c.CORS.validate(fault)
-	return errors.Join(faults...)
-}
-
-// AuxRule is the name of the rule that holds callers to aux_requests.
-const AuxRule = "aux_requests"
-
-// AuxRule is the rule that holds callers to aux_requests.
-func (c *Config) AuxRule() *limit.Rule {
-	return &limit.Rule{Name: AuxRule, Per: "key", Bounds: limit.Bounds{Requests: c.AuxRequests}, Aux: true}
-}
 
 // Parts are what a gateway is made of.
 type Parts struct {
@@ -130,10 +50,10 @@ type Gateway struct {
 	Parts
 	settings atomic.Pointer[settings]
 	draining atomic.Bool
+	doors    []*door.Door
 	metrics  *metrics
 	buffers  sync.Pool // of *[]byte: what streams are about to write
 	scans    openai.Buffers
-	writers  sync.Pool // of *answerWriter
 	unread   unread
 	keyless  sampler // of log lines of requests without a good key
 	badKeys  sampler // of log lines of requests with a known key that is not good
@@ -147,17 +67,9 @@ type Gateway struct {
 	beganWall  time.Time // began by the wall clock alone
 }
 
-// settings are what a reload replaces as a whole.
-type settings struct {
-	Config
-	accounts *account.Directory
-	proxies  []netip.Prefix
-	traced   []netip.Prefix // whose traces are gone on with
-}
-
 // New makes a gateway; Reload may replace what it is told at any time.
 func New(p Parts, c Config, accounts *account.Directory) *Gateway {
-	g := &Gateway{Parts: p, metrics: newMetrics(p.Registry, p.Fleet), began: time.Now()}
+	g := &Gateway{Parts: p, doors: []*door.Door{door.Chat(), door.Completions()}, metrics: newMetrics(p.Registry, p.Fleet), began: time.Now()}
 	g.beganWall = g.began.Round(0)
 	g.Reload(c, accounts)
 	p.Fleet.Notify(g.metrics.follow)
@@ -176,67 +88,12 @@ func (g *Gateway) Reload(c Config, accounts *account.Directory) {
 	g.metrics.users.keep(c.PerUser)
 }
 
-// networks reads networks that are valid.
-func networks(texts []string) (out []netip.Prefix) {
-	for _, text := range texts {
-		if prefix, err := netip.ParsePrefix(text); err == nil {
-			out = append(out, prefix)
-		}
-	}
-	return out
-}
+// Listener returns l with a bound on the time that each write to one of its connections
+// takes: write_timeout as it is configured at the time.
+func (g *Gateway) Listener(l net.Listener) net.Listener { return &listener{l, g.writeTimeout} }
+
+func (g *Gateway) writeTimeout() time.Duration { return g.settings.Load().WriteTimeout }
 
 // Drain makes the gateway say that it is not ready, so that nothing new is sent
 // to it; it goes on to serve.
 func (g *Gateway) Drain() { g.draining.Store(true) }
-
-// ready says why the gateway is not ready; empty: it is.
-func (g *Gateway) ready() string {
-	switch {
-	case g.draining.Load():
-		return "draining"
-	case !g.Fleet.Ready():
-		return "no backend of any model is in rotation"
-	}
-	return ""
-}
-
-// healthz is alive as long as it answers.
-func (g *Gateway) healthz(w http.ResponseWriter, r *http.Request) {
-	g.plain(w, r, http.StatusOK, "ok")
-}
-
-// health answers as vLLM's route of this name does, which needs no key: 200 without a
-// body, or 503 (vllm/entrypoints/serve/instrumentator/health.py). It is readyz in another
-// form: tools such as GuideLLM ask it before they begin.
-func (g *Gateway) health(w http.ResponseWriter, r *http.Request) {
-	if g.ready() == "" {
-		g.plain(w, r, http.StatusOK, "")
-		return
-	}
-	g.readyz(w, r)
-}
-
-// readyz says whether requests should be sent here.
-func (g *Gateway) readyz(w http.ResponseWriter, r *http.Request) {
-	if why := g.ready(); why != "" {
-		g.plain(w, r, http.StatusServiceUnavailable, why)
-		return
-	}
-	g.plain(w, r, http.StatusOK, "ready")
-}
-
-// plain answers a probe, who needs no key.
-func (g *Gateway) plain(w http.ResponseWriter, r *http.Request, status int, text string) {
-	dropped := g.toStranger(w, r, func() {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		w.WriteHeader(status)
-		if text != "" {
-			// The caller's going away is no concern of a probe.
-			_, _ = fmt.Fprintln(w, text)
-		}
-	})
-	if dropped {
-		panic(http.ErrAbortHandler)
-	}
-}

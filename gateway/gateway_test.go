@@ -78,8 +78,8 @@ func TestPanics(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.answer(w, r, "/x", func(c *call) error {
 			if begun {
-				c.send()
-				_, _ = io.WriteString(c.w, "half an ans")
+				c.writer.sendHead()
+				_, _ = io.WriteString(c.writer.w, "half an ans")
 			}
 			panic("as planned")
 		})
@@ -132,7 +132,7 @@ func TestCallersAddress(t *testing.T) {
 		if c.forwarded != "" {
 			r.Header.Set("X-Forwarded-For", c.forwarded)
 		}
-		call := &call{r: r, set: g.settings.Load()}
+		call := g.newCall(httptest.NewRecorder(), r, "/")
 		if got := call.from().String(); got != c.want {
 			t.Errorf("%s forwarded for %q: %s, expected %s", c.peer, c.forwarded, got, c.want)
 		}
@@ -209,15 +209,15 @@ func TestAdminDeadline(t *testing.T) {
 				r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/admin/v1/keys", nil)
 				r.Header.Set("Authorization", "Bearer "+key)
 				w := httptest.NewRecorder()
-				asked := &call{w: w, r: r, set: g.settings.Load()}
+				asked := g.newCall(w, r, "/admin/v1/keys")
 				began := time.Now()
 				err := admin(func(c *call) error {
 					<-c.r.Context().Done()
 					return fmt.Errorf("read the accounts: %w", c.r.Context().Err())
 				})(asked)
 				g.fail(asked, err)
-				if took := time.Since(began); took != c.took || asked.status != c.status || strings.Contains(w.Body.String(), string(refusal.StoreUnavailable)) != (c.status == http.StatusServiceUnavailable) {
-					t.Errorf("%v after %v: %d %s", err, took, asked.status, w.Body)
+				if took := time.Since(began); took != c.took || asked.outcome.status != c.status || strings.Contains(w.Body.String(), string(refusal.StoreUnavailable)) != (c.status == http.StatusServiceUnavailable) {
+					t.Errorf("%v after %v: %d %s", err, took, asked.outcome.status, w.Body)
 				}
 			})
 		})

@@ -16,7 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/admission"
+	"tidegate/degrade"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/door"
 	"tidegate/gateway/openai"
 	"tidegate/gateway/qwen"
 	"tidegate/gateway/refusal"
@@ -241,22 +244,26 @@ func reader(t testing.TB) *Gateway {
 
 // readWhole does all that is done with a body until it is sent, and on every level.
 func readWhole(g *Gateway, body []byte) (*call, error) {
-	kind := openai.Chat
+	d := door.Chat()
 	if bytes.Contains(body[:min(len(body), 64)], []byte(`"prompt":`)) {
-		kind = openai.Completions
+		d = door.Completions()
 	}
-	r := httptest.NewRequest("POST", path(kind), bytes.NewReader(body))
+	r := httptest.NewRequest("POST", d.Pattern, bytes.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
-	c := &call{w: deadlines{httptest.NewRecorder()}, r: r, set: g.settings.Load(), id: "a", kind: kind, began: time.Now()}
+	c := newGeneration(g, r, d)
 	if err := g.parse(c); err != nil {
 		return c, err
 	}
 	_ = g.demand(c)
-	_ = c.body.Needs()
-	_ = openai.Language("", c.body, []string{"en", "zh"})
-	_ = c.body.Whole(100)
-	_ = c.body.StopThinking()
-	_ = c.bodyFor(c.model.Backends[0])
+	_ = d.Language("", c.request.Body, []string{"en", "zh"})
+	for level := degrade.Full; level < degrade.SmallerModel; level++ {
+		p := &admission.Permit{Level: level}
+		effect := g.Ladder.Effect(level)
+		_, _ = planFor(&c.request, p, effect) // without a pool
+		one := plan{model: c.request.model, stream: effect.Stream, oneChoice: !effect.Stream, stopThinking: !effect.Thinking, limit: 100}
+		edits := one.edits(&c.request, c.request.model.Backends[0], 1)
+		_ = d.Write(c.request.Body, &edits)
+	}
 	return c, nil
 }
 
@@ -268,7 +275,7 @@ func TestHostileBodies(t *testing.T) {
 		if err == nil {
 			continue
 		}
-		if r := g.explain(&call{}, err); r.Status != 400 {
+		if r := explain(err, &facts{}); r.Status != 400 {
 			t.Errorf("%s: %d, %v", name, r.Status, err)
 		}
 	}
@@ -302,7 +309,7 @@ func TestHostileCounts(t *testing.T) {
 		n, err := allocatedFor(g, body)
 		if err == nil || !strings.Contains(err.Error(), " more than 6") { // 64, 65536
 			t.Errorf("%s: %v", name, err)
-		} else if r := g.explain(&call{}, err); r.Status != 400 || r.Param != "messages" && r.Param != "prompt" {
+		} else if r := explain(err, &facts{}); r.Status != 400 || r.Param != "messages" && r.Param != "prompt" {
 			t.Errorf("%s: %+v", name, r)
 		}
 		if n > most {
@@ -317,16 +324,17 @@ func TestHostileCounts(t *testing.T) {
 func TestHeldBody(t *testing.T) {
 	g := reader(t)
 	for _, prompt := range []string{`[` + strings.Repeat(`1e5,`, 100_000) + `1]`, `[` + strings.Repeat(`100000,`, 100_000) + `1]`, `[` + strings.Repeat(`1.0,`, 100_000) + `1]`} {
-		r := httptest.NewRequest("POST", path(openai.Completions), strings.NewReader(`{"model":"m","prompt":`+prompt+`}`))
+		r := httptest.NewRequest("POST", "/v1/completions", strings.NewReader(`{"model":"m","prompt":`+prompt+`}`))
 		r.Header.Set("Content-Type", "application/json")
-		c := &call{w: deadlines{httptest.NewRecorder()}, r: r, set: g.settings.Load(), kind: openai.Completions, held: holding{budget: &g.bodies}}
+		c := newGeneration(g, r, door.Completions())
 		if err := g.parse(c); err != nil {
 			t.Fatal(err)
 		}
-		if is := len(c.body.Bytes()); int(c.held.bytes) < is-200 || int(c.held.bytes) > is+200 { // the body is edited a little
-			t.Errorf("%.10s: %d bytes are held for a body of %d", prompt, c.held.bytes, is)
+		body, _ := c.request.Body.(*openai.Request)
+		if size := len(body.Bytes()); int(c.bodies.bytes) < size-200 || int(c.bodies.bytes) > size+200 { // the body is edited a little
+			t.Errorf("%.10s: %d bytes are held for a body of %d", prompt, c.bodies.bytes, size)
 		}
-		c.held.release()
+		c.bodies.release()
 	}
 }
 

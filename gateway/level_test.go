@@ -5,10 +5,11 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"tidegate/degrade"
+	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/door"
 	"tidegate/gateway/openai"
 )
 
@@ -42,7 +43,7 @@ func TestUnknownContext(t *testing.T) {
 		of.Backends[0].Seat.Rotate(true)
 		r := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(c.body))
 		r.Header.Set("Content-Type", "application/json")
-		one := &call{w: deadlines{httptest.NewRecorder()}, r: r, set: g.settings.Load(), id: "a", kind: c.kind}
+		one := newGeneration(g, r, newDoor(c.kind))
 		if err := g.parse(one); err != nil {
 			t.Fatal(err)
 		}
@@ -52,15 +53,21 @@ func TestUnknownContext(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.Level = c.level // it rose while the request waited
-		if err := g.descend(one, p); err != nil {
+		one.permit = p
+		if err := g.applyLevel(one); err != nil {
 			t.Fatal(err)
 		}
-		limit, _ := one.body.Raw("max_tokens")
-		switched, _ := one.body.Raw("chat_template_kwargs")
+		edits := one.plan.edits(&one.request, of.Backends[0], 0)
+		body, fault := openai.ParseRequest(c.kind, one.door.Write(one.request.Body, &edits))
+		if fault != nil {
+			t.Fatal(fault)
+		}
+		limit, _ := body.Raw("max_tokens")
+		switched, _ := body.Raw("chat_template_kwargs")
 		if string(limit) != c.want || d.Request.MaxTokens != c.reserved || (string(switched) == `{"enable_thinking":false}`) != (c.level >= degrade.ThinkingOff) {
 			t.Errorf("%v, %s: max_tokens %s, %d reserved, chat_template_kwargs %s", c.level, c.body, limit, d.Request.MaxTokens, switched)
 		}
-		g.settle(one, p)
+		g.settle(one)
 	}
 }
 
@@ -72,17 +79,11 @@ func TestTooManyAnswers(t *testing.T) {
 	g.Fleet.Apply([]backend.ModelConfig{m})
 	r := httptest.NewRequest("POST", "/v1/completions", strings.NewReader(`{"model":"m","n":16,"prompt":[`+strings.Repeat(`"a",`, 2000)+`"a"]}`))
 	r.Header.Set("Content-Type", "application/json")
-	c := &call{w: deadlines{httptest.NewRecorder()}, r: r, set: g.settings.Load(), id: "a", kind: openai.Completions}
+	c := newGeneration(g, r, door.Completions())
 	if err := g.parse(c); err == nil || !strings.Contains(err.Error(), "16384") {
 		t.Error(err)
 	}
 }
-
-// deadlines is a recorder that takes deadlines and keeps to none.
-type deadlines struct{ *httptest.ResponseRecorder }
-
-func (deadlines) SetReadDeadline(time.Time) error  { return nil }
-func (deadlines) SetWriteDeadline(time.Time) error { return nil }
 
 // TestAccept: of the key's level and of all headers the lowest holds.
 func TestAccept(t *testing.T) {
@@ -98,10 +99,9 @@ func TestAccept(t *testing.T) {
 		for _, h := range c.headers {
 			r.Header.Add("x-tidegate-max-level", h)
 		}
-		d := &call{r: r}
-		d.who.MaxLevel = c.key
-		if err := d.accept(); (err != nil) != (c.want < 0) || err == nil && d.most != c.want {
-			t.Errorf("key L%d, headers %q: %v, %v", c.key, c.headers, d.most, err)
+		got, err := maxLevel(r.Header, &account.Identity{MaxLevel: c.key})
+		if (err != nil) != (c.want < 0) || err == nil && got != c.want {
+			t.Errorf("key L%d, headers %q: %v, %v", c.key, c.headers, got, err)
 		}
 	}
 }

@@ -20,8 +20,9 @@ import (
 // ever in it, which is why an error's text is not where it may quote one. Lines that a
 // caller without a good key can cause are sampled; the metrics count them all.
 func (g *Gateway) log(c *call, took time.Duration, err error) {
+	out, q := &c.outcome, &c.request
 	level := slog.LevelInfo
-	if c.status >= 500 {
+	if out.status >= 500 {
 		level = slog.LevelWarn
 	}
 	if !g.Log.Enabled(context.Background(), level) {
@@ -32,7 +33,7 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, 30)
-	attrs = append(attrs, slog.String("id", c.id), slog.String("route", c.route), slog.Int("status", c.status),
+	attrs = append(attrs, slog.String("id", c.id), slog.String("route", c.route), slog.Int("status", out.status),
 		slog.Duration("took", took), slog.String("from", c.from().String()))
 	if sampled {
 		attrs = append(attrs, slog.Int("unlogged", skipped))
@@ -40,31 +41,31 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 	if c.route == routeOther {
 		attrs = append(attrs, slog.String("method", clipPath(c.r.Method)), slog.String("path", loggablePath(c.r.URL.Path)))
 	}
-	if c.who.User != "" {
-		attrs = append(attrs, slog.String("user", c.who.User), slog.String("key", c.who.Key))
+	if c.caller.User != "" {
+		attrs = append(attrs, slog.String("user", c.caller.User), slog.String("key", c.caller.Key))
 	}
-	if c.who.KeyID != "" {
-		attrs = append(attrs, slog.String("key_id", c.who.KeyID))
+	if c.caller.KeyID != "" {
+		attrs = append(attrs, slog.String("key_id", c.caller.KeyID))
 	}
-	if c.traceID != "" {
-		attrs = append(attrs, slog.String("trace_id", c.traceID))
+	if id := c.tracing.traceID(); id != "" {
+		attrs = append(attrs, slog.String("trace_id", id))
 	}
-	if c.asked != nil {
-		attrs = append(attrs, slog.String("model", c.asked.Name), slog.String("served", c.served),
-			slog.Bool("stream", c.wish.Stream), slog.String("level", c.level.String()), slog.String("reason", c.reason), slog.String("backend", c.backend),
-			slog.Int("input", c.usage.Input), slog.Int("cached", c.usage.Cached), slog.Int("output", c.usage.Output),
-			slog.Int("reasoning", c.usage.Reasoning))
-		if c.estimated {
+	if q.model != nil {
+		attrs = append(attrs, slog.String("model", q.model.Name), slog.String("served", c.served()),
+			slog.Bool("stream", q.Wish.Stream), slog.String("level", out.level.String()), slog.String("reason", out.reason), slog.String("backend", out.backend),
+			slog.Int("input", out.usage.Input), slog.Int("cached", out.usage.Cached), slog.Int("output", out.usage.Output),
+			slog.Int("reasoning", out.usage.Reasoning))
+		if out.estimated {
 			attrs = append(attrs, slog.Bool("estimated", true))
 		}
-	} else if c.wish.Model != "" {
-		attrs = append(attrs, slog.String("asked", loggableName(c.wish.Model)))
+	} else if q.Wish.Model != "" {
+		attrs = append(attrs, slog.String("asked", loggableName(q.Wish.Model)))
 	}
 	if c.permit != nil && c.permit.Waited > 0 {
 		attrs = append(attrs, slog.Duration("queued", c.permit.Waited))
 	}
-	if !c.firstToken.IsZero() {
-		attrs = append(attrs, slog.Duration("ttft", c.firstToken.Sub(c.began)))
+	if !out.firstToken.IsZero() {
+		attrs = append(attrs, slog.Duration("ttft", out.firstToken.Sub(c.began)))
 	}
 	if text := c.r.Header.Get("X-Stainless-Retry-Count"); text != "" {
 		if retry, err := strconv.Atoi(text); err == nil && retry > 0 {
@@ -80,16 +81,16 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 // has expired.
 func (g *Gateway) sampled(c *call, err error) (skipped int, sampled, ok bool) {
 	switch {
-	case c.who.User == "" && errors.As(err, new(*account.KeyError)):
+	case c.caller.User == "" && errors.As(err, new(*account.KeyError)):
 		skipped, ok = g.badKeys.take(time.Now())
 		return skipped, true, ok
 	case c.route == routeOther:
 		skipped, ok = g.lost.take(time.Now())
 		return skipped, true, ok
-	case c.who.User == "" && (c.status == http.StatusUnauthorized || c.status == http.StatusTooManyRequests):
+	case c.caller.User == "" && (c.outcome.status == http.StatusUnauthorized || c.outcome.status == http.StatusTooManyRequests):
 		skipped, ok = g.keyless.take(time.Now())
 		return skipped, true, ok
-	case c.who.User == "":
+	case c.caller.User == "":
 		skipped, ok = g.unchecked.take(time.Now())
 		return skipped, true, ok
 	}
@@ -103,12 +104,12 @@ func (c *call) fault(err error) (attrs []slog.Attr) {
 	}
 	if known := (*account.KeyError)(nil); errors.As(err, &known) { // else nobody knows whose key it was
 		attrs = append(attrs, slog.String("key_state", string(known.State)))
-		if c.who.User == "" {
+		if c.caller.User == "" {
 			attrs = append(attrs, slog.String("user", known.User), slog.String("key", known.Key), slog.String("key_id", known.KeyID))
 		}
 	}
 	for _, field := range []struct{ name, value string }{
-		{"code", c.code}, {"param", c.loggedParam()}, {"rule", c.rule}, {"error", loggable(err)},
+		{"code", string(c.outcome.code)}, {"param", c.loggedParam()}, {"rule", c.outcome.rule}, {"error", loggable(err)},
 	} {
 		if field.value != "" {
 			attrs = append(attrs, slog.String(field.name, field.value))
@@ -171,7 +172,7 @@ const (
 // only where it is a member that the gateway knows, since callers and servers may put any
 // text in a member's place.
 func (c *call) loggedParam() string {
-	param := loggableParam(c.param)
+	param := loggableParam(c.outcome.param)
 	if param == "" || c.route == "/v1/usage" || c.route == "/quota/status" || strings.HasPrefix(c.route, "/admin/") {
 		return param
 	}

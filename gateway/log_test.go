@@ -9,7 +9,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"tidegate/gateway/account"
 )
@@ -32,7 +31,7 @@ func logged(t *testing.T) (ask func(method, path, key, body string) *httptest.Re
 			r.Header.Set("Authorization", "Bearer "+key)
 		}
 		w := httptest.NewRecorder()
-		front.ServeHTTP(withDeadlines{w}, r)
+		front.ServeHTTP(deadlines{w}, r)
 		return w
 	}
 	lines = func() (all []map[string]any) {
@@ -51,11 +50,6 @@ func logged(t *testing.T) (ask func(method, path, key, body string) *httptest.Re
 	}
 	return ask, lines
 }
-
-// withDeadlines is a recorder that takes deadlines, as a connection does.
-type withDeadlines struct{ *httptest.ResponseRecorder }
-
-func (withDeadlines) SetReadDeadline(time.Time) error { return nil }
 
 // TestLogSaysWhy: the line of a refused request says from where it came, who asked, what
 // for, which parameter was wrong and why.
@@ -124,7 +118,7 @@ func TestLogQuotesNothing(t *testing.T) {
 // TestKnownKeysAreSeen: a storm of guesses hides no line of a key that has expired.
 func TestKnownKeysAreSeen(t *testing.T) {
 	g, _ := bare(t, nil)
-	stranger := &call{status: http.StatusUnauthorized}
+	stranger := &call{outcome: outcome{status: http.StatusUnauthorized}}
 	for range 200 {
 		g.sampled(stranger, account.ErrUnknownKey)
 	}
@@ -150,7 +144,7 @@ func TestUncheckedKeysAreSampled(t *testing.T) {
 	written := 0
 	for range 200 {
 		for _, status := range []int{http.StatusServiceUnavailable, clientClosed} {
-			if _, sampled, ok := g.sampled(&call{route: "/v1/models", status: status}, account.ErrUnavailable); ok || !sampled {
+			if _, sampled, ok := g.sampled(&call{route: "/v1/models", outcome: outcome{status: status}}, account.ErrUnavailable); ok || !sampled {
 				written++
 			}
 		}
@@ -158,7 +152,7 @@ func TestUncheckedKeysAreSampled(t *testing.T) {
 	if written < sampleBurst || written > 2*sampleBurst+60 { // one more each second that the test takes
 		t.Errorf("%d lines of 400 requests", written)
 	}
-	if _, sampled, ok := g.sampled(&call{route: "/v1/models", status: 503, who: account.Identity{User: "ada"}}, account.ErrUnavailable); sampled || !ok {
+	if _, sampled, ok := g.sampled(&call{route: "/v1/models", outcome: outcome{status: 503}, caller: account.Identity{User: "ada"}}, account.ErrUnavailable); sampled || !ok {
 		t.Error("the line of a caller who is known is sampled")
 	}
 }

@@ -147,14 +147,6 @@ func (m *metrics) model(name string) string {
 	return name
 }
 
-// asked is the label of the model that a call named.
-func (m *metrics) asked(c *call) string {
-	if c.asked == nil {
-		return other
-	}
-	return m.model(c.asked.Name)
-}
-
 // observe notes a duration, with the trace as an exemplar where there is one.
 func observe(h prometheus.Observer, d time.Duration, trace string) {
 	if of, ok := h.(prometheus.ExemplarObserver); ok && trace != "" {
@@ -168,45 +160,46 @@ func observe(h prometheus.Observer, d time.Duration, trace string) {
 func (m *metrics) finished(c *call, took time.Duration) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	model, served, level := m.asked(c), m.model(c.served), c.level.String()
-	if c.served == cannedModel {
+	out := &c.outcome
+	model, served, level, traceID := m.model(c.asked()), m.model(c.served()), out.level.String(), c.tracing.traceID()
+	if c.served() == cannedModel {
 		served = cannedModel
 	}
-	m.requests.WithLabelValues(model, served, c.route, strconv.Itoa(c.status), level, strconv.FormatBool(c.wish.Stream)).Inc()
-	if c.backend != "" {
+	m.requests.WithLabelValues(model, served, c.route, strconv.Itoa(out.status), level, strconv.FormatBool(c.request.Wish.Stream)).Inc()
+	if out.backend != "" {
 		s := m.seriesOf(model)
 		duration := s.duration
-		if c.level > degrade.Full {
+		if out.level > degrade.Full {
 			duration = m.duration.WithLabelValues(model, level)
 		}
-		observe(duration, took, c.traceID)
-		observe(s.overhead, max(c.overhead, 0), c.traceID)
+		observe(duration, took, traceID)
+		observe(s.overhead, max(out.overhead, 0), traceID)
 	}
 	if c.permit != nil {
-		if c.served != cannedModel { // which needs no place
-			observe(m.seriesOf(model).queued, c.permit.Waited-c.permit.Limited, c.traceID)
+		if c.served() != cannedModel { // which needs no place
+			observe(m.seriesOf(model).queued, c.permit.Waited-c.permit.Limited, traceID)
 		}
-		if c.level > degrade.Full {
-			m.degraded.WithLabelValues(model, level, c.reason).Inc()
+		if out.level > degrade.Full {
+			m.degraded.WithLabelValues(model, level, out.reason).Inc()
 		}
 	}
-	if !c.firstToken.IsZero() {
-		observe(m.seriesOf(model).ttft, c.firstToken.Sub(c.began), c.traceID)
-		if n, flow := c.usage.Output/max(c.answers, 1)-1, c.flow(); n > 0 && flow > 0 {
+	if !out.firstToken.IsZero() {
+		observe(m.seriesOf(model).ttft, out.firstToken.Sub(c.began), traceID)
+		if n, flow := out.usage.Output/max(c.plan.choices, 1)-1, out.flow(); n > 0 && flow > 0 {
 			m.seriesOf(model).itl.Observe(flow.Seconds() / float64(n))
 		}
 	}
 }
 
 // refused counts a request that no backend was asked to answer.
-func (m *metrics) refused(c *call, why *refusal.Refusal) {
+func (m *metrics) refused(asked string, r *refusal.Refusal) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	rule := why.Rule
+	rule := r.Rule
 	if _, known := m.rules[rule]; !known && rule != "" {
 		rule = other // a reload took it away meanwhile
 	}
-	m.rejected.WithLabelValues(m.asked(c), string(why.Code), rule).Inc()
+	m.rejected.WithLabelValues(m.model(asked), string(r.Code), rule).Inc()
 }
 
 func (m *metrics) attempted(model, backendName string, err error) {
@@ -245,15 +238,12 @@ func (m *metrics) known(backendName string) bool {
 }
 
 // used counts the tokens of a request that is charged for.
-func (m *metrics) used(c *call) {
-	if c.served == cannedModel {
-		return // without any
-	}
-	u := byDirection(c.usage)
-	m.users.add(c.who.User, u, time.Now())
+func (m *metrics) used(served, user string, used openai.Usage) {
+	u := byDirection(used)
+	m.users.add(user, u, time.Now())
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	s := m.seriesOf(c.served)
+	s := m.seriesOf(served)
 	for i, n := range u {
 		s.tokens[i].Add(float64(n))
 		s.tokensOfOne[i].Observe(float64(n))

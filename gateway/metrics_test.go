@@ -85,17 +85,16 @@ func TestSeriesFollowTheConfiguration(t *testing.T) {
 	}
 	n, _ := g.Fleet.Model("n")
 	m, _ := g.Fleet.Model("m")
-	request := func(asked, served *backend.Model) {
-		c := &call{asked: asked, model: asked, served: served.Name, route: "/x", status: 200, backend: "c:1", answers: 1, began: time.Now(), usage: openai.Usage{Output: 5}}
-		c.out = &reply{c: c}
-		c.firstToken = time.Now()
+	count := func(asked, served *backend.Model) {
+		c := &call{request: request{model: asked}, plan: plan{model: served, served: served.Name, choices: 1}, route: "/x", began: time.Now()}
+		c.outcome = outcome{status: 200, backend: "c:1", usage: openai.Usage{Output: 5}, firstToken: time.Now()}
 		g.metrics.finished(c, time.Second)
-		g.metrics.used(c)
+		g.metrics.used(c.plan.served, "", c.outcome.usage)
 		g.metrics.attempted(asked.Name, "c:1", nil)
-		g.metrics.refused(c, &refusal.Refusal{Code: "rate_limit_exceeded", Rule: "few"})
+		g.metrics.refused(asked.Name, &refusal.Refusal{Code: "rate_limit_exceeded", Rule: "few"})
 	}
-	request(n, n)
-	request(m, n)
+	count(n, n)
+	count(m, n)
 	if got := gathered(t, reg)["tidegate_tokens_total{direction=output,model=n}"]; got != 10 {
 		t.Errorf("%v tokens", got)
 	}
@@ -107,14 +106,14 @@ func TestSeriesFollowTheConfiguration(t *testing.T) {
 				t.Errorf("%d series of %s are left", k, gone)
 			}
 		}
-		request(n, n)
-		request(m, n)
+		count(n, n)
+		count(m, n)
 	}
 	if of("backend=a:1,model=m") == 0 || of("rule=daily") == 0 {
 		t.Error("the series of what stays are gone")
 	}
 	before := gathered(t, reg)
-	request(n, n)
+	count(n, n)
 	if after := gathered(t, reg); len(before) != len(after) || after["tidegate_tokens_total{direction=output,model=other}"] != before["tidegate_tokens_total{direction=output,model=other}"]+5 {
 		t.Error("a request of a model that is gone does not count for other")
 	}
@@ -154,7 +153,7 @@ func TestFlood(t *testing.T) {
 		send("/v1/chat/completions", fmt.Sprint("key-", i), "{}")
 		g.settings.Load().accounts = account.New(account.Config{Mode: account.Open}, nil)
 		for _, user := range []string{fmt.Sprint("10.0.", i/256%256, ".", i%256), fmt.Sprint("user-", i)} { // who has no key is an address
-			g.metrics.used(&call{who: account.Identity{User: user}, usage: openai.Usage{Output: 1}})
+			g.metrics.used("", user, openai.Usage{Output: 1})
 		}
 	}
 	for i := range 3 {
@@ -187,8 +186,8 @@ func TestFlood(t *testing.T) {
 func TestExemplars(t *testing.T) {
 	g, reg := bare(t, nil)
 	m, _ := g.Fleet.Model("m")
-	c := &call{asked: m, model: m, served: "m", route: "/x", status: 200, backend: "b", answers: 1, began: time.Now(), firstToken: time.Now(), traceID: "4bf92f3577b34da6a3ce929d0e0e4736"}
-	c.out = &reply{c: c, lastWrite: time.Now()}
+	c := &call{request: request{model: m}, plan: plan{model: m, served: "m", choices: 1}, route: "/x", began: time.Now(), tracing: sampledTrace()}
+	c.outcome = outcome{status: 200, backend: "b", firstToken: time.Now(), lastWrite: time.Now()}
 	g.metrics.finished(c, time.Second)
 	families, err := reg.Gather()
 	if err != nil {
@@ -199,7 +198,7 @@ func TestExemplars(t *testing.T) {
 		for _, metric := range f.GetMetric() {
 			for _, b := range metric.GetHistogram().GetBucket() {
 				if e := b.GetExemplar(); e != nil && slices.ContainsFunc(e.GetLabel(), func(l *dto.LabelPair) bool {
-					return l.GetName() == "trace_id" && l.GetValue() == c.traceID
+					return l.GetName() == "trace_id" && l.GetValue() == c.tracing.traceID()
 				}) {
 					found[f.GetName()] = true
 				}

@@ -1,21 +1,21 @@
 package gateway
 
 import (
-	"encoding/json"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 
 	"tidegate/admission/limit"
+	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/door"
 	"tidegate/gateway/openai"
 	"tidegate/gateway/refusal"
 )
 
 // pickModel finds the model that a caller names and may use.
 func (g *Gateway) pickModel(c *call, name string) (*backend.Model, error) {
-	c.wish.Model = name // for the log
+	c.request.Wish.Model = name // for the log
 	m, ok := g.Fleet.Model(name)
 	if !ok {
 		return nil, g.unknownModel(c, name)
@@ -29,8 +29,8 @@ func (g *Gateway) pickModel(c *call, name string) (*backend.Model, error) {
 // askedModel finds the model that a generation is for. As with vLLM, it need not be named
 // where there is only one: here, one that the key may use.
 func (g *Gateway) askedModel(c *call) (*backend.Model, error) {
-	if c.wish.Model != "" {
-		return g.pickModel(c, c.wish.Model)
+	if c.request.Wish.Model != "" {
+		return g.pickModel(c, c.request.Wish.Model)
 	}
 	var only *backend.Model
 	usable := 0
@@ -43,7 +43,7 @@ func (g *Gateway) askedModel(c *call) (*backend.Model, error) {
 	if usable != 1 {
 		return nil, refusal.New(refusal.InvalidRequest, "model", "model is missing: "+g.suggest(c, ""))
 	}
-	c.wish.Model = only.Name
+	c.request.Wish.Model = only.Name
 	return only, nil
 }
 
@@ -73,9 +73,9 @@ func (g *Gateway) suggest(c *call, name string) string {
 	}
 }
 
-// mayUse reports whether the key may use a model; an allow-list may name an alias.
-func (c *call) mayUse(m *backend.Model) bool {
-	return c.who.MayUse(m.Name) || slices.ContainsFunc(m.Aliases, c.who.MayUse)
+// mayUse reports whether a caller's key may use a model; an allow-list may name an alias.
+func mayUse(caller *account.Identity, m *backend.Model) bool {
+	return caller.MayUse(m.Name) || slices.ContainsFunc(m.Aliases, caller.MayUse)
 }
 
 func quote(name string) string {
@@ -121,7 +121,7 @@ func (g *Gateway) aux(h handler) handler {
 		if err := c.identify(); err != nil {
 			return err
 		}
-		if err := g.Admission.Count(c.r.Context(), limit.Request{ID: c.id, Subjects: c.subjects(), Tier: string(c.who.Tier)}); err != nil {
+		if err := g.Admission.Count(c.r.Context(), limit.Request{ID: c.id, Subjects: c.limitSubjects(), Tier: string(c.caller.Tier)}); err != nil {
 			return err
 		}
 		return h(c)
@@ -130,7 +130,7 @@ func (g *Gateway) aux(h handler) handler {
 
 // models lists what this key may use.
 func (g *Gateway) models(c *call) error {
-	return c.reply(map[string]any{"object": "list", "data": g.cards(c)})
+	return c.writer.sendJSON(map[string]any{"object": "list", "data": g.cards(c)})
 }
 
 // model shows one of them; ids may have slashes.
@@ -138,21 +138,10 @@ func (g *Gateway) model(c *call) error {
 	id := strings.TrimPrefix(c.r.URL.Path, "/v1/models/")
 	for _, card := range g.cards(c) {
 		if card.ID == id {
-			return c.reply(card)
+			return c.writer.sendJSON(card)
 		}
 	}
 	return g.unknownModel(c, id)
-}
-
-// reply sends v as JSON.
-func (c *call) reply(v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	c.sent, c.status = true, http.StatusOK
-	writeJSON(c.w, http.StatusOK, body)
-	return nil
 }
 
 // tokenize answers vLLM's route of this name itself: how many tokens a prompt or
@@ -227,13 +216,13 @@ func (c *call) replyTokens(ids []uint32, context int) error {
 	for _, id := range ids {
 		length += digits(id)
 	}
-	h := c.w.Header()
+	h := c.writer.w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(length))
-	c.send()
+	c.writer.sendHead()
 	for i, id := range ids {
 		if len(out) >= answerChunk {
-			if _, err := c.w.Write(out); err != nil {
+			if _, err := c.writer.w.Write(out); err != nil {
 				return backend.ErrLeft
 			}
 			out = out[:0]
@@ -243,7 +232,7 @@ func (c *call) replyTokens(ids []uint32, context int) error {
 		}
 		out = strconv.AppendUint(out, uint64(id), 10)
 	}
-	if _, err := c.w.Write(append(out, "]}"...)); err != nil {
+	if _, err := c.writer.w.Write(append(out, "]}"...)); err != nil {
 		return backend.ErrLeft
 	}
 	return nil
@@ -267,5 +256,7 @@ func (g *Gateway) promptOf(body *openai.Request, m *backend.Model) (string, erro
 	if fault != nil {
 		return "", fault
 	}
-	return g.renderChat(body, m, noThinking || open && m != nil && m.NoThinking())
+	chat := *door.ChatOf(body)
+	chat.NoThinking = noThinking || open && m != nil && m.NoThinking()
+	return renderChat(g.Counter, chat, m)
 }

@@ -21,7 +21,7 @@ func TestHottestAlias(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if worst := g.hottest(&call{who: who}); worst.Model != "large" {
+	if worst := g.hottest(&call{caller: who}); worst.Model != "large" {
 		t.Errorf("%+v", worst)
 	}
 }
@@ -45,10 +45,10 @@ func TestMissingModel(t *testing.T) {
 		x := &call{}
 		m, err := g.askedModel(x)
 		switch {
-		case c.want != "" && (err != nil || m.Name != c.want || x.wish.Model != c.want):
+		case c.want != "" && (err != nil || m.Name != c.want || x.request.Wish.Model != c.want):
 			t.Errorf("%d models: %v", len(c.fleet), err)
 		case c.want == "":
-			if r := g.explain(x, err); r.Status != 400 || r.Param != "model" || !strings.HasPrefix(r.Message, "model is missing") || !strings.Contains(r.Message, c.says) {
+			if r := explain(err, &facts{}); r.Status != 400 || r.Param != "model" || !strings.HasPrefix(r.Message, "model is missing") || !strings.Contains(r.Message, c.says) {
 				t.Errorf("%d models: %+v", len(c.fleet), r)
 			}
 		}

@@ -36,7 +36,7 @@ func (g *Gateway) OpsHandler(extra func() Extra) http.Handler {
 	mux.HandleFunc("POST /debug/pprof/symbol", pprof.Symbol) // go tool pprof asks so
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /", opsIndex)
-	return g.bounded(g.ownHosts(mux))
+	return withDeadlines(g.ownHosts(mux), g.writeTimeout)
 }
 
 // opsIndex tells an operator what there is, at /, and one who is elsewhere where to go.

@@ -40,7 +40,7 @@ func (c *call) readOwner(k account.Kind, create bool) (b ownerBody, parent *stri
 func (g *Gateway) listOwners(k account.Kind) handler {
 	return func(c *call) error {
 		return page(c, func(p account.Page) ([]account.Owner, bool, error) {
-			return c.set.accounts.Store().Owners(c.r.Context(), k, c.r.URL.Query().Get(string(k.Above())), p)
+			return c.settings.accounts.Store().Owners(c.r.Context(), k, c.r.URL.Query().Get(string(k.Above())), p)
 		}, func(o account.Owner) any { return o.Name })
 	}
 }
@@ -51,11 +51,11 @@ func (g *Gateway) createOwner(k account.Kind) handler {
 		if err != nil {
 			return err
 		}
-		o, err := c.set.accounts.Store().CreateOwner(c.r.Context(), c.actor(), k, text(b.Name), text(parent))
+		o, err := c.settings.accounts.Store().CreateOwner(c.r.Context(), c.actor(), k, text(b.Name), text(parent))
 		if err != nil {
 			return err
 		}
-		return c.reply(o)
+		return c.writer.sendJSON(o)
 	}
 }
 
@@ -69,11 +69,11 @@ func text(s *string) string {
 
 func (g *Gateway) showOwner(k account.Kind) handler {
 	return func(c *call) error {
-		o, err := c.set.accounts.Store().Owner(c.r.Context(), k, c.r.PathValue("name"))
+		o, err := c.settings.accounts.Store().Owner(c.r.Context(), k, c.r.PathValue("name"))
 		if err != nil {
 			return err
 		}
-		return c.reply(o)
+		return c.writer.sendJSON(o)
 	}
 }
 
@@ -84,21 +84,21 @@ func (g *Gateway) changeOwner(k account.Kind) handler {
 		if err != nil {
 			return err
 		}
-		o, err := c.set.accounts.Store().ChangeOwner(c.r.Context(), c.actor(), k, c.r.PathValue("name"), account.OwnerChange{Parent: parent, Disabled: b.Disabled})
+		o, err := c.settings.accounts.Store().ChangeOwner(c.r.Context(), c.actor(), k, c.r.PathValue("name"), account.OwnerChange{Parent: parent, Disabled: b.Disabled})
 		if err != nil {
 			return err
 		}
-		return c.reply(o)
+		return c.writer.sendJSON(o)
 	}
 }
 
 func (g *Gateway) deleteOwner(k account.Kind) handler {
 	return func(c *call) error {
-		keys, err := c.set.accounts.Store().DeleteOwner(c.r.Context(), c.actor(), k, c.r.PathValue("name"))
+		keys, err := c.settings.accounts.Store().DeleteOwner(c.r.Context(), c.actor(), k, c.r.PathValue("name"))
 		if err != nil {
 			return err
 		}
-		return c.reply(map[string]any{"deleted": true, "revoked": listed(keys)})
+		return c.writer.sendJSON(map[string]any{"deleted": true, "revoked": listed(keys)})
 	}
 }
 
@@ -121,11 +121,11 @@ func (g *Gateway) changeKey(c *call) error {
 			return err
 		}
 	}
-	k, err := c.set.accounts.ChangeKey(c.r.Context(), c.actor(), c.r.PathValue("key"), body)
+	k, err := c.settings.accounts.ChangeKey(c.r.Context(), c.actor(), c.r.PathValue("key"), body)
 	if err != nil {
 		return err
 	}
-	return c.reply(k)
+	return c.writer.sendJSON(k)
 }
 
 // checkModels refuses models that the configuration does not have.
@@ -142,11 +142,11 @@ func (g *Gateway) revokeUser(c *call) error {
 	if err := c.strict(&struct{}{}, false); err != nil {
 		return err
 	}
-	keys, err := c.set.accounts.Store().RevokeUser(c.r.Context(), c.actor(), c.r.PathValue("name"))
+	keys, err := c.settings.accounts.Store().RevokeUser(c.r.Context(), c.actor(), c.r.PathValue("name"))
 	if err != nil {
 		return err
 	}
-	return c.reply(map[string]any{"revoked": listed(keys)})
+	return c.writer.sendJSON(map[string]any{"revoked": listed(keys)})
 }
 
 // revokeSecret ends the key whose text somebody has found. The text is neither
@@ -158,9 +158,9 @@ func (g *Gateway) revokeSecret(c *call) error {
 	if err := c.strict(&body, true); err != nil {
 		return err
 	}
-	keys, err := c.set.accounts.RevokeSecret(c.r.Context(), c.actor(), body.Secret)
+	keys, err := c.settings.accounts.RevokeSecret(c.r.Context(), c.actor(), body.Secret)
 	if err != nil {
 		return err
 	}
-	return c.reply(map[string]any{"revoked": listed(keys)})
+	return c.writer.sendJSON(map[string]any{"revoked": listed(keys)})
 }

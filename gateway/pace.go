@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"tidegate/gateway/backend"
-	"tidegate/gateway/openai"
 )
 
 // By which factor a backend must be slower than its peers before anybody is told: load
@@ -14,17 +13,6 @@ const (
 	slowTTFT  = 3
 	leastTTFT = 1.0 // seconds up to which a first token is quick enough whatever its peers do
 )
-
-// flowed counts what an answer has made since it was last counted, for its backend and
-// for its caller.
-func (c *call) flowed(b *backend.Backend, used openai.Usage) {
-	if n := used.Output - c.metered; n > 0 {
-		now := c.now()
-		b.Made.Add(now, n)
-		c.activity.add(now, useCount{output: int64(n)}, 0, 0)
-		c.metered = used.Output
-	}
-}
 
 // pacing is how fast the backends of a model are, each at its place; 0: not known.
 type pacing struct{ speed, quickness []float64 }

@@ -26,11 +26,11 @@ func (g *Gateway) pinned(c *call) (names []string, known bool, err error) {
 // listPins lists what the store holds, not what this replica has taken over: so a
 // change is seen at once, whichever replica answers.
 func (g *Gateway) listPins(c *call) error {
-	pins, err := c.set.accounts.Store().StoredPins(c.r.Context())
+	pins, err := c.settings.accounts.Store().StoredPins(c.r.Context())
 	if err != nil {
 		return err
 	}
-	return c.reply(map[string]any{"object": "list", "data": pins, "has_more": false, "after": nil})
+	return c.writer.sendJSON(map[string]any{"object": "list", "data": pins, "has_more": false, "after": nil})
 }
 
 func (g *Gateway) showPin(c *call) error {
@@ -38,7 +38,7 @@ func (g *Gateway) showPin(c *call) error {
 	if err != nil {
 		return err
 	}
-	pins, err := c.set.accounts.Store().StoredPins(c.r.Context())
+	pins, err := c.settings.accounts.Store().StoredPins(c.r.Context())
 	if err != nil {
 		return err
 	}
@@ -46,7 +46,7 @@ func (g *Gateway) showPin(c *call) error {
 	if !ok {
 		return account.NoPin(names[0])
 	}
-	return c.reply(p)
+	return c.writer.sendJSON(p)
 }
 
 func (g *Gateway) setPin(c *call) error {
@@ -61,11 +61,11 @@ func (g *Gateway) setPin(c *call) error {
 	if err := c.strict(&body, true); err != nil {
 		return err
 	}
-	p, err := c.set.accounts.Store().SetPin(c.r.Context(), c.actor(), body)
+	p, err := c.settings.accounts.Store().SetPin(c.r.Context(), c.actor(), body)
 	if err != nil {
 		return err
 	}
-	return c.reply(p)
+	return c.writer.sendJSON(p)
 }
 
 func (g *Gateway) liftPin(c *call) error {
@@ -73,9 +73,9 @@ func (g *Gateway) liftPin(c *call) error {
 	if err != nil {
 		return err
 	}
-	p, err := c.set.accounts.Store().LiftPin(c.r.Context(), c.actor(), names...)
+	p, err := c.settings.accounts.Store().LiftPin(c.r.Context(), c.actor(), names...)
 	if err != nil {
 		return err
 	}
-	return c.reply(map[string]any{"lifted": p})
+	return c.writer.sendJSON(map[string]any{"lifted": p})
 }

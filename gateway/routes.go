@@ -8,7 +8,6 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"tidegate/gateway/account"
-	"tidegate/gateway/openai"
 	"tidegate/gateway/refusal"
 )
 
@@ -36,14 +35,12 @@ func (g *Gateway) Handler() http.Handler {
 			e.Handle(http.MethodHead, pattern, serve)
 		}
 	}
-	generate := func(pattern string, kind openai.Route) {
-		on(http.MethodPost, pattern, func(c *call) error {
-			c.kind = kind
+	for _, d := range g.doors {
+		on(http.MethodPost, d.Pattern, func(c *call) error {
+			c.door = d
 			return g.generate(c)
 		})
 	}
-	generate("/v1/chat/completions", openai.Chat)
-	generate("/v1/completions", openai.Completions)
 	on(http.MethodGet, "/v1/models", g.aux(g.models))
 	on(http.MethodGet, "/v1/models/*id", g.aux(g.model))
 	on(http.MethodPost, "/tokenize", g.aux(g.tokenize))
@@ -66,10 +63,10 @@ func (g *Gateway) Handler() http.Handler {
 	})
 	e.NoMethod(func(c *gin.Context) {
 		g.answer(c.Writer, c.Request, routeOther, func(c *call) error {
-			return refusal.New(refusal.MethodNotAllowed, "", clipPath(c.r.URL.Path)+" does not take "+clipPath(c.r.Method)+"; allowed: "+c.w.Header().Get("Allow"))
+			return refusal.New(refusal.MethodNotAllowed, "", clipPath(c.r.URL.Path)+" does not take "+clipPath(c.r.Method)+"; allowed: "+c.writer.w.Header().Get("Allow"))
 		})
 	})
-	return g.bounded(g.cors(withoutSlash(e)))
+	return withDeadlines(g.cors(withoutSlash(e)), g.writeTimeout)
 }
 
 // withoutSlash serves a path that ends in slashes as the one without them. A slash that

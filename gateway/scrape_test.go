@@ -95,18 +95,19 @@ func useAll(g *Gateway) {
 				for _, route := range []string{"/v1/chat/completions", "/v1/completions"} {
 					for _, status := range []int{200, 400, 429, 502, 503, 504, clientClosed} {
 						c := &call{
-							asked: m, model: m, served: m.Name, route: route, status: status, level: level, reason: "queue", began: time.Now().Add(-time.Second),
-							wish: openai.Wish{Stream: stream}, backend: "x", answers: 1, usage: openai.Usage{Input: 1000, Cached: 10, Output: 400, Reasoning: 300},
-							overhead: time.Millisecond, permit: &admission.Permit{}, who: account.Identity{User: fmt.Sprint("user-", i, "-", status), Key: "k"},
-							traceID: "4bf92f3577b34da6a3ce929d0e0e4736",
+							request: request{model: m}, plan: plan{model: m, served: m.Name, choices: 1}, route: route, began: time.Now().Add(-time.Second),
+							permit: &admission.Permit{}, caller: account.Identity{User: fmt.Sprint("user-", i, "-", status), Key: "k"}, tracing: sampledTrace(),
 						}
-						c.out = &reply{c: c, lastWrite: time.Now()}
-						c.firstToken = c.began.Add(100 * time.Millisecond)
+						c.request.Wish.Stream = stream
+						c.outcome = outcome{
+							status: status, level: level, reason: "queue", backend: "x", usage: openai.Usage{Input: 1000, Cached: 10, Output: 400, Reasoning: 300},
+							overhead: time.Millisecond, firstToken: c.began.Add(100 * time.Millisecond), lastWrite: time.Now(),
+						}
 						for n := range 30 {
 							c.began = time.Now().Add(-time.Duration(1<<n) * time.Microsecond)
 							g.metrics.finished(c, time.Since(c.began))
-							c.usage.Output += n * 50
-							g.metrics.used(c)
+							c.outcome.usage.Output += n * 50
+							g.metrics.used(m.Name, c.caller.User, c.outcome.usage)
 						}
 					}
 				}

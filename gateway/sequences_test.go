@@ -47,13 +47,13 @@ func TestSequencesOfDemand(t *testing.T) {
 // who can have none of the servers in rotation is told to try again.
 func TestTooManyForServers(t *testing.T) {
 	g := reader(t)
-	c := &call{set: g.settings.Load(), asked: g.Fleet.Models()[0]}
-	r := g.explain(c, fmt.Errorf("admit: %w", &admission.TooMany{Sequences: 48, Most: 32}))
+	f := &facts{asked: g.Fleet.Models()[0].Name}
+	r := explain(fmt.Errorf("admit: %w", &admission.TooMany{Sequences: 48, Most: 32}), f)
 	if r.Status != http.StatusBadRequest || r.Code != "request_too_large_for_limit" || r.RetryAfter != 0 ||
 		!strings.Contains(r.Message, "48 sequences") || !strings.Contains(r.Message, "takes 32 at a time") {
 		t.Errorf("%+v", r)
 	}
-	r = g.explain(c, fmt.Errorf("admit: %w", &admission.TooMany{Sequences: 48, Most: 8, Temporary: true}))
+	r = explain(fmt.Errorf("admit: %w", &admission.TooMany{Sequences: 48, Most: 8, Temporary: true}), f)
 	if r.Status != http.StatusServiceUnavailable || r.Code != "overloaded" || r.RetryAfter != retryNoBackend ||
 		!strings.Contains(r.Message, "48 sequences") || !strings.Contains(r.Message, "at the moment take 8 at a time") {
 		t.Errorf("%+v", r)

@@ -1,35 +1,99 @@
 package gateway
 
 import (
+	"context"
+	"errors"
+	"net/http"
+	"runtime/debug"
 	"time"
 
 	"tidegate/degrade"
+	"tidegate/gateway/account"
 )
 
 // generate is the path of a generation, from a request to its answer.
 func (g *Gateway) generate(c *call) error {
-	c.stand(degrade.Full, "")
-	if err := g.parse(c); err != nil { // who, which model, exact prompt tokens
+	c.writer.setLevel(degrade.Full, "")
+	if err := g.parse(c); err != nil { // caller, model, exact prompt tokens
 		return err
 	}
-	defer c.follow()() // ends the request where its key is revoked meanwhile
-	g.begins(c)
-	asked := time.Now()
-	permit, err := g.Admission.Admit(c.r.Context(), g.demand(c)) // level, limits and quotas, queue; names the backend and holds a place on it
-	c.tracing.admitted(c, asked, permit, err)
+	defer c.followKey()()              // ends the request where its key is revoked meanwhile
+	if err := g.admit(c); err != nil { // limits and quotas, level, queue; names the backend and holds a place on it
+		return err
+	}
+	defer g.settle(c)                       // once, whatever happens, panics included
+	if err := g.applyLevel(c); err != nil { // what the request becomes at its level
+		return err
+	}
+	g.beginFlight(c) // the ledger knows it even if this process is killed
+	c.writer.announce(c.plan.level, c.plan.reason, c.permit.Headers)
+	if c.plan.level == degrade.Canned {
+		return g.canned(c)
+	}
+	return g.forward(c) // retries before the first byte; counts tokens as they pass
+}
+
+// applyLevel makes the plan of a request from its permit. A fallback after a failure
+// applies the permit's new level.
+func (g *Gateway) applyLevel(c *call) error {
+	p, err := planFor(&c.request, c.permit, g.Ladder.Effect(c.permit.Level))
 	if err != nil {
 		return err
 	}
-	defer g.settle(c, permit) // once, whatever happens, panics included
-	c.runs()
-	if err := g.descend(c, permit); err != nil { // what the level makes of the request
-		return err
+	c.plan, c.writer.model = p, p.served
+	return nil
+}
+
+// errPanic stands for a panic in a handler.
+var errPanic = errors.New("panic in a handler")
+
+// answer runs a handler and turns its error into a response: the one place that recovers,
+// logs and counts.
+func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, route string, h handler) {
+	c := g.newCall(w, r, route)
+	defer c.bodies.release()
+	c.writer.header("X-Request-Id", c.id)
+	c.tracing = startTrace(g.Tracer, c)
+	err := c.revoked(g.guarded(c, h))
+	cut := err != nil && g.fail(c, err)
+	g.finish(c, err)
+	if cut {
+		panic(http.ErrAbortHandler) // so that the caller notices that the answer is not whole
 	}
-	c.stand(permit.Level, permit.Reason)
-	g.takeOff(c) // the ledger has it also if this process is killed
-	c.tell(permit.Headers)
-	if permit.Level == degrade.Canned {
-		return g.canned(c)
+}
+
+// newCall returns the call of a request that begins now.
+func (g *Gateway) newCall(w http.ResponseWriter, r *http.Request, route string) *call {
+	c := &call{r: r, settings: g.settings.Load(), route: route, began: time.Now(), bodies: holding{budget: &g.bodies}}
+	c.id, c.outcome.status = newID(c.began), http.StatusOK
+	c.writer = answerWriter{w: w, began: c.began, lastWrite: c.began, keepAlive: c.settings.KeepAlive, buffers: &g.buffers}
+	return c
+}
+
+// guarded runs a handler and turns a panic into an error.
+func (g *Gateway) guarded(c *call, h handler) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			g.Log.Error("panic", "id", c.id, "panic", p, "stack", string(debug.Stack()))
+			err = errPanic
+		}
+	}()
+	return h(c)
+}
+
+// followKey ends the request when its key is revoked. The caller must call release when the
+// request has ended.
+func (c *call) followKey() (release func()) {
+	ctx, release := c.settings.accounts.Follow(c.r.Context(), &c.caller)
+	c.r = c.r.WithContext(ctx)
+	return release
+}
+
+// revoked returns why the gateway itself ended the request, in place of an error that
+// looks as if the caller had left; else the error.
+func (c *call) revoked(err error) error {
+	if cause := (*account.KeyError)(nil); err != nil && errors.As(context.Cause(c.r.Context()), &cause) {
+		return cause
 	}
-	return g.forward(c, permit) // retries before the first byte; the tap counts tokens
+	return err
 }

@@ -63,21 +63,21 @@ type span struct {
 	ctx context.Context //nolint:containedctx // it is what OpenTelemetry calls a parent, and ends with the request
 }
 
-// trace begins the span of a request: in its caller's trace, where it names one and its
+// startTrace begins the span of a request: in its caller's trace, where it names one and its
 // network is trusted to. Of any other caller the trace is a new one, which only links to
 // the caller's: it decides neither whether the request is kept nor what the server is
 // told of it (https://www.w3.org/TR/trace-context/#security-considerations).
-func (g *Gateway) trace(c *call) {
-	if g.Tracer == nil || c.route == routeOther { // scanners
-		return
+func startTrace(tracer Tracer, c *call) *tracing {
+	if tracer == nil || c.route == routeOther { // scanners
+		return nil
 	}
-	t := &tracing{tracer: g.Tracer}
+	t := &tracing{tracer: tracer}
 	options := [3]trace.SpanStartOption{trace.WithTimestamp(c.began), trace.WithSpanKind(trace.SpanKindServer)}
 	from := context.Background()
 	named := propagation.TraceContext{}.Extract(from, propagation.HeaderCarrier(c.r.Header))
 	kept := 2
 	if theirs := trace.SpanContextFromContext(named); theirs.IsValid() {
-		if len(c.set.traced) > 0 && contains(c.set.traced, c.from()) {
+		if len(c.settings.traced) > 0 && contains(c.settings.traced, c.from()) {
 			from = named
 		} else {
 			ids := trace.NewSpanContext(trace.SpanContextConfig{TraceID: theirs.TraceID(), SpanID: theirs.SpanID(), Remote: true})
@@ -85,14 +85,22 @@ func (g *Gateway) trace(c *call) {
 			kept++
 		}
 	}
-	t.request.ctx, t.request.Span = g.Tracer.Start(from, c.r.Method+" "+c.route, options[:kept]...)
-	c.tracing = t
+	t.request.ctx, t.request.Span = tracer.Start(from, c.r.Method+" "+c.route, options[:kept]...)
 	if t.kept() {
 		t.request.SetAttributes(attrMethod.String(c.r.Method), attrRoute.String(c.route), attrRequest.String(c.id))
 	}
-	if of := t.request.SpanContext(); of.IsSampled() {
-		c.traceID = of.TraceID().String()
+	return t
+}
+
+// traceID returns the id of the request's trace in hexadecimal; empty where none is kept.
+func (t *tracing) traceID() string {
+	if t == nil {
+		return ""
 	}
+	if span := t.request.SpanContext(); span.IsSampled() {
+		return span.TraceID().String()
+	}
+	return ""
 }
 
 // kept reports whether anything is kept of the request's spans. Where the sampler says
@@ -100,16 +108,16 @@ func (g *Gateway) trace(c *call) {
 func (t *tracing) kept() bool { return t != nil && t.request.IsRecording() }
 
 // admitted tells what admission took, and the wait for a place in it.
-func (t *tracing) admitted(c *call, began time.Time, p *admission.Permit, err error) {
+func (t *tracing) admitted(asked string, start time.Time, p *admission.Permit, err error) {
 	if !t.kept() {
 		return
 	}
 	now := time.Now()
-	ctx, admitting := t.tracer.Start(t.request.ctx, "admission", trace.WithTimestamp(began))
+	ctx, admitting := t.tracer.Start(t.request.ctx, "admission", trace.WithTimestamp(start))
 	if err != nil {
 		admitting.SetStatus(codes.Error, loggable(err))
 	} else {
-		admitting.SetAttributes(attrLevel.String(p.Level.String()), attrReason.String(p.Reason), attrAsked.String(c.asked.Name))
+		admitting.SetAttributes(attrLevel.String(p.Level.String()), attrReason.String(p.Reason), attrAsked.String(asked))
 		if p.Pool() != nil {
 			_, queue := t.tracer.Start(ctx, "queue", trace.WithTimestamp(now.Add(-p.Waited)))
 			queue.End(trace.WithTimestamp(now))
@@ -118,18 +126,18 @@ func (t *tracing) admitted(c *call, began time.Time, p *admission.Permit, err er
 	admitting.End(trace.WithTimestamp(now))
 }
 
-// send begins the span of an attempt and returns the lines of a request's head that
-// tell the server of it.
-func (t *tracing) send(c *call, b *backend.Backend) (header string) {
+// sendAttempt begins the span of an attempt and returns the lines of a request's head that
+// name it to the backend. id is the attempt's X-Request-Id.
+func (t *tracing) sendAttempt(operation, model, backendName, id string) (header string) {
 	if t == nil {
 		return ""
 	}
 	if !t.kept() {
 		return headerOf(t.request.ctx)
 	}
-	t.attempt.ctx, t.attempt.Span = t.tracer.Start(t.request.ctx, operation(c.kind)+" "+c.model.Name, trace.WithSpanKind(trace.SpanKindClient),
-		trace.WithAttributes(attrOperation.String(operation(c.kind)), attrProvider.String(provider), attrAsked.String(c.model.Name),
-			attrServer.String(b.Name), attrAttempt.String(c.out.id)))
+	t.attempt.ctx, t.attempt.Span = t.tracer.Start(t.request.ctx, operation+" "+model, trace.WithSpanKind(trace.SpanKindClient),
+		trace.WithAttributes(attrOperation.String(operation), attrProvider.String(provider), attrAsked.String(model),
+			attrServer.String(backendName), attrAttempt.String(id)))
 	return headerOf(t.attempt.ctx)
 }
 
@@ -143,23 +151,23 @@ func headerOf(ctx context.Context) (header string) {
 	return header
 }
 
-// sent ends the span of an attempt, and tells of its stream.
-func (t *tracing) sent(c *call, err error) {
+// attemptEnded ends the span of an attempt, and adds one for its stream.
+func (t *tracing) attemptEnded(out *outcome, streamed bool, err error) {
 	if !t.kept() {
 		return
 	}
-	if c.streamed && !c.firstToken.IsZero() {
-		_, stream := t.tracer.Start(t.attempt.ctx, "stream", trace.WithTimestamp(c.firstToken))
-		stream.SetAttributes(attrOutput.Int(c.usage.Output))
-		stream.End(trace.WithTimestamp(c.firstToken.Add(c.flow())))
+	if streamed && !out.firstToken.IsZero() {
+		_, stream := t.tracer.Start(t.attempt.ctx, "stream", trace.WithTimestamp(out.firstToken))
+		stream.SetAttributes(attrOutput.Int(out.usage.Output))
+		stream.End(trace.WithTimestamp(out.firstToken.Add(out.flow())))
 	}
-	outcome := backend.Outcome(err)
-	t.attempt.SetAttributes(attrOutcome.String(outcome))
+	word := backend.Outcome(err)
+	t.attempt.SetAttributes(attrOutcome.String(word))
 	if err == nil {
-		t.attempt.SetAttributes(usage(c.usage)...)
+		t.attempt.SetAttributes(usageAttributes(out.usage)...)
 	} else {
-		t.attempt.SetAttributes(attrError.String(outcome))
-		t.attempt.SetStatus(codes.Error, outcome)
+		t.attempt.SetAttributes(attrError.String(word))
+		t.attempt.SetStatus(codes.Error, word)
 	}
 	t.attempt.End()
 }
@@ -169,31 +177,26 @@ func (t *tracing) end(c *call) {
 	if !t.kept() {
 		return
 	}
-	of := t.request
-	of.SetAttributes(attrStatus.Int(c.status))
-	if c.who.User != "" {
-		of.SetAttributes(attrUser.String(c.who.User), attrKey.String(c.who.Key))
+	span, out := t.request, &c.outcome
+	span.SetAttributes(attrStatus.Int(out.status))
+	if c.caller.User != "" {
+		span.SetAttributes(attrUser.String(c.caller.User), attrKey.String(c.caller.Key))
 	}
-	if c.asked != nil {
-		of.SetAttributes(attrOperation.String(operation(c.kind)), attrProvider.String(provider), attrAsked.String(c.asked.Name), attrServed.String(c.served),
-			attrMaxTokens.Int(c.limit), attrLevel.String(c.level.String()), attrReason.String(c.reason))
-		of.SetAttributes(usage(c.usage)...)
+	if c.request.model != nil {
+		if c.door != nil {
+			span.SetAttributes(attrOperation.String(c.door.Operation))
+		}
+		span.SetAttributes(attrProvider.String(provider), attrAsked.String(c.asked()), attrServed.String(c.served()),
+			attrMaxTokens.Int(c.maxTokens()), attrLevel.String(out.level.String()), attrReason.String(out.reason))
+		span.SetAttributes(usageAttributes(out.usage)...)
 	}
-	if c.status >= http.StatusInternalServerError {
-		of.SetAttributes(attrError.String(strconv.Itoa(c.status)))
-		of.SetStatus(codes.Error, "")
+	if out.status >= http.StatusInternalServerError {
+		span.SetAttributes(attrError.String(strconv.Itoa(out.status)))
+		span.SetStatus(codes.Error, "")
 	}
-	of.End()
+	span.End()
 }
 
-func usage(u openai.Usage) []attribute.KeyValue {
+func usageAttributes(u openai.Usage) []attribute.KeyValue {
 	return []attribute.KeyValue{attrInput.Int(u.Input), attrCached.Int(u.Cached), attrOutput.Int(u.Output), attrReasoning.Int(u.Reasoning)}
-}
-
-// operation is what the conventions call a route.
-func operation(kind openai.Route) string {
-	if kind == openai.Completions {
-		return "text_completion"
-	}
-	return "chat"
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	oteltrace "go.opentelemetry.io/otel/trace"
+
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
@@ -16,15 +18,16 @@ import (
 	"tidegate/admission"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/door"
 )
 
 // hooks are the places of the path that tell a trace, for a call that is answered at
 // the first attempt.
 func hooks(g *Gateway, c *call) {
-	g.trace(c)
-	c.tracing.admitted(c, time.Now(), nil, errPanic)
-	c.tracing.send(c, nil)
-	c.tracing.sent(c, nil)
+	c.tracing = startTrace(g.Tracer, c)
+	c.tracing.admitted("m", time.Now(), nil, errPanic)
+	c.tracing.sendAttempt("chat", "m", "b", "id")
+	c.tracing.attemptEnded(&c.outcome, true, nil)
 	c.tracing.end(c)
 }
 
@@ -43,7 +46,7 @@ func untraced(t *testing.T) Tracer {
 func TestTracingOff(t *testing.T) {
 	g, _ := bare(t, nil)
 	g.Reload(Config{TraceCallers: []string{"192.0.2.0/24"}}, account.New(account.Config{Mode: account.Open}, nil)) // httptest's callers
-	c := &call{r: httptest.NewRequest("POST", "/v1/chat/completions", nil), route: "/v1/chat/completions", set: g.settings.Load()}
+	c := &call{r: httptest.NewRequest("POST", "/v1/chat/completions", nil), route: "/v1/chat/completions", settings: g.settings.Load()}
 	c.r.Header.Set("Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 	if n := testing.AllocsPerRun(100, func() { hooks(g, c) }); n != 0 || c.tracing != nil {
 		t.Errorf("%v allocations, span %v", n, c.tracing)
@@ -51,14 +54,14 @@ func TestTracingOff(t *testing.T) {
 	spans := trace.NewTracerProvider()
 	g.Tracer = spans.Tracer("test")
 	defer spans.Shutdown(t.Context())
-	if g.trace(c); c.tracing == nil || c.traceID != "4bf92f3577b34da6a3ce929d0e0e4736" {
-		t.Errorf("with a tracer it is not traced, or not in its caller's trace: %q", c.traceID)
+	if c.tracing = startTrace(g.Tracer, c); c.tracing == nil || c.tracing.traceID() != "4bf92f3577b34da6a3ce929d0e0e4736" {
+		t.Errorf("with a tracer it is not traced, or not in its caller's trace: %q", c.tracing.traceID())
 	}
-	g.Tracer, c.traceID = untraced(t), ""
-	if g.trace(c); c.traceID != "" {
-		t.Errorf("a trace that nobody keeps is named: %s", c.traceID)
+	g.Tracer = untraced(t)
+	if c.tracing = startTrace(g.Tracer, c); c.tracing.traceID() != "" {
+		t.Errorf("a trace that nobody keeps is named: %s", c.tracing.traceID())
 	}
-	if header := c.tracing.send(c, nil); !strings.HasPrefix(header, "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-") || !strings.HasSuffix(header, "-00\r\n") {
+	if header := c.tracing.sendAttempt("chat", "m", "b", "id"); !strings.HasPrefix(header, "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-") || !strings.HasSuffix(header, "-00\r\n") {
 		t.Errorf("the server of a request that is not traced is told %q", header)
 	}
 }
@@ -89,13 +92,13 @@ func TestStrangersTraces(t *testing.T) {
 			spans := tracetest.NewSpanRecorder()
 			// Nothing is kept but what a parent that may decide says is.
 			g.Tracer = trace.NewTracerProvider(trace.WithSpanProcessor(spans), trace.WithSampler(trace.ParentBased(trace.NeverSample()))).Tracer("test")
-			c := &call{r: httptest.NewRequest(http.MethodPost, "/x", nil), route: "/x", set: g.settings.Load()}
+			c := &call{r: httptest.NewRequest(http.MethodPost, "/x", nil), route: "/x", settings: g.settings.Load()}
 			c.r.Header.Set("Traceparent", "00-"+theirs+"-"+span+"-"+test.flags)
 			c.r.Header.Set("Tracestate", "vendor=smuggled")
 			for i := 0; i < len(test.head); i += 2 {
 				c.r.Header.Set(test.head[i], test.head[i+1])
 			}
-			g.trace(c)
+			c.tracing = startTrace(g.Tracer, c)
 			header := headerOf(c.tracing.request.ctx)
 			if strings.Contains(header, theirs) != test.joined || strings.Contains(header, "smuggled") != test.joined {
 				t.Errorf("the server is told %q", header)
@@ -109,10 +112,10 @@ func TestStrangersTraces(t *testing.T) {
 	g, _ := bare(t, nil)
 	spans := tracetest.NewSpanRecorder()
 	g.Tracer = trace.NewTracerProvider(trace.WithSpanProcessor(spans)).Tracer("test")
-	c := &call{r: httptest.NewRequest(http.MethodPost, "/x", nil), route: "/x", set: g.settings.Load()}
+	c := &call{r: httptest.NewRequest(http.MethodPost, "/x", nil), route: "/x", settings: g.settings.Load()}
 	c.r.Header.Set("Traceparent", "00-"+theirs+"-"+span+"-01")
 	c.r.Header.Set("Tracestate", "vendor=smuggled")
-	g.trace(c)
+	c.tracing = startTrace(g.Tracer, c)
 	c.tracing.end(c)
 	links := spans.Ended()[0].Links()
 	if len(links) != 1 || links[0].SpanContext.TraceID().String() != theirs || links[0].SpanContext.SpanID().String() != span || links[0].SpanContext.TraceState().Len() != 0 {
@@ -129,28 +132,29 @@ func TestOddRequests(t *testing.T) {
 	attempts := tracetest.NewSpanRecorder()
 	g.Tracer = trace.NewTracerProvider(trace.WithSpanProcessor(attempts)).Tracer("test")
 	one := func(status int) *call {
-		c := &call{asked: m, model: m, served: "m", route: "/x", status: status, answers: 1, began: time.Now(), permit: &admission.Permit{}}
-		c.r, c.out, c.set = httptest.NewRequest(http.MethodPost, "/x", nil), &reply{c: c, lastWrite: c.began}, g.settings.Load()
-		g.trace(c)
+		c := newGeneration(g, httptest.NewRequest(http.MethodPost, "/x", nil), door.Chat())
+		c.request.model, c.plan, c.permit = m, plan{model: m, served: "m", choices: 1}, &admission.Permit{}
+		c.route, c.outcome.status = "/x", status
+		c.tracing = startTrace(g.Tracer, c)
 		return c
 	}
 	panics := one(500) // there is no body
-	if err := g.guarded(panics, func(c *call) error { return g.attempt(c, m.Backends[0], c.permit, 1) }); !errors.Is(err, errPanic) {
+	if err := g.guarded(panics, func(c *call) error { return (&sender{g: g, c: c, backend: m.Backends[0], number: 1}).attempt() }); !errors.Is(err, errPanic) {
 		t.Fatal(err)
 	}
 	if ended := attempts.Ended(); len(ended) != 1 || ended[0].Status().Code != codes.Error {
 		t.Errorf("the span of an attempt that panics: %+v", ended)
 	}
 	gone := one(clientClosed)
-	gone.backend, gone.usage.Output, gone.streamed, gone.firstToken = "a:1", 5, true, time.Now()
-	gone.tracing.send(gone, m.Backends[0])
-	gone.tracing.sent(gone, backend.ErrLeft)
+	gone.outcome.backend, gone.outcome.usage.Output, gone.outcome.firstToken = "a:1", 5, time.Now()
+	gone.tracing.sendAttempt("chat", "m", "a:1", "id")
+	gone.tracing.attemptEnded(&gone.outcome, true, backend.ErrLeft)
 	if s := attempts.Ended()[1]; s.Name() != "stream" || s.EndTime().Before(s.StartTime()) {
 		t.Errorf("%s from %v to %v", s.Name(), s.StartTime(), s.EndTime())
 	}
 	g.metrics.finished(gone, time.Second)
 	canned := one(200)
-	canned.served = cannedModel
+	canned.plan = plan{served: cannedModel, choices: 1}
 	g.metrics.finished(canned, time.Second)
 	got := gathered(t, reg)
 	for series, want := range map[string]float64{
@@ -175,4 +179,13 @@ func BenchmarkTracingOff(b *testing.B) {
 	for b.Loop() {
 		hooks(g, c)
 	}
+}
+
+// sampledTrace returns the tracing of a request whose trace is
+// 4bf92f3577b34da6a3ce929d0e0e4736.
+func sampledTrace() *tracing {
+	id := oteltrace.NewSpanContext(oteltrace.SpanContextConfig{
+		TraceID: oteltrace.TraceID{0x4b, 0xf9, 0x2f, 0x35, 0x77, 0xb3, 0x4d, 0xa6, 0xa3, 0xce, 0x92, 0x9d, 0x0e, 0x0e, 0x47, 0x36}, SpanID: oteltrace.SpanID{1}, TraceFlags: oteltrace.FlagsSampled,
+	})
+	return &tracing{request: span{Span: oteltrace.SpanFromContext(oteltrace.ContextWithSpanContext(context.Background(), id))}}
 }

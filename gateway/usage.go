@@ -24,13 +24,13 @@ func (g *Gateway) ownUsage(c *call) error {
 	if err != nil {
 		return err
 	}
-	r, err := g.report(c, ledger.Query{Filter: c.own(), By: by})
+	r, err := g.report(c, ledger.Query{Filter: ledger.Filter{User: c.caller.User}, By: by})
 	if err != nil {
 		return err
 	}
 	answer := r.Answer(r.rows)
-	answer["user"] = c.who.User
-	return c.reply(answer)
+	answer["user"] = c.caller.User
+	return c.writer.sendJSON(answer)
 }
 
 // groups reads by what a report is broken down: some of those that are allowed.
@@ -71,18 +71,18 @@ func (g *Gateway) allUsage(c *call) error {
 		return err
 	}
 	if format == "json" {
-		return c.reply(r.Answer(r.rows))
+		return c.writer.sendJSON(r.Answer(r.rows))
 	}
 	var text bytes.Buffer
 	if err := ledger.WriteCSV(&text, query.By, r.Prices.Currency, r.rows); err != nil {
 		return err
 	}
 	first, last := r.Days()
-	h := c.w.Header()
+	h := c.writer.w.Header()
 	h.Set("Content-Type", "text/csv; charset=utf-8")
 	h.Set("Content-Disposition", fmt.Sprintf(`attachment; filename="usage-%s-%s.csv"`, first, last))
-	c.send()
-	_, _ = c.w.Write(text.Bytes()) // a caller that is gone will not miss it
+	c.writer.sendHead()
+	_, _ = c.writer.w.Write(text.Bytes()) // a caller that is gone will not miss it
 	return nil
 }
 
@@ -97,13 +97,13 @@ type report struct {
 // 30 days.
 func (g *Gateway) report(c *call, query ledger.Query) (_ *report, err error) {
 	q := c.r.URL.Query()
-	if query.Zone, err = limit.LoadZone(cmp.Or(q.Get("zone"), c.set.Zone)); err != nil {
+	if query.Zone, err = limit.LoadZone(cmp.Or(q.Get("zone"), c.settings.Zone)); err != nil {
 		return nil, refusal.New(refusal.InvalidRequest, "zone", err.Error())
 	}
 	if query.From, query.To, err = days(q, query.Zone, time.Now()); err != nil {
 		return nil, err
 	}
-	query.Prices = c.set.Prices
+	query.Prices = c.settings.Prices
 	ctx, cancel := context.WithTimeout(c.r.Context(), reportTimeout)
 	defer cancel()
 	rows, err := g.Ledger.Report(ctx, query)

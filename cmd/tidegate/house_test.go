@@ -23,7 +23,7 @@ func arrows() map[string][]string {
 		"cmd/tidegate-vllm-sim":  {"gateway/gatewaytest"},
 		"cmd/tidegate-gpu-agent": {"nvml", "nvml/device", "nvml/device/devicetest", "nvml/nvmltest"},
 		"gateway": {
-			"admission", "admission/limit", "degrade", "gateway/account", "gateway/alert", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/qwen", "gateway/refusal", "nvml",
+			"admission", "admission/limit", "degrade", "gateway/account", "gateway/alert", "gateway/backend", "gateway/door", "gateway/ledger", "gateway/openai", "gateway/qwen", "gateway/refusal", "nvml",
 		},
 		"gateway/account":                       {"gateway/database", "gateway/database/databasetest"},
 		"gateway/alert/channel":                 {},
@@ -34,6 +34,7 @@ func arrows() map[string][]string {
 		"gateway/ledger":                        {"gateway/database", "gateway/database/databasetest", "gateway/openai"},
 		"gateway/openai":                        {},
 		"gateway/qwen":                          {},
+		"gateway/door":                          {"gateway/openai", "gateway/qwen", "gateway/refusal"},
 		"gateway/refusal":                       {},
 		"gateway/gatewaytest":                   {"gateway/qwen"},
 		"gateway/gatewaytest/schematest":        {},

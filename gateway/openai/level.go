@@ -5,8 +5,8 @@ import (
 	"strconv"
 )
 
-// completionDefault is vLLM's max_tokens of a completion that names none.
-const completionDefault = 16
+// CompletionDefault is vLLM's max_tokens of a completion that names none.
+const CompletionDefault = 16
 
 // Whole edits the body for an answer in one piece (level 1): not streamed, one
 // choice per prompt, at most maxTokens tokens long. It returns the limit on the
@@ -32,7 +32,7 @@ func (q *Request) LimitTokens(most int) (limit int) {
 	limit = q.maxTokens()
 	if limit == 0 || limit > most {
 		if limit = most; q.Route == Completions && q.maxTokens() == 0 {
-			limit = min(most, completionDefault)
+			limit = min(most, CompletionDefault)
 		}
 		raw := strconv.AppendInt(nil, int64(limit), 10)
 		if _, ok := q.Raw("max_completion_tokens"); ok {

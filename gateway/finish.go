@@ -1,0 +1,27 @@
+package gateway
+
+import (
+	"time"
+)
+
+// finish counts the request, enters it into the ledger and logs it, once. The outcome is
+// final from here on.
+func (g *Gateway) finish(c *call, err error) {
+	took := time.Since(c.began)
+	c.outcome.level, c.outcome.reason = c.writer.level, c.writer.reason
+	c.use.end(c.writer.now())
+	g.metrics.finished(c, took)
+	g.record(c)
+	c.tracing.end(c)
+	g.log(c, took, err)
+}
+
+// countRefused counts in its caller's activity a request that was refused without asking a
+// backend.
+func (g *Gateway) countRefused(c *call) {
+	now, a := c.writer.now(), c.use.activity
+	if a == nil {
+		a = g.activities.find(&c.caller, c.asked(), now)
+	}
+	a.add(now, useCount{refused: 1}, 0, 0)
+}

@@ -1,0 +1,89 @@
+package gateway
+
+import (
+	"tidegate/admission"
+	"tidegate/degrade"
+	"tidegate/gateway/backend"
+	"tidegate/gateway/door"
+	"tidegate/gateway/openai"
+)
+
+// cannedModel is the name under which L4 answers: no model does.
+const cannedModel = "tidegate-canned"
+
+// plan is what a request becomes at the level that it was admitted at. planFor makes it,
+// and nobody changes it; a fallback after a failure makes a new one.
+type plan struct {
+	model  *backend.Model // that answers; nil for a canned answer
+	served string         // name of what answers, for the ledger and the caller
+	level  degrade.Level
+	reason string // signal or rule that asked for the level
+
+	stream       bool // the backend streams; the caller's wish may differ
+	stopThinking bool // the level switches thinking off
+	noThinking   bool // the template is told not to think, by wish or by the level
+	oneChoice    bool // one choice per prompt
+	choices      int  // choices of all prompts together
+	limit        int  // tokens that a choice may have
+	prompt       int  // tokens of all prompts, as the backend renders them
+	longest      int  // tokens of the longest prompt
+}
+
+// planFor returns what a request becomes at the permit's level, with the level's effect. It
+// is pure. The error is ErrNoBackend where a reload made another model the smaller one
+// while the request waited.
+func planFor(q *request, permit *admission.Permit, effect degrade.Effect) (plan, error) {
+	p := plan{level: permit.Level, reason: permit.Reason}
+	if permit.Level == degrade.Canned {
+		p.served, p.choices, p.limit, p.stream = cannedModel, q.choices/q.Wish.N, q.limit, q.Wish.Stream // nothing is read
+		return p, nil
+	}
+	if p.model = q.fallback(permit.Pool()); p.model == nil {
+		return plan{}, admission.ErrNoBackend
+	}
+	p.served, p.stream, p.choices, p.limit = p.model.Name, q.Wish.Stream, q.choices, q.limit
+	p.prompt, p.longest, p.noThinking = q.prompt, q.longest, q.Wish.NoThinking
+	if !effect.Stream {
+		p.stream, p.oneChoice, p.choices = false, true, q.choices/q.Wish.N
+		p.limit = min(effect.MaxTokens, p.limit)
+	}
+	context, growth := p.model.Context(), q.growth() // a context of 0 is not known, and then nothing is cut
+	if !effect.Thinking && (context == 0 || p.longest+growth < context) {
+		p.stopThinking, p.noThinking = true, true
+		p.prompt, p.longest = p.prompt+growth, p.longest+growth
+		if permit.Reserved < degrade.ThinkingOff && p.limit > growth {
+			p.limit -= growth // the limits have reserved for no more in all
+		}
+	}
+	if left := context - p.longest; context > 0 && left < p.limit {
+		p.limit = min(p.limit, q.room(max(left, 1))) // a request that does not fit is told so by the backend
+	}
+	return p, nil
+}
+
+// edits returns what the plan writes into the body for one backend.
+func (p *plan) edits(q *request, b *backend.Backend, priority int64) door.Edits {
+	facts := b.Facts()
+	e := door.Edits{
+		Model: facts.Serves, Priority: priority, HasPriority: b.ByPriority(), Stream: p.stream, OneChoice: p.oneChoice,
+		StopThinking: p.stopThinking, Truncates: q.Wish.Truncate != 0, Truncate: q.truncate,
+		Known: facts.Can.Known, ReasoningEffort: facts.Can.ReasoningEffort, OnlyReasoningField: facts.Can.OnlyReasoning,
+	}
+	if p.oneChoice || p.limit != q.Wish.MaxTokens {
+		e.Limit = p.limit
+	}
+	return e
+}
+
+// estimate returns what a request has taken of which nothing has come: its prompt, and
+// where it is not streamed what all its choices have by now, by an estimate of one.
+func (p *plan) estimate(tokens int) openai.Usage {
+	u := openai.Usage{Input: p.prompt}
+	if !p.stream {
+		if p.limit > 0 {
+			tokens = min(tokens, p.limit)
+		}
+		u.Output = openai.Times(tokens, p.choices)
+	}
+	return u
+}
