@@ -22,12 +22,13 @@ type facts struct {
 	id          string
 	now         time.Time
 	addr        netip.Addr
-	header      http.Header   // of the request
-	asked       string        // model that the caller named; empty before it is known
-	served      string        // model that answers, or was to
-	maxLevel    degrade.Level // smallest answer that the caller accepts
-	promptParam string        // parameter that holds the prompt
-	retryAfter  time.Duration // longest wait that a refusing backend asked for
+	header      http.Header                    // of the request
+	asked       string                         // model that the caller named; empty before it is known
+	served      string                         // model that answers, or was to
+	maxLevel    degrade.Level                  // smallest answer that the caller accepts
+	promptParam string                         // parameter that holds the prompt
+	retryAfter  time.Duration                  // longest wait that a refusing backend asked for
+	readError   func(body []byte) openai.Error // of the door; nil: no backend was asked
 }
 
 // facts returns what the text of a refusal may name of the request.
@@ -35,6 +36,9 @@ func (c *call) facts() *facts {
 	f := &facts{
 		id: c.id, now: time.Now(), addr: c.from(), header: c.r.Header, asked: c.asked(), served: c.asked(), maxLevel: c.request.maxLevel,
 		promptParam: c.request.PromptParam, retryAfter: c.outcome.retryAfter,
+	}
+	if c.door != nil {
+		f.readError = c.door.BackendError
 	}
 	if c.plan.model != nil {
 		f.served = c.plan.model.Name
@@ -89,7 +93,7 @@ func explain(err error, f *facts) *refusal.Refusal {
 	case errors.As(err, &timeout):
 		return f.timedOut(timeout)
 	case errors.As(err, &status):
-		return f.backendRefusal(status.Status, openai.ReadError(status.Body))
+		return f.backendRefusal(status.Status, f.readError(status.Body))
 	case errors.As(err, &stream):
 		return f.backendRefusal(stream.Status, stream.Err)
 	case errors.Is(err, errPanic):

@@ -76,7 +76,7 @@ func FuzzServerRefusal(f *testing.F) {
 		if status < 300 || status > 599 {
 			return
 		}
-		r := explain(&backend.StatusError{Status: status, Body: []byte(body)}, &facts{id: "id"})
+		r := explain(&backend.StatusError{Status: status, Body: []byte(body)}, &facts{id: "id", readError: openai.ReadError})
 		if r.Status < 400 || r.Code == "" || r.Type == "" || strings.TrimSpace(r.Message) == "" {
 			t.Errorf("%d %q: %d %+v", status, body, r.Status, r)
 		}
