@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 )
 
 // Config is the section redis of the configuration.
@@ -96,6 +97,9 @@ func Dial(c Config) redis.UniversalClient {
 	if c.TLS {
 		o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
+	// The library would write each failure to stderr as well, and not as our log does. It
+	// dials from the first moment on.
+	logging.Disable()
 	return redis.NewUniversalClient(o)
 }
 

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/logging"
 
 	"tidegate/admission/limit"
 )
@@ -59,8 +58,6 @@ var _ limit.Store = (*Store)(nil)
 // New makes a store. The client must neither retry nor wait beyond a context's
 // deadline, as those of Dial: a retry of an answer that was late is another call.
 func New(client redis.UniversalClient, o Options) *Store {
-	// The library would write each failure to stderr as well, and not as our log does.
-	logging.Disable()
 	_, cluster := client.(*redis.ClusterClient)
 	source := script()
 	sum := sha1.Sum([]byte(source)) //nolint:gosec // see the import
