@@ -1,8 +1,6 @@
 package gateway
 
 import (
-	"encoding/json"
-	"net/http"
 	"sync"
 	"time"
 
@@ -188,18 +186,6 @@ func (a *activities) top(now time.Time) Top {
 		}
 	}
 	return t
-}
-
-// topPage answers GET /top.
-func (g *Gateway) topPage(w http.ResponseWriter, _ *http.Request) {
-	body, err := json.MarshalIndent(g.activities.top(time.Now()), "", "  ")
-	if err != nil {
-		g.Log.Error("who uses what could not be written", "error", err.Error())
-		http.Error(w, "internal error", http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(append(body, '\n')) // an operator who left needs no error
 }
 
 // use is how one request counts in its caller's activity. One goroutine may use it. The

@@ -248,3 +248,20 @@ func broken(coding string, err error) error {
 	}
 	return refusal.New(refusal.UnsupportedEncoding, "", fmt.Sprintf("the body cannot be decompressed (Content-Encoding: %s): %s; send it as it is, or compressed as the header says", coding, fault))
 }
+
+// Bounds in bytes of the buffers of bodies.
+const (
+	firstBuffer = 32 << 10 // whatever length a caller announces
+	pastEnd     = 512      // room in which the end is read
+)
+
+// grow makes room for more of a body, of which most bytes are expected: as much as has
+// come already, so that an announced length alone costs nothing. The budget of bodies has
+// the room before it is made; beside is what the request holds of it for other things.
+func (c *call) grow(body []byte, most, beside int) ([]byte, error) {
+	size := min(max(4*len(body), firstBuffer), most)
+	if err := c.hold(beside + size); err != nil {
+		return nil, err
+	}
+	return append(make([]byte, 0, max(size, len(body))+pastEnd), body...), nil
+}

@@ -94,20 +94,3 @@ func (h *holding) resize(bytes int64) error {
 
 // release gives all back. A second call does nothing.
 func (h *holding) release() { _ = h.resize(0) } // which never fails
-
-// Bounds in bytes of the buffers of bodies.
-const (
-	firstBuffer = 32 << 10 // whatever length a caller announces
-	pastEnd     = 512      // room in which the end is read
-)
-
-// grow makes room for more of a body, of which most bytes are expected: as much as has
-// come already, so that an announced length alone costs nothing. The budget of bodies has
-// the room before it is made; beside is what the request holds of it for other things.
-func (c *call) grow(body []byte, most, beside int) ([]byte, error) {
-	size := min(max(4*len(body), firstBuffer), most)
-	if err := c.hold(beside + size); err != nil {
-		return nil, err
-	}
-	return append(make([]byte, 0, max(size, len(body))+pastEnd), body...), nil
-}

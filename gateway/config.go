@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -104,4 +105,36 @@ func networks(texts []string) (out []netip.Prefix) {
 		}
 	}
 	return out
+}
+
+// CORS says which pages in browsers may call the gateway from another origin than its
+// own, by the rules of the Fetch standard. Keys come in headers that a page must set
+// itself, so no cookie or certificate of a user is ever allowed to be sent along.
+type CORS struct {
+	Origins []string      `yaml:"origins"` // such as https://chat.example.org; "*": all; empty: none
+	MaxAge  time.Duration `yaml:"max_age"` // for which a browser may remember that it may call; browsers bound it by 2h or less
+}
+
+// anyOrigin stands for all origins.
+const anyOrigin = "*"
+
+// validate says what is wrong with the origins.
+func (c *CORS) validate(fault func(ok bool, format string, args ...any)) {
+	for i, o := range c.Origins {
+		scheme, host, ok := strings.Cut(o, "://")
+		ok = ok && scheme != "" && host != "" && !strings.ContainsAny(host, "/?#*@ ") && o == strings.ToLower(o)
+		fault(ok || o == anyOrigin, "cors.origins[%d]: %q is no origin; expected something like https://chat.example.org, in small letters and without a path or a slash at the end, or \"*\" for all", i, o)
+	}
+	fault(c.MaxAge >= 0 && c.MaxAge <= 24*time.Hour, "cors.max_age: must be from 0 to 24h, such as 10m")
+}
+
+// allows returns what Access-Control-Allow-Origin says to an origin; empty: it may not call.
+func (c *CORS) allows(origin string) string {
+	switch {
+	case slices.Contains(c.Origins, anyOrigin):
+		return anyOrigin
+	case slices.Contains(c.Origins, origin):
+		return origin
+	}
+	return ""
 }

@@ -12,7 +12,7 @@ func (g *Gateway) finish(c *call, err error) {
 	c.use.end(c.writer.now())
 	g.metrics.finished(c, took)
 	g.record(c)
-	c.tracing.end(c)
+	c.tracing.end(c.spanEnd())
 	g.log(c, took, err)
 }
 
@@ -24,4 +24,13 @@ func (g *Gateway) countRefused(c *call) {
 		a = g.activities.find(&c.caller, c.asked(), now)
 	}
 	a.add(now, useCount{refused: 1}, 0, 0)
+}
+
+// spanEnd returns what the request's span says of its end.
+func (c *call) spanEnd() spanEnd {
+	e := spanEnd{outcome: &c.outcome, user: c.caller.User, key: c.caller.Key, asked: c.asked(), served: c.served(), maxTokens: c.maxTokens()}
+	if c.door != nil {
+		e.operation = c.door.Operation
+	}
+	return e
 }

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/pprof"
+	"time"
 )
 
 // OpsHandler is what operators reach, on a listener of its own: metrics, status,
@@ -77,4 +78,16 @@ func (g *Gateway) statusJSON(extra func() Extra) ([]byte, error) {
 	maps.Copy(all, more.Members)
 	body, err = json.MarshalIndent(all, "", "  ")
 	return append(body, '\n'), err
+}
+
+// topPage answers GET /top.
+func (g *Gateway) topPage(w http.ResponseWriter, _ *http.Request) {
+	body, err := json.MarshalIndent(g.activities.top(time.Now()), "", "  ")
+	if err != nil {
+		g.Log.Error("who uses what could not be written", "error", err.Error())
+		http.Error(w, "internal error", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(append(body, '\n')) // an operator who left needs no error
 }

@@ -1,8 +1,6 @@
 package gateway
 
 import (
-	"fmt"
-
 	"tidegate/gateway/backend"
 )
 
@@ -32,30 +30,4 @@ func (p *pacing) add(up bool, speed, ttft float64) {
 // second, and to its first token.
 func (p *pacing) slow() (speed, ttft []bool) {
 	return backend.Slower(p.speed, slowSpeed), backend.Slower(p.quickness, slowTTFT)
-}
-
-// slowWarnings says which backends are slower than their peers.
-func slowWarnings(m *ModelStatus) (all []string) {
-	var p pacing
-	for _, b := range m.Backends {
-		p.add(b.Up, number(b.Speed), number(b.TTFT))
-	}
-	speed, ttft := p.slow()
-	for i, b := range m.Backends {
-		if speed[i] {
-			all = append(all, fmt.Sprintf("model %s, backend %s: slower than its peers: a stream of it has %.3g tokens a second, not half of theirs; see docs/operating.md, \"A slow server\"", m.Model, b.Backend, *b.Speed))
-		}
-		if ttft[i] {
-			all = append(all, fmt.Sprintf("model %s, backend %s: slower than its peers: nine in ten wait up to %.3g s for the first token, three times as long as there; see docs/operating.md, \"A slow server\"", m.Model, b.Backend, *b.TTFT))
-		}
-	}
-	return all
-}
-
-// number is a number that may not be known; 0: it is not.
-func number(n *float64) float64 {
-	if n == nil {
-		return 0
-	}
-	return *n
 }

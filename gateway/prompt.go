@@ -10,13 +10,13 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// countPrompt sets the exact tokens of the prompt and of the longest one, which is the one
+// count sets the exact tokens of the prompt and of the longest one, which is the one
 // that must fit the context, and the number of choices.
-func (g *Gateway) countPrompt(q *request, prompt door.Prompt) error {
+func (q *request) count(counter *qwen.Counter, prompt door.Prompt) error {
 	if prompt.Chat != nil {
 		chat := *prompt.Chat
 		chat.NoThinking = q.noThinking
-		n, err := countChat(g.Counter, chat, q.model)
+		n, err := countChat(counter, chat, q.model)
 		if err != nil {
 			return err
 		}
@@ -31,7 +31,7 @@ func (g *Gateway) countPrompt(q *request, prompt door.Prompt) error {
 	for _, p := range prompt.Texts {
 		n := p.Tokens
 		if n == 0 {
-			n = g.Counter.Text(p.Text)
+			n = counter.Text(p.Text)
 		}
 		longest = max(longest, n)
 		q.prompt += q.keep(n)

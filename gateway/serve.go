@@ -53,7 +53,7 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, route string, h
 	c := g.newCall(w, r, route)
 	defer c.bodies.release()
 	c.writer.header("X-Request-Id", c.id)
-	c.tracing = startTrace(g.Tracer, c)
+	c.tracing = g.startTrace(c)
 	err := c.revoked(g.guarded(c, h))
 	cut := err != nil && g.fail(c, err)
 	g.finish(c, err)
@@ -68,6 +68,13 @@ func (g *Gateway) newCall(w http.ResponseWriter, r *http.Request, route string) 
 	c.id, c.outcome.status = newID(c.began), http.StatusOK
 	c.writer = answerWriter{w: w, began: c.began, lastWrite: c.began, keepAlive: c.settings.KeepAlive, buffers: &g.buffers}
 	return c
+}
+
+// startTrace begins the span of a request.
+func (g *Gateway) startTrace(c *call) *tracing {
+	return startTrace(g.Tracer, c.r, c.route, c.id, c.began, func() bool {
+		return len(c.settings.traced) > 0 && contains(c.settings.traced, c.from())
+	})
 }
 
 // guarded runs a handler and turns a panic into an error.

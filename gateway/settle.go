@@ -5,27 +5,11 @@ import (
 	"time"
 
 	"tidegate/gateway/ledger"
-	"tidegate/gateway/openai"
 )
 
 // ledgerWait bounds how long the end of an answer waits for its record where the ledger
 // does not know that it was under way; a disk that takes nothing must not stop answers.
 const ledgerWait = 100 * time.Millisecond
-
-// settlement is how far a request has been charged: to the limits by settle, and to the
-// ledger by record, each once.
-type settlement struct {
-	flight   *ledger.Flight // under way in the ledger; nil before and after
-	settled  bool           // the limits have it, and the place is given back
-	recorded bool           // the ledger has it
-}
-
-// progress notes for the ledger what a request under way has used so far.
-func (s *settlement) progress(p *plan, u openai.Usage) {
-	if s.flight != nil {
-		s.flight.Progress(u, p.model.Weights.Units(charge(u)))
-	}
-}
 
 // settle charges the limits with what the request used and gives its place back, once.
 // Where the end of an answer is known it is called before that is sent: no place waits for

@@ -67,17 +67,20 @@ type span struct {
 // network is trusted to. Of any other caller the trace is a new one, which only links to
 // the caller's: it decides neither whether the request is kept nor what the server is
 // told of it (https://www.w3.org/TR/trace-context/#security-considerations).
-func startTrace(tracer Tracer, c *call) *tracing {
-	if tracer == nil || c.route == routeOther { // scanners
+//
+// follows reports whether the caller's trace is gone on with; it is asked only where the
+// caller names one.
+func startTrace(tracer Tracer, r *http.Request, route, id string, began time.Time, follows func() bool) *tracing {
+	if tracer == nil || route == routeOther { // scanners
 		return nil
 	}
 	t := &tracing{tracer: tracer}
-	options := [3]trace.SpanStartOption{trace.WithTimestamp(c.began), trace.WithSpanKind(trace.SpanKindServer)}
+	options := [3]trace.SpanStartOption{trace.WithTimestamp(began), trace.WithSpanKind(trace.SpanKindServer)}
 	from := context.Background()
-	named := propagation.TraceContext{}.Extract(from, propagation.HeaderCarrier(c.r.Header))
+	named := propagation.TraceContext{}.Extract(from, propagation.HeaderCarrier(r.Header))
 	kept := 2
 	if theirs := trace.SpanContextFromContext(named); theirs.IsValid() {
-		if len(c.settings.traced) > 0 && contains(c.settings.traced, c.from()) {
+		if follows() {
 			from = named
 		} else {
 			ids := trace.NewSpanContext(trace.SpanContextConfig{TraceID: theirs.TraceID(), SpanID: theirs.SpanID(), Remote: true})
@@ -85,9 +88,9 @@ func startTrace(tracer Tracer, c *call) *tracing {
 			kept++
 		}
 	}
-	t.request.ctx, t.request.Span = tracer.Start(from, c.r.Method+" "+c.route, options[:kept]...)
+	t.request.ctx, t.request.Span = tracer.Start(from, r.Method+" "+route, options[:kept]...)
 	if t.kept() {
-		t.request.SetAttributes(attrMethod.String(c.r.Method), attrRoute.String(c.route), attrRequest.String(c.id))
+		t.request.SetAttributes(attrMethod.String(r.Method), attrRoute.String(route), attrRequest.String(id))
 	}
 	return t
 }
@@ -172,22 +175,31 @@ func (t *tracing) attemptEnded(out *outcome, streamed bool, err error) {
 	t.attempt.End()
 }
 
+// spanEnd is what the span of a request says of its end.
+type spanEnd struct {
+	outcome       *outcome
+	user, key     string // names; empty where the key was not good
+	operation     string // of the door; empty where the route generates nothing
+	asked, served string // models; empty where none was found
+	maxTokens     int    // tokens that a choice may have
+}
+
 // end ends the span of a request.
-func (t *tracing) end(c *call) {
+func (t *tracing) end(e spanEnd) {
 	if !t.kept() {
 		return
 	}
-	span, out := t.request, &c.outcome
+	span, out := t.request, e.outcome
 	span.SetAttributes(attrStatus.Int(out.status))
-	if c.caller.User != "" {
-		span.SetAttributes(attrUser.String(c.caller.User), attrKey.String(c.caller.Key))
+	if e.user != "" {
+		span.SetAttributes(attrUser.String(e.user), attrKey.String(e.key))
 	}
-	if c.request.model != nil {
-		if c.door != nil {
-			span.SetAttributes(attrOperation.String(c.door.Operation))
+	if e.asked != "" {
+		if e.operation != "" {
+			span.SetAttributes(attrOperation.String(e.operation))
 		}
-		span.SetAttributes(attrProvider.String(provider), attrAsked.String(c.asked()), attrServed.String(c.served()),
-			attrMaxTokens.Int(c.maxTokens()), attrLevel.String(out.level.String()), attrReason.String(out.reason))
+		span.SetAttributes(attrProvider.String(provider), attrAsked.String(e.asked), attrServed.String(e.served),
+			attrMaxTokens.Int(e.maxTokens), attrLevel.String(out.level.String()), attrReason.String(out.reason))
 		span.SetAttributes(usageAttributes(out.usage)...)
 	}
 	if out.status >= http.StatusInternalServerError {
@@ -197,6 +209,7 @@ func (t *tracing) end(c *call) {
 	span.End()
 }
 
+// usageAttributes returns the attributes of tokens.
 func usageAttributes(u openai.Usage) []attribute.KeyValue {
 	return []attribute.KeyValue{attrInput.Int(u.Input), attrCached.Int(u.Cached), attrOutput.Int(u.Output), attrReasoning.Int(u.Reasoning)}
 }

@@ -24,11 +24,11 @@ import (
 // hooks are the places of the path that tell a trace, for a call that is answered at
 // the first attempt.
 func hooks(g *Gateway, c *call) {
-	c.tracing = startTrace(g.Tracer, c)
+	c.tracing = g.startTrace(c)
 	c.tracing.admitted("m", time.Now(), nil, errPanic)
 	c.tracing.sendAttempt("chat", "m", "b", "id")
 	c.tracing.attemptEnded(&c.outcome, true, nil)
-	c.tracing.end(c)
+	c.tracing.end(c.spanEnd())
 }
 
 // untraced is a tracer that keeps nothing.
@@ -54,11 +54,11 @@ func TestTracingOff(t *testing.T) {
 	spans := trace.NewTracerProvider()
 	g.Tracer = spans.Tracer("test")
 	defer spans.Shutdown(t.Context())
-	if c.tracing = startTrace(g.Tracer, c); c.tracing == nil || c.tracing.traceID() != "4bf92f3577b34da6a3ce929d0e0e4736" {
+	if c.tracing = g.startTrace(c); c.tracing == nil || c.tracing.traceID() != "4bf92f3577b34da6a3ce929d0e0e4736" {
 		t.Errorf("with a tracer it is not traced, or not in its caller's trace: %q", c.tracing.traceID())
 	}
 	g.Tracer = untraced(t)
-	if c.tracing = startTrace(g.Tracer, c); c.tracing.traceID() != "" {
+	if c.tracing = g.startTrace(c); c.tracing.traceID() != "" {
 		t.Errorf("a trace that nobody keeps is named: %s", c.tracing.traceID())
 	}
 	if header := c.tracing.sendAttempt("chat", "m", "b", "id"); !strings.HasPrefix(header, "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-") || !strings.HasSuffix(header, "-00\r\n") {
@@ -98,7 +98,7 @@ func TestStrangersTraces(t *testing.T) {
 			for i := 0; i < len(test.head); i += 2 {
 				c.r.Header.Set(test.head[i], test.head[i+1])
 			}
-			c.tracing = startTrace(g.Tracer, c)
+			c.tracing = g.startTrace(c)
 			header := headerOf(c.tracing.request.ctx)
 			if strings.Contains(header, theirs) != test.joined || strings.Contains(header, "smuggled") != test.joined {
 				t.Errorf("the server is told %q", header)
@@ -115,8 +115,8 @@ func TestStrangersTraces(t *testing.T) {
 	c := &call{r: httptest.NewRequest(http.MethodPost, "/x", nil), route: "/x", settings: g.settings.Load()}
 	c.r.Header.Set("Traceparent", "00-"+theirs+"-"+span+"-01")
 	c.r.Header.Set("Tracestate", "vendor=smuggled")
-	c.tracing = startTrace(g.Tracer, c)
-	c.tracing.end(c)
+	c.tracing = g.startTrace(c)
+	c.tracing.end(c.spanEnd())
 	links := spans.Ended()[0].Links()
 	if len(links) != 1 || links[0].SpanContext.TraceID().String() != theirs || links[0].SpanContext.SpanID().String() != span || links[0].SpanContext.TraceState().Len() != 0 {
 		t.Errorf("%+v", links)
@@ -135,7 +135,7 @@ func TestOddRequests(t *testing.T) {
 		c := newGeneration(g, httptest.NewRequest(http.MethodPost, "/x", nil), door.Chat())
 		c.request.model, c.plan, c.permit = m, plan{model: m, served: "m", choices: 1}, &admission.Permit{}
 		c.route, c.outcome.status = "/x", status
-		c.tracing = startTrace(g.Tracer, c)
+		c.tracing = g.startTrace(c)
 		return c
 	}
 	panics := one(500) // there is no body
