@@ -18,7 +18,7 @@ import (
 
 // poolOf is a pool of backends in rotation with the given weights.
 func poolOf(weights ...int) *Pool {
-	var all []*Backend
+	var all []*Seat
 	for _, w := range weights {
 		b := weighing(w)
 		b.Rotate(true)
@@ -28,18 +28,18 @@ func poolOf(weights ...int) *Pool {
 }
 
 // weighing is a backend of some weight without bounds.
-func weighing(weight int) *Backend {
-	return NewBackend(degrade.NewGauge("", weight, nil), Bounds{})
+func weighing(weight int) *Seat {
+	return NewSeat(degrade.NewGauge("", weight, nil), Bounds{})
 }
 
-func pooled(all ...*Backend) *Pool {
+func pooled(all ...*Seat) *Pool {
 	p := NewPool("model", nil)
 	p.Set(all, nil)
 	return p
 }
 
 // index is which of its pool's backends a permit is for; -1: none.
-func (p *Permit) index() int { return slices.Index(p.pool.backends, p.backend) }
+func (p *Permit) index() int { return slices.Index(p.pool.seats, p.seat) }
 
 // unlimited is a controller without limits.
 func unlimited() *Controller {
@@ -56,7 +56,7 @@ func admit(t *testing.T, p *Pool) *Permit {
 }
 
 func inFlight(p *Pool) (n []int) {
-	for _, b := range p.backends {
+	for _, b := range p.seats {
 		n = append(n, b.InFlight())
 	}
 	return n
@@ -70,7 +70,7 @@ func TestRotation(t *testing.T) {
 	if pooled().Up() || pooled(b, weighing(1)).Up() || !poolOf(1, 1).Up() {
 		t.Error("a pool is in rotation when one of its backends is")
 	}
-	var zero Backend
+	var zero Seat
 	if zero.Up() {
 		t.Error("the zero value is in rotation")
 	}
@@ -78,7 +78,7 @@ func TestRotation(t *testing.T) {
 
 func TestNoBackend(t *testing.T) {
 	down := poolOf(1, 1)
-	for _, b := range down.backends {
+	for _, b := range down.seats {
 		b.Rotate(false)
 	}
 	for _, p := range []*Pool{pooled(), down} {
@@ -104,7 +104,7 @@ func TestLeastInFlight(t *testing.T) {
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			switch rapid.IntRange(0, 5).Draw(t, "step") {
 			case 0:
-				p.backends[rapid.IntRange(0, len(weights)-1).Draw(t, "which")].Rotate(rapid.Bool().Draw(t, "in"))
+				p.seats[rapid.IntRange(0, len(weights)-1).Draw(t, "which")].Rotate(rapid.Bool().Draw(t, "in"))
 				continue
 			case 1, 2:
 				if len(held) > 0 {
@@ -123,11 +123,11 @@ func TestLeastInFlight(t *testing.T) {
 				continue
 			}
 			got := permit.index()
-			if permit.Level != degrade.Full || permit.Reason != "" || !p.backends[got].Up() || p.backends[got].InFlight() != before[got]+1 {
+			if permit.Level != degrade.Full || permit.Reason != "" || !p.seats[got].Up() || p.seats[got].InFlight() != before[got]+1 {
 				t.Fatalf("%+v", permit)
 			}
 			for i, w := range weights {
-				if i != got && p.backends[i].Up() && (before[i]+1)*weights[got] <= before[got]*w {
+				if i != got && p.seats[i].Up() && (before[i]+1)*weights[got] <= before[got]*w {
 					t.Fatalf("%v in flight by weights %v: picked %d before %d", before, weights, got, i)
 				}
 			}
@@ -165,7 +165,7 @@ func TestSharesAtAnyLoad(t *testing.T) {
 				p := poolOf(weights...)
 				all := 0
 				for i, w := range weights {
-					p.backends[i].SetWeight(w)
+					p.seats[i].SetWeight(w)
 					all += w
 				}
 				order := rand.New(rand.NewPCG(1, 2))
@@ -204,7 +204,7 @@ func TestSharesAtAnyLoad(t *testing.T) {
 // that it did not take when it is quick again.
 func TestSlowOneIsNotFlooded(t *testing.T) {
 	p := poolOf(1, 1)
-	slow := p.backends[0]
+	slow := p.seats[0]
 	slow.inFlight.Store(50)
 	for range 1000 {
 		if err := admit(t, p).Settle(limit.Usage{}, ""); err != nil {
@@ -230,23 +230,23 @@ func TestSlowOneIsNotFlooded(t *testing.T) {
 func TestDrained(t *testing.T) {
 	p := poolOf(1, 1)
 	permit := admit(t, p)
-	b := p.backends[permit.index()]
+	b := p.seats[permit.index()]
 	b.SetWeight(0)
 	for range 10 {
-		if admit(t, p).backend == b {
+		if admit(t, p).seat == b {
 			t.Fatal("a new request")
 		}
 	}
 	if b.InFlight() != 1 || !b.Usable() || !b.Drained() {
 		t.Errorf("%d in flight, usable %v, drained %v", b.InFlight(), b.Usable(), b.Drained())
 	}
-	p.backends[0].SetWeight(0)
-	p.backends[1].SetWeight(0)
+	p.seats[0].SetWeight(0)
+	p.seats[1].SetWeight(0)
 	if _, err := unlimited().Admit(t.Context(), &Demand{Pool: p}); !errors.Is(err, ErrNoBackend) || p.Up() {
 		t.Errorf("%v", err)
 	}
 	b.SetWeight(2)
-	if got := admit(t, p).backend; got != b {
+	if got := admit(t, p).seat; got != b {
 		t.Error("it is not back")
 	}
 }
@@ -269,7 +269,7 @@ func TestAnother(t *testing.T) {
 	p := poolOf(1, 100)
 	permit := admit(t, p)
 	first := permit.index()
-	p.backends[1-first].inFlight.Store(1000) // the other one is taken all the same
+	p.seats[1-first].inFlight.Store(1000) // the other one is taken all the same
 	if !permit.Another() || permit.index() != 1-first {
 		t.Fatalf("%+v", permit)
 	}
@@ -293,7 +293,7 @@ func TestAnother(t *testing.T) {
 	}
 	p = poolOf(1, 1)
 	permit = admit(t, p)
-	p.backends[1-permit.index()].Rotate(false)
+	p.seats[1-permit.index()].Rotate(false)
 	if permit.Another() {
 		t.Error("the only other one is out of rotation")
 	}
@@ -316,7 +316,7 @@ func TestPlacesComeBack(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				p.backends[rand.IntN(3)].Rotate(rand.IntN(4) > 0)
+				p.seats[rand.IntN(3)].Rotate(rand.IntN(4) > 0)
 			}
 		}
 	})

@@ -10,7 +10,7 @@ import (
 // and all that no other one can have.
 func TestDoubt(t *testing.T) {
 	p := poolOf(1, 1)
-	first, second := p.backends[0], p.backends[1]
+	first, second := p.seats[0], p.seats[1]
 	first.Doubt(true)
 	for range 4 {
 		admit(t, p)
@@ -41,7 +41,7 @@ func TestDoubt(t *testing.T) {
 // that is over.
 func TestDoubtEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b, other := weighing(1), NewBackend(nil, Bounds{InFlight: 1})
+		b, other := weighing(1), NewSeat(nil, Bounds{InFlight: 1})
 		b.Rotate(true)
 		other.Rotate(true)
 		p := pooled(b, other)
@@ -61,7 +61,7 @@ func TestDoubtEnds(t *testing.T) {
 		}
 		b.Doubt(false)
 		synctest.Wait()
-		if got == nil || got.backend != b {
+		if got == nil || got.seat != b {
 			t.Error("it has no place on the backend that is sound again")
 		}
 	})

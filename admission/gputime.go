@@ -40,7 +40,7 @@ func (s *share) advance(now time.Time) {
 
 // SetGPUs says how many GPUs the backend runs on; 0, as at first: it is not known,
 // and no request has GPU time.
-func (b *Backend) SetGPUs(n int) {
+func (b *Seat) SetGPUs(n int) {
 	s := &b.share
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -50,12 +50,12 @@ func (b *Backend) SetGPUs(n int) {
 
 // enter and leave take and give back the places of so many sequences, and return the
 // integral of the share of one.
-func (b *Backend) enter(sequences int64) time.Duration {
+func (b *Seat) enter(sequences int64) time.Duration {
 	b.inFlight.Add(sequences)
 	return b.share.add(int(sequences), time.Now())
 }
 
-func (b *Backend) leave(sequences int64) time.Duration {
+func (b *Seat) leave(sequences int64) time.Duration {
 	b.inFlight.Add(-sequences)
 	return b.share.add(-int(sequences), time.Now())
 }

@@ -23,7 +23,7 @@ import (
 type engine struct {
 	kv      atomic.Int64 // hundredths
 	waiting atomic.Int64
-	b       *Backend
+	b       *Seat
 }
 
 // house is models with backends under a ladder that runs.
@@ -52,14 +52,14 @@ func newHouse(t *testing.T, rules []limit.Rule, q QueueConfig, models ...string)
 	for _, name := range slices.Backward(models) {
 		m := degrade.NewModel(name)
 		p := NewPool(name, m)
-		var seats []*Backend
+		var seats []*Seat
 		var gauges []*degrade.Gauge
 		for range 2 {
 			e := &engine{}
 			g := degrade.NewGauge(name, 1, func(now time.Time) degrade.Readings {
 				return degrade.Readings{Up: e.b.Up(), EngineAt: now, KV: float64(e.kv.Load()) / 100, Waiting: int(e.waiting.Load()), Preempted: -1, InFlight: e.b.InFlight()}
 			})
-			e.b = NewBackend(g, Bounds{InFlight: 2})
+			e.b = NewSeat(g, Bounds{InFlight: 2})
 			e.b.Rotate(true)
 			h.of[name] = append(h.of[name], e)
 			seats, gauges = append(seats, e.b), append(gauges, g)
@@ -203,8 +203,9 @@ func TestNeverToOneAtL3(t *testing.T) {
 			h.ladder.SetPins(pins)
 			d := h.demand("large")
 			d.Request.Tier, d.MaxLevel, d.TTFT = Tiers()[r.IntN(3)], degrade.Level(r.IntN(5)), time.Second
-			c, err := d.choose(q, choice{level: degrade.Level(r.IntN(5)), reason: reasons[r.IntN(len(reasons))]}, time.Duration(r.IntN(3))*time.Second)
-			if err != nil {
+			past := progress{least: choice{level: degrade.Level(r.IntN(5)), reason: reasons[r.IntN(len(reasons))]}, waited: time.Duration(r.IntN(3)) * time.Second}
+			c := h.doors.choose(q, d, &past)
+			if c.verb == refuses {
 				continue
 			}
 			if c.level > d.MaxLevel {
@@ -277,11 +278,11 @@ func TestRouteAwayFirst(t *testing.T) {
 			return p, err
 		}
 		for range 2 {
-			if p, err := take(); err != nil || p.Backend() != cool.b || p.Level != degrade.Full {
+			if p, err := take(); err != nil || p.Seat() != cool.b || p.Level != degrade.Full {
 				t.Fatalf("%+v, %v", p, err)
 			}
 		}
-		if p, err := take(); err != nil || p.Backend() != hot.b || p.Level != degrade.ThinkingOff || p.Reason != "kv_cache" {
+		if p, err := take(); err != nil || p.Seat() != hot.b || p.Level != degrade.ThinkingOff || p.Reason != "kv_cache" {
 			t.Fatalf("the cool one is full: %+v, %v", p, err)
 		}
 		h.press("large", 93, 10)
@@ -533,24 +534,25 @@ func TestExceedDegradeElsewhere(t *testing.T) {
 func BenchmarkLevel(b *testing.B) {
 	for _, backends := range []int{2, 8} {
 		b.Run(fmt.Sprint(backends), func(b *testing.B) {
-			var seats []*Backend
+			var seats []*Seat
 			for range backends {
-				e := NewBackend(nil, Bounds{})
+				e := NewSeat(nil, Bounds{})
 				e.Rotate(true)
 				seats = append(seats, e)
 			}
 			p := NewPool("large", degrade.NewModel("large"))
 			p.Set(seats, nil)
-			q := unlimited().queue.Load()
+			doors := unlimited()
+			q := doors.queue.Load()
 			d := &Demand{Pool: p, TTFT: time.Second, MaxLevel: degrade.Canned, Request: limit.Request{Tier: "batch"}}
 			b.ReportAllocs()
 			for b.Loop() {
-				c, err := d.choose(q, choice{}, 0)
-				if err != nil || c.pool != p {
-					b.Fatal(c, err)
+				c := doors.choose(q, d, &progress{})
+				if c.verb != goes || c.pool != p {
+					b.Fatal(c)
 				}
-				if _, err = d.on(seats[0], c); err != nil {
-					b.Fatal(err)
+				if raised := d.raise(seats[0], c.choice, &progress{}); raised.verb != goes {
+					b.Fatal(raised)
 				}
 			}
 		})

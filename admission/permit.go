@@ -1,7 +1,6 @@
 package admission
 
 import (
-	"context"
 	"time"
 
 	"tidegate/admission/limit"
@@ -20,10 +19,10 @@ type Permit struct {
 	Reserved degrade.Level // at which the limits reserved for it: Level may be higher
 	Retry    time.Duration // how long Level stays, at least
 
-	grant   *limit.Grant
-	pool    *Pool
-	backend *Backend
-	failed  *Backend
+	grant  *limit.Grant
+	pool   *Pool
+	seat   *Seat
+	failed *Seat
 
 	lines     *lines
 	turn      *waiter // in the line of a concurrency limit; nil: it did not wait in one
@@ -40,38 +39,14 @@ type Permit struct {
 // Pool is that of the model that answers; nil: the answer is canned.
 func (p *Permit) Pool() *Pool { return p.pool }
 
-// Backend is the one to use; nil at L4.
-func (p *Permit) Backend() *Backend { return p.backend }
+// Seat returns the seat of the backend to use; nil at L4.
+func (p *Permit) Seat() *Seat { return p.seat }
 
-// enter takes a place for a request, or waits for one.
-func (p *Permit) enter(ctx context.Context, q *queueing, d *Demand, c choice) (err error) {
-	if p.stand(c); c.pool == nil {
-		return nil
-	}
-	w := newWaiter(q, d, c.level)
-	w.told = p.told
-	if err := c.pool.ever(w.sequences); err != nil {
-		return err
-	}
-	if !c.pool.take(q, w) {
-		if w, c, err = p.await(ctx, w, q, d, c); err != nil || c.pool == nil {
-			p.stand(c)
-			return err
-		}
-	}
-	p.stand(c)
-	p.backend, p.account, p.entered, p.Since = w.backend, w.account, w.entered, w.since
+// occupy takes over the place that a request got.
+func (p *Permit) occupy(w *waiter) {
+	p.seat, p.account, p.entered, p.Since = w.seat, w.account, w.entered, w.since
 	p.Waited += w.waited
 	p.sequences = w.sequences
-	if !w.told {
-		if c, err = d.on(p.backend, c); err != nil {
-			p.leave()
-			return err
-		}
-		p.stand(c)
-	}
-	p.shrink()
-	return nil
 }
 
 // shrink gives back the places that it took at a lower level and does not need at this
@@ -81,13 +56,14 @@ func (p *Permit) shrink() {
 	if extra <= 0 {
 		return
 	}
-	now := p.backend.leave(extra)
+	now := p.seat.leave(extra)
 	p.gpu += (now - p.entered) * time.Duration(p.sequences)
 	p.entered, p.sequences = now, p.sent
 	p.pool.dispatch()
 }
 
-func (p *Permit) stand(c choice) {
+// set sets the level and the pool.
+func (p *Permit) set(c choice) {
 	p.sent = p.demand.sequences(c.level)
 	p.pool, p.Level, p.Reason = c.pool, c.level, ""
 	if c.level > degrade.Full {
@@ -106,20 +82,20 @@ func (p *Permit) Another() bool {
 	if b == nil {
 		return false
 	}
-	p.backend, p.entered = b, b.enter(p.sequences)
+	p.seat, p.entered = b, b.enter(p.sequences)
 	return true
 }
 
 // Elsewhere reports whether Another would find a backend.
-func (p *Permit) Elsewhere() bool { return p.pool.other(p.backend, p.sequences) }
+func (p *Permit) Elsewhere() bool { return p.pool.other(p.seat, p.sequences) }
 
 // FallsBack reports whether FallBack would find a place now.
 func (c *Controller) FallsBack(p *Permit, d *Demand) bool {
 	if p.pool != d.Pool || d.MaxLevel < degrade.SmallerModel {
 		return false
 	}
-	to := d.smaller()
-	return to != nil && !to.look(d.sequences(degrade.SmallerModel)).full
+	smaller, full := d.smaller()
+	return smaller != nil && !full
 }
 
 // FallBack gives the place back and takes one that is free on the backends of a smaller
@@ -130,7 +106,7 @@ func (c *Controller) FallBack(p *Permit, d *Demand) bool {
 	if p.pool != d.Pool || d.MaxLevel < degrade.SmallerModel {
 		return false
 	}
-	to := d.smaller()
+	to, _ := d.smaller()
 	if to == nil {
 		return false
 	}
@@ -140,7 +116,7 @@ func (c *Controller) FallBack(p *Permit, d *Demand) bool {
 		return false
 	}
 	p.leave()
-	p.pool, p.backend, p.account, p.entered, p.failed = to, w.backend, w.account, w.entered, nil
+	p.pool, p.seat, p.account, p.entered, p.failed = to, w.seat, w.account, w.entered, nil
 	p.sequences, p.output = w.sequences, 0 // the new account has been charged nothing yet
 	if p.Level < degrade.SmallerModel {
 		p.Level, p.Reason = degrade.SmallerModel, reasonDown
@@ -199,11 +175,11 @@ func (p *Permit) pass() {
 
 // release gives the place back.
 func (p *Permit) release() {
-	if p.backend == nil {
+	if p.seat == nil {
 		return
 	}
-	p.gpu += (p.backend.leave(p.sequences) - p.entered) * time.Duration(p.sequences)
-	p.failed, p.backend = p.backend, nil
+	p.gpu += (p.seat.leave(p.sequences) - p.entered) * time.Duration(p.sequences)
+	p.failed, p.seat = p.seat, nil
 	p.pool.dispatch()
 }
 
@@ -219,8 +195,8 @@ func (p *Permit) leave() {
 // GPU is the time of GPUs that the request has had on all backends it was given so
 // far; after Settle it is final. 0 where its backends do not say which GPUs they use.
 func (p *Permit) GPU() time.Duration {
-	if p.backend == nil {
+	if p.seat == nil {
 		return p.gpu
 	}
-	return p.gpu + (p.backend.share.add(0, time.Now())-p.entered)*time.Duration(p.sequences)
+	return p.gpu + (p.seat.share.add(0, time.Now())-p.entered)*time.Duration(p.sequences)
 }

@@ -15,10 +15,10 @@ type Pool struct {
 	level *degrade.Model
 
 	mu       sync.Mutex
-	backends []*Backend
+	seats    []*Seat
 	fallback *Pool // the smaller model's; nil: there is none
 	turn     int
-	alike    []*Backend // room for pick
+	alike    []*Seat // room for pick
 	queue    *fairQueue
 	held     int64 // sequences that wait for a place under a limit, which the queue's budget counts
 	drain    drain
@@ -35,9 +35,9 @@ func NewPool(name string, level *degrade.Model) *Pool {
 
 // Set replaces the backends and the smaller model's pool. Requests that hold places
 // keep them, and those that wait go on to wait.
-func (p *Pool) Set(backends []*Backend, fallback *Pool) {
+func (p *Pool) Set(backends []*Seat, fallback *Pool) {
 	p.mu.Lock()
-	p.backends, p.fallback = slices.Clone(backends), fallback
+	p.seats, p.fallback = slices.Clone(backends), fallback
 	p.mu.Unlock()
 	for _, b := range backends {
 		b.pool.Store(p)
@@ -49,7 +49,7 @@ func (p *Pool) Set(backends []*Backend, fallback *Pool) {
 func (p *Pool) Up() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.ContainsFunc(p.backends, (*Backend).takes)
+	return slices.ContainsFunc(p.seats, (*Seat).takes)
 }
 
 // Tiers are the tiers of requests, those that go first first.
@@ -70,7 +70,7 @@ func (p *Pool) perBackend() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := 0
-	for _, b := range p.backends {
+	for _, b := range p.seats {
 		if b.takes() {
 			n++
 		}
@@ -86,6 +86,7 @@ type outlook struct {
 	reason string
 	retry  time.Time // when that may fall
 	full   bool      // it would have to wait until another request ends
+	unfit  error     // where up is false: why no backend can take it
 }
 
 // ever returns a *TooMany where no backend, in rotation or not, may have so many
@@ -102,13 +103,18 @@ func (p *Pool) ever(sequences int64) error {
 // fits returns what ever does, ErrNoBackend where no backend is in rotation, and a
 // Temporary *TooMany where none of those that are may have so many sequences at a time.
 func (p *Pool) fits(sequences int64) error {
-	if err := p.ever(sequences); err != nil {
-		return err
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.unfit(sequences)
+}
+
+// unfit returns what fits does. The lock is held.
+func (p *Pool) unfit(sequences int64) error {
+	if !p.holds(sequences) {
+		return &TooMany{Sequences: sequences, Most: p.most(false)}
+	}
 	usable := false
-	for _, b := range p.backends {
+	for _, b := range p.seats {
 		if b.takes() {
 			if usable = true; b.holds(sequences) {
 				return nil
@@ -124,13 +130,13 @@ func (p *Pool) fits(sequences int64) error {
 // holds reports whether some backend, in rotation or not, may have so many sequences at
 // a time, or there is none at all. The lock is held.
 func (p *Pool) holds(sequences int64) bool {
-	return len(p.backends) == 0 || slices.ContainsFunc(p.backends, func(b *Backend) bool { return b.holds(sequences) })
+	return len(p.seats) == 0 || slices.ContainsFunc(p.seats, func(b *Seat) bool { return b.holds(sequences) })
 }
 
 // most is the largest bound of sequences on one backend, of those in rotation or of
 // all. The lock is held.
 func (p *Pool) most(usable bool) (n int) {
-	for _, b := range p.backends {
+	for _, b := range p.seats {
 		if !usable || b.takes() {
 			n = max(n, b.bounds.Load().InFlight)
 		}
@@ -138,13 +144,23 @@ func (p *Pool) most(usable bool) (n int) {
 	return n
 }
 
-// look is the outlook for one more request of so many sequences. Where no backend may
-// ever have them it is that of any request: ever says what becomes of such a one.
-func (p *Pool) look(sequences int64) (o outlook) {
+// lookTwice returns the outlooks for one more request, of so many sequences at L0 and of
+// so many from L1 on, at one moment. Where no backend may ever have them it is that of any
+// request: ever says what becomes of such a one.
+func (p *Pool) lookTwice(whole, reduced int64) (atFull, atReduced outlook) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	atFull = p.look(whole)
+	if reduced == whole {
+		return atFull, atFull
+	}
+	return atFull, p.look(reduced)
+}
+
+// look returns the outlook for one more request of so many sequences. The lock is held.
+func (p *Pool) look(sequences int64) (o outlook) {
 	most, never := full, !p.holds(sequences)
-	for _, b := range p.backends {
+	for _, b := range p.seats {
 		v := b.gauge.Verdict()
 		if !b.takes() || !never && !b.holds(sequences) {
 			continue
@@ -155,6 +171,9 @@ func (p *Pool) look(sequences int64) (o outlook) {
 		o.firm, most = max(o.firm, v.Firm), max(most, b.room(sequences))
 	}
 	o.full = most == full || most == free && p.queue.len() > 0
+	if !o.up {
+		o.unfit = p.unfit(sequences)
+	}
 	return o
 }
 
@@ -172,17 +191,17 @@ func (p *Pool) wouldWait(tier int, tenant string, weight int) time.Duration {
 // requests in flight for its weight, as inShares says. Those at L3 or above are left
 // alone while another one that can hold the request is below, be that full; so are those
 // in doubt while another one is not. The lock is held.
-func (p *Pool) pick(avoid *Backend, room int64) *Backend {
-	able := func(b *Backend) bool { return b != avoid && b.takes() && b.holds(room) }
-	sound := slices.ContainsFunc(p.backends, func(b *Backend) bool { return able(b) && !b.doubted.Load() })
-	candidate := func(b *Backend) bool { return able(b) && !(sound && b.doubted.Load()) }
-	cool := slices.ContainsFunc(p.backends, func(b *Backend) bool {
+func (p *Pool) pick(avoid *Seat, room int64) *Seat {
+	able := func(b *Seat) bool { return b != avoid && b.takes() && b.holds(room) }
+	sound := slices.ContainsFunc(p.seats, func(b *Seat) bool { return able(b) && !b.doubted.Load() })
+	candidate := func(b *Seat) bool { return able(b) && !(sound && b.doubted.Load()) }
+	cool := slices.ContainsFunc(p.seats, func(b *Seat) bool {
 		return candidate(b) && b.gauge.Verdict().Level < degrade.SmallerModel
 	})
 	alike, least := p.alike[:0], degrade.Canned
-	n := len(p.backends)
+	n := len(p.seats)
 	for k := range n {
-		b := p.backends[(p.turn+k)%n]
+		b := p.seats[(p.turn+k)%n]
 		level := b.gauge.Verdict().Level
 		if !candidate(b) || cool && level >= degrade.SmallerModel || level > least || room != 0 && b.room(room) != free {
 			continue
@@ -204,11 +223,11 @@ func (p *Pool) pick(avoid *Backend, room int64) *Backend {
 // the one goes first that is furthest behind its share of all requests so far (smooth
 // weighted round robin). How far one can be behind is bounded, so that a backend which
 // was slow does not get all at once what it did not take.
-func inShares(alike []*Backend) *Backend {
+func inShares(alike []*Seat) *Seat {
 	if len(alike) == 0 {
 		return nil
 	}
-	var next *Backend // that would have the least for its weight with one request more
+	var next *Seat // that would have the least for its weight with one request more
 	all := int64(0)
 	for _, b := range alike {
 		all += b.weight.Load()
@@ -231,10 +250,10 @@ func inShares(alike []*Backend) *Backend {
 }
 
 // other reports whether some backend other than avoid may be sent so many sequences.
-func (p *Pool) other(avoid *Backend, sequences int64) bool {
+func (p *Pool) other(avoid *Seat, sequences int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.ContainsFunc(p.backends, func(b *Backend) bool { return b != avoid && b.takes() && b.holds(sequences) })
+	return slices.ContainsFunc(p.seats, func(b *Seat) bool { return b != avoid && b.takes() && b.holds(sequences) })
 }
 
 // take gives a place on some backend, if there is one and nobody waits for it.

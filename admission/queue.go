@@ -98,7 +98,7 @@ type waiter struct {
 
 	line    *line         // of a concurrency limit, where it waits in one or has; nil: of a pool
 	ready   chan struct{} // closed when one that waited has a place; of a line, sent to when it may ask again
-	backend *Backend      // where
+	seat    *Seat         // where
 	entered time.Duration // as in Permit
 	since   time.Time     // when it came to the pool
 	waited  time.Duration // in all
@@ -115,7 +115,7 @@ func newWaiter(q *queueing, d *Demand, level degrade.Level) *waiter {
 }
 
 // enter takes a place on b.
-func (w *waiter) enter(b *Backend) { w.backend, w.entered = b, b.enter(w.sequences) }
+func (w *waiter) enter(b *Seat) { w.seat, w.entered = b, b.enter(w.sequences) }
 
 func tierIndex(tier string) int {
 	for i, name := range Tiers() {

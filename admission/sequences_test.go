@@ -141,7 +141,7 @@ func TestQueueOfSequences(t *testing.T) {
 // TestRoomOfEngine: what an engine runs and lets wait is counted in sequences, and one
 // request that is larger than all of it is let in once the engine is idle.
 func TestRoomOfEngine(t *testing.T) {
-	b := NewBackend(nil, Bounds{InFlight: 1000, Waiting: 4})
+	b := NewSeat(nil, Bounds{InFlight: 1000, Waiting: 4})
 	b.Rotate(true)
 	told := func(running, waiting int) { b.Told(Load{At: time.Now(), Running: running, Waiting: waiting}) }
 	told(16, 1) // it has shown that it runs 16
@@ -272,7 +272,7 @@ func TestSequencesFollowTheLevel(t *testing.T) {
 			h.press("large", 88, 10) // L2 and L0
 			held := []*Permit{admitted(t, h, h.several("large", 1, 2))}
 			big, next := admitted(t, h, h.several("large", 1, 2)), admitted(t, h, h.demand("large"))
-			if cool.InFlight() != 2 || big.Backend() != hot || big.Level != degrade.ThinkingOff || hot.InFlight() != 2 {
+			if cool.InFlight() != 2 || big.Seat() != hot || big.Level != degrade.ThinkingOff || hot.InFlight() != 2 {
 				t.Fatalf("%+v, %d and %d in flight", big, hot.InFlight(), cool.InFlight())
 			}
 			pass(time.Second)
@@ -328,7 +328,7 @@ func TestLargeBlocksNobody(t *testing.T) {
 		large.Rotate(false)
 		held[0].Settle(limit.Usage{}, "")
 		pass(lookEvery)
-		if !tooManyNow(big.err, 4, 2) || next.permit == nil || next.permit.Backend() != small {
+		if !tooManyNow(big.err, 4, 2) || next.permit == nil || next.permit.Seat() != small {
 			t.Fatalf("%+v, %+v", big, next)
 		}
 		for _, p := range append(held[1:], next.permit) {

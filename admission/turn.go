@@ -320,7 +320,7 @@ func (t *placeWait) next(first bool) time.Duration {
 	if first {
 		next = min(next, t.lines.poll(t.denied, t.limits.PlaceIn(t.denied, 0)))
 	}
-	if t.p.stand(t.now); t.d.Caller != nil && t.now.pool != nil {
+	if t.p.set(t.now); t.d.Caller != nil && t.now.pool != nil {
 		t.p.Headers = t.denied.Headers
 		alive, told := t.d.Caller.Waits(t.p)
 		t.told = t.told || told
@@ -332,11 +332,11 @@ func (t *placeWait) next(first bool) time.Duration {
 // ask asks the limits again, for the first in line; done: the request has its place.
 func (t *placeWait) ask(ctx context.Context, last bool) (done bool, err error) {
 	if !t.told {
-		now, err := t.d.choose(t.q, choice{}, 0)
-		if err != nil {
+		now := t.choose(t.q, t.d, &progress{})
+		if err := now.refusal(); err != nil {
 			return false, err
 		}
-		t.now = now
+		t.now = now.choice
 	}
 	r := t.d.at(t.now)
 	r.ID, r.Waiting = t.id, true

@@ -38,7 +38,7 @@ func rulesOf(t *testing.T, rules []limit.Rule) *limit.Set {
 }
 
 func newCrowd(t *testing.T, store limit.Store, rules []limit.Rule, slots int) *crowd {
-	b := NewBackend(nil, Bounds{InFlight: slots})
+	b := NewSeat(nil, Bounds{InFlight: slots})
 	b.Rotate(true)
 	return &crowd{T: t, pool: pooled(b), doors: New(limit.New(rulesOf(t, rules), limit.Options{Store: store, Random: func() float64 { return 1 }}), DefaultQueue())}
 }

@@ -49,7 +49,7 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 	}
 	watches := make([]degrade.Watch, 0, len(configs))
 	for i, m := range next.list {
-		var seats []*admission.Backend
+		var seats []*admission.Seat
 		var gauges []*degrade.Gauge
 		for _, b := range m.Backends {
 			seats, gauges = append(seats, b.Seat), append(gauges, b.gauge)

@@ -82,7 +82,7 @@ func TestApplyKeeps(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		held := m.On(permit.Backend())
+		held := m.On(permit.Seat())
 		c, end := pipe()
 		a.pool.give(c, time.Now())
 

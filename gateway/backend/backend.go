@@ -108,10 +108,10 @@ type Facts struct {
 
 // Backend is one server of a model. It is safe for concurrent use.
 type Backend struct {
-	Name string             // host:port and path, for people and metrics
-	Seat *admission.Backend // its place in admission
-	Pace Pace               // how fast it makes tokens
-	Made Meter              // tokens of its answers, as they pass
+	Name string          // host:port and path, for people and metrics
+	Seat *admission.Seat // its place in admission
+	Pace Pace            // how fast it makes tokens
+	Made Meter           // tokens of its answers, as they pass
 
 	Doubts Doubts // the answers whose usage was not believed
 
@@ -177,7 +177,7 @@ func New(c Config, agent string) *Backend {
 	}
 	b.progress.base = time.Now()
 	b.gauge = degrade.NewGauge(b.Name, 1, b.readings)
-	b.Seat = admission.NewBackend(b.gauge, admission.Bounds{})
+	b.Seat = admission.NewSeat(b.gauge, admission.Bounds{})
 	b.tune(c)
 	port := u.Port()
 	if u.Scheme == "https" {

@@ -207,7 +207,7 @@ type Model struct {
 }
 
 // On finds the backend that a place is on; nil: the configuration has none such.
-func (m *Model) On(seat *admission.Backend) *Backend {
+func (m *Model) On(seat *admission.Seat) *Backend {
 	for _, b := range m.Backends {
 		if b.Seat == seat {
 			return b

@@ -129,7 +129,7 @@ func TestMove(t *testing.T) {
 	b := New(Config{URL: "http://gpu-a:8000"}, "agent")
 	b.Seat.Rotate(true)
 	pool := admission.NewPool("m", nil)
-	pool.Set([]*admission.Backend{b.Seat}, nil)
+	pool.Set([]*admission.Seat{b.Seat}, nil)
 	c := admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), admission.DefaultQueue())
 	for range 3 {
 		if _, err := c.Admit(t.Context(), &admission.Demand{Pool: pool}); err != nil {

@@ -23,10 +23,10 @@ type Load struct {
 // loadFor is how long a Load counts.
 const loadFor = 3 * time.Second
 
-// Backend is one vLLM server as admission sees it: whether it is in rotation, how
+// Seat is a backend as admission sees it: whether it is in rotation, how
 // much it is doing, and how much more it may be given. It is safe for concurrent
 // use; the zero value is out of rotation.
-type Backend struct {
+type Seat struct {
 	weight   atomic.Int64
 	bounds   atomic.Pointer[Bounds]
 	gauge    *degrade.Gauge
@@ -46,38 +46,38 @@ type told struct {
 	slots    int // that the engine runs at a time, as it last showed; 0: it has not
 }
 
-// NewBackend makes a backend that is out of rotation. The gauge's weight is its share
+// NewSeat returns a seat that is out of rotation. The gauge's weight is its share
 // of its model's requests; a nil gauge is one at L0 of weight 1.
-func NewBackend(gauge *degrade.Gauge, bounds Bounds) *Backend {
+func NewSeat(gauge *degrade.Gauge, bounds Bounds) *Seat {
 	if gauge == nil {
 		gauge = degrade.NewGauge("", 1, nil)
 	}
-	b := &Backend{gauge: gauge}
+	b := &Seat{gauge: gauge}
 	b.weight.Store(int64(gauge.Weight()))
 	b.bounds.Store(&bounds)
 	return b
 }
 
 // SetBounds replaces what the backend is given at a time.
-func (b *Backend) SetBounds(bounds Bounds) {
+func (b *Seat) SetBounds(bounds Bounds) {
 	b.bounds.Store(&bounds)
 	b.kick()
 }
 
 // SetWeight replaces the backend's share of its model's requests; 0: it gets no new ones,
 // and what it has goes on.
-func (b *Backend) SetWeight(weight int) {
+func (b *Seat) SetWeight(weight int) {
 	b.weight.Store(int64(max(weight, 0)))
 	b.gauge.SetWeight(weight)
 	b.kick()
 }
 
 // Drained reports whether the backend gets no new requests, because its weight is 0.
-func (b *Backend) Drained() bool { return b.weight.Load() == 0 }
+func (b *Seat) Drained() bool { return b.weight.Load() == 0 }
 
 // Rotate puts the backend in rotation or takes it out. Requests it already has
 // are not touched. It reports whether that changed anything.
-func (b *Backend) Rotate(in bool) (changed bool) {
+func (b *Seat) Rotate(in bool) (changed bool) {
 	changed = b.up.Swap(in) != in
 	if changed {
 		b.kick()
@@ -88,20 +88,20 @@ func (b *Backend) Rotate(in bool) (changed bool) {
 // Doubt sends requests to other backends, as long as one is in rotation that can hold
 // them, while it is being found out whether this one still works; or no longer. A dead
 // server that refuses at once has the fewest requests in flight, and would draw all.
-func (b *Backend) Doubt(doubted bool) {
+func (b *Seat) Doubt(doubted bool) {
 	if b.doubted.Swap(doubted) && !doubted {
 		b.kick()
 	}
 }
 
 // Up reports whether the backend is in rotation.
-func (b *Backend) Up() bool { return b.up.Load() }
+func (b *Seat) Up() bool { return b.up.Load() }
 
 // InFlight is the number of sequences that hold a place on the backend.
-func (b *Backend) InFlight() int { return int(b.inFlight.Load()) }
+func (b *Seat) InFlight() int { return int(b.inFlight.Load()) }
 
 // Told takes in what the engine says of its load.
-func (b *Backend) Told(l Load) {
+func (b *Seat) Told(l Load) {
 	next := &told{Load: l, inFlight: b.inFlight.Load()}
 	if last := b.load.Load(); last != nil {
 		next.slots = last.slots
@@ -117,7 +117,7 @@ func (b *Backend) Told(l Load) {
 }
 
 // kick gives places that have become free to those who wait.
-func (b *Backend) kick() {
+func (b *Seat) kick() {
 	if p := b.pool.Load(); p != nil {
 		p.dispatch()
 	}
@@ -125,10 +125,10 @@ func (b *Backend) kick() {
 
 // Usable reports whether requests may be sent to the backend at all: it is in
 // rotation, and its GPUs are there.
-func (b *Backend) Usable() bool { return b.up.Load() && b.gauge.Verdict().Out == "" }
+func (b *Seat) Usable() bool { return b.up.Load() && b.gauge.Verdict().Out == "" }
 
 // takes reports whether the backend gets new requests.
-func (b *Backend) takes() bool { return b.Usable() && !b.Drained() }
+func (b *Seat) takes() bool { return b.Usable() && !b.Drained() }
 
 // room says whether a backend may be given one more request.
 type room int
@@ -145,7 +145,7 @@ const (
 const burst = 32
 
 // holds reports whether the backend may ever have so many sequences at a time.
-func (b *Backend) holds(sequences int64) bool {
+func (b *Seat) holds(sequences int64) bool {
 	most := int64(b.bounds.Load().InFlight)
 	return most == 0 || sequences <= most
 }
@@ -154,7 +154,7 @@ func (b *Backend) holds(sequences int64) bool {
 // sequences. Between two readings of the engine's queue what this gateway has sent
 // since counts as waiting, unless the engine had slots left. Bounds that are not
 // configured let a request in that is larger than they are once nothing else is there.
-func (b *Backend) room(sequences int64) room {
+func (b *Seat) room(sequences int64) room {
 	n, bounds := b.inFlight.Load(), b.bounds.Load()
 	if bounds.InFlight > 0 && n+sequences > int64(bounds.InFlight) {
 		return full
@@ -185,7 +185,7 @@ func (b *Backend) room(sequences int64) room {
 }
 
 // Queued is the backend's share of the requests that wait for one of its model.
-func (b *Backend) Queued() int {
+func (b *Seat) Queued() int {
 	if p := b.pool.Load(); p != nil {
 		return p.perBackend()
 	}

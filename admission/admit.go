@@ -17,7 +17,6 @@
 package admission
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,7 +70,7 @@ type Caller interface {
 	Waits(p *Permit) (next time.Duration, told bool)
 }
 
-// Demand is what a request asks for.
+// Demand is what a request asks of admission. Admission only reads it.
 type Demand struct {
 	Pool     *Pool         // of the model that was asked for
 	Request  limit.Request // as it is at L0
@@ -80,7 +79,6 @@ type Demand struct {
 	Prompts  int64         // sequences from L1 on, where each prompt has one answer; 0: as many as at L0
 	MaxLevel degrade.Level // the smallest answer that the caller accepts
 	TTFT     time.Duration // within which it should have its first token; 0: there is no such promise
-	over     *limit.Denied // by a rule that asks for the smaller model instead
 	Caller   Caller        // nil: no smaller model can answer, and who waits hears nothing
 }
 
@@ -160,14 +158,15 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	q := c.queue.Load()
-	d.over = nil
-	now, err := d.choose(q, choice{}, 0)
-	if err != nil {
+	q, past := c.queue.Load(), &progress{}
+	now := c.choose(q, d, past)
+	if err := now.refusal(); err != nil {
 		return nil, err
 	}
 	p := &Permit{demand: d, lines: &c.lines}
-	if now, err = c.reserve(ctx, q, d, p, now); err != nil {
+	var err error
+	now.choice, err = c.reserve(ctx, q, d, p, now.choice)
+	if err != nil {
 		return nil, err
 	}
 	permitted := false
@@ -177,26 +176,22 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 		}
 	}()
 	p.Headers, p.Reserved = p.grant.Headers, now.level
-	if d.over = p.grant.Over; d.over != nil && p.told {
-		return nil, d.over // its caller was told a level at which nothing would be limited
-	} else if d.over != nil {
-		if now, err = d.choose(q, choice{level: degrade.SmallerModel, reason: reasonLimit}, 0); err != nil {
+	if past.over = p.grant.Over; past.over != nil {
+		if p.told {
+			return nil, past.over // its caller was told a level at which nothing would be limited
+		}
+		past.least = choice{level: degrade.SmallerModel, reason: reasonLimit}
+		now = c.choose(q, d, past)
+		if err := now.refusal(); err != nil {
 			return nil, err
 		}
 	}
-	if err := p.enter(ctx, q, d, now); err != nil {
+	e := entry{Controller: c, q: q, d: d, p: p, now: now.choice, over: past.over}
+	if err := e.enter(ctx); err != nil {
 		return nil, err
 	}
 	permitted = true
 	return p, nil
-}
-
-// choice is at which level a request is answered, and where.
-type choice struct {
-	pool   *Pool // nil: nowhere, since the answer is canned
-	level  degrade.Level
-	reason string
-	retry  time.Time // when the level may fall at the earliest
 }
 
 // stays is how long the level stays at least, and up to a tenth more, so that callers
@@ -206,158 +201,21 @@ func (c *choice) stays() time.Duration {
 	return left + rand.N(left/10)
 }
 
-// choose decides by what the ladder and the queue say now, and by nothing that changes
-// by itself; the level is at least that of least, and the request has waited so long. A
-// model of whose backends in rotation none can hold the request is one without any.
-func (d *Demand) choose(q *queueing, least choice, waited time.Duration) (choice, error) {
-	v := d.Pool.level.Verdict()
-	from := v.Level // at which it is answered at least
-	if !v.Pinned {
-		from = degrade.Shift(from, d.Request.Tier)
-	}
-	n := d.sequences(max(from, least.level))
-	own := d.Pool.look(n)
-	c := d.Pool.standing(v, own, d.Request.Tier)
-	if !v.Pinned && q.Degrade {
-		d.crowded(q, &c, own, waited)
-	}
-	if least.level > c.level {
-		c.level, c.reason, c.retry = least.level, least.reason, least.retry
-	}
-	if fewer := d.sequences(c.level); fewer != n {
-		n = fewer
-		own = d.Pool.look(n)
-	}
-	if c.level >= degrade.SmallerModel && c.ofLoad() && d.over == nil && d.findRoom(&c, own) {
-		return c, d.accepts(c)
-	}
-	if c.level == degrade.Canned && least.pool != nil && c.ofLoad() {
-		// Who waits already is served, where it can be; who comes now is not let in.
-		if level := max(least.level, degrade.ThinkingOff); least.pool.fits(d.sequences(level)) == nil {
-			c.pool, c.level = least.pool, level
-			return c, d.accepts(c)
-		}
-	}
-	if c.level == degrade.Canned {
-		c.pool = nil
-		return c, d.accepts(c)
-	}
-	if !own.up || c.level == degrade.SmallerModel {
-		smaller := d.smaller()
-		switch {
-		case smaller != nil:
-			c.pool = smaller
-		case !own.up:
-			return c, cmp.Or(d.Pool.fits(n), ErrNoBackend)
-		default:
-			c.level = degrade.ThinkingOff // the least that its own servers can give
-		}
-	}
-	if !own.up {
-		if d.MaxLevel < degrade.SmallerModel {
-			return c, cmp.Or(d.Pool.fits(n), ErrNoBackend)
-		}
-		if c.level < degrade.SmallerModel {
-			c.level, c.reason = degrade.SmallerModel, reasonDown
-		}
-	}
-	if d.over != nil && c.level < degrade.SmallerModel {
-		return c, d.over // nothing would be limited without the smaller model
-	}
-	return c, d.accepts(c)
-}
-
-// standing is the level at which a model stands for requests of a tier, by its own
-// verdict and by that of its coolest backend.
-func (p *Pool) standing(v *degrade.Verdict, own outlook, tier string) choice {
-	c := choice{p, v.Level, v.Reason, v.Retry}
-	if v.Pinned {
-		return c
-	}
-	if own.level > c.level {
-		c.level, c.reason, c.retry = own.level, own.reason, own.retry
-	}
-	c.level = degrade.Shift(c.level, tier)
-	return c
-}
-
 // Standing returns the level at which the model stands now for requests of a tier, by
 // which limits shrink, and its reason; empty at L0.
 func (p *Pool) Standing(tier string) (degrade.Level, string) {
-	c := p.standing(p.level.Verdict(), p.look(1), tier)
+	own, _ := p.lookTwice(1, 1)
+	c := standing(p, p.level.Verdict(), &own, tier)
 	if c.level == degrade.Full {
 		return c.level, ""
 	}
 	return c.level, c.reason
 }
 
-// ofLoad reports whether the level comes from how much is asked, which a place that is
-// free disproves, and not from the cards or their memory.
-func (c *choice) ofLoad() bool { return c.reason == reasonQueue || c.reason == reasonTTFT }
-
-// findRoom gives a request at L3 or L4 a place that is free now, first one of its own
-// model's: levels that come from load last for a while after it, and no server must be
-// idle meanwhile, unless it is also hot. At L3 it waits for its own model where there is none, since the
-// smaller one must not be swamped; it is asked again and again whether it has room.
-func (d *Demand) findRoom(c *choice, own outlook) bool {
-	hot := own.firm >= degrade.SmallerModel
-	if (!own.up || own.full || hot) && d.MaxLevel >= degrade.SmallerModel {
-		if smaller := d.smaller(); smaller != nil && !smaller.look(d.sequences(degrade.SmallerModel)).full {
-			c.pool, c.level = smaller, degrade.SmallerModel
-			return true
-		}
-	}
-	if !own.up || hot || own.full && c.level == degrade.Canned {
-		return false
-	}
-	c.level = degrade.ThinkingOff
-	return true
-}
-
-// crowded makes the answer of a request smaller that finds no place, long before the
-// ladder has confirmed what its signals say: without thinking, so that places become
-// free sooner, and by the smaller model's servers where the first token would
-// otherwise be late and they have a place. Batch requests go there at once, critical
-// ones wait for their place first. Nobody is refused on account of it.
-func (d *Demand) crowded(q *queueing, c *choice, own outlook, waited time.Duration) {
-	if !own.up || !own.full || d.TTFT == 0 || c.level >= degrade.SmallerModel {
-		return
-	}
-	tier, tenant := tierIndex(d.Request.Tier), q.tenant(&d.Request.Subjects)
-	level := degrade.ThinkingOff
-	if max(d.Pool.wouldWait(tier, tenant, q.weight(tenant)), waited) > d.TTFT/2 {
-		level = degrade.SmallerModel
-	}
-	if level = min(degrade.Shift(level, d.Request.Tier), d.MaxLevel); level < degrade.ThinkingOff {
-		return // L1 alone frees no place
-	}
-	if level == degrade.SmallerModel {
-		if smaller := d.smaller(); smaller == nil || smaller.look(d.sequences(degrade.SmallerModel)).full {
-			level = degrade.ThinkingOff
-		}
-	}
-	if level == degrade.ThinkingOff && !d.Request.Thinking {
-		return // there is none to be saved
-	}
-	if level > c.level {
-		c.level, c.reason, c.retry = level, reasonQueue, time.Time{}
-	}
-}
-
-// accepts refuses an answer smaller than the caller accepts.
-func (d *Demand) accepts(c choice) error {
-	if c.level <= d.MaxLevel {
-		return nil
-	}
-	if d.over != nil {
-		return d.over
-	}
-	return &Overloaded{ShedLevel, c.level, c.reason, c.stays()}
-}
-
-// smaller is the pool of the first smaller model that is below L3 itself, has a
-// backend, and can answer the request; nil: there is none.
-func (d *Demand) smaller() *Pool {
+// smaller returns the pool of the first smaller model that is below L3 itself, has a
+// backend, and can answer the request; nil where there is none. full reports that it has no
+// free place.
+func (d *Demand) smaller() (pool *Pool, full bool) {
 	for p := d.Pool.next(); p != nil && p != d.Pool; p = p.next() { // while it is reloaded the way may lead back
 		if p.level.Verdict().Level >= degrade.SmallerModel {
 			continue
@@ -366,11 +224,12 @@ func (d *Demand) smaller() *Pool {
 		if p.ever(sequences) != nil {
 			continue
 		}
-		if there := p.look(sequences); there.up && there.level < degrade.SmallerModel && d.Caller != nil && d.Caller.Fits(p) {
-			return p
+		there, _ := p.lookTwice(sequences, sequences)
+		if there.up && there.level < degrade.SmallerModel && d.Caller != nil && d.Caller.Fits(p) {
+			return p, there.full
 		}
 	}
-	return nil
+	return nil, false
 }
 
 func (p *Pool) next() *Pool {
@@ -379,17 +238,19 @@ func (p *Pool) next() *Pool {
 	return p.fallback
 }
 
-// on is the choice for a request that has a place on b, which may stand higher than
-// the lowest of its pool.
-func (d *Demand) on(b *Backend, c choice) (choice, error) {
-	if c.pool != d.Pool || d.Pool.level.Verdict().Pinned {
-		return c, nil
+// raise returns the decision about a request that has a place on b, which may stand higher
+// than the lowest of its pool.
+func (d *Demand) raise(b *Seat, c choice, past *progress) decision {
+	if c.pool == d.Pool && !d.Pool.level.Verdict().Pinned {
+		v := b.gauge.Verdict()
+		if level := min(degrade.Shift(v.Level, d.Request.Tier), degrade.ThinkingOff); level > c.level {
+			c.level, c.reason, c.retry = level, v.Reason, v.Retry
+		} else {
+			return decision{goes, c, nil}
+		}
+		return d.accept(c, past)
 	}
-	v := b.gauge.Verdict()
-	if level := min(degrade.Shift(v.Level, d.Request.Tier), degrade.ThinkingOff); level > c.level {
-		c.level, c.reason, c.retry = level, v.Reason, v.Retry
-	}
-	return c, d.accepts(c)
+	return decision{goes, c, nil}
 }
 
 // Status is what the limits say of a caller now.
