@@ -57,7 +57,7 @@ func newHouse(t *testing.T, rules []limit.Rule, q QueueConfig, models ...string)
 		for range 2 {
 			e := &engine{}
 			g := degrade.NewGauge(name, 1, func(now time.Time) degrade.Readings {
-				return degrade.Readings{Up: e.b.Up(), EngineAt: now, KV: float64(e.kv.Load()) / 100, Waiting: int(e.waiting.Load()), Preempted: -1, InFlight: e.b.InFlight()}
+				return degrade.Readings{InRotation: e.b.Up(), EngineAt: now, KV: float64(e.kv.Load()) / 100, Waiting: int(e.waiting.Load()), Preempted: -1, InFlight: e.b.InFlight()}
 			})
 			e.b = NewSeat(g, Bounds{InFlight: 2})
 			e.b.Rotate(true)
@@ -382,7 +382,7 @@ func TestPinIsExact(t *testing.T) {
 		h := newHouse(t, nil, DefaultQueue(), "large", "small")
 		h.press("large", 98)
 		for _, pin := range []degrade.Level{0, 2, 3} {
-			h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: pin, Until: time.Now().Add(time.Minute)}})
+			h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: pin, Expires: time.Now().Add(time.Minute)}})
 			for _, tier := range Tiers() {
 				d := h.demand("large")
 				d.Request.Tier = tier

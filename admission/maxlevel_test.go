@@ -47,7 +47,7 @@ func TestMaxLevelWhateverTheCause(t *testing.T) {
 	}
 	pin := func(l degrade.Level) func(*house) {
 		return func(h *house) {
-			h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: l, Until: time.Now().Add(time.Hour)}})
+			h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: l, Expires: time.Now().Add(time.Hour)}})
 		}
 	}
 	oneFull := func(change func(hot *engine)) func(*house) {

@@ -89,7 +89,7 @@ func TestSequencesAtLevels(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rules := []limit.Rule{{Name: "rpm", Per: "global", Bounds: limit.Bounds{Requests: limit.Rate{Count: 10, Window: time.Minute}, Concurrency: 10}}}
 		h := newHouse(t, rules, DefaultQueue(), "large")
-		h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.StreamingOff, Until: time.Now().Add(time.Hour)}})
+		h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.StreamingOff, Expires: time.Now().Add(time.Hour)}})
 		p, err := h.doors.Admit(t.Context(), h.several("large", 2, 4))
 		if err != nil || p.Level != degrade.StreamingOff || placesOf(h, "large") != 2 {
 			t.Fatalf("%+v, %v, %d in flight", p, err, placesOf(h, "large"))
@@ -173,7 +173,7 @@ func TestFallBackCharges(t *testing.T) {
 				h.of["large"][0].b.SetBounds(Bounds{InFlight: 8})
 				d := h.several("large", 1, 8)
 				if ladder {
-					h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.SmallerModel, Until: time.Now().Add(time.Hour)}})
+					h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.SmallerModel, Expires: time.Now().Add(time.Hour)}})
 				}
 				p, err := h.doors.Admit(t.Context(), d)
 				if err != nil {

@@ -430,7 +430,7 @@ func TestWaitTold(t *testing.T) {
 		told, silent := h.demand("large"), h.demand("large")
 		told.Caller = caller{waits: func(*Permit) bool { return true }}
 		a, b := h.ask(t.Context(), told), h.ask(t.Context(), silent)
-		h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.StreamingOff, Until: time.Now().Add(time.Hour)}})
+		h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.StreamingOff, Expires: time.Now().Add(time.Hour)}})
 		for _, one := range []struct {
 			before *Permit
 			a      *asked

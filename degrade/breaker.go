@@ -8,11 +8,11 @@ import (
 	"github.com/sony/gobreaker/v2"
 )
 
-// ErrOpen says that a breaker did not let a call through: what it guards has failed
+// ErrOpen is returned for a call that a breaker did not let through: its backend has failed
 // and has not yet been seen to work.
 var ErrOpen = errors.New("the breaker is open")
 
-// BreakerConfig says when a breaker opens, and for how long.
+// BreakerConfig configures when a breaker opens, and for how long.
 type BreakerConfig struct {
 	Failures int           // in a row; 0: 5
 	Ratio    float64       // of the calls of the last Window, where those are at least MinCalls; 0: 0.2
@@ -31,15 +31,15 @@ type BreakerConfig struct {
 // ever has to find out whether a failed thing works again. That is for Probe, which
 // somebody calls in the background. It is safe for concurrent use.
 type Breaker struct {
-	of     *gobreaker.CircuitBreaker[struct{}]
-	ignore func(error) bool
+	circuit *gobreaker.CircuitBreaker[struct{}]
+	ignore  func(error) bool
 	// row counts failures in a row, however far apart they are: gobreaker forgets
 	// those that are older than its window.
 	row atomic.Int64
 	era atomic.Int64 // counts the times it closed: what was begun before says nothing of now
 }
 
-// NewBreaker makes a closed breaker.
+// NewBreaker returns a closed breaker.
 func NewBreaker(c BreakerConfig) *Breaker {
 	orElse(&c.Failures, 5)
 	orElse(&c.Ratio, 0.2)
@@ -47,7 +47,7 @@ func NewBreaker(c BreakerConfig) *Breaker {
 	orElse(&c.Window, time.Second)
 	orElse(&c.Open, time.Second)
 	b := &Breaker{ignore: c.ignored}
-	b.of = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
+	b.circuit = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
 		Interval: c.Window, BucketPeriod: c.Window / 10, Timeout: c.Open, IsExcluded: c.ignored,
 		ReadyToTrip: func(n gobreaker.Counts) bool {
 			return b.row.Load() >= int64(c.Failures) ||
@@ -68,10 +68,10 @@ func NewBreaker(c BreakerConfig) *Breaker {
 	return b
 }
 
-func orElse[T comparable](value *T, otherwise T) {
+func orElse[T comparable](value *T, fallback T) {
 	var zero T
 	if *value == zero {
-		*value = otherwise
+		*value = fallback
 	}
 }
 
@@ -80,7 +80,7 @@ func (c *BreakerConfig) ignored(err error) bool {
 }
 
 // Closed reports whether Do lets calls through.
-func (b *Breaker) Closed() bool { return b.of.State() == gobreaker.StateClosed }
+func (b *Breaker) Closed() bool { return b.circuit.State() == gobreaker.StateClosed }
 
 // Do calls, or returns ErrOpen without calling while the breaker is not closed. The
 // error is that of the call.
@@ -88,25 +88,25 @@ func (b *Breaker) Do(call func() error) error {
 	if !b.Closed() {
 		return ErrOpen
 	}
-	return b.do(call)
+	return b.run(call)
 }
 
 // Probe calls when the breaker has been open for long enough, and closes it if the
 // call succeeds. While the breaker is closed, or for as long as it is to stay open,
 // it returns nil or ErrOpen without calling.
 func (b *Breaker) Probe(call func() error) error {
-	switch b.of.State() {
+	switch b.circuit.State() {
 	case gobreaker.StateClosed:
 		return nil
 	case gobreaker.StateOpen:
 		return ErrOpen
 	}
-	return b.do(call)
+	return b.run(call)
 }
 
-func (b *Breaker) do(call func() error) error {
+func (b *Breaker) run(call func() error) error {
 	era := b.era.Load()
-	_, err := b.of.Execute(func() (struct{}, error) {
+	_, err := b.circuit.Execute(func() (struct{}, error) {
 		err := call()
 		if b.era.Load() != era {
 			return struct{}{}, err

@@ -9,7 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// Config is how the ladder is set.
+// Config configures the ladder.
 type Config struct {
 	Observe   bool          `yaml:"observe"` // all of it is told and nothing done: every model stands at L0 and no backend is left out
 	Signals   Signals       `yaml:"signals"`
@@ -20,7 +20,7 @@ type Config struct {
 	GPUModels []GPUModel    `yaml:"gpu_models"` // other tables for some cards; the first that matches counts
 }
 
-// Signals are what may raise a backend's level.
+// Signals configures the signals that may raise a backend's level.
 type Signals struct {
 	GPUTemperature Table  `yaml:"gpu_temperature"` // margin to the slowdown, in degrees Celsius: falling levels; leaves exit degrees above
 	GPUThrottle    Switch `yaml:"gpu_throttle"`    // clocks held down by heat or a power brake
@@ -34,11 +34,11 @@ type Signals struct {
 
 // Switch puts a signal out of use.
 type Switch struct {
-	Off     bool `yaml:"off"`     // it is not looked at
-	Observe bool `yaml:"observe"` // it is told, and moves nothing
+	Disabled bool `yaml:"off"`     // it is not looked at
+	Observe  bool `yaml:"observe"` // it is told, and moves nothing
 }
 
-// Table says where a signal enters each level and when it leaves it again.
+// Table holds the readings at which a signal enters each level and leaves it.
 type Table struct {
 	Switch `yaml:",inline"`
 	Levels []float64 `yaml:"levels"` // where L1, L2, L3 and L4 begin
@@ -47,26 +47,26 @@ type Table struct {
 
 // GPUModel changes the tables of the GPU signals for some cards.
 type GPUModel struct {
-	Match          string `yaml:"match"` // part of the GPU's name, such as L40S; case does not count
-	GPUTemperature Other  `yaml:"gpu_temperature"`
-	GPUThrottle    Other  `yaml:"gpu_throttle"`
-	GPUMemory      Other  `yaml:"gpu_memory"`
-	GPUMemoryUsed  Other  `yaml:"gpu_memory_used"`
+	Match          string        `yaml:"match"` // part of the GPU's name, such as L40S; case does not count
+	GPUTemperature TableOverride `yaml:"gpu_temperature"`
+	GPUThrottle    TableOverride `yaml:"gpu_throttle"`
+	GPUMemory      TableOverride `yaml:"gpu_memory"`
+	GPUMemoryUsed  TableOverride `yaml:"gpu_memory_used"`
 }
 
-// Other is what differs from a signal's own table; nil: as there.
-type Other struct {
-	Levels  []float64 `yaml:"levels"`  // as in signals
-	Exit    *float64  `yaml:"exit"`    // as in signals
-	Off     *bool     `yaml:"off"`     // it is not looked at on these cards
-	Observe *bool     `yaml:"observe"` // it is told, and moves nothing on these cards
+// TableOverride holds what differs from a signal's own table; nil fields are as there.
+type TableOverride struct {
+	Levels   []float64 `yaml:"levels"`  // as in signals
+	Exit     *float64  `yaml:"exit"`    // as in signals
+	Disabled *bool     `yaml:"off"`     // it is not looked at on these cards
+	Observe  *bool     `yaml:"observe"` // it is told, and moves nothing on these cards
 }
 
 // Dwell bounds how fast levels move.
 type Dwell struct {
 	UpSamples int           `yaml:"up_samples"` // readings in a row that ask for a level before it is entered
-	Up        time.Duration `yaml:"up"`         // between the first and the last of those, at least
-	Down      time.Duration `yaml:"down"`       // on each level on the way down
+	Rise      time.Duration `yaml:"up"`         // between the first and the last of those, at least
+	Fall      time.Duration `yaml:"down"`       // on each level on the way down
 	DownMax   time.Duration `yaml:"down_max"`   // to which down doubles where a level comes back soon
 }
 
@@ -75,14 +75,14 @@ type L1 struct {
 	MaxTokens int `yaml:"max_tokens"` // an answer's limit from L1 on
 }
 
-// Answer is the canned answer of L4.
+// Answer configures the canned answer of L4.
 type Answer struct {
 	Status            int               `yaml:"status"`             // 200, or an error such as 503
 	ConstrainedStatus int               `yaml:"constrained_status"` // where the request demands a tool call or a format and status is 200: an error such as 503, or 200
 	Text              map[string]string `yaml:"text"`               // by language: zh, en, ...
 }
 
-// DefaultConfig is the ladder of who says nothing. The levels of the margin and the
+// DefaultConfig returns the ladder of a configuration that names none. The levels of the margin and the
 // dwell are those that a simulated card with two time constants was held below its
 // limit with, at some 25 changes an hour.
 func DefaultConfig() Config {
@@ -96,7 +96,7 @@ func DefaultConfig() Config {
 			Queue:          table(.5, 5, 10, 20, 40),
 			TTFT:           table(.5, 1, 1.5, 2, 4),
 		},
-		Dwell:    Dwell{UpSamples: 2, Up: 3 * time.Second, Down: 30 * time.Second, DownMax: 300 * time.Second},
+		Dwell:    Dwell{UpSamples: 2, Rise: 3 * time.Second, Fall: 30 * time.Second, DownMax: 300 * time.Second},
 		Baseline: time.Minute,
 		L1:       L1{MaxTokens: 2048},
 		Canned: Answer{Status: 200, ConstrainedStatus: 503, Text: map[string]string{
@@ -117,7 +117,7 @@ func (c *Config) UnmarshalYAML(decode func(any) error) error {
 	return nil
 }
 
-// Validate says all that is wrong, path first.
+// Validate returns all faults at once, each with its path first.
 func (c *Config) Validate() error {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
@@ -130,13 +130,13 @@ func (c *Config) Validate() error {
 	if d.UpSamples < 1 || d.UpSamples > 100 {
 		fault("dwell.up_samples: is %d; expected 1 to 100", d.UpSamples)
 	}
-	if d.Up < 0 || d.Up > 5*time.Minute {
-		fault("dwell.up: is %v; expected 0s to 5m", d.Up)
+	if d.Rise < 0 || d.Rise > 5*time.Minute {
+		fault("dwell.up: is %v; expected 0s to 5m", d.Rise)
 	}
-	if d.Down < time.Second || d.Down > time.Hour {
-		fault("dwell.down: is %v; expected 1s to 1h", d.Down)
+	if d.Fall < time.Second || d.Fall > time.Hour {
+		fault("dwell.down: is %v; expected 1s to 1h", d.Fall)
 	}
-	if d.DownMax < d.Down || d.DownMax > 24*time.Hour {
+	if d.DownMax < d.Fall || d.DownMax > 24*time.Hour {
 		fault("dwell.down_max: is %v; expected dwell.down or more, to 24h", d.DownMax)
 	}
 	if c.Baseline < time.Second || c.Baseline > time.Hour {
@@ -169,25 +169,25 @@ func (c *Config) Validate() error {
 
 // checkModel checks what a card's tables come to, not what it says of them.
 func (c *Config) checkModel(i int) (faults []error) {
-	at, m := fmt.Sprintf("gpu_models[%d]", i), &c.GPUModels[i]
+	path, m := fmt.Sprintf("gpu_models[%d]", i), &c.GPUModels[i]
 	if strings.TrimSpace(m.Match) == "" {
-		faults = append(faults, fmt.Errorf("%s.match: is empty; expected a part of the GPU's name, such as L40S", at))
+		faults = append(faults, fmt.Errorf("%s.match: is empty; expected a part of the GPU's name, such as L40S", path))
 	}
 	if m.GPUThrottle.Levels != nil || m.GPUThrottle.Exit != nil {
-		faults = append(faults, fmt.Errorf("%s.gpu_throttle: has levels or an exit; expected off or observe, the reasons have no scale", at))
+		faults = append(faults, fmt.Errorf("%s.gpu_throttle: has levels or an exit; expected off or observe, the reasons have no scale", path))
 	}
 	for s := range signals {
-		if o, t := m.other(s), c.table(s); o != nil && t != nil && (o.Levels != nil || o.Exit != nil) {
-			changed := o.of(*t)
-			faults = append(faults, checkTable(at+"."+s.String(), s, &changed)...)
+		if o, t := m.override(s), c.table(s); o != nil && t != nil && (o.Levels != nil || o.Exit != nil) {
+			changed := o.apply(*t)
+			faults = append(faults, checkTable(path+"."+s.String(), s, &changed)...)
 		}
 	}
 	return faults
 }
 
 // checkTable checks one table. What its levels may be depends on what is measured.
-func checkTable(at string, s signal, t *Table) (faults []error) {
-	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(at+format, args...)) }
+func checkTable(path string, s signal, t *Table) (faults []error) {
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(path+format, args...)) }
 	low, high, order := 0.0, 1.0, "rising"
 	switch s {
 	case temperature:
@@ -223,7 +223,7 @@ func checkTable(at string, s signal, t *Table) (faults []error) {
 	return faults
 }
 
-// table is where a signal's levels are set; nil: it has no scale.
+// table returns the table of a signal; nil where it has no scale.
 func (c *Config) table(s signal) *Table {
 	switch s {
 	case temperature:
@@ -242,8 +242,8 @@ func (c *Config) table(s signal) *Table {
 	return nil
 }
 
-// other is what a card says of a signal; nil: it is none of a GPU.
-func (m *GPUModel) other(s signal) *Other {
+// override returns what a card's model overrides of a signal; nil where it is no signal of a GPU.
+func (m *GPUModel) override(s signal) *TableOverride {
 	switch s {
 	case temperature:
 		return &m.GPUTemperature
@@ -257,16 +257,16 @@ func (m *GPUModel) other(s signal) *Other {
 	return nil
 }
 
-// of is a table with what differs put in.
-func (o *Other) of(t Table) Table {
+// apply returns a table with the overrides applied.
+func (o *TableOverride) apply(t Table) Table {
 	if o.Levels != nil {
 		t.Levels = o.Levels
 	}
 	if o.Exit != nil {
 		t.Exit = *o.Exit
 	}
-	if o.Off != nil {
-		t.Off = *o.Off
+	if o.Disabled != nil {
+		t.Disabled = *o.Disabled
 	}
 	if o.Observe != nil {
 		t.Observe = *o.Observe
@@ -274,16 +274,16 @@ func (o *Other) of(t Table) Table {
 	return t
 }
 
-// rule is one signal as it counts for one kind of card.
+// rule is one signal's switch and scale for one kind of card.
 type rule struct {
 	Switch
 	scale scale
 }
 
-// ruleSet is all of them.
+// ruleSet holds the rules of all signals.
 type ruleSet [signals]rule
 
-// rules are those for backends on a card of some name.
+// rules returns the rules for backends on a card with a name.
 func (c *Config) rules(gpu string) *ruleSet {
 	var card *GPUModel
 	for i := range c.GPUModels {
@@ -295,17 +295,17 @@ func (c *Config) rules(gpu string) *ruleSet {
 	set := &ruleSet{}
 	for s := range signals {
 		var t Table
-		switch of := c.table(s); {
-		case of != nil:
-			t = *of
+		switch table := c.table(s); {
+		case table != nil:
+			t = *table
 		case s == throttle:
 			t.Switch = c.Signals.GPUThrottle
 		default:
 			t.Switch = c.Signals.Preemptions
 		}
 		if card != nil {
-			if o := card.other(s); o != nil {
-				t = o.of(t)
+			if o := card.override(s); o != nil {
+				t = o.apply(t)
 			}
 		}
 		set[s].Switch = t.Switch
@@ -317,7 +317,7 @@ func (c *Config) rules(gpu string) *ruleSet {
 	return set
 }
 
-// Effect is what a level does to a request. The levels add up: SmallerModel also
+// Effect describes what a level does to a request. The levels add up: SmallerModel also
 // does what those below it do.
 type Effect struct {
 	Stream    bool // the answer may be streamed
@@ -325,7 +325,7 @@ type Effect struct {
 	MaxTokens int  // of the answer; 0: what was asked for
 }
 
-// Effect is what a level does to a request.
+// Effect returns what a level does to a request.
 func (c *Config) Effect(l Level) Effect {
 	e := Effect{Stream: l < StreamingOff, Thinking: l < ThinkingOff}
 	if l >= StreamingOff {
@@ -340,7 +340,7 @@ const (
 	TierCritical = "critical"
 )
 
-// Shift is the level for requests of a tier: one more for batch, one less for
+// Shift returns the level for requests of a tier: one more for batch, one less for
 // critical. At L0 there is no pressure to share out, so nobody's answer is changed;
 // and no shift makes an answer canned, which serves a batch worse than waiting.
 func Shift(l Level, tier string) Level {

@@ -31,16 +31,16 @@ func TestConfigFaults(t *testing.T) {
 		"exit of NaN":   {func(c *Config) { c.Signals.TTFT.Exit = math.NaN() }, []string{"signals.ttft.exit: "}},
 		"never left":    {func(c *Config) { c.Signals.KVCache.Exit = .8 }, []string{"signals.kv_cache.exit: "}},
 		"left above":    {func(c *Config) { c.Signals.Queue.Exit = 2 }, []string{"signals.queue.exit: "}},
-		"dwell":         {func(c *Config) { c.Dwell = Dwell{Up: -1, DownMax: -1} }, []string{"dwell.up_samples: ", "dwell.up: ", "dwell.down: ", "dwell.down_max: "}},
+		"dwell":         {func(c *Config) { c.Dwell = Dwell{Rise: -1, DownMax: -1} }, []string{"dwell.up_samples: ", "dwell.up: ", "dwell.down: ", "dwell.down_max: "}},
 		"cap":           {func(c *Config) { c.L1.MaxTokens = 0 }, []string{"l1.max_tokens: "}},
 		"answer":        {func(c *Config) { c.Canned = Answer{Status: 302, ConstrainedStatus: 99} }, []string{"canned.status: ", "canned.constrained_status: ", "canned.text: "}},
 		"empty text":    {func(c *Config) { c.Canned.Text["en"] = " " }, []string{"canned.text: "}},
 		"model":         {func(c *Config) { c.GPUModels = []GPUModel{{}} }, []string{"gpu_models[0].match: "}},
 		"model's levels": {func(c *Config) {
-			c.GPUModels = []GPUModel{{Match: "T4", GPUTemperature: Other{Levels: []float64{1, 2}}}}
+			c.GPUModels = []GPUModel{{Match: "T4", GPUTemperature: TableOverride{Levels: []float64{1, 2}}}}
 		}, []string{"gpu_models[0].gpu_temperature.levels: "}},
-		"model's exit":    {func(c *Config) { c.GPUModels = []GPUModel{{Match: "T4", GPUMemory: Other{Exit: new(.5)}}} }, []string{"gpu_models[0].gpu_memory.exit: "}},
-		"reasons' levels": {func(c *Config) { c.GPUModels = []GPUModel{{Match: "T4", GPUThrottle: Other{Exit: new(.5)}}} }, []string{"gpu_models[0].gpu_throttle: "}},
+		"model's exit":    {func(c *Config) { c.GPUModels = []GPUModel{{Match: "T4", GPUMemory: TableOverride{Exit: new(.5)}}} }, []string{"gpu_models[0].gpu_memory.exit: "}},
+		"reasons' levels": {func(c *Config) { c.GPUModels = []GPUModel{{Match: "T4", GPUThrottle: TableOverride{Exit: new(.5)}}} }, []string{"gpu_models[0].gpu_throttle: "}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := DefaultConfig()
@@ -80,8 +80,8 @@ func TestConfigKeepsDefaults(t *testing.T) {
 func TestGPUModels(t *testing.T) {
 	c := DefaultConfig()
 	c.GPUModels = []GPUModel{
-		{Match: "l40s", GPUTemperature: Other{Levels: []float64{30, 20, 10, 5}}, GPUThrottle: Other{Off: new(true)}},
-		{Match: "L40", GPUMemory: Other{Observe: new(true)}},
+		{Match: "l40s", GPUTemperature: TableOverride{Levels: []float64{30, 20, 10, 5}}, GPUThrottle: TableOverride{Disabled: new(true)}},
+		{Match: "L40", GPUMemory: TableOverride{Observe: new(true)}},
 	}
 	if err := c.Validate(); err != nil {
 		t.Fatal(err)
@@ -90,7 +90,7 @@ func TestGPUModels(t *testing.T) {
 	if got := l40s[temperature].scale; got.entry(StreamingOff) != 30 || got.exit(StreamingOff) != 35 {
 		t.Errorf("L40S enters L1 at %v and leaves it at %v", got.entry(StreamingOff), got.exit(StreamingOff))
 	}
-	if !l40s[throttle].Off || l40[throttle].Off || !l40[memory].Observe || l40s[memory].Observe || h200[memory].Observe || h200[throttle].Off {
+	if !l40s[throttle].Disabled || l40[throttle].Disabled || !l40[memory].Observe || l40s[memory].Observe || h200[memory].Observe || h200[throttle].Disabled {
 		t.Error("a switch of one card counts for another")
 	}
 	if got := h200[temperature].scale.entry(StreamingOff); got != 12 {
@@ -141,7 +141,7 @@ func FuzzValidate(f *testing.F) {
 			return
 		}
 		table.Levels, table.Exit = []float64{a, b, c, d}, exit
-		config.Dwell = Dwell{UpSamples: samples, Up: time.Duration(up), Down: time.Duration(down), DownMax: time.Duration(most)}
+		config.Dwell = Dwell{UpSamples: samples, Rise: time.Duration(up), Fall: time.Duration(down), DownMax: time.Duration(most)}
 		if config.Validate() != nil {
 			return
 		}
@@ -149,7 +149,7 @@ func FuzzValidate(f *testing.F) {
 		for s := range 60 {
 			o.second(40-s, nil)
 		}
-		if p := o.pool.tracks[acting].pressure; !(p >= 0 && p <= 1) {
+		if p := o.states[acting].pressure; !(p >= 0 && p <= 1) {
 			t.Fatalf("a pressure of %v", p)
 		}
 	})

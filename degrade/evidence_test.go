@@ -37,9 +37,9 @@ func (p *pair) second(readA, readB bool) (before, after Level) {
 	}
 	a, b := p.a, p.b
 	p.r.GPUs = []*nvml.GPU{&a, &b}
-	before = p.w.stand[acting].level
+	before = p.w.standings[acting].level
 	p.w.step(p.k, &p.r, p.now)
-	return before, p.w.stand[acting].level
+	return before, p.w.standings[acting].level
 }
 
 // TestHeldBesideDropped: a card whose source is long dead does not hide that another
@@ -78,13 +78,13 @@ func TestOtherCardConfirmsNothing(t *testing.T) {
 			}
 			p.second(second == 1 || s <= 5, second == 0 || s <= 5)
 		}
-		if l := p.w.stand[acting].level; l != Full {
+		if l := p.w.standings[acting].level; l != Full {
 			t.Errorf("card %d, read once: %v", second, l)
 		}
 		for range 6 {
 			p.second(second == 0, second == 1)
 		}
-		if l := p.w.stand[acting].level; l != Canned {
+		if l := p.w.standings[acting].level; l != Canned {
 			t.Errorf("card %d, read again: %v", second, l)
 		}
 	}
@@ -94,20 +94,20 @@ func TestOtherCardConfirmsNothing(t *testing.T) {
 // nobody out of the mean, just as with all of them off.
 func TestObservedMovesNoModel(t *testing.T) {
 	run := func(s Switch) (levels string, cap int) {
-		r, p := newRig(t), newPool()
+		r, p := newRig(t), newStates()
 		c := DefaultConfig()
 		c.Signals.GPUTemperature.Switch, c.Signals.GPUThrottle, c.Signals.GPUMemory.Switch, c.Signals.GPUMemoryUsed.Switch = s, s, s, s
-		r.k, r.gpu.Margin, r.r.Waiting = newBook(c), new(40), 50
+		r.k, r.gpu.Margin, r.r.Waiting = newRules(c), new(40), 50
 		for s := range 120 {
 			r.old = s > 10
 			r.run(1)
 			p.step([]*watched{r.w}, r.k, r.now)
-			levels += p.tracks[acting].rung.level.String()[1:]
+			levels += p[acting].stage.level.String()[1:]
 		}
-		return levels, r.w.cap
+		return levels, r.w.inFlightCap
 	}
 	observed, cap := run(Switch{Observe: true})
-	if off, _ := run(Switch{Off: true}); observed != off || cap != 0 {
+	if off, _ := run(Switch{Disabled: true}); observed != off || cap != 0 {
 		t.Errorf("observed: %s, cap %d\n      off: %s", observed, cap, off)
 	}
 	if acts, cap := run(Switch{}); acts == observed || cap == 0 {
@@ -120,12 +120,12 @@ func TestObservedMovesNoModel(t *testing.T) {
 func TestObservedLostGPU(t *testing.T) {
 	c := DefaultConfig()
 	c.Observe = true
-	r, p := newRig(t), newPool()
-	r.k, r.gpu.Margin, r.gpu.State = newBook(c), new(40), nvml.StateLost
+	r, p := newRig(t), newStates()
+	r.k, r.gpu.Margin, r.gpu.State = newRules(c), new(40), nvml.StateLost
 	r.run(1)
 	p.step([]*watched{r.w}, r.k, r.now)
-	if r.w.member != [sides]bool{true, false} || r.w.out != "" {
-		t.Errorf("in the mean %v, out %q", r.w.member, r.w.out)
+	if !r.w.membership[acting].counted || r.w.membership[wouldBe].counted || r.w.outReason != "" {
+		t.Errorf("in the mean %v, out %q", r.w.membership, r.w.outReason)
 	}
 }
 
@@ -149,8 +149,8 @@ func TestMissingValue(t *testing.T) {
 			r.gpu.MemoryFree = new(uint64(1 << 29))
 		}
 		r.run(60)
-		if r.w.stand[acting].level != Canned {
-			t.Fatalf("%s: at %v", name, r.w.stand[acting].level)
+		if r.w.standings[acting].level != Canned {
+			t.Fatalf("%s: at %v", name, r.w.standings[acting].level)
 		}
 		all := r.gpu
 		hide(&r.gpu)
@@ -159,12 +159,12 @@ func TestMissingValue(t *testing.T) {
 		r.want(name+" is missing once", got+r.run(5), "444444")
 		hide(&r.gpu)
 		r.want(name+" is missing: held", r.run(10), "4444444444")
-		if r.w.cap != 0 || r.w.blind[acting] {
-			t.Errorf("%s is held: cap %d, blind %v", name, r.w.cap, r.w.blind)
+		if r.w.inFlightCap != 0 || r.w.blind[acting] {
+			t.Errorf("%s is held: cap %d, blind %v", name, r.w.inFlightCap, r.w.blind)
 		}
 		r.run(120)
-		if r.w.cap == 0 || !r.w.blind[acting] || r.w.stand[acting].level != Full {
-			t.Errorf("%s is dropped: cap %d, blind %v, at %v", name, r.w.cap, r.w.blind, r.w.stand[acting].level)
+		if r.w.inFlightCap == 0 || !r.w.blind[acting] || r.w.standings[acting].level != Full {
+			t.Errorf("%s is dropped: cap %d, blind %v, at %v", name, r.w.inFlightCap, r.w.blind, r.w.standings[acting].level)
 		}
 	}
 }
@@ -183,8 +183,8 @@ func TestMissingEngineValue(t *testing.T) {
 	second(40)
 	r.r.KV = -1
 	r.want("held", second(10), "4444444444")
-	if second(1); !r.w.blind[acting] || r.w.stand[acting].level == Canned {
-		t.Errorf("dropped: blind %v, at %v", r.w.blind, r.w.stand[acting].level)
+	if second(1); !r.w.blind[acting] || r.w.standings[acting].level == Canned {
+		t.Errorf("dropped: blind %v, at %v", r.w.blind, r.w.standings[acting].level)
 	}
 }
 
@@ -203,22 +203,22 @@ func TestSourceReload(t *testing.T) {
 		}
 	}
 	gap(2)
-	if l := r.w.stand[acting].level; l != SmallerModel {
+	if l := r.w.standings[acting].level; l != SmallerModel {
 		t.Errorf("at %v after a gap", l)
 	}
 	r.want("memory is as full as before", r.run(60), strings.Repeat("3", 60))
 	gap(20) // the source is gone
-	if r.w.news[memory].known || r.w.cap != 0 || r.w.blind[acting] {
-		t.Errorf("news %+v, cap %d, blind %v of a card that no source has", r.w.news[memory], r.w.cap, r.w.blind)
+	if r.w.freshness[memory].known || r.w.inFlightCap != 0 || r.w.blind[acting] {
+		t.Errorf("news %+v, cap %d, blind %v of a card that no source has", r.w.freshness[memory], r.w.inFlightCap, r.w.blind)
 	}
 	r.run(10)
-	if got := r.w.cards[0].baseline; got != 6<<30 {
+	if got := r.w.cards[0].headroom.baseline; got != 6<<30 {
 		t.Errorf("a baseline of %v when it is back", got)
 	}
 	r.gpu.State = nvml.StateLost
 	r.run(1)
 	gap(2)
-	if r.w.out == "" {
+	if r.w.outReason == "" {
 		t.Error("a lost GPU is back, as its source is configured anew")
 	}
 }
@@ -236,12 +236,12 @@ func TestSharedCard(t *testing.T) {
 			return r
 		})
 	}
-	a := gauge("a", &Readings{Up: true, KV: -1, Preempted: -1})
+	a := gauge("a", &Readings{InRotation: true, KV: -1, Preempted: -1})
 	l.Watch([]Watch{{NewModel("m"), []*Gauge{a}}, {NewModel("n"), []*Gauge{gauge("b", &second)}}})
 	pass := func(seconds int) Level {
 		for range seconds {
 			now = now.Add(time.Second)
-			l.look(now)
+			l.step(now)
 		}
 		return a.Verdict().Level
 	}
@@ -250,7 +250,7 @@ func TestSharedCard(t *testing.T) {
 	if got := pass(10); got < SmallerModel {
 		t.Errorf("while something takes the memory: %v", got)
 	}
-	second.Up = true
+	second.InRotation = true
 	if got := pass(300); got != Full {
 		t.Errorf("five minutes after the second engine has come up for the first time: %v", got)
 	}
@@ -258,9 +258,9 @@ func TestSharedCard(t *testing.T) {
 	if got := pass(10); got < SmallerModel {
 		t.Errorf("the memory is gone: %v", got)
 	}
-	second.Up = false
+	second.InRotation = false
 	pass(30)
-	second.Up = true
+	second.InRotation = true
 	if got := pass(300); got < SmallerModel {
 		t.Errorf("the second was out of rotation, and memory that is gone counts as calm: %v", got)
 	}
@@ -277,11 +277,11 @@ func TestCardNamedTwice(t *testing.T) {
 	now := time.Now()
 	l.Watch([]Watch{{NewModel("m"), []*Gauge{NewGauge("b", 1, func(now time.Time) Readings {
 		g := &nvml.GPU{Reading: nvml.Reading{UUID: "GPU-0", State: nvml.StateOK, MemoryTotal: new(uint64(80 << 30)), MemoryFree: new(uint64(6 << 30))}, Source: "n", At: now}
-		return Readings{GPUs: []*nvml.GPU{g, g}, Up: true, KV: -1, Preempted: -1}
+		return Readings{GPUs: []*nvml.GPU{g, g}, InRotation: true, KV: -1, Preempted: -1}
 	})}}})
 	for range 70 {
 		now = now.Add(time.Second)
-		l.look(now)
+		l.step(now)
 	}
 	families, err := reg.Gather()
 	if err != nil {
@@ -305,8 +305,8 @@ func TestCardIsRenamed(t *testing.T) {
 	r.gpu.State = nvml.StateLost
 	r.run(1)
 	r.gpu.Index = 3
-	if r.run(1); r.w.out != "GPU here/3 is lost" || r.w.cards[0].ref != "here/3" {
-		t.Error(r.w.out, r.w.cards[0].ref)
+	if r.run(1); r.w.outReason != "GPU here/3 is lost" || r.w.cards[0].ref != "here/3" {
+		t.Error(r.w.outReason, r.w.cards[0].ref)
 	}
 }
 
@@ -321,7 +321,7 @@ func TestRelapseDoublesOnce(t *testing.T) {
 		r.r.Waiting = n
 		r.run(5)
 	}
-	if d := r.w.rungs[queue].dwell; d != time.Minute || r.w.stand[acting].level != Canned {
+	if d := r.w.stages[queue].dwell; d != time.Minute || r.w.standings[acting].level != Canned {
 		t.Errorf("one step down, one relapse: a dwell of %v", d)
 	}
 }
@@ -339,8 +339,8 @@ func TestQueueIsOldWithItsEngine(t *testing.T) {
 
 	r = newRig(t)
 	c := DefaultConfig()
-	c.Signals.KVCache.Off, c.Signals.Preemptions.Off = true, true
-	r.k = newBook(c)
+	c.Signals.KVCache.Disabled, c.Signals.Preemptions.Disabled = true, true
+	r.k = newRules(c)
 	r.r.Waiting = 50
 	for range 40 {
 		r.r.EngineAt = r.now.Add(time.Second)
@@ -359,18 +359,18 @@ func TestRetryWhileItLasts(t *testing.T) {
 	r := newRig(t)
 	r.r.Waiting = 50
 	r.run(600)
-	retry := r.w.stand[acting].retry
+	retry := r.w.standings[acting].retry
 	if left := retry.Sub(r.now); left != 30*time.Second {
 		t.Errorf("it may fall in %v", left)
 	}
 	r.now = r.now.Add(-600 * time.Millisecond)
-	if r.run(1); !r.w.stand[acting].retry.Equal(retry) {
+	if r.run(1); !r.w.standings[acting].retry.Equal(retry) {
 		t.Error("it tells more often than once a second")
 	}
 	r.r.Waiting = 0
 	r.now = r.now.Add(-time.Second)
-	if r.run(1); r.w.stand[acting].level != SmallerModel {
-		t.Errorf("at %v when the cause is gone", r.w.stand[acting].level)
+	if r.run(1); r.w.standings[acting].level != SmallerModel {
+		t.Errorf("at %v when the cause is gone", r.w.standings[acting].level)
 	}
 }
 
@@ -392,14 +392,14 @@ func TestWildMargin(t *testing.T) {
 // TestFirstCap: an agent that dies before the first request leaves room for some.
 func TestFirstCap(t *testing.T) {
 	r := newRig(t)
-	r.gpu.Margin, r.r.Most = new(40), 64
+	r.gpu.Margin, r.r.MaxInFlight = new(40), 64
 	r.run(3)
 	r.old = true
 	r.run(4)
 	r.r.InFlight = 30
 	r.run(11)
-	if r.w.cap != 16 {
-		t.Errorf("cap %d", r.w.cap)
+	if r.w.inFlightCap != 16 {
+		t.Errorf("cap %d", r.w.inFlightCap)
 	}
 }
 
@@ -412,7 +412,7 @@ func TestThrottleTells(t *testing.T) {
 	r.run(2)
 	r.gpu.Reasons = []string{"sw_thermal"}
 	r.run(1)
-	if a := r.w.asks[throttle]; a.value != 3 || a.enter != SmallerModel {
+	if a := r.w.assessments[throttle]; a.value != 3 || a.enter != SmallerModel {
 		t.Errorf("%v by %v", a.enter, a.value)
 	}
 }
@@ -429,13 +429,15 @@ func TestFallTellsWhoLetGo(t *testing.T) {
 	now := time.Now()
 	waiting := map[string]int{"a": 50, "b": 50}
 	gauge := func(name string) *Gauge {
-		return NewGauge(name, 1, func(time.Time) Readings { return Readings{Up: true, KV: -1, Preempted: -1, Waiting: waiting[name]} })
+		return NewGauge(name, 1, func(time.Time) Readings {
+			return Readings{InRotation: true, KV: -1, Preempted: -1, Waiting: waiting[name]}
+		})
 	}
 	l.Watch([]Watch{{NewModel("m"), []*Gauge{gauge("a"), gauge("b")}}})
 	pass := func(seconds int) {
 		for range seconds {
 			now = now.Add(time.Second)
-			l.look(now)
+			l.step(now)
 		}
 	}
 	pass(10)

@@ -15,7 +15,7 @@ func TestWorkedExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	hot, calm := newRig(t), newRig(t)
-	both, alone := &pool{}, &pool{} // with a calm second server, and without
+	both, alone := &states{}, &states{} // with a calm second server, and without
 	margin, steady := 30, 30
 	hot.gpu.Margin, calm.gpu.Margin = &margin, &steady
 	var table []string
@@ -32,9 +32,9 @@ func TestWorkedExample(t *testing.T) {
 		alone.step([]*watched{hot.w}, hot.k, hot.now)
 		switch s {
 		case 18, 19, 22, 120, 133, 134, 163, 164:
-			at := &hot.w.stand[acting]
-			table = append(table, fmt.Sprintf("| %d s | %d | %.1f | L%d | %.2f | L%d | L%d |", s, margin, hot.w.asks[temperature].value,
-				at.level, at.pressure, alone.tracks[acting].rung.level, both.tracks[acting].rung.level))
+			at := &hot.w.standings[acting]
+			table = append(table, fmt.Sprintf("| %d s | %d | %.1f | L%d | %.2f | L%d | L%d |", s, margin, hot.w.assessments[temperature].value,
+				at.level, at.pressure, alone[acting].stage.level, both[acting].stage.level))
 		}
 	}
 	for _, line := range table {

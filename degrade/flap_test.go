@@ -20,30 +20,30 @@ func loads(l Level) float64 { return [...]float64{1, 1, .72, .5, .12}[l] }
 
 // one steps a model with one backend on one card, as the ladder does.
 type one struct {
-	book    *book
+	book    *rules
 	backend *watched
-	pool    pool
+	states  states
 	at      time.Time
 	changes int
 }
 
 func newOne(c Config) *one {
-	return &one{book: newBook(c), backend: &watched{gauge: NewGauge("a", 1, nil)}, at: time.Unix(1e9, 0)}
+	return &one{book: newRules(c), backend: &watched{gauge: NewGauge("a", 1, nil)}, at: time.Unix(1e9, 0)}
 }
 
 // second takes one reading and looks at it four times.
 func (o *one) second(margin int, reasons []string) Level {
 	g := &nvml.GPU{Reading: nvml.Reading{UUID: "GPU-0", State: nvml.StateOK, Margin: &margin, Reasons: reasons}, At: o.at}
 	for range 4 {
-		was := o.pool.tracks[acting].rung.level
-		o.backend.step(o.book, &Readings{GPUs: []*nvml.GPU{g}, Up: true, KV: -1, Waiting: -1, Preempted: -1}, o.at)
-		o.pool.step([]*watched{o.backend}, o.book, o.at)
-		if o.pool.tracks[acting].rung.level != was {
+		was := o.states[acting].stage.level
+		o.backend.step(o.book, &Readings{GPUs: []*nvml.GPU{g}, InRotation: true, KV: -1, Waiting: -1, Preempted: -1}, o.at)
+		o.states.step([]*watched{o.backend}, o.book, o.at)
+		if o.states[acting].stage.level != was {
 			o.changes++
 		}
 		o.at = o.at.Add(tick)
 	}
-	return o.pool.tracks[acting].rung.level
+	return o.states[acting].stage.level
 }
 
 // loose is the ladder without hysteresis, confirmation and dwell.

@@ -21,8 +21,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// stage is a ladder that runs on readings a test sets.
-type stage struct {
+// scriptedLadder is a ladder that runs on readings a test sets.
+type scriptedLadder struct {
 	mu      sync.Mutex
 	waiting map[string]int
 	lost    map[string]bool
@@ -32,8 +32,8 @@ type stage struct {
 	*Ladder
 }
 
-func newStage(t *testing.T, c Config) *stage {
-	s := &stage{waiting: map[string]int{}, lost: map[string]bool{}, reg: prometheus.NewPedanticRegistry()}
+func newScriptedLadder(t *testing.T, c Config) *scriptedLadder {
+	s := &scriptedLadder{waiting: map[string]int{}, lost: map[string]bool{}, reg: prometheus.NewPedanticRegistry()}
 	s.Ladder = New(c, slog.New(slog.NewTextHandler(&s.log, nil)), s.reg)
 	s.Changed = func(c Change) { s.changes = append(s.changes, c) }
 	ctx, cancel := context.WithCancel(t.Context())
@@ -48,7 +48,7 @@ func newStage(t *testing.T, c Config) *stage {
 	return s
 }
 
-func (s *stage) gauge(name string) *Gauge {
+func (s *scriptedLadder) gauge(name string) *Gauge {
 	return NewGauge(name, 1, func(now time.Time) Readings {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -56,24 +56,24 @@ func (s *stage) gauge(name string) *Gauge {
 		if s.lost[name] {
 			g.State = nvml.StateLost
 		}
-		return Readings{GPUs: []*nvml.GPU{g}, Up: true, KV: -1, Preempted: -1, Waiting: s.waiting[name]}
+		return Readings{GPUs: []*nvml.GPU{g}, InRotation: true, KV: -1, Preempted: -1, Waiting: s.waiting[name]}
 	})
 }
 
-func (s *stage) set(name string, waiting int) {
+func (s *scriptedLadder) set(name string, waiting int) {
 	s.mu.Lock()
 	s.waiting[name] = waiting
 	s.mu.Unlock()
 }
 
 // pass lets time pass, and the ladder do what is due.
-func (s *stage) pass(d time.Duration) {
+func (s *scriptedLadder) pass(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
 }
 
 // series are those of one name, as Prometheus would get them.
-func (s *stage) series(t *testing.T, name string) (all []string) {
+func (s *scriptedLadder) series(t *testing.T, name string) (all []string) {
 	t.Helper()
 	families, err := s.reg.Gather()
 	if err != nil {
@@ -105,7 +105,7 @@ func closed(c <-chan struct{}) bool {
 
 func TestLadder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t, DefaultConfig())
+		s := newScriptedLadder(t, DefaultConfig())
 		m, a, b := NewModel("m"), s.gauge("a"), s.gauge("b")
 		s.Reload(DefaultConfig())
 		s.Watch([]Watch{{m, []*Gauge{a, b}}})
@@ -159,7 +159,7 @@ func TestLadder(t *testing.T) {
 
 func TestLadderReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t, DefaultConfig())
+		s := newScriptedLadder(t, DefaultConfig())
 		m, other, a, b := NewModel("m"), NewModel("other"), s.gauge("a"), s.gauge("b")
 		s.Reload(DefaultConfig())
 		s.Watch([]Watch{{m, []*Gauge{a}}, {other, []*Gauge{b}}})
@@ -203,13 +203,13 @@ func TestLadderReload(t *testing.T) {
 
 func TestPins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t, DefaultConfig())
+		s := newScriptedLadder(t, DefaultConfig())
 		m, a := NewModel("m"), s.gauge("a")
 		s.Reload(DefaultConfig())
 		s.Watch([]Watch{{m, []*Gauge{a}}})
 		until := time.Now().Add(time.Minute)
 		next := m.Changed()
-		s.SetPins(map[string]Pin{"m": {Level: SmallerModel, Until: until, Why: "a drill", By: "ops"}, "other": {Level: Canned}})
+		s.SetPins(map[string]Pin{"m": {Level: SmallerModel, Expires: until, Reason: "a drill", Author: "ops"}, "other": {Level: Canned}})
 		if v := m.Verdict(); !closed(next) || v.Level != SmallerModel || !v.Pinned || v.Reason != "pin" || !v.Retry.Equal(until) {
 			t.Fatalf("pinned: %+v", v)
 		}
@@ -218,7 +218,7 @@ func TestPins(t *testing.T) {
 		if m.Verdict().Level != SmallerModel || a.Verdict().Level != Canned {
 			t.Errorf("while pinned m %v, a %v", m.Verdict().Level, a.Verdict().Level)
 		}
-		if st := s.Status().Models[0]; st.Pin == nil || st.Pin.By != "ops" || st.WouldBe != "L4" {
+		if st := s.Status().Models[0]; st.Pin == nil || st.Pin.Author != "ops" || st.WouldBe != "L4" {
 			t.Errorf("status %+v", st)
 		}
 		s.pass(31 * time.Second)
@@ -241,7 +241,7 @@ func TestPins(t *testing.T) {
 
 func TestMetricsAndStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t, DefaultConfig())
+		s := newScriptedLadder(t, DefaultConfig())
 		m, a := NewModel("m"), s.gauge("a")
 		s.Reload(DefaultConfig())
 		s.Watch([]Watch{{m, []*Gauge{a}}})
@@ -287,7 +287,7 @@ func TestMetricsAndStatus(t *testing.T) {
 func TestQuietTick(t *testing.T) {
 	l := fleet(20)
 	now := time.Now()
-	if n := testing.AllocsPerRun(100, func() { now = now.Add(tick); l.look(now) }); n > 0 {
+	if n := testing.AllocsPerRun(100, func() { now = now.Add(tick); l.step(now) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
@@ -304,7 +304,7 @@ func fleet(backends int) *Ladder {
 		gpus := []*nvml.GPU{{Reading: nvml.Reading{UUID: "GPU", State: nvml.StateOK, Margin: new(40), Reasons: []string{"sw_power_cap"}, MemoryTotal: new(uint64(80 << 30)), MemoryFree: new(uint64(6 << 30))}, At: begin.Add(time.Hour)}}
 		w := &watch[len(watch)-1]
 		w.Gauges = append(w.Gauges, NewGauge("b", 1, func(now time.Time) Readings {
-			return Readings{GPUs: gpus, Up: true, EngineAt: now, KV: .5, Waiting: 2, TTFT: time.Second, Objective: 2 * time.Second}
+			return Readings{GPUs: gpus, InRotation: true, EngineAt: now, KV: .5, Waiting: 2, TTFT: time.Second, Objective: 2 * time.Second}
 		}))
 	}
 	l.Reload(DefaultConfig())
@@ -335,7 +335,7 @@ func BenchmarkStep(b *testing.B) {
 	for b.Loop() {
 		now = now.Add(tick)
 		r := w.gauge.read(now)
-		w.step(l.book, &r, now)
+		w.step(l.rules, &r, now)
 	}
 }
 
@@ -345,6 +345,6 @@ func BenchmarkTick200(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		now = now.Add(tick)
-		l.look(now)
+		l.step(now)
 	}
 }

@@ -70,8 +70,8 @@ func newPlace(now time.Time, weight int, absolute bool) *place {
 
 func (p *place) readings(now time.Time) *Readings {
 	r := &Readings{
-		Absolute: p.absolute, Up: p.up, Started: p.started, EngineAt: p.engineAt, KV: p.kv, Waiting: p.waiting, Queued: p.queued, Preempted: p.preempted,
-		TTFT: p.ttft, Objective: time.Second, InFlight: p.inFlight, Most: 8,
+		Absolute: p.absolute, InRotation: p.up, Started: p.started, EngineAt: p.engineAt, KV: p.kv, Waiting: p.waiting, Queued: p.queued, Preempted: p.preempted,
+		TTFT: p.ttft, Objective: time.Second, InFlight: p.inFlight, MaxInFlight: 8,
 	}
 	for i := range p.margin {
 		if p.hidden[i] {
@@ -180,7 +180,7 @@ func (p *place) worsen(dice uint32) bool {
 		p.reasons = nvml.ReasonNames(nvml.ReasonMask(p.reasons) | uint64(v))
 	case 2:
 		for i := range p.gauge.cards {
-			if p.gauge.cards[i].baseline == 0 && !p.absolute || p.restarts {
+			if p.gauge.cards[i].headroom.baseline == 0 && !p.absolute || p.restarts {
 				return false // what is free now is what is right
 			}
 		}
@@ -204,14 +204,14 @@ func (p *place) clone() *place {
 	g := *p.gauge
 	g.cards = slices.Clone(g.cards)
 	for i := range g.cards {
-		g.cards[i].samples = slices.Clone(g.cards[i].samples)
+		g.cards[i].headroom.samples = slices.Clone(g.cards[i].headroom.samples)
 	}
 	c.gauge = &g
 	return &c
 }
 
 // look is one look at the place, and at a model that is nothing but it.
-func (p *place) look(k *book, models *pool, now time.Time) {
+func (p *place) look(k *rules, models *states, now time.Time) {
 	p.gauge.step(k, p.readings(now), now)
 	models.step([]*watched{p.gauge}, k, now)
 }
@@ -241,9 +241,9 @@ func trace(t *rapid.T, places int, look func(ps []*place, dice uint32, now time.
 // TestLevelIsMonotone: from wherever a trace has led, a reading that asks for more
 // never gives less, neither at once, nor while it lasts, nor soon after.
 func TestLevelIsMonotone(t *testing.T) {
-	k := newBook(DefaultConfig())
+	k := newRules(DefaultConfig())
 	law(t, func(t *rapid.T) {
-		var models pool
+		var models states
 		trace(t, 1, func(ps []*place, dice uint32, now time.Time) {
 			p := ps[0]
 			worse, worseModels := p.clone(), models
@@ -257,7 +257,7 @@ func TestLevelIsMonotone(t *testing.T) {
 			if dice>>3&15 != 0 {
 				return
 			}
-			base, baseModels := p.clone(), models
+			base, baseModels, fork := p.clone(), models, now
 			for i := range 12 { // looks, in less than a dwell
 				now = now.Add(2 * time.Second)
 				if i == 4 { // what was worse is remembered
@@ -265,6 +265,9 @@ func TestLevelIsMonotone(t *testing.T) {
 				}
 				base.pass(now)
 				base.look(k, &baseModels, now)
+				if recurred(base, &baseModels, fork) {
+					return // what comes back doubles its dwell, and the worse one never left
+				}
 				worse.pass(now)
 				worse.look(k, &worseModels, now)
 				notLess(t, base, worse, &baseModels, &worseModels)
@@ -273,14 +276,21 @@ func TestLevelIsMonotone(t *testing.T) {
 	})
 }
 
+// recurred reports whether a level of the place or of its model was left and came back
+// at a time or after it.
+func recurred(p *place, models *states, fork time.Time) bool {
+	all := append([]stage{models[acting].stage, models[wouldBe].stage}, p.gauge.stages[:]...)
+	return slices.ContainsFunc(all, func(s stage) bool { return !s.lowered.Before(fork) && s.changed.After(s.lowered) })
+}
+
 // notLess checks that what asks for more stands no lower.
-func notLess(t *rapid.T, p, worse *place, models, worseModels *pool) {
+func notLess(t *rapid.T, p, worse *place, models, worseModels *states) {
 	for side := range sides {
-		a, b := &p.gauge.stand[side], &worse.gauge.stand[side]
+		a, b := &p.gauge.standings[side], &worse.gauge.standings[side]
 		if b.level < a.level || b.pressure < a.pressure {
 			t.Fatalf("%v at %.3f asks for more than %v at %.3f: %+v", b.level, b.pressure, a.level, a.pressure, worse.readings(worse.engineAt))
 		}
-		if a, b := models.tracks[side].rung.level, worseModels.tracks[side].rung.level; b < a {
+		if a, b := models[side].stage.level, worseModels[side].stage.level; b < a {
 			t.Fatalf("the model is at %v instead of %v", b, a)
 		}
 	}
@@ -288,18 +298,18 @@ func notLess(t *rapid.T, p, worse *place, models, worseModels *pool) {
 
 // TestNoStepDownWhileStale: nothing is relaxed while a reading is held.
 func TestNoStepDownWhileStale(t *testing.T) {
-	k := newBook(DefaultConfig())
+	k := newRules(DefaultConfig())
 	law(t, func(t *rapid.T) {
-		var models pool
+		var models states
 		trace(t, 1, func(ps []*place, _ uint32, now time.Time) {
 			p := ps[0]
-			before, model := p.gauge.stand[acting].level, models.tracks[acting].rung.level
+			before, model := p.gauge.standings[acting].level, models[acting].stage.level
 			p.look(k, &models, now)
 			held := p.held(now)
-			if after := p.gauge.stand[acting].level; held && after < before {
+			if after := p.gauge.standings[acting].level; held && after < before {
 				t.Fatalf("from %v to %v while a reading was held", before, after)
 			}
-			if after := models.tracks[acting].rung.level; held && p.gauge.member[acting] && after < model {
+			if after := models[acting].stage.level; held && p.gauge.membership[acting].counted && after < model {
 				t.Fatalf("the model from %v to %v while a reading was held", model, after)
 			}
 		})
@@ -309,15 +319,15 @@ func TestNoStepDownWhileStale(t *testing.T) {
 // TestOneStepDownPerDwell: levels fall by one, and no sooner than a dwell after the
 // one before.
 func TestOneStepDownPerDwell(t *testing.T) {
-	k := newBook(DefaultConfig())
+	k := newRules(DefaultConfig())
 	law(t, func(t *rapid.T) {
-		var models pool
+		var models states
 		var fell [4]time.Time
 		step := func(i int, from, to Level, now time.Time) {
 			if to >= from {
 				return
 			}
-			if to != from-1 || !fell[i].IsZero() && now.Sub(fell[i]) < k.config.Dwell.Down {
+			if to != from-1 || !fell[i].IsZero() && now.Sub(fell[i]) < k.config.Dwell.Fall {
 				t.Fatalf("%d: from %v to %v, %v after the last", i, from, to, now.Sub(fell[i]))
 			}
 			fell[i] = now
@@ -325,14 +335,14 @@ func TestOneStepDownPerDwell(t *testing.T) {
 		trace(t, 3, func(ps []*place, _ uint32, now time.Time) {
 			var ws []*watched
 			for i, p := range ps {
-				before := p.gauge.stand[acting].level
+				before := p.gauge.standings[acting].level
 				p.gauge.step(k, p.readings(now), now)
-				step(i, before, p.gauge.stand[acting].level, now)
+				step(i, before, p.gauge.standings[acting].level, now)
 				ws = append(ws, p.gauge)
 			}
-			before := models.tracks[acting].rung.level
+			before := models[acting].stage.level
 			models.step(ws, k, now)
-			step(3, before, models.tracks[acting].rung.level, now)
+			step(3, before, models[acting].stage.level, now)
 		})
 	})
 }
@@ -340,27 +350,27 @@ func TestOneStepDownPerDwell(t *testing.T) {
 // TestLostGPUIsNoPressure: a model's level rises only where a backend that may be
 // used is under more pressure than before, or has come back.
 func TestLostGPUIsNoPressure(t *testing.T) {
-	k := newBook(DefaultConfig())
+	k := newRules(DefaultConfig())
 	law(t, func(t *rapid.T) {
-		var models pool
+		var models states
 		trace(t, 3, func(ps []*place, _ uint32, now time.Time) {
 			var ws []*watched
-			var was []backend
+			var was []watched
 			for _, p := range ps {
-				was = append(was, p.gauge.backend)
+				was = append(was, *p.gauge)
 				p.gauge.step(k, p.readings(now), now)
 				// A source that is gone is believed until the engine has started anew.
-				if p.lost && p.gauge.out == "" && !p.frozen[0] && !p.hidden[0] || p.gauge.out != "" && !p.bad {
-					t.Fatalf("lost %v, out %q", p.lost, p.gauge.out)
+				if p.lost && p.gauge.outReason == "" && !p.frozen[0] && !p.hidden[0] || p.gauge.outReason != "" && !p.bad {
+					t.Fatalf("lost %v, out %q", p.lost, p.gauge.outReason)
 				}
 				ws = append(ws, p.gauge)
 			}
-			before := models.tracks[acting].rung.level
+			before := models[acting].stage.level
 			models.step(ws, k, now)
-			if after := models.tracks[acting].rung.level; after > before {
+			if after := models[acting].stage.level; after > before {
 				if !slices.ContainsFunc(ws, func(w *watched) bool {
 					old := &was[slices.Index(ws, w)]
-					return w.member[acting] && (!old.member[acting] || w.stand[acting].pressure > old.stand[acting].pressure)
+					return w.membership[acting].counted && (!old.membership[acting].counted || w.standings[acting].pressure > old.standings[acting].pressure)
 				}) {
 					t.Fatalf("from %v to %v, and nobody is under more pressure", before, after)
 				}
@@ -374,7 +384,7 @@ func TestLostGPUIsNoPressure(t *testing.T) {
 func TestObserveNeverActs(t *testing.T) {
 	watching := DefaultConfig()
 	watching.Observe = true
-	all := newBook(watching)
+	all := newRules(watching)
 	law(t, func(t *rapid.T) {
 		observe, off := DefaultConfig(), DefaultConfig()
 		which := rapid.Uint8().Draw(t, "signals")
@@ -384,16 +394,16 @@ func TestObserveNeverActs(t *testing.T) {
 			}
 			switch s {
 			case throttle:
-				observe.Signals.GPUThrottle.Observe, off.Signals.GPUThrottle.Off = true, true
+				observe.Signals.GPUThrottle.Observe, off.Signals.GPUThrottle.Disabled = true, true
 			case preemptions:
-				observe.Signals.Preemptions.Observe, off.Signals.Preemptions.Off = true, true
+				observe.Signals.Preemptions.Observe, off.Signals.Preemptions.Disabled = true, true
 			default:
-				observe.table(s).Observe, off.table(s).Off = true, true
+				observe.table(s).Observe, off.table(s).Disabled = true, true
 			}
 		}
-		seen, without := newBook(observe), newBook(off)
+		seen, without := newRules(observe), newRules(off)
 		var twin, idle *watched
-		var models, twins, idles pool
+		var models, twins, idles states
 		trace(t, 1, func(ps []*place, _ uint32, now time.Time) {
 			p := ps[0]
 			if twin == nil {
@@ -402,22 +412,22 @@ func TestObserveNeverActs(t *testing.T) {
 			r := p.readings(now)
 			for _, x := range []struct {
 				w *watched
-				k *book
-				p *pool
+				k *rules
+				p *states
 			}{{p.gauge, seen, &models}, {twin, without, &twins}, {idle, all, &idles}} {
 				x.w.step(x.k, r, now)
 				x.p.step([]*watched{x.w}, x.k, now)
 			}
 			a, b := p.gauge, twin
-			if a.stand[acting] != b.stand[acting] || a.cap != b.cap || a.out != b.out {
-				t.Fatalf("observed %+v cap %d out %q, off %+v cap %d out %q", a.stand[acting], a.cap, a.out, b.stand[acting], b.cap, b.out)
+			if a.standings[acting] != b.standings[acting] || a.inFlightCap != b.inFlightCap || a.outReason != b.outReason {
+				t.Fatalf("observed %+v cap %d out %q, off %+v cap %d out %q", a.standings[acting], a.inFlightCap, a.outReason, b.standings[acting], b.inFlightCap, b.outReason)
 			}
-			with, out := &models.tracks[acting], &twins.tracks[acting]
-			if a.member[acting] != b.member[acting] || with.rung != out.rung || with.pressure != out.pressure {
-				t.Fatalf("the model of what is observed at %v, %v; of what is off at %v, %v", with.rung.level, with.pressure, out.rung.level, out.pressure)
+			with, out := &models[acting], &twins[acting]
+			if a.membership[acting].counted != b.membership[acting].counted || with.stage != out.stage || with.pressure != out.pressure {
+				t.Fatalf("the model of what is observed at %v, %v; of what is off at %v, %v", with.stage.level, with.pressure, out.stage.level, out.pressure)
 			}
-			if idle.stand[acting].level != Full || idle.cap != 0 || idle.out != "" || idles.tracks[acting].rung.level != Full {
-				t.Fatalf("a ladder that observes stands at %v, cap %d, out %q", idle.stand[acting].level, idle.cap, idle.out)
+			if idle.standings[acting].level != Full || idle.inFlightCap != 0 || idle.outReason != "" || idles[acting].stage.level != Full {
+				t.Fatalf("a ladder that observes stands at %v, cap %d, out %q", idle.standings[acting].level, idle.inFlightCap, idle.outReason)
 			}
 		})
 	})

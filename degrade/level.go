@@ -38,7 +38,7 @@
 // atomic pointers, tells each change once, and explains all in its Status.
 package degrade
 
-// Level is a rung of the ladder.
+// Level is a step of the ladder.
 type Level int
 
 // The rungs. Full is the whole answer, as asked for.
@@ -50,7 +50,7 @@ const (
 	Canned                    // L4
 )
 
-// String is the name that callers and operators see, L0 to L4.
+// String returns the name that callers and operators see, L0 to L4.
 func (l Level) String() string {
 	names := [...]string{"L0", "L1", "L2", "L3", "L4"}
 	if l < Full || l > Canned {

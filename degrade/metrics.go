@@ -10,7 +10,7 @@ import (
 // ends with its subject. A signal that is not known has no value.
 type metrics struct {
 	ladder                                          *Ladder
-	level, would, pressure                          *prometheus.Desc
+	level, wouldBe, pressure                        *prometheus.Desc
 	backendLevel, backendPressure, backendOut       *prometheus.Desc
 	backendCap, signalValue, signalLevel, baselines *prometheus.Desc
 	changes, seconds, observe                       *prometheus.Desc
@@ -23,7 +23,7 @@ func newMetrics(reg prometheus.Registerer, l *Ladder) {
 	m := &metrics{
 		ladder:          l,
 		level:           desc("level", "Level of the model, 0 to 4.", "model"),
-		would:           desc("would_be_level", "Level that the model would have if no signal were only observed and none pinned.", "model"),
+		wouldBe:         desc("would_be_level", "Level that the model would have if no signal were only observed and none pinned.", "model"),
 		pressure:        desc("pressure", "Pressure on the model, 0 to 1; L1 to L4 begin at 0.50, 0.65, 0.80 and 0.95.", "model"),
 		backendLevel:    desc("backend_level", "Level of the backend, 0 to 4.", "model", "backend"),
 		backendPressure: desc("backend_pressure", "Pressure on the backend, 0 to 1.", "model", "backend"),
@@ -39,16 +39,16 @@ func newMetrics(reg prometheus.Registerer, l *Ladder) {
 	reg.MustRegister(m)
 }
 
-// Describe is prometheus.Collector's.
+// Describe implements prometheus.Collector.
 func (m *metrics) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		m.level, m.would, m.pressure, m.backendLevel, m.backendPressure, m.backendOut, m.backendCap, m.signalValue, m.signalLevel, m.baselines, m.changes, m.seconds, m.observe,
+		m.level, m.wouldBe, m.pressure, m.backendLevel, m.backendPressure, m.backendOut, m.backendCap, m.signalValue, m.signalLevel, m.baselines, m.changes, m.seconds, m.observe,
 	} {
 		out <- d
 	}
 }
 
-// Collect is prometheus.Collector's.
+// Collect implements prometheus.Collector.
 func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	// What is sent may wait for the reader, and the ladder must not.
 	for _, metric := range m.gather() {
@@ -56,79 +56,79 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-func (m *metrics) gather() (all []prometheus.Metric) {
+func (m *metrics) gather() (collected []prometheus.Metric) {
 	l := m.ladder
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	is := func(d *prometheus.Desc, v float64, labels ...string) {
-		all = append(all, prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...))
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		collected = append(collected, prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...))
 	}
-	is(m.observe, oneIf(l.book.config.Observe))
+	gauge(m.observe, oneIf(l.rules.config.Observe))
 	seen := map[string][signals]*watched{}
-	for _, of := range l.models {
-		name, v := of.model.Name, of.model.Verdict()
-		is(m.level, float64(v.Level), name)
-		is(m.would, float64(of.pool.tracks[wouldBe].rung.level), name)
-		is(m.pressure, v.Pressure, name)
-		for level := range of.changes {
-			at := Level(level).String()
-			all = append(all,
-				prometheus.MustNewConstMetric(m.changes, prometheus.CounterValue, of.changes[level], name, at),
-				prometheus.MustNewConstMetric(m.seconds, prometheus.CounterValue, of.seconds[level], name, at))
+	for _, watchedModel := range l.models {
+		name, v := watchedModel.model.Name, watchedModel.model.Verdict()
+		gauge(m.level, float64(v.Level), name)
+		gauge(m.wouldBe, float64(watchedModel.states[wouldBe].stage.level), name)
+		gauge(m.pressure, v.Pressure, name)
+		for level := range watchedModel.changes {
+			label := Level(level).String()
+			collected = append(collected,
+				prometheus.MustNewConstMetric(m.changes, prometheus.CounterValue, watchedModel.changes[level], name, label),
+				prometheus.MustNewConstMetric(m.seconds, prometheus.CounterValue, watchedModel.seconds[level], name, label))
 		}
-		told := map[string]bool{}
-		for _, w := range of.backends {
-			if told[w.gauge.Name] {
+		collectedNames := map[string]bool{}
+		for _, w := range watchedModel.backends {
+			if collectedNames[w.gauge.Name] {
 				continue // two of one name would fail the whole scrape
 			}
-			told[w.gauge.Name] = true
-			m.backend(is, name, w)
+			collectedNames[w.gauge.Name] = true
+			m.backend(gauge, name, w)
 			seen[w.gauge.Name] = worse(seen[w.gauge.Name], w)
 		}
 	}
-	for name, of := range seen {
-		for s, w := range of {
+	for name, bySignal := range seen {
+		for s, w := range bySignal {
 			if w == nil {
 				continue
 			}
-			is(m.signalLevel, float64(w.rungs[s].level), name, signal(s).String())
-			if w.asks[s].known {
-				is(m.signalValue, w.asks[s].value, name, signal(s).String())
+			gauge(m.signalLevel, float64(w.stages[s].level), name, signal(s).String())
+			if w.assessments[s].known {
+				gauge(m.signalValue, w.assessments[s].value, name, signal(s).String())
 			}
 		}
 	}
-	return all
+	return collected
 }
 
-func (m *metrics) backend(is func(*prometheus.Desc, float64, ...string), model string, w *watched) {
+func (m *metrics) backend(gauge func(*prometheus.Desc, float64, ...string), model string, w *watched) {
 	name, v := w.gauge.Name, w.gauge.Verdict()
-	is(m.backendLevel, float64(v.Level), model, name)
-	is(m.backendPressure, v.Pressure, model, name)
-	is(m.backendOut, oneIf(v.Out != ""), model, name)
-	is(m.backendCap, float64(v.Cap), model, name)
+	gauge(m.backendLevel, float64(v.Level), model, name)
+	gauge(m.backendPressure, v.Pressure, model, name)
+	gauge(m.backendOut, oneIf(v.Out != ""), model, name)
+	gauge(m.backendCap, float64(v.Cap), model, name)
 	for i := range w.cards {
 		c := &w.cards[i]
 		// A card may be named twice, by its index and by its UUID.
-		twice := slices.ContainsFunc(w.cards[:i], func(other card) bool { return other.uuid == c.uuid })
-		if c.baseline > 0 && !twice {
-			is(m.baselines, c.baseline, model, name, c.uuid)
+		twice := slices.ContainsFunc(w.cards[:i], func(first card) bool { return first.uuid == c.uuid })
+		if c.headroom.baseline > 0 && !twice {
+			gauge(m.baselines, c.headroom.baseline, model, name, c.uuid)
 		}
 	}
 }
 
-// worse is of each signal the one that stands at the higher level: a backend of two
-// models is one.
+// worse returns for each signal the backend at the higher level: a backend of two models is
+// one.
 func worse(seen [signals]*watched, w *watched) [signals]*watched {
 	for s := range signals {
-		if !w.off[s] && (seen[s] == nil || w.rungs[s].level > seen[s].rungs[s].level) {
+		if !w.disabled[s] && (seen[s] == nil || w.stages[s].level > seen[s].stages[s].level) {
 			seen[s] = w
 		}
 	}
 	return seen
 }
 
-func oneIf(is bool) float64 {
-	if is {
+func oneIf(flag bool) float64 {
+	if flag {
 		return 1
 	}
 	return 0

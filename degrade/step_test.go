@@ -13,7 +13,7 @@ import (
 // rig is one backend whose readings a test sets, second by second.
 type rig struct {
 	t   *testing.T
-	k   *book
+	k   *rules
 	w   *watched
 	r   Readings
 	gpu nvml.GPU
@@ -22,8 +22,8 @@ type rig struct {
 }
 
 func newRig(t *testing.T) *rig {
-	r := &rig{t: t, k: newBook(DefaultConfig()), w: &watched{gauge: NewGauge("a", 1, nil)}, now: time.Unix(1e9, 0)}
-	r.r = Readings{Up: true, KV: -1, Waiting: -1, Preempted: -1}
+	r := &rig{t: t, k: newRules(DefaultConfig()), w: &watched{gauge: NewGauge("a", 1, nil)}, now: time.Unix(1e9, 0)}
+	r.r = Readings{InRotation: true, KV: -1, Waiting: -1, Preempted: -1}
 	r.gpu = nvml.GPU{Reading: nvml.Reading{UUID: "GPU-0", State: nvml.StateOK}, Source: "here", At: r.now}
 	return r
 }
@@ -39,7 +39,7 @@ func (r *rig) run(seconds int) string {
 		g := r.gpu
 		r.r.GPUs = []*nvml.GPU{&g}
 		r.w.step(r.k, &r.r, r.now)
-		levels.WriteByte('0' + byte(r.w.stand[acting].level))
+		levels.WriteByte('0' + byte(r.w.standings[acting].level))
 	}
 	return levels.String()
 }
@@ -102,12 +102,12 @@ func TestHysteresisAndDwell(t *testing.T) {
 	}
 	r.r.Waiting = 12
 	r.run(4)
-	if got := r.w.rungs[queue].dwell; got > 300*time.Second {
+	if got := r.w.stages[queue].dwell; got > 300*time.Second {
 		t.Errorf("a dwell of %v", got)
 	}
 	r.r.Waiting = 0
 	r.run(1300)
-	if got := r.w.rungs[queue].dwell; got != 30*time.Second {
+	if got := r.w.stages[queue].dwell; got != 30*time.Second {
 		t.Errorf("a dwell of %v after it has been calm", got)
 	}
 }
@@ -149,23 +149,23 @@ func TestHeadroom(t *testing.T) {
 	r := newRig(t)
 	r.gpu.MemoryTotal, r.gpu.MemoryFree = new(uint64(80<<30)), new(uint64(6<<30))
 	r.want("the first minute", r.run(61), strings.Repeat("0", 61))
-	if got := r.w.cards[0].baseline; got != 6<<30 {
+	if got := r.w.cards[0].headroom.baseline; got != 6<<30 {
 		t.Fatalf("a baseline of %v", got)
 	}
 	r.gpu.MemoryFree = new(uint64(3 << 30)) // (6-3)/(6-.25) = 0.52
 	r.want("half of it gone", r.run(4), "0001")
-	if a := r.w.asks[memory]; math.Abs(a.value-3/5.75) > .02 { // the floor is 256 MiB, or 0.25 % of 80 GiB
+	if a := r.w.assessments[memory]; math.Abs(a.value-3/5.75) > .02 { // the floor is 256 MiB, or 0.25 % of 80 GiB
 		t.Errorf("%v burned", a.value)
 	}
-	r.r.Up = false
+	r.r.InRotation = false
 	r.run(40)
-	r.r.Up = true
-	if got := r.run(62); got != strings.Repeat("1", 62) || r.w.cards[0].baseline != 6<<30 {
-		t.Errorf("out of rotation for a while, which is no start: %s, a baseline of %v", got, r.w.cards[0].baseline)
+	r.r.InRotation = true
+	if got := r.run(62); got != strings.Repeat("1", 62) || r.w.cards[0].headroom.baseline != 6<<30 {
+		t.Errorf("out of rotation for a while, which is no start: %s, a baseline of %v", got, r.w.cards[0].headroom.baseline)
 	}
 	r.r.Started = r.now
 	r.run(62)
-	if got := r.w.cards[0].baseline; got != 3<<30 {
+	if got := r.w.cards[0].headroom.baseline; got != 3<<30 {
 		t.Errorf("after a restart a baseline of %v", got)
 	}
 
@@ -173,7 +173,7 @@ func TestHeadroom(t *testing.T) {
 	r.r.Absolute = true
 	r.gpu.MemoryTotal, r.gpu.MemoryReserved, r.gpu.MemoryUsed = new(uint64(81<<30)), new(uint64(1<<30)), new(uint64(74<<30))
 	r.want("used fraction", r.run(4), "0002")
-	if got := r.w.asks[memoryUsed].value; got != .925 {
+	if got := r.w.assessments[memoryUsed].value; got != .925 {
 		t.Errorf("%v used", got)
 	}
 }
@@ -187,50 +187,50 @@ func TestStale(t *testing.T) {
 	r.run(40)
 	r.r.InFlight = 50 // which is not known to be good
 	r.run(1)
-	if r.w.stand[acting].level != SmallerModel {
-		t.Fatalf("at %v", r.w.stand[acting].level)
+	if r.w.standings[acting].level != SmallerModel {
+		t.Fatalf("at %v", r.w.standings[acting].level)
 	}
 	r.old = true
 	r.want("held", r.run(10), strings.Repeat("3", 10))
-	if r.w.cap != 0 {
-		t.Errorf("a cap of %d while the reading is held", r.w.cap)
+	if r.w.inFlightCap != 0 {
+		t.Errorf("a cap of %d while the reading is held", r.w.inFlightCap)
 	}
 	r.want("dropped: down by steps", r.run(61), "2"+strings.Repeat("2", 29)+strings.Repeat("1", 30)+"0")
-	if r.w.cap != 17 {
-		t.Errorf("a cap of %d", r.w.cap)
+	if r.w.inFlightCap != 17 {
+		t.Errorf("a cap of %d", r.w.inFlightCap)
 	}
 	r.old = false
 	r.gpu.Margin = new(40)
 	r.run(1)
-	if r.w.cap != 0 {
-		t.Errorf("a cap of %d on a fresh reading", r.w.cap)
+	if r.w.inFlightCap != 0 {
+		t.Errorf("a cap of %d on a fresh reading", r.w.inFlightCap)
 	}
 	r = newRig(t)
 	r.gpu.Margin, r.old = new(40), true
 	r.run(20)
-	if r.w.cap != 1 {
-		t.Errorf("a cap of %d where nothing good is known", r.w.cap)
+	if r.w.inFlightCap != 1 {
+		t.Errorf("a cap of %d where nothing good is known", r.w.inFlightCap)
 	}
 	// What is only observed holds only what would be.
 	r = newRig(t)
 	c := DefaultConfig()
-	c.Signals.GPUTemperature.Observe, c.Signals.GPUThrottle.Off, c.Signals.GPUMemory.Off, c.Signals.GPUMemoryUsed.Off = true, true, true, true
-	r.k = newBook(c)
+	c.Signals.GPUTemperature.Observe, c.Signals.GPUThrottle.Disabled, c.Signals.GPUMemory.Disabled, c.Signals.GPUMemoryUsed.Disabled = true, true, true, true
+	r.k = newRules(c)
 	r.gpu.Margin = new(40)
 	r.run(1)
 	r.old = true
-	if r.run(5); r.w.hold != [sides]bool{false, true} {
-		t.Errorf("an observed reading that is held holds %v", r.w.hold)
+	if r.run(5); r.w.held != [sides]bool{false, true} {
+		t.Errorf("an observed reading that is held holds %v", r.w.held)
 	}
-	if r.run(10); r.w.cap != 0 {
-		t.Errorf("a cap of %d for want of what is only observed", r.w.cap)
+	if r.run(10); r.w.inFlightCap != 0 {
+		t.Errorf("a cap of %d for want of what is only observed", r.w.inFlightCap)
 	}
 	// What was never reported is not stale.
 	r = newRig(t)
 	r.r.GPUs = []*nvml.GPU{nil}
 	r.w.step(r.k, &r.r, r.now)
-	if r.w.cap != 0 || r.w.blind[acting] || r.w.hold[acting] {
-		t.Errorf("cap %d, blind %v, held %v for a GPU of which nothing is known", r.w.cap, r.w.blind, r.w.hold)
+	if r.w.inFlightCap != 0 || r.w.blind[acting] || r.w.held[acting] {
+		t.Errorf("cap %d, blind %v, held %v for a GPU of which nothing is known", r.w.inFlightCap, r.w.blind, r.w.held)
 	}
 }
 
@@ -238,11 +238,11 @@ func TestOut(t *testing.T) {
 	r := newRig(t)
 	out := func(what, want string) {
 		t.Helper()
-		if r.w.out != want {
-			t.Errorf("%s: out %q, want %q", what, r.w.out, want)
+		if r.w.outReason != want {
+			t.Errorf("%s: out %q, want %q", what, r.w.outReason, want)
 		}
-		if r.w.stand[acting].level != Full {
-			t.Errorf("%s: at %v", what, r.w.stand[acting].level)
+		if r.w.standings[acting].level != Full {
+			t.Errorf("%s: at %v", what, r.w.standings[acting].level)
 		}
 	}
 	r.gpu.Margin = new(40)
@@ -253,7 +253,7 @@ func TestOut(t *testing.T) {
 	r.gpu.State, r.gpu.Margin = nvml.StateOK, new(20)
 	r.run(1)
 	out("back", "")
-	if got := r.w.cards[0].warm; got != 20 {
+	if got := r.w.cards[0].thermal.smoothed; got != 20 {
 		t.Errorf("back at a margin of %v: it remembers what was before it was lost", got)
 	}
 	r.gpu.XIDs = []nvml.XID{{Code: 13, AgeMs: 100}, {Code: 79, AgeMs: 500, Fatal: true}}
@@ -270,9 +270,9 @@ func TestOut(t *testing.T) {
 			r.run(1)
 		}
 	}
-	r.r.Up = false // a breaker that opens is no start
+	r.r.InRotation = false // a breaker that opens is no start
 	age(40)
-	r.r.Up = true
+	r.r.InRotation = true
 	age(5)
 	out("out of rotation for a while", "GPU here/0 needs a reset after XID 79")
 	r.r.Started = r.now
@@ -298,7 +298,7 @@ func TestOut(t *testing.T) {
 	r.run(20)
 	out("an engine on a GPU whose source has died", "")
 	r.old = false
-	r.k = newBook(Config{Observe: true, Dwell: DefaultConfig().Dwell})
+	r.k = newRules(Config{Observe: true, Dwell: DefaultConfig().Dwell})
 	r.gpu.State = nvml.StateLost
 	r.run(1)
 	out("a ladder that observes", "")
@@ -315,8 +315,8 @@ func TestWorstGPU(t *testing.T) {
 		r.r.GPUs = []*nvml.GPU{&b, &a}
 		r.w.step(r.k, &r.r, r.now)
 	}
-	if a := r.w.asks[temperature]; r.w.stand[acting].level != ThinkingOff || a.value != 8 {
-		t.Errorf("at %v by %v", r.w.stand[acting].level, a.value)
+	if a := r.w.assessments[temperature]; r.w.standings[acting].level != ThinkingOff || a.value != 8 {
+		t.Errorf("at %v by %v", r.w.standings[acting].level, a.value)
 	}
 }
 
@@ -330,8 +330,8 @@ func TestSmoothing(t *testing.T) {
 		want   float64
 	}{{40, false, 40}, {30, false, 35}, {30, true, 35}, {30, true, 35}, {45, false, 36}, {45, true, 36}, {-60, false, 30.5}, {-60, false, 22.75}, {-60, false, 13.875}, {-60, false, 4.4375}, {-60, false, -5.28125}, {40, false, -0.753125}} {
 		r.gpu.Margin, r.old = new(step.margin), step.old
-		if r.run(1); math.Abs(r.w.cards[0].warm-step.want) > 1e-9 {
-			t.Errorf("after %+v the margin is %v", step, r.w.cards[0].warm)
+		if r.run(1); math.Abs(r.w.cards[0].thermal.smoothed-step.want) > 1e-9 {
+			t.Errorf("after %+v the margin is %v", step, r.w.cards[0].thermal.smoothed)
 		}
 	}
 }
@@ -356,7 +356,7 @@ func TestScale(t *testing.T) {
 		{&kv, .4, ThinkingOff, ThinkingOff, .65},
 		{&kv, .1, Full, Full, .25},
 	} {
-		a := test.scale.asked(test.value)
+		a := test.scale.assess(test.value)
 		if a.enter != test.enter || a.keep != test.keep || math.Abs(a.pressure-test.pressure) > 1e-9 {
 			t.Errorf("%v: enters %v, keeps %v, pressure %v; want %+v", test.value, a.enter, a.keep, a.pressure, test)
 		}
@@ -365,7 +365,7 @@ func TestScale(t *testing.T) {
 
 // TestMean: the model's level is the mean of its backends', by weight.
 func TestMean(t *testing.T) {
-	k := newBook(DefaultConfig())
+	k := newRules(DefaultConfig())
 	for _, test := range []struct {
 		pressures []float64
 		weights   []int
@@ -381,12 +381,12 @@ func TestMean(t *testing.T) {
 		var ws []*watched
 		for i, p := range test.pressures {
 			w := &watched{gauge: NewGauge("a", test.weights[i], nil)}
-			w.up, w.stand[acting] = true, standing{levelAt(p), p, queue, time.Time{}}
+			w.life.inRotation, w.standings[acting] = true, standing{levelAt(p), p, queue, time.Time{}}
 			ws = append(ws, w)
 		}
-		var p pool
+		var p states
 		p.step(ws, k, time.Unix(1e9, 0))
-		if got := p.tracks[acting].rung.level; got != test.want {
+		if got := p[acting].stage.level; got != test.want {
 			t.Errorf("%v by %v: %v, want %v", test.pressures, test.weights, got, test.want)
 		}
 	}
@@ -395,7 +395,7 @@ func TestMean(t *testing.T) {
 // TestModelHolds: a model is not relaxed while half of what is known of it is held,
 // nor in the first moment without any backend.
 func TestModelHolds(t *testing.T) {
-	k := newBook(DefaultConfig())
+	k := newRules(DefaultConfig())
 	for name, test := range map[string]struct {
 		held []int // weights of backends that are held
 		gone bool  // all of them are
@@ -408,25 +408,25 @@ func TestModelHolds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			now := time.Unix(1e9, 0)
-			p := newPool()
+			p := newStates()
 			var ws []*watched
 			for _, weight := range []int{1, 1, 2} {
 				w := &watched{gauge: NewGauge("a", weight, nil)}
-				w.up = true
+				w.life.inRotation = true
 				ws = append(ws, w)
 			}
 			for second := range 41 {
 				for _, w := range ws {
-					w.stand = [sides]standing{{ThinkingOff, .65, queue, now}, {ThinkingOff, .65, queue, now}}
+					w.standings = [sides]standing{{ThinkingOff, .65, queue, now}, {ThinkingOff, .65, queue, now}}
 				}
 				if second == 40 {
 					for _, w := range ws {
-						w.stand, w.up = [sides]standing{{by: noSignal}, {by: noSignal}}, !test.gone
+						w.standings, w.life.inRotation = [sides]standing{{signal: noSignal}, {signal: noSignal}}, !test.gone
 					}
 					for _, weight := range test.held {
 						for _, w := range ws {
-							if w.gauge.Weight() == weight && !w.hold[acting] {
-								w.hold = [sides]bool{true, true}
+							if w.gauge.Weight() == weight && !w.held[acting] {
+								w.held = [sides]bool{true, true}
 								break
 							}
 						}
@@ -435,14 +435,14 @@ func TestModelHolds(t *testing.T) {
 				now = now.Add(time.Second)
 				p.step(ws, k, now)
 			}
-			if a, b := p.tracks[acting].rung.level, p.tracks[wouldBe].rung.level; a != test.want || b != test.want {
+			if a, b := p[acting].stage.level, p[wouldBe].stage.level; a != test.want || b != test.want {
 				t.Errorf("at %v, would be at %v, want %v", a, b, test.want)
 			}
 			for range 60 {
 				now = now.Add(time.Second)
 				p.step(ws, k, now)
 			}
-			if got := p.tracks[acting].rung.level; test.gone && got != Full {
+			if got := p[acting].stage.level; test.gone && got != Full {
 				t.Errorf("a minute without any backend: at %v", got)
 			}
 		})
@@ -460,15 +460,15 @@ func FuzzStep(f *testing.F) {
 			raw = raw[copy(b[:], raw):]
 			return binary.LittleEndian.Uint64(b[:])
 		}
-		k := newBook(DefaultConfig())
+		k := newRules(DefaultConfig())
 		w := &watched{gauge: NewGauge("a", 1, nil)}
-		var p pool
+		var p states
 		start := time.Unix(1e9, 0)
 		for len(raw) > 0 {
 			bits := next()
 			now := start.Add(time.Duration(next()))
 			r := Readings{
-				Absolute: bits&1 != 0, Up: bits&2 != 0, KV: math.Float64frombits(next()), Waiting: int(next()), Preempted: int(next()),
+				Absolute: bits&1 != 0, InRotation: bits&2 != 0, KV: math.Float64frombits(next()), Waiting: int(next()), Preempted: int(next()),
 				TTFT: time.Duration(next()), Objective: time.Duration(next()), InFlight: int(next()),
 			}
 			if bits&4 != 0 {
@@ -483,14 +483,14 @@ func FuzzStep(f *testing.F) {
 				}
 				r.GPUs = []*nvml.GPU{g, nil}
 			}
-			before := w.stand[acting].level
+			before := w.standings[acting].level
 			w.step(k, &r, now)
 			p.step([]*watched{w}, k, now)
-			st := w.stand[acting]
-			if !(st.pressure >= 0 && st.pressure <= 1) || levelAt(st.pressure) != st.level || st.level < before-1 || w.cap < 0 {
-				t.Fatalf("from %v: %+v, cap %d", before, st, w.cap)
+			st := w.standings[acting]
+			if !(st.pressure >= 0 && st.pressure <= 1) || levelAt(st.pressure) != st.level || st.level < before-1 || w.inFlightCap < 0 {
+				t.Fatalf("from %v: %+v, cap %d", before, st, w.inFlightCap)
 			}
-			if p := p.tracks[acting]; !(p.pressure >= 0 && p.pressure <= 1) || levelAt(p.pressure) != p.rung.level {
+			if p := p[acting]; !(p.pressure >= 0 && p.pressure <= 1) || levelAt(p.pressure) != p.stage.level {
 				t.Fatalf("the model: %+v", p)
 			}
 		}

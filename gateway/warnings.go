@@ -91,16 +91,16 @@ func heatWarning(g *nvml.GPUStatus) string {
 // model or none from L3 on, or because somebody holds the level.
 func levelWarnings(m *degrade.ModelStatus, now time.Time) (all []string) {
 	since := "the start"
-	if m.Since != nil {
-		since = now.Sub(*m.Since).Round(time.Second).String() + " ago"
+	if m.ChangedAt != nil {
+		since = now.Sub(*m.ChangedAt).Round(time.Second).String() + " ago"
 	}
 	switch {
 	case m.Pin != nil:
 		until := "for good"
-		if m.Pin.Until != nil {
-			until = "until " + m.Pin.Until.UTC().Format(time.DateTime+" UTC")
+		if m.Pin.Expires != nil {
+			until = "until " + m.Pin.Expires.UTC().Format(time.DateTime+" UTC")
 		}
-		all = append(all, fmt.Sprintf("model %s: pinned at %s by %s, %s: %s", m.Model, m.Pin.Level, m.Pin.By, until, m.Pin.Why))
+		all = append(all, fmt.Sprintf("model %s: pinned at %s by %s, %s: %s", m.Model, m.Pin.Level, m.Pin.Author, until, m.Pin.Reason))
 	case m.Level == degrade.SmallerModel.String() || m.Level == degrade.Canned.String():
 		all = append(all, fmt.Sprintf("model %s: at %s since %s, because of %s on backend %s", m.Model, m.Level, since, m.Reason, m.Backend))
 	}

@@ -35,7 +35,7 @@ func TestStatusWarns(t *testing.T) {
 		{"all are out", Status{Ready: true, Models: []ModelStatus{{Model: "m", Fallback: "s", Backends: []BackendStatus{{Backend: "a:1"}}}}},
 			[]string{"model m: none of its 1 backends is in rotation: its fallback s answers", "model m, backend a:1: out"}},
 		{"levels", Status{Ready: true, Ladder: degrade.Status{Models: []degrade.ModelStatus{
-			{Model: "m", Level: "L3", Reason: "gpu_temperature", Backend: "a:1", Since: &since}, {Model: "p", Level: "L1", Pin: &degrade.PinStatus{Level: "L1", By: "ann", Why: "incident 42", Until: &until}},
+			{Model: "m", Level: "L3", Reason: "gpu_temperature", Backend: "a:1", ChangedAt: &since}, {Model: "p", Level: "L1", Pin: &degrade.PinStatus{Level: "L1", Author: "ann", Reason: "incident 42", Expires: &until}},
 		}}}, []string{"model m: at L3 since 1h0m0s ago, because of gpu_temperature on backend a:1", "model p: pinned at L1 by ann, until 2026-11-30 12:30:00 UTC: incident 42"}},
 		{"sources", Status{Ready: true, Sources: []nvml.SourceStatus{{Name: "n", Error: "refused"}, {Name: "d", OK: true, Warning: "frozen"}}}, []string{"source n of GPU readings does not answer: refused", "source d: frozen"}},
 		{"a GPU", Status{Ready: true, GPUs: []nvml.GPUStatus{{GPU: "g/0", Reading: nvml.Reading{XIDs: []nvml.XID{{Code: 79, Fatal: true}, {Code: 13}}}}}}, []string{"GPU g/0 had XID 79"}},

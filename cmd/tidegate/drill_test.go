@@ -112,9 +112,9 @@ func drillTrace(t *testing.T, name string, highest degrade.Level) {
 			t.Errorf("from %v to %v, and was at %v", c.From, c.To, at)
 		}
 		if c.To < c.From {
-			dwells = append(dwells, c.At.Sub(last))
+			dwells = append(dwells, c.Time.Sub(last))
 		}
-		at, most, last = c.To, max(most, c.To), c.At
+		at, most, last = c.To, max(most, c.To), c.Time
 	}
 	if at != degrade.Full || most < highest {
 		t.Errorf("up to %v, and ends at %v; expected %v and L0", most, at, highest)
@@ -189,7 +189,7 @@ func startDrill(t *testing.T, change func(*config)) *drill {
 		}
 		c.Server.OpsListen = ""
 		c.GPUs[0].Replay, c.GPUs[0].Agent, c.GPUs[0].Every = "", agent.URL, 100*time.Millisecond
-		c.Degrade.Dwell.Up, c.Degrade.Dwell.Down, c.Degrade.Dwell.DownMax = 200*time.Millisecond, time.Second, time.Second
+		c.Degrade.Dwell.Rise, c.Degrade.Dwell.Fall, c.Degrade.Dwell.DownMax = 200*time.Millisecond, time.Second, time.Second
 		if change != nil {
 			change(c)
 		}

@@ -118,7 +118,7 @@ func (d *daemon) hooks() account.Hooks {
 func pinned(accounts *account.Store) map[string]degrade.Pin {
 	pins := map[string]degrade.Pin{}
 	for _, p := range accounts.Pins() {
-		pins[p.Model] = degrade.Pin{Level: degrade.Level(p.Level), Until: p.Until, Why: p.Why, By: p.By}
+		pins[p.Model] = degrade.Pin{Level: degrade.Level(p.Level), Expires: p.Until, Reason: p.Why, Author: p.By}
 	}
 	return pins
 }

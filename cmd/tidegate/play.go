@@ -141,7 +141,7 @@ func (y *play) banner(out io.Writer, d *daemon, speed float64) {
 	if speed != 1 {
 		fmt.Fprintf(out, "To fit, readings come %.3g times as fast as they would, and the times of the ladder that can be set are as much\n"+
 			"shorter: up after %v, down after %v, at most %v, baseline %v. Those that cannot be set stay, such as\n"+
-			"the 10 s without throttling and the two minutes in which a level comes back.\n", speed, l.Dwell.Up, l.Dwell.Down, l.Dwell.DownMax, l.Baseline)
+			"the 10 s without throttling and the two minutes in which a level comes back.\n", speed, l.Dwell.Rise, l.Dwell.Fall, l.Dwell.DownMax, l.Baseline)
 	}
 	user := y.callers[len(y.callers)-1].user
 	fmt.Fprintf(out, "\nPaste this meanwhile; it asks as %s:\n\n  %s\n\nCtrl-C stops all.\n\n", user, curlLine(y.base, y.keys[user], "i"))
@@ -239,7 +239,7 @@ func (y *play) stepped(c degrade.Change) {
 		what = "server " + y.names[c.Backend]
 	}
 	if c.From == c.To {
-		y.print("%-10s  %s", what, cmp.Or(c.Out, "may be used again"))
+		y.print("%-10s  %s", what, cmp.Or(c.OutReason, "may be used again"))
 		return
 	}
 	y.steps = append(y.steps, c)

@@ -206,8 +206,8 @@ func (s *scenario) hasten(c *config, speed float64) {
 		*d = max(time.Duration(float64(*d)/speed).Round(100*time.Millisecond), least)
 	}
 	l := &c.Degrade
-	shorter(&l.Dwell.Up, 0)
-	shorter(&l.Dwell.Down, time.Second)
-	shorter(&l.Dwell.DownMax, l.Dwell.Down)
+	shorter(&l.Dwell.Rise, 0)
+	shorter(&l.Dwell.Fall, time.Second)
+	shorter(&l.Dwell.DownMax, l.Dwell.Fall)
 	shorter(&l.Baseline, time.Second)
 }

@@ -170,13 +170,13 @@ func modelLine(m *gateway.ModelStatus, l *degrade.ModelStatus, now time.Time) []
 		reason += " of " + l.Backend
 	}
 	if l.Pin != nil {
-		reason = "pinned by " + l.Pin.By
-		if l.Pin.Why != "" {
-			reason += ": " + l.Pin.Why
+		reason = "pinned by " + l.Pin.Author
+		if l.Pin.Reason != "" {
+			reason += ": " + l.Pin.Reason
 		}
 	}
-	if l.Since != nil {
-		since = now.Sub(*l.Since).Round(time.Second).String()
+	if l.ChangedAt != nil {
+		since = now.Sub(*l.ChangedAt).Round(time.Second).String()
 	}
 	if l.MayFall != nil && l.Level != degrade.Full.String() {
 		fall = max(l.MayFall.Sub(now), 0).Round(time.Second).String()

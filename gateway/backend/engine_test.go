@@ -297,8 +297,8 @@ func TestStarts(t *testing.T) {
 				time.Sleep(15 * time.Second)
 				w.set("/health", "")
 				time.Sleep(10 * time.Second)
-				if r := b.readings(time.Now()); !r.Started.IsZero() || !r.Up {
-					t.Fatalf("at first: started %v, up %v", r.Started, r.Up)
+				if r := b.readings(time.Now()); !r.Started.IsZero() || !r.InRotation {
+					t.Fatalf("at first: started %v, up %v", r.Started, r.InRotation)
 				}
 				c.play(w, b)
 				time.Sleep(5 * time.Second)
@@ -307,8 +307,8 @@ func TestStarts(t *testing.T) {
 					t.Errorf("started %v", r.Started)
 				}
 				time.Sleep(time.Minute)
-				if again := b.readings(time.Now()); !again.Up || !again.Started.Equal(r.Started) {
-					t.Errorf("up %v, started %v and then %v", again.Up, r.Started, again.Started)
+				if again := b.readings(time.Now()); !again.InRotation || !again.Started.Equal(r.Started) {
+					t.Errorf("up %v, started %v and then %v", again.InRotation, r.Started, again.Started)
 				}
 			})
 		})

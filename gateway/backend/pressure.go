@@ -12,8 +12,8 @@ import (
 func (b *Backend) readings(now time.Time) degrade.Readings {
 	tuned := b.tuned.Load()
 	r := degrade.Readings{
-		Absolute: tuned.absolute, Up: b.Seat.Up(), KV: -1, Waiting: -1, Preempted: -1, Queued: b.Seat.Queued(),
-		TTFT: b.Pace.TTFT(now), Objective: time.Duration(b.objective.Load()), InFlight: b.Seat.InFlight(), Most: tuned.most,
+		Absolute: tuned.absolute, InRotation: b.Seat.Up(), KV: -1, Waiting: -1, Preempted: -1, Queued: b.Seat.Queued(),
+		TTFT: b.Pace.TTFT(now), Objective: time.Duration(b.objective.Load()), InFlight: b.Seat.InFlight(), MaxInFlight: tuned.most,
 	}
 	views := b.GPUs()
 	r.GPUs = make([]*nvml.GPU, len(views))

@@ -1,0 +1,64 @@
+package degrade
+
+import (
+	"fmt"
+	"time"
+
+	"tidegate/nvml"
+)
+
+// health holds a card's faults. The zero value has none: the card may be used.
+type health struct {
+	lostAt   time.Time // first time that it was seen lost; zero where it is not
+	brokenAt time.Time // its last fatal XID; zero where it had none since it was reset
+	xid      uint64    // that XID
+	reason   string    // why the GPU must not be used; empty where it may be
+	code     uint64    // XID that reason names; 0 where it names a lost GPU
+}
+
+// step returns the health after a look at the card; g is nil where no source has it. A
+// lost GPU may be used when it is back, which nothing but a reset does. After a fatal XID it
+// may when it was lost and is back, or when an engine was started after it, which a GPU that
+// needs a reset would not have let: that the source is silent of it says nothing, as an
+// agent forgets all errors when it is restarted. Nor is a source that has died believed for
+// ever. started is when the engine was last seen to have been started anew; zero where it
+// was not.
+func (h health) step(g *nvml.GPU, ref string, started, now time.Time) health {
+	silent := g == nil
+	if g != nil {
+		readAt := g.At.Add(time.Duration(g.AgeMs) * time.Millisecond)
+		silent = nvml.AtAge(now.Sub(readAt)) == nvml.Dropped
+		switch lost := g.State == nvml.StateLost; {
+		case lost && h.lostAt.IsZero():
+			h.lostAt = now
+		case !lost && !h.lostAt.IsZero():
+			h.lostAt, h.brokenAt = time.Time{}, time.Time{}
+		}
+		for _, x := range g.XIDs {
+			if t := readAt.Add(-time.Duration(x.AgeMs) * time.Millisecond); x.Fatal && t.After(h.brokenAt) {
+				h.brokenAt, h.xid = t, x.Code
+			}
+		}
+	}
+	switch {
+	case !h.lostAt.IsZero() && !(silent && started.After(h.lostAt)):
+		h.explain(ref, 0)
+	case !h.brokenAt.IsZero() && !started.After(h.brokenAt):
+		h.explain(ref, h.xid)
+	default:
+		h.reason = ""
+	}
+	return h
+}
+
+// explain sets the reason in words, which are made once. Code 0 is a lost GPU.
+func (h *health) explain(ref string, code uint64) {
+	switch {
+	case h.reason != "" && h.code == code:
+	case code == 0:
+		h.reason = "GPU " + ref + " is lost"
+	default:
+		h.reason = fmt.Sprintf("GPU %s needs a reset after XID %d", ref, code)
+	}
+	h.code = code
+}
