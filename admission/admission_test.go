@@ -21,7 +21,7 @@ func poolOf(weights ...int) *Pool {
 	var all []*Seat
 	for _, w := range weights {
 		b := weighing(w)
-		b.Rotate(true)
+		b.SetRotation(true)
 		all = append(all, b)
 	}
 	return pooled(all...)
@@ -64,14 +64,14 @@ func inFlight(p *Pool) (n []int) {
 
 func TestRotation(t *testing.T) {
 	b := weighing(0)
-	if b.Up() || b.Rotate(false) || !b.Rotate(true) || b.Rotate(true) || !b.Up() || !b.Rotate(false) || b.Up() {
+	if b.InRotation() || b.SetRotation(false) || !b.SetRotation(true) || b.SetRotation(true) || !b.InRotation() || !b.SetRotation(false) || b.InRotation() {
 		t.Error("Rotate")
 	}
-	if pooled().Up() || pooled(b, weighing(1)).Up() || !poolOf(1, 1).Up() {
+	if pooled().Available() || pooled(b, weighing(1)).Available() || !poolOf(1, 1).Available() {
 		t.Error("a pool is in rotation when one of its backends is")
 	}
 	var zero Seat
-	if zero.Up() {
+	if zero.InRotation() {
 		t.Error("the zero value is in rotation")
 	}
 }
@@ -79,7 +79,7 @@ func TestRotation(t *testing.T) {
 func TestNoBackend(t *testing.T) {
 	down := poolOf(1, 1)
 	for _, b := range down.seats {
-		b.Rotate(false)
+		b.SetRotation(false)
 	}
 	for _, p := range []*Pool{pooled(), down} {
 		if permit, err := unlimited().Admit(t.Context(), &Demand{Pool: p}); !errors.Is(err, ErrNoBackend) || permit != nil {
@@ -104,7 +104,7 @@ func TestLeastInFlight(t *testing.T) {
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			switch rapid.IntRange(0, 5).Draw(t, "step") {
 			case 0:
-				p.seats[rapid.IntRange(0, len(weights)-1).Draw(t, "which")].Rotate(rapid.Bool().Draw(t, "in"))
+				p.seats[rapid.IntRange(0, len(weights)-1).Draw(t, "which")].SetRotation(rapid.Bool().Draw(t, "in"))
 				continue
 			case 1, 2:
 				if len(held) > 0 {
@@ -117,17 +117,17 @@ func TestLeastInFlight(t *testing.T) {
 			before := inFlight(p)
 			permit, err := unlimited().Admit(t.Context(), &Demand{Pool: p})
 			if err != nil {
-				if p.Up() {
+				if p.Available() {
 					t.Fatal(err)
 				}
 				continue
 			}
 			got := permit.index()
-			if permit.Level != degrade.Full || permit.Reason != "" || !p.seats[got].Up() || p.seats[got].InFlight() != before[got]+1 {
+			if permit.Level != degrade.Full || permit.Reason != "" || !p.seats[got].InRotation() || p.seats[got].InFlight() != before[got]+1 {
 				t.Fatalf("%+v", permit)
 			}
 			for i, w := range weights {
-				if i != got && p.seats[i].Up() && (before[i]+1)*weights[got] <= before[got]*w {
+				if i != got && p.seats[i].InRotation() && (before[i]+1)*weights[got] <= before[got]*w {
 					t.Fatalf("%v in flight by weights %v: picked %d before %d", before, weights, got, i)
 				}
 			}
@@ -242,7 +242,7 @@ func TestDrained(t *testing.T) {
 	}
 	p.seats[0].SetWeight(0)
 	p.seats[1].SetWeight(0)
-	if _, err := unlimited().Admit(t.Context(), &Demand{Pool: p}); !errors.Is(err, ErrNoBackend) || p.Up() {
+	if _, err := unlimited().Admit(t.Context(), &Demand{Pool: p}); !errors.Is(err, ErrNoBackend) || p.Available() {
 		t.Errorf("%v", err)
 	}
 	b.SetWeight(2)
@@ -270,7 +270,7 @@ func TestAnother(t *testing.T) {
 	permit := admit(t, p)
 	first := permit.index()
 	p.seats[1-first].inFlight.Store(1000) // the other one is taken all the same
-	if !permit.Another() || permit.index() != 1-first {
+	if !permit.SwitchBackend() || permit.index() != 1-first {
 		t.Fatalf("%+v", permit)
 	}
 	if n := inFlight(p); n[first] != 0 || n[1-first] != 1001 {
@@ -284,7 +284,7 @@ func TestAnother(t *testing.T) {
 
 	alone := poolOf(1)
 	permit = admit(t, alone)
-	if permit.Another() || permit.index() != -1 {
+	if permit.SwitchBackend() || permit.index() != -1 {
 		t.Errorf("there is no other: %+v", permit)
 	}
 	permit.Settle(limit.Usage{}, "")
@@ -293,8 +293,8 @@ func TestAnother(t *testing.T) {
 	}
 	p = poolOf(1, 1)
 	permit = admit(t, p)
-	p.seats[1-permit.index()].Rotate(false)
-	if permit.Another() {
+	p.seats[1-permit.index()].SetRotation(false)
+	if permit.SwitchBackend() {
 		t.Error("the only other one is out of rotation")
 	}
 }
@@ -316,7 +316,7 @@ func TestPlacesComeBack(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				p.seats[rand.IntN(3)].Rotate(rand.IntN(4) > 0)
+				p.seats[rand.IntN(3)].SetRotation(rand.IntN(4) > 0)
 			}
 		}
 	})
@@ -327,7 +327,7 @@ func TestPlacesComeBack(t *testing.T) {
 				if err != nil {
 					continue
 				}
-				for rand.IntN(3) == 0 && permit.Another() {
+				for rand.IntN(3) == 0 && permit.SwitchBackend() {
 				}
 				for range 1 + rand.IntN(2) {
 					permit.Settle(limit.Usage{}, "")

@@ -48,14 +48,14 @@ const (
 
 // Overloaded is the refusal of a request for which there is no place.
 type Overloaded struct {
-	Why        Shed
+	Cause      Shed
 	Level      degrade.Level // at which it would have been answered
 	Reason     string        // of the level
 	RetryAfter time.Duration
 }
 
 func (e *Overloaded) Error() string {
-	return fmt.Sprintf("overloaded: %s (%v, %s)", e.Why, e.Level, e.Reason)
+	return fmt.Sprintf("overloaded: %s (%v, %s)", e.Cause, e.Level, e.Reason)
 }
 
 // Caller is what admission asks of a request's caller. The methods are called on the
@@ -63,23 +63,23 @@ func (e *Overloaded) Error() string {
 type Caller interface {
 	// Fits reports whether the servers of a smaller model can answer the request.
 	Fits(smaller *Pool) bool
-	// Waits is called while the request waits for a place, first at once, and says
+	// KeepAlive is called while the request waits for a place, first at once, and returns
 	// when it wants to be called again. p has the level, its reason, the pool and the
 	// headers as they are now. told says that the caller has been told them, so that
 	// it must be answered so.
-	Waits(p *Permit) (next time.Duration, told bool)
+	KeepAlive(p *Permit) (next time.Duration, told bool)
 }
 
 // Demand is what a request asks of admission. Admission only reads it.
 type Demand struct {
-	Pool     *Pool         // of the model that was asked for
-	Request  limit.Request // as it is at L0
-	Capped   int64         // tokens that its answers may have from L1 on
-	Quiet    int64         // tokens by which its prompt grows from L2 on
-	Prompts  int64         // sequences from L1 on, where each prompt has one answer; 0: as many as at L0
-	MaxLevel degrade.Level // the smallest answer that the caller accepts
-	TTFT     time.Duration // within which it should have its first token; 0: there is no such promise
-	Caller   Caller        // nil: no smaller model can answer, and who waits hears nothing
+	Pool              *Pool         // of the model that was asked for
+	Request           limit.Request // as it is at L0
+	CappedTokens      int64         // tokens that its answers may have from L1 on
+	ThinkingOffTokens int64         // tokens by which its prompt grows from L2 on
+	Prompts           int64         // sequences from L1 on, where each prompt has one answer; 0: as many as at L0
+	MaxLevel          degrade.Level // the smallest answer that the caller accepts
+	TTFT              time.Duration // within which it should have its first token; 0: there is no such promise
+	Caller            Caller        // nil: no smaller model can answer, and who waits hears nothing
 }
 
 // at is what the limits are asked for a request that is to be answered so. It may be
@@ -91,12 +91,12 @@ func (d *Demand) at(c choice) limit.Request {
 	if c.pool != nil {
 		r.Served = c.pool.Name
 	}
-	if level >= degrade.StreamingOff && d.Capped > 0 {
-		r.MaxTokens = min(r.MaxTokens, d.Capped)
+	if level >= degrade.StreamingOff && d.CappedTokens > 0 {
+		r.MaxTokens = min(r.MaxTokens, d.CappedTokens)
 	}
 	r.Sequences = d.sequences(level)
-	if level >= degrade.ThinkingOff && d.Quiet > 0 {
-		r.Prompt, r.Thinking = r.Prompt+d.Quiet, false
+	if level >= degrade.ThinkingOff && d.ThinkingOffTokens > 0 {
+		r.Prompt, r.Thinking = r.Prompt+d.ThinkingOffTokens, false
 	}
 	return r
 }
@@ -115,15 +115,15 @@ func (d *Demand) sequences(level degrade.Level) int64 {
 // model may have at a time, or any that is in rotation now.
 type TooMany struct {
 	Sequences int64
-	Most      int  // of one backend; where Temporary, of one in rotation
+	Max       int  // of one backend; where Temporary, of one in rotation
 	Temporary bool // a backend that is out of rotation could have them
 }
 
 func (e *TooMany) Error() string {
 	if e.Temporary {
-		return fmt.Sprintf("%d sequences, and the backends in rotation have %d at a time at most", e.Sequences, e.Most)
+		return fmt.Sprintf("%d sequences, and the backends in rotation have %d at a time at most", e.Sequences, e.Max)
 	}
-	return fmt.Sprintf("%d sequences, and the backends have %d at a time at most", e.Sequences, e.Most)
+	return fmt.Sprintf("%d sequences, and the backends have %d at a time at most", e.Sequences, e.Max)
 }
 
 // Controller admits requests. It is safe for concurrent use.
@@ -175,7 +175,7 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 			p.cancel()
 		}
 	}()
-	p.Headers, p.Reserved = p.grant.Headers, now.level
+	p.Headers, p.ReservedLevel = p.grant.Headers, now.level
 	if past.over = p.grant.Over; past.over != nil {
 		if p.told {
 			return nil, past.over // its caller was told a level at which nothing would be limited
@@ -201,9 +201,9 @@ func (c *choice) stays() time.Duration {
 	return left + rand.N(left/10)
 }
 
-// Standing returns the level at which the model stands now for requests of a tier, by
+// TierLevel returns the level of the model now for requests of a tier, by
 // which limits shrink, and its reason; empty at L0.
-func (p *Pool) Standing(tier string) (degrade.Level, string) {
+func (p *Pool) TierLevel(tier string) (degrade.Level, string) {
 	own, _ := p.lookTwice(1, 1)
 	c := standing(p, p.level.Verdict(), &own, tier)
 	if c.level == degrade.Full {
@@ -258,9 +258,9 @@ func (c *Controller) Status(ctx context.Context, r limit.Request) (limit.Status,
 	return c.limits.Status(ctx, r)
 }
 
-// Refused says what is known to refuse a request of these subjects, before anything
+// Rejection returns what is known to reject a request of these subjects, before anything
 // else of it is known; nil: nothing.
-func (c *Controller) Refused(r limit.Request) *limit.Denied {
+func (c *Controller) Rejection(r limit.Request) *limit.Denied {
 	return c.limits.Refused(r, c.lines.standsBefore)
 }
 

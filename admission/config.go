@@ -32,7 +32,7 @@ type QueueConfig struct {
 	MaxWait   time.Duration  `yaml:"max_wait"`   // a request that would wait longer is refused at once
 	Weights   QueueWeights   `yaml:"weights"`
 	Degrade   bool           `yaml:"degrade"` // who finds no place is answered without thinking, and by the smaller model where the wait would be long
-	Per       string         `yaml:"per"`     // user | project | department | key: who is one tenant
+	Scope     string         `yaml:"per"`     // user | project | department | key: who is one tenant
 	Tenants   []TenantWeight `yaml:"tenants"` // those whose weight is not 1
 }
 
@@ -52,7 +52,7 @@ type TenantWeight struct {
 // DefaultQueue is what holds where the section says nothing. The weights are those of
 // the paper that the queue follows.
 func DefaultQueue() QueueConfig {
-	return QueueConfig{MaxLength: 1000, MaxWait: 30 * time.Second, Weights: QueueWeights{Input: 1, Output: 2}, Degrade: true, Per: PerUser}
+	return QueueConfig{MaxLength: 1000, MaxWait: 30 * time.Second, Weights: QueueWeights{Input: 1, Output: 2}, Degrade: true, Scope: PerUser}
 }
 
 // Validate says all that is wrong, path first.
@@ -75,14 +75,14 @@ func (c *QueueConfig) Validate() error {
 			fault(w.path, "is %d; expected 1 to %d", w.n, maxTokenWeight)
 		}
 	}
-	if all := []string{PerUser, PerProject, PerDepartment, PerKey}; !slices.Contains(all, c.Per) {
-		fault("per", "is %q; expected %s", c.Per, strings.Join(all, ", "))
+	if all := []string{PerUser, PerProject, PerDepartment, PerKey}; !slices.Contains(all, c.Scope) {
+		fault("per", "is %q; expected %s", c.Scope, strings.Join(all, ", "))
 	}
 	first := map[string]int{}
 	for i, t := range c.Tenants {
 		path := fmt.Sprintf("tenants[%d]", i)
 		if j, twice := first[t.Name]; t.Name == "" {
-			fault(path+".name", "is missing; expected the name of a %s", c.Per)
+			fault(path+".name", "is missing; expected the name of a %s", c.Scope)
 		} else if twice {
 			fault(path+".name", "%q already has a weight in tenants[%d]; expected each name once", t.Name, j)
 		} else {
@@ -99,7 +99,7 @@ func (c *QueueConfig) Validate() error {
 // have no department and no project; they wait as their user.
 func (c *QueueConfig) tenant(s *limit.Subjects) string {
 	wider := []string{s.Department, s.Project, s.User, s.Key}
-	from := max(slices.Index([]string{PerDepartment, PerProject, PerUser, PerKey}, c.Per), 0)
+	from := max(slices.Index([]string{PerDepartment, PerProject, PerUser, PerKey}, c.Scope), 0)
 	for _, name := range wider[from:] {
 		if name != "" {
 			return name

@@ -62,7 +62,7 @@ func TestQueueTenant(t *testing.T) {
 		{PerDepartment, whole, "d"}, {PerProject, whole, "p"}, {PerUser, whole, "u"}, {PerKey, whole, "k"},
 		{PerDepartment, ofFile, "u"}, {PerProject, ofFile, "u"}, {PerKey, ofFile, "k"}, {PerUser, limit.Subjects{}, ""},
 	} {
-		if got := (&QueueConfig{Per: c.per}).tenant(&c.of); got != c.want {
+		if got := (&QueueConfig{Scope: c.per}).tenant(&c.of); got != c.want {
 			t.Errorf("per %s of %+v: %q; want %q", c.per, c.of, got, c.want)
 		}
 	}

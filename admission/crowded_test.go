@@ -62,7 +62,7 @@ func TestLateGoesToTheSmaller(t *testing.T) {
 		d.TTFT = 2 * time.Second
 		a := h.ask(t.Context(), d)
 		pass(1500 * time.Millisecond)
-		if p := a.permit; p == nil || p.Level != degrade.SmallerModel || p.Pool().Name != "small" || p.Waited < time.Second {
+		if p := a.permit; p == nil || p.Level != degrade.SmallerModel || p.Pool().Name != "small" || p.Wait < time.Second {
 			t.Fatalf("%+v, %v", p, a.err)
 		}
 		for _, p := range append(held, a.permit) {

@@ -11,26 +11,26 @@ import (
 func TestDoubt(t *testing.T) {
 	p := poolOf(1, 1)
 	first, second := p.seats[0], p.seats[1]
-	first.Doubt(true)
+	first.SetDoubt(true)
 	for range 4 {
 		admit(t, p)
 	}
 	if n := inFlight(p); !slices.Equal(n, []int{0, 4}) {
 		t.Fatalf("with the first in doubt: %v in flight", n)
 	}
-	second.Doubt(true)
+	second.SetDoubt(true)
 	admit(t, p)
 	if n := inFlight(p); !slices.Equal(n, []int{1, 4}) {
 		t.Fatalf("with both in doubt: %v in flight", n)
 	}
-	second.Doubt(false)
-	second.Rotate(false)
+	second.SetDoubt(false)
+	second.SetRotation(false)
 	admit(t, p)
 	if n := inFlight(p); !slices.Equal(n, []int{2, 4}) {
 		t.Fatalf("with the other one out of rotation: %v in flight", n)
 	}
-	second.Rotate(true)
-	first.Doubt(false)
+	second.SetRotation(true)
+	first.SetDoubt(false)
 	admit(t, p)
 	if n := inFlight(p); !slices.Equal(n, []int{3, 4}) {
 		t.Fatalf("without doubts: %v in flight", n)
@@ -42,10 +42,10 @@ func TestDoubt(t *testing.T) {
 func TestDoubtEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, other := weighing(1), NewSeat(nil, Bounds{InFlight: 1})
-		b.Rotate(true)
-		other.Rotate(true)
+		b.SetRotation(true)
+		other.SetRotation(true)
 		p := pooled(b, other)
-		b.Doubt(true)
+		b.SetDoubt(true)
 		admit(t, p)
 		var got *Permit
 		go func() {
@@ -59,7 +59,7 @@ func TestDoubtEnds(t *testing.T) {
 		if got != nil {
 			t.Fatal("it did not wait")
 		}
-		b.Doubt(false)
+		b.SetDoubt(false)
 		synctest.Wait()
 		if got == nil || got.seat != b {
 			t.Error("it has no place on the backend that is sound again")

@@ -69,7 +69,7 @@ func (e *entry) enter(ctx context.Context) error {
 // that changes: wake, snapshot, decide, act. The level does not fall meanwhile, since the
 // limits have reserved for it.
 func (e *entry) await(ctx context.Context) error {
-	e.deadline = e.began.Add(e.q.MaxWait - e.p.Waited)
+	e.deadline = e.began.Add(e.q.MaxWait - e.p.Wait)
 	if end, ok := ctx.Deadline(); ok && end.Before(e.deadline) {
 		e.deadline = end
 	}
@@ -78,7 +78,7 @@ func (e *entry) await(ctx context.Context) error {
 	}
 	e.in = e.now.pool
 	defer func() {
-		if e.in != nil { // also if Waits panics
+		if e.in != nil { // also if KeepAlive panics
 			e.w.give(e.in)
 		}
 		e.w.waited = time.Since(e.began)
@@ -177,7 +177,7 @@ func (e *entry) keepAlive() time.Duration {
 	if e.d.Caller == nil {
 		return lookEvery
 	}
-	wanted, told := e.d.Caller.Waits(e.p)
+	wanted, told := e.d.Caller.KeepAlive(e.p)
 	e.w.told = e.w.told || told
 	return wanted
 }

@@ -66,7 +66,7 @@ func TestPermitGPU(t *testing.T) {
 		a, b := weighing(1), weighing(1)
 		a.SetGPUs(2)
 		b.SetGPUs(1)
-		a.Rotate(true)
+		a.SetRotation(true)
 		c := New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), DefaultQueue())
 		pool := pooled(a, b)
 		admit := func(id string) *Permit {
@@ -90,8 +90,8 @@ func TestPermitGPU(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		want(p, 8*time.Second)
 		want(q, 2*time.Second)
-		b.Rotate(true)
-		if !p.Another() || p.index() != 1 {
+		b.SetRotation(true)
+		if !p.SwitchBackend() || p.index() != 1 {
 			t.Fatal("not on the other")
 		}
 		time.Sleep(time.Second)

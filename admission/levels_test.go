@@ -57,10 +57,10 @@ func newHouse(t *testing.T, rules []limit.Rule, q QueueConfig, models ...string)
 		for range 2 {
 			e := &engine{}
 			g := degrade.NewGauge(name, 1, func(now time.Time) degrade.Readings {
-				return degrade.Readings{InRotation: e.b.Up(), EngineAt: now, KV: float64(e.kv.Load()) / 100, Waiting: int(e.waiting.Load()), Preempted: -1, InFlight: e.b.InFlight()}
+				return degrade.Readings{InRotation: e.b.InRotation(), EngineAt: now, KV: float64(e.kv.Load()) / 100, Waiting: int(e.waiting.Load()), Preempted: -1, InFlight: e.b.InFlight()}
 			})
 			e.b = NewSeat(g, Bounds{InFlight: 2})
-			e.b.Rotate(true)
+			e.b.SetRotation(true)
 			h.of[name] = append(h.of[name], e)
 			seats, gauges = append(seats, e.b), append(gauges, g)
 		}
@@ -90,14 +90,14 @@ type caller struct {
 }
 
 func (c caller) Fits(*Pool) bool { return !c.misfit }
-func (c caller) Waits(p *Permit) (time.Duration, bool) {
+func (c caller) KeepAlive(p *Permit) (time.Duration, bool) {
 	return time.Second, c.waits != nil && c.waits(p)
 }
 
 func (h *house) demand(model string) *Demand {
 	h.ids++
 	return &Demand{
-		Pool: h.pools[model], MaxLevel: degrade.Canned, Caller: caller{}, Capped: 10, Quiet: 4,
+		Pool: h.pools[model], MaxLevel: degrade.Canned, Caller: caller{}, CappedTokens: 10, ThinkingOffTokens: 4,
 		Request: limit.Request{ID: string(rune('a' + h.ids)), Tier: "standard", Prompt: 10, MaxTokens: 1000, Thinking: true, Subjects: limit.Subjects{User: "ann"}},
 	}
 }
@@ -193,7 +193,7 @@ func TestNeverToOneAtL3(t *testing.T) {
 				pins[name] = degrade.Pin{Level: degrade.Level(r.IntN(5))}
 				up, full := r.IntN(6) > 0, r.IntN(3) == 0
 				for _, e := range all {
-					e.b.Rotate(up)
+					e.b.SetRotation(up)
 					e.b.inFlight.Store(0)
 					if full {
 						e.b.inFlight.Store(2)
@@ -216,8 +216,8 @@ func TestNeverToOneAtL3(t *testing.T) {
 				continue
 			}
 			sent[c.pool.Name]++
-			if v := c.pool.level.Verdict(); c.pool != d.Pool && (v.Level >= degrade.SmallerModel || c.level != degrade.SmallerModel) || !c.pool.Up() {
-				t.Fatalf("draw %d: sent at %v to %s, which stands at %v, up %t", i, c.level, c.pool.Name, v.Level, c.pool.Up())
+			if v := c.pool.level.Verdict(); c.pool != d.Pool && (v.Level >= degrade.SmallerModel || c.level != degrade.SmallerModel) || !c.pool.Available() {
+				t.Fatalf("draw %d: sent at %v to %s, which stands at %v, up %t", i, c.level, c.pool.Name, v.Level, c.pool.Available())
 			}
 		}
 		for _, where := range []string{"large", "small", "tiny", "nobody"} {
@@ -235,7 +235,7 @@ func TestNeverToOneAtL3(t *testing.T) {
 
 func (h *house) rotate(model string, in bool) {
 	for _, e := range h.of[model] {
-		e.b.Rotate(in)
+		e.b.SetRotation(in)
 	}
 }
 
@@ -287,7 +287,7 @@ func TestRouteAwayFirst(t *testing.T) {
 		}
 		h.press("large", 93, 10)
 		var shed *Overloaded
-		if p, err := take(); !errors.As(err, &shed) || shed.Why != ShedWaited || hot.b.InFlight() != 1 {
+		if p, err := take(); !errors.As(err, &shed) || shed.Cause != ShedWaited || hot.b.InFlight() != 1 {
 			t.Errorf("one at L3 beside a cool one: %+v, %v", p, err)
 		}
 		for _, p := range held {
@@ -433,7 +433,7 @@ func TestPaceOfWhoAnswers(t *testing.T) {
 		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
 		admit := func(model string) (*Permit, error) {
 			d := h.demand(model)
-			d.Request.Model, d.Request.MaxTokens, d.Capped = model, 100_000, 100_000
+			d.Request.Model, d.Request.MaxTokens, d.CappedTokens = model, 100_000, 100_000
 			return h.doors.Admit(t.Context(), d)
 		}
 		for model, took := range map[string]time.Duration{"large": 40 * time.Second, "small": 10 * time.Second} {
@@ -537,7 +537,7 @@ func BenchmarkLevel(b *testing.B) {
 			var seats []*Seat
 			for range backends {
 				e := NewSeat(nil, Bounds{})
-				e.Rotate(true)
+				e.SetRotation(true)
 				seats = append(seats, e)
 			}
 			p := NewPool("large", degrade.NewModel("large"))

@@ -18,7 +18,7 @@ func TestMaxLevel(t *testing.T) {
 		d := h.demand("large")
 		d.MaxLevel = degrade.ThinkingOff
 		var shed *Overloaded
-		if _, err := h.doors.Admit(t.Context(), d); !errors.As(err, &shed) || shed.Why != ShedLevel || shed.Level != 3 || shed.Reason != "kv_cache" {
+		if _, err := h.doors.Admit(t.Context(), d); !errors.As(err, &shed) || shed.Cause != ShedLevel || shed.Level != 3 || shed.Reason != "kv_cache" {
 			t.Fatal(err)
 		}
 		if shed.RetryAfter < 20*time.Second || shed.RetryAfter > 33*time.Second {
@@ -85,7 +85,7 @@ func TestMaxLevelWhateverTheCause(t *testing.T) {
 					var shed *Overloaded
 					switch {
 					case accepts < c.level:
-						if !errors.As(err, &shed) || shed.Why != ShedLevel || shed.Level != c.level || shed.RetryAfter <= 0 {
+						if !errors.As(err, &shed) || shed.Cause != ShedLevel || shed.Level != c.level || shed.RetryAfter <= 0 {
 							t.Errorf("accepts %v: %+v, %v; want a refusal that names %v", accepts, p, err, c.level)
 						}
 					case err != nil:

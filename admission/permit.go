@@ -10,14 +10,14 @@ import (
 // Permit is a place on a backend, or, at L4, the right to a canned answer. One
 // goroutine may use it.
 type Permit struct {
-	Level    degrade.Level
-	Reason   string        // why Level is not L0
-	Headers  limit.Headers // what the limits leave the caller
-	Waited   time.Duration // for its places, in all
-	Limited  time.Duration // of Waited: for a place under a concurrency limit
-	Since    time.Time     // when it came to the pool that answers; zero at L4
-	Reserved degrade.Level // at which the limits reserved for it: Level may be higher
-	Retry    time.Duration // how long Level stays, at least
+	Level         degrade.Level
+	Reason        string        // why Level is not L0
+	Headers       limit.Headers // what the limits leave the caller
+	Wait          time.Duration // for its places, in all
+	LimitWait     time.Duration // of Waited: for a place under a concurrency limit
+	Arrival       time.Time     // when it came to the pool that answers; zero at L4
+	ReservedLevel degrade.Level // at which the limits reserved for it: Level may be higher
+	RetryAfter    time.Duration // how long Level stays, at least
 
 	grant  *limit.Grant
 	pool   *Pool
@@ -44,8 +44,8 @@ func (p *Permit) Seat() *Seat { return p.seat }
 
 // occupy takes over the place that a request got.
 func (p *Permit) occupy(w *waiter) {
-	p.seat, p.account, p.entered, p.Since = w.seat, w.account, w.entered, w.since
-	p.Waited += w.waited
+	p.seat, p.account, p.entered, p.Arrival = w.seat, w.account, w.entered, w.since
+	p.Wait += w.waited
 	p.sequences = w.sequences
 }
 
@@ -69,12 +69,12 @@ func (p *Permit) set(c choice) {
 	if c.level > degrade.Full {
 		p.Reason = c.reason
 	}
-	p.Retry = c.stays()
+	p.RetryAfter = c.stays()
 }
 
-// Another gives the place back and takes one on another backend, after an attempt
+// SwitchBackend releases the place and acquires one on another backend, after an attempt
 // failed, whether that has room or not; false where there is none.
-func (p *Permit) Another() bool {
+func (p *Permit) SwitchBackend() bool {
 	p.release()
 	p.pool.mu.Lock()
 	defer p.pool.mu.Unlock()
@@ -86,11 +86,11 @@ func (p *Permit) Another() bool {
 	return true
 }
 
-// Elsewhere reports whether Another would find a backend.
-func (p *Permit) Elsewhere() bool { return p.pool.other(p.seat, p.sequences) }
+// CanSwitchBackend reports whether SwitchBackend would find a backend.
+func (p *Permit) CanSwitchBackend() bool { return p.pool.other(p.seat, p.sequences) }
 
-// FallsBack reports whether FallBack would find a place now.
-func (c *Controller) FallsBack(p *Permit, d *Demand) bool {
+// CanFallBack reports whether FallBack would find a place now.
+func (c *Controller) CanFallBack(p *Permit, d *Demand) bool {
 	if p.pool != d.Pool || d.MaxLevel < degrade.SmallerModel {
 		return false
 	}
@@ -125,13 +125,13 @@ func (c *Controller) FallBack(p *Permit, d *Demand) bool {
 	return true
 }
 
-// Progress says what a request that goes on has used so far, so that a gateway
+// RecordUsage records what a request that goes on has used so far, so that a gateway
 // that dies loses little of it.
-func (p *Permit) Progress(u limit.Usage) { p.grant.Progress(u) }
+func (p *Permit) RecordUsage(u limit.Usage) { p.grant.Progress(u) }
 
-// Delivered says how many tokens the answer has so far, so that the fair queue
+// SetOutput sets how many tokens the answer has so far, so that the fair queue
 // charges the tenant for them while they come.
-func (p *Permit) Delivered(output int64) {
+func (p *Permit) SetOutput(output int64) {
 	if p.account == nil || output <= p.output {
 		return
 	}
@@ -147,7 +147,7 @@ func (p *Permit) Delivered(output int64) {
 // answered. A second call does nothing. The error says that the limits' store did
 // not take it and will be asked again.
 func (p *Permit) Settle(u limit.Usage, served string) error {
-	p.Delivered(u.Output)
+	p.SetOutput(u.Output)
 	p.leave()
 	if u.Sequences == 0 {
 		u.Sequences = p.sent

@@ -46,7 +46,7 @@ func (p *Pool) Set(backends []*Seat, fallback *Pool) {
 }
 
 // Up reports whether any backend may be sent requests.
-func (p *Pool) Up() bool {
+func (p *Pool) Available() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.ContainsFunc(p.seats, (*Seat).takes)
@@ -97,7 +97,7 @@ func (p *Pool) ever(sequences int64) error {
 	if p.holds(sequences) {
 		return nil
 	}
-	return &TooMany{Sequences: sequences, Most: p.most(false)}
+	return &TooMany{Sequences: sequences, Max: p.most(false)}
 }
 
 // fits returns what ever does, ErrNoBackend where no backend is in rotation, and a
@@ -111,7 +111,7 @@ func (p *Pool) fits(sequences int64) error {
 // unfit returns what fits does. The lock is held.
 func (p *Pool) unfit(sequences int64) error {
 	if !p.holds(sequences) {
-		return &TooMany{Sequences: sequences, Most: p.most(false)}
+		return &TooMany{Sequences: sequences, Max: p.most(false)}
 	}
 	usable := false
 	for _, b := range p.seats {
@@ -124,7 +124,7 @@ func (p *Pool) unfit(sequences int64) error {
 	if !usable {
 		return ErrNoBackend
 	}
-	return &TooMany{Sequences: sequences, Most: p.most(true), Temporary: true}
+	return &TooMany{Sequences: sequences, Max: p.most(true), Temporary: true}
 }
 
 // holds reports whether some backend, in rotation or not, may have so many sequences at

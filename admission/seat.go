@@ -15,7 +15,7 @@ type Bounds struct {
 
 // Load is what an engine said of the requests it has, of all gateways together.
 type Load struct {
-	At      time.Time
+	Time    time.Time
 	Running int
 	Waiting int
 }
@@ -75,9 +75,9 @@ func (b *Seat) SetWeight(weight int) {
 // Drained reports whether the backend gets no new requests, because its weight is 0.
 func (b *Seat) Drained() bool { return b.weight.Load() == 0 }
 
-// Rotate puts the backend in rotation or takes it out. Requests it already has
+// SetRotation puts the backend in rotation or takes it out. Requests it already has
 // are not touched. It reports whether that changed anything.
-func (b *Seat) Rotate(in bool) (changed bool) {
+func (b *Seat) SetRotation(in bool) (changed bool) {
 	changed = b.up.Swap(in) != in
 	if changed {
 		b.kick()
@@ -85,23 +85,23 @@ func (b *Seat) Rotate(in bool) (changed bool) {
 	return changed
 }
 
-// Doubt sends requests to other backends, as long as one is in rotation that can hold
+// SetDoubt sends requests to other backends, as long as one is in rotation that can hold
 // them, while it is being found out whether this one still works; or no longer. A dead
 // server that refuses at once has the fewest requests in flight, and would draw all.
-func (b *Seat) Doubt(doubted bool) {
+func (b *Seat) SetDoubt(doubted bool) {
 	if b.doubted.Swap(doubted) && !doubted {
 		b.kick()
 	}
 }
 
 // Up reports whether the backend is in rotation.
-func (b *Seat) Up() bool { return b.up.Load() }
+func (b *Seat) InRotation() bool { return b.up.Load() }
 
 // InFlight is the number of sequences that hold a place on the backend.
 func (b *Seat) InFlight() int { return int(b.inFlight.Load()) }
 
-// Told takes in what the engine says of its load.
-func (b *Seat) Told(l Load) {
+// SetLoad sets the engine's load.
+func (b *Seat) SetLoad(l Load) {
 	next := &told{Load: l, inFlight: b.inFlight.Load()}
 	if last := b.load.Load(); last != nil {
 		next.slots = last.slots
@@ -163,7 +163,7 @@ func (b *Seat) room(sequences int64) room {
 		return full
 	}
 	t := b.load.Load()
-	if bounds.Waiting == 0 || t == nil || time.Since(t.At) > loadFor {
+	if bounds.Waiting == 0 || t == nil || time.Since(t.Time) > loadFor {
 		return free
 	}
 	sent := n - t.inFlight

@@ -68,7 +68,7 @@ func TestTooManySequences(t *testing.T) {
 		rules := []limit.Rule{{Name: "places", Per: "global", Bounds: limit.Bounds{Concurrency: 4}}}
 		h := newHouse(t, rules, DefaultQueue(), "large")
 		var many *TooMany
-		if _, err := h.doors.Admit(t.Context(), h.several("large", 3, 1)); !errors.As(err, &many) || many.Sequences != 3 || many.Most != 2 {
+		if _, err := h.doors.Admit(t.Context(), h.several("large", 3, 1)); !errors.As(err, &many) || many.Sequences != 3 || many.Max != 2 {
 			t.Errorf("%v", err)
 		}
 		var denied *limit.Denied
@@ -126,7 +126,7 @@ func TestQueueOfSequences(t *testing.T) {
 		first := h.ask(t.Context(), h.several("large", 5, 1))
 		pass(time.Second)
 		var shed *Overloaded
-		if _, err := h.doors.Admit(t.Context(), h.several("large", 1, 1)); !errors.As(err, &shed) || shed.Why != ShedQueue {
+		if _, err := h.doors.Admit(t.Context(), h.several("large", 1, 1)); !errors.As(err, &shed) || shed.Cause != ShedQueue {
 			t.Errorf("%v", err)
 		}
 		held.Settle(limit.Usage{}, "")
@@ -142,8 +142,8 @@ func TestQueueOfSequences(t *testing.T) {
 // request that is larger than all of it is let in once the engine is idle.
 func TestRoomOfEngine(t *testing.T) {
 	b := NewSeat(nil, Bounds{InFlight: 1000, Waiting: 4})
-	b.Rotate(true)
-	told := func(running, waiting int) { b.Told(Load{At: time.Now(), Running: running, Waiting: waiting}) }
+	b.SetRotation(true)
+	told := func(running, waiting int) { b.SetLoad(Load{Time: time.Now(), Running: running, Waiting: waiting}) }
 	told(16, 1) // it has shown that it runs 16
 	told(6, 0)  // and has 10 to spare
 	for sequences, want := range map[int64]room{1: free, 10: free, 14: free, 15: full, 64: full} {
@@ -180,7 +180,7 @@ func TestFallBackCharges(t *testing.T) {
 					t.Fatal(err)
 				}
 				if !ladder {
-					p.Delivered(100) // of an answer that was lost
+					p.SetOutput(100) // of an answer that was lost
 					if placesOf(h, "large") != 8 || !h.doors.FallBack(p, d) {
 						t.Fatalf("%+v, %d in flight", p, placesOf(h, "large"))
 					}
@@ -190,7 +190,7 @@ func TestFallBackCharges(t *testing.T) {
 				}
 				a := p.account
 				before := a.counter.Load()
-				p.Delivered(40)
+				p.SetOutput(40)
 				if err := p.Settle(limit.Usage{Input: 10, Output: 50}, "small"); err != nil {
 					t.Fatal(err)
 				}
@@ -304,7 +304,7 @@ func uneven(t *testing.T, q QueueConfig, models ...string) *house {
 // tooManyNow reports whether err says that the backends in rotation take fewer.
 func tooManyNow(err error, sequences int64, most int) bool {
 	var many *TooMany
-	return errors.As(err, &many) && *many == TooMany{Sequences: sequences, Most: most, Temporary: true}
+	return errors.As(err, &many) && *many == TooMany{Sequences: sequences, Max: most, Temporary: true}
 }
 
 // TestLargeBlocksNobody: a request that no backend in rotation can hold does not wait,
@@ -313,19 +313,19 @@ func TestLargeBlocksNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := uneven(t, DefaultQueue(), "large")
 		large, small := h.of["large"][0].b, h.of["large"][1].b
-		large.Rotate(false)
+		large.SetRotation(false)
 		if big := h.ask(t.Context(), h.several("large", 4, 1)); !tooManyNow(big.err, 4, 2) {
 			t.Fatalf("%+v", big)
 		}
 		held := []*Permit{admitted(t, h, h.demand("large")), admitted(t, h, h.demand("large"))}
-		large.Rotate(true)
+		large.SetRotation(true)
 		held = append(held, admitted(t, h, h.several("large", 7, 1)))
 		big := h.ask(t.Context(), h.several("large", 4, 1))
 		next := h.ask(t.Context(), h.demand("large"))
 		if big.done || next.done {
 			t.Fatalf("%+v, %+v", big, next)
 		}
-		large.Rotate(false)
+		large.SetRotation(false)
 		held[0].Settle(limit.Usage{}, "")
 		pass(lookEvery)
 		if !tooManyNow(big.err, 4, 2) || next.permit == nil || next.permit.Seat() != small {
@@ -352,7 +352,7 @@ func TestLargeElsewhere(t *testing.T) {
 		if stays.done || moves.done {
 			t.Fatalf("%+v, %+v", stays, moves)
 		}
-		large.Rotate(false)
+		large.SetRotation(false)
 		pass(lookEvery)
 		if !tooManyNow(stays.err, 4, 2) {
 			t.Errorf("%+v", stays)
@@ -412,7 +412,7 @@ func TestLargeAtItsLevel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := uneven(t, DefaultQueue(), "large")
 		h.press("large", 81) // L1
-		h.of["large"][0].b.Rotate(false)
+		h.of["large"][0].b.SetRotation(false)
 		p := admitted(t, h, h.several("large", 1, 4))
 		if p.Level != degrade.StreamingOff || placesOf(h, "large") != 1 {
 			t.Errorf("%+v, %d in flight", p, placesOf(h, "large"))
@@ -438,7 +438,7 @@ func TestTooManyAfterReload(t *testing.T) {
 		held[1].Settle(limit.Usage{}, "")
 		pass(lookEvery)
 		var many *TooMany
-		if !errors.As(big.err, &many) || *many != (TooMany{Sequences: 4, Most: 3}) || next.permit == nil {
+		if !errors.As(big.err, &many) || *many != (TooMany{Sequences: 4, Max: 3}) || next.permit == nil {
 			t.Fatalf("%+v, %+v", big, next)
 		}
 		for _, p := range []*Permit{held[0], next.permit} {
@@ -463,7 +463,7 @@ func TestLargeUnderLoad(t *testing.T) {
 		if big.done || next.done {
 			t.Fatalf("%+v, %+v", big, next)
 		}
-		h.of["large"][0].b.Rotate(false)
+		h.of["large"][0].b.SetRotation(false)
 		held[1].Settle(limit.Usage{}, "")
 		pass(lookEvery)
 		if big.permit == nil || big.permit.Level != degrade.Canned {

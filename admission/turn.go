@@ -322,7 +322,7 @@ func (t *placeWait) next(first bool) time.Duration {
 	}
 	if t.p.set(t.now); t.d.Caller != nil && t.now.pool != nil {
 		t.p.Headers = t.denied.Headers
-		alive, told := t.d.Caller.Waits(t.p)
+		alive, told := t.d.Caller.KeepAlive(t.p)
 		t.told = t.told || told
 		next = min(next, alive)
 	}
@@ -344,8 +344,8 @@ func (t *placeWait) ask(ctx context.Context, last bool) (done bool, err error) {
 	if err == nil {
 		t.lines.pass(t.w)
 		t.p.grant, t.p.turn, t.p.told = grant, t.w, t.told
-		t.p.Limited = time.Since(t.began)
-		t.p.Waited = t.p.Limited
+		t.p.LimitWait = time.Since(t.began)
+		t.p.Wait = t.p.LimitWait
 		return true, nil
 	}
 	denied, ok := mayWait(err)

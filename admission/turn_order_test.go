@@ -24,7 +24,7 @@ func TestFirstChanges(t *testing.T) {
 		if running.permit == nil || ann.done || bob.done {
 			t.Fatalf("%+v, %+v, %+v", running, ann, bob)
 		}
-		running.permit.Delivered(1000) // ann has had more than bob now
+		running.permit.SetOutput(1000) // ann has had more than bob now
 		time.Sleep(time.Second)
 		there.settle(others[1])
 		time.Sleep(time.Second)

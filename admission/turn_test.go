@@ -39,7 +39,7 @@ func rulesOf(t *testing.T, rules []limit.Rule) *limit.Set {
 
 func newCrowd(t *testing.T, store limit.Store, rules []limit.Rule, slots int) *crowd {
 	b := NewSeat(nil, Bounds{InFlight: slots})
-	b.Rotate(true)
+	b.SetRotation(true)
 	return &crowd{T: t, pool: pooled(b), doors: New(limit.New(rulesOf(t, rules), limit.Options{Store: store, Random: func() float64 { return 1 }}), DefaultQueue())}
 }
 
@@ -289,7 +289,7 @@ func TestWaitForAnotherGateway(t *testing.T) {
 		}
 		there.settle(held)
 		time.Sleep(mostPoll * 5 / 4)
-		if synctest.Wait(); first.permit == nil || first.permit.Waited < 5*time.Second || first.permit.Limited != first.permit.Waited || second.done {
+		if synctest.Wait(); first.permit == nil || first.permit.Wait < 5*time.Second || first.permit.LimitWait != first.permit.Wait || second.done {
 			t.Fatalf("%+v, %+v", first, second)
 		}
 		here.settle(first.permit)

@@ -85,8 +85,8 @@ func TestTurns(t *testing.T) {
 				if a.done && a.err == nil && !slices.Contains(order, who) {
 					order = append(order, who)
 					held = append(held, a.permit)
-					if a.permit.Waited != a.after || a.after == 0 {
-						t.Errorf("%s waited %v of %v", who, a.permit.Waited, a.after)
+					if a.permit.Wait != a.after || a.after == 0 {
+						t.Errorf("%s waited %v of %v", who, a.permit.Wait, a.after)
 					}
 				}
 			}
@@ -113,7 +113,7 @@ func TestWaitEnds(t *testing.T) {
 		ctx, leave := context.WithCancel(t.Context())
 		gone, patient := h.ask(ctx, h.demand("large")), h.ask(t.Context(), h.demand("large"))
 		var shed *Overloaded
-		if third := h.ask(t.Context(), h.demand("large")); !errors.As(third.err, &shed) || shed.Why != ShedQueue || shed.RetryAfter < time.Second || third.after != 0 {
+		if third := h.ask(t.Context(), h.demand("large")); !errors.As(third.err, &shed) || shed.Cause != ShedQueue || shed.RetryAfter < time.Second || third.after != 0 {
 			t.Errorf("the queue is full: %v after %v", third.err, third.after)
 		}
 		leave()
@@ -122,7 +122,7 @@ func TestWaitEnds(t *testing.T) {
 			t.Errorf("the caller left: %v", gone.err)
 		}
 		pass(q.MaxWait + time.Second)
-		if !errors.As(patient.err, &shed) || shed.Why != ShedWaited || patient.after != q.MaxWait {
+		if !errors.As(patient.err, &shed) || shed.Cause != ShedWaited || patient.after != q.MaxWait {
 			t.Errorf("%v after %v, want %v", patient.err, patient.after, q.MaxWait)
 		}
 		for _, p := range held {
@@ -226,7 +226,7 @@ func TestMoves(t *testing.T) {
 
 type panics struct{ caller }
 
-func (panics) Waits(*Permit) (time.Duration, bool) { panic("on purpose") }
+func (panics) KeepAlive(*Permit) (time.Duration, bool) { panic("on purpose") }
 
 // TestPanicWhileWaiting: nothing is held for a request whose own code panics.
 func TestPanicWhileWaiting(t *testing.T) {
@@ -259,12 +259,12 @@ func TestPanicWhileWaiting(t *testing.T) {
 func TestBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t, nil, DefaultQueue(), "large")
-		h.of["large"][1].b.Rotate(false)
+		h.of["large"][1].b.SetRotation(false)
 		b := h.of["large"][0].b
 		b.SetBounds(Bounds{InFlight: 1000, Waiting: 4})
 		tell := func(running, waiting int) {
 			t.Helper()
-			b.Told(Load{At: time.Now(), Running: running, Waiting: waiting})
+			b.SetLoad(Load{Time: time.Now(), Running: running, Waiting: waiting})
 			synctest.Wait()
 		}
 		tell(0, 0)

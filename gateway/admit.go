@@ -34,9 +34,9 @@ func (g *Gateway) demand(c *call) *admission.Demand {
 	q, capped := &c.request, g.Ladder.Effect(degrade.StreamingOff).MaxTokens
 	prompts := q.choices / q.Wish.N
 	return &admission.Demand{
-		Pool: q.model.Pool, MaxLevel: q.maxLevel, Caller: c, TTFT: q.model.Objective, Quiet: int64(q.growth()),
-		Prompts: int64(prompts),
-		Capped:  int64(openai.Times(min(q.limit, capped), prompts)),
+		Pool: q.model.Pool, MaxLevel: q.maxLevel, Caller: c, TTFT: q.model.Objective, ThinkingOffTokens: int64(q.growth()),
+		Prompts:      int64(prompts),
+		CappedTokens: int64(openai.Times(min(q.limit, capped), prompts)),
 		Request: limit.Request{
 			ID: c.id, Subjects: c.subjects, Tier: string(c.caller.Tier), Prompt: int64(q.prompt),
 			MaxTokens: int64(openai.Times(q.limit, q.choices)), Thinking: !q.noThinking,
@@ -48,8 +48,8 @@ func (g *Gateway) demand(c *call) *admission.Demand {
 // Fits reports whether the backends of a smaller model can answer the request.
 func (c *call) Fits(smaller *admission.Pool) bool { return c.request.fits(smaller) }
 
-// Waits keeps a stream alive while its request waits for a place.
-func (c *call) Waits(p *admission.Permit) (next time.Duration, told bool) {
+// KeepAlive keeps a stream alive while its request waits for a place.
+func (c *call) KeepAlive(p *admission.Permit) (next time.Duration, told bool) {
 	if !c.request.Wish.Stream {
 		return time.Minute, false
 	}

@@ -38,7 +38,7 @@ func behind(t *testing.T, h http.HandlerFunc, edit func(*backend.ModelConfig)) (
 		engine.Close()
 	})
 	of, _ := g.Fleet.Model("m")
-	of.Backends[0].Seat.Rotate(true)
+	of.Backends[0].Seat.SetRotation(true)
 	return g, of.Backends[0]
 }
 

@@ -121,13 +121,13 @@ func (s *sender) flush() bool {
 	if out.answered {
 		s.readUsage()
 		c.settlement.progress(&c.plan, out.usage)
-		c.permit.Delivered(int64(out.usage.Output))
+		c.permit.SetOutput(int64(out.usage.Output))
 	}
 	reads := w.flush()
 	if w.lastWrite.Sub(s.progressed) >= progressEvery {
 		s.progressed = w.lastWrite
 		if out.answered {
-			c.permit.Progress(charge(out.usage))
+			c.permit.RecordUsage(charge(out.usage))
 			s.meter(out.usage)
 		}
 	}
@@ -163,7 +163,7 @@ func (g *Gateway) canned(c *call) error {
 		status = answer.ConstrainedStatus
 	}
 	if status != 200 {
-		r := explain(&admission.Overloaded{Why: admission.ShedLevel, Level: degrade.Canned, Reason: c.permit.Reason, RetryAfter: c.permit.Retry}, c.facts())
+		r := explain(&admission.Overloaded{Cause: admission.ShedLevel, Level: degrade.Canned, Reason: c.permit.Reason, RetryAfter: c.permit.RetryAfter}, c.facts())
 		r.Message, r.Status = text, status
 		if constrained {
 			r.Message = fmt.Sprintf("%s (%s is at level L4, %s: no model answers, and a canned text is neither the tool call nor the format that this request demands; try again in %s)",

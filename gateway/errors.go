@@ -77,9 +77,9 @@ func explain(err error, f *facts) *refusal.Refusal {
 		return f.rejected(denied)
 	case errors.As(err, &many) && many.Temporary:
 		return refusal.New(refusal.Overloaded, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and the servers of %s that are available at the moment take %d at a time (max_in_flight): send fewer prompts at a time or a smaller n, or try again in %v",
-			many.Sequences, f.asked, many.Most, retryNoBackend)).After(retryNoBackend)
+			many.Sequences, f.asked, many.Max, retryNoBackend)).After(retryNoBackend)
 	case errors.As(err, &many):
-		return refusal.New(refusal.TooLargeForLimit, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and a server of %s takes %d at a time (max_in_flight): send fewer prompts at a time or a smaller n", many.Sequences, f.asked, many.Most))
+		return refusal.New(refusal.TooLargeForLimit, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and a server of %s takes %d at a time (max_in_flight): send fewer prompts at a time or a smaller n", many.Sequences, f.asked, many.Max))
 	case errors.As(err, &shed):
 		return f.overloaded(shed)
 	case errors.Is(err, limit.ErrStore):
@@ -106,7 +106,7 @@ func explain(err error, f *facts) *refusal.Refusal {
 func (f *facts) overloaded(e *admission.Overloaded) *refusal.Refusal {
 	in := roundWait(e.RetryAfter)
 	var message string
-	switch e.Why {
+	switch e.Cause {
 	case admission.ShedLevel:
 		message = fmt.Sprintf("%s is under pressure (%s): it would answer at level %v, and this request accepts %v at most; try again in %s, or accept a higher level", f.asked, e.Reason, e.Level, f.maxLevel, in)
 	case admission.ShedWaited:

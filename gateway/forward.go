@@ -18,7 +18,7 @@ func (g *Gateway) forward(c *call) (err error) {
 			return admission.ErrNoBackend // a reload removed it meanwhile
 		}
 		if s.number > 1 {
-			c.permit.Since = time.Now() // the time before is not this backend's fault
+			c.permit.Arrival = time.Now() // the time before is not this backend's fault
 		}
 		if c.writer.begun == "" { // else the caller knows an id, and the answer keeps it
 			s.id = attemptID(c.id, s.number)
@@ -69,7 +69,7 @@ func (s *sender) retry() bool {
 	if !s.payRetry() {
 		return false
 	}
-	if s.number < c.plan.model.Attempts && c.permit.Another() {
+	if s.number < c.plan.model.Attempts && c.permit.SwitchBackend() {
 		return true
 	}
 	// A caller that was told a level and a model must be answered so.
@@ -94,7 +94,7 @@ func (s *sender) payRetry() bool {
 // better given up for another one, and takes the retry for that.
 func (s *sender) shouldMove() bool {
 	c := s.c
-	if !(s.number < c.plan.model.Attempts && c.permit.Elsewhere()) && (c.writer.sent || !s.g.Admission.FallsBack(c.permit, c.demand)) {
+	if !(s.number < c.plan.model.Attempts && c.permit.CanSwitchBackend()) && (c.writer.sent || !s.g.Admission.CanFallBack(c.permit, c.demand)) {
 		return false
 	}
 	s.retryPaid = s.payRetry()

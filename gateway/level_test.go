@@ -40,7 +40,7 @@ func TestUnknownContext(t *testing.T) {
 		m.Name, m.Backends = "m", []backend.Config{{URL: "http://127.0.0.1:1"}}
 		g.Fleet.Apply([]backend.ModelConfig{m})
 		of, _ := g.Fleet.Model("m")
-		of.Backends[0].Seat.Rotate(true)
+		of.Backends[0].Seat.SetRotation(true)
 		r := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(c.body))
 		r.Header.Set("Content-Type", "application/json")
 		one := newGeneration(g, r, newDoor(c.kind))

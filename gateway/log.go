@@ -61,8 +61,8 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 	} else if q.Wish.Model != "" {
 		attrs = append(attrs, slog.String("asked", loggableName(q.Wish.Model)))
 	}
-	if c.permit != nil && c.permit.Waited > 0 {
-		attrs = append(attrs, slog.Duration("queued", c.permit.Waited))
+	if c.permit != nil && c.permit.Wait > 0 {
+		attrs = append(attrs, slog.Duration("queued", c.permit.Wait))
 	}
 	if !out.firstToken.IsZero() {
 		attrs = append(attrs, slog.Duration("ttft", out.firstToken.Sub(c.began)))

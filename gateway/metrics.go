@@ -177,7 +177,7 @@ func (m *metrics) finished(c *call, took time.Duration) {
 	}
 	if c.permit != nil {
 		if c.served() != cannedModel { // which needs no place
-			observe(m.seriesOf(model).queued, c.permit.Waited-c.permit.Limited, traceID)
+			observe(m.seriesOf(model).queued, c.permit.Wait-c.permit.LimitWait, traceID)
 		}
 		if out.level > degrade.Full {
 			m.degraded.WithLabelValues(model, level, out.reason).Inc()

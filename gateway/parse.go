@@ -11,7 +11,7 @@ func (g *Gateway) parse(c *call) error {
 	if err := c.identify(); err != nil {
 		return err
 	}
-	if known := g.Admission.Refused(limit.Request{Subjects: c.limitSubjects(), Tier: string(c.caller.Tier)}); known != nil {
+	if known := g.Admission.Rejection(limit.Request{Subjects: c.limitSubjects(), Tier: string(c.caller.Tier)}); known != nil {
 		return known // before anything is read of those who hammer
 	}
 	raw, err := c.readBody()

@@ -51,7 +51,7 @@ func planFor(q *request, permit *admission.Permit, effect degrade.Effect) (plan,
 	if !effect.Thinking && (context == 0 || p.longest+growth < context) {
 		p.stopThinking, p.noThinking = true, true
 		p.prompt, p.longest = p.prompt+growth, p.longest+growth
-		if permit.Reserved < degrade.ThinkingOff && p.limit > growth {
+		if permit.ReservedLevel < degrade.ThinkingOff && p.limit > growth {
 			p.limit -= growth // the limits have reserved for no more in all
 		}
 	}

@@ -74,7 +74,7 @@ func (g *Gateway) hottest(c *call) (worst pressed) {
 		if c.request.model != nil && c.request.model != m || !c.mayUse(m) {
 			continue
 		}
-		if level, reason := m.Pool.Standing(string(c.caller.Tier)); worst.Model == "" || level > worst.level {
+		if level, reason := m.Pool.TierLevel(string(c.caller.Tier)); worst.Model == "" || level > worst.level {
 			worst = pressed{m.Name, level.String(), reason, level}
 		}
 	}

@@ -75,7 +75,7 @@ func (s *sender) attempt() (err error) {
 	}
 	s.start = time.Now()
 	if first {
-		c.outcome.overhead = s.start.Sub(c.began) - c.reading - c.permit.Waited
+		c.outcome.overhead = s.start.Sub(c.began) - c.reading - c.permit.Wait
 	}
 	if !c.plan.stream {
 		q.Silence, q.SilenceAfter = s.estimate, estimateEvery
@@ -109,7 +109,7 @@ func (s *sender) receive(answer *backend.Answer) (err error) {
 		b.Pace.Observe(out.firstToken.Sub(s.start), c.writer.lastWrite.Sub(out.firstToken), longest)
 		b.Pace.ObservePrompt(out.firstToken.Sub(s.start), out.usage.Input-out.usage.Cached)
 		if !out.firstToken.IsZero() && c.caller.Tier != account.Batch { // nobody waits for a batch
-			b.Pace.First(out.firstToken, out.firstToken.Sub(c.permit.Since))
+			b.Pace.First(out.firstToken, out.firstToken.Sub(c.permit.Arrival))
 		}
 		return err
 	}
@@ -129,7 +129,7 @@ func (s *sender) learnPace(now time.Time) {
 	c, pace := s.c, &s.backend.Pace
 	tokens := c.outcome.usage.Output / c.plan.choices
 	if decode, known := pace.Decode(tokens); known && c.caller.Tier != account.Batch { // nobody waits for a batch
-		pace.First(now, max(now.Sub(c.permit.Since)-decode, time.Millisecond))
+		pace.First(now, max(now.Sub(c.permit.Arrival)-decode, time.Millisecond))
 	}
 	pace.ObserveWhole(now.Sub(s.start), tokens)
 }
@@ -153,8 +153,8 @@ func (s *sender) estimate(now time.Time) (next time.Duration) {
 	u := c.plan.estimate(s.backend.Pace.Tokens(now.Sub(s.start)))
 	c.settlement.progress(&c.plan, u)
 	s.meter(u)
-	c.permit.Delivered(int64(u.Output))
-	c.permit.Progress(charge(u))
+	c.permit.SetOutput(int64(u.Output))
+	c.permit.RecordUsage(charge(u))
 	if c.request.Wish.Stream {
 		return min(s.keepStream(now), estimateEvery)
 	}

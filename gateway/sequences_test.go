@@ -37,7 +37,7 @@ func TestSequencesOfDemand(t *testing.T) {
 			t.Fatalf("%s: %v", body, err)
 		}
 		d := g.demand(c)
-		if got := fmt.Sprint(d.Request.Sequences, " ", d.Prompts); got != want || d.Request.MaxTokens < 0 || d.Capped < 0 {
+		if got := fmt.Sprint(d.Request.Sequences, " ", d.Prompts); got != want || d.Request.MaxTokens < 0 || d.CappedTokens < 0 {
 			t.Errorf("%s: %s, want %s; %+v", body, got, want, d.Request)
 		}
 	}
@@ -48,12 +48,12 @@ func TestSequencesOfDemand(t *testing.T) {
 func TestTooManyForServers(t *testing.T) {
 	g := reader(t)
 	f := &facts{asked: g.Fleet.Models()[0].Name}
-	r := explain(fmt.Errorf("admit: %w", &admission.TooMany{Sequences: 48, Most: 32}), f)
+	r := explain(fmt.Errorf("admit: %w", &admission.TooMany{Sequences: 48, Max: 32}), f)
 	if r.Status != http.StatusBadRequest || r.Code != "request_too_large_for_limit" || r.RetryAfter != 0 ||
 		!strings.Contains(r.Message, "48 sequences") || !strings.Contains(r.Message, "takes 32 at a time") {
 		t.Errorf("%+v", r)
 	}
-	r = explain(fmt.Errorf("admit: %w", &admission.TooMany{Sequences: 48, Most: 8, Temporary: true}), f)
+	r = explain(fmt.Errorf("admit: %w", &admission.TooMany{Sequences: 48, Max: 8, Temporary: true}), f)
 	if r.Status != http.StatusServiceUnavailable || r.Code != "overloaded" || r.RetryAfter != retryNoBackend ||
 		!strings.Contains(r.Message, "48 sequences") || !strings.Contains(r.Message, "at the moment take 8 at a time") {
 		t.Errorf("%+v", r)

@@ -58,7 +58,7 @@ func (g *Gateway) record(c *call) (kept bool) {
 	}
 	c.settlement.recorded = true
 	out, r := &c.outcome, c.record()
-	r.Status, r.Took, r.Queue, r.GPU = out.status, time.Since(c.began), c.permit.Waited, c.permit.GPU()
+	r.Status, r.Took, r.Queue, r.GPU = out.status, time.Since(c.began), c.permit.Wait, c.permit.GPU()
 	if out.charged {
 		r.Usage, r.Estimated = out.usage, out.estimated
 		if c.plan.model != nil {

@@ -173,7 +173,7 @@ func toyFleet(t *testing.T, answer func(w http.ResponseWriter, b toyBody)) (g *G
 	large.Fallback, large.Backends[0].Serves, small.Backends[0].Serves = "small", "toy-m", "toy-small"
 	g.Fleet.Apply([]backend.ModelConfig{large, small})
 	for _, m := range g.Fleet.Models() {
-		m.Backends[0].Seat.Rotate(true)
+		m.Backends[0].Seat.SetRotation(true)
 	}
 	g.doors = append(g.doors, toyDoor())
 	front = httptest.NewServer(g.Handler())

@@ -122,7 +122,7 @@ func (t *tracing) admitted(asked string, start time.Time, p *admission.Permit, e
 	} else {
 		admitting.SetAttributes(attrLevel.String(p.Level.String()), attrReason.String(p.Reason), attrAsked.String(asked))
 		if p.Pool() != nil {
-			_, queue := t.tracer.Start(ctx, "queue", trace.WithTimestamp(now.Add(-p.Waited)))
+			_, queue := t.tracer.Start(ctx, "queue", trace.WithTimestamp(now.Add(-p.Wait)))
 			queue.End(trace.WithTimestamp(now))
 		}
 	}

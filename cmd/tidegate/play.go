@@ -212,7 +212,7 @@ func (y *play) ask(ctx context.Context, d *daemon, who caller, n int) {
 
 // allUp reports whether each model has a server in rotation.
 func (d *daemon) allUp() bool {
-	return !slices.ContainsFunc(d.fleet.Models(), func(m *backend.Model) bool { return !m.Pool.Up() })
+	return !slices.ContainsFunc(d.fleet.Models(), func(m *backend.Model) bool { return !m.Pool.Available() })
 }
 
 // answered keeps an answer, and prints it if it is of another kind than the one

@@ -75,7 +75,7 @@ func TestApplyKeeps(t *testing.T) {
 		synctest.Wait()
 		m := model(t, f, "Qwen3-1.7B")
 		a, b := m.Backends[0], m.Backends[1]
-		if !f.Ready() || !a.Seat.Up() || !b.Seat.Up() || m.Context() != 40960 {
+		if !f.Ready() || !a.Seat.InRotation() || !b.Seat.InRotation() || m.Context() != 40960 {
 			t.Fatalf("%s, %s, context %d", a.Why(), b.Why(), m.Context())
 		}
 		permit, err := admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), admission.DefaultQueue()).Admit(t.Context(), &admission.Demand{Pool: m.Pool})
@@ -94,14 +94,14 @@ func TestApplyKeeps(t *testing.T) {
 		if m2 == m || m2.Backends[0] != a || m2.Backends[1] != b || m2.Timeouts.Total != time.Hour || m2.Reasoning != openai.OnlyReasoning {
 			t.Error("what did not change is not kept, or what did is not changed")
 		}
-		if !a.Seat.Up() || !b.Seat.Up() || held.Seat.InFlight() != 1 || len(a.pool.idle) != 1 || closed(end) {
+		if !a.Seat.InRotation() || !b.Seat.InRotation() || held.Seat.InFlight() != 1 || len(a.pool.idle) != 1 || closed(end) {
 			t.Error("a kept backend lost its place, its count or its connections")
 		}
 		if err := permit.Settle(limit.Usage{}, ""); err != nil {
 			t.Error(err)
 		}
 		synctest.Wait()
-		if held.Seat.InFlight() != 0 || !m2.Backends[2].Seat.Up() {
+		if held.Seat.InFlight() != 0 || !m2.Backends[2].Seat.InRotation() {
 			t.Error("the new backend is not probed")
 		}
 		stop()
@@ -126,8 +126,8 @@ func TestApplyRemoves(t *testing.T) {
 		f.Apply([]ModelConfig{second})
 		synctest.Wait()
 		for _, old := range []*Backend{a, b} {
-			if old.Seat.Up() || old.Why() != "removed from the configuration" {
-				t.Errorf("%s: %v, %q", old.Name, old.Seat.Up(), old.Why())
+			if old.Seat.InRotation() || old.Why() != "removed from the configuration" {
+				t.Errorf("%s: %v, %q", old.Name, old.Seat.InRotation(), old.Why())
 			}
 		}
 		if a.pool.give(late, time.Now()); !closed(end) || !closed(lateEnd) {
@@ -138,7 +138,7 @@ func TestApplyRemoves(t *testing.T) {
 		if n := w.count("a/health"); n != 0 {
 			t.Errorf("a removed backend is probed %d times", n)
 		}
-		if now := model(t, f, "Qwen3-1.7B").Backends; len(now) != 1 || now[0] == b || !now[0].Seat.Up() {
+		if now := model(t, f, "Qwen3-1.7B").Backends; len(now) != 1 || now[0] == b || !now[0].Seat.InRotation() {
 			t.Error("its successor is not in rotation")
 		}
 		f.Apply(nil)
@@ -160,16 +160,16 @@ func TestApplyAliases(t *testing.T) {
 		f.Apply([]ModelConfig{c, modelOf("Qwen3-1.7B", "a")})
 		synctest.Wait()
 		b := model(t, f, "chat").Backends[0]
-		if b.Seat.Up() || b.Why() != "it serves Qwen/Qwen3-1.7B, none of which is chat: set serves on the backend to the name it uses" {
-			t.Errorf("%v, %q", b.Seat.Up(), b.Why())
+		if b.Seat.InRotation() || b.Why() != "it serves Qwen/Qwen3-1.7B, none of which is chat: set serves on the backend to the name it uses" {
+			t.Errorf("%v, %q", b.Seat.InRotation(), b.Why())
 		}
-		if other := model(t, f, "Qwen3-1.7B").Backends[0]; other == b || !other.Seat.Up() {
+		if other := model(t, f, "Qwen3-1.7B").Backends[0]; other == b || !other.Seat.InRotation() {
 			t.Error("a server of two models is two backends")
 		}
 		c.Aliases = []string{"fast", "Qwen/Qwen3-1.7B"}
 		f.Apply([]ModelConfig{c})
 		synctest.Wait()
-		if m := model(t, f, "fast"); m != model(t, f, "chat") || m.Backends[0] != b || !b.Seat.Up() {
+		if m := model(t, f, "fast"); m != model(t, f, "chat") || m.Backends[0] != b || !b.Seat.InRotation() {
 			t.Errorf("%q", b.Why())
 		}
 		w.count("/health")
@@ -227,7 +227,7 @@ func TestRunEnds(t *testing.T) {
 		if !closed(end) {
 			t.Error("a connection is left open")
 		}
-		if !a.Seat.Up() {
+		if !a.Seat.InRotation() {
 			t.Error("the end of probing takes backends out: streams may still be retried")
 		}
 	})

@@ -240,7 +240,7 @@ func (b *Backend) runsOn(refs []string, gpus *nvml.Monitor) {
 
 // Why is the reason for being out of rotation; empty while in it.
 func (b *Backend) Why() string {
-	if b.Seat.Up() {
+	if b.Seat.InRotation() {
 		out := b.gauge.Verdict().Out
 		if out == "" && b.Seat.Drained() {
 			return "weight 0: it gets no new requests, and what it has goes on"
@@ -252,7 +252,7 @@ func (b *Backend) Why() string {
 
 func (b *Backend) out(why string) (changed bool) {
 	b.state.Store(&why)
-	return b.Seat.Rotate(false)
+	return b.Seat.SetRotation(false)
 }
 
 // suspect takes the backend out of rotation at once where nobody listens, and has it
@@ -262,7 +262,7 @@ func (b *Backend) suspect(err error) {
 		b.out("connection refused")
 	}
 	b.suspected.Store(true)
-	b.Seat.Doubt(true)
+	b.Seat.SetDoubt(true)
 	b.probeNow()
 }
 

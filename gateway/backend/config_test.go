@@ -117,8 +117,8 @@ func TestNew(t *testing.T) {
 		if secure := strings.HasPrefix(c.url, "https"); (b.dialer.tls != nil) != secure {
 			t.Errorf("%s: TLS %v", c.url, b.dialer.tls)
 		}
-		if b.Seat.Up() || b.Why() != "not probed yet" || b.Facts().Serves != "x" {
-			t.Errorf("%s: in rotation %v, %q", c.url, b.Seat.Up(), b.Why())
+		if b.Seat.InRotation() || b.Why() != "not probed yet" || b.Facts().Serves != "x" {
+			t.Errorf("%s: in rotation %v, %q", c.url, b.Seat.InRotation(), b.Why())
 		}
 	}
 }
@@ -208,7 +208,7 @@ func TestDoubtful(t *testing.T) {
 		{ErrLeft, false, false},
 	} {
 		b := New(Config{URL: "http://gpu-a:8000", breaker: Breaker{Failures: 1, Open: time.Hour}}, "agent")
-		b.Seat.Rotate(true)
+		b.Seat.SetRotation(true)
 		if err := b.Guard(func() error { return c.err }); !errors.Is(err, c.err) {
 			t.Error(err)
 		}
@@ -218,7 +218,7 @@ func TestDoubtful(t *testing.T) {
 		if probes := len(b.kick); c.doubtful && probes != 1 {
 			t.Errorf("%v: %d probes are asked for", c.err, probes)
 		}
-		if b.Blame(c.err, b); !b.BreakerOpen() || b.Seat.Up() {
+		if b.Blame(c.err, b); !b.BreakerOpen() || b.Seat.InRotation() {
 			t.Errorf("%v: blamed, and still in rotation", c.err)
 		}
 	}

@@ -318,7 +318,7 @@ func (s *scraper) scrape(ctx context.Context) error {
 		s.b.held.Store(&at)
 	}
 	if load, known := e.load(); known {
-		s.b.Seat.Told(load)
+		s.b.Seat.SetLoad(load)
 	}
 	if e.Asleep() != before.Asleep() {
 		s.b.probeNow()
@@ -384,7 +384,7 @@ func (s *scraper) told(err error) {
 	switch {
 	case now == "":
 		s.log.Info("backend tells its load", "backend", s.b.Name)
-	case s.b.Seat.Up():
+	case s.b.Seat.InRotation():
 		s.log.Warn("the load of a backend is not known", "backend", s.b.Name, "reason", now)
 	}
 }

@@ -216,8 +216,8 @@ func TestScrape(t *testing.T) {
 			answer, want := c[0], c[1]
 			w.set("/metrics", answer)
 			time.Sleep(20 * time.Second)
-			if !strings.Contains(b.Blind(), want) || !b.Seat.Up() || b.Engine().Freshness(time.Now()) != nvml.Dropped {
-				t.Errorf("%q: %q, in rotation %v", answer, b.Blind(), b.Seat.Up())
+			if !strings.Contains(b.Blind(), want) || !b.Seat.InRotation() || b.Engine().Freshness(time.Now()) != nvml.Dropped {
+				t.Errorf("%q: %q, in rotation %v", answer, b.Blind(), b.Seat.InRotation())
 			}
 		}
 		w.count("/metrics")
@@ -354,8 +354,8 @@ func TestAsleep(t *testing.T) {
 		want := func(when string, up bool, why string) {
 			t.Helper()
 			synctest.Wait()
-			if b.Seat.Up() != up || b.Why() != why {
-				t.Errorf("%s: in rotation %v, %q", when, b.Seat.Up(), b.Why())
+			if b.Seat.InRotation() != up || b.Why() != why {
+				t.Errorf("%s: in rotation %v, %q", when, b.Seat.InRotation(), b.Why())
 			}
 		}
 		time.Sleep(10 * time.Second)

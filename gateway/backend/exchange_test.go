@@ -160,7 +160,7 @@ func TestNoAnswer(t *testing.T) {
 			if n := s.conns.Load(); n != 1 {
 				t.Errorf("sent %d times", n)
 			}
-			if !b.Seat.Up() || len(b.kick) != 1 {
+			if !b.Seat.InRotation() || len(b.kick) != 1 {
 				t.Error("one failed answer should ask for a probe, no more")
 			}
 		})
@@ -412,8 +412,8 @@ func TestRefused(t *testing.T) {
 	if !Retryable(err) || Outcome(err) != "broken" {
 		t.Errorf("%v", err)
 	}
-	if b.Seat.Up() || b.Why() != "connection refused" || len(b.kick) != 1 {
-		t.Errorf("in rotation %v (%s), %d probes asked for", b.Seat.Up(), b.Why(), len(b.kick))
+	if b.Seat.InRotation() || b.Why() != "connection refused" || len(b.kick) != 1 {
+		t.Errorf("in rotation %v (%s), %d probes asked for", b.Seat.InRotation(), b.Why(), len(b.kick))
 	}
 }
 

@@ -49,8 +49,8 @@ func TestProbeWarnsOfContext(t *testing.T) {
 	w.set("/v1/models", `{"data":[{"id":"m","max_model_len":"40960"}]}`)
 	p := proberOf(w, Config{}, "m")
 	p.probe(t.Context())
-	if f := p.b.Facts(); !p.b.Seat.Up() || f.MaxModelLen != 0 || len(f.Warnings) != 1 {
-		t.Errorf("in rotation %v, %+v", p.b.Seat.Up(), f)
+	if f := p.b.Facts(); !p.b.Seat.InRotation() || f.MaxModelLen != 0 || len(f.Warnings) != 1 {
+		t.Errorf("in rotation %v, %+v", p.b.Seat.InRotation(), f)
 	}
 }
 
@@ -88,8 +88,8 @@ func TestProbeLearnsThinking(t *testing.T) {
 			p := proberOf(w, Config{APIKey: "k"}, "Qwen3-1.7B")
 			p.probe(t.Context())
 			f := p.b.Facts()
-			if f.NoThinking != c.off || len(f.Warnings) != c.warnings || !p.b.Seat.Up() {
-				t.Errorf("%+v, in rotation %v", f, p.b.Seat.Up())
+			if f.NoThinking != c.off || len(f.Warnings) != c.warnings || !p.b.Seat.InRotation() {
+				t.Errorf("%+v, in rotation %v", f, p.b.Seat.InRotation())
 			}
 			if n := w.count("/v1/chat/completions"); n != c.asked {
 				t.Errorf("%d answers were asked for, want %d", n, c.asked)

@@ -221,7 +221,7 @@ func (m *Model) On(seat *admission.Seat) *Backend {
 func (m *Model) Context() int {
 	least := 0
 	for _, b := range m.Backends {
-		if n := b.Facts().MaxModelLen; n > 0 && (least == 0 || n < least) && b.Seat.Up() {
+		if n := b.Facts().MaxModelLen; n > 0 && (least == 0 || n < least) && b.Seat.InRotation() {
 			least = n
 		}
 	}
@@ -233,7 +233,7 @@ func (m *Model) Context() int {
 // is the one that is reserved for.
 func (m *Model) NoThinking() bool {
 	for _, b := range m.Backends {
-		if b.Facts().NoThinking && b.Seat.Up() {
+		if b.Facts().NoThinking && b.Seat.InRotation() {
 			return true
 		}
 	}
@@ -244,7 +244,7 @@ func (m *Model) NoThinking() bool {
 // older ones ignore.
 func (m *Model) Constrains() bool {
 	for _, b := range m.Backends {
-		if f := b.Facts(); b.Seat.Up() && f.Can.Known && !f.Can.StructuredOutputs {
+		if f := b.Facts(); b.Seat.InRotation() && f.Can.Known && !f.Can.StructuredOutputs {
 			return false
 		}
 	}
@@ -309,7 +309,7 @@ func (f *Fleet) Notify(told func([]*Model)) {
 // Ready reports whether some backend of some model is in rotation.
 func (f *Fleet) Ready() bool {
 	for _, m := range f.Models() {
-		if m.Pool.Up() {
+		if m.Pool.Available() {
 			return true
 		}
 	}

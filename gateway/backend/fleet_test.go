@@ -119,8 +119,8 @@ func TestProbe(t *testing.T) {
 				for i, h := range c.health {
 					w.set("/health", h)
 					p.probe(t.Context())
-					if p.b.Seat.Up() != c.up[i] {
-						t.Fatalf("after probe %d (%q): in rotation %v (%s)", i, h, p.b.Seat.Up(), p.b.Why())
+					if p.b.Seat.InRotation() != c.up[i] {
+						t.Fatalf("after probe %d (%q): in rotation %v (%s)", i, h, p.b.Seat.InRotation(), p.b.Why())
 					}
 				}
 				if p.b.Why() != c.why {
@@ -196,7 +196,7 @@ func TestProbeLearns(t *testing.T) {
 			p.probe(t.Context())
 			f := p.b.Facts()
 			f.Names = nil
-			if fmt.Sprintf("%+v", f) != fmt.Sprintf("%+v", c.want) || p.b.Why() != c.why || p.b.Seat.Up() != (c.why == "") {
+			if fmt.Sprintf("%+v", f) != fmt.Sprintf("%+v", c.want) || p.b.Why() != c.why || p.b.Seat.InRotation() != (c.why == "") {
 				t.Errorf("%+v, %q", f, p.b.Why())
 			}
 		})
@@ -207,7 +207,7 @@ func TestProbeSendsTheKey(t *testing.T) {
 	w := newWorld()
 	w.set("/v1/models", `{"data":[{"id":"KEY"}]}`)
 	p := proberOf(w, Config{APIKey: "secret"}, "Bearer secret")
-	if p.probe(t.Context()); !p.b.Seat.Up() {
+	if p.probe(t.Context()); !p.b.Seat.InRotation() {
 		t.Error(p.b.Why())
 	}
 }
@@ -234,15 +234,15 @@ func TestProbeRhythm(t *testing.T) {
 		want("after 40 s", 10, 1)
 		p.b.suspect(io.EOF)
 		want("when suspected", 1, 0)
-		if !p.b.Seat.Up() {
+		if !p.b.Seat.InRotation() {
 			t.Error("suspicion alone takes it out")
 		}
 		p.b.suspect(fmt.Errorf("x: %w", syscall.ECONNREFUSED))
-		if p.b.Seat.Up() || p.b.Why() != "connection refused" {
+		if p.b.Seat.InRotation() || p.b.Why() != "connection refused" {
 			t.Error("refused, and yet in rotation")
 		}
 		want("when refused", 1, 0)
-		if !p.b.Seat.Up() {
+		if !p.b.Seat.InRotation() {
 			t.Error("a healthy probe does not bring it back")
 		}
 		w.set("/health", "status 503")
@@ -268,14 +268,14 @@ func TestProbeStops(t *testing.T) {
 		w := newWorld()
 		w.set("/health", silent)
 		p := proberOf(w, Config{}, "x")
-		p.b.Seat.Rotate(true)
+		p.b.Seat.SetRotation(true)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan bool)
 		go func() { p.run(ctx); close(done) }()
 		synctest.Wait()
 		cancel()
 		<-done
-		if !p.b.Seat.Up() || p.failed != 0 {
+		if !p.b.Seat.InRotation() || p.failed != 0 {
 			t.Error("a probe that was stopped counts as a failure")
 		}
 	})
@@ -329,7 +329,7 @@ func TestProbeFollowsNoRedirect(t *testing.T) {
 	p := &prober{b: New(Config{URL: s.URL, APIKey: "k"}, "agent"), client: client, log: quiet(), names: []string{"m"}}
 	p.probe(t.Context())
 	why := p.b.Why()
-	if n := asked.Load(); n > 0 || p.b.Seat.Up() {
+	if n := asked.Load(); n > 0 || p.b.Seat.InRotation() {
 		t.Errorf("the other host was asked %d times", n)
 	}
 	if !strings.HasPrefix(why, "GET /health: status 307, a redirect to "+elsewhere.URL) || !strings.HasSuffix(why, "is not followed: set url on the backend to where the server itself answers") ||
@@ -370,8 +370,8 @@ func TestProbeAfterAFailedRequest(t *testing.T) {
 		if fails {
 			p.b.suspect(io.EOF)
 		}
-		if p.probe(t.Context()); p.b.Seat.Up() != up {
-			t.Errorf("in rotation: %v (%s)", p.b.Seat.Up(), p.b.Why())
+		if p.probe(t.Context()); p.b.Seat.InRotation() != up {
+			t.Errorf("in rotation: %v (%s)", p.b.Seat.InRotation(), p.b.Why())
 		}
 	}
 	step("", false, true)

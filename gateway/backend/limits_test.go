@@ -413,7 +413,7 @@ func TestCancelBeforeTheHead(t *testing.T) {
 	if _, err := b.Send(ctx, post()); !errors.Is(err, context.Canceled) || Outcome(err) != "client_closed" || Retryable(err) {
 		t.Errorf("cancelled before: %v", err)
 	}
-	if !b.Seat.Up() || len(b.kick) > 0 {
+	if !b.Seat.InRotation() || len(b.kick) > 0 {
 		t.Error("the server is blamed")
 	}
 }

@@ -127,7 +127,7 @@ func TestHarmless(t *testing.T) {
 // TestMove: a backend hands on all that it has, beyond any budget, once a minute.
 func TestMove(t *testing.T) {
 	b := New(Config{URL: "http://gpu-a:8000"}, "agent")
-	b.Seat.Rotate(true)
+	b.Seat.SetRotation(true)
 	pool := admission.NewPool("m", nil)
 	pool.Set([]*admission.Seat{b.Seat}, nil)
 	c := admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), admission.DefaultQueue())

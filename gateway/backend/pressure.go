@@ -12,7 +12,7 @@ import (
 func (b *Backend) readings(now time.Time) degrade.Readings {
 	tuned := b.tuned.Load()
 	r := degrade.Readings{
-		Absolute: tuned.absolute, InRotation: b.Seat.Up(), KV: -1, Waiting: -1, Preempted: -1, Queued: b.Seat.Queued(),
+		Absolute: tuned.absolute, InRotation: b.Seat.InRotation(), KV: -1, Waiting: -1, Preempted: -1, Queued: b.Seat.Queued(),
 		TTFT: b.Pace.TTFT(now), Objective: time.Duration(b.objective.Load()), InFlight: b.Seat.InFlight(), MaxInFlight: tuned.most,
 	}
 	views := b.GPUs()
@@ -38,5 +38,5 @@ func (b *Backend) readings(now time.Time) degrade.Readings {
 
 // load tells admission of the engine's load.
 func (e *Engine) load() (l admission.Load, known bool) {
-	return admission.Load{At: e.At, Running: e.Running, Waiting: e.Waiting}, e.Running >= 0 && e.Waiting >= 0
+	return admission.Load{Time: e.At, Running: e.Running, Waiting: e.Waiting}, e.Running >= 0 && e.Waiting >= 0
 }

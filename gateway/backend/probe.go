@@ -62,9 +62,9 @@ func (p *prober) run(ctx context.Context) {
 func (p *prober) probe(ctx context.Context) {
 	suspected := p.b.suspected.Swap(false)
 	defer func() {
-		p.b.Seat.Doubt(false)
+		p.b.Seat.SetDoubt(false)
 		if p.b.suspected.Load() { // meanwhile: the next probe tells
-			p.b.Seat.Doubt(true)
+			p.b.Seat.SetDoubt(true)
 		}
 	}()
 	_, err := p.ask(ctx, "/health")
@@ -90,7 +90,7 @@ func (p *prober) probe(ctx context.Context) {
 	}
 	if err == nil {
 		p.failed, p.said = 0, ""
-		if p.b.Seat.Rotate(true) {
+		if p.b.Seat.SetRotation(true) {
 			p.log.Info("backend in rotation", "backend", p.b.Name, "serves", p.b.Facts().Serves, "version", p.b.Facts().Version)
 		}
 		return
@@ -102,7 +102,7 @@ func (p *prober) probe(ctx context.Context) {
 	if p.failed++; p.failed >= failedTwice || errors.Is(err, syscall.ECONNREFUSED) {
 		p.down = time.Now()
 		p.b.progress.restart()
-	} else if p.b.Seat.Up() {
+	} else if p.b.Seat.InRotation() {
 		return
 	}
 	p.takeOut(err.Error())

@@ -117,7 +117,7 @@ func serve(t *testing.T, config *tls.Config, script func(p *peer)) *server {
 func backendOf(t *testing.T, addr string) *Backend {
 	t.Helper()
 	b := New(Config{URL: "http://" + addr}, "tidegate-test")
-	b.Seat.Rotate(true)
+	b.Seat.SetRotation(true)
 	t.Cleanup(b.pool.close)
 	return b
 }

@@ -155,7 +155,7 @@ func (w *watcher) look(now time.Time) (ask bool) {
 			w.back(s.since, now, last)
 			return false
 		}
-		if w.b.Seat.Up() { // a probe that had begun before let it in
+		if w.b.Seat.InRotation() { // a probe that had begun before let it in
 			w.b.out(s.reason)
 		}
 		return true
@@ -165,7 +165,7 @@ func (w *watcher) look(now time.Time) (ask bool) {
 		return false
 	}
 	patience := w.b.patience()
-	if patience > 0 && w.b.Seat.Up() && w.b.progress.hangs(patience, now, w.b.evidence(now)) && w.b.others(now) {
+	if patience > 0 && w.b.Seat.InRotation() && w.b.progress.hangs(patience, now, w.b.evidence(now)) && w.b.others(now) {
 		w.out(requests, since, now)
 	}
 	return true

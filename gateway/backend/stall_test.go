@@ -19,7 +19,7 @@ func pair(t *testing.T) (a, b *Backend) {
 	both := []*Backend{a, b}
 	for _, x := range both {
 		x.peers.Store(&both)
-		x.Seat.Rotate(true)
+		x.Seat.SetRotation(true)
 	}
 	return a, b
 }
@@ -64,7 +64,7 @@ func TestHangs(t *testing.T) {
 				b.progress.sign(b.progress.base.Add(7 * time.Second))
 			}
 		}, 0, 5},
-		{"the other backend is out", 3, true, func(_ int, _, other *Backend) { other.Seat.Rotate(false) }, 0, 5},
+		{"the other backend is out", 3, true, func(_ int, _, other *Backend) { other.Seat.SetRotation(false) }, 0, 5},
 		{"the other backend stands still too", 3, true, func(s int, _, other *Backend) {
 			if s == 1 {
 				other.progress.begin(other.progress.base)
@@ -124,7 +124,7 @@ func twelveSeconds(t *testing.T, requests int, told bool, each func(s int, b, ot
 			}
 			b.progress.canary(now, true)
 		}
-		if out == 0 && !b.Seat.Up() {
+		if out == 0 && !b.Seat.InRotation() {
 			out = s
 		}
 	}
@@ -147,25 +147,25 @@ func TestHungComesBack(t *testing.T) {
 	for s := range 9 {
 		look(s, 0)
 	}
-	if b.Seat.Up() || b.stalled() == "" {
+	if b.Seat.InRotation() || b.stalled() == "" {
 		t.Fatal("it is not out after 8 s")
 	}
-	b.Seat.Rotate(true) // by a probe that had begun before
-	if look(9, 0); b.Seat.Up() {
+	b.Seat.SetRotation(true) // by a probe that had begun before
+	if look(9, 0); b.Seat.InRotation() {
 		t.Error("a health probe lets it in")
 	}
 	look(10, 1)
 	if b.stalled() != "" {
 		t.Error("it makes tokens, and is still kept out")
 	}
-	b.Seat.Rotate(true)
+	b.Seat.SetRotation(true)
 	for s := 11; s < 30; s++ {
 		look(s, 1)
 	}
-	if !b.Seat.Up() {
+	if !b.Seat.InRotation() {
 		t.Error("out again after less than twice the silence that it ended by itself")
 	}
-	if look(30, 1); b.Seat.Up() {
+	if look(30, 1); b.Seat.InRotation() {
 		t.Error("not out after twice that silence")
 	}
 	if n, since := b.Unanswered(at(30)); n != 3 || !since.Equal(at(10)) {
@@ -298,7 +298,7 @@ func TestLeftBehind(t *testing.T) {
 			p.say(ok)
 		})
 		b := backendOf(t, s.addr)
-		b.Seat.Rotate(true)
+		b.Seat.SetRotation(true)
 		q := post()
 		q.Stream = c.stream
 		q.Silence, q.SilenceAfter = func(time.Time) time.Duration { return time.Millisecond }, time.Millisecond
