@@ -21,17 +21,17 @@ const (
 // look-up and two or three additions, and no allocation once its caller is known. Beyond
 // maxActivities all others share one line.
 type activities struct {
-	mu     sync.Mutex
-	byName map[activityName]*activity
-	others *activity // nil: all had a line of their own
-	swept  time.Time
+	mu       sync.Mutex
+	byName   map[activityName]*activity
+	overflow *activity // nil: all had a line of their own
+	swept    time.Time
 }
 
-// activityName is whose use it is: that of a key for a model, and where its user then
+// activityName names a use: a key, a model, and where the key's user then
 // belonged. All empty is the use of those who have shown no good key.
 type activityName struct{ department, project, user, key, model string }
 
-// activity is what one key lately used of one model.
+// activity counts the recent use of one model by one key.
 type activity struct {
 	activityName
 
@@ -42,7 +42,7 @@ type activity struct {
 	buckets          [activityBuckets]useCount
 }
 
-// useCount is what was used in one bucket of time.
+// useCount is the use in one bucket of time.
 type useCount struct{ requests, refused, input, output int64 }
 
 // find returns the line of a caller and a model, which it may begin.
@@ -61,10 +61,10 @@ func (a *activities) find(caller *account.Identity, model string, now time.Time)
 		a.sweep(now)
 	}
 	if len(a.byName) >= maxActivities {
-		if a.others == nil {
-			a.others = &activity{activityName: activityName{user: other, key: other, model: other}}
+		if a.overflow == nil {
+			a.overflow = &activity{activityName: activityName{user: labelOther, key: labelOther, model: labelOther}}
 		}
-		return a.others
+		return a.overflow
 	}
 	one := &activity{activityName: name, last: now}
 	a.byName[name] = one
@@ -122,13 +122,13 @@ func (a *activity) roll(now time.Time) (newest int64) {
 	return a.clock.Roll(now, activityBuckets, func(place int64) { a.buckets[place] = useCount{} })
 }
 
-// Top is who uses what now: what GET /top of the ops listener answers.
+// Top is the answer of GET /top on the ops listener: the current use by key and model.
 type Top struct {
-	At   time.Time `json:"at"`
+	Time time.Time `json:"at"`
 	Rows []TopRow  `json:"rows"`
 }
 
-// TopRow is what one key uses of one model. Without a user it is of those who showed no
+// TopRow is the current use of one model by one key. Without a user it is that of callers who showed no
 // good key; other stands for those beyond the 4096 that are told apart.
 type TopRow struct {
 	Department string  `json:"department,omitempty"`
@@ -167,20 +167,20 @@ func (a *activity) row(now time.Time) TopRow {
 	return r
 }
 
-// top tells who uses what now, in no order; those who use nothing are left out.
+// top returns the current use, in no order; keys that use nothing are left out.
 func (a *activities) top(now time.Time) Top {
 	a.mu.Lock()
 	a.sweep(now)
-	all := make([]*activity, 0, len(a.byName)+1)
+	listed := make([]*activity, 0, len(a.byName)+1)
 	for _, one := range a.byName {
-		all = append(all, one)
+		listed = append(listed, one)
 	}
-	if a.others != nil {
-		all = append(all, a.others)
+	if a.overflow != nil {
+		listed = append(listed, a.overflow)
 	}
 	a.mu.Unlock()
-	t := Top{At: now, Rows: []TopRow{}}
-	for _, one := range all {
+	t := Top{Time: now, Rows: []TopRow{}}
+	for _, one := range listed {
 		if r := one.row(now); r.Running+r.Waiting > 0 || r.Requests+r.Refused > 0 || r.Input+r.Output > 0 {
 			t.Rows = append(t.Rows, r)
 		}
@@ -188,14 +188,14 @@ func (a *activities) top(now time.Time) Top {
 	return t
 }
 
-// use is how one request counts in its caller's activity. One goroutine may use it. The
+// use is the part of one request in its caller's activity. One goroutine may use it. The
 // zero value counts nothing.
 type use struct {
 	activity *activity // nil before the request is to be admitted
 	phase    phase
 }
 
-// phase is as what a request is counted.
+// phase is the state in which a request is counted.
 type phase uint8
 
 const (

@@ -71,7 +71,7 @@ func TestActivitiesAreBounded(t *testing.T) {
 			one.add(time.Now(), useCount{}, 0, -1)
 		}
 		time.Sleep(2 * time.Minute)
-		if one := a.find(&account.Identity{User: "late"}, "m", time.Now()); one == a.others || len(a.byName) != 1 {
+		if one := a.find(&account.Identity{User: "late"}, "m", time.Now()); one == a.overflow || len(a.byName) != 1 {
 			t.Errorf("who comes later has no line of its own among %d", len(a.byName))
 		}
 	})

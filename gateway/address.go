@@ -15,8 +15,8 @@ func nodeAddr(text string) (addr netip.Addr, ok bool) {
 	if err == nil {
 		return plainAddr(addr), true
 	}
-	if both, err := netip.ParseAddrPort(text); err == nil {
-		return plainAddr(both.Addr()), true
+	if withPort, err := netip.ParseAddrPort(text); err == nil {
+		return plainAddr(withPort.Addr()), true
 	}
 	if len(text) > 2 && text[0] == '[' && text[len(text)-1] == ']' {
 		addr, err = netip.ParseAddr(text[1 : len(text)-1])

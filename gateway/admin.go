@@ -12,7 +12,7 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// adminTimeout is how long a route of /admin/v1/ may take, so that none waits for
+// adminTimeout bounds the time of a route of /admin/v1/, so that none waits for
 // ever where the database hangs.
 const adminTimeout = 10 * time.Second
 
@@ -22,7 +22,7 @@ func admin(h handler) handler {
 	return func(c *call) error {
 		c.writer.w.Header().Set("Cache-Control", "no-store")
 		var err error
-		if c.caller, err = c.settings.accounts.IdentifyAdministrator(c.r.Context(), authorization(c.r.Header), c.from()); err != nil {
+		if c.caller, err = c.settings.accounts.IdentifyAdministrator(c.r.Context(), authorization(c.r.Header), c.clientAddr()); err != nil {
 			return err
 		}
 		c.showExpiry()
@@ -33,9 +33,9 @@ func admin(h handler) handler {
 			return err
 		}
 		caller := c.r.Context()
-		within, cancel := context.WithTimeout(caller, adminTimeout)
+		ctx, cancel := context.WithTimeout(caller, adminTimeout)
 		defer cancel()
-		c.r = c.r.WithContext(within)
+		c.r = c.r.WithContext(ctx)
 		err = h(c)
 		if err == nil || errors.As(err, new(*refusal.Refusal)) || errors.As(err, new(*account.Fault)) || caller.Err() != nil {
 			return err
@@ -44,7 +44,7 @@ func admin(h handler) handler {
 	}
 }
 
-// actor is who the audit log says it was.
+// actor returns the name of the administrator for the audit log.
 func (c *call) actor() string { return c.caller.User + "/" + c.caller.Key }
 
 // pageOf reads the part of a list that is asked for.
@@ -70,12 +70,12 @@ func page[T any](c *call, list func(account.Page) ([]T, bool, error), next func(
 	if err != nil {
 		return err
 	}
-	items, more, err := list(p)
+	items, hasMore, err := list(p)
 	if err != nil {
 		return err
 	}
-	answer := map[string]any{"object": "list", "data": items, "has_more": more, "after": nil}
-	if more {
+	answer := map[string]any{"object": "list", "data": items, "has_more": hasMore, "after": nil}
+	if hasMore {
 		answer["after"] = next(items[len(items)-1])
 	}
 	return c.writer.sendJSON(answer)
@@ -90,15 +90,15 @@ func (g *Gateway) listKeys(c *call) error {
 // listAudit goes from the newest entry back; after is the last id that is known.
 func (g *Gateway) listAudit(c *call) error {
 	return page(c, func(p account.Page) ([]account.Entry, bool, error) {
-		var before int64
+		var beforeID int64
 		if p.After != "" {
 			n, err := strconv.ParseInt(p.After, 10, 64)
 			if err != nil || n < 1 {
 				return nil, false, refusal.New(refusal.InvalidRequest, "after", "after must be the id of an entry")
 			}
-			before = n
+			beforeID = n
 		}
-		return c.settings.accounts.Store().Audit(c.r.Context(), before, p.Limit)
+		return c.settings.accounts.Store().Audit(c.r.Context(), beforeID, p.Limit)
 	}, func(e account.Entry) any { return strconv.FormatInt(e.ID, 10) })
 }
 

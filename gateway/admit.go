@@ -49,7 +49,7 @@ func (g *Gateway) demand(c *call) *admission.Demand {
 func (c *call) Fits(smaller *admission.Pool) bool { return c.request.fits(smaller) }
 
 // KeepAlive keeps a stream alive while its request waits for a place.
-func (c *call) KeepAlive(p *admission.Permit) (next time.Duration, told bool) {
+func (c *call) KeepAlive(p *admission.Permit) (next time.Duration, announced bool) {
 	if !c.request.Wish.Stream {
 		return time.Minute, false
 	}

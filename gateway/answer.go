@@ -32,7 +32,7 @@ type answerWriter struct {
 	model     string    // name of what answers, as far as is known
 	begun     string    // id under which keep-alives were sent before the answer; empty where none was
 	pending   *[]byte   // events to be written next; nil where there are none
-	gone      bool      // the caller reads no more
+	left      bool      // the caller reads no more
 	kept      bool      // the last write was a keep-alive
 	lastWrite time.Time // or the begin of the request
 }
@@ -53,9 +53,9 @@ func (a *answerWriter) now() time.Time { return a.began.Add(time.Since(a.began))
 // setLevel sets the level of the answer, with its headers while the head was not sent.
 func (a *answerWriter) setLevel(level degrade.Level, reason string) {
 	reason = cmp.Or(reason, "none")
-	same := a.level == level && a.reason == reason
+	unchanged := a.level == level && a.reason == reason
 	a.level, a.reason = level, reason
-	if a.sent || same {
+	if a.sent || unchanged {
 		return
 	}
 	a.header("X-Tidegate-Level", level.String())
@@ -142,15 +142,15 @@ func (a *answerWriter) pendingBytes() int {
 // flush writes the pending events. It reports whether the caller still reads.
 func (a *answerWriter) flush() bool {
 	if a.pending == nil {
-		return !a.gone
+		return !a.left
 	}
-	if len(*a.pending) > 0 && !a.gone {
-		a.gone = a.writeEvents(*a.pending) != nil
+	if len(*a.pending) > 0 && !a.left {
+		a.left = a.writeEvents(*a.pending) != nil
 	}
 	*a.pending = (*a.pending)[:0]
 	a.buffers.Put(a.pending)
 	a.pending = nil
-	return !a.gone
+	return !a.left
 }
 
 // writeEvents writes events, behind the head where that was not sent.
@@ -177,7 +177,7 @@ func (a *answerWriter) endWithEvent(event []byte) {
 
 // keepAliveDue returns the time to the next keep-alive; due reports whether it is over.
 func (a *answerWriter) keepAliveDue(now time.Time) (next time.Duration, due bool) {
-	silence := a.keepAlive.After
+	silence := a.keepAlive.Silence
 	if a.kept {
 		silence = a.keepAlive.Every
 	}

@@ -93,11 +93,11 @@ func (c *call) receive() ([]byte, error) {
 		return nil, fmt.Errorf("set read deadline: %w", err)
 	}
 	defer func(began time.Time) { c.reading = time.Since(began) }(time.Now())
-	most := limit
+	expected := limit
 	if c.r.ContentLength >= 0 {
-		most = c.r.ContentLength
+		expected = c.r.ContentLength
 	}
-	body, err := c.fill(http.MaxBytesReader(c.writer.w, c.r.Body, limit), int(most), 0)
+	body, err := c.fill(http.MaxBytesReader(c.writer.w, c.r.Body, limit), int(expected), 0)
 	var ours *refusal.Refusal
 	switch {
 	case err == nil:
@@ -117,14 +117,14 @@ func (c *call) receive() ([]byte, error) {
 // fill reads all of in, of which most bytes are expected, into a buffer that grows as they
 // come. The budget of bodies has the room before it is made; beside is what the request
 // holds of it apart from that.
-func (c *call) fill(in io.Reader, most, beside int) (body []byte, err error) {
+func (c *call) fill(source io.Reader, expected, heldElsewhere int) (body []byte, err error) {
 	for {
 		if len(body) == cap(body) {
-			if body, err = c.grow(body, most, beside); err != nil {
+			if body, err = c.grow(body, expected, heldElsewhere); err != nil {
 				return nil, err
 			}
 		}
-		n, err := in.Read(body[len(body):cap(body)])
+		n, err := source.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
 		switch {
 		case errors.Is(err, io.EOF):
@@ -145,13 +145,13 @@ func (c *call) tooLarge() error {
 // what is over max_body.
 func (c *call) decompress(coding string, sent []byte) ([]byte, error) {
 	limit := int(c.settings.MaxBody)
-	in := &packedBody{}
-	in.Reset(sent)
-	out, err := newDecompressor(coding, in)
+	packed := &packedBody{}
+	packed.Reset(sent)
+	out, err := newDecompressor(coding, packed)
 	if err != nil {
 		return nil, broken(coding, err)
 	}
-	body, err := c.fill(io.LimitReader(&unpackedBody{out, in}, int64(limit)+1), limit, cap(sent))
+	body, err := c.fill(io.LimitReader(&unpackedBody{out, packed}, int64(limit)+1), limit, cap(sent))
 	var ours *refusal.Refusal
 	switch {
 	case errors.As(err, &ours):
@@ -160,7 +160,7 @@ func (c *call) decompress(coding string, sent []byte) ([]byte, error) {
 		return nil, broken(coding, err)
 	case len(body) > limit:
 		return nil, refusal.New(refusal.RequestTooLarge, "", fmt.Sprintf("the body is larger than %v when it is decompressed, the most that this gateway takes", c.settings.MaxBody))
-	case in.Len() > 0:
+	case packed.Len() > 0:
 		return nil, broken(coding, errTrailing)
 	}
 	return body, c.hold(min(cap(body), limit))
@@ -168,20 +168,20 @@ func (c *call) decompress(coding string, sent []byte) ([]byte, error) {
 
 // newDecompressor returns what a body is decompressed by. A deflate body should be in
 // zlib's format (RFC 9110, 8.4.1.2), and is without it from many clients.
-func newDecompressor(coding string, in *packedBody) (io.Reader, error) {
+func newDecompressor(coding string, packed *packedBody) (io.Reader, error) {
 	if coding == "gzip" {
-		z, err := gzip.NewReader(in)
+		z, err := gzip.NewReader(packed)
 		if err == nil {
 			z.Multistream(false) // thousands of empty members cost much and say nothing
 		}
 		return z, err
 	}
 	var head [2]byte
-	_, _ = in.ReadAt(head[:], 0) // of a shorter body the rest is zero, which is no head of zlib's
+	_, _ = packed.ReadAt(head[:], 0) // of a shorter body the rest is zero, which is no head of zlib's
 	if head[0]&0x0f == 8 && (uint(head[0])<<8|uint(head[1]))%31 == 0 {
-		return zlib.NewReader(in)
+		return zlib.NewReader(packed)
 	}
-	return flate.NewReader(in), nil
+	return flate.NewReader(packed), nil
 }
 
 // maxPadding is by how many bytes a compressed body may be ahead of what came out of it:
@@ -223,16 +223,16 @@ func (b *packedBody) ReadByte() (byte, error) {
 	return b.Reader.ReadByte()
 }
 
-// unpackedBody is what a decompressor makes.
+// unpackedBody is the output of a decompressor.
 type unpackedBody struct {
 	io.Reader
-	from *packedBody
+	packed *packedBody
 }
 
 // Read reads a part of the result.
 func (b *unpackedBody) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
-	b.from.made += n
+	b.packed.made += n
 	return n, err
 }
 
@@ -258,9 +258,9 @@ const (
 // grow makes room for more of a body, of which most bytes are expected: as much as has
 // come already, so that an announced length alone costs nothing. The budget of bodies has
 // the room before it is made; beside is what the request holds of it for other things.
-func (c *call) grow(body []byte, most, beside int) ([]byte, error) {
-	size := min(max(4*len(body), firstBuffer), most)
-	if err := c.hold(beside + size); err != nil {
+func (c *call) grow(body []byte, expected, heldElsewhere int) ([]byte, error) {
+	size := min(max(4*len(body), firstBuffer), expected)
+	if err := c.hold(heldElsewhere + size); err != nil {
 		return nil, err
 	}
 	return append(make([]byte, 0, max(size, len(body))+pastEnd), body...), nil

@@ -26,7 +26,7 @@ func (b BodyBudget) resolve(maxBody Size) BodyBudget {
 	return b
 }
 
-// validate says what is wrong with the budget beside the largest body.
+// validate reports the faults of the budget beside the largest body.
 func (b BodyBudget) validate(maxBody Size, fault func(ok bool, format string, args ...any)) {
 	b = b.resolve(maxBody)
 	fault(b.PerCaller >= maxBody, "body_budget.per_caller: must be at least max_body, which is %v, or no request of that size could be served", maxBody)
@@ -72,7 +72,7 @@ func (b *budget) take(caller string, bytes int64) error {
 	return nil
 }
 
-// holding is what one request holds of a budget. One goroutine may use it. The zero
+// holding is one request's part of a budget. One goroutine may use it. The zero
 // value holds nothing.
 type holding struct {
 	budget *budget // nil: nothing was ever held

@@ -66,7 +66,7 @@ func newID(t time.Time) string {
 }
 
 // from returns the caller's address, which is found once.
-func (c *call) from() netip.Addr {
+func (c *call) clientAddr() netip.Addr {
 	if !c.addr.IsValid() {
 		c.addr = clientAddr(c.r, c.settings.proxies)
 	}
@@ -98,8 +98,8 @@ func (c *call) asked() string {
 	return c.request.model.Name
 }
 
-// served returns the name of what answers, or of the model that was asked for while no
-// plan says more.
+// served returns the name of what answers, or of the model that was asked for before there
+// is a plan.
 func (c *call) served() string {
 	if c.plan.served != "" {
 		return c.plan.served
@@ -118,6 +118,6 @@ func (c *call) maxTokens() int {
 // limitSubjects returns the accounts by which the limits count the request.
 func (c *call) limitSubjects() limit.Subjects {
 	return limit.Subjects{
-		Department: c.caller.Department, Project: c.caller.Project, User: c.caller.User, Key: c.caller.Key, IP: c.from(), Model: c.asked(),
+		Department: c.caller.Department, Project: c.caller.Project, User: c.caller.User, Key: c.caller.Key, IP: c.clientAddr(), Model: c.asked(),
 	}
 }

@@ -13,12 +13,12 @@ import (
 
 // identify finds out who calls.
 func (c *call) identify() (err error) {
-	c.caller, err = c.settings.accounts.Identify(c.r.Context(), authorization(c.r.Header), c.from())
+	c.caller, err = c.settings.accounts.Identify(c.r.Context(), authorization(c.r.Header), c.clientAddr())
 	c.showExpiry()
 	return err
 }
 
-// showExpiry says in a header when the caller's key expires, where it does.
+// showExpiry sets the header that names when the caller's key expires, where it does.
 func (c *call) showExpiry() {
 	if ends := c.caller.Ends(); ends != "" {
 		c.writer.header("X-Tidegate-Key-Expires", ends)
@@ -30,13 +30,13 @@ func (c *call) showExpiry() {
 // is in x-api-key, as Anthropic's clients send it. Of two keys the one of Authorization
 // counts: a client whose key for a gateway was set sends an old one beside it.
 func authorization(h http.Header) string {
-	given := h.Get("Authorization")
-	if given == "" || bearerKey(given) == "" {
+	header := h.Get("Authorization")
+	if header == "" || bearerKey(header) == "" {
 		if key := strings.TrimSpace(h.Get("X-Api-Key")); key != "" {
 			return "Bearer " + key
 		}
 	}
-	return given
+	return header
 }
 
 // bearerKey returns the key in an Authorization header; empty: there is none.
@@ -48,7 +48,7 @@ func bearerKey(authorization string) string {
 	return strings.TrimSpace(key)
 }
 
-// keyRefused says why a caller's key is no good. What is said of a key that the gateway
+// keyRefused returns the refusal of a caller whose key is not good. What is said of a key that the gateway
 // knows is said to whoever has its whole text, so it helps nobody to guess one.
 func (f *facts) keyRefused(err error) *refusal.Refusal {
 	var known *account.KeyError
@@ -70,27 +70,27 @@ func (f *facts) knownKeyRefused(known *account.KeyError) *refusal.Refusal {
 	if known.KeyID != "" {
 		key += " (id " + known.KeyID + ")"
 	}
-	since := known.Since.UTC().Format(time.RFC3339)
+	date := known.Since.UTC().Format(time.RFC3339)
 	switch known.State {
 	case account.KeyElsewhere:
 		return refusal.New(refusal.AccessDenied, "", fmt.Sprintf("%s may not be used from your address %v: use it from the networks that it is bound to, or have that changed", key, f.addr))
 	case account.KeyExpired:
-		return refusal.New(refusal.InvalidAPIKey, "", key+" expired on "+since+": ask an administrator for a new one")
+		return refusal.New(refusal.InvalidAPIKey, "", key+" expired on "+date+": ask an administrator for a new one")
 	case account.KeyDisabled:
-		return refusal.New(refusal.InvalidAPIKey, "", key+" is of a user, project or department that is disabled since "+since+": ask an administrator")
+		return refusal.New(refusal.InvalidAPIKey, "", key+" is of a user, project or department that is disabled since "+date+": ask an administrator")
 	}
-	return refusal.New(refusal.InvalidAPIKey, "", fmt.Sprintf("%s is %s since %s: ask an administrator for a new one", key, known.State, since))
+	return refusal.New(refusal.InvalidAPIKey, "", fmt.Sprintf("%s is %s since %s: ask an administrator for a new one", key, known.State, date))
 }
 
-// keyless says how the headers of a request come to have no key.
+// keyless returns why the headers of a request have no key, in words.
 func keyless(h http.Header) string {
-	given, sent := h["Authorization"]
+	values, sent := h["Authorization"]
 	switch {
 	case authorization(h) != "" && bearerKey(authorization(h)) != "":
 		return "the API key that was sent is longer than any key can be"
 	case !sent:
 		return "no API key was sent"
-	case strings.EqualFold(strings.TrimSpace(given[0]), "Bearer"), strings.TrimSpace(given[0]) == "":
+	case strings.EqualFold(strings.TrimSpace(values[0]), "Bearer"), strings.TrimSpace(values[0]) == "":
 		return "the header Authorization was sent without a key, perhaps because the variable that should hold it is empty"
 	}
 	return "the header Authorization does not begin with Bearer"

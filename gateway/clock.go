@@ -14,7 +14,7 @@ const leastStep = 5 * time.Second
 // what has passed by the wall clock, less what has passed.
 func clockStep(wall, passed time.Duration) time.Duration { return wall - passed }
 
-// clockWarning says that the clock of the machine is not the one by which the gateway
+// clockWarning returns a warning where the clock of the machine is not the one by which the gateway
 // began; empty: it is, or was set back to it.
 func (g *Gateway) clockWarning(now time.Time) string {
 	step := clockStep(now.Round(0).Sub(g.beganWall), now.Sub(g.began)).Round(time.Second)

@@ -13,14 +13,14 @@ import (
 	"tidegate/gateway/ledger"
 )
 
-// KeepAlive says when a silent stream is kept alive.
+// KeepAlive configures the keep-alives of silent streams.
 type KeepAlive struct {
-	After time.Duration `yaml:"after"` // silence before the first keep-alive
-	Every time.Duration `yaml:"every"` // and between two
-	Form  string        `yaml:"form"`  // chunk | comment
+	Silence time.Duration `yaml:"after"` // silence before the first keep-alive
+	Every   time.Duration `yaml:"every"` // and between two
+	Form    string        `yaml:"form"`  // chunk | comment
 }
 
-// Config is what the face itself is told; it may change while requests run.
+// Config configures the front; it may change while requests run.
 type Config struct {
 	MaxBody        Size          `yaml:"max_body"` // of a request; a longer one is a 413
 	BodyBudget     BodyBudget    `yaml:"body_budget"`
@@ -39,16 +39,16 @@ type Config struct {
 	Zone           string        `yaml:"-"` // time zone of reports that name none; empty: UTC
 }
 
-// Default is a face that works without being told anything.
+// Default returns the configuration of a front that names nothing.
 func Default() Config {
 	return Config{
 		MaxBody: 8 << 20, BodyTimeout: time.Minute, WriteTimeout: time.Minute, AuxRequests: limit.Rate{Count: 120, Window: time.Minute}, MaxN: 8, MaxPrompts: 64,
-		KeepAlive: KeepAlive{After: 10 * time.Second, Every: 10 * time.Second, Form: "chunk"},
+		KeepAlive: KeepAlive{Silence: 10 * time.Second, Every: 10 * time.Second, Form: "chunk"},
 		CORS:      CORS{MaxAge: 10 * time.Minute},
 	}
 }
 
-// Validate says all that is wrong, path first.
+// Validate returns all faults at once, each with its path first.
 func (c *Config) Validate() error {
 	var faults []error
 	fault := func(ok bool, format string, args ...any) {
@@ -60,7 +60,7 @@ func (c *Config) Validate() error {
 	c.BodyBudget.validate(c.MaxBody, fault)
 	fault(c.BodyTimeout >= time.Millisecond, "body_timeout: must be at least 1ms, such as 60s")
 	fault(c.WriteTimeout >= time.Millisecond, "write_timeout: must be at least 1ms, such as 60s")
-	fault(c.KeepAlive.After >= time.Millisecond, "keepalive.after: must be at least 1ms, such as 10s")
+	fault(c.KeepAlive.Silence >= time.Millisecond, "keepalive.after: must be at least 1ms, such as 10s")
 	fault(c.KeepAlive.Every >= time.Millisecond, "keepalive.every: must be at least 1ms, such as 10s")
 	fault(c.KeepAlive.Form == "chunk" || c.KeepAlive.Form == "comment", "keepalive.form: must be chunk or comment, not %q", c.KeepAlive.Form)
 	if c.AuxRequests == (limit.Rate{}) {
@@ -84,12 +84,12 @@ func (c *Config) Validate() error {
 // AuxRule is the name of the rule that holds callers to aux_requests.
 const AuxRule = "aux_requests"
 
-// AuxRule is the rule that holds callers to aux_requests.
+// AuxRule returns the rule that holds callers to aux_requests.
 func (c *Config) AuxRule() *limit.Rule {
 	return &limit.Rule{Name: AuxRule, Per: "key", Bounds: limit.Bounds{Requests: c.AuxRequests}, Aux: true}
 }
 
-// settings are what a reload replaces as a whole.
+// settings holds what a reload replaces as a whole.
 type settings struct {
 	Config
 	accounts *account.Directory
@@ -97,7 +97,7 @@ type settings struct {
 	traced   []netip.Prefix // whose traces are gone on with
 }
 
-// networks reads networks that are valid.
+// networks parses networks that are valid.
 func networks(texts []string) (out []netip.Prefix) {
 	for _, text := range texts {
 		if prefix, err := netip.ParsePrefix(text); err == nil {
@@ -107,7 +107,7 @@ func networks(texts []string) (out []netip.Prefix) {
 	return out
 }
 
-// CORS says which pages in browsers may call the gateway from another origin than its
+// CORS configures which pages in browsers may call the gateway from another origin than its
 // own, by the rules of the Fetch standard. Keys come in headers that a page must set
 // itself, so no cookie or certificate of a user is ever allowed to be sent along.
 type CORS struct {
@@ -118,7 +118,7 @@ type CORS struct {
 // anyOrigin stands for all origins.
 const anyOrigin = "*"
 
-// validate says what is wrong with the origins.
+// validate reports the faults of the origins.
 func (c *CORS) validate(fault func(ok bool, format string, args ...any)) {
 	for i, o := range c.Origins {
 		scheme, host, ok := strings.Cut(o, "://")

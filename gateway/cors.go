@@ -10,7 +10,7 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// administration is where the routes of administrators begin, which no page of another
+// administration is the prefix of the routes of administrators, which no page of another
 // origin may call.
 const administration = "/admin/"
 
@@ -67,7 +67,7 @@ func (g *Gateway) preflight(w http.ResponseWriter, r *http.Request, c *CORS, all
 	}
 }
 
-// refusePage says why a page in a browser may not call, and what an operator can do.
+// refusePage returns why a page in a browser may not call, and what an operator can do.
 func (c *call) refusePage(cors *CORS) error {
 	origin := quote(c.r.Header.Get("Origin"))
 	switch {

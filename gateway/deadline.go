@@ -39,8 +39,8 @@ func (w *deadlineWriter) extend() error {
 // setWriteDeadline does what http.ResponseController does, without an allocation where
 // w is net/http's own.
 func setWriteDeadline(w http.ResponseWriter, t time.Time) error {
-	if own, ok := w.(interface{ SetWriteDeadline(t time.Time) error }); ok {
-		return own.SetWriteDeadline(t)
+	if direct, ok := w.(interface{ SetWriteDeadline(t time.Time) error }); ok {
+		return direct.SetWriteDeadline(t)
 	}
 	return http.NewResponseController(w).SetWriteDeadline(t)
 }
@@ -61,10 +61,10 @@ func (w *deadlineWriter) FlushError() error {
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// Flush is http.Flusher's.
+// Flush implements http.Flusher.
 func (w *deadlineWriter) Flush() { _ = w.FlushError() } // the next write fails as well
 
-// Unwrap is for http.ResponseController.
+// Unwrap returns the writer below, for http.ResponseController.
 func (w *deadlineWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // withDeadlines gives a handler a deadlineWriter with the write timeout of the time.

@@ -17,7 +17,7 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// facts are what the text of a refusal may name of its request.
+// facts holds what the text of a refusal may name of its request.
 type facts struct {
 	id          string
 	now         time.Time
@@ -34,7 +34,7 @@ type facts struct {
 // facts returns what the text of a refusal may name of the request.
 func (c *call) facts() *facts {
 	f := &facts{
-		id: c.id, now: time.Now(), addr: c.from(), header: c.r.Header, asked: c.asked(), served: c.asked(), maxLevel: c.request.maxLevel,
+		id: c.id, now: time.Now(), addr: c.clientAddr(), header: c.r.Header, asked: c.asked(), served: c.asked(), maxLevel: c.request.maxLevel,
 		promptParam: c.request.PromptParam, retryAfter: c.outcome.retryAfter,
 	}
 	if c.door != nil {
@@ -59,7 +59,7 @@ func explain(err error, f *facts) *refusal.Refusal {
 		guessing *account.GuessingError
 		denied   *limit.Denied
 		shed     *admission.Overloaded
-		many     *admission.TooMany
+		tooMany  *admission.TooMany
 	)
 	switch {
 	case errors.As(err, &r):
@@ -75,11 +75,11 @@ func explain(err error, f *facts) *refusal.Refusal {
 		return r
 	case errors.As(err, &denied):
 		return f.rejected(denied)
-	case errors.As(err, &many) && many.Temporary:
+	case errors.As(err, &tooMany) && tooMany.Temporary:
 		return refusal.New(refusal.Overloaded, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and the servers of %s that are available at the moment take %d at a time (max_in_flight): send fewer prompts at a time or a smaller n, or try again in %v",
-			many.Sequences, f.asked, many.Max, retryNoBackend)).After(retryNoBackend)
-	case errors.As(err, &many):
-		return refusal.New(refusal.TooLargeForLimit, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and a server of %s takes %d at a time (max_in_flight): send fewer prompts at a time or a smaller n", many.Sequences, f.asked, many.Max))
+			tooMany.Sequences, f.asked, tooMany.Max, retryNoBackend)).After(retryNoBackend)
+	case errors.As(err, &tooMany):
+		return refusal.New(refusal.TooLargeForLimit, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and a server of %s takes %d at a time (max_in_flight): send fewer prompts at a time or a smaller n", tooMany.Sequences, f.asked, tooMany.Max))
 	case errors.As(err, &shed):
 		return f.overloaded(shed)
 	case errors.Is(err, limit.ErrStore):
@@ -102,17 +102,17 @@ func explain(err error, f *facts) *refusal.Refusal {
 	return refusal.New(refusal.UpstreamError, "", "the model server failed before the answer was whole; please try again (request id "+f.id+")")
 }
 
-// overloaded is what the caller of a request without a place is told.
+// overloaded returns the refusal of a request without a place.
 func (f *facts) overloaded(e *admission.Overloaded) *refusal.Refusal {
-	in := roundWait(e.RetryAfter)
+	wait := roundWait(e.RetryAfter)
 	var message string
 	switch e.Cause {
 	case admission.ShedLevel:
-		message = fmt.Sprintf("%s is under pressure (%s): it would answer at level %v, and this request accepts %v at most; try again in %s, or accept a higher level", f.asked, e.Reason, e.Level, f.maxLevel, in)
+		message = fmt.Sprintf("%s is under pressure (%s): it would answer at level %v, and this request accepts %v at most; try again in %s, or accept a higher level", f.asked, e.Reason, e.Level, f.maxLevel, wait)
 	case admission.ShedWaited:
-		message = fmt.Sprintf("the servers of %s were busy for as long as this request could wait; try again in %s", f.asked, in)
+		message = fmt.Sprintf("the servers of %s were busy for as long as this request could wait; try again in %s", f.asked, wait)
 	default:
-		message = fmt.Sprintf("the servers of %s are busy, and this request would have to wait for too long; try again in %s", f.asked, in)
+		message = fmt.Sprintf("the servers of %s are busy, and this request would have to wait for too long; try again in %s", f.asked, wait)
 	}
 	r := refusal.New(refusal.Overloaded, "", message).After(e.RetryAfter)
 	r.NoRetry = e.RetryAfter > refusal.MaxAutomaticRetry
@@ -142,40 +142,40 @@ func explainFault(fault *account.Fault) *refusal.Refusal {
 	return refusal.New(refusal.InvalidRequest, fault.Field, fault.Text)
 }
 
-// timedOut is what the caller is told of a server that took too long.
+// timedOut returns the refusal where a backend took too long.
 func (f *facts) timedOut(e *backend.TimeoutError) *refusal.Refusal {
-	after := e.After.Round(time.Millisecond)
-	if after > time.Minute {
-		after = after.Round(time.Second)
+	limit := e.After.Round(time.Millisecond)
+	if limit > time.Minute {
+		limit = limit.Round(time.Second)
 	}
-	did := "took longer than the " + string(e.Phase) + " limit of"
+	fault := "took longer than the " + string(e.Phase) + " limit of"
 	if e.Phase == backend.FirstByte && e.Silent {
-		did = "hangs: it has made nothing, for this request or any other, within the first_byte limit of"
+		fault = "hangs: it has made nothing, for this request or any other, within the first_byte limit of"
 	}
-	return refusal.New(refusal.Timeout, "", fmt.Sprintf("the model server %s %v; please try again (request id %s)", did, after, f.id))
+	return refusal.New(refusal.Timeout, "", fmt.Sprintf("the model server %s %v; please try again (request id %s)", fault, limit, f.id))
 }
 
 // backendRefusal turns a vLLM server's refusal into ours. What it says of the
 // request is passed on; that it wants another key or knows no such model is a
 // fault of the configuration, not of the caller. Nothing is passed on of what is no
 // engine's error, such as a proxy's page of HTML: said is empty then.
-func (f *facts) backendRefusal(status int, said openai.Error) *refusal.Refusal {
+func (f *facts) backendRefusal(status int, engine openai.Error) *refusal.Refusal {
 	switch {
-	case (status == http.StatusBadRequest || status == http.StatusUnprocessableEntity) && said.Overflows():
-		r := contextOverflow(f.promptParam, cmp.Or(said.Message, "the request does not fit the context of "+f.served+": shorten the prompt, or lower max_tokens"))
-		if said.Param == "max_tokens" || said.Param == "max_completion_tokens" {
-			r.Param = said.Param
+	case (status == http.StatusBadRequest || status == http.StatusUnprocessableEntity) && engine.Overflows():
+		r := contextOverflow(f.promptParam, cmp.Or(engine.Message, "the request does not fit the context of "+f.served+": shorten the prompt, or lower max_tokens"))
+		if engine.Param == "max_tokens" || engine.Param == "max_completion_tokens" {
+			r.Param = engine.Param
 		}
 		return r
 	case status == http.StatusRequestEntityTooLarge:
-		return refusal.New(refusal.RequestTooLarge, said.Param, cmp.Or(said.Message,
+		return refusal.New(refusal.RequestTooLarge, engine.Param, cmp.Or(engine.Message,
 			"the request is larger than what stands before the model server lets through: shorten it, or have that limit raised (request id "+f.id+")"))
 	case status == http.StatusBadRequest, status == http.StatusUnprocessableEntity, status == http.StatusNotImplemented:
-		return refusal.New(refusal.InvalidRequest, said.Param, cmp.Or(said.Message, fmt.Sprintf(
+		return refusal.New(refusal.InvalidRequest, engine.Param, cmp.Or(engine.Message, fmt.Sprintf(
 			"the request was refused with status %d before the model server or by it, without an error that can be read (request id %s)", status, f.id)))
 	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:
-		in := max(retryOverloaded, f.retryAfter)
-		return refusal.New(refusal.Overloaded, "", fmt.Sprintf("the servers of %s are busy; try again in %v", f.served, in.Round(100*time.Millisecond))).After(in)
+		wait := max(retryOverloaded, f.retryAfter)
+		return refusal.New(refusal.Overloaded, "", fmt.Sprintf("the servers of %s are busy; try again in %v", f.served, wait.Round(100*time.Millisecond))).After(wait)
 	}
 	return refusal.New(refusal.UpstreamError, "", "the model server failed; please try again (request id "+f.id+")")
 }

@@ -28,7 +28,7 @@ import (
 	"tidegate/nvml"
 )
 
-// Parts are what a gateway is made of.
+// Parts holds the parts of a gateway.
 type Parts struct {
 	Log       *slog.Logger
 	Fleet     *backend.Fleet
@@ -41,7 +41,7 @@ type Parts struct {
 	Tokenizer *qwen.Tokenizer
 	Registry  *prometheus.Registry
 	Tracer    Tracer                // nil: requests are not traced
-	Beside    []prometheus.Gatherer // of other parts, which are shown on the same page; no name is in two of them
+	Gatherers []prometheus.Gatherer // of other parts, which are shown on the same page; no name is in two of them
 	Version   string
 }
 
@@ -67,7 +67,7 @@ type Gateway struct {
 	beganWall  time.Time // began by the wall clock alone
 }
 
-// New makes a gateway; Reload may replace what it is told at any time.
+// New returns a gateway; Reload may replace its configuration at any time.
 func New(p Parts, c Config, accounts *account.Directory) *Gateway {
 	g := &Gateway{Parts: p, doors: []*door.Door{door.Chat(), door.Completions()}, metrics: newMetrics(p.Registry, p.Fleet), began: time.Now()}
 	g.beganWall = g.began.Round(0)
@@ -94,6 +94,6 @@ func (g *Gateway) Listener(l net.Listener) net.Listener { return &listener{l, g.
 
 func (g *Gateway) writeTimeout() time.Duration { return g.settings.Load().WriteTimeout }
 
-// Drain makes the gateway say that it is not ready, so that nothing new is sent
-// to it; it goes on to serve.
+// Drain makes the gateway report that it is not ready, so that nothing new is sent to it.
+// It goes on serving.
 func (g *Gateway) Drain() { g.draining.Store(true) }

@@ -65,7 +65,7 @@ func bare(t testing.TB, edit func(*Config)) (*Gateway, prometheus.Gatherer) {
 	g := New(Parts{
 		Log: log, Fleet: fleet, GPUs: gpus, Ladder: ladder, Admission: admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), admission.DefaultQueue()), Ledger: usage, Tokenizer: tokenizer,
 		Counter: qwen.NewCounter(tokenizer, 16), Registry: registry, Version: "test",
-		Beside: []prometheus.Gatherer{beside, gpus},
+		Gatherers: []prometheus.Gatherer{beside, gpus},
 	}, c, account.New(account.Config{Mode: account.Open}, nil))
 	return g, g.gatherers()
 }
@@ -133,7 +133,7 @@ func TestCallersAddress(t *testing.T) {
 			r.Header.Set("X-Forwarded-For", c.forwarded)
 		}
 		call := g.newCall(httptest.NewRecorder(), r, "/")
-		if got := call.from().String(); got != c.want {
+		if got := call.clientAddr().String(); got != c.want {
 			t.Errorf("%s forwarded for %q: %s, expected %s", c.peer, c.forwarded, got, c.want)
 		}
 	}

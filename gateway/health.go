@@ -5,8 +5,8 @@ import (
 	"net/http"
 )
 
-// ready says why the gateway is not ready; empty: it is.
-func (g *Gateway) ready() string {
+// notReady returns why the gateway is not ready; empty where it is.
+func (g *Gateway) notReady() string {
 	switch {
 	case g.draining.Load():
 		return "draining"
@@ -16,7 +16,7 @@ func (g *Gateway) ready() string {
 	return ""
 }
 
-// healthz is alive as long as it answers.
+// healthz answers as long as the process lives.
 func (g *Gateway) healthz(w http.ResponseWriter, r *http.Request) {
 	g.plain(w, r, http.StatusOK, "ok")
 }
@@ -25,17 +25,17 @@ func (g *Gateway) healthz(w http.ResponseWriter, r *http.Request) {
 // body, or 503 (vllm/entrypoints/serve/instrumentator/health.py). It is readyz in another
 // form: tools such as GuideLLM ask it before they begin.
 func (g *Gateway) health(w http.ResponseWriter, r *http.Request) {
-	if g.ready() == "" {
+	if g.notReady() == "" {
 		g.plain(w, r, http.StatusOK, "")
 		return
 	}
 	g.readyz(w, r)
 }
 
-// readyz says whether requests should be sent here.
+// readyz answers whether requests should be sent here.
 func (g *Gateway) readyz(w http.ResponseWriter, r *http.Request) {
-	if why := g.ready(); why != "" {
-		g.plain(w, r, http.StatusServiceUnavailable, why)
+	if reason := g.notReady(); reason != "" {
+		g.plain(w, r, http.StatusServiceUnavailable, reason)
 		return
 	}
 	g.plain(w, r, http.StatusOK, "ready")

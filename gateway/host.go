@@ -24,7 +24,7 @@ func (g *Gateway) ownHosts(h http.Handler) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := hostName(r.Host)
-		if !unregistrable(host) && !strings.EqualFold(host, machine) && !slices.ContainsFunc(g.settings.Load().OpsHosts, func(own string) bool { return own == "*" || strings.EqualFold(own, host) }) {
+		if !unregistrable(host) && !strings.EqualFold(host, machine) && !slices.ContainsFunc(g.settings.Load().OpsHosts, func(name string) bool { return name == "*" || strings.EqualFold(name, host) }) {
 			http.Error(w, fmt.Sprintf("the ops listener does not answer as %.200q, which a page in a browser could have chosen: use its address, or add the name to server.ops_hosts", host), http.StatusMisdirectedRequest)
 			return
 		}

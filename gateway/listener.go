@@ -68,7 +68,7 @@ func (c *boundConn) SetDeadline(t time.Time) error {
 	return c.SetReadDeadline(t)
 }
 
-// CloseWrite says that nothing more will come, so that the peer can read the last
+// CloseWrite ends the writing side, so that the peer can read the last
 // answer before the connection ends.
 func (c *boundConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {

@@ -16,7 +16,7 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// log says what became of a request in one line. No prompt, no answer and no key is
+// log writes one line about a request and its outcome. No prompt, no answer and no key is
 // ever in it, which is why an error's text is not where it may quote one. Lines that a
 // caller without a good key can cause are sampled; the metrics count them all.
 func (g *Gateway) log(c *call, took time.Duration, err error) {
@@ -34,7 +34,7 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 	}
 	attrs := make([]slog.Attr, 0, 30)
 	attrs = append(attrs, slog.String("id", c.id), slog.String("route", c.route), slog.Int("status", out.status),
-		slog.Duration("took", took), slog.String("from", c.from().String()))
+		slog.Duration("took", took), slog.String("from", c.clientAddr().String()))
 	if sampled {
 		attrs = append(attrs, slog.Int("unlogged", skipped))
 	}
@@ -232,10 +232,10 @@ func loggableName(name string) string {
 const nameMarks = "_.:/@+-"
 
 // nameLike reports whether a text has only letters, digits and some other characters.
-func nameLike(text, others string) bool {
+func nameLike(text, marks string) bool {
 	for i := range len(text) {
 		c := text[i]
-		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && strings.IndexByte(others, c) < 0 {
+		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && strings.IndexByte(marks, c) < 0 {
 			return false
 		}
 	}

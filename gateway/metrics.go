@@ -15,7 +15,7 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// metrics are what Prometheus sees of the face. Labels are bounded: a model is
+// metrics holds the series of the front. Labels are bounded: a model is
 // one of the configuration or other, never what a caller wrote, and so are
 // backends and rules. Their series begin at zero with them and end with them.
 type metrics struct {
@@ -25,10 +25,10 @@ type metrics struct {
 	users                                              *userTokens
 	page                                               []vector // all of them, but for users
 
-	mu     sync.RWMutex            // held for reading while series are written to, so that none comes back
-	models map[string]*modelSeries // of the configuration
-	others func() *modelSeries     // those of the model other, made when they are first asked for
-	rules  map[string]bool         // with whether it is a quota
+	mu         sync.RWMutex            // held for reading while series are written to, so that none comes back
+	models     map[string]*modelSeries // of the configuration
+	otherModel func() *modelSeries     // those of the model other, made when they are first asked for
+	rules      map[string]bool         // with whether it is a quota
 }
 
 // modelSeries are those of one model that nearly every request writes to. They are found
@@ -44,7 +44,7 @@ type modelSeries struct {
 	attempts                    map[attempt]prometheus.Counter
 }
 
-// attempt is what a sending to a backend came to.
+// attempt is the labels of an exchange with a backend.
 type attempt struct{ backend, outcome string }
 
 // newSeries makes the series of a model, but for those of its backends.
@@ -74,11 +74,11 @@ func (m *metrics) seriesOf(name string) *modelSeries {
 	if s := m.models[name]; s != nil {
 		return s
 	}
-	return m.others()
+	return m.otherModel()
 }
 
 // other stands for everything that is not of the configuration.
-const other = "other"
+const labelOther = "other"
 
 // directions are the values of the label direction.
 func directions() [4]string { return [4]string{"input", "cached", "output", "reasoning"} }
@@ -134,7 +134,7 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 	}
 	reg.MustRegister(m.users, newFleetCollector(fleet))
 	m.page = page
-	m.others = sync.OnceValue(func() *modelSeries { return m.newSeries(other) })
+	m.otherModel = sync.OnceValue(func() *modelSeries { return m.newSeries(labelOther) })
 	return m
 }
 
@@ -142,15 +142,15 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 // lock is held.
 func (m *metrics) model(name string) string {
 	if m.models[name] == nil {
-		return other
+		return labelOther
 	}
 	return name
 }
 
 // observe notes a duration, with the trace as an exemplar where there is one.
 func observe(h prometheus.Observer, d time.Duration, trace string) {
-	if of, ok := h.(prometheus.ExemplarObserver); ok && trace != "" {
-		of.ObserveWithExemplar(d.Seconds(), prometheus.Labels{"trace_id": trace})
+	if exemplars, ok := h.(prometheus.ExemplarObserver); ok && trace != "" {
+		exemplars.ObserveWithExemplar(d.Seconds(), prometheus.Labels{"trace_id": trace})
 		return
 	}
 	h.Observe(d.Seconds())
@@ -197,7 +197,7 @@ func (m *metrics) refused(asked string, r *refusal.Refusal) {
 	defer m.mu.RUnlock()
 	rule := r.Rule
 	if _, known := m.rules[rule]; !known && rule != "" {
-		rule = other // a reload took it away meanwhile
+		rule = labelOther // a reload took it away meanwhile
 	}
 	m.rejected.WithLabelValues(m.model(asked), string(r.Code), rule).Inc()
 }
@@ -207,7 +207,7 @@ func (m *metrics) attempted(model, backendName string, err error) {
 	defer m.mu.RUnlock()
 	outcome := backend.Outcome(err)
 	if s := m.models[model]; s == nil || !s.backends[backendName] {
-		model, backendName = m.model(model), other
+		model, backendName = m.model(model), labelOther
 	} else if counted := s.attempts[attempt{backendName, outcome}]; counted != nil {
 		counted.Inc()
 		return
@@ -220,7 +220,7 @@ func (m *metrics) corrected(backendName string, faults openai.Faults) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if !m.known(backendName) {
-		backendName = other
+		backendName = labelOther
 	}
 	for _, fault := range faults.Names() {
 		m.usageCorrected.WithLabelValues(backendName, fault).Inc()
@@ -269,17 +269,17 @@ func (m *metrics) keepRules(rules map[string]bool) {
 func (m *metrics) follow(models []*backend.Model) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	were := m.models
+	old := m.models
 	m.models = map[string]*modelSeries{}
-	for _, of := range models {
-		s := m.newSeries(of.Name)
-		for _, b := range of.Backends {
+	for _, model := range models {
+		s := m.newSeries(model.Name)
+		for _, b := range model.Backends {
 			s.addBackend(b.Name, m.attempts)
 		}
-		m.models[of.Name] = s
+		m.models[model.Name] = s
 	}
-	for name, was := range were {
-		for b := range was.backends {
+	for name, series := range old {
+		for b := range series.backends {
 			if !m.known(b) {
 				m.usageCorrected.DeletePartialMatch(prometheus.Labels{"backend": b})
 			}
@@ -288,7 +288,7 @@ func (m *metrics) follow(models []*backend.Model) {
 			m.forget(name)
 			continue
 		}
-		for b := range was.backends {
+		for b := range series.backends {
 			if !m.models[name].backends[b] {
 				m.attempts.DeletePartialMatch(prometheus.Labels{"model": name, "backend": b})
 			}
@@ -298,11 +298,11 @@ func (m *metrics) follow(models []*backend.Model) {
 }
 
 func (m *metrics) forget(model string) {
-	of := prometheus.Labels{"model": model}
+	labels := prometheus.Labels{"model": model}
 	for _, v := range []interface {
 		DeletePartialMatch(prometheus.Labels) int
 	}{m.requests, m.rejected, m.tokens, m.attempts, m.degraded, m.duration, m.ttft, m.itl, m.queued, m.overhead, m.tokensOfOne} {
-		v.DeletePartialMatch(of)
+		v.DeletePartialMatch(labels)
 	}
 	m.requests.DeletePartialMatch(prometheus.Labels{"served": model})
 }
@@ -313,9 +313,9 @@ func (m *metrics) begin() {
 	for _, reason := range []refusal.Code{
 		refusal.AccessDenied, refusal.InvalidAPIKey, refusal.InvalidRequest, refusal.ModelNotAllowed, refusal.ModelNotFound, refusal.RequestTooLarge, refusal.StoreUnavailable, refusal.UnknownURL,
 	} {
-		m.rejected.WithLabelValues(other, string(reason), "")
+		m.rejected.WithLabelValues(labelOther, string(reason), "")
 	}
-	m.beginRules(other) // who hammers is refused before the model is known
+	m.beginRules(labelOther) // who hammers is refused before the model is known
 	for model, s := range m.models {
 		for _, stream := range []string{"true", "false"} {
 			m.requests.WithLabelValues(model, model, "/v1/chat/completions", "200", degrade.Full.String(), stream)
@@ -344,7 +344,7 @@ func (m *metrics) beginRules(model string) {
 			reason = refusal.InsufficientQuota
 		}
 		m.rejected.WithLabelValues(model, string(reason), rule)
-		if model != other {
+		if model != labelOther {
 			m.rejected.WithLabelValues(model, string(refusal.TooLargeForLimit), rule)
 		}
 	}

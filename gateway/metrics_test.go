@@ -224,7 +224,7 @@ func TestTopUsers(t *testing.T) {
 		u.keep(most)
 		total, ended := int64(0), int64(0)
 		held := func() map[string]int64 {
-			out := map[string]int64{other: u.others[2]}
+			out := map[string]int64{labelOther: u.overflow[2]}
 			for name, own := range u.shown {
 				out[name] = own[2]
 			}
@@ -237,7 +237,7 @@ func TestTopUsers(t *testing.T) {
 			for name, v := range after {
 				sum += v
 				was, there := before[name]
-				if !there && v != 0 || v < was || v > was && name != by && name != other {
+				if !there && v != 0 || v < was || v > was && name != by && name != labelOther {
 					t.Fatalf("%s went from %d to %d", name, was, v)
 				}
 			}
@@ -260,11 +260,11 @@ func TestTopUsers(t *testing.T) {
 			n := rapid.IntRange(0, 1000).Draw(t, "tokens")
 			step(user, int64(n), func() { u.add(user, [4]int{0, 0, n, 0}, now) })
 		}
-		for _, name := range []string{"whale", other, "10.1.2.3", ""} {
+		for _, name := range []string{"whale", labelOther, "10.1.2.3", ""} {
 			u.add(name, [4]int{0, 0, 1 << 40, 0}, now)
 		}
 		u.gather(now)
-		if u.shown["whale"] == nil || u.shown[other] != nil || u.shown["10.1.2.3"] != nil || u.shown[""] != nil {
+		if u.shown["whale"] == nil || u.shown[labelOther] != nil || u.shown["10.1.2.3"] != nil || u.shown[""] != nil {
 			t.Fatalf("%v are shown", u.shown)
 		}
 		if n := len(u.gather(now)); n != 4*(len(u.shown)+1) {

@@ -32,26 +32,26 @@ func (g *Gateway) askedModel(c *call) (*backend.Model, error) {
 	if c.request.Wish.Model != "" {
 		return g.pickModel(c, c.request.Wish.Model)
 	}
-	var only *backend.Model
+	var single *backend.Model
 	usable := 0
 	for _, m := range g.Fleet.Models() {
 		if c.mayUse(m) {
-			only = m
+			single = m
 			usable++
 		}
 	}
 	if usable != 1 {
 		return nil, refusal.New(refusal.InvalidRequest, "model", "model is missing: "+g.suggest(c, ""))
 	}
-	c.request.Wish.Model = only.Name
-	return only, nil
+	c.request.Wish.Model = single.Name
+	return single, nil
 }
 
 func (g *Gateway) unknownModel(c *call, name string) error {
 	return refusal.New(refusal.ModelNotFound, "model", "there is no model "+quote(name)+" here: "+g.suggest(c, name))
 }
 
-// suggest says which models a caller may have meant by a name, of those that its key may
+// suggest returns which models a caller may have meant by a name, of those that its key may
 // use.
 func (g *Gateway) suggest(c *call, name string) string {
 	const list = "GET /v1/models lists those that this key may use"
@@ -61,12 +61,12 @@ func (g *Gateway) suggest(c *call, name string) string {
 			names = append(append(names, m.Name), m.Aliases...)
 		}
 	}
-	switch likely, all := suggestions(name, names); {
-	case len(likely) == 0 && all:
+	switch likely, complete := suggestions(name, names); {
+	case len(likely) == 0 && complete:
 		return "this key may use no model that there is"
 	case len(likely) == 0:
 		return list
-	case all:
+	case complete:
 		return "this key may use " + quoteAll(likely, "and")
 	default:
 		return "did you mean " + quoteAll(likely, "or") + "? " + list

@@ -41,14 +41,14 @@ const maxSuggested = 3
 
 // suggestions returns the names that a caller may have meant by one that there is not,
 // the likeliest first. all is true where there are so few that these are all of them.
-func suggestions(name string, names []string) (likely []string, all bool) {
+func suggestions(name string, names []string) (likely []string, complete bool) {
 	type candidate struct {
 		name  string
 		score int // 0: the same but for case and owner
 	}
 	asked := bareName(name)
 	candidates := make([]candidate, 0, len(names))
-	all = len(names) <= maxSuggested
+	complete = len(names) <= maxSuggested
 	for _, n := range names {
 		known := bareName(n)
 		score := distance(asked, known)
@@ -59,7 +59,7 @@ func suggestions(name string, names []string) (likely []string, all bool) {
 		switch {
 		case near:
 			candidates = append(candidates, candidate{n, score})
-		case all:
+		case complete:
 			candidates = append(candidates, candidate{n, maxCompared})
 		}
 	}
@@ -67,7 +67,7 @@ func suggestions(name string, names []string) (likely []string, all bool) {
 	for _, c := range candidates[:min(len(candidates), maxSuggested)] {
 		likely = append(likely, c.name)
 	}
-	return likely, all
+	return likely, complete
 }
 
 // bareName returns a model's name in small letters, without who made it.

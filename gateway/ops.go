@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// OpsHandler is what operators reach, on a listener of its own: metrics, status,
+// OpsHandler returns the handler for operators, on a listener of its own: metrics, status,
 // who uses what now, profiles and the two probes. extra, which may be nil, adds to the status what
 // only the process knows.
 func (g *Gateway) OpsHandler(extra func() Extra) http.Handler {
@@ -40,7 +40,7 @@ func (g *Gateway) OpsHandler(extra func() Extra) http.Handler {
 	return withDeadlines(g.ownHosts(mux), g.writeTimeout)
 }
 
-// opsIndex tells an operator what there is, at /, and one who is elsewhere where to go.
+// opsIndex lists the pages at /, and names them on an unknown path.
 func opsIndex(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	if r.URL.Path != "/" {
@@ -50,7 +50,7 @@ func opsIndex(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, "Tidegate, for operators:\n\n/status\n/top\n/metrics\n/healthz\n/readyz\n/debug/pprof/\n")
 }
 
-// Extra is what only the process knows of itself.
+// Extra holds what only the process knows of itself.
 type Extra struct {
 	Members  map[string]any // of the status, beside those of Status
 	Warnings []string       // before those of the status
@@ -58,25 +58,25 @@ type Extra struct {
 
 // statusJSON writes the status with what extra adds to it.
 func (g *Gateway) statusJSON(extra func() Extra) ([]byte, error) {
-	s, more := g.status(), Extra{}
+	s, added := g.status(), Extra{}
 	if extra != nil {
-		more = extra()
+		added = extra()
 	}
-	s.Warnings = append(more.Warnings, s.Warnings...)
+	s.Warnings = append(added.Warnings, s.Warnings...)
 	body, err := json.Marshal(s)
-	all := map[string]any{}
+	members := map[string]any{}
 	if err == nil {
 		raw := map[string]json.RawMessage{}
 		err = json.Unmarshal(body, &raw)
 		for k, v := range raw {
-			all[k] = v
+			members[k] = v
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	maps.Copy(all, more.Members)
-	body, err = json.MarshalIndent(all, "", "  ")
+	maps.Copy(members, added.Members)
+	body, err = json.MarshalIndent(members, "", "  ")
 	return append(body, '\n'), err
 }
 

@@ -9,8 +9,8 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// outcome is what became of a request. The sender writes what it got from backends, finish
-// the rest; the log line, metrics, trace, ledger and settlement read it.
+// outcome describes the end of a request. The sender writes what it got from backends, and
+// finish the rest; the log line, metrics, trace, ledger and settlement read it.
 type outcome struct {
 	backend    string        // name of the backend asked last; empty where none was
 	attempts   int           // exchanges with backends

@@ -5,7 +5,7 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// ownerBody is what may be said of a department, project or user, beside its name in
+// ownerBody holds the members of a department, project or user, beside its name in
 // the path.
 type ownerBody struct {
 	Name       *string `json:"name"`
@@ -59,7 +59,7 @@ func (g *Gateway) createOwner(k account.Kind) handler {
 	}
 }
 
-// text is what a member says; empty where it is left out.
+// text returns the value of a member; empty where it is left out.
 func text(s *string) string {
 	if s == nil {
 		return ""

@@ -12,13 +12,13 @@ const (
 	leastTTFT = 1.0 // seconds up to which a first token is quick enough whatever its peers do
 )
 
-// pacing is how fast the backends of a model are, each at its place; 0: not known.
+// pacing holds the speeds of a model's backends, in their order; 0 where one is not known.
 type pacing struct{ speed, quickness []float64 }
 
-// add takes in one backend. Those out of rotation are nobody's peers.
-func (p *pacing) add(up bool, speed, ttft float64) {
+// add appends one backend. Those out of rotation are nobody's peers.
+func (p *pacing) add(usable bool, speed, ttft float64) {
 	quickness := 0.0
-	if !up {
+	if !usable {
 		speed = 0
 	} else if ttft > 0 {
 		quickness = 1 / max(ttft, leastTTFT/slowTTFT)
@@ -26,7 +26,7 @@ func (p *pacing) add(up bool, speed, ttft float64) {
 	p.speed, p.quickness = append(p.speed, speed), append(p.quickness, quickness)
 }
 
-// slow tells for each backend whether it is slower than its peers: in its tokens a
+// slow reports for each backend whether it is slower than its peers: in its tokens a
 // second, and to its first token.
 func (p *pacing) slow() (speed, ttft []bool) {
 	return backend.Slower(p.speed, slowSpeed), backend.Slower(p.quickness, slowTTFT)

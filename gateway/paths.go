@@ -80,7 +80,7 @@ func wordsOf(path string) []string {
 	return words
 }
 
-// refuse says that there is nothing at a path, and what there is instead.
+// refuse returns the refusal of an unknown path, which names what there is instead.
 func (p *paths) refuse(method, path string) error {
 	advice := "the API begins with /v1, as in POST /v1/chat/completions; the documentation lists all routes"
 	if len(path) <= maxPath {
@@ -148,15 +148,15 @@ func (p *paths) missing(words []string) (advice string, ok bool) {
 
 // similar finds the route that is written almost like the path that was asked for.
 func (p *paths) similar(method string, words []string) (found route, ok bool) {
-	asked, least := strings.Join(words, "/"), maxCompared
+	asked, shortest := strings.Join(words, "/"), maxCompared
 	for _, r := range p.routes {
 		known := strings.Join(r.words, "/")
 		if strings.ContainsAny(known, ":*") || !isNear(max(len(known)-len(asked), len(asked)-len(known)), len(asked)) {
 			continue // a difference in length is a distance already, and costs nothing
 		}
 		d := distance(asked, known)
-		if isNear(d, len(asked)) && (d < least || d == least && r.method == method) {
-			found, least, ok = r, d, true
+		if isNear(d, len(asked)) && (d < shortest || d == shortest && r.method == method) {
+			found, shortest, ok = r, d, true
 		}
 	}
 	return found, ok

@@ -9,7 +9,7 @@ import (
 // pinned are the names under which the pin may stand that a path of
 // /admin/v1/models/NAME/level is about: the own name of the model that NAME means,
 // and NAME as it is, since the model of a pin may have left the configuration.
-// known says that the configuration has the model. Names may have slashes, as they
+// known returns an error unless the configuration has the model. Names may have slashes, as they
 // are or as %2F.
 func (g *Gateway) pinned(c *call) (names []string, known bool, err error) {
 	name, ok := strings.CutSuffix(strings.TrimPrefix(c.r.URL.Path, "/admin/v1/models/"), "/level")

@@ -11,10 +11,10 @@ import (
 // cannedModel is the name under which L4 answers: no model does.
 const cannedModel = "tidegate-canned"
 
-// plan is what a request becomes at the level that it was admitted at. planFor makes it,
-// and nobody changes it; a fallback after a failure makes a new one.
+// plan describes what is sent for a request at the level that it was admitted at. planFor
+// makes it, and nobody changes it; a fallback after a failure makes a new one.
 type plan struct {
-	model  *backend.Model // that answers; nil for a canned answer
+	model  *backend.Model // model that answers; nil for a canned answer
 	served string         // name of what answers, for the ledger and the caller
 	level  degrade.Level
 	reason string // signal or rule that asked for the level

@@ -32,7 +32,7 @@ func (f *facts) rejected(d *limit.Denied) *refusal.Refusal {
 	return r
 }
 
-// ruleText is the rule that refused in words, and what pressure has made of it.
+// ruleText returns the rule that rejected in words, with what pressure has made of it.
 func (f *facts) ruleText(d *limit.Denied) string {
 	if d.Quota {
 		return fmt.Sprintf("the quota %s of %s", d.Rule, d.Amount())
@@ -47,7 +47,7 @@ func (f *facts) ruleText(d *limit.Denied) string {
 	return rule
 }
 
-// stateText is how things stand under a rule that refused, for a request that may try
+// stateText returns the state of a rule that rejected, for a request that may try
 // again.
 func stateText(d *limit.Denied) (text string) {
 	if d.Share > 0 {
@@ -66,16 +66,16 @@ func stateText(d *limit.Denied) (text string) {
 	return text
 }
 
-// quotaText is what a quota leaves, and what the request needs of it at least: a quota
+// quotaText returns what a quota leaves, and the least that the request needs of it: a quota
 // lets in who has enough for the prompt.
 func quotaText(rule string, d *limit.Denied, now time.Time) string {
-	until := now.Add(d.RetryAfter).UTC().Round(time.Second).Format(time.RFC3339)
+	resetAt := now.Add(d.RetryAfter).UTC().Round(time.Second).Format(time.RFC3339)
 	needs := max(d.Prompt, 1)
 	if d.Left == 0 {
-		return fmt.Sprintf("%s is used up until %s; this request needs %d at least: wait, or ask for more; GET /quota/status shows what is left", rule, until, needs)
+		return fmt.Sprintf("%s is used up until %s; this request needs %d at least: wait, or ask for more; GET /quota/status shows what is left", rule, resetAt, needs)
 	}
-	return fmt.Sprintf("%s has %d left until %s, and this request needs %d at least: shorten the prompt, wait, or ask for more; GET /quota/status shows what is left", rule, d.Left, until, needs)
+	return fmt.Sprintf("%s has %d left until %s, and this request needs %d at least: shorten the prompt, wait, or ask for more; GET /quota/status shows what is left", rule, d.Left, resetAt, needs)
 }
 
-// storeAway says why a gateway counts alone.
+// storeAway is the reason for which a gateway counts alone, for messages.
 const storeAway = "their store (Redis) does not answer, or was emptied a moment ago"

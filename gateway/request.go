@@ -11,10 +11,10 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// request is what a caller asks for. parse writes it, and nobody after it.
+// request holds what a caller asks for. parse writes it, and nobody after it.
 type request struct {
 	door.Parsed
-	model    *backend.Model // that the caller asked for
+	model    *backend.Model // model that the caller asked for
 	maxLevel degrade.Level  // smallest answer that the caller accepts
 
 	prompt     int  // exact tokens of all prompts together, after truncation
@@ -25,8 +25,8 @@ type request struct {
 	truncate   int  // tokens to which the prompt is cut; 0: it fits
 }
 
-// minAnswer is how many tokens a smaller model must have left for an answer, or as many
-// as the caller asked for.
+// minAnswer is the number of tokens that a smaller model must have left for an answer,
+// unless the caller asked for fewer.
 const minAnswer = 256
 
 // limitAnswer makes sure that the answer has a limit, and that the prompt and the limit fit

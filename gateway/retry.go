@@ -17,8 +17,8 @@ func retryAfter(h http.Header, now time.Time) (wait time.Duration) {
 	if text := strings.TrimSpace(h.Get("Retry-After")); text != "" {
 		if seconds, err := strconv.ParseFloat(text, 64); err == nil {
 			wait = bounded(seconds, time.Second)
-		} else if at, err := http.ParseTime(text); err == nil {
-			wait = min(max(at.Sub(now), 0), mostRetry)
+		} else if date, err := http.ParseTime(text); err == nil {
+			wait = min(max(date.Sub(now), 0), mostRetry)
 		}
 	}
 	if ms, err := strconv.ParseFloat(strings.TrimSpace(h.Get("Retry-After-Ms")), 64); err == nil {
@@ -29,8 +29,8 @@ func retryAfter(h http.Header, now time.Time) (wait time.Duration) {
 
 // bounded returns so many units of time, from 0 to mostRetry.
 func bounded(n float64, unit time.Duration) time.Duration {
-	switch most := float64(mostRetry / unit); {
-	case n > most:
+	switch bound := float64(mostRetry / unit); {
+	case n > bound:
 		return mostRetry
 	case n > 0: // false for what is no number
 		return time.Duration(n * float64(unit))

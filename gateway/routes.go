@@ -23,7 +23,7 @@ func (g *Gateway) Handler() http.Handler {
 	e.HandleMethodNotAllowed = true
 	e.RedirectTrailingSlash = false
 	e.UseRawPath = true
-	on := func(method, pattern string, h handler) {
+	handle := func(method, pattern string, h handler) {
 		serve := func(c *gin.Context) {
 			for _, p := range c.Params {
 				c.Request.SetPathValue(p.Key, p.Value)
@@ -36,18 +36,18 @@ func (g *Gateway) Handler() http.Handler {
 		}
 	}
 	for _, d := range g.doors {
-		on(http.MethodPost, d.Pattern, func(c *call) error {
+		handle(http.MethodPost, d.Pattern, func(c *call) error {
 			c.door = d
 			return g.generate(c)
 		})
 	}
-	on(http.MethodGet, "/v1/models", g.aux(g.models))
-	on(http.MethodGet, "/v1/models/*id", g.aux(g.model))
-	on(http.MethodPost, "/tokenize", g.aux(g.tokenize))
-	on(http.MethodGet, "/v1/usage", g.aux(g.ownUsage))
-	on(http.MethodGet, "/quota/status", g.aux(g.quotaStatus))
-	on(http.MethodGet, "/v1/quota/status", g.aux(g.quotaStatus)) // where those look who have a base URL alone
-	g.adminRoutes(on)
+	handle(http.MethodGet, "/v1/models", g.aux(g.models))
+	handle(http.MethodGet, "/v1/models/*id", g.aux(g.model))
+	handle(http.MethodPost, "/tokenize", g.aux(g.tokenize))
+	handle(http.MethodGet, "/v1/usage", g.aux(g.ownUsage))
+	handle(http.MethodGet, "/quota/status", g.aux(g.quotaStatus))
+	handle(http.MethodGet, "/v1/quota/status", g.aux(g.quotaStatus)) // where those look who have a base URL alone
+	g.adminRoutes(handle)
 	for path, probe := range map[string]http.HandlerFunc{"/health": g.health, "/healthz": g.healthz, "/readyz": g.readyz} {
 		e.GET(path, gin.WrapF(probe))
 		e.HEAD(path, gin.WrapF(probe))
@@ -80,8 +80,8 @@ func withoutSlash(h http.Handler) http.Handler {
 	})
 }
 
-// adminRoutes are what an administrator's key opens.
-func (g *Gateway) adminRoutes(on func(method, pattern string, h handler)) {
+// adminRoutes registers the routes that an administrator's key opens.
+func (g *Gateway) adminRoutes(handle func(method, pattern string, h handler)) {
 	for _, r := range []struct {
 		method, path string
 		h            handler
@@ -103,17 +103,17 @@ func (g *Gateway) adminRoutes(on func(method, pattern string, h handler)) {
 		{http.MethodGet, "audit", g.listAudit},
 		{http.MethodGet, "usage", g.allUsage},
 	} {
-		on(r.method, "/admin/v1/"+r.path, admin(r.h))
+		handle(r.method, "/admin/v1/"+r.path, admin(r.h))
 	}
 	for _, k := range account.Kinds() {
 		path := "/admin/v1/" + string(k) + "s"
-		on(http.MethodGet, path, admin(g.listOwners(k)))
-		on(http.MethodPost, path, admin(g.createOwner(k)))
-		on(http.MethodGet, path+"/:name", admin(g.showOwner(k)))
-		on(http.MethodPatch, path+"/:name", admin(g.changeOwner(k)))
-		on(http.MethodDelete, path+"/:name", admin(g.deleteOwner(k)))
+		handle(http.MethodGet, path, admin(g.listOwners(k)))
+		handle(http.MethodPost, path, admin(g.createOwner(k)))
+		handle(http.MethodGet, path+"/:name", admin(g.showOwner(k)))
+		handle(http.MethodPatch, path+"/:name", admin(g.changeOwner(k)))
+		handle(http.MethodDelete, path+"/:name", admin(g.deleteOwner(k)))
 	}
-	on(http.MethodPost, "/admin/v1/users/:name/revoke", admin(g.revokeUser))
+	handle(http.MethodPost, "/admin/v1/users/:name/revoke", admin(g.revokeUser))
 }
 
 // maxPath bounds what is quoted of a path or a method, in bytes.

@@ -13,7 +13,7 @@ type sampler struct {
 	skipped int       // since the last that was said
 }
 
-// sampleBurst is how many may be said at once.
+// sampleBurst is the number of lines that may be written at once.
 const sampleBurst = 10
 
 // take reports whether one may be said now, and how many were not since the last that was.

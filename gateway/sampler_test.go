@@ -69,7 +69,7 @@ func TestGuessesAreSampled(t *testing.T) {
 
 // TestNamed: callers without a key are no users of metrics, whatever their address.
 func TestNamed(t *testing.T) {
-	for user, want := range map[string]bool{"ada": true, "team/ada": true, "192.0.2.7": false, "2001:db8::/64": false, "": false, other: false} {
+	for user, want := range map[string]bool{"ada": true, "team/ada": true, "192.0.2.7": false, "2001:db8::/64": false, "": false, labelOther: false} {
 		if named(user) != want {
 			t.Errorf("%q", user)
 		}

@@ -21,9 +21,9 @@ import (
 // as soon as it is there.
 func (g *Gateway) scrape(w http.ResponseWriter, r *http.Request) {
 	format := expfmt.NegotiateAccept(r.Header, expfmt.DefaultOpenMetricsAcceptedFormats()...)
-	all := g.gatherers()
-	parts := make(chan part, len(all))
-	for _, one := range all {
+	gatherers := g.gatherers()
+	parts := make(chan part, len(gatherers))
+	for _, one := range gatherers {
 		go func() { parts <- encode(format, one) }()
 	}
 	w.Header().Set("Content-Type", string(format))
@@ -37,7 +37,7 @@ func (g *Gateway) scrape(w http.ResponseWriter, r *http.Request) {
 			out = zip
 		}
 	}
-	for range all {
+	for range gatherers {
 		p := <-parts
 		if p.err != nil {
 			g.Log.Error("the metrics could not be gathered", "error", p.err.Error())
@@ -55,11 +55,11 @@ func (g *Gateway) scrape(w http.ResponseWriter, r *http.Request) {
 
 // gatherers are all who have metrics of the page; no name is in two of them.
 func (g *Gateway) gatherers() prometheus.Gatherers {
-	all := append(prometheus.Gatherers{g.Registry}, g.Beside...)
+	gatherers := append(prometheus.Gatherers{g.Registry}, g.Gatherers...)
 	for _, v := range g.metrics.page {
-		all = append(all, v)
+		gatherers = append(gatherers, v)
 	}
-	return all
+	return gatherers
 }
 
 // part is a part of a page.
@@ -70,15 +70,15 @@ type part struct {
 
 // encode writes what a gatherer has. All names are such as need no escaping, in
 // whatever way the reader would have it.
-func encode(format expfmt.Format, of prometheus.Gatherer) (p part) {
-	families, err := of.Gather()
+func encode(format expfmt.Format, gatherer prometheus.Gatherer) (p part) {
+	families, err := gatherer.Gather()
 	if err != nil {
 		return part{err: err}
 	}
 	var b bytes.Buffer
-	to := expfmt.NewEncoder(&b, format.WithEscapingScheme(model.NoEscaping))
+	encoder := expfmt.NewEncoder(&b, format.WithEscapingScheme(model.NoEscaping))
 	for _, f := range families {
-		if err := to.Encode(f); err != nil {
+		if err := encoder.Encode(f); err != nil {
 			return part{err: fmt.Errorf("%s: %w", f.GetName(), err)}
 		}
 	}
@@ -89,9 +89,9 @@ func encode(format expfmt.Format, of prometheus.Gatherer) (p part) {
 func takesGzip(accepted string) bool {
 	for one := range strings.SplitSeq(accepted, ",") {
 		name, params, _ := strings.Cut(one, ";")
-		quality, given := strings.CutPrefix(strings.TrimSpace(params), "q=")
+		quality, hasQuality := strings.CutPrefix(strings.TrimSpace(params), "q=")
 		q, err := strconv.ParseFloat(quality, 64)
-		if strings.TrimSpace(name) == "gzip" && (!given || err == nil && q > 0) {
+		if strings.TrimSpace(name) == "gzip" && (!hasQuality || err == nil && q > 0) {
 			return true
 		}
 	}

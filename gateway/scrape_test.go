@@ -229,7 +229,7 @@ func TestOddScrapes(t *testing.T) {
 	if resp, body, err := get(http.MethodHead, "", "gzip"); err != nil || resp.StatusCode != http.StatusOK || len(body) != 0 {
 		t.Errorf("HEAD: %v %d bytes %v", resp, len(body), err)
 	}
-	g.Beside = append(g.Beside, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return nil, errPanic }))
+	g.Gatherers = append(g.Gatherers, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return nil, errPanic }))
 	for _, encoding := range []string{"", "gzip"} {
 		if _, body, err := get(http.MethodGet, "", encoding); err == nil {
 			t.Errorf("%q: half a page of %d bytes looks whole", encoding, len(body))

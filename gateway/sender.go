@@ -71,7 +71,7 @@ func (s *sender) attempt() (err error) {
 	q := &backend.Request{
 		Path: c.door.Path, ID: s.id, Body: c.door.Write(c.request.Body, &edits), Stream: c.plan.stream, Limits: c.plan.model.Timeouts, Header: header,
 		Prompt: c.plan.prompt, Answer: c.plan.limit, Elsewhere: s.shouldMove,
-		Silence: s.keepStream, SilenceAfter: c.settings.KeepAlive.After,
+		Silence: s.keepStream, SilenceAfter: c.settings.KeepAlive.Silence,
 	}
 	s.start = time.Now()
 	if first {
@@ -141,7 +141,7 @@ func (s *sender) keepStream(now time.Time) (next time.Duration) {
 		events := w.buffer()
 		*events = s.stream.Rest(*events)
 		w.flush()
-		return w.keepAlive.After
+		return w.keepAlive.Silence
 	}
 	return w.keep(now, s.c.outcome.answered)
 }

@@ -73,7 +73,7 @@ func (g *Gateway) newCall(w http.ResponseWriter, r *http.Request, route string) 
 // startTrace begins the span of a request.
 func (g *Gateway) startTrace(c *call) *tracing {
 	return startTrace(g.Tracer, c.r, c.route, c.id, c.began, func() bool {
-		return len(c.settings.traced) > 0 && contains(c.settings.traced, c.from())
+		return len(c.settings.traced) > 0 && contains(c.settings.traced, c.clientAddr())
 	})
 }
 

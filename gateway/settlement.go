@@ -5,7 +5,7 @@ import (
 	"tidegate/gateway/openai"
 )
 
-// settlement is how far a request has been charged: to the limits by settle, and to the
+// settlement tracks the charging of a request: to the limits by settle, and to the
 // ledger by record, each once.
 type settlement struct {
 	flight   *ledger.Flight // under way in the ledger; nil before and after

@@ -12,7 +12,7 @@ import (
 	"tidegate/nvml"
 )
 
-// Status is what GET /status tells, beside what the process adds. Values that are
+// Status is the answer of GET /status, beside what the process adds. Values that are
 // not known are null or left out, never 0.
 type Status struct {
 	Version     string              `json:"version"`
@@ -40,28 +40,28 @@ type ModelStatus struct {
 
 // BackendStatus is one server of a model.
 type BackendStatus struct {
-	Backend     string               `json:"backend"`
-	Up          bool                 `json:"up"`
-	Why         string               `json:"why_out,omitempty"`
-	InFlight    int                  `json:"in_flight"`
-	Unanswered  *UnansweredStatus    `json:"without_progress,omitempty"` // requests for which it shows no sign of work; left out: none
-	TTFT        *float64             `json:"first_token_p90_s"`          // seconds; null: too few streams of late
-	Speed       *float64             `json:"stream_tokens_per_second"`   // of one choice; null: no answer of late
-	Made        float64              `json:"tokens_per_second"`          // of all its answers, in the last 10 to 15 seconds
-	Serves      string               `json:"serves,omitempty"`
-	MaxModelLen int                  `json:"max_model_len,omitempty"`
-	Version     string               `json:"version,omitempty"`
-	NoThinking  bool                 `json:"no_thinking_by_default,omitempty"` // it switches thinking off where a chat says nothing of it
-	Can         backend.Capabilities `json:"capabilities"`
-	Engine      *EngineStatus        `json:"engine"`                 // null: it has never told its load
-	Blind       string               `json:"engine_error,omitempty"` // why it did not the last time
-	GPUs        []BackendGPU         `json:"gpus,omitempty"`
+	Backend      string               `json:"backend"`
+	InRotation   bool                 `json:"up"`
+	Reason       string               `json:"why_out,omitempty"`
+	InFlight     int                  `json:"in_flight"`
+	Unanswered   *UnansweredStatus    `json:"without_progress,omitempty"` // requests for which it shows no sign of work; left out: none
+	TTFT         *float64             `json:"first_token_p90_s"`          // seconds; null: too few streams of late
+	Speed        *float64             `json:"stream_tokens_per_second"`   // of one choice; null: no answer of late
+	Made         float64              `json:"tokens_per_second"`          // of all its answers, in the last 10 to 15 seconds
+	Serves       string               `json:"serves,omitempty"`
+	MaxModelLen  int                  `json:"max_model_len,omitempty"`
+	Version      string               `json:"version,omitempty"`
+	NoThinking   bool                 `json:"no_thinking_by_default,omitempty"` // it switches thinking off where a chat says nothing of it
+	Capabilities backend.Capabilities `json:"capabilities"`
+	Engine       *EngineStatus        `json:"engine"`                 // null: it has never told its load
+	Blind        string               `json:"engine_error,omitempty"` // why it did not the last time
+	GPUs         []BackendGPU         `json:"gpus,omitempty"`
 }
 
-// UnansweredStatus is what a server has under way while it shows no sign of work.
+// UnansweredStatus counts what a backend has under way while it shows no sign of work.
 type UnansweredStatus struct {
-	Requests int       `json:"requests"`
-	Since    time.Time `json:"since"` // the last sign of work, or the first of these requests
+	Requests  int       `json:"requests"`
+	ChangedAt time.Time `json:"since"` // the last sign of work, or the first of these requests
 }
 
 // EngineStatus is the load that a server tells.
@@ -84,7 +84,7 @@ type BackendGPU struct {
 	Freshness string `json:"freshness"` // fresh | held | dropped | unknown
 }
 
-// status is what the gateway knows of itself, its backends and their GPUs.
+// status returns the state of the gateway, its backends and their GPUs.
 func (g *Gateway) status() Status {
 	now := time.Now()
 	s := Status{Version: g.Version, UptimeS: int(now.Sub(g.began).Seconds()), Store: "up", Models: []ModelStatus{}, Alerts: g.Alerts.Status(), Warnings: []string{}}
@@ -114,7 +114,7 @@ func (g *Gateway) status() Status {
 	}
 	// Last, so that a backend that comes into rotation meanwhile is not shown as up in
 	// a gateway that is not ready.
-	s.WhyNotReady = g.ready()
+	s.WhyNotReady = g.notReady()
 	s.Ready = s.WhyNotReady == ""
 	if w := g.clockWarning(now); w != "" {
 		s.Warnings = append(s.Warnings, w)
@@ -127,8 +127,8 @@ func (g *Gateway) status() Status {
 func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings []string) {
 	f := b.Facts()
 	s = BackendStatus{
-		Backend: b.Name, Up: b.Seat.Usable() && !b.Seat.Drained(), Why: b.Why(), InFlight: b.Seat.InFlight(), Serves: f.Serves, MaxModelLen: f.MaxModelLen,
-		Version: f.Version, NoThinking: f.NoThinking, Can: f.Can, Blind: b.Blind(), Made: b.Made.PerSecond(now),
+		Backend: b.Name, InRotation: b.Seat.Usable() && !b.Seat.Drained(), Reason: b.Why(), InFlight: b.Seat.InFlight(), Serves: f.Serves, MaxModelLen: f.MaxModelLen,
+		Version: f.Version, NoThinking: f.NoThinking, Capabilities: f.Can, Blind: b.Blind(), Made: b.Made.PerSecond(now),
 	}
 	if ttft := b.Pace.TTFT(now); ttft > 0 {
 		s.TTFT = known(ttft.Seconds())
@@ -146,12 +146,12 @@ func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings
 		}
 	}
 	warnings = slices.Clone(f.Warnings)
-	if s.Up && s.Blind != "" {
+	if s.InRotation && s.Blind != "" {
 		warnings = append(warnings, "the load of its engine is not known: "+s.Blind)
 	}
-	if n, since := b.Unanswered(now); n > 0 {
-		s.Unanswered = &UnansweredStatus{n, since}
-		warnings = append(warnings, fmt.Sprintf("it has %d requests under way and has made nothing for %v, for any of them: it may hang; see docs/operating.md, \"A backend hangs\"", n, now.Sub(since).Round(time.Second)))
+	if n, doubtedAt := b.Unanswered(now); n > 0 {
+		s.Unanswered = &UnansweredStatus{n, doubtedAt}
+		warnings = append(warnings, fmt.Sprintf("it has %d requests under way and has made nothing for %v, for any of them: it may hang; see docs/operating.md, \"A backend hangs\"", n, now.Sub(doubtedAt).Round(time.Second)))
 	}
 	if w := b.Doubts.Warning(now); w != "" {
 		warnings = append(warnings, w)

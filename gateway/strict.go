@@ -64,7 +64,7 @@ func decodeStrict(raw []byte, v any) error {
 // before it is decoded into a type. A value of another kind than the type is left to
 // the decoder, and depth counts what it stands in. Its errors are refusals or the
 // decoder's.
-func checkMembers(d *json.Decoder, into reflect.Type, path string, depth int) error {
+func checkMembers(d *json.Decoder, target reflect.Type, path string, depth int) error {
 	t, err := d.Token()
 	if err != nil {
 		return err
@@ -72,8 +72,8 @@ func checkMembers(d *json.Decoder, into reflect.Type, path string, depth int) er
 	if depth > maxDepth {
 		return refusal.New(refusal.InvalidRequest, path, fmt.Sprintf("the body has more than %d lists and objects within each other", maxDepth))
 	}
-	for into != nil && into.Kind() == reflect.Pointer {
-		into = into.Elem()
+	for target != nil && target.Kind() == reflect.Pointer {
+		target = target.Elem()
 	}
 	switch t := t.(type) {
 	case string:
@@ -82,11 +82,11 @@ func checkMembers(d *json.Decoder, into reflect.Type, path string, depth int) er
 		}
 	case json.Delim:
 		if t == '{' {
-			err = checkObject(d, into, path, depth)
+			err = checkObject(d, target, path, depth)
 		} else {
 			var item reflect.Type
-			if into != nil && into.Kind() == reflect.Slice {
-				item = into.Elem()
+			if target != nil && target.Kind() == reflect.Slice {
+				item = target.Elem()
 			}
 			for i := 0; d.More() && err == nil; i++ {
 				err = checkMembers(d, item, fmt.Sprintf("%s[%d]", path, i), depth+1)
@@ -99,7 +99,7 @@ func checkMembers(d *json.Decoder, into reflect.Type, path string, depth int) er
 	return err
 }
 
-func checkObject(d *json.Decoder, into reflect.Type, path string, depth int) error {
+func checkObject(d *json.Decoder, target reflect.Type, path string, depth int) error {
 	var seen []string
 	for d.More() {
 		t, err := d.Token()
@@ -115,10 +115,10 @@ func checkObject(d *json.Decoder, into reflect.Type, path string, depth int) err
 			full = path + "." + name
 		}
 		var field reflect.Type
-		if into != nil && into.Kind() == reflect.Struct {
+		if target != nil && target.Kind() == reflect.Struct {
 			var known bool
-			if field, known = member(into, name); !known {
-				return unknownMember(into, name, full)
+			if field, known = member(target, name); !known {
+				return unknownMember(target, name, full)
 			}
 		}
 		if slices.Contains(seen, name) {
@@ -143,9 +143,9 @@ const (
 )
 
 // member finds the field that a member of exactly that name is decoded into.
-func member(into reflect.Type, name string) (reflect.Type, bool) {
-	for i := range into.NumField() {
-		f := into.Field(i)
+func member(target reflect.Type, name string) (reflect.Type, bool) {
+	for i := range target.NumField() {
+		f := target.Field(i)
 		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if tag == name && tag != "-" && tag != "" {
 			return f.Type, true
@@ -156,9 +156,9 @@ func member(into reflect.Type, name string) (reflect.Type, bool) {
 
 // unknownMember refuses a member; one that differs from a known one in capital letters
 // alone is named.
-func unknownMember(into reflect.Type, name, full string) error {
-	for i := range into.NumField() {
-		tag, _, _ := strings.Cut(into.Field(i).Tag.Get("json"), ",")
+func unknownMember(target reflect.Type, name, full string) error {
+	for i := range target.NumField() {
+		tag, _, _ := strings.Cut(target.Field(i).Tag.Get("json"), ",")
 		if tag != "-" && strings.EqualFold(tag, name) {
 			return refusal.New(refusal.InvalidRequest, name, fmt.Sprintf("unknown field %s: write it %s", quote(full), tag))
 		}

@@ -290,7 +290,7 @@ func TestToyDoorKeepAlive(t *testing.T) {
 		speakToy(w, b)
 	})
 	c := Default()
-	c.KeepAlive.After, c.KeepAlive.Every = time.Millisecond, time.Hour
+	c.KeepAlive.Silence, c.KeepAlive.Every = time.Millisecond, time.Hour
 	g.Reload(c, g.settings.Load().accounts)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -76,19 +76,19 @@ func startTrace(tracer Tracer, r *http.Request, route, id string, began time.Tim
 	}
 	t := &tracing{tracer: tracer}
 	options := [3]trace.SpanStartOption{trace.WithTimestamp(began), trace.WithSpanKind(trace.SpanKindServer)}
-	from := context.Background()
-	named := propagation.TraceContext{}.Extract(from, propagation.HeaderCarrier(r.Header))
+	parent := context.Background()
+	named := propagation.TraceContext{}.Extract(parent, propagation.HeaderCarrier(r.Header))
 	kept := 2
 	if theirs := trace.SpanContextFromContext(named); theirs.IsValid() {
 		if follows() {
-			from = named
+			parent = named
 		} else {
 			ids := trace.NewSpanContext(trace.SpanContextConfig{TraceID: theirs.TraceID(), SpanID: theirs.SpanID(), Remote: true})
 			options[kept] = trace.WithLinks(trace.Link{SpanContext: ids})
 			kept++
 		}
 	}
-	t.request.ctx, t.request.Span = tracer.Start(from, r.Method+" "+route, options[:kept]...)
+	t.request.ctx, t.request.Span = tracer.Start(parent, r.Method+" "+route, options[:kept]...)
 	if t.kept() {
 		t.request.SetAttributes(attrMethod.String(r.Method), attrRoute.String(route), attrRequest.String(id))
 	}
@@ -110,7 +110,7 @@ func (t *tracing) traceID() string {
 // no, the server is told of the request's span and no others are begun.
 func (t *tracing) kept() bool { return t != nil && t.request.IsRecording() }
 
-// admitted tells what admission took, and the wait for a place in it.
+// admitted adds the spans of admission and of the wait for a place in it.
 func (t *tracing) admitted(asked string, start time.Time, p *admission.Permit, err error) {
 	if !t.kept() {
 		return
@@ -175,7 +175,7 @@ func (t *tracing) attemptEnded(out *outcome, streamed bool, err error) {
 	t.attempt.End()
 }
 
-// spanEnd is what the span of a request says of its end.
+// spanEnd holds the attributes of a request's span that are known at its end.
 type spanEnd struct {
 	outcome       *outcome
 	user, key     string // names; empty where the key was not good

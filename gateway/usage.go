@@ -15,16 +15,16 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// reportTimeout is how long a report may take, above all where the database hangs.
+// reportTimeout bounds the time of a report, above all where the database hangs.
 const reportTimeout = 10 * time.Second
 
 // ownUsage reports what the caller has used: GET /v1/usage?from&to&zone&group_by.
 func (g *Gateway) ownUsage(c *call) error {
-	by, err := groups(c.r.URL.Query(), ledger.ByDay, ledger.ByMonth, ledger.ByDay, ledger.ByHour, ledger.ByModel, ledger.ByKey)
+	groupBy, err := groups(c.r.URL.Query(), ledger.ByDay, ledger.ByMonth, ledger.ByDay, ledger.ByHour, ledger.ByModel, ledger.ByKey)
 	if err != nil {
 		return err
 	}
-	r, err := g.report(c, ledger.Query{Filter: ledger.Filter{User: c.caller.User}, By: by})
+	r, err := g.report(c, ledger.Query{Filter: ledger.Filter{User: c.caller.User}, By: groupBy})
 	if err != nil {
 		return err
 	}
@@ -34,10 +34,10 @@ func (g *Gateway) ownUsage(c *call) error {
 }
 
 // groups reads by what a report is broken down: some of those that are allowed.
-func groups(q url.Values, otherwise ledger.Group, allowed ...ledger.Group) (by []ledger.Group, err error) {
-	for _, name := range strings.Split(cmp.Or(q.Get("group_by"), string(otherwise)), ",") {
+func groups(q url.Values, fallback ledger.Group, allowed ...ledger.Group) (groupBy []ledger.Group, err error) {
+	for _, name := range strings.Split(cmp.Or(q.Get("group_by"), string(fallback)), ",") {
 		g := ledger.Group(name)
-		if !slices.Contains(allowed, g) || slices.Contains(by, g) {
+		if !slices.Contains(allowed, g) || slices.Contains(groupBy, g) {
 			var names []string
 			for _, a := range allowed {
 				names = append(names, string(a))
@@ -46,20 +46,20 @@ func groups(q url.Values, otherwise ledger.Group, allowed ...ledger.Group) (by [
 			return nil, refusal.New(refusal.InvalidRequest, "group_by",
 				"group_by must be some of "+strings.Join(names[:last], ", ")+" and "+names[last]+", with commas between")
 		}
-		by = append(by, g)
+		groupBy = append(groupBy, g)
 	}
-	return by, nil
+	return groupBy, nil
 }
 
 // allUsage reports what anybody has used, to administrators: GET
 // /admin/v1/usage?from&to&zone&group_by&format and a filter for each group of names.
 func (g *Gateway) allUsage(c *call) error {
 	q := c.r.URL.Query()
-	by, err := groups(q, ledger.ByUser, ledger.Groups()...)
+	groupBy, err := groups(q, ledger.ByUser, ledger.Groups()...)
 	if err != nil {
 		return err
 	}
-	query := ledger.Query{By: by, Filter: ledger.Filter{
+	query := ledger.Query{By: groupBy, Filter: ledger.Filter{
 		Department: q.Get("department"), Project: q.Get("project"), User: q.Get("user"), Key: q.Get("key"), Model: q.Get("model"),
 	}}
 	format := cmp.Or(q.Get("format"), "json")
@@ -128,10 +128,10 @@ func days(q url.Values, zone *time.Location, now time.Time) (begin, end time.Tim
 }
 
 // day reads a date, or the date of a point in time, in a zone: its begin.
-func day(q url.Values, name string, zone *time.Location, otherwise time.Time) (time.Time, error) {
+func day(q url.Values, name string, zone *time.Location, fallback time.Time) (time.Time, error) {
 	text := q.Get(name)
 	if text == "" {
-		return limit.DayOf(otherwise.In(zone), 0), nil
+		return limit.DayOf(fallback.In(zone), 0), nil
 	}
 	if date, err := time.Parse(time.DateOnly, text); err == nil {
 		return limit.Dawn(date.Year(), date.Month(), date.Day(), zone), nil

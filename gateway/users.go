@@ -32,12 +32,12 @@ const (
 type userTokens struct {
 	desc *prometheus.Desc
 
-	mu     sync.Mutex
-	most   int // users with a series of their own; 0: there are no series
-	shown  map[string]*[4]int64
-	others [4]int64
-	recent map[string]float64 // tokens of those who are shown or may come to be, which fade
-	faded  time.Time
+	mu       sync.Mutex
+	limit    int // users with a series of their own; 0: there are no series
+	shown    map[string]*[4]int64
+	overflow [4]int64
+	recent   map[string]float64 // tokens of those who are shown or may come to be, which fade
+	faded    time.Time
 }
 
 func newUserTokens() *userTokens {
@@ -50,12 +50,12 @@ func newUserTokens() *userTokens {
 }
 
 // keep sets how many users have a series of their own.
-func (t *userTokens) keep(most int) {
+func (t *userTokens) keep(limit int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.most = most
-	if most == 0 {
-		t.others = [4]int64{}
+	t.limit = limit
+	if limit == 0 {
+		t.overflow = [4]int64{}
 		clear(t.shown)
 		clear(t.recent)
 	}
@@ -65,23 +65,23 @@ func (t *userTokens) keep(most int) {
 func (t *userTokens) add(user string, used [4]int, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.most == 0 {
+	if t.limit == 0 {
 		return
 	}
-	into := &t.others
+	sum := &t.overflow
 	_, known := t.recent[user]
 	if known || named(user) {
-		if !known && len(t.recent) >= (1+candidates)*t.most {
+		if !known && len(t.recent) >= (1+candidates)*t.limit {
 			t.halve()
 		}
 		t.fade(now)
 		t.recent[user] += float64(used[0] + used[2])
-		if own := t.shown[user]; own != nil {
-			into = own
+		if counts := t.shown[user]; counts != nil {
+			sum = counts
 		}
 	}
 	for i, n := range used {
-		into[i] += int64(max(n, 0))
+		sum[i] += int64(max(n, 0))
 	}
 }
 
@@ -94,7 +94,7 @@ func named(user string) bool {
 	} else {
 		_, err = netip.ParseAddr(user)
 	}
-	return err != nil && user != "" && user != other
+	return err != nil && user != "" && user != labelOther
 }
 
 // fade lets what was used count for less, once a minute. The lock is held.
@@ -104,9 +104,9 @@ func (t *userTokens) fade(now time.Time) {
 		return
 	}
 	t.faded = now
-	by := math.Exp2(-float64(passed) / float64(useHalves))
+	factor := math.Exp2(-float64(passed) / float64(useHalves))
 	for user := range t.recent {
-		if t.recent[user] *= by; t.recent[user] < useForgets {
+		if t.recent[user] *= factor; t.recent[user] < useForgets {
 			delete(t.recent, user)
 			delete(t.shown, user)
 		}
@@ -146,13 +146,13 @@ func (t *userTokens) rank(now time.Time) {
 		shown = append(shown, user)
 	}
 	t.sort(shown)
-	for len(shown) > t.most { // a reload wants fewer
+	for len(shown) > t.limit { // a reload wants fewer
 		delete(t.shown, shown[len(shown)-1])
 		shown = shown[:len(shown)-1]
 	}
 	for _, user := range t.waiting() {
 		switch last := len(shown) - 1; {
-		case len(t.shown) < t.most:
+		case len(t.shown) < t.limit:
 		case last >= 0 && t.recent[user] > ahead*t.recent[shown[last]]:
 			delete(t.shown, shown[last])
 			shown = shown[:last]
@@ -173,21 +173,21 @@ func (t *userTokens) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-func (t *userTokens) gather(now time.Time) (all []prometheus.Metric) {
+func (t *userTokens) gather(now time.Time) (collected []prometheus.Metric) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.most == 0 {
+	if t.limit == 0 {
 		return nil
 	}
 	t.rank(now)
 	series := func(user string, used *[4]int64) {
 		for i, n := range used {
-			all = append(all, prometheus.MustNewConstMetric(t.desc, prometheus.CounterValue, float64(n), user, directions()[i]))
+			collected = append(collected, prometheus.MustNewConstMetric(t.desc, prometheus.CounterValue, float64(n), user, directions()[i]))
 		}
 	}
-	series(other, &t.others)
+	series(labelOther, &t.overflow)
 	for user, used := range t.shown {
 		series(user, used)
 	}
-	return all
+	return collected
 }

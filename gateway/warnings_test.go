@@ -26,11 +26,11 @@ func TestStatusWarns(t *testing.T) {
 		status Status
 		want   []string // parts of each warning
 	}{
-		{"well", Status{Ready: true, Store: "up", Models: []ModelStatus{{Model: "m", Backends: []BackendStatus{{Up: true}}}}, Sources: []nvml.SourceStatus{{OK: true}},
+		{"well", Status{Ready: true, Store: "up", Models: []ModelStatus{{Model: "m", Backends: []BackendStatus{{InRotation: true}}}}, Sources: []nvml.SourceStatus{{OK: true}},
 			Ladder: degrade.Status{Models: []degrade.ModelStatus{{Model: "m", Level: "L2"}}}, Alerts: []alert.Status{{Channel: "ops", LastError: "x", LastErrorAt: &since, LastSuccess: &now}}}, nil},
 		{"drains", Status{WhyNotReady: "draining", Store: "up"}, []string{"not ready, so that balancers send nothing here: draining"}},
 		{"database", Status{Ready: true, Store: "down"}, []string{"the database of accounts does not answer"}},
-		{"a backend is out", Status{Ready: true, Models: []ModelStatus{{Model: "m", Backends: []BackendStatus{{Backend: "a:1", Why: "connection refused"}, {Up: true}}}}},
+		{"a backend is out", Status{Ready: true, Models: []ModelStatus{{Model: "m", Backends: []BackendStatus{{Backend: "a:1", Reason: "connection refused"}, {InRotation: true}}}}},
 			[]string{"model m, backend a:1: out of rotation: connection refused"}},
 		{"all are out", Status{Ready: true, Models: []ModelStatus{{Model: "m", Fallback: "s", Backends: []BackendStatus{{Backend: "a:1"}}}}},
 			[]string{"model m: none of its 1 backends is in rotation: its fallback s answers", "model m, backend a:1: out"}},
@@ -60,7 +60,7 @@ func TestStatusWarns(t *testing.T) {
 // the first one, is named; who is out of rotation is no peer.
 func TestSlowBackends(t *testing.T) {
 	of := func(up bool, speed, ttft float64) BackendStatus {
-		b := BackendStatus{Backend: fmt.Sprintf("%v:%v", speed, ttft), Up: up}
+		b := BackendStatus{Backend: fmt.Sprintf("%v:%v", speed, ttft), InRotation: up}
 		if speed > 0 {
 			b.Speed = &speed
 		}

@@ -107,7 +107,7 @@ func TestReadCertificates(t *testing.T) {
 func TestStatusOfManyBackends(t *testing.T) {
 	s := &gateway.Status{Version: "x", Ready: true, Store: "up", Models: []gateway.ModelStatus{{Model: "m"}}, Ladder: degrade.Status{Models: []degrade.ModelStatus{{Model: "m", Level: "L0", WouldBe: "L0"}}}}
 	for i := range 200 {
-		b := gateway.BackendStatus{Backend: fmt.Sprintf("b%d:1", i), Up: i != 150, Why: "connection refused", Engine: &gateway.EngineStatus{Freshness: "fresh"}}
+		b := gateway.BackendStatus{Backend: fmt.Sprintf("b%d:1", i), InRotation: i != 150, Reason: "connection refused", Engine: &gateway.EngineStatus{Freshness: "fresh"}}
 		s.Models[0].Backends = append(s.Models[0].Backends, b)
 		s.Ladder.Models[0].Backends = append(s.Ladder.Models[0].Backends, degrade.BackendStatus{Backend: b.Backend, Level: "L0"})
 	}

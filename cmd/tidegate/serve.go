@@ -250,7 +250,7 @@ func (d *daemon) build(ctx context.Context, p *process) (err error) {
 	d.fleet = backend.NewFleet(d.log, "tidegate/"+version(), d.gpus, d.ladder)
 	d.gateway = gateway.New(gateway.Parts{
 		Log: d.log, Fleet: d.fleet, GPUs: d.gpus, Admission: d.doors, Ladder: d.ladder, Ledger: d.ledger, Alerts: d.alerts, Tokenizer: tokenizer,
-		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Tracer: d.traces.tracer(), Version: version(), Beside: []prometheus.Gatherer{ladder, d.gpus},
+		Counter: qwen.NewCounter(tokenizer, countedMessages), Registry: registry, Tracer: d.traces.tracer(), Version: version(), Gatherers: []prometheus.Gatherer{ladder, d.gpus},
 	}, c.face(), account.New(c.Auth, d.accounts))
 	d.fleet.Apply(c.Models)
 	d.readExpiries(c)

@@ -122,7 +122,7 @@ func writeStatus(out io.Writer, s *gateway.Status, all bool) error {
 				level = &s.Ladder.Models[k].Backends[i]
 			}
 			b := &m.Backends[i]
-			odd := !b.Up || b.Unanswered != nil || level != nil && level.Level != degrade.Full.String() || b.Engine == nil || b.Engine.Freshness != nvml.Fresh.String()
+			odd := !b.InRotation || b.Unanswered != nil || level != nil && level.Level != degrade.Full.String() || b.Engine == nil || b.Engine.Freshness != nvml.Fresh.String()
 			backends.add(backendLine(m.Model, b, level), odd)
 		}
 	}
@@ -209,8 +209,8 @@ func standing(b *degrade.BackendStatus) string {
 
 func backendLine(model string, b *gateway.BackendStatus, level *degrade.BackendStatus) []string {
 	state := "up"
-	if !b.Up {
-		state = "out: " + b.Why
+	if !b.InRotation {
+		state = "out: " + b.Reason
 	}
 	var names []string
 	for _, g := range b.GPUs {

@@ -77,7 +77,7 @@ func TestStatus(t *testing.T) {
 	}
 	s := f.told(t)
 	b := s.Models[0].Backends[0]
-	if !s.Ready || !b.Up || b.Version != "0.23.0" || !b.Can.Known || b.Engine.Freshness != "fresh" || *b.Engine.Waiting != 0 || *b.Engine.KVTokens != 16384*16 || b.Engine.Sleep != "awake" || b.Blind != "" {
+	if !s.Ready || !b.InRotation || b.Version != "0.23.0" || !b.Capabilities.Known || b.Engine.Freshness != "fresh" || *b.Engine.Waiting != 0 || *b.Engine.KVTokens != 16384*16 || b.Engine.Sleep != "awake" || b.Blind != "" {
 		t.Errorf("%+v, %+v", b, b.Engine)
 	}
 	if got := fmt.Sprint(b.GPUs); got != "[{gpu-a/0 fresh} {GPU-a fresh} {rec/0 fresh} {gpu-a/7 unknown}]" {

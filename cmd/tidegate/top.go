@@ -145,7 +145,7 @@ func (f *topFlags) ask(ctx context.Context) ([]*use, error) {
 		if err == nil {
 			err = json.Unmarshal(body, &t)
 		}
-		if err == nil && t.At.IsZero() {
+		if err == nil && t.Time.IsZero() {
 			err = errors.New("the answer is no gateway's")
 		}
 		if err != nil {

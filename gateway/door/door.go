@@ -67,7 +67,7 @@ type Limits struct {
 	MaxPrompts int // prompts of one request
 }
 
-// Prompt is what the engine makes tokens of: a conversation or plain prompts.
+// Prompt holds what the engine makes tokens of: a conversation or plain prompts.
 type Prompt struct {
 	Chat  *qwen.Chat      // conversation, whose thinking switch the path sets; nil where Texts has the prompts
 	Texts []openai.Prompt // prompts without a template
@@ -89,7 +89,7 @@ type Parsed struct {
 	LimitParam  string // parameter that holds the limit, for errors
 }
 
-// Edits are what a plan writes into a body for one backend.
+// Edits holds what a plan writes into a body for one backend.
 type Edits struct {
 	Model        string // name that the backend knows the model by
 	Priority     int64  // scheduling priority
