@@ -70,7 +70,7 @@ type Dwell struct {
 	DownMax   time.Duration `yaml:"down_max"`   // to which down doubles where a level comes back soon
 }
 
-// L1 is what the first level does beside switching streaming off.
+// L1 configures the first level, beside switching streaming off.
 type L1 struct {
 	MaxTokens int `yaml:"max_tokens"` // an answer's limit from L1 on
 }

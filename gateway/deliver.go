@@ -16,7 +16,7 @@ import (
 
 // Rhythms of a stream.
 const (
-	// endWait is how long the end of a stream waits for the engine's chunk with the usage,
+	// endWait bounds the wait of a stream's end for the engine's chunk with the usage,
 	// which comes at once.
 	endWait = 100 * time.Millisecond
 	// progressEvery is the time between two notes to the limits of a stream's usage.

@@ -1,0 +1,244 @@
+package docs
+
+import (
+	"fmt"
+	"go/ast"
+	"go/token"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// functionWords are words that say nothing about the thing they name. Go's own idioms
+// (now, out, in, with, do, less, as, is, any) are not among them.
+const functionWords = `
+	a an the of to on at by for from without into onto off over under up down about
+	before above below between among during until till against within beside toward per via
+	than so if then also only even just such same other another others both each all some many
+	much more most few none not no nor and or but yet
+	i you he she it we they me him her them us my your his its our their own self
+	this that these those which who whom whose what when where why how whether
+	are was were be been being am has have had having does did doing can could may might must
+	shall should will would here there ever never always often very too quite again already still
+	once else otherwise elsewhere meanwhile
+	told said says tell tells goes gone went gives given got gets came comes`
+
+// maxFunctionWords is the share of declared names that may be function words. A pair of
+// from and to has its uses.
+const maxFunctionWords = 0.015
+
+// maxFields bounds the fields of a struct.
+const maxFields = 20
+
+// declared calls f with each name that a file declares and that has more than one letter.
+func declared(file *ast.File, f func(*ast.Ident)) {
+	names := func(list ...*ast.Ident) {
+		for _, id := range list {
+			if id != nil && len(id.Name) > 1 {
+				f(id)
+			}
+		}
+	}
+	expressions := func(list ...ast.Expr) {
+		for _, e := range list {
+			if id, ok := e.(*ast.Ident); ok {
+				names(id)
+			}
+		}
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.FuncDecl:
+			names(n.Name)
+		case *ast.TypeSpec:
+			names(n.Name)
+		case *ast.ValueSpec:
+			names(n.Names...)
+		case *ast.Field:
+			names(n.Names...)
+		case *ast.AssignStmt:
+			if n.Tok == token.DEFINE {
+				expressions(n.Lhs...)
+			}
+		case *ast.RangeStmt:
+			if n.Tok == token.DEFINE {
+				expressions(n.Key, n.Value)
+			}
+		}
+		return true
+	})
+}
+
+// TestWords holds that names say what they name: in every package almost no declared name
+// is a function word.
+func TestWords(t *testing.T) {
+	words := map[string]bool{}
+	for _, w := range strings.Fields(functionWords) {
+		words[w] = true
+	}
+	type count struct {
+		names, empty int
+		found        []string
+	}
+	byRoom := map[string]*count{}
+	for _, s := range house(t) {
+		if s.test {
+			continue
+		}
+		c := byRoom[s.dir]
+		if c == nil {
+			c = &count{}
+			byRoom[s.dir] = c
+		}
+		declared(s.file, func(id *ast.Ident) {
+			c.names++
+			if words[strings.ToLower(id.Name)] {
+				c.empty++
+				c.found = append(c.found, fmt.Sprintf("%s:%d %s", s.path, s.set.Position(id.Pos()).Line, id.Name))
+			}
+		})
+	}
+	for _, room := range slices.Sorted(maps.Keys(byRoom)) {
+		c := byRoom[room]
+		share := float64(c.empty) / float64(max(c.names, 1))
+		t.Logf("%-40s %5d names, %3d function words, %4.1f %%", room, c.names, c.empty, 100*share)
+		if limit := max(maxFunctionWords, notYetPlain()[room]); share > limit {
+			t.Errorf("%s: %.1f %% of the names are function words, and %.1f %% may be: %s", room, 100*share, 100*limit, strings.Join(c.found, ", "))
+		}
+	}
+}
+
+// TestFields holds that no struct is a bag.
+func TestFields(t *testing.T) {
+	for _, s := range house(t) {
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			spec, ok := n.(*ast.TypeSpec)
+			if !ok {
+				return true
+			}
+			if kind, ok := spec.Type.(*ast.StructType); ok && kind.Fields.NumFields() > maxFields && !slices.Contains(notYetSplit(), s.path+" "+spec.Name.Name) {
+				t.Errorf("%s: %s has %d fields; at most %d", s.path, spec.Name.Name, kind.Fields.NumFields(), maxFields)
+			}
+			return true
+		})
+	}
+}
+
+// TestDocComments holds that a doc comment says what a thing does, and not that it is what
+// or how something is.
+func TestDocComments(t *testing.T) {
+	empty := regexp.MustCompile(`^\S+ (is|are|was|were) (what|how|when|why|who|where|whether)\b`)
+	found := map[string][]string{}
+	check := func(s source, doc *ast.CommentGroup) {
+		if doc != nil && empty.MatchString(doc.Text()) {
+			found[s.dir] = append(found[s.dir], fmt.Sprintf("%s:%d", s.path, s.set.Position(doc.Pos()).Line))
+		}
+	}
+	for _, s := range house(t) {
+		if s.test {
+			continue
+		}
+		for _, d := range s.file.Decls {
+			switch d := d.(type) {
+			case *ast.FuncDecl:
+				check(s, d.Doc)
+			case *ast.GenDecl:
+				check(s, d.Doc)
+				for _, spec := range d.Specs {
+					switch spec := spec.(type) {
+					case *ast.TypeSpec:
+						check(s, spec.Doc)
+					case *ast.ValueSpec:
+						check(s, spec.Doc)
+					}
+				}
+			}
+		}
+	}
+	for _, room := range slices.Sorted(maps.Keys(found)) {
+		if n := len(found[room]); n > notYetTold()[room] {
+			t.Errorf("%s: %d doc comments say that something is what or how: %s", room, n, strings.Join(found[room], ", "))
+		}
+	}
+}
+
+// notYetPlain are the rooms whose names were not rewritten yet, each with the share of
+// function words that it had last. A share only falls.
+func notYetPlain() map[string]float64 {
+	return map[string]float64{
+		"admission":                             0.080,
+		"admission/limit":                       0.076,
+		"admission/limit/limittest":             0.071,
+		"admission/limit/redislimit":            0.058,
+		"admission/limit/redislimit/redistest":  0.026,
+		"cmd/tidegate":                          0.064,
+		"cmd/tidegate-gpu-agent":                0.048,
+		"degrade":                               0.016,
+		"gateway/account":                       0.093,
+		"gateway/alert":                         0.091,
+		"gateway/alert/channel":                 0.068,
+		"gateway/backend":                       0.065,
+		"gateway/database":                      0.016,
+		"gateway/database/databasetest":         0.035,
+		"gateway/gatewaytest":                   0.046,
+		"gateway/gatewaytest/loadtest":          0.042,
+		"gateway/gatewaytest/loadtest/overload": 0.074,
+		"gateway/ledger":                        0.068,
+		"gateway/openai":                        0.067,
+		"gateway/qwen":                          0.053,
+		"nvml":                                  0.071,
+		"nvml/device":                           0.049,
+		"nvml/device/devicetest":                0.093,
+		"nvml/promtext":                         0.060,
+	}
+}
+
+// notYetTold are the rooms whose doc comments were not rewritten yet, each with how many
+// say that something is what or how. A number only falls.
+func notYetTold() map[string]int {
+	return map[string]int{
+		"admission":                             28,
+		"admission/limit":                       40,
+		"admission/limit/limittest":             4,
+		"admission/limit/redislimit":            17,
+		"cmd/tidegate":                          37,
+		"gateway/account":                       16,
+		"gateway/alert":                         12,
+		"gateway/alert/channel":                 7,
+		"gateway/backend":                       41,
+		"gateway/database":                      1,
+		"gateway/gatewaytest":                   18,
+		"gateway/gatewaytest/loadtest":          10,
+		"gateway/gatewaytest/loadtest/overload": 21,
+		"gateway/ledger":                        16,
+		"gateway/openai":                        24,
+		"gateway/qwen":                          8,
+		"nvml":                                  12,
+		"nvml/device":                           5,
+		"nvml/device/devicetest":                3,
+		"nvml/promtext":                         1,
+	}
+}
+
+// notYetSplit are the structs that were not split yet, by file and name.
+func notYetSplit() []string {
+	return []string{
+		"admission/limit/denied.go Denied",
+		"admission/limit/redislimit/guarded.go Guarded",
+		"admission/limit/set.go counter",
+		"admission/permit.go Permit",
+		"cmd/tidegate/serve.go daemon",
+		"cmd/tidegate-gpu-agent/metrics.go readings",
+		"degrade/law_test.go place",
+		"gateway/alert/alert.go Alerts",
+		"gateway/backend/backend.go Backend",
+		"gateway/gatewaytest/engine.go sequence",
+		"gateway/gatewaytest/options.go Options",
+		"gateway/gatewaytest/record.go Record",
+		"gateway/gatewaytest/request.go call",
+		"gateway/ledger/journal.go journal",
+		"nvml/wire.go Reading",
+	}
+}
