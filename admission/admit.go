@@ -176,17 +176,17 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 		}
 	}()
 	p.Headers, p.ReservedLevel = p.grant.Headers, now.level
-	if past.over = p.grant.Over; past.over != nil {
+	if past.denied = p.grant.Over; past.denied != nil {
 		if p.told {
-			return nil, past.over // its caller was told a level at which nothing would be limited
+			return nil, past.denied // its caller was told a level at which nothing would be limited
 		}
-		past.least = choice{level: degrade.SmallerModel, reason: reasonLimit}
+		past.floor = choice{level: degrade.SmallerModel, reason: reasonLimit}
 		now = c.choose(q, d, past)
 		if err := now.refusal(); err != nil {
 			return nil, err
 		}
 	}
-	e := entry{Controller: c, q: q, d: d, p: p, now: now.choice, over: past.over}
+	e := entry{Controller: c, q: q, d: d, p: p, now: now.choice, denied: past.denied}
 	if err := e.enter(ctx); err != nil {
 		return nil, err
 	}
@@ -194,63 +194,38 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	return p, nil
 }
 
-// stays is how long the level stays at least, and up to a tenth more, so that callers
-// do not return together.
-func (c *choice) stays() time.Duration {
-	left := max(time.Until(c.retry), time.Second)
-	return left + rand.N(left/10)
+// jitter returns a duration and up to one part of it more, drawn by lot, so that those who
+// wait do not return together.
+func jitter(d, parts time.Duration) time.Duration { return d + rand.N(d/parts+1) }
+
+// refusal returns the error of a decision that refuses; nil for another one.
+func (d *decision) refusal() error {
+	switch {
+	case d.kind != kindRefuse:
+		return nil
+	case d.cause != nil:
+		return d.cause
+	}
+	return &Overloaded{ShedLevel, d.level, d.reason, jitter(d.retryAfter, 10)}
 }
 
 // TierLevel returns the level of the model now for requests of a tier, by
 // which limits shrink, and its reason; empty at L0.
 func (p *Pool) TierLevel(tier string) (degrade.Level, string) {
-	own, _ := p.lookTwice(1, 1)
-	c := standing(p, p.level.Verdict(), &own, tier)
+	p.mu.Lock()
+	local, _ := p.look(1, 1)
+	p.mu.Unlock()
+	c := modelChoice(p, p.level.Verdict(), &local, tier)
 	if c.level == degrade.Full {
 		return c.level, ""
 	}
 	return c.level, c.reason
 }
 
-// smaller returns the pool of the first smaller model that is below L3 itself, has a
-// backend, and can answer the request; nil where there is none. full reports that it has no
-// free place.
-func (d *Demand) smaller() (pool *Pool, full bool) {
-	for p := d.Pool.next(); p != nil && p != d.Pool; p = p.next() { // while it is reloaded the way may lead back
-		if p.level.Verdict().Level >= degrade.SmallerModel {
-			continue
-		}
-		sequences := d.sequences(degrade.SmallerModel)
-		if p.ever(sequences) != nil {
-			continue
-		}
-		there, _ := p.lookTwice(sequences, sequences)
-		if there.up && there.level < degrade.SmallerModel && d.Caller != nil && d.Caller.Fits(p) {
-			return p, there.full
-		}
-	}
-	return nil, false
-}
-
 func (p *Pool) next() *Pool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.fallback
-}
-
-// raise returns the decision about a request that has a place on b, which may stand higher
-// than the lowest of its pool.
-func (d *Demand) raise(b *Seat, c choice, past *progress) decision {
-	if c.pool == d.Pool && !d.Pool.level.Verdict().Pinned {
-		v := b.gauge.Verdict()
-		if level := min(degrade.Shift(v.Level, d.Request.Tier), degrade.ThinkingOff); level > c.level {
-			c.level, c.reason, c.retry = level, v.Reason, v.Retry
-		} else {
-			return decision{goes, c, nil}
-		}
-		return d.accept(c, past)
-	}
-	return decision{goes, c, nil}
 }
 
 // Status is what the limits say of a caller now.

@@ -7,15 +7,15 @@ import (
 	"tidegate/degrade"
 )
 
-// verb is what becomes of a request now.
-type verb uint8
+// kind is what becomes of a request now.
+type kind uint8
 
 const (
-	goes    verb = iota // takes a place in the decision's pool, or waits for one there
-	waits               // goes on waiting where it does
-	moves               // leaves the pool where it waits for the decision's
-	cans                // gets the canned answer
-	refuses             // is turned away
+	kindGo     kind = iota // acquires a place in the decision's pool, or begins to wait there
+	kindWait               // goes on waiting where it does
+	kindMove               // changes from the pool where it waits to the decision's
+	kindCanned             // gets the canned answer
+	kindRefuse             // is refused
 )
 
 // choice is a level for a request and the pool that serves it there.
@@ -26,173 +26,159 @@ type choice struct {
 	retry  time.Time // earliest time at which the level may fall
 }
 
-// decision is what to do with a request. It says nothing of time: whoever acts on it knows
-// the clock.
+// retryAfter returns how long the level lasts from now on, and one second at the least.
+func (c *choice) retryAfter(now time.Time) time.Duration {
+	return max(c.retry.Sub(now), time.Second)
+}
+
+// decision is what to do with a request.
 type decision struct {
-	verb verb
+	kind kind
 	choice
-	cause error // of a refusal; nil where the level is higher than the caller accepts
+	retryAfter time.Duration // of a refusal for the level: time until that may fall
+	cause      error         // of a refusal; nil where the level is higher than the caller accepts
 }
 
-// progress is what was decided of a request before. The zero value is that of a request
-// that comes now.
+// progress is the result of earlier decisions about a request. The zero value is that of a
+// new request.
 type progress struct {
-	least  choice        // lower bound of its level; a pool where it waits there
-	waited time.Duration // for a place on a backend
-	over   *limit.Denied // rate rule that it is over, which asks for the smaller model instead of a rejection
-}
-
-// situation is all that a decision about one request reads of what changes by itself. It is
-// a snapshot: every field was read once.
-type situation struct {
-	verdict *degrade.Verdict // of the model that the caller asked for
-	whole   outlook          // of its backends, for the request's sequences at L0
-	reduced outlook          // for its sequences from L1 on
-
-	smaller     *Pool // first smaller model that is below L3, is up and can answer the request; nil where none does, or none is needed
-	smallerFull bool  // it has no free place
-	wait        time.Duration
-	keeps       bool // the pool where the request waits can hold it at L2
-}
-
-// own returns what the request meets at its own model's backends at a level.
-func (s *situation) own(level degrade.Level) *outlook {
-	if level >= degrade.StreamingOff {
-		return &s.reduced
-	}
-	return &s.whole
+	floor  choice        // lower bound of the level; its pool is the one where the request waits
+	waited time.Duration // time spent waiting for a place on a backend
+	denied *limit.Denied // rejection that a rate rule replaces by the smaller model
 }
 
 // decide returns what to do with a request. It is pure: it reads no lock and no clock, and
-// writes nothing. The rules are those of docs/pressure.md. The level is at least that of
-// past.least.
-func decide(q *QueueConfig, d *Demand, past *progress, s *situation) decision {
-	tier := d.Request.Tier
-	own := s.own(max(degrade.Shift(s.verdict.Level, tier), past.least.level))
-	c := standing(d.Pool, s.verdict, own, tier)
+// writes nothing but its result. docs/pressure.md states the rules.
+func decide(q *QueueConfig, d *Demand, s *situation) decision {
+	tier, floor := d.Request.Tier, &s.past.floor
+	local := s.local(max(degrade.Shift(s.verdict.Level, tier), floor.level))
+	c := modelChoice(d.Pool, s.verdict, local, tier)
 	if !s.verdict.Pinned && q.Degrade {
-		crowded(d, &c, own, past.waited, s)
+		c.crowd(d, local, s)
 	}
-	if past.least.level > c.level {
-		c.level, c.reason, c.retry = past.least.level, past.least.reason, past.least.retry
+	if floor.level > c.level {
+		c.level, c.reason, c.retry = floor.level, floor.reason, floor.retry
 	}
-	own = s.own(c.level)
-	if c.level >= degrade.SmallerModel && c.ofLoad() && past.over == nil && findRoom(d, &c, own, s) {
-		return d.accept(c, past)
+	local = s.local(c.level)
+	if c.level >= degrade.SmallerModel && c.fromLoad() && s.past.denied == nil && c.findRoom(d, local, s) {
+		return accept(d, c, s)
 	}
-	if c.level == degrade.Canned && past.least.pool != nil && c.ofLoad() && s.keeps {
-		// A request that waits already is served, where it can be; one that comes now is not
-		// let in.
-		c.pool, c.level = past.least.pool, max(past.least.level, degrade.ThinkingOff)
-		return d.accept(c, past)
+	if c.level == degrade.Canned && floor.pool != nil && c.fromLoad() && s.floorFits {
+		// A request that waits already keeps its turn, and a new one is not let in.
+		c.pool, c.level = floor.pool, max(floor.level, degrade.ThinkingOff)
+		return accept(d, c, s)
 	}
 	if c.level == degrade.Canned {
 		c.pool = nil
-		return d.accept(c, past)
+		return accept(d, c, s)
 	}
-	if c.level == degrade.SmallerModel && own.up && s.smaller == nil {
-		c.level = degrade.ThinkingOff // the least that its own backends can give
+	smaller := s.fallback.usable()
+	if c.level == degrade.SmallerModel && local.up && !smaller {
+		c.level = degrade.ThinkingOff // the smallest answer of its own backends
 	}
-	if !own.up {
-		if s.smaller == nil || d.MaxLevel < degrade.SmallerModel {
-			return decision{refuses, c, cause(own.unfit)}
+	if !local.up {
+		if !smaller || d.MaxLevel < degrade.SmallerModel {
+			return decision{kind: kindRefuse, choice: c, cause: local.unfit}
 		}
 		if c.level < degrade.SmallerModel {
 			c.level, c.reason = degrade.SmallerModel, reasonDown
 		}
 	}
 	if c.level == degrade.SmallerModel {
-		c.pool = s.smaller
+		c.pool = s.fallback.pool
 	}
-	if past.over != nil && c.level < degrade.SmallerModel {
-		return decision{refuses, c, past.over} // nothing would be limited without the smaller model
+	if s.past.denied != nil && c.level < degrade.SmallerModel {
+		return decision{kind: kindRefuse, choice: c, cause: s.past.denied} // the rule would limit nothing
 	}
-	return d.accept(c, past)
+	return accept(d, c, s)
 }
 
-// cause returns why no backend can take a request.
-func cause(unfit error) error {
-	if unfit != nil {
-		return unfit
+// decideOnSeat returns what to do with a request that has acquired a place on a backend,
+// whose level may be higher than the lowest of its pool. It is pure, as decide is.
+func decideOnSeat(d *Demand, s *situation, backend *degrade.Verdict) decision {
+	c := s.past.floor
+	level := min(degrade.Shift(backend.Level, d.Request.Tier), degrade.ThinkingOff)
+	if c.pool != d.Pool || s.verdict.Pinned || level <= c.level {
+		return decision{kind: kindWait, choice: c}
 	}
-	return ErrNoBackend
+	c.level, c.reason, c.retry = level, backend.Reason, backend.Retry
+	return accept(d, c, s)
 }
 
-// accept refuses an answer smaller than the caller accepts, and else names what to do.
-func (d *Demand) accept(c choice, past *progress) decision {
-	switch in := past.least.pool; {
-	case c.level > d.MaxLevel && past.over != nil:
-		return decision{refuses, c, past.over}
+// accept refuses an answer that is smaller than the caller accepts, and otherwise returns
+// what leads from the pool where the request waits to the chosen one.
+func accept(d *Demand, c choice, s *situation) decision {
+	switch {
+	case c.level > d.MaxLevel && s.past.denied != nil:
+		return decision{kind: kindRefuse, choice: c, cause: s.past.denied}
 	case c.level > d.MaxLevel:
-		return decision{refuses, c, nil}
+		return decision{kind: kindRefuse, choice: c, retryAfter: c.retryAfter(s.now)}
 	case c.pool == nil:
-		return decision{cans, c, nil}
-	case in == nil:
-		return decision{goes, c, nil}
-	case c.pool == in:
-		return decision{waits, c, nil}
+		return decision{kind: kindCanned, choice: c}
+	case s.past.floor.pool == nil:
+		return decision{kind: kindGo, choice: c}
+	case s.past.floor.pool == c.pool:
+		return decision{kind: kindWait, choice: c}
 	default:
-		return decision{moves, c, nil}
+		return decision{kind: kindMove, choice: c}
 	}
 }
 
-// standing returns the level of a model for requests of a tier, by its own verdict and by
-// that of its coolest backend.
-func standing(p *Pool, v *degrade.Verdict, own *outlook, tier string) choice {
-	c := choice{p, v.Level, v.Reason, v.Retry}
-	if v.Pinned {
+// modelChoice returns the level of a model for requests of a tier: the higher of the model's
+// own and that of its coolest backend, shifted by the tier. A pin is exact.
+func modelChoice(p *Pool, model *degrade.Verdict, local *outlook, tier string) choice {
+	c := choice{p, model.Level, model.Reason, model.Retry}
+	if model.Pinned {
 		return c
 	}
-	if own.level > c.level {
-		c.level, c.reason, c.retry = own.level, own.reason, own.retry
+	if local.level > c.level {
+		c.level, c.reason, c.retry = local.level, local.reason, local.retry
 	}
 	c.level = degrade.Shift(c.level, tier)
 	return c
 }
 
-// ofLoad reports whether the level comes from how much is asked, which a free place
-// disproves, and not from the cards or their memory.
-func (c *choice) ofLoad() bool { return c.reason == reasonQueue || c.reason == reasonTTFT }
+// fromLoad reports whether the level comes from load, which a free place disproves, and not
+// from the cards or their memory.
+func (c *choice) fromLoad() bool { return c.reason == reasonQueue || c.reason == reasonTTFT }
 
-// findRoom gives a request at L3 or L4 a place that is free now, first one of its own
-// model's: levels that come from load last for a while after it, and no backend must be
-// idle meanwhile, unless it is also hot. At L3 the request waits for its own model where
-// there is none, since the smaller one must not be swamped; it is decided again and again
-// whether that has room.
-func findRoom(d *Demand, c *choice, own *outlook, s *situation) bool {
-	hot := own.firm >= degrade.SmallerModel
-	if (!own.up || own.full || hot) && d.MaxLevel >= degrade.SmallerModel && s.smaller != nil && !s.smallerFull {
-		c.pool, c.level = s.smaller, degrade.SmallerModel
+// findRoom chooses a place that is free now for a request at L3 or L4, and reports whether
+// there is one. Levels from load outlast their cause, and no backend must be idle meanwhile
+// unless it is hot. Its own model comes first. At L3 a request waits for that where all are
+// full, or the smaller model would be flooded; each later decision looks for room again.
+func (c *choice) findRoom(d *Demand, local *outlook, s *situation) bool {
+	hot := local.firm >= degrade.SmallerModel
+	if (!local.up || local.full || hot) && d.MaxLevel >= degrade.SmallerModel && s.fallback.usable() && !s.fallback.full {
+		c.pool, c.level = s.fallback.pool, degrade.SmallerModel
 		return true
 	}
-	if !own.up || hot || own.full && c.level == degrade.Canned {
+	if !local.up || hot || local.full && c.level == degrade.Canned {
 		return false
 	}
 	c.level = degrade.ThinkingOff
 	return true
 }
 
-// crowded makes the answer of a request smaller that finds no place, long before the ladder
-// has confirmed what its signals say: without thinking, so that places become free sooner,
-// and by the smaller model's backends where the first token would otherwise be late and
-// they have a place. Batch requests go there at once, critical ones wait for their place
-// first. Nobody is refused on account of it.
-func crowded(d *Demand, c *choice, own *outlook, waited time.Duration, s *situation) {
-	if !d.mayCrowd(own) || c.level >= degrade.SmallerModel {
+// crowd makes the answer of a request that finds no place smaller, long before the ladder
+// confirms its signals. Without thinking, places become free sooner. The smaller model
+// answers where the first token would come late and it has a place. Batch requests go there
+// at once, and critical ones wait first. Nobody is refused for it.
+func (c *choice) crowd(d *Demand, local *outlook, s *situation) {
+	if !d.mayCrowd(local) || c.level >= degrade.SmallerModel {
 		return
 	}
 	level := degrade.ThinkingOff
-	if max(s.wait, waited) > d.TTFT/2 {
+	if max(s.wait, s.past.waited) > d.TTFT/2 {
 		level = degrade.SmallerModel
 	}
 	if level = min(degrade.Shift(level, d.Request.Tier), d.MaxLevel); level < degrade.ThinkingOff {
 		return // L1 alone frees no place
 	}
-	if level == degrade.SmallerModel && (s.smaller == nil || s.smallerFull) {
+	if level == degrade.SmallerModel && (!s.fallback.usable() || s.fallback.full) {
 		level = degrade.ThinkingOff
 	}
 	if level == degrade.ThinkingOff && !d.Request.Thinking {
-		return // there is none to be saved
+		return // the request does not think anyway
 	}
 	if level > c.level {
 		c.level, c.reason, c.retry = level, reasonQueue, time.Time{}
@@ -201,43 +187,4 @@ func crowded(d *Demand, c *choice, own *outlook, waited time.Duration, s *situat
 
 // mayCrowd reports whether the request finds no place and is promised a first token in
 // time.
-func (d *Demand) mayCrowd(own *outlook) bool { return own.up && own.full && d.TTFT > 0 }
-
-// snapshot reads all that a decision about a request needs, once. What no rule can need it
-// leaves out: the smaller models where the own one has a place at a low level.
-func (c *Controller) snapshot(q *queueing, d *Demand, past *progress) situation {
-	s := situation{verdict: d.Pool.level.Verdict()}
-	s.whole, s.reduced = d.Pool.lookTwice(d.sequences(degrade.Full), d.sequences(degrade.StreamingOff))
-	own := &s.whole
-	if d.mayCrowd(&s.whole) || d.mayCrowd(&s.reduced) {
-		tenant := q.tenant(&d.Request.Subjects)
-		s.wait = d.Pool.wouldWait(tierIndex(d.Request.Tier), tenant, q.weight(tenant))
-	}
-	level := degrade.Shift(max(s.verdict.Level, s.whole.level, s.reduced.level), d.Request.Tier)
-	high := max(level, s.verdict.Level, past.least.level) >= degrade.SmallerModel
-	if high || past.over != nil || !own.up || own.full || !s.reduced.up || s.reduced.full {
-		s.smaller, s.smallerFull = d.smaller()
-	}
-	if past.least.pool != nil && high {
-		s.keeps = past.least.pool.fits(d.sequences(degrade.ThinkingOff)) == nil
-	}
-	return s
-}
-
-// choose decides about a request by what is now.
-func (c *Controller) choose(q *queueing, d *Demand, past *progress) decision {
-	s := c.snapshot(q, d, past)
-	return decide(&q.QueueConfig, d, past, &s)
-}
-
-// refusal returns the error of a decision that refuses; nil for another one. The level
-// stays for some time, and callers must not return together.
-func (d *decision) refusal() error {
-	switch {
-	case d.verb != refuses:
-		return nil
-	case d.cause != nil:
-		return d.cause
-	}
-	return &Overloaded{ShedLevel, d.level, d.reason, d.stays()}
-}
+func (d *Demand) mayCrowd(local *outlook) bool { return local.up && local.full && d.TTFT > 0 }

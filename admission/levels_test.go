@@ -203,9 +203,9 @@ func TestNeverToOneAtL3(t *testing.T) {
 			h.ladder.SetPins(pins)
 			d := h.demand("large")
 			d.Request.Tier, d.MaxLevel, d.TTFT = Tiers()[r.IntN(3)], degrade.Level(r.IntN(5)), time.Second
-			past := progress{least: choice{level: degrade.Level(r.IntN(5)), reason: reasons[r.IntN(len(reasons))]}, waited: time.Duration(r.IntN(3)) * time.Second}
+			past := progress{floor: choice{level: degrade.Level(r.IntN(5)), reason: reasons[r.IntN(len(reasons))]}, waited: time.Duration(r.IntN(3)) * time.Second}
 			c := h.doors.choose(q, d, &past)
-			if c.verb == refuses {
+			if c.kind == kindRefuse {
 				continue
 			}
 			if c.level > d.MaxLevel {
@@ -548,10 +548,11 @@ func BenchmarkLevel(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				c := doors.choose(q, d, &progress{})
-				if c.verb != goes || c.pool != p {
+				if c.kind != kindGo || c.pool != p {
 					b.Fatal(c)
 				}
-				if raised := d.raise(seats[0], c.choice, &progress{}); raised.verb != goes {
+				on := situation{past: progress{floor: c.choice}, verdict: p.level.Verdict()}
+				if raised := decideOnSeat(d, &on, seats[0].gauge.Verdict()); raised.kind != kindWait {
 					b.Fatal(raised)
 				}
 			}

@@ -69,7 +69,7 @@ func (p *Permit) set(c choice) {
 	if c.level > degrade.Full {
 		p.Reason = c.reason
 	}
-	p.RetryAfter = c.stays()
+	p.RetryAfter = jitter(c.retryAfter(time.Now()), 10)
 }
 
 // SwitchBackend releases the place and acquires one on another backend, after an attempt
@@ -94,8 +94,8 @@ func (c *Controller) CanFallBack(p *Permit, d *Demand) bool {
 	if p.pool != d.Pool || d.MaxLevel < degrade.SmallerModel {
 		return false
 	}
-	smaller, full := d.smaller()
-	return smaller != nil && !full
+	smaller := d.fallback()
+	return smaller.usable() && !smaller.full
 }
 
 // FallBack gives the place back and takes one that is free on the backends of a smaller
@@ -106,10 +106,11 @@ func (c *Controller) FallBack(p *Permit, d *Demand) bool {
 	if p.pool != d.Pool || d.MaxLevel < degrade.SmallerModel {
 		return false
 	}
-	to, _ := d.smaller()
-	if to == nil {
+	smaller := d.fallback()
+	if !smaller.usable() {
 		return false
 	}
+	to := smaller.pool
 	q := c.queue.Load()
 	w := newWaiter(q, d, degrade.SmallerModel)
 	if !to.take(q, w) {

@@ -78,17 +78,6 @@ func (p *Pool) perBackend() int {
 	return p.queue.len() / max(n, 1)
 }
 
-// outlook is what a request meets at a pool, on those backends that can hold it.
-type outlook struct {
-	up     bool          // some backend may be sent it
-	level  degrade.Level // the lowest of those
-	firm   degrade.Level // the highest of those, as far as it does not come from load
-	reason string
-	retry  time.Time // when that may fall
-	full   bool      // it would have to wait until another request ends
-	unfit  error     // where up is false: why no backend can take it
-}
-
 // ever returns a *TooMany where no backend, in rotation or not, may have so many
 // sequences at a time.
 func (p *Pool) ever(sequences int64) error {
@@ -100,31 +89,13 @@ func (p *Pool) ever(sequences int64) error {
 	return &TooMany{Sequences: sequences, Max: p.most(false)}
 }
 
-// fits returns what ever does, ErrNoBackend where no backend is in rotation, and a
-// Temporary *TooMany where none of those that are may have so many sequences at a time.
+// fits returns nil where a backend in rotation may have so many sequences at a time, and
+// otherwise what ever does, ErrNoBackend, or a Temporary *TooMany.
 func (p *Pool) fits(sequences int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.unfit(sequences)
-}
-
-// unfit returns what fits does. The lock is held.
-func (p *Pool) unfit(sequences int64) error {
-	if !p.holds(sequences) {
-		return &TooMany{Sequences: sequences, Max: p.most(false)}
-	}
-	usable := false
-	for _, b := range p.seats {
-		if b.takes() {
-			if usable = true; b.holds(sequences) {
-				return nil
-			}
-		}
-	}
-	if !usable {
-		return ErrNoBackend
-	}
-	return &TooMany{Sequences: sequences, Max: p.most(true), Temporary: true}
+	o, _ := p.look(sequences, sequences)
+	return o.unfit
 }
 
 // holds reports whether some backend, in rotation or not, may have so many sequences at
@@ -142,39 +113,6 @@ func (p *Pool) most(usable bool) (n int) {
 		}
 	}
 	return n
-}
-
-// lookTwice returns the outlooks for one more request, of so many sequences at L0 and of
-// so many from L1 on, at one moment. Where no backend may ever have them it is that of any
-// request: ever says what becomes of such a one.
-func (p *Pool) lookTwice(whole, reduced int64) (atFull, atReduced outlook) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	atFull = p.look(whole)
-	if reduced == whole {
-		return atFull, atFull
-	}
-	return atFull, p.look(reduced)
-}
-
-// look returns the outlook for one more request of so many sequences. The lock is held.
-func (p *Pool) look(sequences int64) (o outlook) {
-	most, never := full, !p.holds(sequences)
-	for _, b := range p.seats {
-		v := b.gauge.Verdict()
-		if !b.takes() || !never && !b.holds(sequences) {
-			continue
-		}
-		if !o.up || v.Level < o.level {
-			o.level, o.reason, o.retry, o.up = v.Level, v.Reason, v.Retry, true
-		}
-		o.firm, most = max(o.firm, v.Firm), max(most, b.room(sequences))
-	}
-	o.full = most == full || most == free && p.queue.len() > 0
-	if !o.up {
-		o.unfit = p.unfit(sequences)
-	}
-	return o
 }
 
 // wouldWait is about how long one more request of a tenant would wait; 0: it is not
@@ -291,7 +229,7 @@ func (p *Pool) dispatch() {
 		w := p.queue.pop()
 		p.drain.note(now, 1, p.queue.len() > 0)
 		w.enter(b)
-		close(w.ready)
+		w.wake()
 	}
 }
 
@@ -308,7 +246,7 @@ func (p *Pool) wait(q *queueing, w *waiter, most time.Duration) (predicted time.
 	if !p.roomFor(q, w.sequences) || ahead > 0 && predicted > most {
 		return max(predicted, time.Second), false
 	}
-	p.queue.weights, w.ready, w.since = q.Weights, make(chan struct{}), now
+	p.queue.weights, w.ready, w.since = q.Weights, make(chan struct{}, 1), now
 	p.queue.push(w)
 	p.drain.note(now, 0, true)
 	return predicted, true

@@ -128,7 +128,10 @@ func (b *Seat) kick() {
 func (b *Seat) Usable() bool { return b.up.Load() && b.gauge.Verdict().Out == "" }
 
 // takes reports whether the backend gets new requests.
-func (b *Seat) takes() bool { return b.Usable() && !b.Drained() }
+func (b *Seat) takes() bool { return b.acceptsAt(b.gauge.Verdict()) }
+
+// acceptsAt is takes for a verdict that was read already.
+func (b *Seat) acceptsAt(v *degrade.Verdict) bool { return b.up.Load() && v.Out == "" && !b.Drained() }
 
 // room says whether a backend may be given one more request.
 type room int
@@ -154,12 +157,15 @@ func (b *Seat) holds(sequences int64) bool {
 // sequences. Between two readings of the engine's queue what this gateway has sent
 // since counts as waiting, unless the engine had slots left. Bounds that are not
 // configured let a request in that is larger than they are once nothing else is there.
-func (b *Seat) room(sequences int64) room {
+func (b *Seat) room(sequences int64) room { return b.roomAt(b.gauge.Verdict(), sequences) }
+
+// roomAt is room for a verdict that was read already.
+func (b *Seat) roomAt(v *degrade.Verdict, sequences int64) room {
 	n, bounds := b.inFlight.Load(), b.bounds.Load()
 	if bounds.InFlight > 0 && n+sequences > int64(bounds.InFlight) {
 		return full
 	}
-	if most := int64(b.gauge.Verdict().Cap); most > 0 && n+min(sequences, most) > most {
+	if most := int64(v.Cap); most > 0 && n+min(sequences, most) > most {
 		return full
 	}
 	t := b.load.Load()

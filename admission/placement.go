@@ -21,7 +21,7 @@ type entry struct {
 	p *Permit
 
 	now      choice        // what was decided last; pool nil: the answer is canned
-	over     *limit.Denied // rate rule that asks for the smaller model
+	denied   *limit.Denied // rate rule that asks for the smaller model
 	w        *waiter       // that has the place in the end
 	in       *Pool         // where w waits; nil: nowhere
 	began    time.Time     // of the wait
@@ -30,7 +30,7 @@ type entry struct {
 
 // progress returns what was decided before.
 func (e *entry) progress() progress {
-	return progress{least: e.now, waited: time.Since(e.began), over: e.over}
+	return progress{floor: e.now, waited: time.Since(e.began), denied: e.denied}
 }
 
 // enter takes a place for the request, or waits for one.
@@ -54,7 +54,8 @@ func (e *entry) enter(ctx context.Context) error {
 	e.p.occupy(e.w)
 	if !e.w.told {
 		past := e.progress()
-		raised := e.d.raise(e.p.seat, e.now, &past)
+		s := situation{now: time.Now(), past: past, verdict: e.d.Pool.level.Verdict()}
+		raised := decideOnSeat(e.d, &s, e.p.seat.gauge.Verdict())
 		if err := raised.refusal(); err != nil {
 			e.p.leave()
 			return err
@@ -127,12 +128,12 @@ func (e *entry) act(do decision) (next, error) {
 		if err := e.in.fits(e.w.sequences); err != nil {
 			return leaves, err
 		}
-	case do.verb == refuses:
+	case do.kind == kindRefuse:
 		return leaves, do.refusal()
-	case do.verb == cans:
+	case do.kind == kindCanned:
 		e.now = do.choice
 		return leaves, nil
-	case do.verb == moves:
+	case do.kind == kindMove:
 		if moved, err := e.move(do.choice); moved != sleeps || err != nil {
 			return moved, err
 		}
@@ -152,7 +153,7 @@ func (e *entry) act(do decision) (next, error) {
 func (e *entry) move(to choice) (next, error) {
 	here := max(e.now.level, min(to.level, degrade.ThinkingOff))
 	stays := e.in.fits(e.d.sequences(here)) == nil
-	w, ok := to.pool.move(e.q, e.w, e.d.sequences(to.level), time.Until(e.deadline), to.ofLoad() && stays)
+	w, ok := to.pool.move(e.q, e.w, e.d.sequences(to.level), time.Until(e.deadline), to.fromLoad() && stays)
 	switch {
 	case !ok && !stays:
 		e.now = to

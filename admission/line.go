@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -203,8 +202,7 @@ func (t *lines) poll(denied *limit.Denied, expected time.Duration) time.Duration
 	t.mu.Lock()
 	asking := t.asking
 	t.mu.Unlock()
-	every := max(min(expected/4, mostPoll), leastPoll, time.Duration(asking)*pollSpacing)
-	return every + rand.N(every/4+1)
+	return jitter(max(min(expected/4, mostPoll), leastPoll, time.Duration(asking)*pollSpacing), 4)
 }
 
 // reserve asks the limits for a grant. A request that is over nothing but a concurrency
