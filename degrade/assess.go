@@ -1,8 +1,6 @@
 package degrade
 
-import (
-	"math"
-)
+import "math"
 
 // signal is one measured reason to raise a backend's level.
 type signal int
@@ -16,7 +14,7 @@ const (
 	queue
 	preemptions
 	ttft
-	signals         // how many there are
+	signals         // number of signals
 	noSignal signal = -1
 )
 
@@ -45,18 +43,18 @@ func begins(l Level) float64 { return [...]float64{0, .50, .65, .80, .95, 1}[l] 
 // pressureStep is the resolution of a published pressure: noise publishes nothing.
 const pressureStep = 1e-3
 
-// clampTo returns a pressure within the range of a level: no part of it shows before it is
-// confirmed, nor is it gone before the level is left.
+// clampTo returns a pressure within the range of the level that holds: it shows nothing of a
+// level that is not confirmed, and all of one that is not yet left.
 func clampTo(p float64, l Level) float64 {
 	if top := begins(l + 1); l < Canned && p > top-pressureStep {
 		p = top - pressureStep
 	}
-	// The grain of a grain keeps .65 from being told as .649.
+	// A thousandth of a step keeps .65 from being published as .649.
 	return max(math.Floor(p/pressureStep+pressureStep)*pressureStep, begins(l))
 }
 
-// levelAt returns the level of a pressure. Sums of what is exactly at a beginning may
-// fall short of it by their rounding.
+// levelAt returns the level of a pressure. A mean of pressures that are exactly at the
+// beginning of a level may fall short of it by rounding.
 func levelAt(p float64) Level {
 	l := Full
 	for l < Canned && p >= begins(l+1)-1e-9 {
@@ -65,16 +63,16 @@ func levelAt(p float64) Level {
 	return l
 }
 
-// calmMargin is the number of degrees before L1 where the margin is no pressure at all:
-// a healthy H200 that burns has 35, with L1 at 12.
+// calmMargin is the number of degrees above the margin of L1 from which the margin is no
+// pressure: a healthy H200 under full load has a margin of 35, with L1 at 12.
 const calmMargin = 20
 
 // scale is a table in the direction in which more is worse: the margin's is negated.
 type scale struct {
-	enter [4]float64 // L1 to L4 begin at
-	leave [4]float64 // and are left at, or below
-	zero  float64    // no pressure up to here
-	sign  float64    // -1 where it is negated
+	enter [4]float64 // values at which L1 to L4 begin
+	leave [4]float64 // values at or below which they are left
+	zero  float64    // highest value without pressure
+	sign  float64    // -1 where values are negated, else 1; 0 where there is no table
 }
 
 // entry returns the reading at which a level begins; NaN where it never does.
@@ -140,8 +138,8 @@ func (c *scale) assess(v float64) assessment {
 	return a
 }
 
-// pressure returns the pressure of a value: piecewise linear through the beginnings of the levels; above L4 the
-// last piece goes on.
+// pressure returns the pressure of a value. It is piecewise linear through the beginnings of
+// the levels; above L4 the last piece goes on.
 func (c *scale) pressure(v float64) float64 {
 	from := c.zero
 	for i, to := range c.enter {

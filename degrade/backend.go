@@ -6,8 +6,8 @@ import (
 	"tidegate/nvml"
 )
 
-// The two sides of everything: what acts, and what would be if no signal were only
-// observed.
+// The two sides of each level: the one that acts, and the one that would if no signal were
+// only observed.
 const (
 	acting = iota
 	wouldBe
@@ -46,7 +46,7 @@ func (n freshness) String() string {
 	return nvml.Fresh.String()
 }
 
-// backend is the memory of one backend.
+// backend is the state of one backend.
 type backend struct {
 	cards         []card
 	stages        [signals]stage
@@ -58,44 +58,44 @@ type backend struct {
 	freshness     [signals]freshness
 	lastValue     [signals]time.Time // last value of the engine's signals
 	engineAt      time.Time          // time of the last reading of the engine that was judged
-	lastPreempted time.Time          // last preemptions seen
+	lastPreempted time.Time          // time of the last preemptions
 
 	life    lifecycle
 	busiest busiest
 
 	standings   [sides]standing
-	held        [sides]bool // nothing may be relaxed, since a reading that counts is held
-	blind       [sides]bool // one that counts is too old, so that less is known of it than of others
-	inFlightCap int         // requests in flight while readings are too old; 0: no cap
-	unusable    string      // why it must not be used; empty where it may be
-	outReason   string      // unusable as it acts; empty where the whole ladder observes
+	held        [sides]bool // a reading that counts is held, so that no level may fall
+	blind       [sides]bool // a reading that counts is dropped, so that the backend is not in the mean
+	inFlightCap int         // bound of requests in flight while readings are dropped; 0: no bound
+	unusable    string      // reason not to use the backend; empty where it may be used
+	outReason   string      // unusable, but empty where the whole ladder only observes
 }
 
 // lifecycle holds the starts of a backend's engine.
 type lifecycle struct {
-	stepped    bool // it was stepped before
-	inRotation bool
-	wasUp      bool      // it was in rotation once
-	started    time.Time // last start that was stated
-	newEngine  bool      // an engine has come up that did not run before, as far as it is known
+	stepped    bool      // the backend was stepped before
+	inRotation bool      // the backend is in rotation
+	wasUp      bool      // the backend was in rotation once
+	started    time.Time // last known start of the engine
+	newEngine  bool      // this step has found an engine that did not run before
 }
 
-// busiest is the most that was in flight while all was well.
+// busiest is the largest number of requests in flight while all was well.
 type busiest struct {
 	inFlight [2]int    // in this half of the window, and in the one before
-	begin    time.Time // begin of this half
+	begin    time.Time // start of this half
 }
 
-// bestOver is the time for which the most that was in flight is remembered: long enough
-// that a quiet night leaves something of the day before.
+// bestOver is the window of busiest. It is long enough that a quiet night leaves something of
+// the day before.
 const bestOver = 12 * time.Hour
 
-// leastCap is the part of a backend's own bound that it may always have: a source may
-// die before there was anything in flight to be remembered.
+// leastCap divides a backend's own bound into the part that it may always have, since a source
+// may die before any request was in flight.
 const leastCap = 4
 
-// step assesses a backend once. It is a function of the backend's memory, the readings and
-// the time, and of nothing else.
+// step assesses a backend once. It depends on the state of the backend, the readings and the
+// time, and on nothing else.
 func (b *backend) step(k *rules, r *Readings, now time.Time) {
 	b.followStarts(r)
 	b.judgeCards(k, r, now)
@@ -121,8 +121,8 @@ func (b *backend) step(k *rules, r *Readings, now time.Time) {
 	}
 }
 
-// followStarts notes the engine's starts. Its first coming up here is none that anything
-// of it is forgiven for; but who shares its cards has less memory from then on.
+// followStarts records the starts of the engine. The first one seen here excuses no fault of
+// the cards; but backends that share them have less memory from then on.
 func (b *backend) followStarts(r *Readings) {
 	anew := b.life.stepped && r.Started.After(b.life.started)
 	b.life.newEngine = anew || r.InRotation && !b.life.wasUp
@@ -134,8 +134,8 @@ func (b *backend) followStarts(r *Readings) {
 	}
 }
 
-// restartShared begins the baselines anew of cards that this backend shares with one whose
-// engine has come up.
+// restartShared restarts the memory baselines of cards that this backend shares with one
+// whose engine has come up.
 func (b *backend) restartShared(neighbour *backend) {
 	for i := range b.cards {
 		for j := range neighbour.cards {
@@ -205,7 +205,7 @@ func (b *backend) confirmed(s signal, k *rules, r *Readings, newEngine bool, now
 	return target
 }
 
-// align keeps each card's memory with its card when the list changes.
+// align keeps the state of each card with its card when the list changes.
 func (b *backend) align(gpus []*nvml.GPU) {
 	unchanged := len(gpus) == len(b.cards)
 	for i := 0; unchanged && i < len(gpus); i++ {
@@ -226,7 +226,7 @@ func (b *backend) align(gpus []*nvml.GPU) {
 }
 
 // judgeEngine assesses the readings of the engine and of the gateway, and reports whether
-// the engine's are new. A value that the engine no longer states stays as it was, and grows
+// the engine's are new. A value that the engine no longer reports stays as it was, and grows
 // old.
 func (b *backend) judgeEngine(k *rules, r *Readings, now time.Time) bool {
 	fresh := !r.EngineAt.Equal(b.engineAt)
@@ -241,7 +241,7 @@ func (b *backend) judgeEngine(k *rules, r *Readings, now time.Time) bool {
 	}
 	rate(ttft, r.TTFT > 0 && r.Objective > 0, float64(r.TTFT)/float64(r.Objective))
 	rate(queue, r.Waiting >= 0, float64(r.Waiting))
-	b.lastValue[queue] = r.EngineAt // what waits here is always known, what waits there is as old as this
+	b.lastValue[queue] = r.EngineAt // requests that wait here are always known
 	if r.KV >= 0 && finite(r.KV) {
 		b.lastValue[kvCache] = r.EngineAt
 		rate(kvCache, true, min(r.KV, 1))

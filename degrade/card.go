@@ -6,11 +6,11 @@ import (
 	"tidegate/nvml"
 )
 
-// gapFor is the time for which a card that no source has stays as it was, as while a source
-// is configured anew.
+// gapFor is the time for which a card that no source reports stays as it was, as while a
+// source is reconfigured.
 const gapFor = 10 * time.Second
 
-// rules is a configuration as the steps read it.
+// rules is a configuration in the form that the steps read.
 type rules struct {
 	config Config
 	engine *ruleSet // for signals that belong to no card
@@ -18,16 +18,16 @@ type rules struct {
 
 func newRules(c Config) *rules { return &rules{c, c.rules("")} }
 
-// card is the memory of one GPU of a backend. Each of its four parts is written by its own
+// card is the state of one GPU of a backend. Each of its four parts is written by its own
 // step alone: thermal, throttling, headroom and health.
 type card struct {
 	uuid, ref string
 	name      string
-	named     *nvml.GPU // reading of ref and name
-	seen      time.Time // last time that a source had the GPU
-	ruleSet   *ruleSet  // by the card's name; nil while nothing is known of it
-	basis     *rules    // configuration that ruleSet was made of
-	judgedAt  time.Time // of the last reading that was judged
+	named     *nvml.GPU // reading that ref was taken from
+	seen      time.Time // last time at which a source reported the GPU
+	ruleSet   *ruleSet  // rules for the card's name; nil while nothing is known of it
+	basis     *rules    // configuration that ruleSet was made from
+	judgedAt  time.Time // time of the last reading that was judged
 
 	lastValue     [memoryUsed + 1]time.Time // last value of each signal; zero where there was none, or none since the GPU was lost
 	fresh         [memoryUsed + 1]bool      // signals with a value that was not judged before
@@ -41,8 +41,8 @@ type card struct {
 }
 
 // identify finds the card's name and its rules, and reports whether there is anything to
-// judge. A card that no source has stays as it was for gapFor; then all is forgotten but
-// what was free beside the engine.
+// judge. A card that no source reports stays as it was for gapFor; then all is forgotten but
+// the baseline of its memory.
 func (c *card) identify(k *rules, g *nvml.GPU, now time.Time) bool {
 	switch {
 	case g != nil:
@@ -71,9 +71,9 @@ func (c *card) identify(k *rules, g *nvml.GPU, now time.Time) bool {
 	return true
 }
 
-// judge assesses a reading; nil where there is none. One that was seen before is no second
-// sample, however often it is looked at. A value that a reading lacks stays as it was read
-// last, and grows old; what a lost GPU left says nothing.
+// judge assesses a reading; nil where there is none. A reading that was seen before is no
+// second sample, however often it is looked at. A value that a reading lacks stays as it was
+// last read, and grows old. The values of a lost GPU do not count.
 func (c *card) judge(g *nvml.GPU, running, absolute bool, now time.Time) {
 	c.fresh = [len(c.fresh)]bool{}
 	switch {

@@ -2,28 +2,29 @@ package degrade
 
 import "time"
 
-// confirmation holds the evidence for each level of one card or one engine: no other's
-// samples confirm its assessment.
+// confirmation holds the evidence for each level of one card or one engine. Samples of
+// another card or engine confirm nothing.
 type confirmation [Canned + 1]evidence
 
 // evidence counts the unbroken row of samples that call for a level.
 type evidence struct {
-	begin   time.Time
-	samples int
+	begin   time.Time // time of the first sample
+	samples int       // number of samples, up to Dwell.UpSamples
 }
 
 // proof is the kind of evidence that raises a signal's level.
 type proof int
 
 const (
-	// eachLevel: samples that ask for it, for some time, confirm each level by itself.
+	// eachLevel confirms each level by itself, by samples that call for it for some time.
 	eachLevel proof = iota
-	// anyLevel: they confirm that something is asked for; from then on, and as long as
-	// it stands above L0, what is asked for counts at once. It is for what is smoothed,
-	// which confirms each level already, and which rises faster than three seconds of
-	// proof for each level allow: a card that loses its cooling at L1 can be at its
-	// limit in four.
+	// anyLevel confirms that the signal calls for any level. From then on, and as long as
+	// it stands above L0, the level that it calls for counts at once. It is for a smoothed
+	// signal: smoothing confirms each level already, and three seconds of proof for each
+	// level would be too slow, since a card that loses its cooling at L1 can be at its limit
+	// in four.
 	anyLevel
+	// noProof lets each level count at once.
 	noProof
 )
 
@@ -38,9 +39,9 @@ func (s signal) proof() proof {
 	return eachLevel
 }
 
-// step adds an assessment, and returns the highest level that it confirms. sample says that
-// the reading was not assessed before, raised that the signal stands above L0. All kinds of proof are monotone: what asks for
-// more is never later.
+// step adds an assessment, and returns the highest level that it confirms. An assessment of a
+// new reading is a sample; a signal above L0 is raised. All kinds of proof are monotone: a
+// signal that calls for more is never confirmed later.
 func (c *confirmation) step(a assessment, sample, raised bool, need proof, d *Dwell, now time.Time) (target Level) {
 	for l := StreamingOff; l <= Canned; l++ {
 		level := &c[l]

@@ -13,22 +13,22 @@ const maxSamples = 256
 // headroom is the memory of a card beside the engine. The zero value knows no baseline.
 type headroom struct {
 	begin    time.Time // time of the first sample
-	samples  []float64 // free bytes since then
+	samples  []float64 // free bytes in that window; nil once the baseline is known
 	baseline float64   // median of the samples in bytes; 0 before it is known
 }
 
 // step returns the headroom after one more sample of free bytes. The baseline is the median
-// of what was free in the first window.
+// of the samples of the first window. It is pure: the samples of h stay as they are.
 func (h headroom) step(free float64, window time.Duration, now time.Time) headroom {
 	if len(h.samples) == 0 {
 		h.begin = now
 	}
 	if len(h.samples) < maxSamples {
-		h.samples = append(h.samples, free)
+		h.samples = append(slices.Clip(h.samples), free)
 	}
 	if now.Sub(h.begin) >= window {
-		slices.Sort(h.samples)
-		h.baseline, h.samples = h.samples[len(h.samples)/2], nil
+		sorted := slices.Sorted(slices.Values(h.samples))
+		h.baseline, h.samples = sorted[len(sorted)/2], nil
 	}
 	return h
 }
@@ -46,7 +46,8 @@ func (h *headroom) burned(m gpuMemory) (share float64, known bool) {
 // gpuMemory is the memory of a card in bytes; negative where it is not known.
 type gpuMemory struct{ total, used, free, reserved float64 }
 
-// memoryOf returns the memory of a reading. What is free may follow from the rest.
+// memoryOf returns the memory of a reading. It derives the free bytes from the others where
+// the card does not report them.
 func memoryOf(g *nvml.GPU) gpuMemory {
 	m := gpuMemory{bytesOf(g.MemoryTotal), bytesOf(g.MemoryUsed), bytesOf(g.MemoryFree), max(bytesOf(g.MemoryReserved), 0)}
 	if m.free < 0 && m.total > 0 && m.used >= 0 {

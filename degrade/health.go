@@ -9,20 +9,20 @@ import (
 
 // health holds a card's faults. The zero value has none: the card may be used.
 type health struct {
-	lostAt   time.Time // first time that it was seen lost; zero where it is not
-	brokenAt time.Time // its last fatal XID; zero where it had none since it was reset
-	xid      uint64    // that XID
-	reason   string    // why the GPU must not be used; empty where it may be
+	lostAt   time.Time // time at which it was first seen lost; zero while it is not
+	brokenAt time.Time // time of its last fatal XID; zero where it had none since its reset
+	xid      uint64    // code of that XID
+	reason   string    // reason not to use the GPU; empty where it may be used
 	code     uint64    // XID that reason names; 0 where it names a lost GPU
 }
 
-// step returns the health after a look at the card; g is nil where no source has it. A
-// lost GPU may be used when it is back, which nothing but a reset does. After a fatal XID it
-// may when it was lost and is back, or when an engine was started after it, which a GPU that
-// needs a reset would not have let: that the source is silent of it says nothing, as an
-// agent forgets all errors when it is restarted. Nor is a source that has died believed for
-// ever. started is when the engine was last seen to have been started anew; zero where it
-// was not.
+// step returns the health after a look at the card; g is nil where no source reports it. A
+// lost GPU may be used when it is back, which only a reset can bring about. After a fatal XID
+// a GPU may be used when it was lost and is back, or when an engine was started after the
+// XID, which a GPU that needs a reset would not have allowed. A source that no longer reports
+// the XID proves nothing, since an agent forgets all errors when it restarts. A source that
+// has died is not believed for ever. The engine was last seen to have been restarted at
+// started; zero where it never was.
 func (h health) step(g *nvml.GPU, ref string, started, now time.Time) health {
 	silent := g == nil
 	if g != nil {

@@ -24,7 +24,7 @@ type Watch struct {
 // Pin is a level that an operator has set for a model.
 type Pin struct {
 	Level   Level
-	Expires time.Time // zero where it does not expire
+	Expires time.Time // end of the pin; zero where it does not expire
 	Reason  string
 	Author  string // name of the operator
 }
@@ -33,20 +33,20 @@ type Pin struct {
 type Change struct {
 	Time      time.Time
 	Model     string
-	Backend   string // empty: the model as a whole
+	Backend   string // name of the backend; empty for the model as a whole
 	Observed  bool   // the change is only reported: nothing follows from it
 	From, To  Level
-	Signal    string  // that asks for most, or of a step down that let go; empty: none did; pin where an operator has set the level
-	Cause     string  // of a model: the backend that it comes from
-	Value     float64 // of the signal, as read
-	Threshold float64 // that it has passed; NaN: the signal has none
-	OutReason string  // of a backend that is left out from now on: why
-	Recovered bool    // of a backend that was left out and is not any more
-	Pin       Pin     // of a model that is pinned from now on
+	Signal    string  // signal with the highest pressure, or with the largest fall for a step down; empty: none; "pin" where an operator has set the level
+	Cause     string  // backend that changed the level of a model
+	Value     float64 // reading of the signal, in its unit
+	Threshold float64 // threshold that the reading has passed; NaN: there is none
+	OutReason string  // reason why a backend is left out from now on; empty: it is not
+	Recovered bool    // the backend was left out, and may be used again
+	Pin       Pin     // new pin of a model; zero: there is none
 }
 
-// Ladder keeps the verdicts of all models and backends. It is safe for concurrent
-// use; its readers need nothing of it, they read the verdicts of Gauges and Models.
+// Ladder keeps the verdicts of all models and backends. It is safe for concurrent use.
+// Readers take the verdicts from Gauges and Models, without a lock.
 type Ladder struct {
 	// Changed is called with each step, if it is set before Run. It must not block, and
 	// not call the ladder.
@@ -59,7 +59,7 @@ type Ladder struct {
 	rules  *rules
 	models []*model
 	pins   map[string]Pin
-	last   time.Time // when everything was looked at
+	last   time.Time // time of the last step
 }
 
 // New returns a ladder that watches nothing. The configuration must be valid. It
@@ -86,15 +86,15 @@ func (l *Ladder) Reload(c Config) {
 		l.rules = newRules(c)
 		for _, m := range l.models {
 			if c.Observe && !old.config.Observe {
-				m.states[acting] = newModelState() // it ends at once, not by steps
+				m.states[acting] = newModelState() // observing ends the level at once, not by steps
 			}
 		}
 	}
 	l.step(time.Now())
 }
 
-// Watch changes what is watched. What is not watched any more stands at L0 from then
-// on.
+// Watch replaces the models and backends that are watched. Those that are no longer watched
+// get level L0.
 func (l *Ladder) Watch(watch []Watch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -132,9 +132,8 @@ func (l *Ladder) Watch(watch []Watch) {
 	l.step(time.Now())
 }
 
-// SetPins replaces the pins of models, by name.
-// A pinned model stands where the pin says until it expires; what the ladder makes
-// of the readings goes on underneath.
+// SetPins replaces the pins, by the name of the model. A pinned model has the level of its pin
+// until that expires; meanwhile the ladder goes on assessing readings.
 func (l *Ladder) SetPins(pins map[string]Pin) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -147,7 +146,7 @@ func (l *Ladder) SetPins(pins map[string]Pin) {
 	l.step(time.Now())
 }
 
-// Run looks at everything four times a second until ctx ends; then it returns nil.
+// Run steps the ladder four times a second until ctx ends; then it returns nil.
 func (l *Ladder) Run(ctx context.Context) error {
 	ticks := time.NewTicker(tick)
 	defer ticks.Stop()
@@ -188,8 +187,8 @@ func (l *Ladder) step(now time.Time) {
 	}
 }
 
-// restartShared begins baselines anew, since an engine has come up: what is free on its
-// cards is another baseline for backends that share them.
+// restartShared restarts the memory baselines of all backends that share a card with one whose
+// engine has come up.
 func (l *Ladder) restartShared(w *watched) {
 	for _, m := range l.models {
 		for _, neighbour := range m.backends {
@@ -224,6 +223,6 @@ func (w *watched) firm() (l Level) {
 	return l
 }
 
-// keep puts a verdict where it stays. It is a function of its own so that only a
-// verdict that has changed is put there.
+// keep returns a copy of a verdict on the heap. It is a function of its own so that only a
+// verdict that has changed is copied.
 func keep(v Verdict) *Verdict { return &v }

@@ -28,8 +28,8 @@ type watched struct {
 type membership struct {
 	counted    bool    // it is in the mean
 	remembered bool    // it was in the mean once
-	pressure   float64 // its pressure when it was last
-	peak       peak
+	pressure   float64 // its last pressure in the mean
+	peak       peak    // its highest pressure since the last change of the model
 }
 
 // states are the states of a model on both sides.
@@ -39,7 +39,7 @@ type states [sides]modelState
 type modelState struct {
 	stage      stage
 	pressure   float64
-	top        cause     // cause of the highest pressure; none at L0
+	top        cause     // signal with the highest pressure; none at L0
 	lastCause  cause     // cause of the last change of the level, up or down
 	lastUsable time.Time // last time that a backend could be used
 }
@@ -65,8 +65,7 @@ func newModelState() modelState {
 
 func newStates() states { return states{newModelState(), newModelState()} }
 
-// step looks at a model once: a function of its backends, what is remembered of it, and the
-// time.
+// step assesses a model once. It depends on the backends, the states and the time.
 func (p *states) step(backends []*watched, k *rules, now time.Time) {
 	for _, w := range backends {
 		for side, unusable := range [sides]string{w.outReason, w.unusable} {
@@ -81,14 +80,14 @@ func (p *states) step(backends []*watched, k *rules, now time.Time) {
 	}
 }
 
-// mean returns the pressure of the backends that count, by weight; weight 0 where none does.
+// mean returns the mean pressure of the backends that count, by weight, and their weight; 0
+// where there are none.
 //
-// One that leaves, as with a lost GPU, would raise the mean of the rest if it was a
-// calm one; but fewer cards are less availability, and no pressure on those that
-// stay. So those that left count as they were last where that makes the mean smaller,
-// which is the least mean over any of them: those below it, found in a few rounds,
-// each of which is smaller. A request has the level of the backend that it lands on
-// in any case.
+// A calm backend that leaves, as with a lost GPU, would raise the mean of the rest. But fewer
+// cards are less availability, and no pressure on those that stay. So backends that left
+// count as they were last where that makes the mean smaller. The result is the least mean
+// over any set of them: the set of those below it, found in a few rounds, each of which is
+// smaller. A request has at least the level of its backend in any case.
 func mean(backends []*watched, side int) (pressure, weight float64) {
 	sum := 0.0
 	for _, w := range backends {
@@ -114,6 +113,7 @@ func mean(backends []*watched, side int) (pressure, weight float64) {
 	}
 }
 
+// step assesses the model once on one side.
 func (t *modelState) step(backends []*watched, side int, k *rules, now time.Time) {
 	pressure, weight := mean(backends, side)
 	old, highest := 0.0, 0.0
@@ -141,9 +141,9 @@ func (t *modelState) step(backends []*watched, side int, k *rules, now time.Time
 		t.lastUsable = now
 	}
 	l := levelAt(pressure)
-	// Nothing is relaxed while half of what is known is held; one of many that come and
-	// go, as with sources that are slow, would hold it for good. For a moment without
-	// any backend nothing changes either; then there is nothing to hold the level.
+	// No level falls while half of the weight is held. A single held backend would not do:
+	// with slow sources one of many nearly always is. Nor does it fall in the first moment
+	// without any backend.
 	held := weight > 0 && 2*old >= weight || weight == 0 && now.Sub(t.lastUsable) <= clearFor
 	previous, fell := t.stage.level, t.stage.changed.Equal(t.stage.lowered)
 	t.stage.step(l, l, held, &k.config.Dwell, now)
@@ -154,7 +154,7 @@ func (t *modelState) step(backends []*watched, side int, k *rules, now time.Time
 		t.lastCause.threshold = top.scale.entry(t.stage.level)
 	case t.stage.level < previous:
 		if origin := released(backends, side); origin.signal != noSignal || !fell {
-			t.lastCause = origin // else it goes on down for what let go before
+			t.lastCause = origin // else the cause of the step before still holds
 		}
 	}
 	if t.stage.level != previous {
@@ -171,8 +171,8 @@ func (t *modelState) step(backends []*watched, side int, k *rules, now time.Time
 }
 
 // released returns the cause of a step down: of the backends that count, the one whose
-// pressure fell most, by weight. The reading is of now; of a signal that has gone
-// silent it is the last.
+// pressure fell most, by weight. The reading is the current one, or the last one of a signal
+// that has become silent.
 func released(backends []*watched, side int) cause {
 	origin, largest := cause{signal: noSignal, threshold: math.NaN()}, 0.0
 	for _, w := range backends {

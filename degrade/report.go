@@ -66,6 +66,7 @@ func (l *Ladder) reportModel(m *model, previous [sides]Level, old, v Verdict, pi
 	l.report(change)
 }
 
+// because sets the cause of a model's change.
 func (c *Change) because(origin *cause) {
 	c.Signal, c.Cause, c.Value, c.Threshold = origin.signal.String(), origin.backend, origin.value, origin.threshold
 }
@@ -108,6 +109,7 @@ func (l *Ladder) report(c Change) {
 	}
 }
 
+// reason returns the log attributes of a change of level.
 func (c *Change) reason() []slog.Attr {
 	attrs := []slog.Attr{slog.String("from", c.From.String()), slog.String("to", c.To.String())}
 	if c.Cause != "" {

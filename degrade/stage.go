@@ -2,14 +2,13 @@ package degrade
 
 import "time"
 
-// Times of the way up and down.
 const (
-	recurrence  = 120 * time.Second // a level that comes back within this doubles the dwell
-	dwellMemory = 600 * time.Second // without a step down the dwell is the first again
+	recurrence  = 120 * time.Second // time within which a level that returns doubles the dwell
+	dwellMemory = 600 * time.Second // time without a step down after which the dwell is the first again
 )
 
-// stage is the level of one signal or model, and its way: up when a level is confirmed,
-// straight to it; down one level at a time, after a dwell.
+// stage is the level of one signal or model, and the rules of its changes: up straight to a
+// confirmed level, and down one level at a time after a dwell.
 type stage struct {
 	level   Level
 	changed time.Time     // last change of the level; zero before the first
@@ -18,10 +17,10 @@ type stage struct {
 	retry   time.Time     // earliest time of the next step down; zero at L0
 }
 
-// step moves it by at most one change: to target where that is higher, or one down
-// where keep is lower and it is not held. A level that comes back soon doubles the
-// dwell, once for each time that it had gone down. Where what it stands on lasts it
-// may go down a dwell from now, in whole seconds so that it tells that seldom.
+// step makes at most one change: to target where that is higher, or one level down where
+// keep is lower and the level is not held. A level that returns soon doubles the dwell, once
+// for each way down. While its cause lasts, the level may fall a dwell from now; that time is
+// in whole seconds, so that it changes seldom.
 func (r *stage) step(target, keep Level, held bool, d *Dwell, now time.Time) {
 	if r.dwell < d.Fall || now.Sub(r.lowered) > dwellMemory {
 		r.dwell = d.Fall

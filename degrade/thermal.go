@@ -5,8 +5,8 @@ import "time"
 // Constants of the smoothed margin.
 const (
 	weightFalling = 0.5 // weight of a new margin that is smaller than the mean
-	weightRising  = 0.1 // weight of one that is larger
-	maxFall       = 10  // degrees a second that a margin may fall
+	weightRising  = 0.1 // weight of a new margin that is larger
+	maxFall       = 10  // largest fall of a margin, in degrees a second
 )
 
 // thermal is the temperature of a card, as the margin to its slowdown in degrees. The zero

@@ -10,18 +10,18 @@ const (
 	hotFor   = 10 * time.Second // time of HW thermal slowdown after which nothing less than L4 holds the card
 )
 
-// throttling holds the recent reasons for which a card's clocks were held down. The zero
-// value has none.
+// throttling holds the recent reasons why the clocks of a card were held down. The zero value
+// has none.
 type throttling struct {
-	heldDown [5]bool   // of the last samples, newest first: heat or a power brake held the clocks down
-	software [5]bool   // of the last samples, newest first: SW thermal slowdown did
-	softAt   time.Time // last SW thermal slowdown
-	hardAt   time.Time // last HW thermal slowdown or power brake
-	hotSince time.Time // first of an unbroken row of samples with HW thermal slowdown
+	heldDown [5]bool   // samples with clocks held down by heat or a power brake, newest first
+	software [5]bool   // samples with SW thermal slowdown, newest first
+	softAt   time.Time // time of the last SW thermal slowdown
+	hardAt   time.Time // time of the last HW thermal slowdown or power brake
+	hotSince time.Time // start of an unbroken HW thermal slowdown; zero where there is none
 }
 
 // step returns the throttling after a new sample's reasons. HW slowdown without one of its
-// two causes is left out: it blinks when a card changes its clocks. It is pure.
+// two causes does not count: it blinks when a card changes its clocks. It is pure.
 func (t throttling) step(reasons []string, now time.Time) throttling {
 	soft, hot := slices.Contains(reasons, "sw_thermal"), slices.Contains(reasons, "hw_thermal")
 	hard := hot || slices.Contains(reasons, "hw_power_brake")
@@ -41,8 +41,8 @@ func (t throttling) step(reasons []string, now time.Time) throttling {
 	return t
 }
 
-// assess returns the level that the clocks call for. Its value is in how many of the last
-// five samples they were held down.
+// assess returns the level that the clocks call for. Its value is the number of the last five
+// samples in which they were held down.
 func (t *throttling) assess(now time.Time) assessment {
 	enter, keep, soft, held := Full, Full, 0, 0.0
 	for i := range t.software {

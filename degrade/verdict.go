@@ -10,19 +10,19 @@ import (
 // Readings holds the readings of one backend at a moment. Counts that are not known
 // are negative, times and durations that are not known are zero.
 type Readings struct {
-	GPUs        []*nvml.GPU   // those it runs on, as last reported; nil where none ever was
-	Absolute    bool          // its engine does not pre-allocate: memory counts as used fraction
-	InRotation  bool          // in rotation
-	Started     time.Time     // when its engine was last seen to have been started anew; zero: it was not
-	EngineAt    time.Time     // when the engine's load was read
-	KV          float64       // of its fullest KV cache, 0 to 1
+	GPUs        []*nvml.GPU   // last readings of its cards; nil for a card without any
+	Absolute    bool          // its engine does not pre-allocate: the used share of memory counts
+	InRotation  bool          // it gets requests
+	Started     time.Time     // time of the last observed restart of its engine; zero: none
+	EngineAt    time.Time     // time of the reading of the engine's load
+	KV          float64       // used share of its fullest KV cache, 0 to 1
 	Waiting     int           // requests that wait for it, in the engine and here
-	Queued      int           // of those, here
+	Queued      int           // requests that wait for it here
 	Preempted   int           // sequences that the engine preempted in the last 5 s
-	TTFT        time.Duration // p90 of those observed lately
-	Objective   time.Duration // what the model promises for it
+	TTFT        time.Duration // p90 of the recent times to the first token
+	Objective   time.Duration // objective of the model for the TTFT
 	InFlight    int           // requests that hold a place on it
-	MaxInFlight int           // that it may ever have in flight; 0: not known
+	MaxInFlight int           // bound of InFlight; 0: not known
 }
 
 // Verdict is the ladder's decision about a backend or a model. It is immutable.
@@ -86,7 +86,7 @@ func (m *Model) Verdict() *Verdict { return m.verdict.Load() }
 // before the verdicts are read, so that no change is missed.
 func (m *Model) Changed() <-chan struct{} { return *m.changed.Load() }
 
-// publish stores a verdict, and closes the channel of Changed where wake says so.
+// publish stores a verdict, and closes the channel of Changed if wake is set.
 func (m *Model) publish(v *Verdict, wake bool) {
 	m.verdict.Store(v)
 	if wake {
