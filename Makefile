@@ -29,7 +29,7 @@ race: clients servers ## all tests under the race detector (needs a C compiler)
 	@CGO_ENABLED=1 CGO_CFLAGS="-O2 -g -Wno-deprecated-declarations" .ci/test $(FLAGS) -race
 
 clients:
-	@sh cmd/tidegate/testdata/clients/install.sh $(CACHE)/clients
+	@sh gateway/testdata/clients/install.sh $(CACHE)/clients
 
 servers:
 	@.ci/servers

@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/admission/limit/redislimit/redistest"
 )
 
@@ -93,7 +95,7 @@ func (s *sink) await(t *testing.T, want ...string) {
 	for _, w := range want {
 		all[w] = 1
 	}
-	eventually(t, fmt.Sprint("the alerts ", want), func() bool {
+	stack.Eventually(t, fmt.Sprint("the alerts ", want), func() bool {
 		got, _ := s.seen()
 		for w := range all {
 			if got[w] == 0 {
@@ -117,7 +119,7 @@ type alertStatus struct {
 
 func (f *front) alerts(t *testing.T) []alertStatus {
 	t.Helper()
-	resp, err := f.client.Get(f.ops + "/status")
+	resp, err := f.Client.Get(f.Ops + "/status")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +137,7 @@ func spend(t *testing.T, key, model string, until int64, fronts ...*front) {
 	t.Helper()
 	for i := range 200 {
 		var now struct{ Used int64 }
-		if err := json.Unmarshal(fronts[0].look(t, key, "/quota/status").body, &now); err != nil {
+		if err := json.Unmarshal(fronts[0].Get(t, key, "/quota/status").Body, &now); err != nil {
 			t.Fatal(err)
 		}
 		left := until - now.Used
@@ -143,8 +145,8 @@ func spend(t *testing.T, key, model string, until int64, fronts ...*front) {
 			return
 		}
 		tokens := int(min(max(left-20, 4), 100))
-		if a := fronts[i%len(fronts)].complete(t, key, chat(model, tokens, fmt.Sprintf(`,"max_tokens":%d`, tokens))); a.status != http.StatusOK {
-			t.Fatalf("at %d: %d %s", now.Used, a.status, a.body)
+		if a := fronts[i%len(fronts)].Complete(t, key, stack.Chat(model, tokens, fmt.Sprintf(`,"max_tokens":%d`, tokens))); a.Status != http.StatusOK {
+			t.Fatalf("at %d: %d %s", now.Used, a.Status, a.Body)
 		}
 	}
 	t.Fatalf("200 requests have not used %d tokens", until)
@@ -154,8 +156,8 @@ func spend(t *testing.T, key, model string, until int64, fronts ...*front) {
 func (f *front) refused(t *testing.T, key, model string) {
 	t.Helper()
 	prompt := fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":%q}]}`, model, strings.Repeat("again ", 300))
-	if a := f.complete(t, key, prompt); a.status != http.StatusForbidden || a.code() != "insufficient_quota" {
-		t.Fatalf("%d %s", a.status, a.body)
+	if a := f.Complete(t, key, prompt); a.Status != http.StatusForbidden || a.Code() != "insufficient_quota" {
+		t.Fatalf("%d %s", a.Status, a.Body)
 	}
 }
 
@@ -171,45 +173,45 @@ func TestAlerts(t *testing.T) {
 			t.Parallel()
 			redis := redistest.Single(t)
 			s, k := startServers(t, nil), startSink(t)
-			p := plan{more: fmt.Sprintf("redis: {addrs: ['%s'], timeout: 2s}\n%salerts: [%s]\n", redis.Addr, alertQuota, k.channel("ops"))}
+			p := stack.Config{Extra: fmt.Sprintf("redis: {addrs: ['%s'], timeout: 2s}\n%salerts: [%s]\n", redis.Addr, alertQuota, k.channel("ops"))}
 			if shared {
-				p.dsn = "sqlite://" + filepath.Join(t.TempDir(), "shared.db")
+				p.DSN = "sqlite://" + filepath.Join(t.TempDir(), "shared.db")
 			}
-			client := soakClient(t)
+			client := stack.NewClient(t)
 			a := startReplica(t, s, p, client)
 			b := startReplica(t, s, p, client)
-			spend(t, adaKey, largeModel, 780, a.front, b.front)
+			spend(t, stack.AdaKey, stack.LargeModel, 780, a.front, b.front)
 			k.await(t)
 			k.set(true)
-			spend(t, adaKey, largeModel, 810, a.front)
+			spend(t, stack.AdaKey, stack.LargeModel, 810, a.front)
 			// A try that a kill cuts is repeated when its lease has run out; this one has ended.
 			// Either may be the first to look.
 			var first *replica
-			eventually(t, "one to have noted it and to be refused", func() bool {
+			stack.Eventually(t, "one to have noted it and to be refused", func() bool {
 				for _, r := range []*replica{a, b} {
-					if slices.ContainsFunc(r.alerts(t), func(s alertStatus) bool { return s.Pending == 1 && strings.Contains(s.LastError, "500") }) {
+					if slices.ContainsFunc(r.front.alerts(t), func(s alertStatus) bool { return s.Pending == 1 && strings.Contains(s.LastError, "500") }) {
 						first = r
 						return true
 					}
 				}
 				return false
 			})
-			first.kill()
+			first.Kill()
 			k.set(false)
-			first.start(t)
+			first.Start(t)
 			k.await(t, "ada 80")
 			// Killed at once: it has at most the usage in its journal.
-			spend(t, adaKey, largeModel, 960, a.front)
-			a.kill()
-			a.start(t)
+			spend(t, stack.AdaKey, stack.LargeModel, 960, a.front)
+			a.Kill()
+			a.Start(t)
 			k.await(t, "ada 80", "ada 95")
-			a.refused(t, adaKey, largeModel)
-			b.refused(t, adaKey, largeModel)
+			a.front.refused(t, stack.AdaKey, stack.LargeModel)
+			b.front.refused(t, stack.AdaKey, stack.LargeModel)
 			k.await(t, "ada 80", "ada 95", "ada 100")
 			// Everything again, and somebody else, by whom it is seen that they have looked.
-			a.refused(t, adaKey, largeModel)
-			b.refused(t, adaKey, largeModel)
-			spend(t, bobKey, smallModel, 810, a.front, b.front)
+			a.front.refused(t, stack.AdaKey, stack.LargeModel)
+			b.front.refused(t, stack.AdaKey, stack.LargeModel)
+			spend(t, stack.BobKey, stack.SmallModel, 810, a.front, b.front)
 			k.await(t, "ada 80", "ada 95", "ada 100", "bob 80")
 			for id, n := range k.ids {
 				if n != 1 {
@@ -226,28 +228,28 @@ func TestAlertReload(t *testing.T) {
 	t.Parallel()
 	old, fresh := startSink(t), startSink(t)
 	s := startServers(t, nil)
-	with := func(channels ...string) plan {
-		return plan{
-			more: "quotas:\n  - {name: monthly, per: user, tokens: 1000, every: month, alert_at: [10, 30, 50]}\nalerts: [" + strings.Join(channels, ", ") + "]\n",
-			env:  map[string]string{"TIDEGATE_ADMIN_KEY": adminKey},
+	with := func(channels ...string) stack.Config {
+		return stack.Config{
+			Extra: "quotas:\n  - {name: monthly, per: user, tokens: 1000, every: month, alert_at: [10, 30, 50]}\nalerts: [" + strings.Join(channels, ", ") + "]\n",
+			Env:   map[string]string{"TIDEGATE_ADMIN_KEY": stack.AdminKey},
 		}
 	}
 	first := with(old.channel("old"), old.channel("blocked")[:len(old.channel("blocked"))-1]+", min: severe}")
 	f := startGateway(t, s, first)
 	old.set(true)
-	spend(t, adaKey, largeModel, 110, f)
-	eventually(t, "it to be refused", func() bool { _, n := old.seen(); return n > 0 })
-	eventually(t, "the failure in the status", func() bool {
+	spend(t, stack.AdaKey, stack.LargeModel, 110, f)
+	stack.Eventually(t, "it to be refused", func() bool { _, n := old.seen(); return n > 0 })
+	stack.Eventually(t, "the failure in the status", func() bool {
 		all := f.alerts(t)
 		return len(all) == 2 && all[0].Pending == 1 && strings.Contains(all[0].LastError, "500") && all[0].Type == "webhook" && all[1].Pending == 0
 	})
-	if n := f.metric(t, `tidegate_alerts_total{channel="old",outcome="retried",severity="warning"}`); n < 1 {
+	if n := f.Metric(t, `tidegate_alerts_total{channel="old",outcome="retried",severity="warning"}`); n < 1 {
 		t.Errorf("%v retries", n)
 	}
-	if n := f.metric(t, `tidegate_alerts_pending{channel="old"}`); n != 1 {
+	if n := f.Metric(t, `tidegate_alerts_pending{channel="old"}`); n != 1 {
 		t.Errorf("%v pending", n)
 	}
-	status, list := printed(t, "status", "--ops", f.ops), printed(t, "alert", "list", "--config", f.file)
+	status, list := printed(t, "status", "--ops", f.Ops), printed(t, "alert", "list", "--config", f.File)
 	if !strings.Contains(status, "ALERTS TO") || !strings.Contains(status, "500") {
 		t.Errorf("status:\n%s", status)
 	}
@@ -256,24 +258,26 @@ func TestAlertReload(t *testing.T) {
 	}
 	// The channel goes, and what was on its way with it; the new one hears of what is
 	// crossed from now on.
-	if err := os.WriteFile(f.file, []byte(with(fresh.channel("new")).yaml(s, filepath.Dir(f.file))), 0o600); err != nil {
+	if err := os.WriteFile(f.File, []byte(with(fresh.channel("new")).YAML(s, filepath.Dir(f.File))), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the new channel", func() bool {
+	stack.Eventually(t, "the new channel", func() bool {
 		all := f.alerts(t)
 		return len(all) == 1 && all[0].Channel == "new"
 	})
-	eventually(t, "the old one's to be dropped", func() bool { return strings.Contains(printed(t, "alert", "list", "--config", f.file), "dropped") })
+	stack.Eventually(t, "the old one's to be dropped", func() bool { return strings.Contains(printed(t, "alert", "list", "--config", f.File), "dropped") })
 	old.set(false)
-	spend(t, adaKey, largeModel, 310, f)
+	spend(t, stack.AdaKey, stack.LargeModel, 310, f)
 	fresh.await(t, "ada 30")
 	// A raise: 310 of 2000 are less than 30 %; what was told is not told
 	// again, and the rest at the new amount.
-	f.expect(t, adminKey, "PUT", "/admin/v1/overrides", `{"rule":"monthly","of":"user","name":"ada","tokens":2000}`, http.StatusOK, `"tokens":"2000"`)
-	eventually(t, "the raise", func() bool { return bytes.Contains(f.look(t, adaKey, "/quota/status").body, []byte(`"limit":2000`)) })
-	spend(t, adaKey, largeModel, 620, f)
+	f.Expect(t, stack.AdminKey, "PUT", "/admin/v1/overrides", `{"rule":"monthly","of":"user","name":"ada","tokens":2000}`, http.StatusOK, `"tokens":"2000"`)
+	stack.Eventually(t, "the raise", func() bool {
+		return bytes.Contains(f.Get(t, stack.AdaKey, "/quota/status").Body, []byte(`"limit":2000`))
+	})
+	spend(t, stack.AdaKey, stack.LargeModel, 620, f)
 	fresh.await(t, "ada 30")
-	spend(t, adaKey, largeModel, 1010, f)
+	spend(t, stack.AdaKey, stack.LargeModel, 1010, f)
 	fresh.await(t, "ada 30", "ada 50")
 	if got, _ := old.seen(); len(got) > 0 {
 		t.Errorf("the old channel got %v", got)

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // browserPage is a page that runs the script of docs/clients.md and sends what it
@@ -70,8 +72,8 @@ func TestBrowserPage(t *testing.T) {
 		}
 	}))
 	t.Cleanup(pages.Close)
-	f := startGateway(t, startServers(t, nil), plan{server: []string{"cors: {origins: ['" + pages.URL + "']}"}})
-	page = strings.Replace(browserPage, "SCRIPT", (&settings{front: f, sims: f.servers}).place(script.text), 1)
+	f := startGateway(t, startServers(t, nil), stack.Config{Server: []string{"cors: {origins: ['" + pages.URL + "']}"}})
+	page = strings.Replace(browserPage, "SCRIPT", (&settings{front: f, sims: f.Servers}).place(script.text), 1)
 	for name, c := range map[string]struct{ url, shown string }{
 		"allowed":        {pages.URL, script.shows.text},
 		"another origin": {strings.Replace(pages.URL, "127.0.0.1", "localhost", 1), "failed: Failed to fetch"},
@@ -98,7 +100,7 @@ func TestBrowserPage(t *testing.T) {
 				if line, ok := shows(text, c.shown); !ok {
 					t.Errorf("nothing like\n%s\nin\n%s", line, text)
 				}
-			case <-time.After(patience):
+			case <-time.After(stack.Patience):
 				t.Fatal("the page never ran to its end")
 			}
 		})

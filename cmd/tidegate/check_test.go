@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // TestListenAddresses: what cannot be listened on is refused with what to write.
@@ -218,13 +220,13 @@ func TestCheckLive(t *testing.T) {
 	dir := t.TempDir()
 	readings := filepath.Join("..", "..", "deploy", "compose", "gpu.jsonl")
 	good := fmt.Sprintf("server: {listen: '127.0.0.1:8080'}\nstore: {dsn: 'sqlite://%s/t.db', journal_dir: %s}\ngpus: [{name: rec, replay: %s}]\n"+
-		"models:\n  - {name: %s, backends: [{url: '%s/v1'}]}\n", dir, dir, readings, largeModel, s[0].URL)
+		"models:\n  - {name: %s, backends: [{url: '%s/v1'}]}\n", dir, dir, readings, stack.LargeModel, s[0].URL)
 	code, stdout, stderr := checked(t, good, nil, "--live")
 	if code != exitOK || !strings.Contains(stderr, "asking 4") {
 		t.Fatalf("code %d\n%s%s", code, stdout, stderr)
 	}
 	for _, want := range []string{
-		"ok      backend " + s[0].URL + "/v1 of " + largeModel + ": version ", " serves " + largeModel + " with a context of ",
+		"ok      backend " + s[0].URL + "/v1 of " + stack.LargeModel + ": version ", " serves " + stack.LargeModel + " with a context of ",
 		"ok      store: there is no " + dir + "/t.db yet; serve makes it", "ok      journal " + dir + ": can be written to", "ok      gpus rec: replay answers with ",
 	} {
 		if !strings.Contains(stdout, want) {

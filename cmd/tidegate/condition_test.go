@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/admission/limit/redislimit"
 	"tidegate/degrade"
 	"tidegate/gateway"
@@ -60,13 +62,13 @@ func TestConditionWarns(t *testing.T) {
 func TestCertificateEnds(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := certificate(t, dir, "server") // which lasts an hour
-	f := startGateway(t, startServers(t, nil), plan{server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s, client_ca_file: %s}", cert, key, cert)}})
+	f := startGateway(t, startServers(t, nil), stack.Config{Server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s, client_ca_file: %s}", cert, key, cert)}})
 	s := f.told(t)
 	for _, name := range []string{"server.tls.cert_file", "server.tls.client_ca_file"} {
 		if !slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.HasPrefix(w, "the certificate "+name+" expires in ") }) {
 			t.Errorf("no warning of %s: %q", name, s.Warnings)
 		}
-		if ends := f.metric(t, `tidegate_certificate_expiry_timestamp_seconds{certificate="`+name+`"}`); ends < float64(time.Now().Unix()) || ends > float64(time.Now().Add(time.Hour).Unix()) {
+		if ends := f.Metric(t, `tidegate_certificate_expiry_timestamp_seconds{certificate="`+name+`"}`); ends < float64(time.Now().Unix()) || ends > float64(time.Now().Add(time.Hour).Unix()) {
 			t.Errorf("%s ends at %v", name, ends)
 		}
 	}

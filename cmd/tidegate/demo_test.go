@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // TestDemoScenario plays memory in little time: the ladder must go up to L4 and come
@@ -52,14 +54,12 @@ func TestDemoScenario(t *testing.T) {
 func TestDemoStops(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	out, ended := &journal{heard: make(chan struct{}, 1)}, make(chan int, 1)
+	out, ended := stack.NewLog(), make(chan int, 1)
 	go func() {
 		ended <- run(ctx, []string{"demo", "--scenario", "queue", "--listen", "127.0.0.1:0"}, noEnv, out, out)
 	}()
-	eventually(t, "an answer", func() bool {
-		out.mu.Lock()
-		defer out.mu.Unlock()
-		return strings.Contains(string(out.text), "bob gets")
+	stack.Eventually(t, "an answer", func() bool {
+		return strings.Contains(out.Text(), "bob gets")
 	})
 	stop()
 	if code := <-ended; code != exitOK {

@@ -14,13 +14,15 @@ import (
 	"syscall"
 	"testing"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/gateway/database/databasetest"
 )
 
 // local is the simulated stack of deploy without containers: each service with its
 // command, files and environment of the Compose files, on ports of the loopback.
 type local struct {
-	stack
+	project
 	env      map[string]string // of the gateways
 	control  string            // URL of the large engine's control surface
 	gateways []*front
@@ -41,7 +43,7 @@ func TestComposeStack(t *testing.T) {
 	for _, m := range regexp.MustCompile(`docker compose exec -T gateway-1 tidegate ([a-z -]+)`).FindAllStringSubmatch(string(readme), -1) {
 		args := strings.Fields(m[1])
 		if args[0] == "status" {
-			args = append(args, "--ops", l.gateways[0].ops)
+			args = append(args, "--ops", l.gateways[0].Ops)
 		}
 		var out, log bytes.Buffer
 		if code := run(t.Context(), args, look, &out, &log); code != exitOK {
@@ -53,19 +55,19 @@ func TestComposeStack(t *testing.T) {
 	if key == "" || admin == "" || keys["status"] == "" {
 		t.Fatalf("the README makes no key of each kind, or shows no status: %v", keys)
 	}
-	if said := l.gateways[0].journal.whole() + l.gateways[1].journal.whole(); strings.Count(said, "no administrator's key") != 1 {
+	if said := l.gateways[0].Log.Text() + l.gateways[1].Log.Text(); strings.Count(said, "no administrator's key") != 1 {
 		t.Errorf("not one of the gateways made the first administrator's key:\n%s", said)
 	}
-	l.gateways[1].expect(t, admin, http.MethodGet, "/admin/v1/keys", "", http.StatusOK, "ann")
+	l.gateways[1].Expect(t, admin, http.MethodGet, "/admin/v1/keys", "", http.StatusOK, "ann")
 	var used [3]int64
 	for i, g := range l.gateways {
-		model := []string{largeModel, smallModel}[i]
-		if a := g.complete(t, key, chat(model, 20, "")); a.status != http.StatusOK || a.header.Get("X-Tidegate-Level") != "L0" {
-			t.Fatalf("%s of gateway %d: %d %v %s", model, i+1, a.status, a.header, a.body)
+		model := []string{stack.LargeModel, stack.SmallModel}[i]
+		if a := g.Complete(t, key, stack.Chat(model, 20, "")); a.Status != http.StatusOK || a.Header.Get("X-Tidegate-Level") != "L0" {
+			t.Fatalf("%s of gateway %d: %d %v %s", model, i+1, a.Status, a.Header, a.Body)
 		}
 		for k, other := range l.gateways { // the one that did not answer, too
-			var s limitStatus
-			other.limits(t, key, "/quota/status", &s)
+			var s stack.LimitStatus
+			other.Limits(t, key, "/quota/status", &s)
 			if len(s.Quotas) != 1 || s.Quotas[0].Used <= used[i] || k > 0 && s.Quotas[0].Used != used[i+1] {
 				t.Fatalf("after gateway %d gateway %d says %+v; before it was %d", i+1, k+1, s.Quotas, used[i])
 			}
@@ -81,7 +83,7 @@ func TestComposeStack(t *testing.T) {
 // startLocal starts all but the balancer.
 func startLocal(t *testing.T) *local {
 	t.Helper()
-	l := &local{stack: compose(t, secrets(), projects()["simulated"]...)}
+	l := &local{project: compose(t, secrets(), projects()["simulated"]...)}
 	at := map[string]string{"redis:6379": l.redis(t)}
 	sim := filepath.Join(t.TempDir(), "tidegate-vllm-sim")
 	if said, err := exec.CommandContext(t.Context(), "go", "build", "-p", "2", "-tags", "nomsgpack", "-trimpath", "-o", sim, "tidegate/cmd/tidegate-vllm-sim").CombinedOutput(); err != nil {
@@ -120,18 +122,18 @@ func startLocal(t *testing.T) *local {
 		for key, value := range l.env {
 			t.Setenv(key, value)
 		}
-		process, j, ended := startProcess(t, "serve")
+		process, j, ended := kit.StartProcess(t, "serve")
 		t.Cleanup(func() {
 			_ = process.Process.Kill() // it may have ended
 			<-ended
 		})
-		g := &front{journal: j, client: &http.Client{Transport: transport}}
-		g.url = "http://" + j.address(t, "listening", ended)
-		g.ops = "http://" + j.address(t, "listening for operators", ended)
+		g := &front{&stack.Gateway{Log: j, Client: &http.Client{Transport: transport}}}
+		g.URL = "http://" + j.Address(t, "listening", ended)
+		g.Ops = "http://" + j.Address(t, "listening for operators", ended)
 		l.gateways, l.ended, l.process = append(l.gateways, g), append(l.ended, ended), append(l.process, process)
 	}
 	for _, g := range l.gateways {
-		eventually(t, "both engines in rotation and a reading", func() bool { return g.up(t) == 2 && len(g.told(t).GPUs) == 1 })
+		stack.Eventually(t, "both engines in rotation and a reading", func() bool { return g.InRotation(t) == 2 && len(g.told(t).GPUs) == 1 })
 	}
 	return l
 }
@@ -148,7 +150,7 @@ func (l *local) redis(t *testing.T) string {
 	script := strings.ReplaceAll(s.Command[2], "/run/redis", dir) + " --bind 127.0.0.1 --port " + port + " --dir " + dir
 	env := append(os.Environ(), "REDIS_PASSWORD="+l.environment("redis")["REDIS_PASSWORD"])
 	l.begin(t, env, s.Command[0], s.Command[1], script)
-	eventually(t, "the health of Redis", func() bool {
+	stack.Eventually(t, "the health of Redis", func() bool {
 		check := exec.CommandContext(t.Context(), "sh", "-c", strings.Replace(s.Healthcheck.Test[1], "redis-cli ", "redis-cli -p "+port+" ", 1))
 		check.Env = env
 		return check.Run() == nil
@@ -166,8 +168,8 @@ func (l *local) engine(t *testing.T, binary, name string) (address, control stri
 	}
 	said := l.begin(t, nil, binary, args...)
 	var m []string
-	eventually(t, name, func() bool {
-		m = regexp.MustCompile(`listening on http://(\S+), control on (\S+)`).FindStringSubmatch(said.whole())
+	stack.Eventually(t, name, func() bool {
+		m = regexp.MustCompile(`listening on http://(\S+), control on (\S+)`).FindStringSubmatch(said.Text())
 		return m != nil
 	})
 	if m[1] != address {
@@ -177,9 +179,9 @@ func (l *local) engine(t *testing.T, binary, name string) (address, control stri
 }
 
 // begin starts a program that is killed with the test, and keeps what it says.
-func (l *local) begin(t *testing.T, env []string, name string, args ...string) *journal {
+func (l *local) begin(t *testing.T, env []string, name string, args ...string) *stack.Log {
 	t.Helper()
-	j := &journal{heard: make(chan struct{}, 1)}
+	j := stack.NewLog()
 	c := exec.CommandContext(context.Background(), name, args...)
 	c.Env, c.Stdout, c.Stderr = env, j, j
 	if err := c.Start(); err != nil {
@@ -254,9 +256,9 @@ func (l *local) balance(t *testing.T, key string, look func(string) (string, boo
 		t.Fatalf("haproxy -c: %v\n%s", err, said)
 	}
 	l.begin(t, env, program, "-db", "-f", file)
-	f := &front{url: "http://" + address, client: l.gateways[0].client}
-	eventually(t, "the balancer", func() bool {
-		resp, err := f.client.Get(f.url + "/healthz")
+	f := &front{&stack.Gateway{URL: "http://" + address, Client: l.gateways[0].Client}}
+	stack.Eventually(t, "the balancer", func() bool {
+		resp, err := f.Client.Get(f.URL + "/healthz")
 		if err == nil {
 			resp.Body.Close()
 		}
@@ -268,30 +270,30 @@ func (l *local) balance(t *testing.T, key string, look func(string) (string, boo
 	if code := run(t.Context(), []string{"key", "create", "--user", "bea", "--ips", "127.0.0.0/8"}, look, &here, &log); code != exitOK {
 		t.Fatal(code, &log)
 	}
-	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, f.url+"/v1/models", nil)
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, f.URL+"/v1/models", nil)
 	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(here.String()))
 	req.Header.Set("X-Forwarded-For", "10.9.9.9")
-	if a := f.do(t, req); a.status != http.StatusOK {
-		t.Errorf("a caller is taken for whom it claims to be: %d %s", a.status, a.body)
+	if a := f.Do(t, req); a.Status != http.StatusOK {
+		t.Errorf("a caller is taken for whom it claims to be: %d %s", a.Status, a.Body)
 	}
 	l.stop(t, 0)
 	for range 20 {
-		if a := f.complete(t, key, chat(smallModel, 2, "")); a.status != http.StatusOK {
-			t.Fatalf("with one gateway of two: %d %s", a.status, a.body)
+		if a := f.Complete(t, key, stack.Chat(stack.SmallModel, 2, "")); a.Status != http.StatusOK {
+			t.Fatalf("with one gateway of two: %d %s", a.Status, a.Body)
 		}
 	}
 	l.stop(t, 1)
-	eventually(t, "the balancer's own answer", func() bool {
-		a := f.complete(t, key, chat(smallModel, 2, ""))
-		return a.status == http.StatusServiceUnavailable && a.code() == "no_gateway" && a.header.Get("Retry-After") != ""
+	stack.Eventually(t, "the balancer's own answer", func() bool {
+		a := f.Complete(t, key, stack.Chat(stack.SmallModel, 2, ""))
+		return a.Status == http.StatusServiceUnavailable && a.Code() == "no_gateway" && a.Header.Get("Retry-After") != ""
 	})
 }
 
 // target is a gateway's address, and the port where its readiness is asked for.
 func (l *local) target(i int) string {
-	ops := l.gateways[i].ops
+	ops := l.gateways[i].Ops
 	port := ops[strings.LastIndexByte(ops, ':')+1:]
-	return " " + strings.TrimPrefix(l.gateways[i].url, "http://") + " port " + port
+	return " " + strings.TrimPrefix(l.gateways[i].URL, "http://") + " port " + port
 }
 
 // streams lets an engine fall silent in the middle of an answer: what came before
@@ -300,15 +302,15 @@ func (l *local) streams(t *testing.T, f *front, key string) {
 	t.Helper()
 	l.fault(t, http.MethodPost, `{"kind":"hang_mid","after":3}`)
 	defer l.fault(t, http.MethodDelete, "")
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), stack.Patience)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.url+"/v1/chat/completions", strings.NewReader(chat(largeModel, 50, `,"stream":true`)))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.URL+"/v1/chat/completions", strings.NewReader(stack.Chat(stack.LargeModel, 50, `,"stream":true`)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Bearer "+key)
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := f.client.Do(req)
+	resp, err := f.Client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -329,8 +331,8 @@ func (l *local) fault(t *testing.T, method, body string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := l.gateways[0].do(t, req); a.status/100 != 2 {
-		t.Fatalf("%d %s", a.status, a.body)
+	if a := l.gateways[0].Do(t, req); a.Status/100 != 2 {
+		t.Fatalf("%d %s", a.Status, a.Body)
 	}
 }
 
@@ -343,18 +345,18 @@ func (l *local) cancels(t *testing.T, f *front, key string) {
 	under := func() int {
 		n := 0
 		for _, g := range l.gateways {
-			n += len(regexp.MustCompile(`"in_flight": [1-9]`).FindAllString(g.status(t), -1))
+			n += len(regexp.MustCompile(`"in_flight": [1-9]`).FindAllString(g.StatusPage(t), -1))
 		}
 		return n
 	}
 	callersLeft := func() int {
-		return strings.Count(l.gateways[0].journal.whole()+l.gateways[1].journal.whole(), `"status":499`)
+		return strings.Count(l.gateways[0].Log.Text()+l.gateways[1].Log.Text(), `"status":499`)
 	}
-	eventually(t, "nothing to be under way", func() bool { return under() == 0 })
+	stack.Eventually(t, "nothing to be under way", func() bool { return under() == 0 })
 	before := callersLeft()
 	ctx, leave := context.WithCancel(t.Context())
 	defer leave()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.url+"/v1/chat/completions", strings.NewReader(chat(largeModel, 50, "")))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.URL+"/v1/chat/completions", strings.NewReader(stack.Chat(stack.LargeModel, 50, "")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,18 +364,18 @@ func (l *local) cancels(t *testing.T, f *front, key string) {
 	req.Header.Set("Content-Type", "application/json")
 	left := make(chan error, 1)
 	go func() {
-		resp, err := f.client.Do(req)
+		resp, err := f.Client.Do(req)
 		if err == nil {
 			resp.Body.Close()
 		}
 		left <- err
 	}()
-	eventually(t, "the request to be under way", func() bool { return under() == 1 })
+	stack.Eventually(t, "the request to be under way", func() bool { return under() == 1 })
 	leave()
 	if err := <-left; err == nil {
 		t.Fatal("an answer from an engine that hangs")
 	}
-	eventually(t, "the request to end", func() bool { return under() == 0 })
+	stack.Eventually(t, "the request to end", func() bool { return under() == 0 })
 	if callersLeft() == before {
 		t.Error("the balancer did not pass on that the caller had left: the engine went on for nobody")
 	}
@@ -382,13 +384,13 @@ func (l *local) cancels(t *testing.T, f *front, key string) {
 // stop lets a gateway drain and end.
 func (l *local) stop(t *testing.T, i int) {
 	t.Helper()
-	l.gateways[i].client.CloseIdleConnections()
+	l.gateways[i].Client.CloseIdleConnections()
 	if err := l.process[i].Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	code := <-l.ended[i]
 	l.ended[i] <- code
 	if code != exitOK {
-		t.Errorf("gateway %d ended with %d:\n%s", i+1, code, l.gateways[i].journal)
+		t.Errorf("gateway %d ended with %d:\n%s", i+1, code, l.gateways[i].Log)
 	}
 }

@@ -21,8 +21,8 @@ import (
 // deployDir is where users start the stack.
 const deployDir = "../../deploy"
 
-// stack is what the tests look at of a Compose project.
-type stack struct {
+// project is what the tests look at of a Compose project.
+type project struct {
 	Services map[string]service
 	Networks map[string]*struct{ Internal bool }
 	Volumes  map[string]any
@@ -112,7 +112,7 @@ func merge(below, above map[string]any) map[string]any {
 
 // compose reads files of deploy, each checked against the specification, as one
 // project.
-func compose(t *testing.T, env map[string]string, files ...string) stack {
+func compose(t *testing.T, env map[string]string, files ...string) project {
 	t.Helper()
 	whole := map[string]any{}
 	for _, name := range files {
@@ -140,7 +140,7 @@ func compose(t *testing.T, env map[string]string, files ...string) stack {
 		whole = merge(whole, doc)
 	}
 	raw, err := json.Marshal(whole)
-	var s stack
+	var s project
 	if err == nil {
 		err = json.Unmarshal(raw, &s)
 	}
@@ -228,7 +228,7 @@ func TestCompose(t *testing.T) {
 }
 
 // dangling lists what a service names that is not there.
-func (s *stack) dangling(name string, used map[string]bool) (faults []string) {
+func (s *project) dangling(name string, used map[string]bool) (faults []string) {
 	one := s.Services[name]
 	for _, network := range one.Networks {
 		if _, ok := s.Networks[network]; !ok {
@@ -316,7 +316,7 @@ func TestPinnedImages(t *testing.T) {
 }
 
 // patient makes sure that nothing is killed while it still lets streams end.
-func (s *stack) patient(t *testing.T) {
+func (s *project) patient(t *testing.T) {
 	t.Helper()
 	source, err := os.ReadFile(filepath.Join(deployDir, "compose/tidegate.yaml"))
 	if err != nil {
@@ -399,7 +399,7 @@ func TestComposeEnv(t *testing.T) {
 
 // environment is that of a service's container, with files of the host where it
 // names those that are mounted.
-func (s *stack) environment(name string) map[string]string {
+func (s *project) environment(name string) map[string]string {
 	env := map[string]string{}
 	for key, value := range s.Services[name].Environment {
 		if value == nil {
@@ -457,7 +457,7 @@ func TestComposeConfig(t *testing.T) {
 }
 
 // reaches says why a service cannot talk to an address.
-func (s *stack) reaches(from, address string) error {
+func (s *project) reaches(from, address string) error {
 	if !strings.Contains(address, "://") {
 		address = "tcp://" + address
 	}

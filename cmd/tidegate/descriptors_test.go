@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 func TestFrontConns(t *testing.T) {
@@ -121,7 +123,7 @@ func TestDescriptorFlood(t *testing.T) {
 	c.Dir = t.TempDir()
 	args := []string{"serve", "--backend", "http://127.0.0.1:1", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--log", "json"}
 	c.Env = append(os.Environ(), "TIDEGATE_TEST_MAIN="+strings.Join(args, "\n"))
-	j := &journal{heard: make(chan struct{}, 1)}
+	j := stack.NewLog()
 	c.Stdout, c.Stderr = j, j
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
@@ -131,7 +133,7 @@ func TestDescriptorFlood(t *testing.T) {
 		c.Wait() // the code says it
 		ended <- c.ProcessState.ExitCode()
 	}()
-	ops, front := j.address(t, "listening for operators", ended), j.address(t, "listening", ended)
+	ops, front := j.Address(t, "listening for operators", ended), j.Address(t, "listening", ended)
 	var flood []net.Conn
 	for range 300 {
 		conn, err := net.Dial("tcp", front)
@@ -145,7 +147,7 @@ func TestDescriptorFlood(t *testing.T) {
 		}
 		flood = append(flood, conn)
 	}
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: stack.Patience, Transport: &http.Transport{DisableKeepAlives: true}}
 	ask := func(url string) {
 		t.Helper()
 		resp, err := client.Get(url)
@@ -161,10 +163,8 @@ func TestDescriptorFlood(t *testing.T) {
 		ask("http://" + ops + "/healthz")
 		ask("http://" + ops + "/status")
 	}
-	eventually(t, "a word of it in the log", func() bool {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		return strings.Contains(string(j.text), "callers' connections wait")
+	stack.Eventually(t, "a word of it in the log", func() bool {
+		return strings.Contains(j.Text(), "callers' connections wait")
 	})
 	for _, conn := range flood {
 		conn.Close()

@@ -10,7 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // unrun is a line of a shell block, or a whole block of another language, that the
@@ -99,22 +100,9 @@ func (s *settings) serving(t *testing.T, word string, args ...string) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	out, ended := &journal{heard: make(chan struct{}, 1)}, make(chan int, 1)
+	out, ended := stack.NewLog(), make(chan int, 1)
 	go func() { ended <- run(ctx, append(args, "--listen", "127.0.0.1:0"), env, out, out) }()
-	said := func() bool {
-		out.mu.Lock()
-		defer out.mu.Unlock()
-		return bytes.Contains(out.text, []byte(word))
-	}
-	for deadline := time.After(patience); !said(); {
-		select {
-		case <-out.heard:
-		case code := <-ended:
-			t.Fatalf("%v ended with code %d: %s", args, code, out)
-		case <-deadline:
-			t.Fatalf("%v never says %q: %s", args, word, out)
-		}
-	}
+	out.Await(t, ended, word, func(text string) bool { return strings.Contains(text, word) })
 	stop()
 	if code := <-ended; code != exitOK {
 		t.Errorf("%v: code %d: %s", args, code, out)
@@ -173,7 +161,7 @@ func playsIn(t *testing.T, line string) {
 // tested wants the client tests to use the packages that a page tells to install.
 func tested(t *testing.T, line string) {
 	var known []byte
-	for _, file := range []string{"testdata/clients/python/requirements.txt", "testdata/clients/node/package.json"} {
+	for _, file := range []string{"../../gateway/testdata/clients/python/requirements.txt", "../../gateway/testdata/clients/node/package.json"} {
 		raw, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // Documentation is tested code: every fenced block of the pages is run or checked,
@@ -111,7 +113,7 @@ func runs(b *block) bool { return (session(b) != "" || b.lang == "go") && !wholl
 type settings struct {
 	dir   string
 	front *front
-	sims  servers
+	sims  stack.Servers
 	env   []string
 }
 
@@ -144,12 +146,12 @@ func newSettings(t *testing.T) *settings {
 		t.Fatal(err)
 	}
 	s.sims = startServers(t, nil)
-	p := laddered("")
-	p.more, p.gpus = fmt.Sprintf(docsConfig, trace), "demo/0"
+	p := stack.Laddered("")
+	p.Extra, p.GPUs = fmt.Sprintf(docsConfig, trace), "demo/0"
 	s.front = startGateway(t, s.sims, p)
-	eventually(t, "readings of the simulated GPUs", func() bool { return s.front.tells(t, "Simulated H200") })
+	stack.Eventually(t, "readings of the simulated GPUs", func() bool { return s.front.tells(t, "Simulated H200") })
 	// Commands without --config read the same file as the gateway, and its store.
-	file, err := os.ReadFile(s.front.file)
+	file, err := os.ReadFile(s.front.File)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(s.dir, defaultFile), file, 0o600)
 	}
@@ -160,7 +162,7 @@ func newSettings(t *testing.T) *settings {
 		name, _, _ := strings.Cut(strings.ToUpper(v), "=")
 		return strings.HasPrefix(name, "OPENAI_") || strings.HasPrefix(name, "LANG") || strings.HasSuffix(name, "_PROXY") ||
 			strings.HasPrefix(name, "TIDEGATE_") || strings.HasPrefix(name, "PYTHON") || name == "NODE_OPTIONS"
-	}), "KEY="+adaKey, "ADMIN_KEY="+adminKey, "KEY_OF_ADA="+adaKey, "KEY_OF_BOB="+bobKey, "TIDEGATE_ADMIN_KEY="+adminKey,
+	}), "KEY="+stack.AdaKey, "ADMIN_KEY="+stack.AdminKey, "KEY_OF_ADA="+stack.AdaKey, "KEY_OF_BOB="+stack.BobKey, "TIDEGATE_ADMIN_KEY="+stack.AdminKey,
 		"PATH="+strings.Join([]string{filepath.Join(s.dir, "bin"), os.Getenv("PATH"), os.Getenv("TIDEGATE_TEST_PROMETHEUS")}, string(os.PathListSeparator)), "LC_ALL=C.UTF-8", "LANGSMITH_TRACING=false", "PYTHONDONTWRITEBYTECODE=1")
 	return s
 }
@@ -168,7 +170,7 @@ func newSettings(t *testing.T) *settings {
 // tells reports whether /status has a word.
 func (f *front) tells(t *testing.T, word string) bool {
 	t.Helper()
-	resp, err := f.client.Get(f.ops + "/status")
+	resp, err := f.Client.Get(f.Ops + "/status")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,10 +214,10 @@ func (s *settings) place(text string) string {
 		return parsed.Host
 	}
 	return strings.NewReplacer(
-		"127.0.0.1:8080", host(s.front.url), "localhost:8080", host(s.front.url),
-		"127.0.0.1:9090", host(s.front.ops), "localhost:9090", host(s.front.ops),
+		"127.0.0.1:8080", host(s.front.URL), "localhost:8080", host(s.front.URL),
+		"127.0.0.1:9090", host(s.front.Ops), "localhost:9090", host(s.front.Ops),
 		"localhost:8000", host(s.sims[0].URL), "localhost:8001", host(s.sims[1].URL),
-		`"EMPTY"`, `"`+adaKey+`"`, "PASTE-THE-KEY", adaKey, "traces/heat.jsonl", filepath.Join(s.dir, "gpus.jsonl"),
+		`"EMPTY"`, `"`+stack.AdaKey+`"`, "PASTE-THE-KEY", stack.AdaKey, "traces/heat.jsonl", filepath.Join(s.dir, "gpus.jsonl"),
 	).Replace(text)
 }
 
@@ -285,10 +287,10 @@ func (s *settings) execute(t *testing.T, lang, program string) (string, error) {
 		}
 		cmd = exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", "exec 2>&1\n"+program)
 	case "python":
-		cmd = exec.CommandContext(ctx, clients(t, "python", "TIDEGATE_TEST_PYTHON"), "-")
+		cmd = exec.CommandContext(ctx, stack.Clients(t, os.Getenv, "python", "TIDEGATE_TEST_PYTHON"), "-")
 		cmd.Stdin = strings.NewReader(program)
 	case "js":
-		modules := clients(t, "node", "TIDEGATE_TEST_NODE_MODULES")
+		modules := stack.Clients(t, os.Getenv, "node", "TIDEGATE_TEST_NODE_MODULES")
 		// Node looks for packages beside the file that imports them.
 		link := filepath.Join(s.dir, "node_modules")
 		if err := os.Symlink(filepath.Join(modules, "node_modules"), link); err != nil && !os.IsExist(err) {

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"github.com/tidwall/gjson"
 
 	"tidegate/degrade"
@@ -57,7 +59,7 @@ func TestDrill(t *testing.T) {
 
 // asPromised says what is wrong with an answer, by the level that it says it has.
 func (a received) asPromised() error {
-	model := map[string]string{"L0": largeModel, "L1": largeModel, "L2": largeModel, "L3": smallModel, "L4": "tidegate-canned"}[a.level]
+	model := map[string]string{"L0": stack.LargeModel, "L1": stack.LargeModel, "L2": stack.LargeModel, "L3": stack.SmallModel, "L4": "tidegate-canned"}[a.level]
 	switch {
 	case a.status != http.StatusOK:
 		return errors.New("it failed")
@@ -219,7 +221,7 @@ func startDrill(t *testing.T, change func(*config)) *drill {
 		}
 	})
 	out := &drill{stage: s, daemon: d, client: &http.Client{Transport: transport}, base: "http://" + d.front.Addr().String(), key: d.firstKey, cards: c}
-	eventually(t, "all models in rotation", func() bool { return d.allUp() })
+	stack.Eventually(t, "all models in rotation", func() bool { return d.allUp() })
 	return out
 }
 
@@ -230,7 +232,7 @@ func (d *drill) model(t *testing.T) degrade.ModelStatus {
 
 func (d *drill) reach(t *testing.T, level degrade.Level) {
 	t.Helper()
-	eventually(t, "the model at "+level.String(), func() bool { return d.model(t).Level == level.String() })
+	stack.Eventually(t, "the model at "+level.String(), func() bool { return d.model(t).Level == level.String() })
 }
 
 // crowd asks until stop is called, which returns what was answered.
@@ -268,7 +270,7 @@ func drillLevels(t *testing.T) {
 			continue
 		}
 		var body gjson.Result
-		eventually(t, "what was asked", func() bool {
+		stack.Eventually(t, "what was asked", func() bool {
 			for i, s := range d.servers {
 				if all := s.Requests(); len(all) > 0 && (i == 2) == (level == 3) {
 					body = gjson.ParseBytes(all[0].Body)
@@ -295,13 +297,13 @@ func drillLost(t *testing.T) {
 	d := startDrill(t, nil)
 	stop := d.crowd()
 	d.cards.set(1, func(r *nvml.Reading) { r.State = nvml.StateLost })
-	eventually(t, "server A out", func() bool { return d.model(t).Backends[0].Out != "" })
+	stack.Eventually(t, "server A out", func() bool { return d.model(t).Backends[0].Out != "" })
 	if a := fetch(t.Context(), d.client, d.base, d.key); a.level != "L0" || a.asPromised() != nil {
 		t.Errorf("with one GPU lost: %v", a)
 	}
 	before := len(d.servers[0].Requests())
 	d.cards.set(2, func(r *nvml.Reading) { r.State = nvml.StateLost })
-	eventually(t, "server B out", func() bool { return d.model(t).Backends[1].Out != "" })
+	stack.Eventually(t, "server B out", func() bool { return d.model(t).Backends[1].Out != "" })
 	if a := fetch(t.Context(), d.client, d.base, d.key); a.level != "L3" || a.reason != "no_backend" || a.asPromised() != nil {
 		t.Errorf("with both GPUs lost: %v", a)
 	}
@@ -313,7 +315,7 @@ func drillLost(t *testing.T) {
 		t.Errorf("the server of the lost GPU was asked %d times", n)
 	}
 	d.cards.set(2, func(r *nvml.Reading) { r.State = nvml.StateOK })
-	eventually(t, "both back", func() bool { m := d.model(t); return m.Backends[0].Out+m.Backends[1].Out == "" })
+	stack.Eventually(t, "both back", func() bool { m := d.model(t); return m.Backends[0].Out+m.Backends[1].Out == "" })
 	if a := fetch(t.Context(), d.client, d.base, d.key); a.level != "L0" {
 		t.Errorf("with both GPUs back: %v", a)
 	}
@@ -331,7 +333,7 @@ func drillStale(t *testing.T) {
 	d.cards.frozen = time.Now()
 	d.cards.mu.Unlock()
 	age := func(want string) {
-		eventually(t, "readings "+want, func() bool { m := d.model(t); return m.Backends[0].GPUs == want && m.Backends[1].GPUs == want })
+		stack.Eventually(t, "readings "+want, func() bool { m := d.model(t); return m.Backends[0].GPUs == want && m.Backends[1].GPUs == want })
 	}
 	age("held")
 	d.cards.margin(60) // the cards cool down, but nobody may say so yet
@@ -373,7 +375,7 @@ func drillGPU(t *testing.T) {
 		c.Models[0].Backends[1].GPUs, c.Models[1].Backends[0].GPUs = c.Models[0].Backends[0].GPUs, nil
 	})
 	idle := 0.0
-	eventually(t, "the GPU's margin", func() bool {
+	stack.Eventually(t, "the GPU's margin", func() bool {
 		_, gpus := d.gpus.Status()
 		if len(gpus) == 0 || gpus[0].Margin == nil {
 			return false

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/nvml"
 	"tidegate/nvml/nvmltest"
 )
@@ -25,7 +27,7 @@ func (f *front) traffic(t *testing.T) (end func()) {
 	var driving sync.WaitGroup
 	var sent, failed atomic.Int64
 	ask := func(stream bool) error {
-		resp, err := f.post(t.Context(), chatPath, fmt.Sprintf(`{"model":"qwen3","max_tokens":4,"stream":%t,"messages":[{"role":"user","content":"Hello"}]}`, stream))
+		resp, err := f.Post(t.Context(), stack.ChatPath, fmt.Sprintf(`{"model":"qwen3","max_tokens":4,"stream":%t,"messages":[{"role":"user","content":"Hello"}]}`, stream))
 		if err != nil {
 			return err
 		}
@@ -66,8 +68,8 @@ func (f *front) traffic(t *testing.T) (end func()) {
 // an agent and its GPU: none may fail, and the status says each fault.
 func TestTrafficThroughGPUFaults(t *testing.T) {
 	n := startNode(t)
-	f := startGateway(t, startServers(t, nil), plan{gpus: "gpu-a/0", more: n.config()})
-	eventually(t, "a reading", func() bool { return len(f.told(t).GPUs) > 0 })
+	f := startGateway(t, startServers(t, nil), stack.Config{GPUs: "gpu-a/0", Extra: n.config()})
+	stack.Eventually(t, "a reading", func() bool { return len(f.told(t).GPUs) > 0 })
 	defer f.traffic(t)()
 	release := make(chan struct{})
 	defer close(release)
@@ -94,11 +96,11 @@ func TestTrafficThroughGPUFaults(t *testing.T) {
 		{"fatal XID", send(func(r *nvml.Report) { r.GPUs[0].XIDs = []nvml.XID{{Code: 79, Fatal: true}} }), func() bool { g := f.told(t).GPUs[0]; return len(g.XIDs) == 1 && g.XIDs[0].Fatal }},
 	} {
 		n.be(c.answer)
-		eventually(t, c.name+" in the status", c.seen)
+		stack.Eventually(t, c.name+" in the status", c.seen)
 	}
 	n.CloseClientConnections()
 	n.Listener.Close()
-	eventually(t, "the dead agent in the status", func() bool { return !source().OK })
+	stack.Eventually(t, "the dead agent in the status", func() bool { return !source().OK })
 }
 
 // TestTrafficThroughDriverFaults is the same with the agent that ships, which the
@@ -117,7 +119,7 @@ func TestTrafficThroughDriverFaults(t *testing.T) {
 		command := fmt.Sprintf(`echo $$ >%s.%s; export %s; exec %s --library %s --interval 50ms --retry 50ms --attempts 3 "$@"`, pid, name, l.Env, agent, l.Path)
 		return fmt.Sprintf("  - {name: %s, local: true, every: 100ms, command: [sh, -c, '%s', sh]}\n", name, command)
 	}
-	f := startGateway(t, startServers(t, nil), plan{gpus: "here/0", more: "gpus:\n" + local("here", lib) + local("old", old)})
+	f := startGateway(t, startServers(t, nil), stack.Config{GPUs: "here/0", Extra: "gpus:\n" + local("here", lib) + local("old", old)})
 	defer f.traffic(t)()
 	source := func() nvml.SourceStatus { return f.told(t).Sources[0] }
 	gpu := func(is func(g nvml.GPUStatus) bool) func() bool {
@@ -132,10 +134,10 @@ func TestTrafficThroughDriverFaults(t *testing.T) {
 	phase := func(name string, state map[string]int64, seen func() bool) {
 		t.Helper()
 		lib.Set(t, state)
-		eventually(t, name+" in the status", seen)
+		stack.Eventually(t, name+" in the status", seen)
 	}
 	phase("a missing library", nil, func() bool { return strings.Contains(source().Error, "no NVML library") })
-	eventually(t, "the GPU of an old library", func() bool {
+	stack.Eventually(t, "the GPU of an old library", func() bool {
 		gpus := f.told(t).GPUs
 		return len(gpus) == 1 && gpus[0].Source == "old" && gpus[0].State == nvml.StateOK && *gpus[0].Margin == 83-45 && gpus[0].MemoryReserved == nil
 	})
@@ -151,7 +153,7 @@ func TestTrafficThroughDriverFaults(t *testing.T) {
 	phase("the GPU", nil, well)
 	phase("a fatal XID", map[string]int64{"xid": 79, "xid_number": 1}, gpu(func(g nvml.GPUStatus) bool { return len(g.XIDs) == 1 && g.XIDs[0].Fatal }))
 	// What only a new process can cure: the agent ends by itself and is started again.
-	phase("an agent that gave up", map[string]int64{"ret": 18, "init": 18}, func() bool { return strings.Contains(f.journal.whole(), "exit status 3") })
+	phase("an agent that gave up", map[string]int64{"ret": 18, "init": 18}, func() bool { return strings.Contains(f.Log.Text(), "exit status 3") })
 	phase("a driver that cannot be initialised", map[string]int64{"init": 9}, func() bool { return strings.Contains(source().Error, "driver not loaded (9)") })
 	phase("the new agent", nil, func() bool { return well() && source().Restarts > 0 })
 	// What nobody should do: kill the agent.
@@ -171,8 +173,8 @@ func TestTrafficThroughDriverFaults(t *testing.T) {
 	if err := child.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the next agent", func() bool { return well() && source().Restarts > restarts })
-	if strings.Contains(f.journal.whole(), "exit status 127") {
+	stack.Eventually(t, "the next agent", func() bool { return well() && source().Restarts > restarts })
+	if strings.Contains(f.Log.Text(), "exit status 127") {
 		t.Error("the loader ended the agent")
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // TestDiskIncident: the disk of the journal is full. The gateway serves on, and when there
@@ -27,7 +29,7 @@ func TestDiskIncident(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	f := startGateway(t, startServers(t, nil), plan{journal: filepath.Join(disk, "journal")})
+	f := startGateway(t, startServers(t, nil), stack.Config{JournalDir: filepath.Join(disk, "journal")})
 	filler := filepath.Join(disk, "filler")
 	file, err := os.Create(filler)
 	if err != nil {
@@ -43,8 +45,8 @@ func TestDiskIncident(t *testing.T) {
 	answered := 0
 	e.shows(t, f, func() {
 		for range 8 {
-			if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
-				t.Fatalf("a caller noticed: %d %s", a.status, a.body)
+			if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK {
+				t.Fatalf("a caller noticed: %d %s", a.Status, a.Body)
 			}
 			answered++
 		}
@@ -55,8 +57,8 @@ func TestDiskIncident(t *testing.T) {
 	}
 	e.ends(t, f)
 	want := fmt.Sprintf(`"requests":%d,`, answered)
-	eventually(t, "all that was answered to be reported", func() bool {
-		_, text := f.call(t, adaKey, "GET", "/v1/usage", "")
+	stack.Eventually(t, "all that was answered to be reported", func() bool {
+		_, text := f.Call(t, stack.AdaKey, "GET", "/v1/usage", "")
 		return strings.Contains(text, want)
 	})
 }
@@ -65,22 +67,22 @@ func TestDiskIncident(t *testing.T) {
 // again.
 func TestClockIncident(t *testing.T) {
 	e := incident(t, "a clock jump")
-	f := startReplica(t, startServers(t, nil), plan{}, soakClient(t))
-	out, _ := command(t, exitOK, "key", "create", "--user", "ann", "--ttl", "30m", "--config", f.file)
+	f := startReplica(t, startServers(t, nil), stack.Config{}, stack.NewClient(t))
+	out, _ := command(t, exitOK, "key", "create", "--user", "ann", "--ttl", "30m", "--config", f.File)
 	key := strings.TrimSpace(out)
 	status := func() int {
-		got, _ := f.call(t, key, "GET", "/v1/models", "")
+		got, _ := f.Call(t, key, "GET", "/v1/models", "")
 		return got
 	}
 	if got := status(); got != http.StatusOK {
 		t.Fatal(got)
 	}
-	set := wallClock(t, f.process.Process.Pid)
+	set := wallClock(t, f.Process.Process.Pid)
 	set(time.Hour)
 	e.shows(t, f.front, nil)
-	eventually(t, "a key of 30 minutes to have ended", func() bool { return status() == http.StatusUnauthorized })
-	if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
-		t.Errorf("a key that does not end: %d %s", a.status, a.body)
+	stack.Eventually(t, "a key of 30 minutes to have ended", func() bool { return status() == http.StatusUnauthorized })
+	if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK {
+		t.Errorf("a key that does not end: %d %s", a.Status, a.Body)
 	}
 	e.says(t, "set the clock right")
 	set(0)
@@ -131,7 +133,7 @@ func wallClock(t *testing.T, pid int) (set func(ahead time.Duration)) {
 		t.Fatal(err)
 	}
 	address := clockFunction(t, image) + int64(from)
-	eventually(t, "the process to stop outside of the clock's code", func() bool {
+	stack.Eventually(t, "the process to stop outside of the clock's code", func() bool {
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}

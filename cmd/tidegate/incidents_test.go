@@ -10,12 +10,16 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/database/databasetest"
+	"tidegate/gateway/gatewaytest"
 	"tidegate/nvml"
 )
 
@@ -91,8 +95,8 @@ func (e runbookEntry) by(user, key string) runbookEntry {
 // views are what an operator looks at: the status and top.
 func (f *front) views(t *testing.T) string {
 	t.Helper()
-	status, _ := command(t, exitOK, "status", "--ops", f.ops)
-	top, _ := command(t, exitOK, "top", "--once", "--ops", f.ops)
+	status, _ := command(t, exitOK, "status", "--ops", f.Ops)
+	top, _ := command(t, exitOK, "top", "--once", "--ops", f.Ops)
 	return status + top
 }
 
@@ -106,7 +110,7 @@ func (e runbookEntry) shows(t *testing.T, f *front, again func()) {
 			t.Logf("%s: what was seen last:\n%s", e.name, seen)
 		}
 	})
-	eventually(t, e.name+" to show as "+e.shown, func() bool {
+	stack.Eventually(t, e.name+" to show as "+e.shown, func() bool {
 		if again != nil {
 			again()
 		}
@@ -119,7 +123,7 @@ func (e runbookEntry) shows(t *testing.T, f *front, again func()) {
 // ends waits until it no longer stands there.
 func (e runbookEntry) ends(t *testing.T, f *front) {
 	t.Helper()
-	eventually(t, e.name+" to end", func() bool {
+	stack.Eventually(t, e.name+" to end", func() bool {
 		_, ok := shows(f.views(t), e.shown)
 		return !ok
 	})
@@ -143,7 +147,7 @@ func (e runbookEntry) runs(t *testing.T, f *front, begin string, names ...string
 	if m == "" {
 		t.Fatalf("%s: its section has no command tidegate %s", e.name, begin)
 	}
-	line := strings.NewReplacer(append(names, "tidegate.yaml", f.file, "http://127.0.0.1:9090", f.ops)...).Replace(m[1:])
+	line := strings.NewReplacer(append(names, "tidegate.yaml", f.File, "http://127.0.0.1:9090", f.Ops)...).Replace(m[1:])
 	var args []string
 	for _, word := range regexp.MustCompile(`"[^"]*"|\S+`).FindAllString(line, -1)[1:] {
 		args = append(args, strings.Trim(word, `"`))
@@ -191,10 +195,10 @@ func TestHotCards(t *testing.T) {
 			_ = json.NewEncoder(w).Encode(r) // the gateway may have gone
 		})
 	}
-	p := laddered("  dwell: {up: 200ms, down: 1s, down_max: 1s}\n" +
+	p := stack.Laddered("  dwell: {up: 200ms, down: 1s, down_max: 1s}\n" +
 		fmt.Sprintf("gpus: [{name: gpu-a, agent: '%s', every: 100ms}]\n", n.URL) +
 		"limits: [{name: user-rate, per: user, requests: 1000/1h}, {name: shared, per: user, requests: 12/1h, under_pressure: {L2: 0.25}}]\n")
-	p.gpus = "gpu-a/0"
+	p.GPUs = "gpu-a/0"
 	f := startGateway(t, s, p)
 	level := func() string { return f.told(t).Ladder.Models[0].Level }
 	t.Run("one", func(t *testing.T) {
@@ -202,42 +206,42 @@ func TestHotCards(t *testing.T) {
 		heat(4)
 		e.shows(t, f, nil)
 		e.says(t, "its requests go to the others", "weight: 0")
-		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK || a.header.Get("X-Tidegate-Level") != "L0" {
-			t.Errorf("with one of two cards hot: %d, %v", a.status, a.header)
+		if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK || a.Header.Get("X-Tidegate-Level") != "L0" {
+			t.Errorf("with one of two cards hot: %d, %v", a.Status, a.Header)
 		}
 		e.runs(t, f, "pin Qwen3-1.7B L3")
-		eventually(t, "the load to be off the card", func() bool { return level() == "L3" })
+		stack.Eventually(t, "the load to be off the card", func() bool { return level() == "L3" })
 		e.runs(t, f, "unpin Qwen3-1.7B")
 		heat(60)
 		e.ends(t, f)
-		eventually(t, "the model at L0", func() bool { return level() == "L0" })
+		stack.Eventually(t, "the model at L0", func() bool { return level() == "L0" })
 	})
 	t.Run("both", func(t *testing.T) {
 		e := incident(t, "L3 for an hour")
-		f.write(t, strings.Replace(p.yaml(s, filepath.Dir(f.file)), "gpus: []", "gpus: [gpu-a/0]", 1))
+		f.Rewrite(t, strings.Replace(p.YAML(s, filepath.Dir(f.File)), "gpus: []", "gpus: [gpu-a/0]", 1))
 		heat(4)
 		e.shows(t, f, nil)
-		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.header.Get("X-Tidegate-Level") != "L3" || a.header.Get("X-Tidegate-Reason") != "gpu_temperature" {
-			t.Errorf("with all cards hot: %d, %v", a.status, a.header)
+		if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")); a.Header.Get("X-Tidegate-Level") != "L3" || a.Header.Get("X-Tidegate-Reason") != "gpu_temperature" {
+			t.Errorf("with all cards hot: %d, %v", a.Status, a.Header)
 		}
 		e.runs(t, f, "pin Qwen3-1.7B L1")
-		eventually(t, "the model at L1", func() bool { return level() == "L1" })
+		stack.Eventually(t, "the model at L1", func() bool { return level() == "L1" })
 		heat(60)
 		e.runs(t, f, "unpin Qwen3-1.7B")
 		e.ends(t, f)
-		eventually(t, "the model at L0", func() bool { return level() == "L0" })
+		stack.Eventually(t, "the model at L0", func() bool { return level() == "L0" })
 	})
 	t.Run("limits", func(t *testing.T) {
 		e := incident(t, "429 below the limit")
-		f.pin(t, largeModel, "L2")
+		f.Pin(t, stack.LargeModel, "L2")
 		e.shows(t, f, nil)
-		eventually(t, "a refusal", func() bool {
-			return f.complete(t, adaKey, chat(largeModel, 2, "")).status == http.StatusTooManyRequests
+		stack.Eventually(t, "a refusal", func() bool {
+			return f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")).Status == http.StatusTooManyRequests
 		})
 		e.runs(t, f, "unpin Qwen3-1.7B")
 		e.ends(t, f)
-		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
-			t.Errorf("below the whole limit: %d %s", a.status, a.body)
+		if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK {
+			t.Errorf("below the whole limit: %d %s", a.Status, a.Body)
 		}
 	})
 }
@@ -245,10 +249,10 @@ func TestHotCards(t *testing.T) {
 // TestRedisIncident: Redis dies and comes back.
 func TestRedisIncident(t *testing.T) {
 	e, redis := incident(t, "Redis is down"), redistest.Single(t)
-	f := startGateway(t, startServers(t, nil), plan{more: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits: [{name: user-rate, per: user, requests: 1000/1m}]\n", redis.Addr)})
+	f := startGateway(t, startServers(t, nil), stack.Config{Extra: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits: [{name: user-rate, per: user, requests: 1000/1m}]\n", redis.Addr)})
 	ask := func() {
-		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
-			t.Errorf("a caller noticed: %d %s", a.status, a.body)
+		if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK {
+			t.Errorf("a caller noticed: %d %s", a.Status, a.Body)
 		}
 	}
 	ask()
@@ -263,17 +267,17 @@ func TestRedisIncident(t *testing.T) {
 // TestDatabaseIncident: PostgreSQL dies and comes back.
 func TestDatabaseIncident(t *testing.T) {
 	e, server := incident(t, "PostgreSQL is down"), databasetest.StartServer(t)
-	f := startGateway(t, startServers(t, nil), plan{dsn: server.Database(t)})
+	f := startGateway(t, startServers(t, nil), stack.Config{DSN: server.Database(t)})
 	server.Stop(t)
 	e.shows(t, f, nil)
 	e.says(t, "bring it back")
-	if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
-		t.Errorf("meanwhile: %d %s", a.status, a.body)
+	if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK {
+		t.Errorf("meanwhile: %d %s", a.Status, a.Body)
 	}
 	server.Start(t)
 	e.ends(t, f)
-	eventually(t, "what was used meanwhile to be in the report", func() bool {
-		out, _ := command(t, exitOK, "usage", "report", "--by", "user", "--config", f.file)
+	stack.Eventually(t, "what was used meanwhile to be in the report", func() bool {
+		out, _ := command(t, exitOK, "usage", "report", "--by", "user", "--config", f.File)
 		return strings.Contains(out, "ada")
 	})
 }
@@ -284,18 +288,18 @@ func TestCertificateIncident(t *testing.T) {
 	e, dir := incident(t, "an expired certificate"), t.TempDir()
 	now := time.Now()
 	cert, key := certificateFor(t, dir, "server", now.Add(-48*time.Hour), now.Add(-time.Hour))
-	f := startGateway(t, startServers(t, nil), plan{server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s}", cert, key)}})
+	f := startGateway(t, startServers(t, nil), stack.Config{Server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s}", cert, key)}})
 	e.shows(t, f, nil)
 	e.says(t, "put the new files where `server.tls.cert_file` and `key_file` point, both, then SIGHUP")
 	certificateFor(t, dir, "server", now.Add(-time.Hour), now.Add(90*24*time.Hour))
 	mine := make(chan os.Signal, 1) // so that the signal ends no process that does not listen yet
 	signal.Notify(mine, syscall.SIGHUP)
 	defer signal.Stop(mine)
-	eventually(t, "the new certificate", func() bool {
+	stack.Eventually(t, "the new certificate", func() bool {
 		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
-		conn, err := tls.Dial("tcp", strings.TrimPrefix(f.url, "http://"), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it looks at the certificate itself
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(f.URL, "http://"), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it looks at the certificate itself
 		if err != nil {
 			return false
 		}
@@ -303,4 +307,33 @@ func TestCertificateIncident(t *testing.T) {
 		return conn.ConnectionState().PeerCertificates[0].NotAfter.After(now)
 	})
 	e.ends(t, f)
+}
+
+// TestHungBackend: a server of two hangs, although it answers its health probe. It goes out
+// of rotation, no caller of a whole answer or of a stream that has not begun notices, and
+// it comes back by itself when it answers again.
+func TestHungBackend(t *testing.T) {
+	s := startServers(t, nil)
+	f := startGateway(t, s, stack.Config{Model: []string{"breaker: {stall: 500ms, open: 1s}"}})
+	s[:1].Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHang})
+	var asking sync.WaitGroup
+	for n := range 12 {
+		asking.Go(func() {
+			if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 20, []string{"", `,"stream":true`}[n%2])); a.Status != 200 {
+				t.Errorf("a caller noticed: %d %s", a.Status, a.Body)
+			}
+		})
+	}
+	stack.Eventually(t, "the hung server to go out", func() bool { return f.InRotation(t) == len(s)-1 })
+	e := incident(t, "a hung backend")
+	e.shows(t, f, nil)
+	asking.Wait()
+	if status := f.StatusPage(t); !strings.Contains(status, "it hangs: it has ") {
+		t.Errorf("the status does not say why: %s", status)
+	}
+	e.says(t, "Restart the server; it comes back by itself")
+	s.Heal(t)
+	e.ends(t, f)
+	stack.Eventually(t, "the server to be back", func() bool { return f.InRotation(t) == len(s) })
+	f.Idle(t)
 }

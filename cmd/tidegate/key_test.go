@@ -13,7 +13,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 
 	"tidegate/gateway/database/databasetest"
 )
@@ -28,65 +29,14 @@ func command(t *testing.T, code int, args ...string) (stdout, stderr string) {
 	return out.String(), log.String()
 }
 
-// call asks a gateway with a key and returns the status and the body.
-func (f *front) call(t *testing.T, key, method, path, body string) (int, string) {
-	t.Helper()
-	q, err := http.NewRequestWithContext(t.Context(), method, f.url+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	q.Header.Set("Authorization", "Bearer "+key)
-	if body != "" {
-		q.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := f.client.Do(q)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	got, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(got)
-}
-
-// ask is a generation with a key.
-func (f *front) ask(t *testing.T, key string) (int, string) {
-	t.Helper()
-	return f.call(t, key, http.MethodPost, "/v1/chat/completions", fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":4}}`, smallModel))
-}
-
-func (f *front) expect(t *testing.T, key, method, path, body string, status int, want string) string {
-	t.Helper()
-	got, text := f.call(t, key, method, path, body)
-	if got != status || !strings.Contains(text, want) {
-		t.Errorf("%s %s %s: %d %s\nexpected %d %s", method, path, body, got, text, status, want)
-	}
-	return text
-}
-
-// made is the text and id of the key in an answer.
-func made(t *testing.T, answer string) (secret, id string) {
-	t.Helper()
-	var m struct {
-		Secret string
-		Key    struct{ ID string }
-	}
-	if err := json.Unmarshal([]byte(answer), &m); err != nil || m.Secret == "" {
-		t.Fatalf("%v: %s", err, answer)
-	}
-	return m.Secret, m.Key.ID
-}
-
 // TestAccounts runs two gateways over one store: keys are made by command and over
 // the API of one, and used on the other.
 func TestAccounts(t *testing.T) {
 	s := startServers(t, nil)
 	databasetest.Each(t, func(t *testing.T, dsn string) {
-		p := plan{dsn: dsn, more: "limits:\n  - {name: user-rate, per: user, requests: 1000/1m}\n"}
+		p := stack.Config{DSN: dsn, Extra: "limits:\n  - {name: user-rate, per: user, requests: 1000/1m}\n"}
 		a, b := startGateway(t, s, p), startGateway(t, s, p)
-		out, log := command(t, exitOK, "key", "create", "--config", a.file, "--user", "root", "--project", "ops", "--admin")
+		out, log := command(t, exitOK, "key", "create", "--config", a.File, "--user", "root", "--project", "ops", "--admin")
 		admin := strings.TrimSuffix(out, "\n")
 		if !regexp.MustCompile(`^tg-[0-9A-Za-z]{43}$`).MatchString(admin) || strings.Contains(log, admin) {
 			t.Fatalf("stdout %q, stderr %q", out, log)
@@ -97,11 +47,11 @@ func TestAccounts(t *testing.T) {
 			}
 		}
 		for _, f := range []*front{a, b} {
-			if status, text := f.ask(t, admin); status != 200 {
+			if status, text := f.Ask(t, admin); status != 200 {
 				t.Errorf("a key made while the gateway runs: %d %s", status, text)
 			}
 		}
-		t.Run("revoke", func(t *testing.T) { revokes(t, a, b, admin) })
+		t.Run("revoke", func(t *testing.T) { stack.CheckRevocation(t, a.Gateway, b.Gateway, admin) })
 		t.Run("rights", func(t *testing.T) { rights(t, a, b, admin) })
 		t.Run("rotate", func(t *testing.T) { rotates(t, a, b, admin) })
 		t.Run("admin", func(t *testing.T) { administers(t, a, b, admin) })
@@ -110,97 +60,72 @@ func TestAccounts(t *testing.T) {
 	})
 }
 
-// revokes measures how long a key that one gateway revoked still works on another.
-func revokes(t *testing.T, a, b *front, admin string) {
-	var worst time.Duration
-	for i := range 3 {
-		key, id := made(t, a.expect(t, admin, "POST", "/admin/v1/keys", `{"user":"ann"}`, 200, `"user":"ann"`))
-		if status, text := b.ask(t, key); status != 200 {
-			t.Fatalf("on the other gateway: %d %s", status, text)
-		}
-		began := time.Now()
-		a.expect(t, admin, "POST", "/admin/v1/keys/"+id+"/revoke", "", 200, `"status":"revoked"`)
-		if status, _ := a.ask(t, key); status != 401 {
-			t.Errorf("on the gateway that revoked it: %d", status)
-		}
-		eventually(t, "the other gateway to refuse the key", func() bool {
-			status, _ := b.call(t, key, "GET", "/v1/models", "")
-			return status == 401
-		})
-		worst = max(worst, time.Since(began))
-		if i == 0 {
-			b.expect(t, key, "GET", "/v1/models", "", 401, id+") is revoked since 2")
-		}
-	}
-	t.Logf("REVOKED after at most %v on the other gateway, of 3 tries; the bound is 2s", worst.Round(time.Millisecond))
-}
-
 func rights(t *testing.T, a, b *front, admin string) {
-	bound, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys",
-		fmt.Sprintf(`{"user":"bea","models":[%q],"tier":"batch","max_level":"L1","ips":["127.0.0.0/8"]}`, smallModel), 200, `"max_level":"L1"`))
-	if status, text := b.ask(t, bound); status != 200 {
+	bound, _ := stack.CreatedKey(t, a.Expect(t, admin, "POST", "/admin/v1/keys",
+		fmt.Sprintf(`{"user":"bea","models":[%q],"tier":"batch","max_level":"L1","ips":["127.0.0.0/8"]}`, stack.SmallModel), 200, `"max_level":"L1"`))
+	if status, text := b.Ask(t, bound); status != 200 {
 		t.Errorf("%d %s", status, text)
 	}
-	b.expect(t, bound, "POST", "/v1/chat/completions", fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}]}`, largeModel), 403, "model_not_allowed")
-	away, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys", `{"user":"bea","ips":["10.0.0.0/8"]}`, 200, "bea-2"))
-	b.expect(t, away, "GET", "/v1/models", "", 403, `"code":"access_denied"`)
-	short, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys", `{"user":"bea","ttl":"1s"}`, 200, "bea-3"))
-	eventually(t, "the key to expire", func() bool {
-		status, _ := b.call(t, short, "GET", "/v1/models", "")
+	b.Expect(t, bound, "POST", "/v1/chat/completions", fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}]}`, stack.LargeModel), 403, "model_not_allowed")
+	away, _ := stack.CreatedKey(t, a.Expect(t, admin, "POST", "/admin/v1/keys", `{"user":"bea","ips":["10.0.0.0/8"]}`, 200, "bea-2"))
+	b.Expect(t, away, "GET", "/v1/models", "", 403, `"code":"access_denied"`)
+	short, _ := stack.CreatedKey(t, a.Expect(t, admin, "POST", "/admin/v1/keys", `{"user":"bea","ttl":"1s"}`, 200, "bea-3"))
+	stack.Eventually(t, "the key to expire", func() bool {
+		status, _ := b.Call(t, short, "GET", "/v1/models", "")
 		return status == 401
 	})
-	for _, key := range []string{bound, adaKey} {
-		a.expect(t, key, "GET", "/admin/v1/keys", "", 403, `"code":"access_denied"`)
+	for _, key := range []string{bound, stack.AdaKey} {
+		a.Expect(t, key, "GET", "/admin/v1/keys", "", 403, `"code":"access_denied"`)
 	}
-	a.expect(t, "EMPTY", "GET", "/admin/v1/keys", "", 401, `"code":"invalid_api_key"`)
-	a.expect(t, away, "GET", "/admin/v1/keys", "", 403, "access_denied")
+	a.Expect(t, "EMPTY", "GET", "/admin/v1/keys", "", 401, `"code":"invalid_api_key"`)
+	a.Expect(t, away, "GET", "/admin/v1/keys", "", 403, "access_denied")
 }
 
 func rotates(t *testing.T, a, b *front, admin string) {
-	old, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys", `{"user":"cal"}`, 200, ""))
-	next, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys/cal/rotate", "", 200, `"status":"replaced"`))
+	old, _ := stack.CreatedKey(t, a.Expect(t, admin, "POST", "/admin/v1/keys", `{"user":"cal"}`, 200, ""))
+	next, _ := stack.CreatedKey(t, a.Expect(t, admin, "POST", "/admin/v1/keys/cal/rotate", "", 200, `"status":"replaced"`))
 	for _, key := range []string{old, next} {
-		if status, text := b.ask(t, key); status != 200 {
+		if status, text := b.Ask(t, key); status != 200 {
 			t.Errorf("in the overlap: %d %s", status, text)
 		}
 	}
-	last, _ := made(t, a.expect(t, admin, "POST", "/admin/v1/keys/cal/rotate", `{"overlap":"0s"}`, 200, ""))
-	eventually(t, "the key without overlap to be refused", func() bool {
-		status, _ := b.call(t, next, "GET", "/v1/models", "")
+	last, _ := stack.CreatedKey(t, a.Expect(t, admin, "POST", "/admin/v1/keys/cal/rotate", `{"overlap":"0s"}`, 200, ""))
+	stack.Eventually(t, "the key without overlap to be refused", func() bool {
+		status, _ := b.Call(t, next, "GET", "/v1/models", "")
 		return status == 401
 	})
-	b.expect(t, last, "GET", "/v1/models", "", 200, smallModel)
-	b.expect(t, last, "GET", "/v1/usage", "", 200, `"user":"cal"`)
-	b.expect(t, last, "GET", "/v1/usage?group_by=model&from=2026-01-01&to=2026-01-31", "", 200, `"to":"2026-01-31"`)
-	b.expect(t, last, "GET", "/v1/usage?to=2026-01-31T12:00:00Z", "", 200, `"from":"2026-01-02"`)
+	b.Expect(t, last, "GET", "/v1/models", "", 200, stack.SmallModel)
+	b.Expect(t, last, "GET", "/v1/usage", "", 200, `"user":"cal"`)
+	b.Expect(t, last, "GET", "/v1/usage?group_by=model&from=2026-01-01&to=2026-01-31", "", 200, `"to":"2026-01-31"`)
+	b.Expect(t, last, "GET", "/v1/usage?to=2026-01-31T12:00:00Z", "", 200, `"from":"2026-01-02"`)
 }
 
 func administers(t *testing.T, a, b *front, admin string) {
-	a.expect(t, admin, "POST", "/admin/v1/departments", `{"name":"space"}`, 200, `"name":"space"`)
-	a.expect(t, admin, "POST", "/admin/v1/departments", `{"name":"space"}`, 409, `"code":"conflict"`)
-	a.expect(t, admin, "POST", "/admin/v1/projects", `{"name":"apollo","department":"space"}`, 200, `"department":"space"`)
-	b.expect(t, admin, "POST", "/admin/v1/users", `{"name":"dee","project":"apollo"}`, 200, `"department":"space"`)
-	a.expect(t, admin, "POST", "/admin/v1/users", `{"name":"eli","project":"none"}`, 404, `"param":"project"`)
-	a.expect(t, admin, "GET", "/admin/v1/projects?department=space", "", 200, `"name":"apollo"`)
-	a.expect(t, admin, "GET", "/admin/v1/users?project=apollo", "", 200, `"name":"dee"`)
-	a.expect(t, admin, "GET", "/admin/v1/departments?limit=1", "", 200, `"after":"default","data":[{"name":"default"`)
-	a.expect(t, admin, "GET", "/admin/v1/departments?limit=1&after=default", "", 200, `"name":"space"`)
-	a.expect(t, admin, "GET", "/admin/v1/departments?limit=0", "", 400, `"param":"limit"`)
-	a.expect(t, admin, "GET", "/admin/v1/keys?user=root", "", 200, `"name":"root"`)
-	a.expect(t, admin, "GET", "/admin/v1/keys/root", "", 200, `"admin":true`)
-	a.expect(t, admin, "GET", "/admin/v1/keys/none", "", 404, `"code":"not_found"`)
-	a.expect(t, admin, "POST", "/admin/v1/keys/none/revoke", "", 404, `"code":"not_found"`)
-	a.expect(t, admin, "GET", "/admin/v1/overrides", "", 200, `"data":[]`)
-	a.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"dee@x","requests":"100/1m","burst":5}`, 200, `"burst":"5"`)
-	b.expect(t, admin, "GET", "/admin/v1/overrides", "", 200, `"requests":"100/1m"`)
-	a.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"eli","requests":"7/1m"}`, 200, "7/1m")
-	b.expect(t, admin, "GET", "/admin/v1/overrides?limit=1", "", 200, `"after":"user/dee@x/user-rate"`)
-	b.expect(t, admin, "GET", "/admin/v1/overrides?limit=1&after=user/dee@x/user-rate", "", 200, `"requests":"7/1m"`)
-	b.expect(t, admin, "GET", "/admin/v1/overrides?after=dee", "", 400, `"param":"after"`)
-	b.expect(t, admin, "DELETE", "/admin/v1/overrides/user/eli/user-rate", "", 200, "true")
-	b.expect(t, admin, "DELETE", "/admin/v1/overrides/user/dee%40x/user-rate", "", 200, "true")
-	b.expect(t, admin, "DELETE", "/admin/v1/overrides/user/dee@x/user-rate", "", 404, `"code":"not_found"`)
-	log := a.expect(t, admin, "GET", "/admin/v1/audit?limit=1", "", 200, `"what":"override.delete"`)
+	a.Expect(t, admin, "POST", "/admin/v1/departments", `{"name":"space"}`, 200, `"name":"space"`)
+	a.Expect(t, admin, "POST", "/admin/v1/departments", `{"name":"space"}`, 409, `"code":"conflict"`)
+	a.Expect(t, admin, "POST", "/admin/v1/projects", `{"name":"apollo","department":"space"}`, 200, `"department":"space"`)
+	b.Expect(t, admin, "POST", "/admin/v1/users", `{"name":"dee","project":"apollo"}`, 200, `"department":"space"`)
+	a.Expect(t, admin, "POST", "/admin/v1/users", `{"name":"eli","project":"none"}`, 404, `"param":"project"`)
+	a.Expect(t, admin, "GET", "/admin/v1/projects?department=space", "", 200, `"name":"apollo"`)
+	a.Expect(t, admin, "GET", "/admin/v1/users?project=apollo", "", 200, `"name":"dee"`)
+	a.Expect(t, admin, "GET", "/admin/v1/departments?limit=1", "", 200, `"after":"default","data":[{"name":"default"`)
+	a.Expect(t, admin, "GET", "/admin/v1/departments?limit=1&after=default", "", 200, `"name":"space"`)
+	a.Expect(t, admin, "GET", "/admin/v1/departments?limit=0", "", 400, `"param":"limit"`)
+	a.Expect(t, admin, "GET", "/admin/v1/keys?user=root", "", 200, `"name":"root"`)
+	a.Expect(t, admin, "GET", "/admin/v1/keys/root", "", 200, `"admin":true`)
+	a.Expect(t, admin, "GET", "/admin/v1/keys/none", "", 404, `"code":"not_found"`)
+	a.Expect(t, admin, "POST", "/admin/v1/keys/none/revoke", "", 404, `"code":"not_found"`)
+	a.Expect(t, admin, "GET", "/admin/v1/overrides", "", 200, `"data":[]`)
+	a.Expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"dee@x","requests":"100/1m","burst":5}`, 200, `"burst":"5"`)
+	b.Expect(t, admin, "GET", "/admin/v1/overrides", "", 200, `"requests":"100/1m"`)
+	a.Expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"eli","requests":"7/1m"}`, 200, "7/1m")
+	b.Expect(t, admin, "GET", "/admin/v1/overrides?limit=1", "", 200, `"after":"user/dee@x/user-rate"`)
+	b.Expect(t, admin, "GET", "/admin/v1/overrides?limit=1&after=user/dee@x/user-rate", "", 200, `"requests":"7/1m"`)
+	b.Expect(t, admin, "GET", "/admin/v1/overrides?after=dee", "", 400, `"param":"after"`)
+	b.Expect(t, admin, "DELETE", "/admin/v1/overrides/user/eli/user-rate", "", 200, "true")
+	b.Expect(t, admin, "DELETE", "/admin/v1/overrides/user/dee%40x/user-rate", "", 200, "true")
+	b.Expect(t, admin, "DELETE", "/admin/v1/overrides/user/dee@x/user-rate", "", 404, `"code":"not_found"`)
+	log := a.Expect(t, admin, "GET", "/admin/v1/audit?limit=1", "", 200, `"what":"override.delete"`)
 	if !strings.Contains(log, `"who":"root/root"`) || !strings.Contains(log, `"requests":"100/1m"`) || !strings.Contains(log, `"after":null`) {
 		t.Error(log)
 	}
@@ -208,10 +133,10 @@ func administers(t *testing.T, a, b *front, admin string) {
 	if err := json.Unmarshal([]byte(log), &page); err != nil || page.After == "" {
 		t.Fatal(log)
 	}
-	a.expect(t, admin, "GET", "/admin/v1/audit?limit=1&after="+page.After, "", 200, `"subject":"user eli user-rate"`)
-	a.expect(t, admin, "PATCH", "/admin/v1/keys", "", 405, "method_not_allowed")
-	a.expect(t, admin, "GET", "/admin/v1/none", "", 404, "unknown_url")
-	resp, err := a.client.Get(a.ops + "/status")
+	a.Expect(t, admin, "GET", "/admin/v1/audit?limit=1&after="+page.After, "", 200, `"subject":"user eli user-rate"`)
+	a.Expect(t, admin, "PATCH", "/admin/v1/keys", "", 405, "method_not_allowed")
+	a.Expect(t, admin, "GET", "/admin/v1/none", "", 404, "unknown_url")
+	resp, err := a.Client.Get(a.Ops + "/status")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,54 +164,54 @@ func badBodies(t *testing.T, f *front, admin string) {
 		`{"user":"x","user":"y"}`:           "stands twice",
 		`{"user":"x\u0000"}`:                "NUL",
 	} {
-		f.expect(t, admin, "POST", "/admin/v1/keys", body, 400, want)
+		f.Expect(t, admin, "POST", "/admin/v1/keys", body, 400, want)
 	}
-	f.expect(t, admin, "POST", "/admin/v1/keys", "", 400, "Content-Type")
-	f.expect(t, admin, "POST", "/admin/v1/keys/root/rotate", `{"overlap":"-1s"}`, 400, `"param":"overlap"`)
-	f.expect(t, admin, "POST", "/admin/v1/keys/root/rotate", `{"overlap":"soon"}`, 400, `"param":"overlap"`)
-	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"r","of":"user","name":"n","requests":{}}`, 400, `"param":"requests"`)
-	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"n","requests":"5"}`, 400, "requests: must be a count and a window")
-	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"n"}`, 400, "has no numbers")
-	f.expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"ip","name":"n","requests":"5/1m"}`, 400, `"param":"of"`)
+	f.Expect(t, admin, "POST", "/admin/v1/keys", "", 400, "Content-Type")
+	f.Expect(t, admin, "POST", "/admin/v1/keys/root/rotate", `{"overlap":"-1s"}`, 400, `"param":"overlap"`)
+	f.Expect(t, admin, "POST", "/admin/v1/keys/root/rotate", `{"overlap":"soon"}`, 400, `"param":"overlap"`)
+	f.Expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"r","of":"user","name":"n","requests":{}}`, 400, `"param":"requests"`)
+	f.Expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"n","requests":"5"}`, 400, "requests: must be a count and a window")
+	f.Expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"user","name":"n"}`, 400, "has no numbers")
+	f.Expect(t, admin, "PUT", "/admin/v1/overrides", `{"rule":"user-rate","of":"ip","name":"n","requests":"5/1m"}`, 400, `"param":"of"`)
 	for _, path := range []string{"keys/a%00b", "keys/%ff", "keys?user=a%00", "users?after=%00", "projects?department=%00", "usage?user=%00", "models/m%00/level"} {
-		f.expect(t, admin, "GET", "/admin/v1/"+path, "", 400, "NUL")
+		f.Expect(t, admin, "GET", "/admin/v1/"+path, "", 400, "NUL")
 	}
-	f.expect(t, admin, "DELETE", "/admin/v1/overrides/user/a%00/user-rate", "", 400, "NUL")
-	f.expect(t, admin, "GET", "/admin/v1/audit?after=x", "", 400, `"param":"after"`)
+	f.Expect(t, admin, "DELETE", "/admin/v1/overrides/user/a%00/user-rate", "", 400, "NUL")
+	f.Expect(t, admin, "GET", "/admin/v1/audit?after=x", "", 400, `"param":"after"`)
 }
 
 // commands runs the key commands beside the gateways.
 func commands(t *testing.T, a, b *front) {
-	out, _ := command(t, exitOK, "key", "create", "--config", a.file, "--user", "fay", "--name", "fay-ci", "--models", smallModel+",qwen3", "--ips", "127.0.0.1", "--tier", "batch", "--max-level", "L2", "--ttl", "2h")
+	out, _ := command(t, exitOK, "key", "create", "--config", a.File, "--user", "fay", "--name", "fay-ci", "--models", stack.SmallModel+",qwen3", "--ips", "127.0.0.1", "--tier", "batch", "--max-level", "L2", "--ttl", "2h")
 	old := strings.TrimSpace(out)
-	out, log := command(t, exitOK, "key", "rotate", "fay-ci", "--config", b.file, "--overlap", "1h")
+	out, log := command(t, exitOK, "key", "rotate", "fay-ci", "--config", b.File, "--overlap", "1h")
 	key := strings.TrimSpace(out)
 	if !strings.Contains(log, "the old key") || key == old {
 		t.Errorf("%q %q", out, log)
 	}
 	for _, k := range []string{old, key} {
-		if status, text := b.ask(t, k); status != 200 {
+		if status, text := b.Ask(t, k); status != 200 {
 			t.Errorf("%d %s", status, text)
 		}
 	}
-	out, _ = command(t, exitOK, "key", "list", "--config", a.file, "--user", "fay")
-	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 3 || !strings.Contains(out, "replaced") || !strings.Contains(out, smallModel+",qwen3") || strings.Contains(out, key) {
+	out, _ = command(t, exitOK, "key", "list", "--config", a.File, "--user", "fay")
+	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 3 || !strings.Contains(out, "replaced") || !strings.Contains(out, stack.SmallModel+",qwen3") || strings.Contains(out, key) {
 		t.Error(out)
 	}
-	out, _ = command(t, exitOK, "key", "list", "--config", a.file, "--user", "fay", "--json")
+	out, _ = command(t, exitOK, "key", "list", "--config", a.File, "--user", "fay", "--json")
 	var keys []struct{ Name, Status, Tier string }
 	if err := json.Unmarshal([]byte(out), &keys); err != nil || len(keys) != 2 || keys[1].Status != "active" || keys[1].Tier != "batch" {
 		t.Errorf("%v %s", err, out)
 	}
-	if _, log = command(t, exitOK, "key", "revoke", "fay-ci", "--config", a.file); strings.Count(log, "revoked fay-ci") != 2 {
+	if _, log = command(t, exitOK, "key", "revoke", "fay-ci", "--config", a.File); strings.Count(log, "revoked fay-ci") != 2 {
 		t.Error(log)
 	}
-	eventually(t, "both keys to be refused", func() bool {
-		one, _ := b.ask(t, old)
-		two, _ := b.ask(t, key)
+	stack.Eventually(t, "both keys to be refused", func() bool {
+		one, _ := b.Ask(t, old)
+		two, _ := b.Ask(t, key)
 		return one == 401 && two == 401
 	})
-	if out, _ = command(t, exitOK, "migrate", "--config", a.file); !strings.Contains(out, "up to date") {
+	if out, _ = command(t, exitOK, "migrate", "--config", a.File); !strings.Contains(out, "up to date") {
 		t.Error(out)
 	}
 	for _, c := range []struct {
@@ -302,7 +227,7 @@ func commands(t *testing.T, a, b *front) {
 		{exitFailed, "key revoke fay-ci", "revoked already"},
 		{exitFailed, "key create --user fay --project elsewhere", "users have one project"},
 	} {
-		_, log := command(t, c.code, append(strings.Fields(c.args), "--config", a.file)...)
+		_, log := command(t, c.code, append(strings.Fields(c.args), "--config", a.File)...)
 		if !strings.Contains(log, c.want) || strings.Count(log, "\n") != 1 {
 			t.Errorf("%s: %s", c.args, log)
 		}
@@ -312,33 +237,33 @@ func commands(t *testing.T, a, b *front) {
 // TestStoreOutage crashes the database under a gateway.
 func TestStoreOutage(t *testing.T) {
 	server := databasetest.StartServer(t)
-	f := startGateway(t, startServers(t, nil), plan{dsn: server.Database(t)})
-	out, _ := command(t, exitOK, "key", "create", "--config", f.file, "--user", "root", "--admin")
+	f := startGateway(t, startServers(t, nil), stack.Config{DSN: server.Database(t)})
+	out, _ := command(t, exitOK, "key", "create", "--config", f.File, "--user", "root", "--admin")
 	warm := strings.TrimSpace(out)
-	out, _ = command(t, exitOK, "key", "create", "--config", f.file, "--user", "ann")
+	out, _ = command(t, exitOK, "key", "create", "--config", f.File, "--user", "ann")
 	cold := strings.TrimSpace(out)
-	f.expect(t, warm, "GET", "/v1/models", "", 200, smallModel)
+	f.Expect(t, warm, "GET", "/v1/models", "", 200, stack.SmallModel)
 	server.Stop(t)
-	eventually(t, "the crash to be noticed", func() bool { return strings.Contains(f.status(t), `"store": "down"`) })
-	if status, text := f.ask(t, warm); status != 200 {
+	stack.Eventually(t, "the crash to be noticed", func() bool { return strings.Contains(f.StatusPage(t), `"store": "down"`) })
+	if status, text := f.Ask(t, warm); status != 200 {
 		t.Errorf("a key in memory: %d %s", status, text)
 	}
-	if status, text := f.ask(t, adaKey); status != 200 {
+	if status, text := f.Ask(t, stack.AdaKey); status != 200 {
 		t.Errorf("a key of the file: %d %s", status, text)
 	}
-	f.expect(t, cold, "GET", "/v1/models", "", 503, `"code":"store_unavailable"`)
-	f.expect(t, warm, "GET", "/admin/v1/keys", "", 503, `"code":"store_unavailable"`)
-	f.expect(t, warm, "POST", "/admin/v1/keys", `{"user":"bob"}`, 503, `"code":"store_unavailable"`)
-	f.expect(t, "EMPTY", "GET", "/v1/models", "", 401, "invalid_api_key")
-	if log := f.journal.String(); !strings.Contains(log, "the store does not answer") {
+	f.Expect(t, cold, "GET", "/v1/models", "", 503, `"code":"store_unavailable"`)
+	f.Expect(t, warm, "GET", "/admin/v1/keys", "", 503, `"code":"store_unavailable"`)
+	f.Expect(t, warm, "POST", "/admin/v1/keys", `{"user":"bob"}`, 503, `"code":"store_unavailable"`)
+	f.Expect(t, "EMPTY", "GET", "/v1/models", "", 401, "invalid_api_key")
+	if log := f.Log.String(); !strings.Contains(log, "the store does not answer") {
 		t.Error(log)
 	}
 	server.Start(t)
-	eventually(t, "the key to be good again", func() bool {
-		status, _ := f.ask(t, cold)
+	stack.Eventually(t, "the key to be good again", func() bool {
+		status, _ := f.Ask(t, cold)
 		return status == 200
 	})
-	f.expect(t, warm, "POST", "/admin/v1/keys", `{"user":"bob"}`, 200, "bob")
+	f.Expect(t, warm, "POST", "/admin/v1/keys", `{"user":"bob"}`, 200, "bob")
 }
 
 // TestFirstStart starts gateways in a directory that is empty at first.
@@ -351,13 +276,13 @@ func TestFirstStart(t *testing.T) {
 	}
 	start := func(env func(string) (string, bool)) (f *front, stop func() int, secrets []string) {
 		ctx, cancel := context.WithCancel(t.Context())
-		out, log := &journal{heard: make(chan struct{}, 1)}, &journal{heard: make(chan struct{}, 1)}
+		out, log := stack.NewLog(), stack.NewLog()
 		ended := make(chan int, 1)
 		go func() { ended <- run(ctx, []string{"serve"}, env, out, log) }()
-		f = &front{client: &http.Client{Transport: &http.Transport{}}, url: "http://" + log.address(t, "listening", ended)}
+		f = &front{&stack.Gateway{Client: &http.Client{Transport: &http.Transport{}}, URL: "http://" + log.Address(t, "listening", ended)}}
 		t.Cleanup(cancel)
 		return f, func() int {
-			f.client.CloseIdleConnections()
+			f.Client.CloseIdleConnections()
 			cancel()
 			return <-ended
 		}, regexp.MustCompile(`tg-[0-9A-Za-z]{43}`).FindAllString(out.String(), -1)
@@ -366,7 +291,7 @@ func TestFirstStart(t *testing.T) {
 	if len(secrets) != 1 {
 		t.Fatalf("%d keys are shown", len(secrets))
 	}
-	f.expect(t, secrets[0], "GET", "/admin/v1/keys", "", 200, `"name":"admin"`)
+	f.Expect(t, secrets[0], "GET", "/admin/v1/keys", "", 200, `"name":"admin"`)
 	// Another gateway beside it, with an administrator's key of its own in the environment.
 	const own = "an-administrators-own-key"
 	g, stopOther, others := start(func(name string) (string, bool) {
@@ -376,9 +301,9 @@ func TestFirstStart(t *testing.T) {
 	if len(others) != 0 {
 		t.Error("a second first key")
 	}
-	g.expect(t, own, "POST", "/admin/v1/keys", `{"user":"gil"}`, 200, "gil")
-	g.expect(t, own, "GET", "/admin/v1/audit?limit=1", "", 200, `"who":"admin/admin_key_env"`)
-	f.expect(t, own, "GET", "/admin/v1/keys", "", 401, "invalid_api_key")
+	g.Expect(t, own, "POST", "/admin/v1/keys", `{"user":"gil"}`, 200, "gil")
+	g.Expect(t, own, "GET", "/admin/v1/audit?limit=1", "", 200, `"who":"admin/admin_key_env"`)
+	f.Expect(t, own, "GET", "/admin/v1/keys", "", 401, "invalid_api_key")
 	for _, s := range []func() int{stop, stopOther} {
 		if code := s(); code != exitOK {
 			t.Errorf("code %d", code)
@@ -388,7 +313,7 @@ func TestFirstStart(t *testing.T) {
 	if len(again) != 0 {
 		t.Error("a first key at the second start")
 	}
-	f.expect(t, secrets[0], "GET", "/admin/v1/keys", "", 200, `"name":"gil"`)
+	f.Expect(t, secrets[0], "GET", "/admin/v1/keys", "", 200, `"name":"gil"`)
 	stop()
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/gatewaytest"
 	"tidegate/nvml"
@@ -33,8 +35,8 @@ func tellingNode(t *testing.T) *gpuNode {
 }
 
 // everyMetric is a configuration of which all has metrics.
-func everyMetric(more string) plan {
-	p := laddered("  baseline: 1s\n" + more + `limits:
+func everyMetric(more string) stack.Config {
+	p := stack.Laddered("  baseline: 1s\n" + more + `limits:
   - {name: few, per: key, requests: 6/1h}
   - {name: plenty, per: user, tokens: 1000000/1h}
   - {name: seen, per: user, requests: 1/1h, shadow: true}
@@ -45,7 +47,7 @@ alerts:
   - {type: slack, url_env: SLACK_URL}
 telemetry: {per_user: 5}
 `)
-	p.env["SLACK_URL"] = "https://hooks.slack.com/services/none"
+	p.Env["SLACK_URL"] = "https://hooks.slack.com/services/none"
 	return p
 }
 
@@ -63,29 +65,29 @@ func TestMetricNames(t *testing.T) {
 	}
 	authority, _ := certificate(t, t.TempDir(), "authority")
 	p := everyMetric(node.config() + "  - {name: secure, agent: 'https://127.0.0.1:1', ca_file: " + authority + "}\n" + redis)
-	p.gpus = "gpu-a/0"
+	p.GPUs = "gpu-a/0"
 	f := startGateway(t, startServers(t, nil), p)
-	eventually(t, "a reading", func() bool { return f.metric(t, `tidegate_gpu_source_up{source="gpu-a"}`) == 1 })
+	stack.Eventually(t, "a reading", func() bool { return f.Metric(t, `tidegate_gpu_source_up{source="gpu-a"}`) == 1 })
 	for _, stream := range []string{"", `,"stream":true`} {
-		f.complete(t, adaKey, chat(largeModel, 5, stream))
-		f.metric(t, `tidegate_ladder_observe`) // who has used something has a series from now on
+		f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 5, stream))
+		f.Metric(t, `tidegate_ladder_observe`) // who has used something has a series from now on
 	}
 	for range 5 { // which say within what time the first token comes, and how fast the others do
-		f.complete(t, bobKey, chat(smallModel, 5, `,"stream":true`))
+		f.Complete(t, stack.BobKey, stack.Chat(stack.SmallModel, 5, `,"stream":true`))
 	}
-	f.pin(t, largeModel, "L2")
-	f.complete(t, adaKey, chat(largeModel, 5, ""))
-	f.complete(t, "junk", chat(largeModel, 5, ""))
-	f.servers.fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500, Count: 1})
-	f.complete(t, bobKey, chat(smallModel, 5, ""))
-	for _, model := range []string{"junk", smallModel, smallModel, smallModel, smallModel, smallModel} {
-		f.complete(t, adaKey, chat(model, 5, ""))
+	f.Pin(t, stack.LargeModel, "L2")
+	f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 5, ""))
+	f.Complete(t, "junk", stack.Chat(stack.LargeModel, 5, ""))
+	f.Servers.Fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500, Count: 1})
+	f.Complete(t, stack.BobKey, stack.Chat(stack.SmallModel, 5, ""))
+	for _, model := range []string{"junk", stack.SmallModel, stack.SmallModel, stack.SmallModel, stack.SmallModel, stack.SmallModel} {
+		f.Complete(t, stack.AdaKey, stack.Chat(model, 5, ""))
 	}
 	var page string
 	get := func(accept string) string {
-		q, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, f.ops+"/metrics", nil)
+		q, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, f.Ops+"/metrics", nil)
 		q.Header.Set("Accept", accept)
-		return string(f.do(t, q).body)
+		return string(f.Do(t, q).Body)
 	}
 	var missing []string
 	defer func() {
@@ -93,7 +95,7 @@ func TestMetricNames(t *testing.T) {
 			t.Errorf("documented, and not exported: %v", missing)
 		}
 	}()
-	eventually(t, "every documented metric", func() bool {
+	stack.Eventually(t, "every documented metric", func() bool {
 		page = get("text/plain")
 		missing = nil
 		has := exportedMetrics(page)
@@ -115,18 +117,18 @@ func TestMetricNames(t *testing.T) {
 		}
 	}
 	for _, series := range []string{
-		`tidegate_requests_total{level="L0",model="` + largeModel + `",route="/v1/chat/completions",served="` + largeModel + `",status="200",stream="true"}`,
-		`tidegate_request_tokens_count{direction="output",model="` + largeModel + `"}`, `tidegate_inter_token_seconds_count{model="` + largeModel + `"}`,
-		`tidegate_overhead_seconds_count{model="` + largeModel + `"}`, `tidegate_reservation_error_ratio_count{model="` + largeModel + `"}`,
+		`tidegate_requests_total{level="L0",model="` + stack.LargeModel + `",route="/v1/chat/completions",served="` + stack.LargeModel + `",status="200",stream="true"}`,
+		`tidegate_request_tokens_count{direction="output",model="` + stack.LargeModel + `"}`, `tidegate_inter_token_seconds_count{model="` + stack.LargeModel + `"}`,
+		`tidegate_overhead_seconds_count{model="` + stack.LargeModel + `"}`, `tidegate_reservation_error_ratio_count{model="` + stack.LargeModel + `"}`,
 		`tidegate_rejected_total{model="other",reason="model_not_found",rule=""}`, `tidegate_rejected_total{model="other",reason="invalid_api_key",rule=""}`,
-		`tidegate_upstream_attempts_total{backend="` + strings.TrimPrefix(f.servers[2].URL, "http://") + `",model="` + smallModel + `",outcome="status_5xx"}`,
-		`tidegate_degraded_requests_total{level="L2",model="` + largeModel + `",reason="pin"}`, `tidegate_user_tokens_total{direction="output",user="ada"}`,
+		`tidegate_upstream_attempts_total{backend="` + strings.TrimPrefix(f.Servers[2].URL, "http://") + `",model="` + stack.SmallModel + `",outcome="status_5xx"}`,
+		`tidegate_degraded_requests_total{level="L2",model="` + stack.LargeModel + `",reason="pin"}`, `tidegate_user_tokens_total{direction="output",user="ada"}`,
 	} {
-		if f.metric(t, series) == 0 {
+		if f.Metric(t, series) == 0 {
 			t.Errorf("%s is 0 or not there", series)
 		}
 	}
-	if open := get("application/openmetrics-text;version=1.0.0"); !strings.HasSuffix(open, "\n# EOF\n") || strings.Contains(strings.ReplaceAll(open, adaKey, ""), adaKey) {
+	if open := get("application/openmetrics-text;version=1.0.0"); !strings.HasSuffix(open, "\n# EOF\n") || strings.Contains(strings.ReplaceAll(open, stack.AdaKey, ""), stack.AdaKey) {
 		t.Errorf("no page of OpenMetrics: %.100s", open)
 	}
 }
@@ -202,13 +204,13 @@ func TestNothingPrivateIsLogged(t *testing.T) {
 		behind.URL = echoing(t, one.URL)
 		s[i] = &behind
 	}
-	f := startGateway(t, s, plan{more: "limits:\n  - {name: few, per: ip, requests: 1000/1h, shadow: true}\n"})
+	f := startGateway(t, s, stack.Config{Extra: "limits:\n  - {name: few, per: ip, requests: 1000/1h, shadow: true}\n"})
 	statuses := map[int]int{}
 	send := func(key, path, body string) {
-		q, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, f.url+path, strings.NewReader(body))
+		q, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, f.URL+path, strings.NewReader(body))
 		q.Header.Set("Content-Type", "application/json")
 		q.Header.Set("Authorization", "Bearer "+key)
-		resp, err := f.client.Do(q)
+		resp, err := f.Client.Do(q)
 		if err != nil {
 			return
 		}
@@ -219,8 +221,8 @@ func TestNothingPrivateIsLogged(t *testing.T) {
 	for _, stream := range []string{"", `,"stream":true`} {
 		for _, fault := range []string{"none", "400", "422", "500", "503", "event", "garbage", "status", "proto", "header", "chunk"} {
 			prompt := promptCanary + "-" + fault
-			send(adaKey, chatPath, fmt.Sprintf(`{"model":%q,"max_tokens":8,"messages":[{"role":"user","content":%q}]%s}`, largeModel, prompt, stream))
-			send(adaKey, completionPath, fmt.Sprintf(`{"model":%q,"max_tokens":8,"prompt":%q%s}`, smallModel, prompt, stream))
+			send(stack.AdaKey, stack.ChatPath, fmt.Sprintf(`{"model":%q,"max_tokens":8,"messages":[{"role":"user","content":%q}]%s}`, stack.LargeModel, prompt, stream))
+			send(stack.AdaKey, stack.CompletionPath, fmt.Sprintf(`{"model":%q,"max_tokens":8,"prompt":%q%s}`, stack.SmallModel, prompt, stream))
 		}
 		for _, body := range []string{
 			`{"model":"x","messages":"` + promptCanary, `{"model":"a ` + promptCanary + `","messages":[{"role":"user","content":"x"}]}`,
@@ -231,33 +233,31 @@ func TestNothingPrivateIsLogged(t *testing.T) {
 			`{"model":"qwen3","max_tokens":99999999,"messages":[{"role":"user","content":"` + promptCanary + `"}]}`,
 			`{"model":"qwen3","stop":"` + promptCanary + `","logit_bias":"` + promptCanary + `","messages":[{"role":"user","content":"` + promptCanary + `"}]` + stream + `}`, promptCanary,
 		} {
-			send(adaKey, chatPath, body)
-			send(adaKey, completionPath, strings.ReplaceAll(body, "messages", "prompt"))
+			send(stack.AdaKey, stack.ChatPath, body)
+			send(stack.AdaKey, stack.CompletionPath, strings.ReplaceAll(body, "messages", "prompt"))
 		}
 	}
-	for _, path := range []string{chatPath, "/v1/" + keyCanary, "/v1/usage", "/quota/status", "/tokenize", "/admin/v1/keys", "/a%20" + promptCanary, "/v1/" + strings.Repeat("a", 40) + promptCanary} {
+	for _, path := range []string{stack.ChatPath, "/v1/" + keyCanary, "/v1/usage", "/quota/status", "/tokenize", "/admin/v1/keys", "/a%20" + promptCanary, "/v1/" + strings.Repeat("a", 40) + promptCanary} {
 		send(keyCanary, path, `{"model":"qwen3","prompt":"`+promptCanary+`"}`)
-		send(adaKey, path, `{"model":"`+keyCanary+`","prompt":"`+promptCanary+`","user":"`+promptCanary+`"}`)
+		send(stack.AdaKey, path, `{"model":"`+keyCanary+`","prompt":"`+promptCanary+`","user":"`+promptCanary+`"}`)
 	}
-	q, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, f.url+"/v1/models?key="+keyCanary, nil)
+	q, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, f.URL+"/v1/models?key="+keyCanary, nil)
 	q.Header.Set("X-Stainless-Retry-Count", promptCanary)
 	q.Header.Set("X-Tidegate-Max-Level", promptCanary)
-	f.do(t, q)
+	f.Do(t, q)
 	for _, status := range []int{200, 400, 401, 404, 502, 503} {
 		if statuses[status] == 0 {
 			t.Errorf("no request ended with %d: %v", status, statuses)
 		}
 	}
-	resp, err := f.client.Get(f.ops + "/metrics")
+	resp, err := f.Client.Get(f.Ops + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
 	page, _ := io.ReadAll(resp.Body)
 	resp.Body.Close()
-	f.journal.mu.Lock()
-	log := string(f.journal.text)
-	f.journal.mu.Unlock()
-	for _, secret := range []string{promptCanary, answerCanary, keyCanary, adaKey} {
+	log := f.Log.Text()
+	for _, secret := range []string{promptCanary, answerCanary, keyCanary, stack.AdaKey} {
 		for what, text := range map[string]string{"log": log, "page of metrics": string(page)} {
 			if i := strings.Index(text, secret); i >= 0 {
 				t.Errorf("%q in the %s: %s", secret, what, text[max(0, i-600):min(len(text), i+200)])
@@ -272,7 +272,7 @@ func saysAll(t *testing.T, log string) {
 	t.Helper()
 	for line := range strings.Lines(log) {
 		var e map[string]any
-		if json.Unmarshal([]byte(line), &e) == nil && e["msg"] == "request" && e["status"] == 200.0 && e["route"] == chatPath && e["stream"] == true {
+		if json.Unmarshal([]byte(line), &e) == nil && e["msg"] == "request" && e["status"] == 200.0 && e["route"] == stack.ChatPath && e["stream"] == true {
 			for _, field := range []string{"id", "route", "took", "user", "key", "model", "served", "level", "reason", "backend", "input", "cached", "output", "reasoning", "ttft"} {
 				if e[field] == nil || e[field] == "" {
 					t.Errorf("the log has no %s: %s", field, line)

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/gateway/gatewaytest"
 )
 
@@ -25,14 +27,14 @@ func (f *front) open(t *testing.T, key, body string, stream bool) chan *opened {
 	got := make(chan *opened, 1)
 	ask := func() {
 		defer close(got)
-		q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, f.url+"/v1/chat/completions", strings.NewReader(body))
+		q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, f.URL+"/v1/chat/completions", strings.NewReader(body))
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		q.Header.Set("Authorization", "Bearer "+key)
 		q.Header.Set("Content-Type", "application/json")
-		resp, err := f.client.Do(q)
+		resp, err := f.Client.Do(q)
 		if err != nil {
 			t.Error(err)
 			return
@@ -63,21 +65,21 @@ func (f *front) open(t *testing.T, key, body string, stream bool) chan *opened {
 // are charged.
 func TestRevokedStreams(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 20 * time.Millisecond })
-	p := plan{dsn: "sqlite://" + t.TempDir() + "/t.db"}
+	p := stack.Config{DSN: "sqlite://" + t.TempDir() + "/t.db"}
 	a, b := startGateway(t, s, p), startGateway(t, s, p)
-	out, _ := command(t, exitOK, "key", "create", "--config", a.file, "--user", "root", "--admin")
+	out, _ := command(t, exitOK, "key", "create", "--config", a.File, "--user", "root", "--admin")
 	admin := strings.TrimSpace(out)
 	body := func(tag string, stream bool) string {
-		return fmt.Sprintf(`{"model":%q,"stream":%v,"messages":[{"role":"user","content":%q}],"sim":{"tokens":30000}}`, smallModel, stream, tag)
+		return fmt.Sprintf(`{"model":%q,"stream":%v,"messages":[{"role":"user","content":%q}],"sim":{"tokens":30000}}`, stack.SmallModel, stream, tag)
 	}
-	key, id := made(t, a.expect(t, admin, "POST", "/admin/v1/keys", `{"user":"ann"}`, 200, ""))
+	key, id := stack.CreatedKey(t, a.Expect(t, admin, "POST", "/admin/v1/keys", `{"user":"ann"}`, 200, ""))
 	stream := <-b.open(t, key, body("the-stream", true), true)
 	whole := b.open(t, key, body("the-whole", false), false)
-	eventually(t, "both requests to be on a server", func() bool {
-		return strings.Contains(b.status(t), `"running": 2`)
+	stack.Eventually(t, "both requests to be on a server", func() bool {
+		return strings.Contains(b.StatusPage(t), `"running": 2`)
 	})
 	began := time.Now()
-	a.expect(t, admin, "POST", "/admin/v1/keys/"+id+"/revoke", "", 200, "revoked")
+	a.Expect(t, admin, "POST", "/admin/v1/keys/"+id+"/revoke", "", 200, "revoked")
 	rest, _ := io.ReadAll(stream.lines) // the cut is an error
 	took := time.Since(began)
 	stream.Body.Close()
@@ -103,7 +105,7 @@ func TestRevokedStreams(t *testing.T) {
 	}
 	t.Logf("REVOKED streams ended %v after the revocation on another gateway; the bound is 5s", took.Round(time.Millisecond))
 	for _, tag := range []string{"the-stream", "the-whole"} {
-		if r := s.record(t, tag); !r.Aborted {
+		if r := s.Record(t, tag); !r.Aborted {
 			t.Errorf("%s goes on at the server", tag)
 		}
 	}
@@ -113,8 +115,8 @@ func TestRevokedStreams(t *testing.T) {
 			Output   int64 `json:"output_tokens"`
 		}
 	}
-	eventually(t, "both to be charged", func() bool {
-		_, text := b.call(t, admin, "GET", "/admin/v1/usage?user=ann", "")
+	stack.Eventually(t, "both to be charged", func() bool {
+		_, text := b.Call(t, admin, "GET", "/admin/v1/usage?user=ann", "")
 		if err := json.Unmarshal([]byte(text), &usage); err != nil {
 			t.Fatal(text)
 		}
@@ -123,7 +125,7 @@ func TestRevokedStreams(t *testing.T) {
 	if usage.Data[0].Output == 0 {
 		t.Errorf("nothing is charged: %+v", usage)
 	}
-	if log := b.journal.String(); !strings.Contains(log, `"key_state":"revoked"`) {
+	if log := b.Log.String(); !strings.Contains(log, `"key_state":"revoked"`) {
 		t.Error("the log does not say that the key was revoked")
 	}
 }
@@ -132,20 +134,20 @@ func TestRevokedStreams(t *testing.T) {
 // at another.
 func TestOwners(t *testing.T) {
 	s := startServers(t, nil)
-	p := plan{dsn: "sqlite://" + t.TempDir() + "/t.db", more: "limits:\n  - {name: user-rate, per: user, requests: 1000/1m}\n"}
+	p := stack.Config{DSN: "sqlite://" + t.TempDir() + "/t.db", Extra: "limits:\n  - {name: user-rate, per: user, requests: 1000/1m}\n"}
 	a, b := startGateway(t, s, p), startGateway(t, s, p)
-	out, _ := command(t, exitOK, "key", "create", "--config", a.file, "--user", "root", "--admin")
+	out, _ := command(t, exitOK, "key", "create", "--config", a.File, "--user", "root", "--admin")
 	admin := strings.TrimSpace(out)
 	do := func(method, path, body string, status int, want string) string {
 		t.Helper()
-		return a.expect(t, admin, method, "/admin/v1/"+path, body, status, want)
+		return a.Expect(t, admin, method, "/admin/v1/"+path, body, status, want)
 	}
-	key, _ := made(t, do("POST", "keys", fmt.Sprintf(`{"user":"ann","project":"apollo","department":"space","models":[%q]}`, smallModel), 200, ""))
+	key, _ := stack.CreatedKey(t, do("POST", "keys", fmt.Sprintf(`{"user":"ann","project":"apollo","department":"space","models":[%q]}`, stack.SmallModel), 200, ""))
 	until := func(what string, status int, want string) {
 		t.Helper()
 		began := time.Now()
-		eventually(t, what, func() bool {
-			got, text := b.ask(t, key)
+		stack.Eventually(t, what, func() bool {
+			got, text := b.Ask(t, key)
 			return got == status && strings.Contains(text, want)
 		})
 		t.Logf("FOLLOWED %s after %v on the other gateway; the bound is 2s", what, time.Since(began).Round(time.Millisecond))
@@ -156,7 +158,7 @@ func TestOwners(t *testing.T) {
 	do("GET", "keys/ann", "", 200, `"status":"disabled"`)
 	do("PATCH", "users/ann", `{"disabled":false}`, 200, `"disabled_at":null`)
 	until("the key to be good again", 200, "")
-	do("PATCH", "keys/ann", fmt.Sprintf(`{"models":[%q],"tier":"batch"}`, largeModel), 200, `"tier":"batch"`)
+	do("PATCH", "keys/ann", fmt.Sprintf(`{"models":[%q],"tier":"batch"}`, stack.LargeModel), 200, `"tier":"batch"`)
 	until("the key's models to have changed", 403, "model_not_allowed")
 	do("PATCH", "keys/ann", `{"models":[],"ips":["10.0.0.0/8"]}`, 200, "")
 	until("the key's addresses to have changed", 403, "access_denied")
@@ -174,17 +176,17 @@ func TestOwners(t *testing.T) {
 	until("the deleted user's key to be refused", 401, "revoked")
 	do("GET", "users/ann", "", 404, "was deleted")
 	do("POST", "users", `{"name":"ann","project":"gemini"}`, 200, `"name":"ann#2"`)
-	key, _ = made(t, do("POST", "keys", `{"user":"ann"}`, 200, `"user":"ann#2"`))
+	key, _ = stack.CreatedKey(t, do("POST", "keys", `{"user":"ann"}`, 200, `"user":"ann#2"`))
 	until("the second ann's key to be good", 200, "")
-	b.expect(t, key, "GET", "/v1/usage", "", 200, `"user":"ann#2"`)
+	b.Expect(t, key, "GET", "/v1/usage", "", 200, `"user":"ann#2"`)
 	do("POST", "users/ann/revoke", "", 200, `"user":"ann#2"`)
 	until("the second ann's key to be refused", 401, "revoked")
-	lost, _ := made(t, do("POST", "keys", `{"user":"bea"}`, 200, ""))
+	lost, _ := stack.CreatedKey(t, do("POST", "keys", `{"user":"bea"}`, 200, ""))
 	do("POST", "keys/revoke", fmt.Sprintf(`{"secret":%q}`, lost), 200, `"name":"bea"`)
 	for body, want := range map[string]string{
 		fmt.Sprintf(`{"secret":%q}`, lost): "revoked already", `{"secret":"hunter2"}`: "is no text of a key", `{"Secret":"x"}`: "write it secret",
 	} {
-		if _, text := a.call(t, admin, "POST", "/admin/v1/keys/revoke", body); !strings.Contains(text, want) || strings.Contains(text, lost) || strings.Contains(text, "hunter2") {
+		if _, text := a.Call(t, admin, "POST", "/admin/v1/keys/revoke", body); !strings.Contains(text, want) || strings.Contains(text, lost) || strings.Contains(text, "hunter2") {
 			t.Errorf("%s", text)
 		}
 	}
@@ -194,12 +196,12 @@ func TestOwners(t *testing.T) {
 		{"PATCH", "departments/default", `{"project":"x"}`, "unknown field"},
 		{"POST", "departments", `{"name":"x","disabled":true}`, "unknown field"},
 		{"PATCH", "keys/bea", `{"user":"x"}`, "unknown field"},
-		{"POST", "keys", `{"user":"cal","models":["none"]}`, "the configuration has no model \\\"none\\\"; it has " + largeModel},
+		{"POST", "keys", `{"user":"cal","models":["none"]}`, "the configuration has no model \\\"none\\\"; it has " + stack.LargeModel},
 		{"PATCH", "keys/root", `{"models":["none"]}`, "has no model"},
 	} {
 		do(refused.method, refused.path, refused.body, 400, refused.want)
 	}
-	if log := a.journal.String() + b.journal.String(); strings.Contains(log, lost) || strings.Contains(log, "hunter2") {
+	if log := a.Log.String() + b.Log.String(); strings.Contains(log, lost) || strings.Contains(log, "hunter2") {
 		t.Error("the log has the text of a key")
 	}
 	audit := do("GET", "audit?limit=1000", "", 200, "")

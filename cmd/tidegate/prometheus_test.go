@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"github.com/goccy/go-yaml"
 
 	"tidegate/admission/limit"
@@ -188,7 +190,7 @@ func TestDashboardNames(t *testing.T) {
 type promServer struct {
 	what string
 	base string
-	log  *journal
+	log  *stack.Log
 }
 
 // startPrometheus runs the configuration that is shipped, with the gateway and its
@@ -229,7 +231,7 @@ func startPrometheus(t *testing.T, d *drill, what string, flags ...string) *prom
 		}
 	}
 	write()
-	p := &promServer{what: what, log: &journal{heard: make(chan struct{}, 1)}}
+	p := &promServer{what: what, log: stack.NewLog()}
 	command := exec.Command(prometheusTool(t, "prometheus"), append([]string{
 		"--config.file=" + file, "--storage.tsdb.path=" + filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0",
 	}, flags...)...)
@@ -247,8 +249,8 @@ func startPrometheus(t *testing.T, d *drill, what string, flags ...string) *prom
 		}
 	})
 	address := regexp.MustCompile(`[Ll]istening on"? address=(127\.0\.0\.1:\d+)`)
-	eventually(t, "Prometheus to listen", func() bool {
-		if m := address.FindStringSubmatch(p.log.whole()); m != nil {
+	stack.Eventually(t, "Prometheus to listen", func() bool {
+		if m := address.FindStringSubmatch(p.log.Text()); m != nil {
 			p.base = "http://" + m[1]
 		}
 		return p.base != ""
@@ -379,7 +381,7 @@ func (d *drill) several() map[string]string {
 		backends[i] = strings.TrimPrefix(backends[i], "http://")
 	}
 	return map[string]string{
-		"model": either(largeModel, smallModel), "backend": either(backends...), "gpu": either("demo/0", "demo/1"), "rule": either("rate", "tokens", "daily"),
+		"model": either(stack.LargeModel, stack.SmallModel), "backend": either(backends...), "gpu": either("demo/0", "demo/1"), "rule": either("rate", "tokens", "daily"),
 	}
 }
 
@@ -414,7 +416,7 @@ func (p *promServer) answers(t *testing.T, client *http.Client, all []inquiry, c
 	}
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(patience); len(wrong) > 0; <-tick.C {
+	for deadline := time.Now().Add(stack.Patience); len(wrong) > 0; <-tick.C {
 		for _, i := range slices.Sorted(maps.Keys(wrong)) {
 			if wrong[i] = all[i].ask(t.Context(), p, client, choices); wrong[i] == "" {
 				delete(wrong, i)
@@ -466,7 +468,7 @@ func (p *promServer) rulesHold(t *testing.T, client *http.Client) {
 		}
 	}
 	hot := ""
-	eventually(t, "all rules to be evaluated", func() bool {
+	stack.Eventually(t, "all rules to be evaluated", func() bool {
 		if err := p.api(t.Context(), client, "rules", nil, &data); err != nil {
 			t.Fatal(err)
 		}
@@ -534,11 +536,11 @@ func (d *drill) traffic(t *testing.T) {
 	}
 	d.cards.set(3, read)
 	body := strings.Replace(question, `"stream":true`, `"stream":true,"max_tokens":40`, 1)
-	for _, model := range []string{largeModel, smallModel, "junk"} {
+	for _, model := range []string{stack.LargeModel, stack.SmallModel, "junk"} {
 		busy.Go(func() {
 			for ctx.Err() == nil {
 				d.cards.set(3, read)
-				d.post(ctx, strings.Replace(body, largeModel, model, 1))
+				d.post(ctx, strings.Replace(body, stack.LargeModel, model, 1))
 			}
 		})
 	}

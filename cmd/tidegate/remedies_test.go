@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/gateway/gatewaytest"
 )
 
@@ -14,7 +16,7 @@ import (
 // show, and sees each remedy work.
 func TestRemedies(t *testing.T) {
 	s := startServers(t, nil)
-	p := plan{more: "limits:\n  - {name: user-rate, per: user, concurrency: 16, requests: 100000/1m}\n"}
+	p := stack.Config{Extra: "limits:\n  - {name: user-rate, per: user, concurrency: 16, requests: 100000/1m}\n"}
 	f := startGateway(t, s, p)
 	t.Run("a flood", func(t *testing.T) { flood(t, f) })
 	t.Run("a leaked key", func(t *testing.T) { leak(t, f) })
@@ -24,14 +26,14 @@ func TestRemedies(t *testing.T) {
 // flood: the user who floods is found by tidegate top, and kept to two places.
 func flood(t *testing.T, f *front) {
 	e := incident(t, "a flood").by("flooder", "flooder")
-	key, _ := command(t, exitOK, "key", "create", "--user", "flooder", "--name", "flooder", "--config", f.file)
+	key, _ := command(t, exitOK, "key", "create", "--user", "flooder", "--name", "flooder", "--config", f.File)
 	key = strings.TrimSpace(key)
-	f.servers.fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 100})
+	f.Servers.Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 100})
 	var asking sync.WaitGroup
 	for range 8 {
 		asking.Go(func() {
-			if a := f.complete(t, key, chat(largeModel, 10, "")); a.status != http.StatusOK {
-				t.Errorf("%d %s", a.status, a.body)
+			if a := f.Complete(t, key, stack.Chat(stack.LargeModel, 10, "")); a.Status != http.StatusOK {
+				t.Errorf("%d %s", a.Status, a.Body)
 			}
 		})
 	}
@@ -39,43 +41,43 @@ func flood(t *testing.T, f *front) {
 	asking.Wait()
 	e.runs(t, f, "override set user-rate")
 	e.runs(t, f, "key set flooder --tier batch")
-	eventually(t, "the flood to be kept to two places", func() bool {
+	stack.Eventually(t, "the flood to be kept to two places", func() bool {
 		var mu sync.Mutex
 		refused := 0
 		var asking sync.WaitGroup
 		for range 8 {
 			asking.Go(func() {
-				if a := f.complete(t, key, chat(largeModel, 60, "")); a.status == http.StatusTooManyRequests {
+				if a := f.Complete(t, key, stack.Chat(stack.LargeModel, 60, "")); a.Status == http.StatusTooManyRequests {
 					mu.Lock()
 					refused++
 					mu.Unlock()
 				}
 			})
 		}
-		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
-			t.Errorf("another caller: %d %s", a.status, a.body)
+		if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK {
+			t.Errorf("another caller: %d %s", a.Status, a.Body)
 		}
 		asking.Wait()
 		return refused > 0
 	})
 	e.runs(t, f, "override delete user-rate")
-	f.servers.heal(t)
+	f.Servers.Heal(t)
 }
 
 // leak: a key that has leaked is revoked by its text, and refused with its id.
 func leak(t *testing.T, f *front) {
 	e := incident(t, "a leaked key").by("cleo", "leaked")
-	key, _ := command(t, exitOK, "key", "create", "--user", "cleo", "--name", "leaked", "--config", f.file)
+	key, _ := command(t, exitOK, "key", "create", "--user", "cleo", "--name", "leaked", "--config", f.File)
 	key = strings.TrimSpace(key)
-	if a := f.complete(t, key, chat(largeModel, 2, "")); a.status != http.StatusOK {
-		t.Fatalf("%d %s", a.status, a.body)
+	if a := f.Complete(t, key, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK {
+		t.Fatalf("%d %s", a.Status, a.Body)
 	}
 	e.shows(t, f, nil)
 	e.says(t, "`tidegate key revoke --secret --config tidegate.yaml`")
-	cli{exitOK, "key revoke --secret", "revoked"}.check(t, f.file, key+"\n")
-	eventually(t, "the key to be refused", func() bool {
-		a := f.complete(t, key, chat(largeModel, 2, ""))
-		return a.status == http.StatusUnauthorized && strings.Contains(string(a.body), "revoked")
+	cli{exitOK, "key revoke --secret", "revoked"}.check(t, f.File, key+"\n")
+	stack.Eventually(t, "the key to be refused", func() bool {
+		a := f.Complete(t, key, stack.Chat(stack.LargeModel, 2, ""))
+		return a.Status == http.StatusUnauthorized && strings.Contains(string(a.Body), "revoked")
 	})
 	out := e.runs(t, f, "usage report --by key,day")
 	if !strings.Contains(out, "leaked") {
@@ -85,43 +87,43 @@ func leak(t *testing.T, f *front) {
 
 // slow: a server that is slow gets weight 0 by a reload. What it has ends, and it gets
 // nothing new.
-func slow(t *testing.T, f *front, s servers, p plan) {
+func slow(t *testing.T, f *front, s stack.Servers, p stack.Config) {
 	e := incident(t, "slow answers")
 	slowly := gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 50}
-	s[:1].fault(t, slowly)
+	s[:1].Fault(t, slowly)
 	var asking sync.WaitGroup
 	for range 6 {
 		asking.Go(func() {
-			if a := f.complete(t, adaKey, chat(largeModel, 40, "")); a.status != http.StatusOK {
-				t.Errorf("a caller noticed: %d %s", a.status, a.body)
+			if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 40, "")); a.Status != http.StatusOK {
+				t.Errorf("a caller noticed: %d %s", a.Status, a.Body)
 			}
 		})
 	}
-	eventually(t, "requests on the slow server", func() bool { return s[0].Stats().Running > 0 })
+	stack.Eventually(t, "requests on the slow server", func() bool { return s[0].Stats().Running > 0 })
 	e.shows(t, f, func() {
 		var streams sync.WaitGroup
 		for range 4 {
-			streams.Go(func() { f.complete(t, adaKey, chat(largeModel, 10, `,"stream":true`)) })
+			streams.Go(func() { f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 10, `,"stream":true`)) })
 		}
 		streams.Wait()
 	})
 	e.says(t, "set `weight: 0` on the backend")
-	config := p.yaml(s, filepath.Dir(f.file))
+	config := p.YAML(s, filepath.Dir(f.File))
 	drained := strings.Replace(config, "{url: '"+s[0].URL+"'", "{weight: 0, url: '"+s[0].URL+"'", 1)
-	f.write(t, drained)
-	eventually(t, "the status to say that it is drained", func() bool { return strings.Contains(f.status(t), "weight 0: it gets no new requests") })
+	f.Rewrite(t, drained)
+	stack.Eventually(t, "the status to say that it is drained", func() bool { return strings.Contains(f.StatusPage(t), "weight 0: it gets no new requests") })
 	before := len(s[0].Requests()) + int(s[0].Stats().Running)
 	for range 10 {
-		if a := f.complete(t, adaKey, chat(largeModel, 2, "")); a.status != http.StatusOK {
-			t.Errorf("%d %s", a.status, a.body)
+		if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK {
+			t.Errorf("%d %s", a.Status, a.Body)
 		}
 	}
 	asking.Wait()
 	if after := len(s[0].Requests()); after > before {
 		t.Errorf("%d requests at the drained server, %d before", after, before)
 	}
-	f.write(t, config)
-	eventually(t, "it to be back", func() bool { return f.up(t) == len(s) })
-	s.heal(t)
-	f.idle(t)
+	f.Rewrite(t, config)
+	stack.Eventually(t, "it to be back", func() bool { return f.InRotation(t) == len(s) })
+	s.Heal(t)
+	f.Idle(t)
 }

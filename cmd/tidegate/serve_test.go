@@ -23,6 +23,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/gateway/gatewaytest"
 )
 
@@ -78,9 +80,9 @@ func TestProtocols(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := startServers(t, nil)
-	clear := startGateway(t, s, plan{})
-	secure := startGateway(t, s, plan{server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s}", cert, key)}})
-	mutual := startGateway(t, s, plan{server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s, client_ca_file: %s}", cert, key, clientCert)}})
+	clear := startGateway(t, s, stack.Config{})
+	secure := startGateway(t, s, stack.Config{Server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s}", cert, key)}})
+	mutual := startGateway(t, s, stack.Config{Server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s, client_ca_file: %s}", cert, key, clientCert)}})
 	protocols := func(h1, h2, h2c bool) *http.Protocols {
 		p := new(http.Protocols)
 		p.SetHTTP1(h1)
@@ -105,10 +107,10 @@ func TestProtocols(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			defer c.with.CloseIdleConnections()
 			f := *c.to
-			f.url = c.scheme + strings.TrimPrefix(f.url, "http")
-			f.client = &http.Client{Transport: c.with}
-			body := fmt.Sprintf(`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":20}}`, largeModel)
-			resp, err := f.post(t.Context(), "/v1/chat/completions", body)
+			f.URL = c.scheme + strings.TrimPrefix(f.URL, "http")
+			f.Client = &http.Client{Transport: c.with}
+			body := fmt.Sprintf(`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":20}}`, stack.LargeModel)
+			resp, err := f.Post(t.Context(), "/v1/chat/completions", body)
 			if c.proto == "" {
 				if err == nil {
 					t.Error("it was let in")
@@ -127,13 +129,13 @@ func TestProtocols(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			tag := "leaving over " + c.name
-			if resp, err = f.post(ctx, "/v1/chat/completions", fmt.Sprintf(
-				`{"model":%q,"stream":true,"messages":[{"role":"user","content":%q}],"sim":{"tokens":3000}}`, largeModel, tag)); err != nil {
+			if resp, err = f.Post(ctx, "/v1/chat/completions", fmt.Sprintf(
+				`{"model":%q,"stream":true,"messages":[{"role":"user","content":%q}],"sim":{"tokens":3000}}`, stack.LargeModel, tag)); err != nil {
 				t.Fatal(err)
 			}
 			cancel()
 			resp.Body.Close()
-			if r := s.record(t, tag); !r.Aborted {
+			if r := s.Record(t, tag); !r.Aborted {
 				t.Errorf("the server was not told: %+v", r)
 			}
 		})
@@ -142,17 +144,17 @@ func TestProtocols(t *testing.T) {
 
 // TestExpectContinue sends a body of 2 MiB as curl does, which waits for leave.
 func TestExpectContinue(t *testing.T) {
-	f := startGateway(t, startServers(t, nil), plan{})
-	body := fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":8},"padding":%q}`, largeModel, strings.Repeat("x", 2<<20))
-	q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, f.url+"/v1/chat/completions", strings.NewReader(body))
+	f := startGateway(t, startServers(t, nil), stack.Config{})
+	body := fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":8},"padding":%q}`, stack.LargeModel, strings.Repeat("x", 2<<20))
+	q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, f.URL+"/v1/chat/completions", strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
 	q.Header.Set("Content-Type", "application/json")
-	q.Header.Set("Authorization", "Bearer "+adaKey)
+	q.Header.Set("Authorization", "Bearer "+stack.AdaKey)
 	q.Header.Set("Expect", "100-continue")
-	f.client.Transport.(*http.Transport).ExpectContinueTimeout = patience
-	resp, err := f.client.Do(q)
+	f.Client.Transport.(*http.Transport).ExpectContinueTimeout = stack.Patience
+	resp, err := f.Client.Do(q)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,21 +165,21 @@ func TestExpectContinue(t *testing.T) {
 }
 
 // stoppable starts a gateway with a grace of its own, which the test itself stops.
-func stoppable(t *testing.T, s servers, grace string) (f *front, stop context.CancelFunc, ended chan int) {
+func stoppable(t *testing.T, s stack.Servers, grace string) (f *front, stop context.CancelFunc, ended chan int) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "tidegate.yaml")
-	text := strings.Replace(plan{open: true}.yaml(s, t.TempDir()), "shutdown_grace: 2s", "shutdown_grace: "+grace, 1)
+	text := strings.Replace(stack.Config{Open: true}.YAML(s, t.TempDir()), "shutdown_grace: 2s", "shutdown_grace: "+grace, 1)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	j := &journal{heard: make(chan struct{}, 1)}
+	j := stack.NewLog()
 	ended = make(chan int, 1)
 	go func() { ended <- run(ctx, []string{"serve", "--config", file}, noEnv, j, j) }()
-	f = &front{servers: s, journal: j, client: &http.Client{Transport: &http.Transport{}}}
-	t.Cleanup(f.client.CloseIdleConnections)
-	f.url, f.ops = "http://"+j.address(t, "listening", ended), "http://"+j.address(t, "listening for operators", ended)
-	eventually(t, "all servers in rotation", func() bool { return f.up(t) == len(s) })
+	f = &front{&stack.Gateway{Servers: s, Log: j, Client: &http.Client{Transport: &http.Transport{}}}}
+	t.Cleanup(f.Client.CloseIdleConnections)
+	f.URL, f.Ops = "http://"+j.Address(t, "listening", ended), "http://"+j.Address(t, "listening for operators", ended)
+	stack.Eventually(t, "all servers in rotation", func() bool { return f.InRotation(t) == len(s) })
 	return f, stop, ended
 }
 
@@ -186,23 +188,23 @@ func stoppable(t *testing.T, s servers, grace string) (f *front, stop context.Ca
 func TestDrain(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 5 * time.Millisecond })
 	f, stop, ended := stoppable(t, s, "60s")
-	resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
-		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":100}}`, largeModel))
+	resp, err := f.Post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
+		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":100}}`, stack.LargeModel))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	stop()
-	f.journal.address(t, "draining", ended)
+	f.Log.Address(t, "draining", ended)
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || !strings.HasSuffix(string(body), "data: [DONE]\n\n") {
 		t.Errorf("the stream was not finished: %v %.200s", err, body)
 	}
-	if _, err := f.client.Get(f.url + "/healthz"); err == nil {
+	if _, err := f.Client.Get(f.URL + "/healthz"); err == nil {
 		t.Error("a new connection was taken while draining")
 	}
 	if code := <-ended; code != exitOK {
-		t.Errorf("code %d: %s", code, f.journal)
+		t.Errorf("code %d: %s", code, f.Log)
 	}
 }
 
@@ -210,8 +212,8 @@ func TestDrain(t *testing.T) {
 func TestGraceEnds(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 20 * time.Millisecond })
 	f, stop, ended := stoppable(t, s, "50ms")
-	resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
-		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"outlives"}],"sim":{"tokens":5000}}`, largeModel))
+	resp, err := f.Post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
+		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"outlives"}],"sim":{"tokens":5000}}`, stack.LargeModel))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,9 +223,9 @@ func TestGraceEnds(t *testing.T) {
 		t.Error("the stream ended as if it were whole")
 	}
 	if code := <-ended; code != exitOK {
-		t.Errorf("code %d: %s", code, f.journal)
+		t.Errorf("code %d: %s", code, f.Log)
 	}
-	if r := s.record(t, "outlives"); !r.Aborted {
+	if r := s.Record(t, "outlives"); !r.Aborted {
 		t.Error("the server was not told")
 	}
 }
@@ -239,7 +241,7 @@ func TestWithoutFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	j := &journal{heard: make(chan struct{}, 1)}
+	j := stack.NewLog()
 	ended := make(chan int, 1)
 	go func() {
 		ended <- run(ctx, []string{"serve", "--backend", sim.URL, "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--log", "json"}, noEnv, j, j)
@@ -250,18 +252,18 @@ func TestWithoutFile(t *testing.T) {
 			t.Errorf("code %d: %s", code, j)
 		}
 	}()
-	f := &front{client: &http.Client{Transport: &http.Transport{}}}
-	defer f.client.CloseIdleConnections()
-	f.url, f.ops = "http://"+j.address(t, "listening", ended), "http://"+j.address(t, "listening for operators", ended)
-	if status := f.status(t); !strings.Contains(status, `"ready": false`) {
+	f := &front{&stack.Gateway{Client: &http.Client{Transport: &http.Transport{}}}}
+	defer f.Client.CloseIdleConnections()
+	f.URL, f.Ops = "http://"+j.Address(t, "listening", ended), "http://"+j.Address(t, "listening for operators", ended)
+	if status := f.StatusPage(t); !strings.Contains(status, `"ready": false`) {
 		t.Errorf("it is ready for nothing: %s", status)
 	}
 	if err := sim.ClearFaults(); err != nil {
 		t.Fatal(err)
 	}
 	for _, model := range []string{"Qwen/Qwen3-1.7B", "Qwen3-1.7B"} {
-		eventually(t, "an answer of "+model, func() bool {
-			resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":8}}`, model))
+		stack.Eventually(t, "an answer of "+model, func() bool {
+			resp, err := f.Post(t.Context(), "/v1/chat/completions", fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":8}}`, model))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -275,14 +277,12 @@ func TestWithoutFile(t *testing.T) {
 func TestDemo(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	out, log := &journal{heard: make(chan struct{}, 1)}, &bytes.Buffer{}
+	out, log := stack.NewLog(), &bytes.Buffer{}
 	ended := make(chan int, 1)
 	go func() { ended <- run(ctx, []string{"demo", "--listen", "127.0.0.1:0"}, noEnv, out, log) }()
 	var text string
-	eventually(t, "the invitation", func() bool {
-		out.mu.Lock()
-		defer out.mu.Unlock()
-		text = string(out.text)
+	stack.Eventually(t, "the invitation", func() bool {
+		text = out.Text()
 		return strings.Contains(text, "Ctrl-C")
 	})
 	line := regexp.MustCompile(`(?m)^  (curl -N .*)$`).FindStringSubmatch(text)
@@ -292,7 +292,7 @@ func TestDemo(t *testing.T) {
 	if _, err := exec.LookPath("curl"); err != nil {
 		t.Skip("SKIPPED-PART: demo's curl line: there is no curl on this machine")
 	}
-	eventually(t, "the pasted line to answer", func() bool {
+	stack.Eventually(t, "the pasted line to answer", func() bool {
 		answer, err := exec.CommandContext(ctx, "sh", "-c", line[1]).Output()
 		return err == nil && strings.Contains(string(answer), "data: [DONE]")
 	})
@@ -300,7 +300,7 @@ func TestDemo(t *testing.T) {
 	if ops == nil {
 		t.Fatalf("no way to the status in %s", text)
 	}
-	eventually(t, "the simulated GPUs in the status", func() bool {
+	stack.Eventually(t, "the simulated GPUs in the status", func() bool {
 		var table, complaints bytes.Buffer
 		code := run(ctx, []string{"status", "--ops", ops[1]}, noEnv, &table, &complaints)
 		return code == exitOK && strings.Count(table.String(), "Simulated H200") == 3

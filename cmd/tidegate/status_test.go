@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/gateway"
 	"tidegate/nvml"
 )
@@ -47,7 +49,7 @@ func (n *gpuNode) config() string {
 // status is what the gateway's status says.
 func (f *front) told(t *testing.T) (s gateway.Status) {
 	t.Helper()
-	resp, err := f.client.Get(f.ops + "/status")
+	resp, err := f.Client.Get(f.Ops + "/status")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,13 +64,13 @@ func (f *front) told(t *testing.T) (s gateway.Status) {
 // of the command, and a request's GPU time in its record.
 func TestStatus(t *testing.T) {
 	n := startNode(t)
-	f := startGateway(t, startServers(t, nil), plan{gpus: "gpu-a/0, GPU-a, rec/0, gpu-a/7", more: n.config()})
-	eventually(t, "all readings", func() bool {
+	f := startGateway(t, startServers(t, nil), stack.Config{GPUs: "gpu-a/0, GPU-a, rec/0, gpu-a/7", Extra: n.config()})
+	stack.Eventually(t, "all readings", func() bool {
 		s := f.told(t)
 		return len(s.GPUs) == 2 && s.Models[0].Backends[0].Engine != nil
 	})
 	for range 2 { // in turn, so that one is on the GPUs
-		resp, err := f.post(t.Context(), chatPath, `{"model":"qwen3","stream":true,"max_tokens":200,"messages":[{"role":"user","content":"Hello"}]}`)
+		resp, err := f.Post(t.Context(), stack.ChatPath, `{"model":"qwen3","stream":true,"max_tokens":200,"messages":[{"role":"user","content":"Hello"}]}`)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,12 +93,12 @@ func TestStatus(t *testing.T) {
 		t.Errorf("%+v, %+v", g, s.Sources)
 	}
 	for _, want := range []string{"tidegate_gpu_margin_celsius{gpu=\"gpu-a/0\",name=\"NVIDIA H200\",uuid=\"GPU-a\"}", "tidegate_gpu_source_up{source=\"rec\"}"} {
-		if f.metric(t, want) == 0 {
+		if f.Metric(t, want) == 0 {
 			t.Errorf("no %s", want)
 		}
 	}
-	eventually(t, "the request's GPU time", func() bool {
-		_, body := f.call(t, adaKey, http.MethodGet, "/v1/usage", "")
+	stack.Eventually(t, "the request's GPU time", func() bool {
+		_, body := f.Call(t, stack.AdaKey, http.MethodGet, "/v1/usage", "")
 		var usage struct {
 			Data []struct {
 				GPU int64 `json:"gpu_ms"`
@@ -105,7 +107,7 @@ func TestStatus(t *testing.T) {
 		return json.Unmarshal([]byte(body), &usage) == nil && len(usage.Data) == 1 && usage.Data[0].GPU > 0
 	})
 	var out, complaints bytes.Buffer
-	if code := run(t.Context(), []string{"status", "--ops", f.ops}, noEnv, &out, &complaints); code != exitOK {
+	if code := run(t.Context(), []string{"status", "--ops", f.Ops}, noEnv, &out, &complaints); code != exitOK {
 		t.Fatal(complaints.String())
 	}
 	for _, want := range []string{"ready\n", "MODEL", "LEVEL", "FALLBACK", "Qwen3-gone", "0.23.0", "gpu-a/7 (unknown)", "NVIDIA H200", "35 C", "129.2 of 140.4 GiB", "sw_power_cap", "rec/0", "SOURCE", "replay", "warning: model Qwen3-1.7B, backend "} {
@@ -114,7 +116,7 @@ func TestStatus(t *testing.T) {
 		}
 	}
 	out.Reset()
-	if code := run(t.Context(), []string{"status", "--json", "--ops", f.ops + "/"}, noEnv, &out, &complaints); code != exitOK || json.Unmarshal(out.Bytes(), &s) != nil {
+	if code := run(t.Context(), []string{"status", "--json", "--ops", f.Ops + "/"}, noEnv, &out, &complaints); code != exitOK || json.Unmarshal(out.Bytes(), &s) != nil {
 		t.Errorf("%s%s", &out, &complaints)
 	}
 }
@@ -158,8 +160,8 @@ func TestZeroGPUs(t *testing.T) {
 		}
 	}))
 	t.Cleanup(exporter.Close)
-	f := startGateway(t, startServers(t, nil), plan{gpus: "z/0", more: fmt.Sprintf("gpus: [{name: z, dcgm: '%s', every: 100ms}]\n", exporter.URL)})
-	eventually(t, "twenty pages", func() bool { return pages.Load() >= 20 })
+	f := startGateway(t, startServers(t, nil), stack.Config{GPUs: "z/0", Extra: fmt.Sprintf("gpus: [{name: z, dcgm: '%s', every: 100ms}]\n", exporter.URL)})
+	stack.Eventually(t, "twenty pages", func() bool { return pages.Load() >= 20 })
 	s := f.told(t)
 	if len(s.GPUs) != 0 || !s.Sources[0].OK || len(s.Warnings) != 4 || !strings.Contains(s.Warnings[2], "these GPUs have none: GPU-a") || !strings.Contains(s.Warnings[3], "no source reports its GPU z/0") {
 		t.Errorf("%+v, %+v, %q", s.GPUs, s.Sources, s.Warnings)
@@ -169,9 +171,7 @@ func TestZeroGPUs(t *testing.T) {
 			t.Errorf("%s stands at %s because of %s", m.Model, m.Level, m.Reason)
 		}
 	}
-	f.journal.mu.Lock()
-	defer f.journal.mu.Unlock()
-	if n := strings.Count(string(f.journal.text), "these GPUs have none: GPU-a"); n != 1 {
+	if n := strings.Count(f.Log.Text(), "these GPUs have none: GPU-a"); n != 1 {
 		t.Errorf("the log says it %d times", n)
 	}
 }

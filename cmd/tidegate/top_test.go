@@ -12,23 +12,25 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/gateway"
 )
 
 // TestTop: who streams now is seen with its key, model and tokens a second, and who was
 // refused with its refusals.
 func TestTop(t *testing.T) {
-	f := startGateway(t, startServers(t, nil), plan{})
-	resp, err := f.post(t.Context(), chatPath, `{"model":"qwen3","stream":true,"max_tokens":4000,"messages":[{"role":"user","content":"Hello"}]}`)
+	f := startGateway(t, startServers(t, nil), stack.Config{})
+	resp, err := f.Post(t.Context(), stack.ChatPath, `{"model":"qwen3","stream":true,"max_tokens":4000,"messages":[{"role":"user","content":"Hello"}]}`)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	go io.Copy(io.Discard, resp.Body) // until the test ends
-	f.complete(t, "nobody's key", `{"model":"qwen3","messages":[{"role":"user","content":"Hello"}]}`)
+	f.Complete(t, "nobody's key", `{"model":"qwen3","messages":[{"role":"user","content":"Hello"}]}`)
 	top := func(args ...string) string {
 		var out, complaints bytes.Buffer
-		if code := run(t.Context(), append([]string{"top", "--ops", f.ops}, args...), noEnv, &out, &complaints); code != exitOK {
+		if code := run(t.Context(), append([]string{"top", "--ops", f.Ops}, args...), noEnv, &out, &complaints); code != exitOK {
 			t.Fatal(complaints.String())
 		}
 		return out.String()
@@ -41,7 +43,7 @@ func TestTop(t *testing.T) {
 			Output           float64 `json:"output_tokens_per_second"`
 		}
 	}
-	eventually(t, "tokens a second", func() bool {
+	stack.Eventually(t, "tokens a second", func() bool {
 		if err := json.Unmarshal([]byte(top("--json")), &all); err != nil {
 			t.Fatal(err)
 		}

@@ -8,35 +8,17 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/gateway/database/databasetest"
 	"tidegate/gateway/gatewaytest"
 )
-
-// startProcess runs the command in a process of its own, which a test may kill.
-func startProcess(t *testing.T, args ...string) (*exec.Cmd, *journal, chan int) {
-	t.Helper()
-	c := exec.CommandContext(t.Context(), os.Args[0])
-	attackedCommand(c, args)
-	c.Env = append(os.Environ(), "TIDEGATE_TEST_MAIN="+strings.Join(args, "\n"), "KEY_OF_ADA="+adaKey, "KEY_OF_BOB="+bobKey)
-	j := &journal{heard: make(chan struct{}, 1)}
-	c.Stdout, c.Stderr = j, j
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan int, 1)
-	go func() {
-		c.Wait() // the code says it
-		ended <- c.ProcessState.ExitCode()
-	}()
-	return c, j, ended
-}
 
 // report runs tidegate usage report.
 func report(t *testing.T, args ...string) (code int, stdout, stderr string) {
@@ -53,24 +35,24 @@ func TestKilled(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.Version, o.PromptTokensDetails = "0.30.0", true })
 	dir := t.TempDir()
 	file := filepath.Join(dir, "tidegate.yaml")
-	if err := os.WriteFile(file, []byte(plan{}.yaml(s, dir)), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(stack.Config{}.YAML(s, dir)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	transport := &http.Transport{MaxIdleConnsPerHost: 16}
 	defer transport.CloseIdleConnections()
 	const rounds, requests = 3, 40
 	for round := range rounds + 1 {
-		process, j, ended := startProcess(t, "serve", "--config", file)
-		f := &front{servers: s, journal: j, client: &http.Client{Transport: transport}, file: file}
-		f.url, f.ops = "http://"+j.address(t, "listening", ended), "http://"+j.address(t, "listening for operators", ended)
-		eventually(t, "all servers in rotation", func() bool { return f.up(t) == len(s) })
-		var want, got tokens
+		process, j, ended := kit.StartProcess(t, "serve", "--config", file)
+		f := &front{&stack.Gateway{Servers: s, Log: j, Client: &http.Client{Transport: transport}, File: file}}
+		f.URL, f.Ops = "http://"+j.Address(t, "listening", ended), "http://"+j.Address(t, "listening for operators", ended)
+		stack.Eventually(t, "all servers in rotation", func() bool { return f.InRotation(t) == len(s) })
+		var want, got stack.Tokens
 		settled := func() bool {
-			want, _ = s.delivered()
-			got = f.used(t)
+			want, _ = s.Delivered()
+			got = f.Usage(t)
 			return want.Requests == got.Requests
 		}
-		eventually(t, "what earlier gateways served", settled)
+		stack.Eventually(t, "what earlier gateways served", settled)
 		if got != want {
 			t.Errorf("round %d: the report says %+v, the engines say %+v", round, got, want)
 		}
@@ -82,29 +64,29 @@ func TestKilled(t *testing.T) {
 			break
 		}
 		for i := range requests {
-			resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
-				`{"model":%q,"stream":%v,"messages":[{"role":"user","content":"hi %d"}],"sim":{"tokens":%d}}`, largeModel, i%2 == 0, i, 5+i))
+			resp, err := f.Post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
+				`{"model":%q,"stream":%v,"messages":[{"role":"user","content":"hi %d"}],"sim":{"tokens":%d}}`, stack.LargeModel, i%2 == 0, i, 5+i))
 			if err != nil {
 				t.Fatal(err)
 			}
 			io.Copy(io.Discard, resp.Body)
 			resp.Body.Close()
 		}
-		eventually(t, "all requests to be written down", func() bool {
-			return settled() && strings.Contains(f.status(t), `"buffer_bytes": 0`)
+		stack.Eventually(t, "all requests to be written down", func() bool {
+			return settled() && strings.Contains(f.StatusPage(t), `"buffer_bytes": 0`)
 		})
 		process.Process.Kill()
 		<-ended
 		transport.CloseIdleConnections()
 		// Nothing runs now; the rest stands in the journal.
-		if code, out, complaints := report(t, "--config", file, "--by", "model", "--format", "csv"); code != exitOK || !strings.Contains(out, fmt.Sprintf("%s,%d,0,%d,", largeModel, want.Requests, want.Input)) {
+		if code, out, complaints := report(t, "--config", file, "--by", "model", "--format", "csv"); code != exitOK || !strings.Contains(out, fmt.Sprintf("%s,%d,0,%d,", stack.LargeModel, want.Requests, want.Input)) {
 			t.Errorf("code %d: %s%s; the engines say %+v", code, out, complaints, want)
 		}
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, "journal", "*.journal")); len(left) > 0 {
 		t.Errorf("after a drain: %v", left)
 	}
-	want, _ := s.delivered()
+	want, _ := s.Delivered()
 	if want.Requests != rounds*requests {
 		t.Errorf("the engines saw %d requests", want.Requests)
 	}
@@ -119,11 +101,11 @@ func TestDatabaseAway(t *testing.T) {
 	server := databasetest.StartServer(t)
 	s := startServers(t, func(o *gatewaytest.Options) { o.Version, o.PromptTokensDetails = "0.30.0", true })
 	dsn := server.Database(t)
-	gateways := []*front{startGateway(t, s, plan{dsn: dsn}), startGateway(t, s, plan{dsn: dsn})}
+	gateways := []*front{startGateway(t, s, stack.Config{DSN: dsn}), startGateway(t, s, stack.Config{DSN: dsn})}
 	generate := func(n int) {
 		for i := range n {
-			resp, err := gateways[i%2].post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
-				`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":%d}}`, largeModel, 5+i))
+			resp, err := gateways[i%2].Post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
+				`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":%d}}`, stack.LargeModel, 5+i))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,11 +117,11 @@ func TestDatabaseAway(t *testing.T) {
 		}
 	}
 	counted := func() bool {
-		want, _ := s.delivered()
-		return gateways[0].used(t) == want && gateways[1].used(t) == want
+		want, _ := s.Delivered()
+		return gateways[0].Usage(t) == want && gateways[1].Usage(t) == want
 	}
 	generate(20)
-	eventually(t, "all to be in both reports", counted)
+	stack.Eventually(t, "all to be in both reports", counted)
 	server.Stop(t)
 	generate(20)
 	for _, f := range gateways {
@@ -149,10 +131,10 @@ func TestDatabaseAway(t *testing.T) {
 		if resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(body), "store_unavailable") || resp.Header.Get("Retry-After") == "" {
 			t.Errorf("status %d: %s", resp.StatusCode, body)
 		}
-		eventually(t, "the outage to be seen", func() bool { return strings.Contains(f.status(t), `"failure"`) })
+		stack.Eventually(t, "the outage to be seen", func() bool { return strings.Contains(f.StatusPage(t), `"failure"`) })
 	}
 	server.Start(t)
-	eventually(t, "all to be in both reports after the outage", func() bool {
+	stack.Eventually(t, "all to be in both reports after the outage", func() bool {
 		resp := gateways[0].get(t, "/v1/usage")
 		resp.Body.Close()
 		return resp.StatusCode == http.StatusOK && counted()
@@ -162,12 +144,12 @@ func TestDatabaseAway(t *testing.T) {
 // get asks for a path as Ada; the caller closes the answer's body.
 func (f *front) get(t *testing.T, path string) *http.Response {
 	t.Helper()
-	q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, f.url+path, nil)
+	q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, f.URL+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	q.Header.Set("Authorization", "Bearer "+adaKey)
-	resp, err := f.client.Do(q)
+	q.Header.Set("Authorization", "Bearer "+stack.AdaKey)
+	resp, err := f.Client.Do(q)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +157,7 @@ func (f *front) get(t *testing.T, path string) *http.Response {
 }
 
 // checkReports prints the same sum in each form.
-func checkReports(t *testing.T, file string, want tokens) {
+func checkReports(t *testing.T, file string, want stack.Tokens) {
 	t.Helper()
 	_, text, _ := report(t, "--config", file, "--by", "user,key,day,model", "--format", "json", "--user", "ada")
 	var parsed struct {
@@ -191,7 +173,7 @@ func checkReports(t *testing.T, file string, want tokens) {
 	var output int64
 	var units float64
 	for _, r := range parsed.Data {
-		if r.User != "ada" || r.Model != largeModel {
+		if r.User != "ada" || r.Model != stack.LargeModel {
 			t.Errorf("%+v", r)
 		}
 		output, units = output+r.Output, units+r.Units
@@ -260,8 +242,8 @@ func TestReadOnlyDirectory(t *testing.T) {
 // TestStoreMistakes starts gateways that cannot keep what is used.
 func TestStoreMistakes(t *testing.T) {
 	s := startServers(t, nil)
-	f := startGateway(t, s, plan{})
-	dir := filepath.Dir(f.file)
+	f := startGateway(t, s, stack.Config{})
+	dir := filepath.Dir(f.File)
 	for name, c := range map[string]struct{ store, want string }{
 		"the journal is in use": {"{dsn: 'sqlite://" + dir + "/tidegate.db', journal_dir: " + dir + "/journal}", "in use by another gateway"},
 		"no such directory":     {"{dsn: 'sqlite://" + dir + "/none/tidegate.db', journal_dir: " + dir + "/none}", "the directory " + dir + "/none is not there"},

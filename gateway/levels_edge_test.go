@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"github.com/tidwall/gjson"
 
 	"tidegate/gateway/gatewaytest"
@@ -21,7 +23,7 @@ const busyText = "服务繁忙,请稍后再试。"
 // answered asks and checks who answered, at which level and why.
 func (w *wire) answered(t *testing.T, body, level, reason, model string, header ...string) told {
 	t.Helper()
-	a := w.tell(t, chatPath, body, header...)
+	a := w.tell(t, stack.ChatPath, body, header...)
 	if l, r, m := a.header.Get("X-Tidegate-Level"), a.header.Get("X-Tidegate-Reason"), a.parts[0].Get("model").Str; l != level || r != reason || m != model {
 		t.Errorf("level %s, reason %s, model %s; expected %s, %s, %s", l, r, m, level, reason, model)
 	}
@@ -31,14 +33,14 @@ func (w *wire) answered(t *testing.T, body, level, reason, model string, header 
 // TestMaxLevel: an answer smaller than the caller accepts is refused, whether the
 // request says so or its key.
 func TestMaxLevel(t *testing.T) {
-	w := newWire(t, startGateway(t, startServers(t, nil), laddered("")))
-	_, answer := w.call(t, adminKey, "POST", "/admin/v1/keys", `{"user":"ann","name":"picky","max_level":"L1"}`)
-	picky, _ := made(t, answer)
+	w := newWire(t, startGateway(t, startServers(t, nil), stack.Laddered("")))
+	_, answer := w.Call(t, stack.AdminKey, "POST", "/admin/v1/keys", `{"user":"ann","name":"picky","max_level":"L1"}`)
+	picky, _ := stack.CreatedKey(t, answer)
 	const most = "X-Tidegate-Max-Level"
 	hello := chatOf("Hello", off)
 	for level := range 5 {
 		pinned := fmt.Sprint("L", level)
-		w.pin(t, largeModel, pinned)
+		w.Pin(t, stack.LargeModel, pinned)
 		for _, c := range []struct {
 			most   int
 			header []string
@@ -51,12 +53,12 @@ func TestMaxLevel(t *testing.T) {
 			for _, stream := range []string{"", `,"stream":true`} {
 				body := strings.TrimSuffix(hello, "}") + stream + "}"
 				if c.most >= level {
-					if a := w.tell(t, chatPath, body, c.header...); a.header.Get("X-Tidegate-Level") != pinned {
+					if a := w.tell(t, stack.ChatPath, body, c.header...); a.header.Get("X-Tidegate-Level") != pinned {
 						t.Errorf("pinned to %s: %v", pinned, a.header)
 					}
 					continue
 				}
-				resp := w.ask(t, "POST", chatPath, body, c.header...)
+				resp := w.ask(t, "POST", stack.ChatPath, body, c.header...)
 				w.refused(t, resp, 503, "overloaded", "")
 				if h := resp.Header; h.Get("X-Tidegate-Level") != pinned || h.Get("X-Tidegate-Reason") != "pin" || h.Get("X-Should-Retry") != "false" {
 					t.Errorf("pinned to %s for an hour: %v", pinned, h)
@@ -65,36 +67,36 @@ func TestMaxLevel(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"L5", "2", "l", "L1, L2"} {
-		w.refused(t, w.ask(t, "POST", chatPath, hello, most, bad), 400, "invalid_request", "")
+		w.refused(t, w.ask(t, "POST", stack.ChatPath, hello, most, bad), 400, "invalid_request", "")
 	}
 }
 
 // TestTiers has a promise that the servers break, so that the model stands at L1:
 // the tiers shift that, but no pin.
 func TestTiers(t *testing.T) {
-	p := laddered("  dwell: {up_samples: 1, up: 0s}\n  signals: {ttft: {levels: [1, 10000, 20000, 30000]}}\n")
-	p.large = append(p.large, "objectives: {ttft_p90: 1ms}")
+	p := stack.Laddered("  dwell: {up_samples: 1, up: 0s}\n  signals: {ttft: {levels: [1, 10000, 20000, 30000]}}\n")
+	p.Large = append(p.Large, "objectives: {ttft_p90: 1ms}")
 	w := newWire(t, startGateway(t, startServers(t, nil), p))
 	keys := map[string]string{}
 	for _, tier := range []string{"critical", "standard", "batch"} {
-		_, answer := w.call(t, adminKey, "POST", "/admin/v1/keys", fmt.Sprintf(`{"user":"ann","name":%q,"tier":%q}`, tier, tier))
-		keys[tier], _ = made(t, answer)
+		_, answer := w.Call(t, stack.AdminKey, "POST", "/admin/v1/keys", fmt.Sprintf(`{"user":"ann","name":%q,"tier":%q}`, tier, tier))
+		keys[tier], _ = stack.CreatedKey(t, answer)
 	}
 	hello := chatOf("Hello", "")
-	eventually(t, "L1 by ttft", func() bool {
-		resp := w.ask(t, "POST", chatPath, chatOf("Hello", `,"stream":true`))
+	stack.Eventually(t, "L1 by ttft", func() bool {
+		resp := w.ask(t, "POST", stack.ChatPath, chatOf("Hello", `,"stream":true`))
 		_, _ = io.Copy(io.Discard, resp.Body)
 		return resp.Header.Get("X-Tidegate-Level") == "L1"
 	})
 	as := func(tier string) []string { return []string{"Authorization", "Bearer " + keys[tier]} }
-	w.answered(t, hello, "L0", "none", largeModel, as("critical")...)
-	w.answered(t, hello, "L1", "ttft", largeModel, as("standard")...)
-	if a := w.answered(t, hello, "L2", "ttft", largeModel, as("batch")...); gather(t, a.parts...).Reasoning[0] != "" {
+	w.answered(t, hello, "L0", "none", stack.LargeModel, as("critical")...)
+	w.answered(t, hello, "L1", "ttft", stack.LargeModel, as("standard")...)
+	if a := w.answered(t, hello, "L2", "ttft", stack.LargeModel, as("batch")...); gather(t, a.parts...).Reasoning[0] != "" {
 		t.Error("it thinks")
 	}
-	w.pin(t, largeModel, "L3")
+	w.Pin(t, stack.LargeModel, "L3")
 	for tier := range keys {
-		w.answered(t, hello, "L3", "pin", smallModel, as(tier)...)
+		w.answered(t, hello, "L3", "pin", stack.SmallModel, as(tier)...)
 	}
 }
 
@@ -103,62 +105,62 @@ func TestTiers(t *testing.T) {
 func TestSmaller(t *testing.T) {
 	const context = 600
 	s := startServers(t, func(o *gatewaytest.Options) {
-		if o.Model == smallModel {
+		if o.Model == stack.SmallModel {
 			o.MaxModelLen = context
 		}
 	})
-	p := laddered("")
-	p.model = []string{"auto_tools: false"}
+	p := stack.Laddered("")
+	p.Model = []string{"auto_tools: false"}
 	w := newWire(t, startGateway(t, s, p))
-	w.pin(t, largeModel, "L3")
+	w.Pin(t, stack.LargeModel, "L3")
 	hello := chatOf("Hello", "")
 	up := func(n int) {
 		t.Helper()
-		eventually(t, fmt.Sprint(n, " servers in rotation"), func() bool { return w.up(t) == n })
+		stack.Eventually(t, fmt.Sprint(n, " servers in rotation"), func() bool { return w.InRotation(t) == n })
 	}
 	t.Run("short context", func(t *testing.T) {
 		long := chatOf(strings.Repeat("word ", 400), `,"user":"long"`)
-		w.answered(t, long, "L2", "pin", largeModel)
-		w.answered(t, chatOf(strings.Repeat("word ", 400), `,"user":"long and short","max_tokens":50`), "L3", "pin", smallModel)
-		w.answered(t, chatOf(strings.Repeat("word ", 200), `,"user":"bounded"`), "L3", "pin", smallModel)
-		r := s.record(t, "bounded")
+		w.answered(t, long, "L2", "pin", stack.LargeModel)
+		w.answered(t, chatOf(strings.Repeat("word ", 400), `,"user":"long and short","max_tokens":50`), "L3", "pin", stack.SmallModel)
+		w.answered(t, chatOf(strings.Repeat("word ", 200), `,"user":"bounded"`), "L3", "pin", stack.SmallModel)
+		r := s.Record(t, "bounded")
 		if n := gjson.GetBytes(r.Body, "max_tokens").Int(); n+int64(r.Prompt) != context {
 			t.Errorf("%d tokens beside a prompt of %d in a context of %d", n, r.Prompt, context)
 		}
 	})
 	t.Run("tools", func(t *testing.T) {
 		tools := `,"tools":[` + weatherTool + `]`
-		w.answered(t, chatOf(`Use get_weather for "Paris"`, tools), "L2", "pin", largeModel)
-		w.answered(t, chatOf(`Use get_weather for "Paris"`, tools+`,"tool_choice":"required"`), "L3", "pin", smallModel)
+		w.answered(t, chatOf(`Use get_weather for "Paris"`, tools), "L2", "pin", stack.LargeModel)
+		w.answered(t, chatOf(`Use get_weather for "Paris"`, tools+`,"tool_choice":"required"`), "L3", "pin", stack.SmallModel)
 	})
 	t.Run("pinned itself", func(t *testing.T) {
-		w.pin(t, smallModel, "L3")
-		w.answered(t, hello, "L2", "pin", largeModel)
-		w.pin(t, smallModel, "L2")
-		w.answered(t, hello, "L3", "pin", smallModel)
-		w.expect(t, adminKey, "DELETE", "/admin/v1/models/"+smallModel+"/level", "", 200, "lifted")
+		w.Pin(t, stack.SmallModel, "L3")
+		w.answered(t, hello, "L2", "pin", stack.LargeModel)
+		w.Pin(t, stack.SmallModel, "L2")
+		w.answered(t, hello, "L3", "pin", stack.SmallModel)
+		w.Expect(t, stack.AdminKey, "DELETE", "/admin/v1/models/"+stack.SmallModel+"/level", "", 200, "lifted")
 	})
 	t.Run("down", func(t *testing.T) {
-		s[2:].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDead})
+		s[2:].Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDead})
 		up(2)
-		w.answered(t, hello, "L2", "pin", largeModel)
-		s.heal(t)
+		w.answered(t, hello, "L2", "pin", stack.LargeModel)
+		s.Heal(t)
 		up(3)
 	})
 	t.Run("own servers down", func(t *testing.T) {
-		w.expect(t, adminKey, "DELETE", "/admin/v1/models/"+largeModel+"/level", "", 200, "lifted")
-		s[:2].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDead})
+		w.Expect(t, stack.AdminKey, "DELETE", "/admin/v1/models/"+stack.LargeModel+"/level", "", 200, "lifted")
+		s[:2].Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDead})
 		up(1)
 		for _, stream := range []string{"", `,"stream":true`} {
 			tag := "alone" + fmt.Sprint(len(stream))
-			w.answered(t, chatOf("Hello", `,"user":"`+tag+`"`+stream), "L3", "no_backend", smallModel)
-			r := s.record(t, tag)
+			w.answered(t, chatOf("Hello", `,"user":"`+tag+`"`+stream), "L3", "no_backend", stack.SmallModel)
+			r := s.Record(t, tag)
 			if n := gjson.GetBytes(r.Body, "max_tokens").Int(); n != context-int64(r.Prompt) {
 				t.Errorf("%d tokens beside a prompt of %d", n, r.Prompt)
 			}
 		}
-		w.refused(t, w.ask(t, "POST", chatPath, hello, "X-Tidegate-Max-Level", "L2"), 503, "no_backend", "")
-		w.refused(t, w.ask(t, "POST", chatPath, chatOf(strings.Repeat("word ", 700), "")), 503, "no_backend", "")
+		w.refused(t, w.ask(t, "POST", stack.ChatPath, hello, "X-Tidegate-Max-Level", "L2"), 503, "no_backend", "")
+		w.refused(t, w.ask(t, "POST", stack.ChatPath, chatOf(strings.Repeat("word ", 700), "")), 503, "no_backend", "")
 	})
 }
 
@@ -168,14 +170,14 @@ func TestClamp(t *testing.T) {
 	const context, small = 600, 400
 	s := startServers(t, func(o *gatewaytest.Options) {
 		o.Version, o.MaxModelLen = "0.23.0", context // refuses
-		if o.Model == smallModel {
+		if o.Model == stack.SmallModel {
 			o.MaxModelLen = small
 		}
 	})
-	w := newWire(t, startGateway(t, s, laddered("")))
+	w := newWire(t, startGateway(t, s, stack.Laddered("")))
 	left := func(tag string, context int64) {
 		t.Helper()
-		r := s.record(t, tag)
+		r := s.Record(t, tag)
 		if n := gjson.GetBytes(r.Body, "max_tokens").Int(); n != context-int64(r.Prompt) {
 			t.Errorf("%s: %d tokens beside a prompt of %d in a context of %d", tag, n, r.Prompt, context)
 		}
@@ -184,11 +186,11 @@ func TestClamp(t *testing.T) {
 	long := strings.Repeat("word ", prompt)
 	for i, limit := range []string{`"max_tokens":400`, `"max_tokens":600`, `"max_tokens":6e2`, `"max_tokens":10,"max_completion_tokens":599`, `"max_tokens":500,"min_tokens":450`} {
 		tag := fmt.Sprint("clamped ", i)
-		w.answered(t, chatOf(long, `,"user":"`+tag+`",`+limit), "L0", "none", largeModel)
+		w.answered(t, chatOf(long, `,"user":"`+tag+`",`+limit), "L0", "none", stack.LargeModel)
 		left(tag, context)
 	}
-	w.answered(t, chatOf(long, `,"user":"fits","max_tokens":7`), "L0", "none", largeModel)
-	if n := gjson.GetBytes(s.record(t, "fits").Body, "max_tokens").Int(); n != 7 {
+	w.answered(t, chatOf(long, `,"user":"fits","max_tokens":7`), "L0", "none", stack.LargeModel)
+	if n := gjson.GetBytes(s.Record(t, "fits").Body, "max_tokens").Int(); n != 7 {
 		t.Errorf("max_tokens 7 became %d", n)
 	}
 	for body, param := range map[string]string{
@@ -203,18 +205,18 @@ func TestClamp(t *testing.T) {
 		chatOf(strings.Repeat("word ", 2*context), `,"max_tokens":600`):       "messages",
 		chatOf(strings.Repeat("word ", 2*context), `,"max_tokens":100,"n":2`): "messages",
 	} {
-		w.refused(t, w.ask(t, "POST", chatPath, body), 400, "context_length_exceeded", param)
+		w.refused(t, w.ask(t, "POST", stack.ChatPath, body), 400, "context_length_exceeded", param)
 	}
 	ids := func(n int) string { return `[` + strings.TrimSuffix(strings.Repeat("1,", n), ",") + `]` }
 	completion := func(prompt, more string) string {
-		return fmt.Sprintf(`{"model":%q,"prompt":%s%s}`, largeModel, prompt, more)
+		return fmt.Sprintf(`{"model":%q,"prompt":%s%s}`, stack.LargeModel, prompt, more)
 	}
-	w.whole(t, completionPath, completion(ids(context-1), `,"max_tokens":100,"user":"one token"`))
+	w.whole(t, stack.CompletionPath, completion(ids(context-1), `,"max_tokens":100,"user":"one token"`))
 	left("one token", context)
-	w.refused(t, w.ask(t, "POST", completionPath, completion(ids(context), `,"max_tokens":100`)), 400, "context_length_exceeded", "prompt")
-	w.refused(t, w.ask(t, "POST", completionPath, completion(`"x"`, `,"max_tokens":601,"max_completion_tokens":1`)), 400, "context_length_exceeded", "max_tokens")
-	w.pin(t, largeModel, "L3")
-	w.answered(t, chatOf(strings.Repeat("word ", 100), `,"user":"smaller","max_tokens":550`), "L3", "pin", smallModel)
+	w.refused(t, w.ask(t, "POST", stack.CompletionPath, completion(ids(context), `,"max_tokens":100`)), 400, "context_length_exceeded", "prompt")
+	w.refused(t, w.ask(t, "POST", stack.CompletionPath, completion(`"x"`, `,"max_tokens":601,"max_completion_tokens":1`)), 400, "context_length_exceeded", "max_tokens")
+	w.Pin(t, stack.LargeModel, "L3")
+	w.answered(t, chatOf(strings.Repeat("word ", 100), `,"user":"smaller","max_tokens":550`), "L3", "pin", stack.SmallModel)
 	left("smaller", small)
 }
 
@@ -222,45 +224,45 @@ func TestClamp(t *testing.T) {
 // the level, and the limits of the caller reserve as much.
 func TestAlone(t *testing.T) {
 	s := startServers(t, nil)
-	w := newWire(t, startGateway(t, s, laddered("limits: [{name: some, per: user, tokens: 1600/1h, reserve: max}]\n")))
-	s[:2].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDead})
-	eventually(t, "the large model's servers to be out", func() bool { return w.up(t) == 1 })
-	w.answered(t, chatOf("Hello", `,"user":"capped"`), "L3", "no_backend", smallModel)
-	if n := gjson.GetBytes(s.record(t, "capped").Body, "max_tokens").Int(); n != levelCap {
-		t.Errorf("at most %d tokens, expected %d", n, levelCap)
+	w := newWire(t, startGateway(t, s, stack.Laddered("limits: [{name: some, per: user, tokens: 1600/1h, reserve: max}]\n")))
+	s[:2].Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDead})
+	stack.Eventually(t, "the large model's servers to be out", func() bool { return w.InRotation(t) == 1 })
+	w.answered(t, chatOf("Hello", `,"user":"capped"`), "L3", "no_backend", stack.SmallModel)
+	if n := gjson.GetBytes(s.Record(t, "capped").Body, "max_tokens").Int(); n != stack.LevelCap {
+		t.Errorf("at most %d tokens, expected %d", n, stack.LevelCap)
 	}
-	w.refused(t, w.ask(t, "POST", chatPath, chatOf(strings.Repeat("word ", 200), "")), 400, "request_too_large_for_limit", "")
+	w.refused(t, w.ask(t, "POST", stack.ChatPath, chatOf(strings.Repeat("word ", 200), "")), 400, "request_too_large_for_limit", "")
 }
 
 // TestExceedDegrade: who is over such a limit is given a smaller model, or nothing
 // where there is none.
 func TestExceedDegrade(t *testing.T) {
-	w := newWire(t, startGateway(t, startServers(t, nil), laddered("limits: [{name: few, per: 'user,model', requests: 1/1h, exceed: degrade}]\n")))
-	hello, small := chatOf("Hello", ""), strings.Replace(chatOf("Hello", ""), largeAlias, smallModel, 1)
-	w.answered(t, hello, "L0", "none", largeModel)
+	w := newWire(t, startGateway(t, startServers(t, nil), stack.Laddered("limits: [{name: few, per: 'user,model', requests: 1/1h, exceed: degrade}]\n")))
+	hello, small := chatOf("Hello", ""), strings.Replace(chatOf("Hello", ""), stack.LargeAlias, stack.SmallModel, 1)
+	w.answered(t, hello, "L0", "none", stack.LargeModel)
 	for _, stream := range []string{"", `,"stream":true`} {
-		w.answered(t, chatOf("Hello", stream), "L3", "limit", smallModel)
+		w.answered(t, chatOf("Hello", stream), "L3", "limit", stack.SmallModel)
 	}
-	w.answered(t, small, "L0", "none", smallModel)
-	w.refused(t, w.ask(t, "POST", chatPath, small), 429, "rate_limit_exceeded", "")
-	w.pin(t, smallModel, "L3")
-	w.refused(t, w.ask(t, "POST", chatPath, hello), 429, "rate_limit_exceeded", "")
+	w.answered(t, small, "L0", "none", stack.SmallModel)
+	w.refused(t, w.ask(t, "POST", stack.ChatPath, small), 429, "rate_limit_exceeded", "")
+	w.Pin(t, stack.SmallModel, "L3")
+	w.refused(t, w.ask(t, "POST", stack.ChatPath, hello), 429, "rate_limit_exceeded", "")
 }
 
 // alive is a gateway that keeps streams alive, before slow servers.
-func alive(t *testing.T) (*wire, servers) {
+func alive(t *testing.T) (*wire, stack.Servers) {
 	t.Helper()
 	s := startServers(t, func(o *gatewaytest.Options) {
 		o.TTFT, o.Tokens = 600*time.Millisecond, 40
 		o.KeepAlive = time.Millisecond // a break of a connection that is used again could pass for a late close
 	})
-	p := laddered("")
+	p := stack.Laddered("")
 	// A refusal comes well before the first keep-alive, and several of those before an answer,
 	// on a busy machine too.
-	p.server = []string{"keepalive: {after: 300ms, every: 20ms}"}
-	p.model = []string{"timeouts: {total: 3s}", "breaker: {failures: 1000}", "retry: {attempts: 2, budget: 1}"}
+	p.Server = []string{"keepalive: {after: 300ms, every: 20ms}"}
+	p.Model = []string{"timeouts: {total: 3s}", "breaker: {failures: 1000}", "retry: {attempts: 2, budget: 1}"}
 	w := newWire(t, startGateway(t, s, p))
-	w.pin(t, largeModel, "L1")
+	w.Pin(t, stack.LargeModel, "L1")
 	return w, s
 }
 
@@ -277,15 +279,15 @@ func TestLevelsAlive(t *testing.T) {
 		return n
 	}
 	body := chatOf("Hello", `,"stream":true,"stream_options":{"include_usage":true}`)
-	a := w.answered(t, body, "L1", "pin", largeModel)
+	a := w.answered(t, body, "L1", "pin", stack.LargeModel)
 	if said := gather(t, a.parts...); silent(a) < 3 || said.Text[0] == "" || said.Reasoning[0] == "" || said.Finish[0] != "stop" {
 		t.Errorf("%d keep-alives, then %+v", silent(a), said)
 	}
-	if a := w.tell(t, completionPath, fmt.Sprintf(`{"model":%q,"prompt":["Once","Twice"],"stream":true}`, largeAlias)); silent(a) < 3 || len(gather(t, a.parts...).Finish) != 2 {
+	if a := w.tell(t, stack.CompletionPath, fmt.Sprintf(`{"model":%q,"prompt":["Once","Twice"],"stream":true}`, stack.LargeAlias)); silent(a) < 3 || len(gather(t, a.parts...).Finish) != 2 {
 		t.Errorf("%d keep-alives of a completion", silent(a))
 	}
 	t.Run("after another attempt", func(t *testing.T) {
-		s[:1].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDieMid, After: 5, Count: 1})
+		s[:1].Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDieMid, After: 5, Count: 1})
 		struck := func() bool {
 			for _, r := range s[0].Requests() {
 				if r.Fault == gatewaytest.FaultDieMid {
@@ -295,7 +297,7 @@ func TestLevelsAlive(t *testing.T) {
 			return false
 		}
 		for n := 0; !struck() && n < 10; n++ { // the servers take turns
-			if a := w.answered(t, body, "L1", "pin", largeModel); silent(a) < 3 || gather(t, a.parts...).Text[0] == "" {
+			if a := w.answered(t, body, "L1", "pin", stack.LargeModel); silent(a) < 3 || gather(t, a.parts...).Text[0] == "" {
 				t.Errorf("%d keep-alives", silent(a))
 			}
 		}
@@ -308,39 +310,39 @@ func TestLevelsAlive(t *testing.T) {
 		code string
 	}{{gatewaytest.FaultDieMid, "upstream_error"}, {gatewaytest.FaultHang, "timeout"}} {
 		t.Run("then "+string(c.kind), func(t *testing.T) {
-			s.fault(t, gatewaytest.Fault{Kind: c.kind, After: 5})
-			e := w.stream(t, chatPath, body)
+			s.Fault(t, gatewaytest.Fault{Kind: c.kind, After: 5})
+			e := w.stream(t, stack.ChatPath, body)
 			if got := e.failure.Get("error.code").Str; got != c.code || e.done || e.err == nil || len(e.chunks) < 3 {
 				t.Errorf("%d chunks, then %q, done %t, %v", len(e.chunks), got, e.done, e.err)
 			}
 		})
 	}
 	t.Run("at once", func(t *testing.T) {
-		s.fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500})
-		w.refused(t, w.ask(t, "POST", chatPath, body), 502, "upstream_error", "")
-		w.refused(t, w.ask(t, "POST", chatPath, chatOf("x", `,"temperature":-1,"stream":true`)), 502, "upstream_error", "")
-		s.heal(t)
-		w.refused(t, w.ask(t, "POST", chatPath, chatOf("x", `,"temperature":-1,"stream":true`)), 400, "invalid_request", "temperature")
+		s.Fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault500})
+		w.refused(t, w.ask(t, "POST", stack.ChatPath, body), 502, "upstream_error", "")
+		w.refused(t, w.ask(t, "POST", stack.ChatPath, chatOf("x", `,"temperature":-1,"stream":true`)), 502, "upstream_error", "")
+		s.Heal(t)
+		w.refused(t, w.ask(t, "POST", stack.ChatPath, chatOf("x", `,"temperature":-1,"stream":true`)), 400, "invalid_request", "temperature")
 	})
 }
 
 // TestLevelsLeave: a caller that leaves at L1 ends the request at the server.
 func TestLevelsLeave(t *testing.T) {
 	w, s := alive(t)
-	s.fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 20})
+	s.Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 20})
 	for _, stream := range []bool{true, false} {
 		tag := fmt.Sprintf("leaves-%t", stream)
 		ctx, leave := context.WithCancel(t.Context())
 		var watch sync.WaitGroup
 		if !stream {
 			watch.Go(func() {
-				eventually(t, "the request at a server", func() bool {
+				stack.Eventually(t, "the request at a server", func() bool {
 					return slices.ContainsFunc(s, func(r *gatewaytest.Running) bool { return r.Stats().Running > 0 })
 				})
 				leave()
 			})
 		}
-		resp, err := w.post(ctx, chatPath, chatOf("Hello", fmt.Sprintf(`,"user":%q,"stream":%t,"sim":{"tokens":1000}`, tag, stream)))
+		resp, err := w.Post(ctx, stack.ChatPath, chatOf("Hello", fmt.Sprintf(`,"user":%q,"stream":%t,"sim":{"tokens":1000}`, tag, stream)))
 		if stream {
 			if err != nil || resp.StatusCode != http.StatusOK {
 				t.Fatal(resp, err)
@@ -355,7 +357,7 @@ func TestLevelsLeave(t *testing.T) {
 			t.Error("the request was answered")
 		}
 		watch.Wait()
-		if r := s.record(t, tag); !r.Aborted || r.Output >= 1000 || r.Stream {
+		if r := s.Record(t, tag); !r.Aborted || r.Output >= 1000 || r.Stream {
 			t.Errorf("%d tokens, aborted %t, streamed %t", r.Output, r.Aborted, r.Stream)
 		}
 		leave()
@@ -366,8 +368,8 @@ func TestLevelsLeave(t *testing.T) {
 // where the configuration says so.
 func TestCannedLanguage(t *testing.T) {
 	s := startServers(t, nil)
-	w := newWire(t, startGateway(t, s, laddered("")))
-	w.pin(t, largeModel, "L4")
+	w := newWire(t, startGateway(t, s, stack.Laddered("")))
+	w.Pin(t, stack.LargeModel, "L4")
 	for _, c := range []struct{ accept, body, want string }{
 		{"", chatOf("Hello", ""), cannedText},
 		{"", chatOf("你好，今天天气怎么样？", ""), busyText},
@@ -388,17 +390,17 @@ func TestCannedLanguage(t *testing.T) {
 		}
 	}
 	trip := `,"response_format":{"type":"json_object"}`
-	if a := newWire(t, startGateway(t, s, laddered("  canned: {constrained_status: 200}\n"))); a != nil {
-		a.pin(t, largeModel, "L4") // who wants it has the text under refusal, where clients do not parse it
+	if a := newWire(t, startGateway(t, s, stack.Laddered("  canned: {constrained_status: 200}\n"))); a != nil {
+		a.Pin(t, stack.LargeModel, "L4") // who wants it has the text under refusal, where clients do not parse it
 		got := a.answered(t, chatOf("Hello", trip), "L4", "pin", cannedModel)
 		if m := got.parts[0].Get("choices.0.message"); m.Get("refusal").Str != cannedText || m.Get("content").Type != gjson.Null {
 			t.Error(m.Raw)
 		}
 	}
-	refusing := newWire(t, startGateway(t, s, laddered("  canned: {status: 503}\n")))
-	refusing.pin(t, largeModel, "L4")
+	refusing := newWire(t, startGateway(t, s, stack.Laddered("  canned: {status: 503}\n")))
+	refusing.Pin(t, stack.LargeModel, "L4")
 	for _, stream := range []string{"", `,"stream":true`} {
-		resp := refusing.ask(t, "POST", chatPath, chatOf("你好", stream))
+		resp := refusing.ask(t, "POST", stack.ChatPath, chatOf("你好", stream))
 		raw, _ := io.ReadAll(resp.Body)
 		if e := gjson.GetBytes(raw, "error"); resp.StatusCode != 503 || e.Get("code").Str != "overloaded" || e.Get("message").Str != busyText || resp.Header.Get("Retry-After") == "" || resp.Header.Get("X-Tidegate-Level") != "L4" {
 			t.Errorf("%d %v %s", resp.StatusCode, resp.Header, raw)
@@ -411,41 +413,41 @@ func TestCannedLanguage(t *testing.T) {
 // has been told nothing is answered as the level is.
 func TestLevelsWait(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.Tokens = 0, 40 })
-	p := laddered("")
+	p := stack.Laddered("")
 	// A refusal comes well before the first keep-alive, and several of those before an answer,
 	// on a busy machine too.
-	p.server = []string{"keepalive: {after: 300ms, every: 20ms}"}
-	p.each = ", max_in_flight: 1"
+	p.Server = []string{"keepalive: {after: 300ms, every: 20ms}"}
+	p.Backend = ", max_in_flight: 1"
 	w := newWire(t, startGateway(t, s, p))
 	for _, level := range []int{0, 1, 2} {
 		name, model, _ := levelOf(level)
-		w.pin(t, largeModel, name)
-		s[:2].fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHang, Count: 1})
+		w.Pin(t, stack.LargeModel, name)
+		s[:2].Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHang, Count: 1})
 		busy, leave := context.WithCancel(t.Context())
 		for range 2 {
 			go func() {
-				if resp, err := w.post(busy, chatPath, chatOf("Hello", "")); err == nil {
+				if resp, err := w.Post(busy, stack.ChatPath, chatOf("Hello", "")); err == nil {
 					resp.Body.Close()
 				}
 			}()
 		}
 		waiting := func(n int) {
-			eventually(t, fmt.Sprint(n, " requests that wait"), func() bool {
-				return w.metric(t, fmt.Sprintf(`tidegate_queue_length{model=%q,tier="standard"}`, largeModel)) == float64(n)
+			stack.Eventually(t, fmt.Sprint(n, " requests that wait"), func() bool {
+				return w.Metric(t, fmt.Sprintf(`tidegate_queue_length{model=%q,tier="standard"}`, stack.LargeModel)) == float64(n)
 			})
 		}
-		eventually(t, "both servers to be busy", func() bool { return strings.Count(w.status(t), `"in_flight": 1`) == 2 })
+		stack.Eventually(t, "both servers to be busy", func() bool { return strings.Count(w.StatusPage(t), `"in_flight": 1`) == 2 })
 		whole := make(chan *http.Response, 1)
-		stream := w.ask(t, "POST", chatPath, chatOf("Hello", `,"stream":true`)) // returns with the first keep-alive
+		stream := w.ask(t, "POST", stack.ChatPath, chatOf("Hello", `,"stream":true`)) // returns with the first keep-alive
 		go func() {
-			resp, err := w.post(t.Context(), chatPath, chatOf("Hello", ""))
+			resp, err := w.Post(t.Context(), stack.ChatPath, chatOf("Hello", ""))
 			if err != nil {
 				t.Error(err)
 			}
 			whole <- resp
 		}()
 		waiting(2)
-		w.pin(t, largeModel, "L4")
+		w.Pin(t, stack.LargeModel, "L4")
 		resp := <-whole // at once, while the servers are busy
 		raw, _ := io.ReadAll(resp.Body)
 		resp.Body.Close()
@@ -464,7 +466,7 @@ func TestLevelsWait(t *testing.T) {
 				t.Errorf("%s: %s in a stream of %s", name, c.Raw, e.chunks[0].Raw)
 			}
 		}
-		s.heal(t)
+		s.Heal(t)
 	}
 }
 
@@ -473,14 +475,14 @@ func TestLevelsWait(t *testing.T) {
 // show is charged as it states it.
 func TestEchoAlone(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL = 0, 0 })
-	w := newWire(t, startGateway(t, s, laddered("")))
+	w := newWire(t, startGateway(t, s, stack.Laddered("")))
 	for level := range 4 {
 		name, _, _ := levelOf(level)
-		w.pin(t, largeModel, name)
+		w.Pin(t, stack.LargeModel, name)
 		for _, options := range []string{"", `,"stream":true,"stream_options":{"include_usage":true}`} {
 			tag := strings.ReplaceAll(t.Name()+name+fmt.Sprint(len(options)), "/", "_")
-			a := w.tell(t, completionPath, fmt.Sprintf(`{"model":%q,"prompt":"one two three","max_tokens":0,"echo":true,"user":%q%s}`, largeAlias, tag, options))
-			r := w.servers.record(t, tag)
+			a := w.tell(t, stack.CompletionPath, fmt.Sprintf(`{"model":%q,"prompt":"one two three","max_tokens":0,"echo":true,"user":%q%s}`, stack.LargeAlias, tag, options))
+			r := w.Servers.Record(t, tag)
 			if text := gather(t, a.parts...).Text[0]; text != "one two three" || gjson.GetBytes(r.Body, "max_tokens").Raw != "0" {
 				t.Errorf("%s%s: %q, the server was sent %s", name, options, text, r.Body)
 			}
@@ -489,16 +491,16 @@ func TestEchoAlone(t *testing.T) {
 			}
 		}
 	}
-	w.refused(t, w.ask(t, "POST", completionPath, fmt.Sprintf(`{"model":%q,"prompt":"x","max_tokens":0}`, largeAlias)), 400, "invalid_request", "max_tokens")
+	w.refused(t, w.ask(t, "POST", stack.CompletionPath, fmt.Sprintf(`{"model":%q,"prompt":"x","max_tokens":0}`, stack.LargeAlias)), 400, "invalid_request", "max_tokens")
 }
 
 // TestNamelessModel: a key that may use one model need not name it, in a body behind a
 // byte order mark, with numbers and switches as text.
 func TestNamelessModel(t *testing.T) {
-	f := startGateway(t, startServers(t, nil), plan{})
+	f := startGateway(t, startServers(t, nil), stack.Config{})
 	body := "\uFEFF" + `{"messages":[{"role":"user","content":"Hello"},{"role":"assistant","content":"Hi","reasoning":[{"type":"text","text":"hm"}]},{"role":"user","content":"Hello"}],"max_tokens":"5","stream":"no"}`
-	f.expect(t, bobKey, "POST", chatPath, body, 200, `"model":"`+smallModel+`"`)
-	f.expect(t, adaKey, "POST", chatPath, body, 400, "model is missing: ")
+	f.Expect(t, stack.BobKey, "POST", stack.ChatPath, body, 200, `"model":"`+stack.SmallModel+`"`)
+	f.Expect(t, stack.AdaKey, "POST", stack.ChatPath, body, 400, "model is missing: ")
 }
 
 // TestStreamsKeepDetails: what vLLM says of a whole answer beside its text is there in a
@@ -507,13 +509,13 @@ func TestNamelessModel(t *testing.T) {
 func TestStreamsKeepDetails(t *testing.T) {
 	for _, version := range []string{"0.23.0", "0.30.0"} { // the latter states reasoning tokens
 		s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL, o.Version = 0, 0, version })
-		w := newWire(t, startGateway(t, s, laddered("")))
+		w := newWire(t, startGateway(t, s, stack.Laddered("")))
 		for _, level := range []string{"L0", "L1"} {
-			w.pin(t, largeModel, level)
-			whole := w.tell(t, chatPath, chatOf("Hello", ""))
+			w.Pin(t, stack.LargeModel, level)
+			whole := w.tell(t, stack.ChatPath, chatOf("Hello", ""))
 			print := whole.parts[0].Get("system_fingerprint").Str
 			for _, options := range []string{`,"stream":true`, `,"stream":true,"stream_options":{"include_usage":true}`} {
-				resp := w.ask(t, "POST", chatPath, chatOf("Hello", options))
+				resp := w.ask(t, "POST", stack.ChatPath, chatOf("Hello", options))
 				e := readEvents(t, resp.Body)
 				last := e.chunks[len(e.chunks)-1]
 				if got := last.Get("system_fingerprint").Str; got != print || got == "" || !e.done {
@@ -527,8 +529,8 @@ func TestStreamsKeepDetails(t *testing.T) {
 				t.Errorf("%s %s: %s", version, level, u.Raw)
 			}
 		}
-		w.pin(t, largeModel, "L2") // without thinking nobody has counted any
-		if u := w.tell(t, chatPath, chatOf("Hello", "")).usage; u.Get("completion_tokens_details.reasoning_tokens").Int() != 0 {
+		w.Pin(t, stack.LargeModel, "L2") // without thinking nobody has counted any
+		if u := w.tell(t, stack.ChatPath, chatOf("Hello", "")).usage; u.Get("completion_tokens_details.reasoning_tokens").Int() != 0 {
 			t.Errorf("%s: %s", version, u.Raw)
 		}
 	}

@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"fmt"
@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/database"
@@ -55,14 +57,14 @@ func TestSoakKill(t *testing.T) {
 	dsn := databasetest.Postgres(t)
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL = 10*time.Millisecond, 2*time.Millisecond })
 	const slots = 200
-	p := plan{dsn: dsn, more: fmt.Sprintf("redis: {addrs: ['%s'], timeout: 2s}\nlimits:\n  - {name: slots, per: user, concurrency: %d}\n"+
+	p := stack.Config{DSN: dsn, Extra: fmt.Sprintf("redis: {addrs: ['%s'], timeout: 2s}\nlimits:\n  - {name: slots, per: user, concurrency: %d}\n"+
 		"quotas:\n  - {name: monthly, per: user, tokens: 1000000000, every: month}\n", redis.Addr, slots)}
-	c := &crowd{client: soakClient(t), callers: 40, longest: 100 * time.Millisecond, request: func(_ int, rng *rand.Rand) (string, string) {
+	c := &crowd{client: stack.NewClient(t), callers: 40, longest: 100 * time.Millisecond, request: func(_ int, rng *rand.Rand) (string, string) {
 		stream := ""
 		if rng.IntN(2) == 0 {
 			stream = `,"stream":true`
 		}
-		return adaKey, chat(largeModel, 10+rng.IntN(90), stream)
+		return stack.AdaKey, stack.Chat(stack.LargeModel, 10+rng.IntN(90), stream)
 	}}
 	for range 2 {
 		c.replicas = append(c.replicas, startReplica(t, s, p, c.client))
@@ -73,23 +75,23 @@ func TestSoakKill(t *testing.T) {
 		for round := range rounds {
 			elapse(t, length(600*time.Millisecond, 2*time.Second)+rand.N(400*time.Millisecond))
 			victim := c.replicas[round%2]
-			victim.kill()
+			victim.Kill()
 			killed = time.Now()
-			victim.start(t)
+			victim.Start(t)
 		}
 		elapse(t, 500*time.Millisecond)
 	})
 	for _, r := range c.replicas {
-		eventually(t, "all to be in the database", func() bool {
-			status := r.status(t)
+		stack.Eventually(t, "all to be in the database", func() bool {
+			status := r.StatusPage(t)
 			return strings.Contains(status, `"backlog_bytes": 0`) && strings.Contains(status, `"buffer_bytes": 0`) && strings.Contains(status, `"running": 0`)
 		})
 	}
 	ledger := entries(t, dsn)
-	sum, cutTokens := c.compare(t, s.passages(t), ledger, rounds)
-	var report tokens
+	sum, cutTokens := c.compare(t, passages(t, s), ledger, rounds)
+	var report stack.Tokens
 	o := outage{crowd: c, servers: s}
-	if report = o.usedBy(t, adaKey); report.Input+report.Output != sum || report.Requests != int64(len(ledger)) {
+	if report = o.usedBy(t, stack.AdaKey); report.Input+report.Output != sum || report.Requests != int64(len(ledger)) {
 		t.Errorf("the report says %+v, the records %d in %d", report, sum, len(ledger))
 	}
 	c.slotsReturn(t, killed, slots, sum, cutTokens)
@@ -156,9 +158,9 @@ func (c *crowd) compare(t *testing.T, produced map[string]passage, ledger map[st
 // slotsReturn looks for the slots of gateways that were killed, and for quotas.
 func (c *crowd) slotsReturn(t *testing.T, killed time.Time, slots, used, cut int64) {
 	const lease = 30 * time.Second
-	var now limitStatus
+	var now stack.LimitStatus
 	free := func() (free int64, reset time.Duration) {
-		c.replicas[0].limits(t, adaKey, "/quota/status", &now)
+		c.replicas[0].Limits(t, stack.AdaKey, "/quota/status", &now)
 		i := slices.IndexFunc(now.Rates, func(r struct {
 			Name, Metric     string
 			Limit, Remaining int64
@@ -174,7 +176,7 @@ func (c *crowd) slotsReturn(t *testing.T, killed time.Time, slots, used, cut int
 	}
 	t.Logf("%v after the last kill %d of %d slots are free, the last one in %v", time.Since(killed).Round(time.Millisecond), left, slots, reset)
 	if atLength() {
-		eventually(t, "all slots to be free", func() bool {
+		stack.Eventually(t, "all slots to be free", func() bool {
 			left, _ := free()
 			return left == slots
 		})
@@ -186,7 +188,7 @@ func (c *crowd) slotsReturn(t *testing.T, killed time.Time, slots, used, cut int
 		elapse(t, 12*time.Second) // until a heartbeat has settled what died
 		// What the gateways that were killed could not settle is made good from the
 		// ledger when the new ones have known Redis for a minute.
-		eventually(t, "the quota to have all that the ledger has", func() bool {
+		stack.Eventually(t, "the quota to have all that the ledger has", func() bool {
 			free()
 			return *now.Used >= used
 		})

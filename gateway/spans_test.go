@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"compress/gzip"
@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
@@ -68,7 +70,7 @@ func startCollector(t *testing.T) *collected {
 // all others of its trace.
 func (c *collected) ended(t *testing.T, id string) (request *otlp.Span, trace []*otlp.Span) {
 	t.Helper()
-	eventually(t, "the span of request "+id, func() bool {
+	stack.Eventually(t, "the span of request "+id, func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		for _, s := range c.spans {
@@ -134,17 +136,17 @@ type traced struct {
 // send asks for 40 tokens and returns the span of the request, and all of its trace.
 func (c *traced) send(t *testing.T, model, more string, head ...string) (request *otlp.Span, trace []*otlp.Span) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, c.front.url+chatPath,
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, c.front.URL+stack.ChatPath,
 		strings.NewReader(fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":40}%s}`, model, more)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Bearer "+adaKey)
+	req.Header.Set("Authorization", "Bearer "+stack.AdaKey)
 	req.Header.Set("Content-Type", "application/json")
 	for i := 0; i < len(head); i += 2 {
 		req.Header.Set(head[i], head[i+1])
 	}
-	resp, err := c.front.client.Do(req)
+	resp, err := c.front.Client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,8 +163,8 @@ func TestTraces(t *testing.T) {
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "20") // ms between two batches of spans
 	c := &traced{collected: startCollector(t)}
 	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 5 * time.Millisecond })
-	c.front = startGateway(t, s, plan{
-		each: ", max_in_flight: 1", large: []string{"retry: {budget: 1}"}, more: "telemetry: {otlp_endpoint: '" + c.url + "/', trace_callers: [127.0.0.0/8]}\n",
+	c.front = startGateway(t, s, stack.Config{
+		Backend: ", max_in_flight: 1", Large: []string{"retry: {budget: 1}"}, Extra: "telemetry: {otlp_endpoint: '" + c.url + "/', trace_callers: [127.0.0.0/8]}\n",
 	})
 	t.Run("a stream in its caller's trace", c.stream)
 	t.Run("a wait", func(t *testing.T) {
@@ -170,10 +172,10 @@ func TestTraces(t *testing.T) {
 		waits := make(chan time.Duration, 2)
 		for range 2 {
 			both.Go(func() {
-				request, all := c.send(t, smallModel, "")
+				request, all := c.send(t, stack.SmallModel, "")
 				top := below(all, request)
 				waits <- lasted(only(t, below(all, only(t, top, "admission")), "queue"))
-				if len(below(all, only(t, top, "chat "+smallModel))) != 0 {
+				if len(below(all, only(t, top, "chat "+stack.SmallModel))) != 0 {
 					t.Error("an answer in one piece has a stream")
 				}
 			})
@@ -187,10 +189,10 @@ func TestTraces(t *testing.T) {
 		if err := s[0].SetFault(gatewaytest.Fault{Kind: gatewaytest.Fault503, Count: 1}); err != nil {
 			t.Fatal(err)
 		}
-		defer s.heal(t)
+		defer s.Heal(t)
 		for range 2 { // the first or the second meets it
-			request, all := c.send(t, largeModel, "")
-			attempts := below(all, request)["chat "+largeModel]
+			request, all := c.send(t, stack.LargeModel, "")
+			attempts := below(all, request)["chat "+stack.LargeModel]
 			if len(attempts) == 2 {
 				if said(attempts[0], "error.type") == "" || attempts[0].GetStatus().GetCode() != otlp.Status_STATUS_CODE_ERROR {
 					t.Errorf("the failed attempt does not say so: %v", attempts[0])
@@ -217,13 +219,13 @@ func TestTraces(t *testing.T) {
 // queue, attempt and stream, and the server is told of its attempt.
 func (c *traced) stream(t *testing.T) {
 	const trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-	request, all := c.send(t, smallModel, `,"stream":true`, "Traceparent", "00-"+trace+"-"+parent+"-01", "Tracestate", "vendor=x")
+	request, all := c.send(t, stack.SmallModel, `,"stream":true`, "Traceparent", "00-"+trace+"-"+parent+"-01", "Tracestate", "vendor=x")
 	if hex.EncodeToString(request.GetTraceId()) != trace || hex.EncodeToString(request.GetParentSpanId()) != parent {
 		t.Errorf("the request's span is not in its caller's trace: %v", request)
 	}
 	for name, want := range map[string]string{
-		"gen_ai.operation.name": "chat", "gen_ai.request.model": smallModel, "gen_ai.response.model": smallModel, "gen_ai.usage.output_tokens": "40",
-		"http.route": chatPath, "http.response.status_code": "200", "tidegate.user": "ada", "tidegate.level": "L0",
+		"gen_ai.operation.name": "chat", "gen_ai.request.model": stack.SmallModel, "gen_ai.response.model": stack.SmallModel, "gen_ai.usage.output_tokens": "40",
+		"http.route": stack.ChatPath, "http.response.status_code": "200", "tidegate.user": "ada", "tidegate.level": "L0",
 	} {
 		if got := said(request, name); got != want {
 			t.Errorf("%s is %q, not %q", name, got, want)
@@ -231,7 +233,7 @@ func (c *traced) stream(t *testing.T) {
 	}
 	top := below(all, request)
 	queue := only(t, below(all, only(t, top, "admission")), "queue")
-	attempt := only(t, top, "chat "+smallModel)
+	attempt := only(t, top, "chat "+stack.SmallModel)
 	stream := only(t, below(all, attempt), "stream")
 	if len(all) != 5 {
 		t.Errorf("%d spans, not 5: %v", len(all), all)
@@ -240,7 +242,7 @@ func (c *traced) stream(t *testing.T) {
 		t.Errorf("queue %v, stream %v, attempt %v of %v", lasted(queue), lasted(stream), lasted(attempt), lasted(request))
 	}
 	var told http.Header
-	for _, r := range c.front.servers[2].Requests() {
+	for _, r := range c.front.Servers[2].Requests() {
 		if r.ID == said(attempt, "tidegate.attempt") {
 			told = r.Header
 		}
@@ -264,54 +266,13 @@ func TestTracesNobodyTakes(t *testing.T) {
 	t.Cleanup(server.Close)
 	t.Cleanup(func() { close(hung) })
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.URL)
-	f := startGateway(t, startServers(t, nil), plan{env: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": server.URL}})
+	f := startGateway(t, startServers(t, nil), stack.Config{Env: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": server.URL}})
 	for range 50 {
-		if status, body := f.ask(t, adaKey); status != http.StatusOK {
+		if status, body := f.Ask(t, stack.AdaKey); status != http.StatusOK {
 			t.Fatalf("%d %s", status, body)
 		}
 	}
-	eventually(t, "a word of it in the log", func() bool {
-		f.journal.mu.Lock()
-		defer f.journal.mu.Unlock()
-		return strings.Contains(string(f.journal.text), "cannot send traces")
+	stack.Eventually(t, "a word of it in the log", func() bool {
+		return strings.Contains(f.Log.Text(), "cannot send traces")
 	})
-}
-
-// TestTracesSettings checks what of the standard variables turns tracing on, and that
-// a protocol that is not there is said.
-func TestTracesSettings(t *testing.T) {
-	for name, test := range map[string]struct {
-		endpoint string
-		env      map[string]string
-		on       bool
-		fault    string
-	}{
-		"nothing":         {},
-		"the file":        {endpoint: "http://127.0.0.1:1", on: true},
-		"the variable":    {env: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, on: true},
-		"that of traces":  {env: map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"}, on: true},
-		"disabled":        {endpoint: "http://127.0.0.1:1", env: map[string]string{"OTEL_SDK_DISABLED": "True"}},
-		"no exporter":     {endpoint: "http://127.0.0.1:1", env: map[string]string{"OTEL_TRACES_EXPORTER": "none"}},
-		"gRPC":            {endpoint: "http://127.0.0.1:1", env: map[string]string{"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, on: true},
-		"another":         {endpoint: "http://127.0.0.1:1", env: map[string]string{"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, fault: `"http/json" is not known`},
-		"that for traces": {endpoint: "http://127.0.0.1:1", env: map[string]string{"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, on: true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			p := &process{env: func(name string) (string, bool) { v, ok := test.env[name]; return v, ok }}
-			traces, err := newTracing(t.Context(), test.endpoint, p, newLog("text", &process{stderr: io.Discard}))
-			if test.fault != "" {
-				if err == nil || !strings.Contains(err.Error(), test.fault) {
-					t.Errorf("%v", err)
-				}
-				return
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer traces.close()
-			if on := traces.tracer() != nil; on != test.on {
-				t.Errorf("on: %v", on)
-			}
-		})
-	}
 }

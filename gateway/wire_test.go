@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"bytes"
@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"github.com/tidwall/gjson"
 
 	"tidegate/gateway/gatewaytest"
@@ -19,9 +21,7 @@ import (
 )
 
 const (
-	chatPath       = "/v1/chat/completions"
-	completionPath = "/v1/completions"
-	maxLine        = 16 << 10 // bytes; some clients refuse longer lines
+	maxLine = 16 << 10 // bytes; some clients refuse longer lines
 )
 
 // wire reads what the gateway sends byte by byte and holds it against OpenAI's
@@ -44,18 +44,18 @@ func newWire(t *testing.T, f *front) *wire {
 // ask sends one request as curl would.
 func (w *wire) ask(t *testing.T, method, path, body string, header ...string) *http.Response {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), stack.Patience)
 	t.Cleanup(cancel)
-	req, err := http.NewRequestWithContext(ctx, method, w.url+path, strings.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, w.URL+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Bearer "+adaKey)
+	req.Header.Set("Authorization", "Bearer "+stack.AdaKey)
 	req.Header.Set("Content-Type", "application/json")
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := w.client.Do(req)
+	resp, err := w.Client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,14 +92,14 @@ func (w *wire) whole(t *testing.T, path, body string) gjson.Result {
 	}
 	generated(t, resp.Header, "application/json")
 	def := "CreateChatCompletionResponse"
-	if path == completionPath {
+	if path == stack.CompletionPath {
 		def = "CreateCompletionResponse"
 	}
 	if err := w.schemas.Check(def, raw); err != nil {
 		t.Error(err)
 	}
 	r := gjson.ParseBytes(raw)
-	if got := r.Get("model").Str; got != largeModel {
+	if got := r.Get("model").Str; got != stack.LargeModel {
 		t.Errorf("the answer names %q", got)
 	}
 	u := r.Get("usage")
@@ -157,14 +157,14 @@ func (w *wire) stream(t *testing.T, path, body string) events {
 	generated(t, resp.Header, "text/event-stream; charset=utf-8")
 	e := readEvents(t, resp.Body)
 	def := "CreateChatCompletionStreamResponse"
-	if path == completionPath {
+	if path == stack.CompletionPath {
 		def = "CreateCompletionResponse"
 	}
 	for _, c := range e.chunks {
 		if err := w.schemas.Check(def, []byte(c.Raw)); err != nil {
 			t.Error(err)
 		}
-		if got := c.Get("model").Str; got != largeModel && got != smallModel {
+		if got := c.Get("model").Str; got != stack.LargeModel && got != stack.SmallModel {
 			t.Errorf("a chunk names %q", got)
 		}
 	}
@@ -221,7 +221,7 @@ func gather(t *testing.T, parts ...gjson.Result) answer {
 // chatOf makes the body of a chat; more begins with a comma or is empty.
 func chatOf(text, more string) string {
 	quoted, _ := json.Marshal(text) // a string cannot fail
-	return fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":%s}]%s}`, largeAlias, quoted, more)
+	return fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":%s}]%s}`, stack.LargeAlias, quoted, more)
 }
 
 const (
@@ -234,9 +234,9 @@ const (
 // asks are the kinds of requests of the mix, by name. {S} marks where the
 // members that switch streaming on are put.
 func asks() map[string][2]string {
-	chat := func(text, more string) [2]string { return [2]string{chatPath, chatOf(text, more)} }
+	chat := func(text, more string) [2]string { return [2]string{stack.ChatPath, chatOf(text, more)} }
 	completion := func(members string) [2]string {
-		return [2]string{completionPath, fmt.Sprintf(`{"model":%q,%s}`, largeAlias, members)}
+		return [2]string{stack.CompletionPath, fmt.Sprintf(`{"model":%q,%s}`, stack.LargeAlias, members)}
 	}
 	tools := `,"tools":[` + weatherTool + `,` + clockTool + `]`
 	return map[string][2]string{
@@ -253,13 +253,13 @@ func asks() map[string][2]string {
 		"stop":              chat("Hello", off+`,"stop":["."," and"]`),
 		"two choices":       chat("Hello", `,"n":2`),
 		"logprobs":          chat("Hello", off+`,"logprobs":true,"top_logprobs":2,"max_tokens":9`),
-		"developer":         {chatPath, `{"model":"qwen3","messages":[{"role":"developer","content":"Be short."},{"role":"user","content":"Hello","name":"ada"}],"seed":1,"temperature":0,"user":"x"}`},
+		"developer":         {stack.ChatPath, `{"model":"qwen3","messages":[{"role":"developer","content":"Be short."},{"role":"user","content":"Hello","name":"ada"}],"seed":1,"temperature":0,"user":"x"}`},
 		"tools auto":        chat("What is the weather in \"Paris\"? Use get_weather", tools),
 		"tools not needed":  chat("Hello", tools),
 		"tools required":    chat("Hello", tools+`,"tool_choice":"required"`),
 		"tool named":        chat("Hello", off+tools+`,"tool_choice":{"type":"function","function":{"name":"get_time"}}`),
 		"two calls":         chat("Call both", tools+`,"sim":{"tool_calls":2}`),
-		"tool result":       {chatPath, `{"model":"qwen3","messages":[{"role":"user","content":"Weather?"},{"role":"assistant","content":null,"tool_calls":[{"id":"c1","type":"function","function":{"name":"get_weather","arguments":"{\"city\":\"Rome\",\"days\":1}"}}]},{"role":"tool","tool_call_id":"c1","content":"sunny"}]` + tools + `}`},
+		"tool result":       {stack.ChatPath, `{"model":"qwen3","messages":[{"role":"user","content":"Weather?"},{"role":"assistant","content":null,"tool_calls":[{"id":"c1","type":"function","function":{"name":"get_weather","arguments":"{\"city\":\"Rome\",\"days\":1}"}}]},{"role":"tool","tool_call_id":"c1","content":"sunny"}]` + tools + `}`},
 		"json_schema":       chat("4 days in \"Rome\"", `,"response_format":{"type":"json_schema","json_schema":{"name":"trip","strict":true,"schema":`+tripSchema+`}}`),
 		"json_object":       chat("JSON with \"city\"", off+`,"response_format":{"type":"json_object"}`),
 		"guided_choice":     chat("Is it red?", off+`,"guided_choice":["red","green"]`),
@@ -281,7 +281,7 @@ func TestWire(t *testing.T) {
 			s := startServers(t, func(o *gatewaytest.Options) {
 				o.Version, o.TTFT, o.ITL = version, 0, 0
 			})
-			w := newWire(t, startGateway(t, s, plan{}))
+			w := newWire(t, startGateway(t, s, stack.Config{}))
 			for name, ask := range asks() {
 				if name == "cut in thought" && version < "0.17" {
 					continue // that parser calls a thought without its end an answer, but only where it is not streamed
@@ -329,7 +329,7 @@ func (w *wire) bothWays(t *testing.T, path, body string) {
 // body must be OpenAI's error to the letter.
 func TestWireErrors(t *testing.T) {
 	s := startServers(t, nil)
-	w := newWire(t, startGateway(t, s, plan{server: []string{"max_body: 64KiB"}}))
+	w := newWire(t, startGateway(t, s, stack.Config{Server: []string{"max_body: 64KiB"}}))
 	hello := chatOf("Hello", "")
 	for _, c := range []struct {
 		name, method, path, body string
@@ -337,28 +337,28 @@ func TestWireErrors(t *testing.T) {
 		status                   int
 		code, param              string
 	}{
-		{"no key", "POST", chatPath, hello, []string{"Authorization", ""}, 401, "invalid_api_key", ""},
-		{"unknown key", "POST", chatPath, hello, []string{"Authorization", "Bearer EMPTY"}, 401, "invalid_api_key", ""},
+		{"no key", "POST", stack.ChatPath, hello, []string{"Authorization", ""}, 401, "invalid_api_key", ""},
+		{"unknown key", "POST", stack.ChatPath, hello, []string{"Authorization", "Bearer EMPTY"}, 401, "invalid_api_key", ""},
 		{"unknown key, list", "GET", "/v1/models", "", []string{"Authorization", "Bearer EMPTY"}, 401, "invalid_api_key", ""},
-		{"model not allowed", "POST", chatPath, hello, []string{"Authorization", "Bearer " + bobKey}, 403, "model_not_allowed", "model"},
-		{"no such model", "POST", chatPath, `{"model":"gpt-4o","messages":[{"role":"user","content":"x"}]}`, nil, 404, "model_not_found", "model"},
+		{"model not allowed", "POST", stack.ChatPath, hello, []string{"Authorization", "Bearer " + stack.BobKey}, 403, "model_not_allowed", "model"},
+		{"no such model", "POST", stack.ChatPath, `{"model":"gpt-4o","messages":[{"role":"user","content":"x"}]}`, nil, 404, "model_not_found", "model"},
 		{"no such card", "GET", "/v1/models/gpt-4o", "", nil, 404, "model_not_found", "model"},
 		{"no such route", "POST", "/v1/audio/speech", "{}", nil, 404, "unknown_url", ""},
 		{"operational route", "POST", "/sleep", "{}", nil, 404, "unknown_url", ""},
-		{"wrong method", "GET", chatPath, "", nil, 405, "method_not_allowed", ""},
-		{"no JSON", "POST", chatPath, "{", nil, 400, "invalid_request", ""},
-		{"not JSON's type", "POST", chatPath, hello, []string{"Content-Type", "text/plain"}, 400, "invalid_request", ""},
-		{"no model", "POST", chatPath, `{"messages":[{"role":"user","content":"x"}]}`, nil, 400, "invalid_request", "model"},
-		{"no messages", "POST", chatPath, `{"model":"qwen3"}`, nil, 400, "invalid_request", "messages"},
-		{"empty messages", "POST", chatPath, `{"model":"qwen3","messages":[]}`, nil, 400, "invalid_request", "messages"},
-		{"too many choices", "POST", chatPath, chatOf("x", `,"n":100`), nil, 400, "invalid_request", "n"},
-		{"wrong type", "POST", chatPath, chatOf("x", `,"stream":"maybe"`), nil, 400, "invalid_request", "stream"},
-		{"the server's own refusal", "POST", chatPath, chatOf("x", `,"temperature":-1`), nil, 400, "invalid_request", "temperature"},
-		{"the same, streamed", "POST", chatPath, chatOf("x", `,"temperature":-1,"stream":true`), nil, 400, "invalid_request", "temperature"},
-		{"unknown tool", "POST", chatPath, chatOf("x", `,"tool_choice":"required"`), nil, 400, "invalid_request", "tool_choice"},
-		{"max_tokens over the context", "POST", chatPath, chatOf("x", `,"max_tokens":40961`), nil, 400, "context_length_exceeded", "max_tokens"},
-		{"body too large", "POST", chatPath, chatOf(strings.Repeat("x", 70<<10), ""), nil, 413, "request_too_large", ""},
-		{"no server", "POST", chatPath, fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"x"}]}`, goneModel), nil, 503, "no_backend", ""},
+		{"wrong method", "GET", stack.ChatPath, "", nil, 405, "method_not_allowed", ""},
+		{"no JSON", "POST", stack.ChatPath, "{", nil, 400, "invalid_request", ""},
+		{"not JSON's type", "POST", stack.ChatPath, hello, []string{"Content-Type", "text/plain"}, 400, "invalid_request", ""},
+		{"no model", "POST", stack.ChatPath, `{"messages":[{"role":"user","content":"x"}]}`, nil, 400, "invalid_request", "model"},
+		{"no messages", "POST", stack.ChatPath, `{"model":"qwen3"}`, nil, 400, "invalid_request", "messages"},
+		{"empty messages", "POST", stack.ChatPath, `{"model":"qwen3","messages":[]}`, nil, 400, "invalid_request", "messages"},
+		{"too many choices", "POST", stack.ChatPath, chatOf("x", `,"n":100`), nil, 400, "invalid_request", "n"},
+		{"wrong type", "POST", stack.ChatPath, chatOf("x", `,"stream":"maybe"`), nil, 400, "invalid_request", "stream"},
+		{"the server's own refusal", "POST", stack.ChatPath, chatOf("x", `,"temperature":-1`), nil, 400, "invalid_request", "temperature"},
+		{"the same, streamed", "POST", stack.ChatPath, chatOf("x", `,"temperature":-1,"stream":true`), nil, 400, "invalid_request", "temperature"},
+		{"unknown tool", "POST", stack.ChatPath, chatOf("x", `,"tool_choice":"required"`), nil, 400, "invalid_request", "tool_choice"},
+		{"max_tokens over the context", "POST", stack.ChatPath, chatOf("x", `,"max_tokens":40961`), nil, 400, "context_length_exceeded", "max_tokens"},
+		{"body too large", "POST", stack.ChatPath, chatOf(strings.Repeat("x", 70<<10), ""), nil, 413, "request_too_large", ""},
+		{"no server", "POST", stack.ChatPath, fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"x"}]}`, stack.GoneModel), nil, 503, "no_backend", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			resp := w.ask(t, c.method, c.path, c.body, c.header...)
@@ -393,7 +393,7 @@ func (w *wire) refused(t *testing.T, resp *http.Response, status int, code, para
 // TestWireFailures lets the servers fail, before an answer and in the middle.
 func TestWireFailures(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.Tokens = 60 })
-	w := newWire(t, startGateway(t, s, plan{model: []string{"timeouts: {first_token: 500ms, idle: 500ms, total: 1s}", "breaker: {failures: 1000}"}}))
+	w := newWire(t, startGateway(t, s, stack.Config{Model: []string{"timeouts: {first_token: 500ms, idle: 500ms, total: 1s}", "breaker: {failures: 1000}"}}))
 	for _, c := range []struct {
 		kind   gatewaytest.FaultKind
 		status int
@@ -407,8 +407,8 @@ func TestWireFailures(t *testing.T) {
 	} {
 		for _, more := range []string{"", `,"stream":true`} {
 			t.Run(string(c.kind)+more, func(t *testing.T) {
-				s.fault(t, gatewaytest.Fault{Kind: c.kind})
-				w.refused(t, w.ask(t, "POST", chatPath, chatOf("Hello", more)), c.status, c.code, "")
+				s.Fault(t, gatewaytest.Fault{Kind: c.kind})
+				w.refused(t, w.ask(t, "POST", stack.ChatPath, chatOf("Hello", more)), c.status, c.code, "")
 			})
 		}
 	}
@@ -416,12 +416,12 @@ func TestWireFailures(t *testing.T) {
 		gatewaytest.FaultError: "upstream_error", gatewaytest.FaultDieMid: "upstream_error",
 		gatewaytest.FaultTruncate: "upstream_error", gatewaytest.FaultHangMid: "timeout",
 	} {
-		for _, path := range []string{chatPath, completionPath} {
+		for _, path := range []string{stack.ChatPath, stack.CompletionPath} {
 			t.Run(string(kind)+path, func(t *testing.T) {
-				s.fault(t, gatewaytest.Fault{Kind: kind, After: 5})
+				s.Fault(t, gatewaytest.Fault{Kind: kind, After: 5})
 				body := chatOf("Hello", `,"stream":true`)
-				if path == completionPath {
-					body = fmt.Sprintf(`{"model":%q,"prompt":"Once","max_tokens":50,"stream":true}`, largeAlias)
+				if path == stack.CompletionPath {
+					body = fmt.Sprintf(`{"model":%q,"prompt":"Once","max_tokens":50,"stream":true}`, stack.LargeAlias)
 				}
 				e := w.stream(t, path, body)
 				if got := e.failure.Get("error.code").Str; got != code || e.done || e.err == nil || len(e.chunks) == 0 {
@@ -436,12 +436,12 @@ func TestWireFailures(t *testing.T) {
 func TestWireKeepAlive(t *testing.T) {
 	// Forty are due where three are asked for: a busy machine sends some of them late.
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.Tokens = 400*time.Millisecond, 30 })
-	chunks := newWire(t, startGateway(t, s, plan{
-		server: []string{"keepalive: {after: 10ms, every: 10ms}"}, model: []string{"timeouts: {first_token: 1500ms, idle: 1500ms}"},
+	chunks := newWire(t, startGateway(t, s, stack.Config{
+		Server: []string{"keepalive: {after: 10ms, every: 10ms}"}, Model: []string{"timeouts: {first_token: 1500ms, idle: 1500ms}"},
 	}))
-	comments := newWire(t, startGateway(t, s, plan{server: []string{"keepalive: {after: 10ms, every: 10ms, form: comment}"}}))
+	comments := newWire(t, startGateway(t, s, stack.Config{Server: []string{"keepalive: {after: 10ms, every: 10ms, form: comment}"}}))
 	chat := chatOf("Hello", `,"stream":true`)
-	completion := fmt.Sprintf(`{"model":%q,"prompt":"Once","stream":true}`, largeAlias)
+	completion := fmt.Sprintf(`{"model":%q,"prompt":"Once","stream":true}`, stack.LargeAlias)
 	silent := func(e events) (n int) {
 		for _, c := range e.chunks {
 			if c.Get("choices.0.delta.content").String()+c.Get("choices.0.delta.reasoning").String()+c.Get("choices.0.text").String() != "" {
@@ -452,7 +452,7 @@ func TestWireKeepAlive(t *testing.T) {
 		return n
 	}
 	t.Run("chunk", func(t *testing.T) {
-		e := chunks.stream(t, chatPath, chat)
+		e := chunks.stream(t, stack.ChatPath, chat)
 		n := silent(e)
 		if n < 3 || !e.done {
 			t.Fatalf("%d keep-alives, done %t", n, e.done)
@@ -472,20 +472,20 @@ func TestWireKeepAlive(t *testing.T) {
 		}
 	})
 	t.Run("chunk of a completion", func(t *testing.T) {
-		if e := chunks.stream(t, completionPath, completion); silent(e) < 3 || !e.done {
+		if e := chunks.stream(t, stack.CompletionPath, completion); silent(e) < 3 || !e.done {
 			t.Errorf("%d keep-alives, done %t", silent(e), e.done)
 		}
 	})
 	t.Run("comment", func(t *testing.T) {
-		for path, body := range map[string]string{chatPath: chat, completionPath: completion} {
+		for path, body := range map[string]string{stack.ChatPath: chat, stack.CompletionPath: completion} {
 			if e := comments.stream(t, path, body); e.pings < 3 || !e.done {
 				t.Errorf("%s: %d comments, done %t", path, e.pings, e.done)
 			}
 		}
 	})
 	t.Run("in the middle", func(t *testing.T) {
-		s.fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHangMid, After: 5})
-		e := chunks.stream(t, chatPath, chat)
+		s.Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHangMid, After: 5})
+		e := chunks.stream(t, stack.ChatPath, chat)
 		tail := e.chunks[max(0, len(e.chunks)-3):]
 		for _, c := range tail {
 			if d := c.Get("choices.0.delta"); d.Raw != `{"content":""}` {
@@ -497,8 +497,8 @@ func TestWireKeepAlive(t *testing.T) {
 		}
 	})
 	t.Run("a failure after the first keep-alive", func(t *testing.T) {
-		s.fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHang})
-		e := chunks.stream(t, chatPath, chat)
+		s.Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHang})
+		e := chunks.stream(t, stack.ChatPath, chat)
 		if e.failure.Get("error.code").Str != "timeout" || e.done || e.err == nil || len(e.chunks) < 3 {
 			t.Errorf("%d chunks, then %s, done %t, %v", len(e.chunks), e.failure.Raw, e.done, e.err)
 		}
@@ -507,8 +507,8 @@ func TestWireKeepAlive(t *testing.T) {
 
 // TestWireModels checks the list of models and its cards.
 func TestWireModels(t *testing.T) {
-	w := newWire(t, startGateway(t, startServers(t, nil), plan{}))
-	for path, def := range map[string]string{"/v1/models": "ListModelsResponse", "/v1/models/" + largeAlias: "Model"} {
+	w := newWire(t, startGateway(t, startServers(t, nil), stack.Config{}))
+	for path, def := range map[string]string{"/v1/models": "ListModelsResponse", "/v1/models/" + stack.LargeAlias: "Model"} {
 		raw, err := io.ReadAll(w.ask(t, "GET", path, "").Body)
 		if err != nil {
 			t.Fatal(err)

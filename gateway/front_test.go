@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"bufio"
@@ -8,12 +8,13 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 
 	"tidegate/gateway/gatewaytest"
 )
@@ -22,12 +23,12 @@ import (
 // must end in a way that lets the gateway answer.
 func (f *front) raw(t *testing.T, text string) *http.Response {
 	t.Helper()
-	nc, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+	nc, err := net.Dial("tcp", strings.TrimPrefix(f.URL, "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := nc.SetDeadline(time.Now().Add(stack.Patience)); err != nil {
 		t.Fatal(err)
 	}
 	go func() { _, _ = io.WriteString(nc, text) }() // a refused body is not read to its end
@@ -45,9 +46,9 @@ func head(method, path string, headers ...string) string {
 // TestBadInput sends what no client should, over a raw socket.
 func TestBadInput(t *testing.T) {
 	s := startServers(t, nil)
-	f := startGateway(t, s, plan{})
+	f := startGateway(t, s, stack.Config{})
 	chat := func(body string) string {
-		return head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+adaKey,
+		return head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+stack.AdaKey,
 			fmt.Sprint("Content-Length: ", len(body))) + body
 	}
 	hello := `"messages":[{"role":"user","content":"hi"}]`
@@ -60,9 +61,9 @@ func TestBadInput(t *testing.T) {
 		{"not an object", chat(`[1,2]`), 400, "invalid_request", ""},
 		{"empty body", chat(``), 400, "invalid_request", ""},
 		{"invalid UTF-8", chat("{\"model\":\"\xff\"," + hello + "}"), 400, "invalid_request", ""},
-		{"9 MiB, announced", head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+adaKey,
+		{"9 MiB, announced", head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+stack.AdaKey,
 			"Content-Length: 9437184"), 413, "request_too_large", ""},
-		{"9 MiB, in chunks", head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+adaKey,
+		{"9 MiB, in chunks", head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+stack.AdaKey,
 			"Transfer-Encoding: chunked") + "900000\r\n" + strings.Repeat("x", 0x900000) + "\r\n0\r\n\r\n", 413, "request_too_large", ""},
 		{"model twice", chat(`{"model":"Qwen3-1.7B","model":"Qwen3-0.6B",` + hello + `}`), 400, "invalid_request", "model"},
 		{"max_tokens twice, escaped", chat(`{"model":"Qwen3-1.7B","max_tokens":1,"max\u005ftokens":9,` + hello + `}`), 400, "invalid_request", "max_tokens"},
@@ -77,12 +78,12 @@ func TestBadInput(t *testing.T) {
 		{"n over its cap", chat(`{"model":"Qwen3-1.7B","n":9,` + hello + `}`), 400, "invalid_request", "n"},
 		{"stream of another kind", chat(`{"model":"Qwen3-1.7B","stream":"maybe",` + hello + `}`), 400, "invalid_request", "stream"},
 		{"deep nesting", chat(`{"model":"Qwen3-1.7B","x":` + strings.Repeat("[", 100000) + `}`), 400, "invalid_request", ""},
-		{"wrong content type", head("POST", "/v1/chat/completions", "Content-Type: text/plain", "Authorization: Bearer "+adaKey, "Content-Length: 2") + "{}", 400, "invalid_request", ""},
+		{"wrong content type", head("POST", "/v1/chat/completions", "Content-Type: text/plain", "Authorization: Bearer "+stack.AdaKey, "Content-Length: 2") + "{}", 400, "invalid_request", ""},
 		{"no key", head("POST", "/v1/chat/completions", "Content-Type: application/json", "Content-Length: 2") + "{}", 401, "invalid_api_key", ""},
 		{"unknown key", head("GET", "/v1/models", "Authorization: Bearer nobody"), 401, "invalid_api_key", ""},
 		{"key of 60 kB", head("GET", "/v1/models", "Authorization: Bearer "+strings.Repeat("k", 60000)), 401, "invalid_api_key", ""},
 		{"key of 1 MB", head("GET", "/v1/models", "Authorization: Bearer "+strings.Repeat("k", 1<<20)), 431, "", ""},
-		{"a model of others", strings.ReplaceAll(chat(`{"model":"Qwen3-1.7B",`+hello+`}`), adaKey, bobKey), 403, "model_not_allowed", "model"},
+		{"a model of others", strings.ReplaceAll(chat(`{"model":"Qwen3-1.7B",`+hello+`}`), stack.AdaKey, stack.BobKey), 403, "model_not_allowed", "model"},
 		{"unknown route", head("GET", "/v1/nothing"), 404, "unknown_url", ""},
 		{"a server's own route", head("POST", "/sleep?level=1", "Content-Length: 0"), 404, "unknown_url", ""},
 		{"wrong method", head("GET", "/v1/chat/completions"), 405, "method_not_allowed", ""},
@@ -95,7 +96,7 @@ func TestBadInput(t *testing.T) {
 	if n := s[0].Stats().Requests + s[1].Stats().Requests + s[2].Stats().Requests; n != 0 {
 		t.Errorf("%d bad requests reached a server", n)
 	}
-	f.idle(t)
+	f.Idle(t)
 }
 
 // refuses checks an error; without a code it is net/http's own.
@@ -132,30 +133,16 @@ func (f *front) refuses(t *testing.T, resp *http.Response, status int, code, par
 	}
 }
 
-// idle checks that no place on a backend is taken.
-func (f *front) idle(t *testing.T) {
-	t.Helper()
-	eventually(t, "all places to be given back", func() bool {
-		resp, err := f.client.Get(f.ops + "/status")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		body, _ := io.ReadAll(resp.Body)
-		return strings.Count(string(body), `"in_flight": `) == strings.Count(string(body), `"in_flight": 0`)
-	})
-}
-
 // TestSlowClients checks that a caller that sends its head or its body a byte a
 // minute loses its connection.
 func TestSlowClients(t *testing.T) {
-	f := startGateway(t, startServers(t, nil), plan{server: []string{"header_timeout: 100ms", "body_timeout: 100ms"}})
+	f := startGateway(t, startServers(t, nil), stack.Config{Server: []string{"header_timeout: 100ms", "body_timeout: 100ms"}})
 	for name, text := range map[string]string{
 		"head": "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Slow:",
-		"body": head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+adaKey, "Content-Length: 99") + `{"model"`,
+		"body": head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+stack.AdaKey, "Content-Length: 99") + `{"model"`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			nc, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+			nc, err := net.Dial("tcp", strings.TrimPrefix(f.URL, "http://"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -163,7 +150,7 @@ func TestSlowClients(t *testing.T) {
 			if _, err := io.WriteString(nc, text); err != nil {
 				t.Fatal(err)
 			}
-			if err := nc.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			if err := nc.SetReadDeadline(time.Now().Add(stack.Patience)); err != nil {
 				t.Fatal(err)
 			}
 			answer, err := io.ReadAll(nc) // ends when the gateway hangs up
@@ -175,14 +162,14 @@ func TestSlowClients(t *testing.T) {
 			}
 		})
 	}
-	f.idle(t)
+	f.Idle(t)
 }
 
 // TestAbortReachesTheServer measures how long the server goes on after its caller
 // has left.
 func TestAbortReachesTheServer(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 10 * time.Millisecond })
-	f := startGateway(t, s, plan{})
+	f := startGateway(t, s, stack.Config{})
 	for _, stream := range []bool{true, false} {
 		t.Run(fmt.Sprintf("stream %v", stream), func(t *testing.T) {
 			tag := fmt.Sprintf("abort-%v", stream)
@@ -190,17 +177,17 @@ func TestAbortReachesTheServer(t *testing.T) {
 			defer cancel()
 			var answering sync.WaitGroup
 			answering.Go(func() {
-				resp, err := f.post(ctx, "/v1/chat/completions", fmt.Sprintf(
-					`{"model":%q,"stream":%v,"messages":[{"role":"user","content":%q}],"sim":{"tokens":3000}}`, smallModel, stream, tag))
+				resp, err := f.Post(ctx, "/v1/chat/completions", fmt.Sprintf(
+					`{"model":%q,"stream":%v,"messages":[{"role":"user","content":%q}],"sim":{"tokens":3000}}`, stack.SmallModel, stream, tag))
 				if err == nil {
 					_, _ = io.Copy(io.Discard, resp.Body)
 					resp.Body.Close()
 				}
 			})
-			eventually(t, "the server to be at work", func() bool { return s[2].Stats().Running > 0 })
+			stack.Eventually(t, "the server to be at work", func() bool { return s[2].Stats().Running > 0 })
 			left := time.Now()
 			cancel()
-			r := s.record(t, tag)
+			r := s.Record(t, tag)
 			answering.Wait()
 			if !r.Aborted {
 				t.Errorf("the server was not told: %+v", r)
@@ -212,14 +199,14 @@ func TestAbortReachesTheServer(t *testing.T) {
 			}
 		})
 	}
-	f.idle(t)
+	f.Idle(t)
 }
 
 // TestFailover breaks one of two servers in each way that a caller need not
 // notice, and in those that it must.
 func TestFailover(t *testing.T) {
 	s := startServers(t, nil)
-	f := startGateway(t, s, plan{model: []string{"retry: {budget: 1}", "breaker: {failures: 1000}"}})
+	f := startGateway(t, s, stack.Config{Model: []string{"retry: {budget: 1}", "breaker: {failures: 1000}"}})
 	for _, c := range []struct {
 		fault  gatewaytest.FaultKind
 		served bool
@@ -235,11 +222,11 @@ func TestFailover(t *testing.T) {
 					if err := s[0].ClearFaults(); err != nil {
 						t.Error(err)
 					}
-					eventually(t, "the server to be back", func() bool { return f.up(t) == len(s) })
+					stack.Eventually(t, "the server to be back", func() bool { return f.InRotation(t) == len(s) })
 				}()
 				for range 6 {
-					resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
-						`{"model":%q,"stream":%v,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":8}}`, largeModel, stream))
+					resp, err := f.Post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
+						`{"model":%q,"stream":%v,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":8}}`, stack.LargeModel, stream))
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -255,17 +242,17 @@ func TestFailover(t *testing.T) {
 			})
 		}
 	}
-	f.idle(t)
+	f.Idle(t)
 }
 
 // TestCutStream checks that a stream whose server dies is not taken for whole:
 // an error event, and then the connection is cut.
 func TestCutStream(t *testing.T) {
 	s := startServers(t, nil)
-	f := startGateway(t, s, plan{})
-	s.fault(t, gatewaytest.Fault{Kind: "die_mid", After: 5})
-	resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
-		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":50}}`, largeModel))
+	f := startGateway(t, s, stack.Config{})
+	s.Fault(t, gatewaytest.Fault{Kind: "die_mid", After: 5})
+	resp, err := f.Post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
+		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":50}}`, stack.LargeModel))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,25 +264,25 @@ func TestCutStream(t *testing.T) {
 	if text := string(body); !strings.Contains(text, `"code":"upstream_error"`) || strings.Contains(text, "[DONE]") || !strings.HasSuffix(text, "\n\n") {
 		t.Errorf("got %s", text)
 	}
-	eventually(t, "the cut stream to be counted", func() bool { return f.used(t).Requests == 1 })
-	if u := f.used(t); u.Output != 5 {
+	stack.Eventually(t, "the cut stream to be counted", func() bool { return f.Usage(t).Requests == 1 })
+	if u := f.Usage(t); u.Output != 5 {
 		t.Errorf("counted %+v, expected the 5 tokens that came", u)
 	}
-	f.idle(t)
+	f.Idle(t)
 }
 
 // TestReload changes the file under load: no request fails, an invalid file
 // changes nothing and is said, a valid one takes effect.
 func TestReload(t *testing.T) {
 	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 5 * time.Millisecond })
-	f := startGateway(t, s, plan{})
+	f := startGateway(t, s, stack.Config{})
 	ctx, stop := context.WithCancel(t.Context())
 	var load sync.WaitGroup
 	for range 4 {
 		load.Go(func() {
 			for ctx.Err() == nil {
-				resp, err := f.post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
-					`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":20}}`, largeModel))
+				resp, err := f.Post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
+					`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":20}}`, stack.LargeModel))
 				if err != nil {
 					t.Error(err)
 					return
@@ -309,15 +296,15 @@ func TestReload(t *testing.T) {
 			}
 		})
 	}
-	good := plan{}.yaml(s, filepath.Dir(f.file))
-	f.write(t, good+"nonsense: true\n")
-	eventually(t, "the bad file to be refused", func() bool { return strings.Contains(f.status(t), "unknown key") })
+	good := stack.Config{}.YAML(s, filepath.Dir(f.File))
+	f.Rewrite(t, good+"nonsense: true\n")
+	stack.Eventually(t, "the bad file to be refused", func() bool { return strings.Contains(f.StatusPage(t), "unknown key") })
 	// The YAML library cannot stand a tag where a list belongs.
-	f.write(t, good+"quotas: !include q.yaml\n")
-	eventually(t, "the file with a tag to be refused", func() bool { return strings.Contains(f.status(t), "the tag !include does not fit here") })
-	f.write(t, strings.Replace(good, "["+largeAlias+"]", "[large]", 1))
-	eventually(t, "the new alias", func() bool {
-		resp, err := f.post(t.Context(), "/v1/chat/completions", `{"model":"large","messages":[{"role":"user","content":"hi"}],"sim":{"tokens":8}}`)
+	f.Rewrite(t, good+"quotas: !include q.yaml\n")
+	stack.Eventually(t, "the file with a tag to be refused", func() bool { return strings.Contains(f.StatusPage(t), "the tag !include does not fit here") })
+	f.Rewrite(t, strings.Replace(good, "["+stack.LargeAlias+"]", "[large]", 1))
+	stack.Eventually(t, "the new alias", func() bool {
+		resp, err := f.Post(t.Context(), "/v1/chat/completions", `{"model":"large","messages":[{"role":"user","content":"hi"}],"sim":{"tokens":8}}`)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -326,48 +313,23 @@ func TestReload(t *testing.T) {
 	})
 	stop()
 	load.Wait()
-	if text := f.status(t); strings.Contains(text, "unknown key") || !strings.Contains(text, `"config_reload_ok": true`) {
+	if text := f.StatusPage(t); strings.Contains(text, "unknown key") || !strings.Contains(text, `"config_reload_ok": true`) {
 		t.Errorf("the status still complains: %s", text)
 	}
-	f.idle(t)
-}
-
-func (f *front) write(t *testing.T, text string) {
-	t.Helper()
-	next := f.file + ".next"
-	if err := os.WriteFile(next, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(next, filepath.Clean(f.file)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (f *front) status(t *testing.T) string {
-	t.Helper()
-	resp, err := f.client.Get(f.ops + "/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(body)
+	f.Idle(t)
 }
 
 // TestPageStreams reads a stream, an error of the engine and one of the gateway as a page
 // of another origin does.
 func TestPageStreams(t *testing.T) {
-	f := startGateway(t, startServers(t, nil), plan{server: []string{"cors: {origins: [https://chat.example.org]}"}})
+	f := startGateway(t, startServers(t, nil), stack.Config{Server: []string{"cors: {origins: [https://chat.example.org]}"}})
 	for name, c := range map[string]struct {
 		key, more string
 		status    int
 	}{
-		"stream":              {adaKey, `,"stream":true`, 200},
-		"whole":               {adaKey, "", 200},
-		"the engine's error":  {adaKey, `,"temperature":-1`, 400},
+		"stream":              {stack.AdaKey, `,"stream":true`, 200},
+		"whole":               {stack.AdaKey, "", 200},
+		"the engine's error":  {stack.AdaKey, `,"temperature":-1`, 400},
 		"the gateway's error": {"nobody", "", 401},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -381,5 +343,5 @@ func TestPageStreams(t *testing.T) {
 			}
 		})
 	}
-	f.idle(t)
+	f.Idle(t)
 }

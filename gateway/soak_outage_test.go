@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"encoding/json"
@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/database/databasetest"
 )
@@ -17,10 +19,10 @@ import (
 // outage is two gateways, a crowd that asks them, and what they stand on.
 type outage struct {
 	*crowd
-	servers servers
+	servers stack.Servers
 	redis   *redistest.Server
 	store   *databasetest.Server
-	plan    func(failure string) plan
+	plan    func(failure string) stack.Config
 	window  time.Duration
 	tokens  int64
 	ann     string // a key of the store, in use
@@ -36,27 +38,27 @@ func TestSoakOutage(t *testing.T) {
 	o := &outage{servers: startServers(t, nil), redis: redistest.Single(t), store: databasetest.StartServer(t), window: 2 * time.Second}
 	o.tokens = 4000
 	dsn := o.store.Database(t)
-	o.plan = func(failure string) plan {
-		return plan{dsn: dsn, more: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits:\n"+
+	o.plan = func(failure string) stack.Config {
+		return stack.Config{DSN: dsn, Extra: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits:\n"+
 			"  - {name: rate, per: user, tokens: %d/%v, reserve: max, on_store_failure: %s}\n"+
 			"  - {name: slots, per: user, concurrency: %d}\n"+
 			"quotas:\n  - {name: monthly, per: user, tokens: 1000000000, every: month}\n", o.redis.Addr, o.tokens, o.window, failure, soakSlots)}
 	}
-	o.crowd = &crowd{client: soakClient(t), callers: 24, longest: 200 * time.Millisecond}
+	o.crowd = &crowd{client: stack.NewClient(t), callers: 24, longest: 200 * time.Millisecond}
 	for range 2 {
 		o.replicas = append(o.replicas, startReplica(t, o.servers, o.plan("local"), o.client))
 	}
-	file := o.replicas[0].file
-	out, _ := command(t, exitOK, "key", "create", "--config", file, "--user", "ann")
+	file := o.replicas[0].File
+	out, _ := kit.Command(t, 0, "key", "create", "--config", file, "--user", "ann")
 	o.ann = strings.TrimSpace(out)
-	out, _ = command(t, exitOK, "key", "create", "--config", file, "--user", "ann", "--name", "cold")
+	out, _ = kit.Command(t, 0, "key", "create", "--config", file, "--user", "ann", "--name", "cold")
 	o.cold = strings.TrimSpace(out)
 	o.request = func(_ int, rng *rand.Rand) (string, string) {
 		stream := ""
 		if rng.IntN(2) == 0 {
 			stream = `,"stream":true`
 		}
-		return o.ann, chat(largeModel, 10+rng.IntN(31), `,"max_tokens":48`+stream)
+		return o.ann, stack.Chat(stack.LargeModel, 10+rng.IntN(31), `,"max_tokens":48`+stream)
 	}
 	t.Run("redis", o.withoutRedis)
 	if !t.Failed() {
@@ -75,7 +77,7 @@ func (o *outage) withoutRedis(t *testing.T) {
 		o.redis.Pause()
 		stopped = time.Now()
 		for _, r := range o.replicas {
-			eventually(t, "a gateway to find out", func() bool { return strings.Contains(r.status(t), `"alone": true`) })
+			stack.Eventually(t, "a gateway to find out", func() bool { return strings.Contains(r.StatusPage(t), `"alone": true`) })
 		}
 		alone = time.Now()
 		elapse(t, length(2*time.Second, 5*time.Minute))
@@ -86,8 +88,8 @@ func (o *outage) withoutRedis(t *testing.T) {
 		back = o.reconfigure(t, "local")
 		o.redis.Resume()
 		for _, r := range o.replicas {
-			eventually(t, "the counts to be handed in", func() bool {
-				status := r.status(t)
+			stack.Eventually(t, "the counts to be handed in", func() bool {
+				status := r.StatusPage(t)
 				return strings.Contains(status, `"alone": false`) && strings.Contains(status, `"waiting": 0,`)
 			})
 		}
@@ -121,7 +123,7 @@ func (o *outage) withoutRedis(t *testing.T) {
 		}
 	}
 	var held []passage // outside of the phase that lets all pass
-	for _, p := range o.servers.passages(t) {
+	for _, p := range passages(t, o.servers) {
 		if p.to.Before(open.from) || p.from.After(back.to.Add(o.window)) {
 			held = append(held, p)
 		}
@@ -143,14 +145,14 @@ func (o *outage) reconfigure(t *testing.T, failure string) (took span) {
 	took.from = time.Now()
 	counts := make([]int, len(o.replicas))
 	for i, r := range o.replicas {
-		counts[i] = strings.Count(r.journal.whole(), "configuration reloaded")
-		r.configure(t, o.plan(failure))
-		if err := r.process.Process.Signal(syscall.SIGHUP); err != nil {
+		counts[i] = strings.Count(r.Log.Text(), "configuration reloaded")
+		r.Configure(t, o.plan(failure))
+		if err := r.Process.Process.Signal(syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for i, r := range o.replicas {
-		eventually(t, "a gateway to reload", func() bool { return strings.Count(r.journal.whole(), "configuration reloaded") > counts[i] })
+		stack.Eventually(t, "a gateway to reload", func() bool { return strings.Count(r.Log.Text(), "configuration reloaded") > counts[i] })
 	}
 	took.to = time.Now()
 	return took
@@ -172,7 +174,7 @@ func (o *outage) withoutStore(t *testing.T) {
 					continue // it waits for two seconds, as the other one does
 				}
 				began := time.Now()
-				status, text := r.call(t, key, "GET", "/v1/models", "")
+				status, text := r.Call(t, key, "GET", "/v1/models", "")
 				t.Logf("replica %d, %s: %d after %v", i, what, status, time.Since(began).Round(time.Millisecond))
 				if status != http.StatusServiceUnavailable || !strings.Contains(text, "store_unavailable") {
 					t.Errorf("%s: %d %s", what, status, text)
@@ -180,7 +182,7 @@ func (o *outage) withoutStore(t *testing.T) {
 			}
 		}
 		elapse(t, length(time.Second, 5*time.Minute))
-		if status, text := o.replicas[0].call(t, o.cold, "GET", "/v1/models", ""); status != http.StatusServiceUnavailable {
+		if status, text := o.replicas[0].Call(t, o.cold, "GET", "/v1/models", ""); status != http.StatusServiceUnavailable {
 			t.Errorf("%d %s", status, text)
 		}
 		to = time.Now()
@@ -195,12 +197,12 @@ func (o *outage) withoutStore(t *testing.T) {
 			break
 		}
 	}
-	eventually(t, "the other key to work again", func() bool {
-		status, _ := o.replicas[1].call(t, o.cold, "GET", "/v1/models", "")
+	stack.Eventually(t, "the other key to work again", func() bool {
+		status, _ := o.replicas[1].Call(t, o.cold, "GET", "/v1/models", "")
 		return status == 200
 	})
-	eventually(t, "the made-up key to be unknown", func() bool {
-		status, _ := o.replicas[1].call(t, made, "GET", "/v1/models", "")
+	stack.Eventually(t, "the made-up key to be unknown", func() bool {
+		status, _ := o.replicas[1].Call(t, made, "GET", "/v1/models", "")
 		return status == 401
 	})
 }
@@ -208,16 +210,16 @@ func (o *outage) withoutStore(t *testing.T) {
 // compare waits until report and quota say what the engines' books say.
 func (o *outage) compare(t *testing.T) {
 	began := time.Now()
-	var want, got tokens
+	var want, got stack.Tokens
 	var quota int64
-	eventually(t, "the books to agree", func() bool {
-		want, _ = o.servers.delivered()
+	stack.Eventually(t, "the books to agree", func() bool {
+		want, _ = o.servers.Delivered()
 		got = o.usedBy(t, o.ann)
-		var now limitStatus
-		o.replicas[0].limits(t, o.ann, "/quota/status", &now)
+		var now stack.LimitStatus
+		o.replicas[0].Limits(t, o.ann, "/quota/status", &now)
 		quota = *now.Used
 		agree := got.Requests == want.Requests && got.Input == want.Input && got.Output == want.Output && quota == want.Input+want.Output
-		if !agree && time.Since(began) > patience-time.Second {
+		if !agree && time.Since(began) > stack.Patience-time.Second {
 			t.Errorf("engines: %+v\nreport: %+v\nquota: %d", want, got, quota)
 		}
 		return agree
@@ -226,9 +228,9 @@ func (o *outage) compare(t *testing.T) {
 }
 
 // usedBy asks a gateway what a key's user has used.
-func (o *outage) usedBy(t *testing.T, key string) (sum tokens) {
+func (o *outage) usedBy(t *testing.T, key string) (sum stack.Tokens) {
 	t.Helper()
-	a := o.replicas[0].look(t, key, "/v1/usage?group_by=model")
+	a := o.replicas[0].Get(t, key, "/v1/usage?group_by=model")
 	var report struct {
 		Data []struct {
 			Requests int64 `json:"requests"`
@@ -236,8 +238,8 @@ func (o *outage) usedBy(t *testing.T, key string) (sum tokens) {
 			Output   int64 `json:"output_tokens"`
 		}
 	}
-	if err := json.Unmarshal(a.body, &report); err != nil {
-		t.Fatalf("%v: %s", err, a.body)
+	if err := json.Unmarshal(a.Body, &report); err != nil {
+		t.Fatalf("%v: %s", err, a.Body)
 	}
 	for _, r := range report.Data {
 		sum.Requests, sum.Input, sum.Output = sum.Requests+r.Requests, sum.Input+r.Input, sum.Output+r.Output

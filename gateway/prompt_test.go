@@ -1,10 +1,12 @@
-package main
+package gateway_test
 
 import (
 	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
+
+	"tidegate/gateway/gatewaytest/stack"
 
 	"tidegate/gateway/gatewaytest"
 )
@@ -57,9 +59,9 @@ func TestPromptByRelease(t *testing.T) {
 		for _, off := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, thinking off by default: %v", version, off), func(t *testing.T) {
 				s := startServers(t, func(o *gatewaytest.Options) { o.Version, o.NoThinking, o.Tokens = version, off, 3 })
-				f := startGateway(t, s, plan{})
+				f := startGateway(t, s, stack.Config{})
 				for name, body := range prompts() {
-					body = `{"model":"` + largeModel + `","max_tokens":3,` + body + `}`
+					body = `{"model":"` + stack.LargeModel + `","max_tokens":3,` + body + `}`
 					counted, answered := f.number(t, "/tokenize", body, "count"), f.number(t, "/v1/chat/completions", body, "usage.prompt_tokens")
 					refused := name == "arguments cut" && version < "0.29"
 					if counted != answered || (answered < 0) != refused {
@@ -74,7 +76,7 @@ func TestPromptByRelease(t *testing.T) {
 // number asks for an answer and returns a number in it; -1: it is a 400.
 func (f *front) number(t *testing.T, path, body, field string) int {
 	t.Helper()
-	status, text := f.call(t, adaKey, "POST", path, body)
+	status, text := f.Call(t, stack.AdaKey, "POST", path, body)
 	if status == 400 {
 		return -1
 	}

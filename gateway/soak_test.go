@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"context"
@@ -8,15 +8,14 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // The soaks show that limits, accounts and the ledger hold in the whole: real
@@ -31,63 +30,6 @@ func length[T any](short, full T) T {
 		return full
 	}
 	return short
-}
-
-// replica is a gateway in a process of its own, which can be killed and started
-// again with the same configuration and journal.
-type replica struct {
-	*front
-	dir     string
-	url     atomic.Pointer[string] // of the process that runs now
-	process *exec.Cmd
-	ended   chan int
-}
-
-// startReplica writes the configuration and starts the process.
-func startReplica(t *testing.T, s servers, p plan, client *http.Client) *replica {
-	t.Helper()
-	dir := t.TempDir()
-	r := &replica{dir: dir, front: &front{servers: s, client: client, file: filepath.Join(dir, "tidegate.yaml")}}
-	r.configure(t, p)
-	r.start(t)
-	t.Cleanup(func() {
-		r.kill()
-		if t.Failed() {
-			t.Logf("log of the gateway:\n%s", r.journal)
-		}
-	})
-	return r
-}
-
-func (r *replica) configure(t *testing.T, p plan) {
-	t.Helper()
-	if err := os.WriteFile(r.file, []byte(p.yaml(r.servers, r.dir)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (r *replica) start(t *testing.T) {
-	t.Helper()
-	r.process, r.journal, r.ended = startProcess(t, "serve", "--config", r.file)
-	r.front.url = "http://" + r.journal.address(t, "listening", r.ended)
-	r.ops = "http://" + r.journal.address(t, "listening for operators", r.ended)
-	eventually(t, "all servers in rotation", func() bool { return r.up(t) == len(r.servers) })
-	r.url.Store(&r.front.url)
-}
-
-// kill is kill -9.
-func (r *replica) kill() {
-	r.url.Store(nil)
-	_ = r.process.Process.Kill() // it may be dead
-	code := <-r.ended
-	r.ended <- code
-}
-
-// soakClient is the HTTP client of many callers.
-func soakClient(t *testing.T) *http.Client {
-	transport := &http.Transport{MaxIdleConnsPerHost: 512}
-	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport}
 }
 
 // asked is one request as its caller saw it.
@@ -169,7 +111,7 @@ func (c *crowd) one(n int, rng *rand.Rand) (a asked) {
 	a.key, body = c.request(n, rng)
 	var url *string
 	for i := range c.replicas {
-		if url = c.replicas[(n+i)%len(c.replicas)].url.Load(); url != nil {
+		if url = c.replicas[(n+i)%len(c.replicas)].Live.Load(); url != nil {
 			break
 		}
 	}
@@ -196,7 +138,7 @@ func (c *crowd) one(n int, rng *rand.Rand) (a asked) {
 	stream := strings.Contains(body, `"stream":true`)
 	a.whole = err == nil && a.status == http.StatusOK && (!stream || strings.HasSuffix(string(text), "data: [DONE]\n\n"))
 	if a.status != http.StatusOK {
-		a.code = reply{body: text}.code()
+		a.code = stack.Reply{Body: text}.Code()
 	}
 	return a
 }
@@ -211,7 +153,7 @@ type passage struct {
 }
 
 // passages are those of all engines, by the gateway's request id.
-func (s servers) passages(t *testing.T) map[string]passage {
+func passages(t *testing.T, s stack.Servers) map[string]passage {
 	t.Helper()
 	all := map[string]passage{}
 	for _, server := range s {

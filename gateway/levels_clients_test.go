@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"encoding/json"
@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"github.com/openai/openai-go/v3"
 	"github.com/openai/openai-go/v3/option"
 	"github.com/openai/openai-go/v3/shared"
@@ -16,17 +18,17 @@ import (
 
 // levelOf is who answers at a level, and what a text must be.
 func levelOf(level int) (name, model string, says func(text string) bool) {
-	model = []string{largeModel, largeModel, largeModel, smallModel, cannedModel}[level]
+	model = []string{stack.LargeModel, stack.LargeModel, stack.LargeModel, stack.SmallModel, cannedModel}[level]
 	return fmt.Sprint("L", level), model, func(text string) bool { return text != "" && (level < 4 || text == cannedText) }
 }
 
 // TestGoClientLevels makes the usual calls of OpenAI's client at every level.
 func TestGoClientLevels(t *testing.T) {
-	f := startGateway(t, startServers(t, nil), laddered(""))
-	c := f.goClient(t, adaKey, option.WithMaxRetries(0))
+	f := startGateway(t, startServers(t, nil), stack.Laddered(""))
+	c := f.goClient(t, stack.AdaKey, option.WithMaxRetries(0))
 	for level := range 5 {
 		name, _, _ := levelOf(level)
-		f.pin(t, largeModel, name)
+		f.Pin(t, stack.LargeModel, name)
 		t.Run(name, func(t *testing.T) {
 			t.Run("chat", func(t *testing.T) { goChatAt(t, c, level) })
 			t.Run("tools", func(t *testing.T) { goToolsAt(t, c, level) })
@@ -131,7 +133,7 @@ func isBusy(t *testing.T, err error) {
 
 func goCompletionAt(t *testing.T, c goClient, level int) {
 	_, model, says := levelOf(level)
-	p := openai.CompletionNewParams{Model: largeModel, Prompt: openai.CompletionNewParamsPromptUnion{OfString: openai.String("Once")}}
+	p := openai.CompletionNewParams{Model: stack.LargeModel, Prompt: openai.CompletionNewParamsPromptUnion{OfString: openai.String("Once")}}
 	got, err := c.Completions.New(t.Context(), p)
 	if err != nil {
 		t.Fatal(err)
@@ -154,15 +156,15 @@ func TestCurlLevels(t *testing.T) {
 	if err != nil {
 		t.Skip("SKIPPED-PART: curl: it is not installed")
 	}
-	f := startGateway(t, startServers(t, nil), laddered(""))
+	f := startGateway(t, startServers(t, nil), stack.Laddered(""))
 	ask := func(body string, args ...string) (string, error) {
-		args = append([]string{"-sSfN", "--noproxy", "*", "-D", "-", "-H", "Authorization: Bearer " + adaKey, "-H", "Content-Type: application/json", "--data-binary", body, f.url + chatPath}, args...)
+		args = append([]string{"-sSfN", "--noproxy", "*", "-D", "-", "-H", "Authorization: Bearer " + stack.AdaKey, "-H", "Content-Type: application/json", "--data-binary", body, f.URL + stack.ChatPath}, args...)
 		out, err := exec.CommandContext(t.Context(), curl, args...).Output()
 		return string(out), err
 	}
 	for level := range 5 {
 		name, model, says := levelOf(level)
-		f.pin(t, largeModel, name)
+		f.Pin(t, stack.LargeModel, name)
 		for _, stream := range []string{"", `,"stream":true`} {
 			out, err := ask(chatOf("Hello", stream))
 			head, body, _ := strings.Cut(out, "\r\n\r\n")

@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"bufio"
@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/gateway/gatewaytest"
 )
 
@@ -25,10 +27,10 @@ import (
 // TIDEGATE_SOAK=full makes the attacks as large as docs say.
 
 // attacked starts a gateway of its own process with the settings that it has by default.
-func attacked(t *testing.T, s servers, p plan) *replica {
+func attacked(t *testing.T, s stack.Servers, p stack.Config) *replica {
 	t.Helper()
-	p.usual = true
-	return startReplica(t, s, p, soakClient(t))
+	p.DefaultServer = true
+	return startReplica(t, s, p, stack.NewClient(t))
 }
 
 // attackedCommand runs the binary that is to be attacked instead of this one, if one is named.
@@ -48,7 +50,7 @@ func (h holding) String() string {
 // holds asks a gateway what it holds.
 func (f *front) holds(t *testing.T) (h holding) {
 	t.Helper()
-	resp, err := f.client.Get(f.ops + "/metrics")
+	resp, err := f.Client.Get(f.Ops + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,18 +156,18 @@ func h2Frame(kind, flags byte, stream uint32, payload []byte) []byte {
 
 // TestUnreadRefusals opens streams without a key whose refusals it never reads.
 func TestUnreadRefusals(t *testing.T) {
-	f := attacked(t, startServers(t, nil), plan{})
-	before := f.holds(t)
+	f := attacked(t, startServers(t, nil), stack.Config{})
+	before := f.front.holds(t)
 	conns, streams := length(20, 100), 250
 	var all []*hoarder
 	for range conns {
-		h := hoard(t, f.front.url, 0)
+		h := hoard(t, f.front.URL, 0)
 		for range streams {
 			h.request(t, "/v1/models", "", "")
 		}
 		all = append(all, h)
 	}
-	eventually(t, "each stream to be answered or cut", func() bool {
+	stack.Eventually(t, "each stream to be answered or cut", func() bool {
 		for _, h := range all {
 			if h.answers.Load()+h.resets.Load() < int64(streams) {
 				return false
@@ -173,7 +175,7 @@ func TestUnreadRefusals(t *testing.T) {
 		}
 		return true
 	})
-	under := f.holds(t)
+	under := f.front.holds(t)
 	t.Logf("%d connections of %d unread refusals: %v before, %v under attack", conns, streams, before, under)
 	if most := before.goroutines + int64(conns)*16; under.goroutines > most {
 		t.Errorf("%d goroutines, expected %d at most", under.goroutines, most)
@@ -184,16 +186,16 @@ func TestUnreadRefusals(t *testing.T) {
 func TestUnreadAnswersHoldNoPlace(t *testing.T) {
 	const places = 4 // of each server
 	s := startServers(t, nil)
-	f := startGateway(t, s, plan{usual: true, each: fmt.Sprintf(", max_in_flight: %d", places), more: "queue: {max_wait: 2s}\n"})
-	h := hoard(t, f.url, 0)
+	f := startGateway(t, s, stack.Config{DefaultServer: true, Backend: fmt.Sprintf(", max_in_flight: %d", places), Extra: "queue: {max_wait: 2s}\n"})
+	h := hoard(t, f.URL, 0)
 	for range places {
-		h.request(t, "/v1/chat/completions", adaKey, chat(smallModel, 1500, ""))
+		h.request(t, "/v1/chat/completions", stack.AdaKey, stack.Chat(stack.SmallModel, 1500, ""))
 	}
-	eventually(t, "the server to have answered", func() bool {
+	stack.Eventually(t, "the server to have answered", func() bool {
 		now := s[2].Stats()
 		return now.Requests >= places && now.Running == 0
 	})
-	resp, err := f.post(t.Context(), "/v1/chat/completions", chat(smallModel, 8, ""))
+	resp, err := f.Post(t.Context(), "/v1/chat/completions", stack.Chat(stack.SmallModel, 8, ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +204,7 @@ func TestUnreadAnswersHoldNoPlace(t *testing.T) {
 	if resp.StatusCode != http.StatusOK {
 		t.Errorf("unread answers hold every place: %d", resp.StatusCode)
 	}
-	f.idle(t) // while nobody has read them
+	f.Idle(t) // while nobody has read them
 }
 
 // mebi is a MiB.
@@ -214,7 +216,7 @@ func upload(url, path, start string, n int) (c net.Conn, whole bool, err error) 
 	if c, err = net.Dial("tcp", strings.TrimPrefix(url, "http://")); err != nil {
 		return nil, false, err
 	}
-	text := head("POST", path, "Content-Type: application/json", "Authorization: Bearer "+adaKey, fmt.Sprint("Content-Length: ", 8*mebi)) + start
+	text := head("POST", path, "Content-Type: application/json", "Authorization: Bearer "+stack.AdaKey, fmt.Sprint("Content-Length: ", 8*mebi)) + start
 	if _, err = io.WriteString(c, text); err == nil {
 		_, err = io.Copy(c, io.LimitReader(repeated('x'), int64(n-len(start))))
 	}
@@ -233,8 +235,8 @@ func (r repeated) Read(p []byte) (int, error) {
 
 // TestUnfinishedBodies sends many large bodies but their last byte.
 func TestUnfinishedBodies(t *testing.T) {
-	f := attacked(t, startServers(t, nil), plan{})
-	before := f.holds(t)
+	f := attacked(t, startServers(t, nil), stack.Config{})
+	before := f.front.holds(t)
 	var (
 		mu    sync.Mutex
 		conns []net.Conn
@@ -244,7 +246,7 @@ func TestUnfinishedBodies(t *testing.T) {
 	bodies := length(40, 100)
 	for range bodies {
 		all.Go(func() {
-			c, whole, err := upload(f.front.url, "/v1/chat/completions", `{"model":"`, 8*mebi-1)
+			c, whole, err := upload(f.front.URL, "/v1/chat/completions", `{"model":"`, 8*mebi-1)
 			if err != nil {
 				t.Error(err)
 				return
@@ -258,7 +260,7 @@ func TestUnfinishedBodies(t *testing.T) {
 		})
 	}
 	all.Wait()
-	under := f.holds(t)
+	under := f.front.holds(t)
 	for _, c := range conns {
 		c.Close()
 	}
@@ -270,27 +272,27 @@ func TestUnfinishedBodies(t *testing.T) {
 
 // TestWaitingBodies lets bodies of mostly white space wait for a place.
 func TestWaitingBodies(t *testing.T) {
-	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT = patience })
-	f := attacked(t, s, plan{each: ", max_in_flight: 1", more: "queue: {max_wait: 60s}\n"})
-	before := f.holds(t)
+	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT = stack.Patience })
+	f := attacked(t, s, stack.Config{Backend: ", max_in_flight: 1", Extra: "queue: {max_wait: 60s}\n"})
+	before := f.front.holds(t)
 	bodies := length(40, 100)
-	start := strings.TrimSuffix(chat(smallModel, 8, ""), "}")
+	start := strings.TrimSuffix(stack.Chat(stack.SmallModel, 8, ""), "}")
 	for i := range bodies {
-		c, err := net.Dial("tcp", strings.TrimPrefix(f.front.url, "http://"))
+		c, err := net.Dial("tcp", strings.TrimPrefix(f.front.URL, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
 		blanks := io.LimitReader(repeated(' '), int64(8*mebi-len(start)-1))
-		text := head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+adaKey, fmt.Sprint("Content-Length: ", 8*mebi)) + start
+		text := head("POST", "/v1/chat/completions", "Content-Type: application/json", "Authorization: Bearer "+stack.AdaKey, fmt.Sprint("Content-Length: ", 8*mebi)) + start
 		if _, err := io.Copy(c, io.MultiReader(strings.NewReader(text), blanks, strings.NewReader("}"))); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the request to wait", func() bool {
-			return strings.Contains(f.status(t), fmt.Sprintf(`"standard": %d`, i)) // the first has the place
+		stack.Eventually(t, "the request to wait", func() bool {
+			return strings.Contains(f.StatusPage(t), fmt.Sprintf(`"standard": %d`, i)) // the first has the place
 		})
 	}
-	under := f.holds(t)
+	under := f.front.holds(t)
 	t.Logf("%d bodies of 8 MiB wait: %v before, %v under attack", bodies, before, under)
 	if most := int64(160 * mebi); under.memory-before.memory > most {
 		t.Errorf("they take %d MiB, expected %d at most", (under.memory-before.memory)/mebi, most/mebi)
@@ -299,8 +301,8 @@ func TestWaitingBodies(t *testing.T) {
 
 // TestUnreadTokens asks for the tokens of large texts and reads none of the answers.
 func TestUnreadTokens(t *testing.T) {
-	f := attacked(t, startServers(t, nil), plan{})
-	before := f.holds(t)
+	f := attacked(t, startServers(t, nil), stack.Config{})
+	before := f.front.holds(t)
 	asked := length(8, 20)
 	text := `{"prompt":"` + strings.Repeat("x 1", (8*mebi-16)/3) + `"}`
 	var (
@@ -308,13 +310,13 @@ func TestUnreadTokens(t *testing.T) {
 		served atomic.Int64
 	)
 	for range asked {
-		c, err := net.Dial("tcp", strings.TrimPrefix(f.front.url, "http://"))
+		c, err := net.Dial("tcp", strings.TrimPrefix(f.front.URL, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
 		all.Go(func() {
-			_, _ = io.WriteString(c, head("POST", "/tokenize", "Content-Type: application/json", "Authorization: Bearer "+adaKey, fmt.Sprint("Content-Length: ", len(text)))+text) // may be refused midway
+			_, _ = io.WriteString(c, head("POST", "/tokenize", "Content-Type: application/json", "Authorization: Bearer "+stack.AdaKey, fmt.Sprint("Content-Length: ", len(text)))+text) // may be refused midway
 			status := make([]byte, len("HTTP/1.1 200"))
 			if _, err := io.ReadFull(c, status); err == nil && bytes.HasSuffix(status, []byte("200")) {
 				served.Add(1)
@@ -322,7 +324,7 @@ func TestUnreadTokens(t *testing.T) {
 		})
 	}
 	all.Wait()
-	under := f.holds(t)
+	under := f.front.holds(t)
 	t.Logf("%d unread answers of /tokenize, %d of them good: %v before, %v under attack", asked, served.Load(), before, under)
 	if most := int64(320 * mebi); under.memory-before.memory > most {
 		t.Errorf("they take %d MiB, expected %d at most", (under.memory-before.memory)/mebi, most/mebi)

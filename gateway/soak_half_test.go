@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"fmt"
@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 
 	"github.com/tidwall/gjson"
 
@@ -19,7 +21,7 @@ import (
 // one who takes all that he gets.
 type halfUsed struct {
 	*crowd
-	servers servers
+	servers stack.Servers
 	redis   *redistest.Server
 	paced   map[string]func(k int, away bool) int // by user, which gateway gets the request
 	keys    map[string]string                     // by user
@@ -104,24 +106,24 @@ func startHalfUsed(t *testing.T) *halfUsed {
 			"moved":     func(_ int, away bool) int { return numberOf(away) },
 		},
 	}
-	p := plan{dsn: databasetest.SQLite(t), more: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits:\n"+
+	p := stack.Config{DSN: databasetest.SQLite(t), Extra: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits:\n"+
 		"  - {name: rate, per: user, requests: %d/1m, tokens: %d/1m}\n  - {name: slots, per: user, concurrency: 8}\n"+
 		"quotas:\n  - {name: daily, per: user, tokens: 50000, every: day}\n", h.redis.Addr, halfRequests, halfTokens)}
-	h.crowd = &crowd{client: soakClient(t), callers: 4, longest: 100 * time.Millisecond}
+	h.crowd = &crowd{client: stack.NewClient(t), callers: 4, longest: 100 * time.Millisecond}
 	for range 2 {
 		h.replicas = append(h.replicas, startReplica(t, h.servers, p, h.client))
 	}
 	for _, r := range h.replicas { // one that believes to be alone may give out all
-		eventually(t, "each gateway to know of the other", func() bool {
-			return gjson.Get(r.front.status(t), "limits.redis.replicas").Int() == 2
+		stack.Eventually(t, "each gateway to know of the other", func() bool {
+			return gjson.Get(r.front.StatusPage(t), "limits.redis.replicas").Int() == 2
 		})
 	}
 	for _, user := range []string{"even", "nineoften", "oneonly", "moved", "flood"} {
-		out, _ := command(t, exitOK, "key", "create", "--config", h.replicas[0].file, "--user", user)
+		out, _ := kit.Command(t, 0, "key", "create", "--config", h.replicas[0].File, "--user", user)
 		h.keys[user] = strings.TrimSpace(out)
 	}
 	h.request = func(int, *rand.Rand) (string, string) {
-		return h.keys["flood"], chat(largeModel, 60, `,"max_tokens":60`)
+		return h.keys["flood"], stack.Chat(stack.LargeModel, 60, `,"max_tokens":60`)
 	}
 	return h
 }
@@ -153,7 +155,7 @@ func (h *halfUsed) pace(user string, pick func(int, bool) int, ended chan struct
 		to := pick(k, h.away)
 		h.mu.Unlock()
 		one := &crowd{client: h.client, replicas: h.replicas[to : to+1], request: func(int, *rand.Rand) (string, string) {
-			return h.keys[user], chat(largeModel, 80, `,"max_tokens":80`)
+			return h.keys[user], stack.Chat(stack.LargeModel, 80, `,"max_tokens":80`)
 		}}
 		a := one.one(0, nil)
 		h.mu.Lock()
@@ -173,7 +175,7 @@ func (h *halfUsed) compare(t *testing.T, all []asked) {
 			}
 		}
 	}
-	passages := h.servers.passages(t)
+	passages := passages(t, h.servers)
 	var flood []passage
 	for _, a := range all {
 		if p, ok := passages[a.id]; ok && a.status == http.StatusOK {

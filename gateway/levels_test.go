@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"encoding/json"
@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"github.com/tidwall/gjson"
 
 	"tidegate/gateway/gatewaytest"
@@ -17,22 +19,7 @@ import (
 const (
 	cannedModel = "tidegate-canned"
 	cannedText  = "The service is busy, please try again shortly."
-	levelCap    = 1500 // degrade.l1.max_tokens of these tests
 )
-
-// laddered is a gateway whose large model has the small one to fall back on.
-func laddered(more string) plan {
-	return plan{
-		large: []string{"fallback: " + smallModel}, env: map[string]string{"TIDEGATE_ADMIN_KEY": adminKey},
-		more: fmt.Sprintf("degrade:\n  l1: {max_tokens: %d}\n%s", levelCap, more),
-	}
-}
-
-// pin holds a model at a level.
-func (f *front) pin(t *testing.T, model, level string) {
-	t.Helper()
-	f.expect(t, adminKey, "PUT", "/admin/v1/models/"+model+"/level", `{"level":"`+level+`","for":"1h"}`, 200, level)
-}
 
 // told is one answer, whichever way it came.
 type told struct {
@@ -51,7 +38,7 @@ func (w *wire) tell(t *testing.T, path, body string, header ...string) (a told) 
 		raw, _ := io.ReadAll(resp.Body)
 		t.Fatalf("status %d: %s", resp.StatusCode, raw)
 	}
-	def := map[string]string{chatPath: "CreateChatCompletionResponse", completionPath: "CreateCompletionResponse"}[path]
+	def := map[string]string{stack.ChatPath: "CreateChatCompletionResponse", stack.CompletionPath: "CreateCompletionResponse"}[path]
 	if gjson.Get(body, "stream").Bool() {
 		generated(t, a.header, "text/event-stream; charset=utf-8")
 		e := readEvents(t, resp.Body)
@@ -59,7 +46,7 @@ func (w *wire) tell(t *testing.T, path, body string, header ...string) (a told) 
 			t.Fatalf("the stream is not whole: %d chunks, done %t, %v, %s", len(e.chunks), e.done, e.err, e.failure.Raw)
 		}
 		a.parts = e.chunks
-		if path == chatPath {
+		if path == stack.ChatPath {
 			def = "CreateChatCompletionStreamResponse"
 		}
 	} else {
@@ -121,18 +108,18 @@ func (a *levelAsk) constrained() bool { return a.trip || a.name == "tools requir
 
 func levelAsks() []levelAsk {
 	tools := `,"tools":[` + weatherTool + `,` + clockTool + `]`
-	text := func(members string) string { return fmt.Sprintf(`{"model":%q,%s}`, largeAlias, members) }
+	text := func(members string) string { return fmt.Sprintf(`{"model":%q,%s}`, stack.LargeAlias, members) }
 	return []levelAsk{
-		{name: "plain", path: chatPath, body: chatOf("Hello", ""), prompts: 1, n: 1, thinks: true},
-		{name: "thinking asked for", path: chatPath, body: chatOf("Hello", `,"enable_thinking":true,"return_reasoning":true,"temperature":0.3`), prompts: 1, n: 1, thinks: true},
-		{name: "kwargs and budget", path: chatPath, body: chatOf("Hello", `,"chat_template_kwargs":{"enable_thinking":true,"x":1},"thinking_budget":30,"max_tokens":9000`), prompts: 1, n: 1, thinks: true, limit: 9000},
-		{name: "thinking off", path: chatPath, body: chatOf("Hello", off+`,"max_completion_tokens":20`), prompts: 1, n: 1, limit: 20},
-		{name: "three choices", path: chatPath, body: chatOf("你好", `,"n":3`), prompts: 1, n: 3, thinks: true},
-		{name: "tools auto", path: chatPath, body: chatOf(`Use get_weather for "Paris"`, tools), prompts: 1, n: 1, thinks: true, tool: true},
-		{name: "tools required", path: chatPath, body: chatOf(`Weather in "Paris"?`, tools+`,"tool_choice":"required"`), prompts: 1, n: 1, thinks: true, tool: true},
-		{name: "json_schema", path: chatPath, body: chatOf(`4 days in "Rome"`, `,"response_format":{"type":"json_schema","json_schema":{"name":"trip","strict":true,"schema":`+tripSchema+`}}`), prompts: 1, n: 1, thinks: true, trip: true},
-		{name: "completion", path: completionPath, body: text(`"prompt":"Once upon a time"`), prompts: 1, n: 1, limit: 16},
-		{name: "several prompts", path: completionPath, body: text(`"prompt":["One","Two words"],"n":3,"max_tokens":40`), prompts: 2, n: 3, limit: 40},
+		{name: "plain", path: stack.ChatPath, body: chatOf("Hello", ""), prompts: 1, n: 1, thinks: true},
+		{name: "thinking asked for", path: stack.ChatPath, body: chatOf("Hello", `,"enable_thinking":true,"return_reasoning":true,"temperature":0.3`), prompts: 1, n: 1, thinks: true},
+		{name: "kwargs and budget", path: stack.ChatPath, body: chatOf("Hello", `,"chat_template_kwargs":{"enable_thinking":true,"x":1},"thinking_budget":30,"max_tokens":9000`), prompts: 1, n: 1, thinks: true, limit: 9000},
+		{name: "thinking off", path: stack.ChatPath, body: chatOf("Hello", off+`,"max_completion_tokens":20`), prompts: 1, n: 1, limit: 20},
+		{name: "three choices", path: stack.ChatPath, body: chatOf("你好", `,"n":3`), prompts: 1, n: 3, thinks: true},
+		{name: "tools auto", path: stack.ChatPath, body: chatOf(`Use get_weather for "Paris"`, tools), prompts: 1, n: 1, thinks: true, tool: true},
+		{name: "tools required", path: stack.ChatPath, body: chatOf(`Weather in "Paris"?`, tools+`,"tool_choice":"required"`), prompts: 1, n: 1, thinks: true, tool: true},
+		{name: "json_schema", path: stack.ChatPath, body: chatOf(`4 days in "Rome"`, `,"response_format":{"type":"json_schema","json_schema":{"name":"trip","strict":true,"schema":`+tripSchema+`}}`), prompts: 1, n: 1, thinks: true, trip: true},
+		{name: "completion", path: stack.CompletionPath, body: text(`"prompt":"Once upon a time"`), prompts: 1, n: 1, limit: 16},
+		{name: "several prompts", path: stack.CompletionPath, body: text(`"prompt":["One","Two words"],"n":3,"max_tokens":40`), prompts: 2, n: 3, limit: 40},
 	}
 }
 
@@ -145,10 +132,10 @@ func TestLevels(t *testing.T) {
 			s := startServers(t, func(o *gatewaytest.Options) {
 				o.Version, o.ReasoningParser, o.TTFT, o.ITL = version, parser, 0, 0
 			})
-			w := newWire(t, startGateway(t, s, laddered("limits: [{name: some, per: user, requests: 100000/1h, tokens: 100000000/1h}]\n")))
+			w := newWire(t, startGateway(t, s, stack.Laddered("limits: [{name: some, per: user, requests: 100000/1h, tokens: 100000000/1h}]\n")))
 			prompts := map[string]int64{} // as counted at L0
 			for level := range 5 {
-				w.pin(t, largeModel, fmt.Sprint("L", level))
+				w.Pin(t, stack.LargeModel, fmt.Sprint("L", level))
 				before := w.counted(t)
 				n, sequences := 0, 0
 				for _, ask := range levelAsks() {
@@ -170,10 +157,10 @@ func TestLevels(t *testing.T) {
 func (w *wire) askAt(t *testing.T, level int, ask levelAsk, options string, prompts map[string]int64) {
 	tag := strings.ReplaceAll(t.Name(), " ", "_")
 	body := strings.TrimSuffix(ask.body, "}") + `,"user":"` + tag + `"` + options + "}"
-	seen := w.servers.requests()
+	seen := requests(w.Servers)
 	if level == 4 && ask.constrained() {
 		w.busy(t, ask.path, body)
-		if n := w.servers.requests(); n != seen {
+		if n := requests(w.Servers); n != seen {
 			t.Errorf("the servers were sent %d requests", n-seen)
 		}
 		return
@@ -212,7 +199,7 @@ func (w *wire) askAt(t *testing.T, level int, ask levelAsk, options string, prom
 		oneChunk(t, a.parts)
 	}
 	if level == 4 {
-		if n := w.servers.requests(); n != seen {
+		if n := requests(w.Servers); n != seen {
 			t.Errorf("the servers were sent %d requests", n-seen)
 		}
 		if a.usage.Exists() && a.usage.Get("total_tokens").Int()+a.usage.Get("prompt_tokens").Int() != 0 {
@@ -220,7 +207,7 @@ func (w *wire) askAt(t *testing.T, level int, ask levelAsk, options string, prom
 		}
 		return
 	}
-	r := w.servers.record(t, tag)
+	r := w.Servers.Record(t, tag)
 	sentAt(t, level, ask, options, r.Body)
 	if a.usage.Exists() && (a.usage.Get("prompt_tokens").Int() != int64(r.Prompt) || a.usage.Get("completion_tokens").Int() != int64(r.Output)) {
 		t.Errorf("usage %s; the server says %d and %d", a.usage.Raw, r.Prompt, r.Output)
@@ -315,9 +302,9 @@ func sentAt(t *testing.T, level int, ask levelAsk, options string, body []byte) 
 	}
 	want := ask.limit
 	if level > 0 {
-		want = min(want, levelCap)
+		want = min(want, stack.LevelCap)
 		if want == 0 {
-			want = levelCap
+			want = stack.LevelCap
 		}
 	}
 	if want > 0 && limit != int64(want) || limit == 0 {
@@ -332,7 +319,7 @@ func sentAt(t *testing.T, level int, ask levelAsk, options string, body []byte) 
 	}
 	kwargs := sent.Get("chat_template_kwargs")
 	quiet := kwargs.Get("enable_thinking").Raw == "false"
-	if chat := ask.path == chatPath; chat && level >= 2 && !quiet || quiet && level < 2 && ask.thinks || !chat && kwargs.Exists() {
+	if chat := ask.path == stack.ChatPath; chat && level >= 2 && !quiet || quiet && level < 2 && ask.thinks || !chat && kwargs.Exists() {
 		t.Errorf("kwargs: %s", kwargs.Raw)
 	}
 	if gjson.GetBytes([]byte(ask.body), "chat_template_kwargs.x").Exists() && kwargs.Get("x").Int() != 1 {
@@ -350,7 +337,7 @@ func sentAt(t *testing.T, level int, ask levelAsk, options string, body []byte) 
 }
 
 // requests is how many generations the servers were sent.
-func (s servers) requests() (n int64) {
+func requests(s stack.Servers) (n int64) {
 	for _, server := range s {
 		n += server.Stats().Requests
 	}
@@ -372,15 +359,15 @@ func (f *front) counted(t *testing.T) books {
 			Tokens   int64 `json:"total_tokens"`
 		}
 	}
-	if err := json.Unmarshal([]byte(f.expect(t, adminKey, "GET", "/admin/v1/usage?group_by=model&user=ada", "", 200, "")), &report); err != nil {
+	if err := json.Unmarshal([]byte(f.Expect(t, stack.AdminKey, "GET", "/admin/v1/usage?group_by=model&user=ada", "", 200, "")), &report); err != nil {
 		t.Fatal(err)
 	}
 	b := books{map[string]int64{}, map[string]int64{}, map[string]int64{}}
 	for _, line := range report.Data {
 		b.Requests[line.Model], b.Tokens[line.Model] = line.Requests, line.Tokens
 	}
-	var status limitStatus
-	f.limits(t, adaKey, "/quota/status", &status)
+	var status stack.LimitStatus
+	f.Limits(t, stack.AdaKey, "/quota/status", &status)
 	for _, r := range status.Rates {
 		b.Left[r.Metric] = r.Remaining
 	}
@@ -393,7 +380,7 @@ func (w *wire) books(t *testing.T, level, n, sequences int, before books) {
 	t.Helper()
 	_, name, _ := levelOf(level)
 	var now books
-	eventually(t, "the report", func() bool {
+	stack.Eventually(t, "the report", func() bool {
 		now = w.counted(t)
 		return now.Requests[name]-before.Requests[name] >= int64(n)
 	})
@@ -405,8 +392,8 @@ func (w *wire) books(t *testing.T, level, n, sequences int, before books) {
 		t.Errorf("L%d: the limits were charged %d requests and %d tokens, expected %d and %d", level, r, k, sequences, tokens)
 	}
 	if level > 0 {
-		series := fmt.Sprintf(`tidegate_degraded_requests_total{level="L%d",model=%q,reason="pin"}`, level, largeModel)
-		if got := w.metric(t, series); got != float64(n) {
+		series := fmt.Sprintf(`tidegate_degraded_requests_total{level="L%d",model=%q,reason="pin"}`, level, stack.LargeModel)
+		if got := w.Metric(t, series); got != float64(n) {
 			t.Errorf("%s is %v, expected %d", series, got, n)
 		}
 	}
@@ -414,14 +401,14 @@ func (w *wire) books(t *testing.T, level, n, sequences int, before books) {
 
 // TestLevelsLong has an answer that does not fit a line.
 func TestLevelsLong(t *testing.T) {
-	p := laddered("")
-	p.more = "degrade: {l1: {max_tokens: 30000}}\n"
+	p := stack.Laddered("")
+	p.Extra = "degrade: {l1: {max_tokens: 30000}}\n"
 	w := newWire(t, startGateway(t, startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL = 0, 0 }), p))
 	text := strings.Repeat(`水位 "上涨" \ 🌊 tide `, 2000)
 	quoted, _ := json.Marshal(text)
 	for _, level := range []string{"L1", "L2", "L3"} {
-		w.pin(t, largeModel, level)
-		a := w.tell(t, chatPath, chatOf("Hello", off+`,"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true},"max_tokens":30000,"sim":{"text":`+string(quoted)+`}`))
+		w.Pin(t, stack.LargeModel, level)
+		a := w.tell(t, stack.ChatPath, chatOf("Hello", off+`,"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true},"max_tokens":30000,"sim":{"text":`+string(quoted)+`}`))
 		got := gather(t, a.parts...).Text[0]
 		if got != text || len(a.parts) < 4 {
 			t.Errorf("%s: %d chunks, %d bytes", level, len(a.parts), len(got))

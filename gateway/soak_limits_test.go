@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"fmt"
@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/database/databasetest"
@@ -23,15 +25,15 @@ func TestSoakLimit(t *testing.T) {
 	redis := redistest.Single(t)
 	s := startServers(t, func(o *gatewaytest.Options) { o.TTFT, o.ITL = time.Millisecond, 0 })
 	dsn := databasetest.SQLite(t)
-	p := plan{dsn: dsn, more: fmt.Sprintf("redis: {addrs: ['%s'], timeout: 1s}\nlimits:\n"+
+	p := stack.Config{DSN: dsn, Extra: fmt.Sprintf("redis: {addrs: ['%s'], timeout: 1s}\nlimits:\n"+
 		"  - {name: by-tokens, per: user, tokens: %d/%v, reserve: max}\n  - {name: by-requests, per: user, requests: %d/%v}\n",
 		redis.Addr, tokens, window, requests, window)}
-	client := soakClient(t)
+	client := stack.NewClient(t)
 	c := &crowd{client: client, callers: 200, longest: 400 * time.Millisecond, request: func(n int, rng *rand.Rand) (string, string) {
 		if n%2 == 0 { // the tokens bind her
-			return adaKey, chat(largeModel, 20+rng.IntN(41), `,"max_tokens":64,"user":"ada"`)
+			return stack.AdaKey, stack.Chat(stack.LargeModel, 20+rng.IntN(41), `,"max_tokens":64,"user":"ada"`)
 		}
-		return bobKey, chat(smallModel, 5, `,"max_tokens":8,"user":"bob"`) // the requests bind him
+		return stack.BobKey, stack.Chat(stack.SmallModel, 5, `,"max_tokens":8,"user":"bob"`) // the requests bind him
 	}}
 	for range 2 {
 		c.replicas = append(c.replicas, startReplica(t, s, p, client))
@@ -49,7 +51,7 @@ func TestSoakLimit(t *testing.T) {
 		}
 	}
 	passed := map[string][]passage{}
-	for id, one := range s.passages(t) {
+	for id, one := range passages(t, s) {
 		passed[key[id]] = append(passed[key[id]], one)
 	}
 	if n := len(passed[""]); n > 0 {
@@ -61,8 +63,8 @@ func TestSoakLimit(t *testing.T) {
 		limit int64
 		cost  func(passage) int64
 	}{
-		"tokens":   {adaKey, tokens, func(p passage) int64 { return p.tokens }},
-		"requests": {bobKey, requests, func(passage) int64 { return 1 }},
+		"tokens":   {stack.AdaKey, tokens, func(p passage) int64 { return p.tokens }},
+		"requests": {stack.BobKey, requests, func(passage) int64 { return 1 }},
 	} {
 		mine := passed[one.key]
 		highest, sum := most(mine, window, one.cost), int64(0)
@@ -87,15 +89,8 @@ func TestSoakLimit(t *testing.T) {
 		}
 	}
 	for i, r := range c.replicas {
-		if n := strings.Count(r.journal.whole(), "Redis does not answer"); n > 0 {
+		if n := strings.Count(r.Log.Text(), "Redis does not answer"); n > 0 {
 			t.Errorf("replica %d went alone %d times", i, n)
 		}
 	}
-}
-
-// whole is all that the process has said.
-func (j *journal) whole() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return string(j.text)
 }

@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 
 	"github.com/openai/openai-go/v3"
 	"github.com/openai/openai-go/v3/option"
@@ -33,7 +35,7 @@ func (f *front) goClient(t *testing.T, key string, opts ...option.RequestOption)
 	t.Helper()
 	tries := new(atomic.Int32)
 	opts = append([]option.RequestOption{
-		option.WithBaseURL(f.url + "/v1"), option.WithAPIKey(key), option.WithHTTPClient(f.client),
+		option.WithBaseURL(f.URL + "/v1"), option.WithAPIKey(key), option.WithHTTPClient(f.Client),
 		option.WithMiddleware(func(r *http.Request, next option.MiddlewareNext) (*http.Response, error) {
 			tries.Add(1)
 			return next(r)
@@ -43,7 +45,7 @@ func (f *front) goClient(t *testing.T, key string, opts ...option.RequestOption)
 }
 
 func say(text string) openai.ChatCompletionNewParams {
-	return openai.ChatCompletionNewParams{Model: largeModel, Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage(text)}}
+	return openai.ChatCompletionNewParams{Model: stack.LargeModel, Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage(text)}}
 }
 
 func weather() []openai.ChatCompletionToolUnionParam {
@@ -85,8 +87,8 @@ func read(t *testing.T, s *ssestream.Stream[openai.ChatCompletionChunk]) (acc op
 }
 
 func TestGoClient(t *testing.T) {
-	f := startGateway(t, startServers(t, nil), plan{})
-	c := f.goClient(t, adaKey)
+	f := startGateway(t, startServers(t, nil), stack.Config{})
+	c := f.goClient(t, stack.AdaKey)
 	ctx := t.Context()
 	t.Run("invoke", func(t *testing.T) {
 		var resp *http.Response
@@ -94,7 +96,7 @@ func TestGoClient(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m := got.Choices[0]; m.Message.Content == "" || m.FinishReason != "stop" || got.Model != largeModel || got.Usage.TotalTokens != got.Usage.PromptTokens+got.Usage.CompletionTokens {
+		if m := got.Choices[0]; m.Message.Content == "" || m.FinishReason != "stop" || got.Model != stack.LargeModel || got.Usage.TotalTokens != got.Usage.PromptTokens+got.Usage.CompletionTokens {
 			t.Errorf("%s", got.RawJSON())
 		}
 		if resp.Header.Get("X-Request-Id") == "" || resp.Header.Get("X-Tidegate-Level") == "" {
@@ -114,7 +116,7 @@ func TestGoClient(t *testing.T) {
 		}
 	})
 	t.Run("completion", func(t *testing.T) {
-		p := openai.CompletionNewParams{Model: largeModel, Prompt: openai.CompletionNewParamsPromptUnion{OfString: openai.String("Once")}}
+		p := openai.CompletionNewParams{Model: stack.LargeModel, Prompt: openai.CompletionNewParamsPromptUnion{OfString: openai.String("Once")}}
 		got, err := c.Completions.New(ctx, p)
 		if err != nil || got.Choices[0].Text == "" || got.Usage.CompletionTokens != 16 {
 			t.Fatalf("%+v, %v", got, err)
@@ -135,24 +137,24 @@ func TestGoClient(t *testing.T) {
 			ids = append(ids, pages.Current().ID)
 		}
 		slices.Sort(ids)
-		if want := []string{smallModel, largeModel, goneModel, largeAlias}; !slices.Equal(ids, want) {
+		if want := []string{stack.SmallModel, stack.LargeModel, stack.GoneModel, stack.LargeAlias}; !slices.Equal(ids, want) {
 			t.Errorf("%v, expected %v", ids, want)
 		}
-		if m, err := c.Models.Get(ctx, largeAlias); err != nil || m.ID != largeAlias {
+		if m, err := c.Models.Get(ctx, stack.LargeAlias); err != nil || m.ID != stack.LargeAlias {
 			t.Errorf("%+v, %v", m, err)
 		}
 	})
 	t.Run("models of a bound key", func(t *testing.T) {
-		bob := f.goClient(t, bobKey)
+		bob := f.goClient(t, stack.BobKey)
 		page, err := bob.Models.List(ctx)
-		if err != nil || len(page.Data) != 1 || page.Data[0].ID != smallModel {
+		if err != nil || len(page.Data) != 1 || page.Data[0].ID != stack.SmallModel {
 			t.Errorf("%+v, %v", page, err)
 		}
 	})
 }
 
 func TestGoClientTools(t *testing.T) {
-	c := startGateway(t, startServers(t, nil), plan{}).goClient(t, adaKey)
+	c := startGateway(t, startServers(t, nil), stack.Config{}).goClient(t, stack.AdaKey)
 	ctx := t.Context()
 	required := openai.ChatCompletionToolChoiceOptionUnionParam{OfAuto: openai.String("required")}
 	named := openai.ToolChoiceOptionFunctionToolChoice(openai.ChatCompletionNamedToolChoiceFunctionParam{Name: "get_weather"})
@@ -206,7 +208,7 @@ func TestGoClientTools(t *testing.T) {
 }
 
 func TestGoClientThinking(t *testing.T) {
-	c := startGateway(t, startServers(t, nil), plan{}).goClient(t, adaKey)
+	c := startGateway(t, startServers(t, nil), stack.Config{}).goClient(t, stack.AdaKey)
 	for _, k := range []struct {
 		key    string
 		value  any
@@ -235,7 +237,7 @@ func TestGoClientThinking(t *testing.T) {
 
 func TestGoClientErrors(t *testing.T) {
 	s := startServers(t, nil)
-	f := startGateway(t, s, plan{})
+	f := startGateway(t, s, stack.Config{})
 	tooMuch := say("Hello")
 	tooMuch.MaxTokens = openai.Int(50_000)
 	unknown := say("Hello")
@@ -249,10 +251,10 @@ func TestGoClientErrors(t *testing.T) {
 		code      string
 	}{
 		{"unknown key", "EMPTY", say("Hello"), 401, "invalid_api_key"},
-		{"model not allowed", bobKey, say("Hello"), 403, "model_not_allowed"},
-		{"unknown model", adaKey, unknown, 404, "model_not_found"},
-		{"too long", adaKey, tooMuch, 400, "context_length_exceeded"},
-		{"the server's refusal", adaKey, wrong, 400, "invalid_request"},
+		{"model not allowed", stack.BobKey, say("Hello"), 403, "model_not_allowed"},
+		{"unknown model", stack.AdaKey, unknown, 404, "model_not_found"},
+		{"too long", stack.AdaKey, tooMuch, 400, "context_length_exceeded"},
+		{"the server's refusal", stack.AdaKey, wrong, 400, "invalid_request"},
 	} {
 		t.Run(k.name, func(t *testing.T) {
 			c := f.goClient(t, k.key)
@@ -274,16 +276,16 @@ func TestGoClientErrors(t *testing.T) {
 	t.Run("busy, then not", func(t *testing.T) {
 		// Both servers refuse once, so the gateway has nobody else to ask, and the
 		// client comes again after the time it is told.
-		s.fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault503, Count: 1})
-		c := f.goClient(t, adaKey)
+		s.Fault(t, gatewaytest.Fault{Kind: gatewaytest.Fault503, Count: 1})
+		c := f.goClient(t, stack.AdaKey)
 		if got, err := c.Chat.Completions.New(t.Context(), say("Hello")); err != nil || got.Choices[0].Message.Content == "" || c.tries.Load() != 2 {
 			t.Errorf("%v after %d tries", err, c.tries.Load())
 		}
 	})
 	for kind, code := range map[gatewaytest.FaultKind]string{gatewaytest.FaultDieMid: "upstream_error", gatewaytest.FaultError: "upstream_error"} {
 		t.Run("in the middle: "+string(kind), func(t *testing.T) {
-			s.fault(t, gatewaytest.Fault{Kind: kind, After: 5})
-			c := f.goClient(t, adaKey)
+			s.Fault(t, gatewaytest.Fault{Kind: kind, After: 5})
+			c := f.goClient(t, stack.AdaKey)
 			stream := c.Chat.Completions.NewStreaming(t.Context(), say("Hello"), option.WithJSONSet("sim", map[string]any{"tokens": 60}))
 			defer stream.Close()
 			chunks := 0
@@ -303,7 +305,7 @@ func TestGoClientErrors(t *testing.T) {
 func TestGoClientCancel(t *testing.T) {
 	const long = 30_000
 	s := startServers(t, nil)
-	c := startGateway(t, s, plan{}).goClient(t, adaKey)
+	c := startGateway(t, s, stack.Config{}).goClient(t, stack.AdaKey)
 	for _, stream := range []bool{true, false} {
 		ctx, cancel := context.WithCancel(t.Context())
 		tag := "cancel-whole"
@@ -326,7 +328,7 @@ func TestGoClientCancel(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if r := s.record(t, tag); !r.Aborted || r.Output >= long {
+		if r := s.Record(t, tag); !r.Aborted || r.Output >= long {
 			t.Errorf("%s: the server says %d tokens, finish %q, aborted %t", tag, r.Output, r.Finish, r.Aborted)
 		}
 		cancel()
@@ -335,7 +337,7 @@ func TestGoClientCancel(t *testing.T) {
 
 // TestGoClientOpen has a gateway that asks for no key: any is good.
 func TestGoClientOpen(t *testing.T) {
-	f := startGateway(t, startServers(t, nil), plan{open: true})
+	f := startGateway(t, startServers(t, nil), stack.Config{Open: true})
 	c := f.goClient(t, "EMPTY")
 	got, err := c.Chat.Completions.New(t.Context(), say("Hello"),
 		option.WithJSONSet("enable_thinking", true), option.WithJSONSet("return_reasoning", true))
@@ -352,7 +354,7 @@ const suiteTime = 4 * time.Minute
 func suite(t *testing.T, dir, program string, args ...string) string {
 	t.Helper()
 	s := startServers(t, nil)
-	keyed, open, ladder := startGateway(t, s, plan{}), startGateway(t, s, plan{open: true}), startGateway(t, s, laddered(""))
+	keyed, open, ladder := startGateway(t, s, stack.Config{}), startGateway(t, s, stack.Config{Open: true}), startGateway(t, s, stack.Laddered(""))
 	ctx, cancel := context.WithTimeout(t.Context(), suiteTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
@@ -366,9 +368,9 @@ func suite(t *testing.T, dir, program string, args ...string) string {
 			strings.HasSuffix(name, "_PROXY") || name == "NODE_OPTIONS" || strings.HasPrefix(name, "PYTEST_")
 	})
 	cmd.Env = append(cmd.Env,
-		"TIDEGATE_URL="+keyed.url+"/v1", "TIDEGATE_OPEN_URL="+open.url+"/v1",
-		"TIDEGATE_LADDER_URL="+ladder.url+"/v1", "TIDEGATE_LADDER_ADMIN_KEY="+adminKey, "TIDEGATE_SIMS="+s.controls(t),
-		"TIDEGATE_KEY="+adaKey, "TIDEGATE_SMALL_KEY="+bobKey, "TIDEGATE_MODEL="+largeModel, "TIDEGATE_SMALL_MODEL="+smallModel,
+		"TIDEGATE_URL="+keyed.URL+"/v1", "TIDEGATE_OPEN_URL="+open.URL+"/v1",
+		"TIDEGATE_LADDER_URL="+ladder.URL+"/v1", "TIDEGATE_LADDER_ADMIN_KEY="+stack.AdminKey, "TIDEGATE_SIMS="+s.Controls(t),
+		"TIDEGATE_KEY="+stack.AdaKey, "TIDEGATE_SMALL_KEY="+stack.BobKey, "TIDEGATE_MODEL="+stack.LargeModel, "TIDEGATE_SMALL_MODEL="+stack.SmallModel,
 		"PYTHONDONTWRITEBYTECODE=1", "LANGSMITH_TRACING=false", "NO_COLOR=1",
 	)
 	out, err := cmd.CombinedOutput()
@@ -386,21 +388,8 @@ func count(out, pattern string) string {
 	return "0"
 }
 
-// clients returns where the packages of a language are, or skips the test.
-func clients(t *testing.T, language, variable string) string {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("other languages' clients are not part of -short")
-	}
-	at := os.Getenv(variable)
-	if at == "" {
-		t.Skipf("SKIPPED-PART: %s clients: %s is not set; `make test` sets it where it can install the packages", language, variable)
-	}
-	return at
-}
-
 func TestPythonClients(t *testing.T) {
-	python := clients(t, "python", "TIDEGATE_TEST_PYTHON")
+	python := stack.Clients(t, os.Getenv, "python", "TIDEGATE_TEST_PYTHON")
 	out := suite(t, filepath.Join("testdata", "clients", "python"), python, "-m", "pytest", "-q", "-rs", "--durations=3",
 		"--benchmark-storage=file://"+t.TempDir()) // which it would make beside the tests
 	passed := count(out, `(\d+) passed`)
@@ -412,7 +401,7 @@ func TestPythonClients(t *testing.T) {
 }
 
 func TestNodeClients(t *testing.T) {
-	modules := clients(t, "node", "TIDEGATE_TEST_NODE_MODULES")
+	modules := stack.Clients(t, os.Getenv, "node", "TIDEGATE_TEST_NODE_MODULES")
 	modules, err := filepath.Abs(filepath.Join(modules, "node_modules"))
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"crypto/rand"
@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/account"
 	"tidegate/gateway/database"
@@ -26,22 +28,22 @@ func TestSoakRevocation(t *testing.T) {
 	t.Parallel()
 	redis := redistest.Single(t)
 	s := startServers(t, nil)
-	client := soakClient(t)
+	client := stack.NewClient(t)
 	for _, with := range []string{"redis: {addrs: ['" + redis.Addr + "']}\n", ""} {
-		p := plan{dsn: databasetest.SQLite(t), more: with}
+		p := stack.Config{DSN: databasetest.SQLite(t), Extra: with}
 		a, b := startReplica(t, s, p, client), startReplica(t, s, p, client)
-		out, _ := command(t, exitOK, "key", "create", "--config", a.file, "--user", "root", "--admin")
+		out, _ := kit.Command(t, 0, "key", "create", "--config", a.File, "--user", "root", "--admin")
 		admin := strings.TrimSpace(out)
 		name := "without Redis"
 		if with != "" {
 			name = "with Redis"
 		}
-		t.Run(name, func(t *testing.T) { revokes(t, a.front, b.front, admin) })
+		t.Run(name, func(t *testing.T) { stack.CheckRevocation(t, a.Gateway, b.Gateway, admin) })
 		if with != "" && atLength() {
 			t.Run("with a stopped Redis", func(t *testing.T) {
 				redis.Pause()
 				defer redis.Resume()
-				revokes(t, a.front, b.front, admin)
+				stack.CheckRevocation(t, a.Gateway, b.Gateway, admin)
 			})
 		}
 	}
@@ -52,11 +54,11 @@ func TestSoakRevocation(t *testing.T) {
 func TestSoakRestore(t *testing.T) {
 	t.Parallel()
 	s := startServers(t, nil)
-	client := soakClient(t)
+	client := stack.NewClient(t)
 	const quotas = "quotas:\n  - {name: weekly, per: user, tokens: 1000000, every: week}\n  - {name: monthly, per: 'user,model', units: 1000000, every: month, zone: Asia/Kathmandu}\n"
 	used := func(r *replica) (used []int64) {
-		var now limitStatus
-		r.limits(t, adaKey, "/quota/status?model="+largeModel, &now)
+		var now stack.LimitStatus
+		r.Limits(t, stack.AdaKey, "/quota/status?model="+stack.LargeModel, &now)
 		for _, q := range now.Quotas {
 			used = append(used, q.Used)
 		}
@@ -64,11 +66,11 @@ func TestSoakRestore(t *testing.T) {
 	}
 	generate := func(r *replica) []int64 {
 		for range 10 {
-			if a := r.complete(t, adaKey, chat(largeModel, 10, "")); a.status != 200 {
-				t.Fatalf("%d %s", a.status, a.body)
+			if a := r.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 10, "")); a.Status != 200 {
+				t.Fatalf("%d %s", a.Status, a.Body)
 			}
 		}
-		want, _ := s.delivered()
+		want, _ := s.Delivered()
 		total := want.Input + want.Output
 		if got := used(r); len(got) != 2 || got[0] != total || got[1] != total {
 			t.Fatalf("the quotas stand at %v; the engines say %d", got, total)
@@ -76,11 +78,11 @@ func TestSoakRestore(t *testing.T) {
 		return used(r)
 	}
 	restart := func(r *replica) {
-		r.kill()
-		r.start(t)
+		r.Kill()
+		r.Start(t)
 	}
 	t.Run("memory", func(t *testing.T) {
-		r := startReplica(t, s, plan{more: quotas}, client)
+		r := startReplica(t, s, stack.Config{Extra: quotas}, client)
 		before := generate(r)
 		restart(r)
 		if after := used(r); fmt.Sprint(after) != fmt.Sprint(before) {
@@ -97,7 +99,7 @@ func TestSoakRestore(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		r := startReplica(t, s, plan{dsn: databasetest.SQLite(t), more: quotas + "redis: {addrs: ['" + redis.Addr + "']}\n"}, client)
+		r := startReplica(t, s, stack.Config{DSN: databasetest.SQLite(t), Extra: quotas + "redis: {addrs: ['" + redis.Addr + "']}\n"}, client)
 		before := generate(r)
 		flush()
 		restart(r)
@@ -119,7 +121,7 @@ func TestSoakRestore(t *testing.T) {
 				redis.Start()
 			}
 			began := time.Now()
-			eventually(t, "the quotas to be restored", func() bool { return fmt.Sprint(used(r)) == fmt.Sprint(before) })
+			stack.Eventually(t, "the quotas to be restored", func() bool { return fmt.Sprint(used(r)) == fmt.Sprint(before) })
 			t.Logf("%s under a gateway that does nothing: restored after %v", how, time.Since(began).Round(10*time.Millisecond))
 		}
 	})
@@ -130,8 +132,8 @@ func TestSoakRestore(t *testing.T) {
 // address most are not looked at; the key that was used there still is.
 func TestSoakKeys(t *testing.T) {
 	dsn := databasetest.Postgres(t)
-	client := soakClient(t)
-	r := startReplica(t, startServers(t, nil), plan{dsn: dsn}, client)
+	client := stack.NewClient(t)
+	r := startReplica(t, startServers(t, nil), stack.Config{DSN: dsn}, client)
 	db, err := database.Open(t.Context(), dsn)
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +141,7 @@ func TestSoakKeys(t *testing.T) {
 	defer db.Close()
 	try := func(authorization string) int { return r.authorized(t, authorization) }
 	oddKeys(t, try)
-	if got := try("Bearer " + adaKey); got != 200 {
+	if got := try("Bearer " + stack.AdaKey); got != 200 {
 		t.Errorf("a good key before the storm: %d", got)
 	}
 	before, asked := r.memory(t), transactions(t, db)
@@ -180,15 +182,15 @@ func TestSoakKeys(t *testing.T) {
 	if wrong.Load() > 0 {
 		t.Errorf("%d answers were neither 401, 429 nor 431", wrong.Load())
 	}
-	if got := try("Bearer " + adaKey); got != 200 {
+	if got := try("Bearer " + stack.AdaKey); got != 200 {
 		t.Errorf("a good key after the storm: %d", got)
 	}
-	if err := r.process.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := r.Process.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	code := <-r.ended
-	r.ended <- code
-	if code != exitOK {
+	code := <-r.Ended
+	r.Ended <- code
+	if code != 0 {
 		t.Errorf("code %d", code)
 	}
 }
@@ -196,7 +198,7 @@ func TestSoakKeys(t *testing.T) {
 // memory is what the process has resident, in bytes.
 func (r *replica) memory(t *testing.T) int64 {
 	t.Helper()
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.process.Process.Pid))
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.Process.Process.Pid))
 	if err != nil {
 		t.Skip("SKIPPED-PART: key storms: there is no /proc here")
 	}
@@ -222,12 +224,12 @@ func transactions(t *testing.T, db *database.DB) (n int64) {
 
 // authorized asks with an Authorization header; 0: there was no answer.
 func (r *replica) authorized(t *testing.T, authorization string) (status int) {
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.front.url+"/v1/models", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.front.URL+"/v1/models", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.Header["Authorization"] = []string{authorization}
-	resp, err := r.client.Do(req)
+	resp, err := r.Client.Do(req)
 	if err != nil {
 		return 0
 	}
@@ -238,13 +240,13 @@ func (r *replica) authorized(t *testing.T, authorization string) (status int) {
 // oddKeys tries what is no key.
 func oddKeys(t *testing.T, try func(string) int) {
 	t.Helper()
-	known := "Bearer " + adaKey
+	known := "Bearer " + stack.AdaKey
 	for what, c := range map[string]struct {
 		value string
 		want  []int
 	}{
-		"nothing": {"", []int{401}}, "no scheme": {adaKey, []int{401}}, "another scheme": {"Basic " + adaKey, []int{401}},
-		"another case": {"bearer " + adaKey, []int{200}}, "spaces": {"Bearer    " + adaKey + "  ", []int{200}},
+		"nothing": {"", []int{401}}, "no scheme": {stack.AdaKey, []int{401}}, "another scheme": {"Basic " + stack.AdaKey, []int{401}},
+		"another case": {"bearer " + stack.AdaKey, []int{200}}, "spaces": {"Bearer    " + stack.AdaKey + "  ", []int{200}},
 		"two keys": {known + ", " + known, []int{401}}, "half": {known[:len(known)-1], []int{401}}, "more": {known + "x", []int{401}},
 		"unicode": {"Bearer tg-\u2713\u2713\u2713", []int{401}}, "bytes": {"Bearer tg-\xff\xfe", []int{401}}, "SQL": {"Bearer tg-' OR 1=1 --", []int{401}},
 		"long": {"Bearer tg-" + strings.Repeat("A", 8<<10), []int{401}}, "1 MB": {"Bearer tg-" + strings.Repeat("A", 1<<20), []int{431, 0}},

@@ -1,9 +1,8 @@
-package main
+package gateway_test
 
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -13,79 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/gatewaytest/stack"
+
 	"tidegate/gateway/gatewaytest"
 )
-
-// tokens are sums of tokens.
-type tokens struct{ Requests, Input, Cached, Output, Reasoning int64 }
-
-// post sends a body as Ada; the caller closes the answer's body.
-func (f *front) post(ctx context.Context, path, body string) (*http.Response, error) {
-	q, err := http.NewRequestWithContext(ctx, http.MethodPost, f.url+path, strings.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	q.Header.Set("Content-Type", "application/json")
-	q.Header.Set("Authorization", "Bearer "+adaKey)
-	return f.client.Do(q)
-}
-
-// used asks the gateway what Ada has used.
-func (f *front) used(t *testing.T) (sum tokens) {
-	t.Helper()
-	q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, f.url+"/v1/usage?group_by=model", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	q.Header.Set("Authorization", "Bearer "+adaKey)
-	resp, err := f.client.Do(q)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	var report struct {
-		Data []struct {
-			Requests  int64 `json:"requests"`
-			Input     int64 `json:"input_tokens"`
-			Cached    int64 `json:"cached_tokens"`
-			Output    int64 `json:"output_tokens"`
-			Reasoning int64 `json:"reasoning_tokens"`
-			Estimated int64 `json:"estimated_requests"`
-		}
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&report); err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range report.Data {
-		sum.Requests += r.Requests
-		sum.Input += r.Input
-		sum.Cached += r.Cached
-		sum.Output += r.Output
-		sum.Reasoning += r.Reasoning
-		if r.Estimated > 0 {
-			t.Errorf("%d requests were estimated", r.Estimated)
-		}
-	}
-	return sum
-}
-
-// delivered sums what the engines say they sent.
-func (s servers) delivered() (sum tokens, aborted int) {
-	for _, server := range s {
-		for _, r := range server.Requests() {
-			sum.Requests++
-			sum.Input += int64(r.Prompt)
-			sum.Output += int64(r.Delivered)
-			if r.Aborted {
-				aborted++
-				continue // cached and reasoning tokens stand only in a whole answer
-			}
-			sum.Cached += int64(r.Cached)
-			sum.Reasoning += int64(r.Reasoning)
-		}
-	}
-	return sum, aborted
-}
 
 // mixed is one of many kinds of request; leave says after how many events its
 // caller leaves, 0: never.
@@ -115,9 +45,9 @@ func mixed(i int, rng *rand.Rand) (path, body string, leave int) {
 	if i%4 == 0 && stream {
 		extra += `,"stream_options":{"include_usage":true}`
 	}
-	model := largeModel
+	model := stack.LargeModel
 	if i%6 == 0 {
-		model = smallModel
+		model = stack.SmallModel
 	}
 	if i%11 == 10 {
 		return "/v1/completions", fmt.Sprintf(`{"model":%q,"prompt":[%q,"two"],"max_tokens":%d,"stream":%v}`, model, words, tokens, stream), leave
@@ -137,7 +67,7 @@ func TestCountsAreTheEngines(t *testing.T) {
 		o.Version, o.PromptTokensDetails = "0.30.0", true // an engine that counts reasoning and cached tokens itself
 		o.TTFT, o.ITL = 2*time.Millisecond, time.Millisecond
 	})
-	f := startGateway(t, s, plan{})
+	f := startGateway(t, s, stack.Config{})
 	var (
 		workers sync.WaitGroup
 		next    = make(chan int)
@@ -166,11 +96,11 @@ func TestCountsAreTheEngines(t *testing.T) {
 	close(next)
 	workers.Wait()
 
-	var want, got tokens
+	var want, got stack.Tokens
 	var aborted int
-	eventually(t, "all requests to be settled", func() bool {
-		want, aborted = s.delivered()
-		got = f.used(t)
+	stack.Eventually(t, "all requests to be settled", func() bool {
+		want, aborted = s.Delivered()
+		got = f.Usage(t)
 		return want.Requests == int64(requests) && got.Requests == int64(requests)
 	})
 	// Of a stream that was cut the engine states no reasoning tokens; the gateway
@@ -197,7 +127,7 @@ func (f *front) one(ctx context.Context, i int, rng *rand.Rand) (gone bool, err 
 	path, body, leave := mixed(i, rng)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	resp, err := f.post(ctx, path, body)
+	resp, err := f.Post(ctx, path, body)
 	if err != nil {
 		return false, err
 	}
@@ -228,21 +158,21 @@ func TestReasoningIsCounted(t *testing.T) {
 	for _, version := range []string{"0.30.0", "0.23.0"} {
 		t.Run(version, func(t *testing.T) {
 			s := startServers(t, func(o *gatewaytest.Options) { o.Version, o.ITL = version, 0 })
-			f := startGateway(t, s, plan{})
+			f := startGateway(t, s, stack.Config{})
 			for i := range 20 {
 				body := fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":"Why %d?"}],"stream":%v,"sim":{"tokens":60,"thinking_tokens":%d}}`,
-					largeModel, i, i%2 == 0, 5+i)
-				resp, err := f.post(t.Context(), "/v1/chat/completions", body)
+					stack.LargeModel, i, i%2 == 0, 5+i)
+				resp, err := f.Post(t.Context(), "/v1/chat/completions", body)
 				if err != nil {
 					t.Fatal(err)
 				}
 				io.Copy(io.Discard, resp.Body)
 				resp.Body.Close()
 			}
-			var want, got tokens
-			eventually(t, "all requests to be settled", func() bool {
-				want, _ = s.delivered()
-				got = f.used(t)
+			var want, got stack.Tokens
+			stack.Eventually(t, "all requests to be settled", func() bool {
+				want, _ = s.Delivered()
+				got = f.Usage(t)
 				return want.Requests == 20 && got.Requests == 20
 			})
 			if got.Output != want.Output || version == "0.30.0" && got.Reasoning != want.Reasoning {

@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"fmt"
@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"tidegate/gateway/gatewaytest/stack"
 
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/gatewaytest"
@@ -66,11 +68,11 @@ func TestServersRetryAfter(t *testing.T) {
 				behind.URL = refusing(t, s[i].URL, one.status, header)
 				s[i] = &behind
 			}
-			f := startGateway(t, s, plan{model: []string{"retry: {attempts: 2, budget: 1}"}})
-			got := f.complete(t, adaKey, `{"model":"`+largeModel+`","messages":[{"role":"user","content":"hi"}]}`)
-			h := got.header
-			if line := fmt.Sprintf("%d %s %s", got.status, h.Get("Retry-After"), h.Get("X-Should-Retry")); line != one.want {
-				t.Errorf("%q, want %q: %s", line, one.want, got.body)
+			f := startGateway(t, s, stack.Config{Model: []string{"retry: {attempts: 2, budget: 1}"}})
+			got := f.Complete(t, stack.AdaKey, `{"model":"`+stack.LargeModel+`","messages":[{"role":"user","content":"hi"}]}`)
+			h := got.Header
+			if line := fmt.Sprintf("%d %s %s", got.Status, h.Get("Retry-After"), h.Get("X-Should-Retry")); line != one.want {
+				t.Errorf("%q, want %q: %s", line, one.want, got.Body)
 			}
 		})
 	}
@@ -79,32 +81,32 @@ func TestServersRetryAfter(t *testing.T) {
 // TestWaitsForAPlace: who is over its concurrency waits for a place and is answered,
 // streamed or not; with wait: 0s it is refused, and told how many run.
 func TestWaitsForAPlace(t *testing.T) {
-	body := `{"model":"` + largeModel + `","messages":[{"role":"user","content":"hi"}],"max_tokens":40%s}`
+	body := `{"model":"` + stack.LargeModel + `","messages":[{"role":"user","content":"hi"}],"max_tokens":40%s}`
 	for _, one := range []struct {
 		name, wait string
 		refused    bool
 	}{{"default", "", false}, {"20s", ", wait: 20s", false}, {"0s", ", wait: 0s", true}} {
 		t.Run(one.name, func(t *testing.T) {
 			refused := one.refused
-			f := startGateway(t, startServers(t, nil), plan{more: "limits:\n  - {name: places, per: user, concurrency: 3" + one.wait + "}\n"})
+			f := startGateway(t, startServers(t, nil), stack.Config{Extra: "limits:\n  - {name: places, per: user, concurrency: 3" + one.wait + "}\n"})
 			var all sync.WaitGroup
-			replies := make([]reply, 6)
+			replies := make([]stack.Reply, 6)
 			for i := range replies {
 				all.Go(func() {
-					replies[i] = f.complete(t, adaKey, fmt.Sprintf(body, map[bool]string{true: `,"stream":true`}[i%2 == 0]))
+					replies[i] = f.Complete(t, stack.AdaKey, fmt.Sprintf(body, map[bool]string{true: `,"stream":true`}[i%2 == 0]))
 				})
 			}
 			all.Wait()
 			for _, r := range replies {
 				switch {
-				case r.status == http.StatusOK:
-				case !refused || r.status != http.StatusTooManyRequests:
-					t.Errorf("%d %s", r.status, r.body)
-				case !strings.Contains(string(r.body), "the limit places allows 3 requests at a time per user; running now: 3: try again in"):
-					t.Errorf("%s", r.body)
+				case r.Status == http.StatusOK:
+				case !refused || r.Status != http.StatusTooManyRequests:
+					t.Errorf("%d %s", r.Status, r.Body)
+				case !strings.Contains(string(r.Body), "the limit places allows 3 requests at a time per user; running now: 3: try again in"):
+					t.Errorf("%s", r.Body)
 				}
 			}
-			if waited := f.metric(t, `tidegate_limit_decisions_total{decision="wait",rule="places",store="local"}`); refused == (waited > 0) {
+			if waited := f.Metric(t, `tidegate_limit_decisions_total{decision="wait",rule="places",store="local"}`); refused == (waited > 0) {
 				t.Errorf("%v have waited", waited)
 			}
 		})
@@ -114,28 +116,28 @@ func TestWaitsForAPlace(t *testing.T) {
 // TestShrunkLimitsSaySo: a limit that pressure has shrunk says so in the refusal's text
 // and headers, in those of answers, and in /quota/status.
 func TestShrunkLimitsSaySo(t *testing.T) {
-	f := startGateway(t, startServers(t, nil), plan{env: map[string]string{"TIDEGATE_ADMIN_KEY": adminKey}, more: "limits:\n  - {name: rate, per: user, requests: 4/1h, under_pressure: {L2: 0.5}}\n" +
+	f := startGateway(t, startServers(t, nil), stack.Config{Env: map[string]string{"TIDEGATE_ADMIN_KEY": stack.AdminKey}, Extra: "limits:\n  - {name: rate, per: user, requests: 4/1h, under_pressure: {L2: 0.5}}\n" +
 		"  - {name: wide, per: user, requests: 1000/1h}\n"})
-	f.pin(t, largeModel, "L2")
-	body := `{"model":"` + largeModel + `","messages":[{"role":"user","content":"hi"}],"max_tokens":4}`
+	f.Pin(t, stack.LargeModel, "L2")
+	body := `{"model":"` + stack.LargeModel + `","messages":[{"role":"user","content":"hi"}],"max_tokens":4}`
 	for range 2 {
-		if got := f.complete(t, adaKey, body); got.status != http.StatusOK || got.header.Get("X-Tidegate-Limit-Factor") != "0.5" || got.header.Get("X-Ratelimit-Limit-Requests") != "2" {
-			t.Fatalf("%d %v %s", got.status, got.header, got.body)
+		if got := f.Complete(t, stack.AdaKey, body); got.Status != http.StatusOK || got.Header.Get("X-Tidegate-Limit-Factor") != "0.5" || got.Header.Get("X-Ratelimit-Limit-Requests") != "2" {
+			t.Fatalf("%d %v %s", got.Status, got.Header, got.Body)
 		}
 	}
-	got := f.complete(t, adaKey, body)
-	h := got.header
-	if line := fmt.Sprint(got.status, h["X-Tidegate-Level"], h["X-Tidegate-Reason"], h["X-Tidegate-Limit-Factor"]); line != "429 [L2] [pin] [0.5]" ||
-		!strings.Contains(string(got.body), "the limit rate allows 2 requests in 1h per user, 0.5 of its 4, since "+largeModel+" stands at level L2 (pin): try again in") {
-		t.Errorf("%s: %s", line, got.body)
+	got := f.Complete(t, stack.AdaKey, body)
+	h := got.Header
+	if line := fmt.Sprint(got.Status, h["X-Tidegate-Level"], h["X-Tidegate-Reason"], h["X-Tidegate-Limit-Factor"]); line != "429 [L2] [pin] [0.5]" ||
+		!strings.Contains(string(got.Body), "the limit rate allows 2 requests in 1h per user, 0.5 of its 4, since "+stack.LargeModel+" stands at level L2 (pin): try again in") {
+		t.Errorf("%s: %s", line, got.Body)
 	}
 	for path, want := range map[string]string{
-		"/quota/status":                     `"pressure":{"model":"` + largeModel + `","level":"L2","reason":"pin"}`,
-		"/quota/status?model=" + largeModel: `{"name":"rate","per":"user","metric":"requests","limit":2,"remaining":0,`,
-		"/quota/status?model=" + smallModel: `{"name":"rate","per":"user","metric":"requests","limit":4,"remaining":2,`,
+		"/quota/status": `"pressure":{"model":"` + stack.LargeModel + `","level":"L2","reason":"pin"}`,
+		"/quota/status?model=" + stack.LargeModel: `{"name":"rate","per":"user","metric":"requests","limit":2,"remaining":0,`,
+		"/quota/status?model=" + stack.SmallModel: `{"name":"rate","per":"user","metric":"requests","limit":4,"remaining":2,`,
 	} {
-		status := string(f.look(t, adaKey, path).body)
-		if small := strings.Contains(path, smallModel); !strings.Contains(status, want) || strings.Contains(status, `"level":"L2","factor":0.5,"full_limit":4}`) == small || strings.Contains(status, `"pressure"`) == small {
+		status := string(f.Get(t, stack.AdaKey, path).Body)
+		if small := strings.Contains(path, stack.SmallModel); !strings.Contains(status, want) || strings.Contains(status, `"level":"L2","factor":0.5,"full_limit":4}`) == small || strings.Contains(status, `"pressure"`) == small {
 			t.Errorf("%s: %s", path, status)
 		}
 	}
@@ -146,19 +148,19 @@ func TestShrunkLimitsSaySo(t *testing.T) {
 func TestWaitsForAPlaceElsewhere(t *testing.T) {
 	redis := redistest.Single(t)
 	s := startServers(t, func(o *gatewaytest.Options) { o.ITL = 2 * time.Millisecond })
-	p := plan{more: "redis: {addrs: ['" + redis.Addr + "'], timeout: 2s}\nlimits:\n  - {name: places, per: user, concurrency: 2, wait: 60s}\n"}
+	p := stack.Config{Extra: "redis: {addrs: ['" + redis.Addr + "'], timeout: 2s}\nlimits:\n  - {name: places, per: user, concurrency: 2, wait: 60s}\n"}
 	fronts := []*front{startGateway(t, s, p), startGateway(t, s, p)}
 	var all sync.WaitGroup
-	replies := make([]reply, 12)
+	replies := make([]stack.Reply, 12)
 	for i := range replies {
 		all.Go(func() {
-			replies[i] = fronts[i%2].complete(t, adaKey, `{"model":"`+largeModel+`","messages":[{"role":"user","content":"hi"}],"max_tokens":40}`)
+			replies[i] = fronts[i%2].Complete(t, stack.AdaKey, `{"model":"`+stack.LargeModel+`","messages":[{"role":"user","content":"hi"}],"max_tokens":40}`)
 		})
 	}
 	all.Wait()
 	for _, r := range replies {
-		if r.status != http.StatusOK {
-			t.Errorf("%d %s", r.status, r.body)
+		if r.Status != http.StatusOK {
+			t.Errorf("%d %s", r.Status, r.Body)
 		}
 	}
 }
