@@ -169,8 +169,12 @@ func waitRows(large, small *Pool, overLimit *limit.Denied) map[string]rule {
 		"a critical one that would wait long":             {func(s *scene) { s.backends(noPlace); s.tier, s.wait = "critical", time.Hour }, kindGo, large, 2, "queue", nil},
 		"nobody is refused for it":                        {func(s *scene) { s.backends(noPlace); s.wait, s.maxLevel = time.Hour, 0 }, kindGo, large, 0, "", nil},
 		"no thinking can be saved":                        {func(s *scene) { s.backends(noPlace); s.thinking = false }, kindGo, large, 0, "", nil},
-		"no first token is promised":                      {func(s *scene) { s.backends(noPlace); s.ttft, s.wait = 0, time.Hour }, kindGo, large, 0, "", nil},
-		"queue.degrade is off":                            {func(s *scene) { s.backends(noPlace); s.wait, s.crowding = time.Hour, false }, kindGo, large, 0, "", nil},
+		"no thinking can be saved, and the other is full": {func(s *scene) {
+			s.backends(noPlace)
+			s.thinking, s.wait, s.fallback.full = false, time.Hour, true
+		}, kindGo, large, 0, "", nil},
+		"no first token is promised": {func(s *scene) { s.backends(noPlace); s.ttft, s.wait = 0, time.Hour }, kindGo, large, 0, "", nil},
+		"queue.degrade is off":       {func(s *scene) { s.backends(noPlace); s.wait, s.crowding = time.Hour, false }, kindGo, large, 0, "", nil},
 
 		// The level does not fall while a request waits, and it moves where it belongs.
 		"the level fell meanwhile":        {func(s *scene) { s.past.floor = choice{pool: large, level: 2, reason: "kv_cache"} }, kindWait, large, 2, "kv_cache", nil},
