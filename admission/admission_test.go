@@ -20,19 +20,19 @@ import (
 func poolOf(weights ...int) *Pool {
 	var all []*Seat
 	for _, w := range weights {
-		b := weighing(w)
+		b := weightedSeat(w)
 		b.SetRotation(true)
 		all = append(all, b)
 	}
-	return pooled(all...)
+	return newTestPool(all...)
 }
 
 // weighing is a backend of some weight without bounds.
-func weighing(weight int) *Seat {
+func weightedSeat(weight int) *Seat {
 	return NewSeat(degrade.NewGauge("", weight, nil), Bounds{})
 }
 
-func pooled(all ...*Seat) *Pool {
+func newTestPool(all ...*Seat) *Pool {
 	p := NewPool("model", nil)
 	p.Set(all, nil)
 	return p
@@ -63,11 +63,11 @@ func inFlight(p *Pool) (n []int) {
 }
 
 func TestRotation(t *testing.T) {
-	b := weighing(0)
+	b := weightedSeat(0)
 	if b.InRotation() || b.SetRotation(false) || !b.SetRotation(true) || b.SetRotation(true) || !b.InRotation() || !b.SetRotation(false) || b.InRotation() {
 		t.Error("Rotate")
 	}
-	if pooled().Available() || pooled(b, weighing(1)).Available() || !poolOf(1, 1).Available() {
+	if newTestPool().Available() || newTestPool(b, weightedSeat(1)).Available() || !poolOf(1, 1).Available() {
 		t.Error("a pool is in rotation when one of its backends is")
 	}
 	var zero Seat
@@ -81,7 +81,7 @@ func TestNoBackend(t *testing.T) {
 	for _, b := range down.seats {
 		b.SetRotation(false)
 	}
-	for _, p := range []*Pool{pooled(), down} {
+	for _, p := range []*Pool{newTestPool(), down} {
 		if permit, err := unlimited().Admit(t.Context(), &Demand{Pool: p}); !errors.Is(err, ErrNoBackend) || permit != nil {
 			t.Errorf("%v, %v", permit, err)
 		}

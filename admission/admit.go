@@ -67,7 +67,7 @@ type Caller interface {
 	// when it wants to be called again. p has the level, its reason, the pool and the
 	// headers as they are now. told says that the caller has been told them, so that
 	// it must be answered so.
-	KeepAlive(p *Permit) (next time.Duration, told bool)
+	KeepAlive(p *Permit) (next time.Duration, committed bool)
 }
 
 // Demand is what a request asks of admission. Admission only reads it.
@@ -85,7 +85,7 @@ type Demand struct {
 // at is what the limits are asked for a request that is to be answered so. It may be
 // answered by a smaller model still, where it waits first or its servers fail: which one
 // nobody knows before, and the limits are asked once.
-func (d *Demand) at(c choice) limit.Request {
+func (d *Demand) limitRequest(c choice) limit.Request {
 	r, level := d.Request, c.level
 	r.Level, r.Reason = int(level), c.reason
 	if c.pool != nil {
@@ -177,7 +177,7 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	}()
 	p.Headers, p.ReservedLevel = p.grant.Headers, now.level
 	if past.denied = p.grant.Over; past.denied != nil {
-		if p.told {
+		if p.committed {
 			return nil, past.denied // its caller was told a level at which nothing would be limited
 		}
 		past.floor = choice{level: degrade.SmallerModel, reason: reasonLimit}
@@ -186,8 +186,8 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 			return nil, err
 		}
 	}
-	e := entry{Controller: c, q: q, d: d, p: p, now: now.choice, denied: past.denied}
-	if err := e.enter(ctx); err != nil {
+	e := placement{Controller: c, queue: q, demand: d, permit: p, choice: now.choice, denied: past.denied}
+	if err := e.acquire(ctx); err != nil {
 		return nil, err
 	}
 	permitted = true
@@ -236,7 +236,7 @@ func (c *Controller) Status(ctx context.Context, r limit.Request) (limit.Status,
 // Rejection returns what is known to reject a request of these subjects, before anything
 // else of it is known; nil: nothing.
 func (c *Controller) Rejection(r limit.Request) *limit.Denied {
-	return c.limits.Refused(r, c.lines.standsBefore)
+	return c.limits.Refused(r, c.lines.placesQueued)
 }
 
 // Count lets a request in that needs no place on a backend, or returns a

@@ -75,8 +75,8 @@ func (c *QueueConfig) Validate() error {
 			fault(w.path, "is %d; expected 1 to %d", w.n, maxTokenWeight)
 		}
 	}
-	if all := []string{PerUser, PerProject, PerDepartment, PerKey}; !slices.Contains(all, c.Scope) {
-		fault("per", "is %q; expected %s", c.Scope, strings.Join(all, ", "))
+	if scopes := []string{PerUser, PerProject, PerDepartment, PerKey}; !slices.Contains(scopes, c.Scope) {
+		fault("per", "is %q; expected %s", c.Scope, strings.Join(scopes, ", "))
 	}
 	first := map[string]int{}
 	for i, t := range c.Tenants {
@@ -99,8 +99,8 @@ func (c *QueueConfig) Validate() error {
 // have no department and no project; they wait as their user.
 func (c *QueueConfig) tenant(s *limit.Subjects) string {
 	wider := []string{s.Department, s.Project, s.User, s.Key}
-	from := max(slices.Index([]string{PerDepartment, PerProject, PerUser, PerKey}, c.Scope), 0)
-	for _, name := range wider[from:] {
+	narrowest := max(slices.Index([]string{PerDepartment, PerProject, PerUser, PerKey}, c.Scope), 0)
+	for _, name := range wider[narrowest:] {
 		if name != "" {
 			return name
 		}

@@ -28,7 +28,7 @@ func TestCrowded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h := newHouse(t, nil, DefaultQueue(), "large", "small")
+				h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
 				held := h.fill(t, "large")
 				d := h.demand("large")
 				d.TTFT = 2 * time.Second
@@ -37,7 +37,7 @@ func TestCrowded(t *testing.T) {
 				if a.done == c.waits {
 					t.Fatalf("%+v", a)
 				}
-				pass(300 * time.Millisecond)
+				advance(300 * time.Millisecond)
 				held[0].Settle(limit.Usage{}, "")
 				synctest.Wait()
 				if p := a.permit; p == nil || p.Level != c.level || p.Pool().Name != c.where || (p.Reason == "queue") != (c.level > 0) {
@@ -46,7 +46,7 @@ func TestCrowded(t *testing.T) {
 				for _, p := range append(held[1:], a.permit) {
 					p.Settle(limit.Usage{}, "")
 				}
-				h.idle(t)
+				h.checkIdle(t)
 			})
 		})
 	}
@@ -56,18 +56,18 @@ func TestCrowded(t *testing.T) {
 // smaller model's servers, if those have a place.
 func TestLateGoesToTheSmaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
 		held := h.fill(t, "large")
 		d := h.demand("large")
 		d.TTFT = 2 * time.Second
 		a := h.ask(t.Context(), d)
-		pass(1500 * time.Millisecond)
+		advance(1500 * time.Millisecond)
 		if p := a.permit; p == nil || p.Level != degrade.SmallerModel || p.Pool().Name != "small" || p.Wait < time.Second {
 			t.Fatalf("%+v, %v", p, a.err)
 		}
 		for _, p := range append(held, a.permit) {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }

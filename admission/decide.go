@@ -73,10 +73,10 @@ func decide(q *QueueConfig, d *Demand, s *situation) decision {
 		return accept(d, c, s)
 	}
 	smaller := s.fallback.usable()
-	if c.level == degrade.SmallerModel && local.up && !smaller {
+	if c.level == degrade.SmallerModel && local.available && !smaller {
 		c.level = degrade.ThinkingOff // the smallest answer of its own backends
 	}
-	if !local.up {
+	if !local.available {
 		if !smaller || d.MaxLevel < degrade.SmallerModel {
 			return decision{kind: kindRefuse, choice: c, cause: local.unfit}
 		}
@@ -148,11 +148,11 @@ func (c *choice) fromLoad() bool { return c.reason == reasonQueue || c.reason ==
 // full, or the smaller model would be flooded; each later decision looks for room again.
 func (c *choice) findRoom(d *Demand, local *outlook, s *situation) bool {
 	hot := local.firm >= degrade.SmallerModel
-	if (!local.up || local.full || hot) && d.MaxLevel >= degrade.SmallerModel && s.fallback.usable() && !s.fallback.full {
+	if (!local.available || local.full || hot) && d.MaxLevel >= degrade.SmallerModel && s.fallback.usable() && !s.fallback.full {
 		c.pool, c.level = s.fallback.pool, degrade.SmallerModel
 		return true
 	}
-	if !local.up || hot || local.full && c.level == degrade.Canned {
+	if !local.available || hot || local.full && c.level == degrade.Canned {
 		return false
 	}
 	c.level = degrade.ThinkingOff
@@ -187,4 +187,4 @@ func (c *choice) crowd(d *Demand, local *outlook, s *situation) {
 
 // mayCrowd reports whether the request finds no place and is promised a first token in
 // time.
-func (d *Demand) mayCrowd(local *outlook) bool { return local.up && local.full && d.TTFT > 0 }
+func (d *Demand) mayCrowd(local *outlook) bool { return local.available && local.full && d.TTFT > 0 }

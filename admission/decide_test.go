@@ -28,8 +28,8 @@ func calm(large, small *Pool, change func(*scene)) *scene {
 	s := &scene{
 		tier: "standard", maxLevel: degrade.Canned, ttft: time.Second, thinking: true, crowding: true,
 		situation: situation{
-			now: time.Unix(1e9, 0), verdict: &degrade.Verdict{}, full: outlook{up: true}, reduced: outlook{up: true},
-			fallback: candidate{pool: small, up: true, answers: true}, floorFits: true,
+			now: time.Unix(1e9, 0), verdict: &degrade.Verdict{}, full: outlook{available: true}, reduced: outlook{available: true},
+			fallback: candidate{pool: small, available: true, answers: true}, floorFits: true,
 		},
 	}
 	change(s)
@@ -76,7 +76,7 @@ func levelRows(large, small *Pool) map[string]rule {
 		"a smaller model that cannot answer":   {func(s *scene) { s.model(3, "gpu_temperature"); s.fallback.answers = false }, kindGo, large, 2, "gpu_temperature", nil},
 		"a smaller model that is at L3 itself": {func(s *scene) { s.model(3, "gpu_temperature"); s.fallback.level = 3 }, kindGo, large, 2, "gpu_temperature", nil},
 		"a smaller model that is at L2":        {func(s *scene) { s.model(3, "gpu_temperature"); s.fallback.level = 2 }, kindGo, small, 3, "gpu_temperature", nil},
-		"a smaller model that is down":         {func(s *scene) { s.model(3, "gpu_temperature"); s.fallback.up = false }, kindGo, large, 2, "gpu_temperature", nil},
+		"a smaller model that is down":         {func(s *scene) { s.model(3, "gpu_temperature"); s.fallback.available = false }, kindGo, large, 2, "gpu_temperature", nil},
 		"a smaller model that is full":         {func(s *scene) { s.model(3, "gpu_temperature"); s.fallback.full = true }, kindGo, small, 3, "gpu_temperature", nil},
 		"L4 is canned":                         {func(s *scene) { s.model(4, "gpu_temperature") }, kindCanned, nil, 4, "gpu_temperature", nil},
 		"L4 comes before a model that is off":  {func(s *scene) { s.model(4, "pin"); s.backends(noBackend) }, kindCanned, nil, 4, "pin", nil},

@@ -41,10 +41,10 @@ func TestDoubt(t *testing.T) {
 // that is over.
 func TestDoubtEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b, other := weighing(1), NewSeat(nil, Bounds{InFlight: 1})
+		b, other := weightedSeat(1), NewSeat(nil, Bounds{InFlight: 1})
 		b.SetRotation(true)
 		other.SetRotation(true)
-		p := pooled(b, other)
+		p := newTestPool(b, other)
 		b.SetDoubt(true)
 		admit(t, p)
 		var got *Permit

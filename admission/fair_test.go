@@ -37,7 +37,7 @@ type discipline interface {
 }
 
 type simRequest struct {
-	of            int // load
+	load          int // load
 	at            float64
 	input, output int
 	made          int
@@ -65,7 +65,7 @@ type turns struct {
 	turn   int
 }
 
-func (r *turns) push(e *simRequest) { r.queues[e.of].push(e) }
+func (r *turns) push(e *simRequest) { r.queues[e.load].push(e) }
 func (r *turns) pop() *simRequest {
 	for range r.queues {
 		r.turn = (r.turn + 1) % len(r.queues)
@@ -84,7 +84,7 @@ type vtc struct {
 }
 
 func (v *vtc) push(e *simRequest) {
-	l := v.loads[e.of]
+	l := v.loads[e.load]
 	e.w = &waiter{tier: tierStandard, tenant: l.name, weight: max(l.weight, 1), input: int64(e.input)}
 	v.of[e.w] = e
 	v.q.push(e.w)
@@ -100,7 +100,7 @@ func (v *vtc) pop() *simRequest {
 	return e
 }
 func (v *vtc) output(e *simRequest) { e.w.account.output(1) }
-func (v *vtc) done(e *simRequest)   { v.q.done(e.w.account) }
+func (v *vtc) done(e *simRequest)   { v.q.finish(e.w.account) }
 
 func disciplineNames() []string { return []string{"FCFS", "turns", "VTC"} }
 
@@ -152,7 +152,7 @@ func arrivals(loads []load, seed uint64) []*simRequest {
 		rng := rand.New(rand.NewPCG(seed, uint64(i)))
 		around := func(mean int) int { return max(1, mean/2+rng.IntN(mean+1)) }
 		for at := rng.ExpFloat64() / l.rate; at < simTime; at += rng.ExpFloat64() / l.rate {
-			e := &simRequest{of: i, at: at, input: around(l.input), output: around(l.output)}
+			e := &simRequest{load: i, at: at, input: around(l.input), output: around(l.output)}
 			if l.off == 0 || math.Mod(at, l.on+l.off) < l.on {
 				all = append(all, e)
 			}
@@ -200,7 +200,7 @@ func simulate(loads []load, by discipline, seed uint64) *outcome {
 	coming := arrivals(loads, seed)
 	for now, next := 0.0, 0; now < simTime; {
 		for ; next < len(coming) && coming[next].at <= now; next++ {
-			s.waiting[coming[next].of]++
+			s.waiting[coming[next].load]++
 			by.push(coming[next])
 		}
 		s.apart()
@@ -219,7 +219,7 @@ func simulate(loads []load, by discipline, seed uint64) *outcome {
 		}
 	}
 	for e := by.pop(); e != nil; e = by.pop() {
-		s.ttft[e.of] = append(s.ttft[e.of], simTime-e.at)
+		s.ttft[e.load] = append(s.ttft[e.load], simTime-e.at)
 	}
 	for i := range s.ttft {
 		slices.Sort(s.ttft[i])
@@ -234,12 +234,12 @@ func (s *sim) admit() (prompts float64) {
 		if e == nil {
 			break
 		}
-		s.waiting[e.of]--
+		s.waiting[e.load]--
 		s.running = append(s.running, e)
 		prompts += float64(e.input)
 		s.tokens += float64(e.input)
 		s.longest = max(s.longest, float64(e.input))
-		s.service[e.of] += float64(e.input * DefaultQueue().Weights.Input)
+		s.service[e.load] += float64(e.input * DefaultQueue().Weights.Input)
 	}
 	if len(s.running) < simSlots && slices.Max(s.waiting) > 0 {
 		s.idle++
@@ -251,11 +251,11 @@ func (s *sim) step(now float64) {
 	batch := 0
 	s.running = slices.DeleteFunc(s.running, func(e *simRequest) bool {
 		if e.made++; e.made == 1 {
-			s.ttft[e.of] = append(s.ttft[e.of], now-e.at)
+			s.ttft[e.load] = append(s.ttft[e.load], now-e.at)
 		}
 		batch += e.input + e.made
 		s.tokens++
-		s.service[e.of] += float64(DefaultQueue().Weights.Output)
+		s.service[e.load] += float64(DefaultQueue().Weights.Output)
 		s.by.output(e)
 		if e.made < e.output {
 			return false

@@ -12,15 +12,15 @@ import (
 // meanwhile, and all of them together have exactly the time in which the GPUs were
 // used. Who holds a place counts, whether the engine computes for it or lets it wait.
 type share struct {
-	mu    sync.Mutex
-	gpus  int
-	n     int
-	since time.Time     // when sum was true
-	sum   time.Duration // of GPU time
+	mu      sync.Mutex
+	gpus    int
+	n       int
+	updated time.Time     // when sum was true
+	sum     time.Duration // of GPU time
 }
 
 // add lets so many sequences come or go, and returns the integral.
-func (s *share) add(sequences int, now time.Time) time.Duration {
+func (s *share) change(sequences int, now time.Time) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.advance(now)
@@ -30,32 +30,32 @@ func (s *share) add(sequences int, now time.Time) time.Duration {
 
 // advance brings sum up to now. The lock is held.
 func (s *share) advance(now time.Time) {
-	if d := now.Sub(s.since); d > 0 {
+	if d := now.Sub(s.updated); d > 0 {
 		if s.n > 0 && s.gpus > 0 {
 			s.sum += d * time.Duration(s.gpus) / time.Duration(s.n)
 		}
-		s.since = now
+		s.updated = now
 	}
 }
 
 // SetGPUs says how many GPUs the backend runs on; 0, as at first: it is not known,
 // and no request has GPU time.
-func (b *Seat) SetGPUs(n int) {
-	s := &b.share
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.advance(time.Now())
-	s.gpus = max(n, 0)
+func (s *Seat) SetGPUs(n int) {
+	shared := &s.share
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	shared.advance(time.Now())
+	shared.gpus = max(n, 0)
 }
 
 // enter and leave take and give back the places of so many sequences, and return the
 // integral of the share of one.
-func (b *Seat) enter(sequences int64) time.Duration {
-	b.inFlight.Add(sequences)
-	return b.share.add(int(sequences), time.Now())
+func (s *Seat) acquire(sequences int64) time.Duration {
+	s.inFlight.Add(sequences)
+	return s.share.change(int(sequences), time.Now())
 }
 
-func (b *Seat) leave(sequences int64) time.Duration {
-	b.inFlight.Add(-sequences)
-	return b.share.add(-int(sequences), time.Now())
+func (s *Seat) release(sequences int64) time.Duration {
+	s.inFlight.Add(-sequences)
+	return s.share.change(-int(sequences), time.Now())
 }

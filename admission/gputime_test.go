@@ -26,7 +26,7 @@ func TestShare(t *testing.T) {
 		busy, given, wanted, steps := time.Duration(0), time.Duration(0), 0.0, 0
 		leave := func(i int) {
 			r := here[i]
-			got := s.add(-1, now) - r.entered
+			got := s.change(-1, now) - r.entered
 			if math.Abs(float64(got)-r.want) > float64(steps) {
 				t.Fatalf("a request had %v; want %v", got, time.Duration(r.want))
 			}
@@ -47,7 +47,7 @@ func TestShare(t *testing.T) {
 			if len(here) > 0 && rapid.Bool().Draw(t, "one leaves") {
 				leave(rapid.IntRange(0, len(here)-1).Draw(t, "which"))
 			} else {
-				here = append(here, &request{entered: s.add(1, now)})
+				here = append(here, &request{entered: s.change(1, now)})
 			}
 		}
 		for len(here) > 0 {
@@ -63,12 +63,12 @@ func TestShare(t *testing.T) {
 // nothing costs nothing.
 func TestPermitGPU(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, b := weighing(1), weighing(1)
+		a, b := weightedSeat(1), weightedSeat(1)
 		a.SetGPUs(2)
 		b.SetGPUs(1)
 		a.SetRotation(true)
 		c := New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), DefaultQueue())
-		pool := pooled(a, b)
+		pool := newTestPool(a, b)
 		admit := func(id string) *Permit {
 			p, err := c.Admit(t.Context(), &Demand{Pool: pool, Request: limit.Request{ID: id}})
 			if err != nil {
@@ -111,11 +111,11 @@ func TestPermitGPU(t *testing.T) {
 }
 
 func BenchmarkShare(b *testing.B) {
-	backend := weighing(1)
+	backend := weightedSeat(1)
 	backend.SetGPUs(1)
 	b.ReportAllocs()
 	for b.Loop() {
-		backend.enter(1)
-		backend.leave(1)
+		backend.acquire(1)
+		backend.release(1)
 	}
 }

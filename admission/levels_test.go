@@ -23,29 +23,29 @@ import (
 type engine struct {
 	kv      atomic.Int64 // hundredths
 	waiting atomic.Int64
-	b       *Seat
+	seat    *Seat
 }
 
 // house is models with backends under a ladder that runs.
-type house struct {
-	ladder *degrade.Ladder
-	doors  *Controller
-	pools  map[string]*Pool
-	of     map[string][]*engine
-	ids    int
+type testFleet struct {
+	ladder     *degrade.Ladder
+	controller *Controller
+	pools      map[string]*Pool
+	engines    map[string][]*engine
+	ids        int
 }
 
 // newHouse makes models, each with so many backends of one place each and the next
 // one as its fallback, under a ladder of one signal, kv_cache.
-func newHouse(t *testing.T, rules []limit.Rule, q QueueConfig, models ...string) *house {
+func newTestFleet(t *testing.T, rules []limit.Rule, q QueueConfig, models ...string) *testFleet {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	set, err := limit.Compile(rules, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &house{
-		ladder: degrade.New(degrade.DefaultConfig(), log, prometheus.NewRegistry()), pools: map[string]*Pool{}, of: map[string][]*engine{},
-		doors: New(limit.New(set, limit.Options{Store: limit.NewMemory(time.Now)}), q),
+	h := &testFleet{
+		ladder: degrade.New(degrade.DefaultConfig(), log, prometheus.NewRegistry()), pools: map[string]*Pool{}, engines: map[string][]*engine{},
+		controller: New(limit.New(set, limit.Options{Store: limit.NewMemory(time.Now)}), q),
 	}
 	var fallback *Pool
 	var watch []degrade.Watch
@@ -57,12 +57,12 @@ func newHouse(t *testing.T, rules []limit.Rule, q QueueConfig, models ...string)
 		for range 2 {
 			e := &engine{}
 			g := degrade.NewGauge(name, 1, func(now time.Time) degrade.Readings {
-				return degrade.Readings{InRotation: e.b.InRotation(), EngineAt: now, KV: float64(e.kv.Load()) / 100, Waiting: int(e.waiting.Load()), Preempted: -1, InFlight: e.b.InFlight()}
+				return degrade.Readings{InRotation: e.seat.InRotation(), EngineAt: now, KV: float64(e.kv.Load()) / 100, Waiting: int(e.waiting.Load()), Preempted: -1, InFlight: e.seat.InFlight()}
 			})
-			e.b = NewSeat(g, Bounds{InFlight: 2})
-			e.b.SetRotation(true)
-			h.of[name] = append(h.of[name], e)
-			seats, gauges = append(seats, e.b), append(gauges, g)
+			e.seat = NewSeat(g, Bounds{InFlight: 2})
+			e.seat.SetRotation(true)
+			h.engines[name] = append(h.engines[name], e)
+			seats, gauges = append(seats, e.seat), append(gauges, g)
 		}
 		p.Set(seats, fallback)
 		h.pools[name], fallback = p, p
@@ -77,24 +77,24 @@ func newHouse(t *testing.T, rules []limit.Rule, q QueueConfig, models ...string)
 }
 
 // press lets all backends of a model read a KV cache so full, and the ladder notice.
-func (h *house) press(model string, kv ...int64) {
-	for i, e := range h.of[model] {
+func (h *testFleet) press(model string, kv ...int64) {
+	for i, e := range h.engines[model] {
 		e.kv.Store(kv[min(i, len(kv)-1)])
 	}
-	pass(4 * time.Second)
+	advance(4 * time.Second)
 }
 
 type caller struct {
-	misfit bool
-	waits  func(*Permit) bool
+	misfit    bool
+	keepAlive func(*Permit) bool
 }
 
 func (c caller) Fits(*Pool) bool { return !c.misfit }
 func (c caller) KeepAlive(p *Permit) (time.Duration, bool) {
-	return time.Second, c.waits != nil && c.waits(p)
+	return time.Second, c.keepAlive != nil && c.keepAlive(p)
 }
 
-func (h *house) demand(model string) *Demand {
+func (h *testFleet) demand(model string) *Demand {
 	h.ids++
 	return &Demand{
 		Pool: h.pools[model], MaxLevel: degrade.Canned, Caller: caller{}, CappedTokens: 10, ThinkingOffTokens: 4,
@@ -103,9 +103,9 @@ func (h *house) demand(model string) *Demand {
 }
 
 // got admits, and says where to and how.
-func (h *house) got(t *testing.T, d *Demand) (where string, level degrade.Level, reason string) {
+func (h *testFleet) answer(t *testing.T, d *Demand) (where string, level degrade.Level, reason string) {
 	t.Helper()
-	p, err := h.doors.Admit(t.Context(), d)
+	p, err := h.controller.Admit(t.Context(), d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,11 +132,11 @@ func TestDescent(t *testing.T) {
 		{98, "standard", "", 4}, {98, "batch", "", 4}, {98, "critical", "small", 3},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			h := newHouse(t, nil, DefaultQueue(), "large", "small")
+			h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
 			h.press("large", c.kv)
 			d := h.demand("large")
 			d.Request.Tier = c.tier
-			where, level, reason := h.got(t, d)
+			where, level, reason := h.answer(t, d)
 			if where != c.where || level != c.level || (reason == "kv_cache") != (level > 0) {
 				t.Errorf("KV %d, %s: %q at %v for %q, want %q at %v", c.kv, c.tier, where, level, reason, c.where, c.level)
 			}
@@ -147,26 +147,26 @@ func TestDescent(t *testing.T) {
 // TestNoSmaller: what becomes of L3 where the smaller model cannot have the request.
 func TestNoSmaller(t *testing.T) {
 	for name, c := range map[string]struct {
-		change func(h *house, d *Demand)
+		change func(h *testFleet, d *Demand)
 		where  string
 		level  degrade.Level
 		reason string
 	}{
-		"it can":                    {func(*house, *Demand) {}, "small", 3, "kv_cache"},
-		"it does not fit":           {func(_ *house, d *Demand) { d.Caller = caller{misfit: true} }, "large", 2, "kv_cache"},
-		"it is down":                {func(h *house, _ *Demand) { h.rotate("small", false) }, "tiny", 3, "kv_cache"},
-		"both are down":             {func(h *house, _ *Demand) { h.rotate("small", false); h.rotate("tiny", false) }, "large", 2, "kv_cache"},
-		"it is at L3 itself":        {func(h *house, _ *Demand) { h.press("small", 93) }, "tiny", 3, "kv_cache"},
-		"and so is the next":        {func(h *house, _ *Demand) { h.press("small", 93); h.press("tiny", 98) }, "large", 2, "kv_cache"},
-		"the large one is down too": {func(h *house, _ *Demand) { h.rotate("large", false) }, "small", 3, "kv_cache"},
+		"it can":                    {func(*testFleet, *Demand) {}, "small", 3, "kv_cache"},
+		"it does not fit":           {func(_ *testFleet, d *Demand) { d.Caller = caller{misfit: true} }, "large", 2, "kv_cache"},
+		"it is down":                {func(h *testFleet, _ *Demand) { h.rotate("small", false) }, "tiny", 3, "kv_cache"},
+		"both are down":             {func(h *testFleet, _ *Demand) { h.rotate("small", false); h.rotate("tiny", false) }, "large", 2, "kv_cache"},
+		"it is at L3 itself":        {func(h *testFleet, _ *Demand) { h.press("small", 93) }, "tiny", 3, "kv_cache"},
+		"and so is the next":        {func(h *testFleet, _ *Demand) { h.press("small", 93); h.press("tiny", 98) }, "large", 2, "kv_cache"},
+		"the large one is down too": {func(h *testFleet, _ *Demand) { h.rotate("large", false) }, "small", 3, "kv_cache"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h := newHouse(t, nil, DefaultQueue(), "large", "small", "tiny")
+				h := newTestFleet(t, nil, DefaultQueue(), "large", "small", "tiny")
 				h.press("large", 93)
 				d := h.demand("large")
 				c.change(h, d)
-				if where, level, reason := h.got(t, d); where != c.where || level != c.level || reason != c.reason {
+				if where, level, reason := h.answer(t, d); where != c.where || level != c.level || reason != c.reason {
 					t.Errorf("%q at %v for %q, want %q at %v for %q", where, level, reason, c.where, c.level, c.reason)
 				}
 			})
@@ -183,20 +183,20 @@ func TestNeverToOneAtL3(t *testing.T) {
 		draws /= 10 // the race detector takes its time
 	}
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large", "small", "tiny")
-		q, r := h.doors.queue.Load(), rand.New(rand.NewPCG(1, 2))
+		h := newTestFleet(t, nil, DefaultQueue(), "large", "small", "tiny")
+		q, r := h.controller.queue.Load(), rand.New(rand.NewPCG(1, 2))
 		reasons := []string{"kv_cache", "queue", "limit", ""}
 		sent := map[string]int{}
 		for i := range draws {
 			pins := map[string]degrade.Pin{}
-			for name, all := range h.of {
+			for name, all := range h.engines {
 				pins[name] = degrade.Pin{Level: degrade.Level(r.IntN(5))}
 				up, full := r.IntN(6) > 0, r.IntN(3) == 0
 				for _, e := range all {
-					e.b.SetRotation(up)
-					e.b.inFlight.Store(0)
+					e.seat.SetRotation(up)
+					e.seat.inFlight.Store(0)
 					if full {
-						e.b.inFlight.Store(2)
+						e.seat.inFlight.Store(2)
 					}
 				}
 			}
@@ -204,7 +204,7 @@ func TestNeverToOneAtL3(t *testing.T) {
 			d := h.demand("large")
 			d.Request.Tier, d.MaxLevel, d.TTFT = Tiers()[r.IntN(3)], degrade.Level(r.IntN(5)), time.Second
 			past := progress{floor: choice{level: degrade.Level(r.IntN(5)), reason: reasons[r.IntN(len(reasons))]}, waited: time.Duration(r.IntN(3)) * time.Second}
-			c := h.doors.choose(q, d, &past)
+			c := h.controller.choose(q, d, &past)
 			if c.kind == kindRefuse {
 				continue
 			}
@@ -225,17 +225,17 @@ func TestNeverToOneAtL3(t *testing.T) {
 				t.Errorf("only %d sent to %s", sent[where], where)
 			}
 		}
-		for _, all := range h.of {
+		for _, all := range h.engines {
 			for _, e := range all {
-				e.b.inFlight.Store(0)
+				e.seat.inFlight.Store(0)
 			}
 		}
 	})
 }
 
-func (h *house) rotate(model string, in bool) {
-	for _, e := range h.of[model] {
-		e.b.SetRotation(in)
+func (h *testFleet) rotate(model string, in bool) {
+	for _, e := range h.engines[model] {
+		e.seat.SetRotation(in)
 	}
 }
 
@@ -243,18 +243,18 @@ func (h *house) rotate(model string, in bool) {
 // and by nobody where the caller does not accept that.
 func TestDownGoesToTheSmaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
 		h.rotate("large", false)
-		if where, level, reason := h.got(t, h.demand("large")); where != "small" || level != 3 || reason != "no_backend" {
+		if where, level, reason := h.answer(t, h.demand("large")); where != "small" || level != 3 || reason != "no_backend" {
 			t.Errorf("%q at %v for %q", where, level, reason)
 		}
 		d := h.demand("large")
 		d.MaxLevel = degrade.ThinkingOff
-		if _, err := h.doors.Admit(t.Context(), d); !errors.Is(err, ErrNoBackend) {
+		if _, err := h.controller.Admit(t.Context(), d); !errors.Is(err, ErrNoBackend) {
 			t.Error(err)
 		}
 		h.rotate("small", false)
-		if _, err := h.doors.Admit(t.Context(), h.demand("large")); !errors.Is(err, ErrNoBackend) {
+		if _, err := h.controller.Admit(t.Context(), h.demand("large")); !errors.Is(err, ErrNoBackend) {
 			t.Error(err)
 		}
 	})
@@ -266,34 +266,34 @@ func TestRouteAwayFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := DefaultQueue()
 		q.MaxWait = time.Second
-		h := newHouse(t, nil, q, "large")
-		hot, cool := h.of["large"][0], h.of["large"][1]
+		h := newTestFleet(t, nil, q, "large")
+		hot, cool := h.engines["large"][0], h.engines["large"][1]
 		h.press("large", 88, 10) // L2 and L0: the mean is below L1
 		var held []*Permit
 		take := func() (*Permit, error) {
-			p, err := h.doors.Admit(t.Context(), h.demand("large"))
+			p, err := h.controller.Admit(t.Context(), h.demand("large"))
 			if err == nil {
 				held = append(held, p)
 			}
 			return p, err
 		}
 		for range 2 {
-			if p, err := take(); err != nil || p.Seat() != cool.b || p.Level != degrade.Full {
+			if p, err := take(); err != nil || p.Seat() != cool.seat || p.Level != degrade.Full {
 				t.Fatalf("%+v, %v", p, err)
 			}
 		}
-		if p, err := take(); err != nil || p.Seat() != hot.b || p.Level != degrade.ThinkingOff || p.Reason != "kv_cache" {
+		if p, err := take(); err != nil || p.Seat() != hot.seat || p.Level != degrade.ThinkingOff || p.Reason != "kv_cache" {
 			t.Fatalf("the cool one is full: %+v, %v", p, err)
 		}
 		h.press("large", 93, 10)
 		var shed *Overloaded
-		if p, err := take(); !errors.As(err, &shed) || shed.Cause != ShedWaited || hot.b.InFlight() != 1 {
+		if p, err := take(); !errors.As(err, &shed) || shed.Cause != ShedWaited || hot.seat.InFlight() != 1 {
 			t.Errorf("one at L3 beside a cool one: %+v, %v", p, err)
 		}
 		for _, p := range held {
 			p.Settle(limit.Usage{}, "")
 		}
-		if hot.b.InFlight() != 0 || cool.b.InFlight() != 0 {
+		if hot.seat.InFlight() != 0 || cool.seat.InFlight() != 0 {
 			t.Error("places are lost")
 		}
 	})
@@ -304,8 +304,8 @@ func TestRouteAwayFirst(t *testing.T) {
 func TestLoadIsNoReasonToBeIdle(t *testing.T) {
 	for _, waiting := range []int64{25, 50} { // L3, L4
 		synctest.Test(t, func(t *testing.T) {
-			h := newHouse(t, nil, DefaultQueue(), "large", "small")
-			for _, e := range h.of["large"] {
+			h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
+			for _, e := range h.engines["large"] {
 				e.waiting.Store(waiting)
 			}
 			held := h.fill(t, "large")
@@ -340,7 +340,7 @@ func TestLoadIsNoReasonToBeIdle(t *testing.T) {
 			held[0].Settle(limit.Usage{}, "")
 			synctest.Wait()
 			if waiting == 50 {
-				if where, level, reason := h.got(t, h.demand("large")); where != "large" || level != degrade.ThinkingOff || reason != "queue" {
+				if where, level, reason := h.answer(t, h.demand("large")); where != "large" || level != degrade.ThinkingOff || reason != "queue" {
 					t.Errorf("a place of its own is free: %q at %v for %q", where, level, reason)
 				}
 			}
@@ -354,14 +354,14 @@ func TestLoadIsNoReasonToBeIdle(t *testing.T) {
 // TestHotAndCrowded: a place that is free disproves load, not heat.
 func TestHotAndCrowded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large", "small")
-		for _, e := range h.of["large"] {
+		h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
+		for _, e := range h.engines["large"] {
 			e.waiting.Store(50) // L4
 		}
 		h.press("large", 93) // L3
 		var at []string
 		for range 5 {
-			p, err := h.doors.Admit(t.Context(), h.demand("large"))
+			p, err := h.controller.Admit(t.Context(), h.demand("large"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -379,20 +379,20 @@ func TestHotAndCrowded(t *testing.T) {
 // TestPinIsExact: neither readings nor tiers move a pin.
 func TestPinIsExact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
 		h.press("large", 98)
 		for _, pin := range []degrade.Level{0, 2, 3} {
 			h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: pin, Expires: time.Now().Add(time.Minute)}})
 			for _, tier := range Tiers() {
 				d := h.demand("large")
 				d.Request.Tier = tier
-				if _, level, _ := h.got(t, d); level != pin {
+				if _, level, _ := h.answer(t, d); level != pin {
 					t.Errorf("pinned to %v, %s has %v", pin, tier, level)
 				}
 			}
 		}
-		pass(2 * time.Minute)
-		if _, level, _ := h.got(t, h.demand("large")); level != degrade.Canned {
+		advance(2 * time.Minute)
+		if _, level, _ := h.answer(t, h.demand("large")); level != degrade.Canned {
 			t.Errorf("after the pin: %v", level)
 		}
 	})
@@ -404,10 +404,10 @@ func TestLimitsFollowTheLevel(t *testing.T) {
 		half := limit.Factor(500)
 		rule := limit.Rule{Name: "rate", Per: "user", Bounds: limit.Bounds{Requests: limit.Rate{Count: 4, Window: time.Minute}}}
 		rule.UnderPressure.L2 = half
-		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
+		h := newTestFleet(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
 		in := func() (n int) {
 			for range 6 {
-				p, err := h.doors.Admit(t.Context(), h.demand("large"))
+				p, err := h.controller.Admit(t.Context(), h.demand("large"))
 				if denied := (*limit.Denied)(nil); errors.As(err, &denied) {
 					continue
 				} else if err != nil {
@@ -430,11 +430,11 @@ func TestLimitsFollowTheLevel(t *testing.T) {
 func TestPaceOfWhoAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rule := limit.Rule{Name: "rate", Per: "user", Bounds: limit.Bounds{Tokens: limit.Rate{Count: 10_000, Window: time.Minute}}}
-		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
+		h := newTestFleet(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
 		admit := func(model string) (*Permit, error) {
 			d := h.demand(model)
 			d.Request.Model, d.Request.MaxTokens, d.CappedTokens = model, 100_000, 100_000
-			return h.doors.Admit(t.Context(), d)
+			return h.controller.Admit(t.Context(), d)
 		}
 		for model, took := range map[string]time.Duration{"large": 40 * time.Second, "small": 10 * time.Second} {
 			for range 8 {
@@ -442,11 +442,11 @@ func TestPaceOfWhoAnswers(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				pass(took)
+				advance(took)
 				p.Settle(limit.Usage{Input: 10, Output: 1000}, model)
 			}
 		}
-		pass(2 * time.Minute)
+		advance(2 * time.Minute)
 		in := func() (n int) {
 			for ; ; n++ {
 				p, err := admit("large")
@@ -473,17 +473,17 @@ func TestPaceOfWhoAnswers(t *testing.T) {
 func TestExceedDegrade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rule := limit.Rule{Name: "soft", Per: "user", Exceed: limit.ExceedDegrade, Bounds: limit.Bounds{Requests: limit.Rate{Count: 1, Window: time.Minute}}}
-		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
-		if where, level, _ := h.got(t, h.demand("large")); where != "large" || level != 0 {
+		h := newTestFleet(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
+		if where, level, _ := h.answer(t, h.demand("large")); where != "large" || level != 0 {
 			t.Fatalf("%q at %v", where, level)
 		}
-		if where, level, reason := h.got(t, h.demand("large")); where != "small" || level != 3 || reason != "limit" {
+		if where, level, reason := h.answer(t, h.demand("large")); where != "small" || level != 3 || reason != "limit" {
 			t.Errorf("over the rule: %q at %v for %q", where, level, reason)
 		}
 		d := h.demand("large")
 		d.Caller = caller{misfit: true}
 		var denied *limit.Denied
-		if _, err := h.doors.Admit(t.Context(), d); !errors.As(err, &denied) || denied.Rule != "soft" || denied.RetryAfter <= 0 {
+		if _, err := h.controller.Admit(t.Context(), d); !errors.As(err, &denied) || denied.Rule != "soft" || denied.RetryAfter <= 0 {
 			t.Error(err)
 		}
 	})
@@ -495,22 +495,22 @@ func TestExceedDegradeElsewhere(t *testing.T) {
 	rule := limit.Rule{Name: "soft", Per: "user", Exceed: limit.ExceedDegrade, Bounds: limit.Bounds{Requests: limit.Rate{Count: 1, Window: time.Minute}}}
 	var denied *limit.Denied
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
-		h.got(t, h.demand("large"))
+		h := newTestFleet(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
+		h.answer(t, h.demand("large"))
 		d := h.demand("large")
 		d.MaxLevel = degrade.ThinkingOff
-		if _, err := h.doors.Admit(t.Context(), d); !errors.As(err, &denied) || denied.RetryAfter < 50*time.Second {
+		if _, err := h.controller.Admit(t.Context(), d); !errors.As(err, &denied) || denied.RetryAfter < 50*time.Second {
 			t.Errorf("a caller that accepts no L3: %v", err)
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
-		h.got(t, h.demand("large"))
+		h := newTestFleet(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
+		h.answer(t, h.demand("large"))
 		var held []*Permit
 		for range 4 {
 			d := h.demand("small")
 			d.Request.User = d.Request.ID
-			p, err := h.doors.Admit(t.Context(), d)
+			p, err := h.controller.Admit(t.Context(), d)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -518,14 +518,14 @@ func TestExceedDegradeElsewhere(t *testing.T) {
 		}
 		waits := h.ask(t.Context(), h.demand("large"))
 		h.rotate("small", false)
-		pass(time.Second)
+		advance(time.Second)
 		if !errors.As(waits.err, &denied) {
 			t.Errorf("its fallback went while it waited there: %+v", waits)
 		}
 		for _, p := range held {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -561,7 +561,7 @@ func BenchmarkLevel(b *testing.B) {
 }
 
 // pass lets time pass, and all that it brings about happen.
-func pass(d time.Duration) {
+func advance(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
 }

@@ -16,7 +16,7 @@ func TestFirstChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := sharing{limit.NewMemory(time.Now)}
 		here, there := newCrowd(t, store, placesRule(2, 20*time.Second), 8), newCrowd(t, store, placesRule(2, 20*time.Second), 8)
-		others := []*Permit{there.in("eve"), there.in("eve")}
+		others := []*Permit{there.admit("eve"), there.admit("eve")}
 		running := here.ask(t.Context(), here.demand("ann"))
 		there.settle(others[0])
 		time.Sleep(time.Second)
@@ -28,7 +28,7 @@ func TestFirstChanges(t *testing.T) {
 		time.Sleep(time.Second)
 		there.settle(others[1])
 		time.Sleep(time.Second)
-		if synctest.Wait(); bob.permit == nil || ann.done || bob.after > 2*time.Second {
+		if synctest.Wait(); bob.permit == nil || ann.done || bob.took > 2*time.Second {
 			t.Errorf("%+v, %+v", ann, bob)
 		}
 		here.settle(running.permit)
@@ -39,7 +39,7 @@ func TestFirstChanges(t *testing.T) {
 		if bob.permit != nil {
 			here.settle(bob.permit)
 		}
-		here.empty()
+		here.checkEmpty()
 	})
 }
 
@@ -52,21 +52,21 @@ func TestLinesThatAsk(t *testing.T) {
 	var running []*waiter
 	for i := range 2000 {
 		w := newOne()
-		all.enter(fmt.Sprint(i), q, w)
-		all.pass(w)
+		all.join(fmt.Sprint(i), q, w)
+		all.serve(w)
 		running = append(running, w)
 	}
 	w := newOne()
-	all.enter("busy", q, w)
-	if every := all.poll(&limit.Denied{Shared: true}, time.Second); every > mostPoll*5/4 {
+	all.join("busy", q, w)
+	if every := all.pollInterval(&limit.Denied{Shared: true}, time.Second); every > maxPoll*5/4 {
 		t.Errorf("it asks again after %v", every)
 	}
-	all.leave(w)
+	all.remove(w)
 	for _, w := range running {
-		all.done(w)
+		all.finish(w)
 	}
-	if all.asking != 0 || all.waiting.Load() != 0 || len(all.byCounter) != 0 {
-		t.Errorf("%d lines ask, %d wait, %d are left", all.asking, all.waiting.Load(), len(all.byCounter))
+	if all.polling != 0 || all.waiting.Load() != 0 || len(all.byCounter) != 0 {
+		t.Errorf("%d lines ask, %d wait, %d are left", all.polling, all.waiting.Load(), len(all.byCounter))
 	}
 }
 
@@ -97,7 +97,7 @@ func TestWaitsUnderAnotherID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &forgetful{Store: limit.NewMemory(time.Now), left: 2, gone: map[string]bool{}}
 		c := newCrowd(t, store, placesRule(1, 5*time.Second), 4)
-		running := c.in("ann")
+		running := c.admit("ann")
 		a := c.ask(t.Context(), c.demand("bob"))
 		time.Sleep(2 * time.Second)
 		c.settle(running)
@@ -105,6 +105,6 @@ func TestWaitsUnderAnotherID(t *testing.T) {
 			t.Fatalf("done %v, %v; forgotten %v, asked for again %v", a.done, a.err, store.gone, store.misuse)
 		}
 		c.settle(a.permit)
-		c.empty()
+		c.checkEmpty()
 	})
 }

@@ -19,9 +19,9 @@ import (
 // crowd is callers under a concurrency limit, before backends with room for slots.
 type crowd struct {
 	*testing.T
-	doors *Controller
-	pool  *Pool
-	count int
+	controller *Controller
+	pool       *Pool
+	count      int
 }
 
 func placesRule(n limit.Count, wait time.Duration) []limit.Rule {
@@ -40,7 +40,7 @@ func rulesOf(t *testing.T, rules []limit.Rule) *limit.Set {
 func newCrowd(t *testing.T, store limit.Store, rules []limit.Rule, slots int) *crowd {
 	b := NewSeat(nil, Bounds{InFlight: slots})
 	b.SetRotation(true)
-	return &crowd{T: t, pool: pooled(b), doors: New(limit.New(rulesOf(t, rules), limit.Options{Store: store, Random: func() float64 { return 1 }}), DefaultQueue())}
+	return &crowd{T: t, pool: newTestPool(b), controller: New(limit.New(rulesOf(t, rules), limit.Options{Store: store, Random: func() float64 { return 1 }}), DefaultQueue())}
 }
 
 func (c *crowd) demand(user string) *Demand {
@@ -51,19 +51,19 @@ func (c *crowd) demand(user string) *Demand {
 }
 
 // ask admits in the background.
-func (c *crowd) ask(ctx context.Context, d *Demand) *asked {
-	a, began := new(asked), time.Now()
+func (c *crowd) ask(ctx context.Context, d *Demand) *pending {
+	a, began := new(pending), time.Now()
 	go func() {
-		a.permit, a.err = c.doors.Admit(ctx, d)
-		a.after, a.done = time.Since(began), true
+		a.permit, a.err = c.controller.Admit(ctx, d)
+		a.took, a.done = time.Since(began), true
 	}()
 	synctest.Wait()
 	return a
 }
 
-func (c *crowd) in(user string) *Permit {
+func (c *crowd) admit(user string) *Permit {
 	c.Helper()
-	p, err := c.doors.Admit(c.Context(), c.demand(user))
+	p, err := c.controller.Admit(c.Context(), c.demand(user))
 	if err != nil {
 		c.Fatal(err)
 	}
@@ -79,13 +79,13 @@ func (c *crowd) settle(p *Permit) {
 }
 
 // empty: nothing is left of those who waited.
-func (c *crowd) empty() {
+func (c *crowd) checkEmpty() {
 	c.Helper()
 	synctest.Wait()
-	if n := c.doors.lines.waiting.Load(); n != 0 || len(c.doors.lines.byCounter) != 0 || c.pool.held != 0 {
-		c.Errorf("%d wait, in lines %v; %d sequences are held", n, c.doors.lines.byCounter, c.pool.held)
+	if n := c.controller.lines.waiting.Load(); n != 0 || len(c.controller.lines.byCounter) != 0 || c.pool.reserved != 0 {
+		c.Errorf("%d wait, in lines %v; %d sequences are held", n, c.controller.lines.byCounter, c.pool.reserved)
 	}
-	if s, err := c.doors.Status(context.Background(), limit.Request{}); err != nil || s.Rates[0].Remaining != s.Rates[0].Limit {
+	if s, err := c.controller.Status(context.Background(), limit.Request{}); err != nil || s.Rates[0].Remaining != s.Rates[0].Limit {
 		c.Errorf("%+v, %v", s, err)
 	}
 }
@@ -101,11 +101,11 @@ func (c *crowd) batch(n int, lasting func(i int) time.Duration) (took time.Durat
 		first := demand()
 		again := []*Demand{demand(), demand()}
 		go func() {
-			p, err := c.doors.Admit(context.Background(), first)
+			p, err := c.controller.Admit(context.Background(), first)
 			var denied *limit.Denied
 			for errors.As(err, &denied) && len(again) > 0 {
 				time.Sleep(denied.RetryAfter)
-				p, err = c.doors.Admit(context.Background(), again[0])
+				p, err = c.controller.Admit(context.Background(), again[0])
 				again = again[1:]
 			}
 			if err == nil {
@@ -125,7 +125,7 @@ func (c *crowd) batch(n int, lasting func(i int) time.Duration) (took time.Durat
 }
 
 // atBest is how long n calls take of which 16 run at a time and no place is ever idle.
-func atBest(n int, lasting func(i int) time.Duration) (end time.Duration) {
+func idealEnd(n int, lasting func(i int) time.Duration) (end time.Duration) {
 	var places [16]time.Duration
 	for i := range n {
 		slices.Sort(places[:])
@@ -154,10 +154,10 @@ func TestTwentyUnderSixteen(t *testing.T) {
 					c.batch(3, one.lasting) // so that it is known how long such calls take
 					took, failed := c.batch(20, one.lasting)
 					t.Logf("without limits %v, under a concurrency of 16 %v: %.2f x", free, took, float64(took)/float64(free))
-					if failed > 0 || wait > 0 && took != atBest(20, one.lasting) || one.slots == 16 && took > free*6/5 {
-						t.Errorf("%d without an answer; %v, at best %v, and %v without limits", failed, took, atBest(20, one.lasting), free)
+					if failed > 0 || wait > 0 && took != idealEnd(20, one.lasting) || one.slots == 16 && took > free*6/5 {
+						t.Errorf("%d without an answer; %v, at best %v, and %v without limits", failed, took, idealEnd(20, one.lasting), free)
 					}
-					c.empty()
+					c.checkEmpty()
 				})
 			})
 		}
@@ -170,19 +170,19 @@ func TestTwentyUnderSixteen(t *testing.T) {
 func TestPlaceWaitEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(1, 2*time.Second), 8)
-		before := c.in("ann")
+		before := c.admit("ann")
 		time.Sleep(10 * time.Second)
 		c.settle(before)
-		held := c.in("ann")
+		held := c.admit("ann")
 		ctx, cancel := context.WithCancel(t.Context())
 		left := c.ask(ctx, c.demand("bob"))
-		if left.done || c.pool.held != 1 {
-			t.Fatalf("%+v, %d held", left, c.pool.held)
+		if left.done || c.pool.reserved != 1 {
+			t.Fatalf("%+v, %d held", left, c.pool.reserved)
 		}
 		cancel()
 		synctest.Wait()
-		if !left.done || !errors.Is(left.err, context.Canceled) || c.pool.held != 0 {
-			t.Fatalf("%+v, %d held", left, c.pool.held)
+		if !left.done || !errors.Is(left.err, context.Canceled) || c.pool.reserved != 0 {
+			t.Fatalf("%+v, %d held", left, c.pool.reserved)
 		}
 		late := c.ask(t.Context(), c.demand("bob"))
 		time.Sleep(2 * time.Second)
@@ -191,12 +191,12 @@ func TestPlaceWaitEnds(t *testing.T) {
 		if !late.done || !errors.As(late.err, &denied) || denied.Waited != 2*time.Second || denied.RetryAfter != 8800*time.Millisecond {
 			t.Fatalf("%+v: %+v", late, denied)
 		}
-		c.doors.limits.Replace(rulesOf(t, placesRule(1, 0)))
-		if once := c.ask(t.Context(), c.demand("bob")); !errors.As(once.err, &denied) || once.after != 0 || denied.RetryAfter != 8800*time.Millisecond {
+		c.controller.limits.Replace(rulesOf(t, placesRule(1, 0)))
+		if once := c.ask(t.Context(), c.demand("bob")); !errors.As(once.err, &denied) || once.took != 0 || denied.RetryAfter != 8800*time.Millisecond {
 			t.Errorf("%+v", once)
 		}
 		c.settle(held)
-		c.empty()
+		c.checkEmpty()
 	})
 }
 
@@ -204,22 +204,22 @@ func TestPlaceWaitEnds(t *testing.T) {
 func TestWaitReloaded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(1, 2*time.Second), 8)
-		held := c.in("ann")
+		held := c.admit("ann")
 		a := c.ask(t.Context(), c.demand("bob"))
 		time.Sleep(100 * time.Millisecond)
-		c.doors.limits.Replace(rulesOf(t, placesRule(1, 20*time.Second)))
+		c.controller.limits.Replace(rulesOf(t, placesRule(1, 20*time.Second)))
 		time.Sleep(10 * time.Second)
 		if synctest.Wait(); a.done {
 			t.Fatalf("%+v", a)
 		}
-		c.doors.limits.Replace(rulesOf(t, placesRule(1, 0)))
-		time.Sleep(alonePoll)
+		c.controller.limits.Replace(rulesOf(t, placesRule(1, 0)))
+		time.Sleep(localPoll)
 		var denied *limit.Denied
-		if synctest.Wait(); !errors.As(a.err, &denied) || a.after > 11*time.Second+100*time.Millisecond {
+		if synctest.Wait(); !errors.As(a.err, &denied) || a.took > 11*time.Second+100*time.Millisecond {
 			t.Fatalf("%+v", a)
 		}
 		c.settle(held)
-		c.empty()
+		c.checkEmpty()
 	})
 }
 
@@ -228,20 +228,20 @@ func TestWaitReloaded(t *testing.T) {
 func TestWaitIsFair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(1, time.Minute), 8)
-		held := c.in("ann")
+		held := c.admit("ann")
 		order := []string{}
 		ask := func(name, user, tier string) {
 			d := c.demand(user)
 			d.Request.Tier = tier
 			go func() {
-				p, err := c.doors.Admit(context.Background(), d)
+				p, err := c.controller.Admit(context.Background(), d)
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				order = append(order, name)
 				time.Sleep(time.Second)
-				c.doors.settleForTest(t, p)
+				c.controller.settleForTest(t, p)
 			}()
 			synctest.Wait()
 		}
@@ -255,7 +255,7 @@ func TestWaitIsFair(t *testing.T) {
 		if got, want := fmt.Sprint(order), "[dan5 ann0 bob3 eve6 ann1 ann2 cid4]"; got != want {
 			t.Errorf("%s, want %s", got, want)
 		}
-		c.empty()
+		c.checkEmpty()
 	})
 }
 
@@ -280,7 +280,7 @@ func TestWaitForAnotherGateway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &counting{Store: sharing{limit.NewMemory(time.Now)}}
 		here, there := newCrowd(t, store, placesRule(1, 10*time.Second), 8), newCrowd(t, store, placesRule(1, 10*time.Second), 8)
-		held := there.in("ann")
+		held := there.admit("ann")
 		store.calls.Store(0)
 		first, second := here.ask(t.Context(), here.demand("ann")), here.ask(t.Context(), here.demand("bob"))
 		time.Sleep(5 * time.Second)
@@ -288,7 +288,7 @@ func TestWaitForAnotherGateway(t *testing.T) {
 			t.Fatalf("%+v, %+v, %d calls", first, second, store.calls.Load())
 		}
 		there.settle(held)
-		time.Sleep(mostPoll * 5 / 4)
+		time.Sleep(maxPoll * 5 / 4)
 		if synctest.Wait(); first.permit == nil || first.permit.Wait < 5*time.Second || first.permit.LimitWait != first.permit.Wait || second.done {
 			t.Fatalf("%+v, %+v", first, second)
 		}
@@ -297,7 +297,7 @@ func TestWaitForAnotherGateway(t *testing.T) {
 			t.Fatalf("%+v", second)
 		}
 		here.settle(second.permit)
-		here.empty()
+		here.checkEmpty()
 	})
 }
 
@@ -317,24 +317,24 @@ func TestWaitIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(2, 2*time.Second), 8)
 		for range 2 { // such requests take 3 s
-			p := c.in("ann")
+			p := c.admit("ann")
 			time.Sleep(3 * time.Second)
 			c.settle(p)
 		}
-		held := []*Permit{c.in("ann"), c.in("ann")}
-		var waiting []*asked
+		held := []*Permit{c.admit("ann"), c.admit("ann")}
+		var waiting []*pending
 		for range 2 {
 			waiting = append(waiting, c.ask(t.Context(), c.demand("ann")))
 		}
 		var denied *limit.Denied
 		// Of the five places that are needed before, two become free after 3 s and two after 6 s.
-		if a := c.ask(t.Context(), c.demand("ann")); !errors.As(a.err, &denied) || a.after != 0 || denied.RetryAfter != 6600*time.Millisecond {
+		if a := c.ask(t.Context(), c.demand("ann")); !errors.As(a.err, &denied) || a.took != 0 || denied.RetryAfter != 6600*time.Millisecond {
 			t.Errorf("%+v", a)
 		}
 		q := DefaultQueue()
 		q.MaxLength = 2
-		c.doors.Reload(q)
-		if a := c.ask(t.Context(), c.demand("ann")); !a.done || a.after != 0 {
+		c.controller.Reload(q)
+		if a := c.ask(t.Context(), c.demand("ann")); !a.done || a.took != 0 {
 			t.Errorf("%+v", a)
 		}
 		for i, p := range held {
@@ -343,7 +343,7 @@ func TestWaitIsBounded(t *testing.T) {
 			}
 			c.settle(waiting[i].permit)
 		}
-		c.empty()
+		c.checkEmpty()
 	})
 }
 
@@ -354,18 +354,18 @@ func TestLineLeavesTheQueue(t *testing.T) {
 		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(4, 2*time.Second), 4)
 		held := c.demand("ann")
 		held.Request.Sequences = 4
-		p, err := c.doors.Admit(t.Context(), held)
+		p, err := c.controller.Admit(t.Context(), held)
 		if err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(10 * time.Second) // such requests take long
-		line := func(n int64) *asked {
+		line := func(n int64) *pending {
 			d := c.demand("ann")
 			d.Request.Sequences = n
 			return c.ask(t.Context(), d)
 		}
-		waiting := []*asked{line(2), line(2)}
-		if a := line(1); !a.done || a.after != 0 {
+		waiting := []*pending{line(2), line(2)}
+		if a := line(1); !a.done || a.took != 0 {
 			t.Errorf("behind as many as there are places: %+v", a)
 		}
 		c.settle(p)
@@ -376,19 +376,19 @@ func TestLineLeavesTheQueue(t *testing.T) {
 		}
 		q := DefaultQueue()
 		q.MaxLength = 4
-		c.doors.Reload(q)
+		c.controller.Reload(q)
 		third := line(1)
 		fourth, fifth := line(1), line(1)
-		if third.done || fourth.done || !fifth.done || c.pool.held != 2 {
-			t.Errorf("third waits %v, fourth %v, fifth %v; %d held of a budget of 4", !third.done, !fourth.done, !fifth.done, c.pool.held)
+		if third.done || fourth.done || !fifth.done || c.pool.reserved != 2 {
+			t.Errorf("third waits %v, fourth %v, fifth %v; %d held of a budget of 4", !third.done, !fourth.done, !fifth.done, c.pool.reserved)
 		}
-		for _, a := range []*asked{waiting[0], waiting[1], third, fourth} {
+		for _, a := range []*pending{waiting[0], waiting[1], third, fourth} {
 			if a.permit == nil {
 				t.Fatalf("%+v", a)
 			}
 			c.settle(a.permit)
 		}
-		c.empty()
+		c.checkEmpty()
 	})
 }
 
@@ -397,7 +397,7 @@ func TestLineLeavesTheQueue(t *testing.T) {
 func TestWaitOfSeveral(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, limit.NewMemory(time.Now), placesRule(4, 20*time.Second), 8)
-		held := []*Permit{c.in("ann"), c.in("ann"), c.in("ann"), c.in("ann")}
+		held := []*Permit{c.admit("ann"), c.admit("ann"), c.admit("ann"), c.admit("ann")}
 		large := c.demand("ann")
 		large.Request.Sequences = 3
 		a, b := c.ask(t.Context(), large), c.ask(t.Context(), c.demand("ann"))
@@ -415,25 +415,25 @@ func TestWaitOfSeveral(t *testing.T) {
 		}
 		c.settle(a.permit)
 		c.settle(b.permit)
-		c.empty()
+		c.checkEmpty()
 	})
 }
 
 // TestWaitTold: who was told its level while it waited is answered at that.
 func TestWaitTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, placesRule(1, 20*time.Second), DefaultQueue(), "large")
-		held, err := h.doors.Admit(t.Context(), h.demand("large"))
+		h := newTestFleet(t, placesRule(1, 20*time.Second), DefaultQueue(), "large")
+		held, err := h.controller.Admit(t.Context(), h.demand("large"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		told, silent := h.demand("large"), h.demand("large")
-		told.Caller = caller{waits: func(*Permit) bool { return true }}
+		told.Caller = caller{keepAlive: func(*Permit) bool { return true }}
 		a, b := h.ask(t.Context(), told), h.ask(t.Context(), silent)
 		h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.StreamingOff, Expires: time.Now().Add(time.Hour)}})
 		for _, one := range []struct {
 			before *Permit
-			a      *asked
+			a      *pending
 			level  degrade.Level
 		}{{held, a, degrade.Full}, {nil, b, degrade.StreamingOff}} {
 			if one.before == nil {
@@ -449,7 +449,7 @@ func TestWaitTold(t *testing.T) {
 		if err := b.permit.Settle(limit.Usage{}, ""); err != nil {
 			t.Fatal(err)
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -478,7 +478,7 @@ func TestWaitLeavesNothing(t *testing.T) {
 					ctx, cancel := context.WithTimeout(context.Background(), patience)
 					defer cancel()
 					began := time.Now()
-					p, err := c.doors.Admit(ctx, d)
+					p, err := c.controller.Admit(ctx, d)
 					if took := time.Since(began); took > wait+DefaultQueue().MaxWait {
 						t.Errorf("it took %v: %v", took, err)
 					}
@@ -501,7 +501,7 @@ func TestWaitLeavesNothing(t *testing.T) {
 					}
 				})
 				if time.Sleep(time.Duration(random.IntN(100)) * time.Millisecond); i%50 == 49 {
-					c.doors.limits.Replace(rulesOf(t, rules(wait*time.Duration(i/50%2))))
+					c.controller.limits.Replace(rulesOf(t, rules(wait*time.Duration(i/50%2))))
 				}
 			}
 			all.Wait()
@@ -509,7 +509,7 @@ func TestWaitLeavesNothing(t *testing.T) {
 				t.Errorf("%d answered, %d at a time", answered.Load(), most.Load())
 			}
 			time.Sleep(time.Minute) // so that no rate holds anything
-			c.empty()
+			c.checkEmpty()
 		})
 	}
 }

@@ -13,19 +13,19 @@ import (
 // TestMaxLevel: what a caller accepts.
 func TestMaxLevel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
 		h.press("large", 93)
 		d := h.demand("large")
 		d.MaxLevel = degrade.ThinkingOff
 		var shed *Overloaded
-		if _, err := h.doors.Admit(t.Context(), d); !errors.As(err, &shed) || shed.Cause != ShedLevel || shed.Level != 3 || shed.Reason != "kv_cache" {
+		if _, err := h.controller.Admit(t.Context(), d); !errors.As(err, &shed) || shed.Cause != ShedLevel || shed.Level != 3 || shed.Reason != "kv_cache" {
 			t.Fatal(err)
 		}
 		if shed.RetryAfter < 20*time.Second || shed.RetryAfter > 33*time.Second {
 			t.Errorf("try again in %v: a level stays for 30 s", shed.RetryAfter)
 		}
 		d.MaxLevel = degrade.SmallerModel
-		if where, _, _ := h.got(t, d); where != "small" {
+		if where, _, _ := h.answer(t, d); where != "small" {
 			t.Error(where)
 		}
 	})
@@ -36,34 +36,34 @@ func TestMaxLevel(t *testing.T) {
 // level comes from the cards, from load, from a pin, or from the one backend that has
 // a place.
 func TestMaxLevelWhateverTheCause(t *testing.T) {
-	kv := func(hundredths int64) func(*house) { return func(h *house) { h.press("large", hundredths) } }
-	waiting := func(n int64) func(*house) {
-		return func(h *house) {
-			for _, e := range h.of["large"] {
+	kv := func(hundredths int64) func(*testFleet) { return func(h *testFleet) { h.press("large", hundredths) } }
+	waiting := func(n int64) func(*testFleet) {
+		return func(h *testFleet) {
+			for _, e := range h.engines["large"] {
 				e.waiting.Store(n)
 			}
 			h.press("large", 0)
 		}
 	}
-	pin := func(l degrade.Level) func(*house) {
-		return func(h *house) {
+	pin := func(l degrade.Level) func(*testFleet) {
+		return func(h *testFleet) {
 			h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: l, Expires: time.Now().Add(time.Hour)}})
 		}
 	}
-	oneFull := func(change func(hot *engine)) func(*house) {
-		return func(h *house) {
-			hot, cool := h.of["large"][0], h.of["large"][1]
+	oneFull := func(change func(hot *engine)) func(*testFleet) {
+		return func(h *testFleet) {
+			hot, cool := h.engines["large"][0], h.engines["large"][1]
 			change(hot)
 			h.press("large", hot.kv.Load(), 0)
-			cool.b.inFlight.Store(2)
+			cool.seat.inFlight.Store(2)
 		}
 	}
 	for name, c := range map[string]struct {
-		press func(*house)
+		press func(*testFleet)
 		level degrade.Level
 		where string
 	}{
-		"calm":               {func(*house) {}, 0, "large"},
+		"calm":               {func(*testFleet) {}, 0, "large"},
 		"L1 by the KV cache": {kv(81), 1, "large"}, "L2 by the KV cache": {kv(88), 2, "large"}, "L3 by the KV cache": {kv(93), 3, "small"}, "L4 by the KV cache": {kv(98), 4, ""},
 		"L1 by load": {waiting(6), 1, "large"}, "L2 by load": {waiting(12), 2, "large"},
 		"L3 by load, with a place": {waiting(25), 2, "large"}, "L4 by load, with a place": {waiting(50), 2, "large"},
@@ -73,12 +73,12 @@ func TestMaxLevelWhateverTheCause(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h := newHouse(t, nil, DefaultQueue(), "large", "small")
+				h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
 				c.press(h)
 				for accepts := degrade.Full; accepts <= degrade.Canned; accepts++ {
 					d := h.demand("large")
 					d.MaxLevel = accepts
-					p, err := h.doors.Admit(t.Context(), d)
+					p, err := h.controller.Admit(t.Context(), d)
 					if err == nil {
 						p.Settle(limit.Usage{}, "")
 					}
@@ -94,8 +94,8 @@ func TestMaxLevelWhateverTheCause(t *testing.T) {
 						t.Errorf("accepts %v: %+v, want %v of %q", accepts, p, c.level, c.where)
 					}
 				}
-				h.of["large"][1].b.inFlight.Store(0)
-				h.idle(t)
+				h.engines["large"][1].seat.inFlight.Store(0)
+				h.checkIdle(t)
 			})
 		})
 	}
@@ -106,8 +106,8 @@ func TestMaxLevelWhateverTheCause(t *testing.T) {
 func TestMaxLevelOfThoseWhoWait(t *testing.T) {
 	for accepts, want := range []string{"refused", "refused", "L2", "L2", "L2"} {
 		synctest.Test(t, func(t *testing.T) {
-			h := newHouse(t, nil, DefaultQueue(), "large", "small")
-			for _, e := range h.of["large"] {
+			h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
+			for _, e := range h.engines["large"] {
 				e.waiting.Store(50)
 			}
 			held := append(h.fill(t, "large"), h.fill(t, "small")...)
@@ -129,7 +129,7 @@ func TestMaxLevelOfThoseWhoWait(t *testing.T) {
 			if got != want {
 				t.Errorf("accepts L%d: %s, want %s", accepts, got, want)
 			}
-			h.idle(t)
+			h.checkIdle(t)
 		})
 	}
 }

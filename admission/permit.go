@@ -24,16 +24,16 @@ type Permit struct {
 	seat   *Seat
 	failed *Seat
 
-	lines     *lines
-	turn      *waiter // in the line of a concurrency limit; nil: it did not wait in one
-	told      bool    // while it waited there its caller was told the level
-	demand    *Demand
-	sequences int64         // places that it holds
-	sent      int64         // sequences at Level, of which no more are sent
-	account   *account      // of the fair queue
-	output    int64         // that account has been charged
-	entered   time.Duration // the integral of the backend's share when the place was taken
-	gpu       time.Duration // of GPUs' time, on backends whose place was given back
+	lines      *lines
+	lineWaiter *waiter // in the line of a concurrency limit; nil: it did not wait in one
+	committed  bool    // while it waited there its caller was told the level
+	demand     *Demand
+	sequences  int64         // places that it holds
+	sent       int64         // sequences at Level, of which no more are sent
+	account    *account      // of the fair queue
+	output     int64         // that account has been charged
+	shareStart time.Duration // the integral of the backend's share when the place was taken
+	gpu        time.Duration // of GPUs' time, on backends whose place was given back
 }
 
 // Pool is that of the model that answers; nil: the answer is canned.
@@ -43,27 +43,27 @@ func (p *Permit) Pool() *Pool { return p.pool }
 func (p *Permit) Seat() *Seat { return p.seat }
 
 // occupy takes over the place that a request got.
-func (p *Permit) occupy(w *waiter) {
-	p.seat, p.account, p.entered, p.Arrival = w.seat, w.account, w.entered, w.since
+func (p *Permit) setPlace(w *waiter) {
+	p.seat, p.account, p.shareStart, p.Arrival = w.seat, w.account, w.shareStart, w.arrival
 	p.Wait += w.waited
 	p.sequences = w.sequences
 }
 
 // shrink gives back the places that it took at a lower level and does not need at this
 // one: the level rose meanwhile, or the backend that it got stands higher.
-func (p *Permit) shrink() {
+func (p *Permit) releaseExcess() {
 	extra := p.sequences - p.sent
 	if extra <= 0 {
 		return
 	}
-	now := p.seat.leave(extra)
-	p.gpu += (now - p.entered) * time.Duration(p.sequences)
-	p.entered, p.sequences = now, p.sent
+	now := p.seat.release(extra)
+	p.gpu += (now - p.shareStart) * time.Duration(p.sequences)
+	p.shareStart, p.sequences = now, p.sent
 	p.pool.dispatch()
 }
 
 // set sets the level and the pool.
-func (p *Permit) set(c choice) {
+func (p *Permit) apply(c choice) {
 	p.sent = p.demand.sequences(c.level)
 	p.pool, p.Level, p.Reason = c.pool, c.level, ""
 	if c.level > degrade.Full {
@@ -82,12 +82,12 @@ func (p *Permit) SwitchBackend() bool {
 	if b == nil {
 		return false
 	}
-	p.seat, p.entered = b, b.enter(p.sequences)
+	p.seat, p.shareStart = b, b.acquire(p.sequences)
 	return true
 }
 
 // CanSwitchBackend reports whether SwitchBackend would find a backend.
-func (p *Permit) CanSwitchBackend() bool { return p.pool.other(p.seat, p.sequences) }
+func (p *Permit) CanSwitchBackend() bool { return p.pool.hasAlternative(p.seat, p.sequences) }
 
 // CanFallBack reports whether FallBack would find a place now.
 func (c *Controller) CanFallBack(p *Permit, d *Demand) bool {
@@ -110,14 +110,14 @@ func (c *Controller) FallBack(p *Permit, d *Demand) bool {
 	if !smaller.usable() {
 		return false
 	}
-	to := smaller.pool
+	target := smaller.pool
 	q := c.queue.Load()
 	w := newWaiter(q, d, degrade.SmallerModel)
-	if !to.take(q, w) {
+	if !target.tryAcquire(q, w) {
 		return false
 	}
-	p.leave()
-	p.pool, p.seat, p.account, p.entered, p.failed = to, w.seat, w.account, w.entered, nil
+	p.releaseAll()
+	p.pool, p.seat, p.account, p.shareStart, p.failed = target, w.seat, w.account, w.shareStart, nil
 	p.sequences, p.output = w.sequences, 0 // the new account has been charged nothing yet
 	if p.Level < degrade.SmallerModel {
 		p.Level, p.Reason = degrade.SmallerModel, reasonDown
@@ -137,8 +137,8 @@ func (p *Permit) SetOutput(output int64) {
 		return
 	}
 	p.account.output(output - p.output)
-	if p.turn != nil {
-		p.turn.account.output(output - p.output)
+	if p.lineWaiter != nil {
+		p.lineWaiter.account.output(output - p.output)
 	}
 	p.output = output
 }
@@ -149,12 +149,12 @@ func (p *Permit) SetOutput(output int64) {
 // not take it and will be asked again.
 func (p *Permit) Settle(u limit.Usage, served string) error {
 	p.SetOutput(u.Output)
-	p.leave()
+	p.releaseAll()
 	if u.Sequences == 0 {
 		u.Sequences = p.sent
 	}
 	err := p.grant.Settle(u, served)
-	p.pass()
+	p.wakeNext()
 	return err
 }
 
@@ -162,16 +162,16 @@ func (p *Permit) Settle(u limit.Usage, served string) error {
 func (p *Permit) cancel() {
 	// What the store does not take back now is tried again by the limits' own loop.
 	_ = p.grant.Cancel()
-	p.pass()
+	p.wakeNext()
 }
 
 // pass hands on the places that the limits have got back.
-func (p *Permit) pass() {
-	if p.turn != nil {
-		p.lines.done(p.turn)
-		p.turn = nil
+func (p *Permit) wakeNext() {
+	if p.lineWaiter != nil {
+		p.lines.finish(p.lineWaiter)
+		p.lineWaiter = nil
 	}
-	p.lines.freed(p.grant)
+	p.lines.wakeReleased(p.grant)
 }
 
 // release gives the place back.
@@ -179,16 +179,16 @@ func (p *Permit) release() {
 	if p.seat == nil {
 		return
 	}
-	p.gpu += (p.seat.leave(p.sequences) - p.entered) * time.Duration(p.sequences)
+	p.gpu += (p.seat.release(p.sequences) - p.shareStart) * time.Duration(p.sequences)
 	p.failed, p.seat = p.seat, nil
 	p.pool.dispatch()
 }
 
 // leave gives all back that the request holds of its pool.
-func (p *Permit) leave() {
+func (p *Permit) releaseAll() {
 	p.release()
 	if p.account != nil {
-		p.pool.done(p.account)
+		p.pool.finish(p.account)
 		p.account = nil
 	}
 }
@@ -199,5 +199,5 @@ func (p *Permit) GPU() time.Duration {
 	if p.seat == nil {
 		return p.gpu
 	}
-	return p.gpu + (p.seat.share.add(0, time.Now())-p.entered)*time.Duration(p.sequences)
+	return p.gpu + (p.seat.share.change(0, time.Now())-p.shareStart)*time.Duration(p.sequences)
 }

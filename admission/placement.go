@@ -10,196 +10,196 @@ import (
 
 // lookEvery is the time after which a request that waits decides again by itself: what an
 // engine said of its queue grows old without anybody saying so.
-const lookEvery = 250 * time.Millisecond
+const decideInterval = 250 * time.Millisecond
 
 // entry is the way of one request into a pool, once the limits have let it in. One
 // goroutine uses it.
-type entry struct {
+type placement struct {
 	*Controller
-	q *queueing
-	d *Demand
-	p *Permit
+	queue  *queueing
+	demand *Demand
+	permit *Permit
 
-	now      choice        // what was decided last; pool nil: the answer is canned
+	choice   choice        // what was decided last; pool nil: the answer is canned
 	denied   *limit.Denied // rate rule that asks for the smaller model
-	w        *waiter       // that has the place in the end
-	in       *Pool         // where w waits; nil: nowhere
-	began    time.Time     // of the wait
+	waiter   *waiter       // that has the place in the end
+	pool     *Pool         // where w waits; nil: nowhere
+	start    time.Time     // of the wait
 	deadline time.Time     // of the wait
 }
 
 // progress returns what was decided before.
-func (e *entry) progress() progress {
-	return progress{floor: e.now, waited: time.Since(e.began), denied: e.denied}
+func (e *placement) progress() progress {
+	return progress{floor: e.choice, waited: time.Since(e.start), denied: e.denied}
 }
 
 // enter takes a place for the request, or waits for one.
-func (e *entry) enter(ctx context.Context) error {
-	e.began = time.Now()
-	if e.p.set(e.now); e.now.pool == nil {
+func (e *placement) acquire(ctx context.Context) error {
+	e.start = time.Now()
+	if e.permit.apply(e.choice); e.choice.pool == nil {
 		return nil
 	}
-	e.w = newWaiter(e.q, e.d, e.now.level)
-	e.w.told = e.p.told
-	if err := e.now.pool.ever(e.w.sequences); err != nil {
+	e.waiter = newWaiter(e.queue, e.demand, e.choice.level)
+	e.waiter.committed = e.permit.committed
+	if err := e.choice.pool.checkBounds(e.waiter.sequences); err != nil {
 		return err
 	}
-	if !e.now.pool.take(e.q, e.w) {
+	if !e.choice.pool.tryAcquire(e.queue, e.waiter) {
 		err := e.await(ctx)
-		e.p.set(e.now)
-		if err != nil || e.now.pool == nil {
+		e.permit.apply(e.choice)
+		if err != nil || e.choice.pool == nil {
 			return err
 		}
 	}
-	e.p.occupy(e.w)
-	if !e.w.told {
+	e.permit.setPlace(e.waiter)
+	if !e.waiter.committed {
 		past := e.progress()
-		s := situation{now: time.Now(), past: past, verdict: e.d.Pool.level.Verdict()}
-		raised := decideOnSeat(e.d, &s, e.p.seat.gauge.Verdict())
+		s := situation{now: time.Now(), past: past, verdict: e.demand.Pool.level.Verdict()}
+		raised := decideOnSeat(e.demand, &s, e.permit.seat.gauge.Verdict())
 		if err := raised.refusal(); err != nil {
-			e.p.leave()
+			e.permit.releaseAll()
 			return err
 		}
-		e.p.set(raised.choice)
+		e.permit.apply(raised.choice)
 	}
-	e.p.shrink()
+	e.permit.releaseExcess()
 	return nil
 }
 
 // await waits in the fair queue for a place, and moves to where the request belongs when
 // that changes: wake, snapshot, decide, act. The level does not fall meanwhile, since the
 // limits have reserved for it.
-func (e *entry) await(ctx context.Context) error {
-	e.deadline = e.began.Add(e.q.MaxWait - e.p.Wait)
+func (e *placement) await(ctx context.Context) error {
+	e.deadline = e.start.Add(e.queue.MaxWait - e.permit.Wait)
 	if end, ok := ctx.Deadline(); ok && end.Before(e.deadline) {
 		e.deadline = end
 	}
-	if predicted, ok := e.now.pool.wait(e.q, e.w, time.Until(e.deadline)); !ok {
-		return &Overloaded{ShedQueue, e.now.level, e.now.reason, predicted}
+	if predicted, ok := e.choice.pool.enqueue(e.queue, e.waiter, time.Until(e.deadline)); !ok {
+		return &Overloaded{ShedQueue, e.choice.level, e.choice.reason, predicted}
 	}
-	e.in = e.now.pool
+	e.pool = e.choice.pool
 	defer func() {
-		if e.in != nil { // also if KeepAlive panics
-			e.w.give(e.in)
+		if e.pool != nil { // also if KeepAlive panics
+			e.waiter.abandon(e.pool)
 		}
-		e.w.waited = time.Since(e.began)
+		e.waiter.waited = time.Since(e.start)
 	}()
-	timer := time.NewTimer(lookEvery)
+	timer := time.NewTimer(decideInterval)
 	defer timer.Stop()
 	for {
-		own, there := e.d.Pool.level.Changed(), e.in.level.Changed()
+		ownLevel, poolLevel := e.demand.Pool.level.Changed(), e.pool.level.Changed()
 		past := e.progress()
-		switch act, err := e.act(e.choose(e.q, e.d, &past)); {
-		case err != nil || act == leaves:
+		switch step, err := e.act(e.choose(e.queue, e.demand, &past)); {
+		case err != nil || step == stepDone:
 			return err
-		case act == again:
+		case step == stepAgain:
 			continue
 		}
-		timer.Reset(max(min(e.keepAlive(), lookEvery, time.Until(e.deadline)), 0))
+		timer.Reset(max(min(e.keepAlive(), decideInterval, time.Until(e.deadline)), 0))
 		select {
-		case <-e.w.ready:
-			e.in = nil
+		case <-e.waiter.ready:
+			e.pool = nil
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-own:
-		case <-there:
+		case <-ownLevel:
+		case <-poolLevel:
 		case <-timer.C:
 			if !time.Now().Before(e.deadline) {
-				return &Overloaded{ShedWaited, e.now.level, e.now.reason, max(e.in.wouldWait(e.w.tier, e.w.tenant, e.w.weight), time.Second)}
+				return &Overloaded{ShedWaited, e.choice.level, e.choice.reason, max(e.pool.predictedWait(e.waiter.tier, e.waiter.tenant, e.waiter.weight), time.Second)}
 			}
 		}
 	}
 }
 
 // next is what await does after it has acted.
-type next uint8
+type step uint8
 
 const (
-	sleeps next = iota // until something wakes it
-	again              // decides anew at once
-	leaves             // ends: there is a place, or none is needed
+	stepSleep step = iota // until something wakes it
+	stepAgain             // decides anew at once
+	stepDone              // ends: there is a place, or none is needed
 )
 
 // act does what was decided about a request that waits.
-func (e *entry) act(do decision) (next, error) {
+func (e *placement) act(decided decision) (step, error) {
 	switch {
-	case e.w.told: // it must be answered as its caller was told
-		if err := e.in.fits(e.w.sequences); err != nil {
-			return leaves, err
+	case e.waiter.committed: // it must be answered as its caller was told
+		if err := e.pool.checkFit(e.waiter.sequences); err != nil {
+			return stepDone, err
 		}
-	case do.kind == kindRefuse:
-		return leaves, do.refusal()
-	case do.kind == kindCanned:
-		e.now = do.choice
-		return leaves, nil
-	case do.kind == kindMove:
-		if moved, err := e.move(do.choice); moved != sleeps || err != nil {
+	case decided.kind == kindRefuse:
+		return stepDone, decided.refusal()
+	case decided.kind == kindCanned:
+		e.choice = decided.choice
+		return stepDone, nil
+	case decided.kind == kindMove:
+		if moved, err := e.move(decided.choice); moved != stepSleep || err != nil {
 			return moved, err
 		}
 	default:
-		e.now = do.choice
+		e.choice = decided.choice
 	}
-	e.in.resize(e.w, e.d.sequences(e.now.level))
-	if err := e.in.ever(e.w.sequences); err != nil { // the bounds were lowered meanwhile
-		return leaves, err
+	e.pool.resize(e.waiter, e.demand.sequences(e.choice.level))
+	if err := e.pool.checkBounds(e.waiter.sequences); err != nil { // the bounds were lowered meanwhile
+		return stepDone, err
 	}
-	e.in.dispatch()
-	return sleeps, nil
+	e.pool.dispatch()
+	return stepSleep, nil
 }
 
 // move brings the request to another pool, where it takes a place or waits; it stays where
 // it is if that has no room, since here is better than nowhere.
-func (e *entry) move(to choice) (next, error) {
-	here := max(e.now.level, min(to.level, degrade.ThinkingOff))
-	stays := e.in.fits(e.d.sequences(here)) == nil
-	w, ok := to.pool.move(e.q, e.w, e.d.sequences(to.level), time.Until(e.deadline), to.fromLoad() && stays)
+func (e *placement) move(target choice) (step, error) {
+	level := max(e.choice.level, min(target.level, degrade.ThinkingOff))
+	fits := e.pool.checkFit(e.demand.sequences(level)) == nil
+	w, ok := target.pool.transfer(e.queue, e.waiter, e.demand.sequences(target.level), time.Until(e.deadline), target.fromLoad() && fits)
 	switch {
-	case !ok && !stays:
-		e.now = to
-		return leaves, &Overloaded{ShedQueue, to.level, to.reason, time.Second}
+	case !ok && !fits:
+		e.choice = target
+		return stepDone, &Overloaded{ShedQueue, target.level, target.reason, time.Second}
 	case !ok:
-		e.now.level, e.now.reason = here, to.reason
-		return sleeps, nil
+		e.choice.level, e.choice.reason = level, target.reason
+		return stepSleep, nil
 	}
-	e.w.give(e.in)
-	e.w, e.now, e.in = w, to, to.pool
+	e.waiter.abandon(e.pool)
+	e.waiter, e.choice, e.pool = w, target, target.pool
 	if w.seat != nil {
-		e.in = nil
-		return leaves, nil
+		e.pool = nil
+		return stepDone, nil
 	}
-	return again, nil
+	return stepAgain, nil
 }
 
 // keepAlive lets the caller be told where its request stands, and returns when it wants to
 // be told again.
-func (e *entry) keepAlive() time.Duration {
-	e.p.set(e.now)
-	if e.d.Caller == nil {
-		return lookEvery
+func (e *placement) keepAlive() time.Duration {
+	e.permit.apply(e.choice)
+	if e.demand.Caller == nil {
+		return decideInterval
 	}
-	wanted, told := e.d.Caller.KeepAlive(e.p)
-	e.w.told = e.w.told || told
+	wanted, committed := e.demand.Caller.KeepAlive(e.permit)
+	e.waiter.committed = e.waiter.committed || committed
 	return wanted
 }
 
 // move takes a place for a request that waits elsewhere and has so many sequences here,
 // or lets it wait here, unless it wants a place now; false: it has neither, or would
 // wait for too long.
-func (p *Pool) move(q *queueing, w *waiter, sequences int64, longest time.Duration, now bool) (*waiter, bool) {
-	here := &waiter{tier: w.tier, tenant: w.tenant, weight: w.weight, input: w.input, sequences: sequences}
-	if p.take(q, here) || now {
-		return here, here.seat != nil
+func (p *Pool) transfer(q *queueing, w *waiter, sequences int64, longest time.Duration, now bool) (*waiter, bool) {
+	moved := &waiter{tier: w.tier, tenant: w.tenant, weight: w.weight, input: w.input, sequences: sequences}
+	if p.tryAcquire(q, moved) || now {
+		return moved, moved.seat != nil
 	}
-	_, ok := p.wait(q, here, longest)
-	return here, ok
+	_, ok := p.enqueue(q, moved, longest)
+	return moved, ok
 }
 
 // give gives back a place in the queue, or one on a backend that came meanwhile.
-func (w *waiter) give(p *Pool) {
-	if !p.leave(w) {
-		w.seat.leave(w.sequences)
-		p.done(w.account)
+func (w *waiter) abandon(p *Pool) {
+	if !p.dequeue(w) {
+		w.seat.release(w.sequences)
+		p.finish(w.account)
 	}
 	p.dispatch() // it may have stood before one that needs fewer places
 }

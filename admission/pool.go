@@ -14,14 +14,14 @@ type Pool struct {
 	Name  string
 	level *degrade.Model
 
-	mu       sync.Mutex
-	seats    []*Seat
-	fallback *Pool // the smaller model's; nil: there is none
-	turn     int
-	alike    []*Seat // room for pick
-	queue    *fairQueue
-	held     int64 // sequences that wait for a place under a limit, which the queue's budget counts
-	drain    drain
+	mu         sync.Mutex
+	seats      []*Seat
+	fallback   *Pool // the smaller model's; nil: there is none
+	rotation   int
+	candidates []*Seat // room for pick
+	queue      *fairQueue
+	reserved   int64 // sequences that wait for a place under a limit, which the queue's budget counts
+	drain      drain
 }
 
 // NewPool makes a pool without backends, of a model on which the ladder says level;
@@ -49,7 +49,7 @@ func (p *Pool) Set(backends []*Seat, fallback *Pool) {
 func (p *Pool) Available() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.ContainsFunc(p.seats, (*Seat).takes)
+	return slices.ContainsFunc(p.seats, (*Seat).accepts)
 }
 
 // Tiers are the tiers of requests, those that go first first.
@@ -60,18 +60,18 @@ func (p *Pool) Queued() (n [tierCount]int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for tier := range n {
-		n[tier] = p.queue.lenOf(tier)
+		n[tier] = p.queue.tierLen(tier)
 	}
 	return n
 }
 
 // perBackend is how many requests wait for each backend that may be sent any.
-func (p *Pool) perBackend() int {
+func (p *Pool) queuedPerBackend() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := 0
 	for _, b := range p.seats {
-		if b.takes() {
+		if b.accepts() {
 			n++
 		}
 	}
@@ -80,18 +80,18 @@ func (p *Pool) perBackend() int {
 
 // ever returns a *TooMany where no backend, in rotation or not, may have so many
 // sequences at a time.
-func (p *Pool) ever(sequences int64) error {
+func (p *Pool) checkBounds(sequences int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.holds(sequences) {
+	if p.allows(sequences) {
 		return nil
 	}
-	return &TooMany{Sequences: sequences, Max: p.most(false)}
+	return &TooMany{Sequences: sequences, Max: p.maxInFlight(false)}
 }
 
 // fits returns nil where a backend in rotation may have so many sequences at a time, and
 // otherwise what ever does, ErrNoBackend, or a Temporary *TooMany.
-func (p *Pool) fits(sequences int64) error {
+func (p *Pool) checkFit(sequences int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	o, _ := p.look(sequences, sequences)
@@ -100,15 +100,15 @@ func (p *Pool) fits(sequences int64) error {
 
 // holds reports whether some backend, in rotation or not, may have so many sequences at
 // a time, or there is none at all. The lock is held.
-func (p *Pool) holds(sequences int64) bool {
-	return len(p.seats) == 0 || slices.ContainsFunc(p.seats, func(b *Seat) bool { return b.holds(sequences) })
+func (p *Pool) allows(sequences int64) bool {
+	return len(p.seats) == 0 || slices.ContainsFunc(p.seats, func(b *Seat) bool { return b.allows(sequences) })
 }
 
 // most is the largest bound of sequences on one backend, of those in rotation or of
 // all. The lock is held.
-func (p *Pool) most(usable bool) (n int) {
+func (p *Pool) maxInFlight(usable bool) (n int) {
 	for _, b := range p.seats {
-		if !usable || b.takes() {
+		if !usable || b.accepts() {
 			n = max(n, b.bounds.Load().InFlight)
 		}
 	}
@@ -117,7 +117,7 @@ func (p *Pool) most(usable bool) (n int) {
 
 // wouldWait is about how long one more request of a tenant would wait; 0: it is not
 // known.
-func (p *Pool) wouldWait(tier int, tenant string, weight int) time.Duration {
+func (p *Pool) predictedWait(tier int, tenant string, weight int) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d, _ := p.drain.wait(time.Now(), p.queue.ahead(tier, tenant, weight))
@@ -130,28 +130,28 @@ func (p *Pool) wouldWait(tier int, tenant string, weight int) time.Duration {
 // alone while another one that can hold the request is below, be that full; so are those
 // in doubt while another one is not. The lock is held.
 func (p *Pool) pick(avoid *Seat, room int64) *Seat {
-	able := func(b *Seat) bool { return b != avoid && b.takes() && b.holds(room) }
-	sound := slices.ContainsFunc(p.seats, func(b *Seat) bool { return able(b) && !b.doubted.Load() })
-	candidate := func(b *Seat) bool { return able(b) && !(sound && b.doubted.Load()) }
+	eligible := func(b *Seat) bool { return b != avoid && b.accepts() && b.allows(room) }
+	sound := slices.ContainsFunc(p.seats, func(b *Seat) bool { return eligible(b) && !b.doubted.Load() })
+	candidate := func(b *Seat) bool { return eligible(b) && !(sound && b.doubted.Load()) }
 	cool := slices.ContainsFunc(p.seats, func(b *Seat) bool {
 		return candidate(b) && b.gauge.Verdict().Level < degrade.SmallerModel
 	})
-	alike, least := p.alike[:0], degrade.Canned
+	alike, lowest := p.candidates[:0], degrade.Canned
 	n := len(p.seats)
 	for k := range n {
-		b := p.seats[(p.turn+k)%n]
+		b := p.seats[(p.rotation+k)%n]
 		level := b.gauge.Verdict().Level
-		if !candidate(b) || cool && level >= degrade.SmallerModel || level > least || room != 0 && b.room(room) != free {
+		if !candidate(b) || cool && level >= degrade.SmallerModel || level > lowest || room != 0 && b.room(room) != roomFree {
 			continue
 		}
-		if level < least {
-			alike, least = alike[:0], level
+		if level < lowest {
+			alike, lowest = alike[:0], level
 		}
 		alike = append(alike, b)
 	}
-	p.turn++
-	p.alike = alike
-	return inShares(alike)
+	p.rotation++
+	p.candidates = alike
+	return pickShare(alike)
 }
 
 // inShares picks one of several backends that are alike but for their weights; nil: there is
@@ -161,14 +161,14 @@ func (p *Pool) pick(avoid *Seat, room int64) *Seat {
 // the one goes first that is furthest behind its share of all requests so far (smooth
 // weighted round robin). How far one can be behind is bounded, so that a backend which
 // was slow does not get all at once what it did not take.
-func inShares(alike []*Seat) *Seat {
+func pickShare(alike []*Seat) *Seat {
 	if len(alike) == 0 {
 		return nil
 	}
 	var next *Seat // that would have the least for its weight with one request more
-	all := int64(0)
+	total := int64(0)
 	for _, b := range alike {
-		all += b.weight.Load()
+		total += b.weight.Load()
 		if next == nil || (b.inFlight.Load()+1)*next.weight.Load() < (next.inFlight.Load()+1)*b.weight.Load() {
 			next = b
 		}
@@ -181,21 +181,21 @@ func inShares(alike []*Seat) *Seat {
 		}
 	}
 	for _, b := range alike {
-		b.credit = min(b.credit+b.weight.Load(), all)
+		b.credit = min(b.credit+b.weight.Load(), total)
 	}
-	best.credit = max(best.credit-all, -all)
+	best.credit = max(best.credit-total, -total)
 	return best
 }
 
 // other reports whether some backend other than avoid may be sent so many sequences.
-func (p *Pool) other(avoid *Seat, sequences int64) bool {
+func (p *Pool) hasAlternative(avoid *Seat, sequences int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.ContainsFunc(p.seats, func(b *Seat) bool { return b != avoid && b.takes() && b.holds(sequences) })
+	return slices.ContainsFunc(p.seats, func(b *Seat) bool { return b != avoid && b.accepts() && b.allows(sequences) })
 }
 
 // take gives a place on some backend, if there is one and nobody waits for it.
-func (p *Pool) take(q *queueing, w *waiter) bool {
+func (p *Pool) tryAcquire(q *queueing, w *waiter) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.queue.len() > 0 {
@@ -206,8 +206,8 @@ func (p *Pool) take(q *queueing, w *waiter) bool {
 		return false
 	}
 	p.queue.weights = q.Weights
-	w.account, w.since = p.queue.direct(w.tier, w.tenant, w.weight, w.input), time.Now()
-	w.enter(b)
+	w.account, w.arrival = p.queue.bypass(w.tier, w.tenant, w.weight, w.input), time.Now()
+	w.occupy(b)
 	return true
 }
 
@@ -227,15 +227,15 @@ func (p *Pool) dispatch() {
 			return
 		}
 		w := p.queue.pop()
-		p.drain.note(now, 1, p.queue.len() > 0)
-		w.enter(b)
+		p.drain.record(now, 1, p.queue.len() > 0)
+		w.occupy(b)
 		w.wake()
 	}
 }
 
 // wait puts a request into the queue, unless that is full or it would wait for longer
 // than most; then it says how long that is.
-func (p *Pool) wait(q *queueing, w *waiter, most time.Duration) (predicted time.Duration, ok bool) {
+func (p *Pool) enqueue(q *queueing, w *waiter, longest time.Duration) (predicted time.Duration, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
@@ -243,49 +243,49 @@ func (p *Pool) wait(q *queueing, w *waiter, most time.Duration) (predicted time.
 	predicted, _ = p.drain.wait(now, ahead)
 	// Who would be the first is let in whatever is predicted, or nobody would ever find
 	// out that a server which hung goes on.
-	if !p.roomFor(q, w.sequences) || ahead > 0 && predicted > most {
+	if !p.queueHasRoom(q, w.sequences) || ahead > 0 && predicted > longest {
 		return max(predicted, time.Second), false
 	}
-	p.queue.weights, w.ready, w.since = q.Weights, make(chan struct{}, 1), now
+	p.queue.weights, w.ready, w.arrival = q.Weights, make(chan struct{}, 1), now
 	p.queue.push(w)
-	p.drain.note(now, 0, true)
+	p.drain.record(now, 0, true)
 	return predicted, true
 }
 
 // roomFor reports whether the queue's budget has room for a request of so many
 // sequences. One that is larger than all of it may wait alone. The lock is held.
-func (p *Pool) roomFor(q *queueing, sequences int64) bool {
+func (p *Pool) queueHasRoom(q *queueing, sequences int64) bool {
 	length := int64(q.MaxLength)
-	return p.queue.sequences()+p.held+min(sequences, max(length, 1)) <= length
+	return p.queue.sequences()+p.reserved+min(sequences, max(length, 1)) <= length
 }
 
 // hold counts sequences in the queue's budget that wait for a place under a limit, until
 // unhold; false: it has no room for them. They have half of it at most, or a caller over
 // its limit could take the queue from those within theirs.
-func (p *Pool) hold(q *queueing, sequences int64) bool {
+func (p *Pool) reserveQueue(q *queueing, sequences int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	half := int64(q.MaxLength+1) / 2
-	if !p.roomFor(q, sequences) || p.held+min(sequences, max(half, 1)) > half {
+	if !p.queueHasRoom(q, sequences) || p.reserved+min(sequences, max(half, 1)) > half {
 		return false
 	}
-	p.held += sequences
+	p.reserved += sequences
 	return true
 }
 
-func (p *Pool) unhold(sequences int64) {
+func (p *Pool) releaseQueue(sequences int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.held -= sequences
+	p.reserved -= sequences
 }
 
 // leave takes a request out of the queue; false: it has been given a place.
-func (p *Pool) leave(w *waiter) bool {
+func (p *Pool) dequeue(w *waiter) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	ok := p.queue.remove(w)
 	if ok {
-		p.drain.note(time.Now(), 0, p.queue.len() > 0)
+		p.drain.record(time.Now(), 0, p.queue.len() > 0)
 	}
 	return ok
 }
@@ -299,8 +299,8 @@ func (p *Pool) resize(w *waiter, sequences int64) {
 }
 
 // done forgets what the fair queue keeps of a request that has ended.
-func (p *Pool) done(a *account) {
+func (p *Pool) finish(a *account) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.queue.done(a)
+	p.queue.finish(a)
 }

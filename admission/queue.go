@@ -76,7 +76,7 @@ type account struct {
 	tier       int
 	key        int64 // counter when the heap last looked; never above it
 	turn       int64 // seq of head: equals are served in the order they came
-	at         int   // in the heap that holds it
+	index      int   // in the heap that holds it
 	head, tail *waiter
 	waiting    int // requests
 	requests   int // that wait or run
@@ -96,13 +96,13 @@ type waiter struct {
 	seq        int64
 	prev, next *waiter // of the same account
 
-	line    *line         // of a concurrency limit, where it waits in one or has; nil: of a pool
-	ready   chan struct{} // closed when one that waited has a place; of a line, sent to when it may ask again
-	seat    *Seat         // where
-	entered time.Duration // as in Permit
-	since   time.Time     // when it came to the pool
-	waited  time.Duration // in all
-	told    bool          // its caller knows at which level it is answered
+	line       *line         // of a concurrency limit, where it waits in one or has; nil: of a pool
+	ready      chan struct{} // closed when one that waited has a place; of a line, sent to when it may ask again
+	seat       *Seat         // where
+	shareStart time.Duration // as in Permit
+	arrival    time.Time     // when it came to the pool
+	waited     time.Duration // in all
+	committed  bool          // its caller knows at which level it is answered
 }
 
 // newWaiter is a request that needs a place at a level.
@@ -115,7 +115,7 @@ func newWaiter(q *queueing, d *Demand, level degrade.Level) *waiter {
 }
 
 // enter takes a place on b.
-func (w *waiter) enter(b *Seat) { w.seat, w.entered = b, b.enter(w.sequences) }
+func (w *waiter) occupy(b *Seat) { w.seat, w.shareStart = b, b.acquire(w.sequences) }
 
 func tierIndex(tier string) int {
 	for i, name := range Tiers() {
@@ -151,12 +151,12 @@ func (q *fairQueue) sequences() (n int64) {
 }
 
 // lenOf is the number of waiting requests of one tier.
-func (q *fairQueue) lenOf(tier int) int { return q.tiers[tier].waiting }
+func (q *fairQueue) tierLen(tier int) int { return q.tiers[tier].waiting }
 
 // push lets a request wait.
 func (q *fairQueue) push(e *waiter) {
 	b := &q.tiers[e.tier]
-	a := q.open(e.tier, e.tenant, e.weight)
+	a := q.openAccount(e.tier, e.tenant, e.weight)
 	q.seq++
 	e.account, e.queued, e.seq = a, true, q.seq
 	e.prev, e.next, a.tail = a.tail, nil, e
@@ -188,14 +188,14 @@ func (q *fairQueue) peek() *waiter {
 func (q *fairQueue) pop() *waiter {
 	e := q.peek()
 	if e != nil {
-		q.take(e)
+		q.serve(e)
 	}
 	return e
 }
 
 // take takes out a request that waits, whatever its turn, and charges its tenant for the
 // prompt, as pop does.
-func (q *fairQueue) take(e *waiter) {
+func (q *fairQueue) serve(e *waiter) {
 	q.tiers[e.tier].rebase()
 	e.account.charge(e.input, unit*int64(q.weights.Input))
 	q.unlink(e)
@@ -207,7 +207,7 @@ func (q *fairQueue) remove(e *waiter) bool {
 		return false
 	}
 	q.unlink(e)
-	q.done(e.account)
+	q.finish(e.account)
 	return true
 }
 
@@ -221,9 +221,9 @@ func (q *fairQueue) resize(e *waiter, sequences int64) {
 
 // direct charges the tenant of a request that need not wait, as if it had waited for
 // no time. It runs until done is told of the account.
-func (q *fairQueue) direct(tier int, tenant string, weight int, input int64) *account {
+func (q *fairQueue) bypass(tier int, tenant string, weight int, input int64) *account {
 	b := &q.tiers[tier]
-	a := q.open(tier, tenant, weight)
+	a := q.openAccount(tier, tenant, weight)
 	if a.waiting == 0 {
 		a.lift(b.level())
 	}
@@ -237,12 +237,12 @@ func (q *fairQueue) direct(tier int, tenant string, weight int, input int64) *ac
 // all of the tiers before it.
 func (q *fairQueue) ahead(tier int, tenant string, weight int) int {
 	b := &q.tiers[tier]
-	own, others := int64(0), b.weight
+	queued, rivals := int64(0), b.weight
 	if a := b.accounts[tenant]; a != nil && a.waiting > 0 {
-		own, others = int64(a.waiting), others-a.weight.Load()
+		queued, rivals = int64(a.waiting), rivals-a.weight.Load()
 	}
 	w := clampWeight(weight)
-	n := int(own + min(int64(b.waiting)-own, ((own+1)*others+w-1)/w))
+	n := int(queued + min(int64(b.waiting)-queued, ((queued+1)*rivals+w-1)/w))
 	for i := range tier {
 		n += q.tiers[i].waiting
 	}
@@ -252,7 +252,7 @@ func (q *fairQueue) ahead(tier int, tenant string, weight int) int {
 // done says, once, that a request that ran has ended. A tenant of which none is left is
 // forgotten when a newcomer would get no smaller counter; of those ahead of that the
 // maxIdle furthest ahead are remembered.
-func (q *fairQueue) done(a *account) {
+func (q *fairQueue) finish(a *account) {
 	if a.requests--; a.requests > 0 {
 		return
 	}
@@ -265,8 +265,8 @@ func (q *fairQueue) done(a *account) {
 // output charges tokens of an answer as they come. It needs no lock.
 func (a *account) output(tokens int64) { a.charge(tokens, a.perOutput) }
 
-func (a *account) charge(tokens, each int64) {
-	if c := min(max(tokens, 0), maxCharge) * each / a.weight.Load(); a.counter.Load() < ceiling {
+func (a *account) charge(tokens, price int64) {
+	if c := min(max(tokens, 0), maxCharge) * price / a.weight.Load(); a.counter.Load() < ceiling {
 		a.counter.Add(c)
 	}
 }
@@ -281,7 +281,7 @@ func (a *account) lift(level int64) {
 func clampWeight(w int) int64 { return int64(min(max(w, 1), maxTenantWeight)) }
 
 // open finds or makes the account of one more request.
-func (q *fairQueue) open(tier int, tenant string, weight int) *account {
+func (q *fairQueue) openAccount(tier int, tenant string, weight int) *account {
 	b := &q.tiers[tier]
 	b.rebase()
 	a, w := b.accounts[tenant], clampWeight(weight)
@@ -290,10 +290,10 @@ func (q *fairQueue) open(tier int, tenant string, weight int) *account {
 		a = &account{tenant: tenant, tier: tier, perOutput: unit * int64(q.weights.Output)}
 		b.accounts[tenant] = a
 	case a.requests == 0:
-		heap.Remove(&b.idle, a.at)
+		heap.Remove(&b.idle, a.index)
 	}
-	if was := a.weight.Swap(w); a.waiting > 0 {
-		b.weight += w - was
+	if previous := a.weight.Swap(w); a.waiting > 0 {
+		b.weight += w - previous
 	}
 	a.requests++
 	return a
@@ -318,12 +318,12 @@ func (q *fairQueue) unlink(e *waiter) {
 	b.places -= e.sequences
 	if a.waiting--; a.waiting == 0 {
 		b.weight -= a.weight.Load()
-		heap.Remove(&b.backlog, a.at)
+		heap.Remove(&b.backlog, a.index)
 		b.last = a
 		return
 	}
 	a.key, a.turn = a.counter.Load(), a.head.seq
-	heap.Fix(&b.backlog, a.at)
+	heap.Fix(&b.backlog, a.index)
 }
 
 // first is the account whose turn it is, or nil. Streams add to counters without the
@@ -393,12 +393,12 @@ func (h accountHeap) Less(i, j int) bool {
 
 func (h accountHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].at, h[j].at = i, j
+	h[i].index, h[j].index = i, j
 }
 
 func (h *accountHeap) Push(x any) {
 	a := x.(*account)
-	a.at = len(*h)
+	a.index = len(*h)
 	*h = append(*h, a)
 }
 

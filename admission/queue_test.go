@@ -38,7 +38,7 @@ func (n *naive) next() *waiter {
 	return best
 }
 
-func (n *naive) of(tier int, tenant string) (own, others int, weights int64) {
+func (n *naive) standing(tier int, tenant string) (own, others int, weights int64) {
 	seen := map[string]bool{tenant: true}
 	for _, e := range n.waiting {
 		switch {
@@ -71,7 +71,7 @@ func (n *naive) level(tier int) int64 {
 
 func (n *naive) arrive(tier int, tenant string, weight int) {
 	n.share[tier][tenant] = weight
-	if own, _, _ := n.of(tier, tenant); own == 0 {
+	if own, _, _ := n.standing(tier, tenant); own == 0 {
 		n.counters[tier][tenant] = max(n.counters[tier][tenant], n.level(tier))
 	}
 }
@@ -82,7 +82,7 @@ func (n *naive) charge(tier int, tenant string, tokens int64, each int) {
 
 func (n *naive) drop(e *waiter) {
 	n.waiting = slices.DeleteFunc(n.waiting, func(o *waiter) bool { return o == e })
-	if own, _, _ := n.of(e.tier, e.tenant); own == 0 {
+	if own, _, _ := n.standing(e.tier, e.tenant); own == 0 {
 		n.last[e.tier] = e.tenant
 	}
 }
@@ -101,7 +101,7 @@ type twinRun struct {
 	tenant string
 }
 
-func some(t *rapid.T, n int) int { return rapid.IntRange(0, n-1).Draw(t, "which") }
+func index(t *rapid.T, n int) int { return rapid.IntRange(0, n-1).Draw(t, "which") }
 
 func tokens(t *rapid.T) int64 { return rapid.Int64Range(0, 50).Draw(t, "tokens") }
 
@@ -113,7 +113,7 @@ func anyone(t *rapid.T) (tier int, tenant string, weight int) {
 func (m *twins) Push(t *rapid.T) {
 	for range rapid.IntRange(1, 4).Draw(t, "requests") {
 		tier, tenant, weight := anyone(t)
-		own, others, sum := m.model.of(tier, tenant)
+		own, others, sum := m.model.standing(tier, tenant)
 		want := own + min(others, int(math.Ceil(float64(int64(own+1)*sum)/float64(weight))))
 		for _, o := range m.model.waiting {
 			if o.tier < tier {
@@ -151,14 +151,14 @@ func (m *twins) Direct(t *rapid.T) {
 	m.model.arrive(tier, tenant, weight)
 	m.model.charge(tier, tenant, input, m.model.weights.Input)
 	m.model.last[tier] = tenant
-	m.runs = append(m.runs, twinRun{m.q.direct(tier, tenant, weight, input), tier, tenant})
+	m.runs = append(m.runs, twinRun{m.q.bypass(tier, tenant, weight, input), tier, tenant})
 }
 
 func (m *twins) Remove(t *rapid.T) {
 	if len(m.model.waiting) == 0 {
 		return
 	}
-	e := m.model.waiting[some(t, len(m.model.waiting))]
+	e := m.model.waiting[index(t, len(m.model.waiting))]
 	m.model.drop(e)
 	if !m.q.remove(e) || m.q.remove(e) {
 		t.Fatal("remove: want true, then false")
@@ -167,7 +167,7 @@ func (m *twins) Remove(t *rapid.T) {
 
 func (m *twins) Output(t *rapid.T) {
 	if len(m.runs) > 0 {
-		r, n := m.runs[some(t, len(m.runs))], tokens(t)
+		r, n := m.runs[index(t, len(m.runs))], tokens(t)
 		m.model.charge(r.tier, r.tenant, n, m.model.weights.Output)
 		r.a.output(n)
 	}
@@ -175,8 +175,8 @@ func (m *twins) Output(t *rapid.T) {
 
 func (m *twins) Done(t *rapid.T) {
 	if len(m.runs) > 0 {
-		i := some(t, len(m.runs))
-		m.q.done(m.runs[i].a)
+		i := index(t, len(m.runs))
+		m.q.finish(m.runs[i].a)
 		m.runs = slices.Delete(m.runs, i, i+1)
 	}
 }
@@ -234,7 +234,7 @@ func TestQueueOrder(t *testing.T) {
 	push(q, tierStandard, "b", 10)
 	push(q, tierCritical, "x", 1)
 	gone := push(q, tierCritical, "y", 1)
-	if n := q.lenOf(tierStandard); n != 4 {
+	if n := q.tierLen(tierStandard); n != 4 {
 		t.Errorf("%d standard ones wait; want 4", n)
 	}
 	q.remove(gone)
@@ -268,7 +268,7 @@ func TestQueueTies(t *testing.T) {
 // and its past does not change.
 func TestQueueNewestWeight(t *testing.T) {
 	q := newFairQueue(QueueWeights{1, 1})
-	a := q.direct(tierStandard, "a", 1, 100)
+	a := q.bypass(tierStandard, "a", 1, 100)
 	a.output(100)
 	if c := a.counter.Load(); c != 200*unit {
 		t.Fatalf("counter %d; want %d", c, 200*unit)
@@ -291,7 +291,7 @@ func TestQueueForgets(t *testing.T) {
 		push(q, tierStandard, name, 10)
 		e := q.pop()
 		e.account.output(5)
-		q.done(e.account)
+		q.finish(e.account)
 	}
 	if n := len(b.accounts); n > 2 {
 		t.Errorf("%d accounts of tenants that have all gone; want 2 at most", n)
@@ -299,10 +299,10 @@ func TestQueueForgets(t *testing.T) {
 	push(q, tierStandard, "steady", 1)
 	var runs []*account
 	for i := range 100_000 { // all get ahead of steady, which waits
-		runs = append(runs, q.direct(tierStandard, fmt.Sprint("heavy", i), 1, 100+int64(i)))
+		runs = append(runs, q.bypass(tierStandard, fmt.Sprint("heavy", i), 1, 100+int64(i)))
 	}
 	for _, a := range runs {
-		q.done(a)
+		q.finish(a)
 	}
 	if n := len(b.accounts); n != maxIdle+1 {
 		t.Errorf("%d accounts; want the %d furthest ahead and steady", n, maxIdle)
@@ -321,7 +321,7 @@ func TestQueueForgets(t *testing.T) {
 // TestQueueNeverOverflows: no numbers from outside and no age turn the order around.
 func TestQueueNeverOverflows(t *testing.T) {
 	q := newFairQueue(QueueWeights{maxTokenWeight, maxTokenWeight})
-	a := q.direct(tierStandard, "a", -1, math.MaxInt64)
+	a := q.bypass(tierStandard, "a", -1, math.MaxInt64)
 	for range 3000 {
 		a.output(math.MaxInt64)
 		a.output(math.MinInt64)
@@ -342,7 +342,7 @@ func TestQueueNeverOverflows(t *testing.T) {
 	if q.pop().tenant != "c" || q.pop().tenant != "b" || q.pop() != nil {
 		t.Error("want c, b")
 	}
-	q.done(a)
+	q.finish(a)
 	push(q, tierStandard, "d", 1)
 	if d := q.peek().account.counter.Load(); d != b.counter.Load() {
 		t.Errorf("a newcomer gets %d; want %d, as the last served has", d, b.counter.Load())
@@ -354,7 +354,7 @@ func TestQueueRebaseKeepsOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := DefaultQueue().Weights
 		young, old := newFairQueue(w), newFairQueue(w)
-		start := old.direct(tierStandard, "start", 1, 0)
+		start := old.bypass(tierStandard, "start", 1, 0)
 		start.counter.Add(rebaseAt - 20*unit)
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			if rapid.Bool().Draw(t, "push") {
@@ -368,8 +368,8 @@ func TestQueueRebaseKeepsOrder(t *testing.T) {
 				t.Fatalf("young %+v, old %+v", a, b)
 			}
 			if a != nil && rapid.Bool().Draw(t, "done") {
-				young.done(a.account)
-				old.done(b.account)
+				young.finish(a.account)
+				old.finish(b.account)
 			}
 		}
 	})
@@ -384,7 +384,7 @@ func TestQueueStreams(t *testing.T) {
 	for i := range 400 {
 		push(q, tierStandard, fmt.Sprint("t", i%7), 1)
 	}
-	hold := q.direct(tierBatch, "x", 1, 0) // keeps another account in use meanwhile
+	hold := q.bypass(tierBatch, "x", 1, 0) // keeps another account in use meanwhile
 	var accounts []*account
 	for range 400 {
 		mu.Lock()
@@ -400,12 +400,12 @@ func TestQueueStreams(t *testing.T) {
 			defer mu.Unlock()
 			// Of a tenant that is left with none the counter may be forgotten: not here.
 			if e.account.requests > 1 {
-				q.done(e.account)
+				q.finish(e.account)
 			}
 		})
 	}
 	streams.Wait()
-	q.done(hold)
+	q.finish(hold)
 	for _, a := range accounts {
 		if got, want := a.counter.Load(), total[a.tenant]*unit; got != want {
 			t.Fatalf("%s: counter %d; want %d", a.tenant, got, want)
@@ -441,7 +441,7 @@ func BenchmarkQueuePushPop(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		streaming[i%len(streaming)].output(16)
 		e := q.pop()
-		q.done(e.account)
+		q.finish(e.account)
 		q.push(e)
 	}
 }
@@ -456,7 +456,7 @@ func BenchmarkQueueNewTenant(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		e := q.pop()
-		q.done(e.account)
+		q.finish(e.account)
 		q.push(&waiter{tier: tierStandard, tenant: names[i%len(names)], weight: 1, input: 100})
 	}
 }
@@ -475,7 +475,7 @@ func BenchmarkQueueDirect(b *testing.B) {
 	q, all := backlog(benchTenants)
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		q.done(q.direct(tierStandard, all[i*7919%len(all)].tenant, 1, 100))
+		q.finish(q.bypass(tierStandard, all[i*7919%len(all)].tenant, 1, 100))
 	}
 }
 
@@ -488,7 +488,7 @@ func BenchmarkQueueAhead(b *testing.B) {
 }
 
 func BenchmarkQueueOutput(b *testing.B) {
-	a := newFairQueue(DefaultQueue().Weights).direct(tierStandard, "a", 3, 100)
+	a := newFairQueue(DefaultQueue().Weights).bypass(tierStandard, "a", 3, 100)
 	b.ReportAllocs()
 	b.RunParallel(func(p *testing.PB) {
 		for p.Next() {

@@ -21,26 +21,26 @@ type Load struct {
 }
 
 // loadFor is how long a Load counts.
-const loadFor = 3 * time.Second
+const loadLifetime = 3 * time.Second
 
 // Seat is a backend as admission sees it: whether it is in rotation, how
 // much it is doing, and how much more it may be given. It is safe for concurrent
 // use; the zero value is out of rotation.
 type Seat struct {
-	weight   atomic.Int64
-	bounds   atomic.Pointer[Bounds]
-	gauge    *degrade.Gauge
-	inFlight atomic.Int64
-	up       atomic.Bool
-	doubted  atomic.Bool
-	load     atomic.Pointer[told]
-	pool     atomic.Pointer[Pool]
-	share    share // of its GPUs' time
-	credit   int64 // of its pool's lock: how much of its share it is behind, in weights
+	weight     atomic.Int64
+	bounds     atomic.Pointer[Bounds]
+	gauge      *degrade.Gauge
+	inFlight   atomic.Int64
+	inRotation atomic.Bool
+	doubted    atomic.Bool
+	load       atomic.Pointer[loadReading]
+	pool       atomic.Pointer[Pool]
+	share      share // of its GPUs' time
+	credit     int64 // of its pool's lock: how much of its share it is behind, in weights
 }
 
 // told is a Load and what this gateway had on the backend then.
-type told struct {
+type loadReading struct {
 	Load
 	inFlight int64
 	slots    int // that the engine runs at a time, as it last showed; 0: it has not
@@ -59,28 +59,28 @@ func NewSeat(gauge *degrade.Gauge, bounds Bounds) *Seat {
 }
 
 // SetBounds replaces what the backend is given at a time.
-func (b *Seat) SetBounds(bounds Bounds) {
-	b.bounds.Store(&bounds)
-	b.kick()
+func (s *Seat) SetBounds(bounds Bounds) {
+	s.bounds.Store(&bounds)
+	s.dispatch()
 }
 
 // SetWeight replaces the backend's share of its model's requests; 0: it gets no new ones,
 // and what it has goes on.
-func (b *Seat) SetWeight(weight int) {
-	b.weight.Store(int64(max(weight, 0)))
-	b.gauge.SetWeight(weight)
-	b.kick()
+func (s *Seat) SetWeight(weight int) {
+	s.weight.Store(int64(max(weight, 0)))
+	s.gauge.SetWeight(weight)
+	s.dispatch()
 }
 
 // Drained reports whether the backend gets no new requests, because its weight is 0.
-func (b *Seat) Drained() bool { return b.weight.Load() == 0 }
+func (s *Seat) Drained() bool { return s.weight.Load() == 0 }
 
 // SetRotation puts the backend in rotation or takes it out. Requests it already has
 // are not touched. It reports whether that changed anything.
-func (b *Seat) SetRotation(in bool) (changed bool) {
-	changed = b.up.Swap(in) != in
+func (s *Seat) SetRotation(rotating bool) (changed bool) {
+	changed = s.inRotation.Swap(rotating) != rotating
 	if changed {
-		b.kick()
+		s.dispatch()
 	}
 	return changed
 }
@@ -88,22 +88,22 @@ func (b *Seat) SetRotation(in bool) (changed bool) {
 // SetDoubt sends requests to other backends, as long as one is in rotation that can hold
 // them, while it is being found out whether this one still works; or no longer. A dead
 // server that refuses at once has the fewest requests in flight, and would draw all.
-func (b *Seat) SetDoubt(doubted bool) {
-	if b.doubted.Swap(doubted) && !doubted {
-		b.kick()
+func (s *Seat) SetDoubt(doubted bool) {
+	if s.doubted.Swap(doubted) && !doubted {
+		s.dispatch()
 	}
 }
 
 // Up reports whether the backend is in rotation.
-func (b *Seat) InRotation() bool { return b.up.Load() }
+func (s *Seat) InRotation() bool { return s.inRotation.Load() }
 
 // InFlight is the number of sequences that hold a place on the backend.
-func (b *Seat) InFlight() int { return int(b.inFlight.Load()) }
+func (s *Seat) InFlight() int { return int(s.inFlight.Load()) }
 
 // SetLoad sets the engine's load.
-func (b *Seat) SetLoad(l Load) {
-	next := &told{Load: l, inFlight: b.inFlight.Load()}
-	if last := b.load.Load(); last != nil {
+func (s *Seat) SetLoad(l Load) {
+	next := &loadReading{Load: l, inFlight: s.inFlight.Load()}
+	if last := s.load.Load(); last != nil {
 		next.slots = last.slots
 	}
 	switch {
@@ -112,34 +112,36 @@ func (b *Seat) SetLoad(l Load) {
 	case l.Running > next.slots:
 		next.slots = 0 // it has more of them than it last showed
 	}
-	b.load.Store(next)
-	b.kick()
+	s.load.Store(next)
+	s.dispatch()
 }
 
 // kick gives places that have become free to those who wait.
-func (b *Seat) kick() {
-	if p := b.pool.Load(); p != nil {
+func (s *Seat) dispatch() {
+	if p := s.pool.Load(); p != nil {
 		p.dispatch()
 	}
 }
 
 // Usable reports whether requests may be sent to the backend at all: it is in
 // rotation, and its GPUs are there.
-func (b *Seat) Usable() bool { return b.up.Load() && b.gauge.Verdict().Out == "" }
+func (s *Seat) Usable() bool { return s.inRotation.Load() && s.gauge.Verdict().Out == "" }
 
 // takes reports whether the backend gets new requests.
-func (b *Seat) takes() bool { return b.acceptsAt(b.gauge.Verdict()) }
+func (s *Seat) accepts() bool { return s.acceptsUnder(s.gauge.Verdict()) }
 
 // acceptsAt is takes for a verdict that was read already.
-func (b *Seat) acceptsAt(v *degrade.Verdict) bool { return b.up.Load() && v.Out == "" && !b.Drained() }
+func (s *Seat) acceptsUnder(v *degrade.Verdict) bool {
+	return s.inRotation.Load() && v.Out == "" && !s.Drained()
+}
 
 // room says whether a backend may be given one more request.
 type room int
 
 const (
-	full  room = iota
-	later      // it is not known to be full, but has been given much since it last told
-	free
+	roomNone  room = iota
+	roomLater      // it is not known to be full, but has been given much since it last told
+	roomFree
 )
 
 // burst is how many requests a backend is given between two readings of its queue
@@ -148,52 +150,52 @@ const (
 const burst = 32
 
 // holds reports whether the backend may ever have so many sequences at a time.
-func (b *Seat) holds(sequences int64) bool {
-	most := int64(b.bounds.Load().InFlight)
-	return most == 0 || sequences <= most
+func (s *Seat) allows(sequences int64) bool {
+	bound := int64(s.bounds.Load().InFlight)
+	return bound == 0 || sequences <= bound
 }
 
 // room reports whether the backend may be given one more request of so many
 // sequences. Between two readings of the engine's queue what this gateway has sent
 // since counts as waiting, unless the engine had slots left. Bounds that are not
 // configured let a request in that is larger than they are once nothing else is there.
-func (b *Seat) room(sequences int64) room { return b.roomAt(b.gauge.Verdict(), sequences) }
+func (s *Seat) room(sequences int64) room { return s.roomUnder(s.gauge.Verdict(), sequences) }
 
 // roomAt is room for a verdict that was read already.
-func (b *Seat) roomAt(v *degrade.Verdict, sequences int64) room {
-	n, bounds := b.inFlight.Load(), b.bounds.Load()
+func (s *Seat) roomUnder(v *degrade.Verdict, sequences int64) room {
+	n, bounds := s.inFlight.Load(), s.bounds.Load()
 	if bounds.InFlight > 0 && n+sequences > int64(bounds.InFlight) {
-		return full
+		return roomNone
 	}
-	if most := int64(v.Cap); most > 0 && n+min(sequences, most) > most {
-		return full
+	if bound := int64(v.Cap); bound > 0 && n+min(sequences, bound) > bound {
+		return roomNone
 	}
-	t := b.load.Load()
-	if bounds.Waiting == 0 || t == nil || time.Since(t.Time) > loadFor {
-		return free
+	t := s.load.Load()
+	if bounds.Waiting == 0 || t == nil || time.Since(t.Time) > loadLifetime {
+		return roomFree
 	}
 	sent := n - t.inFlight
 	if t.slots == 0 && t.Waiting == 0 {
-		most := int64(max(burst, t.Running))
-		if sent+min(sequences, most) > most {
-			return later
+		bound := int64(max(burst, t.Running))
+		if sent+min(sequences, bound) > bound {
+			return roomLater
 		}
-		return free
+		return roomFree
 	}
 	if t.slots > 0 {
 		sent -= int64(max(t.slots-t.Running, 0))
 	}
-	most := int64(t.slots + bounds.Waiting) // that the engine has at a time
-	if int64(t.Waiting)+sent+min(sequences, most) > int64(bounds.Waiting) {
-		return full
+	bound := int64(t.slots + bounds.Waiting) // that the engine has at a time
+	if int64(t.Waiting)+sent+min(sequences, bound) > int64(bounds.Waiting) {
+		return roomNone
 	}
-	return free
+	return roomFree
 }
 
 // Queued is the backend's share of the requests that wait for one of its model.
-func (b *Seat) Queued() int {
-	if p := b.pool.Load(); p != nil {
-		return p.perBackend()
+func (s *Seat) Queued() int {
+	if p := s.pool.Load(); p != nil {
+		return p.queuedPerBackend()
 	}
 	return 0
 }

@@ -12,15 +12,15 @@ import (
 )
 
 // several is a demand of so many prompts with n answers each.
-func (h *house) several(model string, prompts, n int64) *Demand {
+func (h *testFleet) sequences(model string, prompts, n int64) *Demand {
 	d := h.demand(model)
 	d.Prompts, d.Request.Sequences = prompts, prompts*n
 	return d
 }
 
-func placesOf(h *house, model string) (n int) {
-	for _, e := range h.of[model] {
-		n += e.b.InFlight()
+func placesTaken(h *testFleet, model string) (n int) {
+	for _, e := range h.engines[model] {
+		n += e.seat.InFlight()
 	}
 	return n
 }
@@ -29,18 +29,18 @@ func placesOf(h *house, model string) (n int) {
 // backend has them all, and is not passed by smaller ones meanwhile.
 func TestSequences(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large")
-		one, err := h.doors.Admit(t.Context(), h.several("large", 2, 1))
-		if err != nil || placesOf(h, "large") != 2 {
-			t.Fatalf("%v, %d in flight", err, placesOf(h, "large"))
+		h := newTestFleet(t, nil, DefaultQueue(), "large")
+		one, err := h.controller.Admit(t.Context(), h.sequences("large", 2, 1))
+		if err != nil || placesTaken(h, "large") != 2 {
+			t.Fatalf("%v, %d in flight", err, placesTaken(h, "large"))
 		}
-		two, err := h.doors.Admit(t.Context(), h.several("large", 1, 1))
+		two, err := h.controller.Admit(t.Context(), h.sequences("large", 1, 1))
 		if err != nil {
 			t.Fatal(err)
 		}
-		big := h.ask(t.Context(), h.several("large", 1, 2))
-		small := h.ask(t.Context(), h.several("large", 1, 1))
-		pass(time.Second)
+		big := h.ask(t.Context(), h.sequences("large", 1, 2))
+		small := h.ask(t.Context(), h.sequences("large", 1, 1))
+		advance(time.Second)
 		if big.done || small.done {
 			t.Fatal("somebody was let in where two places are wanted and one is free")
 		}
@@ -49,15 +49,15 @@ func TestSequences(t *testing.T) {
 		}
 		two.Settle(limit.Usage{}, "")
 		synctest.Wait()
-		if big.permit == nil || small.done || placesOf(h, "large") != 4 {
-			t.Fatalf("%+v, %+v, %d in flight", big, small, placesOf(h, "large"))
+		if big.permit == nil || small.done || placesTaken(h, "large") != 4 {
+			t.Fatalf("%+v, %+v, %d in flight", big, small, placesTaken(h, "large"))
 		}
 		for _, p := range []*Permit{one, big.permit} {
 			p.Settle(limit.Usage{}, "")
 		}
 		synctest.Wait()
 		small.permit.Settle(limit.Usage{}, "")
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -66,20 +66,20 @@ func TestSequences(t *testing.T) {
 func TestTooManySequences(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rules := []limit.Rule{{Name: "places", Per: "global", Bounds: limit.Bounds{Concurrency: 4}}}
-		h := newHouse(t, rules, DefaultQueue(), "large")
+		h := newTestFleet(t, rules, DefaultQueue(), "large")
 		var many *TooMany
-		if _, err := h.doors.Admit(t.Context(), h.several("large", 3, 1)); !errors.As(err, &many) || many.Sequences != 3 || many.Max != 2 {
+		if _, err := h.controller.Admit(t.Context(), h.sequences("large", 3, 1)); !errors.As(err, &many) || many.Sequences != 3 || many.Max != 2 {
 			t.Errorf("%v", err)
 		}
 		var denied *limit.Denied
-		if _, err := h.doors.Admit(t.Context(), h.several("large", 5, 1)); !errors.As(err, &denied) || !denied.Never || denied.Cost != 5 {
+		if _, err := h.controller.Admit(t.Context(), h.sequences("large", 5, 1)); !errors.As(err, &denied) || !denied.Never || denied.Cost != 5 {
 			t.Errorf("%v", err)
 		}
-		s, err := h.doors.Status(context.Background(), limit.Request{})
+		s, err := h.controller.Status(context.Background(), limit.Request{})
 		if err != nil || len(s.Rates) != 1 || s.Rates[0].Remaining != 4 {
 			t.Errorf("%+v, %v", s, err)
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -88,20 +88,20 @@ func TestTooManySequences(t *testing.T) {
 func TestSequencesAtLevels(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rules := []limit.Rule{{Name: "rpm", Per: "global", Bounds: limit.Bounds{Requests: limit.Rate{Count: 10, Window: time.Minute}, Concurrency: 10}}}
-		h := newHouse(t, rules, DefaultQueue(), "large")
+		h := newTestFleet(t, rules, DefaultQueue(), "large")
 		h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.StreamingOff, Expires: time.Now().Add(time.Hour)}})
-		p, err := h.doors.Admit(t.Context(), h.several("large", 2, 4))
-		if err != nil || p.Level != degrade.StreamingOff || placesOf(h, "large") != 2 {
-			t.Fatalf("%+v, %v, %d in flight", p, err, placesOf(h, "large"))
+		p, err := h.controller.Admit(t.Context(), h.sequences("large", 2, 4))
+		if err != nil || p.Level != degrade.StreamingOff || placesTaken(h, "large") != 2 {
+			t.Fatalf("%+v, %v, %d in flight", p, err, placesTaken(h, "large"))
 		}
 		if err := p.Settle(limit.Usage{Input: 1, Output: 1}, ""); err != nil {
 			t.Fatal(err)
 		}
-		s, err := h.doors.Status(t.Context(), limit.Request{})
+		s, err := h.controller.Status(t.Context(), limit.Request{})
 		if err != nil || s.Rates[0].Remaining != 8 || s.Rates[1].Remaining != 10 {
 			t.Errorf("%+v, %v", s.Rates, err)
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -111,22 +111,22 @@ func TestQueueOfSequences(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := DefaultQueue()
 		q.MaxLength = 3
-		h := newHouse(t, nil, q, "large")
-		for _, e := range h.of["large"] {
-			e.b.SetBounds(Bounds{InFlight: 8})
+		h := newTestFleet(t, nil, q, "large")
+		for _, e := range h.engines["large"] {
+			e.seat.SetBounds(Bounds{InFlight: 8})
 		}
-		held, err := h.doors.Admit(t.Context(), h.several("large", 8, 1))
+		held, err := h.controller.Admit(t.Context(), h.sequences("large", 8, 1))
 		if err != nil {
 			t.Fatal(err)
 		}
-		other, err := h.doors.Admit(t.Context(), h.several("large", 8, 1))
+		other, err := h.controller.Admit(t.Context(), h.sequences("large", 8, 1))
 		if err != nil {
 			t.Fatal(err)
 		}
-		first := h.ask(t.Context(), h.several("large", 5, 1))
-		pass(time.Second)
+		first := h.ask(t.Context(), h.sequences("large", 5, 1))
+		advance(time.Second)
 		var shed *Overloaded
-		if _, err := h.doors.Admit(t.Context(), h.several("large", 1, 1)); !errors.As(err, &shed) || shed.Cause != ShedQueue {
+		if _, err := h.controller.Admit(t.Context(), h.sequences("large", 1, 1)); !errors.As(err, &shed) || shed.Cause != ShedQueue {
 			t.Errorf("%v", err)
 		}
 		held.Settle(limit.Usage{}, "")
@@ -134,7 +134,7 @@ func TestQueueOfSequences(t *testing.T) {
 		for _, p := range []*Permit{other, first.permit} {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -146,17 +146,17 @@ func TestRoomOfEngine(t *testing.T) {
 	told := func(running, waiting int) { b.SetLoad(Load{Time: time.Now(), Running: running, Waiting: waiting}) }
 	told(16, 1) // it has shown that it runs 16
 	told(6, 0)  // and has 10 to spare
-	for sequences, want := range map[int64]room{1: free, 10: free, 14: free, 15: full, 64: full} {
+	for sequences, want := range map[int64]room{1: roomFree, 10: roomFree, 14: roomFree, 15: roomNone, 64: roomNone} {
 		if got := b.room(sequences); got != want {
 			t.Errorf("%d sequences: %v, want %v", sequences, got, want)
 		}
 	}
 	told(0, 0)
-	if got := b.room(64); got != free {
+	if got := b.room(64); got != roomFree {
 		t.Errorf("64 sequences on an idle engine: %v", got)
 	}
-	b.enter(64)
-	if got := b.room(1); got != full {
+	b.acquire(64)
+	if got := b.room(1); got != roomNone {
 		t.Errorf("one more: %v", got)
 	}
 }
@@ -169,24 +169,24 @@ func TestFallBackCharges(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rules := []limit.Rule{{Name: "rpm", Per: "global", Bounds: limit.Bounds{Requests: limit.Rate{Count: 20, Window: time.Minute}}}}
-				h := newHouse(t, rules, DefaultQueue(), "large", "small")
-				h.of["large"][0].b.SetBounds(Bounds{InFlight: 8})
-				d := h.several("large", 1, 8)
+				h := newTestFleet(t, rules, DefaultQueue(), "large", "small")
+				h.engines["large"][0].seat.SetBounds(Bounds{InFlight: 8})
+				d := h.sequences("large", 1, 8)
 				if ladder {
 					h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.SmallerModel, Expires: time.Now().Add(time.Hour)}})
 				}
-				p, err := h.doors.Admit(t.Context(), d)
+				p, err := h.controller.Admit(t.Context(), d)
 				if err != nil {
 					t.Fatal(err)
 				}
 				if !ladder {
 					p.SetOutput(100) // of an answer that was lost
-					if placesOf(h, "large") != 8 || !h.doors.FallBack(p, d) {
-						t.Fatalf("%+v, %d in flight", p, placesOf(h, "large"))
+					if placesTaken(h, "large") != 8 || !h.controller.FallBack(p, d) {
+						t.Fatalf("%+v, %d in flight", p, placesTaken(h, "large"))
 					}
 				}
-				if p.Level != degrade.SmallerModel || p.Pool().Name != "small" || placesOf(h, "small") != 1 || placesOf(h, "large") != 0 {
-					t.Fatalf("%+v, %d and %d in flight", p, placesOf(h, "large"), placesOf(h, "small"))
+				if p.Level != degrade.SmallerModel || p.Pool().Name != "small" || placesTaken(h, "small") != 1 || placesTaken(h, "large") != 0 {
+					t.Fatalf("%+v, %d and %d in flight", p, placesTaken(h, "large"), placesTaken(h, "small"))
 				}
 				a := p.account
 				before := a.counter.Load()
@@ -197,11 +197,11 @@ func TestFallBackCharges(t *testing.T) {
 				if got := a.counter.Load() - before; got != 50*a.perOutput {
 					t.Errorf("the tenant's turn was charged %d of 50 tokens", got/a.perOutput)
 				}
-				s, err := h.doors.Status(t.Context(), limit.Request{})
+				s, err := h.controller.Status(t.Context(), limit.Request{})
 				if err != nil || len(s.Rates) != 1 || s.Rates[0].Remaining != 19 {
 					t.Errorf("%+v, %v: want one request charged", s.Rates, err)
 				}
-				h.idle(t)
+				h.checkIdle(t)
 			})
 		})
 	}
@@ -210,23 +210,23 @@ func TestFallBackCharges(t *testing.T) {
 // TestSequencesFollowTheLevel: a request has the places of the level at which it is
 // answered, wherever it waits when that changes, and nobody waits for more of them.
 func TestSequencesFollowTheLevel(t *testing.T) {
-	settle := func(t *testing.T, h *house, held ...*Permit) {
+	settle := func(t *testing.T, h *testFleet, held ...*Permit) {
 		t.Helper()
 		for _, p := range held {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	}
 	t.Run("it moves to a smaller model", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			h := newHouse(t, nil, DefaultQueue(), "large", "small")
-			for _, e := range h.of["small"] {
-				e.b.SetBounds(Bounds{InFlight: 1})
+			h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
+			for _, e := range h.engines["small"] {
+				e.seat.SetBounds(Bounds{InFlight: 1})
 			}
 			held := append(h.fill(t, "large"), admitted(t, h, h.demand("small")), admitted(t, h, h.demand("small")))
-			big := h.ask(t.Context(), h.several("large", 1, 2))
+			big := h.ask(t.Context(), h.sequences("large", 1, 2))
 			h.rotate("large", false)
-			pass(time.Second)
+			advance(time.Second)
 			next := h.ask(t.Context(), h.demand("small"))
 			if big.done || next.done || h.pools["small"].Queued() != [tierCount]int{0, 2, 0} {
 				t.Fatalf("%+v, %+v, %v wait", big, next, h.pools["small"].Queued())
@@ -234,8 +234,8 @@ func TestSequencesFollowTheLevel(t *testing.T) {
 			held[4].Settle(limit.Usage{}, "")
 			held[5].Settle(limit.Usage{}, "")
 			synctest.Wait()
-			if big.permit == nil || big.permit.Pool().Name != "small" || next.permit == nil || placesOf(h, "small") != 2 {
-				t.Fatalf("%+v, %+v, %d in flight", big, next, placesOf(h, "small"))
+			if big.permit == nil || big.permit.Pool().Name != "small" || next.permit == nil || placesTaken(h, "small") != 2 {
+				t.Fatalf("%+v, %+v, %d in flight", big, next, placesTaken(h, "small"))
 			}
 			settle(t, h, append(held[:4], big.permit, next.permit)...)
 		})
@@ -244,9 +244,9 @@ func TestSequencesFollowTheLevel(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			q := DefaultQueue()
 			q.MaxLength = 3
-			h := newHouse(t, nil, q, "large")
+			h := newTestFleet(t, nil, q, "large")
 			held := h.fill(t, "large")
-			big := h.ask(t.Context(), h.several("large", 1, 2))
+			big := h.ask(t.Context(), h.sequences("large", 1, 2))
 			h.press("large", 81) // L1
 			next, last := h.ask(t.Context(), h.demand("large")), h.ask(t.Context(), h.demand("large"))
 			if big.done || next.done || last.done {
@@ -254,8 +254,8 @@ func TestSequencesFollowTheLevel(t *testing.T) {
 			}
 			held[0].Settle(limit.Usage{}, "")
 			synctest.Wait()
-			if big.permit == nil || big.permit.Level != degrade.StreamingOff || placesOf(h, "large") != 4 {
-				t.Fatalf("one place is free, and one is wanted: %+v, %d in flight", big, placesOf(h, "large"))
+			if big.permit == nil || big.permit.Level != degrade.StreamingOff || placesTaken(h, "large") != 4 {
+				t.Fatalf("one place is free, and one is wanted: %+v, %d in flight", big, placesTaken(h, "large"))
 			}
 			for _, p := range held[1:3] {
 				p.Settle(limit.Usage{}, "")
@@ -266,16 +266,16 @@ func TestSequencesFollowTheLevel(t *testing.T) {
 	})
 	t.Run("its backend stands higher", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			h := newHouse(t, nil, DefaultQueue(), "large")
-			hot, cool := h.of["large"][0].b, h.of["large"][1].b
+			h := newTestFleet(t, nil, DefaultQueue(), "large")
+			hot, cool := h.engines["large"][0].seat, h.engines["large"][1].seat
 			hot.SetGPUs(2)
 			h.press("large", 88, 10) // L2 and L0
-			held := []*Permit{admitted(t, h, h.several("large", 1, 2))}
-			big, next := admitted(t, h, h.several("large", 1, 2)), admitted(t, h, h.demand("large"))
+			held := []*Permit{admitted(t, h, h.sequences("large", 1, 2))}
+			big, next := admitted(t, h, h.sequences("large", 1, 2)), admitted(t, h, h.demand("large"))
 			if cool.InFlight() != 2 || big.Seat() != hot || big.Level != degrade.ThinkingOff || hot.InFlight() != 2 {
 				t.Fatalf("%+v, %d and %d in flight", big, hot.InFlight(), cool.InFlight())
 			}
-			pass(time.Second)
+			advance(time.Second)
 			big.Settle(limit.Usage{}, "")
 			if hot.InFlight() != 1 || big.GPU() != time.Second {
 				t.Errorf("%d in flight, half of two GPUs for a second is %v", hot.InFlight(), big.GPU())
@@ -285,9 +285,9 @@ func TestSequencesFollowTheLevel(t *testing.T) {
 	})
 }
 
-func admitted(t *testing.T, h *house, d *Demand) *Permit {
+func admitted(t *testing.T, h *testFleet, d *Demand) *Permit {
 	t.Helper()
-	p, err := h.doors.Admit(t.Context(), d)
+	p, err := h.controller.Admit(t.Context(), d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -295,9 +295,9 @@ func admitted(t *testing.T, h *house, d *Demand) *Permit {
 }
 
 // uneven is a house whose first backend of large has eight places and the second two.
-func uneven(t *testing.T, q QueueConfig, models ...string) *house {
-	h := newHouse(t, nil, q, models...)
-	h.of["large"][0].b.SetBounds(Bounds{InFlight: 8})
+func uneven(t *testing.T, q QueueConfig, models ...string) *testFleet {
+	h := newTestFleet(t, nil, q, models...)
+	h.engines["large"][0].seat.SetBounds(Bounds{InFlight: 8})
 	return h
 }
 
@@ -312,29 +312,29 @@ func tooManyNow(err error, sequences int64, most int) bool {
 func TestLargeBlocksNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := uneven(t, DefaultQueue(), "large")
-		large, small := h.of["large"][0].b, h.of["large"][1].b
+		large, small := h.engines["large"][0].seat, h.engines["large"][1].seat
 		large.SetRotation(false)
-		if big := h.ask(t.Context(), h.several("large", 4, 1)); !tooManyNow(big.err, 4, 2) {
+		if big := h.ask(t.Context(), h.sequences("large", 4, 1)); !tooManyNow(big.err, 4, 2) {
 			t.Fatalf("%+v", big)
 		}
 		held := []*Permit{admitted(t, h, h.demand("large")), admitted(t, h, h.demand("large"))}
 		large.SetRotation(true)
-		held = append(held, admitted(t, h, h.several("large", 7, 1)))
-		big := h.ask(t.Context(), h.several("large", 4, 1))
+		held = append(held, admitted(t, h, h.sequences("large", 7, 1)))
+		big := h.ask(t.Context(), h.sequences("large", 4, 1))
 		next := h.ask(t.Context(), h.demand("large"))
 		if big.done || next.done {
 			t.Fatalf("%+v, %+v", big, next)
 		}
 		large.SetRotation(false)
 		held[0].Settle(limit.Usage{}, "")
-		pass(lookEvery)
+		advance(decideInterval)
 		if !tooManyNow(big.err, 4, 2) || next.permit == nil || next.permit.Seat() != small {
 			t.Fatalf("%+v, %+v", big, next)
 		}
 		for _, p := range append(held[1:], next.permit) {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -344,34 +344,34 @@ func TestLargeBlocksNobody(t *testing.T) {
 func TestLargeElsewhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := uneven(t, DefaultQueue(), "large", "small")
-		large := h.of["large"][0].b
-		held := admitted(t, h, h.several("large", 8, 1))
-		told := h.several("large", 1, 4)
-		told.Caller = caller{waits: func(*Permit) bool { return true }}
-		stays, moves := h.ask(t.Context(), told), h.ask(t.Context(), h.several("large", 1, 4))
+		large := h.engines["large"][0].seat
+		held := admitted(t, h, h.sequences("large", 8, 1))
+		told := h.sequences("large", 1, 4)
+		told.Caller = caller{keepAlive: func(*Permit) bool { return true }}
+		stays, moves := h.ask(t.Context(), told), h.ask(t.Context(), h.sequences("large", 1, 4))
 		if stays.done || moves.done {
 			t.Fatalf("%+v, %+v", stays, moves)
 		}
 		large.SetRotation(false)
-		pass(lookEvery)
+		advance(decideInterval)
 		if !tooManyNow(stays.err, 4, 2) {
 			t.Errorf("%+v", stays)
 		}
-		comes := h.ask(t.Context(), h.several("large", 1, 4))
-		for _, a := range []*asked{moves, comes} {
+		comes := h.ask(t.Context(), h.sequences("large", 1, 4))
+		for _, a := range []*pending{moves, comes} {
 			if p := a.permit; p == nil || p.Pool().Name != "small" || p.Level != degrade.SmallerModel || p.Reason != reasonDown {
 				t.Fatalf("%+v, %v", p, a.err)
 			}
 		}
-		proud := h.several("large", 1, 4)
+		proud := h.sequences("large", 1, 4)
 		proud.MaxLevel = degrade.ThinkingOff
-		if _, err := h.doors.Admit(t.Context(), proud); !tooManyNow(err, 4, 2) {
+		if _, err := h.controller.Admit(t.Context(), proud); !tooManyNow(err, 4, 2) {
 			t.Error(err)
 		}
 		for _, p := range []*Permit{held, moves.permit, comes.permit} {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -394,13 +394,13 @@ func TestLargeBesideACoolOne(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := uneven(t, DefaultQueue(), c.models...)
 				h.press("large", 93, 10) // L3 and L0
-				p := admitted(t, h, h.several("large", c.prompts, c.n))
-				hot, cool := h.of["large"][0].b.InFlight(), h.of["large"][1].b.InFlight()
+				p := admitted(t, h, h.sequences("large", c.prompts, c.n))
+				hot, cool := h.engines["large"][0].seat.InFlight(), h.engines["large"][1].seat.InFlight()
 				if p.Pool().Name != c.where || p.Level != c.level || hot != c.hot || cool != c.cool {
 					t.Errorf("%s at %v, %d and %d in flight", p.Pool().Name, p.Level, hot, cool)
 				}
 				p.Settle(limit.Usage{}, "")
-				h.idle(t)
+				h.checkIdle(t)
 			})
 		})
 	}
@@ -412,18 +412,18 @@ func TestLargeAtItsLevel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := uneven(t, DefaultQueue(), "large")
 		h.press("large", 81) // L1
-		h.of["large"][0].b.SetRotation(false)
-		p := admitted(t, h, h.several("large", 1, 4))
-		if p.Level != degrade.StreamingOff || placesOf(h, "large") != 1 {
-			t.Errorf("%+v, %d in flight", p, placesOf(h, "large"))
+		h.engines["large"][0].seat.SetRotation(false)
+		p := admitted(t, h, h.sequences("large", 1, 4))
+		if p.Level != degrade.StreamingOff || placesTaken(h, "large") != 1 {
+			t.Errorf("%+v, %d in flight", p, placesTaken(h, "large"))
 		}
-		critical := h.several("large", 1, 4)
+		critical := h.sequences("large", 1, 4)
 		critical.Request.Tier = "critical" // L0
-		if _, err := h.doors.Admit(t.Context(), critical); !tooManyNow(err, 4, 2) {
+		if _, err := h.controller.Admit(t.Context(), critical); !tooManyNow(err, 4, 2) {
 			t.Error(err)
 		}
 		p.Settle(limit.Usage{}, "")
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -432,11 +432,11 @@ func TestLargeAtItsLevel(t *testing.T) {
 func TestTooManyAfterReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := uneven(t, DefaultQueue(), "large")
-		held := []*Permit{admitted(t, h, h.several("large", 8, 1)), admitted(t, h, h.several("large", 2, 1))}
-		big, next := h.ask(t.Context(), h.several("large", 4, 1)), h.ask(t.Context(), h.demand("large"))
-		h.of["large"][0].b.SetBounds(Bounds{InFlight: 3})
+		held := []*Permit{admitted(t, h, h.sequences("large", 8, 1)), admitted(t, h, h.sequences("large", 2, 1))}
+		big, next := h.ask(t.Context(), h.sequences("large", 4, 1)), h.ask(t.Context(), h.demand("large"))
+		h.engines["large"][0].seat.SetBounds(Bounds{InFlight: 3})
 		held[1].Settle(limit.Usage{}, "")
-		pass(lookEvery)
+		advance(decideInterval)
 		var many *TooMany
 		if !errors.As(big.err, &many) || *many != (TooMany{Sequences: 4, Max: 3}) || next.permit == nil {
 			t.Fatalf("%+v, %+v", big, next)
@@ -444,7 +444,7 @@ func TestTooManyAfterReload(t *testing.T) {
 		for _, p := range []*Permit{held[0], next.permit} {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -453,19 +453,19 @@ func TestTooManyAfterReload(t *testing.T) {
 func TestLargeUnderLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := uneven(t, DefaultQueue(), "large")
-		for _, e := range h.of["large"] {
+		for _, e := range h.engines["large"] {
 			e.waiting.Store(50) // L4
 		}
-		held := []*Permit{admitted(t, h, h.several("large", 8, 1)), admitted(t, h, h.several("large", 2, 1))}
-		big := h.ask(t.Context(), h.several("large", 4, 1))
+		held := []*Permit{admitted(t, h, h.sequences("large", 8, 1)), admitted(t, h, h.sequences("large", 2, 1))}
+		big := h.ask(t.Context(), h.sequences("large", 4, 1))
 		next := h.ask(t.Context(), h.demand("large"))
 		h.press("large", 0)
 		if big.done || next.done {
 			t.Fatalf("%+v, %+v", big, next)
 		}
-		h.of["large"][0].b.SetRotation(false)
+		h.engines["large"][0].seat.SetRotation(false)
 		held[1].Settle(limit.Usage{}, "")
-		pass(lookEvery)
+		advance(decideInterval)
 		if big.permit == nil || big.permit.Level != degrade.Canned {
 			t.Errorf("%+v", big)
 		}
@@ -475,6 +475,6 @@ func TestLargeUnderLoad(t *testing.T) {
 		for _, p := range []*Permit{held[0], big.permit, next.permit} {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }

@@ -30,27 +30,27 @@ func (s *situation) local(level degrade.Level) *outlook {
 
 // outlook is what a request meets at a pool, on those backends that can serve it.
 type outlook struct {
-	up     bool          // some backend accepts requests
-	level  degrade.Level // lowest level of those backends
-	firm   degrade.Level // highest level of those backends that does not come from load
-	reason string        // signal that asks for level
-	retry  time.Time     // earliest time at which level may fall
-	full   bool          // the request would wait until another one ends
-	unfit  error         // ErrNoBackend or *TooMany; nil where some backend can serve the request
+	available bool          // some backend accepts requests
+	level     degrade.Level // lowest level of those backends
+	firm      degrade.Level // highest level of those backends that does not come from load
+	reason    string        // signal that asks for level
+	retry     time.Time     // earliest time at which level may fall
+	full      bool          // the request would wait until another one ends
+	unfit     error         // ErrNoBackend or *TooMany; nil where some backend can serve the request
 }
 
 // candidate is a smaller model that might answer a request.
 type candidate struct {
-	pool    *Pool
-	level   degrade.Level // higher one of the model's and of its coolest backend's
-	up      bool          // some backend accepts the request's sequences
-	full    bool          // no place is free
-	answers bool          // the model can answer: context, tools, constraints
+	pool      *Pool
+	level     degrade.Level // higher one of the model's and of its coolest backend's
+	available bool          // some backend accepts the request's sequences
+	full      bool          // no place is free
+	answers   bool          // the model can answer: context, tools, constraints
 }
 
 // usable reports whether the model can answer at L3.
 func (c *candidate) usable() bool {
-	return c.up && c.answers && c.level < degrade.SmallerModel
+	return c.available && c.answers && c.level < degrade.SmallerModel
 }
 
 // snapshot reads all that a decision about a request needs. It leaves out what no rule can
@@ -60,7 +60,7 @@ func (c *Controller) snapshot(q *queueing, d *Demand, past *progress) situation 
 	d.Pool.survey(q, d, &s)
 	level := degrade.Shift(max(s.verdict.Level, s.full.level, s.reduced.level), d.Request.Tier)
 	high := max(level, s.verdict.Level, past.floor.level) >= degrade.SmallerModel
-	if high || past.denied != nil || !s.full.up || s.full.full || !s.reduced.up || s.reduced.full {
+	if high || past.denied != nil || !s.full.available || s.full.full || !s.reduced.available || s.reduced.full {
 		s.fallback = d.fallback()
 	}
 	switch waiting := past.floor.pool; {
@@ -68,9 +68,9 @@ func (c *Controller) snapshot(q *queueing, d *Demand, past *progress) situation 
 	case waiting == d.Pool:
 		s.floorFits = s.reduced.unfit == nil
 	case waiting == s.fallback.pool:
-		s.floorFits = s.fallback.up
+		s.floorFits = s.fallback.available
 	default:
-		s.floorFits = waiting.fits(d.sequences(degrade.ThinkingOff)) == nil
+		s.floorFits = waiting.checkFit(d.sequences(degrade.ThinkingOff)) == nil
 	}
 	return s
 }
@@ -98,7 +98,7 @@ func (p *Pool) survey(q *queueing, d *Demand, s *situation) {
 func (d *Demand) fallback() (c candidate) {
 	sequences := d.sequences(degrade.SmallerModel)
 	for p := d.Pool.next(); p != nil && p != d.Pool; p = p.next() { // during a reload the chain may lead back
-		if c = p.candidate(sequences); !c.up || c.level >= degrade.SmallerModel || d.Caller == nil {
+		if c = p.candidate(sequences); !c.available || c.level >= degrade.SmallerModel || d.Caller == nil {
 			continue
 		}
 		if c.answers = d.Caller.Fits(p); c.answers {
@@ -115,7 +115,7 @@ func (p *Pool) candidate(sequences int64) candidate {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	o, _ := p.look(sequences, sequences)
-	return candidate{pool: p, level: max(model, o.level), up: o.unfit == nil, full: o.full}
+	return candidate{pool: p, level: max(model, o.level), available: o.unfit == nil, full: o.full}
 }
 
 // look returns the outlooks for one more request, of so many sequences at L0 and of so many
@@ -124,7 +124,7 @@ func (p *Pool) look(full, reduced int64) (atFull, atReduced outlook) {
 	a, b := p.newView(full), p.newView(reduced)
 	for _, seat := range p.seats {
 		v := seat.gauge.Verdict()
-		if !seat.acceptsAt(v) {
+		if !seat.acceptsUnder(v) {
 			continue
 		}
 		a.add(seat, v)
@@ -142,7 +142,7 @@ func (p *Pool) look(full, reduced int64) (atFull, atReduced outlook) {
 type view struct {
 	o         outlook
 	sequences int64
-	never     bool // no backend, in rotation or not, may have so many: bounds are ignored
+	oversized bool // no backend, in rotation or not, may have so many: bounds are ignored
 	accepting bool // some backend accepts requests, of whatever size
 	limit     int  // largest bound of those backends
 	room      room // best of those that can serve the request
@@ -150,30 +150,30 @@ type view struct {
 
 // newView returns the view of a pool of which no backend was looked at. The lock is held.
 func (p *Pool) newView(sequences int64) view {
-	return view{sequences: sequences, never: !p.holds(sequences), room: full}
+	return view{sequences: sequences, oversized: !p.allows(sequences), room: roomNone}
 }
 
 // add looks at a backend that accepts requests.
 func (w *view) add(s *Seat, v *degrade.Verdict) {
 	w.accepting, w.limit = true, max(w.limit, s.bounds.Load().InFlight)
-	if !w.never && !s.holds(w.sequences) {
+	if !w.oversized && !s.allows(w.sequences) {
 		return
 	}
-	if !w.o.up || v.Level < w.o.level {
-		w.o.level, w.o.reason, w.o.retry, w.o.up = v.Level, v.Reason, v.Retry, true
+	if !w.o.available || v.Level < w.o.level {
+		w.o.level, w.o.reason, w.o.retry, w.o.available = v.Level, v.Reason, v.Retry, true
 	}
-	w.o.firm, w.room = max(w.o.firm, v.Firm), max(w.room, s.roomAt(v, w.sequences))
+	w.o.firm, w.room = max(w.o.firm, v.Firm), max(w.room, s.roomUnder(v, w.sequences))
 }
 
 // outlook returns what was gathered. The pool's lock is held.
 func (w *view) outlook(p *Pool) outlook {
-	w.o.full = w.room == full || w.room == free && p.queue.len() > 0
+	w.o.full = w.room == roomNone || w.room == roomFree && p.queue.len() > 0
 	switch {
-	case w.never:
-		w.o.unfit = &TooMany{Sequences: w.sequences, Max: p.most(false)}
+	case w.oversized:
+		w.o.unfit = &TooMany{Sequences: w.sequences, Max: p.maxInFlight(false)}
 	case !w.accepting:
 		w.o.unfit = ErrNoBackend
-	case !w.o.up:
+	case !w.o.available:
 		w.o.unfit = &TooMany{Sequences: w.sequences, Max: w.limit, Temporary: true}
 	}
 	return w.o

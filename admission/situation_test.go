@@ -98,7 +98,7 @@ func TestSnapshotLeavesOut(t *testing.T) {
 	large, small := poolOf(1), poolOf(1)
 	large.Set(large.seats, small)
 	asked := 0
-	d := &Demand{Pool: large, MaxLevel: degrade.Canned, Caller: counter{caller{}, &asked}}
+	d := &Demand{Pool: large, MaxLevel: degrade.Canned, Caller: countingCaller{caller{}, &asked}}
 	doors := unlimited()
 	q := doors.queue.Load()
 	if s := doors.snapshot(q, d, &progress{}); s.fallback != (candidate{}) || asked != 0 {
@@ -115,40 +115,40 @@ func TestSnapshotLeavesOut(t *testing.T) {
 }
 
 // counter counts how often it is asked what a smaller model can answer.
-type counter struct {
+type countingCaller struct {
 	caller
 	asked *int
 }
 
-func (c counter) Fits(p *Pool) bool {
+func (c countingCaller) Fits(p *Pool) bool {
 	*c.asked++
 	return c.caller.Fits(p)
 }
 
 // TestDemandIsOnlyRead: admission writes nothing into a Demand, whatever becomes of it.
 func TestDemandIsOnlyRead(t *testing.T) {
-	for name, run := range map[string]func(t *testing.T, h *house, d *Demand) error{
-		"a free place": func(t *testing.T, h *house, d *Demand) error {
-			return settled(h.doors.Admit(t.Context(), d))
+	for name, run := range map[string]func(t *testing.T, h *testFleet, d *Demand) error{
+		"a free place": func(t *testing.T, h *testFleet, d *Demand) error {
+			return settled(h.controller.Admit(t.Context(), d))
 		},
-		"canned": func(t *testing.T, h *house, d *Demand) error {
+		"canned": func(t *testing.T, h *testFleet, d *Demand) error {
 			h.press("large", 98)
-			return settled(h.doors.Admit(t.Context(), d))
+			return settled(h.controller.Admit(t.Context(), d))
 		},
-		"the smaller model": func(t *testing.T, h *house, d *Demand) error {
+		"the smaller model": func(t *testing.T, h *testFleet, d *Demand) error {
 			h.press("large", 93)
-			return settled(h.doors.Admit(t.Context(), d))
+			return settled(h.controller.Admit(t.Context(), d))
 		},
-		"refused": func(t *testing.T, h *house, d *Demand) error {
+		"refused": func(t *testing.T, h *testFleet, d *Demand) error {
 			h.press("large", 93)
-			permit, err := h.doors.Admit(t.Context(), d)
+			permit, err := h.controller.Admit(t.Context(), d)
 			var shed *Overloaded
 			if permit != nil || !errors.As(err, &shed) {
 				t.Errorf("%v, %v", permit, err)
 			}
 			return nil
 		},
-		"a wait that moves": func(t *testing.T, h *house, d *Demand) error {
+		"a wait that moves": func(t *testing.T, h *testFleet, d *Demand) error {
 			held := h.fill(t, "large")
 			a := h.ask(t.Context(), d)
 			h.press("large", 93)
@@ -160,7 +160,7 @@ func TestDemandIsOnlyRead(t *testing.T) {
 			}
 			return settled(a.permit, a.err)
 		},
-		"a wait that ends": func(t *testing.T, h *house, d *Demand) error {
+		"a wait that ends": func(t *testing.T, h *testFleet, d *Demand) error {
 			held := h.fill(t, "large")
 			a := h.ask(t.Context(), d)
 			held[0].Settle(limit.Usage{}, "")
@@ -170,12 +170,12 @@ func TestDemandIsOnlyRead(t *testing.T) {
 			}
 			return settled(a.permit, a.err)
 		},
-		"a failed backend, and a fallback": func(t *testing.T, h *house, d *Demand) error {
-			p, err := h.doors.Admit(t.Context(), d)
+		"a failed backend, and a fallback": func(t *testing.T, h *testFleet, d *Demand) error {
+			p, err := h.controller.Admit(t.Context(), d)
 			if err != nil {
 				return err
 			}
-			if !h.doors.CanFallBack(p, d) || !p.SwitchBackend() || !h.doors.FallBack(p, d) {
+			if !h.controller.CanFallBack(p, d) || !p.SwitchBackend() || !h.controller.FallBack(p, d) {
 				t.Error("it did not fall back")
 			}
 			return settled(p, nil)
@@ -183,7 +183,7 @@ func TestDemandIsOnlyRead(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h := newHouse(t, nil, DefaultQueue(), "large", "small")
+				h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
 				d := h.demand("large")
 				d.TTFT, d.Prompts, d.Request.Sequences = time.Second, 1, 2
 				if name == "refused" {
@@ -196,7 +196,7 @@ func TestDemandIsOnlyRead(t *testing.T) {
 				if !reflect.DeepEqual(before, *d) {
 					t.Errorf("%+v, and it was %+v", *d, before)
 				}
-				h.idle(t)
+				h.checkIdle(t)
 			})
 		})
 	}

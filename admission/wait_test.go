@@ -15,10 +15,10 @@ import (
 )
 
 // fill takes every place of a model.
-func (h *house) fill(t *testing.T, model string) (held []*Permit) {
+func (h *testFleet) fill(t *testing.T, model string) (held []*Permit) {
 	t.Helper()
 	for range 4 {
-		p, err := h.doors.Admit(t.Context(), h.demand(model))
+		p, err := h.controller.Admit(t.Context(), h.demand(model))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -28,30 +28,30 @@ func (h *house) fill(t *testing.T, model string) (held []*Permit) {
 }
 
 // asked is a request that is being admitted.
-type asked struct {
+type pending struct {
 	permit *Permit
 	err    error
-	after  time.Duration
+	took   time.Duration
 	done   bool
 }
 
 // ask admits in the background.
-func (h *house) ask(ctx context.Context, d *Demand) *asked {
-	a, began := new(asked), time.Now()
+func (h *testFleet) ask(ctx context.Context, d *Demand) *pending {
+	a, began := new(pending), time.Now()
 	go func() {
-		a.permit, a.err = h.doors.Admit(ctx, d)
-		a.after, a.done = time.Since(began), true
+		a.permit, a.err = h.controller.Admit(ctx, d)
+		a.took, a.done = time.Since(began), true
 	}()
 	synctest.Wait()
 	return a
 }
 
-func (h *house) idle(t *testing.T) {
+func (h *testFleet) checkIdle(t *testing.T) {
 	t.Helper()
 	synctest.Wait()
-	for name, all := range h.of {
+	for name, all := range h.engines {
 		for i, e := range all {
-			if n := e.b.InFlight(); n != 0 {
+			if n := e.seat.InFlight(); n != 0 {
 				t.Errorf("%d left on backend %d of %s", n, i, name)
 			}
 		}
@@ -64,10 +64,10 @@ func (h *house) idle(t *testing.T) {
 // TestTurns: who waits gets the next place, by tier and by what each user has had.
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large")
+		h := newTestFleet(t, nil, DefaultQueue(), "large")
 		held := h.fill(t, "large")
 		var order []string
-		all := map[string]*asked{}
+		all := map[string]*pending{}
 		for i, who := range []string{"batch/cid", "standard/ann", "standard/ann", "standard/bob", "critical/cid"} {
 			d := h.demand("large")
 			d.Request.Tier, d.Request.User, _ = strings.Cut(who, "/")
@@ -77,7 +77,7 @@ func TestTurns(t *testing.T) {
 			t.Fatalf("%v wait", n)
 		}
 		for range 5 {
-			pass(time.Second)
+			advance(time.Second)
 			held[0].Settle(limit.Usage{}, "")
 			held = held[1:]
 			synctest.Wait()
@@ -85,8 +85,8 @@ func TestTurns(t *testing.T) {
 				if a.done && a.err == nil && !slices.Contains(order, who) {
 					order = append(order, who)
 					held = append(held, a.permit)
-					if a.permit.Wait != a.after || a.after == 0 {
-						t.Errorf("%s waited %v of %v", who, a.permit.Wait, a.after)
+					if a.permit.Wait != a.took || a.took == 0 {
+						t.Errorf("%s waited %v of %v", who, a.permit.Wait, a.took)
 					}
 				}
 			}
@@ -98,7 +98,7 @@ func TestTurns(t *testing.T) {
 		for _, p := range held {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -108,27 +108,27 @@ func TestWaitEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := DefaultQueue()
 		q.MaxLength = 2
-		h := newHouse(t, nil, q, "large")
+		h := newTestFleet(t, nil, q, "large")
 		held := h.fill(t, "large")
 		ctx, leave := context.WithCancel(t.Context())
 		gone, patient := h.ask(ctx, h.demand("large")), h.ask(t.Context(), h.demand("large"))
 		var shed *Overloaded
-		if third := h.ask(t.Context(), h.demand("large")); !errors.As(third.err, &shed) || shed.Cause != ShedQueue || shed.RetryAfter < time.Second || third.after != 0 {
-			t.Errorf("the queue is full: %v after %v", third.err, third.after)
+		if third := h.ask(t.Context(), h.demand("large")); !errors.As(third.err, &shed) || shed.Cause != ShedQueue || shed.RetryAfter < time.Second || third.took != 0 {
+			t.Errorf("the queue is full: %v after %v", third.err, third.took)
 		}
 		leave()
 		synctest.Wait()
 		if !errors.Is(gone.err, context.Canceled) {
 			t.Errorf("the caller left: %v", gone.err)
 		}
-		pass(q.MaxWait + time.Second)
-		if !errors.As(patient.err, &shed) || shed.Cause != ShedWaited || patient.after != q.MaxWait {
-			t.Errorf("%v after %v, want %v", patient.err, patient.after, q.MaxWait)
+		advance(q.MaxWait + time.Second)
+		if !errors.As(patient.err, &shed) || shed.Cause != ShedWaited || patient.took != q.MaxWait {
+			t.Errorf("%v after %v, want %v", patient.err, patient.took, q.MaxWait)
 		}
 		for _, p := range held {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -136,10 +136,10 @@ func TestWaitEnds(t *testing.T) {
 // answer; and one that was told its level keeps it.
 func TestWaitMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
 		held := h.fill(t, "large")
 		told := h.demand("large")
-		told.Caller = caller{waits: func(*Permit) bool { return true }}
+		told.Caller = caller{keepAlive: func(*Permit) bool { return true }}
 		stays := h.ask(t.Context(), told)
 		moves := h.ask(t.Context(), h.demand("large"))
 		h.press("large", 93)
@@ -159,7 +159,7 @@ func TestWaitMoves(t *testing.T) {
 		for _, p := range append(held, stays.permit, moves.permit) {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -167,17 +167,17 @@ func TestWaitMoves(t *testing.T) {
 // the queue refuse for ever.
 func TestStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large")
+		h := newTestFleet(t, nil, DefaultQueue(), "large")
 		held := h.fill(t, "large")
 		for i := range 3 { // the rate becomes known
 			a := h.ask(t.Context(), h.demand("large"))
-			pass(500 * time.Millisecond)
+			advance(500 * time.Millisecond)
 			held[i].Settle(limit.Usage{}, "")
 			synctest.Wait()
 			held[i] = a.permit
 		}
 		stalled := h.ask(t.Context(), h.demand("large"))
-		pass(31 * time.Second)
+		advance(31 * time.Second)
 		if stalled.err == nil {
 			t.Fatal("it did not wait")
 		}
@@ -190,7 +190,7 @@ func TestStall(t *testing.T) {
 		}
 		synctest.Wait()
 		next.permit.Settle(limit.Usage{}, "")
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -198,11 +198,11 @@ func TestStall(t *testing.T) {
 // to an idle server, whatever its queue was like once.
 func TestMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large", "small")
+		h := newTestFleet(t, nil, DefaultQueue(), "large", "small")
 		held := h.fill(t, "small")
 		for i := range 3 { // a slow queue, once
 			a := h.ask(t.Context(), h.demand("small"))
-			pass(20 * time.Second)
+			advance(20 * time.Second)
 			held[i].Settle(limit.Usage{}, "")
 			synctest.Wait()
 			held[i] = a.permit
@@ -212,7 +212,7 @@ func TestMoves(t *testing.T) {
 		}
 		held = h.fill(t, "large")
 		a := h.ask(t.Context(), h.demand("large"))
-		pass(22 * time.Second)
+		advance(22 * time.Second)
 		h.press("large", 93)
 		if a.permit == nil || a.permit.Pool().Name != "small" || a.permit.Level != degrade.SmallerModel {
 			t.Fatalf("%+v", a)
@@ -220,7 +220,7 @@ func TestMoves(t *testing.T) {
 		for _, p := range append(held, a.permit) {
 			p.Settle(limit.Usage{}, "")
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -232,7 +232,7 @@ func (panics) KeepAlive(*Permit) (time.Duration, bool) { panic("on purpose") }
 func TestPanicWhileWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rule := limit.Rule{Name: "slots", Per: "user", Bounds: limit.Bounds{Concurrency: 5}}
-		h := newHouse(t, []limit.Rule{rule}, DefaultQueue(), "large")
+		h := newTestFleet(t, []limit.Rule{rule}, DefaultQueue(), "large")
 		held := h.fill(t, "large")
 		d := h.demand("large")
 		d.Caller = panics{}
@@ -242,15 +242,15 @@ func TestPanicWhileWaiting(t *testing.T) {
 					t.Error("it did not panic")
 				}
 			}()
-			h.doors.Admit(t.Context(), d)
+			h.controller.Admit(t.Context(), d)
 		}()
 		for _, p := range held {
 			p.Settle(limit.Usage{}, "")
 		}
-		if n := h.doors.limits.Running(); n != 0 {
+		if n := h.controller.limits.Running(); n != 0 {
 			t.Errorf("%d leases are held for nobody", n)
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
 
@@ -258,9 +258,9 @@ func TestPanicWhileWaiting(t *testing.T) {
 // bit, and nobody's answer gets smaller for it; one that has is given those and a few.
 func TestBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, nil, DefaultQueue(), "large")
-		h.of["large"][1].b.SetRotation(false)
-		b := h.of["large"][0].b
+		h := newTestFleet(t, nil, DefaultQueue(), "large")
+		h.engines["large"][1].seat.SetRotation(false)
+		b := h.engines["large"][0].seat
 		b.SetBounds(Bounds{InFlight: 1000, Waiting: 4})
 		tell := func(running, waiting int) {
 			t.Helper()
@@ -268,7 +268,7 @@ func TestBurst(t *testing.T) {
 			synctest.Wait()
 		}
 		tell(0, 0)
-		var all []*asked
+		var all []*pending
 		for range 200 {
 			d := h.demand("large")
 			d.TTFT = time.Second
@@ -296,10 +296,10 @@ func TestBurst(t *testing.T) {
 				}
 				all = all[1:]
 			} else {
-				pass(time.Second) // what the engine said grows old
+				advance(time.Second) // what the engine said grows old
 			}
 			synctest.Wait()
 		}
-		h.idle(t)
+		h.checkIdle(t)
 	})
 }
