@@ -141,22 +141,22 @@ func (c *scale) assess(v float64) assessment {
 // pressure returns the pressure of a value. It is piecewise linear through the beginnings of
 // the levels; above L4 the last piece goes on.
 func (c *scale) pressure(v float64) float64 {
-	from := c.zero
-	for i, to := range c.enter {
-		if v < to {
+	begin := c.zero
+	for i, end := range c.enter {
+		if v < end {
 			low, high := begins(Level(i)), begins(Level(i+1))
-			return interpolate(v, from, to, low, high)
+			return interpolate(v, begin, end, low, high)
 		}
-		from = to
+		begin = end
 	}
 	return min(interpolate(v, c.enter[2], c.enter[3], begins(SmallerModel), begins(Canned)), 1)
 }
 
-func interpolate(v, from, to, low, high float64) float64 {
-	if v <= from || to <= from {
+func interpolate(v, begin, end, low, high float64) float64 {
+	if v <= begin || end <= begin {
 		return low
 	}
-	return low + (high-low)*(v-from)/(to-from)
+	return low + (high-low)*(v-begin)/(end-begin)
 }
 
 // flat returns the assessment of a signal without a scale.

@@ -28,7 +28,7 @@ type answerWriter struct {
 	reason string // signal or rule that asked for the level
 
 	door      *door.Door
-	id        string    // of the answer, under which keep-alives are sent
+	attempt   string    // id of the attempt, of which the door makes the answer's
 	model     string    // name of what answers, as far as is known
 	begun     string    // id under which keep-alives were sent before the answer; empty where none was
 	pending   *[]byte   // events to be written next; nil where there are none
@@ -196,10 +196,11 @@ func (a *answerWriter) keep(now time.Time, answered bool) (next time.Duration) {
 	if a.keepAlive.Form == "comment" {
 		*events = append(*events, ": ping\n\n"...)
 	} else {
+		id := a.door.AnswerID(a.attempt)
 		if !answered {
-			a.begun = a.id
+			a.begun = id
 		}
-		*events = append(*events, a.door.KeepAlive(a.id, a.model, a.began, !a.sent)...)
+		*events = append(*events, a.door.KeepAlive(id, a.model, a.began, !a.sent)...)
 	}
 	a.flush() // the next write notices a caller that is gone
 	a.kept = true

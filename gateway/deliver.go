@@ -176,5 +176,5 @@ func (g *Gateway) canned(c *call) error {
 		Model: cannedModel, IncludeUsage: q.Wish.IncludeUsage, ContinuousUsage: q.Wish.ContinuousUsage, HideReasoning: q.Wish.HideReasoning,
 		Reasoning: q.model.Reasoning, ThinkingOff: q.Wish.NoThinking,
 	}
-	return g.give(c, c.door.Canned(c.writer.id, cannedModel, c.began, c.plan.choices, q.Needs, text), view)
+	return g.give(c, c.door.Canned(c.door.AnswerID(c.writer.attempt), cannedModel, c.began, c.plan.choices, q.Needs, text), view)
 }

@@ -12,17 +12,16 @@ import (
 func (g *Gateway) forward(c *call) (err error) {
 	c.plan.model.Retries.Request()
 	first := c.plan.model
-	s := &sender{g: g, c: c, progressed: c.began, id: attemptID(c.id, 1)}
+	s := &sender{g: g, c: c, progressed: c.began}
 	for s.number = 1; ; s.number++ {
 		if s.backend = s.permitted(); s.backend == nil {
 			return admission.ErrNoBackend // a reload removed it meanwhile
 		}
 		if s.number > 1 {
 			c.permit.Arrival = time.Now() // the time before is not this backend's fault
-		}
-		if c.writer.begun == "" { // else the caller knows an id, and the answer keeps it
-			s.id = attemptID(c.id, s.number)
-			c.writer.id = c.door.AnswerID(s.id)
+			if c.writer.begun == "" {     // else the caller knows an id, and the answer keeps it
+				c.writer.attempt = attemptID(c.id, s.number)
+			}
 		}
 		err = s.backend.Guard(s.attempt)
 		switch {

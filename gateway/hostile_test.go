@@ -259,10 +259,9 @@ func readWhole(g *Gateway, body []byte) (*call, error) {
 	for level := degrade.Full; level < degrade.SmallerModel; level++ {
 		p := &admission.Permit{Level: level}
 		effect := g.Ladder.Effect(level)
-		_, _ = planFor(&c.request, p, effect) // without a pool
-		one := plan{model: c.request.model, stream: effect.Stream, oneChoice: !effect.Stream, stopThinking: !effect.Thinking, limit: 100}
+		one := planFor(&c.request, p, effect, c.request.model, 0)
 		edits := one.edits(&c.request, c.request.model.Backends[0], 1)
-		_ = d.Write(c.request.Body, &edits)
+		_ = d.Write(c.request.Body, edits)
 	}
 	return c, nil
 }

@@ -58,7 +58,7 @@ func TestUnknownContext(t *testing.T) {
 			t.Fatal(err)
 		}
 		edits := one.plan.edits(&one.request, of.Backends[0], 0)
-		body, fault := openai.ParseRequest(c.kind, one.door.Write(one.request.Body, &edits))
+		body, fault := openai.ParseRequest(c.kind, one.door.Write(one.request.Body, edits))
 		if fault != nil {
 			t.Fatal(fault)
 		}

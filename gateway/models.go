@@ -256,7 +256,7 @@ func (g *Gateway) promptOf(body *openai.Request, m *backend.Model) (string, erro
 	if fault != nil {
 		return "", fault
 	}
-	chat := *door.ChatOf(body)
+	chat := door.ChatOf(body)
 	chat.NoThinking = noThinking || open && m != nil && m.NoThinking()
 	return renderChat(g.Counter, chat, m)
 }

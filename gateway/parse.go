@@ -47,7 +47,6 @@ func (g *Gateway) parse(c *call) error {
 	if held <= cap(raw) {
 		held = min(held, len(raw))
 	}
-	c.writer.door, c.writer.model = c.door, q.model.Name
-	c.writer.id = c.door.AnswerID(attemptID(c.id, 1))
+	c.writer.door, c.writer.model, c.writer.attempt = c.door, q.model.Name, attemptID(c.id, 1)
 	return c.hold(held)
 }

@@ -29,17 +29,13 @@ type plan struct {
 	longest      int  // tokens of the longest prompt
 }
 
-// planFor returns what a request becomes at the permit's level, with the level's effect. It
-// is pure. The error is ErrNoBackend where a reload made another model the smaller one
-// while the request waited.
-func planFor(q *request, permit *admission.Permit, effect degrade.Effect) (plan, error) {
-	p := plan{level: permit.Level, reason: permit.Reason}
+// planFor returns what a request becomes at the permit's level, with the level's effect, on
+// a model that may have so many tokens of context; 0 where that is not known. It is pure.
+func planFor(q *request, permit *admission.Permit, effect degrade.Effect, m *backend.Model, context int) plan {
+	p := plan{level: permit.Level, reason: permit.Reason, model: m}
 	if permit.Level == degrade.Canned {
 		p.served, p.choices, p.limit, p.stream = cannedModel, q.choices/q.Wish.N, q.limit, q.Wish.Stream // nothing is read
-		return p, nil
-	}
-	if p.model = q.fallback(permit.Pool()); p.model == nil {
-		return plan{}, admission.ErrNoBackend
+		return p
 	}
 	p.served, p.stream, p.choices, p.limit = p.model.Name, q.Wish.Stream, q.choices, q.limit
 	p.prompt, p.longest, p.noThinking = q.prompt, q.longest, q.Wish.NoThinking
@@ -47,7 +43,7 @@ func planFor(q *request, permit *admission.Permit, effect degrade.Effect) (plan,
 		p.stream, p.oneChoice, p.choices = false, true, q.choices/q.Wish.N
 		p.limit = min(effect.MaxTokens, p.limit)
 	}
-	context, growth := p.model.Context(), q.growth() // a context of 0 is not known, and then nothing is cut
+	growth := q.growth()
 	if !effect.Thinking && (context == 0 || p.longest+growth < context) {
 		p.stopThinking, p.noThinking = true, true
 		p.prompt, p.longest = p.prompt+growth, p.longest+growth
@@ -58,7 +54,7 @@ func planFor(q *request, permit *admission.Permit, effect degrade.Effect) (plan,
 	if left := context - p.longest; context > 0 && left < p.limit {
 		p.limit = min(p.limit, q.room(max(left, 1))) // a request that does not fit is told so by the backend
 	}
-	return p, nil
+	return p
 }
 
 // edits returns what the plan writes into the body for one backend.

@@ -13,8 +13,8 @@ import (
 // count sets the exact tokens of the prompt and of the longest one, which is the one
 // that must fit the context, and the number of choices.
 func (q *request) count(counter *qwen.Counter, prompt door.Prompt) error {
-	if prompt.Chat != nil {
-		chat := *prompt.Chat
+	if prompt.Texts == nil {
+		chat := prompt.Chat
 		chat.NoThinking = q.noThinking
 		n, err := countChat(counter, chat, q.model)
 		if err != nil {

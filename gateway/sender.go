@@ -33,7 +33,6 @@ type sender struct {
 
 	backend    *backend.Backend // asked now
 	number     int              // of the attempt, from 1
-	id         string           // X-Request-Id of the attempt, from which the answer's id is made
 	start      time.Time        // of the exchange
 	retryPaid  bool             // the next attempt was taken from the budget of retries
 	doubtful   []doubt
@@ -58,7 +57,7 @@ func (s *sender) attempt() (err error) {
 	c.outcome.attempts = s.number
 	first := c.outcome.backend == ""
 	c.outcome.backend = b.Name
-	header := c.tracing.sendAttempt(c.door.Operation, c.plan.model.Name, b.Name, s.id)
+	header := c.tracing.sendAttempt(c.door.Operation, c.plan.model.Name, b.Name, c.writer.attempt)
 	ended := errPanic
 	defer func() {
 		c.outcome.lastWrite = c.writer.lastWrite
@@ -69,7 +68,7 @@ func (s *sender) attempt() (err error) {
 
 	edits := c.plan.edits(&c.request, b, c.caller.Tier.Priority())
 	q := &backend.Request{
-		Path: c.door.Path, ID: s.id, Body: c.door.Write(c.request.Body, &edits), Stream: c.plan.stream, Limits: c.plan.model.Timeouts, Header: header,
+		Path: c.door.Path, ID: c.writer.attempt, Body: c.door.Write(c.request.Body, edits), Stream: c.plan.stream, Limits: c.plan.model.Timeouts, Header: header,
 		Prompt: c.plan.prompt, Answer: c.plan.limit, Elsewhere: s.shouldMove,
 		Silence: s.keepStream, SilenceAfter: c.settings.KeepAlive.Silence,
 	}

@@ -7,8 +7,10 @@ import (
 	"runtime/debug"
 	"time"
 
+	"tidegate/admission"
 	"tidegate/degrade"
 	"tidegate/gateway/account"
+	"tidegate/gateway/backend"
 )
 
 // generate is the path of a generation, from a request to its answer.
@@ -36,11 +38,16 @@ func (g *Gateway) generate(c *call) error {
 // applyLevel makes the plan of a request from its permit. A fallback after a failure
 // applies the permit's new level.
 func (g *Gateway) applyLevel(c *call) error {
-	p, err := planFor(&c.request, c.permit, g.Ladder.Effect(c.permit.Level))
-	if err != nil {
-		return err
+	var m *backend.Model
+	context := 0
+	if level := c.permit.Level; level != degrade.Canned {
+		if m = c.request.fallback(c.permit.Pool()); m == nil {
+			return admission.ErrNoBackend // a reload made another model the smaller one meanwhile
+		}
+		context = m.Context()
 	}
-	c.plan, c.writer.model = p, p.served
+	c.plan = planFor(&c.request, c.permit, g.Ladder.Effect(c.permit.Level), m, context)
+	c.writer.model = c.plan.served
 	return nil
 }
 
@@ -72,9 +79,8 @@ func (g *Gateway) newCall(w http.ResponseWriter, r *http.Request, route string) 
 
 // startTrace begins the span of a request.
 func (g *Gateway) startTrace(c *call) *tracing {
-	return startTrace(g.Tracer, c.r, c.route, c.id, c.began, func() bool {
-		return len(c.settings.traced) > 0 && contains(c.settings.traced, c.clientAddr())
-	})
+	trusted := len(c.settings.traced) > 0 && contains(c.settings.traced, c.clientAddr())
+	return startTrace(g.Tracer, c.r, c.route, c.id, c.began, trusted)
 }
 
 // guarded runs a handler and turns a panic into an error.

@@ -100,7 +100,7 @@ func toyDoor() *door.Door {
 		Prompt: func(b door.Body, _ door.Limits) (door.Prompt, error) {
 			return door.Prompt{Texts: []openai.Prompt{{Text: b.(*toyBody).Text}}}, nil
 		},
-		Write: func(b door.Body, e *door.Edits) []byte {
+		Write: func(b door.Body, e door.Edits) []byte {
 			sent := *b.(*toyBody)
 			sent.Model, sent.Live, sent.Mute = e.Model, e.Stream, sent.Mute || e.StopThinking
 			if e.Limit > 0 {

@@ -68,9 +68,8 @@ type span struct {
 // the caller's: it decides neither whether the request is kept nor what the server is
 // told of it (https://www.w3.org/TR/trace-context/#security-considerations).
 //
-// follows reports whether the caller's trace is gone on with; it is asked only where the
-// caller names one.
-func startTrace(tracer Tracer, r *http.Request, route, id string, began time.Time, follows func() bool) *tracing {
+// trusted says that the caller's own trace is continued.
+func startTrace(tracer Tracer, r *http.Request, route, id string, began time.Time, trusted bool) *tracing {
 	if tracer == nil || route == routeOther { // scanners
 		return nil
 	}
@@ -80,7 +79,7 @@ func startTrace(tracer Tracer, r *http.Request, route, id string, began time.Tim
 	named := propagation.TraceContext{}.Extract(parent, propagation.HeaderCarrier(r.Header))
 	kept := 2
 	if theirs := trace.SpanContextFromContext(named); theirs.IsValid() {
-		if follows() {
+		if trusted {
 			parent = named
 		} else {
 			ids := trace.NewSpanContext(trace.SpanContextConfig{TraceID: theirs.TraceID(), SpanID: theirs.SpanID(), Remote: true})

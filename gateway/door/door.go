@@ -27,7 +27,7 @@ type Door struct {
 	Prompt func(body Body, limits Limits) (Prompt, error)
 	// Write edits the body into what one backend is sent, and returns its bytes. Edits only
 	// ever reduce a request, so Write may be called again for another backend.
-	Write func(body Body, e *Edits) []byte
+	Write func(body Body, e Edits) []byte
 	// Language chooses one of the languages in which a canned answer is written.
 	Language func(acceptLanguage string, body Body, languages []string) string
 
@@ -69,8 +69,8 @@ type Limits struct {
 
 // Prompt holds what the engine makes tokens of: a conversation or plain prompts.
 type Prompt struct {
-	Chat  *qwen.Chat      // conversation, whose thinking switch the path sets; nil where Texts has the prompts
-	Texts []openai.Prompt // prompts without a template
+	Chat  qwen.Chat       // conversation, whose thinking switch the path sets
+	Texts []openai.Prompt // prompts without a template; nil where the prompt is a conversation
 }
 
 // Parsed holds what the path needs to know of a body.

@@ -116,8 +116,7 @@ func readPrompt(route openai.Route, body *openai.Request, limits Limits) (p Prom
 }
 
 // ChatOf returns the conversation in a body, as the chat template is given it.
-func ChatOf(body *openai.Request) *qwen.Chat {
-	chat := &qwen.Chat{}
+func ChatOf(body *openai.Request) (chat qwen.Chat) {
 	chat.Messages, _ = body.Raw("messages")
 	chat.Tools, _ = body.Raw("tools")
 	chat.NoGenerationPrompt = hasWord(body, "add_generation_prompt", "false")
@@ -132,7 +131,7 @@ func hasWord(body *openai.Request, member, word string) bool {
 }
 
 // writeGeneration writes the edits into the body of a chat or a completion.
-func writeGeneration(b Body, e *Edits) []byte {
+func writeGeneration(b Body, e Edits) []byte {
 	body := request(b)
 	if e.HasPriority {
 		body.Set("priority", strconv.AppendInt(nil, e.Priority, 10))
@@ -156,7 +155,7 @@ func writeGeneration(b Body, e *Edits) []byte {
 	if e.Truncates {
 		body.Truncated(e.Truncate)
 	}
-	fitVersion(body, e)
+	fitVersion(body, &e)
 	name := strconv.AppendQuote(nil, e.Model)
 	if raw, _ := body.Raw("model"); string(raw) != string(name) {
 		body.Set("model", name)
