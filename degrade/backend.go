@@ -28,7 +28,7 @@ type freshness struct{ known, held, dropped bool }
 // add merges the time of one reading; the zero time is none.
 func (n *freshness) add(read, now time.Time) {
 	if !read.IsZero() {
-		age := nvml.AtAge(now.Sub(read))
+		age := nvml.FreshnessAtAge(now.Sub(read))
 		n.known, n.held, n.dropped = true, n.held || age == nvml.Held, n.dropped || age == nvml.Dropped
 	}
 }

@@ -110,7 +110,7 @@ func FuzzStep(f *testing.F) {
 			}
 			if bits&8 != 0 {
 				margin, total, free := int(next()), next(), next()
-				g := &nvml.GPU{Reading: nvml.Reading{Margin: &margin, MemoryTotal: &total, MemoryFree: &free, AgeMs: int64(next()), Reasons: nvml.ReasonNames(next())}, At: now.Add(-time.Duration(next()))}
+				g := &nvml.GPU{Reading: nvml.Reading{Margin: &margin, MemoryTotal: &total, MemoryFree: &free, AgeMs: int64(next()), Reasons: nvml.ReasonNames(next())}, MeasuredAt: now.Add(-time.Duration(next()))}
 				g.State = [...]string{nvml.StateOK, nvml.StateLost, nvml.StateWedged, ""}[bits>>8&3]
 				if bits&16 != 0 {
 					g.XIDs = []nvml.XID{{Code: next(), AgeMs: int64(next()), Fatal: true}}
@@ -135,7 +135,7 @@ func FuzzStep(f *testing.F) {
 // one's reading is held.
 func TestHeldBesideDropped(t *testing.T) {
 	p := newPair(t)
-	p.a.At = p.now.Add(-time.Hour)
+	p.a.MeasuredAt = p.now.Add(-time.Hour)
 	fell := false
 	for s := range 120 {
 		if p.b.Reasons = []string{}; s < 27 {
@@ -143,7 +143,7 @@ func TestHeldBesideDropped(t *testing.T) {
 		}
 		before, after := p.second(false, s <= 32 || s > 50)
 		fell = fell || after < before
-		if age := p.now.Sub(p.b.At); after < before && nvml.AtAge(age) == nvml.Held {
+		if age := p.now.Sub(p.b.MeasuredAt); after < before && nvml.FreshnessAtAge(age) == nvml.Held {
 			t.Errorf("%ds: %v to %v while a card is %v old", s, before, after, age)
 		}
 	}

@@ -80,8 +80,8 @@ func (c *card) judge(g *nvml.GPU, running, absolute bool, now time.Time) {
 	case g == nil:
 	case g.State == nvml.StateLost:
 		c.judgedAt, c.lastValue = time.Time{}, [len(c.lastValue)]time.Time{}
-	case !g.At.Equal(c.judgedAt):
-		c.judgedAt = g.At
+	case !g.MeasuredAt.Equal(c.judgedAt):
+		c.judgedAt = g.MeasuredAt
 		c.read(g, running, absolute, now)
 	}
 	for s := range c.assessments {
@@ -102,15 +102,15 @@ func (c *card) judge(g *nvml.GPU, running, absolute bool, now time.Time) {
 
 // counts reports whether a signal is on and its last value is young enough to count.
 func (c *card) counts(s signal, now time.Time) bool {
-	return !c.ruleSet[s].Disabled && !c.lastValue[s].IsZero() && nvml.AtAge(now.Sub(c.lastValue[s])) != nvml.Dropped
+	return !c.ruleSet[s].Disabled && !c.lastValue[s].IsZero() && nvml.FreshnessAtAge(now.Sub(c.lastValue[s])) != nvml.Dropped
 }
 
 // read assesses the values of a new reading.
 func (c *card) read(g *nvml.GPU, running, absolute bool, now time.Time) {
-	note := func(s signal) { c.lastValue[s], c.fresh[s] = g.At, true }
+	note := func(s signal) { c.lastValue[s], c.fresh[s] = g.MeasuredAt, true }
 	if g.Margin != nil {
 		note(temperature)
-		c.thermal = c.thermal.step(float64(*g.Margin), g.At)
+		c.thermal = c.thermal.step(float64(*g.Margin), g.MeasuredAt)
 		c.assessments[temperature] = c.ruleSet[temperature].scale.assess(-c.thermal.smoothed)
 	}
 	if g.Reasons != nil {

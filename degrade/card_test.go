@@ -13,7 +13,7 @@ func TestWorstGPU(t *testing.T) {
 	hot.UUID, hot.Margin, cool.Margin = "GPU-1", new(8), new(60)
 	for range 5 {
 		r.now = r.now.Add(time.Second)
-		hot.At, cool.At = r.now, r.now
+		hot.MeasuredAt, cool.MeasuredAt = r.now, r.now
 		a, b := hot, cool
 		r.r.GPUs = []*nvml.GPU{&b, &a}
 		r.w.step(r.k, &r.r, r.now)

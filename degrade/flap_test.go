@@ -33,7 +33,7 @@ func newOne(c Config) *one {
 
 // second takes one reading and looks at it four times.
 func (o *one) second(margin int, reasons []string) Level {
-	g := &nvml.GPU{Reading: nvml.Reading{UUID: "GPU-0", State: nvml.StateOK, Margin: &margin, Reasons: reasons}, At: o.at}
+	g := &nvml.GPU{Reading: nvml.Reading{UUID: "GPU-0", State: nvml.StateOK, Margin: &margin, Reasons: reasons}, MeasuredAt: o.at}
 	for range 4 {
 		was := o.states[acting].stage.level
 		o.backend.step(o.book, &Readings{GPUs: []*nvml.GPU{g}, InRotation: true, KV: -1, Waiting: -1, Preempted: -1}, o.at)

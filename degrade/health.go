@@ -26,8 +26,8 @@ type health struct {
 func (h health) step(g *nvml.GPU, ref string, started, now time.Time) health {
 	silent := g == nil
 	if g != nil {
-		readAt := g.At.Add(time.Duration(g.AgeMs) * time.Millisecond)
-		silent = nvml.AtAge(now.Sub(readAt)) == nvml.Dropped
+		readAt := g.MeasuredAt.Add(time.Duration(g.AgeMs) * time.Millisecond)
+		silent = nvml.FreshnessAtAge(now.Sub(readAt)) == nvml.Dropped
 		switch lost := g.State == nvml.StateLost; {
 		case lost && h.lostAt.IsZero():
 			h.lostAt = now

@@ -131,7 +131,7 @@ func TestHealthStep(t *testing.T) {
 			if l.started {
 				started = now.Add(-500 * time.Millisecond)
 			}
-			g := &nvml.GPU{Reading: nvml.Reading{State: cmp.Or(l.state, nvml.StateOK), XIDs: l.xids}, At: now.Add(-l.age)}
+			g := &nvml.GPU{Reading: nvml.Reading{State: cmp.Or(l.state, nvml.StateOK), XIDs: l.xids}, MeasuredAt: now.Add(-l.age)}
 			if l.absent {
 				g = nil
 			}

@@ -52,7 +52,7 @@ func (s *scriptedLadder) gauge(name string) *Gauge {
 	return NewGauge(name, 1, func(now time.Time) Readings {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		g := &nvml.GPU{Reading: nvml.Reading{UUID: name, State: nvml.StateOK, Margin: new(50)}, Source: "gpu-" + name, At: now}
+		g := &nvml.GPU{Reading: nvml.Reading{UUID: name, State: nvml.StateOK, Margin: new(50)}, Source: "gpu-" + name, MeasuredAt: now}
 		if s.lost[name] {
 			g.State = nvml.StateLost
 		}
@@ -301,7 +301,7 @@ func fleet(backends int) *Ladder {
 		if i%10 == 0 {
 			watch = append(watch, Watch{Model: NewModel(strings.Repeat("m", i/10+1))})
 		}
-		gpus := []*nvml.GPU{{Reading: nvml.Reading{UUID: "GPU", State: nvml.StateOK, Margin: new(40), Reasons: []string{"sw_power_cap"}, MemoryTotal: new(uint64(80 << 30)), MemoryFree: new(uint64(6 << 30))}, At: begin.Add(time.Hour)}}
+		gpus := []*nvml.GPU{{Reading: nvml.Reading{UUID: "GPU", State: nvml.StateOK, Margin: new(40), Reasons: []string{"sw_power_cap"}, MemoryTotal: new(uint64(80 << 30)), MemoryFree: new(uint64(6 << 30))}, MeasuredAt: begin.Add(time.Hour)}}
 		w := &watch[len(watch)-1]
 		w.Gauges = append(w.Gauges, NewGauge("b", 1, func(now time.Time) Readings {
 			return Readings{GPUs: gpus, InRotation: true, EngineAt: now, KV: .5, Waiting: 2, TTFT: time.Second, Objective: 2 * time.Second}

@@ -80,16 +80,16 @@ func (p *place) readings(now time.Time) *Readings {
 			}
 			continue
 		}
-		g := &nvml.GPU{Reading: nvml.Reading{UUID: strconv.Itoa(i), State: nvml.StateOK}, At: p.gpuAt[i]}
+		g := &nvml.GPU{Reading: nvml.Reading{UUID: strconv.Itoa(i), State: nvml.StateOK}, MeasuredAt: p.gpuAt[i]}
 		if p.blank[i]&1 == 0 {
-			g.Margin, p.told[i][0] = p.margin[i], g.At
+			g.Margin, p.told[i][0] = p.margin[i], g.MeasuredAt
 		}
 		if p.blank[i]&2 == 0 {
-			g.Reasons, p.told[i][1] = p.reasons, g.At
+			g.Reasons, p.told[i][1] = p.reasons, g.MeasuredAt
 		}
 		if p.blank[i]&4 == 0 {
 			g.MemoryTotal, g.MemoryFree, g.MemoryUsed = new(uint64(total)), new(p.free[i]), new(total-p.free[i])
-			p.told[i][2] = g.At
+			p.told[i][2] = g.MeasuredAt
 		}
 		if p.lost && i == 0 {
 			g.State, p.told[i] = nvml.StateLost, [3]time.Time{}
@@ -105,10 +105,10 @@ func (p *place) readings(now time.Time) *Readings {
 
 // held reports whether a reading is held that counts.
 func (p *place) held(now time.Time) bool {
-	held := nvml.AtAge(now.Sub(p.engineAt)) == nvml.Held
+	held := nvml.FreshnessAtAge(now.Sub(p.engineAt)) == nvml.Held
 	for i := range p.told {
 		for _, at := range p.told[i] {
-			held = held || !at.IsZero() && nvml.AtAge(now.Sub(at)) == nvml.Held
+			held = held || !at.IsZero() && nvml.FreshnessAtAge(now.Sub(at)) == nvml.Held
 		}
 	}
 	return held

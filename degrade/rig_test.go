@@ -21,7 +21,7 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	r := &rig{t: t, k: newRules(DefaultConfig()), w: &watched{gauge: NewGauge("a", 1, nil)}, now: time.Unix(1e9, 0)}
 	r.r = Readings{InRotation: true, KV: -1, Waiting: -1, Preempted: -1}
-	r.gpu = nvml.GPU{Reading: nvml.Reading{UUID: "GPU-0", State: nvml.StateOK}, Source: "here", At: r.now}
+	r.gpu = nvml.GPU{Reading: nvml.Reading{UUID: "GPU-0", State: nvml.StateOK}, Source: "here", MeasuredAt: r.now}
 	return r
 }
 
@@ -31,7 +31,7 @@ func (r *rig) run(seconds int) string {
 	for range seconds {
 		r.now = r.now.Add(time.Second)
 		if !r.old {
-			r.gpu.At = r.now
+			r.gpu.MeasuredAt = r.now
 		}
 		g := r.gpu
 		r.r.GPUs = []*nvml.GPU{&g}
@@ -66,10 +66,10 @@ func newPair(t *testing.T) *pair {
 func (p *pair) second(readA, readB bool) (before, after Level) {
 	p.now = p.now.Add(time.Second)
 	if readA {
-		p.a.At = p.now
+		p.a.MeasuredAt = p.now
 	}
 	if readB {
-		p.b.At = p.now
+		p.b.MeasuredAt = p.now
 	}
 	a, b := p.a, p.b
 	p.r.GPUs = []*nvml.GPU{&a, &b}

@@ -8,26 +8,26 @@ import (
 	"time"
 )
 
-// jitter bounds by how much longer one answer is on its way here than another.
+// jitter bounds the difference in travel time between two answers.
 const jitter = time.Second
 
 // maxReport bounds an agent's answer, in bytes: a node of 16 GPUs needs some 20 KiB.
 const maxReport = 1 << 20
 
-// agent asks a tidegate-gpu-agent.
+// agent reads a tidegate-gpu-agent.
 type agent struct {
 	page      *page
 	restarted func()
 	boot      string
 	seq       uint64
 	texts     texts
-	seen      map[string]measured // by UUID, in this boot
+	seen      map[string]measured // last sweep of each GPU in this boot, by UUID
 }
 
-// measured is when some values were, as far as it is known here.
+// measured is the time of a sweep, as far as it is known here.
 type measured struct {
-	sweep uint64 // that they are of; of a GPU that tells none the report
-	at    time.Time
+	sweep      uint64 // number of the sweep; of the report where the GPU has no sweeps
+	measuredAt time.Time
 }
 
 func newAgent(c *Config, address string, restarted func()) *agent {
@@ -36,11 +36,11 @@ func newAgent(c *Config, address string, restarted func()) *agent {
 
 func (a *agent) close() { a.page.close() }
 
-func (a *agent) read(ctx context.Context, until time.Time) (s *sample, err error) {
-	var at time.Time
-	if err = a.page.get(ctx, until, func(body io.Reader, arrived time.Time) error {
-		at = arrived
-		return a.page.all(body)
+func (a *agent) read(ctx context.Context, deadline time.Time) (s *sample, err error) {
+	var arrivedAt time.Time
+	if err = a.page.get(ctx, deadline, func(body io.Reader, arrived time.Time) error {
+		arrivedAt = arrived
+		return a.page.readAll(body)
 	}); err != nil {
 		return nil, err
 	}
@@ -48,16 +48,15 @@ func (a *agent) read(ctx context.Context, until time.Time) (s *sample, err error
 	if err != nil {
 		return nil, err
 	}
-	return a.take(r, at)
+	return a.convert(r, arrivedAt)
 }
 
-// take turns a report that arrived at a moment into what it says. Within a boot of
-// the agent the number of a report rises: an older one, which something between
-// has kept, is refused. Reports come more often than sweeps, and the way here takes
-// them different times, so a sweep has the moment at which it was told first: what
-// tells it again makes nothing younger, and no second sample. Only where the agent
-// says that it is older by more than that is the agent believed.
-func (a *agent) take(r *Report, arrived time.Time) (*sample, error) {
+// convert turns a report that arrived at a moment into a sample. Within a boot of the agent
+// the numbers of its reports rise. An older report, which something between has kept, is an
+// error. Reports come more often than sweeps, and their travel times differ, so a sweep keeps
+// the time at which it was first reported: a repetition makes it no younger, and no second
+// sample. Only a sweep that is older by more than the jitter gets a new time.
+func (a *agent) convert(r *Report, arrived time.Time) (*sample, error) {
 	switch {
 	case r.BootID == "":
 		return nil, errors.New("the answer has no boot_id: is this a tidegate-gpu-agent?")
@@ -77,15 +76,15 @@ func (a *agent) take(r *Report, arrived time.Time) (*sample, error) {
 	for i := range r.GPUs {
 		g := &block[i]
 		s.gpus[i] = g
-		g.Reading, g.At = r.GPUs[i], ago(arrived, r.GPUs[i].AgeMs)
+		g.Reading, g.MeasuredAt = r.GPUs[i], ago(arrived, r.GPUs[i].AgeMs)
 		sweep := g.Sweep
 		if sweep == 0 {
 			sweep = r.Seq
 		}
-		if before, again := a.seen[g.UUID]; again && before.sweep == sweep && before.at.Sub(g.At) < jitter {
-			g.At = before.at
+		if previous, repeated := a.seen[g.UUID]; repeated && previous.sweep == sweep && previous.measuredAt.Sub(g.MeasuredAt) < jitter {
+			g.MeasuredAt = previous.measuredAt
 		}
-		a.seen[g.UUID] = measured{sweep, g.At}
+		a.seen[g.UUID] = measured{sweep, g.MeasuredAt}
 	}
 	if r.Error != "" {
 		return s, fmt.Errorf("the agent says: %s", cleanText(r.Error))

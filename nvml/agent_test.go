@@ -65,18 +65,18 @@ func TestTake(t *testing.T) {
 		{"y", 2, 0, 8 * time.Second, 8 * time.Second, "", 1},
 		{"", 3, 0, 9 * time.Second, 0, "no boot_id", 1},
 	} {
-		s, err := a.take(&Report{BootID: c.boot, Seq: c.seq, GPUs: []Reading{{UUID: "GPU-a", AgeMs: c.ageMs}}}, began.Add(c.after))
+		s, err := a.convert(&Report{BootID: c.boot, Seq: c.seq, GPUs: []Reading{{UUID: "GPU-a", AgeMs: c.ageMs}}}, began.Add(c.after))
 		if c.err != "" {
 			if err == nil || !strings.Contains(err.Error(), c.err) || s != nil {
 				t.Errorf("%d: %v", i, err)
 			}
 			continue
 		}
-		if err != nil || s.gpus[0].At.Sub(began) != c.want || restarts != c.restarts {
-			t.Errorf("%d: %v, measured at %v, %d restarts", i, err, s.gpus[0].At.Sub(began), restarts)
+		if err != nil || s.gpus[0].MeasuredAt.Sub(began) != c.want || restarts != c.restarts {
+			t.Errorf("%d: %v, measured at %v, %d restarts", i, err, s.gpus[0].MeasuredAt.Sub(began), restarts)
 		}
 	}
-	s, err := a.take(&Report{BootID: "y", Seq: 5, Node: "n", Error: "no driver"}, began)
+	s, err := a.convert(&Report{BootID: "y", Seq: 5, Node: "n", Error: "no driver"}, began)
 	if err == nil || err.Error() != "the agent says: no driver" || s == nil || s.node != "n" {
 		t.Errorf("%v, %+v", err, s)
 	}
@@ -92,11 +92,11 @@ func TestTakeSweeps(t *testing.T) {
 	take := func(sweep uint64, ageMs int64, after time.Duration) time.Duration {
 		t.Helper()
 		seq++
-		s, err := a.take(&Report{BootID: "b", Seq: seq, GPUs: []Reading{{UUID: "g", Sweep: sweep, AgeMs: ageMs}}}, began.Add(after))
+		s, err := a.convert(&Report{BootID: "b", Seq: seq, GPUs: []Reading{{UUID: "g", Sweep: sweep, AgeMs: ageMs}}}, began.Add(after))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s.gpus[0].At.Sub(began)
+		return s.gpus[0].MeasuredAt.Sub(began)
 	}
 	first := take(1, 40, 40*time.Millisecond+700*time.Microsecond)
 	for _, again := range []time.Duration{200 * time.Microsecond, 300 * time.Millisecond, -400 * time.Millisecond} {
@@ -388,7 +388,7 @@ func FuzzReport(f *testing.F) {
 			return
 		}
 		a := newAgent(&Config{}, "http://a", func() {})
-		s, _ := a.take(read, time.Now())
+		s, _ := a.convert(read, time.Now())
 		if s == nil {
 			return
 		}
@@ -402,7 +402,7 @@ func checkSample(t *testing.T, s *sample) {
 	seen := map[string]bool{}
 	gpus, _ := clean(s.gpus, "s")
 	for _, g := range gpus {
-		if g.UUID == "" || seen[g.UUID] || len(g.UUID) > maxText || g.Margin != nil && (*g.Margin < -100 || *g.Margin > 200) || g.At.After(time.Now()) {
+		if g.UUID == "" || seen[g.UUID] || len(g.UUID) > maxText || g.Margin != nil && (*g.Margin < -100 || *g.Margin > 200) || g.MeasuredAt.After(time.Now()) {
 			t.Errorf("%+v", g)
 		}
 		seen[g.UUID] = true

@@ -23,7 +23,7 @@ func BenchmarkView(b *testing.B) {
 	f := m.feeds[0]
 	v := m.Watch("a/0")
 	publish := func() {
-		g := &GPU{Reading: Reading{UUID: "GPU-a", Margin: of(20)}, Source: "a", At: time.Now()}
+		g := &GPU{Reading: Reading{UUID: "GPU-a", Margin: of(20)}, Source: "a", MeasuredAt: time.Now()}
 		m.publish(f, &sample{gpus: []*GPU{g}})
 	}
 	publish()

@@ -9,11 +9,11 @@ import (
 	"unicode"
 )
 
-// clean makes what came from outside fit for use: GPUs without a UUID, second ones
-// of the same UUID and those that say nothing are left out, texts are bounded, and
-// numbers that no GPU can have are unknown. doubts tells what was not believed, by
-// GPU and value without the numbers, so that it stays the same while the fault does.
-func clean(gpus []*GPU, name string) (out []*GPU, doubts string) {
+// clean makes readings from outside safe to use. It leaves out GPUs without a UUID, with the
+// UUID of another, or without any value. It bounds texts, and clears numbers that no GPU can
+// have. The warning names the GPUs and values concerned, without the numbers, so that it stays
+// the same while the fault lasts.
+func clean(gpus []*GPU, name string) (out []*GPU, warning string) {
 	seen := make(map[string]bool, len(gpus))
 	var mute, odd []string
 	for _, g := range gpus {
@@ -28,11 +28,11 @@ func clean(gpus []*GPU, name string) (out []*GPU, doubts string) {
 		if g.State != StateWedged && g.State != StateLost {
 			g.State = StateOK
 		}
-		if saysNothing(&g.Reading) {
+		if isEmpty(&g.Reading) {
 			mute = append(mute, g.UUID)
 			continue
 		}
-		if values := disbelieve(&g.Reading); len(values) > 0 {
+		if values := clearImpossible(&g.Reading); len(values) > 0 {
 			odd = append(odd, g.UUID+" ("+strings.Join(values, ", ")+")")
 		}
 		g.XIDs = g.XIDs[max(len(g.XIDs)-MaxXIDs, 0):]
@@ -43,34 +43,33 @@ func clean(gpus []*GPU, name string) (out []*GPU, doubts string) {
 		cleanThrottle(&g.Reading)
 		out = append(out, g)
 	}
-	order(out)
+	sortGPUs(out)
 	if len(mute) > 0 {
-		doubts = "0 C, 0 W and 0 bytes are no reading, so these GPUs have none: " + shortened(mute) + "; does the source reach the driver?"
+		warning = "0 C, 0 W and 0 bytes are no reading, so these GPUs have none: " + shorten(mute) + "; does the source reach the driver?"
 	}
 	if len(odd) > 0 {
-		doubts = join(doubts, "values that no GPU can have are left out: "+shortened(odd))
+		warning = join(warning, "values that no GPU can have are left out: "+shorten(odd))
 	}
-	return slices.Clip(out), doubts
+	return slices.Clip(out), warning
 }
 
-// shortened is the begin of a list in words.
-func shortened(all []string) string {
+// shorten returns the first names of a list and the number of the rest.
+func shorten(names []string) string {
 	const shown = 4
-	if len(all) <= shown {
-		return strings.Join(all, ", ")
+	if len(names) <= shown {
+		return strings.Join(names, ", ")
 	}
-	return fmt.Sprintf("%s and %d more", strings.Join(all[:shown], ", "), len(all)-shown)
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:shown], ", "), len(names)-shown)
 }
 
-// saysNothing reports whether all of temperature, power and memory that a reading
-// gives is 0, as of an exporter that does not reach the driver: no GPU is at 0
-// degrees, draws nothing and has no memory. Of a MIG device only the heat, which is
-// its GPU's, and its memory are given.
-func saysNothing(r *Reading) bool {
-	given := 0
+// isEmpty reports whether temperature, power and memory are all 0 where a reading has them. An
+// exporter that does not reach the driver reports that: no GPU is at 0 degrees, draws nothing
+// and has no memory. A MIG device has only the temperature of its GPU, and its own memory.
+func isEmpty(r *Reading) bool {
+	present := 0
 	for _, v := range []*uint64{r.Power, r.MemoryTotal, r.MemoryUsed, r.MemoryFree} {
 		if v != nil {
-			given++
+			present++
 			if *v != 0 {
 				return false
 			}
@@ -78,28 +77,28 @@ func saysNothing(r *Reading) bool {
 	}
 	for _, v := range []*int{r.Temperature, r.HBM} {
 		if v != nil {
-			given++
+			present++
 			if *v != 0 {
 				return false
 			}
 		}
 	}
-	return given > 1 && (r.Margin == nil || *r.Margin == 0)
+	return present > 1 && (r.Margin == nil || *r.Margin == 0)
 }
 
-// disbelieve makes unknown what no GPU can have, and returns the names of what was
-// beyond all bounds. A 0 that stands for a value that is not known is no fault.
-func disbelieve(r *Reading) (odd []string) {
-	doubt := func(is bool, name string) {
-		if is && !slices.Contains(odd, name) {
+// clearImpossible clears values that no GPU can have, and returns the names of those that were
+// out of bounds. A 0 that stands for an unknown value is cleared, but is no fault.
+func clearImpossible(r *Reading) (odd []string) {
+	doubt := func(invalid bool, name string) {
+		if invalid && !slices.Contains(odd, name) {
 			odd = append(odd, name)
 		}
 	}
-	doubt(within(&r.Margin, -100, 200), "margin")
-	doubt(within(&r.Temperature, -50, 200), "temperature")
-	doubt(within(&r.HBM, -50, 200), "memory temperature")
-	doubt(within(&r.Utilisation, 0, 100), "utilisation")
-	// A sensor that is not there says 0, and the margin that was reckoned from it too.
+	doubt(clearOutside(&r.Margin, -100, 200), "margin")
+	doubt(clearOutside(&r.Temperature, -50, 200), "temperature")
+	doubt(clearOutside(&r.HBM, -50, 200), "memory temperature")
+	doubt(clearOutside(&r.Utilisation, 0, 100), "utilisation")
+	// A missing sensor reads 0, and so does a margin that was computed from it.
 	if r.Temperature != nil && *r.Temperature == 0 {
 		if r.Temperature = nil; r.Margin != nil && *r.Margin == 0 {
 			r.Margin = nil
@@ -109,10 +108,10 @@ func disbelieve(r *Reading) (odd []string) {
 		r.HBM = nil
 	}
 	const watt, mebibyte = 1000, 1 << 20
-	doubt(within(&r.Power, 0, 1e6*watt), "power")
-	doubt(within(&r.PowerLimit, 0, 1e6*watt), "power limit")
+	doubt(clearOutside(&r.Power, 0, 1e6*watt), "power")
+	doubt(clearOutside(&r.PowerLimit, 0, 1e6*watt), "power limit")
 	for _, m := range []**uint64{&r.MemoryTotal, &r.MemoryUsed, &r.MemoryFree, &r.MemoryReserved} {
-		doubt(within(m, 0, 1<<24*mebibyte), "memory")
+		doubt(clearOutside(m, 0, 1<<24*mebibyte), "memory")
 	}
 	if r.Power != nil && *r.Power == 0 {
 		r.Power = nil
@@ -122,7 +121,7 @@ func disbelieve(r *Reading) (odd []string) {
 	}
 	if total := r.MemoryTotal; total != nil {
 		for _, m := range []**uint64{&r.MemoryUsed, &r.MemoryFree, &r.MemoryReserved} {
-			doubt(within(m, 0, *total), "memory above its total")
+			doubt(clearOutside(m, 0, *total), "memory above its total")
 		}
 	} else if r.MemoryUsed != nil && r.MemoryFree != nil && *r.MemoryUsed+*r.MemoryFree == 0 {
 		r.MemoryUsed, r.MemoryFree = nil, nil
@@ -130,8 +129,8 @@ func disbelieve(r *Reading) (odd []string) {
 	return odd
 }
 
-// order sorts GPUs by index, and marks those whose index another has.
-func order(gpus []*GPU) {
+// sortGPUs sorts GPUs by index, and marks those that share the index of another.
+func sortGPUs(gpus []*GPU) {
 	lost := func(g *GPU) int {
 		if g.State == StateLost {
 			return 1
@@ -142,13 +141,13 @@ func order(gpus []*GPU) {
 		return cmp.Or(cmp.Compare(a.Index, b.Index), strings.Compare(a.Parent, b.Parent), cmp.Compare(lost(a), lost(b)))
 	})
 	for i := 1; i < len(gpus); i++ {
-		// A lost GPU keeps its index, which the driver may have given to another since.
+		// A lost GPU keeps its index, which the driver may have reassigned.
 		gpus[i].shadowed = gpus[i].Parent == "" && gpus[i-1].Parent == "" && gpus[i].Index == gpus[i-1].Index
 	}
 }
 
-// tooOld tells which GPUs have values that are too old for any decision; empty: none.
-func tooOld(gpus []*GPU, now time.Time) string {
+// stalenessWarning names the GPUs whose values are too old for any decision; empty: none.
+func stalenessWarning(gpus []*GPU, now time.Time) string {
 	var old []string
 	for _, g := range gpus {
 		if g.State == StateOK && g.Freshness(now) == Dropped {
@@ -158,10 +157,10 @@ func tooOld(gpus []*GPU, now time.Time) string {
 	if len(old) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("values older than %v are not used: %s", heldFor, shortened(old))
+	return fmt.Sprintf("values older than %v are not used: %s", heldFor, shorten(old))
 }
 
-// cleanThrottle leaves out a map that would make series without end.
+// cleanThrottle drops a map that would create an unbounded number of series.
 func cleanThrottle(r *Reading) {
 	for reason := range r.ThrottleNs {
 		if len(r.ThrottleNs) > maxReasons || cleanText(reason) != reason {
@@ -171,7 +170,7 @@ func cleanThrottle(r *Reading) {
 	}
 }
 
-// cleanText bounds a text, and drops what a terminal could take for an order.
+// cleanText bounds a text, and drops control characters.
 func cleanText(s string) string {
 	plain := len(s) <= maxText
 	for i := 0; plain && i < len(s); i++ {
@@ -188,8 +187,8 @@ func cleanText(s string) string {
 	}, strings.ToValidUTF8(s[:min(len(s), maxText)], ""))
 }
 
-// within makes unknown what is out of bounds, and reports whether it was.
-func within[N int | uint64](v **N, low, high N) bool {
+// clearOutside clears a value that is out of bounds, and reports whether it was.
+func clearOutside[N int | uint64](v **N, low, high N) bool {
 	if *v != nil && (**v < low || **v > high) {
 		*v = nil
 		return true

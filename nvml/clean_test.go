@@ -67,7 +67,7 @@ DCGM_FI_DEV_GPU_TEMP_LIMIT{gpu="0",UUID="GPU-a"} 0
 DCGM_FI_DEV_GPU_UTIL{gpu="0",UUID="GPU-a"} 0
 `
 	for _, energy := range []string{"", "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu=\"0\",UUID=\"GPU-a\"} 0\n"} {
-		s, err := exporter().take(strings.NewReader(page+energy), time.Now())
+		s, err := exporter().parse(strings.NewReader(page+energy), time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -79,7 +79,7 @@ DCGM_FI_DEV_GPU_UTIL{gpu="0",UUID="GPU-a"} 0
 	d, began := exporter(), time.Now()
 	for i := range 30 {
 		at := began.Add(time.Duration(i) * time.Second)
-		s, err := d.take(strings.NewReader("DCGM_FI_DEV_GPU_TEMP{UUID=\"GPU-a\"} 45\nDCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{UUID=\"GPU-a\"} 0\n"), at)
+		s, err := d.parse(strings.NewReader("DCGM_FI_DEV_GPU_TEMP{UUID=\"GPU-a\"} 45\nDCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{UUID=\"GPU-a\"} 0\n"), at)
 		if err != nil || s.gpus[0].Age(at) != 0 || !strings.Contains(s.warning, "frozen values would not be noticed") {
 			t.Fatalf("%d: %v, %v, %q", i, err, s.gpus[0].Age(at), s.warning)
 		}

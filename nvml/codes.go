@@ -2,16 +2,16 @@ package nvml
 
 import "slices"
 
-// reasonsByBit are the clocks-event reasons as NVML numbers them; all sources that
-// have a mask have this one.
+// reasonsByBit returns the clocks-event reasons in the order of NVML's bits
+// (nvmlClocksEventReasons in nvml.h). All sources with a mask use them.
 func reasonsByBit() [9]string {
 	return [...]string{
 		"gpu_idle", "applications_clocks", "sw_power_cap", "hw_slowdown", "sync_boost", "sw_thermal", "hw_thermal", "hw_power_brake", "display_clocks",
 	}
 }
 
-// ReasonNames are the clocks-event reasons of NVML's bit mask, never nil; bits that
-// have no name are left out.
+// ReasonNames returns the clocks-event reasons of NVML's bit mask. It is never nil, and leaves
+// out bits without a name.
 func ReasonNames(mask uint64) []string {
 	names := []string{}
 	for bit, name := range reasonsByBit() {
@@ -22,7 +22,7 @@ func ReasonNames(mask uint64) []string {
 	return names
 }
 
-// ReasonMask is NVML's bit mask of reasons by name.
+// ReasonMask returns NVML's bit mask of reasons by name.
 func ReasonMask(names []string) (mask uint64) {
 	for bit, name := range reasonsByBit() {
 		if slices.Contains(names, name) {
@@ -32,17 +32,17 @@ func ReasonMask(names []string) (mask uint64) {
 	return mask
 }
 
-// FatalXID reports whether a GPU gives wrong results or none after an error, until
-// it is reset.
+// FatalXID reports whether a GPU gives wrong results or none after an error until it is
+// reset.
 func FatalXID(code uint64) bool {
 	return slices.Contains([]uint64{48, 64, 74, 79, 95, 119, 120}, code)
 }
 
-// MarginBelow is the margin of a card that does not tell it (before Ada): the
-// distance to the nearer of the GPU's and its memory's highest operating
-// temperatures. It is not known where the GPU's part of it is not, nor where that
-// says 0 degrees, as a sensor does that is not there; a card's own margin is better,
-// since it follows the hottest of its inner sensors.
+// MarginBelow returns the margin in degrees Celsius of a card that does not report it (before
+// Ada): the smaller distance of the GPU and its memory to their highest operating
+// temperatures. It is nil where the GPU's part is not known, or its temperature is 0, which a
+// missing sensor reads. A card's own margin is better, since it follows the hottest of its
+// inner sensors.
 func MarginBelow(gpuMax, memoryMax, gpu, memory *int) *int {
 	if gpuMax == nil || gpu == nil || *gpu == 0 {
 		return nil

@@ -27,10 +27,10 @@ type Config struct {
 	Token     string        `yaml:"-"`          // what either held
 }
 
-// DefaultConfig is what a source has that says nothing.
+// DefaultConfig returns the settings of a source that sets none.
 func DefaultConfig() Config { return Config{Every: time.Second} }
 
-// UnmarshalYAML lets a source say only what differs from the defaults.
+// UnmarshalYAML reads a source over the defaults.
 func (c *Config) UnmarshalYAML(decode func(any) error) error {
 	type plain Config
 	p := plain(DefaultConfig())
@@ -41,7 +41,7 @@ func (c *Config) UnmarshalYAML(decode func(any) error) error {
 	return nil
 }
 
-// kind is the source in one word.
+// kind returns the kind of the source: agent, dcgm, local or replay.
 func (c *Config) kind() string {
 	switch {
 	case c.Agent != "":
@@ -54,7 +54,7 @@ func (c *Config) kind() string {
 	return "replay"
 }
 
-// address is what is asked.
+// address returns the address, command or file of the source.
 func (c *Config) address() string {
 	switch c.kind() {
 	case "agent":
@@ -70,22 +70,22 @@ func (c *Config) address() string {
 // agentProgram is the agent that a local source starts.
 const agentProgram = "tidegate-gpu-agent"
 
-// command is what a local source starts: unless told, the agent beside this
-// program, or the one that the PATH finds.
+// command returns the command that a local source starts. The default is the agent beside this
+// program, or else the one in the PATH.
 func (c *Config) command() []string {
 	if len(c.Command) > 0 {
 		return c.Command
 	}
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), agentProgram)
-		if _, err := os.Stat(beside); err == nil {
-			return []string{beside}
+	if executable, err := os.Executable(); err == nil {
+		neighbour := filepath.Join(filepath.Dir(executable), agentProgram)
+		if _, err := os.Stat(neighbour); err == nil {
+			return []string{neighbour}
 		}
 	}
 	return []string{agentProgram}
 }
 
-// Validate says all that is wrong, path first. A trace must be there to be read.
+// Validate returns all faults at once, each with its path first. A trace must exist.
 func (c *Config) Validate() error {
 	var faults []error
 	fault := func(ok bool, format string, args ...any) {
@@ -93,16 +93,16 @@ func (c *Config) Validate() error {
 			faults = append(faults, fmt.Errorf(format, args...))
 		}
 	}
-	fault(sourceName(c.Name), "name: must be 1 to 64 letters, digits, dots, dashes or underscores, and not begin with GPU- or MIG-, not %q", c.Name)
+	fault(validSourceName(c.Name), "name: must be 1 to 64 letters, digits, dots, dashes or underscores, and not begin with GPU- or MIG-, not %q", c.Name)
 	kinds := 0
-	for _, given := range []bool{c.Agent != "", c.DCGM != "", c.Local, c.Replay != ""} {
-		if given {
+	for _, configured := range []bool{c.Agent != "", c.DCGM != "", c.Local, c.Replay != ""} {
+		if configured {
 			kinds++
 		}
 	}
 	fault(kinds == 1, "name: %q needs exactly one of agent, dcgm, local and replay, not %d of them", c.Name, kinds)
-	fault(c.Agent == "" || webAddress(c.Agent) || socketAddress(c.Agent), "agent: %q is no address of an agent; expected something like http://gpu-a:9410 or unix:///run/agent.sock", c.Agent)
-	fault(c.DCGM == "" || webAddress(c.DCGM), "dcgm: %q is no http or https URL; expected something like http://gpu-a:9400/metrics", c.DCGM)
+	fault(c.Agent == "" || validWebAddress(c.Agent) || validSocketAddress(c.Agent), "agent: %q is no address of an agent; expected something like http://gpu-a:9410 or unix:///run/agent.sock", c.Agent)
+	fault(c.DCGM == "" || validWebAddress(c.DCGM), "dcgm: %q is no http or https URL; expected something like http://gpu-a:9400/metrics", c.DCGM)
 	if c.Replay != "" {
 		info, err := os.Stat(c.Replay)
 		fault(err == nil && info.Mode().IsRegular(), "replay: there is no file %q", c.Replay)
@@ -116,7 +116,7 @@ func (c *Config) Validate() error {
 	fault(printable(c.Token), "token_env: the token must be printable ASCII")
 	fault(c.CAFile == "" || strings.HasPrefix(c.Agent+c.DCGM, "https://"), "ca_file: belongs to an https:// address")
 	if c.CAFile != "" {
-		_, err := authority(c.CAFile)
+		_, err := readCertificates(c.CAFile)
 		fault(err == nil, "ca_file: %v", err)
 	}
 	return errors.Join(faults...)
@@ -126,7 +126,7 @@ func printable(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
 
-func sourceName(s string) bool {
+func validSourceName(s string) bool {
 	odd := func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(".-_", r)
 	}
@@ -135,17 +135,17 @@ func sourceName(s string) bool {
 
 func isUUID(ref string) bool { return strings.HasPrefix(ref, "GPU-") || strings.HasPrefix(ref, "MIG-") }
 
-func webAddress(s string) bool {
+func validWebAddress(s string) bool {
 	u, err := url.Parse(s)
 	return err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https") && u.User == nil && u.Fragment == ""
 }
 
-func socketAddress(s string) bool {
+func validSocketAddress(s string) bool {
 	path, ok := strings.CutPrefix(s, "unix://")
 	return ok && filepath.IsAbs(path) && !strings.ContainsAny(path, "?#")
 }
 
-// Validate says all that is wrong with the sources, path first.
+// Validate returns all faults of the sources at once, each with its path first.
 func Validate(sources []Config) error {
 	var faults []error
 	seen := map[string]int{}
@@ -163,8 +163,8 @@ func Validate(sources []Config) error {
 	return errors.Join(faults...)
 }
 
-// CheckRef says why ref cannot name a GPU of the sources: it must be NAME/INDEX
-// of one of them, or a UUID, which any of them may turn out to report.
+// CheckRef returns an error unless ref can name a GPU of the sources: NAME/INDEX of one of
+// them, or a UUID, which any of them may report later.
 func CheckRef(ref string, sources []Config) error {
 	if isUUID(ref) {
 		if len(sources) == 0 {

@@ -17,53 +17,53 @@ import (
 // labels of Kubernetes need some 2 MiB.
 const maxPage = 4 << 20
 
-// dcgm scrapes a dcgm-exporter. It leaves a value out when it does not know it, so
-// what is absent is unknown. After a restart of its host engine it may serve the
-// last values for ever: energy that does not rise shows it, since no GPU draws none.
+// dcgm scrapes a dcgm-exporter, which leaves out values that it does not know. After a restart
+// of its host engine it may serve the last values for ever. Energy that does not rise shows
+// that, since every GPU draws power.
 type dcgm struct {
 	page *page
 	scan promtext.Scanner
-	seen map[string]*life // by UUID, of the GPUs on the last page
+	seen map[string]*history // GPUs on the last page, by UUID
 }
 
-// life is what has to be remembered of a GPU between two pages.
-type life struct {
-	energy  float64   // in millijoules
-	changed time.Time // when that was last seen to change
-	xid     uint64    // the last one; 0: none
+// history is the state of a GPU between two pages.
+type history struct {
+	energy  float64   // total energy in millijoules
+	changed time.Time // time at which the energy was last seen to change
+	xid     uint64    // code of the last XID; 0: none
 	xidAt   time.Time
-	dated   bool // it came while we were looking
+	dated   bool // the XID came while the exporter was watched
 }
 
 // found is a GPU on a page.
 type found struct {
 	g              *GPU
 	energy         float64
-	alive          bool // energy is given
-	gpuMax, memMax *int // temperatures up to which it may run
+	alive          bool // the page has the energy
+	gpuMax, memMax *int // highest operating temperatures, in degrees Celsius
 	xid            uint64
 }
 
 func newDCGM(c *Config) *dcgm {
-	return &dcgm{page: newPage(c.DCGM, "", c, maxPage), seen: map[string]*life{}}
+	return &dcgm{page: newPage(c.DCGM, "", c, maxPage), seen: map[string]*history{}}
 }
 
 func (d *dcgm) close() { d.page.close() }
 
-func (d *dcgm) read(ctx context.Context, until time.Time) (s *sample, err error) {
-	err = d.page.get(ctx, until, func(body io.Reader, arrived time.Time) (err error) {
-		s, err = d.take(body, arrived)
+func (d *dcgm) read(ctx context.Context, deadline time.Time) (s *sample, err error) {
+	err = d.page.get(ctx, deadline, func(body io.Reader, arrived time.Time) (err error) {
+		s, err = d.parse(body, arrived)
 		return err
 	})
 	return s, err
 }
 
-// take reads a page that arrived at a moment.
-func (d *dcgm) take(body io.Reader, arrived time.Time) (*sample, error) {
+// parse reads a page that arrived at a moment.
+func (d *dcgm) parse(body io.Reader, arrived time.Time) (*sample, error) {
 	byUUID := map[string]*found{}
 	var order []*found
 	d.scan.Reset(body, "", d.page.limit)
-	of := func(uuid string) *found {
+	lookup := func(uuid string) *found {
 		f := byUUID[uuid]
 		if f == nil {
 			f = &found{g: &GPU{Reading: Reading{UUID: uuid, State: StateOK}}}
@@ -81,11 +81,11 @@ func (d *dcgm) take(body io.Reader, arrived time.Time) (*sample, error) {
 		if !ok || uuid == "" || len(order) > maxGPUs {
 			continue
 		}
-		targets := []*found{of(uuid)}
+		targets := []*found{lookup(uuid)}
 		d.describe(targets[0].g)
 		if part := string(d.scan.Label("GPU_I_ID")); part != "" {
 			// A MIG device has memory of its own and shares its GPU's heat.
-			f := of(uuid + "/" + part)
+			f := lookup(uuid + "/" + part)
 			d.describe(f.g)
 			switch f.g.Parent = uuid; string(name) {
 			case "DCGM_FI_DEV_FB_TOTAL", "DCGM_FI_DEV_FB_FREE", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_RESERVED":
@@ -108,9 +108,9 @@ func (d *dcgm) take(body io.Reader, arrived time.Time) (*sample, error) {
 	return d.date(order, arrived), nil
 }
 
-// sample is the name of the current field as DCGM has it, and its value; false: it is
-// none that is read here. Version 1 of the exporter had names of its own, which
-// later ones still give with the fields of etc/1.x-compatibility-metrics.csv.
+// sample returns DCGM's name of the current field, and its value; false: it is not read here.
+// Version 1 of the exporter had names of its own, which later versions still use with the
+// fields of etc/1.x-compatibility-metrics.csv.
 func (d *dcgm) sample() (name []byte, v float64, ok bool) {
 	name = d.scan.Name()
 	switch string(name) {
@@ -139,57 +139,58 @@ func (d *dcgm) sample() (name []byte, v float64, ok bool) {
 	return name, v, ok
 }
 
-// describe reads the labels that say which GPU it is.
+// describe sets the name and the index of a GPU from the labels.
 func (d *dcgm) describe(g *GPU) {
 	if g.Name != "" {
 		return
 	}
 	g.Name = string(d.scan.Label("modelName"))
-	// An index that is none leaves 0; the UUID still names the GPU.
+	// A label that is no number leaves 0; the UUID still names the GPU.
 	g.Index, _ = strconv.Atoi(string(d.scan.Label("gpu")))
 }
 
-// set takes in one sample, under its old or its new name.
+// set stores one sample, under its old or its new name.
 func (f *found) set(field []byte, v float64) {
 	r := &f.g.Reading
 	switch string(field) {
 	case "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_GPU_TEMP_CELSIUS":
-		r.Temperature = whole(v)
+		r.Temperature = signedOrNil(v)
 	case "DCGM_FI_DEV_MEMORY_TEMP", "DCGM_FI_DEV_MEMORY_TEMP_CELSIUS":
-		r.HBM = positive(v) // 0 where there is no sensor
+		r.HBM = positiveOrNil(v) // 0 where there is no sensor
 	case "DCGM_FI_DEV_GPU_TEMP_LIMIT", "DCGM_FI_DEV_GPU_TEMP_MARGIN_CELSIUS":
-		r.Margin = whole(v)
+		r.Margin = signedOrNil(v)
 	case "DCGM_FI_DEV_GPU_MAX_OP_TEMP", "DCGM_FI_DEV_GPU_MAX_OP_TEMP_CELSIUS":
-		f.gpuMax = positive(v)
+		f.gpuMax = positiveOrNil(v)
 	case "DCGM_FI_DEV_MEM_MAX_OP_TEMP", "DCGM_FI_DEV_MEMORY_MAX_OP_TEMP_CELSIUS":
-		f.memMax = positive(v)
+		f.memMax = positiveOrNil(v)
 	case "DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_BOARD_POWER_WATTS":
-		r.Power = amount(v * 1000)
+		r.Power = unsignedOrNil(v * 1000)
 	case "DCGM_FI_DEV_ENFORCED_POWER_LIMIT", "DCGM_FI_DEV_BOARD_POWER_LIMIT_ENFORCED_WATTS":
-		r.PowerLimit = amount(v * 1000)
+		r.PowerLimit = unsignedOrNil(v * 1000)
 	case "DCGM_FI_DEV_GPU_UTIL":
-		r.Utilisation = whole(v)
+		r.Utilisation = signedOrNil(v)
 	case "DCGM_FI_DEV_FB_TOTAL":
-		r.MemoryTotal = amount(v * mebi)
+		r.MemoryTotal = unsignedOrNil(v * mebi)
 	case "DCGM_FI_DEV_FB_FREE":
-		r.MemoryFree = amount(v * mebi)
+		r.MemoryFree = unsignedOrNil(v * mebi)
 	case "DCGM_FI_DEV_FB_USED":
-		r.MemoryUsed = amount(v * mebi)
+		r.MemoryUsed = unsignedOrNil(v * mebi)
 	case "DCGM_FI_DEV_FB_RESERVED":
-		r.MemoryReserved = amount(v * mebi)
+		r.MemoryReserved = unsignedOrNil(v * mebi)
 	case "DCGM_FI_DEV_CLOCKS_EVENT_REASONS", "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS":
-		if mask := amount(v); mask != nil {
+		if mask := unsignedOrNil(v); mask != nil {
 			r.Reasons = ReasonNames(*mask)
 		}
 	case "DCGM_FI_DEV_XID_ERRORS", "DCGM_FI_DEV_XID_ERROR":
-		if code := amount(v); code != nil {
+		if code := unsignedOrNil(v); code != nil {
 			f.xid = *code
 		}
 	case "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL":
-		r.ECCUncorrected = amount(v)
+		r.ECCUncorrected = unsignedOrNil(v)
 	case "DCGM_FI_DEV_ROW_REMAP_PENDING", "DCGM_FI_DEV_ROW_REMAP_FAILURE":
-		// What could not be remapped is pending too; that nothing failed says less.
-		n := whole(v)
+		// Rows that could not be remapped are pending too; a failure count of 0 is no
+		// proof that none is pending.
+		n := signedOrNil(v)
 		if n != nil && (*n > 0 || r.RowsPending == nil && string(field) == "DCGM_FI_DEV_ROW_REMAP_PENDING") {
 			pending := *n > 0
 			r.RowsPending = &pending
@@ -201,12 +202,12 @@ func (f *found) set(field []byte, v float64) {
 
 const mebi = 1 << 20
 
-// blank is the least of the values that DCGM writes in place of one that it has not
-// (DCGM_INT32_BLANK of dcgm_structs.h; those of other types are larger).
+// blank is the smallest value that DCGM writes in place of a missing one (DCGM_INT32_BLANK of
+// dcgm_structs.h; those of other types are larger).
 const blank = 0x7ffffff0
 
-// whole and amount are nil for what DCGM writes in place of a value it has not.
-func whole(v float64) *int {
+// signedOrNil returns a number; nil for DCGM's blank.
+func signedOrNil(v float64) *int {
 	if v <= -blank || v >= blank {
 		return nil
 	}
@@ -214,15 +215,17 @@ func whole(v float64) *int {
 	return &n
 }
 
-// positive is whole for what is 0 where it is not known.
-func positive(v float64) *int {
+// positiveOrNil returns a number; nil for DCGM's blank, and for 0 where that stands for an
+// unknown value.
+func positiveOrNil(v float64) *int {
 	if v <= 0 {
 		return nil
 	}
-	return whole(v)
+	return signedOrNil(v)
 }
 
-func amount(v float64) *uint64 {
+// unsignedOrNil returns a number; nil for DCGM's blank.
+func unsignedOrNil(v float64) *uint64 {
 	if v < 0 || v > 1<<52 {
 		return nil
 	}
@@ -230,15 +233,15 @@ func amount(v float64) *uint64 {
 	return &n
 }
 
-// date finds out how old each GPU's values are, and what befell it since.
+// date sets the time of each GPU's values, and its errors.
 func (d *dcgm) date(order []*found, arrived time.Time) *sample {
 	s := &sample{}
-	seen, undated, margins, reasons := map[string]*life{}, 0, false, false
+	seen, undated, margins, reasons := map[string]*history{}, 0, false, false
 	for _, f := range order {
 		l := d.seen[f.g.UUID]
 		switch {
 		case l == nil:
-			l = &life{energy: f.energy, changed: arrived, xid: f.xid, xidAt: arrived}
+			l = &history{energy: f.energy, changed: arrived, xid: f.xid, xidAt: arrived}
 		case l.energy != f.energy:
 			l.energy, l.changed = f.energy, arrived
 		}
@@ -246,14 +249,14 @@ func (d *dcgm) date(order []*found, arrived time.Time) *sample {
 			l.xid, l.xidAt, l.dated = f.xid, arrived, true
 		}
 		seen[f.g.UUID] = l
-		f.g.At = arrived
+		f.g.MeasuredAt = arrived
 		if f.alive {
-			f.g.At = l.changed
+			f.g.MeasuredAt = l.changed
 		} else if f.g.Parent == "" {
 			undated++
 		}
 		if l.xid != 0 {
-			// One that was there before us may be long over, so it condemns nothing.
+			// The first XID on a page may be long over, so it is never fatal.
 			fatal := l.dated && FatalXID(l.xid)
 			f.g.XIDs = []XID{{Code: l.xid, AgeMs: arrived.Sub(l.xidAt).Milliseconds(), Fatal: fatal}}
 		}

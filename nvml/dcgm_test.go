@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-func exporter() *dcgm { return &dcgm{page: &page{limit: maxPage}, seen: map[string]*life{}} }
+func exporter() *dcgm { return &dcgm{page: &page{limit: maxPage}, seen: map[string]*history{}} }
 
 // asJSON is a reading without what every page has.
 func asJSON(t *testing.T, g *GPU) string {
@@ -48,7 +48,7 @@ func TestPages(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s, err := exporter().take(bytes.NewReader(page), time.Now())
+			s, err := exporter().parse(bytes.NewReader(page), time.Now())
 			if err != nil || len(s.gpus) != len(c.want) || s.warning != c.warning {
 				t.Fatalf("%v, %+v", err, s)
 			}
@@ -80,7 +80,7 @@ func TestOddPages(t *testing.T) {
 		{"empty", "", "is this a dcgm-exporter?"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s, err := exporter().take(strings.NewReader(c.page), time.Now())
+			s, err := exporter().parse(strings.NewReader(c.page), time.Now())
 			got := fmt.Sprint(err)
 			if err == nil {
 				var all []string
@@ -118,7 +118,7 @@ func TestFrozen(t *testing.T) {
 		{5, 130, time.Second, 0},
 	} {
 		at := began.Add(time.Duration(i) * time.Second)
-		s, err := d.take(strings.NewReader(page(c.a, c.b)), at)
+		s, err := d.parse(strings.NewReader(page(c.a, c.b)), at)
 		if err != nil || s.gpus[0].Age(at) != c.ageA || s.gpus[1].Age(at) != c.ageB || s.warning != "" {
 			t.Errorf("%d: %v, ages %v and %v", i, err, s.gpus[0].Age(at), s.gpus[1].Age(at))
 		}
@@ -139,7 +139,7 @@ func TestXIDs(t *testing.T) {
 		{79, []XID{{79, 1000, true}}},
 		{31, []XID{{31, 0, false}}},
 	} {
-		s, err := d.take(strings.NewReader(fmt.Sprintf("DCGM_FI_DEV_XID_ERRORS{UUID=\"GPU-a\"} %d\n", c.code)), began.Add(time.Duration(i)*time.Second))
+		s, err := d.parse(strings.NewReader(fmt.Sprintf("DCGM_FI_DEV_XID_ERRORS{UUID=\"GPU-a\"} %d\n", c.code)), began.Add(time.Duration(i)*time.Second))
 		if err != nil || fmt.Sprint(s.gpus[0].XIDs) != fmt.Sprint(c.want) {
 			t.Errorf("%d: %v, %v; want %v", i, err, s.gpus[0].XIDs, c.want)
 		}
@@ -187,7 +187,7 @@ func FuzzDCGM(f *testing.F) {
 	f.Fuzz(func(t *testing.T, page []byte) {
 		d := exporter()
 		for range 2 {
-			if s, err := d.take(bytes.NewReader(page), time.Now()); err == nil {
+			if s, err := d.parse(bytes.NewReader(page), time.Now()); err == nil {
 				checkSample(t, s)
 			}
 		}

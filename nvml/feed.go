@@ -10,55 +10,55 @@ import (
 	"time"
 )
 
-// Bounds of what one source may say.
+// Bounds of one source's answer.
 const (
 	maxGPUs    = 1024
 	maxText    = 128 // bytes of a name or UUID
 	maxReasons = 32
 )
 
-// sample is what a source said last. It is immutable.
+// sample is one answer of a source. It is immutable.
 type sample struct {
 	gpus         []*GPU
 	node, driver string
 	warning      string
 }
 
-// source is where readings come from. Only one goroutine asks it.
+// source is an origin of readings. Only one goroutine uses it.
 type source interface {
-	// read asks once, until a moment at most; ctx is as long as the source is asked
-	// at all. Beside an error it may return what could be read all the same.
-	read(ctx context.Context, until time.Time) (*sample, error)
-	// close gives back what reading holds; it may be read again.
+	// read requests the readings once, until the deadline at most; ctx lasts as long as the
+	// source is in use. Beside an error it may return the readings that it got.
+	read(ctx context.Context, deadline time.Time) (*sample, error)
+	// close releases the connection; the source may be read again.
 	close()
 }
 
-// feed asks one source again and again.
+// feed polls one source.
 type feed struct {
 	config  Config
 	monitor *Monitor
 	source  source
-	limit   time.Duration // for one answer
+	limit   time.Duration // time limit of one answer
 	child   *child        // nil: the source runs elsewhere
 	last    atomic.Pointer[sample]
-	told    map[string]bool // warnings that the log has; of the goroutine that asks
-	dropped map[string]bool // by UUID, GPUs of which the log has that they say nothing; likewise
+	logged  map[string]bool // warnings in the log; used by the polling goroutine alone
+	dropped map[string]bool // GPUs that the log has as dropped, by UUID; used by the polling goroutine alone
 
-	mu       sync.Mutex
-	failures int // in a row
-	failed   string
-	heard    time.Time // zero: never
-	restarts int
+	mu         sync.Mutex
+	failures   int       // failed requests in a row
+	failed     string    // error of the last request; empty: there was none
+	answeredAt time.Time // time of the last answer; zero: there was none
+	restarts   int
 }
 
 const (
-	agentLimit = 500 * time.Millisecond
-	dcgmLimit  = 2 * time.Second // an exporter collects while it answers
-	seldom     = 5               // a source that is long silent is asked so many times less often
+	agentLimit   = 500 * time.Millisecond
+	dcgmLimit    = 2 * time.Second // an exporter collects while it answers
+	silentFactor = 5               // divisor of the request rate of a source that is long silent
 )
 
 func newFeed(c Config, m *Monitor) *feed {
-	f := &feed{config: c, monitor: m, limit: agentLimit, told: map[string]bool{}, dropped: map[string]bool{}}
+	f := &feed{config: c, monitor: m, limit: agentLimit, logged: map[string]bool{}, dropped: map[string]bool{}}
 	f.last.Store(&sample{})
 	switch c.kind() {
 	case "agent":
@@ -74,8 +74,8 @@ func newFeed(c Config, m *Monitor) *feed {
 	return f
 }
 
-// run asks until ctx ends. Questions of many sources are spread over the time
-// between two, and no question waits for another source's answer.
+// run polls until ctx ends. The requests to many sources are spread over the interval, and
+// none waits for the answer of another source.
 func (f *feed) run(ctx context.Context) {
 	defer f.source.close()
 	if f.child != nil {
@@ -97,54 +97,54 @@ func (f *feed) run(ctx context.Context) {
 			return
 		case f.monitor.slots <- struct{}{}:
 		}
-		asked := time.Now()
-		f.ask(ctx)
+		startedAt := time.Now()
+		f.poll(ctx)
 		<-f.monitor.slots
 		pause := f.config.Every
-		if f.silent(began) > heldFor {
-			pause *= seldom
+		if f.silence(began) > heldFor {
+			pause *= silentFactor
 		}
-		// 0.9 to 1.1 times that, from one question to the next
+		// 0.9 to 1.1 times that, from one request to the next
 		pause += time.Duration(rand.Int64N(int64(pause)/5)) - pause/10
-		timer.Reset(f.monitor.onGrid(max(pause-time.Since(asked), pause/10)))
+		timer.Reset(f.monitor.onGrid(max(pause-time.Since(startedAt), pause/10)))
 	}
 }
 
-// grid is the time between two moments at which sources are asked: hundreds of them
-// wake this process ten times a second, not hundreds of times.
+// grid is the distance of the moments at which sources are polled: hundreds of them wake this
+// process ten times a second, not hundreds of times.
 const grid = 100 * time.Millisecond
 
-// onGrid lengthens a pause to the next moment at which sources are asked.
+// onGrid lengthens a pause to the next moment of the grid.
 func (m *Monitor) onGrid(pause time.Duration) time.Duration {
-	at := time.Since(m.began) + pause
-	return pause + (grid - at%grid)
+	phase := time.Since(m.began) + pause
+	return pause + (grid - phase%grid)
 }
 
-// silent is for how long the source has said nothing.
-func (f *feed) silent(began time.Time) time.Duration {
+// silence returns the time since the last answer of the source, or since began.
+func (f *feed) silence(began time.Time) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.heard.After(began) {
-		began = f.heard
+	if f.answeredAt.After(began) {
+		began = f.answeredAt
 	}
 	return time.Since(began)
 }
 
-// ask asks once and publishes the answer.
-func (f *feed) ask(ctx context.Context) {
+// poll requests the readings once and publishes the answer.
+func (f *feed) poll(ctx context.Context) {
 	s, err := f.source.read(ctx, time.Now().Add(f.limit))
 	if ctx.Err() != nil {
 		return
 	}
-	before := f.last.Load()
+	previous := f.last.Load()
 	if s != nil {
-		var doubts string
-		if s.gpus, doubts = clean(s.gpus, f.config.Name); doubts != "" {
-			s.warning = join(doubts, s.warning)
+		var warning string
+		if s.gpus, warning = clean(s.gpus, f.config.Name); warning != "" {
+			s.warning = join(warning, s.warning)
 		}
 		f.monitor.publish(f, s)
 	}
-	if was, now := f.note(s != nil && err == nil, err); was != now {
+	if earlier, now := f.record(s != nil && err == nil, err); earlier != now {
 		if now == "" {
 			f.monitor.log.Info("GPU readings come", "source", f.config.Name, "gpus", len(s.gpus))
 		} else {
@@ -152,27 +152,26 @@ func (f *feed) ask(ctx context.Context) {
 		}
 	}
 	if s != nil && err == nil {
-		f.report(before, s, time.Now())
+		f.logProblems(previous, s, time.Now())
 	}
 }
 
-// maxTold bounds how many different warnings of one source are logged.
-const maxTold = 32
+// maxLogged bounds the number of different warnings that are logged of one source.
+const maxLogged = 32
 
-// report logs once what is wrong with an answer that came: its warning, and each GPU
-// that has begun to say nothing, because its values are too old or because the
-// source has it no more.
-func (f *feed) report(before, s *sample, now time.Time) {
+// logProblems logs the problems of an answer, each once: its warning, and each GPU that is
+// dropped from now on, because its values are too old or the source no longer has it.
+func (f *feed) logProblems(previous, s *sample, now time.Time) {
 	log := f.monitor.log.With("source", f.config.Name)
-	if s.warning != "" && !f.told[s.warning] && len(f.told) < maxTold {
-		f.told[s.warning] = true
+	if s.warning != "" && !f.logged[s.warning] && len(f.logged) < maxLogged {
+		f.logged[s.warning] = true
 		log.Warn("GPU readings are not as they should be", "reason", s.warning)
 	}
-	has := make(map[string]bool, len(s.gpus))
+	current := make(map[string]bool, len(s.gpus))
 	for _, g := range s.gpus {
-		has[g.UUID] = true
+		current[g.UUID] = true
 		switch age := g.Age(now); {
-		case g.State == StateOK && AtAge(age) == Dropped:
+		case g.State == StateOK && FreshnessAtAge(age) == Dropped:
 			if !f.dropped[g.UUID] {
 				f.dropped[g.UUID] = true
 				log.Warn("the readings of a GPU are dropped: the source repeats old values", "gpu", g.Ref(), "uuid", g.UUID, "age", age.Round(time.Second))
@@ -182,10 +181,10 @@ func (f *feed) report(before, s *sample, now time.Time) {
 			log.Info("the readings of a GPU count again", "gpu", g.Ref(), "uuid", g.UUID)
 		}
 	}
-	for _, g := range before.gpus {
-		if !has[g.UUID] && !f.dropped[g.UUID] {
+	for _, g := range previous.gpus {
+		if !current[g.UUID] && !f.dropped[g.UUID] {
 			if len(f.dropped) >= maxGPUs {
-				clear(f.dropped) // a source that makes up GPUs
+				clear(f.dropped) // the source invents GPUs
 			}
 			f.dropped[g.UUID] = true
 			log.Warn("the readings of a GPU are dropped: the source has it no more", "gpu", g.Ref(), "uuid", g.UUID)
@@ -193,7 +192,7 @@ func (f *feed) report(before, s *sample, now time.Time) {
 	}
 }
 
-// join puts two warnings into one; either may be empty.
+// join returns two warnings as one; either may be empty.
 func join(a, b string) string {
 	if a == "" || b == "" {
 		return a + b
@@ -201,22 +200,22 @@ func join(a, b string) string {
 	return a + "; " + b
 }
 
-// note remembers how a question ended, and tells what was wrong before and is now.
-func (f *feed) note(heard bool, err error) (was, now string) {
+// record stores the result of a request, and returns the errors before it and now.
+func (f *feed) record(answered bool, err error) (earlier, current string) {
 	if err != nil {
-		now = err.Error()
+		current = err.Error()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	was, f.failed = f.failed, now
+	earlier, f.failed = f.failed, current
 	f.failures++
-	if heard {
-		if f.heard.IsZero() {
-			was = "it was not asked before" // so that the first answer is said
+	if answered {
+		if f.answeredAt.IsZero() {
+			earlier = "it was not asked before" // so that the first answer is logged
 		}
-		f.failures, f.heard = 0, time.Now()
+		f.failures, f.answeredAt = 0, time.Now()
 	}
-	return was, now
+	return earlier, current
 }
 
 func (f *feed) restarted() {
@@ -226,8 +225,8 @@ func (f *feed) restarted() {
 	f.monitor.log.Info("the GPU agent has restarted", "source", f.config.Name)
 }
 
-// has reports whether g is of what the source said last, or of before.
-func (f *feed) has(g *GPU) bool {
+// reports reports whether the last answer of the source has the GPU.
+func (f *feed) reports(g *GPU) bool {
 	return slices.ContainsFunc(f.last.Load().gpus, func(o *GPU) bool { return o.UUID == g.UUID })
 }
 
@@ -236,24 +235,24 @@ func (f *feed) status(now time.Time) SourceStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	out := SourceStatus{
-		Name: f.config.Name, Kind: f.config.kind(), Address: f.config.address(), OK: f.failed == "" && !f.heard.IsZero(), Error: f.failed,
+		Name: f.config.Name, Kind: f.config.kind(), Address: f.config.address(), OK: f.failed == "" && !f.answeredAt.IsZero(), Error: f.failed,
 		Warning: s.warning, Failures: f.failures, Node: s.node, Driver: s.driver, Restarts: f.restarts, GPUs: len(s.gpus),
 	}
 	if out.OK {
-		out.Warning = join(tooOld(s.gpus, now), s.warning)
+		out.Warning = join(stalenessWarning(s.gpus, now), s.warning)
 	}
-	if out.Error == "" && f.heard.IsZero() {
+	if out.Error == "" && f.answeredAt.IsZero() {
 		out.Error = "not asked yet"
 	}
-	if !f.heard.IsZero() {
-		ms := now.Sub(f.heard).Milliseconds()
+	if !f.answeredAt.IsZero() {
+		ms := now.Sub(f.answeredAt).Milliseconds()
 		out.HeardMs = &ms
 	}
 	return out
 }
 
-// ago is the moment that lay age_ms before now. An age beyond a day, or below
-// nothing, is nonsense and as good as very old.
+// ago returns the time that lies ms milliseconds before now. An age beyond a day, or a
+// negative one, is nonsense and counts as a day.
 func ago(now time.Time, ms int64) time.Time {
 	const day = 24 * time.Hour
 	if ms < 0 || ms > day.Milliseconds() {
@@ -262,7 +261,7 @@ func ago(now time.Time, ms int64) time.Time {
 	return now.Add(-time.Duration(ms) * time.Millisecond)
 }
 
-// statusError says what a wrong status of an answer means.
+// statusError returns the error for a status other than 200.
 func statusError(status int) error {
 	if status == 401 || status == 403 {
 		return fmt.Errorf("status %d: the token is wrong or missing: see token_env", status)

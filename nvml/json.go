@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// cursor reads JSON once, from the front to the back. A fault makes it bad, and
-// everything that it reads from then on empty.
+// cursor reads JSON once, from front to back. After a fault it is bad, and reads only empty
+// values.
 type cursor struct {
 	rest  []byte
 	bad   bool
@@ -15,7 +15,7 @@ type cursor struct {
 	texts texts
 }
 
-// texts are those read before: most of a report is the same every second.
+// texts interns strings: most of a report is the same every second.
 type texts map[string]string
 
 const (
@@ -23,29 +23,31 @@ const (
 	maxTexts = 1 << 14
 )
 
-func (t texts) of(raw []byte) string {
+// intern returns the string of raw, without a copy where it was read before.
+func (t texts) intern(raw []byte) string {
 	if s, ok := t[string(raw)]; ok {
 		return s
 	}
 	s := string(raw)
 	if t != nil && len(s) <= maxText {
 		if len(t) >= maxTexts {
-			clear(t) // an agent that never says the same twice
+			clear(t) // the agent never repeats a text
 		}
 		t[s] = s
 	}
 	return s
 }
 
-// peek is the next byte that is no space; 0: there is none.
+// peek returns the next byte that is no space; 0: there is none.
 func (c *cursor) peek() byte {
 	if len(c.rest) > 0 && c.rest[0] > ' ' {
 		return c.rest[0]
 	}
-	return c.peekOn()
+	return c.skipSpace()
 }
 
-func (c *cursor) peekOn() byte {
+// skipSpace is the slow path of peek.
+func (c *cursor) skipSpace() byte {
 	for i, b := range c.rest {
 		if b != ' ' && b != '\n' && b != '\t' && b != '\r' {
 			c.rest = c.rest[i:]
@@ -56,8 +58,8 @@ func (c *cursor) peekOn() byte {
 	return 0
 }
 
-// eat takes the next byte if it is b.
-func (c *cursor) eat(b byte) bool {
+// consume skips the next byte if it is b, and reports whether it was.
+func (c *cursor) consume(b byte) bool {
 	if c.bad || c.peek() != b {
 		return false
 	}
@@ -69,23 +71,23 @@ func (c *cursor) fail() {
 	c.bad, c.rest = true, nil
 }
 
-// items reads a list or an object between its brackets; one reads an item of it.
-func (c *cursor) items(end byte, one func()) {
+// items reads a list or an object between its brackets; item reads one item of it.
+func (c *cursor) items(end byte, item func()) {
 	c.rest = c.rest[1:]
 	if c.depth++; c.depth > maxDepth {
 		c.fail()
 	}
-	for first := true; !c.eat(end); first = false {
-		if c.bad || !first && !c.eat(',') {
+	for first := true; !c.consume(end); first = false {
+		if c.bad || !first && !c.consume(',') {
 			c.fail()
 			break
 		}
-		one()
+		item()
 	}
 	c.depth--
 }
 
-// object has member read the value of each member. What is no object is read over.
+// object calls member to read the value of each member. It skips a value that is no object.
 func (c *cursor) object(member func(key []byte)) {
 	if c.peek() != '{' {
 		c.skip()
@@ -93,7 +95,7 @@ func (c *cursor) object(member func(key []byte)) {
 	}
 	c.items('}', func() {
 		key := c.quoted()
-		if !c.eat(':') {
+		if !c.consume(':') {
 			c.fail()
 			return
 		}
@@ -101,20 +103,20 @@ func (c *cursor) object(member func(key []byte)) {
 	})
 }
 
-// list has one read each item. What is no list is read over; false.
-func (c *cursor) list(one func()) bool {
+// list calls item to read each item. It skips a value that is no list, and returns false.
+func (c *cursor) list(item func()) bool {
 	if c.peek() != '[' {
 		c.skip()
 		return false
 	}
-	c.items(']', one)
+	c.items(']', item)
 	return !c.bad
 }
 
-// quoted reads a text, of which the quotes are not a part. Without escapes it is a
-// piece of what is read.
+// quoted reads a string without its quotes. Without escapes the result is a part of the
+// input.
 func (c *cursor) quoted() []byte {
-	if !c.eat('"') {
+	if !c.consume('"') {
 		c.fail()
 		return nil
 	}
@@ -127,7 +129,7 @@ func (c *cursor) quoted() []byte {
 	return c.escaped()
 }
 
-// escaped is quoted for a text with a backslash in it.
+// escaped is quoted for a string with a backslash in it.
 func (c *cursor) escaped() []byte {
 	for i := 0; i < len(c.rest); i++ {
 		switch c.rest[i] {
@@ -147,16 +149,16 @@ func (c *cursor) escaped() []byte {
 	return nil
 }
 
-// text reads a text. What is none is read over and empty.
+// text reads a string. It skips a value that is none, and returns "".
 func (c *cursor) text() string {
 	if c.peek() != '"' {
 		c.skip()
 		return ""
 	}
-	return c.texts.of(c.quoted())
+	return c.texts.intern(c.quoted())
 }
 
-// skip reads over any value.
+// skip skips any value.
 func (c *cursor) skip() {
 	switch c.peek() {
 	case '{':
@@ -166,12 +168,12 @@ func (c *cursor) skip() {
 	case '"':
 		c.quoted()
 	default:
-		c.bare()
+		c.literal()
 	}
 }
 
-// bare reads what stands without quotes and brackets: a number, true, false or null.
-func (c *cursor) bare() []byte {
+// literal reads a number, true, false or null.
+func (c *cursor) literal() []byte {
 	c.peek()
 	n := 0
 	for n < len(c.rest) && (c.rest[n] >= '0' && c.rest[n] <= '9' || c.rest[n] >= 'a' && c.rest[n] <= 'z' || c.rest[n] == '-' || c.rest[n] == '+' || c.rest[n] == '.' || c.rest[n] == 'E') {
@@ -186,7 +188,7 @@ func (c *cursor) bare() []byte {
 	return word
 }
 
-// plainNumber reports whether b is a number of digits alone, as nearly all are.
+// plainNumber reports whether b is a number of digits alone, as nearly all numbers are.
 func plainNumber(b []byte) bool {
 	for _, d := range b {
 		if d < '0' || d > '9' {
@@ -196,32 +198,32 @@ func plainNumber(b []byte) bool {
 	return len(b) == 1 || len(b) > 1 && b[0] != '0'
 }
 
-// amount reads a whole number from 0 on; false: it is something else, or too large.
-func (c *cursor) amount() (n uint64, ok bool) {
+// unsigned reads a whole number of 0 or more; false: it is something else, or too large.
+func (c *cursor) unsigned() (n uint64, ok bool) {
 	if b := c.peek(); b == '"' || b == '{' || b == '[' {
 		c.skip()
 		return 0, false
 	}
-	n, err := strconv.ParseUint(string(c.bare()), 10, 64) // without a copy: it is short
+	n, err := strconv.ParseUint(string(c.literal()), 10, 64) // without a copy: it is short
 	return n, err == nil && !c.bad
 }
 
-// whole reads a whole number likewise.
-func (c *cursor) whole() (n int64, ok bool) {
+// signed reads a whole number; false: it is something else, or too large.
+func (c *cursor) signed() (n int64, ok bool) {
 	if b := c.peek(); b == '"' || b == '{' || b == '[' {
 		c.skip()
 		return 0, false
 	}
-	n, err := strconv.ParseInt(string(c.bare()), 10, 64)
+	n, err := strconv.ParseInt(string(c.literal()), 10, 64)
 	return n, err == nil && !c.bad
 }
 
-// flag reads true or false; ok is false for all else.
-func (c *cursor) flag() (v, ok bool) {
+// boolean reads true or false; ok is false for other values.
+func (c *cursor) boolean() (v, ok bool) {
 	if b := c.peek(); b != 't' && b != 'f' {
 		c.skip()
 		return false, false
 	}
-	word := string(c.bare())
+	word := string(c.literal())
 	return word == "true", !c.bad
 }

@@ -18,12 +18,12 @@ import (
 	"time"
 )
 
-// local asks an agent that runs as a child of this process, behind a socket.
+// local reads an agent that runs as a child of this process, behind a socket.
 type local struct {
 	child     *child
 	config    *Config
 	restarted func()
-	agent     *agent // nil: it is not known yet where it listens
+	agent     *agent // nil until the socket is known
 }
 
 func (l *local) close() {
@@ -32,119 +32,119 @@ func (l *local) close() {
 	}
 }
 
-func (l *local) read(ctx context.Context, until time.Time) (*sample, error) {
-	socket, why := l.child.where()
+func (l *local) read(ctx context.Context, deadline time.Time) (*sample, error) {
+	socket, reason := l.child.state()
 	if socket == "" {
-		return nil, errors.New(why)
+		return nil, errors.New(reason)
 	}
 	if l.agent == nil {
 		l.agent = newAgent(l.config, "unix://"+socket, l.restarted)
 	}
-	s, err := l.agent.read(ctx, until)
-	if err != nil && why != "" {
-		err = fmt.Errorf("%s (%w)", why, err)
+	s, err := l.agent.read(ctx, deadline)
+	if err != nil && reason != "" {
+		err = fmt.Errorf("%s (%w)", reason, err)
 	}
 	return s, err
 }
 
 // Times of a child.
 const (
-	restartFirst = time.Second      // wait before it is started again
-	restartMost  = 30 * time.Second // doubling up to here
-	steady       = time.Minute      // having run so long, it begins anew with restartFirst
-	stopWait     = 5 * time.Second  // for it to end when told to
+	restartMin = time.Second      // wait before the first restart
+	restartMax = 30 * time.Second // maximum of the wait, which doubles
+	steady     = time.Minute      // run time that resets the wait
+	stopWait   = 5 * time.Second  // time to end after SIGTERM
 )
 
-// child keeps a program running. The driver of a GPU may hang in it or take it
-// down; this process only starts it again. It is told to end by SIGTERM and never
-// killed: killing a monitor in the middle of a call has frozen GPUs.
+// child keeps a program running. The driver of a GPU may hang in it or take it down; this
+// process only starts it again. It is ended by SIGTERM and never killed, since killing a
+// monitor in the middle of a call has frozen GPUs.
 type child struct {
-	command []string // socket's address is appended
+	command []string // program and arguments, without the socket
 	log     *slog.Logger
 
 	mu     sync.Mutex
 	socket string
-	why    string // it does not run; empty: it does
+	reason string // reason why it does not run; empty: it runs
 }
 
-// where is the socket of the child and, while it does not run, why.
-func (c *child) where() (socket, why string) {
+// state returns the socket of the child and, while it does not run, the reason.
+func (c *child) state() (socket, reason string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.socket, c.why
+	return c.socket, c.reason
 }
 
-func (c *child) say(socket, why string) {
+func (c *child) setState(socket, reason string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.socket, c.why = socket, why
+	c.socket, c.reason = socket, reason
 }
 
-// run starts the program, and again whenever it ends, until ctx ends.
+// run starts the program, and restarts it whenever it ends, until ctx ends.
 func (c *child) run(ctx context.Context) {
-	c.say("", "the agent has not been started yet")
+	c.setState("", "the agent has not been started yet")
 	dir, err := os.MkdirTemp("", "tidegate-gpu-")
 	if err != nil {
-		c.say("", err.Error())
+		c.setState("", err.Error())
 		return
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // an empty directory among the temporary ones harms nobody
 	socket := filepath.Join(dir, "agent.sock")
-	for wait := restartFirst; ; {
+	for wait := restartMin; ; {
 		began := time.Now()
-		err := c.once(ctx, socket)
+		err := c.runOnce(ctx, socket)
 		if ctx.Err() != nil {
 			return
 		}
 		if time.Since(began) >= steady {
-			wait = restartFirst
+			wait = restartMin
 		}
-		why := fmt.Sprintf("the agent %s does not run: %v", c.command[0], err)
-		c.say(socket, why)
+		reason := fmt.Sprintf("the agent %s does not run: %v", c.command[0], err)
+		c.setState(socket, reason)
 		c.log.Warn("the GPU agent ended", "reason", err.Error(), "again_in", wait)
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, restartMost)
+		wait = min(2*wait, restartMax)
 	}
 }
 
-// once runs the program to its end.
-func (c *child) once(ctx context.Context, socket string) error {
-	// A socket that a dead child left would be in the way.
+// runOnce runs the program to its end.
+func (c *child) runOnce(ctx context.Context, socket string) error {
+	// The socket of a dead child would be in the way.
 	_ = os.Remove(socket)
 	cmd := exec.Command(c.command[0], append(c.command[1:len(c.command):len(c.command)], "--socket", socket)...)
 	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(v string) bool {
 		// The agent would be ended by the loader: see cmd/tidegate-gpu-agent.
 		return strings.HasPrefix(v, "LD_BIND_NOW=")
 	})
-	said, err := cmd.StderrPipe()
+	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		return err
 	}
 	cmd.SysProcAttr = dieWithParent()
 	started, ended := make(chan error, 1), make(chan error, 1)
 	go func() {
-		// Where the child dies with the thread that started it, that thread must stay.
+		// The child dies with the thread that started it, so that thread must stay.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			c.pass(said)
+			c.logOutput(stderr)
 			ended <- cmd.Wait()
 		}
 	}()
 	if err := <-started; err != nil {
 		return err
 	}
-	c.say(socket, "")
+	c.setState(socket, "")
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
-		// One that has ended by itself meanwhile needs no signal.
+		// A child that has ended by itself meanwhile needs no signal.
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case err = <-ended:
@@ -159,9 +159,9 @@ func (c *child) once(ctx context.Context, socket string) error {
 	return err
 }
 
-// pass writes what the child says into the log, line by line.
-func (c *child) pass(said io.Reader) {
-	lines := bufio.NewReaderSize(said, 4<<10)
+// logOutput writes the output of the child into the log, line by line.
+func (c *child) logOutput(stderr io.Reader) {
+	lines := bufio.NewReaderSize(stderr, 4<<10)
 	for {
 		line, _, err := lines.ReadLine()
 		if err != nil {

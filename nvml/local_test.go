@@ -232,7 +232,7 @@ func TestStubbornChild(t *testing.T) {
 func TestPass(t *testing.T) {
 	j := &journal{}
 	c := &child{log: slog.New(slog.NewTextHandler(j, nil))}
-	c.pass(io.MultiReader(strings.NewReader("one\n\n" + strings.Repeat("x", 9000) + "\nlast")))
+	c.logOutput(io.MultiReader(strings.NewReader("one\n\n" + strings.Repeat("x", 9000) + "\nlast")))
 	if n := strings.Count(j.String(), "says="); n != 5 || !strings.Contains(j.String(), "says=last") {
 		t.Errorf("%d lines", n)
 	}

@@ -10,11 +10,11 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// gauge is one metric of GPUs; its value is nil where it is not known.
+// gauge is one metric of the GPUs; its value is nil where it is not known.
 type gauge struct {
-	name, help string
-	always     bool // even of a reading that is dropped
-	value      func(g *GPU, now time.Time) *float64
+	name, help  string
+	whenDropped bool // the metric exists for dropped readings too
+	value       func(g *GPU, now time.Time) *float64
 }
 
 func gauges() []gauge {
@@ -37,18 +37,18 @@ func gauges() []gauge {
 	}
 }
 
-func scaled[N int | uint64](v *N, by float64) *float64 {
+func scaled[N int | uint64](v *N, divisor float64) *float64 {
 	if v == nil {
 		return nil
 	}
-	f := float64(*v) / by
+	f := float64(*v) / divisor
 	return &f
 }
 
-// Gather is prometheus.Gatherer's: what Prometheus sees of the GPUs, as they are now, so
-// that a series ends with its subject. A value that is not known has no series; one
-// that is dropped as too old has only its age and state. A fleet has thousands of
-// values, of which a registry would make, compare and sort each.
+// Gather implements prometheus.Gatherer. It returns the metrics of the GPUs as they are now, so
+// that a series ends with its subject. An unknown value has no series; a dropped reading has
+// only its age and state. It does without a registry, which would check and sort each of the
+// thousands of values of a fleet.
 func (m *Monitor) Gather() ([]*dto.MetricFamily, error) {
 	now := time.Now()
 	sources := family("tidegate_gpu_source_up", "1 while the source of readings answers.", dto.MetricType_GAUGE)
@@ -57,33 +57,33 @@ func (m *Monitor) Gather() ([]*dto.MetricFamily, error) {
 		labels []*dto.LabelPair
 	}
 	var gpus []named
-	for _, f := range m.running() {
-		up := 0.0
+	for _, f := range m.sources() {
+		healthy := 0.0
 		if f.status(now).OK {
-			up = 1
+			healthy = 1
 		}
-		sources.Metric = append(sources.Metric, &dto.Metric{Label: []*dto.LabelPair{pair("source", f.config.Name)}, Gauge: &dto.Gauge{Value: &up}})
+		sources.Metric = append(sources.Metric, &dto.Metric{Label: []*dto.LabelPair{pair("source", f.config.Name)}, Gauge: &dto.Gauge{Value: &healthy}})
 		for _, g := range f.last.Load().gpus {
 			ref := g.Ref()
 			if ref == g.UUID {
-				ref = g.Source + "/" + ref // another source may have the same one
+				ref = g.Source + "/" + ref // another source may report the same UUID
 			}
 			gpus = append(gpus, named{g, []*dto.LabelPair{pair("gpu", ref), pair("name", g.Name), pair("uuid", g.UUID)}})
 		}
 	}
 	slices.SortFunc(gpus, func(a, b named) int { return strings.Compare(a.labels[0].GetValue(), b.labels[0].GetValue()) })
-	all := []*dto.MetricFamily{sources}
-	for _, of := range gauges() {
-		f := family("tidegate_gpu_"+of.name, of.help, dto.MetricType_GAUGE)
+	families := []*dto.MetricFamily{sources}
+	for _, metric := range gauges() {
+		f := family("tidegate_gpu_"+metric.name, metric.help, dto.MetricType_GAUGE)
 		for _, g := range gpus {
-			if !of.always && g.Freshness(now) == Dropped {
+			if !metric.whenDropped && g.Freshness(now) == Dropped {
 				continue
 			}
-			if v := of.value(g.GPU, now); v != nil {
+			if v := metric.value(g.GPU, now); v != nil {
 				f.Metric = append(f.Metric, &dto.Metric{Label: g.labels, Gauge: &dto.Gauge{Value: v}})
 			}
 		}
-		all = append(all, f)
+		families = append(families, f)
 	}
 	throttled := family("tidegate_gpu_throttle_seconds_total", "How long the clocks have been held down, by reason; reasons overlap.", dto.MetricType_COUNTER)
 	for _, g := range gpus {
@@ -95,9 +95,9 @@ func (m *Monitor) Gather() ([]*dto.MetricFamily, error) {
 			throttled.Metric = append(throttled.Metric, &dto.Metric{Label: labels, Counter: &dto.Counter{Value: &v}})
 		}
 	}
-	all = slices.DeleteFunc(append(all, throttled), func(f *dto.MetricFamily) bool { return len(f.Metric) == 0 })
-	slices.SortFunc(all, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
-	return all, nil
+	families = slices.DeleteFunc(append(families, throttled), func(f *dto.MetricFamily) bool { return len(f.Metric) == 0 })
+	slices.SortFunc(families, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return families, nil
 }
 
 var _ prometheus.Gatherer = (*Monitor)(nil)

@@ -11,46 +11,46 @@ import (
 	"time"
 )
 
-// Ages of a reading.
+// Age limits of a reading.
 const (
-	freshFor = 3 * time.Second // up to here it counts in full
-	heldFor  = DroppedAfter    // and up to here nothing may be relaxed on its account
+	freshFor = 3 * time.Second // the reading counts in full
+	heldFor  = DroppedAfter    // no level may fall because of the reading
 )
 
-// DroppedAfter is the age from which on a reading is not used.
+// DroppedAfter is the age after which a reading is not used.
 const DroppedAfter = 10 * time.Second
 
-// Freshness says what a reading may still be used for.
+// Freshness is the age class of a reading.
 type Freshness int
 
-// The three of them, worst first.
+// The age classes, worst first.
 const (
 	Dropped Freshness = iota // too old for any decision
-	Held                     // what was decided on it stays
-	Fresh
+	Held                     // keeps decisions, but relaxes none
+	Fresh                    // counts in full
 )
 
-// String is the freshness in one word.
+// String returns the freshness in one word.
 func (f Freshness) String() string { return [...]string{"dropped", "held", "fresh"}[f] }
 
 // The states of a Reading.
 const (
 	StateOK     = "ok"
-	StateWedged = "wedged" // a call of the driver hangs; the values grow old
-	StateLost   = "lost"   // the driver does not reach the GPU any more
+	StateWedged = "wedged" // a call of the driver hangs, and the values age
+	StateLost   = "lost"   // the driver no longer reaches the GPU
 )
 
 // GPU is one GPU as a source reported it. It is immutable.
 type GPU struct {
 	Reading
-	Source string
-	At     time.Time // when the values were measured, by this process's clock
+	Source     string
+	MeasuredAt time.Time // time of the measurement, by this process's clock
 
-	shadowed bool // another GPU of the source has its index
+	shadowed bool // another GPU of the source has the same index
 }
 
-// Ref is SOURCE/INDEX; of a GPU whose index is not its own, as that of a MIG device
-// or of a lost GPU after a restart of the driver, the UUID.
+// Ref returns SOURCE/INDEX, or the UUID of a GPU that shares its index: a MIG device, or a
+// lost GPU after a restart of the driver.
 func (g *GPU) Ref() string {
 	if g.Parent != "" || g.shadowed {
 		return g.UUID
@@ -58,14 +58,14 @@ func (g *GPU) Ref() string {
 	return g.Source + "/" + strconv.Itoa(g.Index)
 }
 
-// Age is how old the values are.
-func (g *GPU) Age(now time.Time) time.Duration { return max(now.Sub(g.At), 0) }
+// Age returns the age of the values.
+func (g *GPU) Age(now time.Time) time.Duration { return max(now.Sub(g.MeasuredAt), 0) }
 
-// Freshness says what the values may be used for.
-func (g *GPU) Freshness(now time.Time) Freshness { return AtAge(now.Sub(g.At)) }
+// Freshness returns the age class of the values.
+func (g *GPU) Freshness(now time.Time) Freshness { return FreshnessAtAge(now.Sub(g.MeasuredAt)) }
 
-// AtAge is the freshness of a reading of some age.
-func AtAge(age time.Duration) Freshness {
+// FreshnessAtAge returns the age class of a reading of some age.
+func FreshnessAtAge(age time.Duration) Freshness {
 	switch {
 	case age <= freshFor:
 		return Fresh
@@ -75,21 +75,19 @@ func AtAge(age time.Duration) Freshness {
 	return Dropped
 }
 
-// View is a window on one GPU. It is safe for concurrent use and costs a reader
-// two loads.
+// View is a view of one GPU. It is safe for concurrent use; a read costs two loads.
 type View struct {
 	Ref string
 	gpu atomic.Pointer[GPU]
 }
 
-// Load is the GPU as it was last reported, however long ago; nil: no source has
-// ever reported it.
+// Load returns the last report of the GPU, however old; nil: no source has ever reported it.
 func (v *View) Load() *GPU { return v.gpu.Load() }
 
-// Monitor keeps what the sources say. It is safe for concurrent use.
+// Monitor polls the sources and keeps their last answers. It is safe for concurrent use.
 type Monitor struct {
 	log     *slog.Logger
-	slots   chan struct{} // bounds how many questions are open
+	slots   chan struct{} // bounds the number of open requests
 	changed chan struct{}
 	began   time.Time
 
@@ -98,24 +96,24 @@ type Monitor struct {
 	views map[string]*View
 }
 
-// maxOpen bounds how many questions are open at a time. Sources that do not answer
-// are asked less often, so that a dead half of a fleet leaves room for the rest.
-const maxOpen = 256
+// maxRequests bounds the number of open requests. Silent sources are polled less often, so
+// that a dead half of a fleet leaves room for the rest.
+const maxRequests = 256
 
-// New makes a monitor without sources. It starts nothing.
+// New returns a monitor without sources. It starts nothing.
 func New(log *slog.Logger) *Monitor {
-	return &Monitor{log: log, slots: make(chan struct{}, maxOpen), changed: make(chan struct{}, 1), began: time.Now(), views: map[string]*View{}}
+	return &Monitor{log: log, slots: make(chan struct{}, maxRequests), changed: make(chan struct{}, 1), began: time.Now(), views: map[string]*View{}}
 }
 
-// running are the feeds in the order of the configuration.
-func (m *Monitor) running() []*feed {
+// sources returns the feeds in the order of the configuration.
+func (m *Monitor) sources() []*feed {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.feeds)
 }
 
-// Watch returns the window on a GPU named SOURCE/INDEX or by its UUID, which need
-// not be there yet. Equal names have the same window.
+// Watch returns the view of a GPU by SOURCE/INDEX or UUID. No source needs to have reported it
+// yet. Equal names share one view.
 func (m *Monitor) Watch(ref string) *View {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -125,16 +123,16 @@ func (m *Monitor) Watch(ref string) *View {
 		m.views[ref] = v
 		for _, f := range m.feeds {
 			for _, g := range f.last.Load().gpus {
-				m.show(v, g)
+				m.update(v, g)
 			}
 		}
 	}
 	return v
 }
 
-// show lets a window have a GPU if it is the one that it is on. Where two sources
-// report the same UUID the first stays while it is fresh. The lock is held.
-func (m *Monitor) show(v *View, g *GPU) {
+// update stores a GPU in a view of it. Where two sources report the same UUID, the first wins
+// while it is fresh. The caller holds the lock.
+func (m *Monitor) update(v *View, g *GPU) {
 	if v == nil || v.Ref != g.UUID && v.Ref != g.Ref() {
 		return
 	}
@@ -148,27 +146,27 @@ func (m *Monitor) show(v *View, g *GPU) {
 	v.gpu.Store(g)
 }
 
-// publish shows what a source has said.
+// publish stores an answer of a source and updates the views.
 func (m *Monitor) publish(f *feed, s *sample) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !slices.Contains(m.feeds, f) {
-		return // it was removed while it was asking
+		return // it was removed during the request
 	}
 	f.last.Store(s)
 	if len(m.views) == 0 {
 		return
 	}
 	for _, g := range s.gpus {
-		m.show(m.views[g.UUID], g)
+		m.update(m.views[g.UUID], g)
 		if ref := g.Ref(); ref != g.UUID {
-			m.show(m.views[ref], g)
+			m.update(m.views[ref], g)
 		}
 	}
 }
 
-// Replace changes the sources, which must be valid. Those that are as before go on;
-// what only removed ones reported is forgotten.
+// Replace replaces the sources, which must be valid. Unchanged sources go on; GPUs that only
+// removed sources reported are forgotten.
 func (m *Monitor) Replace(sources []Config) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -184,7 +182,7 @@ func (m *Monitor) Replace(sources []Config) {
 	m.feeds = next
 	for _, v := range m.views {
 		g := v.gpu.Load()
-		if g != nil && !slices.ContainsFunc(next, func(f *feed) bool { return f.config.Name == g.Source && f.has(g) }) {
+		if g != nil && !slices.ContainsFunc(next, func(f *feed) bool { return f.config.Name == g.Source && f.reports(g) }) {
 			v.gpu.Store(nil)
 		}
 	}
@@ -194,15 +192,15 @@ func (m *Monitor) Replace(sources []Config) {
 	}
 }
 
-// Run asks the sources until ctx ends.
+// Run polls the sources until ctx ends; then it returns nil.
 func (m *Monitor) Run(ctx context.Context) error {
-	var asking sync.WaitGroup
-	defer asking.Wait()
+	var polling sync.WaitGroup
+	defer polling.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	running := map[*feed]context.CancelFunc{}
 	for {
-		wanted := m.running()
+		wanted := m.sources()
 		for f, stop := range running {
 			if !slices.Contains(wanted, f) {
 				stop()
@@ -213,7 +211,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 			if running[f] == nil {
 				ctx, stop := context.WithCancel(ctx)
 				running[f] = stop
-				asking.Go(func() { f.run(ctx) })
+				polling.Go(func() { f.run(ctx) })
 			}
 		}
 		select {
@@ -224,23 +222,23 @@ func (m *Monitor) Run(ctx context.Context) error {
 	}
 }
 
-// SourceStatus is how a source is doing.
+// SourceStatus is the state of a source.
 type SourceStatus struct {
 	Name     string `json:"name"`
 	Kind     string `json:"kind"` // agent | dcgm | local | replay
 	Address  string `json:"address"`
 	OK       bool   `json:"ok"`
-	Error    string `json:"error,omitempty"`   // of the last question
-	Warning  string `json:"warning,omitempty"` // it answers, but
-	Failures int    `json:"failures"`          // in a row
-	HeardMs  *int64 `json:"heard_ms"`          // since its last answer; null: never
+	Error    string `json:"error,omitempty"`   // error of the last request
+	Warning  string `json:"warning,omitempty"` // problem of the last answer
+	Failures int    `json:"failures"`          // failed requests in a row
+	HeardMs  *int64 `json:"heard_ms"`          // time since the last answer; null: there was none
 	Node     string `json:"node,omitempty"`
 	Driver   string `json:"driver,omitempty"`
-	Restarts int    `json:"restarts"` // of the agent, seen from here
+	Restarts int    `json:"restarts"` // restarts of the agent that were noticed
 	GPUs     int    `json:"gpus"`
 }
 
-// GPUStatus is a GPU for people; its age is as of now.
+// GPUStatus is the state of a GPU, with its current age.
 type GPUStatus struct {
 	GPU       string `json:"gpu"`
 	Source    string `json:"source"`
@@ -248,12 +246,12 @@ type GPUStatus struct {
 	Reading
 }
 
-// Status tells all sources in the order of the configuration, and all GPUs that
-// they have reported, by source and index.
+// Status returns all sources in the order of the configuration, and all GPUs of their last
+// answers, by source and index.
 func (m *Monitor) Status() ([]SourceStatus, []GPUStatus) {
 	now := time.Now()
 	sources, gpus := []SourceStatus{}, []GPUStatus{}
-	for _, f := range m.running() {
+	for _, f := range m.sources() {
 		sources = append(sources, f.status(now))
 		for _, g := range f.last.Load().gpus {
 			s := GPUStatus{GPU: g.Ref(), Source: g.Source, Freshness: g.Freshness(now).String(), Reading: g.Reading}

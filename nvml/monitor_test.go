@@ -64,7 +64,7 @@ func (s *scripted) read(ctx context.Context, until time.Time) (*sample, error) {
 	}
 	out := &sample{node: "n"}
 	for _, r := range s.gpus {
-		out.gpus = append(out.gpus, &GPU{Reading: r, At: ago(time.Now(), r.AgeMs)})
+		out.gpus = append(out.gpus, &GPU{Reading: r, MeasuredAt: ago(time.Now(), r.AgeMs)})
 	}
 	return out, nil
 }
@@ -114,7 +114,7 @@ func TestStaleness(t *testing.T) {
 		}
 		synctest.Wait()
 		s.set(s.gpus, errors.New("gone"))
-		last := byIndex.Load().At
+		last := byIndex.Load().MeasuredAt
 		for _, c := range []struct {
 			age  time.Duration
 			want Freshness
@@ -204,7 +204,7 @@ func TestReplace(t *testing.T) {
 		if va.Load() != nil || m.feeds[0] == kept {
 			t.Error("another source of the same name is taken for the old one")
 		}
-		m.publish(kept, &sample{gpus: []*GPU{{Reading: Reading{UUID: "GPU-a"}, Source: "s0", At: time.Now()}}})
+		m.publish(kept, &sample{gpus: []*GPU{{Reading: Reading{UUID: "GPU-a"}, Source: "s0", MeasuredAt: time.Now()}}})
 		if va.Load() != nil {
 			t.Error("a removed source still speaks")
 		}

@@ -16,29 +16,28 @@ import (
 	"time"
 )
 
-// maxHead bounds the head of an answer, in bytes.
+// maxHead bounds the header of an answer, in bytes.
 const maxHead = 16 << 10
 
-// page is one address that is asked again and again over a connection of its own.
-// One goroutine uses it, and it has no other: net/http's Transport would add two
-// for each of hundreds of sources and as much work again for each question. What
-// is read of HTTP/1.1 is read by net/http's ReadResponse.
+// page is one address that is requested repeatedly over a connection of its own. One goroutine
+// uses it, and it starts no other: net/http's Transport would add two for each of hundreds of
+// sources, and double the work of each request. Answers are parsed by net/http's ReadResponse.
 type page struct {
-	dial  func(ctx context.Context) (net.Conn, error)
-	ask   *http.Request
-	text  []byte // of the request
-	fault error  // why it cannot be asked at all
-	limit int64  // bytes of an answer
+	dial       func(ctx context.Context) (net.Conn, error)
+	request    *http.Request
+	rawRequest []byte // the request on the wire
+	fault      error  // reason why the page can never be requested; nil: there is none
+	limit      int64  // maximum size of an answer, in bytes
 
-	nc   net.Conn    // nil: none is open
-	free func() bool // ends the watch that closes nc with its context
-	in   io.LimitedReader
-	br   *bufio.Reader
-	body []byte // of the last answer
+	nc        net.Conn    // open connection; nil: there is none
+	stopWatch func() bool // ends the watch that closes nc with the context
+	input     io.LimitedReader
+	br        *bufio.Reader
+	body      []byte // body of the last answer
 }
 
-// newPage makes the page at an address; route is appended to it. Of a socket,
-// unix:///path, route is what is asked for.
+// newPage returns the page at an address with the route appended. For a socket, unix:///path,
+// the route is the whole path of the request.
 func newPage(address, route string, c *Config, limit int64) *page {
 	p := &page{limit: limit}
 	u, err := url.Parse(address)
@@ -57,22 +56,23 @@ func newPage(address, route string, c *Config, limit int64) *page {
 	if u.Scheme == "https" {
 		config := &tls.Config{ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12}
 		if c.CAFile != "" {
-			if config.RootCAs, p.fault = authority(c.CAFile); p.fault != nil {
+			if config.RootCAs, p.fault = readCertificates(c.CAFile); p.fault != nil {
 				return p
 			}
 		}
 		plain := p.dial
 		p.dial = func(ctx context.Context) (net.Conn, error) { return secured(ctx, plain, config) }
 	}
-	p.ask = &http.Request{Method: http.MethodGet}
+	p.request = &http.Request{Method: http.MethodGet}
 	token := ""
 	if c.Token != "" {
 		token = "Authorization: Bearer " + c.Token + "\r\n"
 	}
-	p.text = fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: tidegate\r\nAccept: */*\r\n%s\r\n", u.RequestURI(), u.Host, token)
+	p.rawRequest = fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: tidegate\r\nAccept: */*\r\n%s\r\n", u.RequestURI(), u.Host, token)
 	return p
 }
 
+// secured dials and makes a TLS connection.
 func secured(ctx context.Context, dial func(context.Context) (net.Conn, error), config *tls.Config) (net.Conn, error) {
 	nc, err := dial(ctx)
 	if err != nil {
@@ -86,8 +86,8 @@ func secured(ctx context.Context, dial func(context.Context) (net.Conn, error), 
 	return t, nil
 }
 
-// authority reads the certificates that a source is to be trusted by.
-func authority(file string) (*x509.CertPool, error) {
+// readCertificates reads the certificates of the authority that a source is trusted by.
+func readCertificates(file string) (*x509.CertPool, error) {
 	pem, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -99,77 +99,77 @@ func authority(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// close ends the connection; the next question makes another.
+// close closes the connection; the next request opens another.
 func (p *page) close() {
 	if p.nc != nil {
-		p.free()
+		p.stopWatch()
 		p.nc.Close()
 		p.nc = nil
 	}
 }
 
-// get asks and lets read have the body, and when it arrived, until a moment at most.
-// ctx outlives the connection, which is made anew where the server has closed it
-// meanwhile. A redirect is no answer, so that a token goes nowhere else.
-func (p *page) get(ctx context.Context, until time.Time, read func(body io.Reader, arrived time.Time) error) error {
+// get requests the page and calls read with the body and the time of its arrival, until the
+// deadline at most. The connection ends with ctx; get opens a new one where the other side has
+// closed it meanwhile. A redirect is an error, so that a token goes nowhere else.
+func (p *page) get(ctx context.Context, deadline time.Time, read func(body io.Reader, arrived time.Time) error) error {
 	if p.fault != nil {
 		return p.fault
 	}
 	for {
-		used := p.nc != nil
-		if !used {
-			if err := p.open(ctx, until); err != nil {
+		reused := p.nc != nil
+		if !reused {
+			if err := p.open(ctx, deadline); err != nil {
 				return explain(err)
 			}
 		}
-		resp, err := p.exchange(until) //nolint:bodyclose // the connection is ours: what is left of a body ends with it
-		heard := err == nil
-		if heard {
-			err = p.take(resp, read)
+		resp, err := p.exchange(deadline) //nolint:bodyclose // the connection is ours: the rest of a body ends with it
+		answered := err == nil
+		if answered {
+			err = p.deliver(resp, read)
 		}
 		if err != nil {
 			p.close()
 		}
-		if used && !heard && ctx.Err() == nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		if reused && !answered && ctx.Err() == nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
-		if err != nil && p.in.N <= 0 {
+		if err != nil && p.input.N <= 0 {
 			return fmt.Errorf("the answer is longer than %d bytes", p.limit)
 		}
 		return explain(err)
 	}
 }
 
-func (p *page) open(ctx context.Context, until time.Time) error {
-	limited, cancel := context.WithDeadline(ctx, until)
+func (p *page) open(ctx context.Context, deadline time.Time) error {
+	limited, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	nc, err := p.dial(limited)
 	if err != nil {
 		return err
 	}
-	p.nc, p.in.R = nc, nc
-	p.free = context.AfterFunc(ctx, func() { nc.Close() })
+	p.nc, p.input.R = nc, nc
+	p.stopWatch = context.AfterFunc(ctx, func() { nc.Close() })
 	if p.br == nil {
-		p.br = bufio.NewReader(&p.in)
+		p.br = bufio.NewReader(&p.input)
 	}
-	p.br.Reset(&p.in)
+	p.br.Reset(&p.input)
 	return nil
 }
 
-// exchange sends the question and reads the head of the answer.
-func (p *page) exchange(until time.Time) (*http.Response, error) {
-	if err := p.nc.SetDeadline(until); err != nil {
+// exchange sends the request and reads the header of the answer.
+func (p *page) exchange(deadline time.Time) (*http.Response, error) {
+	if err := p.nc.SetDeadline(deadline); err != nil {
 		return nil, err
 	}
-	p.in.N = p.limit + maxHead
-	if _, err := p.nc.Write(p.text); err != nil {
+	p.input.N = p.limit + maxHead
+	if _, err := p.nc.Write(p.rawRequest); err != nil {
 		return nil, err
 	}
-	return http.ReadResponse(p.br, p.ask)
+	return http.ReadResponse(p.br, p.request)
 }
 
-// take reads the body to its end, so that the connection can be used again.
-func (p *page) take(resp *http.Response, read func(body io.Reader, arrived time.Time) error) error {
+// deliver reads the body to its end, so that the connection can be used again.
+func (p *page) deliver(resp *http.Response, read func(body io.Reader, arrived time.Time) error) error {
 	arrived := time.Now()
 	if resp.StatusCode != http.StatusOK {
 		p.close()
@@ -184,8 +184,8 @@ func (p *page) take(resp *http.Response, read func(body io.Reader, arrived time.
 	return nil
 }
 
-// all reads a whole body into p.body.
-func (p *page) all(body io.Reader) error {
+// readAll reads a whole body into p.body.
+func (p *page) readAll(body io.Reader) error {
 	if cap(p.body) == 0 {
 		p.body = make([]byte, 0, 8<<10)
 	}
@@ -205,7 +205,7 @@ func (p *page) all(body io.Reader) error {
 	}
 }
 
-// explain says it in plain words where the time was up.
+// explain returns a plain error in place of one of the deadline.
 func explain(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
 		return errors.New("no whole answer in time")

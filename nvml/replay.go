@@ -20,9 +20,9 @@ const (
 	maxTraceTime = 1 << 36  // milliseconds: two years
 )
 
-// traceLine is one line of a trace: what one GPU read at a moment.
+// traceLine is one line of a trace: a reading of one GPU.
 type traceLine struct {
-	Ms      int64        `json:"t_ms"` // since the trace began
+	Ms      int64        `json:"t_ms"` // time since the start of the trace
 	UUID    string       `json:"uuid"`
 	Name    string       `json:"name"`
 	Margin  *int         `json:"margin"`
@@ -34,7 +34,7 @@ type traceLine struct {
 	Power   *float64     `json:"power"` // W
 }
 
-// traceReasons are given as NVML's bit mask or by name.
+// traceReasons are clocks-event reasons, in JSON NVML's bit mask or a list of names.
 type traceReasons []string
 
 func (t *traceReasons) UnmarshalJSON(raw []byte) error {
@@ -49,25 +49,25 @@ func (t *traceReasons) UnmarshalJSON(raw []byte) error {
 	return json.Unmarshal(raw, (*[]string)(t))
 }
 
-// trace is a recording: of each GPU its lines in the order of time.
+// trace is a recording: the lines of each GPU in the order of time.
 type trace struct {
-	uuids  []string // in the order in which they appear
+	uuids  []string // in the order of their first lines
 	lines  map[string][]traceLine
-	period time.Duration // after which it begins again
+	period time.Duration // time after which the trace repeats
 }
 
-// readTrace reads JSON lines. Empty lines are left out. Where the time goes back by a
-// second or more another recording was appended, which is played a second later;
-// by less it is two GPUs that were read at once.
-func readTrace(from io.Reader) (*trace, error) {
+// readTrace reads JSON lines, and skips empty ones. Where the time goes back by a second or
+// more, another recording was appended, which is played a second later. Where it goes back by
+// less, two GPUs were read at once.
+func readTrace(reader io.Reader) (*trace, error) {
 	t := &trace{lines: map[string][]traceLine{}}
-	in := bufio.NewScanner(from)
-	in.Buffer(nil, maxTraceLine)
+	scanner := bufio.NewScanner(reader)
+	scanner.Buffer(nil, maxTraceLine)
 	var first, last, shift int64
 	n, kept := 0, 0
-	for in.Scan() {
+	for scanner.Scan() {
 		n++
-		raw := bytes.TrimSpace(in.Bytes())
+		raw := bytes.TrimSpace(scanner.Bytes())
 		if len(raw) == 0 {
 			continue
 		}
@@ -99,7 +99,7 @@ func readTrace(from io.Reader) (*trace, error) {
 		l.Ms -= first
 		t.lines[l.UUID] = append(t.lines[l.UUID], l)
 	}
-	if err := in.Err(); err != nil {
+	if err := scanner.Err(); err != nil {
 		return nil, fmt.Errorf("line %d: %w", n+1, err)
 	}
 	if kept == 0 {
@@ -109,30 +109,30 @@ func readTrace(from io.Reader) (*trace, error) {
 	return t, nil
 }
 
-// at is what the GPUs read when the trace has run for so long, as of now.
-func (t *trace) at(ran time.Duration, now time.Time) []*GPU {
-	ran %= t.period
+// readings returns the readings at a time of the trace, with ages relative to now.
+func (t *trace) readings(elapsed time.Duration, now time.Time) []*GPU {
+	elapsed %= t.period
 	var out []*GPU
 	for i, uuid := range t.uuids {
 		lines := t.lines[uuid]
-		next, _ := slices.BinarySearchFunc(lines, ran.Milliseconds()+1, func(l traceLine, ms int64) int { return int(l.Ms - ms) })
+		next, _ := slices.BinarySearchFunc(lines, elapsed.Milliseconds()+1, func(l traceLine, ms int64) int { return int(l.Ms - ms) })
 		if next == 0 {
-			continue // it has not appeared yet
+			continue // the GPU has not appeared yet
 		}
 		l := &lines[next-1]
-		g := &GPU{At: now.Add(-(ran - time.Duration(l.Ms)*time.Millisecond))}
+		g := &GPU{MeasuredAt: now.Add(-(elapsed - time.Duration(l.Ms)*time.Millisecond))}
 		g.Reading = Reading{
 			Index: i, UUID: uuid, Name: l.Name, State: StateOK, Margin: copied(l.Margin), Temperature: copied(l.Temp), HBM: copied(l.HBM),
 			Reasons: slices.Clone(l.Reasons),
 		}
 		if l.Used != nil {
-			g.MemoryUsed = amount(float64(*l.Used) * mebi)
+			g.MemoryUsed = unsignedOrNil(float64(*l.Used) * mebi)
 		}
 		if l.Total != nil {
-			g.MemoryTotal = amount(float64(*l.Total) * mebi)
+			g.MemoryTotal = unsignedOrNil(float64(*l.Total) * mebi)
 		}
 		if l.Power != nil {
-			g.Power = amount(*l.Power * 1000)
+			g.Power = unsignedOrNil(*l.Power * 1000)
 		}
 		out = append(out, g)
 	}
@@ -147,10 +147,10 @@ func copied(v *int) *int {
 	return &n
 }
 
-// replay plays a trace in real time, over and over.
+// replay plays a trace repeatedly, in real time.
 type replay struct {
 	file  string
-	trace *trace // nil: not read yet
+	trace *trace // nil before the file is read
 	began time.Time
 }
 
@@ -169,5 +169,5 @@ func (r *replay) read(context.Context, time.Time) (*sample, error) {
 		r.began = time.Now()
 	}
 	now := time.Now()
-	return &sample{gpus: r.trace.at(now.Sub(r.began), now)}, nil
+	return &sample{gpus: r.trace.readings(now.Sub(r.began), now)}, nil
 }

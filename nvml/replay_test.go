@@ -37,7 +37,7 @@ func TestTrace(t *testing.T) {
 		{719 * time.Second, -1, 0, true},
 		{tr.period, 60, 0, false}, // again from the beginning
 	} {
-		gpus := tr.at(c.ran, now)
+		gpus := tr.readings(c.ran, now)
 		if len(gpus) != 1 {
 			t.Fatalf("%v: %d GPUs", c.ran, len(gpus))
 		}
@@ -46,7 +46,7 @@ func TestTrace(t *testing.T) {
 			t.Errorf("%v: margin %d, age %v, reasons %v", c.ran, *g.Margin, g.Age(now), g.Reasons)
 		}
 	}
-	if g := tr.at(0, now)[0]; *g.MemoryUsed != 132270<<20 || *g.Power != 115_000 || *g.Temperature != 27 || *g.HBM != 23 || g.MemoryTotal != nil || g.UUID != "GPU-sim-0" || fmt.Sprint(g.Reasons) != "[gpu_idle]" {
+	if g := tr.readings(0, now)[0]; *g.MemoryUsed != 132270<<20 || *g.Power != 115_000 || *g.Temperature != 27 || *g.HBM != 23 || g.MemoryTotal != nil || g.UUID != "GPU-sim-0" || fmt.Sprint(g.Reasons) != "[gpu_idle]" {
 		t.Errorf("%+v", g.Reading)
 	}
 }
@@ -69,7 +69,7 @@ func TestTraceForms(t *testing.T) {
 			t.Errorf("%s: %v; want %q", c.name, err, c.want)
 		}
 		if c.name == "appended to" {
-			if g := tr.at(time.Second, time.Now())[0]; g.Margin == nil || *g.Margin != 7 || tr.period != 2*time.Second {
+			if g := tr.readings(time.Second, time.Now())[0]; g.Margin == nil || *g.Margin != 7 || tr.period != 2*time.Second {
 				t.Errorf("%s: %+v, %v", c.name, g, tr.period)
 			}
 		}
@@ -98,7 +98,7 @@ func TestAnyTrace(t *testing.T) {
 		ran := time.Duration(rapid.Int64Range(0, (ms-first)*3).Draw(t, "ran")) * time.Millisecond
 		in := (ran % tr.period).Milliseconds()
 		got := map[string]*GPU{}
-		for _, g := range tr.at(ran, now) {
+		for _, g := range tr.readings(ran, now) {
 			got[g.UUID] = g
 		}
 		for uuid, times := range last {
@@ -160,6 +160,6 @@ func FuzzTrace(f *testing.F) {
 		if ms < 0 || ms > 1<<40 {
 			ms = 0
 		}
-		checkSample(t, &sample{gpus: tr.at(time.Duration(ms)*time.Millisecond, time.Now())})
+		checkSample(t, &sample{gpus: tr.readings(time.Duration(ms)*time.Millisecond, time.Now())})
 	})
 }

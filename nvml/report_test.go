@@ -138,7 +138,7 @@ func TestReasonsNotKnown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gpus, _ := clean(tr.at(0, time.Now()), "s")
+	gpus, _ := clean(tr.readings(0, time.Now()), "s")
 	for i, g := range gpus {
 		if (g.Reasons != nil) != (i == 0) {
 			t.Errorf("%s: %#v", g.UUID, g.Reasons)

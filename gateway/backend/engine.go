@@ -82,7 +82,7 @@ func (b *Backend) cameBack(now time.Time) {
 func (e *Engine) Age(now time.Time) time.Duration { return max(now.Sub(e.At), 0) }
 
 // Freshness says what the reading may still be used for.
-func (e *Engine) Freshness(now time.Time) nvml.Freshness { return nvml.AtAge(now.Sub(e.At)) }
+func (e *Engine) Freshness(now time.Time) nvml.Freshness { return nvml.FreshnessAtAge(now.Sub(e.At)) }
 
 // Asleep reports whether an engine has given up its weights or its cache.
 func (e *Engine) Asleep() bool { return e.Sleep != "" && e.Sleep != awake }

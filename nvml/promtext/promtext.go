@@ -1,10 +1,10 @@
-// Package promtext reads the few samples that are wanted out of a page in the
-// Prometheus text format.
+// Package promtext reads selected samples from a page in the Prometheus text format
+// (https://prometheus.io/docs/instrumenting/exposition_formats/).
 //
-// A page of vLLM has hundreds of lines, of which a dozen matter, and it is read
-// four times a second from each server. So a Scanner looks for the ends of lines,
-// compares how each begins, and parses the rest of a line only when it is asked to.
-// It reads through one buffer of its own and allocates nothing once it has it.
+// A page of vLLM has hundreds of lines, of which a dozen matter, and it is read four times a
+// second from each backend. So a Scanner splits the page into lines, compares their prefixes,
+// and parses the rest of a line only on demand. It has one buffer, and allocates nothing after
+// that.
 package promtext
 
 import (
@@ -17,38 +17,38 @@ import (
 // bufferSize bounds a line, in bytes; a longer one is skipped.
 const bufferSize = 32 << 10
 
-// ErrTooLong says that a page has more bytes than it may.
+// ErrTooLong is the error of a page with more bytes than the limit.
 var ErrTooLong = errors.New("the page is too long")
 
-// Scanner reads one page after another. Its zero value is ready for Reset. One
-// goroutine may use it. What its methods return is good until the next call of Next.
+// Scanner reads one page after another. Its zero value is ready for Reset. It is not safe for
+// concurrent use. The slices that its methods return are valid until the next call of Next.
 type Scanner struct {
-	from   io.Reader
+	reader io.Reader
 	prefix string
-	left   int64 // bytes that may still be read
+	left   int64 // bytes left of the limit
 	buf    []byte
 	r, w   int  // buf[r:w] is unread
-	skip   bool // the rest of a line that is too long for the buffer
+	skip   bool // the rest of the line is too long for the buffer
 	ended  bool
 	err    error
 
-	name, rest []byte // of the current sample; rest is what follows the name
-	labels     []byte // between the braces
+	name, rest []byte // name of the current sample, and the rest of its line
+	labels     []byte // text between the braces
 	value      []byte
 	parsed     bool
-	ok         bool // labels and value could be parsed
+	ok         bool // labels and value were parsed
 }
 
-// Reset begins a page. Next finds the samples whose names begin with prefix; a page
-// of more than limit bytes is an error.
-func (s *Scanner) Reset(from io.Reader, prefix string, limit int64) {
+// Reset starts a new page. Next finds the samples whose names begin with prefix. A page of
+// more than limit bytes is an error.
+func (s *Scanner) Reset(reader io.Reader, prefix string, limit int64) {
 	if s.buf == nil {
 		s.buf = make([]byte, bufferSize)
 	}
-	*s = Scanner{from: from, prefix: prefix, left: limit, buf: s.buf}
+	*s = Scanner{reader: reader, prefix: prefix, left: limit, buf: s.buf}
 }
 
-// Next moves to the next sample; false: the page has ended, or Err says why not.
+// Next advances to the next sample. It returns false at the end of the page or on an error.
 func (s *Scanner) Next() bool {
 	for {
 		line, ok := s.line()
@@ -67,13 +67,13 @@ func (s *Scanner) Next() bool {
 	}
 }
 
-// Err is why the page could not be read to its end; nil: it was.
+// Err returns the error that ended the page; nil: it was read to its end.
 func (s *Scanner) Err() error { return s.err }
 
-// Name is the name of the sample.
+// Name returns the name of the sample.
 func (s *Scanner) Name() []byte { return s.name }
 
-// Value is the sample's number; false: there is none, or it is NaN.
+// Value returns the value of the sample; false: there is none, or it is NaN.
 func (s *Scanner) Value() (float64, bool) {
 	if s.parse(); !s.ok {
 		return 0, false
@@ -82,25 +82,25 @@ func (s *Scanner) Value() (float64, bool) {
 	return v, err == nil && v == v
 }
 
-// Label is the value of a label as it stands on the page, backslashes included;
-// nil: there is none.
+// Label returns the value of a label as it is on the page, backslashes included; nil: there is
+// none.
 func (s *Scanner) Label(name string) []byte {
 	if s.parse(); !s.ok {
 		return nil
 	}
 	for rest := s.labels; ; {
-		n, v, after, ok := label(rest)
+		n, v, remainder, ok := label(rest)
 		if !ok {
 			return nil
 		}
 		if string(n) == name {
 			return v
 		}
-		rest = after
+		rest = remainder
 	}
 }
 
-// line is the next whole line without its end.
+// line returns the next whole line without its newline.
 func (s *Scanner) line() ([]byte, bool) {
 	for {
 		if n := bytes.IndexByte(s.buf[s.r:s.w], '\n'); n >= 0 {
@@ -121,13 +121,13 @@ func (s *Scanner) line() ([]byte, bool) {
 	}
 }
 
-// fill reads more behind what is unread.
+// fill reads more bytes behind the unread ones.
 func (s *Scanner) fill() {
 	s.w, s.r = copy(s.buf, s.buf[s.r:s.w]), 0
 	if s.w == len(s.buf) {
 		s.w, s.skip = 0, true
 	}
-	n, err := s.from.Read(s.buf[s.w:])
+	n, err := s.reader.Read(s.buf[s.w:])
 	s.w += n
 	if s.left -= int64(n); s.left < 0 {
 		err = ErrTooLong
@@ -149,14 +149,14 @@ func (s *Scanner) parse() {
 	rest := s.rest
 	if len(rest) > 0 && rest[0] == '{' {
 		rest = rest[1:]
-		for at := rest; ; {
-			at = bytes.TrimLeft(at, " ,")
-			if len(at) > 0 && at[0] == '}' {
-				s.labels, rest = rest[:len(rest)-len(at)], at[1:]
+		for next := rest; ; {
+			next = bytes.TrimLeft(next, " ,")
+			if len(next) > 0 && next[0] == '}' {
+				s.labels, rest = rest[:len(rest)-len(next)], next[1:]
 				break
 			}
 			var ok bool
-			if _, _, at, ok = label(at); !ok {
+			if _, _, next, ok = label(next); !ok {
 				return
 			}
 		}
@@ -166,12 +166,12 @@ func (s *Scanner) parse() {
 	if end := bytes.IndexAny(s.value, " \t"); end >= 0 {
 		s.value = s.value[:end]
 	}
-	// Longer ones are no number, and would have to be copied.
+	// A longer text is no number, and would have to be copied.
 	s.ok = len(s.value) > 0 && len(s.value) <= 30
 }
 
-// label takes the first name="value" off a list.
-func label(list []byte) (name, value, after []byte, ok bool) {
+// label parses the first name="value" of a list and returns the remainder.
+func label(list []byte) (name, value, remainder []byte, ok bool) {
 	list = bytes.TrimLeft(list, " ,")
 	eq := bytes.IndexByte(list, '=')
 	if eq < 1 || eq+1 >= len(list) || list[eq+1] != '"' {
