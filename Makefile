@@ -82,15 +82,15 @@ gpu-test: build ## the GPU agent on this machine's GPU: idle, memory ramp, matri
 		$(GO) test $(FLAGS) -count 1 -v -timeout 20m -run '^TestGPU$$' ./cmd/tidegate-gpu-agent
 
 lint: ## gofmt, go vet, and golangci-lint where it is installed
-	@test -z "$$(gofmt -l .ci cmd gateway admission degrade nvml | tee /dev/stderr)"
+	@test -z "$$(gofmt -l .ci cmd deploy docs gateway admission degrade nvml | tee /dev/stderr)"
 	$(GO) vet $(FLAGS) ./... ./.ci/summary
 	@if command -v golangci-lint >/dev/null; then golangci-lint run; else echo "golangci-lint is not installed: skipped"; fi
 
 check: build lint ## lint, and the example configuration
 	bin/tidegate check --config deploy/tidegate.example.yaml
 
-dashboards: ## writes deploy/grafana/dashboards anew, from cmd/tidegate/boards_test.go
-	TIDEGATE_DASHBOARDS=write $(GO) test $(FLAGS) -count 1 -run '^TestDashboards' ./cmd/tidegate
+dashboards: ## writes deploy/grafana/dashboards anew, from deploy/grafana/generate/boards.go
+	$(GO) run $(FLAGS) ./deploy/grafana/generate deploy/grafana/dashboards
 
 docs: ## docs/reference.md anew, from the configuration's types, and the table of fields in docs/api.md
 	TIDEGATE_DOCS_OUT=$(CURDIR)/docs/reference.md $(GO) test $(FLAGS) -count 1 -run '^TestReference$$' ./cmd/tidegate

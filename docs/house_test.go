@@ -29,6 +29,7 @@ func arrows() map[string][]string {
 		"gateway_test": {
 			"admission/limit/redislimit/redistest", "gateway", "gateway/account", "gateway/database", "gateway/database/databasetest",
 		},
+		"deploy/grafana/generate":               {},
 		"docs":                                  {},
 		"gateway/account":                       {"gateway/database", "gateway/database/databasetest"},
 		"gateway/alert/channel":                 {},

@@ -16,9 +16,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // The attacks show what callers can make a gateway hold. Each logs memory and

@@ -12,9 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // mixed is one of many kinds of request; leave says after how many events its

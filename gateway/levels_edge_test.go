@@ -11,11 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"github.com/tidwall/gjson"
 
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 const busyText = "服务繁忙,请稍后再试。"

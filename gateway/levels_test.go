@@ -9,11 +9,10 @@ import (
 	"strings"
 	"testing"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"github.com/tidwall/gjson"
 
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 const (

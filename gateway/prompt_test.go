@@ -6,9 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // prompts are chats that releases of vLLM render differently, or whose prompt is not

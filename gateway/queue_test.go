@@ -9,9 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // TestReloadWhileWaiting changes the servers of a model while requests wait for them:

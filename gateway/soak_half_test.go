@@ -9,12 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"github.com/tidwall/gjson"
 
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/database/databasetest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // halfUsed is two gateways with one Redis, callers who use half of their limits, and

@@ -14,12 +14,11 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/account"
 	"tidegate/gateway/database"
 	"tidegate/gateway/database/databasetest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // TestSoakRevocation measures how soon a key that one process revoked is refused by

@@ -12,12 +12,11 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"github.com/tidwall/gjson"
 
 	"tidegate/gateway/gatewaytest"
 	"tidegate/gateway/gatewaytest/schematest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 const (

@@ -20,9 +20,8 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/admission/limit/redislimit/redistest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // sink is a receiver of the generic webhook.

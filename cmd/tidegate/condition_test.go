@@ -10,11 +10,10 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/admission/limit/redislimit"
 	"tidegate/degrade"
 	"tidegate/gateway"
+	"tidegate/gateway/gatewaytest/stack"
 	"tidegate/gateway/ledger"
 	"tidegate/nvml"
 )

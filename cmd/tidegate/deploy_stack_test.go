@@ -14,9 +14,8 @@ import (
 	"syscall"
 	"testing"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/gateway/database/databasetest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // local is the simulated stack of deploy without containers: each service with its

@@ -17,12 +17,11 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"github.com/tidwall/gjson"
 
 	"tidegate/degrade"
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/gatewaytest/stack"
 	"tidegate/nvml"
 )
 

@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/nvml"
 	"tidegate/nvml/nvmltest"
 )

@@ -15,11 +15,10 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/database/databasetest"
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/gatewaytest/stack"
 	"tidegate/nvml"
 )
 

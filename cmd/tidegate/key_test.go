@@ -14,9 +14,8 @@ import (
 	"strings"
 	"testing"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/gateway/database/databasetest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // command runs a command as a shell would.

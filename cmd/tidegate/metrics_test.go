@@ -13,10 +13,9 @@ import (
 	"strings"
 	"testing"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/gatewaytest/stack"
 	"tidegate/nvml"
 )
 

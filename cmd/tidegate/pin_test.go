@@ -8,9 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/gateway/database/databasetest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // TestPins runs two gateways over one store: levels are pinned over the API of one

@@ -20,13 +20,12 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"github.com/goccy/go-yaml"
 
 	"tidegate/admission/limit"
 	"tidegate/admission/limit/redislimit/redistest"
 	"tidegate/gateway/alert/channel"
+	"tidegate/gateway/gatewaytest/stack"
 	"tidegate/nvml"
 )
 
@@ -357,11 +356,14 @@ func asGrafana(expr string, chosen map[string]string) string {
 }
 
 // everything is each variable at All, as the dashboards say it.
-func everything() map[string]string {
+func everything(t *testing.T) map[string]string {
+	t.Helper()
 	out := map[string]string{}
-	for _, b := range boards() {
-		for _, p := range b.picks {
-			out[p.name] = p.all
+	for _, d := range readDashboards(t) {
+		for _, v := range d.Templating.List {
+			if v.Type == "query" {
+				out[v.Name] = v.AllValue
+			}
 		}
 	}
 	return out
@@ -396,7 +398,7 @@ func TestExpressions(t *testing.T) {
 	servers := []*promServer{startPrometheus(t, d, "buckets"), startPrometheus(t, d, "native", "--enable-feature=native-histograms")}
 	all := inquiries(t)
 	for _, p := range servers {
-		p.answers(t, d.client, all, []map[string]string{everything(), d.several()})
+		p.answers(t, d.client, all, []map[string]string{everything(t), d.several()})
 		p.rulesHold(t, d.client)
 	}
 	for _, p := range servers {

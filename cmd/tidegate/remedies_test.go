@@ -7,9 +7,8 @@ import (
 	"sync"
 	"testing"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // TestRemedies causes what operating.md has remedies for that its blocks alone do not

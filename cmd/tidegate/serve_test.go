@@ -23,9 +23,8 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/gateway/gatewaytest"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // certificate writes a certificate for 127.0.0.1 and its key, which serve as

@@ -11,9 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/gateway"
+	"tidegate/gateway/gatewaytest/stack"
 	"tidegate/nvml"
 )
 

@@ -12,9 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/stack"
-
 	"tidegate/gateway"
+	"tidegate/gateway/gatewaytest/stack"
 )
 
 // TestTop: who streams now is seen with its key, model and tokens a second, and who was

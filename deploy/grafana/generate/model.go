@@ -7,22 +7,17 @@ import (
 	"strings"
 )
 
-// The dashboards of deploy/grafana/dashboards are written once, in boards_test.go, in
-// the few words that differ from panel to panel. This file turns those into Grafana's
-// dashboard model, schema version 39, which Grafana 10.4 writes and later ones read.
-// It is test code, so that the gateway's binary knows nothing of it.
-
 // board is one dashboard.
 type board struct {
-	uid, title, about string
-	picks             []pick
-	rows              []shelf
+	uid, title, description string
+	picks                   []pick
+	rows                    []shelf
 }
 
 // pick is a variable: the values that a label has.
 type pick struct {
 	name, label, query string
-	all                string // the expression that stands for all of them
+	allValue           string // the expression that stands for all of them
 }
 
 // shelf is a row of panels, laid from left to right.
@@ -31,7 +26,7 @@ type shelf struct {
 	panels []panel
 }
 
-// kind is a type of panel that every Grafana has.
+// kind is a type of panel, of those that every Grafana has.
 type kind string
 
 const (
@@ -44,13 +39,13 @@ const (
 // query is one expression; legend names its series by their labels.
 type query struct{ expr, legend string }
 
-// step is a threshold: from this value on the colour holds.
+// step is a threshold: the colour holds from this value on.
 type step struct {
-	from  float64
+	value float64
 	color string
 }
 
-// word is what a value is shown as.
+// word is the text of a value, and its colour.
 type word struct {
 	value       float64
 	text, color string
@@ -58,18 +53,18 @@ type word struct {
 
 // panel is one panel.
 type panel struct {
-	kind    kind
-	title   string
-	about   string
-	width   int // of 24
-	height  int
-	unit    string
-	empty   string // what is shown where there is no data
-	queries []query
-	steps   []step // the first one's value is the lowest; drawn as lines in a chart
-	words   []word
-	most    float64 // of the axis; 0: what fits
-	stack   bool
+	kind        kind
+	title       string
+	description string
+	width       int // of 24
+	height      int
+	unit        string
+	empty       string // what is shown where there is no data
+	queries     []query
+	steps       []step // the first one's value is the lowest; drawn as lines in a chart
+	words       []word
+	limit       float64 // of the axis; 0: what fits
+	stack       bool
 }
 
 // Grafana's dashboard model, as far as it is used here.
@@ -78,8 +73,8 @@ type (
 	list   = []any
 )
 
-// at is where a panel lies: 24 columns, rows of 30 pixels.
-type at struct {
+// position is the place of a panel, in 24 columns and rows of 30 pixels.
+type position struct {
 	H int `json:"h"`
 	W int `json:"w"`
 	X int `json:"x"`
@@ -88,12 +83,12 @@ type at struct {
 
 func prometheusSource() object { return object{"type": "prometheus", "uid": "${datasource}"} }
 
-// render is the dashboard as Grafana reads it.
+// render returns the dashboard as Grafana reads it.
 func (b *board) render() []byte {
 	panels, id, y := list{}, 0, 0
 	for _, row := range b.rows {
 		id++
-		panels = append(panels, object{"id": id, "type": "row", "title": row.title, "collapsed": false, "panels": list{}, "gridPos": at{1, 24, 0, y}})
+		panels = append(panels, object{"id": id, "type": "row", "title": row.title, "collapsed": false, "panels": list{}, "gridPos": position{1, 24, 0, y}})
 		y++
 		x, height := 0, 0
 		for _, p := range row.panels {
@@ -101,7 +96,7 @@ func (b *board) render() []byte {
 				x, y, height = 0, y+height, 0
 			}
 			id++
-			panels = append(panels, p.render(id, at{p.height, p.width, x, y}))
+			panels = append(panels, p.render(id, position{p.height, p.width, x, y}))
 			x, height = x+p.width, max(height, p.height)
 		}
 		y += height
@@ -112,7 +107,7 @@ func (b *board) render() []byte {
 	e.SetIndent("", "  ")
 	// Maps are written in the order of their keys, so that a change is a small difference.
 	if err := e.Encode(object{
-		"id": nil, "uid": b.uid, "title": b.title, "description": b.about, "tags": list{"tidegate"},
+		"id": nil, "uid": b.uid, "title": b.title, "description": b.description, "tags": list{"tidegate"},
 		"schemaVersion": 39, "version": 1, "editable": true, "graphTooltip": 1, "timezone": "browser", "weekStart": "", "fiscalYearStartMonth": 0, "liveNow": false,
 		"refresh": "30s", "time": object{"from": "now-1h", "to": "now"}, "timepicker": object{},
 		"annotations": object{"list": list{object{
@@ -140,14 +135,14 @@ func (b *board) templating() list {
 		out = append(out, object{
 			"type": "query", "name": p.name, "label": p.label, "datasource": prometheusSource(), "definition": p.query, "hide": 0, "refresh": 2, "regex": "", "sort": 1,
 			"query":      object{"qryType": 1, "query": p.query, "refId": "PrometheusVariableQueryEditor-VariableQuery"},
-			"includeAll": true, "allValue": p.all, "multi": true, "options": list{}, "skipUrlSync": false,
+			"includeAll": true, "allValue": p.allValue, "multi": true, "options": list{}, "skipUrlSync": false,
 			"current": object{"selected": true, "text": list{"All"}, "value": list{"$__all"}},
 		})
 	}
 	return out
 }
 
-func (p *panel) render(id int, where at) object {
+func (p *panel) render(id int, place position) object {
 	targets := list{}
 	for i, q := range p.queries {
 		target := object{
@@ -166,17 +161,17 @@ func (p *panel) render(id int, where at) object {
 	if p.unit != "celsius" { // a margin may be below zero
 		defaults["min"] = 0
 	}
-	if p.most > 0 {
-		defaults["max"] = p.most
+	if p.limit > 0 {
+		defaults["max"] = p.limit
 	}
 	return object{
-		"id": id, "type": string(p.kind), "title": p.title, "description": p.about, "datasource": prometheusSource(), "gridPos": where,
+		"id": id, "type": string(p.kind), "title": p.title, "description": p.description, "datasource": prometheusSource(), "gridPos": place,
 		"targets": targets, "options": p.options(), "fieldConfig": object{"defaults": defaults, "overrides": list{}},
 	}
 }
 
-// instant panels show what is now. Of a range Grafana would show the last value there
-// is, though what it is about may have ended long before.
+// instant reports whether a panel shows the present. Of a range Grafana would show the
+// last value, although its series may have ended long before.
 func (p *panel) instant() bool { return p.kind == bars || p.kind == number }
 
 func (p *panel) color() string {
@@ -186,7 +181,7 @@ func (p *panel) color() string {
 	return "palette-classic"
 }
 
-// thresholds begin with the colour of what is below all of them.
+// thresholds returns the thresholds, the colour below all of them first.
 func (p *panel) thresholds() list {
 	steps, first := p.steps, "green"
 	switch {
@@ -203,7 +198,7 @@ func (p *panel) thresholds() list {
 	}
 	out := list{object{"color": first, "value": nil}}
 	for _, s := range steps {
-		out = append(out, object{"color": s.color, "value": s.from})
+		out = append(out, object{"color": s.color, "value": s.value})
 	}
 	return out
 }
