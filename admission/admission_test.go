@@ -16,7 +16,7 @@ import (
 	"tidegate/degrade"
 )
 
-// poolOf is a pool of backends in rotation with the given weights.
+// poolOf returns a pool of backends in rotation with the given weights.
 func poolOf(weights ...int) *Pool {
 	var all []*Seat
 	for _, w := range weights {
@@ -27,7 +27,7 @@ func poolOf(weights ...int) *Pool {
 	return newTestPool(all...)
 }
 
-// weighing is a backend of some weight without bounds.
+// weightedSeat returns a backend of some weight without bounds.
 func weightedSeat(weight int) *Seat {
 	return NewSeat(degrade.NewGauge("", weight, nil), Bounds{})
 }
@@ -38,10 +38,10 @@ func newTestPool(all ...*Seat) *Pool {
 	return p
 }
 
-// index is which of its pool's backends a permit is for; -1: none.
+// index returns the position of the permit's backend in its pool; -1 for none.
 func (p *Permit) index() int { return slices.Index(p.pool.seats, p.seat) }
 
-// unlimited is a controller without limits.
+// unlimited returns a controller without limits.
 func unlimited() *Controller {
 	return New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), DefaultQueue())
 }

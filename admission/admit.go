@@ -1,19 +1,24 @@
-// Package admission decides who may reach a GPU, when, and which one, and how small
-// an answer it gets.
+// Package admission decides whether a request may reach a GPU, when, on which backend, and
+// at which level.
 //
-// Admit combines four things in one act. The ladder (package degrade) says at which
-// level the model stands, by the pressure on its GPUs and engines; the caller's tier
-// shifts it. The rate limits and quotas (package limit), which the level may tighten,
-// let the request in or do not; one that is over a concurrency limit alone waits in a
-// fair line for a place, where the rule lets it. At L3 the request goes to the smaller
-// model, where that can answer it. And a backend is picked: of those with room the ones
-// at the lowest level, of these the one with the fewest requests in flight for its
-// weight; requests are routed away from a hot backend before they are degraded. Where
-// all are full the request waits in the model's fair queue.
+// Admit combines four things:
 //
-// The Permit names the backend and the level, and holds a place and what the limits
-// reserved until Settle gives both back, once, whatever happened in between. What the
-// limits reserved for a request that then finds no place is taken back.
+//   - The ladder (package degrade) sets the level of the model by the pressure on its GPUs
+//     and engines. The caller's tier shifts it.
+//   - The rate limits and quotas (package limit) admit or reject the request. The level may
+//     tighten them. A request over a concurrency limit alone waits in a fair line for a
+//     place, where the rule allows it.
+//   - From L3 on the smaller model answers, where it can.
+//   - A backend is picked. Requests are routed away from a hot backend before they are
+//     degraded: of those with room the lowest level wins, then the fewest requests in flight
+//     for the backend's weight. Where all are full, the request waits in the model's fair
+//     queue.
+//
+// What to do with a request is one pure function, decide, of a situation that snapshot reads.
+//
+// The Permit names the backend and the level. It has a place and what the limits reserved,
+// and Settle releases both, once, whatever happened in between. Where a request finds no
+// place, its reservation is cancelled.
 package admission
 
 import (
@@ -28,18 +33,18 @@ import (
 	"tidegate/degrade"
 )
 
-// ErrNoBackend says that no backend of the model is in rotation, nor one of a
-// smaller model that could answer in its place.
+// ErrNoBackend reports that neither the model nor a smaller one that could answer has a
+// backend in rotation.
 var ErrNoBackend = errors.New("no backend in rotation")
 
-// Shed says why a request was turned away under pressure.
+// Shed is the cause for which a request is refused under pressure.
 type Shed string
 
 // The reasons.
 const (
-	ShedLevel   Shed = "level"  // the caller accepts no answer as small as it would be
-	ShedQueue   Shed = "queue"  // it would have waited for too long
-	ShedWaited  Shed = "waited" // it has
+	ShedLevel   Shed = "level"  // the answer would be smaller than the caller accepts
+	ShedQueue   Shed = "queue"  // the wait would be too long
+	ShedWaited  Shed = "waited" // the wait was too long
 	reasonDown       = "no_backend"
 	reasonLimit      = "limit"
 	reasonQueue      = "queue"
@@ -49,8 +54,8 @@ const (
 // Overloaded is the refusal of a request for which there is no place.
 type Overloaded struct {
 	Cause      Shed
-	Level      degrade.Level // at which it would have been answered
-	Reason     string        // of the level
+	Level      degrade.Level // level of the answer that it would have had
+	Reason     string        // reason of the level
 	RetryAfter time.Duration
 }
 
@@ -58,33 +63,35 @@ func (e *Overloaded) Error() string {
 	return fmt.Sprintf("overloaded: %s (%v, %s)", e.Cause, e.Level, e.Reason)
 }
 
-// Caller is what admission asks of a request's caller. The methods are called on the
-// goroutine of Admit.
+// Caller answers what admission asks about the caller of a request. The methods are called
+// on the goroutine of Admit.
 type Caller interface {
-	// Fits reports whether the servers of a smaller model can answer the request.
+	// Fits reports whether the backends of a smaller model can answer the request.
 	Fits(smaller *Pool) bool
 	// KeepAlive is called while the request waits for a place, first at once, and returns
 	// when it wants to be called again. p has the level, its reason, the pool and the
-	// headers as they are now. told says that the caller has been told them, so that
+	// headers as they are now. committed reports that the caller has been told them, so that
 	// it must be answered so.
 	KeepAlive(p *Permit) (next time.Duration, committed bool)
 }
 
-// Demand is what a request asks of admission. Admission only reads it.
+// Demand describes a request to admission. Callers pass it by pointer to save the copy.
+// Admission only reads it and keeps the pointer until Settle, so nobody may change it
+// meanwhile.
 type Demand struct {
-	Pool              *Pool         // of the model that was asked for
-	Request           limit.Request // as it is at L0
-	CappedTokens      int64         // tokens that its answers may have from L1 on
-	ThinkingOffTokens int64         // tokens by which its prompt grows from L2 on
+	Pool              *Pool         // pool of the model that was asked for
+	Request           limit.Request // request as the limits see it at L0
+	CappedTokens      int64         // limit of its answers from L1 on, in tokens
+	ThinkingOffTokens int64         // tokens that turning thinking off adds to the prompt, from L2 on
 	Prompts           int64         // sequences from L1 on, where each prompt has one answer; 0: as many as at L0
-	MaxLevel          degrade.Level // the smallest answer that the caller accepts
-	TTFT              time.Duration // within which it should have its first token; 0: there is no such promise
-	Caller            Caller        // nil: no smaller model can answer, and who waits hears nothing
+	MaxLevel          degrade.Level // smallest answer that the caller accepts
+	TTFT              time.Duration // time in which it should have its first token; 0: no such promise
+	Caller            Caller        // nil: no smaller model can answer, and nobody is called while it waits
 }
 
-// at is what the limits are asked for a request that is to be answered so. It may be
-// answered by a smaller model still, where it waits first or its servers fail: which one
-// nobody knows before, and the limits are asked once.
+// limitRequest returns what the limits are asked for a request that is answered by a choice.
+// A smaller model may still answer it later, where it waits or its backends fail. Nobody
+// knows that in advance, and the limits are asked once.
 func (d *Demand) limitRequest(c choice) limit.Request {
 	r, level := d.Request, c.level
 	r.Level, r.Reason = int(level), c.reason
@@ -101,8 +108,8 @@ func (d *Demand) limitRequest(c choice) limit.Request {
 	return r
 }
 
-// sequences is how many an engine generates at the same time for the request at a
-// level, 1 at least.
+// sequences returns how many sequences an engine generates at the same time for the request
+// at a level, 1 at the least.
 func (d *Demand) sequences(level degrade.Level) int64 {
 	n := max(d.Request.Sequences, 1)
 	if level >= degrade.StreamingOff && d.Prompts > 0 {
@@ -111,11 +118,11 @@ func (d *Demand) sequences(level degrade.Level) int64 {
 	return n
 }
 
-// TooMany is the refusal of a request with more sequences than any backend of the
-// model may have at a time, or any that is in rotation now.
+// TooMany is the refusal of a request with more sequences than any backend of the model may
+// have at a time, or any that is in rotation now.
 type TooMany struct {
 	Sequences int64
-	Max       int  // of one backend; where Temporary, of one in rotation
+	Max       int  // largest bound of one backend; where Temporary, of one in rotation
 	Temporary bool // a backend that is out of rotation could have them
 }
 
@@ -143,12 +150,13 @@ func New(limits *limit.Limiter, q QueueConfig) *Controller {
 // Reload replaces how requests wait; the configuration must be valid.
 func (c *Controller) Reload(q QueueConfig) { c.queue.Store(&queueing{q, q.tenantWeights()}) }
 
-// queueing is a QueueConfig as it is asked.
+// queueing is a QueueConfig with its weights by tenant.
 type queueing struct {
 	QueueConfig
-	weightOf map[string]int // of tenants whose weight is not 1
+	weightOf map[string]int // weights of the tenants for which it is not 1
 }
 
+// weight returns the weight of a tenant, 1 at the least.
 func (q *queueing) weight(tenant string) int { return max(q.weightOf[tenant], 1) }
 
 // Admit returns a permit, a *limit.Denied, an *Overloaded, a *TooMany, ErrNoBackend, or
@@ -209,8 +217,8 @@ func (d *decision) refusal() error {
 	return &Overloaded{ShedLevel, d.level, d.reason, jitter(d.retryAfter, 10)}
 }
 
-// TierLevel returns the level of the model now for requests of a tier, by
-// which limits shrink, and its reason; empty at L0.
+// TierLevel returns the level of the model now for requests of a tier, by which limits
+// shrink, and its reason; empty at L0.
 func (p *Pool) TierLevel(tier string) (degrade.Level, string) {
 	p.mu.Lock()
 	local, _ := p.look(1, 1)
@@ -222,25 +230,26 @@ func (p *Pool) TierLevel(tier string) (degrade.Level, string) {
 	return c.level, c.reason
 }
 
+// next returns the pool of the next smaller model; nil where there is none.
 func (p *Pool) next() *Pool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.fallback
 }
 
-// Status is what the limits say of a caller now.
+// Status returns the state of the limits for a caller.
 func (c *Controller) Status(ctx context.Context, r limit.Request) (limit.Status, error) {
 	return c.limits.Status(ctx, r)
 }
 
 // Rejection returns what is known to reject a request of these subjects, before anything
-// else of it is known; nil: nothing.
+// else of it is known; nil for nothing.
 func (c *Controller) Rejection(r limit.Request) *limit.Denied {
 	return c.limits.Refused(r, c.lines.placesQueued)
 }
 
-// Count lets a request in that needs no place on a backend, or returns a
-// *limit.Denied or limit.ErrStore. Only rules of auxiliary requests count it.
+// Count admits a request that needs no place on a backend, or returns a *limit.Denied or
+// limit.ErrStore. Only rules of auxiliary requests count it.
 func (c *Controller) Count(ctx context.Context, r limit.Request) error {
 	r.Aux = true
 	grant, err := c.limits.Admit(ctx, r)
@@ -253,11 +262,12 @@ func (c *Controller) Count(ctx context.Context, r limit.Request) error {
 	return nil
 }
 
-// Rules are the limits and quotas in force by name, each with whether it is a quota.
+// Rules returns the names of the limits and quotas in force, each with whether it is a
+// quota.
 func (c *Controller) Rules() map[string]bool { return c.limits.Rules() }
 
-// Reasons are all that a permit's Reason may be, but for none.
+// Reasons returns all values of a permit's Reason but the empty one.
 func Reasons() []string { return append(degrade.Reasons(), reasonDown, reasonLimit) }
 
-// CheckOverride says why an override could not be used with the limits in force.
+// CheckOverride returns an error where an override cannot be used with the limits in force.
 func (c *Controller) CheckOverride(o limit.Override) error { return c.limits.CheckOverride(o) }

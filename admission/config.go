@@ -43,19 +43,19 @@ type QueueWeights struct {
 	Output int `yaml:"output"` // of an answer token
 }
 
-// TenantWeight is how much of a full model a tenant has, beside tenants of weight 1.
+// TenantWeight is the share of a full model that a tenant has, beside tenants of weight 1.
 type TenantWeight struct {
 	Name   string `yaml:"name"`   // of the tenant, as per says
 	Weight int    `yaml:"weight"` // its share beside others, whose is 1
 }
 
-// DefaultQueue is what holds where the section says nothing. The weights are those of
-// the paper that the queue follows.
+// DefaultQueue returns the defaults of the section. The weights are those of the paper that
+// the queue follows.
 func DefaultQueue() QueueConfig {
 	return QueueConfig{MaxLength: 1000, MaxWait: 30 * time.Second, Weights: QueueWeights{Input: 1, Output: 2}, Degrade: true, Scope: PerUser}
 }
 
-// Validate says all that is wrong, path first.
+// Validate returns all faults, each with its path first.
 func (c *QueueConfig) Validate() error {
 	var faults []error
 	fault := func(path, format string, args ...any) {
@@ -95,8 +95,8 @@ func (c *QueueConfig) Validate() error {
 	return errors.Join(faults...)
 }
 
-// tenant is who of the subjects waits in the queue. Keys of the configuration file
-// have no department and no project; they wait as their user.
+// tenant returns the subject by which a request waits in the queue. Keys of the
+// configuration file have no department and no project; they wait as their user.
 func (c *QueueConfig) tenant(s *limit.Subjects) string {
 	wider := []string{s.Department, s.Project, s.User, s.Key}
 	narrowest := max(slices.Index([]string{PerDepartment, PerProject, PerUser, PerKey}, c.Scope), 0)
@@ -108,7 +108,7 @@ func (c *QueueConfig) tenant(s *limit.Subjects) string {
 	return ""
 }
 
-// tenantWeights are the weights by name, those that are not there being 1.
+// tenantWeights returns the weights by name; a name that is missing has 1.
 func (c *QueueConfig) tenantWeights() map[string]int {
 	m := make(map[string]int, len(c.Tenants))
 	for _, t := range c.Tenants {

@@ -7,7 +7,7 @@ import (
 	"tidegate/degrade"
 )
 
-// kind is what becomes of a request now.
+// kind is the outcome of a decision.
 type kind uint8
 
 const (
@@ -31,7 +31,7 @@ func (c *choice) retryAfter(now time.Time) time.Duration {
 	return max(c.retry.Sub(now), time.Second)
 }
 
-// decision is what to do with a request.
+// decision is the outcome for a request, with its level, pool and cause.
 type decision struct {
 	kind kind
 	choice

@@ -47,7 +47,7 @@ func (s *scene) backends(change func(*outlook)) {
 	change(&s.reduced)
 }
 
-// rule is one row of TestDecide: what becomes of a request in a scene.
+// rule is one row of TestDecide: a scene and the decision in it.
 type rule struct {
 	change func(*scene)
 	kind   kind
@@ -63,7 +63,7 @@ func noPlace(o *outlook) { o.full = true }
 // noBackend takes all backends out of rotation.
 func noBackend(o *outlook) { *o = outlook{unfit: ErrNoBackend} }
 
-// levelRows are the rules about the level of a request, its tier and what its caller accepts.
+// levelRows returns the rules about the level of a request, its tier and what its caller accepts.
 func levelRows(large, small *Pool) map[string]rule {
 	return map[string]rule{
 		// The level of a request is that of its model, or of the best backend that it can get.
@@ -111,7 +111,7 @@ func levelRows(large, small *Pool) map[string]rule {
 	}
 }
 
-// loadRows are the rules about backends that are away, and levels that come from load.
+// loadRows returns the rules about backends that are away, and levels that come from load.
 func loadRows(large, small *Pool, unfit error) map[string]rule {
 	return map[string]rule{
 		// A model without a backend in rotation sends its requests to the smaller one.
@@ -148,7 +148,7 @@ func loadRows(large, small *Pool, unfit error) map[string]rule {
 	}
 }
 
-// waitRows are the rules about requests that wait, and rate rules.
+// waitRows returns the rules about requests that wait, and rate rules.
 func waitRows(large, small *Pool, overLimit *limit.Denied) map[string]rule {
 	return map[string]rule{
 		// Waiting makes answers smaller at once, where the configuration lets it.

@@ -6,33 +6,33 @@ import (
 )
 
 const (
-	// drainWindow is how far back the drain rate looks, in time in which something
-	// waited.
+	// drainWindow is the time constant with which the drain rate forgets. Only time in which
+	// something waited counts.
 	drainWindow = 10 * time.Second
-	// drainLeast and drainSeen are how much of that, and how many requests, there must
-	// have been before the rate means anything.
+	// minDrainTime and minDrained are the time, and the requests dispatched in it, without
+	// which the rate means nothing.
 	minDrainTime = time.Second
 	minDrained   = 3
-	// drainMost is the longest wait that is predicted.
+	// maxPredictedWait is the longest wait that is predicted.
 	maxPredictedWait = time.Hour
-	// drainFor is how long after the last queue the rate still means something.
+	// drainMemory is the time after the last queue in which the rate still means something.
 	drainMemory = time.Minute
 )
 
-// drain is the rate at which a queue empties: requests dispatched from it over the
-// time in which any waited, both fading with drainWindow. Time without a queue says
-// nothing of how fast one would empty, so it does not count; time in which a queue
-// stands still does. The zero value knows nothing. Its owner's lock guards it.
+// drain is the rate at which a queue empties: requests dispatched from it over the time in
+// which any waited, both fading with drainWindow. Time without a queue tells nothing about
+// how fast one would empty, so it does not count; time in which a queue stands still does.
+// The zero value predicts nothing. The lock of its pool guards it.
 type drain struct {
 	waiting    bool
-	updated    time.Time // when the others were true
-	dispatched float64   // faded
-	waited     float64   // seconds, faded
-	count      int       // dispatched ever, up to drainSeen
+	updated    time.Time // time of the figures below
+	dispatched float64   // requests dispatched, faded
+	waited     float64   // seconds in which any waited, faded
+	count      int       // requests ever dispatched, up to minDrained
 }
 
-// note says that so many waiting requests were dispatched now, and whether any still
-// waits. It is to be called whenever either changes.
+// record adds waiting requests that were dispatched now, and sets whether any still waits.
+// It must be called whenever either changes.
 func (d *drain) record(now time.Time, dispatched int, waiting bool) {
 	if d.stale(now) {
 		*d = drain{}
@@ -43,7 +43,7 @@ func (d *drain) record(now time.Time, dispatched int, waiting bool) {
 	d.waiting, d.updated = waiting, now
 }
 
-// until is the faded sums at a later time.
+// sums returns the faded figures at a later time.
 func (d *drain) sums(now time.Time) (dispatched, waited float64) {
 	if gap := now.Sub(d.updated); d.waiting && gap > 0 {
 		keep := math.Exp(-gap.Seconds() / drainWindow.Seconds())
@@ -52,8 +52,8 @@ func (d *drain) sums(now time.Time) (dispatched, waited float64) {
 	return d.dispatched, d.waited
 }
 
-// wait predicts how long a new request waits that has so many before it, at most
-// drainMost; false where too little was seen to say.
+// wait predicts the wait of a new request behind so many others, at most maxPredictedWait;
+// false where too little was seen.
 func (d *drain) wait(now time.Time, ahead int) (time.Duration, bool) {
 	dispatched, waited := d.sums(now)
 	if d.stale(now) || d.count < minDrained || waited < minDrainTime.Seconds() {
@@ -66,6 +66,5 @@ func (d *drain) wait(now time.Time, ahead int) (time.Duration, bool) {
 	return time.Duration(s * float64(time.Second)), true
 }
 
-// old reports whether there has been no queue for so long that nothing is known of how
-// fast one would empty.
+// stale reports whether there has been no queue for so long that the rate means nothing.
 func (d *drain) stale(now time.Time) bool { return !d.waiting && now.Sub(d.updated) > drainMemory }

@@ -19,7 +19,7 @@ const (
 	simPoint  = 5.0      // seconds between two points of the plot
 )
 
-// load is what one tenant sends.
+// load is the stream of requests of one tenant.
 type load struct {
 	name          string
 	weight        int
@@ -28,7 +28,7 @@ type load struct {
 	on, off       float64 // seconds of sending and of silence, in turn; 0: always
 }
 
-// discipline is who goes next.
+// discipline is an order of service.
 type discipline interface {
 	push(e *simRequest)
 	pop() *simRequest // nil: none waits
@@ -124,7 +124,7 @@ type outcome struct {
 	idle    int         // steps with a free slot while something waited
 }
 
-// bound is what the paper proves of gap: 2 max(wp L, wq M).
+// bound returns the bound of gap that the paper proves: 2 max(wp L, wq M).
 func (o *outcome) bound() float64 {
 	w := DefaultQueue().Weights
 	return 2 * max(float64(w.Input)*o.longest, float64(w.Output)*o.batch)
@@ -145,7 +145,7 @@ func (o *outcome) p(i int, q float64) float64 {
 	return o.ttft[i][int(q*float64(len(o.ttft[i])-1))]
 }
 
-// arrivals are the same for every discipline.
+// arrivals returns requests that are the same for every discipline.
 func arrivals(loads []load, seed uint64) []*simRequest {
 	var all []*simRequest
 	for i, l := range loads {
@@ -281,7 +281,7 @@ func (s *sim) apart() {
 	}
 }
 
-// The scenarios of figure 7. All but light keep everybody waiting.
+// sizes is the first scenario of figure 7. All but light keep everybody waiting.
 func sizes() []load { // b's requests are 8 times as large
 	return []load{{name: "a", rate: 12, input: 64, output: 64}, {name: "b", rate: 2.4, input: 512, output: 512}}
 }

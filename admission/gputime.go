@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// share divides the time of a backend's GPUs among the sequences that are on it: of
-// each instant a sequence has GPUs/n where n are there. It keeps the integral of
-// that over the time in which any was there, so that what one request had is the
-// difference between its end and its beginning, however many came and went
-// meanwhile, and all of them together have exactly the time in which the GPUs were
-// used. Who holds a place counts, whether the engine computes for it or lets it wait.
+// share divides the time of a backend's GPUs among the sequences on it: at each instant a
+// sequence has GPUs/n where n are there. It keeps the integral of that over the time in
+// which any was there. What one request had is the difference between its end and its
+// beginning, however many came and went meanwhile, and all together have exactly the time in
+// which the GPUs were used. Every place counts, whether the engine computes for it or lets
+// it wait.
 type share struct {
 	mu      sync.Mutex
 	gpus    int
 	n       int
-	updated time.Time     // when sum was true
-	sum     time.Duration // of GPU time
+	updated time.Time     // time of sum
+	sum     time.Duration // GPU time of one sequence since the start
 }
 
-// add lets so many sequences come or go, and returns the integral.
+// change adds sequences, or removes them where negative, and returns the integral.
 func (s *share) change(sequences int, now time.Time) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -38,7 +38,7 @@ func (s *share) advance(now time.Time) {
 	}
 }
 
-// SetGPUs says how many GPUs the backend runs on; 0, as at first: it is not known,
+// SetGPUs sets how many GPUs the backend runs on. With 0, as at first, the number is unknown
 // and no request has GPU time.
 func (s *Seat) SetGPUs(n int) {
 	shared := &s.share
@@ -48,13 +48,15 @@ func (s *Seat) SetGPUs(n int) {
 	shared.gpus = max(n, 0)
 }
 
-// enter and leave take and give back the places of so many sequences, and return the
-// integral of the share of one.
+// acquire acquires the places of so many sequences and returns the integral of the share of
+// one.
 func (s *Seat) acquire(sequences int64) time.Duration {
 	s.inFlight.Add(sequences)
 	return s.share.change(int(sequences), time.Now())
 }
 
+// release releases the places of so many sequences and returns the integral of the share of
+// one.
 func (s *Seat) release(sequences int64) time.Duration {
 	s.inFlight.Add(-sequences)
 	return s.share.change(-int(sequences), time.Now())

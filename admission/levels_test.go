@@ -19,14 +19,14 @@ import (
 	"tidegate/degrade"
 )
 
-// engine is what a backend of a test reads.
+// engine holds the readings of a backend.
 type engine struct {
 	kv      atomic.Int64 // hundredths
 	waiting atomic.Int64
 	seat    *Seat
 }
 
-// house is models with backends under a ladder that runs.
+// testFleet holds models with backends under a ladder that runs.
 type testFleet struct {
 	ladder     *degrade.Ladder
 	controller *Controller
@@ -35,7 +35,7 @@ type testFleet struct {
 	ids        int
 }
 
-// newHouse makes models, each with so many backends of one place each and the next
+// newTestFleet makes models, each with so many backends of one place each and the next
 // one as its fallback, under a ladder of one signal, kv_cache.
 func newTestFleet(t *testing.T, rules []limit.Rule, q QueueConfig, models ...string) *testFleet {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -76,7 +76,7 @@ func newTestFleet(t *testing.T, rules []limit.Rule, q QueueConfig, models ...str
 	return h
 }
 
-// press lets all backends of a model read a KV cache so full, and the ladder notice.
+// press sets how full the KV caches of a model are, and waits until the ladder has noticed.
 func (h *testFleet) press(model string, kv ...int64) {
 	for i, e := range h.engines[model] {
 		e.kv.Store(kv[min(i, len(kv)-1)])
@@ -102,7 +102,7 @@ func (h *testFleet) demand(model string) *Demand {
 	}
 }
 
-// got admits, and says where to and how.
+// answer admits a request and settles it, and returns the model that would answer, the level and its reason.
 func (h *testFleet) answer(t *testing.T, d *Demand) (where string, level degrade.Level, reason string) {
 	t.Helper()
 	p, err := h.controller.Admit(t.Context(), d)
@@ -529,7 +529,7 @@ func TestExceedDegradeElsewhere(t *testing.T) {
 	})
 }
 
-// BenchmarkLevel is what the ladder costs on the path of a request: the level of the
+// BenchmarkLevel measures the cost of the ladder on the path of a request: the level of the
 // model and of its backends, shifted by the tier.
 func BenchmarkLevel(b *testing.B) {
 	for _, backends := range []int{2, 8} {
@@ -560,7 +560,7 @@ func BenchmarkLevel(b *testing.B) {
 	}
 }
 
-// pass lets time pass, and all that it brings about happen.
+// advance lets time pass, and all that it brings about happen.
 func advance(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()

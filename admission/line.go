@@ -12,38 +12,39 @@ import (
 )
 
 const (
-	// leastPoll and mostPoll are how often the first in line asks a store that other
-	// gateways share whether a place has become free there.
+	// minPoll and maxPoll bound the time between two questions of the first in line to a
+	// store that other gateways share.
 	minPoll = 25 * time.Millisecond
 	maxPoll = 250 * time.Millisecond
-	// pollSpacing is the time between two questions of all who ask: with many lines each
-	// asks less often.
+	// pollSpacing is the time between two questions of all lines together: with many lines,
+	// each asks less often.
 	pollSpacing = time.Millisecond
-	// alonePoll is how often it asks a store of its own, where only the clock and
-	// another level or configuration change anything unnoticed.
+	// localPoll is the time between two questions to a store of its own, where only the
+	// clock, another level and another configuration change anything unnoticed.
 	localPoll = time.Second
 )
 
-// lines are the requests that wait for a place under a concurrency limit, in one line
-// for each counter. Lines are fair queues: tiers go one before the other, and inside a
-// tier the tenant goes first that has had least while there was a line. The zero value
-// is empty; it is safe for concurrent use.
+// lines holds the requests that wait for a place under a concurrency limit, in one line for
+// each counter. Lines are fair queues: higher tiers go first, and inside a tier the tenant
+// that has had least while there was a line. The zero value is empty; it is safe for
+// concurrent use.
 type lines struct {
-	waiting atomic.Int64 // requests, of all lines
+	waiting atomic.Int64 // waiting requests in all lines
 
 	mu        sync.Mutex
-	byCounter map[string]*line // where somebody waits, or runs after that
-	polling   int              // of these lines, where somebody waits
+	byCounter map[string]*line // lines with requests that wait, or run after waiting
+	polling   int              // lines with waiting requests
 }
 
-// line is those who wait for a place of one counter.
+// line is the queue of one counter.
 type line struct {
 	counter  string
 	queue    *fairQueue
-	requests int // that wait, or run after they have
+	requests int // requests that wait, or run after waiting
 }
 
-// behind returns what says whether others wait at a counter; nil: nobody waits.
+// occupied returns a function that reports whether others wait at a counter; nil where
+// nobody waits.
 func (t *lines) occupied() func(counter string) bool {
 	if t.waiting.Load() == 0 {
 		return nil
@@ -56,8 +57,8 @@ func (t *lines) occupied() func(counter string) bool {
 	}
 }
 
-// ahead returns about how many places the requests need that go before a new one at a
-// counter: each as many as all that wait there need on average.
+// placesAhead returns about how many places the requests need that go before a new one at a
+// counter: each as many as those that wait there need on average.
 func (t *lines) placesAhead(counter string, w *waiter) int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -69,7 +70,7 @@ func (t *lines) placesAhead(counter string, w *waiter) int64 {
 	return (n*l.queue.sequences() + total - 1) / total
 }
 
-// standsBefore returns how many places the requests need that wait at a counter.
+// placesQueued returns how many places the requests need that wait at a counter.
 func (t *lines) placesQueued(counter string) int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -79,8 +80,8 @@ func (t *lines) placesQueued(counter string) int64 {
 	return 0
 }
 
-// enter puts a request into the line of a counter. If it is the first it is woken: the
-// place that it was refused may have become free before it stood there.
+// join adds a request to the line of a counter. The first one is woken: the place that it
+// was refused may have become free before it joined.
 func (t *lines) join(counter string, q *queueing, w *waiter) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -105,7 +106,7 @@ func (t *lines) join(counter string, q *queueing, w *waiter) {
 	}
 }
 
-// wake lets a waiting request ask again.
+// wake wakes a waiting request, once until it looks.
 func (w *waiter) wake() {
 	select {
 	case w.ready <- struct{}{}:
@@ -113,9 +114,9 @@ func (w *waiter) wake() {
 	}
 }
 
-// first reports whether a request is the first of its line. Who was it, and is not any
-// more, wakes who now is, since the first alone asks: as tenants use what they have, the
-// order changes without anybody coming or going.
+// checkFirst reports whether a request is the first of its line. If it no longer is, it
+// wakes the new first, since only that one asks: as tenants use what they have, the order
+// changes without anybody coming or going.
 func (t *lines) checkFirst(w *waiter, wasFirst bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -126,8 +127,8 @@ func (t *lines) checkFirst(w *waiter, wasFirst bool) bool {
 	return first
 }
 
-// pass lets a request out of its line that has its place, and wakes the next, since
-// there may be more than one. The request is in its tenant's account until done.
+// serve removes a request that has its place from its line, and wakes the next, since there
+// may be more than one place. The request stays in its tenant's account until finish.
 func (t *lines) serve(w *waiter) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -135,7 +136,7 @@ func (t *lines) serve(w *waiter) {
 	t.shrink(w.line)
 }
 
-// leave lets a request out of its line that has no place, if it is still there.
+// remove removes a request without a place from its line, if it is still there.
 func (t *lines) remove(w *waiter) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -146,7 +147,7 @@ func (t *lines) remove(w *waiter) {
 	t.forget(w)
 }
 
-// left wakes the next of a line that one has left. The lock is held.
+// shrink wakes the next of a line that one has left. The lock is held.
 func (t *lines) shrink(l *line) {
 	if t.waiting.Add(-1); l.queue.len() == 0 {
 		t.polling--
@@ -154,7 +155,7 @@ func (t *lines) shrink(l *line) {
 	l.wakeFirst()
 }
 
-// done forgets a request that has waited and has ended.
+// finish ends a request that has waited in a line and was served.
 func (t *lines) finish(w *waiter) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -162,7 +163,8 @@ func (t *lines) finish(w *waiter) {
 	t.forget(w)
 }
 
-// drop forgets a line with its last request. The lock is held.
+// forget detaches a request from its line, and drops the line with its last one. The lock is
+// held.
 func (t *lines) forget(w *waiter) {
 	l := w.line
 	if w.line = nil; l.requests > 1 {
@@ -172,13 +174,15 @@ func (t *lines) forget(w *waiter) {
 	delete(t.byCounter, l.counter)
 }
 
+// wakeFirst wakes the first in line.
 func (l *line) wakeFirst() {
 	if w := l.queue.peek(); w != nil {
 		w.wake()
 	}
 }
 
-// freed wakes the first in line at each of the counters: places have been given back.
+// wakeReleased wakes the first in line at each counter of a grant whose places were
+// released.
 func (t *lines) wakeReleased(grant *limit.Grant) {
 	if t.waiting.Load() == 0 {
 		return
@@ -193,8 +197,8 @@ func (t *lines) wakeReleased(grant *limit.Grant) {
 	}
 }
 
-// poll returns when the first in line asks again by itself, after a refusal that
-// expects a place after so long.
+// pollInterval returns the time after which the first in line asks again by itself, where
+// its last rejection expects a place after expected.
 func (t *lines) pollInterval(denied *limit.Denied, expected time.Duration) time.Duration {
 	if !denied.Shared {
 		return localPoll
@@ -205,9 +209,9 @@ func (t *lines) pollInterval(denied *limit.Denied, expected time.Duration) time.
 	return jitter(max(min(expected/4, maxPoll), minPoll, time.Duration(asking)*pollSpacing), 4)
 }
 
-// reserve asks the limits for a grant. A request that is over nothing but a concurrency
-// limit waits for a place, where the rule lets it; its level is then what it is after
-// that.
+// reserve asks the limits for a grant and sets it in the permit. A request that is over
+// nothing but a concurrency limit waits for a place, where the rule lets it; the choice that
+// it returns is that after the wait.
 func (c *Controller) reserve(ctx context.Context, q *queueing, d *Demand, p *Permit, now choice) (choice, error) {
 	r := d.limitRequest(now)
 	r.Behind = c.lines.occupied()
@@ -224,30 +228,30 @@ func (c *Controller) reserve(ctx context.Context, q *queueing, d *Demand, p *Per
 	return now, err
 }
 
-// mayWait returns the refusal of a request that may wait for a place.
+// mayWait returns the rejection of a request that may wait for a place.
 func mayWait(err error) (*limit.Denied, bool) {
 	var denied *limit.Denied
 	return denied, errors.As(err, &denied) && denied.Wait > 0
 }
 
-// placeWait is the wait of one request for a place under concurrency limits.
+// limitWait is the wait of one request for a place under concurrency limits.
 type limitWait struct {
 	*Controller
 	queue     *queueing
 	demand    *Demand
 	permit    *Permit
 	choice    choice
-	denied    *limit.Denied // the last refusal
+	denied    *limit.Denied // last rejection
 	start     time.Time
 	deadline  time.Time
 	waiter    *waiter
-	committed bool   // its caller knows at which level it is answered
-	id        string // with which the store is asked
-	renewals  int    // that the store has forgotten
+	committed bool   // the caller has been told its level
+	id        string // id under which the store is asked
+	renewals  int    // ids that the store has forgotten
 }
 
-// renew gives the request another id where the store has forgotten the one with which it
-// was refused. One that is asked for again after that would run without being charged.
+// renewID gives the request another id where the store has forgotten the one that was
+// rejected. Asked for again, that one would run uncharged.
 func (t *limitWait) renewID(denied *limit.Denied) {
 	if !denied.Forgotten {
 		return
@@ -256,7 +260,7 @@ func (t *limitWait) renewID(denied *limit.Denied) {
 	t.id = fmt.Sprintf("%s~%d", t.demand.Request.ID, t.renewals)
 }
 
-// wait waits until the permit has a grant, or returns why it gets none.
+// wait waits until the permit has a grant, or returns the error for which it gets none.
 func (t *limitWait) wait(ctx context.Context) (choice, error) {
 	n := t.demand.sequences(t.choice.level)
 	if !t.demand.Pool.reserveQueue(t.queue, n) {
@@ -293,9 +297,9 @@ func (t *limitWait) wait(ctx context.Context) (choice, error) {
 	}
 }
 
-// enter puts the request into the line of the counter that refused it; false: it would
-// wait for too long. As many sequences as have places may wait for the next ones, whatever
-// is expected: nobody knows when the others leave.
+// join adds the request to the line of the counter that rejected it; false where the wait
+// would be too long. As many sequences as have places may wait for the next ones, whatever
+// is expected: nobody knows when the others end.
 func (t *limitWait) join(ctx context.Context) bool {
 	t.waiter = newWaiter(t.queue, t.demand, t.choice.level)
 	t.waiter.ready = make(chan struct{}, 1)
@@ -311,8 +315,8 @@ func (t *limitWait) join(ctx context.Context) bool {
 	return true
 }
 
-// next returns how long to wait before looking again, and keeps the caller's stream
-// alive meanwhile.
+// untilNext returns the time until the request looks again, and keeps the caller's stream
+// alive.
 func (t *limitWait) untilNext(first bool) time.Duration {
 	next := time.Until(t.deadline)
 	if first {
@@ -327,7 +331,8 @@ func (t *limitWait) untilNext(first bool) time.Duration {
 	return max(next, 0)
 }
 
-// ask asks the limits again, for the first in line; done: the request has its place.
+// retry asks the limits again, for the first in line; done reports that the request has its
+// place.
 func (t *limitWait) retry(ctx context.Context, last bool) (done bool, err error) {
 	if !t.committed {
 		now := t.choose(t.queue, t.demand, &progress{})
@@ -374,7 +379,7 @@ func (t *limitWait) retry(ctx context.Context, last bool) (done bool, err error)
 	return false, nil
 }
 
-// refuse makes the refusal of a request that has waited, or may not wait.
+// refusal returns the error of a request that has waited, or may not wait.
 func (t *limitWait) refusal(denied *limit.Denied) error {
 	if t.waiter == nil {
 		t.waiter = newWaiter(t.queue, t.demand, t.choice.level)

@@ -78,7 +78,7 @@ func (c *crowd) settle(p *Permit) {
 	synctest.Wait()
 }
 
-// empty: nothing is left of those who waited.
+// checkEmpty checks that nothing is left of those who waited.
 func (c *crowd) checkEmpty() {
 	c.Helper()
 	synctest.Wait()
@@ -124,7 +124,7 @@ func (c *crowd) batch(n int, lasting func(i int) time.Duration) (took time.Durat
 	return time.Since(began), failed
 }
 
-// atBest is how long n calls take of which 16 run at a time and no place is ever idle.
+// idealEnd returns how long n calls take of which 16 run at a time and no place is ever idle.
 func idealEnd(n int, lasting func(i int) time.Duration) (end time.Duration) {
 	var places [16]time.Duration
 	for i := range n {

@@ -11,13 +11,13 @@ import (
 // goroutine may use it.
 type Permit struct {
 	Level         degrade.Level
-	Reason        string        // why Level is not L0
+	Reason        string        // reason of the level; empty at L0
 	Headers       limit.Headers // what the limits leave the caller
-	Wait          time.Duration // for its places, in all
-	LimitWait     time.Duration // of Waited: for a place under a concurrency limit
-	Arrival       time.Time     // when it came to the pool that answers; zero at L4
-	ReservedLevel degrade.Level // at which the limits reserved for it: Level may be higher
-	RetryAfter    time.Duration // how long Level stays, at least
+	Wait          time.Duration // time spent waiting for places, in total
+	LimitWait     time.Duration // part of Wait that was for a place under a concurrency limit
+	Arrival       time.Time     // time of arrival at the pool that answers; zero at L4
+	ReservedLevel degrade.Level // level for which the limits reserved; Level may be higher
+	RetryAfter    time.Duration // time for which Level lasts, at the least
 
 	grant  *limit.Grant
 	pool   *Pool
@@ -25,32 +25,32 @@ type Permit struct {
 	failed *Seat
 
 	lines      *lines
-	lineWaiter *waiter // in the line of a concurrency limit; nil: it did not wait in one
-	committed  bool    // while it waited there its caller was told the level
+	lineWaiter *waiter // place in the line of a concurrency limit; nil where it did not wait in one
+	committed  bool    // its caller was told the level while it waited there
 	demand     *Demand
-	sequences  int64         // places that it holds
-	sent       int64         // sequences at Level, of which no more are sent
-	account    *account      // of the fair queue
-	output     int64         // that account has been charged
-	shareStart time.Duration // the integral of the backend's share when the place was taken
-	gpu        time.Duration // of GPUs' time, on backends whose place was given back
+	sequences  int64         // places acquired on the backend
+	sent       int64         // sequences that are sent at Level
+	account    *account      // account in the fair queue
+	output     int64         // tokens charged to account
+	shareStart time.Duration // integral of the backend's share when the place was acquired
+	gpu        time.Duration // GPU time on backends whose place was released
 }
 
-// Pool is that of the model that answers; nil: the answer is canned.
+// Pool returns the pool of the model that answers; nil where the answer is canned.
 func (p *Permit) Pool() *Pool { return p.pool }
 
 // Seat returns the seat of the backend to use; nil at L4.
 func (p *Permit) Seat() *Seat { return p.seat }
 
-// occupy takes over the place that a request got.
+// setPlace sets the place that a request has acquired.
 func (p *Permit) setPlace(w *waiter) {
 	p.seat, p.account, p.shareStart, p.Arrival = w.seat, w.account, w.shareStart, w.arrival
 	p.Wait += w.waited
 	p.sequences = w.sequences
 }
 
-// shrink gives back the places that it took at a lower level and does not need at this
-// one: the level rose meanwhile, or the backend that it got stands higher.
+// releaseExcess releases the places that were acquired for a lower level and are not needed
+// at this one: the level rose meanwhile, or that of the backend is higher.
 func (p *Permit) releaseExcess() {
 	extra := p.sequences - p.sent
 	if extra <= 0 {
@@ -62,7 +62,7 @@ func (p *Permit) releaseExcess() {
 	p.pool.dispatch()
 }
 
-// set sets the level and the pool.
+// apply sets the level and the pool.
 func (p *Permit) apply(c choice) {
 	p.sent = p.demand.sequences(c.level)
 	p.pool, p.Level, p.Reason = c.pool, c.level, ""
@@ -72,8 +72,8 @@ func (p *Permit) apply(c choice) {
 	p.RetryAfter = jitter(c.retryAfter(time.Now()), 10)
 }
 
-// SwitchBackend releases the place and acquires one on another backend, after an attempt
-// failed, whether that has room or not; false where there is none.
+// SwitchBackend releases the place after an attempt failed and acquires one on another
+// backend, whether that has room or not; false where there is none.
 func (p *Permit) SwitchBackend() bool {
 	p.release()
 	p.pool.mu.Lock()
@@ -98,10 +98,10 @@ func (c *Controller) CanFallBack(p *Permit, d *Demand) bool {
 	return smaller.usable() && !smaller.full
 }
 
-// FallBack gives the place back and takes one that is free on the backends of a smaller
-// model, after those of the model that was asked for failed; the permit then stands at
-// L3. False: the caller accepts no such answer, or there is no place. The permit then
-// is as it was, or without a place, and is to be settled.
+// FallBack releases the place and acquires a free one on the backends of a smaller model,
+// after those of the model that was asked for failed. The permit is at L3 then. It returns
+// false where the caller accepts no such answer or there is no place; the permit is then as
+// it was, or without a place, and is to be settled.
 func (c *Controller) FallBack(p *Permit, d *Demand) bool {
 	if p.pool != d.Pool || d.MaxLevel < degrade.SmallerModel {
 		return false
@@ -126,12 +126,12 @@ func (c *Controller) FallBack(p *Permit, d *Demand) bool {
 	return true
 }
 
-// RecordUsage records what a request that goes on has used so far, so that a gateway
-// that dies loses little of it.
+// RecordUsage records what a request under way has used so far, so that a gateway that dies
+// loses little of it.
 func (p *Permit) RecordUsage(u limit.Usage) { p.grant.Progress(u) }
 
-// SetOutput sets how many tokens the answer has so far, so that the fair queue
-// charges the tenant for them while they come.
+// SetOutput sets the tokens that the answer has so far, so that the fair queue charges the
+// tenant while they come.
 func (p *Permit) SetOutput(output int64) {
 	if p.account == nil || output <= p.output {
 		return
@@ -143,10 +143,10 @@ func (p *Permit) SetOutput(output int64) {
 	p.output = output
 }
 
-// Settle gives the place back and charges what was used; a request that failed
-// before its first token has used nothing but itself. served is the model that
-// answered. A second call does nothing. The error says that the limits' store did
-// not take it and will be asked again.
+// Settle releases the place and charges what was used; a request that failed before its
+// first token has used nothing but itself. served is the model that answered. A second call
+// does nothing. An error means that the limits' store did not accept it and is asked again
+// later.
 func (p *Permit) Settle(u limit.Usage, served string) error {
 	p.SetOutput(u.Output)
 	p.releaseAll()
@@ -158,14 +158,14 @@ func (p *Permit) Settle(u limit.Usage, served string) error {
 	return err
 }
 
-// cancel takes back what the limits granted to a request that is refused all the same.
+// cancel cancels what the limits granted to a request that is refused all the same.
 func (p *Permit) cancel() {
 	// What the store does not take back now is tried again by the limits' own loop.
 	_ = p.grant.Cancel()
 	p.wakeNext()
 }
 
-// pass hands on the places that the limits have got back.
+// wakeNext wakes those who wait for the places that the limits have got back.
 func (p *Permit) wakeNext() {
 	if p.lineWaiter != nil {
 		p.lines.finish(p.lineWaiter)
@@ -174,7 +174,7 @@ func (p *Permit) wakeNext() {
 	p.lines.wakeReleased(p.grant)
 }
 
-// release gives the place back.
+// release releases the place on the backend.
 func (p *Permit) release() {
 	if p.seat == nil {
 		return
@@ -184,7 +184,7 @@ func (p *Permit) release() {
 	p.pool.dispatch()
 }
 
-// leave gives all back that the request holds of its pool.
+// releaseAll releases all that the request has of its pool.
 func (p *Permit) releaseAll() {
 	p.release()
 	if p.account != nil {
@@ -193,8 +193,8 @@ func (p *Permit) releaseAll() {
 	}
 }
 
-// GPU is the time of GPUs that the request has had on all backends it was given so
-// far; after Settle it is final. 0 where its backends do not say which GPUs they use.
+// GPU returns the GPU time of the request on all its backends so far; it is final after
+// Settle, and 0 where the backends do not report their GPUs.
 func (p *Permit) GPU() time.Duration {
 	if p.seat == nil {
 		return p.gpu

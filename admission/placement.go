@@ -8,11 +8,11 @@ import (
 	"tidegate/degrade"
 )
 
-// lookEvery is the time after which a request that waits decides again by itself: what an
-// engine said of its queue grows old without anybody saying so.
+// decideInterval is the time after which a waiting request is decided again by itself: the
+// last reading of an engine's queue expires without notice.
 const decideInterval = 250 * time.Millisecond
 
-// entry is the way of one request into a pool, once the limits have let it in. One
+// placement finds one request a place in a pool, once the limits have let it in. One
 // goroutine uses it.
 type placement struct {
 	*Controller
@@ -20,20 +20,20 @@ type placement struct {
 	demand *Demand
 	permit *Permit
 
-	choice   choice        // what was decided last; pool nil: the answer is canned
-	denied   *limit.Denied // rate rule that asks for the smaller model
-	waiter   *waiter       // that has the place in the end
-	pool     *Pool         // where w waits; nil: nowhere
-	start    time.Time     // of the wait
-	deadline time.Time     // of the wait
+	choice   choice        // latest choice; its pool is nil where the answer is canned
+	denied   *limit.Denied // rejection that a rate rule replaces by the smaller model
+	waiter   *waiter       // request in the queue, or with its place
+	pool     *Pool         // pool where the request waits; nil where it does not
+	start    time.Time     // start of the wait
+	deadline time.Time     // end of the wait
 }
 
-// progress returns what was decided before.
+// progress returns the result of earlier decisions.
 func (e *placement) progress() progress {
 	return progress{floor: e.choice, waited: time.Since(e.start), denied: e.denied}
 }
 
-// enter takes a place for the request, or waits for one.
+// acquire acquires a place for the request, or waits for one.
 func (e *placement) acquire(ctx context.Context) error {
 	e.start = time.Now()
 	if e.permit.apply(e.choice); e.choice.pool == nil {
@@ -112,16 +112,16 @@ func (e *placement) await(ctx context.Context) error {
 	}
 }
 
-// next is what await does after it has acted.
+// step is the next move of await after it has acted.
 type step uint8
 
 const (
-	stepSleep step = iota // until something wakes it
-	stepAgain             // decides anew at once
-	stepDone              // ends: there is a place, or none is needed
+	stepSleep step = iota // wait until something wakes it
+	stepAgain             // decide anew at once
+	stepDone              // end: there is a place, or none is needed
 )
 
-// act does what was decided about a request that waits.
+// act carries out a decision about a request that waits.
 func (e *placement) act(decided decision) (step, error) {
 	switch {
 	case e.waiter.committed: // it must be answered as its caller was told
@@ -148,8 +148,8 @@ func (e *placement) act(decided decision) (step, error) {
 	return stepSleep, nil
 }
 
-// move brings the request to another pool, where it takes a place or waits; it stays where
-// it is if that has no room, since here is better than nowhere.
+// move brings the request to another pool, where it acquires a place or waits. It stays
+// where it is if that has no room: here is better than nowhere.
 func (e *placement) move(target choice) (step, error) {
 	level := max(e.choice.level, min(target.level, degrade.ThinkingOff))
 	fits := e.pool.checkFit(e.demand.sequences(level)) == nil
@@ -171,8 +171,7 @@ func (e *placement) move(target choice) (step, error) {
 	return stepAgain, nil
 }
 
-// keepAlive lets the caller be told where its request stands, and returns when it wants to
-// be told again.
+// keepAlive calls the caller, and returns when it wants to be called again.
 func (e *placement) keepAlive() time.Duration {
 	e.permit.apply(e.choice)
 	if e.demand.Caller == nil {
@@ -183,9 +182,9 @@ func (e *placement) keepAlive() time.Duration {
 	return wanted
 }
 
-// move takes a place for a request that waits elsewhere and has so many sequences here,
-// or lets it wait here, unless it wants a place now; false: it has neither, or would
-// wait for too long.
+// transfer acquires a place for a request that waits elsewhere and has so many sequences
+// here, or lets it wait here unless it wants a place now. It returns false where it has
+// neither, or the wait would be too long.
 func (p *Pool) transfer(q *queueing, w *waiter, sequences int64, longest time.Duration, now bool) (*waiter, bool) {
 	moved := &waiter{tier: w.tier, tenant: w.tenant, weight: w.weight, input: w.input, sequences: sequences}
 	if p.tryAcquire(q, moved) || now {
@@ -195,7 +194,7 @@ func (p *Pool) transfer(q *queueing, w *waiter, sequences int64, longest time.Du
 	return moved, ok
 }
 
-// give gives back a place in the queue, or one on a backend that came meanwhile.
+// abandon removes a request from the queue, or releases the place that came meanwhile.
 func (w *waiter) abandon(p *Pool) {
 	if !p.dequeue(w) {
 		w.seat.release(w.sequences)

@@ -8,7 +8,7 @@ import (
 	"tidegate/degrade"
 )
 
-// Pool is the backends of one model and the requests that wait for a place on one of
+// Pool holds the backends of one model and the requests that wait for a place on one of
 // them. It is safe for concurrent use.
 type Pool struct {
 	Name  string
@@ -16,16 +16,16 @@ type Pool struct {
 
 	mu         sync.Mutex
 	seats      []*Seat
-	fallback   *Pool // the smaller model's; nil: there is none
+	fallback   *Pool // pool of the smaller model; nil where there is none
 	rotation   int
-	candidates []*Seat // room for pick
+	candidates []*Seat // scratch space of pick
 	queue      *fairQueue
-	reserved   int64 // sequences that wait for a place under a limit, which the queue's budget counts
+	reserved   int64 // sequences that wait for a place under a limit and count in the budget of the queue
 	drain      drain
 }
 
-// NewPool makes a pool without backends, of a model on which the ladder says level;
-// nil: it is always at L0.
+// NewPool returns a pool without backends, of a model whose level the ladder sets; with nil
+// it is always at L0.
 func NewPool(name string, level *degrade.Model) *Pool {
 	if level == nil {
 		level = degrade.NewModel(name)
@@ -33,8 +33,8 @@ func NewPool(name string, level *degrade.Model) *Pool {
 	return &Pool{Name: name, level: level, queue: newFairQueue(DefaultQueue().Weights)}
 }
 
-// Set replaces the backends and the smaller model's pool. Requests that hold places
-// keep them, and those that wait go on to wait.
+// Set replaces the backends and the smaller model's pool. Requests keep their places, and
+// those that wait go on waiting.
 func (p *Pool) Set(backends []*Seat, fallback *Pool) {
 	p.mu.Lock()
 	p.seats, p.fallback = slices.Clone(backends), fallback
@@ -45,17 +45,17 @@ func (p *Pool) Set(backends []*Seat, fallback *Pool) {
 	p.dispatch()
 }
 
-// Up reports whether any backend may be sent requests.
+// Available reports whether any backend accepts requests.
 func (p *Pool) Available() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.ContainsFunc(p.seats, (*Seat).accepts)
 }
 
-// Tiers are the tiers of requests, those that go first first.
+// Tiers returns the tiers of requests in their order of precedence.
 func Tiers() [tierCount]string { return [...]string{"critical", "standard", "batch"} }
 
-// Queued is how many requests wait for a place, by tier.
+// Queued returns how many requests wait for a place, by tier.
 func (p *Pool) Queued() (n [tierCount]int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -65,7 +65,7 @@ func (p *Pool) Queued() (n [tierCount]int) {
 	return n
 }
 
-// perBackend is how many requests wait for each backend that may be sent any.
+// queuedPerBackend returns how many requests wait for each backend that accepts any.
 func (p *Pool) queuedPerBackend() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -78,7 +78,7 @@ func (p *Pool) queuedPerBackend() int {
 	return p.queue.len() / max(n, 1)
 }
 
-// ever returns a *TooMany where no backend, in rotation or not, may have so many
+// checkBounds returns a *TooMany where no backend, in rotation or not, may have so many
 // sequences at a time.
 func (p *Pool) checkBounds(sequences int64) error {
 	p.mu.Lock()
@@ -89,8 +89,8 @@ func (p *Pool) checkBounds(sequences int64) error {
 	return &TooMany{Sequences: sequences, Max: p.maxInFlight(false)}
 }
 
-// fits returns nil where a backend in rotation may have so many sequences at a time, and
-// otherwise what ever does, ErrNoBackend, or a Temporary *TooMany.
+// checkFit returns nil where a backend in rotation may have so many sequences at a time.
+// Otherwise it returns the error of checkBounds, ErrNoBackend, or a Temporary *TooMany.
 func (p *Pool) checkFit(sequences int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,14 +98,14 @@ func (p *Pool) checkFit(sequences int64) error {
 	return o.unfit
 }
 
-// holds reports whether some backend, in rotation or not, may have so many sequences at
-// a time, or there is none at all. The lock is held.
+// allows reports whether some backend, in rotation or not, may have so many sequences at a
+// time, or the pool has no backend at all. The lock is held.
 func (p *Pool) allows(sequences int64) bool {
 	return len(p.seats) == 0 || slices.ContainsFunc(p.seats, func(b *Seat) bool { return b.allows(sequences) })
 }
 
-// most is the largest bound of sequences on one backend, of those in rotation or of
-// all. The lock is held.
+// maxInFlight returns the largest bound of sequences on one backend, of those in rotation or
+// of all. The lock is held.
 func (p *Pool) maxInFlight(usable bool) (n int) {
 	for _, b := range p.seats {
 		if !usable || b.accepts() {
@@ -115,8 +115,8 @@ func (p *Pool) maxInFlight(usable bool) (n int) {
 	return n
 }
 
-// wouldWait is about how long one more request of a tenant would wait; 0: it is not
-// known.
+// predictedWait returns about how long one more request of a tenant would wait; 0 where that
+// is unknown.
 func (p *Pool) predictedWait(tier int, tenant string, weight int) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -124,11 +124,11 @@ func (p *Pool) predictedWait(tier int, tenant string, weight int) time.Duration 
 	return d
 }
 
-// pick is the backend to use other than avoid: of those with room for so many
-// sequences (0: of all) the ones at the lowest level, of these one that has the fewest
-// requests in flight for its weight, as inShares says. Those at L3 or above are left
-// alone while another one that can hold the request is below, be that full; so are those
-// in doubt while another one is not. The lock is held.
+// pick returns the backend to use other than avoid; nil where there is none. It chooses
+// among those with room for so many sequences (0: all), at the lowest level, as pickShare
+// does. Those at L3 or above are left alone while another one that can serve the request is
+// lower, even if that is full. Those in doubt are left alone while another one is not. The
+// lock is held.
 func (p *Pool) pick(avoid *Seat, room int64) *Seat {
 	eligible := func(b *Seat) bool { return b != avoid && b.accepts() && b.allows(room) }
 	sound := slices.ContainsFunc(p.seats, func(b *Seat) bool { return eligible(b) && !b.doubted.Load() })
@@ -154,18 +154,18 @@ func (p *Pool) pick(avoid *Seat, room int64) *Seat {
 	return pickShare(alike)
 }
 
-// inShares picks one of several backends that are alike but for their weights; nil: there is
-// none. A request that is in flight cannot be divided: with two requests at a time and
-// weights of 3 and 1 none has its share at any moment. So every backend is let in that has
-// no more for its weight than some other would have with one request more, and of these
-// the one goes first that is furthest behind its share of all requests so far (smooth
-// weighted round robin). How far one can be behind is bounded, so that a backend which
-// was slow does not get all at once what it did not take.
+// pickShare picks one of several backends that are alike but for their weights; nil where
+// there is none. A request in flight cannot be divided: with two requests at a time and
+// weights of 3 and 1 none has its share at any moment. So every backend is eligible that has
+// no more for its weight than some other would have with one request more. Of these it
+// returns the one furthest behind its share of all requests so far (smooth weighted round
+// robin). The lag is bounded, so that a backend which was slow does not get all at once what
+// it missed.
 func pickShare(alike []*Seat) *Seat {
 	if len(alike) == 0 {
 		return nil
 	}
-	var next *Seat // that would have the least for its weight with one request more
+	var next *Seat // the seat with the least for its weight after one request more
 	total := int64(0)
 	for _, b := range alike {
 		total += b.weight.Load()
@@ -187,14 +187,14 @@ func pickShare(alike []*Seat) *Seat {
 	return best
 }
 
-// other reports whether some backend other than avoid may be sent so many sequences.
+// hasAlternative reports whether some backend other than avoid accepts so many sequences.
 func (p *Pool) hasAlternative(avoid *Seat, sequences int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.ContainsFunc(p.seats, func(b *Seat) bool { return b != avoid && b.accepts() && b.allows(sequences) })
 }
 
-// take gives a place on some backend, if there is one and nobody waits for it.
+// tryAcquire acquires a place on some backend, if there is one and nobody waits for it.
 func (p *Pool) tryAcquire(q *queueing, w *waiter) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -211,7 +211,7 @@ func (p *Pool) tryAcquire(q *queueing, w *waiter) bool {
 	return true
 }
 
-// dispatch gives free places to those who wait, in the order of the fair queue.
+// dispatch hands free places to those who wait, in the order of the fair queue.
 func (p *Pool) dispatch() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -233,8 +233,8 @@ func (p *Pool) dispatch() {
 	}
 }
 
-// wait puts a request into the queue, unless that is full or it would wait for longer
-// than most; then it says how long that is.
+// enqueue adds a request to the queue. It returns false and the predicted wait where the
+// queue is full or the wait would be longer than longest.
 func (p *Pool) enqueue(q *queueing, w *waiter, longest time.Duration) (predicted time.Duration, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -252,16 +252,16 @@ func (p *Pool) enqueue(q *queueing, w *waiter, longest time.Duration) (predicted
 	return predicted, true
 }
 
-// roomFor reports whether the queue's budget has room for a request of so many
+// queueHasRoom reports whether the queue's budget has room for a request of so many
 // sequences. One that is larger than all of it may wait alone. The lock is held.
 func (p *Pool) queueHasRoom(q *queueing, sequences int64) bool {
 	length := int64(q.MaxLength)
 	return p.queue.sequences()+p.reserved+min(sequences, max(length, 1)) <= length
 }
 
-// hold counts sequences in the queue's budget that wait for a place under a limit, until
-// unhold; false: it has no room for them. They have half of it at most, or a caller over
-// its limit could take the queue from those within theirs.
+// reserveQueue counts sequences that wait for a place under a limit in the queue's budget,
+// until releaseQueue; false where there is no room. They may have half of it, or a caller
+// over its limit could take the queue from those within theirs.
 func (p *Pool) reserveQueue(q *queueing, sequences int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -273,13 +273,14 @@ func (p *Pool) reserveQueue(q *queueing, sequences int64) bool {
 	return true
 }
 
+// releaseQueue ends what reserveQueue began.
 func (p *Pool) releaseQueue(sequences int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.reserved -= sequences
 }
 
-// leave takes a request out of the queue; false: it has been given a place.
+// dequeue removes a request from the queue; false where it has a place already.
 func (p *Pool) dequeue(w *waiter) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -290,15 +291,15 @@ func (p *Pool) dequeue(w *waiter) bool {
 	return ok
 }
 
-// resize changes how many sequences a request has that waits; one that has been given a
-// place keeps what it was given.
+// resize changes how many sequences a waiting request has; one that has a place keeps what
+// it has.
 func (p *Pool) resize(w *waiter, sequences int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.queue.resize(w, sequences)
 }
 
-// done forgets what the fair queue keeps of a request that has ended.
+// finish ends a request in the fair queue.
 func (p *Pool) finish(a *account) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

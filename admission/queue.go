@@ -52,60 +52,60 @@ const (
 type fairQueue struct {
 	weights QueueWeights
 	tiers   [tierCount]band
-	seq     int64 // of the last request that came
+	seq     int64 // number of the latest request
 }
 
-// band is one tier.
+// band is one tier of the queue.
 type band struct {
 	accounts map[string]*account
-	backlog  accountHeap // who waits
-	idle     accountHeap // who neither waits nor runs, and is ahead of a newcomer
-	last     *account    // the last that stopped waiting, or never had to
-	waiting  int         // requests
-	places   int64       // sequences of those
-	weight   int64       // of all in backlog
+	backlog  accountHeap // accounts with waiting requests
+	idle     accountHeap // accounts without requests that are ahead of a newcomer
+	last     *account    // account that stopped waiting last, or never had to
+	waiting  int         // waiting requests
+	places   int64       // sequences of the waiting requests
+	weight   int64       // sum of weights in backlog
 }
 
-// account is what one tenant has had in one tier.
+// account is the service of one tenant in one tier.
 type account struct {
-	counter   atomic.Int64 // of units; whoever streams adds to it
+	counter   atomic.Int64 // service in units; streams add to it
 	weight    atomic.Int64
 	perOutput int64 // units of an output token at weight 1
 
 	tenant     string
 	tier       int
-	key        int64 // counter when the heap last looked; never above it
-	turn       int64 // seq of head: equals are served in the order they came
-	index      int   // in the heap that holds it
+	key        int64 // counter at the last look of the heap; never above it
+	turn       int64 // number of head: equals are served in the order of arrival
+	index      int   // position in its heap
 	head, tail *waiter
-	waiting    int // requests
-	requests   int // that wait or run
+	waiting    int // waiting requests
+	requests   int // waiting and running requests
 }
 
-// waiter is one request that waits.
+// waiter is one request in a queue.
 type waiter struct {
 	tier   int
 	tenant string
-	weight int   // of its tenant, from 1; the newest holds
-	input  int64 // tokens of its prompt
+	weight int   // weight of its tenant, 1 at the least; the newest counts
+	input  int64 // prompt tokens
 
-	sequences int64 // that it has on a backend, from 1
+	sequences int64 // sequences on a backend, 1 at the least
 
-	account    *account // from push on
+	account    *account // account, set by push
 	queued     bool
 	seq        int64
-	prev, next *waiter // of the same account
+	prev, next *waiter // neighbours in the account's list
 
-	line       *line         // of a concurrency limit, where it waits in one or has; nil: of a pool
-	ready      chan struct{} // closed when one that waited has a place; of a line, sent to when it may ask again
-	seat       *Seat         // where
-	shareStart time.Duration // as in Permit
-	arrival    time.Time     // when it came to the pool
-	waited     time.Duration // in all
-	committed  bool          // its caller knows at which level it is answered
+	line       *line         // line of the concurrency limit; nil for a pool's queue
+	ready      chan struct{} // wake channel with room for one: there is a place, or the line's turn to ask again
+	seat       *Seat         // backend of the place; nil while waiting
+	shareStart time.Duration // integral of the share when the place was acquired
+	arrival    time.Time     // time of arrival at the pool
+	waited     time.Duration // time spent waiting, in total
+	committed  bool          // the caller has been told its level
 }
 
-// newWaiter is a request that needs a place at a level.
+// newWaiter returns a request that needs a place at a level.
 func newWaiter(q *queueing, d *Demand, level degrade.Level) *waiter {
 	w := &waiter{
 		tier: tierIndex(d.Request.Tier), tenant: q.tenant(&d.Request.Subjects), input: d.Request.Prompt, sequences: d.sequences(level),
@@ -114,9 +114,10 @@ func newWaiter(q *queueing, d *Demand, level degrade.Level) *waiter {
 	return w
 }
 
-// enter takes a place on b.
+// occupy acquires a place on b.
 func (w *waiter) occupy(b *Seat) { w.seat, w.shareStart = b, b.acquire(w.sequences) }
 
+// tierIndex returns the position of a tier, by default that of the standard one.
 func tierIndex(tier string) int {
 	for i, name := range Tiers() {
 		if name == tier {
@@ -126,6 +127,7 @@ func tierIndex(tier string) int {
 	return tierStandard
 }
 
+// newFairQueue returns an empty queue.
 func newFairQueue(w QueueWeights) *fairQueue {
 	q := &fairQueue{weights: w}
 	for i := range q.tiers {
@@ -134,7 +136,7 @@ func newFairQueue(w QueueWeights) *fairQueue {
 	return q
 }
 
-// len is the number of waiting requests.
+// len returns the number of waiting requests.
 func (q *fairQueue) len() (n int) {
 	for i := range q.tiers {
 		n += q.tiers[i].waiting
@@ -142,7 +144,7 @@ func (q *fairQueue) len() (n int) {
 	return n
 }
 
-// sequences is the number of the sequences of waiting requests.
+// sequences returns the number of sequences of the waiting requests.
 func (q *fairQueue) sequences() (n int64) {
 	for i := range q.tiers {
 		n += q.tiers[i].places
@@ -150,10 +152,10 @@ func (q *fairQueue) sequences() (n int64) {
 	return n
 }
 
-// lenOf is the number of waiting requests of one tier.
+// tierLen returns the number of waiting requests of one tier.
 func (q *fairQueue) tierLen(tier int) int { return q.tiers[tier].waiting }
 
-// push lets a request wait.
+// push adds a request to the queue.
 func (q *fairQueue) push(e *waiter) {
 	b := &q.tiers[e.tier]
 	a := q.openAccount(e.tier, e.tenant, e.weight)
@@ -173,7 +175,7 @@ func (q *fairQueue) push(e *waiter) {
 	heap.Push(&b.backlog, a)
 }
 
-// peek is what pop would return.
+// peek returns the request that goes next, and nil where none waits.
 func (q *fairQueue) peek() *waiter {
 	for i := range q.tiers {
 		if a := q.tiers[i].first(); a != nil {
@@ -183,8 +185,8 @@ func (q *fairQueue) peek() *waiter {
 	return nil
 }
 
-// pop takes out the request that goes next and charges its tenant for the prompt; nil:
-// none waits. The request then runs until done is told of its account.
+// pop removes the request that goes next and charges its tenant for the prompt; it returns
+// nil where none waits. The request runs until finish ends it.
 func (q *fairQueue) pop() *waiter {
 	e := q.peek()
 	if e != nil {
@@ -193,15 +195,15 @@ func (q *fairQueue) pop() *waiter {
 	return e
 }
 
-// take takes out a request that waits, whatever its turn, and charges its tenant for the
-// prompt, as pop does.
+// serve removes a waiting request, whatever its turn, and charges its tenant for the prompt,
+// as pop does.
 func (q *fairQueue) serve(e *waiter) {
 	q.tiers[e.tier].rebase()
 	e.account.charge(e.input, unit*int64(q.weights.Input))
 	q.unlink(e)
 }
 
-// remove takes out a request that no longer wants its turn; false: it does not wait.
+// remove removes a request that no longer wants its turn; false where it does not wait.
 func (q *fairQueue) remove(e *waiter) bool {
 	if !e.queued {
 		return false
@@ -219,8 +221,8 @@ func (q *fairQueue) resize(e *waiter, sequences int64) {
 	}
 }
 
-// direct charges the tenant of a request that need not wait, as if it had waited for
-// no time. It runs until done is told of the account.
+// bypass charges the tenant of a request that need not wait, as if it had waited for no
+// time. The request runs until finish ends it.
 func (q *fairQueue) bypass(tier int, tenant string, weight int, input int64) *account {
 	b := &q.tiers[tier]
 	a := q.openAccount(tier, tenant, weight)
@@ -232,9 +234,8 @@ func (q *fairQueue) bypass(tier int, tenant string, weight int, input int64) *ac
 	return a
 }
 
-// ahead is how many requests would go before a new one of this tenant if all were
-// alike: those of its own, those that the others' shares let through meanwhile, and
-// all of the tiers before it.
+// ahead returns how many requests would go before a new one of this tenant if all were
+// alike: its own, those that others' shares let through meanwhile, and all of higher tiers.
 func (q *fairQueue) ahead(tier int, tenant string, weight int) int {
 	b := &q.tiers[tier]
 	queued, rivals := int64(0), b.weight
@@ -249,9 +250,9 @@ func (q *fairQueue) ahead(tier int, tenant string, weight int) int {
 	return n
 }
 
-// done says, once, that a request that ran has ended. A tenant of which none is left is
-// forgotten when a newcomer would get no smaller counter; of those ahead of that the
-// maxIdle furthest ahead are remembered.
+// finish ends a request that ran, once. A tenant without any left is forgotten when a
+// newcomer would get no smaller counter; of those ahead of that, the maxIdle furthest ahead
+// are remembered.
 func (q *fairQueue) finish(a *account) {
 	if a.requests--; a.requests > 0 {
 		return
@@ -265,6 +266,7 @@ func (q *fairQueue) finish(a *account) {
 // output charges tokens of an answer as they come. It needs no lock.
 func (a *account) output(tokens int64) { a.charge(tokens, a.perOutput) }
 
+// charge adds tokens to the counter at a price in units each.
 func (a *account) charge(tokens, price int64) {
 	if c := min(max(tokens, 0), maxCharge) * price / a.weight.Load(); a.counter.Load() < ceiling {
 		a.counter.Add(c)
@@ -278,9 +280,10 @@ func (a *account) lift(level int64) {
 	}
 }
 
+// clampWeight returns a weight within 1 to maxTenantWeight.
 func clampWeight(w int) int64 { return int64(min(max(w, 1), maxTenantWeight)) }
 
-// open finds or makes the account of one more request.
+// openAccount returns the account for one more request, a new one if needed.
 func (q *fairQueue) openAccount(tier int, tenant string, weight int) *account {
 	b := &q.tiers[tier]
 	b.rebase()
@@ -299,8 +302,8 @@ func (q *fairQueue) openAccount(tier int, tenant string, weight int) *account {
 	return a
 }
 
-// unlink takes a waiting request out of its account, and the account out of the
-// backlog with its last one.
+// unlink removes a waiting request from its account, and the account from the backlog with
+// its last one.
 func (q *fairQueue) unlink(e *waiter) {
 	b, a := &q.tiers[e.tier], e.account
 	if e.prev != nil {
@@ -326,9 +329,9 @@ func (q *fairQueue) unlink(e *waiter) {
 	heap.Fix(&b.backlog, a.index)
 }
 
-// first is the account whose turn it is, or nil. Streams add to counters without the
-// lock, so the heap is put right here: a key that is too small can only make an
-// account come up too early, and then it is looked at.
+// first returns the account whose turn it is; nil where none waits. Streams add to counters
+// without the lock, so the heap is put right here: a key that is too small only brings an
+// account up too early, and then it is looked at.
 func (b *band) first() *account {
 	for len(b.backlog) > 0 {
 		a := b.backlog[0]
@@ -344,7 +347,7 @@ func (b *band) first() *account {
 	return nil
 }
 
-// level is the counter that a newcomer gets: the smallest of those that wait, or that
+// level returns the counter that a newcomer gets: the smallest of those that wait, or that
 // of the last that did. It never falls.
 func (b *band) level() int64 {
 	if a := b.first(); a != nil {
@@ -356,8 +359,8 @@ func (b *band) level() int64 {
 	return 0
 }
 
-// forget drops a few idle accounts that no longer matter: never many at once, since
-// the lock is held, but more than come.
+// forget drops a few idle accounts that no longer matter: never many at once, since the lock
+// is held, but more than come.
 func (b *band) forget() {
 	for range 2 {
 		if len(b.idle) == 0 || b.idle[0].key > b.level() && len(b.idle) <= maxIdle {

@@ -87,7 +87,7 @@ func (n *naive) drop(e *waiter) {
 	}
 }
 
-// twins are the queue and the naive one, and what runs.
+// twins holds the queue, the naive one, and the requests that run.
 type twins struct {
 	q      *fairQueue
 	model  *naive

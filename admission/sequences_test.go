@@ -11,7 +11,7 @@ import (
 	"tidegate/degrade"
 )
 
-// several is a demand of so many prompts with n answers each.
+// sequences returns a demand of so many prompts with n answers each.
 func (h *testFleet) sequences(model string, prompts, n int64) *Demand {
 	d := h.demand(model)
 	d.Prompts, d.Request.Sequences = prompts, prompts*n
@@ -294,7 +294,7 @@ func admitted(t *testing.T, h *testFleet, d *Demand) *Permit {
 	return p
 }
 
-// uneven is a house whose first backend of large has eight places and the second two.
+// uneven returns a fleet whose first backend of large has eight places and the second two.
 func uneven(t *testing.T, q QueueConfig, models ...string) *testFleet {
 	h := newTestFleet(t, nil, q, models...)
 	h.engines["large"][0].seat.SetBounds(Bounds{InFlight: 8})

@@ -28,7 +28,7 @@ func (s *situation) local(level degrade.Level) *outlook {
 	return &s.full
 }
 
-// outlook is what a request meets at a pool, on those backends that can serve it.
+// outlook is the state of a pool for one request, from the backends that can serve it.
 type outlook struct {
 	available bool          // some backend accepts requests
 	level     degrade.Level // lowest level of those backends

@@ -114,7 +114,7 @@ func TestSnapshotLeavesOut(t *testing.T) {
 	}
 }
 
-// counter counts how often it is asked what a smaller model can answer.
+// countingCaller counts how often it is asked what a smaller model can answer.
 type countingCaller struct {
 	caller
 	asked *int

@@ -27,7 +27,7 @@ func (h *testFleet) fill(t *testing.T, model string) (held []*Permit) {
 	return held
 }
 
-// asked is a request that is being admitted.
+// pending is a request that is being admitted.
 type pending struct {
 	permit *Permit
 	err    error
