@@ -52,13 +52,7 @@ func (c *crowd) demand(user string) *Demand {
 
 // ask admits in the background.
 func (c *crowd) ask(ctx context.Context, d *Demand) *pending {
-	a, began := new(pending), time.Now()
-	go func() {
-		a.permit, a.err = c.controller.Admit(ctx, d)
-		a.took, a.done = time.Since(began), true
-	}()
-	synctest.Wait()
-	return a
+	return admitAsync(ctx, c.controller, d)
 }
 
 func (c *crowd) admit(user string) *Permit {

@@ -37,9 +37,14 @@ type pending struct {
 
 // ask admits in the background.
 func (h *testFleet) ask(ctx context.Context, d *Demand) *pending {
+	return admitAsync(ctx, h.controller, d)
+}
+
+// admitAsync admits in the background, and returns when the request waits or is done.
+func admitAsync(ctx context.Context, c *Controller, d *Demand) *pending {
 	a, began := new(pending), time.Now()
 	go func() {
-		a.permit, a.err = h.controller.Admit(ctx, d)
+		a.permit, a.err = c.Admit(ctx, d)
 		a.took, a.done = time.Since(began), true
 	}()
 	synctest.Wait()
