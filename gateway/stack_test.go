@@ -1,11 +1,9 @@
 package gateway_test
 
 import (
-	"context"
 	"encoding/json"
 	"net/http"
 	"os"
-	"os/exec"
 	"sync"
 	"testing"
 
@@ -26,13 +24,7 @@ var command = sync.OnceValues(func() (string, error) {
 	return stack.Build()
 })
 
-var kit = stack.NewKit(func(ctx context.Context, args ...string) (*exec.Cmd, error) {
-	path, err := command()
-	if err != nil {
-		return nil, err
-	}
-	return exec.CommandContext(ctx, path, args...), nil
-}, nil)
+var kit = stack.NewKit(stack.Binary(command), nil)
 
 // front is a running gateway with what these tests ask of it.
 type front struct{ *stack.Gateway }

@@ -114,7 +114,7 @@ func (e runbookEntry) shows(t *testing.T, f *front, again func()) {
 			again()
 		}
 		seen = f.views(t)
-		_, ok := shows(seen, e.shown)
+		_, ok := stack.Shows(seen, e.shown)
 		return ok
 	})
 }
@@ -123,7 +123,7 @@ func (e runbookEntry) shows(t *testing.T, f *front, again func()) {
 func (e runbookEntry) ends(t *testing.T, f *front) {
 	t.Helper()
 	stack.Eventually(t, e.name+" to end", func() bool {
-		_, ok := shows(f.views(t), e.shown)
+		_, ok := stack.Shows(f.views(t), e.shown)
 		return !ok
 	})
 }

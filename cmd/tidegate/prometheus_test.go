@@ -29,24 +29,10 @@ import (
 	"tidegate/nvml"
 )
 
-// prometheusTool is the path of prometheus or promtool: of the folder that
-// TIDEGATE_TEST_PROMETHEUS names, or of the system.
-func prometheusTool(t *testing.T, name string) string {
-	t.Helper()
-	if dir := os.Getenv("TIDEGATE_TEST_PROMETHEUS"); dir != "" {
-		return filepath.Join(dir, name)
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skip("SKIPPED-PART: dashboards and rules on a real Prometheus: it is not installed; `make test` fetches it where it may (Debian: apt-get install prometheus)")
-	}
-	return path
-}
-
 // TestPromtool runs the rules' own tests, which say when each alert fires and when
 // it does not. Every alert must have both.
 func TestPromtool(t *testing.T) {
-	tool := prometheusTool(t, "promtool")
+	tool := stack.PrometheusTool(t, os.Getenv, "promtool")
 	tests, _ := filepath.Glob(filepath.Join(prometheusDir, "tests", "*.yml"))
 	for _, args := range [][]string{
 		{"check", "config", filepath.Join(prometheusDir, "prometheus.yml")}, append([]string{"test", "rules"}, tests...),
@@ -225,13 +211,13 @@ func startPrometheus(t *testing.T, d *drill, what string, flags ...string) *prom
 	if what == "native" { // new servers want it said here, old ones refuse to read it
 		global := c["global"].(map[string]any)
 		global["scrape_native_histograms"] = true
-		if write(); exec.CommandContext(t.Context(), prometheusTool(t, "promtool"), "check", "config", file).Run() != nil {
+		if write(); exec.CommandContext(t.Context(), stack.PrometheusTool(t, os.Getenv, "promtool"), "check", "config", file).Run() != nil {
 			delete(global, "scrape_native_histograms")
 		}
 	}
 	write()
 	p := &promServer{what: what, log: stack.NewLog()}
-	command := exec.Command(prometheusTool(t, "prometheus"), append([]string{
+	command := exec.Command(stack.PrometheusTool(t, os.Getenv, "prometheus"), append([]string{
 		"--config.file=" + file, "--storage.tsdb.path=" + filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0",
 	}, flags...)...)
 	command.Stdout, command.Stderr = p.log, p.log
@@ -392,7 +378,7 @@ func (d *drill) several() map[string]string {
 // return data, with the labels that legends name. One Prometheus keeps histograms
 // with buckets and one in their native form.
 func TestExpressions(t *testing.T) {
-	prometheusTool(t, "prometheus")
+	stack.PrometheusTool(t, os.Getenv, "prometheus")
 	d := startDrill(t, observable(t, redistest.Single(t).Addr))
 	d.traffic(t)
 	servers := []*promServer{startPrometheus(t, d, "buckets"), startPrometheus(t, d, "native", "--enable-feature=native-histograms")}

@@ -34,6 +34,17 @@ func NewKit(command func(ctx context.Context, args ...string) (*exec.Cmd, error)
 	return &Kit{command: command, run: run, tokenizer: sync.OnceValues(qwen.New)}
 }
 
+// Binary makes the binary at a path a process, for NewKit.
+func Binary(path func() (string, error)) func(ctx context.Context, args ...string) (*exec.Cmd, error) {
+	return func(ctx context.Context, args ...string) (*exec.Cmd, error) {
+		name, err := path()
+		if err != nil {
+			return nil, err
+		}
+		return exec.CommandContext(ctx, name, args...), nil
+	}
+}
+
 // StartServers starts the simulated servers, fast ones unless edit changes that.
 func (k *Kit) StartServers(t *testing.T, edit func(*gatewaytest.Options)) Servers {
 	t.Helper()
@@ -74,7 +85,7 @@ func (k *Kit) Start(t *testing.T, s Servers, c Config) *Gateway {
 		}
 		go func() { ended <- k.run(ctx, args, env, g.Log, g.Log) }()
 	} else {
-		_, ended = k.process(ctx, t, g.Log, c.Env, args...)
+		_, ended = k.Process(ctx, t, g.Log, c.Env, args...)
 	}
 	t.Cleanup(func() {
 		stop()
@@ -94,9 +105,10 @@ func (k *Kit) Start(t *testing.T, s Servers, c Config) *Gateway {
 	return g
 }
 
-// process starts a process that writes into log and is asked to end when ctx does. The
+// Process starts tidegate with arguments in a process of its own. It writes into log, has
+// the variables of env beside those of the test, and is asked to end when ctx does. The
 // channel gets its exit code.
-func (k *Kit) process(ctx context.Context, t *testing.T, log *Log, env map[string]string, args ...string) (*exec.Cmd, chan int) {
+func (k *Kit) Process(ctx context.Context, t *testing.T, log *Log, env map[string]string, args ...string) (*exec.Cmd, chan int) {
 	t.Helper()
 	c, err := k.command(ctx, args...)
 	if err != nil {
@@ -119,12 +131,11 @@ func (k *Kit) process(ctx context.Context, t *testing.T, log *Log, env map[strin
 	return c, ended
 }
 
-// StartProcess starts tidegate with arguments in a process of its own, which a test may
-// kill. The channel gets its exit code.
+// StartProcess starts a process that ends with the test or is killed by it.
 func (k *Kit) StartProcess(t *testing.T, args ...string) (*exec.Cmd, *Log, chan int) {
 	t.Helper()
 	log := NewLog()
-	c, ended := k.process(t.Context(), t, log, nil, args...)
+	c, ended := k.Process(t.Context(), t, log, nil, args...)
 	return c, log, ended
 }
 

@@ -1,11 +1,15 @@
-package main
+package docs
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+
+	"tidegate/gateway/gatewaytest/stack"
 
 	"github.com/goccy/go-yaml"
 
@@ -14,9 +18,10 @@ import (
 
 // The checks of blocks that no session runs: each language has its own reader.
 
-// checkYAML reads a piece of a configuration as the gateway would, with what every
-// configuration needs beside it. Secrets that it names are there.
-func checkYAML(text string) error {
+// checkYAML lets tidegate check a piece of a configuration, with what every configuration
+// needs beside it. Secrets that it names are there.
+func checkYAML(t *testing.T, text string) error {
+	t.Helper()
 	var top map[string]any
 	if err := yaml.Unmarshal([]byte(text), &top); err != nil {
 		return err
@@ -24,17 +29,25 @@ func checkYAML(text string) error {
 	if top["models"] == nil {
 		text += "\nmodels: [{name: Qwen3-1.7B, fallback: Qwen3-0.6B, backends: [{url: 'http://a:1'}]}, {name: Qwen3-0.6B, backends: [{url: 'http://b:1'}]}]\n"
 	}
-	env := func(name string) (string, bool) {
-		if strings.HasPrefix(name, "TIDEGATE_") {
-			return "", false
+	env := map[string]string{}
+	for _, name := range regexp.MustCompile(`\b[A-Z][A-Z0-9_]{2,}\b`).FindAllString(text, -1) {
+		switch {
+		case strings.HasPrefix(name, "TIDEGATE_"):
+		case strings.Contains(name, "URL"):
+			env[name] = "https://example.com/hook"
+		default:
+			env[name] = "a secret of more than sixteen characters"
 		}
-		if strings.Contains(name, "URL") {
-			return "https://example.com/hook", true
-		}
-		return "a secret of more than sixteen characters", true
 	}
-	_, err := readConfig("block", []byte(text), env)
-	return err
+	file := filepath.Join(t.TempDir(), "block.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return err
+	}
+	log := stack.NewLog()
+	if _, ended := kit.Process(t.Context(), t, log, env, "check", "--config", file); <-ended != 0 {
+		return errors.New(log.Text())
+	}
+	return nil
 }
 
 // checkPromQL lets Prometheus's own tool read an expression.
@@ -66,7 +79,7 @@ func promtool(t *testing.T, b *block, text string, args ...string) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.CommandContext(t.Context(), prometheusTool(t, "promtool"), append(args, file)...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), stack.PrometheusTool(t, os.Getenv, "promtool"), append(args, file)...).CombinedOutput(); err != nil {
 		t.Errorf("%s: %s", b.at(), out)
 	}
 }

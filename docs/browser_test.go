@@ -1,4 +1,4 @@
-package main
+package docs
 
 import (
 	"context"
@@ -72,7 +72,7 @@ func TestBrowserPage(t *testing.T) {
 		}
 	}))
 	t.Cleanup(pages.Close)
-	f := startGateway(t, startServers(t, nil), stack.Config{Server: []string{"cors: {origins: ['" + pages.URL + "']}"}})
+	f := kit.Start(t, kit.StartServers(t, nil), stack.Config{Server: []string{"cors: {origins: ['" + pages.URL + "']}"}})
 	page = strings.Replace(browserPage, "SCRIPT", (&settings{front: f, sims: f.Servers}).place(script.text), 1)
 	for name, c := range map[string]struct{ url, shown string }{
 		"allowed":        {pages.URL, script.shows.text},
@@ -97,7 +97,7 @@ func TestBrowserPage(t *testing.T) {
 			defer stop()
 			select {
 			case text := <-printed:
-				if line, ok := shows(text, c.shown); !ok {
+				if line, ok := stack.Shows(text, c.shown); !ok {
 					t.Errorf("nothing like\n%s\nin\n%s", line, text)
 				}
 			case <-time.After(stack.Patience):

@@ -1,11 +1,9 @@
-package main
+package docs
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -14,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -43,12 +42,12 @@ func docPages(t *testing.T) []string {
 func markdown(t *testing.T) (pages []string) {
 	t.Helper()
 	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "deploy/*.md", "deploy/*/*.md"} {
-		found, err := filepath.Glob(filepath.Join("..", "..", filepath.FromSlash(pattern)))
+		found, err := filepath.Glob(filepath.Join("..", filepath.FromSlash(pattern)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, f := range found {
-			rel, _ := filepath.Rel(filepath.Join("..", ".."), f)
+			rel, _ := filepath.Rel("..", f)
 			pages = append(pages, filepath.ToSlash(rel))
 		}
 	}
@@ -71,7 +70,7 @@ func (b *block) at() string { return fmt.Sprintf("%s:%d", b.page, b.line) }
 // blocksOf finds the fenced pieces of a page.
 func blocksOf(t *testing.T, page string) (out []*block) {
 	t.Helper()
-	raw, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(page)))
+	raw, err := os.ReadFile(filepath.Join("..", filepath.FromSlash(page)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +111,7 @@ func runs(b *block) bool { return (session(b) != "" || b.lang == "go") && !wholl
 // gateway like the demo's.
 type settings struct {
 	dir   string
-	front *front
+	front *stack.Gateway
 	sims  stack.Servers
 	env   []string
 }
@@ -131,7 +130,7 @@ gpus:
 func newSettings(t *testing.T) *settings {
 	t.Helper()
 	s := &settings{dir: t.TempDir()}
-	root, err := filepath.Abs(filepath.Join("..", ".."))
+	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,15 +144,15 @@ func newSettings(t *testing.T) *settings {
 	if err := os.WriteFile(trace, simulatedGPUs(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.sims = startServers(t, nil)
+	s.sims = kit.StartServers(t, nil)
 	p := stack.Laddered("")
 	p.Extra, p.GPUs = fmt.Sprintf(docsConfig, trace), "demo/0"
-	s.front = startGateway(t, s.sims, p)
-	stack.Eventually(t, "readings of the simulated GPUs", func() bool { return s.front.tells(t, "Simulated H200") })
+	s.front = kit.Start(t, s.sims, p)
+	stack.Eventually(t, "readings of the simulated GPUs", func() bool { return strings.Contains(s.front.StatusPage(t), "Simulated H200") })
 	// Commands without --config read the same file as the gateway, and its store.
 	file, err := os.ReadFile(s.front.File)
 	if err == nil {
-		err = os.WriteFile(filepath.Join(s.dir, defaultFile), file, 0o600)
+		err = os.WriteFile(filepath.Join(s.dir, "tidegate.yaml"), file, 0o600)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -167,38 +166,40 @@ func newSettings(t *testing.T) *settings {
 	return s
 }
 
-// tells reports whether /status has a word.
-func (f *front) tells(t *testing.T, word string) bool {
-	t.Helper()
-	resp, err := f.Client.Get(f.Ops + "/status")
-	if err != nil {
-		t.Fatal(err)
+// kit runs tidegate as users do.
+var kit = stack.NewKit(stack.Binary(binary), nil)
+
+// binary is the path of the command, which is built once.
+var binary = sync.OnceValues(stack.Build)
+
+// simulatedGPUs is a trace of the demo's GPUs.
+func simulatedGPUs() (trace []byte) {
+	for second := range 120 {
+		for i := range 3 {
+			trace = fmt.Appendf(trace, `{"t_ms":%d,"uuid":"GPU-simulated-%d","name":"Simulated H200","margin":35,"temp":50,"hbm":42,"used":132270,"total":143771,"reasons":4,"power":560}`+"\n", 1000*second, i)
+		}
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	return err == nil && bytes.Contains(body, []byte(word))
+	return trace
 }
 
-// command puts into bin/ what `make build` would: this test is the command, if a
-// variable says so, which spares a build.
+// command puts into bin/ what `make build` would.
 func (s *settings) command(t *testing.T) {
 	t.Helper()
-	self, err := os.Executable()
+	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	script := "#!/bin/sh\nTIDEGATE_TEST_MAIN=$(printf '%s\\n' \"$@\") exec '" + self + "'\n"
 	if err := os.Mkdir(filepath.Join(s.dir, "bin"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	scripts := map[string]string{"tidegate": script}
+	if err := os.Symlink(path, filepath.Join(s.dir, "bin", "tidegate")); err != nil {
+		t.Fatal(err)
+	}
 	if curl, err := exec.LookPath("curl"); err == nil {
 		// A page whose request is refused is wrong, and curl alone would not say so; with
 		// -i the page shows the status.
-		scripts["curl"] = "#!/bin/sh\ncase $1 in -si) fail= ;; *) fail=--fail-with-body ;; esac\nexec '" + curl + "' $fail \"$@\"\n"
-	}
-	for name, text := range scripts {
-		if err := os.WriteFile(filepath.Join(s.dir, "bin", name), []byte(text), 0o700); err != nil { //nolint:gosec // it is to be run
+		text := "#!/bin/sh\ncase $1 in -si) fail= ;; *) fail=--fail-with-body ;; esac\nexec '" + curl + "' $fail \"$@\"\n"
+		if err := os.WriteFile(filepath.Join(s.dir, "bin", "curl"), []byte(text), 0o700); err != nil { //nolint:gosec // it is to be run
 			t.Fatal(err)
 		}
 	}
@@ -236,7 +237,7 @@ func (s *settings) session(t *testing.T, lang string, blocks []*block) {
 	var program strings.Builder
 	for i, b := range blocks {
 		if strings.Contains(b.text, "promtool ") {
-			prometheusTool(t, "promtool") // or the page is skipped, and that said
+			stack.PrometheusTool(t, os.Getenv, "promtool") // or the page is skipped, and that said
 		}
 		switch lang {
 		case "sh":
@@ -263,7 +264,7 @@ func (s *settings) session(t *testing.T, lang string, blocks []*block) {
 	}
 	for i, b := range blocks {
 		if _, printed, _ := strings.Cut(pieces[i], "\n"); b.shows != nil && !wholly(b) {
-			if line, ok := shows(printed, b.shows.text); !ok {
+			if line, ok := stack.Shows(printed, b.shows.text); !ok {
 				t.Errorf("%s: nothing like\n%s\nin what %s prints:\n%s", b.shows.at(), line, b.at(), printed)
 			}
 		}
@@ -305,31 +306,6 @@ func (s *settings) execute(t *testing.T, lang, program string) (string, error) {
 	cmd.Dir, cmd.Env, cmd.WaitDelay = s.dir, s.env, time.Second
 	out, err := cmd.CombinedOutput()
 	return string(out), err
-}
-
-// shows finds each line that a page shows in what was printed, in their order, and
-// returns the first that is not there.
-func shows(printed, shown string) (string, bool) {
-	for _, line := range strings.Split(strings.TrimSpace(shown), "\n") {
-		if strings.TrimSpace(line) == "..." {
-			continue
-		}
-		re := regexp.QuoteMeta(strings.Join(strings.Fields(line), " "))
-		re = strings.ReplaceAll(re, `\.\.\.`, ".*")
-		re = regexp.MustCompile(`[0-9]+(\\\.[0-9]+)?`).ReplaceAllStringFunc(re, func(n string) string {
-			if len(n) == 3 && (n[0] == '4' || n[0] == '5') {
-				return n // a status
-			}
-			return `[0-9]+(\.[0-9]+)?`
-		})
-		re = strings.ReplaceAll(re, " ", `\s+`)
-		at := regexp.MustCompile(re).FindStringIndex(printed)
-		if at == nil {
-			return line, false
-		}
-		printed = printed[at[1]:]
-	}
-	return "", true
 }
 
 // TestDocs runs and checks every block of every page.
@@ -380,7 +356,7 @@ func (s *settings) check(t *testing.T, b *block) {
 			t.Run("scrape", func(t *testing.T) { promtool(t, b, b.text, "check", "config", "--syntax-only") })
 			return
 		}
-		if err := checkYAML(s.place(b.text)); err != nil {
+		if err := checkYAML(t, s.place(b.text)); err != nil {
 			t.Errorf("%s: %v", b.at(), err)
 		}
 	case "promql":
@@ -407,13 +383,13 @@ func (s *settings) runGo(t *testing.T, b *block) {
 	ctx, cancel := context.WithTimeout(t.Context(), sessionTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", verb, "-tags", "nomsgpack", file)
-	cmd.Dir, cmd.Env = filepath.Join("..", ".."), s.env
+	cmd.Dir, cmd.Env = "..", s.env
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", b.at(), err, out)
 	}
 	if b.shows != nil {
-		if line, ok := shows(string(out), b.shows.text); !ok {
+		if line, ok := stack.Shows(string(out), b.shows.text); !ok {
 			t.Errorf("%s: nothing like\n%s\nin\n%s", b.shows.at(), line, out)
 		}
 	}
@@ -435,7 +411,7 @@ func imported(text string) string {
 
 // links finds [text](target) outside of fenced blocks.
 func links(page string) (targets []string) {
-	raw, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(page)))
+	raw, err := os.ReadFile(filepath.Join("..", filepath.FromSlash(page)))
 	if err != nil {
 		return nil
 	}
@@ -478,7 +454,7 @@ func TestDocLinks(t *testing.T) {
 				continue
 			}
 			path, anchor, _ := strings.Cut(target, "#")
-			file := filepath.Join("..", "..", filepath.FromSlash(page))
+			file := filepath.Join("..", filepath.FromSlash(page))
 			if path != "" {
 				file = filepath.Join(filepath.Dir(file), filepath.FromSlash(path))
 			}
@@ -496,7 +472,7 @@ func TestDocLinks(t *testing.T) {
 // TestRunbooks follows every link into the pages from what is deployed, such as the
 // runbooks of alerts.
 func TestRunbooks(t *testing.T) {
-	err := filepath.WalkDir(filepath.Join("..", "..", "deploy"), func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join("..", "deploy"), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || strings.HasSuffix(path, ".md") {
 			return err
 		}
@@ -505,7 +481,7 @@ func TestRunbooks(t *testing.T) {
 			return err
 		}
 		for _, m := range regexp.MustCompile(`(docs/[a-z-]+\.md)#([a-z0-9-]+)`).FindAllSubmatch(raw, -1) {
-			if file := filepath.Join("..", "..", string(m[1])); !anchors(file)[string(m[2])] {
+			if file := filepath.Join("..", string(m[1])); !anchors(file)[string(m[2])] {
 				t.Errorf("%s leads to %s, which is not there", path, m[0])
 			}
 		}
@@ -542,7 +518,7 @@ func TestShows(t *testing.T) {
 		{"404 model_not_found", "404 model_not_found", true},
 		{"404 model_not_found", "400 model_not_found", false},
 	} {
-		if _, ok := shows(c.printed, c.shown); ok != c.ok {
+		if _, ok := stack.Shows(c.printed, c.shown); ok != c.ok {
 			t.Errorf("%q shows %q: %t", c.printed, c.shown, ok)
 		}
 	}

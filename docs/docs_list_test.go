@@ -1,4 +1,4 @@
-package main
+package docs
 
 import (
 	"bytes"
@@ -94,17 +94,14 @@ func TestDocsList(t *testing.T) {
 // stops it: it must end as it should.
 func (s *settings) serving(t *testing.T, word string, args ...string) {
 	t.Helper()
-	env := func(name string) (string, bool) {
-		v, ok := map[string]string{"TIDEGATE_STORE_DSN": "sqlite://" + filepath.Join(t.TempDir(), "x.db"), "TIDEGATE_STORE_JOURNAL_DIR": t.TempDir()}[name]
-		return v, ok
-	}
+	env := map[string]string{"TIDEGATE_STORE_DSN": "sqlite://" + filepath.Join(t.TempDir(), "x.db"), "TIDEGATE_STORE_JOURNAL_DIR": t.TempDir()}
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	out, ended := stack.NewLog(), make(chan int, 1)
-	go func() { ended <- run(ctx, append(args, "--listen", "127.0.0.1:0"), env, out, out) }()
+	out := stack.NewLog()
+	_, ended := kit.Process(ctx, t, out, env, append(args, "--listen", "127.0.0.1:0")...)
 	out.Await(t, ended, word, func(text string) bool { return strings.Contains(text, word) })
 	stop()
-	if code := <-ended; code != exitOK {
+	if code := <-ended; code != 0 {
 		t.Errorf("%v: code %d: %s", args, code, out)
 	}
 }
@@ -118,7 +115,7 @@ func demoServes(t *testing.T, line string) {
 // makeTarget wants the Makefile to have what the line makes.
 func makeTarget(t *testing.T, line string) {
 	line, _, _ = strings.Cut(line, "#")
-	raw, err := os.ReadFile("../../Makefile")
+	raw, err := os.ReadFile("../Makefile")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +128,7 @@ func makeTarget(t *testing.T, line string) {
 
 // serves starts the gateway as the line says, in front of servers of this test.
 func serves(t *testing.T, line string) {
-	sims := startServers(t, nil)
+	sims := kit.StartServers(t, nil)
 	args := strings.Fields(line)
 	args = args[slices.Index(args, "bin/tidegate")+1:]
 	for i, a := range args {
@@ -149,11 +146,8 @@ func serves(t *testing.T, line string) {
 }
 
 func playsIn(t *testing.T, line string) {
-	var out bytes.Buffer
-	if code := run(t.Context(), []string{"demo", "--help"}, noEnv, &out, &out); code != exitOK {
-		t.Fatal(out.String())
-	}
-	if name := regexp.MustCompile(`--scenario (\w+)`).FindStringSubmatch(line); name == nil || !regexp.MustCompile(`(?m)^  `+name[1]+` `).Match(out.Bytes()) {
+	out, _ := kit.Command(t, 0, "demo", "--help")
+	if name := regexp.MustCompile(`--scenario (\w+)`).FindStringSubmatch(line); name == nil || !regexp.MustCompile(`(?m)^  `+name[1]+` `).MatchString(out) {
 		t.Errorf("tidegate demo --help does not know the scenario of %q", line)
 	}
 }
@@ -161,7 +155,7 @@ func playsIn(t *testing.T, line string) {
 // tested wants the client tests to use the packages that a page tells to install.
 func tested(t *testing.T, line string) {
 	var known []byte
-	for _, file := range []string{"../../gateway/testdata/clients/python/requirements.txt", "../../gateway/testdata/clients/node/package.json"} {
+	for _, file := range []string{"../gateway/testdata/clients/python/requirements.txt", "../gateway/testdata/clients/node/package.json"} {
 		raw, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -213,7 +207,7 @@ func hasFlags(t *testing.T, line, dir string) {
 	}
 }
 
-func agentFlags(t *testing.T, line string) { hasFlags(t, line, "../tidegate-gpu-agent") }
+func agentFlags(t *testing.T, line string) { hasFlags(t, line, "../cmd/tidegate-gpu-agent") }
 
 // vllmFlags are those that vLLM's documentation has and the pages use.
 func vllmFlags(t *testing.T, line string) {
@@ -230,7 +224,7 @@ func vllmFlags(t *testing.T, line string) {
 func filesExist(t *testing.T, line string) {
 	words := strings.Fields(strings.NewReplacer("'", "", `"`, "", "(", " ", ")", "").Replace(line))
 	exists := func(pattern string) bool {
-		found, err := filepath.Glob(filepath.Join("..", "..", pattern))
+		found, err := filepath.Glob(filepath.Join("..", pattern))
 		return err == nil && len(found) > 0
 	}
 	for i, word := range words {
@@ -247,7 +241,7 @@ func filesExist(t *testing.T, line string) {
 		}
 	}
 	if name := regexp.MustCompile(`exec -T (\S+)`).FindStringSubmatch(line); name != nil {
-		if file, err := os.ReadFile("../../deploy/compose.yaml"); err != nil || !bytes.Contains(file, []byte("\n  "+name[1]+":")) {
+		if file, err := os.ReadFile("../deploy/compose.yaml"); err != nil || !bytes.Contains(file, []byte("\n  "+name[1]+":")) {
 			t.Errorf("%s: there is no service %s", line, name[1])
 		}
 	}
@@ -262,13 +256,12 @@ func hasCommand(t *testing.T, words []string) {
 	if n > 3 {
 		n = 3 // what follows are arguments
 	}
-	var help bytes.Buffer
-	code := run(t.Context(), append(slices.Clone(words[1:n]), "--help"), noEnv, &help, &help)
-	if code != exitOK || !strings.Contains(help.String(), "\n  "+strings.Join(words[:n], " ")+" ") {
-		t.Errorf("there is no %v: %s", words[:n], help.String())
+	help, _ := kit.Command(t, 0, append(slices.Clone(words[1:n]), "--help")...)
+	if !strings.Contains(help, "\n  "+strings.Join(words[:n], " ")+" ") {
+		t.Errorf("there is no %v: %s", words[:n], help)
 	}
 	for _, w := range words[n:] {
-		if strings.HasPrefix(w, "--") && !strings.Contains(help.String(), w) {
+		if strings.HasPrefix(w, "--") && !strings.Contains(help, w) {
 			t.Errorf("%v has no %s", words[:n], w)
 		}
 	}
@@ -276,12 +269,12 @@ func hasCommand(t *testing.T, words []string) {
 
 // TestDocMetrics wants every metric that a page names to be in the list of them.
 func TestDocMetrics(t *testing.T) {
-	list, err := os.ReadFile("../../docs/metrics.md")
+	list, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, page := range docPages(t) {
-		raw, err := os.ReadFile(filepath.Join("..", "..", page))
+		raw, err := os.ReadFile(filepath.Join("..", page))
 		if err != nil {
 			t.Fatal(err)
 		}
