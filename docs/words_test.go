@@ -229,7 +229,6 @@ func notYetSplit() []string {
 		"admission/limit/redislimit/guarded.go Guarded",
 		"admission/limit/set.go counter",
 		"admission/permit.go Permit",
-		"cmd/tidegate/serve.go daemon",
 		"cmd/tidegate-gpu-agent/metrics.go readings",
 		"degrade/law_test.go place",
 		"gateway/alert/alert.go Alerts",
