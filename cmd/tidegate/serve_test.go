@@ -105,7 +105,7 @@ func TestProtocols(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			defer c.with.CloseIdleConnections()
-			f := *c.to
+			f := *c.to.Gateway
 			f.URL = c.scheme + strings.TrimPrefix(f.URL, "http")
 			f.Client = &http.Client{Transport: c.with}
 			body := fmt.Sprintf(`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":20}}`, stack.LargeModel)
