@@ -37,6 +37,7 @@ func unrunnable() []unrun {
 		{"sh", "vllm serve", "needs vLLM and a GPU", vllmFlags},
 		{"sh", `(\w+=\$\()?docker compose`, "needs a container engine", filesExist},
 		{"sh", "sudo ", "changes the host", filesExist},
+		{"text", "cmd/tidegate ", "is a picture; TestPicture holds it", func(*testing.T, string) {}},
 	}
 }
 
