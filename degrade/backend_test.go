@@ -184,3 +184,18 @@ func TestFirstCap(t *testing.T) {
 		t.Errorf("cap %d", r.w.inFlightCap)
 	}
 }
+
+// TestPreemptionsKeep: the level of preemptions is kept until there was none for 10 s,
+// however long it has lasted.
+func TestPreemptionsKeep(t *testing.T) {
+	r := newRig(t)
+	second := func(n, preempted int) (levels string) {
+		for range n {
+			r.r.EngineAt, r.r.Preempted = r.now.Add(time.Second), preempted
+			levels += r.run(1)
+		}
+		return levels
+	}
+	second(60, 1)
+	r.want("none for 9 s, then for 10", second(10, 0), "2222222221")
+}

@@ -39,11 +39,11 @@ func TestBreakerOpensAndOnlyAProbeCloses(t *testing.T) {
 		if err := b.Probe(fail); !errors.Is(err, errDown) {
 			t.Fatalf("a probe that fails: %v", err)
 		}
-		time.Sleep(500 * time.Millisecond)
+		time.Sleep(999 * time.Millisecond)
 		if err := b.Probe(work); !errors.Is(err, ErrOpen) {
 			t.Fatalf("a probe too soon after one that failed: %v", err)
 		}
-		time.Sleep(501 * time.Millisecond)
+		time.Sleep(2 * time.Millisecond)
 		if err := b.Probe(work); err != nil || !b.Closed() {
 			t.Fatalf("a probe that succeeds: %v, closed %v", err, b.Closed())
 		}

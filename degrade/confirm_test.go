@@ -60,3 +60,38 @@ func TestQueueIsOldWithItsEngine(t *testing.T) {
 		t.Error("the engine's queue is not known any more, and the backend is not blind")
 	}
 }
+
+// TestConfirmationStep is the pure step by itself: samples at the times of offsets, each of
+// which calls for L2, and whether the last one confirms it.
+func TestConfirmationStep(t *testing.T) {
+	for name, test := range map[string]struct {
+		samples int           // that are needed
+		rise    time.Duration // between the first and the last of them
+		need    proof
+		raised  bool
+		offsets []time.Duration
+		repeat  bool // the last one is no new reading
+		want    Level
+	}{
+		"one of two":                    {2, 3 * time.Second, eachLevel, false, []time.Duration{0}, false, Full},
+		"two, 3 s apart":                {2, 3 * time.Second, eachLevel, false, []time.Duration{0, 3 * time.Second}, false, ThinkingOff},
+		"two, too near":                 {2, 3 * time.Second, eachLevel, false, []time.Duration{0, 2999 * time.Millisecond}, false, Full},
+		"the second is a repetition":    {2, 3 * time.Second, eachLevel, false, []time.Duration{0, 3 * time.Second}, true, Full},
+		"three of four, long apart":     {4, 3 * time.Second, eachLevel, false, []time.Duration{0, 10 * time.Second, 20 * time.Second}, false, Full},
+		"four of four":                  {4, 3 * time.Second, eachLevel, false, []time.Duration{0, time.Second, 2 * time.Second, 3 * time.Second}, false, ThinkingOff},
+		"raised needs it just the same": {2, 3 * time.Second, eachLevel, true, []time.Duration{0}, false, Full},
+		"any level, first sample":       {2, 3 * time.Second, anyLevel, false, []time.Duration{0}, false, Full},
+		"any level, raised":             {2, 3 * time.Second, anyLevel, true, []time.Duration{0}, false, ThinkingOff},
+		"no proof":                      {2, 3 * time.Second, noProof, false, []time.Duration{0}, false, ThinkingOff},
+	} {
+		var c confirmation
+		begin, got := time.Unix(1e9, 0), Full
+		for i, offset := range test.offsets {
+			sample := !test.repeat || i < len(test.offsets)-1
+			got = c.step(flat(1, ThinkingOff, ThinkingOff), sample, test.raised, test.need, &Dwell{UpSamples: test.samples, Rise: test.rise}, begin.Add(offset))
+		}
+		if got != test.want {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
+	}
+}

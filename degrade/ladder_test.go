@@ -232,6 +232,10 @@ func TestPins(t *testing.T) {
 		if v := m.Verdict(); v.Level != Full || !v.Pinned {
 			t.Errorf("pinned for good: %+v", v)
 		}
+		s.SetPins(map[string]Pin{"m": {Level: Canned + 5}})
+		if v := m.Verdict(); v.Level != Canned || !v.Pinned {
+			t.Errorf("pinned above the ladder: %+v", v)
+		}
 		s.SetPins(nil)
 		if v := m.Verdict(); v.Level != Canned || v.Pinned {
 			t.Errorf("the pin is gone: %+v", v)

@@ -181,3 +181,30 @@ func TestFallTellsWhoLetGo(t *testing.T) {
 		t.Errorf("at last %+v", last)
 	}
 }
+
+// TestCalmBackendLeaves: a model's pressure does not rise because a calm backend leaves, and
+// it falls when a hot one does.
+func TestCalmBackendLeaves(t *testing.T) {
+	for name, test := range map[string]struct {
+		leaver int
+		want   float64
+	}{"the calm one": {0, .4}, "the hot one": {1, .1}} {
+		k, p, now := newRules(DefaultConfig()), newStates(), time.Unix(1e9, 0)
+		var ws []*watched
+		for _, pressure := range []float64{.1, .7} {
+			w := &watched{gauge: NewGauge("a", 1, nil)}
+			w.life.inRotation = true
+			w.standings = [sides]standing{{pressure: pressure, signal: noSignal}, {pressure: pressure, signal: noSignal}}
+			ws = append(ws, w)
+		}
+		p.step(ws, k, now)
+		if got := p[acting].pressure; math.Abs(got-.4) > 1e-3 {
+			t.Fatalf("both: a pressure of %v", got)
+		}
+		ws[test.leaver].life.inRotation = false
+		p.step(ws, k, now.Add(time.Second))
+		if got := p[acting].pressure; math.Abs(got-test.want) > 1e-3 {
+			t.Errorf("%s leaves: a pressure of %v, want %v", name, got, test.want)
+		}
+	}
+}
