@@ -1,17 +1,16 @@
 // Package device reads NVIDIA GPUs through NVML, the driver's own library, and
 // keeps the last reading of each with its age.
 //
-// A driver is not to be trusted with the process it is called from. So each GPU
-// has one goroutine with at most one call in flight; a call that hangs makes that
-// GPU wedged and nothing else, since a report is put together from what is known
-// and calls nobody. NVML is called only between an initialisation that succeeded
-// and the shutdown that ends it, a generation. A GPU that is lost, or a driver
-// that changed, ends the generation; the next begins with a back-off. What
-// re-initialising does not cure, a new process does: Run gives up with
-// ErrGivenUp, and whoever supervises the process starts it again.
+// A driver can hang or crash the process that calls it. So each GPU has one goroutine with at
+// most one call in flight. A call that hangs makes that GPU wedged and delays nothing else,
+// since a report is built from the last readings without a call. NVML is called only within a
+// generation: between an initialisation that succeeded and its shutdown. A GPU that is lost,
+// or a driver that changed, ends the generation; the next begins after a back-off. A fault
+// that lasts beyond that needs a new process: Run returns ErrGivenUp, and the supervisor
+// restarts the process.
 //
-// Only library_cgo.go knows NVML; without cgo a stub stands in its place, which
-// never finds a library. Why it is so: docs/adr/0008-gpu-agent.md.
+// Only library_cgo.go calls NVML; without cgo a stub takes its place, which never finds a
+// library. The reasons are in docs/adr/0008-gpu-agent.md.
 package device
 
 import (
@@ -23,68 +22,67 @@ import (
 	"tidegate/nvml"
 )
 
-// What can be wrong with a driver. Errors of a Library and its GPUs wrap one of
-// these, or none: then it is the one value that is missing.
+// Faults of a driver. Errors of a Library and its GPUs wrap one of these, or none where a single
+// value is missing.
 var (
-	// ErrNoLibrary: there is no library to call. Nothing was loaded or called, so
-	// trying again is free, and a new process would find no more.
+	// ErrNoLibrary means that there is no library to call. Nothing was loaded or called, so
+	// another try is harmless, and a new process would not help.
 	ErrNoLibrary = errors.New("no NVML library")
-	// ErrDriver: the driver as a whole does not answer; only initialising again
-	// can help.
+	// ErrDriver means that the driver as a whole does not answer; only another
+	// initialisation can help.
 	ErrDriver = errors.New("driver failed")
-	// ErrLost: this GPU has fallen off the bus or must be reset.
+	// ErrLost means that this GPU has fallen off the bus or must be reset.
 	ErrLost = errors.New("GPU lost")
-	// ErrSilent: no call to this GPU succeeds, and none says why. Where all GPUs
-	// are, as in a container that lost its right to them, the driver has failed.
+	// ErrSilent means that no call to this GPU succeeds, and none gives a reason. Where that
+	// holds for all GPUs, as in a container that lost access to them, the driver has failed.
 	ErrSilent = fmt.Errorf("%w: no call succeeds", ErrLost)
-	// ErrNoEvents: the driver has no events.
+	// ErrNoEvents means that the driver has no events.
 	ErrNoEvents = errors.New("no events")
 )
 
-// What ends a Sampler's Run besides its context.
+// Errors that end a Sampler's Run.
 var (
-	// ErrGivenUp: a loaded library could not be initialised, time after time. A
-	// new process may do better: the library stays mapped in this one, whatever
-	// the driver's version has become.
+	// ErrGivenUp means that a loaded library could not be initialised repeatedly. A new
+	// process may succeed: this one keeps the library mapped, even after an update of the
+	// driver.
 	ErrGivenUp = errors.New("NVML cannot be initialised")
-	// ErrHung: a call was still in flight when the grace had passed.
+	// ErrHung means that a call was still in flight after the grace period.
 	ErrHung = errors.New("an NVML call did not return")
 )
 
-// Library is an NVML library. Init and Shutdown are called in turns, Wait and the
-// GPUs only between them, and Shutdown only while no other call is in flight.
+// Library is an NVML library. Init and Shutdown alternate. Wait and the GPUs may be used only
+// between them, and Shutdown only while no other call is in flight.
 type Library interface {
-	// Init loads and initialises the library. After an error nothing of it may be
-	// called but Init.
+	// Init loads and initialises the library. After an error only Init may be called.
 	Init() (Inventory, error)
-	// Wait returns the next event of any GPU, nil where none came in time, or
+	// Wait returns the next event of any GPU; nil if there is none within the timeout; or
 	// ErrNoEvents.
 	Wait(timeout time.Duration) (*Event, error)
-	// Shutdown ends what Init began.
+	// Shutdown ends the generation that Init began.
 	Shutdown()
 }
 
-// Inventory is what an initialisation found.
+// Inventory is the result of an initialisation.
 type Inventory struct {
-	Driver string // version, "" where not known
+	Driver string // version of the driver; "" where it is not known
 	GPUs   []GPU
 }
 
 // GPU is one GPU of an inventory. Its methods are called by one goroutine.
 type GPU interface {
-	// Identity asks the driver nothing.
+	// Identity returns the identity without a call of the driver.
 	Identity() Identity
-	// Read makes one sweep. The first reading is of the GPU, others of its MIG
-	// devices. Values that change seldom are asked for only if slow is set, and
-	// kept. Each call is told to timed. Between two calls the sweep ends with the
-	// context's error. An error that wraps ErrLost or ErrDriver means that the GPU
-	// must not be read again in this generation.
+	// Read makes one sweep. The first reading is that of the GPU, the others are those of its
+	// MIG devices. Values that change seldom are read only if slow is set, and kept. Read
+	// calls timed after each call of the driver. Once the context ends, it makes no further
+	// call and returns the context's error. After an error that wraps ErrLost or ErrDriver the
+	// GPU must not be read again in this generation.
 	Read(ctx context.Context, slow bool, timed func(call string, took time.Duration)) ([]nvml.Reading, error)
 }
 
 // Identity names a GPU.
 type Identity struct {
-	Index      int // as the driver counts, which may differ after a restart
+	Index      int // the driver's index, which may differ after a restart
 	UUID, Name string
 }
 
@@ -94,23 +92,23 @@ type Event struct {
 	XID uint64
 }
 
-// Config is how a Sampler samples.
+// Config configures a Sampler.
 type Config struct {
 	Node     string        // name of this machine in reports
-	Interval time.Duration // between the beginnings of two sweeps over a GPU
-	Slow     time.Duration // between two readings of what changes seldom
-	Wedge    time.Duration // a sweep that takes longer makes its GPU wedged
-	Retry    time.Duration // before initialising again, first; doubles up to RetryMax
+	Interval time.Duration // time between the starts of two sweeps over a GPU
+	Slow     time.Duration // time between two readings of values that change seldom
+	Wedge    time.Duration // duration of a sweep from which its GPU is wedged
+	Retry    time.Duration // first wait before another initialisation; doubles up to RetryMax
 	RetryMax time.Duration
-	// Search is the same for a GPU that is lost while others work: each look for it
-	// interrupts the readings of all. It doubles up to SearchMax.
+	// Search is the first wait before a search for a GPU that is lost while others work. Each
+	// search interrupts the readings of all. It doubles up to SearchMax.
 	Search    time.Duration
 	SearchMax time.Duration
-	Attempts  int           // failed initialisations of a loaded library in a row before Run gives up
-	Grace     time.Duration // that Run waits for calls in flight when its context ends
+	Attempts  int           // failed initialisations in a row, of a loaded library, before Run gives up
+	Grace     time.Duration // time that Run waits for calls in flight when its context ends
 }
 
-// Default is what fits a node that serves.
+// Default returns the configuration for a node that serves.
 func Default() Config {
 	return Config{
 		Interval: time.Second, Slow: 10 * time.Second, Wedge: 2 * time.Second,
@@ -121,7 +119,7 @@ func Default() Config {
 	}
 }
 
-// Validate reports all faults at once.
+// Validate returns all faults at once.
 func (c Config) Validate() error {
 	var faults []error
 	check := func(ok bool, name string, value any, want string) {

@@ -9,13 +9,13 @@ import (
 	"tidegate/nvml"
 )
 
-// eventWait bounds how long a generation's end waits for the event loop.
+// eventWait bounds the time that the end of a generation waits for the event loop.
 const eventWait = 500 * time.Millisecond
 
-// events keeps the errors that the driver reports, until ctx ends. It is one more
-// thread inside of the library, and all it does there is wait.
+// events records the errors that the driver reports, until ctx ends. It occupies one more
+// thread in the library, which only waits there.
 func (s *Sampler) events(ctx context.Context, slots []*slot) {
-	retry := backoff{first: time.Second, most: 30 * time.Second}
+	retry := backoff{first: time.Second, limit: 30 * time.Second}
 	for ctx.Err() == nil {
 		event, err := s.library.Wait(eventWait)
 		switch {
@@ -29,19 +29,20 @@ func (s *Sampler) events(ctx context.Context, slots []*slot) {
 		case event.GPU < 0 || event.GPU >= len(slots):
 			s.log.Warn("error event of an unknown GPU", "xid", event.XID)
 		default:
-			s.noteXID(slots[event.GPU], event.XID)
+			s.recordXID(slots[event.GPU], event.XID)
 		}
 	}
 }
 
-func (s *Sampler) noteXID(sl *slot, code uint64) {
-	if ofApplication(code) {
+// recordXID records an error event, unless an application caused it.
+func (s *Sampler) recordXID(sl *slot, code uint64) {
+	if isApplicationXID(code) {
 		return
 	}
 	s.mu.Lock()
 	sl.xids = append(sl.xids, xid{code, time.Now()})
 	if len(sl.xids) > nvml.MaxXIDs {
-		// What says that the GPU must not be used is kept longest.
+		// Fatal errors are kept longest.
 		drop := max(0, slices.IndexFunc(sl.xids, func(x xid) bool { return !nvml.FatalXID(x.code) }))
 		sl.xids = slices.Delete(sl.xids, drop, drop+1)
 	}

@@ -14,8 +14,8 @@ import (
 	"tidegate/nvml"
 )
 
-// Open returns the NVML at path, a file or a name for the loader; "" is the
-// driver's. Nothing is loaded before Init.
+// Open returns the NVML library at path, a file or a name for the loader; "" is that of the
+// driver. Nothing is loaded before Init.
 func Open(path string) Library {
 	if path == "" {
 		path = "libnvidia-ml.so.1"
@@ -23,24 +23,23 @@ func Open(path string) Library {
 	return &library{path: path}
 }
 
-// library guards go-nvml, whose functions are undefined symbols that the loader
-// looks up when they are first called. Where it finds none, or before a library is
-// loaded, it ends the process with 127. So every name is looked up after loading,
-// and one that is absent is never called.
+// library guards go-nvml, whose functions are undefined symbols that the loader looks up at
+// their first call. If it finds none, or no library is loaded, it ends the process with 127.
+// So every name is looked up after loading, and an absent one is never called.
 //
-// A library that was initialised once is never let go: its functions are bound for
-// the life of the process, and a second library beside it, of another driver,
-// would be initialised by one and asked by the other.
+// A library that was initialised once is never unloaded: its functions are bound for the life
+// of the process. With a second library of another driver beside it, one would be initialised
+// and the other called.
 type library struct {
-	path    string
-	loaded  *dl.DynamicLibrary
-	api     gonvml.Interface
-	has     map[string]bool
-	events  gonvml.EventSet
-	devices map[gonvml.Device]int
+	path      string
+	loaded    *dl.DynamicLibrary
+	api       gonvml.Interface
+	available map[string]bool
+	events    gonvml.EventSet
+	devices   map[gonvml.Device]int
 }
 
-// symbols are all that is ever called, by the names that go-nvml links against.
+// symbols returns all functions that are ever called, by the names that go-nvml links against.
 func symbols() []string {
 	return []string{
 		"nvmlInit_v2", "nvmlInit", "nvmlShutdown", "nvmlSystemGetDriverVersion",
@@ -61,8 +60,8 @@ func (l *library) Init() (Inventory, error) {
 	if err := l.load(); err != nil {
 		return Inventory{}, fmt.Errorf("%w: %w", ErrNoLibrary, err)
 	}
-	// A new one each time: go-nvml counts an initialisation that failed, and would
-	// not end the next that succeeds.
+	// A new interface each time: go-nvml counts a failed initialisation, and would not shut
+	// down the next one that succeeds.
 	l.api = gonvml.New(gonvml.WithLibraryPath(l.path))
 	if ret := l.api.Init(); ret != gonvml.SUCCESS {
 		return Inventory{}, failure("nvmlInit", int(ret))
@@ -75,7 +74,7 @@ func (l *library) Init() (Inventory, error) {
 	return inventory, nil
 }
 
-// load loads the library, once, and looks its names up, each time.
+// load loads the library once, and looks up its names each time.
 func (l *library) load() error {
 	lib := l.loaded
 	if lib == nil {
@@ -84,18 +83,18 @@ func (l *library) load() error {
 			return err
 		}
 	}
-	l.has = map[string]bool{}
+	l.available = map[string]bool{}
 	for _, name := range symbols() {
-		l.has[name] = lib.Lookup(name) == nil
+		l.available[name] = lib.Lookup(name) == nil
 	}
-	for _, either := range [][2]string{
+	for _, names := range [][2]string{
 		{"nvmlInit_v2", "nvmlInit"}, {"nvmlDeviceGetCount_v2", "nvmlDeviceGetCount"},
 		{"nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetHandleByIndex"}, {"nvmlShutdown", "nvmlShutdown"},
 	} {
-		if !l.has[either[0]] && !l.has[either[1]] {
-			// Nothing was called, so nothing is bound, and another may be loaded.
+		if !l.available[names[0]] && !l.available[names[1]] {
+			// Nothing was called, so nothing is bound, and another library may be loaded.
 			l.loaded = nil
-			return errors.Join(fmt.Errorf("%s has no %s", l.path, either[0]), lib.Close())
+			return errors.Join(fmt.Errorf("%s has no %s", l.path, names[0]), lib.Close())
 		}
 	}
 	l.loaded = lib
@@ -104,7 +103,7 @@ func (l *library) load() error {
 
 func (l *library) inventory() (Inventory, error) {
 	out := Inventory{}
-	if l.has["nvmlSystemGetDriverVersion"] {
+	if l.available["nvmlSystemGetDriverVersion"] {
 		if version, ret := l.api.SystemGetDriverVersion(); ret == gonvml.SUCCESS {
 			out.Driver = version
 		}
@@ -121,10 +120,10 @@ func (l *library) inventory() (Inventory, error) {
 			continue
 		}
 		l.devices[device] = i
-		s := newSweep(context.Background(), l.has, nil)
-		g := &gpu{has: l.has, device: device, id: Identity{Index: i}}
-		g.id.UUID, _ = ask(s, "nvmlDeviceGetUUID", device.GetUUID)
-		g.id.Name, _ = ask(s, "nvmlDeviceGetName", device.GetName)
+		s := newSweep(context.Background(), l.available, nil)
+		g := &gpu{available: l.available, device: device, id: Identity{Index: i}}
+		g.id.UUID, _ = query(s, "nvmlDeviceGetUUID", device.GetUUID)
+		g.id.Name, _ = query(s, "nvmlDeviceGetName", device.GetName)
 		if errors.Is(s.err, ErrDriver) {
 			return out, s.err
 		}
@@ -134,34 +133,34 @@ func (l *library) inventory() (Inventory, error) {
 	return out, nil
 }
 
-// threshold is a temperature of the card's, nil where it has none.
+// threshold returns a temperature threshold of the card; nil where it has none.
 func threshold(s *sweep, device gonvml.Device, kind gonvml.TemperatureThresholds) *int {
-	t, ok := ask(s, "nvmlDeviceGetTemperatureThreshold", func() (uint32, gonvml.Return) { return device.GetTemperatureThreshold(kind) })
+	t, ok := query(s, "nvmlDeviceGetTemperatureThreshold", func() (uint32, gonvml.Return) { return device.GetTemperatureThreshold(kind) })
 	if !ok || t == 0 {
 		return nil
 	}
 	return new(int(t))
 }
 
-// listen makes an event set for errors of all GPUs, nil where that cannot be.
+// listen returns an event set for errors of all GPUs; nil where there can be none.
 func (l *library) listen() gonvml.EventSet {
-	if !l.has["nvmlEventSetCreate"] || !l.has["nvmlEventSetFree"] || !l.has["nvmlDeviceRegisterEvents"] ||
-		!l.has["nvmlDeviceGetSupportedEventTypes"] || !l.has["nvmlEventSetWait_v2"] && !l.has["nvmlEventSetWait"] {
+	if !l.available["nvmlEventSetCreate"] || !l.available["nvmlEventSetFree"] || !l.available["nvmlDeviceRegisterEvents"] ||
+		!l.available["nvmlDeviceGetSupportedEventTypes"] || !l.available["nvmlEventSetWait_v2"] && !l.available["nvmlEventSetWait"] {
 		return nil
 	}
 	set, ret := l.api.EventSetCreate()
 	if ret != gonvml.SUCCESS {
 		return nil
 	}
-	some := false
+	registered := false
 	for device := range l.devices {
 		types, ret := device.GetSupportedEventTypes()
 		types &= gonvml.EventTypeXidCriticalError | gonvml.EventTypeDoubleBitEccError
 		if ret == gonvml.SUCCESS && types != 0 && device.RegisterEvents(types, set) == gonvml.SUCCESS {
-			some = true
+			registered = true
 		}
 	}
-	if !some {
+	if !registered {
 		_ = set.Free()
 		return nil
 	}
@@ -185,7 +184,7 @@ func (l *library) Wait(timeout time.Duration) (*Event, error) {
 		e.GPU = i
 	}
 	if data.EventType == gonvml.EventTypeDoubleBitEccError {
-		e.XID = 48 // what the driver logs it as
+		e.XID = 48 // the XID that the driver logs for it
 	}
 	return e, nil
 }
@@ -195,66 +194,66 @@ func (l *library) Shutdown() {
 		_ = l.events.Free()
 		l.events = nil
 	}
-	// What fails now is found by the next Init.
+	// The next Init finds a failure.
 	_ = l.api.Shutdown()
 }
 
 // sweep guards the calls of one sweep over a GPU.
 type sweep struct {
-	ctx      context.Context //nolint:containedctx // a sweep lives as long as the call that it was given to
-	has      map[string]bool
-	timed    func(string, time.Duration)
-	answered bool  // at least one call succeeded or said that it is not supported
-	failed   int   // calls that did neither
-	last     error // of the last of them
-	err      error // ends the sweep
+	ctx       context.Context //nolint:containedctx // a sweep lives as long as the call that it belongs to
+	available map[string]bool
+	timed     func(string, time.Duration)
+	answered  bool  // at least one call succeeded or is not supported
+	failed    int   // number of other calls
+	last      error // error of the last failed call
+	err       error // error that ends the sweep
 }
 
-func newSweep(ctx context.Context, has map[string]bool, timed func(string, time.Duration)) *sweep {
+func newSweep(ctx context.Context, available map[string]bool, timed func(string, time.Duration)) *sweep {
 	if timed == nil {
 		timed = func(string, time.Duration) {}
 	}
-	return &sweep{ctx: ctx, has: has, timed: timed}
+	return &sweep{ctx: ctx, available: available, timed: timed}
 }
 
-// ask makes one call, unless the library does not have it or the sweep has ended.
-// It is false where there is no answer.
-func ask[T any](s *sweep, symbol string, call func() (T, gonvml.Return)) (T, bool) {
-	var nothing T
+// query makes one call, unless the library lacks it or the sweep has ended. It returns false
+// where there is no answer.
+func query[T any](s *sweep, symbol string, call func() (T, gonvml.Return)) (T, bool) {
+	var zero T
 	if s.err == nil {
 		s.err = s.ctx.Err()
 	}
-	if s.err != nil || !s.has[symbol] {
-		return nothing, false
+	if s.err != nil || !s.available[symbol] {
+		return zero, false
 	}
-	began := time.Now()
+	start := time.Now()
 	value, ret := call()
-	s.timed(symbol, time.Since(began))
+	s.timed(symbol, time.Since(start))
 	switch ret {
 	case gonvml.SUCCESS:
 		s.answered = true
 		return value, true
 	case gonvml.ERROR_NOT_SUPPORTED:
 		s.answered = true
-		return nothing, false
+		return zero, false
 	}
 	s.failed++
 	s.last = failure(symbol, int(ret))
 	if errors.Is(s.last, ErrDriver) || errors.Is(s.last, ErrLost) {
 		s.err = s.last
 	}
-	return nothing, false
+	return zero, false
 }
 
-// asked is ask for a value that a reading has or does not have.
-func asked[T any](s *sweep, symbol string, call func() (T, gonvml.Return)) *T {
-	if v, ok := ask(s, symbol, call); ok {
+// queryOptional is query for a value that may be missing in a reading.
+func queryOptional[T any](s *sweep, symbol string, call func() (T, gonvml.Return)) *T {
+	if v, ok := query(s, symbol, call); ok {
 		return &v
 	}
 	return nil
 }
 
-// absent is a GPU that the driver counts and cannot open.
+// absent is a GPU that the driver counts but cannot open.
 type absent struct {
 	id  Identity
 	err error
@@ -271,16 +270,16 @@ func (a absent) Read(context.Context, bool, func(string, time.Duration)) ([]nvml
 
 // gpu is a GPU of one generation.
 type gpu struct {
-	has    map[string]bool
-	device gonvml.Device
-	id     Identity
-	limits thresholds
-	asked  bool // for the limits
+	available   map[string]bool
+	device      gonvml.Device
+	id          Identity
+	limits      thresholds
+	limitsKnown bool // the limits were read
 
-	// Of the last slow sweep.
+	// Values of the last slow sweep.
 	ecc     *uint64
 	pending *bool
-	broken  bool // the driver says that it must be reset
+	broken  bool // the driver requires a reset
 	mig     []migDevice
 }
 
@@ -292,47 +291,47 @@ type migDevice struct {
 func (g *gpu) Identity() Identity { return g.id }
 
 func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Duration)) ([]nvml.Reading, error) {
-	s := newSweep(ctx, g.has, timed)
+	s := newSweep(ctx, g.available, timed)
 	r := nvml.Reading{Index: g.id.Index, UUID: g.id.UUID, Name: g.id.Name}
-	if r.UUID == "" { // the driver failed to tell it before
-		r.UUID, _ = ask(s, "nvmlDeviceGetUUID", g.device.GetUUID)
+	if r.UUID == "" { // the driver failed to give it before
+		r.UUID, _ = query(s, "nvmlDeviceGetUUID", g.device.GetUUID)
 		g.id.UUID = r.UUID
 	}
-	if before := s.failed; slow && !g.asked {
+	if before := s.failed; slow && !g.limitsKnown {
 		g.limits = thresholds{threshold(s, g.device, gonvml.TEMPERATURE_THRESHOLD_GPU_MAX), threshold(s, g.device, gonvml.TEMPERATURE_THRESHOLD_MEM_MAX)}
-		g.asked = s.failed == before
+		g.limitsKnown = s.failed == before
 	}
 	g.fields(s, &r, slow)
-	if t, ok := ask(s, "nvmlDeviceGetTemperature", func() (uint32, gonvml.Return) { return g.device.GetTemperature(gonvml.TEMPERATURE_GPU) }); ok {
+	if t, ok := query(s, "nvmlDeviceGetTemperature", func() (uint32, gonvml.Return) { return g.device.GetTemperature(gonvml.TEMPERATURE_GPU) }); ok {
 		r.Temperature = new(int(t))
 	}
 	before := s.failed
-	if m, ok := ask(s, "nvmlDeviceGetMarginTemperature", g.device.GetMarginTemperature); ok {
+	if m, ok := query(s, "nvmlDeviceGetMarginTemperature", g.device.GetMarginTemperature); ok {
 		r.Margin = new(int(m.MarginTemperature))
 	} else if s.failed == before {
-		// The card or the library has none. A card that has one and fails to tell it
-		// must not seem to jump.
+		// The card or the library has none. Where only the call failed, the margin stays
+		// unknown, so that it does not seem to jump.
 		r.Margin = g.limits.margin(r.Temperature, r.HBM)
 	}
-	clocks, ok := ask(s, "nvmlDeviceGetCurrentClocksEventReasons", g.device.GetCurrentClocksEventReasons)
+	clocks, ok := query(s, "nvmlDeviceGetCurrentClocksEventReasons", g.device.GetCurrentClocksEventReasons)
 	if !ok {
-		clocks, ok = ask(s, "nvmlDeviceGetCurrentClocksThrottleReasons", g.device.GetCurrentClocksThrottleReasons)
+		clocks, ok = query(s, "nvmlDeviceGetCurrentClocksThrottleReasons", g.device.GetCurrentClocksThrottleReasons)
 	}
 	if ok {
 		r.Reasons = nvml.ReasonNames(clocks)
 	}
 	memory(s, g.device, &r)
-	if p, ok := ask(s, "nvmlDeviceGetPowerUsage", g.device.GetPowerUsage); ok {
+	if p, ok := query(s, "nvmlDeviceGetPowerUsage", g.device.GetPowerUsage); ok {
 		r.Power = new(uint64(p))
 	}
-	if p, ok := ask(s, "nvmlDeviceGetEnforcedPowerLimit", g.device.GetEnforcedPowerLimit); ok {
+	if p, ok := query(s, "nvmlDeviceGetEnforcedPowerLimit", g.device.GetEnforcedPowerLimit); ok {
 		r.PowerLimit = new(uint64(p))
 	}
-	if u, ok := ask(s, "nvmlDeviceGetUtilizationRates", g.device.GetUtilizationRates); ok {
+	if u, ok := query(s, "nvmlDeviceGetUtilizationRates", g.device.GetUtilizationRates); ok {
 		r.Utilisation = new(int(u.Gpu))
 	}
 	if slow {
-		g.seldom(s)
+		g.readSlow(s)
 	}
 	r.ECCUncorrected, r.RowsPending = g.ecc, g.pending
 	if g.broken {
@@ -353,8 +352,8 @@ func (g *gpu) Read(ctx context.Context, slow bool, timed func(string, time.Durat
 	return out, nil
 }
 
-// fields asks for what the driver gives as numbered fields, in one call, where
-// each has a return code of its own.
+// fields reads the values that the driver gives as numbered fields, in one call; each has a
+// return code of its own.
 func (g *gpu) fields(s *sweep, r *nvml.Reading, slow bool) {
 	counters := map[uint32]string{
 		gonvml.FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP:            "sw_power_cap",
@@ -369,7 +368,7 @@ func (g *gpu) fields(s *sweep, r *nvml.Reading, slow bool) {
 	if slow {
 		values = append(values, gonvml.FieldValue{FieldId: gonvml.FI_DEV_GET_GPU_RECOVERY_ACTION})
 	}
-	if _, ok := ask(s, "nvmlDeviceGetFieldValues", func() (struct{}, gonvml.Return) {
+	if _, ok := query(s, "nvmlDeviceGetFieldValues", func() (struct{}, gonvml.Return) {
 		return struct{}{}, g.device.GetFieldValues(values)
 	}); !ok {
 		return
@@ -396,54 +395,54 @@ func (g *gpu) fields(s *sweep, r *nvml.Reading, slow bool) {
 	}
 }
 
-// memory asks for the second form, whose used does not include what the driver
-// keeps for itself; only an old library is asked for the first, and then reserved
-// is not known and used includes it.
+// memory reads the memory by the second form of the call, whose used part excludes what the
+// driver reserves. Only an old library is called by the first form; then the reserved part is
+// unknown, and included in the used one.
 func memory(s *sweep, device gonvml.Device, r *nvml.Reading) {
-	if s.has["nvmlDeviceGetMemoryInfo_v2"] {
-		if m, ok := ask(s, "nvmlDeviceGetMemoryInfo_v2", device.GetMemoryInfo_v2); ok {
+	if s.available["nvmlDeviceGetMemoryInfo_v2"] {
+		if m, ok := query(s, "nvmlDeviceGetMemoryInfo_v2", device.GetMemoryInfo_v2); ok {
 			r.MemoryTotal, r.MemoryUsed, r.MemoryFree, r.MemoryReserved = &m.Total, &m.Used, &m.Free, &m.Reserved
 		}
 		return
 	}
-	if m, ok := ask(s, "nvmlDeviceGetMemoryInfo", device.GetMemoryInfo); ok {
+	if m, ok := query(s, "nvmlDeviceGetMemoryInfo", device.GetMemoryInfo); ok {
 		r.MemoryTotal, r.MemoryUsed, r.MemoryFree = &m.Total, &m.Used, &m.Free
 	}
 }
 
-// seldom asks for what changes seldom and costs more.
-func (g *gpu) seldom(s *sweep) {
-	g.ecc = asked(s, "nvmlDeviceGetTotalEccErrors", func() (uint64, gonvml.Return) {
+// readSlow reads the values that change seldom and cost more.
+func (g *gpu) readSlow(s *sweep) {
+	g.ecc = queryOptional(s, "nvmlDeviceGetTotalEccErrors", func() (uint64, gonvml.Return) {
 		return g.device.GetTotalEccErrors(gonvml.MEMORY_ERROR_TYPE_UNCORRECTED, gonvml.VOLATILE_ECC)
 	})
 	// Rows of memory are remapped since Ampere; before, pages were retired.
-	g.pending = asked(s, "nvmlDeviceGetRemappedRows", func() (bool, gonvml.Return) {
+	g.pending = queryOptional(s, "nvmlDeviceGetRemappedRows", func() (bool, gonvml.Return) {
 		_, _, pending, failed, ret := g.device.GetRemappedRows()
 		return pending || failed, ret
 	})
 	if g.pending == nil {
-		g.pending = asked(s, "nvmlDeviceGetRetiredPagesPendingStatus", func() (bool, gonvml.Return) {
+		g.pending = queryOptional(s, "nvmlDeviceGetRetiredPagesPendingStatus", func() (bool, gonvml.Return) {
 			state, ret := g.device.GetRetiredPagesPendingStatus()
 			return state == gonvml.FEATURE_ENABLED, ret
 		})
 	}
 	g.mig = nil
-	on, ok := ask(s, "nvmlDeviceGetMigMode", func() (bool, gonvml.Return) {
+	enabled, ok := query(s, "nvmlDeviceGetMigMode", func() (bool, gonvml.Return) {
 		now, _, ret := g.device.GetMigMode()
 		return now == gonvml.DEVICE_MIG_ENABLE, ret
 	})
-	if !ok || !on {
+	if !ok || !enabled {
 		return
 	}
-	most, _ := ask(s, "nvmlDeviceGetMaxMigDeviceCount", g.device.GetMaxMigDeviceCount)
-	for i := range most {
-		device, ok := ask(s, "nvmlDeviceGetMigDeviceHandleByIndex", func() (gonvml.Device, gonvml.Return) { return g.device.GetMigDeviceHandleByIndex(i) })
+	count, _ := query(s, "nvmlDeviceGetMaxMigDeviceCount", g.device.GetMaxMigDeviceCount)
+	for i := range count {
+		device, ok := query(s, "nvmlDeviceGetMigDeviceHandleByIndex", func() (gonvml.Device, gonvml.Return) { return g.device.GetMigDeviceHandleByIndex(i) })
 		if !ok {
 			continue // there may be gaps
 		}
 		m := migDevice{device: device, id: Identity{Index: i}}
-		m.id.UUID, _ = ask(s, "nvmlDeviceGetUUID", device.GetUUID)
-		m.id.Name, _ = ask(s, "nvmlDeviceGetName", device.GetName)
+		m.id.UUID, _ = query(s, "nvmlDeviceGetUUID", device.GetUUID)
+		m.id.Name, _ = query(s, "nvmlDeviceGetName", device.GetName)
 		g.mig = append(g.mig, m)
 	}
 }

@@ -7,16 +7,16 @@ import (
 	"time"
 )
 
-// Open returns a library that is never found: this build has no NVML. With cgo on
-// Linux it is the driver's.
-func Open(string) Library { return none{} }
+// Open returns a library that is never found, since this build has no NVML. With cgo on Linux
+// it returns that of the driver.
+func Open(string) Library { return noLibrary{} }
 
-type none struct{}
+type noLibrary struct{}
 
-func (none) Init() (Inventory, error) {
+func (noLibrary) Init() (Inventory, error) {
 	return Inventory{}, fmt.Errorf("%w: this program was built without cgo", ErrNoLibrary)
 }
 
-func (none) Wait(time.Duration) (*Event, error) { return nil, ErrNoEvents }
+func (noLibrary) Wait(time.Duration) (*Event, error) { return nil, ErrNoEvents }
 
-func (none) Shutdown() {}
+func (noLibrary) Shutdown() {}

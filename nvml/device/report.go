@@ -9,26 +9,26 @@ import (
 	"tidegate/nvml"
 )
 
-// slot is what is known of one GPU. It outlives generations: a GPU that a new one
-// does not find is lost, not forgotten.
+// slot is the state of one GPU. It outlives generations: a GPU that a new one does not find is
+// lost, not forgotten.
 type slot struct {
-	id       Identity
-	readings []nvml.Reading // of the last whole sweep
-	sampled  time.Time      // when that sweep, or knowing the GPU, began
-	sweep    uint64         // its number; 0: none was whole
-	began    time.Time      // of the sweep in flight; zero: none is
-	took     time.Duration  // of the last sweep
-	read     bool           // in this generation
-	lost     bool
-	xids     []xid // oldest first
+	id        Identity
+	readings  []nvml.Reading // readings of the last complete sweep
+	sampled   time.Time      // start of that sweep; before the first, time of the discovery
+	sweep     uint64         // number of that sweep; 0: there was none
+	startedAt time.Time      // start of the sweep in flight; zero: there is none
+	took      time.Duration  // duration of the last sweep
+	read      bool           // it was read in this generation
+	lost      bool
+	xids      []xid // oldest first
 }
 
 type xid struct {
-	code uint64
-	at   time.Time
+	code   uint64
+	seenAt time.Time
 }
 
-// Report says what is known now. It waits for nothing but other reports.
+// Report returns the last readings with their current ages. It never waits for the driver.
 func (s *Sampler) Report() nvml.Report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -60,30 +60,29 @@ func (sl *slot) report(now time.Time, wedge time.Duration) []nvml.Reading {
 		r.AgeMs, r.Sweep = now.Sub(sl.sampled).Milliseconds(), sl.sweep
 		r.LatencyUs = sl.took.Microseconds()
 		for _, x := range sl.xids {
-			r.XIDs = append(r.XIDs, nvml.XID{Code: x.code, AgeMs: now.Sub(x.at).Milliseconds(), Fatal: nvml.FatalXID(x.code)})
+			r.XIDs = append(r.XIDs, nvml.XID{Code: x.code, AgeMs: now.Sub(x.seenAt).Milliseconds(), Fatal: nvml.FatalXID(x.code)})
 		}
 	}
 	return out
 }
 
 func (sl *slot) isWedged(now time.Time, wedge time.Duration) bool {
-	return !sl.began.IsZero() && now.Sub(sl.began) > wedge
+	return !sl.startedAt.IsZero() && now.Sub(sl.startedAt) > wedge
 }
 
-// failed notes that there is nothing to be read.
-func (s *Sampler) failed(err error) {
+// setFault records an error for which no GPU can be read.
+func (s *Sampler) setFault(err error) {
 	s.mu.Lock()
-	again := s.fault == err.Error()
+	repeated := s.fault == err.Error()
 	s.fault = err.Error()
 	s.mu.Unlock()
-	if !again {
+	if !repeated {
 		s.log.Error("NVML cannot be used", "error", err)
 	}
 }
 
-// adopt begins a generation: it gives each GPU of the inventory its slot, and
-// marks those lost that were known and are not found. Where a driver does not tell
-// a UUID the index says which GPU it is.
+// adopt begins a generation: it assigns a slot to each GPU of the inventory, and marks known
+// GPUs that are missing as lost. Where a driver gives no UUID, the index identifies the GPU.
 func (s *Sampler) adopt(inventory Inventory) []*slot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,19 +91,19 @@ func (s *Sampler) adopt(inventory Inventory) []*slot {
 		s.fault = "the driver has no GPUs"
 	}
 	known, slots := slices.Clone(s.slots), make([]*slot, len(inventory.GPUs))
-	take := func(i int, fits func(k, id Identity) bool) {
+	assign := func(i int, matches func(k, id Identity) bool) {
 		id := inventory.GPUs[i].Identity()
-		at := slices.IndexFunc(known, func(k *slot) bool { return slots[i] == nil && fits(k.id, id) })
-		if at >= 0 {
-			slots[i] = known[at]
-			known = slices.Delete(known, at, at+1)
+		j := slices.IndexFunc(known, func(k *slot) bool { return slots[i] == nil && matches(k.id, id) })
+		if j >= 0 {
+			slots[i] = known[j]
+			known = slices.Delete(known, j, j+1)
 		}
 	}
 	for i := range slots {
-		take(i, func(k, id Identity) bool { return k.UUID != "" && k.UUID == id.UUID })
+		assign(i, func(k, id Identity) bool { return k.UUID != "" && k.UUID == id.UUID })
 	}
 	for i, g := range inventory.GPUs {
-		take(i, func(k, id Identity) bool { return k.Index == id.Index && (k.UUID == "" || id.UUID == "") })
+		assign(i, func(k, id Identity) bool { return k.Index == id.Index && (k.UUID == "" || id.UUID == "") })
 		if slots[i] == nil {
 			slots[i] = &slot{sampled: time.Now()}
 		}
@@ -120,8 +119,7 @@ func (s *Sampler) adopt(inventory Inventory) []*slot {
 	return slots
 }
 
-// missing reports whether there is something to look for: a GPU that is lost, or
-// any at all.
+// missing reports whether a search is due: for a lost GPU, or for any where none is known.
 func (s *Sampler) missing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,16 +139,15 @@ func (s *Sampler) anyRead(slots []*slot) bool {
 	return slices.ContainsFunc(slots, func(sl *slot) bool { return sl.read })
 }
 
-// begin notes that a sweep is in flight.
+// begin records that a sweep is in flight.
 func (s *Sampler) begin(sl *slot, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sl.began = now
+	sl.startedAt = now
 }
 
-// name puts what the driver failed to tell this time into the readings, and keeps
-// what it tells now and did not before.
-func (sl *slot) name(readings []nvml.Reading) {
+// fillNames adds names and UUIDs that the driver failed to give this time, and keeps new ones.
+func (sl *slot) fillNames(readings []nvml.Reading) {
 	sl.id.UUID = cmp.Or(sl.id.UUID, readings[0].UUID)
 	for i := range readings {
 		if r := &readings[i]; i == 0 {
@@ -161,21 +158,20 @@ func (sl *slot) name(readings []nvml.Reading) {
 	}
 }
 
-// end takes over what a sweep gave. Its age counts from the sweep's beginning: a
-// value read before a call that hung is as old as that.
+// end records the result of a sweep. Its age counts from the start of the sweep, since a value
+// that was read before a call that hung is as old as that.
 func (s *Sampler) end(sl *slot, began time.Time, readings []nvml.Reading, err error) {
 	s.mu.Lock()
-	was := sl.lost
+	wasLost := sl.lost
 	took := time.Since(began)
-	sl.began, sl.took = time.Time{}, took
+	sl.startedAt, sl.took = time.Time{}, took
 	switch {
 	case err == nil:
-		sl.name(readings)
+		sl.fillNames(readings)
 		sl.readings, sl.sampled, sl.read = readings, began, true
 		sl.sweep++
 		if sl.lost {
-			// Nothing but a reset brings it back, and a reset is what its errors
-			// asked for.
+			// Only a reset brings a GPU back, and a reset clears its errors.
 			sl.lost, sl.xids = false, nil
 		}
 	case errors.Is(err, ErrLost):
@@ -184,9 +180,9 @@ func (s *Sampler) end(sl *slot, began time.Time, readings []nvml.Reading, err er
 	lost, id, wedge := sl.lost, sl.id, s.config.Wedge
 	s.mu.Unlock()
 	switch {
-	case lost && !was:
+	case lost && !wasLost:
 		s.log.Error("GPU lost", "gpu", id.Index, "uuid", id.UUID, "error", err)
-	case was && !lost:
+	case wasLost && !lost:
 		s.log.Info("GPU back", "gpu", id.Index, "uuid", id.UUID)
 	case took > wedge:
 		s.log.Warn("GPU answers again after it was wedged", "gpu", id.Index, "uuid", id.UUID, "took", took)

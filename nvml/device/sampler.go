@@ -13,15 +13,15 @@ import (
 	"tidegate/nvml"
 )
 
-// Call is one call of the library and how long it took.
+// Call is one call of the library with its duration.
 type Call struct {
 	Name string
 	Took time.Duration
 }
 
-// Sample is what one sweep over a GPU gave.
+// Sample is the result of one sweep over a GPU.
 type Sample struct {
-	Time     time.Time // when the sweep began
+	Time     time.Time // start of the sweep
 	Readings []nvml.Reading
 	Calls    []Call
 }
@@ -35,15 +35,15 @@ type Sampler struct {
 	observe func(Sample)
 	boot    string
 
-	mu     sync.Mutex // held for no call of the library
+	mu     sync.Mutex // never held during a call of the library
 	seq    uint64
 	driver string
-	fault  string // why there is nothing to be read
+	fault  string // reason why no GPU can be read; empty: there is none
 	slots  []*slot
 }
 
-// New builds a Sampler. Each finished sweep is told to observe, if it is not nil,
-// by the goroutine of its GPU: what observe waits for, the GPU's readings wait for.
+// New returns a Sampler. The goroutine of each GPU calls observe, if it is not nil, after each
+// complete sweep; a slow observe delays the readings of the GPU.
 func New(config Config, library Library, log *slog.Logger, observe func(Sample)) (*Sampler, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -54,9 +54,9 @@ func New(config Config, library Library, log *slog.Logger, observe func(Sample))
 	return &Sampler{config: config, library: library, log: log, observe: observe, boot: ulid.Make().String(), fault: "not initialised yet"}, nil
 }
 
-// Run samples until ctx ends, then waits for calls in flight, since to kill a
-// process inside of a call may freeze the GPU. It returns nil; or ErrHung where a
-// call was still in flight after the grace; or ErrGivenUp.
+// Run samples until ctx ends. Then it waits for calls in flight, since killing a process inside
+// of a call may freeze the GPU. It returns nil; ErrHung if a call is still in flight after the
+// grace period; or ErrGivenUp.
 func (s *Sampler) Run(ctx context.Context) error {
 	done := make(chan error, 1)
 	go func() { done <- s.generations(ctx) }()
@@ -75,10 +75,10 @@ func (s *Sampler) Run(ctx context.Context) error {
 	}
 }
 
-// generations initialises the library again and again, as often as it must.
+// generations runs one generation after another until ctx ends or it gives up.
 func (s *Sampler) generations(ctx context.Context) error {
 	failed := 0
-	retry, search := backoff{first: s.config.Retry, most: s.config.RetryMax}, backoff{first: s.config.Search, most: s.config.SearchMax}
+	retry, search := backoff{first: s.config.Retry, limit: s.config.RetryMax}, backoff{first: s.config.Search, limit: s.config.SearchMax}
 	for ctx.Err() == nil {
 		read, err := s.generation(ctx, &search)
 		if read {
@@ -91,7 +91,7 @@ func (s *Sampler) generations(ctx context.Context) error {
 		if !errors.Is(err, ErrNoLibrary) {
 			failed++
 		}
-		s.failed(err)
+		s.setFault(err)
 		if failed >= s.config.Attempts {
 			return fmt.Errorf("%w: %d times in a row: %w", ErrGivenUp, failed, err)
 		}
@@ -100,17 +100,16 @@ func (s *Sampler) generations(ctx context.Context) error {
 	return nil
 }
 
-// generation initialises the library, samples until ctx ends, the driver fails, or
-// it is time to look for a GPU that is lost, and shuts the library down when no
-// call is in flight. It reports whether any GPU was read, and what failed but a
-// single GPU.
+// generation initialises the library, and samples until ctx ends, the driver fails, or a search
+// for a lost GPU is due. It shuts the library down when no call is in flight. It reports
+// whether any GPU was read, and returns the error of the driver, but not of a single GPU.
 func (s *Sampler) generation(ctx context.Context, search *backoff) (read bool, err error) {
 	var inventory Inventory
-	s.telling("initialising the driver", func() { inventory, err = s.library.Init() })
+	s.watchCall("initialising the driver", func() { inventory, err = s.library.Init() })
 	if err != nil {
 		return false, err
 	}
-	defer s.telling("shutting the driver down", s.library.Shutdown)
+	defer s.watchCall("shutting the driver down", s.library.Shutdown)
 	slots := s.adopt(inventory)
 	inside, stop := context.WithCancel(ctx)
 	var calls sync.WaitGroup
@@ -126,21 +125,21 @@ func (s *Sampler) generation(ctx context.Context, search *backoff) (read bool, e
 	}
 	calls.Go(func() { s.events(inside, slots) })
 
-	var look <-chan time.Time
+	var searchTime <-chan time.Time
 	silent := 0
 	for {
-		if look == nil && s.missing() {
+		if searchTime == nil && s.missing() {
 			timer := time.NewTimer(search.next())
 			defer timer.Stop()
-			look = timer.C
+			searchTime = timer.C
 		}
 		select {
 		case <-ctx.Done():
 			return true, nil
-		case <-look:
-			look = nil
+		case <-searchTime:
+			searchTime = nil
 			if s.missing() {
-				s.unwedged(ctx)
+				s.waitUnwedged(ctx)
 				return s.anyRead(slots), nil
 			}
 			search.reset()
@@ -152,41 +151,41 @@ func (s *Sampler) generation(ctx context.Context, search *backoff) (read bool, e
 				err = fmt.Errorf("%w: of all GPUs: %w", ErrDriver, err)
 			}
 			if errors.Is(err, ErrDriver) {
-				s.failed(err)
-				s.unwedged(ctx)
+				s.setFault(err)
+				s.waitUnwedged(ctx)
 				return s.anyRead(slots), err
 			}
 		}
 	}
 }
 
-// telling makes a call that belongs to no GPU, and says so while it hangs. What
-// comes next says how it is then.
-func (s *Sampler) telling(what string, call func()) {
-	said := make(chan struct{})
+// watchCall makes a call that belongs to no GPU, and reports a fault while it hangs. The next
+// step replaces that fault.
+func (s *Sampler) watchCall(phase string, call func()) {
+	reported := make(chan struct{})
 	hangs := time.AfterFunc(s.config.Wedge, func() {
-		defer close(said)
-		s.failed(fmt.Errorf("%s hangs", what))
+		defer close(reported)
+		s.setFault(fmt.Errorf("%s hangs", phase))
 	})
 	call()
 	if !hangs.Stop() {
-		<-said // or it would be said after all is well
+		<-reported // else the fault could be reported after the call has returned
 	}
 }
 
-// unwedged waits until no call hangs: until then the other GPUs are still read,
-// and afterwards the calls in flight end soon.
-func (s *Sampler) unwedged(ctx context.Context) {
+// waitUnwedged waits until no call hangs. Until then the other GPUs are still read, and
+// afterwards the calls in flight end soon.
+func (s *Sampler) waitUnwedged(ctx context.Context) {
 	for s.wedged() && ctx.Err() == nil {
 		sleep(ctx, s.config.Interval)
 	}
 }
 
 // sample reads one GPU until ctx ends or the GPU must not be read any more.
-func (s *Sampler) sample(ctx context.Context, into *slot, gpu GPU) error {
+func (s *Sampler) sample(ctx context.Context, target *slot, gpu GPU) error {
 	tick := time.NewTicker(s.config.Interval)
 	defer tick.Stop()
-	var slowest time.Time // the last sweep that asked for all
+	var slowest time.Time // start of the last sweep over all values
 	id := gpu.Identity()
 	for {
 		began := time.Now()
@@ -194,12 +193,12 @@ func (s *Sampler) sample(ctx context.Context, into *slot, gpu GPU) error {
 		if slow {
 			slowest = began
 		}
-		s.begin(into, began)
+		s.begin(target, began)
 		hangs := time.AfterFunc(s.config.Wedge, func() { s.log.Error("GPU wedged", "gpu", id.Index, "uuid", id.UUID) })
 		var calls []Call
 		readings, err := gpu.Read(ctx, slow, func(name string, took time.Duration) { calls = append(calls, Call{name, took}) })
 		hangs.Stop()
-		s.end(into, began, readings, err)
+		s.end(target, began, readings, err)
 		switch {
 		case err == nil:
 			s.observe(Sample{began, readings, calls})
@@ -214,15 +213,15 @@ func (s *Sampler) sample(ctx context.Context, into *slot, gpu GPU) error {
 	}
 }
 
-// backoff doubles.
-type backoff struct{ first, most, now time.Duration }
+// backoff is a wait that doubles from first up to limit.
+type backoff struct{ first, limit, now time.Duration }
 
 func (b *backoff) next() time.Duration {
 	if b.now == 0 {
 		b.now = b.first
 		return b.now
 	}
-	b.now = min(2*b.now, b.most)
+	b.now = min(2*b.now, b.limit)
 	return b.now
 }
 

@@ -19,8 +19,8 @@ const (
 	unknownCardMaximum = 83 // degrees Celsius; the lowest that cards in servers begin to slow down at
 )
 
-// failure is the error of a call that did not succeed. The texts are our own: to
-// ask the library for its text is one more call that may be missing.
+// failure returns the error of a call that did not succeed. The texts are our own, since the
+// library's would need one more call that may be missing. Codes: nvmlReturn_t in nvml.h.
 func failure(call string, code int) error {
 	text := map[int]string{
 		1: "not initialised", 2: "invalid argument", 3: "not supported", 4: "no permission", 6: "not found",
@@ -42,13 +42,13 @@ func failure(call string, code int) error {
 	return err
 }
 
-// thresholds are the temperatures that a GPU may work at, in degrees Celsius; nil
-// where the card does not tell. Cards since Ada tell none and have a margin.
+// thresholds are the highest operating temperatures of a GPU, in degrees Celsius; nil where the
+// card has none. Cards since Ada have none, but a margin.
 type thresholds struct {
 	gpu, memory *int
 }
 
-// margin is the margin of a card that has none of its own.
+// margin returns the margin of a card that has none of its own.
 func (t thresholds) margin(gpu, memory *int) *int {
 	limit := t.gpu
 	if limit == nil {
@@ -57,8 +57,8 @@ func (t thresholds) margin(gpu, memory *int) *int {
 	return nvml.MarginBelow(limit, t.memory, gpu, memory)
 }
 
-// number reads a field's value by its type; false for a type that is not known or
-// a value that is no number.
+// number returns a field's value by its type (nvmlValueType_t in nvml.h); false for an unknown
+// type or a value that is no number.
 func number(kind uint32, raw [8]byte) (int64, bool) {
 	word := binary.NativeEndian.Uint64(raw[:])
 	switch kind {
@@ -80,8 +80,8 @@ func number(kind uint32, raw [8]byte) (int64, bool) {
 	return 0, false
 }
 
-// migReading is the reading of a MIG device as far as its GPU tells it: all that
-// is on a GPU shares its heat. Power and utilisation are the GPU's alone.
+// migReading returns the part of a MIG device's reading that comes from its GPU: all devices of
+// a GPU share its temperature. Power and utilisation belong to the GPU alone.
 func migReading(gpu nvml.Reading, uuid, name string) nvml.Reading {
 	r := gpu
 	r.UUID, r.Name, r.Parent = uuid, name, gpu.UUID
@@ -90,7 +90,8 @@ func migReading(gpu nvml.Reading, uuid, name string) nvml.Reading {
 	return r
 }
 
-// Errors that a program on the GPU causes and that say nothing about the GPU.
-func ofApplication(xid uint64) bool {
+// isApplicationXID reports whether a program on the GPU causes an error, which says nothing
+// about the GPU.
+func isApplicationXID(xid uint64) bool {
 	return slices.Contains([]uint64{13, 31, 43, 45, 68, 109}, xid)
 }

@@ -1,6 +1,5 @@
-// Package nvmltest has the driver's library in C, with faults that a test can write
-// down: it is built by the test and loaded as the real one is. And it builds the
-// agent that loads it.
+// Package nvmltest builds a driver's library in C, whose faults a test can set and which is
+// loaded like the real one, and the agent that loads it.
 package nvmltest
 
 import (
@@ -19,8 +18,8 @@ import (
 //go:embed testdata/nvml.c
 var source []byte
 
-// Library is a libnvidia-ml.so.1 built from C, and the file that tells it what to
-// do. A program loads it by Path, with Env in its environment.
+// Library is a libnvidia-ml.so.1 built from C, and the file that sets its behaviour. A program
+// loads it by Path, with Env in its environment.
 type Library struct {
 	Path  string
 	Env   string // FAKE_NVML=file
@@ -55,8 +54,8 @@ func Build(t testing.TB, macros ...string) *Library {
 	return l
 }
 
-// Agent builds the agent as it ships into a directory and returns its path. A warning
-// is a fault. Where it cannot be built, the test is skipped loudly.
+// Agent builds the agent as it ships into a directory, and returns its path. A compiler warning
+// fails the test. Where it cannot be built, the test is skipped loudly.
 func Agent(t testing.TB, dir string) string {
 	t.Helper()
 	compiler(t)
@@ -69,6 +68,7 @@ func Agent(t testing.TB, dir string) string {
 	return binary
 }
 
+// compiler returns the path of gcc, or skips the test where there is none.
 func compiler(t testing.TB) string {
 	t.Helper()
 	if runtime.GOOS != "linux" {
@@ -81,14 +81,14 @@ func compiler(t testing.TB) string {
 	return gcc
 }
 
-// Set tells the library what to do from now on; what is not named is as at first.
+// Set replaces the behaviour of the library; keys that are not set have their defaults.
 func (l *Library) Set(t testing.TB, state map[string]int64) {
 	t.Helper()
 	var b strings.Builder
 	for _, key := range slices.Sorted(maps.Keys(state)) {
 		fmt.Fprintf(&b, "%s=%d\n", key, state[key])
 	}
-	// Renamed, so that no call reads half of it.
+	// The file is renamed, so that no call reads half of it.
 	if err := os.WriteFile(l.state+".new", []byte(b.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-// Package devicetest has Fake, a driver in Go whose faults a test can write down.
+// Package devicetest has Fake, a driver in Go whose faults a test can set.
 package devicetest
 
 import (
@@ -12,37 +12,36 @@ import (
 	"tidegate/nvml/device"
 )
 
-// Fake is a driver in Go. It keeps account of how it is used: see Misuse. All
-// methods may be called by any goroutine.
+// Fake is a driver in Go. It records wrong uses: see Misuse. It is safe for concurrent use.
 type Fake struct {
-	mu      sync.Mutex
-	state   State
-	up      bool
-	calls   int // in flight
-	inits   int
-	sweeps  map[string]int // by UUID
-	misuse  []string
-	event   chan device.Event
-	hanging chan struct{} // closed and made anew when the state changes
+	mu          sync.Mutex
+	state       State
+	initialised bool
+	calls       int // calls in flight
+	inits       int
+	sweeps      map[string]int // sweeps that began, by UUID
+	misuse      []string
+	event       chan device.Event
+	hanging     chan struct{} // closed and replaced when the state changes
 }
 
-// State is how a Fake behaves.
+// State is the behaviour of a Fake.
 type State struct {
 	Driver    string
-	Init      error // of Init
+	Init      error // error of Init
 	HangInit  bool  // Init does not return
 	NoEvents  bool
 	FailWaits bool
 	GPUs      []GPU
 }
 
-// GPU is how a GPU of a Fake behaves.
+// GPU is the behaviour of one GPU of a Fake.
 type GPU struct {
-	Reading nvml.Reading   // names the GPU as well
-	MIG     []nvml.Reading // of its MIG devices
-	Err     error          // of a sweep
+	Reading nvml.Reading   // reading of a sweep; it names the GPU as well
+	MIG     []nvml.Reading // readings of its MIG devices
+	Err     error          // error of a sweep
 	Hang    bool           // a sweep does not return
-	Unnamed bool           // the driver does not tell which one it is
+	Unnamed bool           // the driver gives no UUID and no name
 }
 
 // New returns a driver with n healthy GPUs, called GPU-0 and so on.
@@ -57,7 +56,7 @@ func New(n int) *Fake {
 	return f
 }
 
-// Change changes how it behaves, from the next call on and for those that hang.
+// Change changes the behaviour of the next calls and of those that hang.
 func (f *Fake) Change(change func(*State)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -66,41 +65,41 @@ func (f *Fake) Change(change func(*State)) {
 	f.hanging = make(chan struct{})
 }
 
-// GPUs says how its GPUs behave now.
+// GPUs returns the behaviour of its GPUs.
 func (f *Fake) GPUs() []GPU {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.state.GPUs)
 }
 
-// Send makes an event.
+// Send sends an event.
 func (f *Fake) Send(e device.Event) { f.event <- e }
 
-// Inits says how often it was initialised with success.
+// Inits returns the number of successful initialisations.
 func (f *Fake) Inits() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.inits
 }
 
-// Sweeps says how many sweeps over a GPU began.
+// Sweeps returns the number of sweeps over a GPU that began.
 func (f *Fake) Sweeps(uuid string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.sweeps[uuid]
 }
 
-// Misuse says what was called that must not be called then, and whether it is
-// still initialised.
-func (f *Fake) Misuse() (misuse []string, up bool) {
+// Misuse returns the calls that broke the rules of a Library, and whether it is still
+// initialised.
+func (f *Fake) Misuse() (misuse []string, initialised bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.misuse, f.up
+	return f.misuse, f.initialised
 }
 
-// hang waits, with mu held but not meanwhile, until the state is no longer so.
-func (f *Fake) hang(so func() bool) {
-	for so() {
+// hang waits while blocked returns true. The caller holds mu, which is free during the wait.
+func (f *Fake) hang(blocked func() bool) {
+	for blocked() {
 		changed := f.hanging
 		f.mu.Unlock()
 		<-changed
@@ -112,14 +111,14 @@ func (f *Fake) hang(so func() bool) {
 func (f *Fake) Init() (device.Inventory, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.up {
+	if f.initialised {
 		f.misuse = append(f.misuse, "Init while initialised")
 	}
 	f.hang(func() bool { return f.state.HangInit })
 	if f.state.Init != nil {
 		return device.Inventory{}, f.state.Init
 	}
-	f.up = true
+	f.initialised = true
 	f.inits++
 	inventory := device.Inventory{Driver: f.state.Driver}
 	for _, g := range f.state.GPUs {
@@ -134,12 +133,12 @@ func (f *Fake) Init() (device.Inventory, error) {
 
 // Wait implements device.Library.
 func (f *Fake) Wait(timeout time.Duration) (*device.Event, error) {
-	defer f.enter("Wait")()
+	defer f.begin("Wait")()
 	f.mu.Lock()
-	none, fail := f.state.NoEvents, f.state.FailWaits
+	noEvents, fail := f.state.NoEvents, f.state.FailWaits
 	f.mu.Unlock()
 	switch {
-	case none:
+	case noEvents:
 		return nil, device.ErrNoEvents
 	case fail:
 		return nil, fmt.Errorf("wait: %w", device.ErrLost)
@@ -158,20 +157,21 @@ func (f *Fake) Wait(timeout time.Duration) (*device.Event, error) {
 func (f *Fake) Shutdown() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.up {
+	if !f.initialised {
 		f.misuse = append(f.misuse, "Shutdown while not initialised")
 	}
 	if f.calls > 0 {
 		f.misuse = append(f.misuse, "Shutdown while a call is in flight")
 	}
-	f.up = false
+	f.initialised = false
 }
 
-func (f *Fake) enter(what string) (leave func()) {
+// begin records the start of a call and returns a function that records its end.
+func (f *Fake) begin(call string) (end func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.up {
-		f.misuse = append(f.misuse, what+" while not initialised")
+	if !f.initialised {
+		f.misuse = append(f.misuse, call+" while not initialised")
 	}
 	f.calls++
 	return func() {
@@ -191,18 +191,18 @@ type gpu struct {
 
 func (g *gpu) Identity() device.Identity { return g.id }
 
-// state is how it behaves: one that is no longer there is lost.
+// state returns the behaviour of the GPU; one that is no longer there is lost.
 func (g *gpu) state() GPU {
-	at := slices.IndexFunc(g.fake.state.GPUs, func(s GPU) bool { return s.Reading.UUID == g.uuid })
-	if at < 0 {
+	i := slices.IndexFunc(g.fake.state.GPUs, func(s GPU) bool { return s.Reading.UUID == g.uuid })
+	if i < 0 {
 		return GPU{Err: fmt.Errorf("not there: %w", device.ErrLost)}
 	}
-	return g.fake.state.GPUs[at]
+	return g.fake.state.GPUs[i]
 }
 
 func (g *gpu) Read(ctx context.Context, _ bool, timed func(string, time.Duration)) ([]nvml.Reading, error) {
 	f := g.fake
-	defer f.enter("Read of " + g.uuid)()
+	defer f.begin("Read of " + g.uuid)()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if g.busy {
