@@ -46,7 +46,9 @@ func (g *Gateway) demand(c *call) *admission.Demand {
 }
 
 // Fits reports whether the backends of a smaller model can answer the request.
-func (c *call) Fits(smaller *admission.Pool) bool { return c.request.fits(smaller) }
+func (c *call) Fits(smaller *admission.Pool) bool {
+	return c.request.fits(smaller, c.door.Needs(c.request.Body))
+}
 
 // KeepAlive keeps a stream alive while its request waits for a place.
 func (c *call) KeepAlive(p *admission.Permit) (next time.Duration, announced bool) {

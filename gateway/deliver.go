@@ -156,9 +156,9 @@ func (s *sender) endStream(err error) error {
 // canned answers without any model. Where a program reads the answer, no text is one: it
 // would be stored or acted upon as if a model had said it.
 func (g *Gateway) canned(c *call) error {
-	q, answer := &c.request, g.Ladder.Canned()
+	q, answer, needs := &c.request, g.Ladder.Canned(), c.door.Needs(c.request.Body)
 	text := answer.Text[c.door.Language(c.r.Header.Get("Accept-Language"), q.Body, slices.Collect(maps.Keys(answer.Text)))]
-	status, constrained := answer.Status, q.Needs.Constrained()
+	status, constrained := answer.Status, needs.Constrained()
 	if constrained && status == 200 {
 		status = answer.ConstrainedStatus
 	}
@@ -176,5 +176,5 @@ func (g *Gateway) canned(c *call) error {
 		Model: cannedModel, IncludeUsage: q.Wish.IncludeUsage, ContinuousUsage: q.Wish.ContinuousUsage, HideReasoning: q.Wish.HideReasoning,
 		Reasoning: q.model.Reasoning, ThinkingOff: q.Wish.NoThinking,
 	}
-	return g.give(c, c.door.Canned(c.door.AnswerID(c.writer.attempt), cannedModel, c.began, c.plan.choices, q.Needs, text), view)
+	return g.give(c, c.door.Canned(c.door.AnswerID(c.writer.attempt), cannedModel, c.began, c.plan.choices, needs.Structured, text), view)
 }

@@ -96,8 +96,9 @@ func (q *request) fallback(pool *admission.Pool) *backend.Model {
 	return nil
 }
 
-// fits reports whether the backends of a smaller model can answer the request.
-func (q *request) fits(smaller *admission.Pool) bool {
+// fits reports whether the backends of a smaller model can answer the request, which needs
+// what it needs of the engine.
+func (q *request) fits(smaller *admission.Pool, needs door.Needs) bool {
 	m := q.fallback(smaller)
 	if m == nil {
 		return false
@@ -106,7 +107,7 @@ func (q *request) fits(smaller *admission.Pool) bool {
 	if context := m.Context(); context > 0 && q.longest+q.growth()+answer > context {
 		return false
 	}
-	return (m.AutoTools || !q.Needs.AutoTools) && (!q.Guided || m.Constrains())
+	return (m.AutoTools || !needs.AutoTools) && (!needs.Guided || m.Constrains())
 }
 
 // contextOverflow refuses a request that does not fit the context. The code stands in the

@@ -112,6 +112,7 @@ func toyDoor() *door.Door {
 			raw, _ := json.Marshal(sent)
 			return raw
 		},
+		Needs:    func(door.Body) door.Needs { return door.Needs{} },
 		Language: func(_ string, _ door.Body, languages []string) string { return slices.Min(languages) },
 		Stream: func(_ openai.View, bounds openai.Bounds, _ func() openai.Tally) door.Stream {
 			return &toyStream{bounds: bounds}
@@ -139,7 +140,7 @@ func toyDoor() *door.Door {
 			}
 			return fmt.Appendf(out, "data: sum %d %d\n\n", a.In, a.Out), nil
 		},
-		Canned: func(_, _ string, _ time.Time, choices int, _ openai.Needs, text string) []byte {
+		Canned: func(_, _ string, _ time.Time, choices int, _ bool, text string) []byte {
 			raw, _ := json.Marshal(toyAnswer{Words: strings.Repeat(text, choices)})
 			return raw
 		},

@@ -25,6 +25,9 @@ type Door struct {
 	// Prompt returns what the prompt's tokens are counted from. The error is fit for the
 	// caller's eyes.
 	Prompt func(body Body, limits Limits) (Prompt, error)
+	// Needs returns what the body asks of the engine. It is called where that matters: for a
+	// smaller model and for a canned answer.
+	Needs func(body Body) Needs
 	// Write edits the body into what one backend is sent, and returns its bytes. Edits only
 	// ever reduce a request, so Write may be called again for another backend.
 	Write func(body Body, e Edits) []byte
@@ -46,7 +49,7 @@ type Door struct {
 	// is the id of keep-alives that were sent before; empty where none were.
 	Events func(view openai.View, answer []byte, begun string) ([]byte, error)
 	// Canned returns a whole answer without a backend.
-	Canned func(id, model string, created time.Time, choices int, needs openai.Needs, text string) []byte
+	Canned func(id, model string, created time.Time, choices int, structured bool, text string) []byte
 	// Announce returns an answer in one piece with a notice of its level.
 	Announce func(answer []byte, notice openai.Notice) []byte
 	// Error returns the body of a refusal.
@@ -59,6 +62,12 @@ type Door struct {
 type Body interface {
 	// Compact drops what the body does not need, and returns how many bytes it holds.
 	Compact() int
+}
+
+// Needs is what a request asks of the engine beyond what every vLLM can do.
+type Needs struct {
+	openai.Needs
+	Guided bool // the answer must fit a grammar that not every engine has
 }
 
 // Limits bound what a body may ask for.
@@ -78,12 +87,10 @@ type Parsed struct {
 	Body Body
 	Wish openai.Wish
 
-	DefaultLimit int          // tokens of an answer whose caller sets no limit; 0: as many as fit
-	Growth       int          // tokens by which the prompt grows where thinking is switched off
-	Margin       int          // tokens by which engines' versions may differ in rendering the prompt
-	Needs        openai.Needs // capabilities that a smaller model must have
-	Guided       bool         // the answer must fit a grammar that not every engine has
-	Echo         bool         // each choice begins with its prompt
+	DefaultLimit int  // tokens of an answer whose caller sets no limit; 0: as many as fit
+	Growth       int  // tokens by which the prompt grows where thinking is switched off
+	Margin       int  // tokens by which engines' versions may differ in rendering the prompt
+	Echo         bool // each choice begins with its prompt
 
 	PromptParam string // parameter that holds the prompt, for errors
 	LimitParam  string // parameter that holds the limit, for errors

@@ -30,6 +30,10 @@ func Completions() *Door {
 func generation(route openai.Route, d Door) *Door {
 	d.Read = func(raw []byte, limits Limits) (Parsed, error) { return readGeneration(route, raw, limits) }
 	d.Prompt = func(body Body, limits Limits) (Prompt, error) { return readPrompt(route, request(body), limits) }
+	d.Needs = func(body Body) Needs {
+		_, guided := request(body).Raw("structured_outputs")
+		return Needs{request(body).Needs(), guided}
+	}
 	d.Write = writeGeneration
 	d.Language = func(acceptLanguage string, body Body, languages []string) string {
 		return openai.Language(acceptLanguage, request(body), languages)
@@ -47,8 +51,8 @@ func generation(route openai.Route, d Door) *Door {
 	d.Events = func(view openai.View, answer []byte, begun string) ([]byte, error) {
 		return view.Stream(nil, route, answer, begun)
 	}
-	d.Canned = func(id, model string, created time.Time, choices int, needs openai.Needs, text string) []byte {
-		return openai.Canned(route, id, model, created, choices, needs.Structured, text)
+	d.Canned = func(id, model string, created time.Time, choices int, structured bool, text string) []byte {
+		return openai.Canned(route, id, model, created, choices, structured, text)
 	}
 	d.Announce = openai.Announce
 	d.Error = OpenAIError
@@ -87,8 +91,7 @@ func readGeneration(route openai.Route, raw []byte, limits Limits) (p Parsed, er
 	if fault = body.CheckTokens(qwen.Vocabulary); fault != nil {
 		return p, fault
 	}
-	p.Growth, p.Needs = body.Growth(), body.Needs()
-	_, p.Guided = body.Raw("structured_outputs")
+	p.Growth = body.Growth()
 	p.LimitParam, p.PromptParam = body.LimitName(), "messages"
 	if route == openai.Completions {
 		echo, _ := body.Raw("echo")
