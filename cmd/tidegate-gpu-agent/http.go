@@ -20,14 +20,15 @@ import (
 	"tidegate/nvml/device"
 )
 
-// handler answers from what the sampler knows. No answer calls the driver.
+// handler returns the routes of the agent. They answer from the sampler's last readings; none
+// calls the driver.
 func handler(sampler *device.Sampler, reg prometheus.Gatherer, token string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write([]byte("ok\n"))
 	})
-	mux.Handle("GET /v1/readings", guarded(token, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	mux.Handle("GET /v1/readings", requireToken(token, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		raw, err := json.Marshal(sampler.Report())
 		if err != nil {
 			http.Error(w, "the report cannot be written", http.StatusInternalServerError)
@@ -37,21 +38,21 @@ func handler(sampler *device.Sampler, reg prometheus.Gatherer, token string) htt
 		w.Header().Set("Cache-Control", "no-store")
 		_, _ = w.Write(append(raw, '\n'))
 	})))
-	mux.Handle("GET /metrics", guarded(token, promhttp.HandlerFor(reg, promhttp.HandlerOpts{})))
+	mux.Handle("GET /metrics", requireToken(token, promhttp.HandlerFor(reg, promhttp.HandlerOpts{})))
 	return mux
 }
 
-// guarded asks for the token, where there is one. What is compared is a hash, so
-// that the time it takes says nothing about the token, its length included.
-func guarded(token string, next http.Handler) http.Handler {
+// requireToken demands the bearer token, if there is one. It compares hashes, so that its time
+// reveals nothing of the token, nor its length.
+func requireToken(token string, next http.Handler) http.Handler {
 	if token == "" {
 		return next
 	}
 	want := sha256.Sum256([]byte(token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		got := sha256.Sum256([]byte(strings.TrimSpace(given)))
-		if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		scheme, presented, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		sum := sha256.Sum256([]byte(strings.TrimSpace(presented)))
+		if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(sum[:], want[:]) != 1 {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			http.Error(w, "a bearer token is needed", http.StatusUnauthorized)
 			return
@@ -60,7 +61,7 @@ func guarded(token string, next http.Handler) http.Handler {
 	})
 }
 
-// listener listens where the options say, and says where that is.
+// listener listens as the options demand, and returns the address.
 func (o *options) listener() (net.Listener, string, error) {
 	if o.socket != "" {
 		l, err := listenUnix(o.socket)
@@ -84,11 +85,11 @@ func (o *options) listener() (net.Listener, string, error) {
 	return l, "http://" + l.Addr().String(), nil
 }
 
-// listenUnix listens on a socket that only the own user may use. A socket that a
-// dead process left is taken over, one that is answered on is not.
+// listenUnix listens on a socket that only its own user may use. It replaces the socket of a
+// dead process, and returns an error where another process listens.
 func listenUnix(path string) (net.Listener, error) {
-	if at, err := os.Lstat(path); err == nil {
-		if at.Mode().Type() != fs.ModeSocket {
+	if info, err := os.Lstat(path); err == nil {
+		if info.Mode().Type() != fs.ModeSocket {
 			return nil, fmt.Errorf("--socket: %s exists and is no socket", path)
 		}
 		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
@@ -110,7 +111,7 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-func onLoopback(l net.Listener) bool {
+func isLoopback(l net.Listener) bool {
 	tcp, ok := l.Addr().(*net.TCPAddr)
 	return ok && tcp.IP.IsLoopback()
 }

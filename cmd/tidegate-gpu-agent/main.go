@@ -1,6 +1,6 @@
-// Command tidegate-gpu-agent says what the GPUs of its node are doing, for
-// gateways that may run elsewhere. It alone calls the driver's library, so that a
-// driver that hangs or crashes takes no gateway with it.
+// Command tidegate-gpu-agent serves the readings of its node's GPUs to gateways, which may run
+// elsewhere. It alone calls the driver's library, so that a driver that hangs or crashes takes
+// no gateway down.
 package main
 
 import (

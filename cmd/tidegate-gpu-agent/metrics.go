@@ -11,8 +11,8 @@ import (
 	"tidegate/nvml/device"
 )
 
-// calls are the latencies of the library's functions, the first sign of a driver
-// in trouble; beside them is what the process itself uses, since drivers leak.
+// calls collects the latencies of the library's functions, the first sign of a driver in
+// trouble. The metrics of the process itself are beside them, since drivers leak.
 type calls struct{ seconds *prometheus.HistogramVec }
 
 func newCalls(reg prometheus.Registerer) *calls {
@@ -31,23 +31,23 @@ func (c *calls) observe(s device.Sample) {
 	}
 }
 
-// readings collects the report of the moment. A value that is not known has no
-// sample, which is not the same as 0.
+// readings collects the current report. An unknown value has no sample, which is not the same
+// as 0.
 type readings struct {
 	report                                                     func() nvml.Report
-	up, temperature, margin, hbm                               *prometheus.Desc
+	agentUp, temperature, margin, hbm                          *prometheus.Desc
 	used, total, free, reserved                                *prometheus.Desc
 	power, limit, utilisation, throttle, reason, age, latency  *prometheus.Desc
 	wedged, lost, fatal, xids, eccUncorrected, rowsPendingFlag *prometheus.Desc
 }
 
 func newReadings(report func() nvml.Report) *readings {
-	gpu := func(name, help string, more ...string) *prometheus.Desc {
-		return prometheus.NewDesc("tidegate_gpu_"+name, help, append([]string{"gpu", "uuid", "name"}, more...), nil)
+	gpu := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("tidegate_gpu_"+name, help, append([]string{"gpu", "uuid", "name"}, labels...), nil)
 	}
 	return &readings{
 		report:          report,
-		up:              prometheus.NewDesc("tidegate_gpu_agent_up", "1 while NVML is initialised.", nil, nil),
+		agentUp:         prometheus.NewDesc("tidegate_gpu_agent_up", "1 while NVML is initialised.", nil, nil),
 		temperature:     gpu("temperature_celsius", "Of the GPU's core."),
 		margin:          gpu("margin_celsius", "Distance to the nearest slowdown threshold."),
 		hbm:             gpu("memory_temperature_celsius", "Of the GPU's memory."),
@@ -71,13 +71,13 @@ func newReadings(report func() nvml.Report) *readings {
 	}
 }
 
-// Describe says nothing: which series there are depends on the GPUs.
+// Describe sends nothing, since the series depend on the GPUs.
 func (r *readings) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (r *readings) Collect(out chan<- prometheus.Metric) {
 	report := r.report()
-	out <- prometheus.MustNewConstMetric(r.up, prometheus.GaugeValue, flag(report.Error == ""))
+	out <- prometheus.MustNewConstMetric(r.agentUp, prometheus.GaugeValue, flag(report.Error == ""))
 	for _, g := range report.GPUs {
 		r.gpu(out, g)
 	}
@@ -85,20 +85,20 @@ func (r *readings) Collect(out chan<- prometheus.Metric) {
 
 func (r *readings) gpu(out chan<- prometheus.Metric, g nvml.Reading) {
 	labels := []string{strconv.Itoa(g.Index), g.UUID, g.Name}
-	put := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, more ...string) {
-		out <- prometheus.MustNewConstMetric(d, kind, v, append(labels[:3:3], more...)...)
+	put := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, extra ...string) {
+		out <- prometheus.MustNewConstMetric(d, kind, v, append(labels[:3:3], extra...)...)
 	}
 	gauge := func(d *prometheus.Desc, v float64) { put(d, prometheus.GaugeValue, v) }
-	some(r.temperature, g.Temperature, 1, gauge)
-	some(r.margin, g.Margin, 1, gauge)
-	some(r.hbm, g.HBM, 1, gauge)
-	some(r.used, g.MemoryUsed, 1, gauge)
-	some(r.total, g.MemoryTotal, 1, gauge)
-	some(r.free, g.MemoryFree, 1, gauge)
-	some(r.reserved, g.MemoryReserved, 1, gauge)
-	some(r.power, g.Power, 1e-3, gauge)
-	some(r.limit, g.PowerLimit, 1e-3, gauge)
-	some(r.utilisation, g.Utilisation, 1e-2, gauge)
+	putKnown(r.temperature, g.Temperature, 1, gauge)
+	putKnown(r.margin, g.Margin, 1, gauge)
+	putKnown(r.hbm, g.HBM, 1, gauge)
+	putKnown(r.used, g.MemoryUsed, 1, gauge)
+	putKnown(r.total, g.MemoryTotal, 1, gauge)
+	putKnown(r.free, g.MemoryFree, 1, gauge)
+	putKnown(r.reserved, g.MemoryReserved, 1, gauge)
+	putKnown(r.power, g.Power, 1e-3, gauge)
+	putKnown(r.limit, g.PowerLimit, 1e-3, gauge)
+	putKnown(r.utilisation, g.Utilisation, 1e-2, gauge)
 	for reason, ns := range g.ThrottleNs {
 		put(r.throttle, prometheus.CounterValue, float64(ns)/1e9, reason)
 	}
@@ -125,15 +125,15 @@ func (r *readings) gpu(out chan<- prometheus.Metric, g nvml.Reading) {
 	}
 }
 
-// some puts a value that is known.
-func some[T int | uint64](d *prometheus.Desc, v *T, unit float64, put func(*prometheus.Desc, float64)) {
+// putKnown calls put with a value in its unit, if it is known.
+func putKnown[T int | uint64](d *prometheus.Desc, v *T, unit float64, put func(*prometheus.Desc, float64)) {
 	if v != nil {
 		put(d, float64(*v)*unit)
 	}
 }
 
-func flag(on bool) float64 {
-	if on {
+func flag(value bool) float64 {
+	if value {
 		return 1
 	}
 	return 0

@@ -15,9 +15,9 @@ import (
 	"tidegate/nvml/device"
 )
 
-// frame is a line of a trace. A value that was not known is left out.
+// frame is a line of a trace, without the values that are not known.
 type frame struct {
-	T       int64            `json:"t_ms"` // since the trace began
+	T       int64            `json:"t_ms"` // time since the start of the trace
 	UUID    string           `json:"uuid"`
 	Name    string           `json:"name,omitempty"`
 	Margin  *int             `json:"margin,omitempty"`
@@ -30,12 +30,12 @@ type frame struct {
 	Calls   map[string]int64 `json:"calls_us,omitempty"` // latency of each of the library's functions, microseconds; the longest where one was called more than once
 }
 
-// recorder appends what is sampled to a file. A disk that is slow or full costs
-// lines of the trace, never a reading.
+// recorder appends samples to a file. A slow or full disk costs lines of the trace, never a
+// reading.
 type recorder struct {
 	file    *os.File
 	log     *slog.Logger
-	began   time.Time
+	start   time.Time
 	samples chan device.Sample
 	stop    chan struct{}
 	done    chan error
@@ -51,14 +51,14 @@ func newRecorder(path string, log *slog.Logger) (*recorder, error) {
 		file.Close()
 		return nil, fmt.Errorf("--record: %w", err)
 	}
-	r := &recorder{file: file, log: log, began: time.Now().Add(-last), samples: make(chan device.Sample, 256), stop: make(chan struct{}), done: make(chan error, 1)}
+	r := &recorder{file: file, log: log, start: time.Now().Add(-last), samples: make(chan device.Sample, 256), stop: make(chan struct{}), done: make(chan error, 1)}
 	go r.run()
 	return r, nil
 }
 
-// resume cuts off a line that was torn and says where the trace's time goes on: a
-// second after its last line, so that an agent that was started again does not
-// turn time back. A file that is no trace is an error, and stays as it is.
+// resume truncates a torn last line, and returns the time at which the trace continues: a
+// second after its last line, so that a restarted agent does not turn the time back. A file
+// that is no trace is an error, and stays as it is.
 func resume(file *os.File) (time.Duration, error) {
 	size, err := file.Seek(0, io.SeekEnd)
 	if err != nil || size == 0 {
@@ -78,14 +78,14 @@ func resume(file *os.File) (time.Duration, error) {
 		return 0, fmt.Errorf("%s exists and is no trace", file.Name())
 	case end == 0:
 		return 0, file.Truncate(0)
-	case json.Unmarshal(last, &f) != nil || f.UUID == "" || f.T < 0 || f.T > farthest:
+	case json.Unmarshal(last, &f) != nil || f.UUID == "" || f.T < 0 || f.T > maxTime:
 		return 0, fmt.Errorf("%s exists and is no trace", file.Name())
 	}
 	return time.Duration(f.T+1000) * time.Millisecond, file.Truncate(size - int64(len(torn)))
 }
 
-// farthest that a trace's time may be, milliseconds: 30 years.
-const farthest = 1e12
+// maxTime is the largest time of a trace in milliseconds: 30 years.
+const maxTime = 1e12
 
 func (r *recorder) observe(s device.Sample) {
 	select {
@@ -124,9 +124,9 @@ func (r *recorder) run() {
 func (r *recorder) write(s device.Sample) error {
 	for i, g := range s.Readings {
 		if g.UUID == "" {
-			continue // a trace knows GPUs by nothing else
+			continue // a trace identifies GPUs by nothing else
 		}
-		f := newFrame(g, s.Time.Sub(r.began))
+		f := newFrame(g, s.Time.Sub(r.start))
 		if i == 0 {
 			f.Calls = map[string]int64{}
 			for _, c := range s.Calls {
@@ -144,8 +144,9 @@ func (r *recorder) write(s device.Sample) error {
 	return nil
 }
 
-func newFrame(g nvml.Reading, at time.Duration) frame {
-	f := frame{T: at.Milliseconds(), UUID: g.UUID, Name: g.Name, Margin: g.Margin, Temp: g.Temperature, HBM: g.HBM}
+// newFrame returns the line of a reading at an offset from the start of the trace.
+func newFrame(g nvml.Reading, offset time.Duration) frame {
+	f := frame{T: offset.Milliseconds(), UUID: g.UUID, Name: g.Name, Margin: g.Margin, Temp: g.Temperature, HBM: g.HBM}
 	if g.Reasons != nil {
 		f.Reasons = new(nvml.ReasonMask(g.Reasons))
 	}
@@ -154,7 +155,7 @@ func newFrame(g nvml.Reading, at time.Duration) frame {
 	return f
 }
 
-// scaled is a value in a larger unit, rounded.
+// scaled returns a value in a larger unit, rounded.
 func scaled(v *uint64, unit uint64) *uint64 {
 	if v == nil {
 		return nil
@@ -163,7 +164,7 @@ func scaled(v *uint64, unit uint64) *uint64 {
 	return &n
 }
 
-// close writes what was observed before.
+// close writes the samples that were observed before, and closes the file.
 func (r *recorder) close() error {
 	close(r.stop)
 	if err := errors.Join(<-r.done, r.file.Close()); err != nil {

@@ -51,22 +51,22 @@ const example = `  # on loopback, for a gateway on the same node
   tidegate-gpu-agent --socket /run/tidegate/gpu.sock --record trace.jsonl
   curl --unix-socket /run/tidegate/gpu.sock http://gpu/v1/readings`
 
-// options are the command line.
+// options holds the command line.
 type options struct {
-	listen, socket     string
-	tokenEnv, tokenAt  string
-	cert, key          string
-	record, library    string
-	sampling           device.Config
-	env                func(string) (string, bool)
-	open               func(string) device.Library
-	stdout, logsTarget io.Writer
+	listen, socket      string
+	tokenEnv, tokenFile string
+	cert, key           string
+	record, library     string
+	sampling            device.Config
+	env                 func(string) (string, bool)
+	open                func(string) device.Library
+	stdout, logsTarget  io.Writer
 }
 
-// usageError is a mistake of the one who called the command.
+// usageError is an error of the command line.
 type usageError struct{ error }
 
-// run is the whole command; it returns the exit code.
+// run runs the command and returns its exit code.
 func run(ctx context.Context, args []string, env func(string) (string, bool), open func(string) device.Library, stdout, stderr io.Writer) int {
 	o := &options{sampling: device.Default(), env: env, open: open, stdout: stdout, logsTarget: stderr}
 	cmd := &cobra.Command{
@@ -114,7 +114,7 @@ func (o *options) flags(cmd *cobra.Command) {
 	f.StringVar(&o.listen, "listen", "127.0.0.1:9410", "TCP address")
 	f.StringVar(&o.socket, "socket", "", "Unix socket to listen on instead, for the own user only")
 	f.StringVar(&o.tokenEnv, "token-env", "", "environment variable with the bearer token to ask for; /healthz never asks")
-	f.StringVar(&o.tokenAt, "token-file", "", "file with that token")
+	f.StringVar(&o.tokenFile, "token-file", "", "file with that token")
 	f.StringVar(&o.cert, "tls-cert", "", "certificate for TLS, with --tls-key")
 	f.StringVar(&o.key, "tls-key", "", "key of the certificate")
 	f.StringVar(&o.record, "record", "", "append each reading to this file, a trace that a gateway can replay; it grows without bound")
@@ -126,7 +126,7 @@ func (o *options) flags(cmd *cobra.Command) {
 	f.DurationVar(&c.Grace, "grace", c.Grace, "how long the end waits for the call in flight")
 }
 
-// check reports what is wrong with the command line, and reads the token.
+// check validates the command line and reads the token.
 func (o *options) check() (token string, err error) {
 	c := &o.sampling
 	c.RetryMax, c.Slow = max(c.RetryMax, c.Retry), max(c.Slow, c.Interval)
@@ -138,16 +138,16 @@ func (o *options) check() (token string, err error) {
 		faults = append(faults, errors.New("--socket has no TLS"))
 	}
 	switch {
-	case o.tokenEnv != "" && o.tokenAt != "":
+	case o.tokenEnv != "" && o.tokenFile != "":
 		faults = append(faults, errors.New("--token-env and --token-file exclude each other"))
 	case o.tokenEnv != "":
 		if token, _ = o.env(o.tokenEnv); token == "" {
 			faults = append(faults, fmt.Errorf("--token-env: %s is not set", o.tokenEnv))
 		}
-	case o.tokenAt != "":
-		raw, err := os.ReadFile(o.tokenAt)
+	case o.tokenFile != "":
+		raw, err := os.ReadFile(o.tokenFile)
 		if token = strings.TrimSpace(string(raw)); err == nil && token == "" {
-			err = fmt.Errorf("%s is empty", o.tokenAt)
+			err = fmt.Errorf("%s is empty", o.tokenFile)
 		}
 		if err != nil {
 			faults = append(faults, fmt.Errorf("--token-file: %w", err))
@@ -156,8 +156,8 @@ func (o *options) check() (token string, err error) {
 	return token, asUsage(errors.Join(faults...))
 }
 
-// serve answers until ctx ends or something fails. The driver is left first, while
-// questions are still answered.
+// serve answers until ctx ends or something fails. The sampler ends first, while requests are
+// still answered.
 func (o *options) serve(ctx context.Context) (err error) {
 	token, err := o.check()
 	if err != nil {
@@ -189,14 +189,14 @@ func (o *options) serve(ctx context.Context) (err error) {
 		Handler: handler(sampler, reg, token), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
-	listener, where, err := o.listener()
+	listener, address, err := o.listener()
 	if err != nil {
 		return err
 	}
-	if token == "" && o.socket == "" && !onLoopback(listener) {
-		log.Warn("anybody who can reach this address can read it: there is no token", "listen", where)
+	if token == "" && o.socket == "" && !isLoopback(listener) {
+		log.Warn("anybody who can reach this address can read it: there is no token", "listen", address)
 	}
-	fmt.Fprintf(o.stdout, "listening on %s\n", where)
+	fmt.Fprintf(o.stdout, "listening on %s\n", address)
 	group, failed := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		if err := srv.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -211,7 +211,7 @@ func (o *options) serve(ctx context.Context) (err error) {
 	return group.Wait()
 }
 
-// shutdown lets answers go out that are being written.
+// shutdown ends the server after the answers that are being written.
 func shutdown(srv *http.Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()

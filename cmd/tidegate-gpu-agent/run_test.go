@@ -270,7 +270,7 @@ func TestRecordResumes(t *testing.T) {
 			t.Fatal(err)
 		}
 		at := time.Now()
-		r.began = at.Add(-5 * time.Second)
+		r.start = at.Add(-5 * time.Second)
 		r.observe(device.Sample{Time: at, Readings: []nvml.Reading{reading, {UUID: "MIG"}}, Calls: []device.Call{{Name: "a", Took: time.Microsecond}, {Name: "a", Took: time.Millisecond}}})
 		if err := r.close(); err != nil {
 			t.Fatal(err)
@@ -286,7 +286,7 @@ func TestRecordResumes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if at := time.Since(r.began); at < 6*time.Second || at > time.Minute {
+	if at := time.Since(r.start); at < 6*time.Second || at > time.Minute {
 		t.Error("goes on at", at)
 	}
 	if err := r.close(); err != nil {
