@@ -45,7 +45,7 @@ func (c *config) alertChannels() (out []alert.Channel, err error) {
 }
 
 // resolveAlerts reads the secrets of channels.
-func (c *config) resolveAlerts(read func(path, variable, file string, into *string)) {
+func (c *config) resolveAlerts(read func(path, variable, file string, target *string)) {
 	for i := range c.Alerts {
 		a := &c.Alerts[i]
 		path := fmt.Sprintf("alerts[%d].", i)
@@ -107,15 +107,15 @@ func (p *process) alertTestCommand() *cobra.Command {
 // channelConfig reads the section alerts of a configuration, of which only one channel
 // has to be right: the secrets of others may be elsewhere.
 func (p *process) channelConfig(file, name string) (alert.Channel, error) {
-	var none alert.Channel
+	var noChannel alert.Channel
 	file = p.configFile(file)
 	source, err := os.ReadFile(file)
 	if err != nil {
-		return none, usageError{err}
+		return noChannel, usageError{err}
 	}
 	c, err := readSettings(file, source, p.env)
 	if err != nil {
-		return none, err
+		return noChannel, err
 	}
 	var names []string
 	for i := range c.Alerts {
@@ -126,9 +126,9 @@ func (p *process) channelConfig(file, name string) (alert.Channel, error) {
 		path := fmt.Sprintf("alerts[%d]", i)
 		var faults []error
 		read := reader(p.env, &faults)
-		c.resolveAlerts(func(at, variable, file string, into *string) {
-			if strings.HasPrefix(at, path+".") {
-				read(at, variable, file, into)
+		c.resolveAlerts(func(place, variable, file string, target *string) {
+			if strings.HasPrefix(place, path+".") {
+				read(place, variable, file, target)
 			}
 		})
 		if len(faults) == 0 {
@@ -137,18 +137,18 @@ func (p *process) channelConfig(file, name string) (alert.Channel, error) {
 			}
 		}
 		if len(faults) > 0 {
-			return none, &configError{locate(file, source, errors.Join(faults...))}
+			return noChannel, &configError{locate(file, source, errors.Join(faults...))}
 		}
 		ch, err := channel.New(c.Alerts[i])
 		if err != nil {
-			return none, usageError{fmt.Errorf("%s.%w", path, err)}
+			return noChannel, usageError{fmt.Errorf("%s.%w", path, err)}
 		}
 		return alert.Of(ch), nil
 	}
 	if len(names) == 0 {
-		return none, usageError{fmt.Errorf("%s has no channel: add one to its section alerts", file)}
+		return noChannel, usageError{fmt.Errorf("%s has no channel: add one to its section alerts", file)}
 	}
-	return none, usageError{fmt.Errorf("%s has no channel %q; it has %s", file, name, strings.Join(names, ", "))}
+	return noChannel, usageError{fmt.Errorf("%s has no channel %q; it has %s", file, name, strings.Join(names, ", "))}
 }
 
 func (p *process) alertTest(ctx context.Context, file, name string) error {
@@ -163,17 +163,17 @@ func (p *process) alertTest(ctx context.Context, file, name string) error {
 	}
 	failed := 0
 	for _, target := range c.Targets {
-		to := c.Name
+		receiver := c.Name
 		if target != "" {
-			to += " " + target
+			receiver += " " + target
 		}
 		began := time.Now()
 		if err := c.Send(ctx, target, message); err != nil {
 			failed++
-			fmt.Fprintf(p.stdout, "%s: failed: %s\n", to, note(err.Error()))
+			fmt.Fprintf(p.stdout, "%s: failed: %s\n", receiver, note(err.Error()))
 			continue
 		}
-		fmt.Fprintf(p.stdout, "%s: ok, taken in %v\n", to, time.Since(began).Round(time.Millisecond))
+		fmt.Fprintf(p.stdout, "%s: ok, taken in %v\n", receiver, time.Since(began).Round(time.Millisecond))
 	}
 	if failed > 0 {
 		return fmt.Errorf("%d of %d test messages of %s were not taken", failed, len(c.Targets), c.Name)
@@ -183,8 +183,8 @@ func (p *process) alertTest(ctx context.Context, file, name string) error {
 
 func (p *process) alertListCommand() *cobra.Command {
 	var (
-		file        string
-		all, asJSON bool
+		file          string
+		every, asJSON bool
 	)
 	cmd := &cobra.Command{
 		Use:   "list",
@@ -200,7 +200,7 @@ func (p *process) alertListCommand() *cobra.Command {
 				return err
 			}
 			return p.withDatabase(cmd.Context(), &c, false, func(db *database.DB) error {
-				lines, err := alert.List(cmd.Context(), db, all)
+				lines, err := alert.List(cmd.Context(), db, every)
 				if err != nil {
 					return err
 				}
@@ -209,7 +209,7 @@ func (p *process) alertListCommand() *cobra.Command {
 		},
 	}
 	configFlag(cmd, &file)
-	cmd.Flags().BoolVar(&all, "all", false, "also what was sent")
+	cmd.Flags().BoolVar(&every, "all", false, "also what was sent")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -226,14 +226,14 @@ func (p *process) showAlerts(lines []alert.Line, asJSON bool) error {
 	}
 	out := table{{"AT", "QUOTA", "WHO", "PERCENT", "CHANNEL", "STATE", "TRIES", "NEXT TRY", "LAST ERROR"}}
 	for _, l := range lines {
-		to, next := l.Channel, ""
+		channel, next := l.Channel, ""
 		if l.Recipient != "" {
-			to += " " + l.Recipient
+			channel += " " + l.Recipient
 		}
 		if l.Next != nil {
 			next = l.Next.Format(time.RFC3339)
 		}
-		out = append(out, []string{l.At.Format(time.RFC3339), l.Quota, l.Who, fmt.Sprint(l.Percent), to, l.State, fmt.Sprint(l.Attempts), next, l.Error})
+		out = append(out, []string{l.At.Format(time.RFC3339), l.Quota, l.Who, fmt.Sprint(l.Percent), channel, l.State, fmt.Sprint(l.Attempts), next, l.Error})
 	}
 	return out.write(p.stdout)
 }

@@ -45,10 +45,10 @@ func (p *process) checkLive(ctx context.Context, c *config) error {
 	for i, q := range asked {
 		replies[i] = make(chan liveReply, 1)
 		go func() {
-			within, cancel := context.WithTimeout(ctx, liveLimit)
+			limited, cancel := context.WithTimeout(ctx, liveLimit)
 			defer cancel()
 			began := time.Now()
-			answer, err := q.ask(within)
+			answer, err := q.ask(limited)
 			replies[i] <- liveReply{answer, err, time.Since(began)}
 		}()
 	}
@@ -69,10 +69,10 @@ func (p *process) checkLive(ctx context.Context, c *config) error {
 }
 
 // questions lists what a gateway of this configuration would ask.
-func (c *config) questions(client *http.Client) (all []liveQuestion) {
+func (c *config) questions(client *http.Client) (questions []liveQuestion) {
 	for _, m := range c.Models {
 		for _, b := range m.Backends {
-			all = append(all, liveQuestion{"backend " + b.URL + " of " + m.Name, func(ctx context.Context) (string, error) {
+			questions = append(questions, liveQuestion{"backend " + b.URL + " of " + m.Name, func(ctx context.Context) (string, error) {
 				f, err := backend.Ask(ctx, b, append([]string{m.Name}, m.Aliases...), client)
 				if err != nil {
 					return "", err
@@ -86,14 +86,14 @@ func (c *config) questions(client *http.Client) (all []liveQuestion) {
 		}
 	}
 	if len(c.Redis.Addrs) > 0 {
-		all = append(all, liveQuestion{"redis " + strings.Join(c.Redis.Addrs, ", "), func(ctx context.Context) (string, error) { return askRedis(ctx, c.Redis) }})
+		questions = append(questions, liveQuestion{"redis " + strings.Join(c.Redis.Addrs, ", "), func(ctx context.Context) (string, error) { return askRedis(ctx, c.Redis) }})
 	}
-	all = append(all, liveQuestion{"store", func(ctx context.Context) (string, error) { return askStore(ctx, c.Store.DSN) }},
+	questions = append(questions, liveQuestion{"store", func(ctx context.Context) (string, error) { return askStore(ctx, c.Store.DSN) }},
 		liveQuestion{"journal " + c.Store.JournalDir, func(context.Context) (string, error) { return askJournal(c.Store.JournalDir) }})
 	for _, g := range c.GPUs {
-		all = append(all, liveQuestion{"gpus " + g.Name, func(ctx context.Context) (string, error) { return askSource(ctx, g) }})
+		questions = append(questions, liveQuestion{"gpus " + g.Name, func(ctx context.Context) (string, error) { return askSource(ctx, g) }})
 	}
-	return all
+	return questions
 }
 
 // askRedis asks Redis whether it is there and runs scripts, as the limits need it to.

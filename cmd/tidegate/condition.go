@@ -31,7 +31,7 @@ type condition struct {
 
 // damage is what was read of Redis that no gateway wrote.
 type damage struct {
-	at   time.Time
+	time time.Time
 	keys []string // some of them
 }
 
@@ -44,10 +44,10 @@ const (
 )
 
 // warnings says what is wrong, the most urgent first, and what to do about it.
-func (c *condition) warnings(now time.Time) (all []string) {
+func (c *condition) warnings(now time.Time) (warnings []string) {
 	warn := func(is bool, format string, args ...any) {
 		if is {
-			all = append(all, fmt.Sprintf(format, args...))
+			warnings = append(warnings, fmt.Sprintf(format, args...))
 		}
 	}
 	warn(c.Reload != "", "the last reload failed, and the configuration before it stays in force: %s", c.Reload)
@@ -64,21 +64,21 @@ func (c *condition) warnings(now time.Time) (all []string) {
 		warn(!r.Alone && r.Recounted, "%s", r.Doing)
 		warn(r.Dropped > 0, "%d settlements were dropped since the start, because Redis was away for too long: limits count too little for them", r.Dropped)
 	}
-	if b := c.Damage; b != nil && now.Sub(b.at) <= damageFor {
+	if b := c.Damage; b != nil && now.Sub(b.time) <= damageFor {
 		warn(true, "values of the limits in Redis were read %v ago that no gateway wrote, and count as not there: see who else writes to this Redis: %s",
-			now.Sub(b.at).Round(time.Second), strings.Join(b.keys, " "))
+			now.Sub(b.time).Round(time.Second), strings.Join(b.keys, " "))
 	}
 	for _, e := range c.Certificates {
 		left := e.Expires.Sub(now)
 		warn(left <= 0, "the certificate %s expired on %s: put a new one in its place and reload (SIGHUP)", e.Certificate, e.Expires.UTC().Format(time.DateTime+" UTC"))
 		warn(left > 0 && left < expiresSoon, "the certificate %s expires in %s, on %s", e.Certificate, days(left), e.Expires.UTC().Format(time.DateTime+" UTC"))
 	}
-	return all
+	return warnings
 }
 
 // shrunkWarnings says which limits are smaller because of the level of a model: a caller
 // is then refused below what the configuration allows.
-func shrunkWarnings(rules *limit.Set, models []degrade.ModelStatus) (all []string) {
+func shrunkWarnings(rules *limit.Set, models []degrade.ModelStatus) (warnings []string) {
 	for _, m := range models {
 		level, ok := degrade.ParseLevel(m.Level)
 		if !ok || level == degrade.Full {
@@ -89,11 +89,11 @@ func shrunkWarnings(rules *limit.Set, models []degrade.ModelStatus) (all []strin
 			parts = append(parts, fmt.Sprintf("%s (%v of it is left)", one.Rule, one.Factor))
 		}
 		if len(parts) > 0 {
-			all = append(all, fmt.Sprintf("model %s: at %s (%s), and limits are smaller for its callers meanwhile: %s; see docs/operating.md, \"Limits and quotas\"",
+			warnings = append(warnings, fmt.Sprintf("model %s: at %s (%s), and limits are smaller for its callers meanwhile: %s; see docs/operating.md, \"Limits and quotas\"",
 				m.Model, m.Level, cmp.Or(m.Reason, "no reason is known"), strings.Join(parts, ", ")))
 		}
 	}
-	return all
+	return warnings
 }
 
 // ownShare says how much of each limit a replica enforces alone.
@@ -149,33 +149,33 @@ type expiry struct {
 
 // certificates returns when those end that the gateway shows, that it checks others by,
 // and that its backends show, the soonest first.
-func (d *daemon) certificates() (all []expiry) {
+func (d *daemon) certificates() (expiries []expiry) {
 	if held := d.expiries.Load(); held != nil {
-		all = append(all, *held...)
+		expiries = append(expiries, *held...)
 	}
 	for _, m := range d.fleet.Models() {
 		for _, b := range m.Backends {
 			if ends := b.CertificateExpires(); !ends.IsZero() {
-				all = append(all, expiry{"of backend " + b.Name, ends})
+				expiries = append(expiries, expiry{"of backend " + b.Name, ends})
 			}
 		}
 	}
-	slices.SortFunc(all, func(a, b expiry) int {
+	slices.SortFunc(expiries, func(a, b expiry) int {
 		return cmp.Or(a.Expires.Compare(b.Expires), cmp.Compare(a.Certificate, b.Certificate))
 	})
-	return slices.CompactFunc(all, func(a, b expiry) bool { return a == b })
+	return slices.CompactFunc(expiries, func(a, b expiry) bool { return a == b })
 }
 
 // readExpiries reads when the certificates in files end. A file that cannot be read is
 // the fault of who uses it, and has no line here.
 func (d *daemon) readExpiries(c *config) {
-	var all []expiry
+	var expiries []expiry
 	add := func(setting, file string, ends func([]*x509.Certificate) time.Time) {
 		if file == "" {
 			return
 		}
 		if certs := readCertificates(file); len(certs) > 0 {
-			all = append(all, expiry{setting, ends(certs)})
+			expiries = append(expiries, expiry{setting, ends(certs)})
 		}
 	}
 	add("server.tls.cert_file", d.config.Server.TLS.CertFile, soonest) // a change of its name needs a restart
@@ -186,7 +186,7 @@ func (d *daemon) readExpiries(c *config) {
 	for i := range c.Alerts {
 		add("alerts "+c.Alerts[i].Name+" ca_file", c.Alerts[i].CAFile, latest)
 	}
-	d.expiries.Store(&all)
+	d.expiries.Store(&expiries)
 }
 
 // readCertificates reads the certificates of a file in PEM.

@@ -39,7 +39,7 @@ func TestConditionWarns(t *testing.T) {
 		{"Redis emptied", condition{Redis: &redislimit.State{Recounted: true, Doing: "Redis lost its counters"}}, []string{"Redis lost its counters"}},
 		{"Redis back", condition{Redis: &redislimit.State{Waiting: 7, Dropped: 2}}, []string{"7 settlements", "2 settlements were dropped"}},
 		{"damage in Redis", condition{Damage: &damage{now.Add(-time.Minute), []string{"tg:{a}:x"}}}, []string{"read 1m0s ago that no gateway wrote, and count as not there: see who else writes to this Redis: tg:{a}:x"}},
-		{"damage long ago", condition{Damage: &damage{at: now.Add(-2 * time.Hour)}}, nil},
+		{"damage long ago", condition{Damage: &damage{time: now.Add(-2 * time.Hour)}}, nil},
 		{"certificates", condition{Certificates: []expiry{{"server.tls.cert_file", now.Add(-time.Hour)}, {"of backend a:1", now.Add(30 * time.Hour)}, {"x", now.Add(13 * 24 * time.Hour)}}},
 			[]string{"the certificate server.tls.cert_file expired on 2026-11-30 11:00:00 UTC: put a new one", "the certificate of backend a:1 expires in 30h0m0s", "the certificate x expires in 13 days"}},
 	} {

@@ -100,7 +100,7 @@ func (c *config) validate() error {
 			faults = append(faults, fmt.Errorf(format, args...))
 		}
 	}
-	within := func(path string, err error) {
+	prefixed := func(path string, err error) {
 		for _, e := range flatten(err) {
 			faults = append(faults, fmt.Errorf("%s%w", path, e))
 		}
@@ -118,22 +118,22 @@ func (c *config) validate() error {
 	}
 	fault(c.Telemetry.Log == "json" || c.Telemetry.Log == "text", "telemetry.log: must be json or text, not %q", c.Telemetry.Log)
 	fault(c.Telemetry.OTLPEndpoint == "" || httpURL(c.Telemetry.OTLPEndpoint), "telemetry.otlp_endpoint: %q is no URL; expected something like http://localhost:4318", c.Telemetry.OTLPEndpoint)
-	within("server.", s.Validate())
-	within("auth.", c.Auth.Validate())
+	prefixed("server.", s.Validate())
+	prefixed("auth.", c.Auth.Validate())
 	c.Store.validate(fault)
-	within("redis.", c.Redis.Validate())
+	prefixed("redis.", c.Redis.Validate())
 	fault(len(c.Models) > 0, "models: is empty; expected at least one model with a name and backends")
 	owner := map[string]string{}
 	for i := range c.Models {
 		m := &c.Models[i]
 		path := fmt.Sprintf("models[%d]", i)
-		within(path+".", m.Validate())
+		prefixed(path+".", m.Validate())
 		for j, name := range append([]string{m.Name}, m.Aliases...) {
-			at := path + ".name"
+			place := path + ".name"
 			if j > 0 {
-				at = fmt.Sprintf("%s.aliases[%d]", path, j-1)
+				place = fmt.Sprintf("%s.aliases[%d]", path, j-1)
 			}
-			fault(owner[name] == "", "%s: %q already names %s", at, name, owner[name])
+			fault(owner[name] == "", "%s: %q already names %s", place, name, owner[name])
 			owner[name] = path
 		}
 		for j := range m.Backends {
@@ -146,22 +146,22 @@ func (c *config) validate() error {
 	}
 	c.validateFallbacks(owner, fault)
 	c.validateReports(fault)
-	within("", nvml.Validate(c.GPUs))
-	within("degrade.", c.Degrade.Validate())
-	within("queue.", c.Queue.Validate())
+	prefixed("", nvml.Validate(c.GPUs))
+	prefixed("degrade.", c.Degrade.Validate())
+	prefixed("queue.", c.Queue.Validate())
 	for i, k := range c.Auth.Keys {
 		for j, name := range k.Models {
 			fault(owner[name] != "", "auth.keys[%d].models[%d]: there is no model %q", i, j, name)
 		}
 	}
-	within("", limit.Validate(c.Limits, c.Quotas))
+	prefixed("", limit.Validate(c.Limits, c.Quotas))
 	for i := range c.Limits {
 		fault(c.Limits[i].Name != gateway.AuxRule, "limits[%d].name: %s is the name of what server.aux_requests says; choose another", i, gateway.AuxRule)
 	}
 	for i := range c.Quotas {
 		fault(c.Quotas[i].Name != gateway.AuxRule, "quotas[%d].name: %s is the name of what server.aux_requests says; choose another", i, gateway.AuxRule)
 	}
-	within("", channel.ValidateAll(c.Alerts))
+	prefixed("", channel.ValidateAll(c.Alerts))
 	return errors.Join(faults...)
 }
 
@@ -178,13 +178,13 @@ func (c *config) validateFallbacks(owner map[string]string, fault func(ok bool, 
 	}
 	for i := range c.Models {
 		path := fmt.Sprintf("models[%d]", i)
-		at := next[path]
+		index := next[path]
 		for range c.Models {
-			if at == path {
+			if index == path {
 				fault(false, "%s.fallback: leads back to %s itself; expected a way that ends at the smallest model", path, c.Models[i].Name)
 				break
 			}
-			at = next[at]
+			index = next[index]
 		}
 	}
 	for i := range c.Limits {
@@ -258,11 +258,11 @@ func (c *config) faults(env func(string) (string, bool)) error {
 		path, _, _ := strings.Cut(err.Error(), ": ")
 		return strings.TrimSuffix(strings.TrimSuffix(path, "_env"), "_file")
 	}
-	said := map[string]bool{}
+	seen := map[string]bool{}
 	for _, err := range unread {
-		said[secret(err)] = true
+		seen[secret(err)] = true
 	}
-	invalid := slices.DeleteFunc(flatten(c.validate()), func(err error) bool { return said[secret(err)] })
+	invalid := slices.DeleteFunc(flatten(c.validate()), func(err error) bool { return seen[secret(err)] })
 	return errors.Join(append(unread, invalid...)...)
 }
 
@@ -304,14 +304,14 @@ func overlay(v reflect.Value, name string, env func(string) (string, bool)) (fau
 // reader reads a secret from the environment variable or the file that a
 // configuration names, if it names one. A name that does not look like one may be the
 // secret itself, so it is not shown.
-func reader(env func(string) (string, bool), faults *[]error) func(path, variable, file string, into *string) {
-	return func(path, variable, file string, into *string) {
+func reader(env func(string) (string, bool), faults *[]error) func(path, variable, file string, target *string) {
+	return func(path, variable, file string, target *string) {
 		switch {
 		case variable != "":
 			value, ok := env(variable)
 			switch {
 			case ok && value != "":
-				*into = value
+				*target = value
 			case plainVariable(variable):
 				*faults = append(*faults, fmt.Errorf("%s_env: the environment variable %s is not set", path, variable))
 			default:
@@ -326,7 +326,7 @@ func reader(env func(string) (string, bool), faults *[]error) func(path, variabl
 			case err != nil:
 				*faults = append(*faults, fmt.Errorf("%s_file: %w", path, err))
 			}
-			*into = strings.TrimSpace(string(raw))
+			*target = strings.TrimSpace(string(raw))
 		}
 	}
 }

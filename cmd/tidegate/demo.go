@@ -130,12 +130,12 @@ func (p *process) newStage(address string, trace []byte, change func(*config, []
 			return nil, err
 		}
 		s.servers = append(s.servers, sim)
-		at, err := sim.Listen("127.0.0.1:0")
+		listening, err := sim.Listen("127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
-		c.Models[i/2].Backends[i%2].URL = at
-		fmt.Fprintf(p.stdout, "simulated %-10s  %s\n", o.Model, at)
+		c.Models[i/2].Backends[i%2].URL = listening
+		fmt.Fprintf(p.stdout, "simulated %-10s  %s\n", o.Model, listening)
 	}
 	return s, nil
 }

@@ -44,8 +44,8 @@ type limitListener struct {
 }
 
 // newLimitListener bounds l to most connections.
-func newLimitListener(l net.Listener, most int, full func()) *limitListener {
-	return &limitListener{Listener: l, places: make(chan struct{}, most), closed: make(chan struct{}), full: full}
+func newLimitListener(l net.Listener, limit int, full func()) *limitListener {
+	return &limitListener{Listener: l, places: make(chan struct{}, limit), closed: make(chan struct{}), full: full}
 }
 
 // Accept waits for a place, and then for the next connection.
@@ -162,8 +162,8 @@ func (c *closingConn) CloseWrite() error {
 
 // bound bounds the listeners of the gateway to what its descriptors allow.
 func (d *daemon) bound(descriptors uint64) {
-	if most := frontConns(descriptors); most > 0 {
-		d.front = newLimitListener(d.front, most, sayFull(d.log, most, descriptors))
+	if limit := frontConns(descriptors); limit > 0 {
+		d.front = newLimitListener(d.front, limit, sayFull(d.log, limit, descriptors))
 	}
 	if d.ops != nil {
 		d.ops = newLimitListener(newSpareListener(d.ops), opsConns, nil)
@@ -171,13 +171,13 @@ func (d *daemon) bound(descriptors uint64) {
 }
 
 // sayFull logs that callers' connections wait, once a minute.
-func sayFull(log *slog.Logger, most int, descriptors uint64) func() {
+func sayFull(log *slog.Logger, limit int, descriptors uint64) func() {
 	var last atomic.Int64
 	return func() {
-		now, before := time.Now().UnixNano(), last.Load()
-		if (before == 0 || now-before >= int64(saidFullEvery)) && last.CompareAndSwap(before, now) {
+		now, previous := time.Now().UnixNano(), last.Load()
+		if (previous == 0 || now-previous >= int64(saidFullEvery)) && last.CompareAndSwap(previous, now) {
 			log.Warn("callers' connections wait: as many are open as the file descriptors allow; raise the limit (ulimit -n, LimitNOFILE, ulimits.nofile)",
-				"connections", most, "descriptors", descriptors)
+				"connections", limit, "descriptors", descriptors)
 		}
 	}
 }

@@ -22,11 +22,11 @@ func (d *daemon) discover(urls []string) loop {
 		models := map[string]*backend.ModelConfig{}
 		tick := time.NewTicker(discoverEvery)
 		defer tick.Stop()
-		for said := false; len(urls) > 0; said = true {
+		for warned := false; len(urls) > 0; warned = true {
 			urls = slices.DeleteFunc(urls, func(url string) bool {
 				facts, err := backend.Discover(ctx, backend.Config{URL: url}, client)
 				if err != nil {
-					if !said {
+					if !warned {
 						d.log.Warn("a backend does not say yet what it serves; asking on", "backend", url, "reason", err.Error())
 					}
 					return false
@@ -59,11 +59,11 @@ func (d *daemon) adopt(models map[string]*backend.ModelConfig, url string, f bac
 		models[name] = m
 	}
 	m.Backends = append(m.Backends, backend.Config{URL: url})
-	var all []backend.ModelConfig
+	var list []backend.ModelConfig
 	for _, m := range models {
-		all = append(all, *m)
+		list = append(list, *m)
 	}
-	slices.SortFunc(all, func(a, b backend.ModelConfig) int { return strings.Compare(a.Name, b.Name) })
-	d.fleet.Apply(all)
+	slices.SortFunc(list, func(a, b backend.ModelConfig) int { return strings.Compare(a.Name, b.Name) })
+	d.fleet.Apply(list)
 	d.log.Info("backend found", "backend", url, "model", name, "context", f.MaxModelLen)
 }

@@ -12,9 +12,9 @@ import (
 // explainYAML says what of a file cannot be read, in the words of its author, one text
 // for each fault.
 func explainYAML(file string, source []byte, err error) (out []string) {
-	all := flatten(err)
-	slices.SortStableFunc(all, func(a, b error) int { return comparePlaces(asFault(a), asFault(b)) }) // the library finds them in any order
-	for _, err := range all {
+	faults := flatten(err)
+	slices.SortStableFunc(faults, func(a, b error) int { return comparePlaces(asFault(a), asFault(b)) }) // the library finds them in any order
+	for _, err := range faults {
 		f := asFault(err)
 		if f == nil {
 			out = append(out, file+": "+redact(err.Error()))
@@ -93,20 +93,20 @@ func inWords(message, path string) string {
 func unknownKey(key, path string) string {
 	message := fmt.Sprintf("unknown key %q", key)
 	parent := path[:max(strings.LastIndexByte(path, '.'), 0)]
-	all := pathsOf(reflect.TypeFor[config](), "")
-	var beside, anywhere, places []string
-	for _, p := range all {
+	paths := pathsOf(reflect.TypeFor[config](), "")
+	var siblings, anywhere, places []string
+	for _, p := range paths {
 		dot := strings.LastIndexByte(p, '.')
-		name, under := p[dot+1:], p[:max(dot, 0)]
+		name, holder := p[dot+1:], p[:max(dot, 0)]
 		anywhere = append(anywhere, name)
-		if under == regexp.MustCompile(`\[\d+\]`).ReplaceAllString(parent, "[]") {
-			beside = append(beside, name)
+		if holder == regexp.MustCompile(`\[\d+\]`).ReplaceAllString(parent, "[]") {
+			siblings = append(siblings, name)
 		}
 		if name == key {
 			places = append(places, p)
 		}
 	}
-	if near := nearest(key, beside); near != "" {
+	if near := nearest(key, siblings); near != "" {
 		return message + fmt.Sprintf("; expected %q?", near)
 	}
 	if len(places) > 0 {
@@ -140,12 +140,12 @@ func redact(text string) string {
 	text = regexp.MustCompile(`(?i)([\w-]*(?:password|passwd|secret|token|key|sign)=)[^&\s"']+`).ReplaceAllString(text, "$1"+hidden)
 	text = regexp.MustCompile(`\b(?:sk|tg)-[\w-]{8,}`).ReplaceAllString(text, hidden)
 	long := regexp.MustCompile(`(^|[^\w/.-])(\w{24,})`) // and no part of a path
-	return long.ReplaceAllStringFunc(text, func(all string) string {
-		m := long.FindStringSubmatch(all)
+	return long.ReplaceAllStringFunc(text, func(match string) string {
+		m := long.FindStringSubmatch(match)
 		if strings.ContainsAny(m[2], "0123456789") && !strings.Contains(m[2], "_") {
 			return m[1] + hidden
 		}
-		return all
+		return match
 	})
 }
 
@@ -155,8 +155,8 @@ func redact(text string) string {
 func hideValues(line string) string {
 	known := keysOf(reflect.TypeFor[config]())
 	member := regexp.MustCompile(`([\w-]+)(["']?\s*:\s+|["']\s*:)("[^"]*"?|'[^']*'?|[^\s\[{,}\]#][^,}\]#]*)`)
-	line = member.ReplaceAllStringFunc(line, func(all string) string {
-		m := member.FindStringSubmatch(all)
+	line = member.ReplaceAllStringFunc(line, func(match string) string {
+		m := member.FindStringSubmatch(match)
 		key, value := strings.ToLower(m[1]), strings.Trim(strings.TrimSpace(m[3]), `"'`)
 		secret := regexp.MustCompile(`(password|passwd|passphrase|pwd|secret|token|key|authorization|credential)s?$`).MatchString(key)
 		switch {
@@ -166,7 +166,7 @@ func hideValues(line string) string {
 		case key == "url", key == "url_env", key == "dsn":
 			return m[1] + m[2] + regexp.MustCompile(`(https?://[^/\s"']+/)[^\s"']+`).ReplaceAllString(m[3], "$1"+hidden)
 		}
-		return all
+		return match
 	})
 	return redact(line)
 }
@@ -208,12 +208,12 @@ func locate(file string, source []byte, faults error) []string {
 
 // pathsOf lists the paths of all settings below a type, with [] for the elements of a
 // list.
-func pathsOf(t reflect.Type, under string) (paths []string) {
+func pathsOf(t reflect.Type, parent string) (paths []string) {
 	switch t.Kind() {
 	case reflect.Slice:
-		return pathsOf(t.Elem(), under+"[]")
+		return pathsOf(t.Elem(), parent+"[]")
 	case reflect.Pointer:
-		return pathsOf(t.Elem(), under)
+		return pathsOf(t.Elem(), parent)
 	case reflect.Struct:
 		for i := range t.NumField() {
 			f := t.Field(i)
@@ -221,10 +221,10 @@ func pathsOf(t reflect.Type, under string) (paths []string) {
 			case "-":
 			case "":
 				if strings.Contains(f.Tag.Get("yaml"), "inline") {
-					paths = append(paths, pathsOf(f.Type, under)...)
+					paths = append(paths, pathsOf(f.Type, parent)...)
 				}
 			default:
-				path := strings.TrimPrefix(under+"."+key, ".")
+				path := strings.TrimPrefix(parent+"."+key, ".")
 				paths = append(append(paths, path), pathsOf(f.Type, path)...)
 			}
 		}
@@ -256,10 +256,10 @@ func yamlKey(f reflect.StructField) string {
 // nearest is the key that differs from what was written by at most two letters, and not by
 // all of them.
 func nearest(written string, keys []string) string {
-	best, least := "", min(3, len(written))
+	best, bound := "", min(3, len(written))
 	for _, k := range keys {
-		if d := distance(written, k); d < least {
-			best, least = k, d
+		if d := distance(written, k); d < bound {
+			best, bound = k, d
 		}
 	}
 	return best

@@ -63,10 +63,10 @@ func fetch(ctx context.Context, client *http.Client, base, key string) (a receiv
 }
 
 // read reads a stream of events to its end.
-func (a *received) read(from io.Reader, began time.Time) error {
-	var said strings.Builder
+func (a *received) read(body io.Reader, began time.Time) error {
+	var content strings.Builder
 	var text, reasoning int // events with some
-	events := bufio.NewScanner(from)
+	events := bufio.NewScanner(body)
 	events.Buffer(nil, 1<<20)
 	for events.Scan() {
 		data, ok := bytes.CutPrefix(events.Bytes(), []byte("data: "))
@@ -74,7 +74,7 @@ func (a *received) read(from io.Reader, began time.Time) error {
 			continue
 		}
 		if string(data) == "[DONE]" {
-			a.words = said.String()
+			a.words = content.String()
 			return nil
 		}
 		var e struct {
@@ -101,7 +101,7 @@ func (a *received) read(from io.Reader, began time.Time) error {
 			a.thought = a.thought || strings.TrimSpace(c.Delta.Reasoning) != ""
 			if c.Delta.Content != "" {
 				text++
-				said.WriteString(c.Delta.Content)
+				content.WriteString(c.Delta.Content)
 			}
 			if c.Delta.Reasoning != "" {
 				reasoning++
@@ -120,9 +120,9 @@ func (a received) String() string {
 	if a.status != http.StatusOK {
 		return strings.TrimSpace(fmt.Sprintf("%d %s %s: %s", a.status, cell(a.level), cell(a.reason), note(a.words)))
 	}
-	how := "whole"
+	form := "whole"
 	if a.streamed() {
-		how = fmt.Sprintf("streamed in %d events", a.pieces)
+		form = fmt.Sprintf("streamed in %d events", a.pieces)
 	}
 	thinking := "no thinking"
 	if a.thought {
@@ -130,7 +130,7 @@ func (a received) String() string {
 	}
 	words := strings.Fields(a.words)
 	return fmt.Sprintf("%d  x-tidegate-level: %s  x-tidegate-reason: %s  model: %s  %s, %s, %d tokens: %q",
-		a.status, cell(a.level), cell(cmp.Or(a.reason, "-")), cell(a.model), how, thinking, a.tokens, strings.Join(words[:min(len(words), 6)], " "))
+		a.status, cell(a.level), cell(cmp.Or(a.reason, "-")), cell(a.model), form, thinking, a.tokens, strings.Join(words[:min(len(words), 6)], " "))
 }
 
 // streamed reports whether the answer came bit by bit: one that is whole is cut only
@@ -167,14 +167,14 @@ func kinds(answers []received) []string {
 // waits is how long those who were answered waited for something to read, the
 // shortest first.
 func waits(answers []received) []time.Duration {
-	var all []time.Duration
+	var durations []time.Duration
 	for _, a := range answers {
 		if a.status == http.StatusOK {
-			all = append(all, a.first)
+			durations = append(durations, a.first)
 		}
 	}
-	slices.Sort(all)
-	return all
+	slices.Sort(durations)
+	return durations
 }
 
 // inSeconds is a duration for people.

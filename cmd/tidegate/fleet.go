@@ -35,12 +35,12 @@ func (t *fleetTable) add(line []string, odd bool) {
 }
 
 // write prints the table after an empty line, or nothing where it has no lines.
-func (t *fleetTable) write(out io.Writer, all bool) error {
+func (t *fleetTable) write(out io.Writer, complete bool) error {
 	if len(t.lines) == 0 {
 		return nil
 	}
 	odd, calm := t.odd, len(t.lines)-t.odd
-	if !all {
+	if !complete {
 		odd = min(odd, oddLines)
 		if len(t.lines) > fewLines {
 			calm = min(calm, max(fewLines-odd, calmLines))
@@ -58,8 +58,8 @@ func (t *fleetTable) write(out io.Writer, all bool) error {
 
 // alike puts warnings that say the same of many subjects into one line each, and cuts
 // off what nobody would read; all leaves them as they are.
-func alike(warnings []string, all bool) (out []string) {
-	if all {
+func alike(warnings []string, complete bool) (out []string) {
+	if complete {
 		return warnings
 	}
 	subjects := map[string][]string{} // by text
@@ -67,16 +67,16 @@ func alike(warnings []string, all bool) (out []string) {
 		subject, text := subjectOf(w)
 		subjects[text] = append(subjects[text], subject)
 	}
-	said := map[string]bool{}
+	shown := map[string]bool{}
 	for _, w := range warnings {
 		_, text := subjectOf(w)
-		of := subjects[text]
+		subjectList := subjects[text]
 		switch {
-		case len(of) <= fewAlike:
+		case len(subjectList) <= fewAlike:
 			out = append(out, w)
-		case !said[text]:
-			said[text] = true
-			out = append(out, fmt.Sprintf("%s and %d more: %s", strings.Join(of[:2], "; "), len(of)-2, text))
+		case !shown[text]:
+			shown[text] = true
+			out = append(out, fmt.Sprintf("%s and %d more: %s", strings.Join(subjectList[:2], "; "), len(subjectList)-2, text))
 		}
 	}
 	if rest := len(out) - fewOthers; rest > 0 {

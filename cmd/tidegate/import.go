@@ -226,24 +226,24 @@ func importFault(err error) error {
 
 // tellImported says what was done, line by line, and what was not needed.
 func (p *process) tellImported(done []account.Imported, dry bool) {
-	same, prefix := 0, ""
+	equal, prefix := 0, ""
 	if dry {
 		prefix = "would have "
 	}
 	for _, d := range done {
 		if len(d.Did) == 0 {
-			same++
+			equal++
 			continue
 		}
-		for _, what := range d.Did {
-			fmt.Fprintf(p.stderr, "line %d: %s%s\n", d.Line, prefix, cell(what))
+		for _, change := range d.Did {
+			fmt.Fprintf(p.stderr, "line %d: %s%s\n", d.Line, prefix, cell(change))
 		}
 	}
 	if dry {
-		fmt.Fprintf(p.stderr, "%d line(s), %d of them are so already; nothing was changed (--dry-run)\n", len(done), same)
+		fmt.Fprintf(p.stderr, "%d line(s), %d of them are so already; nothing was changed (--dry-run)\n", len(done), equal)
 		return
 	}
-	fmt.Fprintf(p.stderr, "%d line(s), %d of them were so already\n", len(done), same)
+	fmt.Fprintf(p.stderr, "%d line(s), %d of them were so already\n", len(done), equal)
 }
 
 // writeSecrets prints the new keys.

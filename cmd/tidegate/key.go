@@ -76,7 +76,7 @@ func (p *process) keyCreateCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				p.tell(m)
+				p.printMade(m)
 				return nil
 			})
 		},
@@ -97,16 +97,16 @@ func (p *process) keyCreateCommand() *cobra.Command {
 }
 
 // tell prints a new key, alone on stdout.
-func (p *process) tell(m account.Made) {
+func (p *process) printMade(m account.Made) {
 	for _, made := range m.Created {
 		fmt.Fprintf(p.stderr, "made %s\n", cell(made))
 	}
 	fmt.Fprintf(p.stderr, "key %s (id %s) of user %s, project %s, department %s; %s; shown only now:\n",
-		cell(m.Key.Name), m.Key.ID, cell(m.Key.User), cell(m.Key.Project), cell(m.Key.Department), until(m.Key.Expires))
+		cell(m.Key.Name), m.Key.ID, cell(m.Key.User), cell(m.Key.Project), cell(m.Key.Department), expiryText(m.Key.Expires))
 	fmt.Fprintln(p.stdout, m.Secret)
 }
 
-func until(t *time.Time) string {
+func expiryText(t *time.Time) string {
 	if t == nil {
 		return "never expires"
 	}
@@ -143,15 +143,15 @@ func (p *process) keyListCommand() *cobra.Command {
 }
 
 func allKeys(ctx context.Context, s *account.Store, owner string) ([]account.Key, error) {
-	all := []account.Key{}
-	for page, more := (account.Page{}), true; more; page.After = all[len(all)-1].ID {
+	rows := []account.Key{}
+	for page, more := (account.Page{}), true; more; page.After = rows[len(rows)-1].ID {
 		keys, next, err := s.Keys(ctx, owner, page)
 		if err != nil || len(keys) == 0 {
-			return all, err
+			return rows, err
 		}
-		all, more = append(all, keys...), next
+		rows, more = append(rows, keys...), next
 	}
-	return all, nil
+	return rows, nil
 }
 
 func (p *process) table(keys []account.Key) error {
@@ -196,8 +196,8 @@ func (p *process) keyRotateCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(p.stderr, "the old key (id %s) %s\n", m.Old.ID, until(m.Old.Expires))
-				p.tell(m)
+				fmt.Fprintf(p.stderr, "the old key (id %s) %s\n", m.Old.ID, expiryText(m.Old.Expires))
+				p.printMade(m)
 				return nil
 			})
 		},
@@ -287,14 +287,14 @@ func (p *process) keySetCommand() *cobra.Command {
 			if err := checkListed(cmd, &models, &ips); err != nil {
 				return err
 			}
-			given := func(flag string) bool { return cmd.Flags().Changed(flag) }
+			changed := func(flag string) bool { return cmd.Flags().Changed(flag) }
 			var ch account.KeyChange
 			for flag, set := range map[string]func(){
 				"name": func() { ch.Name = &name }, "ttl": func() { ch.TTL = &ttl }, "expires-at": func() { ch.Expires = &expires },
 				"models": func() { ch.Models = &models }, "ips": func() { ch.IPs = &ips },
 				"tier": func() { ch.Tier = (*account.Tier)(&tier) }, "max-level": func() { ch.MaxLevel = &level },
 			} {
-				if given(flag) {
+				if changed(flag) {
 					set()
 				}
 			}

@@ -25,14 +25,14 @@ import (
 // where the counters lie.
 type counters struct {
 	*limit.Limiter
-	d     *daemon
-	mu    sync.Mutex // of the next two
-	rules *limit.Set // of the configuration, without overrides
-	over  []limit.Override
-	redis redis.UniversalClient // nil: the counters are this process's own
-	guard *redislimit.Guarded   // nil, too
-	wrote chan struct{}         // this process has changed accounts
-	left  chan struct{}         // Redis no longer answers
+	d         *daemon
+	mu        sync.Mutex // of the next two
+	rules     *limit.Set // of the configuration, without overrides
+	overrides []limit.Override
+	redis     redis.UniversalClient // nil: the counters are this process's own
+	guard     *redislimit.Guarded   // nil, too
+	wrote     chan struct{}         // this process has changed accounts
+	left      chan struct{}         // Redis no longer answers
 }
 
 // openCounters makes the limiter of a configuration.
@@ -171,18 +171,18 @@ func (c *counters) reconfigure(rules *limit.Set) {
 
 // override puts other overrides of the store over the rules.
 func (c *counters) override(stored []account.Override) {
-	over := make([]limit.Override, 0, len(stored))
+	overrides := make([]limit.Override, 0, len(stored))
 	for _, o := range stored {
-		over = append(over, limit.Override{Rule: o.Rule, Of: o.Of, Name: o.Name, Numbers: o.Numbers()})
+		overrides = append(overrides, limit.Override{Rule: o.Rule, Of: o.Of, Name: o.Name, Numbers: o.Numbers()})
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.over = over
+	c.overrides = overrides
 	c.replace()
 }
 
 func (c *counters) replace() {
-	set, err := c.rules.With(c.over)
+	set, err := c.rules.With(c.overrides)
 	for _, e := range flatten(err) {
 		c.d.log.Warn("an override does not hold", "error", e.Error())
 	}
@@ -287,16 +287,16 @@ func (c *counters) restore(ctx context.Context) error {
 			return err
 		}
 	}
-	counted, all, err := c.recorded(ctx)
+	counted, recorded, err := c.recorded(ctx)
 	if err != nil {
 		c.d.log.Warn("cannot restore the quotas from the ledger; they count what is used from now on", "error", err.Error())
 		return err
 	}
 	if c.guard != nil {
-		c.guard.Recall(counted, all)
+		c.guard.Recall(counted, recorded)
 	}
-	for i := range all {
-		if err := c.Restore(ctx, all[i]); err != nil {
+	for i := range recorded {
+		if err := c.Restore(ctx, recorded[i]); err != nil {
 			return err
 		}
 	}
@@ -308,17 +308,17 @@ func (c *counters) restore(ctx context.Context) error {
 func (c *counters) recall(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, restoreTime)
 	defer cancel()
-	counted, all, err := c.recorded(ctx)
+	counted, recorded, err := c.recorded(ctx)
 	if err != nil {
 		c.d.log.Warn("cannot read the quotas from the ledger while Redis is away; what was last known of them holds", "error", err.Error())
 		return
 	}
-	c.guard.Recall(counted, all)
+	c.guard.Recall(counted, recorded)
 }
 
 // recorded is what the ledger says of all quotas in their running periods, and the
 // names of those that it counts.
-func (c *counters) recorded(ctx context.Context) (counted []string, all []limit.Recorded, err error) {
+func (c *counters) recorded(ctx context.Context) (counted []string, recorded []limit.Recorded, err error) {
 	for _, q := range c.Quotas() {
 		rows, err := c.used(ctx, q)
 		if err != nil {
@@ -329,20 +329,20 @@ func (c *counters) recorded(ctx context.Context) (counted []string, all []limit.
 		}
 		for i := range rows {
 			if r, ok := c.Recorded(q.Name, subjectsOf(&rows[i]), rows[i].Total, int64(rows[i].Milliunits)); ok {
-				all = append(all, r)
+				recorded = append(recorded, r)
 			}
 		}
 	}
-	return counted, all, nil
+	return counted, recorded, nil
 }
 
 // used is what the ledger says that everybody has used of a quota in its period.
 func (c *counters) used(ctx context.Context, q limit.QuotaPeriod) ([]ledger.Row, error) {
-	by, whole := groupsOf(q.Per)
+	groups, whole := groupsOf(q.Per)
 	if !whole {
 		return nil, nil
 	}
-	return c.d.ledger.Report(ctx, ledger.Query{By: by, From: q.Begin, To: q.End})
+	return c.d.ledger.Report(ctx, ledger.Query{By: groups, From: q.Begin, To: q.End})
 }
 
 func subjectsOf(r *ledger.Row) limit.Subjects {
@@ -365,15 +365,15 @@ func (c *counters) everyone(ctx context.Context) (out []limit.Subjects, err erro
 
 // groupsOf are the sums that a quota's counters are made of: its subjects and who
 // owns them. The ledger does not know addresses.
-func groupsOf(per []string) (by []ledger.Group, whole bool) {
+func groupsOf(dimensions []string) (groups []ledger.Group, whole bool) {
 	tenants := []ledger.Group{ledger.ByDepartment, ledger.ByProject, ledger.ByUser, ledger.ByKey}
 	deepest := -1
-	for _, name := range per {
+	for _, name := range dimensions {
 		switch name {
 		case "ip":
 			return nil, false
 		case "model":
-			by = append(by, ledger.ByModel)
+			groups = append(groups, ledger.ByModel)
 		}
 		for i, t := range tenants {
 			if name == string(t) {
@@ -381,7 +381,7 @@ func groupsOf(per []string) (by []ledger.Group, whole bool) {
 			}
 		}
 	}
-	return append(by, tenants[:deepest+1]...), true
+	return append(groups, tenants[:deepest+1]...), true
 }
 
 // limitSet compiles the rules and quotas of a configuration that is valid.
@@ -400,15 +400,15 @@ type seldom struct {
 	last  map[string]time.Time
 }
 
-func (s *seldom) now(what string, at time.Time) bool {
+func (s *seldom) now(event string, moment time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if at.Sub(s.last[what]) < s.every {
+	if moment.Sub(s.last[event]) < s.every {
 		return false
 	}
 	if s.last == nil {
 		s.last = map[string]time.Time{}
 	}
-	s.last[what] = at
+	s.last[event] = moment
 	return true
 }

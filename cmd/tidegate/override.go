@@ -87,9 +87,9 @@ func (c *config) overrideCheck() (func(*account.Override) error, error) {
 
 func (p *process) overrideSetCommand() *cobra.Command {
 	var (
-		file string
-		o    account.Override
-		who  subjectFlags
+		file    string
+		o       account.Override
+		subject subjectFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "set RULE",
@@ -100,7 +100,7 @@ func (p *process) overrideSetCommand() *cobra.Command {
 		Args:    oneRule,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			o.Rule = args[0]
-			if o.Of, o.Name, err = who.subject(); err != nil {
+			if o.Of, o.Name, err = subject.subject(); err != nil {
 				return err
 			}
 			for name, amount := range amounts(&o) {
@@ -128,7 +128,7 @@ func (p *process) overrideSetCommand() *cobra.Command {
 		},
 	}
 	configFlag(cmd, &file)
-	who = newSubjectFlags(cmd)
+	subject = newSubjectFlags(cmd)
 	for name := range amounts(&o) {
 		usage := "a rate such as 50/1m"
 		switch name {
@@ -164,16 +164,16 @@ func (p *process) overrideListCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.withAccounts(cmd.Context(), file, false, func(d *account.Directory) error {
-				all, err := d.Store().AllOverrides(cmd.Context())
+				overrides, err := d.Store().AllOverrides(cmd.Context())
 				if err != nil {
 					return err
 				}
 				if asJSON {
-					return p.writeJSON(all)
+					return p.writeJSON(overrides)
 				}
 				lines := table{{"RULE", "OF", "NAME", "NUMBERS"}}
-				for i := range all {
-					lines = append(lines, []string{all[i].Rule, all[i].Of, all[i].Name, numbersText(&all[i])})
+				for i := range overrides {
+					lines = append(lines, []string{overrides[i].Rule, overrides[i].Of, overrides[i].Name, numbersText(&overrides[i])})
 				}
 				return lines.write(p.stdout)
 			})
@@ -186,8 +186,8 @@ func (p *process) overrideListCommand() *cobra.Command {
 
 func (p *process) overrideDeleteCommand() *cobra.Command {
 	var (
-		file string
-		who  subjectFlags
+		file    string
+		subject subjectFlags
 	)
 	cmd := &cobra.Command{
 		Use:     "delete RULE",
@@ -195,7 +195,7 @@ func (p *process) overrideDeleteCommand() *cobra.Command {
 		Example: "  tidegate override delete user-rate --user ann",
 		Args:    oneRule,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			kind, name, err := who.subject()
+			kind, name, err := subject.subject()
 			if err != nil {
 				return err
 			}
@@ -209,7 +209,7 @@ func (p *process) overrideDeleteCommand() *cobra.Command {
 		},
 	}
 	configFlag(cmd, &file)
-	who = newSubjectFlags(cmd)
+	subject = newSubjectFlags(cmd)
 	return cmd
 }
 

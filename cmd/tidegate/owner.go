@@ -13,13 +13,13 @@ import (
 
 // ownerCommand is the command of one kind of owners of keys.
 func (p *process) ownerCommand(k account.Kind) *cobra.Command {
-	what, name := string(k), ownerExample(k)
+	kind, name := string(k), ownerExample(k)
 	cmd := &cobra.Command{
-		Use:   what,
-		Short: fmt.Sprintf("Make, list, change and delete %ss", what),
+		Use:   kind,
+		Short: fmt.Sprintf("Make, list, change and delete %ss", kind),
 		Long: "Works on the store of the configuration directly, whether gateways run or not; those\n" +
 			"that do follow within two seconds. Every change is in the audit log.",
-		Example: fmt.Sprintf("  tidegate %s list\n  tidegate %s set %s --disable", what, what, name),
+		Example: fmt.Sprintf("  tidegate %s list\n  tidegate %s set %s --disable", kind, kind, name),
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -51,17 +51,17 @@ func oneOwner(k account.Kind) cobra.PositionalArgs {
 }
 
 // parentFlag is the flag that names what an owner belongs to.
-func parentFlag(cmd *cobra.Command, k account.Kind, into *string, standard, usage string) {
-	if above := k.Above(); above != "" {
-		cmd.Flags().StringVar(into, string(above), standard, usage)
+func parentFlag(cmd *cobra.Command, k account.Kind, target *string, standard, usage string) {
+	if parentKind := k.Above(); parentKind != "" {
+		cmd.Flags().StringVar(target, string(parentKind), standard, usage)
 	}
 }
 
 func (p *process) ownerCreateCommand(k account.Kind) *cobra.Command {
 	var file, parent string
 	example := fmt.Sprintf("  tidegate %s create %s", k, ownerExample(k))
-	if above := k.Above(); above != "" {
-		example += fmt.Sprintf(" --%s %s", above, ownerExample(above))
+	if parentKind := k.Above(); parentKind != "" {
+		example += fmt.Sprintf(" --%s %s", parentKind, ownerExample(parentKind))
 	}
 	cmd := &cobra.Command{
 		Use:     "create NAME",
@@ -96,14 +96,14 @@ func (p *process) ownerListCommand(k account.Kind) *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.withAccounts(cmd.Context(), file, false, func(d *account.Directory) error {
-				all, err := allOwners(cmd.Context(), d.Store(), k, parent)
+				owners, err := allOwners(cmd.Context(), d.Store(), k, parent)
 				if err != nil {
 					return err
 				}
 				if asJSON {
-					return p.writeJSON(all)
+					return p.writeJSON(owners)
 				}
-				return p.ownerTable(all)
+				return p.ownerTable(owners)
 			})
 		},
 	}
@@ -114,20 +114,20 @@ func (p *process) ownerListCommand(k account.Kind) *cobra.Command {
 }
 
 func allOwners(ctx context.Context, s *account.Store, k account.Kind, parent string) ([]account.Owner, error) {
-	all := []account.Owner{}
-	for page, more := (account.Page{}), true; more; page.After = all[len(all)-1].Name {
+	owners := []account.Owner{}
+	for page, more := (account.Page{}), true; more; page.After = owners[len(owners)-1].Name {
 		items, next, err := s.Owners(ctx, k, parent, page)
 		if err != nil || len(items) == 0 {
-			return all, err
+			return owners, err
 		}
-		all, more = append(all, items...), next
+		owners, more = append(owners, items...), next
 	}
-	return all, nil
+	return owners, nil
 }
 
-func (p *process) ownerTable(all []account.Owner) error {
+func (p *process) ownerTable(owners []account.Owner) error {
 	lines := table{{"NAME", "STATUS", "PROJECT", "DEPARTMENT", "CREATED"}}
-	for _, o := range all {
+	for _, o := range owners {
 		status := "active"
 		if o.Disabled != nil {
 			status = "disabled since " + o.Disabled.Format("2006-01-02 15:04Z")
@@ -143,8 +143,8 @@ func (p *process) ownerSetCommand(k account.Kind) *cobra.Command {
 		disable, enable bool
 	)
 	example := fmt.Sprintf("  tidegate %s set %s --disable\n  tidegate %s set %s --enable", k, ownerExample(k), k, ownerExample(k))
-	if above := k.Above(); above != "" {
-		example += fmt.Sprintf("\n  tidegate %s set %s --%s other", k, ownerExample(k), above)
+	if parentKind := k.Above(); parentKind != "" {
+		example += fmt.Sprintf("\n  tidegate %s set %s --%s other", k, ownerExample(k), parentKind)
 	}
 	cmd := &cobra.Command{
 		Use:   "set NAME",

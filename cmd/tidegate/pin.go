@@ -53,11 +53,11 @@ func (p *process) pinCommand() *cobra.Command {
 					}
 					return p.showPins(pins, asJSON)
 				}
-				own, known := c.model(args[0])
+				configured, known := c.model(args[0])
 				if !known && len(c.Models) > 0 {
 					return usageError{fmt.Errorf("the configuration has no model %q", args[0])}
 				}
-				n.Model, n.Level = own, args[1]
+				n.Model, n.Level = configured, args[1]
 				pin, err := s.SetPin(cmd.Context(), operator(), n)
 				if err == nil {
 					fmt.Fprintf(p.stderr, "pinned %s to L%d until %s\n", pin.Model, pin.Level, pin.Until.Format(time.RFC3339))
@@ -111,8 +111,8 @@ func (p *process) unpinCommand() *cobra.Command {
 				return err
 			}
 			return p.withStore(cmd.Context(), &c, false, func(s *account.Store) error {
-				own, _ := c.model(args[0])
-				pin, err := s.LiftPin(cmd.Context(), operator(), own, args[0])
+				configured, _ := c.model(args[0])
+				pin, err := s.LiftPin(cmd.Context(), operator(), configured, args[0])
 				if err == nil {
 					fmt.Fprintf(p.stderr, "lifted the pin of %s to L%d\n", pin.Model, pin.Level)
 				}
@@ -126,7 +126,7 @@ func (p *process) unpinCommand() *cobra.Command {
 
 // model is the own name of the model that a name or an alias means; the name itself
 // where the configuration does not know it, or names no models at all.
-func (c *config) model(name string) (own string, known bool) {
+func (c *config) model(name string) (configured string, known bool) {
 	for i := range c.Models {
 		if m := &c.Models[i]; m.Name == name || slices.Contains(m.Aliases, name) {
 			return m.Name, true

@@ -46,34 +46,34 @@ const maxLines = 1024
 
 // demoScenario plays a scenario to its end, or until ctx ends.
 func (p *process) demoScenario(ctx context.Context, address, name string, seconds int) error {
-	of, err := scenarioNamed(name)
+	scene, err := scenarioNamed(name)
 	if err != nil {
 		return err
 	}
 	if seconds < 10 || seconds > 600 {
 		return usageError{fmt.Errorf("--seconds %d: expected 10 to 600", seconds)}
 	}
-	_, err = p.perform(ctx, address, of, seconds)
+	_, err = p.perform(ctx, address, scene, seconds)
 	return err
 }
 
 // perform plays a scenario in so many seconds.
-func (p *process) perform(ctx context.Context, address string, of *scenario, seconds int) (*play, error) {
-	speed := float64(of.seconds) / float64(seconds)
+func (p *process) perform(ctx context.Context, address string, scene *scenario, seconds int) (*play, error) {
+	speed := float64(scene.seconds) / float64(seconds)
 	y := &play{
-		scenario: of, length: time.Duration(seconds) * time.Second, keys: map[string]string{}, names: map[string]string{},
+		scenario: scene, length: time.Duration(seconds) * time.Second, keys: map[string]string{}, names: map[string]string{},
 		lines:  make(chan string, maxLines),
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 	}
 	defer y.client.CloseIdleConnections()
-	s, err := p.newStage(address, of.trace(len(simulated()), speed), func(c *config, o []gatewaytest.Options) { y.set(c, o, speed) })
+	s, err := p.newStage(address, scene.trace(len(simulated()), speed), func(c *config, o []gatewaytest.Options) { y.set(c, o, speed) })
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
 	y.model = s.config.Models[0].Name
-	for i, at := range s.config.addresses() {
-		y.names[strings.TrimPrefix(at, "http://")] = string(rune('A' + i))
+	for i, backendURL := range s.config.addresses() {
+		y.names[strings.TrimPrefix(backendURL, "http://")] = string(rune('A' + i))
 	}
 	// What the log would say is what the play prints.
 	d, err := newDaemon(ctx, s.config, &process{env: p.env, stdout: p.stdout, stderr: io.Discard})
@@ -98,13 +98,13 @@ func (p *process) perform(ctx context.Context, address string, of *scenario, sec
 }
 
 // addresses are the servers' URLs in the order of the configuration.
-func (c *config) addresses() (all []string) {
+func (c *config) addresses() (addresses []string) {
 	for _, m := range c.Models {
 		for _, b := range m.Backends {
-			all = append(all, b.URL)
+			addresses = append(addresses, b.URL)
 		}
 	}
-	return all
+	return addresses
 }
 
 // set makes the configuration that of the scenario.
@@ -113,14 +113,14 @@ func (y *play) set(c *config, o []gatewaytest.Options, speed float64) {
 		o[i].TTFT, o[i].ITL = 60*time.Millisecond, 4*time.Millisecond
 	}
 	c.GPUs[0].Every = 100 * time.Millisecond
-	for _, who := range y.callers {
-		if y.keys[who.user] != "" {
+	for _, player := range y.callers {
+		if y.keys[player.user] != "" {
 			continue
 		}
 		key := "tg-demo-" + rand.Text()
 		sum := sha256.Sum256([]byte(key))
-		y.keys[who.user] = key
-		c.Auth.Keys = append(c.Auth.Keys, account.KeyConfig{User: who.user, SHA256: hex.EncodeToString(sum[:])})
+		y.keys[player.user] = key
+		c.Auth.Keys = append(c.Auth.Keys, account.KeyConfig{User: player.user, SHA256: hex.EncodeToString(sum[:])})
 	}
 	if y.change != nil {
 		y.change(c, o)
@@ -130,14 +130,14 @@ func (y *play) set(c *config, o []gatewaytest.Options, speed float64) {
 
 func (y *play) banner(out io.Writer, d *daemon, speed float64) {
 	l := &d.config.Degrade
-	var who []string
+	var names []string
 	for i, m := range d.config.Models {
 		for j := range m.Backends {
-			who = append(who, fmt.Sprintf("%c is a server of %s", 'A'+2*i+j, m.Name))
+			names = append(names, fmt.Sprintf("%c is a server of %s", 'A'+2*i+j, m.Name))
 		}
 	}
-	fmt.Fprintf(out, "\n%s.\n", strings.Join(who, ", "))
-	fmt.Fprintf(out, "\nScenario %s: %s, in %v.\n%s\n", y.name, y.about, y.length, strings.ToUpper(y.note[:1])+y.note[1:])
+	fmt.Fprintf(out, "\n%s.\n", strings.Join(names, ", "))
+	fmt.Fprintf(out, "\nScenario %s: %s, in %v.\n%s\n", y.name, y.synopsis, y.length, strings.ToUpper(y.note[:1])+y.note[1:])
 	if speed != 1 {
 		fmt.Fprintf(out, "To fit, readings come %.3g times as fast as they would, and the times of the ladder that can be set are as much\n"+
 			"shorter: up after %v, down after %v, at most %v, baseline %v. Those that cannot be set stay, such as\n"+
@@ -152,15 +152,15 @@ func (y *play) run(ctx context.Context, out io.Writer, d *daemon) error {
 	ctx, stop := context.WithDeadline(ctx, y.began.Add(y.length))
 	defer stop()
 	var asking sync.WaitGroup
-	for _, who := range y.callers {
-		for n := range who.atOnce {
-			asking.Go(func() { y.ask(ctx, d, who, n) })
+	for _, player := range y.callers {
+		for n := range player.atOnce {
+			asking.Go(func() { y.ask(ctx, d, player, n) })
 		}
 	}
-	over := make(chan struct{})
+	done := make(chan struct{})
 	go func() {
 		asking.Wait()
-		close(over)
+		close(done)
 	}()
 	for {
 		select {
@@ -168,7 +168,7 @@ func (y *play) run(ctx context.Context, out io.Writer, d *daemon) error {
 			if _, err := io.WriteString(out, line); err != nil {
 				return err
 			}
-		case <-over:
+		case <-done:
 			for {
 				select {
 				case line := <-y.lines:
@@ -184,10 +184,10 @@ func (y *play) run(ctx context.Context, out io.Writer, d *daemon) error {
 }
 
 // ask is one of a caller's requests at a time, again and again.
-func (y *play) ask(ctx context.Context, d *daemon, who caller, n int) {
+func (y *play) ask(ctx context.Context, d *daemon, player caller, n int) {
 	share := func(s float64) time.Duration { return time.Duration(s * float64(y.length)) }
 	// Those who ask at the same time begin one after the other.
-	next := share(who.from) + who.pause*time.Duration(n)/time.Duration(who.atOnce)
+	next := share(player.start) + player.pause*time.Duration(n)/time.Duration(player.atOnce)
 	timer := time.NewTimer(time.Until(y.began.Add(next)))
 	defer timer.Stop()
 	for {
@@ -196,7 +196,7 @@ func (y *play) ask(ctx context.Context, d *daemon, who caller, n int) {
 			return
 		case <-timer.C:
 		}
-		if time.Since(y.began) >= share(who.until) {
+		if time.Since(y.began) >= share(player.end) {
 			return
 		}
 		if !d.allUp() {
@@ -204,9 +204,9 @@ func (y *play) ask(ctx context.Context, d *daemon, who caller, n int) {
 			continue
 		}
 		// What was asked before the end is answered after it.
-		a := fetch(context.WithoutCancel(ctx), y.client, y.base, y.keys[who.user])
-		y.answered(who, a)
-		timer.Reset(max(who.pause, time.Millisecond))
+		a := fetch(context.WithoutCancel(ctx), y.client, y.base, y.keys[player.user])
+		y.answered(player, a)
+		timer.Reset(max(player.pause, time.Millisecond))
 	}
 }
 
@@ -217,40 +217,40 @@ func (d *daemon) allUp() bool {
 
 // answered keeps an answer, and prints it if it is of another kind than the one
 // before.
-func (y *play) answered(who caller, a received) {
-	a.user = who.user
+func (y *play) answered(player caller, a received) {
+	a.user = player.user
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	y.answers = append(y.answers, a)
-	was := y.shown
-	if !who.shown || y.once && was.status == a.status && was.level == a.level && was.model == a.model {
+	previous := y.shown
+	if !player.shown || y.once && previous.status == a.status && previous.level == a.level && previous.model == a.model {
 		return
 	}
 	y.shown, y.once = a, true
-	y.print("%-10s  %s", who.user+" gets", a)
+	y.print("%-10s  %s", player.user+" gets", a)
 }
 
 // stepped prints a step of the ladder.
 func (y *play) stepped(c degrade.Change) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	what := c.Model
+	subject := c.Model
 	if c.Backend != "" {
-		what = "server " + y.names[c.Backend]
+		subject = "server " + y.names[c.Backend]
 	}
 	if c.From == c.To {
-		y.print("%-10s  %s", what, cmp.Or(c.OutReason, "may be used again"))
+		y.print("%-10s  %s", subject, cmp.Or(c.OutReason, "may be used again"))
 		return
 	}
 	y.steps = append(y.steps, c)
-	why := fmt.Sprintf("%s %.3g", c.Signal, c.Value)
+	cause := fmt.Sprintf("%s %.3g", c.Signal, c.Value)
 	if !math.IsNaN(c.Threshold) {
-		why += fmt.Sprintf(", threshold %.3g", c.Threshold)
+		cause += fmt.Sprintf(", threshold %.3g", c.Threshold)
 	}
 	if c.Cause != "" {
-		why += ", of server " + y.names[c.Cause]
+		cause += ", of server " + y.names[c.Cause]
 	}
-	y.print("%-10s  %v -> %v  %s", what, c.From, c.To, why)
+	y.print("%-10s  %v -> %v  %s", subject, c.From, c.To, cause)
 }
 
 // print lets run print a line. What nobody reads is lost.

@@ -36,15 +36,15 @@ func (c *config) prices() ledger.Prices {
 
 // priceOf is a valid price in whole millionths.
 func priceOf(p *backend.Price) ledger.Price {
-	millionths := func(price *float64, otherwise float64) int64 {
+	millionths := func(price *float64, fallback float64) int64 {
 		if price != nil {
-			otherwise = *price
+			fallback = *price
 		}
-		return int64(math.Round(otherwise * 1e6))
+		return int64(math.Round(fallback * 1e6))
 	}
-	from, _ := p.Begin() // it is valid
+	begin, _ := p.Begin() // it is valid
 	return ledger.Price{
-		From: from, Input: millionths(&p.Input, 0), Cached: millionths(p.Cached, p.Input),
+		From: begin, Input: millionths(&p.Input, 0), Cached: millionths(p.Cached, p.Input),
 		Output: millionths(&p.Output, 0), Reasoning: millionths(p.Reasoning, p.Output),
 	}
 }

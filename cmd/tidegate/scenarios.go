@@ -24,9 +24,9 @@ var heatTrace []byte
 // scenario is a play of the demo: what the GPUs read, how the gateway and its servers
 // differ from the usual, and who asks.
 type scenario struct {
-	name, about string
-	seconds     int // that are told of, from the recording's point of view
-	note        string
+	name, synopsis string
+	seconds        int // that are told of, from the recording's point of view
+	note           string
 	// gpu is what the GPU of a server reads: 0 and 1 are those of the larger model.
 	gpu     func(second, server int) reading
 	change  func(c *config, s []gatewaytest.Options)
@@ -41,11 +41,11 @@ type reading struct {
 
 // caller asks again and again, the same number of requests at a time.
 type caller struct {
-	user        string
-	atOnce      int
-	pause       time.Duration // between an answer and the next request
-	from, until float64       // shares of the play
-	shown       bool          // what it gets is printed where it differs from before
+	user       string
+	atOnce     int
+	pause      time.Duration // between an answer and the next request
+	start, end float64       // shares of the play
+	shown      bool          // what it gets is printed where it differs from before
 }
 
 // The simulated card: an H200 whose vLLM has taken its share.
@@ -64,10 +64,10 @@ func scenarios() ([]scenario, error) {
 	if err != nil {
 		return nil, err
 	}
-	one := []caller{{user: "you", atOnce: 4, pause: 700 * time.Millisecond, until: 1, shown: true}}
+	one := []caller{{user: "you", atOnce: 4, pause: 700 * time.Millisecond, end: 1, shown: true}}
 	return []scenario{
 		{
-			name: "heat", about: "the cards of the larger model lose their cooling and get it back", seconds: 360,
+			name: "heat", synopsis: "the cards of the larger model lose their cooling and get it back", seconds: 360,
 			note: "a synthetic trace of 26 minutes, of which those 6 are played in which something changes; card B is 10 s behind card A.",
 			gpu: func(second, server int) reading {
 				if server > 1 {
@@ -82,19 +82,19 @@ func scenarios() ([]scenario, error) {
 			callers: one,
 		},
 		{
-			name: "memory", about: "another process takes the memory beside the engines, and gives it back", seconds: 360,
+			name: "memory", synopsis: "another process takes the memory beside the engines, and gives it back", seconds: 360,
 			note: "what the engines leave free is measured first, and then burned by another process on both cards.",
 			gpu: func(second, server int) reading {
 				r := calm()
 				if server < 2 {
-					r.used += int(curve{{90, 0}, {170, 10500}, {200, 10500}, {230, 0}}.at(second))
+					r.used += int(curve{{90, 0}, {170, 10500}, {200, 10500}, {230, 0}}.value(second))
 				}
 				return r
 			},
 			callers: one,
 		},
 		{
-			name: "queue", about: "one of two users floods small servers, so that requests wait", seconds: 360,
+			name: "queue", synopsis: "one of two users floods small servers, so that requests wait", seconds: 360,
 			note: "bob sends one request after the other, and ann 22 at a time, for a while 46. Each server answers 4 at a\n" +
 				"time. No TTFT is promised, so that only the queue counts.",
 			gpu: func(int, int) reading { return calm() },
@@ -110,18 +110,18 @@ func scenarios() ([]scenario, error) {
 				}
 			},
 			callers: []caller{
-				{user: "ann", atOnce: 22, from: .1, until: .55},
-				{user: "ann", atOnce: 24, from: .25, until: .45},
-				{user: "bob", atOnce: 1, pause: 200 * time.Millisecond, until: 1, shown: true},
+				{user: "ann", atOnce: 22, start: .1, end: .55},
+				{user: "ann", atOnce: 24, start: .25, end: .45},
+				{user: "bob", atOnce: 1, pause: 200 * time.Millisecond, end: 1, shown: true},
 			},
 		},
 		{
-			name: "recover", about: "hot, cool, hot again within two minutes: the second time it comes down at half the speed", seconds: 360,
+			name: "recover", synopsis: "hot, cool, hot again within two minutes: the second time it comes down at half the speed", seconds: 360,
 			note: "both cards read the same, so that the model follows them step by step.",
 			gpu: func(second, server int) reading {
 				r := calm()
 				if server < 2 {
-					r.margin = int(curve{{25, calmMargin}, {35, 8}, {50, 8}, {60, calmMargin}, {135, calmMargin}, {145, 8}, {160, 8}, {170, calmMargin}}.at(second))
+					r.margin = int(curve{{25, calmMargin}, {35, 8}, {50, 8}, {60, calmMargin}, {135, calmMargin}, {145, 8}, {160, 8}, {170, calmMargin}}.value(second))
 				}
 				return r
 			},
@@ -132,16 +132,16 @@ func scenarios() ([]scenario, error) {
 
 // scenarioNamed finds a play; the error names those there are.
 func scenarioNamed(name string) (*scenario, error) {
-	all, err := scenarios()
+	list, err := scenarios()
 	if err != nil {
 		return nil, err
 	}
 	var names []string
-	for i := range all {
-		if all[i].name == name {
-			return &all[i], nil
+	for i := range list {
+		if list[i].name == name {
+			return &list[i], nil
 		}
-		names = append(names, all[i].name)
+		names = append(names, list[i].name)
 	}
 	return nil, usageError{fmt.Errorf("--scenario %s: there is none such; expected one of %s", name, strings.Join(names, ", "))}
 }
@@ -149,7 +149,7 @@ func scenarioNamed(name string) (*scenario, error) {
 // curve is straight lines between points of time, in seconds, and value.
 type curve [][2]float64
 
-func (c curve) at(second int) float64 {
+func (c curve) value(second int) float64 {
 	t := float64(second)
 	i := slices.IndexFunc(c, func(p [2]float64) bool { return t < p[0] })
 	switch i {
@@ -202,8 +202,8 @@ func (s *scenario) trace(servers int, speed float64) []byte {
 // hasten makes the times of the ladder that can be set as much shorter as the trace
 // is; in a second there must still be some looks at a reading.
 func (s *scenario) hasten(c *config, speed float64) {
-	shorter := func(d *time.Duration, least time.Duration) {
-		*d = max(time.Duration(float64(*d)/speed).Round(100*time.Millisecond), least)
+	shorter := func(d *time.Duration, floor time.Duration) {
+		*d = max(time.Duration(float64(*d)/speed).Round(100*time.Millisecond), floor)
 	}
 	l := &c.Degrade
 	shorter(&l.Dwell.Rise, 0)

@@ -75,13 +75,13 @@ func (p *process) serve(ctx context.Context, f serveFlags) error {
 
 // loader returns what reads the configuration, now and again at each reload.
 func (p *process) loader(f serveFlags) (func() (config, error), error) {
-	over := func(c *config) {
+	override := func(c *config) {
 		for _, o := range []struct {
-			flag string
-			to   *string
+			flag    string
+			setting *string
 		}{{f.listen, &c.Server.Listen}, {f.ops, &c.Server.OpsListen}, {f.log, &c.Telemetry.Log}} {
 			if o.flag != "" {
-				*o.to = o.flag
+				*o.setting = o.flag
 			}
 		}
 	}
@@ -89,7 +89,7 @@ func (p *process) loader(f serveFlags) (func() (config, error), error) {
 		if f.file != "" {
 			return nil, usageError{errors.New("--backend and --config exclude each other: put the backend into the file")}
 		}
-		return func() (config, error) { return p.withoutFile(f.backends, over) }, nil
+		return func() (config, error) { return p.withoutFile(f.backends, override) }, nil
 	}
 	file := p.configFile(f.file)
 	return func() (config, error) {
@@ -101,7 +101,7 @@ func (p *process) loader(f serveFlags) (func() (config, error), error) {
 			return config{}, usageError{err}
 		}
 		c, err := readConfig(file, source, p.env)
-		over(&c)
+		override(&c)
 		if faults := c.Server.listenFaults(); err == nil && len(faults) > 0 {
 			return c, usageError{errors.Join(faults...)} // of the flags
 		}
@@ -117,12 +117,12 @@ func (p *process) configFile(flag string) string {
 }
 
 // withoutFile is the configuration of a gateway that is only told its backends.
-func (p *process) withoutFile(urls []string, over func(*config)) (config, error) {
+func (p *process) withoutFile(urls []string, override func(*config)) (config, error) {
 	c := defaultConfig()
 	c.Server.Listen = "127.0.0.1:8080"
 	c.Auth.Mode = account.Open
 	c.Telemetry.Log = "text"
-	over(&c)
+	override(&c)
 	if faults := c.Server.listenFaults(); len(faults) > 0 {
 		return c, usageError{errors.Join(faults...)}
 	}

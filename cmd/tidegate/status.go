@@ -21,8 +21,8 @@ import (
 
 func (p *process) statusCommand() *cobra.Command {
 	var (
-		ops        string
-		asRaw, all bool
+		ops             string
+		asRaw, complete bool
 	)
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -34,11 +34,11 @@ func (p *process) statusCommand() *cobra.Command {
 			"fleet the lines that need somebody are printed, and a few others; --all prints each.",
 		Example: "  tidegate status\n  tidegate status --ops http://10.0.0.5:9090 --json",
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return p.status(cmd.Context(), ops, asRaw, all) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return p.status(cmd.Context(), ops, asRaw, complete) },
 	}
 	cmd.Flags().StringVar(&ops, "ops", "http://127.0.0.1:9090", "URL of the gateway's ops listener")
 	cmd.Flags().BoolVar(&asRaw, "json", false, "print what GET /status answers, as it is")
-	cmd.Flags().BoolVar(&all, "all", false, "print every line of a large fleet, and every warning")
+	cmd.Flags().BoolVar(&complete, "all", false, "print every line of a large fleet, and every warning")
 	return cmd
 }
 
@@ -48,7 +48,7 @@ const (
 	maxStatus   = 64 << 20 // bytes
 )
 
-func (p *process) status(ctx context.Context, ops string, asRaw, all bool) error {
+func (p *process) status(ctx context.Context, ops string, asRaw, complete bool) error {
 	body, err := askOps(ctx, ops, "/status")
 	if err != nil {
 		return err
@@ -64,7 +64,7 @@ func (p *process) status(ctx context.Context, ops string, asRaw, all bool) error
 		_, err = p.stdout.Write(body)
 		return err
 	}
-	return writeStatus(p.stdout, &s, all)
+	return writeStatus(p.stdout, &s, complete)
 }
 
 // askOps asks a gateway's ops listener for a page of JSON.
@@ -99,13 +99,13 @@ func askOps(ctx context.Context, ops, path string) ([]byte, error) {
 }
 
 // writeStatus prints a status for people: what is wrong comes first.
-func writeStatus(out io.Writer, s *gateway.Status, all bool) error {
+func writeStatus(out io.Writer, s *gateway.Status, complete bool) error {
 	ready := "ready"
 	if !s.Ready {
 		ready = "not ready: " + s.WhyNotReady
 	}
 	fmt.Fprintf(out, "tidegate %s, up %v, store %s, %s\n", cell(s.Version), time.Duration(s.UptimeS)*time.Second, cell(s.Store), note(ready))
-	for _, w := range alike(s.Warnings, all) {
+	for _, w := range alike(s.Warnings, complete) {
 		fmt.Fprintf(out, "warning: %s\n", note(w))
 	}
 	models := table{{"MODEL", "LEVEL", "REASON", "PRESSURE", "SINCE", "MAY FALL IN", "WAITING", "FALLBACK"}}
@@ -140,7 +140,7 @@ func writeStatus(out io.Writer, s *gateway.Status, all bool) error {
 		alerts = append(alerts, alertLine(&s.Alerts[i]))
 	}
 	for _, t := range []fleetTable{{lines: models[1:], head: models[0], odd: len(models) - 1}, backends, gpus, sources, {lines: alerts[1:], head: alerts[0], odd: len(alerts) - 1}} {
-		if err := t.write(out, all); err != nil {
+		if err := t.write(out, complete); err != nil {
 			return err
 		}
 	}
@@ -165,7 +165,7 @@ func (t table) write(out io.Writer) error {
 
 // modelLine says where a model stands, and why.
 func modelLine(m *gateway.ModelStatus, l *degrade.ModelStatus, now time.Time) []string {
-	reason, since, fall, waiting := l.Reason, "", "", 0
+	reason, age, fall, waiting := l.Reason, "", "", 0
 	if l.Backend != "" {
 		reason += " of " + l.Backend
 	}
@@ -176,7 +176,7 @@ func modelLine(m *gateway.ModelStatus, l *degrade.ModelStatus, now time.Time) []
 		}
 	}
 	if l.ChangedAt != nil {
-		since = now.Sub(*l.ChangedAt).Round(time.Second).String()
+		age = now.Sub(*l.ChangedAt).Round(time.Second).String()
 	}
 	if l.MayFall != nil && l.Level != degrade.Full.String() {
 		fall = max(l.MayFall.Sub(now), 0).Round(time.Second).String()
@@ -188,7 +188,7 @@ func modelLine(m *gateway.ModelStatus, l *degrade.ModelStatus, now time.Time) []
 	if l.WouldBe != l.Level && l.Pin == nil {
 		level += " (would be " + l.WouldBe + ")"
 	}
-	return []string{m.Model, level, reason, fmt.Sprintf("%.2f", l.Pressure), since, fall, fmt.Sprint(waiting), m.Fallback}
+	return []string{m.Model, level, reason, fmt.Sprintf("%.2f", l.Pressure), age, fall, fmt.Sprint(waiting), m.Fallback}
 }
 
 // standing is a backend's level and the signal that asks for it, with its reading.

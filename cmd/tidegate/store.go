@@ -24,9 +24,9 @@ const openTimeout = 15 * time.Second
 
 // openStore opens the store and brings its tables up to date.
 func openStore(ctx context.Context, s storeConfig, hooks account.Hooks) (*database.DB, *account.Store, error) {
-	within, cancel := context.WithTimeout(ctx, openTimeout)
+	limited, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	db, err := database.Open(within, s.DSN)
+	db, err := database.Open(limited, s.DSN)
 	if err != nil {
 		return nil, nil, fmt.Errorf("store.dsn: %w", err)
 	}

@@ -38,13 +38,13 @@ const (
 // telemetry.otlp_endpoint, which goes before them. Without an endpoint nothing is
 // traced. A collector that is away costs spans, never a request.
 func newTracing(ctx context.Context, endpoint string, p *process, log *slog.Logger) (tracing, error) {
-	of := func(name string) string { v, _ := p.env(name); return v }
-	if endpoint == "" && of("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && of("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" ||
-		strings.EqualFold(of("OTEL_SDK_DISABLED"), "true") || of("OTEL_TRACES_EXPORTER") == "none" {
+	variable := func(name string) string { v, _ := p.env(name); return v }
+	if endpoint == "" && variable("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" ||
+		strings.EqualFold(variable("OTEL_SDK_DISABLED"), "true") || variable("OTEL_TRACES_EXPORTER") == "none" {
 		return tracing{}, nil
 	}
 	var client otlptrace.Client
-	switch protocol := cmp.Or(of("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), of("OTEL_EXPORTER_OTLP_PROTOCOL"), "http/protobuf"); protocol {
+	switch protocol := cmp.Or(variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), variable("OTEL_EXPORTER_OTLP_PROTOCOL"), "http/protobuf"); protocol {
 	case "http/protobuf":
 		var options []otlptracehttp.Option
 		if endpoint != "" {
@@ -64,7 +64,7 @@ func newTracing(ctx context.Context, endpoint string, p *process, log *slog.Logg
 	if err != nil {
 		return tracing{}, fmt.Errorf("traces: %w", err)
 	}
-	who, err := resource.New(ctx,
+	identity, err := resource.New(ctx,
 		resource.WithAttributes(attribute.String("service.name", "tidegate"), attribute.String("service.version", version()),
 			attribute.String("service.instance.id", rand.Text())),
 		resource.WithHost(), resource.WithTelemetrySDK(), resource.WithFromEnv())
@@ -72,15 +72,15 @@ func newTracing(ctx context.Context, endpoint string, p *process, log *slog.Logg
 		return tracing{}, fmt.Errorf("traces: OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
 	otel.SetErrorHandler(sayOnce(log))
-	return tracing{trace.NewTracerProvider(trace.WithBatcher(exporter), trace.WithResource(who))}, nil
+	return tracing{trace.NewTracerProvider(trace.WithBatcher(exporter), trace.WithResource(identity))}, nil
 }
 
 // sayOnce logs what goes wrong with sending, once a minute.
 func sayOnce(log *slog.Logger) otel.ErrorHandlerFunc {
-	var said atomic.Int64
+	var logged atomic.Int64
 	return func(err error) {
-		now, last := time.Now().UnixNano(), said.Load()
-		if now-last >= int64(sayEvery) && said.CompareAndSwap(last, now) {
+		now, last := time.Now().UnixNano(), logged.Load()
+		if now-last >= int64(sayEvery) && logged.CompareAndSwap(last, now) {
 			log.Warn("cannot send traces", "error", err.Error())
 		}
 	}

@@ -27,18 +27,18 @@ func note(text string) string { return visible(text, maxNote) }
 
 // bounded returns an error as lines of bounded length: what it says may be a server's.
 func bounded(err error) string {
-	all := strings.Split(err.Error(), "\n")
-	for i := range all {
-		all[i] = note(all[i])
+	lines := strings.Split(err.Error(), "\n")
+	for i := range lines {
+		lines[i] = note(lines[i])
 	}
-	return strings.Join(all, "\n")
+	return strings.Join(lines, "\n")
 }
 
-func visible(text string, most int) string {
+func visible(text string, width int) string {
 	var b strings.Builder
 	n := 0
 	for _, r := range text {
-		if n++; n > most {
+		if n++; n > width {
 			fmt.Fprintf(&b, "… (%d bytes)", len(text))
 			break
 		}
@@ -108,12 +108,12 @@ func (t *terminal) interactive() bool {
 	if !ok {
 		return false
 	}
-	is, err := file.Stat()
-	if err != nil || is.Mode()&os.ModeCharDevice == 0 {
+	info, err := file.Stat()
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
 		return false
 	}
 	null, err := os.Stat(os.DevNull)
-	return err != nil || !os.SameFile(is, null)
+	return err != nil || !os.SameFile(info, null)
 }
 
 // clear empties the screen, by the codes of ECMA-48 that every terminal knows.

@@ -20,7 +20,7 @@ import (
 // topFlags are the flags of tidegate top.
 type topFlags struct {
 	ops        []string
-	by         string
+	dimension  string
 	json, once bool
 	every      time.Duration
 	rows       int
@@ -42,7 +42,7 @@ func (p *process) topCommand() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return p.top(cmd.Context(), f) },
 	}
 	cmd.Flags().StringArrayVar(&f.ops, "ops", []string{"http://127.0.0.1:9090"}, "URL of a gateway's ops listener; may be given more than once")
-	cmd.Flags().StringVar(&f.by, "by", "user,key,model", "what to sum up by: some of department, project, user, key and model, with commas between")
+	cmd.Flags().StringVar(&f.dimension, "by", "user,key,model", "what to sum up by: some of department, project, user, key and model, with commas between")
 	cmd.Flags().BoolVar(&f.json, "json", false, "print JSON once")
 	cmd.Flags().BoolVar(&f.once, "once", false, "print once, also on a terminal")
 	cmd.Flags().DurationVar(&f.every, "every", 2*time.Second, "between two looks on a terminal")
@@ -54,9 +54,9 @@ func (p *process) topCommand() *cobra.Command {
 func topNames() []string { return []string{"department", "project", "user", "key", "model"} }
 
 func (p *process) top(ctx context.Context, f topFlags) error {
-	for _, name := range strings.Split(f.by, ",") {
+	for _, name := range strings.Split(f.dimension, ",") {
 		if !slices.Contains(topNames(), name) || slices.Contains(f.names, name) {
-			return usageError{fmt.Errorf("--by %s: expected some of %s, each once, with commas between", f.by, strings.Join(topNames(), ", "))}
+			return usageError{fmt.Errorf("--by %s: expected some of %s, each once, with commas between", f.dimension, strings.Join(topNames(), ", "))}
 		}
 		f.names = append(f.names, name)
 	}
@@ -138,7 +138,7 @@ type use struct {
 // ask asks every gateway and sums up, those who use most first.
 func (f *topFlags) ask(ctx context.Context) ([]*use, error) {
 	sums := map[string]*use{}
-	var all []*use
+	var uses []*use
 	for _, ops := range f.ops {
 		body, err := askOps(ctx, ops, "/top")
 		var t gateway.Top
@@ -153,17 +153,17 @@ func (f *topFlags) ask(ctx context.Context) ([]*use, error) {
 		}
 		for i := range t.Rows {
 			r := &t.Rows[i]
-			of := map[string]string{"department": r.Department, "project": r.Project, "user": r.User, "key": r.Key, "model": r.Model}
+			labels := map[string]string{"department": r.Department, "project": r.Project, "user": r.User, "key": r.Key, "model": r.Model}
 			names := make([]string, len(f.names))
 			for i, name := range f.names {
-				names[i] = of[name]
+				names[i] = labels[name]
 			}
 			id := fmt.Sprintf("%q", names)
 			u := sums[id]
 			if u == nil {
 				u = &use{names: names}
 				sums[id] = u
-				all = append(all, u)
+				uses = append(uses, u)
 			}
 			u.Running += r.Running
 			u.Waiting += r.Waiting
@@ -173,11 +173,11 @@ func (f *topFlags) ask(ctx context.Context) ([]*use, error) {
 			u.Output += r.Output
 		}
 	}
-	slices.SortFunc(all, func(a, b *use) int {
+	slices.SortFunc(uses, func(a, b *use) int {
 		return cmp.Or(cmp.Compare(b.Output, a.Output), cmp.Compare(b.Running+b.Waiting, a.Running+a.Waiting), cmp.Compare(b.Refused, a.Refused),
 			cmp.Compare(b.Requests, a.Requests), slices.Compare(a.names, b.names))
 	})
-	return all, nil
+	return uses, nil
 }
 
 // write prints a table for people.

@@ -36,10 +36,10 @@ func (p *process) usageCommand() *cobra.Command {
 
 // reportFlags are the flags of tidegate usage report.
 type reportFlags struct {
-	file, from, to, format string
-	zone                   string
-	by                     []string
-	filter                 ledger.Filter
+	file, begin, end, format string
+	zone                     string
+	dimensions               []string
+	filter                   ledger.Filter
 }
 
 func (p *process) usageReportCommand() *cobra.Command {
@@ -59,10 +59,10 @@ func (p *process) usageReportCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.file, "config", "", "configuration file (default $TIDEGATE_CONFIG, else tidegate.yaml, else the defaults)")
-	flags.StringSliceVar(&f.by, "by", []string{string(ledger.ByUser)}, "department, project, user, key, model, month, day or hour; several with commas")
+	flags.StringSliceVar(&f.dimensions, "by", []string{string(ledger.ByUser)}, "department, project, user, key, model, month, day or hour; several with commas")
 	flags.StringVar(&f.zone, "zone", "", "time zone of months, days and hours, such as Asia/Shanghai (default reports.zone of the configuration)")
-	flags.StringVar(&f.from, "from", "", "first day, such as 2026-01-01 (default 29 days before the last)")
-	flags.StringVar(&f.to, "to", "", "last day (default today)")
+	flags.StringVar(&f.begin, "from", "", "first day, such as 2026-01-01 (default 29 days before the last)")
+	flags.StringVar(&f.end, "to", "", "last day (default today)")
 	flags.StringVar(&f.format, "format", "table", "table, json or csv")
 	flags.StringVar(&f.filter.Department, "department", "", "only this department")
 	flags.StringVar(&f.filter.Project, "project", "", "only this project")
@@ -75,25 +75,25 @@ func (p *process) usageReportCommand() *cobra.Command {
 // query is what the flags ask for.
 func (f *reportFlags) query(today time.Time) (q ledger.Query, err error) {
 	q.Filter = f.filter
-	if len(f.by) == 0 {
+	if len(f.dimensions) == 0 {
 		return q, usageError{errors.New("--by is empty: expected department, project, user, key, model, month, day or hour")}
 	}
-	for _, by := range f.by {
-		g := ledger.Group(by)
+	for _, dimension := range f.dimensions {
+		g := ledger.Group(dimension)
 		if !slices.Contains(ledger.Groups(), g) {
-			return q, usageError{fmt.Errorf("--by %s: expected department, project, user, key, model, month, day or hour", by)}
+			return q, usageError{fmt.Errorf("--by %s: expected department, project, user, key, model, month, day or hour", dimension)}
 		}
 		if slices.Contains(q.By, g) {
-			return q, usageError{fmt.Errorf("--by names %s twice", by)}
+			return q, usageError{fmt.Errorf("--by names %s twice", dimension)}
 		}
 		q.By = append(q.By, g)
 	}
 	if q.Zone, err = limit.LoadZone(f.zone); err != nil {
 		return q, usageError{fmt.Errorf("--zone: %w", err)}
 	}
-	day := func(name, text string, otherwise time.Time) time.Time {
+	day := func(name, text string, fallback time.Time) time.Time {
 		if text == "" {
-			return otherwise
+			return fallback
 		}
 		date, e := time.Parse(time.DateOnly, text)
 		if e != nil && err == nil {
@@ -101,8 +101,8 @@ func (f *reportFlags) query(today time.Time) (q ledger.Query, err error) {
 		}
 		return limit.Dawn(date.Year(), date.Month(), date.Day(), q.Zone)
 	}
-	last := day("to", f.to, limit.DayOf(today.In(q.Zone), 0))
-	q.From, q.To = day("from", f.from, limit.DayOf(last, -29)), limit.DayOf(last, 1)
+	last := day("to", f.end, limit.DayOf(today.In(q.Zone), 0))
+	q.From, q.To = day("from", f.begin, limit.DayOf(last, -29)), limit.DayOf(last, 1)
 	if err == nil && !q.From.Before(q.To) {
 		err = usageError{errors.New("--from must not be after --to")}
 	}
@@ -131,8 +131,8 @@ func (p *process) usageReport(ctx context.Context, f reportFlags) error {
 	store := c.Store
 	if file, ok := sqliteFile(store.DSN); ok {
 		if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
-			at, _ := filepath.Abs(file) // it is only shown
-			return usageError{fmt.Errorf("there is no database %s: run this where the gateway runs, or name its configuration with --config", at)}
+			absolute, _ := filepath.Abs(file) // it is only shown
+			return usageError{fmt.Errorf("there is no database %s: run this where the gateway runs, or name its configuration with --config", absolute)}
 		}
 	}
 	db, err := database.Open(ctx, store.DSN)
@@ -158,7 +158,7 @@ func (p *process) usageReport(ctx context.Context, f reportFlags) error {
 	return writeTable(p.stdout, q.By, q.Prices.Currency, rows)
 }
 
-func writeTable(out io.Writer, by []ledger.Group, currency string, rows []ledger.Row) error {
+func writeTable(out io.Writer, groups []ledger.Group, currency string, rows []ledger.Row) error {
 	if len(rows) == 0 {
 		_, err := fmt.Fprintln(out, "nothing was used")
 		return err
@@ -167,14 +167,14 @@ func writeTable(out io.Writer, by []ledger.Group, currency string, rows []ledger
 	line := func(cells []string) { fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
 	names, _ := new(ledger.Sums).Columns(currency)
 	var head []string
-	for _, g := range by {
+	for _, g := range groups {
 		head = append(head, string(g))
 	}
 	line(append(head, names...))
 	var sum ledger.Sums
 	for i := range rows {
 		_, values := rows[i].Columns(currency)
-		cells := rows[i].Values(by)
+		cells := rows[i].Values(groups)
 		for j := range cells {
 			if cells[j] = cell(cells[j]); cells[j] == "" {
 				cells[j] = "-"
@@ -184,6 +184,6 @@ func writeTable(out io.Writer, by []ledger.Group, currency string, rows []ledger
 		sum.Add(&rows[i].Sums)
 	}
 	_, values := sum.Columns(currency)
-	line(append(append([]string{"total"}, make([]string, len(by)-1)...), values...))
+	line(append(append([]string{"total"}, make([]string, len(groups)-1)...), values...))
 	return w.Flush()
 }

@@ -211,7 +211,7 @@ func TestReportMistakes(t *testing.T) {
 
 // TestReportDays: days without a midnight are whole, as those of the API are.
 func TestReportDays(t *testing.T) {
-	f := reportFlags{by: []string{"user"}, zone: "America/Santiago", from: "2024-09-08", to: "2024-09-08"}
+	f := reportFlags{dimensions: []string{"user"}, zone: "America/Santiago", begin: "2024-09-08", end: "2024-09-08"}
 	q, err := f.query(time.Now())
 	if from, to := q.From.Format(time.RFC3339), q.To.Format(time.RFC3339); err != nil || from != "2024-09-08T01:00:00-03:00" || to != "2024-09-09T00:00:00-03:00" {
 		t.Errorf("from %s to %s, %v", from, to, err)

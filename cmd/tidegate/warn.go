@@ -103,11 +103,11 @@ func openToOthers(file string) error {
 	if err != nil || runtime.GOOS == "windows" || info.Mode().Perm()&0o006 == 0 {
 		return nil
 	}
-	may := "read"
+	access := "read"
 	if info.Mode().Perm()&0o002 != 0 {
-		may = "change"
+		access = "change"
 	}
-	return fmt.Errorf("every user of this machine may %s %s (mode %04o); chmod 0600 %s", may, file, info.Mode().Perm(), file)
+	return fmt.Errorf("every user of this machine may %s %s (mode %04o); chmod 0600 %s", access, file, info.Mode().Perm(), file)
 }
 
 // unknownVariables warns of environment variables that begin as those of settings and

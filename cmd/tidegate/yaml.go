@@ -85,8 +85,8 @@ func parse(source []byte) (tree *ast.File, err error) {
 		return tree, err
 	}
 	n := sort.Search(len(source), func(n int) bool {
-		_, again := read(source[:n])
-		return again != nil && again.Error() == err.Error()
+		_, failure := read(source[:n])
+		return failure != nil && failure.Error() == err.Error()
 	})
 	start := string(source[:max(n-1, 0)])
 	return nil, &yamlFault{
@@ -158,16 +158,16 @@ func document(source []byte) (ast.Node, error) {
 // decode reads the one document of a file into what a pointer leads to, and returns
 // everything in it that cannot be read, each a *yamlFault. A key without a value, such
 // as that of a section whose lines are all commented out, leaves the defaults.
-func decode(source []byte, into any) error {
+func decode(source []byte, target any) error {
 	body, err := document(source)
 	if err != nil || body == nil {
 		return err
 	}
-	err = decodeTree(body, into)
+	err = decodeTree(body, target)
 	var faults []error
 	for err != nil && len(faults) < maxFaults {
 		// What cannot be read is taken out, so that the rest shows its own faults.
-		t := blame(body, into, err)
+		t := blame(body, target, err)
 		around := entriesAt(body, "", t)
 		if strings.Contains(err.Error(), wantsScalar) && len(around) > 1 {
 			around = around[1:] // it is a list or mapping that cannot be read, not what is in it
@@ -182,7 +182,7 @@ func decode(source []byte, into any) error {
 				return errors.Join(faults...)
 			}
 			around[0].remove()
-			err = decodeTree(body, blank(into))
+			err = decodeTree(body, blank(target))
 		}
 	}
 	return errors.Join(faults...)
@@ -194,9 +194,9 @@ func decode(source []byte, into any) error {
 const wantsScalar = "does not implemented Unmarshaler"
 
 // decodeTree reads a tree into what a pointer leads to.
-func decodeTree(body ast.Node, into any) error {
+func decodeTree(body ast.Node, target any) error {
 	return guard(func() error {
-		return yaml.NodeToValue(body, into, yaml.Strict(), yaml.CustomUnmarshaler(unmarshalDuration))
+		return yaml.NodeToValue(body, target, yaml.Strict(), yaml.CustomUnmarshaler(unmarshalDuration))
 	})
 }
 
@@ -211,10 +211,10 @@ func unmarshalDuration(d *time.Duration, source []byte) (err error) {
 }
 
 // blank returns a pointer to a new value of the type that a pointer leads to.
-func blank(into any) any { return reflect.New(reflect.TypeOf(into).Elem()).Interface() }
+func blank(target any) any { return reflect.New(reflect.TypeOf(target).Elem()).Interface() }
 
 // blame returns the token at which reading failed.
-func blame(body ast.Node, into any, err error) *token.Token {
+func blame(body ast.Node, target any, err error) *token.Token {
 	var (
 		ours *yamlFault
 		e    yaml.Error
@@ -226,8 +226,8 @@ func blame(body ast.Node, into any, err error) *token.Token {
 		return e.GetToken()
 	}
 	return narrow(body, func() bool {
-		again := decodeTree(body, blank(into))
-		return again != nil && again.Error() == err.Error()
+		repeated := decodeTree(body, blank(target))
+		return repeated != nil && repeated.Error() == err.Error()
 	}).GetToken()
 }
 
@@ -244,7 +244,7 @@ func entriesAt(node ast.Node, path string, t *token.Token) []treeEntry {
 	case *ast.MappingNode:
 		for _, v := range n.Values {
 			e := treeEntry{strings.TrimPrefix(path+"."+keyText(v), "."), func() {
-				n.Values = slices.DeleteFunc(n.Values, func(other *ast.MappingValueNode) bool { return other == v })
+				n.Values = slices.DeleteFunc(n.Values, func(value *ast.MappingValueNode) bool { return value == v })
 			}}
 			if inner := entriesAt(v.Value, e.path, t); len(inner) > 0 || standsAt(v.Key, t) || standsAt(v.Value, t) {
 				return append(inner, e)
@@ -271,8 +271,8 @@ func standsAt(n ast.Node, t *token.Token) bool {
 	if n == nil || t == nil || t.Position == nil {
 		return false
 	}
-	own := n.GetToken()
-	return own != nil && own.Position != nil && own.Position.Line == t.Position.Line && own.Position.Column == t.Position.Column
+	first := n.GetToken()
+	return first != nil && first.Position != nil && first.Position.Line == t.Position.Line && first.Position.Column == t.Position.Column
 }
 
 // keyText returns the text of a member's key.
@@ -323,20 +323,20 @@ func (s *simplifier) simplify(node ast.Node) (_ ast.Node, err error) {
 // that the mapping has itself goes before one that is merged in, and of several that
 // are merged in the first (https://yaml.org/type/merge.html).
 func (s *simplifier) merge(members []*ast.MappingValueNode) ([]*ast.MappingValueNode, error) {
-	var merged, own []*ast.MappingValueNode
+	var merged, direct []*ast.MappingValueNode
 	for _, v := range members {
 		if v.Key.IsMergeKey() {
 			merged = append(merged, v)
 		} else {
-			own = append(own, v)
+			direct = append(direct, v)
 		}
 	}
 	if len(merged) == 0 {
 		return members, nil
 	}
-	has := map[string]bool{}
-	for _, v := range own {
-		has[keyText(v)] = true
+	present := map[string]bool{}
+	for _, v := range direct {
+		present[keyText(v)] = true
 	}
 	for _, v := range merged {
 		sources := []ast.Node{v.Value}
@@ -349,15 +349,15 @@ func (s *simplifier) merge(members []*ast.MappingValueNode) ([]*ast.MappingValue
 				return nil, faultAt(v.Key.GetToken(), "<< takes a mapping or a list of mappings, each by the name of its anchor: <<: *name, where the mapping stands further up as &name")
 			}
 			for _, member := range m.Values {
-				if key := keyText(member); !has[key] {
-					has[key] = true
+				if key := keyText(member); !present[key] {
+					present[key] = true
 					taken := *member // since what cannot be read is taken out of each mapping on its own
-					own = append(own, &taken)
+					direct = append(direct, &taken)
 				}
 			}
 		}
 	}
-	return own, nil
+	return direct, nil
 }
 
 // target follows anchors and aliases to a node; nil: an alias names no anchor.
@@ -443,17 +443,17 @@ func inPlain(err error, t *token.Token, path string) error {
 func narrow(node ast.Node, fails func() bool) ast.Node {
 	switch n := node.(type) {
 	case *ast.MappingNode:
-		all := n.Values
-		defer func() { n.Values = all }()
-		for _, v := range all {
+		nodes := n.Values
+		defer func() { n.Values = nodes }()
+		for _, v := range nodes {
 			if n.Values = []*ast.MappingValueNode{v}; fails() {
 				return narrow(v.Value, fails)
 			}
 		}
 	case *ast.SequenceNode:
-		all := n.Values
-		defer func() { n.Values = all }()
-		for _, v := range all {
+		nodes := n.Values
+		defer func() { n.Values = nodes }()
+		for _, v := range nodes {
 			if n.Values = []ast.Node{v}; fails() {
 				return narrow(v, fails)
 			}
