@@ -173,6 +173,7 @@ func notYetPlain() map[string]float64 {
 		"admission/limit/limittest":             0.071,
 		"admission/limit/redislimit":            0.058,
 		"admission/limit/redislimit/redistest":  0.026,
+		"cmd/tidegate":                          0.064,
 		"cmd/tidegate-gpu-agent":                0.048,
 		"degrade":                               0.016,
 		"gateway/account":                       0.093,

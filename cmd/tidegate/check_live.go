@@ -143,7 +143,7 @@ func askJournal(dir string) (string, error) {
 	return "can be written to", nil
 }
 
-// askEvery is how often it is looked at whether a source of readings has answered.
+// askEvery is the time between two looks at whether a source of readings has answered.
 const askEvery = 50 * time.Millisecond
 
 // askSource waits for the first readings of a source, or for the reason why there are

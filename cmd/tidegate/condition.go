@@ -19,7 +19,7 @@ import (
 	"tidegate/gateway/ledger"
 )
 
-// condition is what only the process knows of its own state.
+// condition holds the state that only the process knows of itself.
 type condition struct {
 	Reload       string            // why the last reload failed; empty: it did not
 	RestartOnly  []string          // keys that changed and that only a restart applies
@@ -29,13 +29,13 @@ type condition struct {
 	Certificates []expiry          // soonest end first
 }
 
-// damage is what was read of Redis that no gateway wrote.
+// damage describes values in Redis that no gateway wrote.
 type damage struct {
 	time time.Time
 	keys []string // some of them
 }
 
-// damageFor is how long damage is warned of after it was seen last.
+// damageFor is the time for which damage is warned of after it was seen last.
 const damageFor = time.Hour
 
 const (
@@ -141,7 +141,7 @@ func (d *daemon) status() gateway.Extra {
 	}}
 }
 
-// expiry is when a certificate ends.
+// expiry is the end of a certificate.
 type expiry struct {
 	Certificate string    `json:"certificate"` // the setting that names its file, or the backend that shows it
 	Expires     time.Time `json:"expires"`
@@ -207,12 +207,12 @@ func readCertificates(file string) (certs []*x509.Certificate) {
 	return certs
 }
 
-// soonest is when the first certificate of a chain ends, and the chain with it.
+// soonest returns the end of the first certificate of a chain to end, and of the chain with it.
 func soonest(chain []*x509.Certificate) time.Time {
 	return slices.MinFunc(chain, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }).NotAfter
 }
 
-// latest is when the last of several authorities ends: an old one beside it does no harm.
+// latest returns the end of the last of several authorities: an old one beside it does no harm.
 func latest(authorities []*x509.Certificate) time.Time {
 	return slices.MaxFunc(authorities, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }).NotAfter
 }

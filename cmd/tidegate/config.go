@@ -56,14 +56,14 @@ type tlsConfig struct {
 	ClientCAFile string `yaml:"client_ca_file"` // PEM; callers must show a certificate of this authority (mTLS)
 }
 
-// storeConfig is where accounts and usage are kept.
+// storeConfig names the places of accounts and usage.
 type storeConfig struct {
 	DSN        string        `yaml:"dsn"`         // sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME
 	JournalDir string        `yaml:"journal_dir"` // of usage that is not in the store yet; of this gateway alone
 	Retention  time.Duration `yaml:"retention"`   // of single usage records; 0: for good. Sums stay
 }
 
-// reportsConfig is how reports of usage show time and money.
+// reportsConfig sets the time zone and the currency of usage reports.
 type reportsConfig struct {
 	Zone     string `yaml:"zone"`     // time zone of months, days and hours where a report names none
 	Currency string `yaml:"currency"` // of models[].prices, such as CNY
@@ -214,7 +214,7 @@ func flatten(err error) (out []error) {
 	return out
 }
 
-// configError is what is wrong with a configuration, as lines for people.
+// configError holds the faults of a configuration, as lines for people.
 type configError struct{ lines []string }
 
 func (e *configError) Error() string { return strings.Join(e.lines, "\n") }

@@ -77,7 +77,7 @@ func simulatedGPUs() []byte {
 	return b
 }
 
-// stage is what a demo stands on: the simulated servers, and a configuration for
+// stage holds the ground of a demo: the simulated servers, and a configuration for
 // them.
 type stage struct {
 	config  config
@@ -224,5 +224,5 @@ func curlLine(base, key, flags string) string {
 	return "curl -N" + flags + " " + base + "/v1/chat/completions -H 'Authorization: Bearer " + key + "' -H 'Content-Type: application/json' -d '" + question + "'"
 }
 
-// question is what the demo asks.
+// question is the prompt of the demo.
 const question = `{"model":"Qwen3-1.7B","stream":true,"messages":[{"role":"user","content":"Why is the sky blue?"}]}`

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// received is what a caller of the play got.
+// received is the answer to a caller of the play.
 type received struct {
 	user          string
 	status        int           // 0: none came
@@ -164,7 +164,7 @@ func kinds(answers []received) []string {
 	return line
 }
 
-// waits is how long those who were answered waited for something to read, the
+// waits returns the times until the answered callers had something to read, the
 // shortest first.
 func waits(answers []received) []time.Duration {
 	var durations []time.Duration

@@ -27,7 +27,7 @@ func (p *process) keyCommand() *cobra.Command {
 	return cmd
 }
 
-// operator is how the audit log calls who runs a command.
+// operator returns the name, in the audit log, of the person who runs a command.
 func operator() string {
 	if u, err := user.Current(); err == nil {
 		return "cli:" + u.Username

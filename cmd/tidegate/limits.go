@@ -123,7 +123,7 @@ func pinned(accounts *account.Store) map[string]degrade.Pin {
 	return pins
 }
 
-// changesChannel is where replicas tell each other that accounts have changed.
+// changesChannel is the channel on which replicas announce changes of accounts.
 const changesChannel = "tg:accounts"
 
 // announce tells other replicas of changes of accounts, and hears of theirs. Where
@@ -152,7 +152,7 @@ func (c *counters) close() error {
 	return c.redis.Close()
 }
 
-// status is what /status says of the counters.
+// status returns the counters' part of /status.
 func (c *counters) status() map[string]any {
 	out := map[string]any{"store": "memory", "running": c.Running()}
 	if c.guard != nil {
@@ -241,13 +241,13 @@ func (c *counters) first(ctx context.Context) {
 }
 
 const (
-	// calmFor is how long Redis must have known everything of this gateway before
+	// calmFor is the time for which Redis must have known everything of this gateway before
 	// quotas are restored that it has not lost: other gateways have handed in by then
 	// what they counted alone, and what died with its gateway has been settled.
 	calmFor      = time.Minute
 	restoreAgain = 10 * time.Second // after a failure
 	restoreTime  = 10 * time.Second // for one try
-	// recallEvery is how often quotas are read from the ledger while Redis is away:
+	// recallEvery is the time between two readings of the quotas from the ledger while Redis is away:
 	// what other gateways have used in the meantime is known from it alone.
 	recallEvery = 10 * time.Second
 )
@@ -316,7 +316,7 @@ func (c *counters) recall(ctx context.Context) {
 	c.guard.Recall(counted, recorded)
 }
 
-// recorded is what the ledger says of all quotas in their running periods, and the
+// recorded returns the ledger's sums for all quotas in their running periods, and the
 // names of those that it counts.
 func (c *counters) recorded(ctx context.Context) (counted []string, recorded []limit.Recorded, err error) {
 	for _, q := range c.Quotas() {
@@ -336,7 +336,7 @@ func (c *counters) recorded(ctx context.Context) (counted []string, recorded []l
 	return counted, recorded, nil
 }
 
-// used is what the ledger says that everybody has used of a quota in its period.
+// used returns everybody's use of a quota in its period, by the ledger.
 func (c *counters) used(ctx context.Context, q limit.QuotaPeriod) ([]ledger.Row, error) {
 	groups, whole := groupsOf(q.Per)
 	if !whole {
@@ -349,7 +349,7 @@ func subjectsOf(r *ledger.Row) limit.Subjects {
 	return limit.Subjects{Department: r.Department, Project: r.Project, User: r.User, Key: r.Key, Model: r.Model}
 }
 
-// everyone is who the ledger knows to have used something of a quota in its period.
+// everyone returns those who used something of a quota in its period, by the ledger.
 func (c *counters) everyone(ctx context.Context) (out []limit.Subjects, err error) {
 	for _, q := range c.Quotas() {
 		rows, err := c.used(ctx, q)

@@ -21,7 +21,7 @@ const (
 // usageError is a mistake of the one who called the command.
 type usageError struct{ error }
 
-// process is what a command is given of the process it runs in.
+// process holds the environment and the streams of a command.
 type process struct {
 	env            func(string) (string, bool)
 	names          []string  // of all environment variables; none: not known

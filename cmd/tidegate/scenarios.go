@@ -33,7 +33,7 @@ type scenario struct {
 	callers []caller
 }
 
-// reading is what a simulated GPU reads.
+// reading is one reading of a simulated GPU.
 type reading struct {
 	margin, used int // degrees Celsius, MiB
 	reasons      uint64
@@ -184,7 +184,7 @@ func readHeat() ([]reading, error) {
 	return out, lines.Err()
 }
 
-// trace is what the servers' GPUs read, for a source of readings to replay, so many
+// trace returns the readings of the servers' GPUs, for a source of readings to replay, so many
 // times as fast. What they read last stays for a while, so that it does not begin
 // again while the play ends.
 func (s *scenario) trace(servers int, speed float64) []byte {

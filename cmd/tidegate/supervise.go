@@ -80,7 +80,7 @@ func (s *server) serve() error {
 	return nil
 }
 
-// last is how long a request that was cut may take to settle.
+// last is the time that a request that was cut may take to settle.
 const last = 2 * time.Second
 
 func (s *server) shutdown(ctx context.Context, log *slog.Logger) {

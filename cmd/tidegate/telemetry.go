@@ -23,7 +23,7 @@ import (
 	"tidegate/gateway"
 )
 
-// tracing is what sends the spans of requests to a collector. The zero value sends
+// tracing sends the spans of requests to a collector. The zero value sends
 // none.
 type tracing struct{ provider *trace.TracerProvider }
 

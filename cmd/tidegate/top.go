@@ -50,7 +50,7 @@ func (p *process) topCommand() *cobra.Command {
 	return cmd
 }
 
-// topNames are what a use can be summed up by.
+// topNames are the names by which use can be summed up.
 func topNames() []string { return []string{"department", "project", "user", "key", "model"} }
 
 func (p *process) top(ctx context.Context, f topFlags) error {
@@ -129,7 +129,7 @@ func writeAll(out io.Writer, text []byte) error {
 	return err
 }
 
-// use is what those used together who are alike in the names that are asked for.
+// use is the sum of those who are alike in the chosen names.
 type use struct {
 	names []string
 	gateway.TopRow

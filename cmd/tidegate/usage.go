@@ -72,7 +72,7 @@ func (p *process) usageReportCommand() *cobra.Command {
 	return cmd
 }
 
-// query is what the flags ask for.
+// query returns the query of the flags.
 func (f *reportFlags) query(today time.Time) (q ledger.Query, err error) {
 	q.Filter = f.filter
 	if len(f.dimensions) == 0 {

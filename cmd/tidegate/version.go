@@ -18,7 +18,7 @@ func version() string {
 	return release
 }
 
-// versionLine is what tidegate version and tidegate --version print.
+// versionLine returns the output of tidegate version and tidegate --version.
 func versionLine() string {
 	return fmt.Sprintf("tidegate %s %s %s/%s", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }

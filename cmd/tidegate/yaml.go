@@ -188,7 +188,7 @@ func decode(source []byte, target any) error {
 	return errors.Join(faults...)
 }
 
-// wantsScalar is what the YAML library says, in these very words (decode.go of goccy/go-yaml
+// wantsScalar is a message of the YAML library, word for word (decode.go of goccy/go-yaml
 // 1.19), of a list or a mapping in place of a text. TestAllUnreadable fails where it says it
 // otherwise.
 const wantsScalar = "does not implemented Unmarshaler"
