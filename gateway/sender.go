@@ -207,14 +207,10 @@ func (s *sender) meter(used openai.Usage) {
 func (s *sender) view() openai.View {
 	c := s.c
 	wish := &c.request.Wish
-	v := openai.View{
+	return openai.View{
 		Model: c.plan.served, IncludeUsage: wish.IncludeUsage, ContinuousUsage: wish.ContinuousUsage, HideReasoning: wish.HideReasoning,
+		Reasoning: c.plan.model.Reasoning, ThinkingOff: c.plan.noThinking || wish.ThinkingOpen && s.backend.Facts().NoThinking,
 	}
-	if c.plan.model != nil {
-		v.Reasoning = c.plan.model.Reasoning
-		v.ThinkingOff = c.plan.noThinking || wish.ThinkingOpen && s.backend.Facts().NoThinking
-	}
-	return v
 }
 
 // bounds returns what the usage of the request's answer can be.
