@@ -107,6 +107,11 @@ func (b *backend) step(k *rules, r *Readings, now time.Time) {
 	for s := range signals {
 		if b.disabled[s] {
 			b.stages[s], b.confirmations[s] = stage{}, confirmation{}
+			if s.ofGPU() { // else one reading would confirm a level when the signal is on again
+				for i := range b.cards {
+					b.cards[i].confirmations[s] = confirmation{}
+				}
+			}
 			continue
 		}
 		side := acting

@@ -50,6 +50,22 @@ func TestOtherCardConfirmsNothing(t *testing.T) {
 	}
 }
 
+// TestSwitchedOnAgain: what a card had confirmed before its signal was switched off confirms
+// nothing when it is on again.
+func TestSwitchedOnAgain(t *testing.T) {
+	r := newRig(t)
+	r.r.Absolute = true
+	r.gpu.MemoryTotal, r.gpu.MemoryUsed = new(uint64(80<<30)), new(uint64(80<<30))
+	r.want("on", r.run(3), "000")
+	off := DefaultConfig()
+	off.Signals.GPUMemoryUsed.Disabled = true
+	on := r.k
+	r.k = newRules(off)
+	r.want("off", r.run(10), "0000000000")
+	r.k = on
+	r.want("on again", r.run(5), "00044")
+}
+
 // TestMissingValue: a value that fresh readings do not have any more is held like one
 // that is old, and then it is dropped like one.
 func TestMissingValue(t *testing.T) {

@@ -64,7 +64,7 @@ type Body interface {
 	Compact() int
 }
 
-// Needs is what a request asks of the engine beyond what every vLLM can do.
+// Needs holds what a request asks of the engine beyond what every vLLM can do.
 type Needs struct {
 	openai.Needs
 	Guided bool // the answer must fit a grammar that not every engine has
