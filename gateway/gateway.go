@@ -1,10 +1,10 @@
-// Package gateway is the HTTP face: it takes OpenAI's API from callers and
-// speaks vLLM's to the servers behind.
+// Package gateway is the HTTP front: it takes OpenAI's API from callers and speaks vLLM's
+// to the backends.
 //
-// A generation's whole path is the function generate in serve.go. A handler
-// returns an error; answer (call.go) turns it into a response, logs the request
-// once and counts it. Routes, the only place that knows the router, are in
-// routes.go.
+// The whole path of a generation is the function generate in serve.go. Four values travel
+// it, each with one writer: request, plan, answerWriter and outcome. A handler returns an
+// error; answer (serve.go) turns it into a response, counts the request and logs it once.
+// routes.go alone knows the router. docs/architecture.md draws the path.
 package gateway
 
 import (
@@ -36,12 +36,12 @@ type Parts struct {
 	Admission *admission.Controller
 	Ladder    *degrade.Ladder
 	Ledger    *ledger.Ledger
-	Alerts    *alert.Alerts // nil: nobody is told of quotas
+	Alerts    *alert.Alerts // nil where nobody is notified of quotas
 	Counter   *qwen.Counter
 	Tokenizer *qwen.Tokenizer
 	Registry  *prometheus.Registry
-	Tracer    Tracer                // nil: requests are not traced
-	Gatherers []prometheus.Gatherer // of other parts, which are shown on the same page; no name is in two of them
+	Tracer    Tracer                // nil where requests are not traced
+	Gatherers []prometheus.Gatherer // series of other parts on the same page; no name is in two of them
 	Version   string
 }
 
@@ -52,15 +52,16 @@ type Gateway struct {
 	draining atomic.Bool
 	doors    []*door.Door
 	metrics  *metrics
-	buffers  sync.Pool // of *[]byte: what streams are about to write
-	scans    openai.Buffers
-	unread   unread
-	keyless  sampler // of log lines of requests without a good key
-	badKeys  sampler // of log lines of requests with a known key that is not good
-	lost     sampler // of log lines of requests for paths that are not there
+	buffers  sync.Pool      // *[]byte for pending events of streams
+	scans    openai.Buffers // read buffers of streams
+	unread   unread         // answers to strangers that wait to be read
+	bodies   budget         // bytes of bodies under way
 
-	unchecked sampler // of log lines of requests that ended before anybody knew whether their key is good
-	bodies    budget
+	// Samplers of log lines, by the kind of request that strangers can send in any number.
+	keyless   sampler // requests without a good key
+	badKeys   sampler // requests with a known key that is not good
+	lost      sampler // requests for unknown paths
+	unchecked sampler // requests that ended before their key was checked
 
 	activities activities
 	began      time.Time

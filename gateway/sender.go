@@ -31,14 +31,14 @@ type sender struct {
 	g *Gateway
 	c *call
 
-	backend    *backend.Backend // asked now
-	number     int              // of the attempt, from 1
-	start      time.Time        // of the exchange
+	backend    *backend.Backend // backend of the attempt
+	number     int              // number of the attempt, from 1
+	start      time.Time        // begin of the exchange
 	retryPaid  bool             // the next attempt was taken from the budget of retries
-	doubtful   []doubt
-	stream     door.Stream // of the attempt; nil where there is none
-	progressed time.Time   // last time that the limits heard of the stream
-	flowed     int         // output tokens that the meters have
+	doubtful   []doubt          // failures that may be charged to their backends
+	stream     door.Stream      // stream of the attempt; nil where there is none
+	progressed time.Time        // last note of the stream's usage to the limits
+	metered    int              // output tokens that the meters have
 }
 
 // doubt is a failure of which it is not known yet whose fault it was.
@@ -195,11 +195,11 @@ func (s *sender) correct(faults openai.Faults) {
 // meter counts what an answer has made since it was last counted, for its backend and for
 // its caller.
 func (s *sender) meter(used openai.Usage) {
-	if n := used.Output - s.flowed; n > 0 {
+	if n := used.Output - s.metered; n > 0 {
 		now := s.c.writer.now()
 		s.backend.Made.Add(now, n)
 		s.c.use.output(now, n)
-		s.flowed = used.Output
+		s.metered = used.Output
 	}
 }
 
