@@ -279,19 +279,7 @@ func TestReload(t *testing.T) {
 	var load sync.WaitGroup
 	for range 4 {
 		load.Go(func() {
-			for ctx.Err() == nil {
-				resp, err := f.Post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
-					`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":20}}`, stack.LargeModel))
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				body, err := io.ReadAll(resp.Body)
-				resp.Body.Close()
-				if err != nil || resp.StatusCode != 200 || !strings.HasSuffix(string(body), "data: [DONE]\n\n") {
-					t.Errorf("a request failed: %d %v %.200s", resp.StatusCode, err, body)
-					return
-				}
+			for ctx.Err() == nil && f.streamWhole(t, 20) {
 			}
 		})
 	}

@@ -2,7 +2,6 @@ package gateway_test
 
 import (
 	"fmt"
-	"io"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -41,19 +40,7 @@ func TestReloadWhileWaiting(t *testing.T) {
 			stack.Eventually(t, "one server", func() bool { return len(f.told(t).Models[0].Backends) == 1 && f.InRotation(t) == 2 })
 			var load sync.WaitGroup
 			for range 6 {
-				load.Go(func() {
-					resp, err := f.Post(t.Context(), stack.ChatPath, fmt.Sprintf(
-						`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":100}}`, stack.LargeModel))
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					body, err := io.ReadAll(resp.Body)
-					resp.Body.Close()
-					if err != nil || resp.StatusCode != 200 || !strings.HasSuffix(string(body), "data: [DONE]\n\n") {
-						t.Errorf("%d %v %.200s", resp.StatusCode, err, body)
-					}
-				})
+				load.Go(func() { f.streamWhole(t, 100) })
 			}
 			stack.Eventually(t, "a queue", func() bool { return f.told(t).Models[0].Queued["standard"] >= 4 })
 			f.Rewrite(t, edit(s, one))

@@ -2,8 +2,11 @@ package gateway_test
 
 import (
 	"encoding/json"
+	"fmt"
+	"io"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 
@@ -49,6 +52,24 @@ func startReplica(t *testing.T, s stack.Servers, c stack.Config, client *http.Cl
 	t.Helper()
 	r := kit.StartReplica(t, s, c, client)
 	return &replica{r, &front{r.Gateway}}
+}
+
+// streamWhole streams an answer of so many tokens, and fails the test unless all of it comes.
+func (f *front) streamWhole(t *testing.T, tokens int) bool {
+	t.Helper()
+	resp, err := f.Post(t.Context(), stack.ChatPath, fmt.Sprintf(
+		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":%d}}`, stack.LargeModel, tokens))
+	if err != nil {
+		t.Error(err)
+		return false
+	}
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil || resp.StatusCode != http.StatusOK || !strings.HasSuffix(string(body), "data: [DONE]\n\n") {
+		t.Errorf("a request failed: %d %v %.200s", resp.StatusCode, err, body)
+		return false
+	}
+	return true
 }
 
 // told returns the status of the gateway.

@@ -4,9 +4,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -21,24 +18,13 @@ import (
 // and these headers.
 func refusing(t *testing.T, to string, status int, header http.Header) string {
 	t.Helper()
-	target, err := url.Parse(to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := httputil.NewSingleHostReverseProxy(target)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodPost {
-			proxy.ServeHTTP(w, r)
-			return
-		}
+	return stack.Intercept(t, to, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 		for name, values := range header {
 			w.Header()[name] = values
 		}
 		w.WriteHeader(status)
 		_, _ = io.WriteString(w, `{"error":{"message":"queue full"}}`)
-	}))
-	t.Cleanup(server.Close)
-	return server.URL
+	})
 }
 
 // TestServersRetryAfter: who is refused by a server is told to wait as long as the

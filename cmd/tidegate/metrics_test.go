@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os/exec"
 	"slices"
 	"strings"
@@ -143,16 +140,7 @@ const (
 // tells the prompt in all it says.
 func echoing(t *testing.T, to string) string {
 	t.Helper()
-	target, err := url.Parse(to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := httputil.NewSingleHostReverseProxy(target)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodPost {
-			proxy.ServeHTTP(w, r)
-			return
-		}
+	return stack.Intercept(t, to, func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
 		body, _ := io.ReadAll(r.Body)
 		said := string(body) + answerCanary
 		failure, _ := json.Marshal(map[string]any{"error": map[string]any{"message": "bad: " + said, "type": "BadRequestError", "param": promptCanary, "code": 400}})
@@ -187,11 +175,9 @@ func echoing(t *testing.T, to string) string {
 		default:
 			r.Body = io.NopCloser(strings.NewReader(string(body)))
 			r.ContentLength = int64(len(body))
-			proxy.ServeHTTP(w, r)
+			pass.ServeHTTP(w, r)
 		}
-	}))
-	t.Cleanup(server.Close)
-	return server.URL
+	})
 }
 
 // TestNothingPrivateIsLogged: no prompt, no answer and no key reaches the log or the
