@@ -214,7 +214,7 @@ func (d *decision) refusal() error {
 	case d.cause != nil:
 		return d.cause
 	}
-	return &Overloaded{ShedLevel, d.level, d.reason, jitter(d.retryAfter, 10)}
+	return &Overloaded{ShedLevel, d.level, d.reason, jitter(d.refusedFor, 10)}
 }
 
 // TierLevel returns the level of the model now for requests of a tier, by which limits

@@ -12,7 +12,7 @@ type kind uint8
 
 const (
 	kindGo     kind = iota // acquires a place in the decision's pool, or begins to wait there
-	kindWait               // goes on waiting where it does
+	kindStay               // keeps its pool: goes on waiting, or keeps its place
 	kindMove               // changes from the pool where it waits to the decision's
 	kindCanned             // gets the canned answer
 	kindRefuse             // is refused
@@ -35,8 +35,8 @@ func (c *choice) retryAfter(now time.Time) time.Duration {
 type decision struct {
 	kind kind
 	choice
-	retryAfter time.Duration // of a refusal for the level: time until that may fall
-	cause      error         // of a refusal; nil where the level is higher than the caller accepts
+	refusedFor time.Duration // of a refusal for the level: time until that may fall
+	cause      error         // of a refusal; nil if the level alone is the reason
 }
 
 // progress is the result of earlier decisions about a request. The zero value is that of a
@@ -47,7 +47,7 @@ type progress struct {
 	denied *limit.Denied // rejection that a rate rule replaces by the smaller model
 }
 
-// decide returns what to do with a request. It is pure: it reads no lock and no clock, and
+// decide returns what to do with a request. It is pure: it takes no lock, reads no clock, and
 // writes nothing but its result. docs/pressure.md states the rules.
 func decide(q *QueueConfig, d *Demand, s *situation) decision {
 	tier, floor := d.Request.Tier, &s.past.floor
@@ -61,16 +61,16 @@ func decide(q *QueueConfig, d *Demand, s *situation) decision {
 	}
 	local = s.local(c.level)
 	if c.level >= degrade.SmallerModel && c.fromLoad() && s.past.denied == nil && c.findRoom(d, local, s) {
-		return accept(d, c, s)
+		return conclude(d, c, s)
 	}
 	if c.level == degrade.Canned && floor.pool != nil && c.fromLoad() && s.floorFits {
 		// A request that waits already keeps its turn, and a new one is not let in.
 		c.pool, c.level = floor.pool, max(floor.level, degrade.ThinkingOff)
-		return accept(d, c, s)
+		return conclude(d, c, s)
 	}
 	if c.level == degrade.Canned {
 		c.pool = nil
-		return accept(d, c, s)
+		return conclude(d, c, s)
 	}
 	smaller := s.fallback.usable()
 	if c.level == degrade.SmallerModel && local.available && !smaller {
@@ -90,35 +90,35 @@ func decide(q *QueueConfig, d *Demand, s *situation) decision {
 	if s.past.denied != nil && c.level < degrade.SmallerModel {
 		return decision{kind: kindRefuse, choice: c, cause: s.past.denied} // the rule would limit nothing
 	}
-	return accept(d, c, s)
+	return conclude(d, c, s)
 }
 
 // decideOnSeat returns what to do with a request that has acquired a place on a backend,
 // whose level may be higher than the lowest of its pool. It is pure, as decide is.
-func decideOnSeat(d *Demand, s *situation, backend *degrade.Verdict) decision {
+func decideOnSeat(d *Demand, s *situation, verdict *degrade.Verdict) decision {
 	c := s.past.floor
-	level := min(degrade.Shift(backend.Level, d.Request.Tier), degrade.ThinkingOff)
+	level := min(degrade.Shift(verdict.Level, d.Request.Tier), degrade.ThinkingOff)
 	if c.pool != d.Pool || s.verdict.Pinned || level <= c.level {
-		return decision{kind: kindWait, choice: c}
+		return decision{kind: kindStay, choice: c}
 	}
-	c.level, c.reason, c.retry = level, backend.Reason, backend.Retry
-	return accept(d, c, s)
+	c.level, c.reason, c.retry = level, verdict.Reason, verdict.Retry
+	return conclude(d, c, s)
 }
 
-// accept refuses an answer that is smaller than the caller accepts, and otherwise returns
+// conclude refuses an answer that is smaller than the caller accepts, and otherwise returns
 // what leads from the pool where the request waits to the chosen one.
-func accept(d *Demand, c choice, s *situation) decision {
+func conclude(d *Demand, c choice, s *situation) decision {
 	switch {
 	case c.level > d.MaxLevel && s.past.denied != nil:
 		return decision{kind: kindRefuse, choice: c, cause: s.past.denied}
 	case c.level > d.MaxLevel:
-		return decision{kind: kindRefuse, choice: c, retryAfter: c.retryAfter(s.now)}
+		return decision{kind: kindRefuse, choice: c, refusedFor: c.retryAfter(s.now)}
 	case c.pool == nil:
 		return decision{kind: kindCanned, choice: c}
 	case s.past.floor.pool == nil:
 		return decision{kind: kindGo, choice: c}
 	case s.past.floor.pool == c.pool:
-		return decision{kind: kindWait, choice: c}
+		return decision{kind: kindStay, choice: c}
 	default:
 		return decision{kind: kindMove, choice: c}
 	}

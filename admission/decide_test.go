@@ -138,7 +138,7 @@ func loadRows(large, small *Pool, unfit error) map[string]rule {
 			s.backends(noPlace)
 			s.fallback.full = true
 			s.past.floor = choice{pool: large, level: 1}
-		}, kindWait, large, 2, "queue", nil},
+		}, kindStay, large, 2, "queue", nil},
 		"but for one that no backend can hold any more": {func(s *scene) {
 			s.model(4, "queue")
 			s.backends(noPlace)
@@ -159,7 +159,7 @@ func waitRows(large, small *Pool, overLimit *limit.Denied) map[string]rule {
 			s.past = progress{floor: choice{pool: large, level: 2}, waited: time.Second}
 		}, kindMove, small, 3, "queue", nil},
 		"it would wait long, and the other cannot answer": {func(s *scene) { s.backends(noPlace); s.wait, s.fallback.answers = time.Hour, false }, kindGo, large, 2, "queue", nil},
-		"it waits where it did":                           {func(s *scene) { s.backends(noPlace); s.past.floor = choice{pool: large, level: 2, reason: "queue"} }, kindWait, large, 2, "queue", nil},
+		"it waits where it did":                           {func(s *scene) { s.backends(noPlace); s.past.floor = choice{pool: large, level: 2, reason: "queue"} }, kindStay, large, 2, "queue", nil},
 		"it waits at L3 for a level it refuses":           {func(s *scene) { s.model(3, "kv_cache"); s.past.floor = choice{pool: large, level: 1}; s.maxLevel = 2 }, kindRefuse, small, 3, "kv_cache", nil},
 		"its model got canned meanwhile":                  {func(s *scene) { s.model(4, "gpu_temperature"); s.past.floor = choice{pool: large, level: 1} }, kindCanned, nil, 4, "gpu_temperature", nil},
 		"it would wait for just half of ttft":             {func(s *scene) { s.backends(noPlace); s.wait = 500 * time.Millisecond }, kindGo, large, 2, "queue", nil},
@@ -177,7 +177,7 @@ func waitRows(large, small *Pool, overLimit *limit.Denied) map[string]rule {
 		"queue.degrade is off":       {func(s *scene) { s.backends(noPlace); s.wait, s.crowding = time.Hour, false }, kindGo, large, 0, "", nil},
 
 		// The level does not fall while a request waits, and it moves where it belongs.
-		"the level fell meanwhile":        {func(s *scene) { s.past.floor = choice{pool: large, level: 2, reason: "kv_cache"} }, kindWait, large, 2, "kv_cache", nil},
+		"the level fell meanwhile":        {func(s *scene) { s.past.floor = choice{pool: large, level: 2, reason: "kv_cache"} }, kindStay, large, 2, "kv_cache", nil},
 		"the level rose meanwhile":        {func(s *scene) { s.model(3, "kv_cache"); s.past.floor = choice{pool: large, level: 1} }, kindMove, small, 3, "kv_cache", nil},
 		"its own model is back":           {func(s *scene) { s.model(1, "queue"); s.past.floor = choice{pool: small, level: 3, reason: "queue"} }, kindMove, large, 2, "queue", nil},
 		"all its backends went meanwhile": {func(s *scene) { s.backends(noBackend); s.past.floor = choice{pool: large} }, kindMove, small, 3, "no_backend", nil},
@@ -242,8 +242,8 @@ func TestDecideRetryAfter(t *testing.T) {
 				s.verdict.Retry = s.now.Add(c.stays)
 			})
 			d := &Demand{Pool: large, MaxLevel: degrade.StreamingOff}
-			if got := decide(&QueueConfig{}, d, &s.situation); got.retryAfter != c.want || (got.kind == kindRefuse) != (c.want > 0) {
-				t.Errorf("kind %d after %v, want %v", got.kind, got.retryAfter, c.want)
+			if got := decide(&QueueConfig{}, d, &s.situation); got.refusedFor != c.want || (got.kind == kindRefuse) != (c.want > 0) {
+				t.Errorf("kind %d after %v, want %v", got.kind, got.refusedFor, c.want)
 			}
 		})
 	}
@@ -260,16 +260,16 @@ func TestDecideOnSeat(t *testing.T) {
 		level   degrade.Level
 		reason  string
 	}{
-		"a calm backend":                   {0, func(*scene) {}, kindWait, 0, ""},
-		"a backend at L1":                  {1, func(*scene) {}, kindWait, 1, "kv_cache"},
-		"a backend at L3 is L2":            {3, func(*scene) {}, kindWait, 2, "kv_cache"},
-		"a backend below the request":      {1, func(s *scene) { s.past.floor.level = 2 }, kindWait, 2, ""},
-		"a batch on a backend at L1":       {1, func(s *scene) { s.tier = "batch" }, kindWait, 2, "kv_cache"},
-		"a critical one on one at L1":      {1, func(s *scene) { s.tier = "critical" }, kindWait, 0, ""},
-		"a pin is exact":                   {2, func(s *scene) { s.verdict.Pinned = true }, kindWait, 0, ""},
-		"a smaller model keeps its level":  {2, func(s *scene) { s.past.floor = choice{pool: small, level: 3} }, kindWait, 3, ""},
+		"a calm backend":                   {0, func(*scene) {}, kindStay, 0, ""},
+		"a backend at L1":                  {1, func(*scene) {}, kindStay, 1, "kv_cache"},
+		"a backend at L3 is L2":            {3, func(*scene) {}, kindStay, 2, "kv_cache"},
+		"a backend below the request":      {1, func(s *scene) { s.past.floor.level = 2 }, kindStay, 2, ""},
+		"a batch on a backend at L1":       {1, func(s *scene) { s.tier = "batch" }, kindStay, 2, "kv_cache"},
+		"a critical one on one at L1":      {1, func(s *scene) { s.tier = "critical" }, kindStay, 0, ""},
+		"a pin is exact":                   {2, func(s *scene) { s.verdict.Pinned = true }, kindStay, 0, ""},
+		"a smaller model keeps its level":  {2, func(s *scene) { s.past.floor = choice{pool: small, level: 3} }, kindStay, 3, ""},
 		"a level that the caller refuses":  {2, func(s *scene) { s.maxLevel = 1 }, kindRefuse, 2, "kv_cache"},
-		"a level that the caller accepts":  {2, func(s *scene) { s.maxLevel = 2 }, kindWait, 2, "kv_cache"},
+		"a level that the caller accepts":  {2, func(s *scene) { s.maxLevel = 2 }, kindStay, 2, "kv_cache"},
 		"and a rate rule over which it is": {2, func(s *scene) { s.maxLevel = 1; s.past.denied = &limit.Denied{} }, kindRefuse, 2, "kv_cache"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -552,7 +552,7 @@ func BenchmarkLevel(b *testing.B) {
 					b.Fatal(c)
 				}
 				on := situation{past: progress{floor: c.choice}, verdict: p.level.Verdict()}
-				if raised := decideOnSeat(d, &on, seats[0].gauge.Verdict()); raised.kind != kindWait {
+				if raised := decideOnSeat(d, &on, seats[0].gauge.Verdict()); raised.kind != kindStay {
 					b.Fatal(raised)
 				}
 			}

@@ -18,8 +18,8 @@ type rules struct {
 
 func newRules(c Config) *rules { return &rules{c, c.rules("")} }
 
-// card is the state of one GPU of a backend. Each of its four parts is written by its own
-// step alone: thermal, throttling, headroom and health.
+// card is the state of one GPU of a backend. Each of its four parts has its own step:
+// thermal, throttling, headroom and health; identify, judge and restart may reset them.
 type card struct {
 	uuid, ref string
 	name      string
@@ -71,7 +71,7 @@ func (c *card) identify(k *rules, g *nvml.GPU, now time.Time) bool {
 	return true
 }
 
-// judge assesses a reading; nil where there is none. A reading that was seen before is no
+// judge assesses a reading; g is nil if no source reports the card. A reading that was seen before is no
 // second sample, however often it is looked at. A value that a reading lacks stays as it was
 // last read, and grows old. The values of a lost GPU do not count.
 func (c *card) judge(g *nvml.GPU, running, absolute bool, now time.Time) {

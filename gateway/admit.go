@@ -32,7 +32,7 @@ func (g *Gateway) admit(c *call) (err error) {
 // demand returns what the request asks of admission.
 func (g *Gateway) demand(c *call) *admission.Demand {
 	q, capped := &c.request, g.Ladder.Effect(degrade.StreamingOff).MaxTokens
-	prompts := q.choices / q.Wish.N
+	prompts := q.prompts()
 	return &admission.Demand{
 		Pool: q.model.Pool, MaxLevel: q.maxLevel, Caller: c, TTFT: q.model.Objective, ThinkingOffTokens: int64(q.growth()),
 		Prompts:      int64(prompts),
@@ -60,7 +60,7 @@ func (c *call) KeepAlive(p *admission.Permit) (next time.Duration, announced boo
 	if due {
 		c.writer.announce(p.Level, p.Reason, p.Headers)
 		c.writer.model = p.Pool().Name
-		next = c.writer.keep(now, false)
+		next = c.writer.sendKeepAlive(now, false)
 	}
 	return next, c.writer.sent
 }

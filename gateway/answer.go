@@ -185,9 +185,9 @@ func (a *answerWriter) keepAliveDue(now time.Time) (next time.Duration, due bool
 	return next, next <= 0
 }
 
-// keep writes a keep-alive where one is due, and returns the time to the next. answered
+// sendKeepAlive writes a keep-alive where one is due, and returns the time to the next. answered
 // says that some of the backend's answer was written before.
-func (a *answerWriter) keep(now time.Time, answered bool) (next time.Duration) {
+func (a *answerWriter) sendKeepAlive(now time.Time, answered bool) (next time.Duration) {
 	next, due := a.keepAliveDue(now)
 	if !due {
 		return next

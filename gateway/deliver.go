@@ -31,7 +31,7 @@ func (s *sender) passWhole(body []byte) error {
 		return err
 	}
 	c.outcome.complete(answer.Usage, answer.Estimated)
-	s.correct(answer.Faults)
+	s.noteFaults(answer.Faults)
 	return s.g.give(c, answer.Body, s.view())
 }
 
@@ -68,7 +68,7 @@ func (s *sender) passStream(answer *backend.Answer) (longest int, err error) {
 	defer func() {
 		if s.readUsage(); out.answered {
 			longest = stream.Longest()
-			s.correct(stream.Faults())
+			s.noteFaults(stream.Faults())
 		}
 	}()
 	events := openai.NewScanner(answer, &s.g.scans)
@@ -127,7 +127,7 @@ func (s *sender) flush() bool {
 	if w.lastWrite.Sub(s.progressed) >= progressEvery {
 		s.progressed = w.lastWrite
 		if out.answered {
-			c.permit.RecordUsage(charge(out.usage))
+			c.permit.RecordUsage(limitUsage(out.usage))
 			s.meter(out.usage)
 		}
 	}

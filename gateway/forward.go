@@ -33,14 +33,14 @@ func (g *Gateway) forward(c *call) (err error) {
 		case !backend.Retryable(err) || !s.retry():
 			return err
 		case backend.Doubtful(err):
-			s.doubtful = append(s.doubtful, doubt{s.backend, err})
+			s.unattributed = append(s.unattributed, unattributedFailure{s.backend, err})
 		}
 	}
 }
 
-// blame charges earlier doubtful failures to their backends, since another one answered.
+// blame blames earlier unattributed failures on their backends, since another one answered.
 func (s *sender) blame() {
-	for _, d := range s.doubtful {
+	for _, d := range s.unattributed {
 		d.backend.Blame(d.err, s.backend)
 	}
 }

@@ -53,7 +53,7 @@ func (o *outcome) refuse(r *refusal.Refusal) {
 	o.status, o.code, o.param, o.rule = r.Status, r.Code, r.Param, r.Rule
 }
 
-// charge converts usage into what the limits count.
-func charge(u openai.Usage) limit.Usage {
+// limitUsage converts usage into what the limits count.
+func limitUsage(u openai.Usage) limit.Usage {
 	return limit.Usage{Input: int64(u.Input), Cached: int64(u.Cached), Output: int64(u.Output), Reasoning: int64(u.Reasoning)}
 }

@@ -31,28 +31,28 @@ type plan struct {
 }
 
 // planFor returns what a request becomes at the permit's level, with the level's effect, on
-// a model that may have so many tokens of context; 0 where that is not known. It is pure.
-func planFor(q *request, permit *admission.Permit, effect degrade.Effect, m *backend.Model, context int) plan {
+// a model with a context of so many tokens; 0 where that is not known. It is pure.
+func planFor(q *request, permit *admission.Permit, effect degrade.Effect, m *backend.Model, contextLength int) plan {
 	p := plan{level: permit.Level, reason: permit.Reason, model: m}
 	if permit.Level == degrade.Canned {
-		p.served, p.choices, p.limit, p.stream = cannedModel, q.choices/q.Wish.N, q.limit, q.Wish.Stream // nothing is read
+		p.served, p.choices, p.limit, p.stream = cannedModel, q.prompts(), q.limit, q.Wish.Stream // nothing is read
 		return p
 	}
 	p.served, p.stream, p.choices, p.limit = p.model.Name, q.Wish.Stream, q.choices, q.limit
 	p.prompt, p.longest, p.noThinking = q.prompt, q.longest, q.Wish.NoThinking
 	if !effect.Stream {
-		p.stream, p.oneChoice, p.choices = false, true, q.choices/q.Wish.N
+		p.stream, p.oneChoice, p.choices = false, true, q.prompts()
 		p.limit = min(effect.MaxTokens, p.limit)
 	}
 	growth := q.growth()
-	if !effect.Thinking && (context == 0 || p.longest+growth < context) {
+	if !effect.Thinking && (contextLength == 0 || p.longest+growth < contextLength) {
 		p.stopThinking, p.noThinking = true, true
 		p.prompt, p.longest = p.prompt+growth, p.longest+growth
 		if permit.ReservedLevel < degrade.ThinkingOff && p.limit > growth {
-			p.limit -= growth // the limits have reserved for no more in all
+			p.limit -= growth // keeps prompt and answer within the reservation
 		}
 	}
-	if left := context - p.longest; context > 0 && left < p.limit {
+	if left := contextLength - p.longest; contextLength > 0 && left < p.limit {
 		p.limit = min(p.limit, q.room(max(left, 1))) // a request that does not fit is told so by the backend
 	}
 	return p
@@ -72,8 +72,8 @@ func (p *plan) edits(q *request, b *backend.Backend, priority int64) door.Edits 
 	return e
 }
 
-// estimate returns what a request has taken of which nothing has come: its prompt, and
-// where it is not streamed what all its choices have by now, by an estimate of one.
+// estimate returns the usage of a request before any of its answer has arrived: its prompt,
+// and where it is not streamed what all its choices have by now, by an estimate of one.
 func (p *plan) estimate(tokens int) openai.Usage {
 	u := openai.Usage{Input: p.prompt}
 	if !p.stream {

@@ -21,10 +21,10 @@ func (q *request) count(counter *qwen.Counter, prompt door.Prompt) error {
 			return err
 		}
 		q.longest = q.cut(n)
-		q.prompt, q.choices = q.longest, q.Wish.N
+		q.prompt, q.choices = q.longest, q.choicesPerPrompt()
 		return nil
 	}
-	if q.choices = len(prompt.Texts) * q.Wish.N; q.choices > openai.MaxChoices {
+	if q.choices = len(prompt.Texts) * q.choicesPerPrompt(); q.choices > openai.MaxChoices {
 		return refusal.New(refusal.InvalidRequest, "prompt", fmt.Sprintf("prompt: %d prompts with n %d ask for more than %d answers", len(prompt.Texts), q.Wish.N, openai.MaxChoices))
 	}
 	longest := 0
@@ -34,14 +34,14 @@ func (q *request) count(counter *qwen.Counter, prompt door.Prompt) error {
 			n = counter.Text(p.Text)
 		}
 		longest = max(longest, n)
-		q.prompt += q.keep(n)
+		q.prompt += q.truncated(n)
 	}
 	q.longest = q.cut(longest)
 	return nil
 }
 
-// keep returns how many tokens remain of a prompt after truncate_prompt_tokens.
-func (q *request) keep(prompt int) int {
+// truncated returns how many tokens remain of a prompt after truncate_prompt_tokens.
+func (q *request) truncated(prompt int) int {
 	keep := q.Wish.Truncate
 	if keep < 0 {
 		// As many as leave room for the answer, in a context that is known.
@@ -58,7 +58,7 @@ func (q *request) keep(prompt int) int {
 // cut returns how many tokens remain of the longest prompt, and sets truncate where that
 // is fewer. The body gets it as a number, which all versions of vLLM read alike.
 func (q *request) cut(longest int) int {
-	kept := q.keep(longest)
+	kept := q.truncated(longest)
 	if kept < longest {
 		q.truncate = kept
 	}

@@ -29,6 +29,12 @@ type request struct {
 // unless the caller asked for fewer.
 const minAnswer = 256
 
+// choicesPerPrompt returns how many answers the caller asked for to each prompt, from 1.
+func (q *request) choicesPerPrompt() int { return max(q.Wish.N, 1) }
+
+// prompts returns the number of prompts.
+func (q *request) prompts() int { return q.choices / q.choicesPerPrompt() }
+
 // limitAnswer makes sure that the answer has a limit, and that the prompt and the limit fit
 // the model's context: a limit that does not is lowered to what the prompt leaves. vLLM does
 // that from 0.32 on, and refuses such a request before. The prompt alone must leave room

@@ -25,24 +25,24 @@ const (
 // answer in one piece may have taken so far, should this process be killed.
 const estimateEvery = 100 * time.Millisecond
 
-// sender sends one request to backends until one has answered. It writes the outcome. It
+// sender makes the attempts of one request, which forward repeats, and writes the outcome. It
 // lives as long as forward, and one goroutine may use it.
 type sender struct {
 	g *Gateway
 	c *call
 
-	backend    *backend.Backend // backend of the attempt
-	number     int              // number of the attempt, from 1
-	start      time.Time        // begin of the exchange
-	retryPaid  bool             // the next attempt was taken from the budget of retries
-	doubtful   []doubt          // failures that may be charged to their backends
-	stream     door.Stream      // stream of the attempt; nil where there is none
-	progressed time.Time        // last note of the stream's usage to the limits
-	metered    int              // output tokens that the meters have
+	backend      *backend.Backend      // backend of the attempt
+	number       int                   // number of the attempt, from 1
+	start        time.Time             // begin of the exchange
+	retryPaid    bool                  // the next attempt was taken from the budget of retries
+	unattributed []unattributedFailure // failures that may turn out to be their backends'
+	stream       door.Stream           // stream of the attempt; nil where there is none
+	progressed   time.Time             // last note of the stream's usage to the limits
+	metered      int                   // output tokens that the meters have
 }
 
-// doubt is a failure of which it is not known yet whose fault it was.
-type doubt struct {
+// unattributedFailure is a failure of which it is not known yet whose fault it was.
+type unattributedFailure struct {
 	backend *backend.Backend
 	err     error
 }
@@ -58,7 +58,7 @@ func (s *sender) attempt() (err error) {
 	first := c.outcome.backend == ""
 	c.outcome.backend = b.Name
 	header := c.tracing.sendAttempt(c.door.Operation, c.plan.model.Name, b.Name, c.writer.attempt)
-	ended := errPanic
+	ended := errPanic // unless the attempt returns
 	defer func() {
 		c.outcome.lastWrite = c.writer.lastWrite
 		g.metrics.attempted(c.plan.model.Name, b.Name, ended)
@@ -77,7 +77,7 @@ func (s *sender) attempt() (err error) {
 		c.outcome.overhead = s.start.Sub(c.began) - c.reading - c.permit.Wait
 	}
 	if !c.plan.stream {
-		q.Silence, q.SilenceAfter = s.estimate, estimateEvery
+		q.Silence, q.SilenceAfter = s.noteEstimate, estimateEvery
 	}
 	answer, err := b.Send(c.r.Context(), q)
 	if err == nil {
@@ -89,7 +89,7 @@ func (s *sender) attempt() (err error) {
 		if b.Silent(s.start, time.Now()) {
 			tokens = 0 // it hung
 		}
-		s.chargeEstimate(tokens)
+		s.setEstimatedUsage(tokens)
 	}
 	ended = err
 	return err
@@ -126,7 +126,7 @@ func (s *sender) receive(answer *backend.Answer) (err error) {
 // learnPace teaches the backend's pace from an answer in one piece that came at now.
 func (s *sender) learnPace(now time.Time) {
 	c, pace := s.c, &s.backend.Pace
-	tokens := c.outcome.usage.Output / c.plan.choices
+	tokens := c.outcome.usage.Output / max(c.plan.choices, 1)
 	if decode, known := pace.Decode(tokens); known && c.caller.Tier != account.Batch { // nobody waits for a batch
 		pace.First(now, max(now.Sub(c.permit.Arrival)-decode, time.Millisecond))
 	}
@@ -142,18 +142,18 @@ func (s *sender) keepStream(now time.Time) (next time.Duration) {
 		w.flush()
 		return w.keepAlive.Silence
 	}
-	return w.keep(now, s.c.outcome.answered)
+	return w.sendKeepAlive(now, s.c.outcome.answered)
 }
 
-// estimate notes what an answer in one piece may have taken so far, and keeps the stream of
-// a caller that asked for one alive.
-func (s *sender) estimate(now time.Time) (next time.Duration) {
+// noteEstimate notes what an answer in one piece may have taken so far, while the backend is
+// silent, and keeps the stream of a caller that asked for one alive.
+func (s *sender) noteEstimate(now time.Time) (next time.Duration) {
 	c := s.c
 	u := c.plan.estimate(s.backend.Pace.Tokens(now.Sub(s.start)))
 	c.settlement.progress(&c.plan, u)
 	s.meter(u)
 	c.permit.SetOutput(int64(u.Output))
-	c.permit.RecordUsage(charge(u))
+	c.permit.RecordUsage(limitUsage(u))
 	if c.request.Wish.Stream {
 		return min(s.keepStream(now), estimateEvery)
 	}
@@ -171,18 +171,18 @@ func (s *sender) chargesUnseen(err error) bool {
 	return !s.c.plan.stream && errors.As(err, &timeout) && (timeout.Phase == backend.Total || timeout.Phase == backend.FirstByte && !timeout.Silent)
 }
 
-// chargeEstimate charges a request that ended before the backend had stated what it took.
-func (s *sender) chargeEstimate(tokens int) {
+// setEstimatedUsage sets the usage of a request that ended before the backend had stated any.
+func (s *sender) setEstimatedUsage(tokens int) {
 	out := &s.c.outcome
 	out.complete(s.c.plan.estimate(tokens), !s.c.plan.stream)
 	if out.estimated {
-		s.correct(openai.FaultUnseen)
+		s.noteFaults(openai.FaultUnseen)
 	}
 }
 
-// correct notes what was wrong with the usage of one of the backend's answers. That nobody
+// noteFaults notes what was wrong with the usage of one of the backend's answers. That nobody
 // saw an answer is no fault of the backend's.
-func (s *sender) correct(faults openai.Faults) {
+func (s *sender) noteFaults(faults openai.Faults) {
 	if faults == 0 {
 		return
 	}
@@ -216,12 +216,12 @@ func (s *sender) view() openai.View {
 // bounds returns what the usage of the request's answer can be.
 func (s *sender) bounds() openai.Bounds {
 	p := &s.c.plan
-	n := s.c.request.Wish.N
+	perPrompt := s.c.request.choicesPerPrompt()
 	if p.oneChoice {
-		n = 1
+		perPrompt = 1
 	}
 	return openai.Bounds{
-		Input: p.prompt, Context: s.backend.Facts().MaxModelLen, Prompts: p.choices / max(n, 1), Limit: p.limit, Choices: p.choices, Echo: s.c.request.Echo,
+		Input: p.prompt, Context: s.backend.Facts().MaxModelLen, Prompts: p.choices / perPrompt, Limit: p.limit, Choices: p.choices, Echo: s.c.request.Echo,
 	}
 }
 

@@ -39,14 +39,14 @@ func (g *Gateway) generate(c *call) error {
 // applies the permit's new level.
 func (g *Gateway) applyLevel(c *call) error {
 	var m *backend.Model
-	context := 0
+	contextLength := 0
 	if level := c.permit.Level; level != degrade.Canned {
 		if m = c.request.fallback(c.permit.Pool()); m == nil {
 			return admission.ErrNoBackend // a reload made another model the smaller one meanwhile
 		}
-		context = m.Context()
+		contextLength = m.Context()
 	}
-	c.plan = planFor(&c.request, c.permit, g.Ladder.Effect(c.permit.Level), m, context)
+	c.plan = planFor(&c.request, c.permit, g.Ladder.Effect(c.permit.Level), m, contextLength)
 	c.writer.model = c.plan.served
 	return nil
 }
@@ -54,8 +54,8 @@ func (g *Gateway) applyLevel(c *call) error {
 // errPanic stands for a panic in a handler.
 var errPanic = errors.New("panic in a handler")
 
-// answer runs a handler and turns its error into a response: the one place that recovers,
-// logs and counts.
+// answer runs a handler, answers its error, and finishes the request: the frame of every
+// route.
 func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, route string, h handler) {
 	c := g.newCall(w, r, route)
 	defer c.bodies.release()
@@ -94,8 +94,8 @@ func (g *Gateway) guarded(c *call, h handler) (err error) {
 	return h(c)
 }
 
-// followKey ends the request when its key is revoked. The caller must call release when the
-// request has ended.
+// followKey ends the request when its key is revoked. Call release when the request has
+// ended.
 func (c *call) followKey() (release func()) {
 	ctx, release := c.settings.accounts.Follow(c.r.Context(), &c.caller)
 	c.r = c.r.WithContext(ctx)

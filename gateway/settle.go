@@ -19,7 +19,7 @@ func (g *Gateway) settle(c *call) {
 		return
 	}
 	c.settlement.settled = true
-	if err := c.permit.Settle(charge(c.outcome.usage), c.served()); err != nil {
+	if err := c.permit.Settle(limitUsage(c.outcome.usage), c.served()); err != nil {
 		g.Log.Warn("the limits' store did not take a request's usage; it will be asked again", "id", c.id, "error", err.Error())
 	}
 	g.Alerts.Touch(c.subjects)
@@ -31,7 +31,7 @@ func (g *Gateway) beginFlight(c *call) {
 	r := c.record()
 	r.Usage.Input = c.plan.prompt
 	if c.plan.model != nil {
-		r.Units = c.plan.model.Weights.Units(charge(r.Usage))
+		r.Units = c.plan.model.Weights.Units(limitUsage(r.Usage))
 	}
 	c.settlement.flight = g.Ledger.Begin(r)
 }
@@ -62,7 +62,7 @@ func (g *Gateway) record(c *call) (kept bool) {
 	if out.charged {
 		r.Usage, r.Estimated = out.usage, out.estimated
 		if c.plan.model != nil {
-			r.Units = c.plan.model.Weights.Units(charge(out.usage))
+			r.Units = c.plan.model.Weights.Units(limitUsage(out.usage))
 			g.metrics.used(c.plan.served, c.caller.User, out.usage)
 		}
 	}

@@ -67,15 +67,15 @@ func TestKeepAliveBeforeTheAnswer(t *testing.T) {
 	if next, due := w.keepAliveDue(c.began); due || next != w.keepAlive.Silence {
 		t.Errorf("due at once, %v", next)
 	}
-	if next := w.keep(c.began, false); next != w.keepAlive.Silence || recorder.Body.Len() > 0 {
+	if next := w.sendKeepAlive(c.began, false); next != w.keepAlive.Silence || recorder.Body.Len() > 0 {
 		t.Errorf("kept alive before it was due: %v, %q", next, recorder.Body)
 	}
-	if next := w.keep(late, false); next != w.keepAlive.Every || w.begun != "chatcmpl-1" || !w.sent || !w.kept {
+	if next := w.sendKeepAlive(late, false); next != w.keepAlive.Every || w.begun != "chatcmpl-1" || !w.sent || !w.kept {
 		t.Errorf("%v, begun %q, sent %v", next, w.begun, w.sent)
 	}
 	first := recorder.Body.String()
 	w.lastWrite = c.began
-	w.keep(late.Add(w.keepAlive.Every), false)
+	w.sendKeepAlive(late.Add(w.keepAlive.Every), false)
 	if second := recorder.Body.String()[len(first):]; first == second || second == "" {
 		t.Errorf("first %q, second %q", first, second)
 	}

@@ -16,6 +16,6 @@ type settlement struct {
 // progress notes for the ledger what a request under way has used so far.
 func (s *settlement) progress(p *plan, u openai.Usage) {
 	if s.flight != nil {
-		s.flight.Progress(u, p.model.Weights.Units(charge(u)))
+		s.flight.Progress(u, p.model.Weights.Units(limitUsage(u)))
 	}
 }

@@ -245,6 +245,14 @@ func TestToyDoorLevels(t *testing.T) {
 	}
 }
 
+// TestToyDoorWithoutChoices: a door whose API has no number of choices leaves it zero.
+func TestToyDoorWithoutChoices(t *testing.T) {
+	_, front, _ := toyFleet(t, speakToy)
+	if resp, text := askToy(t, front, `{"text":"a b c","model":"m","answers":0,"cap":5}`); resp.StatusCode != http.StatusOK || !strings.Contains(text, "one two three") {
+		t.Errorf("status %d, %s", resp.StatusCode, text)
+	}
+}
+
 // TestToyDoorUsage: what passes through the door is charged as its stream says.
 func TestToyDoorUsage(t *testing.T) {
 	g, _, _ := toyFleet(t, speakToy)
