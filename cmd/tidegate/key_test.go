@@ -32,7 +32,7 @@ func command(t *testing.T, code int, args ...string) (stdout, stderr string) {
 // the API of one, and used on the other.
 func TestAccounts(t *testing.T) {
 	s := startServers(t, nil)
-	databasetest.Each(t, func(t *testing.T, dsn string) {
+	databasetest.Run(t, func(t *testing.T, dsn string) {
 		p := stack.Config{DSN: dsn, Extra: "limits:\n  - {name: user-rate, per: user, requests: 1000/1m}\n"}
 		a, b := startGateway(t, s, p), startGateway(t, s, p)
 		out, log := command(t, exitOK, "key", "create", "--config", a.File, "--user", "root", "--project", "ops", "--admin")

@@ -16,7 +16,7 @@ import (
 // and by command, and seen and lifted on the other.
 func TestPins(t *testing.T) {
 	s := startServers(t, nil)
-	databasetest.Each(t, func(t *testing.T, dsn string) {
+	databasetest.Run(t, func(t *testing.T, dsn string) {
 		p := stack.Config{DSN: dsn, Env: map[string]string{"TIDEGATE_ADMIN_KEY": stack.AdminKey}, Extra: "  - {name: Qwen/Qwen3-8B, aliases: [a/b], backends: [{url: 'http://127.0.0.1:1'}]}\n"}
 		a, b := startGateway(t, s, p), startGateway(t, s, p)
 		t.Run("API", func(t *testing.T) { pinsOverAPI(t, a, b) })

@@ -106,7 +106,7 @@ func (r *replica) check(t testing.TB, what, secret string, want error) {
 }
 
 func TestStore(t *testing.T) {
-	databasetest.Each(t, func(t *testing.T, dsn string) {
+	databasetest.Run(t, func(t *testing.T, dsn string) {
 		for name, test := range map[string]func(*testing.T, string){
 			"a key's life": aKeysLife, "refusals": refusals, "expiring": expiring, "standing": standing, "a name again": nameAgain, "an expired key of a deleted user": expiredOfDeleted, "a key of a disabled project": keyOfDisabled,
 			"an override of a deleted user": overrideOfDeleted, "namesakes": manyNamesakes, "import twice": importTwice, "key changes": keyChanges, "revokes": revokesAll, "following": following, "unnamed keys": unnamedKeys, "rotation": rotation, "members": members, "faults": faults, "replicas": replicas,

@@ -1,22 +1,23 @@
-// Package database opens the store that accounts and usage records live in:
-// SQLite in a file, which needs nothing else, or a PostgreSQL server, which
-// several gateways can share. One code serves both, through bun; statements and
-// migrations keep to what the two have in common (TEXT, BIGINT, INTEGER, BOOLEAN).
+// Package database opens the store that accounts and usage records live in: a SQLite
+// file, which needs nothing else, or a PostgreSQL server, which several gateways can
+// share. One code serves both, through bun. Statements and migrations keep to what the
+// two have in common (TEXT, BIGINT, INTEGER, BOOLEAN).
 //
 // # SQLite
 //
-// The file is in WAL mode: readers never wait. Transactions take the write lock
-// when they begin (BEGIN IMMEDIATE), so there is one writer, and the others wait
-// in line, for five seconds at most, instead of failing in the middle. Commits are
-// synchronous=FULL: with NORMAL a power cut may undo the last commits, and then a
-// revoked key would work again, and usage whose journal is gone would be lost.
+// The file is in WAL mode: readers never wait. Transactions take the write lock when they
+// begin (BEGIN IMMEDIATE), so there is one writer. Others wait for it, up to five seconds,
+// instead of failing in the middle. Commits are synchronous=FULL. With NORMAL a power cut
+// may undo the last commits: a revoked key would work again, and usage whose journal is
+// deleted would be lost.
 //
 // # PostgreSQL
 //
-// No statements are kept prepared on the server, so a pooler such as pgbouncer may
-// stand between. Migrations take a lock of the session, but only where there is
-// something to migrate: behind a pooler that hands out connections by transaction,
-// run tidegate migrate past it first. Every call ends with its context, also when the server hangs.
+// The server keeps no prepared statements, so a pooler such as pgbouncer may stand in
+// between. Migrations take a lock of the session, but only if there is something to
+// migrate. Behind a pooler that assigns connections per transaction, run tidegate migrate
+// directly on the server first. Every call ends with its context, even if the server
+// hangs.
 package database
 
 import (
@@ -42,8 +43,8 @@ import (
 	_ "modernc.org/sqlite" // registers the driver
 )
 
-// The pools. A gateway asks little: its keys are in memory and its usage goes out
-// in batches.
+// The connection pools. A gateway queries little: its keys are in memory, and its usage
+// goes out in batches.
 const (
 	sqliteConns = 8
 	pgConns     = 16
@@ -54,7 +55,7 @@ const (
 
 const sqliteScheme = "sqlite://"
 
-// Validate says what is wrong with a DSN, without its password, and touches
+// Validate returns an error that names the fault of a DSN, without its password. It opens
 // nothing.
 func Validate(dsn string) error {
 	if path, ok := strings.CutPrefix(dsn, sqliteScheme); ok {
@@ -71,9 +72,8 @@ func Validate(dsn string) error {
 type DB = bun.DB
 
 // Open opens the database of a DSN, sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME,
-// and asks it for a sign of life within ctx. A missing SQLite file is made,
-// readable by its owner alone. Errors never hold the password. The caller closes
-// what it gets, which is safe for concurrent use.
+// and checks within ctx that it answers. It creates a missing SQLite file, readable by its
+// owner alone. Errors never contain the password. The caller closes the database.
 func Open(ctx context.Context, dsn string) (*bun.DB, error) {
 	if err := Validate(dsn); err != nil {
 		return nil, err
@@ -109,7 +109,7 @@ func Open(ctx context.Context, dsn string) (*bun.DB, error) {
 	return db, nil
 }
 
-// Name is a valid DSN as it may be shown: without user and password.
+// Name returns a valid DSN without user and password, fit for logs and pages.
 func Name(dsn string) string {
 	if u, err := url.Parse(dsn); err == nil && u.Host != "" && !strings.HasPrefix(dsn, sqliteScheme) {
 		return u.Scheme + "://" + u.Host + u.Path
@@ -117,8 +117,8 @@ func Name(dsn string) string {
 	return dsn
 }
 
-// createFile makes the file where it is missing. It must not open one that is
-// there: closing it would drop the locks that SQLite holds on it in this process.
+// createFile creates the file if it is missing. It must not open an existing one: closing
+// it would drop the locks that SQLite holds on it in this process.
 func createFile(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	switch {
@@ -132,8 +132,8 @@ func createFile(path string) error {
 	return f.Close()
 }
 
-// postgres reads the DSN of a PostgreSQL server. What the parsers say of a DSN may
-// quote pieces of the password, so their words are not passed on where they do.
+// postgres parses the DSN of a PostgreSQL server. Errors of the parsers may quote pieces
+// of the password, so their text is passed on only where the DSN has none.
 func postgres(dsn string) (*pgx.ConnConfig, error) {
 	if !strings.HasPrefix(dsn, "postgres://") && !strings.HasPrefix(dsn, "postgresql://") {
 		return nil, errors.New("must begin with sqlite:// or postgres://")
@@ -159,14 +159,14 @@ func postgres(dsn string) (*pgx.ConnConfig, error) {
 	return config, nil
 }
 
-// lockTries is how often, a second apart, a gateway asks for the lock of one that
-// is migrating.
+// lockTries is the number of times, a second apart, that a gateway asks for the lock while
+// another one migrates.
 const lockTries = 300
 
-// Migrate brings the tables of one set up to date; set is a short word such as
-// account, whose versions are kept in the table SET_migrations. files holds goose
-// migrations in SQL at its top, each of which runs in a transaction. Gateways that
-// start at once may all call it: each migration is applied once.
+// Migrate brings the tables of one set up to date. A set is a short word such as account,
+// and the table SET_migrations records its versions. files holds SQL migrations of goose
+// at its top, and each runs in a transaction. Gateways that start at once may all call
+// Migrate: each migration is applied once.
 func Migrate(ctx context.Context, db *bun.DB, set string, files fs.FS) error {
 	kind, table := goose.DialectSQLite3, set+"_migrations"
 	options := []goose.ProviderOption{goose.WithTableName(table), goose.WithDisableGlobalRegistry(true)}
@@ -196,11 +196,11 @@ func Migrate(ctx context.Context, db *bun.DB, set string, files fs.FS) error {
 	return nil
 }
 
-// migrateSQLite does without a lock over all, which SQLite does not have: of two
-// that run the same migration the second fails as a whole, since a version can
-// stand in the table only once, and then looks again at what is left to do.
+// migrateSQLite migrates without a lock across processes, which SQLite does not have. Of
+// two processes that run the same migration the second fails as a whole, since the table
+// holds a version only once. It then looks again at what is left to do.
 func migrateSQLite(ctx context.Context, db *bun.DB, p *goose.Provider, table string) error {
-	before, err := p.GetDBVersion(ctx) // makes the table
+	version, err := p.GetDBVersion(ctx) // creates the table
 	if err != nil {
 		return err
 	}
@@ -211,10 +211,10 @@ func migrateSQLite(ctx context.Context, db *bun.DB, p *goose.Provider, table str
 		if _, err = p.Up(ctx); err == nil {
 			return nil
 		}
-		now, versionErr := p.GetDBVersion(ctx)
-		if versionErr != nil || now <= before {
+		current, versionErr := p.GetDBVersion(ctx)
+		if versionErr != nil || current <= version {
 			return err
 		}
-		before = now
+		version = current
 	}
 }

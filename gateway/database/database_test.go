@@ -104,7 +104,7 @@ func TestSQLiteFile(t *testing.T) {
 // TestWriters adds to one row from many goroutines: each transaction reads before
 // it writes, which without the lock at its beginning would fail or lose.
 func TestWriters(t *testing.T) {
-	databasetest.Each(t, func(t *testing.T, dsn string) {
+	databasetest.Run(t, func(t *testing.T, dsn string) {
 		db := open(t, dsn)
 		if _, err := db.ExecContext(t.Context(), "CREATE TABLE n (n BIGINT); INSERT INTO n VALUES (0)"); err != nil {
 			t.Fatal(err)
@@ -154,7 +154,7 @@ func migrations(n int) fs.FS {
 
 // TestMigrateTogether starts several gateways on one empty database.
 func TestMigrateTogether(t *testing.T) {
-	databasetest.Each(t, func(t *testing.T, dsn string) {
+	databasetest.Run(t, func(t *testing.T, dsn string) {
 		const gateways, steps = 4, 5
 		var group sync.WaitGroup
 		for range gateways {

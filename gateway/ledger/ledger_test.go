@@ -20,7 +20,7 @@ import (
 // TestBoth runs on both databases what is true of both. Each part has a department
 // of its own, since the tables are shared.
 func TestBoth(t *testing.T) {
-	databasetest.Each(t, func(t *testing.T, dsn string) {
+	databasetest.Run(t, func(t *testing.T, dsn string) {
 		db := openDB(t, dsn)
 		for _, part := range []struct {
 			name string

@@ -21,23 +21,23 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib" // registers the driver
 )
 
-// patience bounds every wait for the server; it is for loaded machines.
+// patience bounds every wait for the server. It is long for the sake of loaded machines.
 const patience = time.Minute
 
-// Server is a PostgreSQL server of a test's own, on a port of the loopback
-// interface that it keeps when it is stopped and started again. It does without
-// fsync. One goroutine may use it.
+// Server is a PostgreSQL server that belongs to one test. It keeps its port on the
+// loopback interface when it is stopped and started again, and runs without fsync. One
+// goroutine may use it.
 type Server struct {
-	bin, dir  string
-	port      int
-	as        *syscall.Credential
-	cmd       *exec.Cmd
-	out       *bytes.Buffer
-	databases int
+	bin, dir   string              // directories of the programs and of the data
+	port       int                 // TCP port
+	credential *syscall.Credential // user that the server runs as; nil for the test's own
+	cmd        *exec.Cmd           // nil while the server is stopped
+	out        *bytes.Buffer       // log of the server since Start
+	databases  int                 // number created so far
 }
 
-// StartServer makes and starts a server, or skips the test where PostgreSQL is not
-// installed. The server does not outlive the test.
+// StartServer creates and starts a server, or skips the test where PostgreSQL is not
+// installed. The server ends with the test.
 func StartServer(t testing.TB) *Server {
 	t.Helper()
 	bin := programs()
@@ -55,9 +55,9 @@ func StartServer(t testing.TB) *Server {
 			t.Error(err)
 		}
 	})
-	if os.Geteuid() == 0 { // as whom it refuses to run
-		s.as = nobody(t)
-		if err := os.Chown(dir, int(s.as.Uid), int(s.as.Gid)); err != nil {
+	if os.Geteuid() == 0 { // PostgreSQL refuses to run as root
+		s.credential = nobody(t)
+		if err := os.Chown(dir, int(s.credential.Uid), int(s.credential.Gid)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -74,7 +74,7 @@ func StartServer(t testing.TB) *Server {
 	return s
 }
 
-// programs finds the folder of the server's programs.
+// programs returns the directory of the server's programs, or "" if there is none.
 func programs() string {
 	if path, err := exec.LookPath("initdb"); err == nil {
 		if path, err = filepath.EvalSymlinks(path); err == nil {
@@ -88,7 +88,7 @@ func programs() string {
 	return filepath.Dir(slices.Max(found))
 }
 
-// nobody is the user to run as in the place of root.
+// nobody returns the user that runs the server if the test runs as root.
 func nobody(t testing.TB) *syscall.Credential {
 	t.Helper()
 	for _, name := range []string{"postgres", "nobody"} {
@@ -113,7 +113,7 @@ func (s *Server) command(name string, args ...string) *exec.Cmd {
 	cmd.Dir = s.dir
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/bin:/bin"}
 	// A test binary that is killed takes its server with it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.as, Pdeathsig: syscall.SIGQUIT}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.credential, Pdeathsig: syscall.SIGQUIT}
 	return cmd
 }
 
@@ -121,7 +121,7 @@ func (s *Server) dsn(name string) string {
 	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/%s?sslmode=disable", s.port, name)
 }
 
-// Start starts the server after Stop, and returns when it answers.
+// Start starts the server, and returns when it answers.
 func (s *Server) Start(t testing.TB) {
 	t.Helper()
 	s.cmd = s.command("postgres", "-D", s.data(), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
@@ -132,7 +132,7 @@ func (s *Server) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	db := s.admin(t)
-	defer closed(t, db)
+	defer closeDB(t, db)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -156,7 +156,7 @@ func (s *Server) admin(t testing.TB) *sql.DB {
 	return db
 }
 
-func closed(t testing.TB, db *sql.DB) {
+func closeDB(t testing.TB, db *sql.DB) {
 	t.Helper()
 	if err := db.Close(); err != nil {
 		t.Error(err)
@@ -167,7 +167,7 @@ func closed(t testing.TB, db *sql.DB) {
 func (s *Server) Database(t testing.TB) (dsn string) {
 	t.Helper()
 	db := s.admin(t)
-	defer closed(t, db)
+	defer closeDB(t, db)
 	s.databases++
 	name := fmt.Sprintf("test%d", s.databases)
 	if _, err := db.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
@@ -176,19 +176,19 @@ func (s *Server) Database(t testing.TB) (dsn string) {
 	return s.dsn(name)
 }
 
-// Stop stops the server at once, as if it had crashed: connections are cut, and new
-// ones are refused until Start.
+// Stop kills the server at once, as a crash would: connections break, and new ones are
+// refused until Start.
 func (s *Server) Stop(t testing.TB) {
 	t.Helper()
 	s.halt(t, syscall.SIGQUIT)
 }
 
-func (s *Server) halt(t testing.TB, how syscall.Signal) {
+func (s *Server) halt(t testing.TB, sig syscall.Signal) {
 	if s.cmd == nil || s.cmd.Process == nil {
 		return
 	}
-	s.Resume(t) // what is paused does not hear
-	_ = s.cmd.Process.Signal(how)
+	s.Resume(t) // a paused server handles no signal
+	_ = s.cmd.Process.Signal(sig)
 	var status *exec.ExitError
 	if err := s.cmd.Wait(); err != nil && !errors.As(err, &status) {
 		t.Errorf("stopping PostgreSQL: %v", err)
@@ -196,7 +196,7 @@ func (s *Server) halt(t testing.TB, how syscall.Signal) {
 	s.cmd = nil
 }
 
-// Pause freezes the server: connections are taken by the system and stay silent.
+// Pause freezes the server: the system still accepts connections, and nothing answers.
 func (s *Server) Pause(t testing.TB) {
 	t.Helper()
 	s.signal(t, syscall.SIGSTOP)
@@ -208,12 +208,12 @@ func (s *Server) Resume(t testing.TB) {
 	s.signal(t, syscall.SIGCONT)
 }
 
-// signal reaches the server's main process first, so that no new ones are made,
-// and then those there are.
-func (s *Server) signal(t testing.TB, how syscall.Signal) {
+// signal sends a signal to the server's main process first, so that it starts no new ones,
+// and then to its children.
+func (s *Server) signal(t testing.TB, sig syscall.Signal) {
 	t.Helper()
 	main := s.cmd.Process.Pid
-	if err := syscall.Kill(main, how); err != nil {
+	if err := syscall.Kill(main, sig); err != nil {
 		t.Errorf("signal PostgreSQL: %v", err)
 	}
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
@@ -231,7 +231,7 @@ func (s *Server) signal(t testing.TB, how syscall.Signal) {
 			continue
 		}
 		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil {
-			_ = syscall.Kill(pid, how) // it may have ended
+			_ = syscall.Kill(pid, sig) // it may have ended
 		}
 	}
 }

@@ -4,7 +4,7 @@ package databasetest
 
 import "testing"
 
-// Server is a PostgreSQL server of a test's own; it is started on Linux only.
+// Server stands in for the server of a test, which starts on Linux only.
 type Server struct{}
 
 // StartServer skips the test.
