@@ -75,7 +75,7 @@ func maxLevel(h http.Header, caller *account.Identity) (degrade.Level, error) {
 		}
 		level, ok := degrade.ParseLevel(text)
 		if !ok {
-			return 0, refusal.New(refusal.InvalidRequest, "", "x-tidegate-max-level must be L0, L1, L2, L3 or L4, not "+quote(text))
+			return 0, refusal.New(refusal.InvalidRequest, "", "x-tidegate-max-level must be L0, L1, L2, L3 or L4, not "+refusal.Quote(text))
 		}
 		highest = min(highest, level)
 	}

@@ -45,7 +45,7 @@ func orNone(value string) string {
 	if value == "" {
 		return "missing"
 	}
-	return quote(value)
+	return refusal.Quote(value)
 }
 
 // isJSON reports whether a Content-Type is that of JSON. Only the media type counts,
@@ -73,13 +73,13 @@ func codingOf(h http.Header) (coding string, err error) {
 		switch name = strings.ToLower(strings.TrimSpace(name)); {
 		case name == "", name == "identity":
 		case coding != "":
-			return "", refusal.New(refusal.UnsupportedEncoding, "", "the body is compressed several times (Content-Encoding: "+quote(strings.Join(values, ", "))+"): compress it once, with gzip or deflate, or send it as it is")
+			return "", refusal.New(refusal.UnsupportedEncoding, "", "the body is compressed several times (Content-Encoding: "+refusal.Quote(strings.Join(values, ", "))+"): compress it once, with gzip or deflate, or send it as it is")
 		case name == "gzip", name == "x-gzip":
 			coding = "gzip"
 		case name == "deflate":
 			coding = "deflate"
 		default:
-			return "", refusal.New(refusal.UnsupportedEncoding, "", "the body is compressed in a way that this gateway does not read (Content-Encoding: "+quote(name)+"): compress it with gzip or deflate, or send it as it is")
+			return "", refusal.New(refusal.UnsupportedEncoding, "", "the body is compressed in a way that this gateway does not read (Content-Encoding: "+refusal.Quote(name)+"): compress it with gzip or deflate, or send it as it is")
 		}
 	}
 	return coding, nil

@@ -69,7 +69,7 @@ func (g *Gateway) preflight(w http.ResponseWriter, r *http.Request, c *CORS, all
 
 // refusePage returns why a page in a browser may not call, and what an operator can do.
 func (c *call) refusePage(cors *CORS) error {
-	origin := quote(c.r.Header.Get("Origin"))
+	origin := refusal.Quote(c.r.Header.Get("Origin"))
 	switch {
 	case strings.HasPrefix(c.r.URL.Path, administration):
 		return refusal.New(refusal.AccessDenied, "", "pages of other origins may not call the routes of administrators: call them from a program")

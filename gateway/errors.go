@@ -83,9 +83,9 @@ func explain(err error, f *facts) *refusal.Refusal {
 	case errors.As(err, &shed):
 		return f.overloaded(shed)
 	case errors.Is(err, limit.ErrStore):
-		return refusal.New(refusal.StoreUnavailable, "", "the limits cannot be checked at the moment; please try again").After(retryStore)
+		return refusal.New(refusal.StoreUnavailable, "", "the limits cannot be checked at the moment; please try again").After(refusal.RetryStore)
 	case errors.Is(err, account.ErrUnavailable):
-		return refusal.New(refusal.StoreUnavailable, "", "the gateway cannot look this up at the moment, since its store does not answer; please try again").After(retryStore)
+		return refusal.New(refusal.StoreUnavailable, "", "the gateway cannot look this up at the moment, since its store does not answer; please try again").After(refusal.RetryStore)
 	case errors.As(err, &wrong):
 		return explainFault(wrong)
 	case errors.Is(err, admission.ErrNoBackend):
@@ -128,7 +128,6 @@ func roundWait(d time.Duration) time.Duration {
 const (
 	retryNoBackend  = 2 * time.Second // the health probe's rhythm
 	retryOverloaded = time.Second
-	retryStore      = 2 * time.Second // it is tried every second
 )
 
 // explainFault maps a fault of the administration.

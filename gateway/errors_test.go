@@ -49,7 +49,7 @@ func TestShareRefusals(t *testing.T) {
 		said, unsaid string
 	}{
 		"rate":          {limit.Denied{Rule: "rate", Per: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, RetryAfter: 3 * time.Second, Share: 25}, 429, refusal.RateLimit, 3 * time.Second, false, "may give out 25 while the gateways cannot count together", "used up"},
-		"quota":         {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Second, Share: 250}, 503, refusal.StoreUnavailable, retryStore, false, "is not used up", "until 20"},
+		"quota":         {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Second, Share: 250}, 503, refusal.StoreUnavailable, refusal.RetryStore, false, "is not used up", "until 20"},
 		"quota used up": {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Hour}, 403, refusal.InsufficientQuota, 0, true, "is used up until 20", "together"},
 		"its own limit": {limit.Denied{Rule: "rate", Per: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, RetryAfter: 3 * time.Second}, 429, refusal.RateLimit, 3 * time.Second, false, "try again in 3s", "together"},
 	} {

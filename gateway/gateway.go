@@ -19,6 +19,7 @@ import (
 	"tidegate/admission"
 	"tidegate/degrade"
 	"tidegate/gateway/account"
+	"tidegate/gateway/admin"
 	"tidegate/gateway/alert"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/door"
@@ -51,6 +52,7 @@ type Gateway struct {
 	settings atomic.Pointer[settings]
 	draining atomic.Bool
 	doors    []*door.Door
+	admin    *admin.API
 	metrics  *metrics
 	buffers  sync.Pool      // *[]byte for pending events of streams
 	scans    openai.Buffers // read buffers of streams
@@ -70,7 +72,7 @@ type Gateway struct {
 
 // New returns a gateway; Reload may replace its configuration at any time.
 func New(p Parts, c Config, accounts *account.Directory) *Gateway {
-	g := &Gateway{Parts: p, doors: []*door.Door{door.Chat(), door.Completions()}, metrics: newMetrics(p.Registry, p.Fleet), began: time.Now()}
+	g := &Gateway{Parts: p, admin: &admin.API{Fleet: p.Fleet, Admission: p.Admission, Ledger: p.Ledger}, doors: []*door.Door{door.Chat(), door.Completions()}, metrics: newMetrics(p.Registry, p.Fleet), began: time.Now()}
 	g.beganWall = g.began.Round(0)
 	g.Reload(c, accounts)
 	p.Fleet.Notify(g.metrics.follow)

@@ -1,18 +1,15 @@
 package gateway
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,7 +22,6 @@ import (
 	"tidegate/gateway/backend"
 	"tidegate/gateway/ledger"
 	"tidegate/gateway/qwen"
-	"tidegate/gateway/refusal"
 	"tidegate/nvml"
 )
 
@@ -187,43 +183,6 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// TestAdminDeadline lets the store hang under an administrator's request: it ends
-// by itself, and a caller who leaves before is not told anything.
-func TestAdminDeadline(t *testing.T) {
-	const key = "an-administrators-key"
-	for _, c := range []struct {
-		name           string
-		patience, took time.Duration
-		status         int
-	}{
-		{"patient", time.Hour, adminTimeout, http.StatusServiceUnavailable},
-		{"leaves", time.Second, time.Second, clientClosed},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			g, _ := bare(t, nil)
-			g.Reload(Default(), account.New(account.Config{AdminKey: key}, nil))
-			synctest.Test(t, func(t *testing.T) {
-				ctx, leave := context.WithCancel(t.Context())
-				defer leave()
-				defer time.AfterFunc(c.patience, leave).Stop()
-				r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/admin/v1/keys", nil)
-				r.Header.Set("Authorization", "Bearer "+key)
-				w := httptest.NewRecorder()
-				asked := g.newCall(w, r, "/admin/v1/keys")
-				began := time.Now()
-				err := admin(func(c *call) error {
-					<-c.r.Context().Done()
-					return fmt.Errorf("read the accounts: %w", c.r.Context().Err())
-				})(asked)
-				g.fail(asked, err)
-				if took := time.Since(began); took != c.took || asked.outcome.status != c.status || strings.Contains(w.Body.String(), string(refusal.StoreUnavailable)) != (c.status == http.StatusServiceUnavailable) {
-					t.Errorf("%v after %v: %d %s", err, took, asked.outcome.status, w.Body)
-				}
-			})
-		})
-	}
-}
-
 func TestUsageQuery(t *testing.T) {
 	g, _ := bare(t, nil)
 	server := httptest.NewServer(g.Handler())
@@ -236,37 +195,6 @@ func TestUsageQuery(t *testing.T) {
 		resp.Body.Close()
 		if resp.StatusCode != http.StatusBadRequest {
 			t.Errorf("%q: status %d", query, resp.StatusCode)
-		}
-	}
-}
-
-// TestUsageDays: the days of a report are whole ones of its zone, also where a change of
-// the clock takes their midnight away (Santiago, Beirut) or brings it twice (Havana).
-func TestUsageDays(t *testing.T) {
-	now := time.Date(2024, 9, 8, 12, 0, 0, 0, time.UTC)
-	for _, c := range []struct{ zone, query, begin, end string }{
-		{"America/Santiago", "from=2024-09-08&to=2024-09-08", "2024-09-08T01:00:00-03:00", "2024-09-09T00:00:00-03:00"},
-		{"America/Santiago", "from=2024-09-07&to=2024-09-07", "2024-09-07T00:00:00-04:00", "2024-09-08T01:00:00-03:00"},
-		{"America/Santiago", "from=2024-09-08T12:00:00Z", "2024-09-08T01:00:00-03:00", "2024-09-09T00:00:00-03:00"},
-		{"America/Santiago", "", "2024-08-10T00:00:00-04:00", "2024-09-09T00:00:00-03:00"},
-		{"Asia/Beirut", "from=2024-03-31&to=2024-03-31", "2024-03-31T01:00:00+03:00", "2024-04-01T00:00:00+03:00"},
-		{"America/Havana", "from=2024-11-03&to=2024-11-03", "2024-11-03T00:00:00-04:00", "2024-11-04T00:00:00-05:00"},
-	} {
-		zone, err := time.LoadLocation(c.zone)
-		if err != nil {
-			t.Fatal(err)
-		}
-		q, err := url.ParseQuery(c.query)
-		if err != nil {
-			t.Fatal(err)
-		}
-		begin, end, err := days(q, zone, now)
-		if err != nil || begin.Format(time.RFC3339) != c.begin || end.Format(time.RFC3339) != c.end {
-			t.Errorf("%s, %s: from %v to %v, %v; want %s to %s", c.zone, c.query, begin, end, err, c.begin, c.end)
-		}
-		asked := ledger.Query{From: begin, To: end, Zone: zone}
-		if first, last := asked.Days(); q.Has("to") && (first != q.Get("from") || last != q.Get("to")) {
-			t.Errorf("%s, %s: said to be from %s to %s", c.zone, c.query, first, last)
 		}
 	}
 }

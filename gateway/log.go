@@ -39,7 +39,7 @@ func (g *Gateway) log(c *call, took time.Duration, err error) {
 		attrs = append(attrs, slog.Int("unlogged", skipped))
 	}
 	if c.route == routeOther {
-		attrs = append(attrs, slog.String("method", clipPath(c.r.Method)), slog.String("path", loggablePath(c.r.URL.Path)))
+		attrs = append(attrs, slog.String("method", refusal.Clip(c.r.Method)), slog.String("path", loggablePath(c.r.URL.Path)))
 	}
 	if c.caller.User != "" {
 		attrs = append(attrs, slog.String("user", c.caller.User), slog.String("key", c.caller.Key))
@@ -158,7 +158,7 @@ func unquoted(message string) string {
 	default:
 		message = message[:begin] + "…" + message[end+1:]
 	}
-	return clipPath(message)
+	return refusal.Clip(message)
 }
 
 // Bounds of what a caller names, in bytes.
@@ -198,7 +198,7 @@ func loggableParam(param string) string {
 // loggablePath returns a path with each of its parts as the caller wrote it, or … where a
 // part looks like no word of a route: it may be a key, or a text.
 func loggablePath(path string) string {
-	parts := strings.Split(clipPath(path), "/")
+	parts := strings.Split(refusal.Clip(path), "/")
 	for i, part := range parts {
 		if len(part) > maxLoggedRun || !nameLike(part, "_.:-") || secretLike(part) {
 			parts[i] = "…"

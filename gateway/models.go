@@ -18,10 +18,10 @@ func (g *Gateway) pickModel(c *call, name string) (*backend.Model, error) {
 	c.request.Wish.Model = name // for the log
 	m, ok := g.Fleet.Model(name)
 	if !ok {
-		return nil, g.unknownModel(c, name)
+		return nil, refusal.UnknownModel(name, g.usable(c))
 	}
 	if !c.mayUse(m) {
-		return nil, refusal.New(refusal.ModelNotAllowed, "model", "this key may not use the model "+quote(name)+": "+g.suggest(c, name))
+		return nil, refusal.New(refusal.ModelNotAllowed, "model", "this key may not use the model "+refusal.Quote(name)+": "+refusal.SuggestModel(name, g.usable(c)))
 	}
 	return m, nil
 }
@@ -41,48 +41,26 @@ func (g *Gateway) askedModel(c *call) (*backend.Model, error) {
 		}
 	}
 	if usable != 1 {
-		return nil, refusal.New(refusal.InvalidRequest, "model", "model is missing: "+g.suggest(c, ""))
+		return nil, refusal.New(refusal.InvalidRequest, "model", "model is missing: "+refusal.SuggestModel("", g.usable(c)))
 	}
 	c.request.Wish.Model = single.Name
 	return single, nil
 }
 
-func (g *Gateway) unknownModel(c *call, name string) error {
-	return refusal.New(refusal.ModelNotFound, "model", "there is no model "+quote(name)+" here: "+g.suggest(c, name))
-}
-
-// suggest returns which models a caller may have meant by a name, of those that its key may
-// use.
-func (g *Gateway) suggest(c *call, name string) string {
-	const list = "GET /v1/models lists those that this key may use"
+// usable returns the names of the models, aliases included, that the caller's key may use.
+func (g *Gateway) usable(c *call) []string {
 	var names []string
 	for _, m := range g.Fleet.Models() {
 		if c.mayUse(m) {
 			names = append(append(names, m.Name), m.Aliases...)
 		}
 	}
-	switch likely, complete := suggestions(name, names); {
-	case len(likely) == 0 && complete:
-		return "this key may use no model that there is"
-	case len(likely) == 0:
-		return list
-	case complete:
-		return "this key may use " + quoteAll(likely, "and")
-	default:
-		return "did you mean " + quoteAll(likely, "or") + "? " + list
-	}
+	return names
 }
 
 // mayUse reports whether a caller's key may use a model; an allow-list may name an alias.
 func mayUse(caller *account.Identity, m *backend.Model) bool {
 	return caller.MayUse(m.Name) || slices.ContainsFunc(m.Aliases, caller.MayUse)
-}
-
-func quote(name string) string {
-	if len(name) > maxPath {
-		name = strings.ToValidUTF8(name[:maxPath], "") + "…"
-	}
-	return "`" + name + "`"
 }
 
 // modelCard is a model as GET /v1/models shows it: OpenAI's fields, and vLLM's.
@@ -141,7 +119,7 @@ func (g *Gateway) model(c *call) error {
 			return c.writer.sendJSON(card)
 		}
 	}
-	return g.unknownModel(c, id)
+	return refusal.UnknownModel(id, g.usable(c))
 }
 
 // tokenize answers vLLM's route of this name itself: how many tokens a prompt or

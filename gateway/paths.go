@@ -83,7 +83,7 @@ func wordsOf(path string) []string {
 // refuse returns the refusal of an unknown path, which names what there is instead.
 func (p *paths) refuse(method, path string) error {
 	advice := "the API begins with /v1, as in POST /v1/chat/completions; the documentation lists all routes"
-	if len(path) <= maxPath {
+	if len(path) <= refusal.MaxQuoted {
 		words := wordsOf(path)
 		if r, ok := p.meant(method, words); ok {
 			advice = "did you mean " + r.shown + "? The base URL of a client ends in /v1, once"
@@ -96,11 +96,7 @@ func (p *paths) refuse(method, path string) error {
 			advice = "did you mean " + r.shown + "?"
 		}
 	}
-	return nothingAt(method, path, advice)
-}
-
-func nothingAt(method, path, advice string) error {
-	return refusal.New(refusal.UnknownURL, "", "there is nothing at "+clipPath(method)+" "+clipPath(path)+": "+advice)
+	return refusal.NothingAt(method, path, advice)
 }
 
 // meant finds the route whose path is the end of the one that was asked for: what stands
@@ -148,14 +144,14 @@ func (p *paths) missing(words []string) (advice string, ok bool) {
 
 // similar finds the route that is written almost like the path that was asked for.
 func (p *paths) similar(method string, words []string) (found route, ok bool) {
-	asked, shortest := strings.Join(words, "/"), maxCompared
+	asked, shortest := strings.Join(words, "/"), refusal.MaxCompared
 	for _, r := range p.routes {
 		known := strings.Join(r.words, "/")
-		if strings.ContainsAny(known, ":*") || !isNear(max(len(known)-len(asked), len(asked)-len(known)), len(asked)) {
+		if strings.ContainsAny(known, ":*") || !refusal.IsNear(max(len(known)-len(asked), len(asked)-len(known)), len(asked)) {
 			continue // a difference in length is a distance already, and costs nothing
 		}
-		d := distance(asked, known)
-		if isNear(d, len(asked)) && (d < shortest || d == shortest && r.method == method) {
+		d := refusal.Distance(asked, known)
+		if refusal.IsNear(d, len(asked)) && (d < shortest || d == shortest && r.method == method) {
 			found, shortest, ok = r, d, true
 		}
 	}

@@ -21,7 +21,7 @@ func (f *facts) rejected(d *limit.Denied) *refusal.Refusal {
 		r = refusal.New(refusal.TooLargeForLimit, "", fmt.Sprintf("%s, and this request alone counts as %d: shorten the prompt or lower max_tokens", rule, d.Cost))
 	case d.Quota && d.Share > 0:
 		r = refusal.New(refusal.StoreUnavailable, "", fmt.Sprintf("%s is not used up, but this gateway has given out its part of what is left, and the gateways cannot count together at the moment: %s; try again in %s",
-			rule, storeAway, max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).After(max(d.RetryAfter, retryStore))
+			rule, storeAway, max(d.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).After(max(d.RetryAfter, refusal.RetryStore))
 	case d.Quota:
 		r = refusal.New(refusal.InsufficientQuota, "", quotaText(rule, d, f.now))
 	default:

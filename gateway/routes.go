@@ -7,7 +7,6 @@ import (
 
 	"github.com/gin-gonic/gin"
 
-	"tidegate/gateway/account"
 	"tidegate/gateway/refusal"
 )
 
@@ -44,10 +43,12 @@ func (g *Gateway) Handler() http.Handler {
 	handle(http.MethodGet, "/v1/models", g.aux(g.models))
 	handle(http.MethodGet, "/v1/models/*id", g.aux(g.model))
 	handle(http.MethodPost, "/tokenize", g.aux(g.tokenize))
-	handle(http.MethodGet, "/v1/usage", g.aux(g.ownUsage))
+	handle(http.MethodGet, "/v1/usage", g.aux(g.adminAnswer(g.admin.OwnUsage)))
 	handle(http.MethodGet, "/quota/status", g.aux(g.quotaStatus))
 	handle(http.MethodGet, "/v1/quota/status", g.aux(g.quotaStatus)) // where those look who have a base URL alone
-	g.adminRoutes(handle)
+	for _, r := range g.admin.Routes() {
+		handle(r.Method, r.Pattern, g.administration(r.Handle))
+	}
 	for path, probe := range map[string]http.HandlerFunc{"/health": g.health, "/healthz": g.healthz, "/readyz": g.readyz} {
 		e.GET(path, gin.WrapF(probe))
 		e.HEAD(path, gin.WrapF(probe))
@@ -63,7 +64,7 @@ func (g *Gateway) Handler() http.Handler {
 	})
 	e.NoMethod(func(c *gin.Context) {
 		g.answer(c.Writer, c.Request, routeOther, func(c *call) error {
-			return refusal.New(refusal.MethodNotAllowed, "", clipPath(c.r.URL.Path)+" does not take "+clipPath(c.r.Method)+"; allowed: "+c.writer.w.Header().Get("Allow"))
+			return refusal.New(refusal.MethodNotAllowed, "", refusal.Clip(c.r.URL.Path)+" does not take "+refusal.Clip(c.r.Method)+"; allowed: "+c.writer.w.Header().Get("Allow"))
 		})
 	})
 	return withDeadlines(g.cors(withoutSlash(e)), g.writeTimeout)
@@ -78,50 +79,4 @@ func withoutSlash(h http.Handler) http.Handler {
 		}
 		h.ServeHTTP(w, r)
 	})
-}
-
-// adminRoutes registers the routes that an administrator's key opens.
-func (g *Gateway) adminRoutes(handle func(method, pattern string, h handler)) {
-	for _, r := range []struct {
-		method, path string
-		h            handler
-	}{
-		{http.MethodGet, "keys", g.listKeys},
-		{http.MethodPost, "keys", g.createKey},
-		{http.MethodPost, "keys/revoke", g.revokeSecret},
-		{http.MethodGet, "keys/:key", g.showKey},
-		{http.MethodPatch, "keys/:key", g.changeKey},
-		{http.MethodPost, "keys/:key/rotate", g.rotateKey},
-		{http.MethodPost, "keys/:key/revoke", g.revokeKey},
-		{http.MethodGet, "overrides", g.listOverrides},
-		{http.MethodPut, "overrides", g.setOverride},
-		{http.MethodDelete, "overrides/:of/:name/:rule", g.deleteOverride},
-		{http.MethodGet, "pins", g.listPins},
-		{http.MethodGet, "models/*model", g.showPin},
-		{http.MethodPut, "models/*model", g.setPin},
-		{http.MethodDelete, "models/*model", g.liftPin},
-		{http.MethodGet, "audit", g.listAudit},
-		{http.MethodGet, "usage", g.allUsage},
-	} {
-		handle(r.method, "/admin/v1/"+r.path, admin(r.h))
-	}
-	for _, k := range account.Kinds() {
-		path := "/admin/v1/" + string(k) + "s"
-		handle(http.MethodGet, path, admin(g.listOwners(k)))
-		handle(http.MethodPost, path, admin(g.createOwner(k)))
-		handle(http.MethodGet, path+"/:name", admin(g.showOwner(k)))
-		handle(http.MethodPatch, path+"/:name", admin(g.changeOwner(k)))
-		handle(http.MethodDelete, path+"/:name", admin(g.deleteOwner(k)))
-	}
-	handle(http.MethodPost, "/admin/v1/users/:name/revoke", admin(g.revokeUser))
-}
-
-// maxPath bounds what is quoted of a path or a method, in bytes.
-const maxPath = 200
-
-func clipPath(p string) string {
-	if len(p) > maxPath {
-		return p[:maxPath] + "…"
-	}
-	return p
 }

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"tidegate/gateway/refusal"
 )
 
 // explainYAML says what of a file cannot be read, in the words of its author, one text
@@ -258,29 +260,9 @@ func yamlKey(f reflect.StructField) string {
 func nearest(written string, keys []string) string {
 	best, bound := "", min(3, len(written))
 	for _, k := range keys {
-		if d := distance(written, k); d < bound {
+		if d := refusal.Distance(written, k); d < bound {
 			best, bound = k, d
 		}
 	}
 	return best
-}
-
-// distance is Levenshtein's: insertions, deletions and substitutions.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
 }

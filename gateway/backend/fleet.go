@@ -298,6 +298,15 @@ func (f *Fleet) Model(name string) (*Model, bool) {
 // Models are all models, in the order of the configuration.
 func (f *Fleet) Models() []*Model { return f.now.Load().list }
 
+// Names returns the names of all models, aliases included.
+func (f *Fleet) Names() []string {
+	var names []string
+	for _, m := range f.Models() {
+		names = append(append(names, m.Name), m.Aliases...)
+	}
+	return names
+}
+
 // Notify has f told of the models, now and whenever they change, before Apply returns.
 func (f *Fleet) Notify(told func([]*Model)) {
 	f.apply.Lock()

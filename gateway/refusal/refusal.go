@@ -108,3 +108,7 @@ func (r *Refusal) AtLeast(wait time.Duration) {
 	r.RetryAfter = max(r.RetryAfter, wait)
 	r.NoRetry = r.NoRetry || wait > MaxAutomaticRetry
 }
+
+// RetryStore is the wait after which a store that did not answer may be asked again: it
+// is probed every second.
+const RetryStore = 2 * time.Second

@@ -1,4 +1,4 @@
-package gateway
+package admin
 
 import (
 	"bytes"
@@ -18,19 +18,19 @@ import (
 // reportTimeout bounds the time of a report, above all where the database hangs.
 const reportTimeout = 10 * time.Second
 
-// ownUsage reports what the caller has used: GET /v1/usage?from&to&zone&group_by.
-func (g *Gateway) ownUsage(c *call) error {
-	groupBy, err := groups(c.r.URL.Query(), ledger.ByDay, ledger.ByMonth, ledger.ByDay, ledger.ByHour, ledger.ByModel, ledger.ByKey)
+// OwnUsage reports what the caller has used: GET /v1/usage?from&to&zone&group_by.
+func (a *API) OwnUsage(r *Request) (any, error) {
+	groupBy, err := groups(r.URL.Query(), ledger.ByDay, ledger.ByMonth, ledger.ByDay, ledger.ByHour, ledger.ByModel, ledger.ByKey)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r, err := g.report(c, ledger.Query{Filter: ledger.Filter{User: c.caller.User}, By: groupBy})
+	report, err := a.report(r, ledger.Query{Filter: ledger.Filter{User: r.Caller.User}, By: groupBy})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	answer := r.Answer(r.rows)
-	answer["user"] = c.caller.User
-	return c.writer.sendJSON(answer)
+	answer := report.Answer(report.rows)
+	answer["user"] = r.Caller.User
+	return answer, nil
 }
 
 // groups reads by what a report is broken down: some of those that are allowed.
@@ -53,40 +53,35 @@ func groups(q url.Values, fallback ledger.Group, allowed ...ledger.Group) (group
 
 // allUsage reports what anybody has used, to administrators: GET
 // /admin/v1/usage?from&to&zone&group_by&format and a filter for each group of names.
-func (g *Gateway) allUsage(c *call) error {
-	q := c.r.URL.Query()
+func (a *API) allUsage(r *Request) (any, error) {
+	q := r.URL.Query()
 	groupBy, err := groups(q, ledger.ByUser, ledger.Groups()...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	query := ledger.Query{By: groupBy, Filter: ledger.Filter{
 		Department: q.Get("department"), Project: q.Get("project"), User: q.Get("user"), Key: q.Get("key"), Model: q.Get("model"),
 	}}
 	format := cmp.Or(q.Get("format"), "json")
 	if format != "json" && format != "csv" {
-		return refusal.New(refusal.InvalidRequest, "format", "format must be json or csv")
+		return nil, refusal.New(refusal.InvalidRequest, "format", "format must be json or csv")
 	}
-	r, err := g.report(c, query)
+	report, err := a.report(r, query)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if format == "json" {
-		return c.writer.sendJSON(r.Answer(r.rows))
+		return report.Answer(report.rows), nil
 	}
 	var text bytes.Buffer
-	if err := ledger.WriteCSV(&text, query.By, r.Prices.Currency, r.rows); err != nil {
-		return err
+	if err := ledger.WriteCSV(&text, query.By, r.Prices.Currency, report.rows); err != nil {
+		return nil, err
 	}
-	first, last := r.Days()
-	h := c.writer.w.Header()
-	h.Set("Content-Type", "text/csv; charset=utf-8")
-	h.Set("Content-Disposition", fmt.Sprintf(`attachment; filename="usage-%s-%s.csv"`, first, last))
-	c.writer.sendHead()
-	_, _ = c.writer.w.Write(text.Bytes()) // a caller that is gone will not miss it
-	return nil
+	first, last := report.Days()
+	return File{ContentType: "text/csv; charset=utf-8", Name: fmt.Sprintf("usage-%s-%s.csv", first, last), Body: text.Bytes()}, nil
 }
 
-// report is the rows of some days.
+// report holds the rows of some days.
 type report struct {
 	ledger.Query
 	rows []ledger.Row
@@ -95,20 +90,20 @@ type report struct {
 // report asks the ledger about the days from and to of the URL. Days are those of its
 // zone, or of the configuration's, and both ends are included; the default is the last
 // 30 days.
-func (g *Gateway) report(c *call, query ledger.Query) (_ *report, err error) {
-	q := c.r.URL.Query()
-	if query.Zone, err = limit.LoadZone(cmp.Or(q.Get("zone"), c.settings.Zone)); err != nil {
+func (a *API) report(r *Request, query ledger.Query) (_ *report, err error) {
+	q := r.URL.Query()
+	if query.Zone, err = limit.LoadZone(cmp.Or(q.Get("zone"), r.Zone)); err != nil {
 		return nil, refusal.New(refusal.InvalidRequest, "zone", err.Error())
 	}
 	if query.From, query.To, err = days(q, query.Zone, time.Now()); err != nil {
 		return nil, err
 	}
-	query.Prices = c.settings.Prices
-	ctx, cancel := context.WithTimeout(c.r.Context(), reportTimeout)
+	query.Prices = r.Prices
+	ctx, cancel := context.WithTimeout(r.Context(), reportTimeout)
 	defer cancel()
-	rows, err := g.Ledger.Report(ctx, query)
+	rows, err := a.Ledger.Report(ctx, query)
 	if err != nil {
-		return nil, fmt.Errorf("%w (%w)", refusal.New(refusal.StoreUnavailable, "", "the database of usage does not answer; please try again").After(retryStore), err)
+		return nil, fmt.Errorf("%w (%w)", refusal.New(refusal.StoreUnavailable, "", "the database of usage does not answer; please try again").After(refusal.RetryStore), err)
 	}
 	return &report{query, rows}, nil
 }

@@ -1,4 +1,4 @@
-package gateway
+package admin
 
 import (
 	"bytes"
@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"reflect"
 	"slices"
 	"strings"
@@ -15,13 +16,13 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// strict reads the body into v, which knows all that may stand in it. A body may
-// be left out where nothing in it is required.
-func (c *call) strict(v any, required bool) error {
-	if c.r.ContentLength == 0 && !required {
+// decode reads the body into v, which has a field for every member that it may have. The
+// body may be left out unless it is required.
+func (r *Request) decode(v any, required bool) error {
+	if r.ContentLength == 0 && !required {
 		return nil
 	}
-	raw, err := c.readBody()
+	raw, err := r.ReadBody()
 	if err != nil {
 		return err
 	}
@@ -122,7 +123,7 @@ func checkObject(d *json.Decoder, target reflect.Type, path string, depth int) e
 			}
 		}
 		if slices.Contains(seen, name) {
-			return refusal.New(refusal.InvalidRequest, full, "the field "+quote(full)+" stands twice: send it once")
+			return refusal.New(refusal.InvalidRequest, full, "the field "+refusal.Quote(full)+" stands twice: send it once")
 		}
 		seen = append(seen, name)
 		if len(seen) > maxMembers {
@@ -160,10 +161,10 @@ func unknownMember(target reflect.Type, name, full string) error {
 	for i := range target.NumField() {
 		tag, _, _ := strings.Cut(target.Field(i).Tag.Get("json"), ",")
 		if tag != "-" && strings.EqualFold(tag, name) {
-			return refusal.New(refusal.InvalidRequest, name, fmt.Sprintf("unknown field %s: write it %s", quote(full), tag))
+			return refusal.New(refusal.InvalidRequest, name, fmt.Sprintf("unknown field %s: write it %s", refusal.Quote(full), tag))
 		}
 	}
-	return refusal.New(refusal.InvalidRequest, name, "unknown field "+quote(full))
+	return refusal.New(refusal.InvalidRequest, name, "unknown field "+refusal.Quote(full))
 }
 
 // jsonKind names what was expected as a writer of JSON would.
@@ -183,13 +184,13 @@ func jsonKind(e *json.UnmarshalTypeError) string {
 
 // checkTexts refuses a path or a query that holds NUL or is no UTF-8: no name has
 // either, and a database takes neither.
-func (c *call) checkTexts() error {
-	if !readable(c.r.URL.Path) {
+func checkTexts(u *url.URL) error {
+	if !readable(u.Path) {
 		return refusal.New(refusal.InvalidRequest, "", "the path holds the character NUL or bytes that are no UTF-8, which no name has")
 	}
-	for name, values := range c.r.URL.Query() {
+	for name, values := range u.Query() {
 		if !readable(name) || !readable(strings.Join(values, "")) {
-			return refusal.New(refusal.InvalidRequest, strings.ToValidUTF8(name, ""), "the query "+quote(name)+" holds the character NUL or bytes that are no UTF-8, which no name has")
+			return refusal.New(refusal.InvalidRequest, strings.ToValidUTF8(name, ""), "the query "+refusal.Quote(name)+" holds the character NUL or bytes that are no UTF-8, which no name has")
 		}
 	}
 	return nil

@@ -1,4 +1,4 @@
-package gateway
+package refusal
 
 import (
 	"cmp"
@@ -6,15 +6,15 @@ import (
 	"strings"
 )
 
-// maxCompared bounds how much of two names is compared, in bytes: the time of a
+// MaxCompared bounds how much of two names is compared, in bytes: the time of a
 // comparison grows with the product.
-const maxCompared = 64
+const MaxCompared = 64
 
-// distance returns how many letters must be put in, taken out or replaced to make one
-// name of the other, which is Levenshtein's distance of their first maxCompared bytes.
-func distance(a, b string) int {
-	a, b = a[:min(len(a), maxCompared)], b[:min(len(b), maxCompared)]
-	var row [maxCompared + 1]int
+// Distance returns how many letters must be put in, taken out or replaced to make one
+// name of the other, which is Levenshtein's distance of their first MaxCompared bytes.
+func Distance(a, b string) int {
+	a, b = a[:min(len(a), MaxCompared)], b[:min(len(b), MaxCompared)]
+	var row [MaxCompared + 1]int
 	for j := range len(b) + 1 {
 		row[j] = j
 	}
@@ -33,8 +33,8 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// isNear reports whether a distance between names of such a length is a slip of the pen.
-func isNear(distance, length int) bool { return distance <= max(1, min(3, length/4)) }
+// IsNear reports whether a distance between names of such a length is a slip of the pen.
+func IsNear(distance, length int) bool { return distance <= max(1, min(3, length/4)) }
 
 // maxSuggested bounds how many names a refusal suggests.
 const maxSuggested = 3
@@ -51,8 +51,8 @@ func suggestions(name string, names []string) (likely []string, complete bool) {
 	complete = len(names) <= maxSuggested
 	for _, n := range names {
 		known := bareName(n)
-		score := distance(asked, known)
-		near := isNear(score, len(asked))
+		score := Distance(asked, known)
+		near := IsNear(score, len(asked))
 		if !near && len(asked) > 2 && (strings.Contains(known, asked) || strings.Contains(asked, known)) {
 			near, score = true, min(score, maxSuggested) // a part of it, such as the family
 		}
@@ -60,7 +60,7 @@ func suggestions(name string, names []string) (likely []string, complete bool) {
 		case near:
 			candidates = append(candidates, candidate{n, score})
 		case complete:
-			candidates = append(candidates, candidate{n, maxCompared})
+			candidates = append(candidates, candidate{n, MaxCompared})
 		}
 	}
 	slices.SortStableFunc(candidates, func(a, b candidate) int { return cmp.Compare(a.score, b.score) })
@@ -75,20 +75,5 @@ func bareName(name string) string {
 	if i := strings.LastIndexByte(name, '/'); i >= 0 && i < len(name)-1 {
 		name = name[i+1:]
 	}
-	return strings.ToLower(name[:min(len(name), maxCompared)])
-}
-
-// quoteAll quotes names, with commas and a word between.
-func quoteAll(names []string, word string) string {
-	var b strings.Builder
-	for i, n := range names {
-		switch {
-		case i > 0 && i == len(names)-1:
-			b.WriteString(" " + word + " ")
-		case i > 0:
-			b.WriteString(", ")
-		}
-		b.WriteString(quote(n))
-	}
-	return b.String()
+	return strings.ToLower(name[:min(len(name), MaxCompared)])
 }
