@@ -18,20 +18,22 @@ import (
 func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/tidegate": {
-			"admission", "admission/limit", "admission/limit/redislimit", "admission/limit/redislimit/redistest", "degrade", "gateway", "gateway/account", "gateway/alert", "gateway/alert/channel", "gateway/backend", "gateway/database", "gateway/database/databasetest",
-			"gateway/gatewaytest", "gateway/gatewaytest/stack", "gateway/ledger", "gateway/qwen", "gateway/refusal", "nvml", "nvml/nvmltest",
+			"admission", "admission/limit", "admission/limit/redislimit", "admission/limit/redislimit/redistest", "degrade", "gateway", "gateway/account", "gateway/activity", "gateway/alert", "gateway/alert/channel", "gateway/backend", "gateway/database", "gateway/database/databasetest",
+			"gateway/gatewaytest", "gateway/gatewaytest/stack", "gateway/ledger", "gateway/ops", "gateway/qwen", "gateway/refusal", "nvml", "nvml/nvmltest",
 		},
 		"cmd/tidegate-vllm-sim":  {"gateway/gatewaytest"},
 		"cmd/tidegate-gpu-agent": {"nvml", "nvml/device", "nvml/device/devicetest", "nvml/nvmltest"},
 		"gateway": {
-			"admission", "admission/limit", "degrade", "gateway/account", "gateway/admin", "gateway/alert", "gateway/backend", "gateway/door", "gateway/ledger", "gateway/openai", "gateway/qwen", "gateway/refusal", "nvml",
+			"admission", "admission/limit", "degrade", "gateway/account", "gateway/activity", "gateway/admin", "gateway/alert", "gateway/backend", "gateway/door", "gateway/ledger", "gateway/openai", "gateway/ops", "gateway/qwen", "gateway/refusal", "nvml",
 		},
 		"gateway_test": {
-			"admission/limit/redislimit/redistest", "gateway", "gateway/account", "gateway/database", "gateway/database/databasetest",
+			"admission/limit/redislimit/redistest", "gateway", "gateway/account", "gateway/database", "gateway/database/databasetest", "gateway/ops",
 		},
 		"deploy/grafana/generate":               {},
 		"docs":                                  {"admission/limit/redislimit/redistest"},
 		"gateway/account":                       {"gateway/database", "gateway/database/databasetest"},
+		"gateway/activity":                      {"gateway/account", "gateway/backend"},
+		"gateway/ops":                           {"admission", "degrade", "gateway/account", "gateway/activity", "gateway/alert", "gateway/backend", "nvml"},
 		"gateway/admin":                         {"admission", "admission/limit", "gateway/account", "gateway/backend", "gateway/ledger", "gateway/openai", "gateway/refusal"},
 		"gateway/alert/channel":                 {},
 		"gateway/alert":                         {"admission/limit", "gateway/alert/channel", "gateway/database", "gateway/database/databasetest"},

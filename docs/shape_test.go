@@ -111,10 +111,10 @@ func (g fileGraph) upward(order []string) (up []string) {
 func pathOrder() []string {
 	return []string{
 		"routes.go", "serve.go", "cors.go", "parse.go", "admit.go", "forward.go", "deliver.go", "sender.go", "settle.go", "fail.go", "finish.go", "log.go",
-		"admin.go", "owners.go", "pins.go", "usage.go", "quota.go", "models.go", "strict.go", "body.go", "caller.go",
-		"ops.go", "health.go", "host.go", "scrape.go", "warnings.go", "status.go", "clock.go",
-		"gateway.go", "metrics.go", "fleetmetrics.go", "rejected.go", "errors.go", "call.go",
-		"settlement.go", "plan.go", "prompt.go", "request.go", "answer.go", "trace.go", "outcome.go", "activity.go", "config.go", "budget.go", "size.go",
+		"admin.go", "quota.go", "models.go", "body.go", "caller.go",
+		"health.go",
+		"gateway.go", "metrics.go", "rejected.go", "errors.go", "call.go",
+		"settlement.go", "plan.go", "prompt.go", "request.go", "answer.go", "trace.go", "outcome.go", "config.go", "budget.go", "size.go",
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 // admit asks admission for a permit, and waits for a place where the backends are full. The
 // permit's only handle is the call.
 func (g *Gateway) admit(c *call) (err error) {
-	c.use.begin(g.activities.find(&c.caller, c.asked(), c.writer.now()), c.writer.now())
+	c.use.Begin(g.activity.Find(&c.caller, c.asked(), c.writer.now()), c.writer.now())
 	start := time.Now()
 	c.subjects = c.limitSubjects()
 	c.demand = g.demand(c)
@@ -25,7 +25,7 @@ func (g *Gateway) admit(c *call) (err error) {
 		return err
 	}
 	c.permit = permit
-	c.use.run(c.writer.now(), c.request.prompt)
+	c.use.Run(c.writer.now(), c.request.prompt)
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"tidegate/admission"
 	"tidegate/admission/limit"
 	"tidegate/gateway/account"
+	"tidegate/gateway/activity"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/door"
 )
@@ -25,15 +26,15 @@ type call struct {
 	door     *door.Door // nil where the route generates nothing
 	began    time.Time
 
-	addr     netip.Addr       // caller's address; invalid before from was asked
+	addr     netip.Addr       // caller's address; invalid before clientAddr was called
 	caller   account.Identity // zero before the key was checked
 	subjects limit.Subjects   // accounts that the limits counted the request by
 	bodies   holding          // bytes held of the body budget
 	reading  time.Duration    // time that the caller took to send the body
 
 	writer  answerWriter
-	tracing *tracing // nil where the request is not traced
-	use     use      // what the caller uses now, for /top
+	tracing *tracing     // nil where the request is not traced
+	use     activity.Use // what the caller uses now, for /top
 
 	request    request
 	demand     *admission.Demand // what the request asks of admission; nil before
@@ -65,7 +66,7 @@ func newID(t time.Time) string {
 	return string(b[:])
 }
 
-// from returns the caller's address, which is found once.
+// clientAddr returns the caller's address, which is found once.
 func (c *call) clientAddr() netip.Addr {
 	if !c.addr.IsValid() {
 		c.addr = clientAddr(c.r, c.settings.proxies)

@@ -209,9 +209,9 @@ func TestUsageIsNotBelieved(t *testing.T) {
 					t.Errorf("%s, stream %v: %s counted %v times", c.usage, stream, fault, n)
 				}
 			}
-			_, warnings := backendStatus(b, time.Now())
-			if warned := len(warnings) == 1 && strings.Contains(warnings[0], c.fault); warned != (c.fault != "") {
-				t.Errorf("%s, stream %v: %q", c.usage, stream, warnings)
+			warning := b.Doubts.Warning(time.Now())
+			if (warning != "") != (c.fault != "") || !strings.Contains(warning, c.fault) {
+				t.Errorf("%s, stream %v: %q", c.usage, stream, warning)
 			}
 		}
 	}

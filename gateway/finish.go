@@ -9,7 +9,7 @@ import (
 func (g *Gateway) finish(c *call, err error) {
 	took := time.Since(c.began)
 	c.outcome.level, c.outcome.reason = c.writer.level, c.writer.reason
-	c.use.end(c.writer.now())
+	c.use.End(c.writer.now())
 	g.metrics.finished(c, took)
 	g.record(c)
 	c.tracing.end(c.spanEnd())
@@ -19,11 +19,11 @@ func (g *Gateway) finish(c *call, err error) {
 // countRefused counts in its caller's activity a request that was refused without asking a
 // backend.
 func (g *Gateway) countRefused(c *call) {
-	now, a := c.writer.now(), c.use.activity
-	if a == nil {
-		a = g.activities.find(&c.caller, c.asked(), now)
+	now, line := c.writer.now(), c.use.Line()
+	if line == nil {
+		line = g.activity.Find(&c.caller, c.asked(), now)
 	}
-	a.add(now, useCount{refused: 1}, 0, 0)
+	line.Refuse(now)
 }
 
 // spanEnd returns what the request's span says of its end.

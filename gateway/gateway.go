@@ -10,6 +10,7 @@ package gateway
 import (
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,12 +20,14 @@ import (
 	"tidegate/admission"
 	"tidegate/degrade"
 	"tidegate/gateway/account"
+	"tidegate/gateway/activity"
 	"tidegate/gateway/admin"
 	"tidegate/gateway/alert"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/door"
 	"tidegate/gateway/ledger"
 	"tidegate/gateway/openai"
+	"tidegate/gateway/ops"
 	"tidegate/gateway/qwen"
 	"tidegate/nvml"
 )
@@ -65,15 +68,13 @@ type Gateway struct {
 	lost      sampler // requests for unknown paths
 	unchecked sampler // requests that ended before their key was checked
 
-	activities activities
-	began      time.Time
-	beganWall  time.Time // began by the wall clock alone
+	activity activity.Tracker
+	began    time.Time
 }
 
 // New returns a gateway; Reload may replace its configuration at any time.
 func New(p Parts, c Config, accounts *account.Directory) *Gateway {
 	g := &Gateway{Parts: p, admin: &admin.API{Fleet: p.Fleet, Admission: p.Admission, Ledger: p.Ledger}, doors: []*door.Door{door.Chat(), door.Completions()}, metrics: newMetrics(p.Registry, p.Fleet), began: time.Now()}
-	g.beganWall = g.began.Round(0)
 	g.Reload(c, accounts)
 	p.Fleet.Notify(g.metrics.follow)
 	return g
@@ -100,3 +101,24 @@ func (g *Gateway) writeTimeout() time.Duration { return g.settings.Load().WriteT
 // Drain makes the gateway report that it is not ready, so that nothing new is sent to it.
 // It goes on serving.
 func (g *Gateway) Drain() { g.draining.Store(true) }
+
+// gatherers returns all that have series on the page of metrics; no name is in two of them.
+func (g *Gateway) gatherers() prometheus.Gatherers {
+	gatherers := append(prometheus.Gatherers{g.Registry}, g.Gatherers...)
+	for _, v := range g.metrics.page {
+		gatherers = append(gatherers, v)
+	}
+	return gatherers
+}
+
+// OpsHandler returns the handler for operators, on a listener of its own. extra, which may
+// be nil, adds to the status what only the process knows.
+func (g *Gateway) OpsHandler(extra func() ops.Extra) http.Handler {
+	s := &ops.Server{
+		Log: g.Log, Fleet: g.Fleet, GPUs: g.GPUs, Ladder: g.Ladder, Alerts: g.Alerts, Activity: &g.activity, Version: g.Version, Began: g.began,
+		Accounts: func() *account.Directory { return g.settings.Load().accounts },
+		Hosts:    func() []string { return g.settings.Load().OpsHosts },
+		NotReady: g.notReady, Gatherers: g.gatherers, Probes: g.probes(),
+	}
+	return withDeadlines(s.Handler(extra), g.writeTimeout)
+}

@@ -16,6 +16,11 @@ func (g *Gateway) notReady() string {
 	return ""
 }
 
+// probes returns the probes by their paths.
+func (g *Gateway) probes() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{"/health": g.health, "/healthz": g.healthz, "/readyz": g.readyz}
+}
+
 // healthz answers as long as the process lives.
 func (g *Gateway) healthz(w http.ResponseWriter, r *http.Request) {
 	g.plain(w, r, http.StatusOK, "ok")

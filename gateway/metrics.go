@@ -12,6 +12,7 @@ import (
 	"tidegate/degrade"
 	"tidegate/gateway/backend"
 	"tidegate/gateway/openai"
+	"tidegate/gateway/ops"
 	"tidegate/gateway/refusal"
 )
 
@@ -132,7 +133,7 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 		usageCorrected: counter("tidegate_usage_corrected_total",
 			"Answers in whose usage the gateway's own counts replaced figures of the engine, by what was wrong with those.", "backend", "why"),
 	}
-	reg.MustRegister(m.users, newFleetCollector(fleet))
+	reg.MustRegister(m.users, ops.NewFleetCollector(fleet))
 	m.page = page
 	m.otherModel = sync.OnceValue(func() *modelSeries { return m.newSeries(labelOther) })
 	return m

@@ -49,7 +49,7 @@ func (g *Gateway) Handler() http.Handler {
 	for _, r := range g.admin.Routes() {
 		handle(r.Method, r.Pattern, g.administration(r.Handle))
 	}
-	for path, probe := range map[string]http.HandlerFunc{"/health": g.health, "/healthz": g.healthz, "/readyz": g.readyz} {
+	for path, probe := range g.probes() {
 		e.GET(path, gin.WrapF(probe))
 		e.HEAD(path, gin.WrapF(probe))
 	}

@@ -198,7 +198,7 @@ func (s *sender) meter(used openai.Usage) {
 	if n := used.Output - s.metered; n > 0 {
 		now := s.c.writer.now()
 		s.backend.Made.Add(now, n)
-		s.c.use.output(now, n)
+		s.c.use.Output(now, n)
 		s.metered = used.Output
 	}
 }

@@ -10,9 +10,9 @@ import (
 	"sync"
 	"testing"
 
-	"tidegate/gateway"
 	"tidegate/gateway/gatewaytest"
 	"tidegate/gateway/gatewaytest/stack"
+	"tidegate/gateway/ops"
 )
 
 // The tests of this package see the gateway from outside: tidegate is built once, and
@@ -73,7 +73,7 @@ func (f *front) streamWhole(t *testing.T, tokens int) bool {
 }
 
 // told returns the status of the gateway.
-func (f *front) told(t *testing.T) (s gateway.Status) {
+func (f *front) told(t *testing.T) (s ops.Status) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(f.StatusPage(t)), &s); err != nil {
 		t.Fatal(err)

@@ -15,8 +15,8 @@ import (
 	"tidegate/admission/limit"
 	"tidegate/admission/limit/redislimit"
 	"tidegate/degrade"
-	"tidegate/gateway"
 	"tidegate/gateway/ledger"
+	"tidegate/gateway/ops"
 )
 
 // condition holds the state that only the process knows of itself.
@@ -129,13 +129,13 @@ func (d *daemon) condition() condition {
 }
 
 // status adds to /status what only the process knows.
-func (d *daemon) status() gateway.Extra {
+func (d *daemon) status() ops.Extra {
 	c := d.condition()
 	d.counters.mu.Lock()
 	rules := d.counters.rules
 	d.counters.mu.Unlock()
 	warnings := append(c.warnings(time.Now()), shrunkWarnings(rules, d.ladder.Status().Models)...)
-	return gateway.Extra{Warnings: warnings, Members: map[string]any{
+	return ops.Extra{Warnings: warnings, Members: map[string]any{
 		"config_reload_ok": c.Reload == "", "config_reload_error": c.Reload, "restart_needed_for": append([]string{}, c.RestartOnly...),
 		"ledger": c.Ledger, "limits": d.counters.status(), "certificates": append([]expiry{}, c.Certificates...),
 	}}

@@ -12,9 +12,9 @@ import (
 
 	"tidegate/admission/limit/redislimit"
 	"tidegate/degrade"
-	"tidegate/gateway"
 	"tidegate/gateway/gatewaytest/stack"
 	"tidegate/gateway/ledger"
+	"tidegate/gateway/ops"
 	"tidegate/nvml"
 )
 
@@ -106,9 +106,9 @@ func TestReadCertificates(t *testing.T) {
 // TestStatusOfManyBackends: of 200 backends and 500 GPUs the status prints what needs
 // somebody, says how much it leaves out, and prints all when asked.
 func TestStatusOfManyBackends(t *testing.T) {
-	s := &gateway.Status{Version: "x", Ready: true, Store: "up", Models: []gateway.ModelStatus{{Model: "m"}}, Ladder: degrade.Status{Models: []degrade.ModelStatus{{Model: "m", Level: "L0", WouldBe: "L0"}}}}
+	s := &ops.Status{Version: "x", Ready: true, Store: "up", Models: []ops.ModelStatus{{Model: "m"}}, Ladder: degrade.Status{Models: []degrade.ModelStatus{{Model: "m", Level: "L0", WouldBe: "L0"}}}}
 	for i := range 200 {
-		b := gateway.BackendStatus{Backend: fmt.Sprintf("b%d:1", i), InRotation: i != 150, Reason: "connection refused", Engine: &gateway.EngineStatus{Freshness: "fresh"}}
+		b := ops.BackendStatus{Backend: fmt.Sprintf("b%d:1", i), InRotation: i != 150, Reason: "connection refused", Engine: &ops.EngineStatus{Freshness: "fresh"}}
 		s.Models[0].Backends = append(s.Models[0].Backends, b)
 		s.Ladder.Models[0].Backends = append(s.Ladder.Models[0].Backends, degrade.BackendStatus{Backend: b.Backend, Level: "L0"})
 	}

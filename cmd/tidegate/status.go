@@ -14,8 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidegate/degrade"
-	"tidegate/gateway"
 	"tidegate/gateway/alert"
+	"tidegate/gateway/ops"
 	"tidegate/nvml"
 )
 
@@ -48,17 +48,17 @@ const (
 	maxStatus   = 64 << 20 // bytes
 )
 
-func (p *process) status(ctx context.Context, ops string, asRaw, complete bool) error {
-	body, err := askOps(ctx, ops, "/status")
+func (p *process) status(ctx context.Context, address string, asRaw, complete bool) error {
+	body, err := askOps(ctx, address, "/status")
 	if err != nil {
 		return err
 	}
-	var s gateway.Status
+	var s ops.Status
 	if err = json.Unmarshal(body, &s); err == nil && s.Version == "" {
 		err = errors.New("the answer is no gateway's")
 	}
 	if err != nil {
-		return fmt.Errorf("%s/status: %w", ops, err)
+		return fmt.Errorf("%s/status: %w", address, err)
 	}
 	if asRaw {
 		_, err = p.stdout.Write(body)
@@ -99,7 +99,7 @@ func askOps(ctx context.Context, ops, path string) ([]byte, error) {
 }
 
 // writeStatus prints a status for people: what is wrong comes first.
-func writeStatus(out io.Writer, s *gateway.Status, complete bool) error {
+func writeStatus(out io.Writer, s *ops.Status, complete bool) error {
 	ready := "ready"
 	if !s.Ready {
 		ready = "not ready: " + s.WhyNotReady
@@ -164,7 +164,7 @@ func (t table) write(out io.Writer) error {
 }
 
 // modelLine says where a model stands, and why.
-func modelLine(m *gateway.ModelStatus, l *degrade.ModelStatus, now time.Time) []string {
+func modelLine(m *ops.ModelStatus, l *degrade.ModelStatus, now time.Time) []string {
 	reason, age, fall, waiting := l.Reason, "", "", 0
 	if l.Backend != "" {
 		reason += " of " + l.Backend
@@ -207,7 +207,7 @@ func standing(b *degrade.BackendStatus) string {
 	return b.Level + " " + b.Reason
 }
 
-func backendLine(model string, b *gateway.BackendStatus, level *degrade.BackendStatus) []string {
+func backendLine(model string, b *ops.BackendStatus, level *degrade.BackendStatus) []string {
 	state := "up"
 	if !b.InRotation {
 		state = "out: " + b.Reason

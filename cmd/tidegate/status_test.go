@@ -11,8 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"tidegate/gateway"
 	"tidegate/gateway/gatewaytest/stack"
+	"tidegate/gateway/ops"
 	"tidegate/nvml"
 )
 
@@ -46,7 +46,7 @@ func (n *gpuNode) config() string {
 }
 
 // status is what the gateway's status says.
-func (f *front) told(t *testing.T) (s gateway.Status) {
+func (f *front) told(t *testing.T) (s ops.Status) {
 	t.Helper()
 	resp, err := f.Client.Get(f.Ops + "/status")
 	if err != nil {

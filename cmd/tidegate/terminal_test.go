@@ -12,7 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"tidegate/gateway"
+	"tidegate/gateway/ops"
 	"tidegate/nvml"
 )
 
@@ -94,7 +94,7 @@ func FuzzTerminal(f *testing.F) {
 // stays within one bounded cell of a line.
 func TestHostileStatus(t *testing.T) {
 	long := hostile + strings.Repeat("x", 1<<20)
-	s := gateway.Status{Version: long, Store: long, WhyNotReady: long, Warnings: []string{long}, Models: []gateway.ModelStatus{{Model: long, Fallback: long, Backends: []gateway.BackendStatus{{Backend: long, Version: long, Reason: long}}}}}
+	s := ops.Status{Version: long, Store: long, WhyNotReady: long, Warnings: []string{long}, Models: []ops.ModelStatus{{Model: long, Fallback: long, Backends: []ops.BackendStatus{{Backend: long, Version: long, Reason: long}}}}}
 	s.GPUs = []nvml.GPUStatus{{GPU: long, Freshness: long, Reading: nvml.Reading{Name: long, State: long, Reasons: []string{long}}}}
 	s.Sources = []nvml.SourceStatus{{Name: long, Error: long, Address: long}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(s) }))
@@ -117,7 +117,7 @@ func TestHostileStatus(t *testing.T) {
 		t.Fatal(complaints.String())
 	}
 	checkPlain(t, out.String())
-	var same gateway.Status
+	var same ops.Status
 	if err := json.Unmarshal(out.Bytes(), &same); err != nil || same.Version != long {
 		t.Errorf("%v, or the version is another", err)
 	}

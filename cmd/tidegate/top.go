@@ -12,9 +12,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
+	"tidegate/gateway/activity"
 
-	"tidegate/gateway"
+	"github.com/spf13/cobra"
 )
 
 // topFlags are the flags of tidegate top.
@@ -132,7 +132,7 @@ func writeAll(out io.Writer, text []byte) error {
 // use is the sum of those who are alike in the chosen names.
 type use struct {
 	names []string
-	gateway.TopRow
+	activity.Row
 }
 
 // ask asks every gateway and sums up, those who use most first.
@@ -141,7 +141,7 @@ func (f *topFlags) ask(ctx context.Context) ([]*use, error) {
 	var uses []*use
 	for _, ops := range f.ops {
 		body, err := askOps(ctx, ops, "/top")
-		var t gateway.Top
+		var t activity.Top
 		if err == nil {
 			err = json.Unmarshal(body, &t)
 		}
@@ -182,7 +182,7 @@ func (f *topFlags) ask(ctx context.Context) ([]*use, error) {
 
 // write prints a table for people.
 func (f *topFlags) write(out io.Writer, uses []*use, now time.Time) error {
-	var sum gateway.TopRow
+	var sum activity.Row
 	head := []string{}
 	for _, name := range f.names {
 		head = append(head, strings.ToUpper(name))

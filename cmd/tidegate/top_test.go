@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway"
+	"tidegate/gateway/activity"
 	"tidegate/gateway/gatewaytest/stack"
 )
 
@@ -62,9 +62,9 @@ func TestTop(t *testing.T) {
 // hostileTop answers GET /top with names that no terminal must take for orders.
 func hostileTop(t *testing.T) string {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		page := gateway.Top{Time: time.Now()}
+		page := activity.Top{Time: time.Now()}
 		for i := range 30 {
-			page.Rows = append(page.Rows, gateway.TopRow{User: fmt.Sprintf("u%d\x1b[2J\x1b]0;owned\a\u202e", i), Key: strings.Repeat("k", 1000), Model: "m\nm", Output: float64(100 - i), Running: 1})
+			page.Rows = append(page.Rows, activity.Row{User: fmt.Sprintf("u%d\x1b[2J\x1b]0;owned\a\u202e", i), Key: strings.Repeat("k", 1000), Model: "m\nm", Output: float64(100 - i), Running: 1})
 		}
 		_ = json.NewEncoder(w).Encode(page)
 	}))
@@ -100,7 +100,7 @@ func TestTopWatches(t *testing.T) {
 	var out bytes.Buffer
 	screen := &terminal{out: &out}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(gateway.Top{Time: time.Now(), Rows: []gateway.TopRow{{User: "ada", Output: 7}}})
+		_ = json.NewEncoder(w).Encode(activity.Top{Time: time.Now(), Rows: []activity.Row{{User: "ada", Output: 7}}})
 	}))
 	defer server.Close()
 	ctx, stop := context.WithCancel(t.Context())

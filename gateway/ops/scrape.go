@@ -1,4 +1,4 @@
-package gateway
+package ops
 
 import (
 	"bytes"
@@ -19,9 +19,9 @@ import (
 // compresses it at gzip's usual level, one after another; here each gatherer's part of
 // the page is made beside the others, and compressed, at the level that costs least,
 // as soon as it is there.
-func (g *Gateway) scrape(w http.ResponseWriter, r *http.Request) {
+func (s *Server) scrape(w http.ResponseWriter, r *http.Request) {
 	format := expfmt.NegotiateAccept(r.Header, expfmt.DefaultOpenMetricsAcceptedFormats()...)
-	gatherers := g.gatherers()
+	gatherers := s.Gatherers()
 	parts := make(chan part, len(gatherers))
 	for _, one := range gatherers {
 		go func() { parts <- encode(format, one) }()
@@ -40,7 +40,7 @@ func (g *Gateway) scrape(w http.ResponseWriter, r *http.Request) {
 	for range gatherers {
 		p := <-parts
 		if p.err != nil {
-			g.Log.Error("the metrics could not be gathered", "error", p.err.Error())
+			s.Log.Error("the metrics could not be gathered", "error", p.err.Error())
 			panic(http.ErrAbortHandler) // half a page must not look whole
 		}
 		if _, err := out.Write(p.text); err != nil {
@@ -51,15 +51,6 @@ func (g *Gateway) scrape(w http.ResponseWriter, r *http.Request) {
 		// Who left needs no end.
 		_, _ = expfmt.FinalizeOpenMetrics(out)
 	}
-}
-
-// gatherers are all who have metrics of the page; no name is in two of them.
-func (g *Gateway) gatherers() prometheus.Gatherers {
-	gatherers := append(prometheus.Gatherers{g.Registry}, g.Gatherers...)
-	for _, v := range g.metrics.page {
-		gatherers = append(gatherers, v)
-	}
-	return gatherers
 }
 
 // part is a part of a page.

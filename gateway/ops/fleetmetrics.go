@@ -1,4 +1,4 @@
-package gateway
+package ops
 
 import (
 	"time"
@@ -9,9 +9,9 @@ import (
 	"tidegate/gateway/backend"
 )
 
-// fleetCollector reads the backends when Prometheus asks, so that a series ends
+// FleetCollector reads the backends when Prometheus asks, so that a series ends
 // with its subject.
-type fleetCollector struct {
+type FleetCollector struct {
 	fleet                          *backend.Fleet
 	inRotation, inFlight, requests *prometheus.Desc
 	queue, breaker                 *prometheus.Desc
@@ -19,8 +19,9 @@ type fleetCollector struct {
 	slow, silent                   *prometheus.Desc
 }
 
-func newFleetCollector(fleet *backend.Fleet) *fleetCollector {
-	return &fleetCollector{
+// NewFleetCollector returns a collector of the series of a fleet.
+func NewFleetCollector(fleet *backend.Fleet) *FleetCollector {
+	return &FleetCollector{
 		fleet:      fleet,
 		inRotation: prometheus.NewDesc("tidegate_backend_up", "1 while the backend is in rotation.", []string{"model", "backend"}, nil),
 		inFlight:   prometheus.NewDesc("tidegate_backend_inflight", "Requests that hold a place on the backend.", []string{"model", "backend"}, nil),
@@ -35,13 +36,15 @@ func newFleetCollector(fleet *backend.Fleet) *fleetCollector {
 	}
 }
 
-func (f *fleetCollector) Describe(out chan<- *prometheus.Desc) {
+// Describe sends the descriptors of all series.
+func (f *FleetCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{f.inRotation, f.inFlight, f.requests, f.queue, f.breaker, f.ttft, f.speed, f.made, f.slow, f.silent} {
 		out <- d
 	}
 }
 
-func (f *fleetCollector) Collect(out chan<- prometheus.Metric) {
+// Collect sends the series of the backends that there are now.
+func (f *FleetCollector) Collect(out chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v int, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
@@ -71,7 +74,7 @@ func (f *fleetCollector) Collect(out chan<- prometheus.Metric) {
 }
 
 // pace collects how fast the backends of a model are.
-func (f *fleetCollector) pace(m *backend.Model, out chan<- prometheus.Metric) {
+func (f *FleetCollector) pace(m *backend.Model, out chan<- prometheus.Metric) {
 	var p pacing
 	now := time.Now()
 	metric := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, b *backend.Backend) {

@@ -1,4 +1,4 @@
-package gateway
+package ops
 
 import (
 	"fmt"
@@ -85,16 +85,17 @@ type BackendGPU struct {
 }
 
 // status returns the state of the gateway, its backends and their GPUs.
-func (g *Gateway) status() Status {
+func (s *Server) status() (status Status) {
 	now := time.Now()
-	s := Status{Version: g.Version, UptimeS: int(now.Sub(g.began).Seconds()), Store: "up", Models: []ModelStatus{}, Alerts: g.Alerts.Status(), Warnings: []string{}}
-	if !g.settings.Load().accounts.Store().Up() {
-		s.Store = "down"
+	accounts := s.Accounts().Store()
+	status = Status{Version: s.Version, UptimeS: int(now.Sub(s.Began).Seconds()), Store: "up", Models: []ModelStatus{}, Alerts: s.Alerts.Status(), Warnings: []string{}}
+	if !accounts.Up() {
+		status.Store = "down"
 	}
-	s.Sources, s.GPUs = g.GPUs.Status()
-	s.Ladder = g.Ladder.Status()
+	status.Sources, status.GPUs = s.GPUs.Status()
+	status.Ladder = s.Ladder.Status()
 	var details []string
-	for _, m := range g.Fleet.Models() {
+	for _, m := range s.Fleet.Models() {
 		ms := ModelStatus{Model: m.Name, Aliases: m.Aliases, Context: m.Context(), Queued: map[string]int{}, Backends: []BackendStatus{}}
 		if m.Fallback != nil {
 			ms.Fallback = m.Fallback.Name
@@ -110,18 +111,18 @@ func (g *Gateway) status() Status {
 			}
 		}
 		details = append(details, slowWarnings(&ms)...)
-		s.Models = append(s.Models, ms)
+		status.Models = append(status.Models, ms)
 	}
 	// Last, so that a backend that comes into rotation meanwhile is not shown as up in
 	// a gateway that is not ready.
-	s.WhyNotReady = g.notReady()
-	s.Ready = s.WhyNotReady == ""
-	if w := g.clockWarning(now); w != "" {
-		s.Warnings = append(s.Warnings, w)
+	status.WhyNotReady = s.NotReady()
+	status.Ready = status.WhyNotReady == ""
+	if w := clockWarning(now.Round(0).Sub(s.Began.Round(0)), now.Sub(s.Began)); w != "" {
+		status.Warnings = append(status.Warnings, w)
 	}
-	details = append(details, expiryWarnings(g.settings.Load().accounts.Store().Expiring())...)
-	s.Warnings = append(s.Warnings, s.warnings(details, now)...)
-	return s
+	details = append(details, expiryWarnings(accounts.Expiring())...)
+	status.Warnings = append(status.Warnings, status.warnings(details, now)...)
+	return status
 }
 
 func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings []string) {

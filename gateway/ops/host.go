@@ -1,4 +1,4 @@
-package gateway
+package ops
 
 import (
 	"fmt"
@@ -17,14 +17,14 @@ import (
 // register, or that the configuration names.
 
 // ownHosts lets only requests through whose Host is one of the ops listener's own.
-func (g *Gateway) ownHosts(h http.Handler) http.Handler {
+func (s *Server) ownHosts(h http.Handler) http.Handler {
 	machine, err := os.Hostname()
 	if err != nil {
 		machine = ""
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := hostName(r.Host)
-		if !unregistrable(host) && !strings.EqualFold(host, machine) && !slices.ContainsFunc(g.settings.Load().OpsHosts, func(name string) bool { return name == "*" || strings.EqualFold(name, host) }) {
+		if !unregistrable(host) && !strings.EqualFold(host, machine) && !slices.ContainsFunc(s.Hosts(), func(name string) bool { return name == "*" || strings.EqualFold(name, host) }) {
 			http.Error(w, fmt.Sprintf("the ops listener does not answer as %.200q, which a page in a browser could have chosen: use its address, or add the name to server.ops_hosts", host), http.StatusMisdirectedRequest)
 			return
 		}

@@ -1,4 +1,4 @@
-package gateway
+package ops
 
 import (
 	"tidegate/gateway/backend"

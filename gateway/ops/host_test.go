@@ -1,4 +1,4 @@
-package gateway
+package ops
 
 import (
 	"net/http"
@@ -11,17 +11,16 @@ import (
 // TestOpsIndex: who opens the ops listener learns what it has, and who takes it for the
 // callers' learns where that is.
 func TestOpsIndex(t *testing.T) {
-	g, _ := bare(t, nil)
-	h := g.OpsHandler(nil)
-	if w := ask(t, h, "GET", "/"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "\n/status\n") {
+	h := (&Server{Hosts: func() []string { return nil }}).Handler(nil)
+	if w := ask(h, "GET", "/"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "\n/status\n") {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
 	for _, path := range []string{"/v1/models", "/statuss", "/status/"} {
-		if w := ask(t, h, "GET", path); w.Code != http.StatusNotFound || !strings.Contains(w.Body.String(), "server.listen") || !strings.Contains(w.Body.String(), "\n/status\n") {
+		if w := ask(h, "GET", path); w.Code != http.StatusNotFound || !strings.Contains(w.Body.String(), "server.listen") || !strings.Contains(w.Body.String(), "\n/status\n") {
 			t.Errorf("%s: %d %s", path, w.Code, w.Body)
 		}
 	}
-	if w := ask(t, h, "POST", "/status"); w.Code != http.StatusMethodNotAllowed {
+	if w := ask(h, "POST", "/status"); w.Code != http.StatusMethodNotAllowed {
 		t.Errorf("POST /status: %d", w.Code)
 	}
 }
@@ -33,9 +32,11 @@ func TestOpsHosts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, _ := bare(t, nil)
-	g.Reload(Config{OpsHosts: []string{"tidegate-ops.example.com"}}, g.settings.Load().accounts)
-	h := g.OpsHandler(nil)
+	hosts := []string{"tidegate-ops.example.com"}
+	h := (&Server{
+		Hosts:  func() []string { return hosts },
+		Probes: map[string]http.HandlerFunc{"/healthz": func(http.ResponseWriter, *http.Request) {}},
+	}).Handler(nil)
 	for host, own := range map[string]bool{
 		"127.0.0.1:9090": true, "127.0.0.1": true, "[::1]:9090": true, "[fd00::7]": true, "10.0.0.5:9090": true, "localhost:9090": true, "LOCALHOST": true,
 		"gateway-1:9090": true, "tidegate.prod.svc:9090": true, "tidegate.prod.svc.cluster.local:9090": true, "gpu-a.internal": true, "ops.home.arpa:1": true,
@@ -45,7 +46,7 @@ func TestOpsHosts(t *testing.T) {
 	} {
 		for _, path := range []string{"/healthz", "/status", "/metrics", "/debug/pprof/cmdline"} {
 			if own && path != "/healthz" {
-				continue // this gateway has no parts to tell of
+				continue // this server has no parts to show
 			}
 			r := httptest.NewRequest(http.MethodGet, path, nil)
 			r.Host = host
@@ -56,11 +57,18 @@ func TestOpsHosts(t *testing.T) {
 			}
 		}
 	}
-	g.Reload(Config{OpsHosts: []string{"*"}}, g.settings.Load().accounts)
+	hosts = []string{"*"}
 	r := httptest.NewRequest(http.MethodGet, "/healthz", nil)
 	r.Host = "attacker.example.com"
 	w := httptest.NewRecorder()
 	if h.ServeHTTP(w, r); w.Code != http.StatusOK {
 		t.Errorf("any name: %d", w.Code)
 	}
+}
+
+// ask asks a handler for a page by the address of the listener.
+func ask(h http.Handler, method, path string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(method, "http://127.0.0.1:9090"+path, nil))
+	return w
 }
