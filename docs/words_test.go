@@ -180,8 +180,6 @@ func notYetPlain() map[string]float64 {
 		"gateway/gatewaytest/loadtest":          0.042,
 		"gateway/gatewaytest/loadtest/overload": 0.074,
 		"gateway/ledger":                        0.068,
-		"gateway/openai":                        0.067,
-		"gateway/qwen":                          0.053,
 	}
 }
 

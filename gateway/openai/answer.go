@@ -25,7 +25,7 @@ type Answer struct {
 //
 // The error is a *StreamError where the body holds one, ErrNoAnswer or, where the
 // engine gave up, ErrUnfinished.
-func ReadAnswer(route Route, v View, body []byte, b Bounds, fresh func() Tally) (a Answer, err error) {
+func ReadAnswer(route Route, v View, body []byte, b Bounds, newTally func() Tally) (a Answer, err error) {
 	var (
 		e edits
 		c chunk
@@ -42,19 +42,19 @@ func ReadAnswer(route Route, v View, body []byte, b Bounds, fresh func() Tally) 
 		s = readUsage(c.usage)
 	}
 	sane, faults := b.check(&s, b.Prompts, b.Choices, Usage{})
-	thought, repaired := false, false
-	own, ownReasoning := 0, 0
+	hasReasoning, hasRepaired := false, false
+	countedOutput, countedReasoning := 0, 0
 	for i := range c.choices {
 		one := &c.choices[i]
 		if one.finish == "abort" {
 			return a, ErrUnfinished
 		}
-		thought, repaired = thought || one.reasoned, repaired || one.repaired
+		hasReasoning, hasRepaired = hasReasoning || one.reasoned, hasRepaired || one.repaired
 		if sane&outputFigure == 0 || one.reasoned && sane&reasoningFigure == 0 {
-			var counted estimate
-			counted.add(one, true, fresh)
-			output, reasoning := counted.tokens()
-			own, ownReasoning = Plus(own, output), Plus(ownReasoning, reasoning)
+			var count estimate
+			count.add(one, true, newTally)
+			output, reasoning := count.tokens()
+			countedOutput, countedReasoning = Plus(countedOutput, output), Plus(countedReasoning, reasoning)
 		}
 	}
 	u := s.Usage
@@ -65,12 +65,12 @@ func ReadAnswer(route Route, v View, body []byte, b Bounds, fresh func() Tally) 
 		u.Cached = 0
 	}
 	if sane&outputFigure == 0 {
-		u.Output = b.own(own, len(c.choices))
+		u.Output = b.outputEstimate(countedOutput, len(c.choices))
 	}
 	switch {
 	case sane&reasoningFigure == 0:
-		u.Reasoning = ownReasoning
-	case repaired && !thought: // the server counted what it took for reasoning
+		u.Reasoning = countedReasoning
+	case hasRepaired && !hasReasoning: // the server counted what it took for reasoning
 		u.Reasoning = 0
 		if faults == 0 {
 			e.replace(find(find(c.usage, "completion_tokens_details"), "reasoning_tokens"), []byte("0"))
@@ -81,8 +81,8 @@ func ReadAnswer(route Route, v View, body []byte, b Bounds, fresh func() Tally) 
 	switch {
 	case faults != 0:
 		c.correct(&e, u.append(nil, sane&(cachedFigure|reasoningFigure)))
-	case sane&reasoningFigure == 0 && ownReasoning > 0 && ownReasoning <= u.Output && u.Reasoning == ownReasoning: // what cannot be true is not shown
-		e.addReasoning(c.usage, ownReasoning)
+	case sane&reasoningFigure == 0 && countedReasoning > 0 && countedReasoning <= u.Output && u.Reasoning == countedReasoning: // what cannot be true is not shown
+		e.addReasoning(c.usage, countedReasoning)
 	}
 	a.Body = e.append(make([]byte, 0, len(body)+len(body)/8))
 	return a, nil

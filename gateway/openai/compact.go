@@ -17,14 +17,14 @@ func (q *Request) Compact() int {
 	if cap(q.body) <= smallBody {
 		return cap(q.body)
 	}
-	size, apart := 2, 0
+	size, detached := 2, 0
 	for _, f := range q.fields {
-		size += len(f.key) + 4 + tight(f.value)
-		if f.apart { // what it replaces is still held in the body
-			apart += len(f.value)
+		size += len(f.key) + 4 + compactLen(f.value)
+		if f.detached { // what it replaces is still held in the body
+			detached += len(f.value)
 		}
 	}
-	if cap(q.body)-size <= looseBytes && apart <= looseBytes {
+	if cap(q.body)-size <= looseBytes && detached <= looseBytes {
 		return cap(q.body)
 	}
 	out := append(make([]byte, 0, size), '{')
@@ -37,7 +37,7 @@ func (q *Request) Compact() int {
 		key := len(out)
 		out = append(out, f.key...)
 		value := len(out) + 2
-		out = appendTight(append(out, '"', ':'), f.value)
+		out = appendCompact(append(out, '"', ':'), f.value)
 		fields[i] = member{key: out[key : value-2 : value-2], value: out[value:len(out):len(out)]}
 		if fields[i].name = fields[i].key; !bytes.Equal(f.name, f.key) {
 			fields[i].name = bytes.Clone(f.name)
@@ -49,7 +49,7 @@ func (q *Request) Compact() int {
 
 // tight is the length of a JSON text without white space between tokens. Strings, which
 // are most of a long body, are passed over as wholes.
-func tight(raw []byte) (n int) {
+func compactLen(raw []byte) (n int) {
 	for i := 0; i < len(raw); {
 		switch c := raw[i]; {
 		case c == '"':
@@ -67,37 +67,37 @@ func tight(raw []byte) (n int) {
 }
 
 // appendTight appends a JSON text without white space between tokens.
-func appendTight(out, raw []byte) []byte {
-	from := 0
+func appendCompact(out, raw []byte) []byte {
+	start := 0
 	for i := 0; i < len(raw); {
 		switch c := raw[i]; {
 		case c == '"':
 			i = stringEnd(raw, i)
 		case isSpace(c):
-			out = append(out, raw[from:i]...)
+			out = append(out, raw[start:i]...)
 			i++
-			from = i
+			start = i
 		default:
 			i++
 		}
 	}
-	return append(out, raw[from:]...)
+	return append(out, raw[start:]...)
 }
 
 // stringEnd returns where the string that begins at a quotation mark ends in valid JSON.
 func stringEnd(raw []byte, begin int) int {
-	for at := begin + 1; ; at++ {
-		next := bytes.IndexByte(raw[at:], '"')
+	for pos := begin + 1; ; pos++ {
+		next := bytes.IndexByte(raw[pos:], '"')
 		if next < 0 {
 			return len(raw)
 		}
-		at += next
-		escapes := at
+		pos += next
+		escapes := pos
 		for raw[escapes-1] == '\\' {
 			escapes--
 		}
-		if (at-escapes)%2 == 0 {
-			return at + 1
+		if (pos-escapes)%2 == 0 {
+			return pos + 1
 		}
 	}
 }

@@ -4,8 +4,8 @@ import "slices"
 
 // edit replaces raw[from:to].
 type edit struct {
-	from, to int
-	with     []byte
+	start, end int
+	text       []byte
 }
 
 // edits are what changes in one text.
@@ -20,38 +20,38 @@ func offset(raw, inner []byte) int { return cap(raw) - cap(inner) }
 
 func (e *edits) reset(raw []byte) { e.raw, e.list = raw, e.list[:0] }
 
-func (e *edits) replace(span, with []byte) {
-	at := offset(e.raw, span)
-	e.list = append(e.list, edit{at, at + len(span), with})
+func (e *edits) replace(span, text []byte) {
+	start := offset(e.raw, span)
+	e.list = append(e.list, edit{start, start + len(span), text})
 }
 
 // insert puts bytes right behind span.
-func (e *edits) insert(span, with []byte) {
-	at := offset(e.raw, span) + len(span)
-	e.list = append(e.list, edit{at, at, with})
+func (e *edits) insert(span, text []byte) {
+	end := offset(e.raw, span) + len(span)
+	e.list = append(e.list, edit{end, end, text})
 }
 
 // cut takes out the member of w whose value was just taken; w walks a part of raw.
-func (e *edits) cut(w *walker, first bool) { e.list = append(e.list, e.cutting(w, first)) }
+func (e *edits) cut(w *walker, first bool) { e.list = append(e.list, e.cutEdit(w, first)) }
 
 // cutting is the edit that takes out a member and one of the commas beside it:
 // the one before it, or, where nothing stands before it, the one behind it.
-func (e *edits) cutting(w *walker, first bool) edit {
+func (e *edits) cutEdit(w *walker, first bool) edit {
 	base := offset(e.raw, w.b)
-	from, to := base+w.start, base+w.i
+	start, end := base+w.start, base+w.i
 	if first {
-		for to < len(e.raw) && isSpace(e.raw[to]) {
-			to++
+		for end < len(e.raw) && isSpace(e.raw[end]) {
+			end++
 		}
-		if to < len(e.raw) && e.raw[to] == ',' {
-			to++
+		if end < len(e.raw) && e.raw[end] == ',' {
+			end++
 		}
 	} else {
-		for e.raw[from] != ',' {
-			from--
+		for e.raw[start] != ',' {
+			start--
 		}
 	}
-	return edit{from, to, nil}
+	return edit{start, end, nil}
 }
 
 func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\r' }
@@ -59,12 +59,12 @@ func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\
 // append writes raw with its edits behind dst.
 func (e *edits) append(dst []byte) []byte {
 	if len(e.list) > 1 {
-		slices.SortStableFunc(e.list, func(a, b edit) int { return a.from - b.from })
+		slices.SortStableFunc(e.list, func(a, b edit) int { return a.start - b.start })
 	}
-	at := 0
+	pos := 0
 	for _, x := range e.list {
-		dst = append(append(dst, e.raw[at:x.from]...), x.with...)
-		at = x.to
+		dst = append(append(dst, e.raw[pos:x.start]...), x.text...)
+		pos = x.end
 	}
-	return append(dst, e.raw[at:]...)
+	return append(dst, e.raw[pos:]...)
 }

@@ -106,11 +106,11 @@ func (w *walker) next() bool {
 	w.fresh, w.taken = false, false
 	w.start = w.i
 	if open == '{' {
-		from := w.i + 1
+		start := w.i + 1
 		if !w.str() {
 			return false
 		}
-		w.key = w.b[from : w.i-1]
+		w.key = w.b[start : w.i-1]
 		w.space()
 		if !w.take(':') {
 			return w.fail("expected ':'")
@@ -137,11 +137,11 @@ func (w *walker) leave() bool {
 // value takes the current value; nil after a fault.
 func (w *walker) value() []byte {
 	w.taken = true
-	from := w.i
+	start := w.i
 	if w.wrong != "" || !w.skip(w.depth) {
 		return nil
 	}
-	return w.b[from:w.i]
+	return w.b[start:w.i]
 }
 
 // failure is nil after a complete walk of a valid text.
@@ -250,11 +250,11 @@ func (w *walker) word(want string) bool {
 }
 
 func (w *walker) digits() bool {
-	from := w.i
+	start := w.i
 	for w.i < len(w.b) && w.b[w.i]-'0' <= 9 {
 		w.i++
 	}
-	return w.i > from
+	return w.i > start
 }
 
 func (w *walker) number() bool {
@@ -372,8 +372,8 @@ func keyIs(raw []byte, name string) bool {
 		}
 		r, size := unescape(raw[n:])
 		var character [utf8.UTFMax]byte
-		rest, same := strings.CutPrefix(name[n:], string(character[:utf8.EncodeRune(character[:], r)]))
-		if !same {
+		rest, ok := strings.CutPrefix(name[n:], string(character[:utf8.EncodeRune(character[:], r)]))
+		if !ok {
 			return false
 		}
 		if raw, name = raw[n+size:], rest; len(raw) <= len(name) {
@@ -438,26 +438,26 @@ func find(raw []byte, name string) (value []byte) {
 // cut is where to cut the inside of a raw string so that the first part is at most
 // so many bytes, which must be at least a dozen, and no character, escape or pair
 // of surrogates is torn.
-func cut(inner []byte, most int) int {
-	if len(inner) <= most {
+func cutLen(inner []byte, limit int) int {
+	if len(inner) <= limit {
 		return len(inner)
 	}
-	at := 0
+	pos := 0
 	for {
-		next := bytes.IndexByte(inner[at:most], '\\')
+		next := bytes.IndexByte(inner[pos:limit], '\\')
 		if next < 0 {
-			at = most
-			for back := 0; back < utf8.UTFMax-1 && !utf8.RuneStart(inner[at]); back++ {
-				at--
+			pos = limit
+			for back := 0; back < utf8.UTFMax-1 && !utf8.RuneStart(inner[pos]); back++ {
+				pos--
 			}
-			return at
+			return pos
 		}
-		at += next
-		n := escapeLen(inner[at:])
-		if at+n > most {
-			return at
+		pos += next
+		n := escapeLen(inner[pos:])
+		if pos+n > limit {
+			return pos
 		}
-		at += n
+		pos += n
 	}
 }
 

@@ -21,27 +21,27 @@ const (
 // the caller of q, who may be nil: the one that acceptLanguage (RFC 9110 §12.5.4)
 // likes best, else that of the script in which the caller's last message is
 // written, else en, else the first by name. It is "" only where have is empty.
-func Language(acceptLanguage string, q *Request, have []string) string {
-	have = slices.Sorted(slices.Values(have))
-	for _, r := range ranges(acceptLanguage) {
-		if tag := lookUp(r, have); tag != "" {
+func Language(acceptLanguage string, q *Request, languages []string) string {
+	languages = slices.Sorted(slices.Values(languages))
+	for _, r := range languageRanges(acceptLanguage) {
+		if tag := matchLanguage(r, languages); tag != "" {
 			return tag
 		}
 	}
 	if q != nil {
-		if tag := lookUp(spoken(q.lastWords()), have); tag != "" {
+		if tag := matchLanguage(scriptLanguage(q.lastText()), languages); tag != "" {
 			return tag
 		}
 	}
-	if tag := lookUp("en", have); tag != "" || len(have) == 0 {
+	if tag := matchLanguage("en", languages); tag != "" || len(languages) == 0 {
 		return tag
 	}
-	return have[0]
+	return languages[0]
 }
 
 // ranges are the language ranges of the header, best first. A range of any
 // language says nothing, and neither does one that is refused with q=0.
-func ranges(header string) (out []string) {
+func languageRanges(header string) (out []string) {
 	if len(header) > maxAccept {
 		header = header[:strings.LastIndexByte(header[:maxAccept], ',')+1]
 	}
@@ -78,14 +78,14 @@ func ranges(header string) (out []string) {
 // lookUp finds the language that fits a range best: the same, else a narrower one
 // (zh-TW for zh), else what is left when the range loses its last parts (zh for
 // zh-CN).
-func lookUp(r string, have []string) string {
+func matchLanguage(r string, languages []string) string {
 	for r != "" {
-		for _, tag := range have {
+		for _, tag := range languages {
 			if strings.EqualFold(tag, r) {
 				return tag
 			}
 		}
-		for _, tag := range have {
+		for _, tag := range languages {
 			if len(tag) > len(r) && tag[len(r)] == '-' && strings.EqualFold(tag[:len(r)], r) {
 				return tag
 			}
@@ -97,7 +97,7 @@ func lookUp(r string, have []string) string {
 
 // lastWords is the beginning of what the caller said last: the last message of a
 // user, or the prompt.
-func (q *Request) lastWords() string {
+func (q *Request) lastText() string {
 	if q.Route == Completions {
 		prompt, _ := q.Raw("prompt")
 		return firstText(prompt, func(item []byte) []byte { return item })
@@ -129,11 +129,11 @@ func (q *Request) lastWords() string {
 
 // firstText is the beginning of a string, or of the first one in a list, where
 // inside says which string an item holds.
-func firstText(raw []byte, inside func(item []byte) []byte) string {
+func firstText(raw []byte, extract func(item []byte) []byte) string {
 	if len(raw) > 0 && raw[0] == '[' {
 		list := elements(raw)
 		for raw = nil; raw == nil && list.next(); {
-			if item := inside(list.value()); len(item) > len(`""`) && item[0] == '"' {
+			if item := extract(list.value()); len(item) > len(`""`) && item[0] == '"' {
 				raw = item
 			}
 		}
@@ -142,13 +142,13 @@ func firstText(raw []byte, inside func(item []byte) []byte) string {
 		return ""
 	}
 	inner := raw[1 : len(raw)-1]
-	s, _ := text(quoted(inner[:cut(inner, maxText)]))
+	s, _ := text(quoted(inner[:cutLen(inner, maxText)]))
 	return s
 }
 
 // spoken is the language that a text's script speaks for, "" where it has no
 // letters of a script known here.
-func spoken(s string) string {
+func scriptLanguage(s string) string {
 	scripts := [...]struct {
 		language string
 		tables   []*unicode.RangeTable

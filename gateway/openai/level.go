@@ -28,11 +28,11 @@ func (q *Request) Whole(maxTokens int) (limit int) {
 // be one at least, and returns its limit. Where the body names a limit that is too
 // high, all spellings of it become the same; where it names none, it does
 // afterwards. A min_tokens above the limit is lowered, since vLLM refuses the body.
-func (q *Request) LimitTokens(most int) (limit int) {
+func (q *Request) LimitTokens(maxTokens int) (limit int) {
 	limit = q.maxTokens()
-	if limit == 0 || limit > most {
-		if limit = most; q.Route == Completions && q.maxTokens() == 0 {
-			limit = min(most, CompletionDefault)
+	if limit == 0 || limit > maxTokens {
+		if limit = maxTokens; q.Route == Completions && q.maxTokens() == 0 {
+			limit = min(maxTokens, CompletionDefault)
 		}
 		raw := strconv.AppendInt(nil, int64(limit), 10)
 		if _, ok := q.Raw("max_completion_tokens"); ok {
@@ -85,13 +85,13 @@ func (q *Request) StopThinking() (grown int) {
 	}
 	grown = q.Growth()
 	kwargs, _ := q.Raw("chat_template_kwargs")
-	if kwargs, _ = without(kwargs, "enable_thinking"); kwargs == nil || kwargs[0] != '{' {
+	if kwargs, _ = withoutMember(kwargs, "enable_thinking"); kwargs == nil || kwargs[0] != '{' {
 		kwargs = nil
 	}
 	q.Set("chat_template_kwargs", withMember(kwargs, "enable_thinking", "false"))
 	q.Delete("thinking_token_budget", "thinking_budget", "reasoning_effort")
 	if raw, ok := q.Raw("reasoning"); ok {
-		if rest, cut := without(raw, "effort"); cut && len(bytes.TrimSpace(rest[1:len(rest)-1])) == 0 {
+		if rest, cut := withoutMember(raw, "effort"); cut && len(bytes.TrimSpace(rest[1:len(rest)-1])) == 0 {
 			q.Delete("reasoning")
 		} else if cut {
 			q.Set("reasoning", rest)
@@ -124,20 +124,20 @@ func (q *Request) Growth() int {
 
 // without is an object without the members of one name, however often and with
 // whatever escapes they are written; cut is false where it has none.
-func without(object []byte, name string) (rest []byte, cut bool) {
-	return withoutAny(object, func(key []byte) bool { return keyIs(key, name) })
+func withoutMember(object []byte, name string) (rest []byte, cut bool) {
+	return withoutMembers(object, func(key []byte) bool { return keyIs(key, name) })
 }
 
 // withoutAny is an object without the members whose raw keys are unwanted; cut is false
 // where it has none.
-func withoutAny(object []byte, unwanted func(key []byte) bool) (rest []byte, cut bool) {
+func withoutMembers(object []byte, unwanted func(key []byte) bool) (rest []byte, cut bool) {
 	var e edits
 	e.reset(object)
 	kept := 0
 	for w := members(object); w.next(); {
-		is := unwanted(w.key)
+		drop := unwanted(w.key)
 		w.value()
-		if is {
+		if drop {
 			e.cut(&w, kept == 0)
 			cut = true
 		} else {

@@ -38,15 +38,15 @@ func KeepAlive(route Route, id, model string, created time.Time, first bool) []b
 // there is none: clients would fail to parse it as content. View.Stream makes a
 // stream of it.
 func Canned(route Route, id, model string, created time.Time, choices int, structured bool, text string) []byte {
-	said := appendString(nil, text)
-	object, before, after := `"chat.completion"`, `"message":{"role":"assistant","content":`, `,"refusal":null}`
+	content := appendString(nil, text)
+	object, prefix, suffix := `"chat.completion"`, `"message":{"role":"assistant","content":`, `,"refusal":null}`
 	switch {
 	case route == Completions:
-		object, before, after = `"text_completion"`, `"text":`, ``
+		object, prefix, suffix = `"text_completion"`, `"text":`, ``
 	case structured:
-		before, after = `"message":{"role":"assistant","content":null,"refusal":`, `}`
+		prefix, suffix = `"message":{"role":"assistant","content":null,"refusal":`, `}`
 	}
-	b := append(make([]byte, 0, 256+choices*(len(said)+128)), `{"id":`...)
+	b := append(make([]byte, 0, 256+choices*(len(content)+128)), `{"id":`...)
 	b = appendString(b, id)
 	b = append(append(append(b, `,"object":`...), object...), `,"created":`...)
 	b = strconv.AppendInt(b, created.Unix(), 10)
@@ -57,7 +57,7 @@ func Canned(route Route, id, model string, created time.Time, choices int, struc
 			b = append(b, ',')
 		}
 		b = strconv.AppendInt(append(b, `{"index":`...), int64(i), 10)
-		b = append(append(append(append(b, ','), before...), said...), after...)
+		b = append(append(append(append(b, ','), prefix...), content...), suffix...)
 		b = append(b, `,"logprobs":null,"finish_reason":"stop"}`...)
 	}
 	return append(b, `],"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}`...)
@@ -99,8 +99,8 @@ func Announce(answer []byte, n Notice) []byte {
 			e.cut(&w, kept == 0)
 			continue
 		case key == "usage" && len(value) > 0 && value[0] == '{':
-			own, _ := without(value, noticeName)
-			e.replace(value, withLast(own, member))
+			rest, _ := withoutMember(value, noticeName)
+			e.replace(value, withLastMember(rest, member))
 		}
 		kept++
 	}
@@ -113,12 +113,12 @@ func Announce(answer []byte, n Notice) []byte {
 }
 
 // withLast adds a member, which begins with a comma, behind those of an object.
-func withLast(object, member []byte) []byte {
-	own := bytes.TrimRight(object[:len(object)-1], " \t\r\n")
-	if own[len(own)-1] == '{' {
+func withLastMember(object, member []byte) []byte {
+	head := bytes.TrimRight(object[:len(object)-1], " \t\r\n")
+	if head[len(head)-1] == '{' {
 		member = member[1:]
 	}
-	return append(append(append(make([]byte, 0, len(own)+len(member)+1), own...), member...), '}')
+	return append(append(append(make([]byte, 0, len(head)+len(member)+1), head...), member...), '}')
 }
 
 // appendString writes s as a JSON string; what is not UTF-8 becomes U+FFFD.

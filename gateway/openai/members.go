@@ -37,7 +37,7 @@ const (
 // acted are the members that checkMembers does something about, for each request: so
 // nothing is made here, and a test holds that the texts name the bounds. The names are
 // those of vLLM's request models (vllm/entrypoints/openai/*/protocol.py, 0.11 to 0.33).
-func acted() [26]Member {
+func handledMembers() [26]Member {
 	const (
 		transfer  = "moves a prompt's memory between servers, and names hosts to fetch it from"
 		identity  = "the gateway names requests itself; two of one name disturb each other in older servers"
@@ -78,14 +78,14 @@ func acted() [26]Member {
 // checkMembers refuses, strips and checks the members of which that is all that is to be
 // done.
 func (q *Request) checkMembers() *Error {
-	members := acted()
+	members := handledMembers()
 	for i := range members {
 		m := &members[i]
-		at := q.index(m.Name)
-		if at < 0 {
+		pos := q.index(m.Name)
+		if pos < 0 {
 			continue
 		}
-		raw := q.fields[at].value
+		raw := q.fields[pos].value
 		switch {
 		case m.Use == Stripped, isNull(raw):
 			q.Delete(m.Name)
@@ -119,17 +119,17 @@ func checkStop(_ *Request, raw []byte) *Error {
 func checkBadWords(_ *Request, raw []byte) *Error { return checkStrings("bad_words", raw, maxBadWords) }
 
 // checkStrings checks that raw is a list of at most so many strings.
-func checkStrings(name string, raw []byte, most int) *Error {
+func checkStrings(name string, raw []byte, limit int) *Error {
 	if raw[0] != '[' {
 		return invalid(name, "%s must be a list of strings", name)
 	}
 	n := 0
 	for w := elements(raw); w.next(); n++ {
-		if kindOf(w.value()) != aString {
+		if kindOf(w.value()) != stringKind {
 			return invalid(name, "%s must be a list of strings", name)
 		}
-		if n == most {
-			return invalid(name, "%s may have at most %d strings", name, most)
+		if n == limit {
+			return invalid(name, "%s may have at most %d strings", name, limit)
 		}
 	}
 	return nil
@@ -142,10 +142,10 @@ func checkExtraArguments(q *Request, raw []byte) *Error {
 	if raw[0] != '{' {
 		return invalid(name, "vllm_xargs must be an object")
 	}
-	all := acted()
-	rest, cut := withoutAny(raw, func(key []byte) bool {
-		for i := range all {
-			if (all[i].Use == Stripped || all[i].Use == Refused) && keyIs(key, all[i].Name) {
+	handled := handledMembers()
+	rest, cut := withoutMembers(raw, func(key []byte) bool {
+		for i := range handled {
+			if (handled[i].Use == Stripped || handled[i].Use == Refused) && keyIs(key, handled[i].Name) {
 				return true
 			}
 		}
@@ -195,14 +195,14 @@ func (q *Request) ScoresPrompt() (bool, *Error) {
 // Members are all members that the gateway knows, each once: what it does something about
 // and what it passes.
 func Members() []Member {
-	all := acted()
-	return append(append(all[:], translatedMembers()...), passedMembers()...)
+	handled := handledMembers()
+	return append(append(handled[:], translatedMembers()...), passedMembers()...)
 }
 
 // translatedMembers are read by Translate and by the gateway, before and after.
 func translatedMembers() []Member {
 	const ids = "token ids from 0 to 151,935"
-	return listed([]listing{
+	return expandListings([]listing{
 		{Translated, "the server's own name of the model; where your key may use one model only, you may leave it out", "model"},
 		{Translated, "at most 65,536; the role `developer` becomes `system`, and `reasoning_content` becomes `reasoning`, which vLLM reads from 0.16 on, or the reverse before; all of it is counted. Reasoning that is no text, such as a list, is passed, and no template reads it", "messages"},
 		{Translated, "nothing: its members are members of the body", "extra_body"},
@@ -229,7 +229,7 @@ func translatedMembers() []Member {
 
 // passedMembers go to the server as they are.
 func passedMembers() []Member {
-	return listed([]listing{
+	return expandListings([]listing{
 		{Passed, "how a token is chosen", "temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty length_penalty repetition_detection"},
 		{Passed, "what the answer is and shows", "response_format tool_choice parallel_tool_calls thinking_token_budget logprobs top_logprobs include_stop_str_in_output " +
 			"skip_special_tokens spaces_between_special_tokens return_token_ids return_tokens_as_token_ids return_prompt_text return_token_offsets return_mm_kwargs suffix"},
@@ -245,8 +245,8 @@ type listing struct {
 	reason, names string
 }
 
-func listed(all []listing) (members []Member) {
-	for _, l := range all {
+func expandListings(listings []listing) (members []Member) {
+	for _, l := range listings {
 		for name := range strings.FieldsSeq(l.names) {
 			members = append(members, Member{Name: name, Use: l.use, Reason: l.reason})
 		}

@@ -4,7 +4,7 @@ import "bytes"
 
 // messages puts into the conversation what vLLM reads: it renames the role developer,
 // which Qwen's template would drop in silence, and reasoning_content.
-func (q *Request) messages() *Error {
+func (q *Request) translateMessages() *Error {
 	messages, _ := q.Raw("messages")
 	if first := elements(messages); !first.next() {
 		return invalid("messages", "messages must not be empty")
@@ -17,7 +17,7 @@ func (q *Request) messages() *Error {
 }
 
 // renameRole gives the messages of one role another, whose name is no longer.
-func (q *Request) renameRole(messages []byte, role, to string) {
+func (q *Request) renameRole(messages []byte, role, replacement string) {
 	var out []byte
 	last := 0
 	for w := elements(messages); w.next(); {
@@ -31,7 +31,7 @@ func (q *Request) renameRole(messages []byte, role, to string) {
 				if out == nil {
 					out = make([]byte, 0, len(messages)) // it becomes no longer
 				}
-				out = append(append(out, messages[last:w.i-len(raw)]...), to...)
+				out = append(append(out, messages[last:w.i-len(raw)]...), replacement...)
 				last = w.i
 			}
 		}
@@ -46,16 +46,16 @@ func (q *Request) renameRole(messages []byte, role, to string) {
 // latter, and nobody counts what is ignored. Where a message has both, reasoning holds,
 // as in vLLM from 0.22 on.
 func (q *Request) NameReasoning(name string) {
-	other := "reasoning_content"
-	if name == other {
-		other = "reasoning"
+	otherName := "reasoning_content"
+	if name == otherName {
+		otherName = "reasoning"
 	}
 	if q.reasoning == name {
 		return // it has been done
 	}
 	q.reasoning = name
 	messages, ok := q.Raw("messages")
-	if !ok || !bytes.Contains(messages, []byte(other)) && !bytes.Contains(messages, []byte(`\u`)) {
+	if !ok || !bytes.Contains(messages, []byte(otherName)) && !bytes.Contains(messages, []byte(`\u`)) {
 		return
 	}
 	var e edits
@@ -63,7 +63,7 @@ func (q *Request) NameReasoning(name string) {
 	for w := elements(messages); w.next(); {
 		if w.b[w.i] == '{' {
 			object := w.value()
-			e.nameReasoning(object, name)
+			e.renameReasoning(object, name)
 		}
 	}
 	if len(e.list) > 0 {
@@ -73,17 +73,17 @@ func (q *Request) NameReasoning(name string) {
 
 // nameReasoning edits one message: what is said under the name that is not read goes
 // under the one that is, or goes, where reasoning is there and holds.
-func (e *edits) nameReasoning(message []byte, name string) {
-	has := !isNothing(find(message, "reasoning"))
+func (e *edits) renameReasoning(message []byte, name string) {
+	hasReasoning := !isNothing(find(message, "reasoning"))
 	kept := 0
 	for w := members(message); w.next(); {
 		key := w.key
 		isReasoning, isContent := keyIs(key, "reasoning"), keyIs(key, "reasoning_content")
 		w.value()
 		switch {
-		case !isReasoning && !isContent, string(key) == name && isReasoning == has:
+		case !isReasoning && !isContent, string(key) == name && isReasoning == hasReasoning:
 			kept++
-		case isReasoning == has: // the value that holds, under the other name
+		case isReasoning == hasReasoning: // the value that holds, under the other name
 			e.replace(key, []byte(name))
 			kept++
 		default:

@@ -33,8 +33,8 @@ func lenientInteger(raw []byte) (n int64, ok bool) {
 	if n, ok = integer(raw); ok {
 		return n, true
 	}
-	if on, is := plainBoolean(raw); is {
-		if on {
+	if value, isBool := plainBoolean(raw); isBool {
+		if value {
 			n = 1
 		}
 		return n, true
@@ -67,7 +67,7 @@ func textInteger(s string) (n int64, ok bool) {
 	for i := range len(digits) {
 		switch c := digits[i]; {
 		case c-'0' <= 9:
-			n = tenfold(n, int64(c-'0'))
+			n = appendDigit(n, int64(c-'0'))
 		case c != '_', i == 0, i == len(digits)-1, digits[i-1] == '_':
 			return 0, false
 		}
@@ -116,7 +116,7 @@ func wholeNumber(raw []byte, negative bool) (n int64, ok bool) {
 	mantissa, exponent := raw, 0
 	if i := bytes.IndexAny(raw, "eE"); i >= 0 {
 		mantissa = raw[:i]
-		if exponent, ok = exponentOf(raw[i+1:]); !ok {
+		if exponent, ok = parseExponent(raw[i+1:]); !ok {
 			return 0, false
 		}
 	}
@@ -136,11 +136,11 @@ func wholeNumber(raw []byte, negative bool) (n int64, ok bool) {
 		case digit > 9, i >= places && digit > 0:
 			return 0, false
 		case i < places:
-			n = tenfold(n, int64(digit))
+			n = appendDigit(n, int64(digit))
 		}
 	}
 	for i := len(whole) + len(fraction); i < places && n > 0 && n < math.MaxInt64; i++ {
-		n = tenfold(n, 0)
+		n = appendDigit(n, 0)
 	}
 	if negative {
 		n = -n
@@ -154,7 +154,7 @@ const maxExponent = 1 << 40
 
 // exponentOf reads what stands behind the e of a number; ok is false where that is no
 // whole number. One beyond maxExponent counts as that.
-func exponentOf(raw []byte) (n int, ok bool) {
+func parseExponent(raw []byte) (n int, ok bool) {
 	digits, negative := bytes.CutPrefix(raw, []byte("-"))
 	if !negative {
 		digits = bytes.TrimPrefix(raw, []byte("+"))
@@ -185,26 +185,26 @@ func isPlain(raw []byte) bool {
 
 // numbers writes the whole numbers of a JSON text as plain digits, so that its next
 // reader cannot take them for others.
-type numbers struct {
+type plainNumbers struct {
 	raw, out []byte
 	last     int // bytes of raw that are in out
 }
 
 // put takes in the next number: where it stands, a part of raw, and what it is.
-func (r *numbers) put(span []byte, n int64) {
+func (r *plainNumbers) add(span []byte, n int64) {
 	if isPlain(span) {
 		return
 	}
 	if r.out == nil {
 		r.out = make([]byte, 0, len(r.raw))
 	}
-	from := offset(r.raw, span)
-	r.out = strconv.AppendInt(append(r.out, r.raw[r.last:from]...), n, 10)
-	r.last = from + len(span)
+	start := offset(r.raw, span)
+	r.out = strconv.AppendInt(append(r.out, r.raw[r.last:start]...), n, 10)
+	r.last = start + len(span)
 }
 
 // text returns the text; changed is false where all of its numbers were plain.
-func (r *numbers) text() (text []byte, changed bool) {
+func (r *plainNumbers) text() (text []byte, changed bool) {
 	if r.out == nil {
 		return r.raw, false
 	}
@@ -212,7 +212,7 @@ func (r *numbers) text() (text []byte, changed bool) {
 }
 
 // tenfold is 10 n + digit, or the largest number there is.
-func tenfold(n, digit int64) int64 {
+func appendDigit(n, digit int64) int64 {
 	if n > (math.MaxInt64-digit)/10 {
 		return math.MaxInt64
 	}

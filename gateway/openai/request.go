@@ -37,7 +37,7 @@ type Request struct {
 // A member is one of the body's own. Its name is without escapes; key and value are raw.
 type member struct {
 	name, key, value []byte
-	apart            bool // the value is no part of the body that was parsed
+	detached         bool // the value is no part of the body that was parsed
 }
 
 type field struct {
@@ -66,7 +66,7 @@ func ParseRequest(route Route, body []byte) (*Request, *Error) {
 	w := members(body)
 	for w.next() {
 		seen := len(q.fields)
-		i, err := q.place("", &w)
+		i, err := q.addMember("", &w)
 		if err != nil {
 			return nil, err
 		}
@@ -90,7 +90,7 @@ func invalid(param, format string, args ...any) *Error {
 // place takes the member that w stands at for a member of the body, be it new or one of
 // the same name, and returns which. A name that is written with escapes is decoded here,
 // once. param is where the member stands.
-func (q *Request) place(param string, w *walker) (i int, err *Error) {
+func (q *Request) addMember(param string, w *walker) (i int, err *Error) {
 	const longest = maxFieldName * len(`\u0000`)
 	name := w.key
 	if len(name) <= longest && bytes.IndexByte(name, '\\') >= 0 {
@@ -124,7 +124,7 @@ func (q *Request) mergeExtraBody() *Error {
 	}
 	w := members(extra)
 	for w.next() {
-		if _, err := q.place("extra_body", &w); err != nil {
+		if _, err := q.addMember("extra_body", &w); err != nil {
 			return err
 		}
 	}
@@ -155,12 +155,12 @@ func (q *Request) Raw(name string) (value []byte, ok bool) {
 func (q *Request) Set(name string, raw []byte) {
 	q.edited = true
 	if i := q.index(name); i >= 0 {
-		q.fields[i].value, q.fields[i].apart = raw, true
+		q.fields[i].value, q.fields[i].detached = raw, true
 		return
 	}
 	key := strconv.AppendQuote(nil, name)
 	key = key[1 : len(key)-1]
-	q.fields = append(q.fields, member{name: key, key: key, value: raw, apart: true})
+	q.fields = append(q.fields, member{name: key, key: key, value: raw, detached: true})
 }
 
 // Delete drops members, present or not.
@@ -225,8 +225,8 @@ func (q *Request) Int(name string, low int) (n int, ok bool, err *Error) {
 
 // setPlain writes a number that has been read as n in plain digits, if it is not.
 func (q *Request) setPlain(name string, raw []byte, n int64) {
-	r := numbers{raw: raw}
-	r.put(raw, n)
+	r := plainNumbers{raw: raw}
+	r.add(raw, n)
 	if plain, changed := r.text(); changed {
 		q.Set(name, plain)
 	}
@@ -262,7 +262,7 @@ type Prompt struct {
 // Prompts reads the four forms of prompt: a string, a list of strings, a list of
 // token ids, a list of such lists. It reads no more of them than most and one, which is
 // an error.
-func Prompts(raw []byte, most int) ([]Prompt, *Error) {
+func Prompts(raw []byte, limit int) ([]Prompt, *Error) {
 	if s, ok := text(raw); ok {
 		return []Prompt{{Text: s}}, nil
 	}
@@ -280,14 +280,14 @@ func Prompts(raw []byte, most int) ([]Prompt, *Error) {
 		} else if k != first {
 			return nil, wrong
 		}
-		if len(prompts) == most && (first == aString || first == anArray) {
-			return nil, invalid("prompt", "prompt: the request has more than %d prompts, the most that this gateway takes at a time (server.max_prompts): send several requests", most)
+		if len(prompts) == limit && (first == stringKind || first == arrayKind) {
+			return nil, invalid("prompt", "prompt: the request has more than %d prompts, the most that this gateway takes at a time (server.max_prompts): send several requests", limit)
 		}
 		switch first {
-		case aString:
+		case stringKind:
 			s, _ := text(value)
 			prompts = append(prompts, Prompt{Text: s})
-		case anArray:
+		case arrayKind:
 			n, ok := countIDs(value)
 			if !ok {
 				return nil, wrong
@@ -314,17 +314,17 @@ type kind byte
 
 // The kinds that are told apart.
 const (
-	aString kind = '"'
-	anArray kind = '['
-	another kind = ' '
+	stringKind kind = '"'
+	arrayKind  kind = '['
+	otherKind  kind = ' '
 )
 
 func kindOf(value []byte) kind {
 	switch k := kind(value[0]); k {
-	case aString, anArray:
+	case stringKind, arrayKind:
 		return k
 	}
-	return another
+	return otherKind
 }
 
 // countIDs is the number of token ids in an array; false: it has none, or something else.

@@ -8,11 +8,11 @@ package openai
 const maxColumns = 8
 
 type column struct {
-	key  []byte
-	w    walker // stands behind the entry that comes next
-	more bool   // there is such an entry
+	key     []byte
+	w       walker // stands behind the entry that comes next
+	hasNext bool   // there is such an entry
 	// What goes into the chunk under way; the entries are neighbours in w.b.
-	from, to int
+	start, end int
 }
 
 type rows struct {
@@ -30,7 +30,7 @@ func readRows(object []byte) (r rows) {
 		}
 		if value[0] == '[' {
 			c := column{key: key, w: elements(value)}
-			c.step()
+			c.advance()
 			r.columns = append(r.columns, c)
 			r.shell += len(key) + len(`,"":[]`)
 		} else if f := (field{key, value}); len(value) <= maxShort {
@@ -41,8 +41,8 @@ func readRows(object []byte) (r rows) {
 	return r
 }
 
-func (c *column) step() {
-	if c.more = c.w.next(); c.more {
+func (c *column) advance() {
+	if c.hasNext = c.w.next(); c.hasNext {
 		c.w.value()
 	}
 }
@@ -54,22 +54,22 @@ func (s *stream) probabilities(object []byte) {
 	if s.endCalls(); s.room() < r.shell+minPiece {
 		s.next()
 	}
-	for fresh := false; ; fresh = true {
+	for newChunk := false; ; newChunk = true {
 		s.endDelta()
-		r.take(s.room()-r.shell, fresh)
+		r.fill(s.room()-r.shell, newChunk)
 		s.key("logprobs")
 		s.out = r.append(s.out)
-		s.logged = true
-		if !r.more() {
+		s.hasLogprobs = true
+		if !r.hasNext() {
 			return
 		}
 		s.next()
 	}
 }
 
-func (r *rows) more() bool {
+func (r *rows) hasNext() bool {
 	for i := range r.columns {
-		if r.columns[i].more {
+		if r.columns[i].hasNext {
 			return true
 		}
 	}
@@ -78,44 +78,44 @@ func (r *rows) more() bool {
 
 // take sets aside as many rows as fit. Where the chunk is fresh, a row that does
 // not fit fits nowhere: it is left out, so that each call gets on.
-func (r *rows) take(room int, fresh bool) {
+func (r *rows) fill(room int, newChunk bool) {
 	for i := range r.columns {
-		r.columns[i].from, r.columns[i].to = 0, 0
+		r.columns[i].start, r.columns[i].end = 0, 0
 	}
-	taken := false
-	for r.more() {
+	filled := false
+	for r.hasNext() {
 		size := 0
 		for i := range r.columns {
 			c := &r.columns[i]
-			from, to := c.span()
-			size += to - from
+			start, end := c.span()
+			size += end - start
 		}
 		fits := size <= room
-		if !fits && (taken || !fresh) {
+		if !fits && (filled || !newChunk) {
 			return
 		}
 		for i := range r.columns {
 			c := &r.columns[i]
 			if fits {
-				c.from, c.to = c.span()
+				c.start, c.end = c.span()
 			}
-			if c.more {
-				c.step()
+			if c.hasNext {
+				c.advance()
 			}
 		}
-		taken = taken || fits
+		filled = filled || fits
 	}
 }
 
 // span is what the column takes with its next entry, if it has one.
-func (c *column) span() (from, to int) {
+func (c *column) span() (start, end int) {
 	switch {
-	case !c.more:
-		return c.from, c.to
-	case c.to == 0:
+	case !c.hasNext:
+		return c.start, c.end
+	case c.end == 0:
 		return c.w.start, c.w.i
 	}
-	return c.from, c.w.i
+	return c.start, c.w.i
 }
 
 func (r *rows) append(dst []byte) []byte {
@@ -123,7 +123,7 @@ func (r *rows) append(dst []byte) []byte {
 	for i := range r.columns {
 		c := &r.columns[i]
 		dst = append(append(append(dst, open, '"'), c.key...), `":[`...)
-		dst = append(appendFlat(dst, c.w.b[c.from:c.to]), ']')
+		dst = append(appendFlat(dst, c.w.b[c.start:c.end]), ']')
 		open = ','
 	}
 	for _, f := range r.rest {

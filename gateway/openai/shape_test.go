@@ -13,7 +13,7 @@ import (
 
 // slow is a tap that never learns a shape.
 func slow(v View, route Route) *Tap {
-	return &Tap{View: v, Route: route, NewTally: newWords, learnt: maxLearnt}
+	return &Tap{View: v, Route: route, NewTally: newWords, shapes: maxShapes}
 }
 
 // sameAsSlow passes events through both taps and compares what is seen of each,
@@ -23,9 +23,9 @@ func sameAsSlow(t interface{ Fatalf(string, ...any) }, v View, route Route, even
 	for i, e := range events {
 		apart := &Tap{shape: fast.shape, choices: slices.Clone(fast.choices)}
 		for i := range apart.choices {
-			apart.choices[i].own = nil // it would count for both
+			apart.choices[i].estimate = nil // it would count for both
 		}
-		if _, ok := apart.fits(nil, []byte(e)); ok {
+		if _, ok := apart.matchShape(nil, []byte(e)); ok {
 			fitted++
 		}
 		out1, err1 := fast.Event(nil, []byte(e))

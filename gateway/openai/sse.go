@@ -33,18 +33,18 @@ var (
 // goes on where the last one stopped, so r may be a reader that says when there is
 // nothing yet.
 type Scanner struct {
-	r     io.Reader
-	lent  *Buffers
-	buf   []byte
-	start int  // first byte of the event under way
-	pos   int  // first byte of the line under way
-	seen  int  // first byte not yet looked at
-	end   int  // first byte not yet read
-	crs   bool // there may be a CR in what is buffered
-	cr    bool // the last line ended in CR: an LF that follows belongs to it
-	event struct {
-		from, to int // where its data stands, counted from start
-		lines    int // of data
+	r       io.Reader
+	buffers *Buffers
+	buf     []byte
+	start   int  // first byte of the event under way
+	pos     int  // first byte of the line under way
+	seen    int  // first byte not yet looked at
+	end     int  // first byte not yet read
+	hasCR   bool // there may be a CR in what is buffered
+	lastCR  bool // the last line ended in CR: an LF that follows belongs to it
+	event   struct {
+		start, end int // where its data stands, counted from start
+		lines      int // of data
 	}
 	done  bool // the event was returned: the next call begins another
 	noise int  // bytes since the last event that belong to none
@@ -56,22 +56,22 @@ type Scanner struct {
 // wait share a few. The zero value is ready; it is safe for concurrent use.
 type Buffers struct{ pool sync.Pool } // of *[scanBuffer]byte
 
-func (b *Buffers) borrow() []byte {
+func (b *Buffers) acquire() []byte {
 	if buf, ok := b.pool.Get().(*[scanBuffer]byte); ok {
 		return buf[:]
 	}
 	return make([]byte, scanBuffer)
 }
 
-func (b *Buffers) giveBack(buf []byte) {
+func (b *Buffers) release(buf []byte) {
 	if len(buf) == scanBuffer {
 		b.pool.Put((*[scanBuffer]byte)(buf))
 	}
 }
 
 // NewScanner reads from r into buffers that are lent.
-func NewScanner(r io.Reader, lent *Buffers) *Scanner {
-	return &Scanner{r: r, lent: lent, done: true}
+func NewScanner(r io.Reader, buffers *Buffers) *Scanner {
+	return &Scanner{r: r, buffers: buffers, done: true}
 }
 
 // Next returns the data of the next event that has any. It is valid until the
@@ -95,7 +95,7 @@ func (s *Scanner) Next() ([]byte, error) {
 		if len(line) == 0 && e.lines > 0 {
 			data := s.multi
 			if e.lines == 1 {
-				data = s.buf[s.start+e.from : s.start+e.to]
+				data = s.buf[s.start+e.start : s.start+e.end]
 			}
 			if !blank(data) {
 				s.done, s.noise = true, 0
@@ -116,10 +116,10 @@ func (s *Scanner) Next() ([]byte, error) {
 			s.start = s.pos // nothing of this line need be kept
 		case !ok:
 		case e.lines == 0:
-			e.from, e.to, e.lines = lineFrom+skip, lineTo, 1
+			e.start, e.end, e.lines = lineFrom+skip, lineTo, 1
 		default:
 			if e.lines == 1 {
-				s.multi = append(s.multi[:0], s.buf[s.start+e.from:s.start+e.to]...)
+				s.multi = append(s.multi[:0], s.buf[s.start+e.start:s.start+e.end]...)
 			}
 			s.multi = append(append(s.multi, '\n'), line[skip:]...)
 			e.lines++
@@ -153,7 +153,7 @@ func dataField(line []byte) (skip int, ok bool) {
 func (s *Scanner) begin() {
 	s.start, s.seen, s.event.lines, s.done = s.pos, s.pos, 0, false
 	if len(s.buf) > keepBuffer && s.end-s.pos <= scanBuffer {
-		small := s.lent.borrow()
+		small := s.buffers.acquire()
 		s.end = copy(small, s.buf[s.pos:s.end])
 		s.buf, s.start, s.pos, s.seen, s.multi = small, 0, 0, 0, nil
 	}
@@ -161,10 +161,10 @@ func (s *Scanner) begin() {
 
 // line passes over one line and says where it stands, counted from start, its
 // end excluded.
-func (s *Scanner) line() (from, to int, err error) {
+func (s *Scanner) line() (start, end int, err error) {
 	for {
-		if s.cr && s.pos < s.end {
-			s.cr = false
+		if s.lastCR && s.pos < s.end {
+			s.lastCR = false
 			if s.buf[s.pos] == '\n' {
 				if s.start == s.pos {
 					s.start++
@@ -174,14 +174,14 @@ func (s *Scanner) line() (from, to int, err error) {
 			s.seen = s.pos
 		}
 		if i := s.lineEnd(); i >= 0 {
-			from, to = s.pos-s.start, s.seen+i-s.start
-			s.cr = s.buf[s.seen+i] == '\r'
+			start, end = s.pos-s.start, s.seen+i-s.start
+			s.lastCR = s.buf[s.seen+i] == '\r'
 			s.pos = s.seen + i + 1
 			s.seen = s.pos
-			return from, to, nil
+			return start, end, nil
 		}
 		s.seen = s.end
-		if err := s.more(); err != nil {
+		if err := s.fill(); err != nil {
 			return 0, 0, err
 		}
 	}
@@ -191,7 +191,7 @@ func (s *Scanner) line() (from, to int, err error) {
 func (s *Scanner) lineEnd() int {
 	rest := s.buf[s.seen:s.end]
 	lf := bytes.IndexByte(rest, '\n')
-	if !s.crs {
+	if !s.hasCR {
 		return lf
 	}
 	if lf >= 0 {
@@ -204,7 +204,7 @@ func (s *Scanner) lineEnd() int {
 }
 
 // more reads once, after making room.
-func (s *Scanner) more() error {
+func (s *Scanner) fill() error {
 	if s.err != nil {
 		return s.err
 	}
@@ -214,7 +214,7 @@ func (s *Scanner) more() error {
 	}
 	switch {
 	case s.buf == nil:
-		s.buf = s.lent.borrow()
+		s.buf = s.buffers.acquire()
 	case s.end == len(s.buf):
 		if s.event.lines == 0 && s.end > maxNoise && !bytes.HasPrefix(s.buf[s.pos:s.end], []byte("data")) {
 			return ErrNoEvents
@@ -226,7 +226,7 @@ func (s *Scanner) more() error {
 	}
 	for range 100 {
 		n, err := s.r.Read(s.buf[s.end:])
-		s.crs = s.crs && s.end > 0 || bytes.IndexByte(s.buf[s.end:s.end+n], '\r') >= 0
+		s.hasCR = s.hasCR && s.end > 0 || bytes.IndexByte(s.buf[s.end:s.end+n], '\r') >= 0
 		s.end += n
 		if n > 0 || errors.Is(err, io.EOF) {
 			s.err = err
@@ -236,7 +236,7 @@ func (s *Scanner) more() error {
 		}
 		if err != nil {
 			if s.end == 0 {
-				s.lent.giveBack(s.buf)
+				s.buffers.release(s.buf)
 				s.buf = nil
 			}
 			return err
@@ -248,6 +248,6 @@ func (s *Scanner) more() error {
 func (s *Scanner) grow() {
 	grown := make([]byte, 2*len(s.buf))
 	copy(grown, s.buf[:s.end])
-	s.lent.giveBack(s.buf)
+	s.buffers.release(s.buf)
 	s.buf = grown
 }

@@ -40,15 +40,15 @@ func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]by
 	if v.ContinuousUsage && a.usage != nil {
 		s.tail = append(append(s.tail, `,"usage":`...), a.usage...)
 	}
-	told := 0
+	written := 0
 	w := elements(a.choices)
-	for ; told <= MaxChoices && w.next(); told++ {
-		one, err := readWhole(route, w.value())
+	for ; written <= MaxChoices && w.next(); written++ {
+		one, err := readUnaryChoice(route, w.value())
 		if err != nil {
 			return dst, err
 		}
 		role := route == Chat && (begun == "" || one.index > 0)
-		if role || told == 0 && len(a.long) > 0 {
+		if role || written == 0 && len(a.long) > 0 {
 			s.begin(one.index)
 			if role {
 				s.key("role")
@@ -61,10 +61,10 @@ func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]by
 			return dst, err
 		}
 	}
-	if w.failure() != nil || told > MaxChoices {
+	if w.failure() != nil || written > MaxChoices {
 		return dst, ErrNoAnswer
 	}
-	if told == 0 {
+	if written == 0 {
 		return dst, ErrUnfinished
 	}
 	if v.IncludeUsage && a.usage != nil {
@@ -82,22 +82,22 @@ type stream struct {
 	head  []byte // how each chunk begins, up to its choices
 	tail  []byte // what stands behind them
 
-	line    int  // where the chunk begins in out
-	index   int  // of its choice
-	inDelta bool // its delta is open
-	bare    bool // nothing stands before the next member
-	said    bool // it has text, or something that stands for it
-	calling bool // its list of tool calls is open
-	logged  bool // it has log probabilities
+	line        int  // where the chunk begins in out
+	index       int  // of its choice
+	inDelta     bool // its delta is open
+	first       bool // nothing stands before the next member
+	hasContent  bool // it has text, or something that stands for it
+	inCalls     bool // its list of tool calls is open
+	hasLogprobs bool // it has log probabilities
 }
 
 // outer is what is read of an answer but its choices' insides.
-type outer struct {
+type envelope struct {
 	choices, usage []byte
 	long           []field // members that only the first chunk gets
 }
 
-func (s *stream) read(answer []byte, begun string) (a outer, err error) {
+func (s *stream) read(answer []byte, begun string) (a envelope, err error) {
 	id, model, created := []byte(`""`), []byte(`""`), []byte("0")
 	var short []byte
 	w := members(answer)
@@ -166,26 +166,26 @@ func streamUsage(usage []byte) []byte {
 
 // appendFlat appends JSON on one line: a line end in it can only be white space.
 func appendFlat(dst, raw []byte) []byte {
-	from := len(dst)
+	start := len(dst)
 	dst = append(dst, raw...)
-	for i, c := range dst[from:] {
+	for i, c := range dst[start:] {
 		if c == '\n' || c == '\r' {
-			dst[from+i] = ' '
+			dst[start+i] = ' '
 		}
 	}
 	return dst
 }
 
 // speech is a text and the names that it has in a chunk.
-type speech struct {
+type namedText struct {
 	names []string
 	text  []byte // raw
 }
 
 // wholeChoice is one choice of a whole answer.
-type wholeChoice struct {
+type unaryChoice struct {
 	index     int
-	said      []speech // in the order in which it is told
+	texts     []namedText // in the order in which it is told
 	calls     []byte
 	logprobs  []byte
 	finish    string
@@ -193,7 +193,7 @@ type wholeChoice struct {
 	rest      []field // its own
 }
 
-func readWhole(route Route, raw []byte) (c wholeChoice, err error) {
+func readUnaryChoice(route Route, raw []byte) (c unaryChoice, err error) {
 	w := members(raw)
 	for w.next() {
 		key, value := w.key, w.value()
@@ -211,7 +211,7 @@ func readWhole(route Route, raw []byte) (c wholeChoice, err error) {
 		case "delta":
 		case "text":
 			if route == Completions && value[0] == '"' {
-				c.said = append(c.said, speech{[]string{"text"}, value})
+				c.texts = append(c.texts, namedText{[]string{"text"}, value})
 			}
 		case "message":
 			if route == Chat {
@@ -233,58 +233,58 @@ func readWhole(route Route, raw []byte) (c wholeChoice, err error) {
 }
 
 // message reads what a message says. What thinks comes before what is said.
-func (c *wholeChoice) message(raw []byte) {
-	var reasoning, again, content, refusal []byte
+func (c *unaryChoice) message(raw []byte) {
+	var reasoning, alias, content, refusal []byte
 	for w := members(raw); w.next(); {
 		key, value := w.key, w.value()
-		into := &reasoning
+		target := &reasoning
 		switch string(key) {
 		case "role":
 			continue
 		case "reasoning":
 		case "reasoning_content":
-			into = &again
+			target = &alias
 		case "content":
-			into = &content
+			target = &content
 		case "refusal":
-			into = &refusal
+			target = &refusal
 		case "tool_calls":
 			if value[0] == '[' {
 				c.calls = value
 				continue
 			}
-			into = nil
+			target = nil
 		default:
-			into = nil
+			target = nil
 		}
 		switch {
-		case into != nil && value[0] == '"':
-			*into = value
-		case telling(value):
+		case target != nil && value[0] == '"':
+			*target = value
+		case carriesContent(value):
 			c.deltaRest = append(c.deltaRest, field{key, value})
 		}
 	}
-	if bytes.Equal(reasoning, again) {
-		c.say(reasoning, "reasoning", "reasoning_content")
+	if bytes.Equal(reasoning, alias) {
+		c.addText(reasoning, "reasoning", "reasoning_content")
 	} else {
-		c.say(reasoning, "reasoning")
-		c.say(again, "reasoning_content")
+		c.addText(reasoning, "reasoning")
+		c.addText(alias, "reasoning_content")
 	}
-	c.say(content, "content")
-	c.say(refusal, "refusal")
+	c.addText(content, "content")
+	c.addText(refusal, "refusal")
 }
 
-func (c *wholeChoice) say(raw []byte, names ...string) {
+func (c *unaryChoice) addText(raw []byte, names ...string) {
 	if raw != nil {
-		c.said = append(c.said, speech{names, raw})
+		c.texts = append(c.texts, namedText{names, raw})
 	}
 }
 
 // choice tells one choice.
-func (s *stream) choice(c *wholeChoice) error {
+func (s *stream) choice(c *unaryChoice) error {
 	s.begin(c.index)
-	for _, p := range c.said {
-		s.say(p)
+	for _, p := range c.texts {
+		s.text(p)
 	}
 	i := 0
 	for w := elements(c.calls); c.calls != nil && w.next(); i++ {
@@ -293,13 +293,13 @@ func (s *stream) choice(c *wholeChoice) error {
 		}
 	}
 	for _, f := range c.deltaRest {
-		s.also(f, true)
+		s.addMember(f, true)
 	}
 	if len(c.logprobs) > 0 && c.logprobs[0] == '{' {
 		s.probabilities(c.logprobs)
 	}
 	for _, f := range c.rest {
-		s.also(f, false)
+		s.addMember(f, false)
 	}
 	reason := appendString(nil, c.finish)
 	if len(reason) > maxShort { // no value of the API is long, or grows when it is quoted
@@ -312,13 +312,13 @@ func (s *stream) choice(c *wholeChoice) error {
 // begin begins a chunk.
 func (s *stream) begin(index int) {
 	s.line, s.index = len(s.out), index
-	s.said, s.calling, s.logged = false, false, false
+	s.hasContent, s.inCalls, s.hasLogprobs = false, false, false
 	s.out = append(append(s.out, s.head...), `{"index":`...)
 	s.out = strconv.AppendInt(s.out, int64(index), 10)
 	if s.inDelta = s.route == Chat; s.inDelta {
 		s.out = append(s.out, `,"delta":{`...)
 	}
-	s.bare = s.inDelta
+	s.first = s.inDelta
 }
 
 // next ends the chunk, in which the choice does not end, and begins another.
@@ -331,7 +331,7 @@ func (s *stream) next() {
 // written that fit.
 func (s *stream) end(finish string, behind ...field) {
 	s.endDelta()
-	if !s.logged {
+	if !s.hasLogprobs {
 		s.out = append(s.out, `,"logprobs":null`...)
 	}
 	s.out = append(append(append(s.out, `,"finish_reason":`...), finish...), "}]"...)
@@ -346,23 +346,23 @@ func (s *stream) end(finish string, behind ...field) {
 // endDelta ends what the choice says in this chunk, which is something in each.
 func (s *stream) endDelta() {
 	s.endCalls()
-	if !s.said {
+	if !s.hasContent {
 		name := "content"
 		if s.route == Completions {
 			name = "text"
 		}
 		s.key(name)
-		s.out, s.said = append(s.out, `""`...), true
+		s.out, s.hasContent = append(s.out, `""`...), true
 	}
 	if s.inDelta {
 		s.out, s.inDelta = append(s.out, '}'), false
 	}
-	s.bare = false
+	s.first = false
 }
 
 func (s *stream) endCalls() {
-	if s.calling {
-		s.out, s.calling = append(s.out, ']'), false
+	if s.inCalls {
+		s.out, s.inCalls = append(s.out, ']'), false
 	}
 }
 
@@ -372,10 +372,10 @@ func (s *stream) room() int {
 }
 
 func (s *stream) key(name string) {
-	if !s.bare {
+	if !s.first {
 		s.out = append(s.out, ',')
 	}
-	s.bare = false
+	s.first = false
 	s.out = append(append(append(s.out, '"'), name...), `":`...)
 }
 
@@ -388,7 +388,7 @@ func (s *stream) member(f field) {
 
 // also puts a member that cannot be cut into the delta or beside it, in the next
 // chunk where this one has no room.
-func (s *stream) also(f field, delta bool) {
+func (s *stream) addMember(f field, delta bool) {
 	if s.endCalls(); f.size() > s.room() {
 		s.next()
 	}
@@ -401,7 +401,7 @@ func (s *stream) also(f field, delta bool) {
 }
 
 // say tells a text.
-func (s *stream) say(p speech) {
+func (s *stream) text(p namedText) {
 	rest := p.text[1 : len(p.text)-1]
 	for len(rest) > 0 {
 		piece := s.room()/len(p.names) - len(`,"reasoning_content":""`)
@@ -409,12 +409,12 @@ func (s *stream) say(p speech) {
 			s.next()
 			continue
 		}
-		n := cut(rest, piece)
+		n := cutLen(rest, piece)
 		for _, name := range p.names {
 			s.key(name)
 			s.quote(rest[:n])
 		}
-		s.said, rest = true, rest[n:]
+		s.hasContent, rest = true, rest[n:]
 		if len(rest) > 0 {
 			s.next()
 		}
@@ -444,26 +444,26 @@ func (s *stream) call(i int, raw []byte) error {
 		return nil
 	}
 	for rest := arguments[1 : len(arguments)-1]; ; {
-		n := cut(rest, s.room())
+		n := cutLen(rest, s.room())
 		s.quote(rest[:n])
 		s.out = append(s.out, "}}"...)
 		if rest = rest[n:]; len(rest) == 0 {
 			return nil
 		}
 		s.next()
-		again := strconv.AppendInt([]byte(`{"index":`), int64(i), 10)
-		s.beginCall(append(again, `,"function":{"arguments":`...))
+		next := strconv.AppendInt([]byte(`{"index":`), int64(i), 10)
+		s.beginCall(append(next, `,"function":{"arguments":`...))
 	}
 }
 
 func (s *stream) beginCall(head []byte) {
-	if s.calling {
+	if s.inCalls {
 		s.out = append(s.out, ',')
 	} else {
 		s.key("tool_calls")
 		s.out = append(s.out, '[')
 	}
-	s.calling, s.said = true, true
+	s.inCalls, s.hasContent = true, true
 	s.out = append(s.out, head...)
 }
 

@@ -555,11 +555,11 @@ func TestCut(t *testing.T) {
 	for _, c := range []struct{ most, want int }{
 		{12, 10}, {13, 13}, {14, 13}, {18, 13}, {19, 19}, {30, 19}, {31, 31}, {36, 31}, {37, 37}, {38, 38}, {44, 44}, {50, 50}, {51, 50}, {53, 50}, {54, 54}, {99, 54},
 	} {
-		if got := cut([]byte(text), c.most); got != c.want {
+		if got := cutLen([]byte(text), c.most); got != c.want {
 			t.Errorf("%d: %d (%s), want %d", c.most, got, text[:got], c.want)
 		}
 	}
-	if got := cut([]byte(strings.Repeat("\x80", 40)), 20); got < 16 {
+	if got := cutLen([]byte(strings.Repeat("\x80", 40)), 20); got < 16 {
 		t.Errorf("no way to get on: %d", got)
 	}
 }

@@ -43,30 +43,30 @@ type Tap struct {
 	// gets the system_fingerprint.
 	HoldEnd bool
 
-	edits   edits
-	last    chunk
-	shape   shape
-	learnt  int
-	choices []progress
-	input   int // of the only prompt, where has says that it was stated
-	cached  int
-	has     figures // that the engine has stated of the answer so far, but for the output
-	faults  Faults  // of all usage so far
-	final   Usage
-	guessed bool   // a figure of final is not the engine's
-	ended   bool   // final was given
-	head    []byte // how a chunk with the final usage begins
-	held    []byte // the event that ends the answer, until it is known whether it gets a fingerprint; empty: none
-	done    bool
+	edits          edits
+	last           chunk
+	shape          shape
+	shapes         int
+	choices        []progress
+	input          int // of the only prompt, where has says that it was stated
+	cached         int
+	known          figures // that the engine has stated of the answer so far, but for the output
+	faults         Faults  // of all usage so far
+	final          Usage
+	finalEstimated bool   // a figure of final is not the engine's
+	ended          bool   // final was given
+	usageHead      []byte // how a chunk with the final usage begins
+	pending        []byte // the event that ends the answer, until it is known whether it gets a fingerprint; empty: none
+	done           bool
 }
 
 // progress is how far one choice has come. Its output tokens are its own: with
 // n > 1 a chunk's usage speaks of the chunk's choice alone.
 type progress struct {
-	output   int       // that the engine stated last
-	thought  int       // output tokens when its reasoning was last heard of
-	own      *estimate // of what it has said since; nil: the engine has stated all
-	finished bool
+	output    int       // that the engine stated last
+	reasoning int       // output tokens when its reasoning was last heard of
+	estimate  *estimate // of what it has said since; nil: the engine has stated all
+	finished  bool
 }
 
 // Event appends to dst what the caller is to get for the event whose data is
@@ -77,89 +77,89 @@ func (t *Tap) Event(dst, data []byte) ([]byte, error) {
 		return dst, nil
 	}
 	if string(data) == "[DONE]" {
-		if !t.whole() {
+		if !t.complete() {
 			return dst, ErrUnfinished
 		}
 		t.done = true
-		return append(t.close(t.Rest(dst)), "data: [DONE]\n\n"...), nil
+		return append(t.appendUsage(t.Rest(dst)), "data: [DONE]\n\n"...), nil
 	}
-	if len(t.held) == 0 {
-		if out, ok := t.fits(dst, data); ok {
+	if len(t.pending) == 0 {
+		if out, ok := t.matchShape(dst, data); ok {
 			return out, nil
 		}
 	}
 	show, err := t.chunk(data)
-	if len(t.held) > 0 {
+	if len(t.pending) > 0 {
 		if err == nil && len(t.last.choices) == 0 {
-			t.stamp(t.last.fingerprint)
+			t.addFingerprint(t.last.fingerprint)
 		}
 		dst = t.Rest(dst)
 	}
 	if err != nil || !show {
 		return dst, err
 	}
-	into := dst
-	hold := t.holds()
+	out := dst
+	hold := t.delaysEnd()
 	if hold {
-		into = t.held[:0]
+		out = t.pending[:0]
 	}
-	into = append(into, "data: "...)
-	from := len(into)
-	into = t.edits.append(into)
-	if oneLine(into[from:]) && !hold {
-		t.learn(data)
+	out = append(out, "data: "...)
+	start := len(out)
+	out = t.edits.append(out)
+	if oneLine(out[start:]) && !hold {
+		t.learnShape(data)
 	}
-	into = append(into, '\n', '\n')
+	out = append(out, '\n', '\n')
 	if hold {
-		t.held = into
+		t.pending = out
 		return dst, nil
 	}
-	return into, nil
+	return out, nil
 }
 
 // holds reports whether the chunk ends the answer and may lack its fingerprint. vLLM puts
 // that into the chunk with the usage, which it is always asked for; a caller who has not
 // asked for that is to have it where vLLM would have put it then, in the last chunk.
-func (t *Tap) holds() bool {
+func (t *Tap) delaysEnd() bool {
 	c := &t.last
-	return t.HoldEnd && !t.View.IncludeUsage && c.fingerprint == nil && len(c.choices) > 0 && c.choices[len(c.choices)-1].finish != "" && t.whole()
+	return t.HoldEnd && !t.View.IncludeUsage && c.fingerprint == nil && len(c.choices) > 0 && c.choices[len(c.choices)-1].finish != "" && t.complete()
 }
 
 // stamp gives the event that is held a fingerprint; nil: there is none.
-func (t *Tap) stamp(fingerprint []byte) {
+func (t *Tap) addFingerprint(fingerprint []byte) {
 	if len(fingerprint) == 0 || fingerprint[0] != '"' || len(fingerprint) > maxName {
 		return
 	}
 	const name, data, end = "system_fingerprint", "data: ", "\n\n"
-	object, _ := without(bytes.TrimSpace(t.held[len(data):len(t.held)-len(end)]), name) // null, perhaps
-	object = withLast(object, join(`,"`, name, `":`, string(fingerprint)))
-	t.held = append(append(append(t.held[:0], data...), object...), end...)
+	object, _ := withoutMember(bytes.TrimSpace(t.pending[len(data):len(t.pending)-len(end)]), name) // null, perhaps
+	object = withLastMember(object, join(`,"`, name, `":`, string(fingerprint)))
+	t.pending = append(append(append(t.pending[:0], data...), object...), end...)
 }
 
 // Holding reports whether the end of the answer waits for the chunk with the usage.
-func (t *Tap) Holding() bool { return len(t.held) > 0 }
+func (t *Tap) Holding() bool { return len(t.pending) > 0 }
 
 // Rest appends what is held back of a stream, for when no event follows.
 func (t *Tap) Rest(dst []byte) []byte {
-	dst = append(dst, t.held...)
-	t.held = t.held[:0]
+	dst = append(dst, t.pending...)
+	t.pending = t.pending[:0]
 	return dst
 }
 
 // oneLine puts JSON on one line, as an event's data must be, and reports whether
 // it was: in valid JSON an LF is only white space.
 func oneLine(b []byte) bool {
-	was := true
+	single := true
 	for i := bytes.IndexByte(b, '\n'); i >= 0; i = bytes.IndexByte(b, '\n') {
-		b[i], b, was = ' ', b[i+1:], false
+		b[i], b, single = ' ', b[i+1:], false
 	}
-	return was
+	return single
 }
 
 // Done reports whether [DONE] came after every choice had finished.
 func (t *Tap) Done() bool { return t.done }
 
-func (t *Tap) whole() bool {
+func (t *Tap) complete() bool {
 	for i := range t.choices {
 		if !t.choices[i].finished {
 			return false
@@ -193,7 +193,7 @@ func (c *chunk) read(e *edits, v *View, data []byte, part string) (ok bool) {
 		switch string(w.key) {
 		case "model":
 			c.model = w.value()
-			v.name(e, c.model)
+			v.setModel(e, c.model)
 		case "choices":
 			if c.listed = w.enter('['); !c.listed {
 				return false
@@ -202,7 +202,7 @@ func (c *chunk) read(e *edits, v *View, data []byte, part string) (ok bool) {
 				if !w.enter('{') {
 					return false
 				}
-				c.choices = append(c.choices, v.choice(e, &w, part))
+				c.choices = append(c.choices, v.readChoice(e, &w, part))
 			}
 		case "id":
 			c.id = w.value()
@@ -212,7 +212,7 @@ func (c *chunk) read(e *edits, v *View, data []byte, part string) (ok bool) {
 			if raw := w.value(); isNull(raw) {
 				c.noUsage = raw
 			} else {
-				c.usage, c.cut = raw, e.cutting(&w, first)
+				c.usage, c.cut = raw, e.cutEdit(&w, first)
 			}
 		case "error":
 			if raw := w.value(); !isNull(raw) {
@@ -230,14 +230,14 @@ func (c *chunk) read(e *edits, v *View, data []byte, part string) (ok bool) {
 // chunk reads one chunk, prepares its edits, and says whether the caller sees it.
 func (t *Tap) chunk(data []byte) (show bool, err error) {
 	c := &t.last
-	if !c.read(&t.edits, &t.View, data, t.part()) {
+	if !c.read(&t.edits, &t.View, data, t.contentName()) {
 		return false, ErrGarbage
 	}
 	if c.failure != nil {
 		return false, streamError(data, c.failure)
 	}
 	if len(c.choices) == 0 {
-		return t.end(c), nil
+		return t.recordFinal(c), nil
 	}
 	var s *stated
 	if c.usage != nil {
@@ -247,7 +247,7 @@ func (t *Tap) chunk(data []byte) (show bool, err error) {
 	faults := Faults(0)
 	for i := range c.choices {
 		one := &c.choices[i]
-		if err := t.place(one); err != nil {
+		if err := t.checkChoice(one); err != nil {
 			return false, err
 		}
 		faults |= t.advance(one, s)
@@ -259,25 +259,25 @@ func (t *Tap) chunk(data []byte) (show bool, err error) {
 	case !t.View.ContinuousUsage:
 		t.edits.list = append(t.edits.list, c.cut)
 	case faults != 0:
-		t.edits.replace(c.usage, t.soFar(&t.choices[c.choices[0].index]).append(nil, t.has&reasoningFigure))
+		t.edits.replace(c.usage, t.choiceUsage(&t.choices[c.choices[0].index]).append(nil, t.known&reasoningFigure))
 	}
 	return show, nil
 }
 
 // soFar is the usage of one choice, as the engine should have stated it.
-func (t *Tap) soFar(p *progress) Usage {
-	u := Usage{Input: t.Bounds.Input / max(t.Bounds.Prompts, 1), Output: p.output, Reasoning: p.thought}
-	if t.has&inputFigure != 0 {
+func (t *Tap) choiceUsage(p *progress) Usage {
+	u := Usage{Input: t.Bounds.Input / max(t.Bounds.Prompts, 1), Output: p.output, Reasoning: p.reasoning}
+	if t.known&inputFigure != 0 {
 		u.Input = t.input
 	}
-	if p.own != nil {
-		output, reasoning := p.own.tokens()
+	if p.estimate != nil {
+		output, reasoning := p.estimate.tokens()
 		u.Output, u.Reasoning = Plus(u.Output, output), Plus(u.Reasoning, reasoning)
 	}
 	return u
 }
 
-func (t *Tap) part() string {
+func (t *Tap) contentName() string {
 	if t.Route == Completions {
 		return ""
 	}
@@ -285,7 +285,7 @@ func (t *Tap) part() string {
 }
 
 // place makes sure that a choice goes on and has its place.
-func (t *Tap) place(c *choice) error {
+func (t *Tap) checkChoice(c *choice) error {
 	if c.finish == "abort" { // the server was paused or shut down
 		return ErrUnfinished
 	}
@@ -304,7 +304,7 @@ func (t *Tap) advance(c *choice, s *stated) (faults Faults) {
 	p := &t.choices[c.index]
 	if c.finish != "" {
 		p.finished = true
-		t.keepHead()
+		t.keepUsageHead()
 	}
 	t.ended = false // an answer that goes on was not stated as a whole
 	if s == nil {
@@ -312,7 +312,7 @@ func (t *Tap) advance(c *choice, s *stated) (faults Faults) {
 		return 0
 	}
 	sane, faults := t.check(p, s)
-	t.state(p, s, sane, c.reasoned)
+	t.record(p, s, sane, c.reasoned)
 	if sane&outputFigure == 0 {
 		t.estimate(p).add(c, false, t.NewTally)
 	}
@@ -321,77 +321,77 @@ func (t *Tap) advance(c *choice, s *stated) (faults Faults) {
 
 // check holds the usage in a chunk, which speaks of one choice, against what that can be.
 func (t *Tap) check(p *progress, s *stated) (sane figures, faults Faults) {
-	least := Usage{Input: t.input, Output: p.output}
-	if t.has&reasoningFigure != 0 {
-		least.Reasoning = p.thought
+	floor := Usage{Input: t.input, Output: p.output}
+	if t.known&reasoningFigure != 0 {
+		floor.Reasoning = p.reasoning
 	}
-	return t.Bounds.check(s, 1, 1, least)
+	return t.Bounds.check(s, 1, 1, floor)
 }
 
 // state takes in what the engine has stated of one choice.
-func (t *Tap) state(p *progress, s *stated, sane figures, reasoned bool) {
+func (t *Tap) record(p *progress, s *stated, sane figures, reasoned bool) {
 	if sane&inputFigure != 0 && t.Bounds.Prompts < 2 {
 		t.input = s.Input
-		t.has |= inputFigure
+		t.known |= inputFigure
 	}
 	if sane&cachedFigure != 0 {
 		t.cached = max(t.cached, s.Cached)
 	}
 	if sane&reasoningFigure != 0 {
-		p.thought = s.Reasoning
-		t.has |= reasoningFigure
+		p.reasoning = s.Reasoning
+		t.known |= reasoningFigure
 	}
 	if sane&outputFigure != 0 {
-		p.output, p.own = s.Output, nil
-		if reasoned && t.has&reasoningFigure == 0 {
-			p.thought = s.Output
+		p.output, p.estimate = s.Output, nil
+		if reasoned && t.known&reasoningFigure == 0 {
+			p.reasoning = s.Output
 		}
 	}
 }
 
 // estimate is what counts a choice while the engine does not.
 func (t *Tap) estimate(p *progress) *estimate {
-	if p.own == nil {
-		p.own = &estimate{thinking: p.thought > 0}
+	if p.estimate == nil {
+		p.estimate = &estimate{thinking: p.reasoning > 0}
 	}
-	return p.own
+	return p.estimate
 }
 
 // end takes in a chunk without choices, whose usage is that of all of them together. It
 // says whether the caller sees the chunk.
-func (t *Tap) end(c *chunk) (show bool) {
+func (t *Tap) recordFinal(c *chunk) (show bool) {
 	if c.usage == nil {
 		return true
 	}
 	s := readUsage(c.usage)
-	least := Usage{Input: t.input}
+	floor := Usage{Input: t.input}
 	for i := range t.choices {
-		least.Output = Plus(least.Output, t.choices[i].output)
-		if t.has&reasoningFigure != 0 {
-			least.Reasoning = Plus(least.Reasoning, t.choices[i].thought)
+		floor.Output = Plus(floor.Output, t.choices[i].output)
+		if t.known&reasoningFigure != 0 {
+			floor.Reasoning = Plus(floor.Reasoning, t.choices[i].reasoning)
 		}
 	}
 	if t.ended { // it has been said before
-		least = t.final
+		floor = t.final
 	}
-	sane, faults := t.Bounds.check(&s, t.Bounds.Prompts, t.Bounds.Choices, least)
+	sane, faults := t.Bounds.check(&s, t.Bounds.Prompts, t.Bounds.Choices, floor)
 	t.faults |= faults
 	u, _ := t.Usage()
 	for _, f := range []struct {
-		figure       figures
-		into, stated *int
+		figure         figures
+		target, stated *int
 	}{
 		{inputFigure, &u.Input, &s.Input}, {outputFigure, &u.Output, &s.Output},
 		{reasoningFigure, &u.Reasoning, &s.Reasoning}, {cachedFigure, &u.Cached, &s.Cached},
 	} {
 		if sane&f.figure != 0 {
-			*f.into = *f.stated
+			*f.target = *f.stated
 		}
 	}
 	if (s.valid|s.wrong)&cachedFigure == 0 && sane&inputFigure != 0 {
 		u.Cached = 0 // the engine tells nothing of it where nothing was cached
 	}
-	t.final, t.ended, t.guessed = u.consistent(), true, s.replaced(sane)
+	t.final, t.ended, t.finalEstimated = u.consistent(), true, s.replaced(sane)
 	switch {
 	case !t.View.IncludeUsage:
 	case faults != 0:
@@ -407,40 +407,40 @@ func (t *Tap) end(c *chunk) (show bool) {
 // the tokens up to the last reasoning heard of and the mark that ends it.
 func (t *Tap) Usage() (u Usage, estimated bool) {
 	if t.ended {
-		return t.final, t.guessed
+		return t.final, t.finalEstimated
 	}
 	u = Usage{Input: t.Bounds.Input, Cached: t.cached}
-	if t.has&inputFigure != 0 {
+	if t.known&inputFigure != 0 {
 		u.Input = t.input
 	}
-	own, alone, some := 0, 0, false
+	counted, unstated, hasEstimate := 0, 0, false
 	for i := range t.choices {
 		p := &t.choices[i]
 		u.Output += p.output
-		u.Reasoning += p.thought
-		if t.has&reasoningFigure == 0 && p.thought > 0 && p.thought < p.output {
+		u.Reasoning += p.reasoning
+		if t.known&reasoningFigure == 0 && p.reasoning > 0 && p.reasoning < p.output {
 			u.Reasoning++
 		}
-		if p.own == nil {
+		if p.estimate == nil {
 			continue
 		}
-		output, reasoning := p.own.tokens()
-		own, u.Reasoning, some = own+output, u.Reasoning+reasoning, some || output > 0
+		output, reasoning := p.estimate.tokens()
+		counted, u.Reasoning, hasEstimate = counted+output, u.Reasoning+reasoning, hasEstimate || output > 0
 		if p.output == 0 {
-			alone++ // the prompt that its text may begin with is not yet in an engine's figure
+			unstated++ // the prompt that its text may begin with is not yet in an engine's figure
 		}
 	}
-	if some {
-		u.Output = max(u.Output, min(u.Output+t.Bounds.own(own, alone), most(t.Bounds.Limit, t.Bounds.Choices, 0)))
+	if hasEstimate {
+		u.Output = max(u.Output, min(u.Output+t.Bounds.outputEstimate(counted, unstated), upperBound(t.Bounds.Limit, t.Bounds.Choices, 0)))
 	}
-	estimated = some || t.faults != 0 || t.has&inputFigure == 0 && t.Bounds.Prompts < 2
+	estimated = hasEstimate || t.faults != 0 || t.known&inputFigure == 0 && t.Bounds.Prompts < 2
 	return u.consistent(), estimated
 }
 
 // Longest is how many tokens the longest choice has so far.
 func (t *Tap) Longest() (tokens int) {
 	for i := range t.choices {
-		tokens = max(tokens, t.soFar(&t.choices[i]).Output)
+		tokens = max(tokens, t.choiceUsage(&t.choices[i]).Output)
 	}
 	return tokens
 }
@@ -456,7 +456,7 @@ func (t *Tap) Faults() Faults {
 
 // keepHead keeps how the chunk before the end begins, in case that the engine sends
 // none with the usage for which the caller has asked.
-func (t *Tap) keepHead() {
+func (t *Tap) keepUsageHead() {
 	c := &t.last
 	if !t.View.IncludeUsage || len(c.id) == 0 || len(c.created) == 0 || len(c.id)+len(c.created)+len(c.model) > maxName {
 		return
@@ -465,7 +465,7 @@ func (t *Tap) keepHead() {
 	if t.Route == Completions {
 		object = "text_completion"
 	}
-	h := append(append(t.head[:0], `{"id":`...), c.id...)
+	h := append(append(t.usageHead[:0], `{"id":`...), c.id...)
 	h = append(append(append(h, `,"object":"`...), object...), `","created":`...)
 	h = append(append(h, c.created...), `,"model":`...)
 	if t.View.Model != "" || len(c.model) == 0 {
@@ -473,18 +473,18 @@ func (t *Tap) keepHead() {
 	} else {
 		h = append(h, c.model...)
 	}
-	t.head = append(h, `,"choices":[],"usage":`...)
+	t.usageHead = append(h, `,"choices":[],"usage":`...)
 }
 
 // close appends the chunk with the usage of the answer where the caller has asked for
 // one and the engine has sent none.
-func (t *Tap) close(dst []byte) []byte {
-	if !t.View.IncludeUsage || t.ended || len(t.head) == 0 {
+func (t *Tap) appendUsage(dst []byte) []byte {
+	if !t.View.IncludeUsage || t.ended || len(t.usageHead) == 0 {
 		return dst
 	}
 	u, _ := t.Usage()
-	dst = append(append(dst, "data: "...), t.head...)
-	return append(u.append(dst, t.has&reasoningFigure), "}\n\n"...)
+	dst = append(append(dst, "data: "...), t.usageHead...)
+	return append(u.append(dst, t.known&reasoningFigure), "}\n\n"...)
 }
 
 // streamError is the error that data holds, of which failure is the object.

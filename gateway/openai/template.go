@@ -3,13 +3,13 @@ package openai
 import "strconv"
 
 // What becomes of a key of chat_template_kwargs.
-type kwargUse int
+type kwargRule int
 
 const (
-	kwargPassed  kwargUse = iota // Qwen3's template does not read it: passed on, if its value is small
-	kwargCounted                 // read by the template, and the count knows it
-	kwargField                   // refused: it is a field of the body, where it is counted
-	kwargServer                  // refused: it is the server's own
+	kwargPassed  kwargRule = iota // Qwen3's template does not read it: passed on, if its value is small
+	kwargCounted                  // read by the template, and the count knows it
+	kwargField                    // refused: it is a field of the body, where it is counted
+	kwargServer                   // refused: it is the server's own
 )
 
 // maxKwarg bounds the value of a key that is passed on, in bytes of JSON.
@@ -19,7 +19,7 @@ const maxKwarg = 256
 // those keys that it reads, and those that are parameters of the library's
 // apply_chat_template; they win over the body's own fields, so a prompt that is written
 // there is rendered although nobody has counted it.
-func kwarg(name string) kwargUse {
+func lookupKwarg(name string) kwargRule {
 	switch name {
 	case "enable_thinking":
 		return kwargCounted
@@ -46,7 +46,7 @@ func (q *Request) templateKwargs() (object, thinking []byte, err *Error) {
 	for w := members(raw); w.next(); {
 		name, _ := text(quoted(w.key))
 		value := w.value()
-		switch kwarg(name) {
+		switch lookupKwarg(name) {
 		case kwargCounted:
 			thinking = value
 		case kwargField:
@@ -62,34 +62,34 @@ func (q *Request) templateKwargs() (object, thinking []byte, err *Error) {
 	// vLLM takes both of these for nothing said.
 	if s, _ := text(thinking); isNull(thinking) || s == "auto" {
 		thinking = nil
-		raw, _ = without(raw, "enable_thinking")
+		raw, _ = withoutMember(raw, "enable_thinking")
 		q.Set(field, raw)
 	}
 	return raw, thinking, nil
 }
 
 // thinking settles the thinking switch in chat_template_kwargs.
-func (q *Request) thinking(w *Wish) *Error {
+func (q *Request) translateThinking(w *Wish) *Error {
 	if err := q.thinkingBudget(); err != nil {
 		return err
 	}
-	on, said, err := q.thinkingSwitch()
+	enabled, present, err := q.thinkingSwitch()
 	if err != nil {
 		return err
 	}
-	kwargs, own, err := q.templateKwargs()
+	kwargs, explicit, err := q.templateKwargs()
 	if err != nil {
 		return err
 	}
 	switch { // what stands in the object itself wins
-	case own != nil:
-		w.NoThinking = string(own) == "false"
-	case !said:
+	case explicit != nil:
+		w.NoThinking = string(explicit) == "false"
+	case !present:
 		w.ThinkingOpen = true
 	default:
-		w.NoThinking = !on
+		w.NoThinking = !enabled
 		value := "true"
-		if !on {
+		if !enabled {
 			value = "false"
 		}
 		q.Set("chat_template_kwargs", withMember(kwargs, "enable_thinking", value))
@@ -100,15 +100,15 @@ func (q *Request) thinking(w *Wish) *Error {
 // promptEnd checks what the body says of the end of the prompt. vLLM takes many words
 // for true and false; the count goes by these two.
 func (q *Request) promptEnd() *Error {
-	generation, said, err := q.Bool("add_generation_prompt")
+	generation, present, err := q.Bool("add_generation_prompt")
 	if err != nil {
 		return err
 	}
-	goesOn, _, err := q.Bool("continue_final_message")
+	continued, _, err := q.Bool("continue_final_message")
 	if err != nil {
 		return err
 	}
-	if goesOn && (generation || !said) {
+	if continued && (generation || !present) {
 		return invalid("continue_final_message", "continue_final_message must come with add_generation_prompt: false")
 	}
 	return nil
@@ -139,15 +139,15 @@ func (q *Request) thinkingBudget() *Error {
 	}
 	raw, _ := q.Raw("thinking_budget")
 	q.Delete("thinking_budget")
-	if _, has := q.Raw("thinking_token_budget"); !has {
+	if _, present := q.Raw("thinking_token_budget"); !present {
 		q.Set("thinking_token_budget", raw)
 	}
 	return nil
 }
 
 // thinkingSwitch reads and takes out the spellings that vLLM does not know.
-func (q *Request) thinkingSwitch() (on, said bool, err *Error) {
-	on, said, err = q.Bool("enable_thinking")
+func (q *Request) thinkingSwitch() (enabled, present bool, err *Error) {
+	enabled, present, err = q.Bool("enable_thinking")
 	if err != nil {
 		return false, false, err
 	}
@@ -158,13 +158,13 @@ func (q *Request) thinkingSwitch() (on, said bool, err *Error) {
 		if kind != "enabled" && kind != "disabled" && kind != "adaptive" {
 			return false, false, invalid("thinking", `thinking.type must be "enabled" or "disabled"`)
 		}
-		if !said {
-			on, said = kind != "disabled", true
+		if !present {
+			enabled, present = kind != "disabled", true
 		}
 	}
 	effort, known := q.reasoningEffort()
-	if said || !known {
-		return on, said, nil
+	if present || !known {
+		return enabled, present, nil
 	}
 	return effort != "none", true, nil
 }
@@ -186,10 +186,10 @@ func (q *Request) reasoningEffort() (effort string, known bool) {
 
 // ThinkingOff applies the translations of a chat that change its prompt, and
 // reports whether its thinking is switched off, or open.
-func (q *Request) ThinkingOff() (off, open bool, err *Error) {
+func (q *Request) ThinkingOff() (disabled, open bool, err *Error) {
 	var w Wish
-	if err := q.thinking(&w); err != nil {
+	if err := q.translateThinking(&w); err != nil {
 		return false, false, err
 	}
-	return w.NoThinking, w.ThinkingOpen, q.messages()
+	return w.NoThinking, w.ThinkingOpen, q.translateMessages()
 }

@@ -33,12 +33,12 @@ func (q *Request) CheckTokens(vocabulary int) *Error {
 // checkIDs checks the list of token ids that the member of this name is. A prompt may be
 // a list of such lists, or of texts.
 func (q *Request) checkIDs(name string, raw []byte, vocabulary int) *Error {
-	plain := numbers{raw: raw}
+	plain := plainNumbers{raw: raw}
 	for w := elements(raw); w.next(); {
 		value := w.value()
-		if k := kindOf(value); name == "prompt" && k == aString {
+		if k := kindOf(value); name == "prompt" && k == stringKind {
 			return nil // of texts alone, as Prompts makes sure
-		} else if name != "prompt" || k != anArray {
+		} else if name != "prompt" || k != arrayKind {
 			if err := plain.checkID(name, value, vocabulary); err != nil {
 				return err
 			}
@@ -57,12 +57,12 @@ func (q *Request) checkIDs(name string, raw []byte, vocabulary int) *Error {
 }
 
 // checkID takes in the next token id, raw, if it is one.
-func (r *numbers) checkID(name string, raw []byte, vocabulary int) *Error {
+func (r *plainNumbers) checkID(name string, raw []byte, vocabulary int) *Error {
 	id, ok := lenientInteger(raw)
 	if !ok || id < 0 || id >= int64(vocabulary) {
 		return outOfVocabulary(name, []string{fmt.Sprintf("%.32s", raw)}, 1, vocabulary)
 	}
-	r.put(raw, id)
+	r.add(raw, id)
 	return nil
 }
 
@@ -90,19 +90,19 @@ func (q *Request) checkBias(vocabulary int) *Error {
 	if raw[0] != '{' {
 		return invalid(name, "logit_bias must be an object of numbers by token id")
 	}
-	const most = 8
+	const maxShown = 8
 	var shown []string
 	wrong := 0
-	plain := numbers{raw: raw}
+	plain := plainNumbers{raw: raw}
 	for w := members(raw); w.next(); {
 		id, ok := integer(w.key)
 		if !ok || id < 0 || id >= int64(vocabulary) {
-			if wrong++; wrong <= most {
+			if wrong++; wrong <= maxShown {
 				shown = append(shown, fmt.Sprintf("%.32q", w.key))
 			}
 			continue
 		}
-		plain.put(w.key, id)
+		plain.add(w.key, id)
 	}
 	if wrong > 0 {
 		return outOfVocabulary(name, shown, wrong, vocabulary)

@@ -33,24 +33,24 @@ type Wish struct {
 // Where the caller set it, it stays; else it comes from enable_thinking, from
 // thinking.type, or from the reasoning effort, in this order.
 func (q *Request) Translate(maxN int) (Wish, *Error) {
-	w, err := q.wish(maxN)
+	w, err := q.readWish(maxN)
 	if err != nil {
 		return w, err
 	}
-	if err := q.streamWish(&w); err != nil {
+	if err := q.readStreamOptions(&w); err != nil {
 		return w, err
 	}
-	if err := q.reasoningWish(&w); err != nil {
+	if err := q.readReasoningOptions(&w); err != nil {
 		return w, err
 	}
-	if err := q.structured(); err != nil {
+	if err := q.translateStructured(); err != nil {
 		return w, err
 	}
 	if q.Route == Chat {
-		if err := q.thinking(&w); err != nil {
+		if err := q.translateThinking(&w); err != nil {
 			return w, err
 		}
-		if err := q.messages(); err != nil {
+		if err := q.translateMessages(); err != nil {
 			return w, err
 		}
 	}
@@ -63,7 +63,7 @@ func (q *Request) Translate(maxN int) (Wish, *Error) {
 	return w, q.checkMembers()
 }
 
-func (q *Request) wish(maxN int) (w Wish, err *Error) {
+func (q *Request) readWish(maxN int) (w Wish, err *Error) {
 	var ok bool
 	if w.Model, _, err = q.Text("model"); err != nil {
 		return w, err
@@ -126,7 +126,7 @@ func (q *Request) echoAlone() bool {
 	return whole && n == 0 && wanted
 }
 
-func (q *Request) streamWish(w *Wish) (err *Error) {
+func (q *Request) readStreamOptions(w *Wish) (err *Error) {
 	if w.Stream, _, err = q.Bool("stream"); err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (q *Request) streamWish(w *Wish) (err *Error) {
 
 // reasoningWish takes out return_reasoning and include_reasoning, which the
 // gateway answers itself: servers honour the latter in some answers only.
-func (q *Request) reasoningWish(w *Wish) *Error {
+func (q *Request) readReasoningOptions(w *Wish) *Error {
 	for _, name := range []string{"return_reasoning", "include_reasoning"} {
 		show, ok, err := q.Bool(name)
 		if err != nil {
@@ -160,18 +160,18 @@ func (q *Request) reasoningWish(w *Wish) *Error {
 	return nil
 }
 
-func (q *Request) structured() *Error {
-	_, has := q.Raw("structured_outputs")
+func (q *Request) translateStructured() *Error {
+	_, constrained := q.Raw("structured_outputs")
 	for _, g := range guided() {
 		raw, ok := q.Raw(g[0])
 		q.Delete(g[0])
 		if !ok {
 			continue
 		}
-		if has {
+		if constrained {
 			return invalid(g[0], "%s and another output constraint exclude each other", g[0])
 		}
-		has = true
+		constrained = true
 		q.Set("structured_outputs", join(`{"`, g[1], `":`, string(raw), `}`))
 	}
 	return nil

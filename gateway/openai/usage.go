@@ -64,8 +64,8 @@ func (e *edits) addReasoning(usage []byte, tokens int) {
 	case details == nil:
 		e.insert(usage[:len(usage)-1], join(`,"`, name, `":{`, string(member[1:]), `}`))
 	case details[0] == '{':
-		rest, _ := without(details, part) // null, perhaps
-		e.replace(details, withLast(rest, member))
+		rest, _ := withoutMember(details, part) // null, perhaps
+		e.replace(details, withLastMember(rest, member))
 	default:
 		e.replace(details, join(`{`, string(member[1:]), `}`))
 	}
@@ -114,11 +114,11 @@ type Bounds struct {
 const longestContext = 1 << 20
 
 // most returns up to which a figure can be true: so many tokens each, and one more.
-func most(tokens, number, more int) int {
+func upperBound(tokens, number, extra int) int {
 	if tokens <= 0 {
 		tokens = longestContext
 	}
-	return Times(Plus(tokens, more), max(number, 1))
+	return Times(Plus(tokens, extra), max(number, 1))
 }
 
 // figures is a set of the numbers in a usage object.
@@ -143,13 +143,13 @@ type stated struct {
 }
 
 // take takes in one number; nil where it is not there.
-func (s *stated) take(f figures, into *int, raw []byte) {
+func (s *stated) set(f figures, target *int, raw []byte) {
 	s.valid &^= f
 	s.wrong &^= f
 	n, ok := integer(raw)
 	switch {
 	case ok && n >= 0:
-		*into = int(n)
+		*target = int(n)
 		s.valid |= f
 	case raw != nil && !isNull(raw):
 		s.wrong |= f
@@ -169,15 +169,15 @@ func (w *walker) usage() (s stated) {
 		value := w.value()
 		switch string(key) {
 		case "prompt_tokens":
-			s.take(inputFigure, &s.Input, value)
+			s.set(inputFigure, &s.Input, value)
 		case "completion_tokens":
-			s.take(outputFigure, &s.Output, value)
+			s.set(outputFigure, &s.Output, value)
 		case "total_tokens":
-			s.take(totalFigure, &s.total, value)
+			s.set(totalFigure, &s.total, value)
 		case "prompt_tokens_details":
-			s.take(cachedFigure, &s.Cached, find(value, "cached_tokens"))
+			s.set(cachedFigure, &s.Cached, find(value, "cached_tokens"))
 		case "completion_tokens_details":
-			s.take(reasoningFigure, &s.Reasoning, find(value, "reasoning_tokens"))
+			s.set(reasoningFigure, &s.Reasoning, find(value, "reasoning_tokens"))
 		}
 	}
 	return s
@@ -186,7 +186,7 @@ func (w *walker) usage() (s stated) {
 // check returns which figures of a usage object can be true, of so many prompts and
 // choices in a request with these bounds, and what is wrong with the others. least is
 // what the same stream has stated before. It is the only place that decides this.
-func (b *Bounds) check(s *stated, prompts, choices int, least Usage) (sane figures, faults Faults) {
+func (b *Bounds) check(s *stated, prompts, choices int, floor Usage) (sane figures, faults Faults) {
 	sane = s.valid
 	if s.wrong != 0 {
 		faults |= FaultInvalid
@@ -198,16 +198,16 @@ func (b *Bounds) check(s *stated, prompts, choices int, least Usage) (sane figur
 	switch {
 	case sane&inputFigure == 0:
 		input = b.Input
-	case s.Input > most(b.Context, prompts, 0):
+	case s.Input > upperBound(b.Context, prompts, 0):
 		sane, faults, input = sane&^inputFigure, faults|FaultExcessive, b.Input
-	case s.Input < least.Input:
-		sane, faults, input = sane&^inputFigure, faults|FaultFallen, least.Input
+	case s.Input < floor.Input:
+		sane, faults, input = sane&^inputFigure, faults|FaultFallen, floor.Input
 	}
 	switch {
 	case sane&outputFigure == 0:
-	case s.Output > most(b.Limit, choices, 1):
+	case s.Output > upperBound(b.Limit, choices, 1):
 		sane, faults = sane&^outputFigure, faults|FaultExcessive
-	case s.Output < least.Output:
+	case s.Output < floor.Output:
 		sane, faults = sane&^outputFigure, faults|FaultFallen
 	}
 	if sane&cachedFigure != 0 && s.Cached > input {
@@ -219,7 +219,7 @@ func (b *Bounds) check(s *stated, prompts, choices int, least Usage) (sane figur
 		sane &^= reasoningFigure
 	case s.Reasoning > s.Output:
 		sane, faults = sane&^reasoningFigure, faults|FaultExcessive
-	case s.Reasoning < least.Reasoning:
+	case s.Reasoning < floor.Reasoning:
 		sane, faults = sane&^reasoningFigure, faults|FaultFallen
 	}
 	if sane&(neededFigures|totalFigure) == neededFigures|totalFigure && s.total != s.Usage.Total() {

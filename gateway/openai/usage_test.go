@@ -290,8 +290,8 @@ func TestOwnCountOfStreams(t *testing.T) {
 			`{"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}`, delta(0, `{"content":"a b"}`, `"length"`, ``),
 		}, Usage{Input: 10, Output: 2}},
 	} {
-		for _, learnt := range []int{0, maxLearnt} {
-			tap := Tap{Route: c.route, Bounds: c.bounds, NewTally: newWords, learnt: learnt}
+		for _, learnt := range []int{0, maxShapes} {
+			tap := Tap{Route: c.route, Bounds: c.bounds, NewTally: newWords, shapes: learnt}
 			if _, err := feed(t, &tap, c.events...); err != nil {
 				t.Fatal(err)
 			}

@@ -28,7 +28,7 @@ type View struct {
 }
 
 // name makes the model's name true.
-func (v *View) name(e *edits, raw []byte) {
+func (v *View) setModel(e *edits, raw []byte) {
 	if v.Model != "" && len(raw) >= 2 && string(raw[1:len(raw)-1]) != v.Model {
 		e.replace(raw, appendString(nil, v.Model))
 	}
@@ -49,7 +49,7 @@ type choice struct {
 // choice reads the choice that w has entered, and edits what its caller is to
 // see. part is the member that holds the text: delta, message, or none for
 // completions.
-func (v *View) choice(e *edits, w *walker, part string) (c choice) {
+func (v *View) readChoice(e *edits, w *walker, part string) (c choice) {
 	for w.next() {
 		switch string(w.key) {
 		case "index":
@@ -72,49 +72,49 @@ func (v *View) choice(e *edits, w *walker, part string) (c choice) {
 				continue
 			}
 			if v.ThinkingOff && part == "message" {
-				if right := repaired(c.part); right != nil {
+				if right := repairMessage(c.part); right != nil {
 					c.repaired = true
 					e.replace(c.part, right)
 					continue
 				}
 			}
-			c.reasoned, c.emptied = v.reasoning(e, c.part)
+			c.reasoned, c.emptied = v.editReasoning(e, c.part)
 		}
 	}
 	return c
 }
 
 // reasoning gives the reasoning in a delta or message the names it is to have.
-func (v *View) reasoning(e *edits, raw []byte) (reasoned, emptied bool) {
-	own, other := "reasoning", "reasoning_content"
+func (v *View) editReasoning(e *edits, raw []byte) (reasoned, emptied bool) {
+	shownName, otherName := "reasoning", "reasoning_content"
 	if v.Reasoning == OnlyReasoningContent {
-		own, other = other, own
+		shownName, otherName = otherName, shownName
 	}
-	both := find(raw, own) != nil && find(raw, other) != nil
+	hasBoth := find(raw, shownName) != nil && find(raw, otherName) != nil
 	kept, shown := 0, false
 	w := members(raw)
 	for w.next() {
 		key, value := w.key, w.value()
 		name := string(key)
-		if name != own && name != other {
+		if name != shownName && name != otherName {
 			kept++
-			shown = shown || telling(value)
+			shown = shown || carriesContent(value)
 			continue
 		}
 		reasoned = reasoned || !isNull(value)
 		switch {
-		case v.HideReasoning, both && name == other && v.Reasoning != BothNames:
+		case v.HideReasoning, hasBoth && name == otherName && v.Reasoning != BothNames:
 			e.cut(&w, kept == 0)
 			continue
-		case both:
+		case hasBoth:
 		case v.Reasoning == BothNames:
-			missing := other
-			if name == other {
-				missing = own
+			missing := otherName
+			if name == otherName {
+				missing = shownName
 			}
 			e.insert(value, join(`,"`, missing, `":`, string(value)))
-		case name == other:
-			e.replace(key, []byte(own))
+		case name == otherName:
+			e.replace(key, []byte(shownName))
 		}
 		kept++
 	}
@@ -123,7 +123,7 @@ func (v *View) reasoning(e *edits, raw []byte) (reasoned, emptied bool) {
 
 // telling reports whether a member's value says anything to its reader. A role
 // does: there are clients that refuse a message that never had one.
-func telling(value []byte) bool {
+func carriesContent(value []byte) bool {
 	switch string(value) {
 	case "null", `""`, "[]":
 		return false
@@ -133,26 +133,26 @@ func telling(value []byte) bool {
 
 // repaired is a message whose content stands under reasoning, put right; nil where
 // it says anything else.
-func repaired(message []byte) []byte {
-	var said []byte
+func repairMessage(message []byte) []byte {
+	var reasoning []byte
 	for w := members(message); w.next(); {
 		key, value := string(w.key), w.value()
 		switch key {
 		case "reasoning", "reasoning_content":
-			if value[0] == '"' && telling(value) {
-				said = value
+			if value[0] == '"' && carriesContent(value) {
+				reasoning = value
 			}
 		case "content", "tool_calls":
-			if telling(value) {
+			if carriesContent(value) {
 				return nil
 			}
 		}
 	}
-	if said == nil {
+	if reasoning == nil {
 		return nil
 	}
 	out := append(make([]byte, 0, len(message)+len(`{"content":,`)), `{"content":`...)
-	out = append(out, said...)
+	out = append(out, reasoning...)
 	for w := members(message); w.next(); {
 		key, value := w.key, w.value()
 		switch string(key) {

@@ -22,13 +22,13 @@ type path struct {
 
 // searchSteps is how many turns a byte the search may take, beside a few, before merging
 // takes over. Language takes less than one; runs of slashes would take fourteen.
-const searchSteps, fewSteps = 2, 16
+const searchSteps, spareSteps = 2, 16
 
 // encode leaves the BPE encoding of piece in p.tokens. id and n are the longest token that
 // piece begins with and its length in bytes. Memory is 4 bytes a token and a bit a byte,
 // and a fixed amount. Time is linear in the bytes.
 func (e *bpe) encode(p *path, piece string, id uint32, n int) {
-	if !e.search(p, piece, id, n, searchSteps*len(piece)+fewSteps) && !e.merge(p, piece) {
+	if !e.search(p, piece, id, n, searchSteps*len(piece)+spareSteps) && !e.merge(p, piece) {
 		e.search(p, piece, id, n, math.MaxInt)
 	}
 }
@@ -43,38 +43,38 @@ func (e *bpe) encode(p *path, piece string, id uint32, n int) {
 // bytes.
 func (e *bpe) search(p *path, piece string, id uint32, n, turns int) bool {
 	p.tokens = p.tokens[:0]
-	p.alive(len(piece))
-	for at := 0; ; turns-- {
+	p.reset(len(piece))
+	for pos := 0; ; turns-- {
 		if turns == 0 {
 			return false
 		}
 		p.steps++
-		end := at + n
-		if p.dead[end/64]&(1<<(end%64)) == 0 && (at == 0 || e.adjacent(p.tokens[len(p.tokens)-1], id)) {
+		end := pos + n
+		if p.dead[end/64]&(1<<(end%64)) == 0 && (pos == 0 || e.adjacent(p.tokens[len(p.tokens)-1], id)) {
 			p.tokens = append(p.tokens, id)
 			if end == len(piece) {
 				return true
 			}
-			at = end
-			id, n = e.longest(piece[at:])
+			pos = end
+			id, n = e.longest(piece[pos:])
 			continue
 		}
-		if next := e.shorter[id]; next != none {
+		if next := e.shorter[id]; next != noToken {
 			id, n = next, e.width(next)
 			continue
 		}
 		// Nothing fits after the last token: it cannot end here.
-		p.dead[at/64] |= 1 << (at % 64)
+		p.dead[pos/64] |= 1 << (pos % 64)
 		last := len(p.tokens) - 1
 		id, n = p.tokens[last], e.width(p.tokens[last])
 		p.tokens = p.tokens[:last]
-		at -= n
+		pos -= n
 	}
 }
 
 // alive prepares p for a piece of n bytes: no place in it is dead. For a long piece it makes
 // room at once, for text that encodes badly, instead of by doubling.
-func (p *path) alive(n int) {
+func (p *path) reset(n int) {
 	if n > keptTokens {
 		p.tokens = slices.Grow(p.tokens, n/2)
 	}
@@ -96,20 +96,20 @@ func (e *bpe) width(id uint32) int { return int(e.start[id+1] - e.start[id]) }
 // merges across the border that would have come before the one undone last; a merge of the
 // same rank comes first on the left, as BPE works left to right.
 func (e *bpe) adjacent(left, right uint32) bool {
-	before := uint32(math.MaxUint32)
+	limit := uint32(math.MaxUint32)
 	for {
-		if id, ok := e.pairs.merged(left, right); ok && id < before {
+		if id, ok := e.pairs.merged(left, right); ok && id < limit {
 			return false
 		}
 		switch {
 		case left > right && left >= byteTokens:
-			before = left
+			limit = left
 			left = e.halves[left][1]
 		case right >= byteTokens:
-			before = right + 1
+			limit = right + 1
 			right = e.halves[right][0]
 		case left >= byteTokens:
-			before = left
+			limit = left
 			left = e.halves[left][1]
 		default:
 			return true

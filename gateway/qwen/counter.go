@@ -81,7 +81,7 @@ func (c *Counter) Chat(chat Chat) (int, error) {
 		if i == MaxMessages {
 			return errMessages
 		}
-		l := located{raw: raw, key: c.cache.key(raw).in(chat.Dialect)}
+		l := located{raw: raw, key: c.cache.key(raw).withDialect(chat.Dialect)}
 		var ok bool
 		if l.entry, ok = c.cache.load(l.key); !ok {
 			m, err := chat.Dialect.parseMessage(raw)
@@ -147,7 +147,7 @@ func (c *Counter) release(s *conversation) {
 
 // entry is what is to be remembered of m.
 func (c *Counter) entry(s *conversation, m *message) entry {
-	e := entry{role: m.role, query: m.realQuery(), plain: uncounted, thinking: uncounted}
+	e := entry{role: m.role, query: m.isQuery(), plain: uncounted, thinking: uncounted}
 	switch m.role {
 	case assistant: // counted when it is known with or without thoughts
 		reasoning, _ := m.thoughts()
@@ -179,7 +179,7 @@ func (c *Counter) assistant(s *conversation, d Dialect, l *located, thinking boo
 
 // tools returns the count of the block of tools with the system message before it; some is
 // false if there is none.
-func (c *Counter) tools(s *conversation, chat Chat) (n int, some bool, err error) {
+func (c *Counter) tools(s *conversation, chat Chat) (n int, present bool, err error) {
 	if !hasTools(chat.Tools) {
 		return 0, false, nil
 	}

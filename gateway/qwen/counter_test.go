@@ -130,8 +130,8 @@ func TestCacheIsBounded(t *testing.T) {
 	n := 0
 	for i := range c.shards {
 		s := &c.shards[i]
-		if len(s.at) != len(s.slots) || len(s.slots) > limit/shardCount {
-			t.Errorf("shard %d: %d keys, %d slots", i, len(s.at), len(s.slots))
+		if len(s.index) != len(s.slots) || len(s.slots) > limit/shardCount {
+			t.Errorf("shard %d: %d keys, %d slots", i, len(s.index), len(s.slots))
 		}
 		n += len(s.slots)
 	}

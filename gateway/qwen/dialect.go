@@ -42,11 +42,11 @@ func DialectOf(minor int) Dialect {
 	}
 	found := V12
 	for _, d := range [...]struct {
-		from int
-		is   Dialect
+		minor   int
+		dialect Dialect
 	}{{21, V21}, {23, V23}, {24, V24}, {27, V27}, {29, V29}, {32, V32}} {
-		if minor >= d.from {
-			found = d.is
+		if minor >= d.minor {
+			found = d.dialect
 		}
 	}
 	return found
@@ -68,20 +68,20 @@ func (d Dialect) appendTool(dst, raw []byte) ([]byte, error) {
 	if err != nil {
 		return nil, errors.New("must be an object")
 	}
-	rest, kind := takeMember(rest, "type")
+	rest, kind := cutMember(rest, "type")
 	if kind == nil {
 		kind = []byte(`"function"`)
 	}
 	if name, ok := str(kind); !ok || name != "function" {
 		return nil, errors.New(`type must be "function"`)
 	}
-	rest, function := takeMember(rest, "function")
+	rest, function := cutMember(rest, "function")
 	inner, err := uniqueMembers(function)
 	if err != nil {
 		return nil, errors.New("function must be an object")
 	}
 	known := []member{{[]byte("type"), kind}, {[]byte("function"), nil}}
-	rest, known, err = d.takeFlag(rest, known, "defer_loading", V21)
+	rest, known, err = d.moveFlag(rest, known, "defer_loading", V21)
 	if err != nil {
 		return nil, err
 	}
@@ -103,22 +103,22 @@ func (d Dialect) appendFunction(dst []byte, rest []member, deferred []byte) ([]b
 		first     byte // of a value of that kind
 	}{{"name", "a string", '"'}, {"description", "a string or null", '"'}, {"parameters", "an object or null", '{'}} {
 		var value []byte
-		rest, value = takeMember(rest, field.key)
+		rest, value = cutMember(rest, field.key)
 		missing := isNothing(value)
 		if missing && field.key == "name" || !missing && value[0] != field.first {
 			return nil, fmt.Errorf("function.%s must be %s", field.key, field.kind)
 		}
 		known = append(known, member{[]byte(field.key), value})
 	}
-	rest, known, err := d.takeFlag(rest, known, "strict", V24)
+	rest, known, err := d.moveFlag(rest, known, "strict", V24)
 	if err != nil {
 		return nil, fmt.Errorf("function.%w", err)
 	}
-	before := len(known)
-	if rest, known, err = d.takeFlag(rest, known, "defer_loading", V21); err != nil {
+	count := len(known)
+	if rest, known, err = d.moveFlag(rest, known, "defer_loading", V21); err != nil {
 		return nil, fmt.Errorf("function.%w", err)
 	}
-	if len(known) == before && deferred != nil {
+	if len(known) == count && deferred != nil {
 		known = append(known, member{[]byte("defer_loading"), deferred})
 	}
 	return d.appendMembers(dst, known, rest)
@@ -127,12 +127,12 @@ func (d Dialect) appendFunction(dst []byte, rest []member, deferred []byte) ([]b
 // appendMembers renders an object of the known members and, if the release keeps them,
 // the unknown ones.
 func (d Dialect) appendMembers(dst []byte, known, unknown []member) ([]byte, error) {
-	all := known
+	list := known
 	if d < V27 {
-		all = append(all, unknown...)
+		list = append(list, unknown...)
 	}
 	dst = append(dst, '{')
-	for i, m := range all {
+	for i, m := range list {
 		if i > 0 {
 			dst = append(dst, ", "...)
 		}
@@ -146,11 +146,11 @@ func (d Dialect) appendMembers(dst []byte, known, unknown []member) ([]byte, err
 
 // takeFlag moves a key that is known from a release on, and must be true, false or null,
 // from all members to the known ones, unless it is null, which is left out.
-func (d Dialect) takeFlag(all, known []member, key string, from Dialect) (rest, taken []member, err error) {
-	if d < from {
-		return all, known, nil
+func (d Dialect) moveFlag(list, known []member, key string, release Dialect) (rest, moved []member, err error) {
+	if d < release {
+		return list, known, nil
 	}
-	rest, value := takeMember(all, key)
+	rest, value := cutMember(list, key)
 	switch {
 	case isNothing(value):
 		return rest, known, nil

@@ -12,8 +12,8 @@ import (
 // It is strict, because vLLM's parser is: what is no JSON is left alone there. Python's NaN
 // and Infinity are JSON to it.
 type dumper struct {
-	in    []byte
-	at    int
+	src   []byte
+	pos   int
 	out   []byte
 	depth int
 	spare []byte // scratch for strings
@@ -25,47 +25,47 @@ type span struct{ key, value, end int }
 
 // fewKeys is up to how many keys of an object are compared one by one to find repeated
 // ones; more go through a map.
-const fewKeys = 16
+const linearKeys = 16
 
 // appendPython appends the value that is all of in, with white space around it. ok is
 // false, and dst as it was, if in is no JSON or nested deeper than 512.
-func appendPython(dst, in []byte) (out []byte, ok bool) {
-	d := dumper{in: in, out: dst}
+func appendPython(dst, src []byte) (out []byte, ok bool) {
+	d := dumper{src: src, out: dst}
 	d.space()
 	if !d.value() {
 		return dst, false
 	}
 	d.space()
-	if d.at != len(in) {
+	if d.pos != len(src) {
 		return dst, false
 	}
 	return d.out, true
 }
 
-func (d *dumper) space() { d.at = skipSpace(d.in, d.at) }
+func (d *dumper) space() { d.pos = skipSpace(d.src, d.pos) }
 
 // next reports whether c comes next, and if so steps over it.
 func (d *dumper) next(c byte) bool {
-	if d.at < len(d.in) && d.in[d.at] == c {
-		d.at++
+	if d.pos < len(d.src) && d.src[d.pos] == c {
+		d.pos++
 		return true
 	}
 	return false
 }
 
 func (d *dumper) value() bool {
-	if d.at == len(d.in) {
+	if d.pos == len(d.src) {
 		return false
 	}
-	switch c := d.in[d.at]; {
+	switch c := d.src[d.pos]; {
 	case c == '"':
 		return d.string()
 	case c == '{' || c == '[':
-		if d.depth == deepest {
+		if d.depth == maxDepth {
 			return false
 		}
 		d.depth++
-		d.at++
+		d.pos++
 		ok := false
 		if c == '{' {
 			ok = d.object()
@@ -81,10 +81,10 @@ func (d *dumper) value() bool {
 }
 
 func (d *dumper) word(w string) bool {
-	if !bytes.HasPrefix(d.in[d.at:], []byte(w)) {
+	if !bytes.HasPrefix(d.src[d.pos:], []byte(w)) {
 		return false
 	}
-	d.at += len(w)
+	d.pos += len(w)
 	d.out = append(d.out, w...)
 	return true
 }
@@ -112,10 +112,10 @@ func (d *dumper) array() bool {
 func (d *dumper) object() bool {
 	d.out = append(d.out, '{')
 	begin := len(d.out)
-	var few [fewKeys]span
-	seen := few[:0]
+	var array [linearKeys]span
+	seen := array[:0]
 	var index map[string]int // once there are many keys
-	repeated := false
+	hasRepeats := false
 	d.space()
 	for first := true; !d.next('}'); first = false {
 		if !first {
@@ -126,11 +126,11 @@ func (d *dumper) object() bool {
 			d.space()
 		}
 		s := span{key: len(d.out)}
-		if d.at == len(d.in) || d.in[d.at] != '"' || !d.string() {
+		if d.pos == len(d.src) || d.src[d.pos] != '"' || !d.string() {
 			return false
 		}
 		key := d.out[s.key:len(d.out)]
-		at, again := d.find(seen, index, key)
+		place, repeats := d.find(seen, index, key)
 		d.space()
 		if !d.next(':') {
 			return false
@@ -143,20 +143,20 @@ func (d *dumper) object() bool {
 		}
 		s.end = len(d.out)
 		d.space()
-		if again {
-			repeated = true
-			seen[at].value, seen[at].end = s.value, s.end
+		if repeats {
+			hasRepeats = true
+			seen[place].value, seen[place].end = s.value, s.end
 			continue
 		}
 		seen = append(seen, s)
-		if len(seen) == fewKeys {
+		if len(seen) == linearKeys {
 			index = make(map[string]int)
 		}
 		if index != nil {
 			d.indexFrom(seen, index)
 		}
 	}
-	if repeated {
+	if hasRepeats {
 		d.rewrite(begin, seen)
 	}
 	d.out = append(d.out, '}')
@@ -166,8 +166,8 @@ func (d *dumper) object() bool {
 // find returns which of seen has the key, which is quoted as written.
 func (d *dumper) find(seen []span, index map[string]int, key []byte) (int, bool) {
 	if index != nil {
-		at, ok := index[string(key)]
-		return at, ok
+		place, ok := index[string(key)]
+		return place, ok
 	}
 	for i, s := range seen {
 		if bytes.HasPrefix(d.out[s.key:], key) { // the closing quote ends it
@@ -202,12 +202,12 @@ func (d *dumper) rewrite(begin int, seen []span) {
 }
 
 func (d *dumper) string() bool {
-	end := skipString(d.in, d.at)
+	end := skipString(d.src, d.pos)
 	if end < 0 {
 		return false
 	}
-	s := d.in[d.at+1 : end-1]
-	d.at = end
+	s := d.src[d.pos+1 : end-1]
+	d.pos = end
 	for i := 0; i < len(s); i++ {
 		if s[i] < ' ' {
 			return false
@@ -229,15 +229,15 @@ func (d *dumper) string() bool {
 }
 
 func (d *dumper) digits() bool {
-	begin := d.at
-	for d.at < len(d.in) && '0' <= d.in[d.at] && d.in[d.at] <= '9' {
-		d.at++
+	begin := d.pos
+	for d.pos < len(d.src) && '0' <= d.src[d.pos] && d.src[d.pos] <= '9' {
+		d.pos++
 	}
-	return d.at > begin
+	return d.pos > begin
 }
 
 func (d *dumper) number() bool {
-	begin := d.at
+	begin := d.pos
 	if d.next('-') && d.word("Infinity") {
 		d.out = append(d.out[:len(d.out)-len("Infinity")], "-Infinity"...)
 		return true
@@ -259,7 +259,7 @@ func (d *dumper) number() bool {
 			return false
 		}
 	}
-	text := d.in[begin:d.at]
+	text := d.src[begin:d.pos]
 	if !float {
 		if string(text) == "-0" {
 			text = text[1:] // Python has no negative zero among its integers

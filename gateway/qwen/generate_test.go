@@ -19,7 +19,7 @@ type generator struct {
 func newGenerator(tok *Tokenizer, seed uint64) *generator {
 	g := &generator{Rand: rand.New(rand.NewPCG(seed, 9)), tok: tok}
 	for r := range rune(utf8.MaxRune) {
-		if utf8.ValidRune(r) && !tok.table.of(r).settled() {
+		if utf8.ValidRune(r) && !tok.table.lookup(r).settled() {
 			g.marks = append(g.marks, r)
 		}
 	}

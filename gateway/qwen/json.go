@@ -10,7 +10,7 @@ import (
 
 // deepest is how many arrays and objects may lie in each other where values are dumped
 // again. Python's own limit is near 1,000.
-const deepest = 512
+const maxDepth = 512
 
 var errJSON = errors.New("invalid JSON")
 
@@ -85,102 +85,102 @@ func skipValue(b []byte, i int) int {
 }
 
 // depth returns how many arrays and objects lie in each other in b, which need not be JSON.
-func depth(b []byte) (most int) {
-	now := 0
+func depth(b []byte) (deepest int) {
+	level := 0
 	for i := 0; i < len(b); i++ {
 		switch b[i] {
 		case '"':
 			if i = skipString(b, i) - 1; i < 0 {
-				return most
+				return deepest
 			}
 		case '{', '[':
-			now++
-			most = max(most, now)
+			level++
+			deepest = max(deepest, level)
 		case '}', ']':
-			now--
+			level--
 		}
 	}
-	return most
+	return deepest
 }
 
 // elements calls f with the index and the bytes of each element of the array b. It returns
 // what f returns, or errJSON if b is no array.
 func elements(b []byte, f func(i int, element []byte) error) error {
-	at := skipSpace(b, 0)
-	if at == len(b) || b[at] != '[' {
+	pos := skipSpace(b, 0)
+	if pos == len(b) || b[pos] != '[' {
 		return errJSON
 	}
-	at = skipSpace(b, at+1)
-	if at < len(b) && b[at] == ']' {
-		return endOf(b, at+1)
+	pos = skipSpace(b, pos+1)
+	if pos < len(b) && b[pos] == ']' {
+		return endOf(b, pos+1)
 	}
 	for n := 0; ; n++ {
-		end := skipValue(b, at)
+		end := skipValue(b, pos)
 		if end < 0 {
 			return errJSON
 		}
-		if err := f(n, b[at:end]); err != nil {
+		if err := f(n, b[pos:end]); err != nil {
 			return err
 		}
-		at = skipSpace(b, end)
-		if at == len(b) {
+		pos = skipSpace(b, end)
+		if pos == len(b) {
 			return errJSON
 		}
-		if b[at] == ']' {
-			return endOf(b, at+1)
+		if b[pos] == ']' {
+			return endOf(b, pos+1)
 		}
-		if b[at] != ',' {
+		if b[pos] != ',' {
 			return errJSON
 		}
-		at = skipSpace(b, at+1)
+		pos = skipSpace(b, pos+1)
 	}
 }
 
 // members calls f with the key, unescaped, and the bytes of the value of each member of
 // the object b, in order. It returns what f returns, or errJSON if b is no object.
 func members(b []byte, f func(key, value []byte) error) error {
-	at := skipSpace(b, 0)
-	if at == len(b) || b[at] != '{' {
+	pos := skipSpace(b, 0)
+	if pos == len(b) || b[pos] != '{' {
 		return errJSON
 	}
-	at = skipSpace(b, at+1)
-	if at < len(b) && b[at] == '}' {
-		return endOf(b, at+1)
+	pos = skipSpace(b, pos+1)
+	if pos < len(b) && b[pos] == '}' {
+		return endOf(b, pos+1)
 	}
 	for {
-		if at == len(b) || b[at] != '"' {
+		if pos == len(b) || b[pos] != '"' {
 			return errJSON
 		}
-		end := skipString(b, at)
+		end := skipString(b, pos)
 		if end < 0 {
 			return errJSON
 		}
-		key := b[at+1 : end-1]
+		key := b[pos+1 : end-1]
 		if bytes.IndexByte(key, '\\') >= 0 {
 			key = appendUnquoted(nil, key)
 		}
-		at = skipSpace(b, end)
-		if at == len(b) || b[at] != ':' {
+		pos = skipSpace(b, end)
+		if pos == len(b) || b[pos] != ':' {
 			return errJSON
 		}
-		at = skipSpace(b, at+1)
-		if end = skipValue(b, at); end < 0 {
+		pos = skipSpace(b, pos+1)
+		if end = skipValue(b, pos); end < 0 {
 			return errJSON
 		}
-		if err := f(key, b[at:end]); err != nil {
+		if err := f(key, b[pos:end]); err != nil {
 			return err
 		}
-		at = skipSpace(b, end)
-		if at == len(b) {
+		pos = skipSpace(b, end)
+		if pos == len(b) {
 			return errJSON
 		}
-		if b[at] == '}' {
-			return endOf(b, at+1)
+		if b[pos] == '}' {
+			return endOf(b, pos+1)
 		}
-		if b[at] != ',' {
+		if b[pos] != ',' {
 			return errJSON
 		}
-		at = skipSpace(b, at+1)
+		pos = skipSpace(b, pos+1)
 	}
 }
 

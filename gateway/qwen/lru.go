@@ -15,7 +15,7 @@ const shardCount = 16
 type key struct{ a, b uint64 }
 
 // in is the key of the same bytes as a dialect renders them.
-func (k key) in(d Dialect) key { return key{k.a, k.b + uint64(d)} }
+func (k key) withDialect(d Dialect) key { return key{k.a, k.b + uint64(d)} }
 
 // A cache keeps what is known of the latest messages: sharded, and in each shard by the
 // clock algorithm, an approximation of LRU in which a hit writes one bit. It starts no
@@ -27,7 +27,7 @@ type cache struct {
 
 type shard struct {
 	mu    sync.Mutex
-	at    map[key]int32 // into slots
+	index map[key]int32 // into slots
 	slots []slot
 	limit int // slots
 	hand  int // where the search for a slot to give away goes on
@@ -44,7 +44,7 @@ func newCache(entries int) *cache {
 	c := &cache{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
 	for i := range c.shards {
 		c.shards[i].limit = (max(entries, 0) + shardCount - 1) / shardCount
-		c.shards[i].at = make(map[key]int32)
+		c.shards[i].index = make(map[key]int32)
 	}
 	return c
 }
@@ -57,7 +57,7 @@ func (c *cache) load(k key) (entry, bool) {
 	s := &c.shards[k.a%shardCount]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	i, ok := s.at[k]
+	i, ok := s.index[k]
 	if !ok {
 		return entry{}, false
 	}
@@ -69,7 +69,7 @@ func (c *cache) store(k key, e entry) {
 	s := &c.shards[k.a%shardCount]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if i, ok := s.at[k]; ok {
+	if i, ok := s.index[k]; ok {
 		s.slots[i].entry = e
 		return
 	}
@@ -77,7 +77,7 @@ func (c *cache) store(k key, e entry) {
 		return
 	}
 	if len(s.slots) < s.limit {
-		s.at[k] = int32(len(s.slots))
+		s.index[k] = int32(len(s.slots))
 		s.slots = append(s.slots, slot{key: k, entry: e})
 		return
 	}
@@ -85,8 +85,8 @@ func (c *cache) store(k key, e entry) {
 		s.slots[s.hand].used = false
 		s.hand = (s.hand + 1) % len(s.slots)
 	}
-	delete(s.at, s.slots[s.hand].key)
-	s.at[k] = int32(s.hand)
+	delete(s.index, s.slots[s.hand].key)
+	s.index[k] = int32(s.hand)
 	s.slots[s.hand] = slot{key: k, entry: e}
 	s.hand = (s.hand + 1) % len(s.slots)
 }

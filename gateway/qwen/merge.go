@@ -20,11 +20,11 @@ const (
 func (e *bpe) merge(p *path, piece string) bool {
 	p.tokens = p.tokens[:0]
 	starts := spareStarts
-	for at := 0; ; {
-		end := min(at+mergeWindow, len(piece))
-		e.mergeAll(p, piece[at:end])
+	for pos := 0; ; {
+		end := min(pos+mergeWindow, len(piece))
+		e.mergeAll(p, piece[pos:end])
 		if last := len(p.tokens) - 1; last >= 0 && !e.adjacent(p.tokens[last], p.window[0]) {
-			at -= e.width(p.tokens[last])
+			pos -= e.width(p.tokens[last])
 			p.tokens = p.tokens[:last]
 			if starts--; starts < 0 {
 				return false
@@ -37,13 +37,13 @@ func (e *bpe) merge(p *path, piece string) bool {
 			keep -= openEnd
 		}
 		for _, id := range p.window {
-			if at+e.width(id) > keep {
+			if pos+e.width(id) > keep {
 				break
 			}
 			p.tokens = append(p.tokens, id)
-			at += e.width(id)
+			pos += e.width(id)
 		}
-		if at == len(piece) {
+		if pos == len(piece) {
 			return true
 		}
 	}
@@ -54,30 +54,30 @@ func (e *bpe) mergeAll(p *path, s string) {
 	tokens, pairs := p.window[:0], p.pairs[:0] // pairs: what each token and the next merge to, or none
 	for i := range len(s) {
 		id, _ := e.longest(s[i : i+1])
-		tokens, pairs = append(tokens, id), append(pairs, none)
+		tokens, pairs = append(tokens, id), append(pairs, noToken)
 		if i > 0 {
 			pairs[i-1] = e.pair(tokens[i-1], id)
 		}
 	}
 	for {
-		lowest, at := none, 0
+		lowest, pos := noToken, 0
 		for i, id := range pairs {
 			if id < lowest {
-				lowest, at = id, i
+				lowest, pos = id, i
 			}
 		}
-		if lowest == none {
+		if lowest == noToken {
 			break
 		}
-		kept := at
-		for ; at < len(tokens); kept++ {
+		kept := pos
+		for ; pos < len(tokens); kept++ {
 			p.steps++
-			if pairs[at] == lowest {
-				tokens[kept], pairs[kept] = lowest, none
-				at += 2
+			if pairs[pos] == lowest {
+				tokens[kept], pairs[kept] = lowest, noToken
+				pos += 2
 			} else {
-				tokens[kept], pairs[kept] = tokens[at], pairs[at]
-				at++
+				tokens[kept], pairs[kept] = tokens[pos], pairs[pos]
+				pos++
 			}
 			if kept > 0 && (tokens[kept] == lowest || tokens[kept-1] == lowest) {
 				pairs[kept-1] = e.pair(tokens[kept-1], tokens[kept])
@@ -93,5 +93,5 @@ func (e *bpe) pair(left, right uint32) uint32 {
 	if id, ok := e.pairs.merged(left, right); ok {
 		return id
 	}
-	return none
+	return noToken
 }

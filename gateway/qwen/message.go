@@ -84,12 +84,12 @@ func roleOf(name string) role {
 
 // parseContent returns content as one string: its text parts that are not empty, joined by
 // newlines, if it is an array.
-func (d Dialect) parseContent(by role, value []byte) (string, error) {
+func (d Dialect) parseContent(role role, value []byte) (string, error) {
 	if isNothing(value) {
 		return "", nil
 	}
 	if s, ok := str(value); ok {
-		return d.systemText(by, s), nil
+		return d.systemText(role, s), nil
 	}
 	if value[0] != '[' {
 		return "", errors.New("content must be a string, an array of parts or null")
@@ -100,7 +100,7 @@ func (d Dialect) parseContent(by role, value []byte) (string, error) {
 		if err != nil {
 			return fmt.Errorf("content[%d]: %w", i, err)
 		}
-		text = d.systemText(by, text)
+		text = d.systemText(role, text)
 		if text == "" {
 			return nil
 		}
@@ -118,8 +118,8 @@ func (d Dialect) parseContent(by role, value []byte) (string, error) {
 
 // systemText returns the text of a system message, or of one part of it, without what
 // the release takes out of it.
-func (d Dialect) systemText(by role, text string) string {
-	if by != system || d < V32 || !strings.HasPrefix(text, billingHeader) {
+func (d Dialect) systemText(role role, text string) string {
+	if role != system || d < V32 || !strings.HasPrefix(text, billingHeader) {
 		return text
 	}
 	_, text, _ = strings.Cut(text, "\n")
@@ -250,8 +250,8 @@ func (d Dialect) appendArguments(dst, value []byte) ([]byte, error) {
 	dst, ok := appendPython(dst, value)
 	dumped := dst[begin:]
 	switch {
-	case !ok && depth(value) > deepest:
-		return nil, fmt.Errorf("arguments must be at most %d levels deep", deepest)
+	case !ok && depth(value) > maxDepth:
+		return nil, fmt.Errorf("arguments must be at most %d levels deep", maxDepth)
 	case !ok && d == Template:
 		return append(dst, s...), nil
 	case !ok && d < V29:
@@ -260,15 +260,15 @@ func (d Dialect) appendArguments(dst, value []byte) ([]byte, error) {
 		return append(dst[:begin], "{}"...), nil
 	case dumped[0] == '"':
 		// A string again, which the template writes without quotes.
-		held, _ := str(dumped)
-		return append(dst[:begin], held...), nil
+		text, _ := str(dumped)
+		return append(dst[:begin], text...), nil
 	}
 	return dst, nil
 }
 
 // realQuery says that m is a user's own turn, not a tool's result in a user's name: the
 // last of these is where the thoughts of the assistant begin to be kept.
-func (m *message) realQuery() bool {
+func (m *message) isQuery() bool {
 	return m.role == user &&
 		!(strings.HasPrefix(m.content, "<tool_response>") && strings.HasSuffix(m.content, "</tool_response>"))
 }

@@ -26,26 +26,26 @@ type normalizer struct {
 
 // normal reports whether s is valid UTF-8 and certainly NFC. False only means that it may
 // not be.
-func (p *properties) normal(s string) bool {
+func (p *properties) isNFC(s string) bool {
 	i := 0
 	for ; len(s)-i >= 8; i += 8 {
 		b := s[i : i+8]
 		word := uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24 |
 			uint64(b[4])<<32 | uint64(b[5])<<40 | uint64(b[6])<<48 | uint64(b[7])<<56
 		if word&0x8080808080808080 != 0 {
-			return utf8.ValidString(s[i:]) && p.settledOrder(s[i:])
+			return utf8.ValidString(s[i:]) && p.isOrdered(s[i:])
 		}
 	}
 	for ; i < len(s); i++ {
 		if s[i] >= utf8.RuneSelf {
-			return utf8.ValidString(s[i:]) && p.settledOrder(s[i:])
+			return utf8.ValidString(s[i:]) && p.isOrdered(s[i:])
 		}
 	}
 	return true
 }
 
 // settledOrder is normal for valid UTF-8.
-func (p *properties) settledOrder(s string) bool {
+func (p *properties) isOrdered(s string) bool {
 	last := uint8(0)
 	for i := 0; i < len(s); {
 		if b := s[i]; p.plain[b] {
@@ -55,7 +55,7 @@ func (p *properties) settledOrder(s string) bool {
 		}
 		r, n := decode(s, i)
 		i += n
-		v := p.of(r)
+		v := p.lookup(r)
 		if v&mayChange != 0 || v.mark() != 0 && v.mark() < last {
 			return false
 		}
@@ -99,7 +99,7 @@ func decode(s string, i int) (rune, int) {
 func (n *normalizer) normalize(s string) []byte {
 	n.out, n.cluster = n.out[:0], n.cluster[:0]
 	for _, r := range s { // an invalid byte is U+FFFD here
-		v := n.table.of(r)
+		v := n.table.lookup(r)
 		if v.settled() {
 			n.flush()
 		}
@@ -111,7 +111,7 @@ func (n *normalizer) normalize(s string) []byte {
 
 // flush writes the cluster in NFC and empties it.
 func (n *normalizer) flush() {
-	if len(n.cluster) > 1 || len(n.cluster) == 1 && !n.table.of(n.cluster[0].rune()).settled() {
+	if len(n.cluster) > 1 || len(n.cluster) == 1 && !n.table.lookup(n.cluster[0].rune()).settled() {
 		n.decompose()
 		n.order()
 		n.compose()
@@ -143,7 +143,7 @@ func (n *normalizer) decomposeRune(r rune) {
 	}
 	parts, ok := n.table.decomposed[r]
 	if !ok {
-		n.cluster = append(n.cluster, newCharacter(r, n.table.of(r).mark()))
+		n.cluster = append(n.cluster, newCharacter(r, n.table.lookup(r).mark()))
 		return
 	}
 	for _, part := range parts { // three deep at most
@@ -177,16 +177,16 @@ func (n *normalizer) sort(run []character) {
 		return
 	}
 	n.sorted = append(n.sorted[:0], run...)
-	var at [257]int
+	var offsets [257]int
 	for _, c := range run {
-		at[int(c.mark())+1]++
+		offsets[int(c.mark())+1]++
 	}
-	for i := 1; i < len(at); i++ {
-		at[i] += at[i-1]
+	for i := 1; i < len(offsets); i++ {
+		offsets[i] += offsets[i-1]
 	}
 	for _, c := range n.sorted {
-		run[at[c.mark()]] = c
-		at[c.mark()]++
+		run[offsets[c.mark()]] = c
+		offsets[c.mark()]++
 	}
 }
 

@@ -26,7 +26,7 @@ func (p *properties) pieceEnd(s string, i int) int {
 		return p.skip(s, next, letter)
 	case number:
 		return next
-	case other:
+	case symbol:
 		if first == '\'' {
 			if n := contraction(s[next:]); n > 0 {
 				return next + n
@@ -40,11 +40,11 @@ func (p *properties) pieceEnd(s string, i int) int {
 	if c != lineEnd && following == letter {
 		return p.skip(s, next+m, letter)
 	}
-	if c == other {
-		return p.skip(s, p.skip(s, next, other), lineEnd)
+	if c == symbol {
+		return p.skip(s, p.skip(s, next, symbol), lineEnd)
 	}
-	if first == ' ' && following == other {
-		return p.skip(s, p.skip(s, next+m, other), lineEnd)
+	if first == ' ' && following == symbol {
+		return p.skip(s, p.skip(s, next+m, symbol), lineEnd)
 	}
 	return p.spaceEnd(s, i)
 }
@@ -77,8 +77,8 @@ func (p *properties) spaceEnd(s string, i int) int {
 // skip returns the end of the run of class c that goes on at i.
 func (p *properties) skip(s string, i int, c class) int {
 	for i < len(s) {
-		got, n := p.classAt(s, i)
-		if got != c {
+		current, n := p.classAt(s, i)
+		if current != c {
 			break
 		}
 		i += n
@@ -92,21 +92,21 @@ func (p *properties) classAt(s string, i int) (class, int) {
 		return p.ascii[b], 1
 	}
 	r, n := decode(s, i)
-	return p.of(r).class(), n
+	return p.lookup(r).class(), n
 }
 
 // cut returns the first place after from, or len(s), where s falls into two texts that can
 // be normalized and split each for itself: between a letter and a character that is none,
 // neither of which NFC touches. No alternative of the pattern goes over such a place, and
 // none that ends there asks what follows. s need not be valid UTF-8.
-func (p *properties) cut(s string, from int) int {
-	for from < len(s) && !utf8.RuneStart(s[from]) {
-		from++
+func (p *properties) cut(s string, start int) int {
+	for start < len(s) && !utf8.RuneStart(s[start]) {
+		start++
 	}
 	afterLetter := false
-	for i := from; i < len(s); {
+	for i := start; i < len(s); {
 		r, n := utf8.DecodeRuneInString(s[i:])
-		v := p.of(r)
+		v := p.lookup(r)
 		if afterLetter && v.settled() && v.class() != letter {
 			return i
 		}

@@ -8,8 +8,8 @@ import (
 
 // Bounds of what a Tally keeps, in bytes.
 const (
-	tallyTail = 256     // from which on it looks for a place where what it keeps can be counted
-	tallyMost = 4 << 10 // at which it counts what it keeps wherever that ends
+	tallyStep = 256     // from which on it looks for a place where what it keeps can be counted
+	maxTally  = 4 << 10 // at which it counts what it keeps wherever that ends
 )
 
 // A Tally counts the tokens of a text that comes in parts, in constant memory: what it
@@ -25,7 +25,7 @@ type Tally struct {
 }
 
 // NewTally returns a tally of nothing.
-func (t *Tokenizer) NewTally() *Tally { return &Tally{tokens: t, next: tallyTail} }
+func (t *Tokenizer) NewTally() *Tally { return &Tally{tokens: t, next: tallyStep} }
 
 // Add takes in the next part of the text.
 func (y *Tally) Add(part string) {
@@ -33,8 +33,8 @@ func (y *Tally) Add(part string) {
 	if len(y.tail) < y.next {
 		return
 	}
-	end := y.border()
-	if end == 0 && len(y.tail) >= tallyMost {
+	end := y.safeCut()
+	if end == 0 && len(y.tail) >= maxTally {
 		for end = len(y.tail) - 1; end > len(y.tail)-utf8.UTFMax && !utf8.RuneStart(y.tail[end]); {
 			end--
 		}
@@ -45,7 +45,7 @@ func (y *Tally) Add(part string) {
 	}
 	y.count += y.tokens.Count(view(y.tail[:end]))
 	y.tail = append(y.tail[:0], y.tail[end:]...)
-	y.next = len(y.tail) + tallyTail
+	y.next = len(y.tail) + tallyStep
 }
 
 // Tokens returns the number of tokens of all that was added.
@@ -54,25 +54,25 @@ func (y *Tally) Tokens() int { return y.count + y.tokens.Count(view(y.tail)) }
 // border is the last place in tail where counts add up whatever follows; 0: there is
 // none. It is searched from further and further behind, so that all of it is read at
 // most twice.
-func (y *Tally) border() (end int) {
+func (y *Tally) safeCut() (end int) {
 	s := view(y.tail)
 	for i := len(s) - 1; i >= max(len(s)-utf8.UTFMax, 0); i-- {
 		if utf8.RuneStart(s[i]) && !utf8.FullRuneInString(s[i:]) {
 			s = s[:i] // the rest of the character is still to come
 		}
 	}
-	for back := tallyTail / 4; ; back *= 2 {
-		from := max(len(s)-back, 0)
-		for at := from; ; {
-			if at = y.tokens.table.cut(s, at); at == len(s) {
+	for back := tallyStep / 4; ; back *= 2 {
+		start := max(len(s)-back, 0)
+		for pos := start; ; {
+			if pos = y.tokens.table.cut(s, pos); pos == len(s) {
 				break
 			}
-			if !y.tokens.splits(s, at) {
-				end = at
+			if !y.tokens.splits(s, pos) {
+				end = pos
 			}
-			at++
+			pos++
 		}
-		if end > 0 || from == 0 {
+		if end > 0 || start == 0 {
 			return end
 		}
 	}
@@ -81,13 +81,13 @@ func (y *Tally) border() (end int) {
 // splits reports whether an added token of s may stand on both sides of a place.
 func (t *Tokenizer) splits(s string, place int) bool {
 	const longest = len("<|object_ref_start|>")
-	before := s[max(place-longest, 0):place]
-	i := strings.LastIndexByte(before, '<')
+	head := s[max(place-longest, 0):place]
+	i := strings.LastIndexByte(head, '<')
 	if i < 0 {
 		return false
 	}
-	rest := s[place-len(before)+i:]
-	behind := len(before) - i // bytes from there to the place
+	rest := s[place-len(head)+i:]
+	behind := len(head) - i // bytes from there to the place
 	for _, token := range t.added {
 		if len(token) > behind && (strings.HasPrefix(rest, token) || strings.HasPrefix(token, rest)) {
 			return true

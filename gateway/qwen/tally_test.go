@@ -20,8 +20,8 @@ func FuzzTally(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, text string, seed uint64) {
-		if len(text) > tallyMost {
-			text = text[:tallyMost]
+		if len(text) > maxTally {
+			text = text[:maxTally]
 		}
 		text = strings.ToValidUTF8(text, "\ufffd") // as JSON is decoded
 		rng := rand.New(rand.NewPCG(seed, 0))
@@ -31,7 +31,7 @@ func FuzzTally(f *testing.F) {
 			y.Add(rest[:n])
 			rest = rest[n:]
 		}
-		if got, want := y.Tokens(), tokenizer.Count(text); got != want && len(y.tail) < tallyMost/2 {
+		if got, want := y.Tokens(), tokenizer.Count(text); got != want && len(y.tail) < maxTally/2 {
 			t.Errorf("%q: %d tokens in parts, %d in one piece", text, got, want)
 		}
 	})
@@ -48,7 +48,7 @@ func TestTallyIsBounded(t *testing.T) {
 		n := 64 << 10 / len(piece)
 		for range n {
 			y.Add(piece)
-			if len(y.tail) > 2*tallyMost {
+			if len(y.tail) > 2*maxTally {
 				t.Fatalf("%q: %d bytes are kept", piece, len(y.tail))
 			}
 		}

@@ -84,7 +84,7 @@ func Render(c Chat) (string, error) {
 	}
 	query := len(messages) - 1
 	for i := query; i >= 0; i-- {
-		if messages[i].realQuery() {
+		if messages[i].isQuery() {
 			query = i
 			break
 		}
@@ -187,16 +187,16 @@ func (m *message) thoughts() (reasoning, content string) {
 	if m.reasoned {
 		return m.reasoning, m.content
 	}
-	before, _, ok := strings.Cut(m.content, thinkEndMarker)
+	head, _, ok := strings.Cut(m.content, thinkEndMarker)
 	if !ok {
 		return "", m.content
 	}
-	before = strings.TrimRight(before, "\n")
-	if i := strings.LastIndex(before, "<think>"); i >= 0 {
-		before = before[i+len("<think>"):]
+	head = strings.TrimRight(head, "\n")
+	if i := strings.LastIndex(head, "<think>"); i >= 0 {
+		head = head[i+len("<think>"):]
 	}
-	after := m.content[strings.LastIndex(m.content, thinkEndMarker)+len(thinkEndMarker):]
-	return strings.TrimLeft(before, "\n"), strings.TrimLeft(after, "\n")
+	tail := m.content[strings.LastIndex(m.content, thinkEndMarker)+len(thinkEndMarker):]
+	return strings.TrimLeft(head, "\n"), strings.TrimLeft(tail, "\n")
 }
 
 // appendResult renders m, a tool result, which begins or ends a group of them.

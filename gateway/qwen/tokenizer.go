@@ -171,7 +171,7 @@ func (t *Tokenizer) encodeSegment(w *work, s string) {
 }
 
 func (t *Tokenizer) encodeChunk(w *work, s string) {
-	if !t.table.normal(s) {
+	if !t.table.isNFC(s) {
 		out := w.text.normalize(s)
 		// A view, not a copy: s is not used after the next call of normalize.
 		s = unsafe.String(unsafe.SliceData(out), len(out))

@@ -151,13 +151,13 @@ func slowBPE(tok *Tokenizer, piece string) []uint32 {
 		ids[i], _ = tok.longest(piece[i : i+1])
 	}
 	for {
-		best, at := none, 0
+		best, at := noToken, 0
 		for i := range len(ids) - 1 {
 			if id, ok := tok.pairs.merged(ids[i], ids[i+1]); ok && id < best {
 				best, at = id, i
 			}
 		}
-		if best == none {
+		if best == noToken {
 			return ids
 		}
 		ids[at] = best
@@ -381,7 +381,7 @@ func TestNormalize(t *testing.T) {
 		if got := string(n.normalize(s)); got != want {
 			t.Fatalf("%+q: got %+q, want %+q", s, got, want)
 		}
-		if tok.table.normal(s) && s != want {
+		if tok.table.isNFC(s) && s != want {
 			t.Fatalf("%+q passes as NFC", s)
 		}
 	}
@@ -408,8 +408,8 @@ func normAlphabet(p *properties) []rune {
 		if !utf8.ValidRune(r) {
 			continue
 		}
-		known := p.decomposed[r] != nil || p.of(r).mark() != 0
-		if known && norm.NFC.PropertiesString(string(r)).CCC() == p.of(r).mark() || p.of(r)&mayChange != 0 {
+		known := p.decomposed[r] != nil || p.lookup(r).mark() != 0
+		if known && norm.NFC.PropertiesString(string(r)).CCC() == p.lookup(r).mark() || p.lookup(r)&mayChange != 0 {
 			out = append(out, r)
 		}
 	}

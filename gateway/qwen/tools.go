@@ -8,7 +8,7 @@ import (
 
 // appendTools renders the block of tools, which takes in first, the system message that
 // the conversation begins with, or nil. some is false if there are no tools.
-func appendTools(dst []byte, c Chat, first *message) (out []byte, some bool, err error) {
+func appendTools(dst []byte, c Chat, first *message) (out []byte, present bool, err error) {
 	if !hasTools(c.Tools) {
 		return dst, false, nil
 	}
@@ -48,7 +48,7 @@ func hasTools(tools []byte) bool {
 func appendValue(dst, value []byte) ([]byte, error) {
 	dst, ok := appendPython(dst, value)
 	if !ok {
-		return nil, fmt.Errorf("must be JSON, at most %d levels deep", deepest)
+		return nil, fmt.Errorf("must be JSON, at most %d levels deep", maxDepth)
 	}
 	return dst, nil
 }
@@ -57,30 +57,30 @@ func appendValue(dst, value []byte) ([]byte, error) {
 type member struct{ key, value []byte }
 
 // takeMember removes the member with the key from all and returns its value, or nil.
-func takeMember(all []member, key string) (rest []member, value []byte) {
-	for i, m := range all {
+func cutMember(list []member, key string) (rest []member, value []byte) {
+	for i, m := range list {
 		if string(m.key) == key {
-			return append(all[:i:i], all[i+1:]...), m.value
+			return append(list[:i:i], list[i+1:]...), m.value
 		}
 	}
-	return all, nil
+	return list, nil
 }
 
 // uniqueMembers returns the members of the object raw; of a repeated key the first place
 // and the last value.
 func uniqueMembers(raw []byte) ([]member, error) {
-	var all []member
-	at := map[string]int{}
+	var list []member
+	index := map[string]int{}
 	err := members(raw, func(key, value []byte) error {
-		if i, ok := at[string(key)]; ok {
-			all[i].value = value
+		if i, ok := index[string(key)]; ok {
+			list[i].value = value
 			return nil
 		}
-		at[string(key)] = len(all)
-		all = append(all, member{key, value})
+		index[string(key)] = len(list)
+		list = append(list, member{key, value})
 		return nil
 	})
-	return all, err
+	return list, err
 }
 
 // appendMember appends a key and its value; none is null.

@@ -21,7 +21,7 @@ type trie struct {
 type trieSlot uint64
 
 const (
-	none         = ^uint32(0) // no token
+	noToken      = ^uint32(0) // no token
 	slotBits     = 21
 	slotMask     = 1<<slotBits - 1
 	tokenBits    = 18
@@ -43,15 +43,15 @@ func (s trieSlot) token() uint32  { return uint32(s & tokenMask) }
 // empty; each byte is a token, so there is one.
 func (t *trie) longest(s string) (id uint32, n int) {
 	slots := t.slots
-	at, slot := uint32(0), slots[0]
+	current, slot := uint32(0), slots[0]
 	found := uint32(0)
 	for i := range len(s) {
 		child := slot.base() ^ uint32(s[i])
 		slot = slots[child]
-		if slot.parent() != at {
+		if slot.parent() != current {
 			break
 		}
-		at = child
+		current = child
 		if token := slot.token(); token != 0 {
 			found, n = token, i+1
 		}
@@ -79,9 +79,9 @@ type trieNode struct {
 func newTrie(v *vocabulary) trie {
 	b := &trieBuilder{nodes: make([]trieNode, 1, expectedTrie)}
 	b.trie.shorter = make([]uint32, len(v.halves))
-	b.nodes[0].token = none
+	b.nodes[0].token = noToken
 	sorted := sortedTokens(v)
-	b.expand(v, sorted, 0, 0, none)
+	b.expand(v, sorted, 0, 0, noToken)
 	b.place()
 	b.fill(0, 0, 0)
 	return b.trie
@@ -131,7 +131,7 @@ func (b *trieBuilder) expand(v *vocabulary, sorted []uint32, node uint32, depth 
 			i++
 		}
 		ends[count] = i
-		b.nodes = append(b.nodes, trieNode{token: none, label: label})
+		b.nodes = append(b.nodes, trieNode{token: noToken, label: label})
 	}
 	b.nodes[node].first, b.nodes[node].children = first, uint16(count)
 	begin := 0
@@ -144,8 +144,8 @@ func (b *trieBuilder) expand(v *vocabulary, sorted []uint32, node uint32, depth 
 // place finds a base for every node: wide ones first, while there is room, then the others
 // into the holes, in the order of the trie so that what is walked together lies together.
 func (b *trieBuilder) place() {
-	b.open()
-	b.take(0) // the root's own slot
+	b.addBlock()
+	b.occupy(0) // the root's own slot
 	var wide []uint32
 	for i, n := range b.nodes {
 		if n.children >= wideNode {
@@ -178,7 +178,7 @@ func (b *trieBuilder) placeNode(n *trieNode) {
 	}
 	for ; ; word++ {
 		if word == len(b.free) {
-			b.open()
+			b.addBlock()
 		}
 		if b.free[word] == 0 && word == b.low {
 			b.low++
@@ -188,7 +188,7 @@ func (b *trieBuilder) placeNode(n *trieNode) {
 			if b.fits(base, children[1:]) {
 				n.base = base
 				for _, c := range children {
-					b.take(base ^ uint32(c.label))
+					b.occupy(base ^ uint32(c.label))
 				}
 				return
 			}
@@ -207,13 +207,13 @@ func (b *trieBuilder) fits(base uint32, children []trieNode) bool {
 }
 
 // open adds a block of free slots.
-func (b *trieBuilder) open() {
+func (b *trieBuilder) addBlock() {
 	for range trieBlock / 64 {
 		b.free = append(b.free, ^uint64(0))
 	}
 }
 
-func (b *trieBuilder) take(slot uint32) { b.free[slot/64] &^= 1 << (slot % 64) }
+func (b *trieBuilder) occupy(slot uint32) { b.free[slot/64] &^= 1 << (slot % 64) }
 
 // fill writes node, and all below it, to the slots chosen.
 func (b *trieBuilder) fill(node, slot, parent uint32) {

@@ -16,7 +16,7 @@ var unicodeTable string
 type class uint8
 
 const (
-	other class = iota
+	symbol class = iota
 	letter
 	number
 	space   // white space but for line ends
@@ -70,27 +70,27 @@ func newProperties() (*properties, error) {
 		decomposed: make(map[rune][]rune, 2200),
 		composed:   make(map[[2]rune]rune, 1000),
 	}
-	all := make([]property, utf8.MaxRune+1)
+	flat := make([]property, utf8.MaxRune+1)
 	for line := range strings.Lines(unicodeTable) {
-		if err := p.parse(all, strings.Fields(line)); err != nil {
+		if err := p.parse(flat, strings.Fields(line)); err != nil {
 			return nil, fmt.Errorf("unicode.txt: %q: %w", line[:min(len(line), 40)], err)
 		}
 	}
-	all['\r'] = property(lineEnd)
-	all['\n'] = property(lineEnd)
+	flat['\r'] = property(lineEnd)
+	flat['\n'] = property(lineEnd)
 	// Vowels and tails of Hangul join what precedes them.
 	for r := rune(vowelBase); r < vowelBase+vowelCount; r++ {
-		all[r] |= mayChange
+		flat[r] |= mayChange
 	}
 	for r := rune(tailBase + 1); r < tailBase+tailCount; r++ {
-		all[r] |= mayChange
+		flat[r] |= mayChange
 	}
-	p.pack(all)
+	p.pack(flat)
 	return p, nil
 }
 
 // parse reads one line of the table into all, or into p's maps.
-func (p *properties) parse(all []property, fields []string) error {
+func (p *properties) parse(flat []property, fields []string) error {
 	if len(fields) == 0 || fields[0] == "#" {
 		return nil
 	}
@@ -109,23 +109,23 @@ func (p *properties) parse(all []property, fields []string) error {
 		}
 		set, fields = property(n)<<markShift, rest[1:]
 	default:
-		return p.parseMapping(all, kind, rest)
+		return p.parseMapping(flat, kind, rest)
 	}
 	for _, f := range fields {
 		first, last, ok := strings.Cut(f, "-")
 		if !ok {
 			last = first
 		}
-		from, err := parseRune(first)
+		low, err := parseRune(first)
 		if err != nil {
 			return err
 		}
-		to, err := parseRune(last)
+		high, err := parseRune(last)
 		if err != nil {
 			return err
 		}
-		for r := from; r <= to; r++ {
-			all[r] |= set
+		for r := low; r <= high; r++ {
+			flat[r] |= set
 		}
 	}
 	return nil
@@ -133,7 +133,7 @@ func (p *properties) parse(all []property, fields []string) error {
 
 // parseMapping reads a line "P c a b" or "E c d...". The table is sorted by c, but a
 // composite's first half may come later, so full decompositions are taken at use.
-func (p *properties) parseMapping(all []property, kind string, fields []string) error {
+func (p *properties) parseMapping(flat []property, kind string, fields []string) error {
 	runes := make([]rune, len(fields))
 	for i, f := range fields {
 		r, err := parseRune(f)
@@ -145,9 +145,9 @@ func (p *properties) parseMapping(all []property, kind string, fields []string) 
 	switch {
 	case kind == "P" && len(runes) == 3:
 		p.composed[[2]rune{runes[1], runes[2]}] = runes[0]
-		all[runes[2]] |= mayChange
+		flat[runes[2]] |= mayChange
 	case kind == "E" && len(runes) >= 2:
-		all[runes[0]] |= mayChange
+		flat[runes[0]] |= mayChange
 	default:
 		return fmt.Errorf("unknown line")
 	}
@@ -167,9 +167,9 @@ func parseRune(s string) (rune, error) {
 }
 
 // pack folds the flat table into shared blocks: most of Unicode is a few kinds of block.
-func (p *properties) pack(all []property) {
+func (p *properties) pack(flat []property) {
 	for i := range p.ascii {
-		p.ascii[i] = all[i].class()
+		p.ascii[i] = flat[i].class()
 	}
 	for i := range p.plain {
 		p.plain[i] = i < 0xf5
@@ -177,14 +177,14 @@ func (p *properties) pack(all []property) {
 	seen := map[[blockSize]property]uint16{}
 	var lead [utf8.UTFMax]byte
 	for i := range p.index {
-		block := [blockSize]property(all[i<<blockShift:])
-		at, ok := seen[block]
+		block := [blockSize]property(flat[i<<blockShift:])
+		n, ok := seen[block]
 		if !ok {
-			at = uint16(len(seen))
-			seen[block] = at
+			n = uint16(len(seen))
+			seen[block] = n
 			p.blocks = append(p.blocks, block[:]...)
 		}
-		p.index[i] = at
+		p.index[i] = n
 		for j, v := range block {
 			if !v.settled() {
 				utf8.EncodeRune(lead[:], rune(i<<blockShift|j))
@@ -195,6 +195,6 @@ func (p *properties) pack(all []property) {
 }
 
 // of returns the property of r, which must be a code point.
-func (p *properties) of(r rune) property {
+func (p *properties) lookup(r rune) property {
 	return p.blocks[int(p.index[r>>blockShift])<<blockShift|int(r&(blockSize-1))]
 }

@@ -143,19 +143,19 @@ func (a *alphabet) appendBytes(dst, s []byte) ([]byte, error) {
 
 // tokenIndex finds ids by bytes while the vocabulary is built: an open-addressed table.
 type tokenIndex struct {
-	of    *vocabulary
-	seed  maphash.Seed
-	slots []uint32 // id plus one; 0 is free
+	vocabulary *vocabulary
+	seed       maphash.Seed
+	slots      []uint32 // id plus one; 0 is free
 }
 
 func newTokenIndex(v *vocabulary) *tokenIndex {
-	return &tokenIndex{of: v, seed: maphash.MakeSeed(), slots: make([]uint32, 1<<bits.Len(2*baseTokens))}
+	return &tokenIndex{vocabulary: v, seed: maphash.MakeSeed(), slots: make([]uint32, 1<<bits.Len(2*baseTokens))}
 }
 
 func (x *tokenIndex) slot(token []byte) int {
 	mask := len(x.slots) - 1
 	i := int(maphash.Bytes(x.seed, token)) & mask
-	for x.slots[i] != 0 && !bytes.Equal(x.of.token(x.slots[i]-1), token) {
+	for x.slots[i] != 0 && !bytes.Equal(x.vocabulary.token(x.slots[i]-1), token) {
 		i = (i + 1) & mask
 	}
 	return i
@@ -168,7 +168,7 @@ func (x *tokenIndex) find(token []byte) (uint32, bool) {
 
 // put adds a token; of two with the same bytes the first stays.
 func (x *tokenIndex) put(id uint32) {
-	if i := x.slot(x.of.token(id)); x.slots[i] == 0 {
+	if i := x.slot(x.vocabulary.token(id)); x.slots[i] == 0 {
 		x.slots[i] = id + 1
 	}
 }
