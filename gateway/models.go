@@ -230,7 +230,7 @@ func (g *Gateway) promptOf(body *openai.Request, m *backend.Model) (string, erro
 	if _, ok := body.Raw("messages"); !ok {
 		return "", refusal.New(refusal.InvalidRequest, "prompt", "the body must have a prompt or messages")
 	}
-	noThinking, open, fault := body.ThinkingOff()
+	noThinking, open, fault := body.ThinkingSwitch()
 	if fault != nil {
 		return "", fault
 	}

@@ -39,7 +39,7 @@ func generation(route openai.Route, d Door) *Door {
 		return openai.Language(acceptLanguage, request(body), languages)
 	}
 	d.Stream = func(view openai.View, bounds openai.Bounds, tally func() openai.Tally) Stream {
-		return &openai.Tap{View: view, Route: route, Bounds: bounds, NewTally: tally, HoldEnd: true}
+		return &openai.Tap{View: view, Route: route, Bounds: bounds, NewTally: tally, DelayEnd: true}
 	}
 	d.Answer = func(view openai.View, body []byte, bounds openai.Bounds, tally func() openai.Tally) (openai.Answer, error) {
 		return openai.ReadAnswer(route, view, body, bounds, tally)
@@ -54,7 +54,7 @@ func generation(route openai.Route, d Door) *Door {
 	d.Canned = func(id, model string, created time.Time, choices int, structured bool, text string) []byte {
 		return openai.Canned(route, id, model, created, choices, structured, text)
 	}
-	d.Announce = openai.Announce
+	d.Announce = openai.AddNotice
 	d.Error = OpenAIError
 	d.ErrorEvent = func(r *refusal.Refusal) []byte {
 		return append(append([]byte("data: "), OpenAIError(r)...), '\n', '\n')
@@ -143,7 +143,7 @@ func writeGeneration(b Body, e Edits) []byte {
 	}
 	switch {
 	case e.OneChoice:
-		body.Whole(e.Limit)
+		body.MakeUnary(e.Limit)
 	case e.Stream:
 		body.Set("stream_options", []byte(`{"include_usage":true,"continuous_usage_stats":true}`))
 	default:
@@ -156,7 +156,7 @@ func writeGeneration(b Body, e Edits) []byte {
 		body.LimitTokens(e.Limit)
 	}
 	if e.Truncates {
-		body.Truncated(e.Truncate)
+		body.SetTruncation(e.Truncate)
 	}
 	fitVersion(body, &e)
 	name := strconv.AppendQuote(nil, e.Model)
@@ -175,8 +175,8 @@ func fitVersion(body *openai.Request, e *Edits) {
 		body.Delete("reasoning_effort") // it would do nothing, or be refused; the thinking switch stands in its place
 	}
 	if e.OnlyReasoningField {
-		body.NameReasoning("reasoning")
+		body.RenameReasoning("reasoning")
 	} else {
-		body.NameReasoning("reasoning_content")
+		body.RenameReasoning("reasoning_content")
 	}
 }

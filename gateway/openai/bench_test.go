@@ -70,7 +70,7 @@ func BenchmarkLevels(b *testing.B) {
 			}
 		})
 	}
-	run("whole", func(q *Request) { q.Whole(2048) })
+	run("whole", func(q *Request) { q.MakeUnary(2048) })
 	run("thinking", func(q *Request) { q.StopThinking() })
 	run("needs", func(q *Request) { q.Needs() })
 	run("language", func(q *Request) { Language("", q, []string{"en", "zh"}) })

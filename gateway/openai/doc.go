@@ -13,7 +13,7 @@
 //   - Tap: what happens to each event of a stream on its way to the caller
 //     (tokens counted, what was not asked for taken out, names made true).
 //   - ReadAnswer: the same for an answer that comes as one JSON body.
-//   - Request.Whole, Request.StopThinking, Request.LimitTokens: what a level of
+//   - Request.MakeUnary, Request.StopThinking, Request.LimitTokens: what a level of
 //     degradation does to a body; View.Stream makes the answer in one piece into the
 //     stream that its caller asked for, and Canned is an answer without a server, in
 //     the Language that its caller speaks.

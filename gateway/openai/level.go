@@ -8,10 +8,10 @@ import (
 // CompletionDefault is vLLM's max_tokens of a completion that names none.
 const CompletionDefault = 16
 
-// Whole edits the body for an answer in one piece (level 1): not streamed, one
+// MakeUnary edits the body for an answer in one piece (level 1): not streamed, one
 // choice per prompt, at most maxTokens tokens long. It returns the limit on the
 // answer's tokens that now stands in the body.
-func (q *Request) Whole(maxTokens int) (limit int) {
+func (q *Request) MakeUnary(maxTokens int) (limit int) {
 	if raw, ok := q.Raw("stream"); ok && string(raw) != "false" {
 		q.Set("stream", []byte("false"))
 	}

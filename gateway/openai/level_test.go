@@ -33,7 +33,7 @@ func TestWhole(t *testing.T) {
 		{"no minimum can be read", `{"min_tokens":"x","max_tokens":6}`, `{"min_tokens":"x","max_tokens":6}`, Chat, 100, 6},
 	} {
 		q := parse(t, c.route, c.in)
-		if limit := q.Whole(c.most); string(q.Bytes()) != c.want || limit != c.limit {
+		if limit := q.MakeUnary(c.most); string(q.Bytes()) != c.want || limit != c.limit {
 			t.Errorf("%s: %s, limit %d; want %s, %d", c.name, q.Bytes(), limit, c.want, c.limit)
 		}
 	}
@@ -106,7 +106,7 @@ func TestLevelsKeepTheRest(t *testing.T) {
 		if raw, ok := q.Raw("chat_template_kwargs"); ok && raw[0] == '{' {
 			inner = pairsOf(t, raw)
 		}
-		limit := q.Whole(rapid.IntRange(1, 100).Draw(t, "most"))
+		limit := q.MakeUnary(rapid.IntRange(1, 100).Draw(t, "most"))
 		q.StopThinking()
 		out := q.Bytes()
 		if !json.Valid(out) || limit < 1 {

@@ -81,12 +81,12 @@ func (n *Notice) append(b []byte) []byte {
 	return append(b, '}')
 }
 
-// Announce returns an answer in one piece, as ReadAnswer and Canned return it, with the
+// AddNotice returns an answer in one piece, as ReadAnswer and Canned return it, with the
 // notice as its member tidegate, and once more in its usage. OpenAI's SDKs keep members
 // that they do not know; of those of an answer LangChain keeps nothing but the usage, all
 // of it in JavaScript, and in Python of what is not streamed. What is no answer is
 // returned as it is.
-func Announce(answer []byte, n Notice) []byte {
+func AddNotice(answer []byte, n Notice) []byte {
 	var e edits
 	e.reset(answer)
 	member := n.append(nil)

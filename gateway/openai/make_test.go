@@ -22,7 +22,7 @@ func TestAnnounce(t *testing.T) {
 		{`[]`, `[]`},
 		{`{"id":`, `{"id":`},
 	} {
-		if got := string(Announce([]byte(c[0]), n)); got != c[1] {
+		if got := string(AddNotice([]byte(c[0]), n)); got != c[1] {
 			t.Errorf("%s: %s", c[0], got)
 		}
 	}
@@ -31,7 +31,7 @@ func TestAnnounce(t *testing.T) {
 // TestAnnounceStream holds that a stream made of an answer says it too, in its chunks and
 // in the usage.
 func TestAnnounceStream(t *testing.T) {
-	body := Announce([]byte(`{"id":"a","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"total_tokens":2,"completion_tokens":1}}`), Notice{"L1", "queue", "m"})
+	body := AddNotice([]byte(`{"id":"a","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"total_tokens":2,"completion_tokens":1}}`), Notice{"L1", "queue", "m"})
 	events, err := View{IncludeUsage: true}.Stream(nil, Chat, body, "")
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +54,7 @@ func FuzzAnnounce(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var before, after map[string]any
-		got := Announce(append([]byte(nil), body...), Notice{"L2", "pin", "m\"\n"})
+		got := AddNotice(append([]byte(nil), body...), Notice{"L2", "pin", "m\"\n"})
 		if json.Unmarshal(body, &before) != nil || string(got) == string(body) {
 			return
 		}

@@ -12,7 +12,7 @@ func (q *Request) translateMessages() *Error {
 	if bytes.Contains(messages, []byte(`\u`)) || bytes.Contains(messages, []byte(`"developer"`)) {
 		q.renameRole(messages, "developer", `"system"`)
 	}
-	q.NameReasoning("reasoning")
+	q.RenameReasoning("reasoning")
 	return nil
 }
 
@@ -41,11 +41,11 @@ func (q *Request) renameRole(messages []byte, role, replacement string) {
 	}
 }
 
-// NameReasoning puts the reasoning of messages under the one name that the server reads:
+// RenameReasoning puts the reasoning of messages under the one name that the server reads:
 // reasoning, or, before vLLM 0.16, reasoning_content. vLLM 0.16 to 0.21 ignores the
 // latter, and nobody counts what is ignored. Where a message has both, reasoning holds,
 // as in vLLM from 0.22 on.
-func (q *Request) NameReasoning(name string) {
+func (q *Request) RenameReasoning(name string) {
 	otherName := "reasoning_content"
 	if name == otherName {
 		otherName = "reasoning"

@@ -173,7 +173,7 @@ func TestEchoAlone(t *testing.T) {
 	if err != nil || w.MaxTokens != 1 || !w.ScoresPrompt {
 		t.Fatalf("%+v, %v", w, err)
 	}
-	if got := q.Whole(50); got != 1 {
+	if got := q.MakeUnary(50); got != 1 {
 		t.Error(got)
 	}
 	if got := q.LimitTokens(1); got != 1 || string(q.Bytes()) != body {

@@ -282,7 +282,7 @@ func FuzzParse(f *testing.F) {
 			var w Wish
 			if w, fault = q.Translate(8); fault == nil {
 				checkTranslated(t, q, w)
-				q.NameReasoning("reasoning_content") // as for an older server
+				q.RenameReasoning("reasoning_content") // as for an older server
 				if !json.Valid(q.Bytes()) {
 					t.Fatalf("%q becomes %q for an older server", body, q.Bytes())
 				}

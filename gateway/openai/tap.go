@@ -39,9 +39,9 @@ type Tap struct {
 	Bounds Bounds
 	// NewTally makes what counts a text where the engine does not.
 	NewTally func() Tally
-	// HoldEnd lets the end of the answer wait for the chunk with the usage, of which it
+	// DelayEnd lets the end of the answer wait for the chunk with the usage, of which it
 	// gets the system_fingerprint.
-	HoldEnd bool
+	DelayEnd bool
 
 	edits          edits
 	last           chunk
@@ -122,7 +122,7 @@ func (t *Tap) Event(dst, data []byte) ([]byte, error) {
 // asked for that is to have it where vLLM would have put it then, in the last chunk.
 func (t *Tap) delaysEnd() bool {
 	c := &t.last
-	return t.HoldEnd && !t.View.IncludeUsage && c.fingerprint == nil && len(c.choices) > 0 && c.choices[len(c.choices)-1].finish != "" && t.complete()
+	return t.DelayEnd && !t.View.IncludeUsage && c.fingerprint == nil && len(c.choices) > 0 && c.choices[len(c.choices)-1].finish != "" && t.complete()
 }
 
 // stamp gives the event that is held a fingerprint; nil: there is none.

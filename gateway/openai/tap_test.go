@@ -289,7 +289,7 @@ func TestFingerprint(t *testing.T) {
 		{"white space behind the chunk", View{}, []string{text, end + " ", withPrint, "[DONE]"}, []string{text, stamped(end), "[DONE]"}},
 		{"it is no text", View{}, []string{text, end, strings.Replace(withPrint, `"vllm-0.32.0-b9c6adc7"`, `{"a":1}`, 1), "[DONE]"}, []string{text, end, "[DONE]"}},
 	} {
-		tap := Tap{View: c.view, HoldEnd: true, NewTally: newWords}
+		tap := Tap{View: c.view, DelayEnd: true, NewTally: newWords}
 		got, err := feed(t, &tap, c.send...)
 		if err != nil || !tap.Done() || !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v\ngot\n%s\nwant\n%s", c.name, err, strings.Join(got, "\n"), strings.Join(c.want, "\n"))
@@ -297,7 +297,7 @@ func TestFingerprint(t *testing.T) {
 	}
 	// What has come is the caller's, whatever happens behind it.
 	for _, next := range []string{"", "oops", `{"error":{"message":"dead","code":500}}`} {
-		tap := Tap{HoldEnd: true, NewTally: newWords}
+		tap := Tap{DelayEnd: true, NewTally: newWords}
 		out, err := tap.Event(nil, []byte(end))
 		if err != nil || len(out) > 0 {
 			t.Fatalf("%q, %v", out, err)

@@ -123,8 +123,8 @@ func (q *Request) Truncation() (int, *Error) {
 	return n, err
 }
 
-// Truncated writes into the body that a prompt is cut to so many tokens; 0: it is not.
-func (q *Request) Truncated(tokens int) {
+// SetTruncation sets the number of tokens that a prompt is cut to; 0: it is not cut.
+func (q *Request) SetTruncation(tokens int) {
 	if tokens == 0 {
 		q.Delete("truncate_prompt_tokens")
 		return
@@ -184,9 +184,9 @@ func (q *Request) reasoningEffort() (effort string, known bool) {
 	return effort, known && effort != ""
 }
 
-// ThinkingOff applies the translations of a chat that change its prompt, and
+// ThinkingSwitch applies the translations of a chat that change its prompt, and
 // reports whether its thinking is switched off, or open.
-func (q *Request) ThinkingOff() (disabled, open bool, err *Error) {
+func (q *Request) ThinkingSwitch() (disabled, open bool, err *Error) {
 	var w Wish
 	if err := q.translateThinking(&w); err != nil {
 		return false, false, err

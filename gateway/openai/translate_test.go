@@ -120,7 +120,7 @@ func TestTranslate(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", q.Bytes(), want)
 			}
 			if c.route == Chat {
-				if off, open, err := parse(t, Chat, c.body).ThinkingOff(); err != nil || off != c.wish.NoThinking || open != c.wish.ThinkingOpen {
+				if off, open, err := parse(t, Chat, c.body).ThinkingSwitch(); err != nil || off != c.wish.NoThinking || open != c.wish.ThinkingOpen {
 					t.Errorf("ThinkingOff = %v, %v, %v", off, open, err)
 				}
 			}
@@ -247,7 +247,7 @@ func TestNameReasoning(t *testing.T) {
 		}
 		for _, step := range []struct{ name, want string }{{"", c.want}, {"reasoning_content", c.old}, {"reasoning", c.want}} {
 			if step.name != "" {
-				q.NameReasoning(step.name) // as for a server of another version
+				q.RenameReasoning(step.name) // as for a server of another version
 			}
 			want := step.want
 			if want == "" {

@@ -90,7 +90,7 @@ func (v vllm) levels(t *testing.T, route Route, body string) {
 	}
 	streams, u := v.tapped(t, first, view)
 	second, _ := request()
-	if limit := second.Whole(2048); limit > 2048 {
+	if limit := second.MakeUnary(2048); limit > 2048 {
 		t.Errorf("a limit of %d tokens", limit)
 	}
 	whole, wholeUsage := v.made(t, second, view)
@@ -102,7 +102,7 @@ func (v vllm) levels(t *testing.T, route Route, body string) {
 	}
 	third, _ := request()
 	grown := third.StopThinking()
-	third.Whole(2048)
+	third.MakeUnary(2048)
 	view.ThinkingOff = true
 	calm, after := v.made(t, third, view)
 	for i, c := range gathered(t, calm...) {
