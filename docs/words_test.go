@@ -200,7 +200,6 @@ func notYetTold() map[string]int {
 		"gateway/gatewaytest/loadtest/overload": 21,
 		"gateway/ledger":                        16,
 		"gateway/openai":                        24,
-		"gateway/qwen":                          8,
 	}
 }
 

@@ -47,7 +47,7 @@ func (q *Request) Compact() int {
 	return cap(q.body)
 }
 
-// tight is the length of a JSON text without white space between tokens. Strings, which
+// compactLen is the length of a JSON text without white space between tokens. Strings, which
 // are most of a long body, are passed over as wholes.
 func compactLen(raw []byte) (n int) {
 	for i := 0; i < len(raw); {
@@ -66,7 +66,7 @@ func compactLen(raw []byte) (n int) {
 	return n
 }
 
-// appendTight appends a JSON text without white space between tokens.
+// appendCompact appends a JSON text without white space between tokens.
 func appendCompact(out, raw []byte) []byte {
 	start := 0
 	for i := 0; i < len(raw); {

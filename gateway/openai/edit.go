@@ -34,7 +34,7 @@ func (e *edits) insert(span, text []byte) {
 // cut takes out the member of w whose value was just taken; w walks a part of raw.
 func (e *edits) cut(w *walker, first bool) { e.list = append(e.list, e.cutEdit(w, first)) }
 
-// cutting is the edit that takes out a member and one of the commas beside it:
+// cutEdit is the edit that takes out a member and one of the commas beside it:
 // the one before it, or, where nothing stands before it, the one behind it.
 func (e *edits) cutEdit(w *walker, first bool) edit {
 	base := offset(e.raw, w.b)

@@ -70,7 +70,7 @@ func (e *estimate) add(c *choice, whole bool, newTally func() Tally) {
 	}
 }
 
-// hear takes in the raw text of a chunk that has nothing else.
+// addDelta takes in the raw text of a chunk that has nothing else.
 func (e *estimate) addDelta(raw []byte, reasoned bool, newTally func() Tally) {
 	if reasoned {
 		e.addRaw(&e.reasoning, raw, false, newTally)
@@ -79,14 +79,14 @@ func (e *estimate) addDelta(raw []byte, reasoned bool, newTally func() Tally) {
 	}
 }
 
-// say takes in a raw text; what is no text says nothing.
+// addRaw takes in a raw text; what is no text says nothing.
 func (e *estimate) addRaw(tally *Tally, raw []byte, whole bool, newTally func() Tally) {
 	if s, ok := text(raw); ok && (s != "" || whole) {
 		addText(tally, s, newTally)
 	}
 }
 
-// tell takes in a text.
+// addText takes in a text.
 func addText(tally *Tally, s string, newTally func() Tally) {
 	if newTally == nil {
 		return // nobody can count
@@ -97,7 +97,7 @@ func addText(tally *Tally, s string, newTally func() Tally) {
 	(*tally).Add(s)
 }
 
-// call takes in a tool call, or a part of its arguments.
+// addCall takes in a tool call, or a part of its arguments.
 func (e *estimate) addCall(raw []byte, newTally func() Tally) {
 	function := find(raw, "function")
 	if len(function) == 0 || function[0] != '{' {
@@ -139,7 +139,7 @@ func (e *estimate) tokens() (output, reasoning int) {
 	return output, reasoning
 }
 
-// idsIn is how many token ids raw has, which is null where nobody asked for them.
+// idCount is how many token ids raw has, which is null where nobody asked for them.
 func idCount(raw []byte) int {
 	if len(raw) == 0 || raw[0] != '[' {
 		return 0
@@ -147,7 +147,7 @@ func idCount(raw []byte) int {
 	return Count(raw)
 }
 
-// own returns what replaces the output that the engine does not state, in tokens: what
+// outputEstimate returns what replaces the output that the engine does not state, in tokens: what
 // was counted, less the prompts of so many choices where their text repeats them, and
 // never more than was allowed.
 func (b *Bounds) outputEstimate(counted, choices int) int {

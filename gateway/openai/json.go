@@ -435,7 +435,7 @@ func find(raw []byte, name string) (value []byte) {
 	return value
 }
 
-// cut is where to cut the inside of a raw string so that the first part is at most
+// cutLen is where to cut the inside of a raw string so that the first part is at most
 // so many bytes, which must be at least a dozen, and no character, escape or pair
 // of surrogates is torn.
 func cutLen(inner []byte, limit int) int {

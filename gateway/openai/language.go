@@ -39,7 +39,7 @@ func Language(acceptLanguage string, q *Request, languages []string) string {
 	return languages[0]
 }
 
-// ranges are the language ranges of the header, best first. A range of any
+// languageRanges are the language ranges of the header, best first. A range of any
 // language says nothing, and neither does one that is refused with q=0.
 func languageRanges(header string) (out []string) {
 	if len(header) > maxAccept {
@@ -75,7 +75,7 @@ func languageRanges(header string) (out []string) {
 	return out
 }
 
-// lookUp finds the language that fits a range best: the same, else a narrower one
+// matchLanguage finds the language that fits a range best: the same, else a narrower one
 // (zh-TW for zh), else what is left when the range loses its last parts (zh for
 // zh-CN).
 func matchLanguage(r string, languages []string) string {
@@ -95,7 +95,7 @@ func matchLanguage(r string, languages []string) string {
 	return ""
 }
 
-// lastWords is the beginning of what the caller said last: the last message of a
+// lastText is the beginning of what the caller said last: the last message of a
 // user, or the prompt.
 func (q *Request) lastText() string {
 	if q.Route == Completions {
@@ -146,7 +146,7 @@ func firstText(raw []byte, extract func(item []byte) []byte) string {
 	return s
 }
 
-// spoken is the language that a text's script speaks for, "" where it has no
+// scriptLanguage is the language that a text's script speaks for, "" where it has no
 // letters of a script known here.
 func scriptLanguage(s string) string {
 	scripts := [...]struct {

@@ -122,13 +122,13 @@ func (q *Request) Growth() int {
 	return emptyThinking
 }
 
-// without is an object without the members of one name, however often and with
+// withoutMember is an object without the members of one name, however often and with
 // whatever escapes they are written; cut is false where it has none.
 func withoutMember(object []byte, name string) (rest []byte, cut bool) {
 	return withoutMembers(object, func(key []byte) bool { return keyIs(key, name) })
 }
 
-// withoutAny is an object without the members whose raw keys are unwanted; cut is false
+// withoutMembers is an object without the members whose raw keys are unwanted; cut is false
 // where it has none.
 func withoutMembers(object []byte, unwanted func(key []byte) bool) (rest []byte, cut bool) {
 	var e edits

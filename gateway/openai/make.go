@@ -112,7 +112,7 @@ func AddNotice(answer []byte, n Notice) []byte {
 	return e.append(make([]byte, 0, len(answer)+3*len(member)))
 }
 
-// withLast adds a member, which begins with a comma, behind those of an object.
+// withLastMember adds a member, which begins with a comma, behind those of an object.
 func withLastMember(object, member []byte) []byte {
 	head := bytes.TrimRight(object[:len(object)-1], " \t\r\n")
 	if head[len(head)-1] == '{' {

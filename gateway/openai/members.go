@@ -34,7 +34,7 @@ const (
 	maxScores   = 5   // log probabilities of each token of a prompt, as in OpenAI's API
 )
 
-// acted are the members that checkMembers does something about, for each request: so
+// handledMembers are the members that checkMembers does something about, for each request: so
 // nothing is made here, and a test holds that the texts name the bounds. The names are
 // those of vLLM's request models (vllm/entrypoints/openai/*/protocol.py, 0.11 to 0.33).
 func handledMembers() [26]Member {

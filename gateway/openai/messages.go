@@ -2,7 +2,7 @@ package openai
 
 import "bytes"
 
-// messages puts into the conversation what vLLM reads: it renames the role developer,
+// translateMessages puts into the conversation what vLLM reads: it renames the role developer,
 // which Qwen's template would drop in silence, and reasoning_content.
 func (q *Request) translateMessages() *Error {
 	messages, _ := q.Raw("messages")
@@ -71,7 +71,7 @@ func (q *Request) RenameReasoning(name string) {
 	}
 }
 
-// nameReasoning edits one message: what is said under the name that is not read goes
+// renameReasoning edits one message: what is said under the name that is not read goes
 // under the one that is, or goes, where reasoning is there and holds.
 func (e *edits) renameReasoning(message []byte, name string) {
 	hasReasoning := !isNothing(find(message, "reasoning"))

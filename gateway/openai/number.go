@@ -152,7 +152,7 @@ func wholeNumber(raw []byte, negative bool) (n int64, ok bool) {
 // whole number of 64 bits of it.
 const maxExponent = 1 << 40
 
-// exponentOf reads what stands behind the e of a number; ok is false where that is no
+// parseExponent reads what stands behind the e of a number; ok is false where that is no
 // whole number. One beyond maxExponent counts as that.
 func parseExponent(raw []byte) (n int, ok bool) {
 	digits, negative := bytes.CutPrefix(raw, []byte("-"))
@@ -183,14 +183,14 @@ func isPlain(raw []byte) bool {
 	return len(digits) == 1 || len(digits) > 1 && digits[0] != '0'
 }
 
-// numbers writes the whole numbers of a JSON text as plain digits, so that its next
+// plainNumbers writes the whole numbers of a JSON text as plain digits, so that its next
 // reader cannot take them for others.
 type plainNumbers struct {
 	raw, out []byte
 	last     int // bytes of raw that are in out
 }
 
-// put takes in the next number: where it stands, a part of raw, and what it is.
+// add takes in the next number: where it stands, a part of raw, and what it is.
 func (r *plainNumbers) add(span []byte, n int64) {
 	if isPlain(span) {
 		return
@@ -211,7 +211,7 @@ func (r *plainNumbers) text() (text []byte, changed bool) {
 	return append(r.out, r.raw[r.last:]...), true
 }
 
-// tenfold is 10 n + digit, or the largest number there is.
+// appendDigit is 10 n + digit, or the largest number there is.
 func appendDigit(n, digit int64) int64 {
 	if n > (math.MaxInt64-digit)/10 {
 		return math.MaxInt64

@@ -87,7 +87,7 @@ func invalid(param, format string, args ...any) *Error {
 	return &Error{Message: fmt.Sprintf(format, args...), Type: "invalid_request_error", Param: param, Code: "invalid_request"}
 }
 
-// place takes the member that w stands at for a member of the body, be it new or one of
+// addMember takes the member that w stands at for a member of the body, be it new or one of
 // the same name, and returns which. A name that is written with escapes is decoded here,
 // once. param is where the member stands.
 func (q *Request) addMember(param string, w *walker) (i int, err *Error) {

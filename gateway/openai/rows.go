@@ -76,7 +76,7 @@ func (r *rows) hasNext() bool {
 	return false
 }
 
-// take sets aside as many rows as fit. Where the chunk is fresh, a row that does
+// fill sets aside as many rows as fit. Where the chunk is fresh, a row that does
 // not fit fits nowhere: it is left out, so that each call gets on.
 func (r *rows) fill(room int, newChunk bool) {
 	for i := range r.columns {

@@ -21,14 +21,14 @@ type shape struct {
 	shownPrefix, shownMiddle, shownSuffix []byte
 }
 
-// maxLearnt bounds how often a stream's shape is learnt: one whose chunks all
+// maxShapes bounds how often a stream's shape is learnt: one whose chunks all
 // differ (log probabilities, choices in turn) is not worth it.
 const maxShapes = 8
 
 // placeholder stands for the text while a shape is learnt; no tokenizer makes it.
 const placeholder = "\"\\u0000\\u0001tidegate\\u0001\\u0000\""
 
-// fits appends what the caller sees of data if it has the shape, and counts it.
+// matchShape appends what the caller sees of data if it has the shape, and counts it.
 func (t *Tap) matchShape(dst, data []byte) ([]byte, bool) {
 	s := &t.shape
 	if !s.known || !bytes.HasPrefix(data, s.prefix) {
@@ -79,7 +79,7 @@ func (t *Tap) matchShape(dst, data []byte) ([]byte, bool) {
 	return append(append(dst, s.shownSuffix...), '\n', '\n'), true
 }
 
-// learn takes the shape of the chunk that the long way has just passed. What the
+// learnShape takes the shape of the chunk that the long way has just passed. What the
 // caller is to see is learnt by passing the same chunk once more with a
 // placeholder for its text.
 func (t *Tap) learnShape(data []byte) {
@@ -128,7 +128,7 @@ func (t *Tap) learnShape(data []byte) {
 	t.shape = s
 }
 
-// theText is the one string of a choice that its caller reads, or nil.
+// soleText is the one string of a choice that its caller reads, or nil.
 func soleText(c choice) (text []byte) {
 	if c.text != nil {
 		return c.text

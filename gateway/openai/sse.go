@@ -203,7 +203,7 @@ func (s *Scanner) lineEnd() int {
 	return lf
 }
 
-// more reads once, after making room.
+// fill reads once, after making room.
 func (s *Scanner) fill() error {
 	if s.err != nil {
 		return s.err

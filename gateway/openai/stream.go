@@ -91,7 +91,7 @@ type stream struct {
 	hasLogprobs bool // it has log probabilities
 }
 
-// outer is what is read of an answer but its choices' insides.
+// envelope is what is read of an answer but its choices' insides.
 type envelope struct {
 	choices, usage []byte
 	long           []field // members that only the first chunk gets
@@ -176,13 +176,13 @@ func appendFlat(dst, raw []byte) []byte {
 	return dst
 }
 
-// speech is a text and the names that it has in a chunk.
+// namedText is a text and the names that it has in a chunk.
 type namedText struct {
 	names []string
 	text  []byte // raw
 }
 
-// wholeChoice is one choice of a whole answer.
+// unaryChoice is one choice of a whole answer.
 type unaryChoice struct {
 	index     int
 	texts     []namedText // in the order in which it is told
@@ -386,7 +386,7 @@ func (s *stream) member(f field) {
 	s.out = appendFlat(s.out, f.value)
 }
 
-// also puts a member that cannot be cut into the delta or beside it, in the next
+// addMember puts a member that cannot be cut into the delta or beside it, in the next
 // chunk where this one has no room.
 func (s *stream) addMember(f field, delta bool) {
 	if s.endCalls(); f.size() > s.room() {
@@ -400,7 +400,7 @@ func (s *stream) addMember(f field, delta bool) {
 	}
 }
 
-// say tells a text.
+// text tells a text.
 func (s *stream) text(p namedText) {
 	rest := p.text[1 : len(p.text)-1]
 	for len(rest) > 0 {

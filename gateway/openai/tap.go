@@ -117,7 +117,7 @@ func (t *Tap) Event(dst, data []byte) ([]byte, error) {
 	return out, nil
 }
 
-// holds reports whether the chunk ends the answer and may lack its fingerprint. vLLM puts
+// delaysEnd reports whether the chunk ends the answer and may lack its fingerprint. vLLM puts
 // that into the chunk with the usage, which it is always asked for; a caller who has not
 // asked for that is to have it where vLLM would have put it then, in the last chunk.
 func (t *Tap) delaysEnd() bool {
@@ -125,7 +125,7 @@ func (t *Tap) delaysEnd() bool {
 	return t.DelayEnd && !t.View.IncludeUsage && c.fingerprint == nil && len(c.choices) > 0 && c.choices[len(c.choices)-1].finish != "" && t.complete()
 }
 
-// stamp gives the event that is held a fingerprint; nil: there is none.
+// addFingerprint gives the event that is held a fingerprint; nil: there is none.
 func (t *Tap) addFingerprint(fingerprint []byte) {
 	if len(fingerprint) == 0 || fingerprint[0] != '"' || len(fingerprint) > maxName {
 		return
@@ -264,7 +264,7 @@ func (t *Tap) chunk(data []byte) (show bool, err error) {
 	return show, nil
 }
 
-// soFar is the usage of one choice, as the engine should have stated it.
+// choiceUsage is the usage of one choice, as the engine should have stated it.
 func (t *Tap) choiceUsage(p *progress) Usage {
 	u := Usage{Input: t.Bounds.Input / max(t.Bounds.Prompts, 1), Output: p.output, Reasoning: p.reasoning}
 	if t.known&inputFigure != 0 {
@@ -284,7 +284,7 @@ func (t *Tap) contentName() string {
 	return "delta"
 }
 
-// place makes sure that a choice goes on and has its place.
+// checkChoice makes sure that a choice goes on and has its place.
 func (t *Tap) checkChoice(c *choice) error {
 	if c.finish == "abort" { // the server was paused or shut down
 		return ErrUnfinished
@@ -328,7 +328,7 @@ func (t *Tap) check(p *progress, s *stated) (sane figures, faults Faults) {
 	return t.Bounds.check(s, 1, 1, floor)
 }
 
-// state takes in what the engine has stated of one choice.
+// record takes in what the engine has stated of one choice.
 func (t *Tap) record(p *progress, s *stated, sane figures, reasoned bool) {
 	if sane&inputFigure != 0 && t.Bounds.Prompts < 2 {
 		t.input = s.Input
@@ -357,7 +357,7 @@ func (t *Tap) estimate(p *progress) *estimate {
 	return p.estimate
 }
 
-// end takes in a chunk without choices, whose usage is that of all of them together. It
+// recordFinal takes in a chunk without choices, whose usage is that of all of them together. It
 // says whether the caller sees the chunk.
 func (t *Tap) recordFinal(c *chunk) (show bool) {
 	if c.usage == nil {
@@ -454,7 +454,7 @@ func (t *Tap) Faults() Faults {
 	return t.faults
 }
 
-// keepHead keeps how the chunk before the end begins, in case that the engine sends
+// keepUsageHead keeps how the chunk before the end begins, in case that the engine sends
 // none with the usage for which the caller has asked.
 func (t *Tap) keepUsageHead() {
 	c := &t.last
@@ -476,7 +476,7 @@ func (t *Tap) keepUsageHead() {
 	t.usageHead = append(h, `,"choices":[],"usage":`...)
 }
 
-// close appends the chunk with the usage of the answer where the caller has asked for
+// appendUsage appends the chunk with the usage of the answer where the caller has asked for
 // one and the engine has sent none.
 func (t *Tap) appendUsage(dst []byte) []byte {
 	if !t.View.IncludeUsage || t.ended || len(t.usageHead) == 0 {

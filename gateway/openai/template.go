@@ -15,7 +15,7 @@ const (
 // maxKwarg bounds the value of a key that is passed on, in bytes of JSON.
 const maxKwarg = 256
 
-// kwarg returns what becomes of a key of chat_template_kwargs. vLLM hands the template
+// lookupKwarg returns what becomes of a key of chat_template_kwargs. vLLM hands the template
 // those keys that it reads, and those that are parameters of the library's
 // apply_chat_template; they win over the body's own fields, so a prompt that is written
 // there is rendered although nobody has counted it.
@@ -68,7 +68,7 @@ func (q *Request) templateKwargs() (object, thinking []byte, err *Error) {
 	return raw, thinking, nil
 }
 
-// thinking settles the thinking switch in chat_template_kwargs.
+// translateThinking settles the thinking switch in chat_template_kwargs.
 func (q *Request) translateThinking(w *Wish) *Error {
 	if err := q.thinkingBudget(); err != nil {
 		return err

@@ -146,7 +146,7 @@ func (q *Request) readStreamOptions(w *Wish) (err *Error) {
 	return nil
 }
 
-// reasoningWish takes out return_reasoning and include_reasoning, which the
+// readReasoningOptions takes out return_reasoning and include_reasoning, which the
 // gateway answers itself: servers honour the latter in some answers only.
 func (q *Request) readReasoningOptions(w *Wish) *Error {
 	for _, name := range []string{"return_reasoning", "include_reasoning"} {

@@ -113,7 +113,7 @@ type Bounds struct {
 // Qwen3 model has a longer one.
 const longestContext = 1 << 20
 
-// most returns up to which a figure can be true: so many tokens each, and one more.
+// upperBound returns up to which a figure can be true: so many tokens each, and one more.
 func upperBound(tokens, number, extra int) int {
 	if tokens <= 0 {
 		tokens = longestContext
@@ -142,7 +142,7 @@ type stated struct {
 	wrong figures // those that are there, not null, and no such numbers
 }
 
-// take takes in one number; nil where it is not there.
+// set takes in one number; nil where it is not there.
 func (s *stated) set(f figures, target *int, raw []byte) {
 	s.valid &^= f
 	s.wrong &^= f

@@ -27,7 +27,7 @@ type View struct {
 	ThinkingOff bool
 }
 
-// name makes the model's name true.
+// setModel makes the model's name true.
 func (v *View) setModel(e *edits, raw []byte) {
 	if v.Model != "" && len(raw) >= 2 && string(raw[1:len(raw)-1]) != v.Model {
 		e.replace(raw, appendString(nil, v.Model))
@@ -46,7 +46,7 @@ type choice struct {
 	repaired bool   // what was called reasoning is its content
 }
 
-// choice reads the choice that w has entered, and edits what its caller is to
+// readChoice reads the choice that w has entered, and edits what its caller is to
 // see. part is the member that holds the text: delta, message, or none for
 // completions.
 func (v *View) readChoice(e *edits, w *walker, part string) (c choice) {
@@ -84,7 +84,7 @@ func (v *View) readChoice(e *edits, w *walker, part string) (c choice) {
 	return c
 }
 
-// reasoning gives the reasoning in a delta or message the names it is to have.
+// editReasoning gives the reasoning in a delta or message the names it is to have.
 func (v *View) editReasoning(e *edits, raw []byte) (reasoned, emptied bool) {
 	shownName, otherName := "reasoning", "reasoning_content"
 	if v.Reasoning == OnlyReasoningContent {
@@ -121,7 +121,7 @@ func (v *View) editReasoning(e *edits, raw []byte) (reasoned, emptied bool) {
 	return reasoned, v.HideReasoning && !shown
 }
 
-// telling reports whether a member's value says anything to its reader. A role
+// carriesContent reports whether a member's value says anything to its reader. A role
 // does: there are clients that refuse a message that never had one.
 func carriesContent(value []byte) bool {
 	switch string(value) {
@@ -131,7 +131,7 @@ func carriesContent(value []byte) bool {
 	return true
 }
 
-// repaired is a message whose content stands under reasoning, put right; nil where
+// repairMessage is a message whose content stands under reasoning, put right; nil where
 // it says anything else.
 func repairMessage(message []byte) []byte {
 	var reasoning []byte

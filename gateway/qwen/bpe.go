@@ -11,36 +11,37 @@ type bpe struct {
 	trie
 }
 
-// A path is the scratch memory of one encoding, and its result; not safe for concurrent use.
+// A path is the scratch memory of one encoding, and its result. It is not safe for
+// concurrent use.
 type path struct {
-	tokens []uint32 // the tokens so far
-	dead   []uint64 // one bit a place: no encoding of the piece has a border there
-	window []uint32 // of merge: the tokens of the window
-	pairs  []uint32 // of merge: what each of them and the next merge to
-	steps  int      // turns of the loops, for tests
+	tokens []uint32 // tokens so far
+	dead   []uint64 // bit set of places at which no encoding of the piece has a border
+	window []uint32 // tokens of the window of merge
+	pairs  []uint32 // merged ids of each token of the window and the next
+	steps  int      // iterations of the loops, for tests
 }
 
-// searchSteps is how many turns a byte the search may take, beside a few, before merging
-// takes over. Language takes less than one; runs of slashes would take fourteen.
+// searchSteps is the number of iterations for each byte, beside a few spare ones, after
+// which search gives up in favour of merge. Language needs less than one; runs of slashes
+// would need fourteen.
 const searchSteps, spareSteps = 2, 16
 
-// encode leaves the BPE encoding of piece in p.tokens. id and n are the longest token that
-// piece begins with and its length in bytes. Memory is 4 bytes a token and a bit a byte,
-// and a fixed amount. Time is linear in the bytes.
+// encode stores the BPE encoding of piece in p.tokens. id and n are the longest token that
+// piece begins with and its length in bytes. Memory is a fixed amount, 4 bytes for each
+// token and a bit for each byte. Time is linear in the bytes.
 func (e *bpe) encode(p *path, piece string, id uint32, n int) {
 	if !e.search(p, piece, id, n, searchSteps*len(piece)+spareSteps) && !e.merge(p, piece) {
 		e.search(p, piece, id, n, math.MaxInt)
 	}
 }
 
-// search finds the encoding of piece as encode does, or gives up after so many turns and
-// returns false.
+// search finds the encoding of piece as encode does. After the given number of turns, the
+// iterations of its loop, it gives up and returns false.
 //
-// The loop holds a path of tokens up to at that is a valid encoding of piece[:at] and
-// tries to add id. A place that turns out to lead nowhere is marked dead and not entered
-// again, so each place is entered and killed once at most, and at each the candidates, the
-// tokens that are prefixes of its longest, are gone through once: turns are linear in the
-// bytes.
+// The invariant of the loop: p.tokens is a valid encoding of piece[:pos], and id is the next
+// candidate. A place that leads nowhere is marked dead and not visited again, so each place
+// is visited and marked once at most. At each place the candidates are the prefixes of its
+// longest token, each tried once. So turns are linear in the bytes.
 func (e *bpe) search(p *path, piece string, id uint32, n, turns int) bool {
 	p.tokens = p.tokens[:0]
 	p.reset(len(piece))
@@ -63,7 +64,7 @@ func (e *bpe) search(p *path, piece string, id uint32, n, turns int) bool {
 			id, n = next, e.width(next)
 			continue
 		}
-		// Nothing fits after the last token: it cannot end here.
+		// No token fits behind the last one, so that one cannot end here.
 		p.dead[pos/64] |= 1 << (pos % 64)
 		last := len(p.tokens) - 1
 		id, n = p.tokens[last], e.width(p.tokens[last])
@@ -72,7 +73,7 @@ func (e *bpe) search(p *path, piece string, id uint32, n, turns int) bool {
 	}
 }
 
-// alive prepares p for a piece of n bytes: no place in it is dead. For a long piece it makes
+// reset prepares p for a piece of n bytes: no place in it is dead. For a long piece it makes
 // room at once, for text that encodes badly, instead of by doubling.
 func (p *path) reset(n int) {
 	if n > keptTokens {
@@ -87,14 +88,14 @@ func (p *path) reset(n int) {
 	clear(p.dead)
 }
 
-// width is the length of a token in bytes.
+// width returns the length of a token in bytes.
 func (e *bpe) width(id uint32) int { return int(e.start[id+1] - e.start[id]) }
 
-// adjacent reports whether the bytes of left and right together encode to left, right:
-// whether at no stage of building the two would a merge across their border have come
-// first. It undoes the merges on both sides, the latest first. before bounds the ids of
-// merges across the border that would have come before the one undone last; a merge of the
-// same rank comes first on the left, as BPE works left to right.
+// adjacent reports whether the bytes of left and right together encode to left, right. They
+// do if no merge across their border would have come before one of the merges that build
+// the two. adjacent undoes those merges, the latest first. limit bounds the ids of merges
+// across the border that come before the one undone last. Of two merges of the same rank
+// the left one comes first, as BPE works from left to right.
 func (e *bpe) adjacent(left, right uint32) bool {
 	limit := uint32(math.MaxUint32)
 	for {

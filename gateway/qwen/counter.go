@@ -10,51 +10,51 @@ import (
 // messages, so that a conversation's next turn costs little more than the new messages.
 // Safe for concurrent use; it starts no goroutine.
 //
-// What it remembers of a message does not depend on its place: of an assistant's the count
-// with kept thoughts and the one without, of a tool result's the count without what begins
-// and ends a group of them, which is a fixed number of tokens. Each of these pieces is
+// A remembered count does not depend on the message's place. An assistant's message has two
+// counts, with and without its reasoning. A tool result is counted without the beginning
+// and the end of its group, which are a fixed number of tokens. Each of these pieces is
 // bounded by added tokens, so counts add up (see the package comment).
 type Counter struct {
 	tokens  *Tokenizer
 	cache   *cache
 	scratch sync.Pool // of *conversation
 
-	groupBegin    int // tokens that begin a group of tool results
-	groupEnd      int // tokens that end one
+	groupBegin    int // tokens at the beginning of a group of tool results
+	groupEnd      int // tokens at its end
 	generation    int // tokens of the generation prompt
 	emptyThinking int // tokens that turn thinking off
 }
 
-// An entry is what is known of one message, or of one block of tools, whose count is plain.
+// An entry holds the counts of one message, or of one block of tools, which has only plain.
 type entry struct {
-	plain    int32 // tokens; of an assistant's message those without thoughts
-	thinking int32 // tokens of an assistant's message with its thoughts, if only empty ones
+	plain    int32 // tokens; of an assistant's message without its reasoning
+	thinking int32 // tokens of an assistant's message with its reasoning, even if empty
 	role     role
-	query    bool // it is a real user query
-	reasoned bool // it is an assistant's with thoughts that are not empty
+	query    bool // whether it is a user's own turn
+	reasoned bool // whether it is an assistant's message with reasoning that is not empty
 }
 
-// uncounted stands for a count of an assistant's message that nobody has asked for yet.
+// uncounted marks a count of an assistant's message that was not needed yet.
 const uncounted = -1
 
-// keptMessages is the scratch memory kept for the next call, in messages of 64 bytes.
+// keptMessages bounds the scratch memory kept for the next call, in messages of 64 bytes.
 const keptMessages = 4096
 
-// conversation is the scratch memory of one call.
+// A conversation is the scratch memory of one call.
 type conversation struct {
 	messages []located
 	text     []byte
 }
 
-// A located message is one with its place in the request body.
+// A located message is a message with its raw JSON, its cache key and its counts.
 type located struct {
 	raw   []byte
 	key   key
 	entry entry
 }
 
-// NewCounter returns a counter that remembers about the given number of messages, each for
-// some 100 bytes; with none or fewer it remembers nothing.
+// NewCounter returns a counter that remembers about the given number of messages, at some
+// 100 bytes each. With 0 or less it remembers nothing.
 func NewCounter(t *Tokenizer, entries int) *Counter {
 	c := &Counter{tokens: t, cache: newCache(entries)}
 	c.scratch.New = func() any { return new(conversation) }
@@ -65,13 +65,13 @@ func NewCounter(t *Tokenizer, entries int) *Counter {
 	return c
 }
 
-// Text returns the number of tokens of text. It remembers nothing.
+// Text returns the number of tokens of text, which it does not remember.
 func (c *Counter) Text(text string) int { return c.tokens.Count(text) }
 
 // Chat returns the number of tokens of the prompt that [Render] makes of chat, or its
 // error. It does not keep chat's bytes.
 func (c *Counter) Chat(chat Chat) (int, error) {
-	if chat.Continue { // rare, and its end lies within a message: nothing is remembered of it
+	if chat.Continue { // rare, and it ends within a message: nothing is remembered
 		prompt, err := Render(chat)
 		return c.tokens.Count(prompt), err
 	}
@@ -103,7 +103,7 @@ func (c *Counter) Chat(chat Chat) (int, error) {
 	}
 	rest := s.messages
 	if withTools && rest[0].entry.role == system {
-		rest = rest[1:] // it is part of the tools' block
+		rest = rest[1:] // the tools' block has it
 	}
 	query := len(rest) - 1
 	for i := query; i >= 0; i-- {
@@ -145,11 +145,11 @@ func (c *Counter) release(s *conversation) {
 	c.scratch.Put(s)
 }
 
-// entry is what is to be remembered of m.
+// entry returns the cache entry of m.
 func (c *Counter) entry(s *conversation, m *message) entry {
 	e := entry{role: m.role, query: m.isQuery(), plain: uncounted, thinking: uncounted}
 	switch m.role {
-	case assistant: // counted when it is known with or without thoughts
+	case assistant: // counted later, once its place decides about the reasoning
 		reasoning, _ := m.thoughts()
 		e.reasoned = reasoning != ""
 	case tool:
@@ -160,7 +160,7 @@ func (c *Counter) entry(s *conversation, m *message) entry {
 	return e
 }
 
-// assistant returns the count of an assistant's message with or without its thoughts.
+// assistant returns the count of an assistant's message with or without its reasoning.
 func (c *Counter) assistant(s *conversation, d Dialect, l *located, thinking bool) int {
 	n := &l.entry.plain
 	if thinking {
@@ -169,7 +169,7 @@ func (c *Counter) assistant(s *conversation, d Dialect, l *located, thinking boo
 	if *n == uncounted {
 		m, err := d.parseMessage(l.raw)
 		if err != nil {
-			return 0 // not reached: it has been parsed before
+			return 0 // unreachable: the message was parsed before
 		}
 		*n = c.count(s, m.append(s.text[:0], thinking, thinking))
 		c.cache.store(l.key, l.entry)
@@ -177,8 +177,8 @@ func (c *Counter) assistant(s *conversation, d Dialect, l *located, thinking boo
 	return int(*n)
 }
 
-// tools returns the count of the block of tools with the system message before it; some is
-// false if there is none.
+// tools returns the count of the block of tools, which includes the system message. present
+// is false if there are no tools.
 func (c *Counter) tools(s *conversation, chat Chat) (n int, present bool, err error) {
 	if !hasTools(chat.Tools) {
 		return 0, false, nil
@@ -213,7 +213,7 @@ func (c *Counter) tools(s *conversation, chat Chat) (n int, present bool, err er
 	return int(e.plain), true, nil
 }
 
-// count counts text, which lies in s.text if that had room, and keeps its memory there.
+// count returns the number of tokens of text and keeps its memory in s.text for reuse.
 func (c *Counter) count(s *conversation, text []byte) int32 {
 	s.text = text[:0]
 	return int32(c.tokens.Count(unsafe.String(unsafe.SliceData(text), len(text))))

@@ -5,16 +5,16 @@ import (
 	"fmt"
 )
 
-// A Dialect says what vLLM makes of messages and tools before its chat template renders
-// them, which differs by release: the same request has another number of prompt tokens
-// on an older one. The zero value is the template alone, with tools as they were sent.
-// The differences were read in the sources of the releases 0.12 to 0.32.
+// A Dialect is a range of vLLM releases that change messages and tools in the same way
+// before the chat template renders them. The same request can have another number of
+// prompt tokens in another range. The zero value is the template alone, with tools as they
+// were sent. The differences were read in the sources of the releases 0.12 to 0.32.
 type Dialect uint8
 
 const (
 	// Template is no release: tools stand in the prompt as they were sent.
 	Template Dialect = iota
-	// V12 dumps a tool with nulls for what it lacks, and keeps its unknown keys.
+	// V12 dumps a tool with null for each missing key, and keeps its unknown keys.
 	V12
 	// V21 knows defer_loading as a key of a tool and of its function.
 	V21
@@ -24,18 +24,17 @@ const (
 	V24
 	// V27 drops the unknown keys of a tool.
 	V27
-	// V29 reads a call's arguments that are no JSON object as an empty one; before,
-	// those that are no JSON are refused.
+	// V29 reads a call's arguments that are no JSON object as an empty one. Earlier
+	// releases refuse those that are not JSON.
 	V29
 	// V32 drops the first line of a system text that begins with billingHeader.
 	V32
 
-	// Newest is the dialect of releases that are not known.
+	// Newest is the dialect of unknown releases.
 	Newest = V32
 )
 
-// DialectOf returns the dialect of vLLM 0.minor; a negative minor stands for a release
-// that is not known.
+// DialectOf returns the dialect of vLLM 0.minor; a negative minor means an unknown release.
 func DialectOf(minor int) Dialect {
 	if minor < 0 {
 		return Newest
@@ -52,14 +51,14 @@ func DialectOf(minor int) Dialect {
 	return found
 }
 
-// billingHeader begins a line that Claude Code puts into system texts and that is
-// another in each request, so that it would spoil the prefix cache.
+// billingHeader begins a line that Claude Code puts into system texts. The line differs in
+// each request, so it would spoil the prefix cache.
 const billingHeader = "x-anthropic-billing-header"
 
-// appendTool renders a tool as the dialect dumps it: of a tool first type and function,
-// of a function first name, description and parameters, null where the caller left one
-// of the latter two out; then the other keys that the release knows, then, if it keeps
-// them, those that it does not.
+// appendTool renders a tool as the dialect dumps it. A tool begins with type and function.
+// A function begins with name, description and parameters; a missing one of the last two
+// is null. The other keys that the release knows follow, and, if it keeps them, the
+// unknown ones.
 func (d Dialect) appendTool(dst, raw []byte) ([]byte, error) {
 	if d == Template {
 		return appendValue(dst, raw)
@@ -85,7 +84,7 @@ func (d Dialect) appendTool(dst, raw []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var deferred []byte // of the tool, which its function takes over
+	var deferred []byte // defer_loading of the tool, which its function inherits
 	if len(known) > 2 {
 		deferred = known[2].value
 	}
@@ -95,12 +94,13 @@ func (d Dialect) appendTool(dst, raw []byte) ([]byte, error) {
 	return d.appendMembers(dst, known, rest)
 }
 
-// appendFunction renders the function of a tool, of which rest are the members.
+// appendFunction renders a function whose members are rest. deferred is the value of
+// defer_loading that it inherits from its tool, or nil.
 func (d Dialect) appendFunction(dst []byte, rest []member, deferred []byte) ([]byte, error) {
 	var known []member
 	for _, field := range [...]struct {
 		key, kind string
-		first     byte // of a value of that kind
+		first     byte // first byte of a value of that kind
 	}{{"name", "a string", '"'}, {"description", "a string or null", '"'}, {"parameters", "an object or null", '{'}} {
 		var value []byte
 		rest, value = cutMember(rest, field.key)
@@ -124,8 +124,8 @@ func (d Dialect) appendFunction(dst []byte, rest []member, deferred []byte) ([]b
 	return d.appendMembers(dst, known, rest)
 }
 
-// appendMembers renders an object of the known members and, if the release keeps them,
-// the unknown ones.
+// appendMembers renders an object of the known members. It adds the unknown ones if the
+// release keeps them.
 func (d Dialect) appendMembers(dst []byte, known, unknown []member) ([]byte, error) {
 	list := known
 	if d < V27 {
@@ -144,8 +144,8 @@ func (d Dialect) appendMembers(dst []byte, known, unknown []member) ([]byte, err
 	return append(dst, '}'), nil
 }
 
-// takeFlag moves a key that is known from a release on, and must be true, false or null,
-// from all members to the known ones, unless it is null, which is left out.
+// moveFlag moves a key that is known since a release from list to the known members. Its
+// value must be true, false or null; null is left out.
 func (d Dialect) moveFlag(list, known []member, key string, release Dialect) (rest, moved []member, err error) {
 	if d < release {
 		return list, known, nil

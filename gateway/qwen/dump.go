@@ -7,28 +7,28 @@ import (
 )
 
 // A dumper reads one JSON value and writes it as Python's json.loads and
-// json.dumps(ensure_ascii=False) would: ", " and ": " between tokens, floats as repr,
-// integers of any size as they are, of a repeated key the first place and the last value.
-// It is strict, because vLLM's parser is: what is no JSON is left alone there. Python's NaN
-// and Infinity are JSON to it.
+// json.dumps(ensure_ascii=False) would: ", " and ": " between tokens, floats as repr, and
+// integers of any size unchanged. A repeated key keeps its first place and its last value.
+// The dumper is as strict as vLLM's parser, which does not touch what is not JSON. Like
+// Python it reads NaN and Infinity as JSON.
 type dumper struct {
 	src   []byte
 	pos   int
 	out   []byte
 	depth int
 	spare []byte // scratch for strings
-	moved []byte // scratch for rewrite, at all depths
+	moved []byte // scratch for rewrite, shared by all depths
 }
 
-// A span is one member of the object being written, in dumper.out.
+// A span is one member of the object being written, as offsets into dumper.out.
 type span struct{ key, value, end int }
 
-// fewKeys is up to how many keys of an object are compared one by one to find repeated
-// ones; more go through a map.
+// linearKeys is the number of keys of an object up to which a repeated key is found by
+// comparing them all. Beyond it a map is used.
 const linearKeys = 16
 
-// appendPython appends the value that is all of in, with white space around it. ok is
-// false, and dst as it was, if in is no JSON or nested deeper than 512.
+// appendPython appends the only value of src, which may have white space around it. If src
+// is not JSON or is nested deeper than maxDepth, ok is false and dst is returned unchanged.
 func appendPython(dst, src []byte) (out []byte, ok bool) {
 	d := dumper{src: src, out: dst}
 	d.space()
@@ -44,7 +44,7 @@ func appendPython(dst, src []byte) (out []byte, ok bool) {
 
 func (d *dumper) space() { d.pos = skipSpace(d.src, d.pos) }
 
-// next reports whether c comes next, and if so steps over it.
+// next reports whether c comes next, and steps over it if so.
 func (d *dumper) next(c byte) bool {
 	if d.pos < len(d.src) && d.src[d.pos] == c {
 		d.pos++
@@ -163,21 +163,21 @@ func (d *dumper) object() bool {
 	return true
 }
 
-// find returns which of seen has the key, which is quoted as written.
+// find returns the index in seen of the member with the key, which is quoted as written.
 func (d *dumper) find(seen []span, index map[string]int, key []byte) (int, bool) {
 	if index != nil {
 		place, ok := index[string(key)]
 		return place, ok
 	}
 	for i, s := range seen {
-		if bytes.HasPrefix(d.out[s.key:], key) { // the closing quote ends it
+		if bytes.HasPrefix(d.out[s.key:], key) { // key includes the closing quote
 			return i, true
 		}
 	}
 	return 0, false
 }
 
-// indexFrom enters in index the keys of seen that are not yet in it.
+// indexFrom adds to index the keys of seen that are not yet in it.
 func (d *dumper) indexFrom(seen []span, index map[string]int) {
 	for i := len(index); i < len(seen); i++ {
 		key := d.out[seen[i].key:]
@@ -185,7 +185,7 @@ func (d *dumper) indexFrom(seen []span, index map[string]int) {
 	}
 }
 
-// rewrite replaces the members written from begin on by those of seen.
+// rewrite replaces the members written since begin with those of seen.
 func (d *dumper) rewrite(begin int, seen []span) {
 	d.moved = append(d.moved[:0], d.out[begin:]...)
 	written := d.moved
@@ -267,7 +267,7 @@ func (d *dumper) number() bool {
 		d.out = append(d.out, text...)
 		return true
 	}
-	// Out of range is an error but also the infinity that Python reads.
+	// Out of range ParseFloat returns an error and the infinity that Python reads.
 	f, _ := strconv.ParseFloat(string(text), 64)
 	switch {
 	case math.IsInf(f, 1):

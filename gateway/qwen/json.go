@@ -8,15 +8,15 @@ import (
 	"unicode/utf8"
 )
 
-// deepest is how many arrays and objects may lie in each other where values are dumped
-// again. Python's own limit is near 1,000.
+// maxDepth bounds the nesting of arrays and objects in a value that is dumped again.
+// Python's own limit is near 1,000.
 const maxDepth = 512
 
 var errJSON = errors.New("invalid JSON")
 
 func isSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\r' || c == '\t' }
 
-// skipSpace returns where the next character that is no white space stands.
+// skipSpace returns the index of the first byte from i on that is not white space.
 func skipSpace(b []byte, i int) int {
 	for i < len(b) && isSpace(b[i]) {
 		i++
@@ -32,9 +32,9 @@ func skipString(b []byte, i int) int {
 			return -1
 		}
 		i += n
-		slashes := 0 // an odd number of them makes the quote part of the string
+		slashes := 0 // after an odd number of them the quote belongs to the string
 		for b[i-1-slashes] == '\\' {
-			slashes++ // ends at the opening quote at the latest
+			slashes++ // stops at the opening quote at the latest
 		}
 		if slashes%2 == 0 {
 			return i + 1
@@ -42,8 +42,8 @@ func skipString(b []byte, i int) int {
 	}
 }
 
-// skipValue returns the end of the value at i, or -1. It finds borders only: what is not
-// JSON inside them goes unseen.
+// skipValue returns the end of the value at i, or -1. It finds borders only and does not
+// check that the bytes between them are JSON.
 func skipValue(b []byte, i int) int {
 	begin, depth := i, 0
 	for i < len(b) {
@@ -63,7 +63,7 @@ func skipValue(b []byte, i int) int {
 				if i == begin {
 					return -1
 				}
-				return i // of a number, true, false or null: its container ends
+				return i // the container of a number, true, false or null ends
 			}
 			if depth--; depth == 0 {
 				return i + 1
@@ -84,7 +84,7 @@ func skipValue(b []byte, i int) int {
 	return i
 }
 
-// depth returns how many arrays and objects lie in each other in b, which need not be JSON.
+// depth returns the deepest nesting of arrays and objects in b, which need not be JSON.
 func depth(b []byte) (deepest int) {
 	level := 0
 	for i := 0; i < len(b); i++ {
@@ -103,8 +103,8 @@ func depth(b []byte) (deepest int) {
 	return deepest
 }
 
-// elements calls f with the index and the bytes of each element of the array b. It returns
-// what f returns, or errJSON if b is no array.
+// elements calls f with the index and the bytes of each element of the array b. It stops
+// at the first error of f and returns it. If b is no array it returns errJSON.
 func elements(b []byte, f func(i int, element []byte) error) error {
 	pos := skipSpace(b, 0)
 	if pos == len(b) || b[pos] != '[' {
@@ -136,8 +136,9 @@ func elements(b []byte, f func(i int, element []byte) error) error {
 	}
 }
 
-// members calls f with the key, unescaped, and the bytes of the value of each member of
-// the object b, in order. It returns what f returns, or errJSON if b is no object.
+// members calls f with the unescaped key and the bytes of the value of each member of the
+// object b, in order. It stops at the first error of f and returns it. If b is no object
+// it returns errJSON.
 func members(b []byte, f func(key, value []byte) error) error {
 	pos := skipSpace(b, 0)
 	if pos == len(b) || b[pos] != '{' {
@@ -184,7 +185,7 @@ func members(b []byte, f func(key, value []byte) error) error {
 	}
 }
 
-// endOf is nil if nothing but white space stands in b from i on.
+// endOf returns errJSON if b holds anything but white space from i on.
 func endOf(b []byte, i int) error {
 	if skipSpace(b, i) != len(b) {
 		return errJSON
@@ -194,11 +195,10 @@ func endOf(b []byte, i int) error {
 
 func isNull(value []byte) bool { return string(value) == "null" }
 
-// isNothing holds for no value and for null.
+// isNothing reports whether value is absent or null.
 func isNothing(value []byte) bool { return len(value) == 0 || isNull(value) }
 
-// str returns the string that value, the bytes of a JSON value, is; ok is false if it is
-// none.
+// str decodes a JSON string; ok is false if value is another kind of JSON value.
 func str(value []byte) (s string, ok bool) {
 	if len(value) < 2 || value[0] != '"' || value[len(value)-1] != '"' {
 		return "", false
@@ -210,8 +210,8 @@ func str(value []byte) (s string, ok bool) {
 	return string(appendUnquoted(make([]byte, 0, len(inner)), inner)), true
 }
 
-// appendUnquoted appends what the inside of a JSON string stands for. A surrogate without
-// its other half becomes U+FFFD, and an escape that JSON does not know stays as it is.
+// appendUnquoted appends the decoded inside of a JSON string. A surrogate without its
+// other half becomes U+FFFD, and an escape that JSON does not know is copied.
 func appendUnquoted(dst, s []byte) []byte {
 	for {
 		n := bytes.IndexByte(s, '\\')
@@ -258,7 +258,7 @@ func appendUnquoted(dst, s []byte) []byte {
 	}
 }
 
-// hex4 reads four hexadecimal digits, or returns -1.
+// hex4 returns the value of the four hexadecimal digits that s begins with, or -1.
 func hex4(s []byte) rune {
 	if len(s) < 4 {
 		return -1
@@ -314,7 +314,7 @@ func appendPythonString(dst []byte, s []byte) []byte {
 
 // appendPythonFloat appends f as Python's repr writes it.
 func appendPythonFloat(dst []byte, f float64) []byte {
-	const plainFrom, plainTo = 1e-4, 1e16 // outside of these repr uses an exponent
+	const plainFrom, plainTo = 1e-4, 1e16 // outside this range repr uses an exponent
 	if a := max(f, -f); a != 0 && (a < plainFrom || a >= plainTo) {
 		return strconv.AppendFloat(dst, f, 'e', -1, 64)
 	}

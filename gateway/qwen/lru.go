@@ -5,21 +5,21 @@ import (
 	"sync"
 )
 
-// shardCount is how many locks the cache has, a power of two. A hit holds one for the time
-// of a map lookup, so a few are enough.
+// shardCount is the number of locks of the cache, a power of two. A hit holds one for the
+// time of a map lookup, so a few are enough.
 const shardCount = 16
 
-// A key is 128 bits of hash. Messages are told apart by nothing else: with a million of
-// them in the cache, the chance that a new one is taken for another is below 2^-100, and
-// as the seeds are secret and random in each process nobody can look for such a message.
+// A key is a hash of 128 bits and the only identity of a message. With a million messages
+// in the cache, the chance that a new one collides is below 2^-100. The seeds are secret and
+// random in each process, so nobody can search for a collision.
 type key struct{ a, b uint64 }
 
-// in is the key of the same bytes as a dialect renders them.
+// withDialect returns the key of the same bytes in a dialect.
 func (k key) withDialect(d Dialect) key { return key{k.a, k.b + uint64(d)} }
 
-// A cache keeps what is known of the latest messages: sharded, and in each shard by the
-// clock algorithm, an approximation of LRU in which a hit writes one bit. It starts no
-// goroutine. Safe for concurrent use.
+// A cache keeps the entries of the latest messages. It is sharded, and each shard evicts by
+// the clock algorithm, an approximation of LRU in which a hit writes one bit. It starts no
+// goroutine and is safe for concurrent use.
 type cache struct {
 	seeds  [2]maphash.Seed
 	shards [shardCount]shard

@@ -2,21 +2,21 @@ package qwen
 
 // Bounds of merging.
 const (
-	mergeWindow = 512 // bytes that are merged at a time
-	openEnd     = 192 // bytes at the end of a window whose tokens may hang on what follows
-	spareStarts = 8   // windows that may begin once more, beside one for each window
+	mergeWindow = 512 // bytes merged at a time
+	openEnd     = 192 // bytes at the end of a window whose tokens may depend on the next bytes
+	spareStarts = 8   // windows that may be repeated, beside one for each window
 )
 
-// merge leaves the BPE encoding of piece in p.tokens, as BPE is defined: of all pairs that
-// merge those of the lowest rank are merged, from the left, until none is left. That takes
-// about the same time for every text.
+// merge stores the BPE encoding of piece in p.tokens by the definition of BPE: it merges
+// the pairs of the lowest rank, from the left, until no pair merges. That takes about the
+// same time for every text.
 //
-// It works on windows, since a round of merging passes over all that is left. Of each
-// window all tokens are kept but those at its end, and the next begins there. That is
-// exact: tokens each of which is adjacent to the next are an encoding (see [bpe.adjacent]),
-// and there is only one. Where the border is no such place, the next window begins a token
-// earlier. No text is known for which that happens often; merge gives up then, and returns
-// false.
+// It works on windows, since a round of merging reads all tokens of its text. It keeps the
+// tokens of each window except those at the end, and the next window begins behind them.
+// That is exact: tokens of which each is adjacent to the next are an encoding (see
+// [bpe.adjacent]), and a text has only one. Where the tokens at the border are not
+// adjacent, the next window begins a token earlier. No text is known for which that happens
+// often; merge gives up then and returns false.
 func (e *bpe) merge(p *path, piece string) bool {
 	p.tokens = p.tokens[:0]
 	starts := spareStarts
@@ -49,9 +49,9 @@ func (e *bpe) merge(p *path, piece string) bool {
 	}
 }
 
-// mergeAll leaves the encoding of s in p.window.
+// mergeAll stores the encoding of s in p.window.
 func (e *bpe) mergeAll(p *path, s string) {
-	tokens, pairs := p.window[:0], p.pairs[:0] // pairs: what each token and the next merge to, or none
+	tokens, pairs := p.window[:0], p.pairs[:0] // pairs: the merged id of each token and the next, or noToken
 	for i := range len(s) {
 		id, _ := e.longest(s[i : i+1])
 		tokens, pairs = append(tokens, id), append(pairs, noToken)
@@ -88,7 +88,7 @@ func (e *bpe) mergeAll(p *path, s string) {
 	p.window, p.pairs = tokens, pairs
 }
 
-// pair is what left and right merge to, or none.
+// pair returns the token that left and right merge to, or noToken.
 func (e *bpe) pair(left, right uint32) uint32 {
 	if id, ok := e.pairs.merged(left, right); ok {
 		return id

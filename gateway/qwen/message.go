@@ -6,27 +6,27 @@ import (
 	"strings"
 )
 
-// role is what the template distinguishes.
+// A role is the author of a message, as far as the template distinguishes authors.
 type role uint8
 
 const (
-	unknown role = iota // rendered as nothing
+	unknown role = iota // its messages are left out of the prompt
 	system
 	user
 	assistant
 	tool
 )
 
-// A message is one message as the template sees it, after what vLLM does to it.
+// A message is one message as the template sees it, after vLLM's own changes.
 type message struct {
 	role      role
 	content   string
-	reasoning string // of an assistant
-	reasoned  bool   // reasoning was given apart from content, if only as ""
-	calls     []byte // the tool calls as rendered, a newline between two
+	reasoning string // reasoning of an assistant
+	reasoned  bool   // whether reasoning came apart from content, if only as ""
+	calls     []byte // rendered tool calls, separated by newlines
 }
 
-// parseMessage reads one element of the messages array. Of a repeated key the last counts.
+// parseMessage reads one element of the messages array. The last of repeated keys counts.
 func (d Dialect) parseMessage(raw []byte) (message, error) {
 	var roleValue, content, reasoning, reasoningContent, calls []byte
 	err := members(raw, func(key, value []byte) error {
@@ -61,8 +61,8 @@ func (d Dialect) parseMessage(raw []byte) (message, error) {
 	if isNothing(reasoning) {
 		reasoning = reasoningContent
 	}
-	// The template passes over reasoning that is no string, such as a list of parts, and
-	// looks for it in the content: vLLM takes whatever stands there.
+	// vLLM accepts any value as reasoning. The template ignores one that is no string, such
+	// as a list of parts, and looks for reasoning in the content.
 	m.reasoning, m.reasoned = str(reasoning)
 	m.calls, err = d.parseCalls(calls)
 	return m, err
@@ -82,8 +82,8 @@ func roleOf(name string) role {
 	return unknown
 }
 
-// parseContent returns content as one string: its text parts that are not empty, joined by
-// newlines, if it is an array.
+// parseContent returns content as one string. Of an array it joins the text parts that are
+// not empty by newlines.
 func (d Dialect) parseContent(role role, value []byte) (string, error) {
 	if isNothing(value) {
 		return "", nil
@@ -116,8 +116,8 @@ func (d Dialect) parseContent(role role, value []byte) (string, error) {
 	return b.String(), err
 }
 
-// systemText returns the text of a system message, or of one part of it, without what
-// the release takes out of it.
+// systemText returns the text of a message, or of one part of it. It leaves out the line
+// that the release removes from system messages.
 func (d Dialect) systemText(role role, text string) string {
 	if role != system || d < V32 || !strings.HasPrefix(text, billingHeader) {
 		return text
@@ -193,8 +193,8 @@ func (d Dialect) parseCalls(value []byte) ([]byte, error) {
 	return out, err
 }
 
-// appendCall renders one call. Its name and arguments lie in "function", or, as the
-// template allows, in the call itself.
+// appendCall renders one call. Its name and arguments are members of "function" or, as the
+// template allows, of the call itself.
 func (d Dialect) appendCall(dst, call []byte) ([]byte, error) {
 	var function, name, arguments []byte
 	pick := func(key, value []byte) error {
@@ -231,8 +231,9 @@ func (d Dialect) appendCall(dst, call []byte) ([]byte, error) {
 	return append(dst, "}\n</tool_call>"...), nil
 }
 
-// appendArguments renders a call's arguments: none are an empty object, and a string that
-// is JSON is dumped as the value it holds. From V29 on, what is no object is an empty one.
+// appendArguments renders a call's arguments. Missing ones are an empty object, and a
+// string that holds JSON is dumped as that value. From V29 on, arguments that are no object
+// become an empty one.
 func (d Dialect) appendArguments(dst, value []byte) ([]byte, error) {
 	if isNothing(value) {
 		return append(dst, "{}"...), nil
@@ -259,15 +260,15 @@ func (d Dialect) appendArguments(dst, value []byte) ([]byte, error) {
 	case !ok, d >= V29 && dumped[0] != '{', d >= V23 && quoted && isNull(dumped), !quoted && string(dumped) == "[]":
 		return append(dst[:begin], "{}"...), nil
 	case dumped[0] == '"':
-		// A string again, which the template writes without quotes.
+		// The string held another string, which the template writes without quotes.
 		text, _ := str(dumped)
 		return append(dst[:begin], text...), nil
 	}
 	return dst, nil
 }
 
-// realQuery says that m is a user's own turn, not a tool's result in a user's name: the
-// last of these is where the thoughts of the assistant begin to be kept.
+// isQuery reports whether m is a user's own turn and not a tool's result in a user's name.
+// The template keeps the assistant's reasoning after the last such turn.
 func (m *message) isQuery() bool {
 	return m.role == user &&
 		!(strings.HasPrefix(m.content, "<tool_response>") && strings.HasSuffix(m.content, "</tool_response>"))

@@ -2,12 +2,13 @@ package qwen
 
 import "unicode/utf8"
 
-// countingSortFrom is the length of a run of combining marks, in characters, from which
-// sorting by counting beats insertion. Real text has runs of one to three; only a text
-// made to hurt has thousands, and there insertion would be quadratic.
+// countingSortFrom is the length of a run of combining marks, in characters, from which on
+// counting sort beats insertion sort. Real text has runs of one to three. Only hostile text
+// has thousands, for which insertion sort would be quadratic.
 const countingSortFrom = 32
 
-// A character is a code point in the low 24 bits and its canonical combining class above.
+// A character packs a code point into the low 24 bits and its canonical combining class
+// above them.
 type character uint32
 
 func newCharacter(r rune, mark uint8) character { return character(r) | character(mark)<<24 }
@@ -15,7 +16,7 @@ func newCharacter(r rune, mark uint8) character { return character(r) | characte
 func (c character) rune() rune  { return rune(c & (1<<24 - 1)) }
 func (c character) mark() uint8 { return uint8(c >> 24) }
 
-// A normalizer brings text to NFC. It holds the scratch memory for that; not safe for
+// A normalizer brings text to NFC. It holds the scratch memory for that and is not safe for
 // concurrent use.
 type normalizer struct {
 	table   *properties
@@ -24,8 +25,8 @@ type normalizer struct {
 	sorted  []character
 }
 
-// normal reports whether s is valid UTF-8 and certainly NFC. False only means that it may
-// not be.
+// isNFC reports whether s is valid UTF-8 and certainly NFC. It may be false for a text that
+// is NFC.
 func (p *properties) isNFC(s string) bool {
 	i := 0
 	for ; len(s)-i >= 8; i += 8 {
@@ -44,7 +45,7 @@ func (p *properties) isNFC(s string) bool {
 	return true
 }
 
-// settledOrder is normal for valid UTF-8.
+// isOrdered is isNFC for valid UTF-8.
 func (p *properties) isOrdered(s string) bool {
 	last := uint8(0)
 	for i := 0; i < len(s); {
@@ -64,7 +65,7 @@ func (p *properties) isOrdered(s string) bool {
 	return true
 }
 
-// width is the length in bytes of a character of valid UTF-8 by its first byte.
+// width returns the length in bytes of a character of valid UTF-8 with this first byte.
 func width(lead byte) int {
 	switch {
 	case lead < 0x80:
@@ -77,7 +78,7 @@ func width(lead byte) int {
 	return 4
 }
 
-// decode is utf8.DecodeRuneInString without the checks, for text known to be valid.
+// decode is utf8.DecodeRuneInString without its checks, for valid text.
 func decode(s string, i int) (rune, int) {
 	b := s[i]
 	switch {
@@ -93,9 +94,9 @@ func decode(s string, i int) (rune, int) {
 	return rune(b&0x07)<<18 | rune(s[i+1]&0x3f)<<12 | rune(s[i+2]&0x3f)<<6 | rune(s[i+3]&0x3f), 4
 }
 
-// normalize returns the NFC of s with each invalid byte as U+FFFD. The result is good
-// until the next call. It takes the text cluster by cluster: a settled character and what
-// follows that is not. Nothing in NFC reaches over the beginning of a cluster.
+// normalize returns the NFC of s with each invalid byte as U+FFFD. The result is valid
+// until the next call. It works on clusters of a settled character and the unsettled ones
+// behind it. No rule of NFC crosses the beginning of a cluster.
 func (n *normalizer) normalize(s string) []byte {
 	n.out, n.cluster = n.out[:0], n.cluster[:0]
 	for _, r := range s { // an invalid byte is U+FFFD here
@@ -146,12 +147,12 @@ func (n *normalizer) decomposeRune(r rune) {
 		n.cluster = append(n.cluster, newCharacter(r, n.table.lookup(r).mark()))
 		return
 	}
-	for _, part := range parts { // three deep at most
+	for _, part := range parts { // the recursion is three deep at most
 		n.decomposeRune(part)
 	}
 }
 
-// order sorts each run of marks by combining class, keeping the order of equals.
+// order sorts each run of marks by combining class; the sort is stable.
 func (n *normalizer) order() {
 	for i := 0; i < len(n.cluster); {
 		if n.cluster[i].mark() == 0 {
@@ -190,8 +191,8 @@ func (n *normalizer) sort(run []character) {
 	}
 }
 
-// compose joins the cluster's characters to the last starter before them where a composite
-// exists and nothing between them blocks it.
+// compose joins each character of the cluster to the last starter before it if they have a
+// composite and no character between them blocks it.
 func (n *normalizer) compose() {
 	const nothing = -1
 	starter, last, kept := nothing, nothing, 0

@@ -5,8 +5,8 @@ import (
 	"unicode/utf8"
 )
 
-// pieceEnd returns where the piece that begins at i of s ends. s is valid UTF-8 and i the
-// beginning of a character in it. It is the first alternative that matches of
+// pieceEnd returns the end of the piece that begins at i of s. s is valid UTF-8, and i is
+// the beginning of a character. The piece is the first alternative that matches of
 //
 //	(?i:'s|'t|'re|'ve|'m|'ll|'d)
 //	[^\r\n\p{L}\p{N}]?\p{L}+
@@ -16,7 +16,7 @@ import (
 //	\s+(?!\S)
 //	\s+
 //
-// with the meaning Oniguruma gives it. Every character begins one of them.
+// as Oniguruma reads the pattern. Every character begins one of them.
 func (p *properties) pieceEnd(s string, i int) int {
 	first := s[i]
 	c, n := p.classAt(s, i)
@@ -49,10 +49,10 @@ func (p *properties) pieceEnd(s string, i int) int {
 	return p.spaceEnd(s, i)
 }
 
-// spaceEnd is pieceEnd for white space that no character after it joins.
+// spaceEnd is pieceEnd for white space that the character behind it does not join.
 func (p *properties) spaceEnd(s string, i int) int {
-	line := 0     // the end of the last line end seen
-	previous := i // the beginning of the last character seen
+	line := 0     // end of the last line end so far
+	previous := i // beginning of the last character so far
 	end := i
 	for end < len(s) {
 		c, n := p.classAt(s, end)
@@ -69,12 +69,12 @@ func (p *properties) spaceEnd(s string, i int) int {
 	case line > 0:
 		return line
 	case end < len(s) && previous > i:
-		return previous // the last space goes with what follows
+		return previous // the last space belongs to the next piece
 	}
 	return end
 }
 
-// skip returns the end of the run of class c that goes on at i.
+// skip returns the end of the run of class c at i.
 func (p *properties) skip(s string, i int, c class) int {
 	for i < len(s) {
 		current, n := p.classAt(s, i)
@@ -95,10 +95,10 @@ func (p *properties) classAt(s string, i int) (class, int) {
 	return p.lookup(r).class(), n
 }
 
-// cut returns the first place after from, or len(s), where s falls into two texts that can
-// be normalized and split each for itself: between a letter and a character that is none,
-// neither of which NFC touches. No alternative of the pattern goes over such a place, and
-// none that ends there asks what follows. s need not be valid UTF-8.
+// cut returns the first place after start, or len(s), at which s falls into two texts that
+// can be normalized and split independently. Such a place is between a letter and a
+// character that is none, neither of which NFC changes. No alternative of the pattern
+// crosses it, and none that ends there looks ahead. s need not be valid UTF-8.
 func (p *properties) cut(s string, start int) int {
 	for start < len(s) && !utf8.RuneStart(s[start]) {
 		start++
@@ -117,8 +117,8 @@ func (p *properties) cut(s string, start int) int {
 }
 
 // contraction returns the length in bytes of the English ending that s, the text after an
-// apostrophe, begins with, or 0. The long s counts as an s: the pattern ignores case by
-// Unicode's folding, under which no other character comes near these letters.
+// apostrophe, begins with, or 0. The long s counts as an s, because the pattern ignores case
+// by Unicode's folding. No other character folds to these letters.
 func contraction(s string) int {
 	if s == "" {
 		return 0

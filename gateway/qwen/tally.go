@@ -8,26 +8,25 @@ import (
 
 // Bounds of what a Tally keeps, in bytes.
 const (
-	tallyStep = 256     // from which on it looks for a place where what it keeps can be counted
-	maxTally  = 4 << 10 // at which it counts what it keeps wherever that ends
+	tallyStep = 256     // kept bytes between two searches for a place where counts add up
+	maxTally  = 4 << 10 // kept bytes that are counted even without such a place
 )
 
-// A Tally counts the tokens of a text that comes in parts, in constant memory: what it
-// keeps is less than 4 KiB and the last part. The count is that of the whole text but
-// where the text has none of the places at which counts add up for 4 KiB, between a
-// letter and a character that is none; then it may be a token or two more for each 4 KiB.
-// One goroutine may use it.
+// A Tally counts the tokens of a text that comes in parts, in constant memory: it keeps
+// less than 4 KiB and the last part. It cuts between a letter and a character that is none,
+// where counts add up, so its count is that of the whole text. A text without such a place
+// for 4 KiB may count a token or two more for each 4 KiB. One goroutine may use it.
 type Tally struct {
 	tokens *Tokenizer
-	count  int    // tokens of what came before tail
-	tail   []byte // what is not counted yet
-	next   int    // bytes of tail from which on it is looked at again
+	count  int    // tokens before tail
+	tail   []byte // text that is not counted yet
+	next   int    // length of tail at which it is searched again, in bytes
 }
 
-// NewTally returns a tally of nothing.
+// NewTally returns an empty tally.
 func (t *Tokenizer) NewTally() *Tally { return &Tally{tokens: t, next: tallyStep} }
 
-// Add takes in the next part of the text.
+// Add appends the next part of the text.
 func (y *Tally) Add(part string) {
 	y.tail = append(y.tail, part...)
 	if len(y.tail) < y.next {
@@ -48,17 +47,16 @@ func (y *Tally) Add(part string) {
 	y.next = len(y.tail) + tallyStep
 }
 
-// Tokens returns the number of tokens of all that was added.
+// Tokens returns the number of tokens of all parts so far.
 func (y *Tally) Tokens() int { return y.count + y.tokens.Count(view(y.tail)) }
 
-// border is the last place in tail where counts add up whatever follows; 0: there is
-// none. It is searched from further and further behind, so that all of it is read at
-// most twice.
+// safeCut returns the last place in tail at which counts add up whatever follows, or 0. It
+// searches ever longer ends of tail, so that all of it is read twice at most.
 func (y *Tally) safeCut() (end int) {
 	s := view(y.tail)
 	for i := len(s) - 1; i >= max(len(s)-utf8.UTFMax, 0); i-- {
 		if utf8.RuneStart(s[i]) && !utf8.FullRuneInString(s[i:]) {
-			s = s[:i] // the rest of the character is still to come
+			s = s[:i] // the rest of the character has not come yet
 		}
 	}
 	for back := tallyStep / 4; ; back *= 2 {
@@ -78,7 +76,7 @@ func (y *Tally) safeCut() (end int) {
 	}
 }
 
-// splits reports whether an added token of s may stand on both sides of a place.
+// splits reports whether a cut at place may split an added token of s.
 func (t *Tokenizer) splits(s string, place int) bool {
 	const longest = len("<|object_ref_start|>")
 	head := s[max(place-longest, 0):place]
@@ -87,7 +85,7 @@ func (t *Tokenizer) splits(s string, place int) bool {
 		return false
 	}
 	rest := s[place-len(head)+i:]
-	behind := len(head) - i // bytes from there to the place
+	behind := len(head) - i // bytes between the '<' and the place
 	for _, token := range t.added {
 		if len(token) > behind && (strings.HasPrefix(rest, token) || strings.HasPrefix(token, rest)) {
 			return true

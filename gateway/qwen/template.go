@@ -10,7 +10,7 @@ import (
 const (
 	opening        = "<|im_start|>"
 	closing        = "<|im_end|>\n"
-	toolGroup      = opening + "user" // before the first of consecutive tool results
+	toolGroup      = opening + "user" // begins a group of consecutive tool results
 	generation     = opening + "assistant\n"
 	emptyThinking  = "<think>\n\n</think>\n\n"
 	thoughtsBegin  = "<think>\n"
@@ -20,35 +20,35 @@ const (
 	toolsBegin     = "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>"
 	toolsEnd       = "\n</tools>\n\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call>" + closing
 	thinkEndMarker = "</think>"
-	continueTag    = "CONTINUE_FINAL_MESSAGE_TAG " // of the library transformers
+	continueTag    = "CONTINUE_FINAL_MESSAGE_TAG " // the marker of the library transformers
 )
 
-// MaxMessages bounds the messages of a conversation. Memory is held for each, however
-// short it is, and none of a known role takes less than 5 tokens: so many are beyond
-// Qwen3's context of 131,072 tokens more than twice.
+// MaxMessages bounds the messages of a conversation. Each needs memory, however short it
+// is. A message of a known role has at least 5 tokens, so this many exceed Qwen3's context
+// of 131,072 tokens more than twice.
 const MaxMessages = 1 << 16
 
 var errMessages = fmt.Errorf("messages: there are more than %d, the most that one conversation may have: leave out the oldest", MaxMessages)
 
-// A Chat is a conversation as it stands in an OpenAI request body.
+// A Chat is a conversation from the body of an OpenAI request.
 type Chat struct {
-	Messages []byte // the JSON array
-	Tools    []byte // the JSON array, or nil
+	Messages []byte // JSON array of the messages
+	Tools    []byte // JSON array of the tools; nil for none
 
-	NoThinking         bool // enable_thinking is false: 4 tokens more at the end
+	NoThinking         bool // enable_thinking is false, which adds 4 tokens at the end
 	NoGenerationPrompt bool // add_generation_prompt is false: 3 tokens less, and not those 4
 
-	// Continue is continue_final_message: the prompt ends within the last message,
-	// which the model goes on with.
+	// Continue is continue_final_message: the prompt ends within the last message, and the
+	// model continues it.
 	Continue bool
 
-	Dialect Dialect // what the release makes of messages and tools
+	Dialect Dialect // release whose changes to messages and tools apply
 }
 
-// Render returns the exact prompt text that vLLM makes of c for Qwen3. The error says which
-// part of c is not as the API wants it, such as "messages[2]: content must be a string, an
-// array of parts or null"; it quotes nothing of the conversation but the type of a part
-// that is no text. Memory is linear in c.
+// Render returns the exact prompt text that vLLM makes of c for Qwen3. The error names the
+// part of c that the API does not allow, such as "messages[2]: content must be a string, an
+// array of parts or null". Of the conversation it quotes only the type of a part that is
+// not text. Memory is linear in c.
 func Render(c Chat) (string, error) {
 	var messages []message
 	err := elements(c.Messages, func(i int, raw []byte) error {
@@ -91,7 +91,7 @@ func Render(c Chat) (string, error) {
 	}
 	for i := range messages {
 		if i == 0 && withTools && first != nil {
-			continue // it is part of the tools' block
+			continue // the tools' block has it
 		}
 		m := &messages[i]
 		last := i == len(messages)-1
@@ -109,7 +109,7 @@ func Render(c Chat) (string, error) {
 	return string(c.appendEnd(out)), nil
 }
 
-// cutToContinue cuts a rendered prompt where the tag ends the last message, as
+// cutToContinue cuts a rendered prompt at the tag that ends the last message, as
 // apply_chat_template of the library transformers does.
 func cutToContinue(prompt, unfinished string, last int) (string, error) {
 	end := strings.LastIndex(prompt, continueTag)
@@ -121,7 +121,8 @@ func cutToContinue(prompt, unfinished string, last int) (string, error) {
 
 func messageError(i int, err error) error { return fmt.Errorf("messages[%d]: %w", i, err) }
 
-// messagesError is the error for an array of messages that err, or its emptiness, spoils.
+// messagesError returns the error of an array of messages: err in the caller's words, or,
+// if err is nil, that the array is empty.
 func messagesError(err error) error {
 	if err == nil {
 		return errors.New("messages must not be empty")
@@ -132,7 +133,7 @@ func messagesError(err error) error {
 	return err
 }
 
-// appendEnd appends what stands after the last message.
+// appendEnd appends the end of the prompt, behind the last message.
 func (c *Chat) appendEnd(dst []byte) []byte {
 	if c.NoGenerationPrompt {
 		return dst
@@ -144,8 +145,8 @@ func (c *Chat) appendEnd(dst []byte) []byte {
 	return dst
 }
 
-// append renders m, which is no tool result. recent says that it comes after the last real
-// user query, where thoughts are kept; last that nothing follows it.
+// append renders m, which is no tool result. recent means that m comes after the user's
+// last own turn, where reasoning is kept; last means that no message follows.
 func (m *message) append(dst []byte, recent, last bool) []byte {
 	switch m.role {
 	case system:
@@ -181,8 +182,8 @@ func (m *message) appendAssistant(dst []byte, recent, last bool) []byte {
 	return append(dst, closing...)
 }
 
-// thoughts returns an assistant's reasoning and its answer, parted at the think markers if
-// they came in one.
+// thoughts returns an assistant's reasoning and its answer. If both came as content, it
+// separates them at the think markers.
 func (m *message) thoughts() (reasoning, content string) {
 	if m.reasoned {
 		return m.reasoning, m.content
@@ -199,7 +200,8 @@ func (m *message) thoughts() (reasoning, content string) {
 	return strings.TrimLeft(head, "\n"), strings.TrimLeft(tail, "\n")
 }
 
-// appendResult renders m, a tool result, which begins or ends a group of them.
+// appendResult renders m, a tool result. begins and ends mark the first and the last of a
+// group of consecutive ones.
 func (m *message) appendResult(dst []byte, begins, ends bool) []byte {
 	if begins {
 		dst = append(dst, toolGroup...)

@@ -6,34 +6,33 @@ import (
 	"unsafe"
 )
 
-// Vocabulary is the rows of Qwen3's embedding, of all sizes of the model (vocab_size of
-// config.json). vLLM takes a token id below that, though only the first 151,669 are
-// tokens: it asks for less than the larger of the two numbers.
+// Vocabulary is the number of rows of Qwen3's embedding, the same for all sizes of the model
+// (vocab_size of config.json). vLLM accepts every token id below it, although only the first
+// 151,669 are tokens: it compares with the larger of the two numbers.
 const Vocabulary = 151936
 
-// chunkSize is from how many bytes on a text is taken in parts.
+// chunkSize is the length in bytes above which a text is encoded in chunks.
 const chunkSize = 16 << 10
 
 const (
-	// Scratch memory above these is not kept for the next call, so that one huge word does
-	// not hold memory for good.
+	// Larger scratch memory is not kept for the next call, so that one huge word does not
+	// occupy memory for good.
 	keptTokens     = 64 << 10  // entries of 4 bytes
 	keptText       = 256 << 10 // bytes
 	keptCharacters = 64 << 10  // entries of 4 bytes
 )
 
-// A Tokenizer is Qwen3's tokenizer. It is immutable and safe for concurrent use. It takes
-// about 9 MB.
+// A Tokenizer is Qwen3's tokenizer. It is immutable, safe for concurrent use, and uses about
+// 9 MB.
 type Tokenizer struct {
 	bpe
 	table   *properties
-	added   []string  // the text of the added tokens, by id from baseTokens
+	added   []string  // texts of the added tokens; the first has the id baseTokens
 	scratch sync.Pool // of *work
 }
 
-// New builds the tokenizer from the vocabulary in the binary, which takes some 200 ms. The
-// error says what is wrong with the embedded files; in a binary that passed its tests it is
-// nil.
+// New builds the tokenizer from the embedded vocabulary, which takes some 200 ms. The error
+// is a fault of the embedded files; in a binary that passed its tests it is nil.
 func New() (*Tokenizer, error) {
 	table, err := newProperties()
 	if err != nil {
@@ -58,9 +57,8 @@ func addedTokens() []string {
 	}
 }
 
-// Count returns the number of tokens of text, with the added tokens matched wherever they
-// stand in it. Invalid UTF-8 counts as U+FFFD, one a byte. It allocates nothing in the
-// usual case.
+// Count returns the number of tokens of text. It matches added tokens anywhere in text.
+// Each byte of invalid UTF-8 counts as U+FFFD. In the usual case it allocates nothing.
 func (t *Tokenizer) Count(text string) int {
 	w := t.scratch.Get().(*work)
 	w.count, w.keep = 0, false
@@ -70,8 +68,7 @@ func (t *Tokenizer) Count(text string) int {
 	return n
 }
 
-// Append appends the ids of text to ids and returns it. len of what it appends is Count of
-// text.
+// Append appends the token ids of text, as many as Count returns, to ids.
 func (t *Tokenizer) Append(ids []uint32, text string) []uint32 {
 	w := t.scratch.Get().(*work)
 	w.count, w.keep, w.ids = 0, true, ids
@@ -81,8 +78,8 @@ func (t *Tokenizer) Append(ids []uint32, text string) []uint32 {
 	return ids
 }
 
-// AppendToken appends the bytes of one token, which may be half a character, to dst and
-// returns it. An unknown id appends nothing.
+// AppendToken appends the bytes of one token, which may be a part of a character, to dst.
+// An unknown id appends nothing.
 func (t *Tokenizer) AppendToken(dst []byte, id uint32) []byte {
 	if id < baseTokens {
 		return append(dst, t.token(id)...)
@@ -96,7 +93,7 @@ func (t *Tokenizer) AppendToken(dst []byte, id uint32) []byte {
 // work is the state of one call.
 type work struct {
 	count int
-	keep  bool // ids are wanted, not only their number
+	keep  bool // whether ids are wanted, not only their number
 	ids   []uint32
 	path  path
 	text  normalizer
@@ -134,9 +131,9 @@ func (t *Tokenizer) encodeText(w *work, text string) {
 	}
 }
 
-// nextAdded returns where the first added token of s begins, and its id, or len(s). All
-// added tokens begin with "<", which stands nowhere else in them, and none is another's
-// prefix, so the first that matches is the right one.
+// nextAdded returns the place and the id of the first added token of s, or len(s). All
+// added tokens begin with "<", which occurs nowhere else in them, and none is a prefix of
+// another, so the first match is the right one.
 func (t *Tokenizer) nextAdded(s string) (int, uint32) {
 	for i := 0; ; i++ {
 		n := strings.IndexByte(s[i:], '<')
@@ -159,8 +156,8 @@ func (t *Tokenizer) nextAdded(s string) (int, uint32) {
 	}
 }
 
-// encodeSegment encodes text that stands between two added tokens, in chunks, so that the
-// memory for normalizing does not grow with the text.
+// encodeSegment encodes the text between two added tokens, in chunks, so that the memory
+// for normalizing does not grow with the text.
 func (t *Tokenizer) encodeSegment(w *work, s string) {
 	for len(s) > chunkSize {
 		end := t.table.cut(s, chunkSize)
@@ -182,7 +179,7 @@ func (t *Tokenizer) encodeChunk(w *work, s string) {
 		i = end
 		id, n := t.longest(piece)
 		if n == len(piece) {
-			// Every token encodes to itself, which a test checks for all of them.
+			// Every token encodes to itself; a test checks all of them.
 			w.emit(id)
 			continue
 		}

@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// appendTools renders the block of tools, which takes in first, the system message that
-// the conversation begins with, or nil. some is false if there are no tools.
+// appendTools renders the block of tools. It includes first, the system message at the
+// beginning of the conversation, or nil. present is false if there are no tools.
 func appendTools(dst []byte, c Chat, first *message) (out []byte, present bool, err error) {
 	if !hasTools(c.Tools) {
 		return dst, false, nil
@@ -35,7 +35,7 @@ func appendTools(dst []byte, c Chat, first *message) (out []byte, present bool, 
 	return append(dst, toolsEnd...), true, nil
 }
 
-// hasTools is false for no tools, null and an empty array.
+// hasTools reports whether tools is anything but absent, null or an empty array.
 func hasTools(tools []byte) bool {
 	tools = bytes.TrimSpace(tools)
 	if isNothing(tools) {
@@ -53,10 +53,11 @@ func appendValue(dst, value []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// A member is one key of an object, unescaped, with its value as it stands.
+// A member is one unescaped key of an object and the raw JSON of its value.
 type member struct{ key, value []byte }
 
-// takeMember removes the member with the key from all and returns its value, or nil.
+// cutMember returns list without the member that has the key, and the value of that
+// member, or nil.
 func cutMember(list []member, key string) (rest []member, value []byte) {
 	for i, m := range list {
 		if string(m.key) == key {
@@ -66,8 +67,8 @@ func cutMember(list []member, key string) (rest []member, value []byte) {
 	return list, nil
 }
 
-// uniqueMembers returns the members of the object raw; of a repeated key the first place
-// and the last value.
+// uniqueMembers returns the members of the object raw. A repeated key keeps its first
+// place and its last value.
 func uniqueMembers(raw []byte) ([]member, error) {
 	var list []member
 	index := map[string]int{}
@@ -83,7 +84,7 @@ func uniqueMembers(raw []byte) ([]member, error) {
 	return list, err
 }
 
-// appendMember appends a key and its value; none is null.
+// appendMember appends a key and its value; nil becomes null.
 func appendMember(dst []byte, key string, value []byte) ([]byte, error) {
 	dst = appendPythonString(dst, []byte(key))
 	dst = append(dst, ": "...)

@@ -8,12 +8,12 @@ import (
 	"slices"
 )
 
-// A trie finds the longest token a text begins with. It is a double array (Aoe 1989):
-// the child of slot p for byte b lies at base(p) xor b and is p's only if it names p as
-// its parent, so a step is one load. Immutable.
+// A trie finds the longest token that a text begins with. It is a double array (Aoe 1989):
+// the child of slot p for byte b is slot base(p) xor b if that slot has p as its parent, so
+// a step is one load. Immutable.
 type trie struct {
 	slots   []trieSlot
-	shorter []uint32 // by id: the longest token that is a proper prefix of it, or none
+	shorter []uint32 // longest token that is a proper prefix of the token, by id, or noToken
 }
 
 // A trieSlot packs parent (21 bits), base (21 bits) and token plus one (18 bits). A free
@@ -29,9 +29,9 @@ const (
 	baseShift    = tokenBits
 	parentShift  = tokenBits + slotBits
 	freeSlot     = ^trieSlot(0)
-	trieBlock    = 256 // slots that the children of one base can lie in
-	wideNode     = 4   // children from which a node is placed before the others
-	openBlocks   = 4   // blocks, the last ones, in which room for two children or more is sought
+	trieBlock    = 256 // slots that the children of one base can occupy
+	wideNode     = 4   // children from which on a node is placed before the others
+	openBlocks   = 4   // blocks at the end that are searched for room for two or more children
 	expectedTrie = 333000
 )
 
@@ -64,13 +64,13 @@ type trieBuilder struct {
 	nodes []trieNode
 	trie  trie
 
-	free []uint64 // one bit a slot
-	low  int      // no word of free before this one has a bit set
+	free []uint64 // bit set of the free slots
+	low  int      // first word of free that may have a bit set
 }
 
 type trieNode struct {
-	token    uint32 // none if it is only a prefix
-	first    uint32 // children are nodes[first:first+children]
+	token    uint32 // noToken if the node is only a prefix
+	first    uint32 // first child: the children are nodes[first:first+children]
 	base     uint32
 	children uint16
 	label    byte
@@ -90,7 +90,7 @@ func newTrie(v *vocabulary) trie {
 // sortedTokens returns the ids in the order of their bytes.
 func sortedTokens(v *vocabulary) []uint32 {
 	type keyed struct {
-		head uint64 // the first eight bytes, so that most comparisons stay in registers
+		head uint64 // first eight bytes, so that most comparisons stay in registers
 		id   uint32
 	}
 	tokens := make([]keyed, len(v.halves))
@@ -113,8 +113,8 @@ func sortedTokens(v *vocabulary) []uint32 {
 	return ids
 }
 
-// expand makes the nodes below node, which stands for the first depth bytes that all of
-// sorted share. shorter is the last token on the way to it.
+// expand adds the nodes below node, which represents the first depth bytes that all of
+// sorted share. shorter is the last token on the path to it.
 func (b *trieBuilder) expand(v *vocabulary, sorted []uint32, node uint32, depth int, shorter uint32) {
 	if len(sorted) > 0 && len(v.token(sorted[0])) == depth {
 		id := sorted[0]
@@ -141,8 +141,8 @@ func (b *trieBuilder) expand(v *vocabulary, sorted []uint32, node uint32, depth 
 	}
 }
 
-// place finds a base for every node: wide ones first, while there is room, then the others
-// into the holes, in the order of the trie so that what is walked together lies together.
+// place finds a base for every node. Wide nodes come first, while there is room. The others
+// fill the holes in the order of the trie, so that neighbours share cache lines.
 func (b *trieBuilder) place() {
 	b.addBlock()
 	b.occupy(0) // the root's own slot
@@ -169,7 +169,7 @@ func (b *trieBuilder) place() {
 	}
 }
 
-// placeNode finds n a base at which the slots of all its children are free.
+// placeNode finds a base for n at which the slots of all its children are free.
 func (b *trieBuilder) placeNode(n *trieNode) {
 	children := b.nodes[n.first : n.first+uint32(n.children)]
 	word := b.low
@@ -206,7 +206,7 @@ func (b *trieBuilder) fits(base uint32, children []trieNode) bool {
 	return true
 }
 
-// open adds a block of free slots.
+// addBlock adds a block of free slots.
 func (b *trieBuilder) addBlock() {
 	for range trieBlock / 64 {
 		b.free = append(b.free, ^uint64(0))
@@ -215,10 +215,10 @@ func (b *trieBuilder) addBlock() {
 
 func (b *trieBuilder) occupy(slot uint32) { b.free[slot/64] &^= 1 << (slot % 64) }
 
-// fill writes node, and all below it, to the slots chosen.
+// fill writes node and all nodes below it to their slots.
 func (b *trieBuilder) fill(node, slot, parent uint32) {
 	n := b.nodes[node]
-	token := n.token + 1 // none becomes 0
+	token := n.token + 1 // noToken becomes 0
 	b.trie.slots[slot] = trieSlot(parent)<<parentShift | trieSlot(n.base)<<baseShift | trieSlot(token)
 	for i := range uint32(n.children) {
 		b.fill(n.first+i, n.base^uint32(b.nodes[n.first+i].label), slot)

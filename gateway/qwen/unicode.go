@@ -12,27 +12,27 @@ import (
 //go:embed unicode.txt
 var unicodeTable string
 
-// class is what the splitting pattern asks of a character.
+// A class is a kind of character that the splitting pattern distinguishes.
 type class uint8
 
 const (
 	symbol class = iota
 	letter
 	number
-	space   // white space but for line ends
+	space   // white space other than line ends
 	lineEnd // carriage return or line feed
 )
 
-// A property packs what is known of one code point: its class in the low three bits, then
-// whether NFC may change it or join it to what precedes, then its combining class in the
-// high byte.
+// A property packs the properties of one code point: its class in the low three bits, then
+// whether NFC may change it or join it to the character before it, then its combining class
+// in the high byte.
 type property uint16
 
 const (
 	classMask   property = 0x07
 	mayChange   property = 0x08
 	markShift            = 8
-	blockShift           = 7 // code points to a block, as a power of two
+	blockShift           = 7 // code points in a block, as a power of two
 	blockSize            = 1 << blockShift
 	unsettled            = mayChange | 0xff<<markShift
 	hangulBase           = 0xac00
@@ -41,27 +41,27 @@ const (
 	leadCount            = 19
 	vowelBase            = 0x1161
 	vowelCount           = 21
-	tailBase             = 0x11a7 // one before the first tail: none
-	tailCount            = 28     // with none
+	tailBase             = 0x11a7 // one before the first tail, for no tail
+	tailCount            = 28     // including no tail
 )
 
 func (p property) class() class { return class(p & classMask) }
 
-// mark is the canonical combining class, 0 for all but combining marks.
+// mark returns the canonical combining class; only combining marks have another than 0.
 func (p property) mark() uint8 { return uint8(p >> markShift) }
 
-// settled says that p's character stands as it is wherever it comes, and that what
-// precedes it does so whatever follows.
+// settled reports whether NFC leaves p's character unchanged in every context and nothing
+// behind it can change the characters before it.
 func (p property) settled() bool { return p&unsettled == 0 }
 
-// properties is what the reference tokenizer holds true of Unicode. Immutable.
+// properties is the reference tokenizer's view of Unicode. Immutable.
 type properties struct {
 	ascii  [utf8.RuneSelf]class
-	plain  [256]bool // lead bytes of which all characters are settled
+	plain  [256]bool // whether all characters with this lead byte are settled
 	index  [(utf8.MaxRune + 1) >> blockShift]uint16
-	blocks []property // blockSize each, equal ones shared
+	blocks []property // blocks of blockSize properties; equal ones are shared
 
-	decomposed map[rune][]rune // in full
+	decomposed map[rune][]rune // decompositions, not yet expanded
 	composed   map[[2]rune]rune
 }
 
@@ -78,7 +78,7 @@ func newProperties() (*properties, error) {
 	}
 	flat['\r'] = property(lineEnd)
 	flat['\n'] = property(lineEnd)
-	// Vowels and tails of Hangul join what precedes them.
+	// Vowels and tails of Hangul join the character before them.
 	for r := rune(vowelBase); r < vowelBase+vowelCount; r++ {
 		flat[r] |= mayChange
 	}
@@ -89,7 +89,7 @@ func newProperties() (*properties, error) {
 	return p, nil
 }
 
-// parse reads one line of the table into all, or into p's maps.
+// parse reads one line of the table into flat, or into p's maps.
 func (p *properties) parse(flat []property, fields []string) error {
 	if len(fields) == 0 || fields[0] == "#" {
 		return nil
@@ -131,8 +131,8 @@ func (p *properties) parse(flat []property, fields []string) error {
 	return nil
 }
 
-// parseMapping reads a line "P c a b" or "E c d...". The table is sorted by c, but a
-// composite's first half may come later, so full decompositions are taken at use.
+// parseMapping reads a line "P c a b" or "E c d...". The table is sorted by c. The first
+// half of a composite may come later, so decompositions are expanded when they are used.
 func (p *properties) parseMapping(flat []property, kind string, fields []string) error {
 	runes := make([]rune, len(fields))
 	for i, f := range fields {
@@ -166,7 +166,7 @@ func parseRune(s string) (rune, error) {
 	return rune(n), nil
 }
 
-// pack folds the flat table into shared blocks: most of Unicode is a few kinds of block.
+// pack folds the flat table into shared blocks; most blocks of Unicode are equal.
 func (p *properties) pack(flat []property) {
 	for i := range p.ascii {
 		p.ascii[i] = flat[i].class()
@@ -194,7 +194,7 @@ func (p *properties) pack(flat []property) {
 	}
 }
 
-// of returns the property of r, which must be a code point.
+// lookup returns the property of the code point r.
 func (p *properties) lookup(r rune) property {
 	return p.blocks[int(p.index[r>>blockShift])<<blockShift|int(r&(blockSize-1))]
 }

@@ -15,17 +15,17 @@ import (
 var mergesFile []byte
 
 const (
-	byteTokens  = 256    // ids below are single bytes
-	baseTokens  = 151643 // ids below come from merges.txt; the added tokens follow
-	tokenBytes  = 1 << 20
-	largestFile = 4 << 20 // bytes of merges.txt, unpacked; the real one has 1.7 million
+	byteTokens  = 256     // number of tokens of a single byte, which have the first ids
+	baseTokens  = 151643  // number of tokens before the added ones
+	tokenBytes  = 1 << 20 // capacity for the text of all tokens, in bytes
+	largestFile = 4 << 20 // bound of merges.txt, unpacked, in bytes; the real one has 1.7 million
 )
 
-// A vocabulary is the tokens of merges.txt: their bytes, and for each the two it was
-// merged from. Immutable.
+// A vocabulary holds the tokens of merges.txt: the bytes of each and the two tokens that it
+// was merged from. Immutable.
 type vocabulary struct {
-	text   []byte   // the bytes of all tokens, in id order
-	start  []uint32 // token id is text[start[id]:start[id+1]]
+	text   []byte   // bytes of all tokens, in the order of their ids
+	start  []uint32 // offsets into text: a token is text[start[id]:start[id+1]]
 	halves [][2]uint32
 	pairs  pairTable
 }
@@ -61,11 +61,11 @@ func newVocabulary() (*vocabulary, error) {
 	return v, nil
 }
 
-// alphabet says which byte each character of merges.txt stands for, plus one; 0 is none.
-// GPT-2 writes printable bytes as themselves and the others as U+0100 and up.
+// An alphabet maps each character of merges.txt to the byte that it represents, plus one; 0
+// is none. GPT-2 writes printable bytes as themselves and the others as U+0100 and up.
 type alphabet [324]uint16
 
-// addBytes makes the 256 byte tokens, which come in GPT-2's order: printable bytes first.
+// addBytes adds the 256 byte tokens in GPT-2's order, printable bytes first.
 func (v *vocabulary) addBytes(index *tokenIndex) alphabet {
 	var a alphabet
 	add := func(b byte, r rune) {
@@ -92,7 +92,7 @@ func (v *vocabulary) addBytes(index *tokenIndex) alphabet {
 	return a
 }
 
-// addMerge makes the token of one line of merges.txt.
+// addMerge adds the token of one line of merges.txt.
 func (v *vocabulary) addMerge(index *tokenIndex, a *alphabet, left, right []byte) error {
 	begin := len(v.text)
 	var err error
@@ -119,7 +119,7 @@ func (v *vocabulary) addMerge(index *tokenIndex, a *alphabet, left, right []byte
 	return nil
 }
 
-// add makes a token of the bytes at the end of v.text.
+// add adds a token for the bytes at the end of v.text.
 func (v *vocabulary) add(index *tokenIndex, left, right uint32) {
 	v.halves = append(v.halves, [2]uint32{left, right})
 	v.start = append(v.start, uint32(len(v.text)))
@@ -141,7 +141,8 @@ func (a *alphabet) appendBytes(dst, s []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// tokenIndex finds ids by bytes while the vocabulary is built: an open-addressed table.
+// A tokenIndex maps bytes to ids while the vocabulary is built. It is an open-addressed
+// table.
 type tokenIndex struct {
 	vocabulary *vocabulary
 	seed       maphash.Seed
@@ -166,19 +167,20 @@ func (x *tokenIndex) find(token []byte) (uint32, bool) {
 	return id - 1, id != 0
 }
 
-// put adds a token; of two with the same bytes the first stays.
+// put adds a token; the first of two with the same bytes stays.
 func (x *tokenIndex) put(id uint32) {
 	if i := x.slot(x.vocabulary.token(id)); x.slots[i] == 0 {
 		x.slots[i] = id + 1
 	}
 }
 
-// pairTable maps two tokens to what they merge to: open addressing, one word a merge. Most
-// questions are about pairs that do not merge; a filter small enough to stay in the cache
-// (256 KiB, one bit in fourteen set) answers nearly all of these. Ids take 18 bits.
+// A pairTable maps two tokens to the token that they merge to, by open addressing with one
+// word for each merge. Most lookups are for pairs that do not merge. A filter small enough
+// to stay in the cache (256 KiB, one bit in fourteen set) answers nearly all of these. Ids
+// have 18 bits.
 type pairTable struct {
 	slots  []uint64 // left<<46 | right<<28 | merged; 0 is free, as no pair merges to token 0
-	shift  uint     // of a hash, for a slot's number
+	shift  uint     // right shift of a hash that gives a slot's number
 	filter [1 << (filterBits - 6)]uint64
 }
 
@@ -191,7 +193,7 @@ const (
 )
 
 func newPairTable(merges int) pairTable {
-	n := bits.Len(uint(merges)) // between half and all full; 58% for Qwen3
+	n := bits.Len(uint(merges)) // fills the table by half or more; 58% for Qwen3
 	return pairTable{slots: make([]uint64, 1<<n), shift: uint(64 - n)}
 }
 
@@ -207,7 +209,7 @@ func (p *pairTable) put(left, right, merged uint32) {
 	p.slots[i] = key | uint64(merged)
 }
 
-// merged returns what left and right merge to; ok is false if they do not merge.
+// merged returns the token that left and right merge to; ok is false if they do not merge.
 func (p *pairTable) merged(left, right uint32) (id uint32, ok bool) {
 	key := uint64(left)<<leftShift | uint64(right)<<rightShift
 	hash := key * golden
