@@ -20,7 +20,7 @@ func (c *call) identify() (err error) {
 
 // showExpiry sets the header that names when the caller's key expires, where it does.
 func (c *call) showExpiry() {
-	if ends := c.caller.Ends(); ends != "" {
+	if ends := c.caller.ExpiresText(); ends != "" {
 		c.writer.header("X-Tidegate-Key-Expires", ends)
 	}
 }
@@ -70,9 +70,9 @@ func (f *facts) knownKeyRefused(known *account.KeyError) *refusal.Refusal {
 	if known.KeyID != "" {
 		key += " (id " + known.KeyID + ")"
 	}
-	date := known.Since.UTC().Format(time.RFC3339)
+	date := known.Time.UTC().Format(time.RFC3339)
 	switch known.State {
-	case account.KeyElsewhere:
+	case account.KeyWrongAddress:
 		return refusal.New(refusal.AccessDenied, "", fmt.Sprintf("%s may not be used from your address %v: use it from the networks that it is bound to, or have that changed", key, f.addr))
 	case account.KeyExpired:
 		return refusal.New(refusal.InvalidAPIKey, "", key+" expired on "+date+": ask an administrator for a new one")

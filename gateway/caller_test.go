@@ -88,12 +88,12 @@ func TestKeyRefused(t *testing.T) {
 		code refusal.Code
 		text string
 	}{
-		account.KeyExpired:   {refusal.InvalidAPIKey, "the API key laptop (id 01ABC) expired on 2026-01-02T03:04:05Z"},
-		account.KeyRevoked:   {refusal.InvalidAPIKey, "the API key laptop (id 01ABC) is revoked since 2026-01-02T03:04:05Z"},
-		account.KeyDisabled:  {refusal.InvalidAPIKey, "the API key laptop (id 01ABC) is of a user, project or department that is disabled since 2026-01-02T03:04:05Z"},
-		account.KeyElsewhere: {refusal.AccessDenied, "the API key laptop (id 01ABC) may not be used from your address 192.0.2.1"},
+		account.KeyExpired:      {refusal.InvalidAPIKey, "the API key laptop (id 01ABC) expired on 2026-01-02T03:04:05Z"},
+		account.KeyRevoked:      {refusal.InvalidAPIKey, "the API key laptop (id 01ABC) is revoked since 2026-01-02T03:04:05Z"},
+		account.KeyDisabled:     {refusal.InvalidAPIKey, "the API key laptop (id 01ABC) is of a user, project or department that is disabled since 2026-01-02T03:04:05Z"},
+		account.KeyWrongAddress: {refusal.AccessDenied, "the API key laptop (id 01ABC) may not be used from your address 192.0.2.1"},
 	} {
-		err := fmt.Errorf("identify: %w", &account.KeyError{State: state, Since: since, Key: "laptop", KeyID: "01ABC", User: "ann"})
+		err := fmt.Errorf("identify: %w", &account.KeyError{State: state, Time: since, Key: "laptop", KeyID: "01ABC", User: "ann"})
 		got := explain(err, (&call{r: r, settings: g.settings.Load()}).facts())
 		if got.Code != want.code || !strings.Contains(got.Message, want.text) {
 			t.Errorf("%s: %+v, expected %s", state, got, want.text)

@@ -225,17 +225,17 @@ func importFault(err error) error {
 }
 
 // tellImported says what was done, line by line, and what was not needed.
-func (p *process) tellImported(done []account.Imported, dry bool) {
+func (p *process) tellImported(done []account.ImportResult, dry bool) {
 	equal, prefix := 0, ""
 	if dry {
 		prefix = "would have "
 	}
 	for _, d := range done {
-		if len(d.Did) == 0 {
+		if len(d.Actions) == 0 {
 			equal++
 			continue
 		}
-		for _, change := range d.Did {
+		for _, change := range d.Actions {
 			fmt.Fprintf(p.stderr, "line %d: %s%s\n", d.Line, prefix, cell(change))
 		}
 	}
@@ -247,7 +247,7 @@ func (p *process) tellImported(done []account.Imported, dry bool) {
 }
 
 // writeSecrets prints the new keys.
-func (p *process) writeSecrets(done []account.Imported, dry bool) error {
+func (p *process) writeSecrets(done []account.ImportResult, dry bool) error {
 	w := csv.NewWriter(p.stdout)
 	rows := [][]string{{"user", "key", "secret"}}
 	for _, d := range done {
@@ -317,7 +317,7 @@ func overrideLines(s *sheet, c *config) (lines []account.ImportOverride, err err
 	var faults []error
 	seen := map[string]int{}
 	for i, row := range s.rows {
-		l := account.ImportOverride{Line: s.lines[i], Override: account.Override{Rule: row["rule"], Of: row["of"], Name: row["name"]}}
+		l := account.ImportOverride{Line: s.lines[i], Override: account.Override{Rule: row["rule"], Scope: row["of"], Name: row["name"]}}
 		for name, amount := range amounts(&l.Override) {
 			*amount = account.Amount(row[name])
 		}

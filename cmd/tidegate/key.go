@@ -97,7 +97,7 @@ func (p *process) keyCreateCommand() *cobra.Command {
 }
 
 // tell prints a new key, alone on stdout.
-func (p *process) printMade(m account.Made) {
+func (p *process) printMade(m account.CreatedKey) {
 	for _, made := range m.Created {
 		fmt.Fprintf(p.stderr, "made %s\n", cell(made))
 	}
@@ -144,7 +144,7 @@ func (p *process) keyListCommand() *cobra.Command {
 
 func allKeys(ctx context.Context, s *account.Store, owner string) ([]account.Key, error) {
 	rows := []account.Key{}
-	for page, more := (account.Page{}), true; more; page.After = rows[len(rows)-1].ID {
+	for page, more := (account.Page{}), true; more; page.Cursor = rows[len(rows)-1].ID {
 		keys, next, err := s.Keys(ctx, owner, page)
 		if err != nil || len(keys) == 0 {
 			return rows, err

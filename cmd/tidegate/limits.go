@@ -118,7 +118,7 @@ func (d *daemon) hooks() account.Hooks {
 func pinned(accounts *account.Store) map[string]degrade.Pin {
 	pins := map[string]degrade.Pin{}
 	for _, p := range accounts.Pins() {
-		pins[p.Model] = degrade.Pin{Level: degrade.Level(p.Level), Expires: p.Until, Reason: p.Why, Author: p.By}
+		pins[p.Model] = degrade.Pin{Level: degrade.Level(p.Level), Expires: p.Expires, Reason: p.Reason, Author: p.Actor}
 	}
 	return pins
 }
@@ -173,7 +173,7 @@ func (c *counters) reconfigure(rules *limit.Set) {
 func (c *counters) override(stored []account.Override) {
 	overrides := make([]limit.Override, 0, len(stored))
 	for _, o := range stored {
-		overrides = append(overrides, limit.Override{Rule: o.Rule, Of: o.Of, Name: o.Name, Numbers: o.Numbers()})
+		overrides = append(overrides, limit.Override{Rule: o.Rule, Of: o.Scope, Name: o.Name, Numbers: o.Numbers()})
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -80,7 +80,7 @@ func (c *config) overrideCheck() (func(*account.Override) error, error) {
 		if err := o.Validate(); err != nil {
 			return err
 		}
-		_, err := rules.With([]limit.Override{{Rule: o.Rule, Of: o.Of, Name: o.Name, Numbers: o.Numbers()}})
+		_, err := rules.With([]limit.Override{{Rule: o.Rule, Of: o.Scope, Name: o.Name, Numbers: o.Numbers()}})
 		return err
 	}, nil
 }
@@ -100,7 +100,7 @@ func (p *process) overrideSetCommand() *cobra.Command {
 		Args:    oneRule,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			o.Rule = args[0]
-			if o.Of, o.Name, err = subject.subject(); err != nil {
+			if o.Scope, o.Name, err = subject.subject(); err != nil {
 				return err
 			}
 			for name, amount := range amounts(&o) {
@@ -122,7 +122,7 @@ func (p *process) overrideSetCommand() *cobra.Command {
 				if err := s.SetOverride(cmd.Context(), operator(), o); err != nil {
 					return err
 				}
-				fmt.Fprintf(p.stderr, "set %s of %s %s: %s\n", cell(o.Rule), o.Of, cell(o.Name), numbersText(&o))
+				fmt.Fprintf(p.stderr, "set %s of %s %s: %s\n", cell(o.Rule), o.Scope, cell(o.Name), numbersText(&o))
 				return nil
 			})
 		},
@@ -173,7 +173,7 @@ func (p *process) overrideListCommand() *cobra.Command {
 				}
 				lines := table{{"RULE", "OF", "NAME", "NUMBERS"}}
 				for i := range overrides {
-					lines = append(lines, []string{overrides[i].Rule, overrides[i].Of, overrides[i].Name, numbersText(&overrides[i])})
+					lines = append(lines, []string{overrides[i].Rule, overrides[i].Scope, overrides[i].Name, numbersText(&overrides[i])})
 				}
 				return lines.write(p.stdout)
 			})

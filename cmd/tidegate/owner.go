@@ -52,7 +52,7 @@ func oneOwner(k account.Kind) cobra.PositionalArgs {
 
 // parentFlag is the flag that names what an owner belongs to.
 func parentFlag(cmd *cobra.Command, k account.Kind, target *string, standard, usage string) {
-	if parentKind := k.Above(); parentKind != "" {
+	if parentKind := k.Parent(); parentKind != "" {
 		cmd.Flags().StringVar(target, string(parentKind), standard, usage)
 	}
 }
@@ -60,7 +60,7 @@ func parentFlag(cmd *cobra.Command, k account.Kind, target *string, standard, us
 func (p *process) ownerCreateCommand(k account.Kind) *cobra.Command {
 	var file, parent string
 	example := fmt.Sprintf("  tidegate %s create %s", k, ownerExample(k))
-	if parentKind := k.Above(); parentKind != "" {
+	if parentKind := k.Parent(); parentKind != "" {
 		example += fmt.Sprintf(" --%s %s", parentKind, ownerExample(parentKind))
 	}
 	cmd := &cobra.Command{
@@ -80,7 +80,7 @@ func (p *process) ownerCreateCommand(k account.Kind) *cobra.Command {
 		},
 	}
 	configFlag(cmd, &file)
-	parentFlag(cmd, k, &parent, "default", fmt.Sprintf("%s that it is to belong to", k.Above()))
+	parentFlag(cmd, k, &parent, "default", fmt.Sprintf("%s that it is to belong to", k.Parent()))
 	return cmd
 }
 
@@ -108,14 +108,14 @@ func (p *process) ownerListCommand(k account.Kind) *cobra.Command {
 		},
 	}
 	configFlag(cmd, &file)
-	parentFlag(cmd, k, &parent, "", fmt.Sprintf("of this %s only", k.Above()))
+	parentFlag(cmd, k, &parent, "", fmt.Sprintf("of this %s only", k.Parent()))
 	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return cmd
 }
 
 func allOwners(ctx context.Context, s *account.Store, k account.Kind, parent string) ([]account.Owner, error) {
 	owners := []account.Owner{}
-	for page, more := (account.Page{}), true; more; page.After = owners[len(owners)-1].Name {
+	for page, more := (account.Page{}), true; more; page.Cursor = owners[len(owners)-1].Name {
 		items, next, err := s.Owners(ctx, k, parent, page)
 		if err != nil || len(items) == 0 {
 			return owners, err
@@ -143,7 +143,7 @@ func (p *process) ownerSetCommand(k account.Kind) *cobra.Command {
 		disable, enable bool
 	)
 	example := fmt.Sprintf("  tidegate %s set %s --disable\n  tidegate %s set %s --enable", k, ownerExample(k), k, ownerExample(k))
-	if parentKind := k.Above(); parentKind != "" {
+	if parentKind := k.Parent(); parentKind != "" {
 		example += fmt.Sprintf("\n  tidegate %s set %s --%s other", k, ownerExample(k), parentKind)
 	}
 	cmd := &cobra.Command{
@@ -155,7 +155,7 @@ func (p *process) ownerSetCommand(k account.Kind) *cobra.Command {
 		Args:    oneOwner(k),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var ch account.OwnerChange
-			if cmd.Flags().Changed(string(k.Above())) {
+			if cmd.Flags().Changed(string(k.Parent())) {
 				ch.Parent = &parent
 			}
 			switch {
@@ -174,7 +174,7 @@ func (p *process) ownerSetCommand(k account.Kind) *cobra.Command {
 		},
 	}
 	configFlag(cmd, &file)
-	parentFlag(cmd, k, &parent, "", fmt.Sprintf("%s that it moves to", k.Above()))
+	parentFlag(cmd, k, &parent, "", fmt.Sprintf("%s that it moves to", k.Parent()))
 	cmd.Flags().BoolVar(&disable, "disable", false, "refuse its keys until it is enabled")
 	cmd.Flags().BoolVar(&enable, "enable", false, "take its keys again")
 	return cmd

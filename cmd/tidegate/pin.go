@@ -60,16 +60,16 @@ func (p *process) pinCommand() *cobra.Command {
 				n.Model, n.Level = configured, args[1]
 				pin, err := s.SetPin(cmd.Context(), operator(), n)
 				if err == nil {
-					fmt.Fprintf(p.stderr, "pinned %s to L%d until %s\n", pin.Model, pin.Level, pin.Until.Format(time.RFC3339))
+					fmt.Fprintf(p.stderr, "pinned %s to L%d until %s\n", pin.Model, pin.Level, pin.Expires.Format(time.RFC3339))
 				}
 				return err
 			})
 		},
 	}
 	configFlag(cmd, &file)
-	cmd.Flags().StringVar(&n.For, "for", "", "how long, such as 30m")
-	cmd.Flags().StringVar(&n.Until, "until", "", "until when, such as 2026-11-22T12:00:00Z")
-	cmd.Flags().StringVar(&n.Why, "why", "", "the reason, for those who find the pin")
+	cmd.Flags().StringVar(&n.Duration, "for", "", "how long, such as 30m")
+	cmd.Flags().StringVar(&n.Expires, "until", "", "until when, such as 2026-11-22T12:00:00Z")
+	cmd.Flags().StringVar(&n.Reason, "why", "", "the reason, for those who find the pin")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "list as JSON")
 	return cmd
 }
@@ -86,7 +86,7 @@ func (p *process) showPins(pins []account.Pin, asJSON bool) error {
 	}
 	lines := table{{"MODEL", "LEVEL", "UNTIL", "BY", "SINCE", "WHY"}}
 	for _, pin := range pins {
-		lines = append(lines, []string{pin.Model, fmt.Sprintf("L%d", pin.Level), pin.Until.Format(time.RFC3339), pin.By, pin.Since.Format(time.RFC3339), pin.Why})
+		lines = append(lines, []string{pin.Model, fmt.Sprintf("L%d", pin.Level), pin.Expires.Format(time.RFC3339), pin.Actor, pin.Created.Format(time.RFC3339), pin.Reason})
 	}
 	return lines.write(p.stdout)
 }

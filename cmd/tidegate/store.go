@@ -61,7 +61,7 @@ func (d *daemon) openStore(ctx context.Context, registry prometheus.Registerer) 
 	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tidegate_accounts_up", Help: "1 if the store of accounts answered when it was last asked.",
 	}, func() float64 {
-		if accounts.Up() {
+		if accounts.Healthy() {
 			return 1
 		}
 		return 0

@@ -69,23 +69,23 @@ const MaxLevel = 4
 
 // Identity is who calls.
 type Identity struct {
-	Department string // empty for keys of the file and in open mode, as is Project
-	Project    string
-	User       string
-	Key        string // the key's name, never the key
-	KeyID      string // empty for keys of the file and in open mode
-	Tier       Tier
-	MaxLevel   int // the furthest level of degradation that the caller accepts, 0 to 4
-	Admin      bool
-	Expires    time.Time // zero: never
-	models     []string
-	ends       string // Expires in RFC 3339; empty: never
-	sum        hash   // of the key; zero: there is none
-	seq        int64  // changes of the store that were taken over when it was looked at
+	Department  string // empty for keys of the file and in open mode, as is Project
+	Project     string
+	User        string
+	Key         string // the key's name, never the key
+	KeyID       string // empty for keys of the file and in open mode
+	Tier        Tier
+	MaxLevel    int // the furthest level of degradation that the caller accepts, 0 to 4
+	Admin       bool
+	Expires     time.Time // zero: never
+	models      []string
+	expiresText string // Expires in RFC 3339; empty: never
+	sum         hash   // of the key; zero: there is none
+	seq         int64  // changes of the store that were taken over when it was looked at
 }
 
 // Ends returns when the key expires, in RFC 3339; empty: never.
-func (i *Identity) Ends() string { return i.ends }
+func (i *Identity) ExpiresText() string { return i.expiresText }
 
 // MayUse reports whether the caller may use a model.
 func (i *Identity) MayUse(model string) bool {
@@ -99,14 +99,14 @@ type Directory struct {
 	keys   map[hash]Identity
 	store  *Store
 
-	guesses *guesses // of the store, so that they outlive a reload
-	running *running // too
+	guesses *guessLimiter    // of the store, so that they outlive a reload
+	running *runningRequests // too
 }
 
 // New makes a directory of a valid configuration.
 func New(c Config, store *Store) *Directory {
 	d := &Directory{config: c, keys: make(map[hash]Identity, len(c.Keys)+1), store: store}
-	if d.guesses, d.running = newGuesses(), newRunning(); store != nil {
+	if d.guesses, d.running = newGuessLimiter(), newRunningRequests(); store != nil {
 		d.guesses, d.running = store.guesses, store.running
 	}
 	d.guesses.configure(c.FailedKeys)
@@ -123,7 +123,7 @@ func New(c Config, store *Store) *Directory {
 		d.keys[sum] = Identity{User: k.User, Key: name, Tier: Standard, MaxLevel: MaxLevel, models: k.Models, sum: sum}
 	}
 	if c.AdminKey != "" {
-		sum := hashOf(c.AdminKey)
+		sum := hashKey(c.AdminKey)
 		d.keys[sum] = Identity{User: "admin", Key: "admin_key_env", Tier: Standard, MaxLevel: MaxLevel, Admin: true, sum: sum}
 	}
 	return d
@@ -137,79 +137,79 @@ func (d *Directory) Store() *Store { return d.store }
 // for the store, if it must, until ctx ends or for two seconds. Its errors are
 // ErrUnknownKey, ErrNoKey, *KeyError, ErrUnavailable, *GuessingError or the context's.
 // In open mode it has none, and a known key still names its user.
-func (d *Directory) Identify(ctx context.Context, authorization string, from netip.Addr) (Identity, error) {
+func (d *Directory) Identify(ctx context.Context, authorization string, addr netip.Addr) (Identity, error) {
 	key := bearer(authorization)
 	if d.config.Mode == Keys {
-		return d.identifyKey(ctx, key, from)
+		return d.identifyKey(ctx, key, addr)
 	}
 	if wellFormed(key) {
-		if id, err := d.identifyKey(ctx, key, from); err == nil {
+		if id, err := d.identifyKey(ctx, key, addr); err == nil {
 			return id, nil
 		}
-		return unnamed(from), nil
+		return anonymousIdentity(addr), nil
 	}
 	// A text that any client makes up guesses nothing. The administrator's key of the
 	// file says nothing here, or it could be guessed here.
-	if id, err := d.identify(ctx, key, from, 0); err == nil && !id.Admin {
+	if id, err := d.identify(ctx, key, addr, 0); err == nil && !id.Admin {
 		return id, nil
 	}
-	return unnamed(from), nil
+	return anonymousIdentity(addr), nil
 }
 
 // IdentifyAdministrator finds who calls a route of administrators. In open mode, too,
 // it bounds how fast one address may try keys; there an unknown key is an anonymous
 // caller. Its errors are those of Identify.
-func (d *Directory) IdentifyAdministrator(ctx context.Context, authorization string, from netip.Addr) (Identity, error) {
-	id, err := d.identifyKey(ctx, bearer(authorization), from)
+func (d *Directory) IdentifyAdministrator(ctx context.Context, authorization string, addr netip.Addr) (Identity, error) {
+	id, err := d.identifyKey(ctx, bearer(authorization), addr)
 	if d.config.Mode == Open && errors.Is(err, ErrUnknownKey) {
-		return unnamed(from), nil
+		return anonymousIdentity(addr), nil
 	}
 	return id, err
 }
 
 // unnamed is a caller of open mode without a key that is known.
-func unnamed(from netip.Addr) Identity {
-	return Identity{User: anonymous(from), Key: Open, Tier: Standard, MaxLevel: MaxLevel}
+func anonymousIdentity(addr netip.Addr) Identity {
+	return Identity{User: anonymousUser(addr), Key: Open, Tier: Standard, MaxLevel: MaxLevel}
 }
 
 // identifyKey finds whose key it is, and counts one that is unknown as a guess.
-func (d *Directory) identifyKey(ctx context.Context, key string, from netip.Addr) (Identity, error) {
+func (d *Directory) identifyKey(ctx context.Context, key string, addr netip.Addr) (Identity, error) {
 	if key == "" {
 		return Identity{}, ErrNoKey // which guesses nothing
 	}
-	caller, now := network(from).Addr(), d.now()
-	id, err := d.identify(ctx, key, from, d.guesses.locked(caller, now))
+	caller, now := network(addr).Addr(), d.now()
+	id, err := d.identify(ctx, key, addr, d.guesses.lockout(caller, now))
 	if errors.Is(err, ErrUnknownKey) && !errors.As(err, new(*KeyError)) { // who holds a whole key, good or not, guesses nothing
-		d.guesses.failed(caller, now)
+		d.guesses.recordFailure(caller, now)
 	}
 	return id, err
 }
 
-func (d *Directory) identify(ctx context.Context, key string, from netip.Addr, locked time.Duration) (Identity, error) {
+func (d *Directory) identify(ctx context.Context, key string, addr netip.Addr, lockout time.Duration) (Identity, error) {
 	if key == "" {
 		return Identity{}, ErrNoKey
 	}
 	random := wellFormed(key)
-	if !random && len(d.keys) == 0 && locked == 0 {
+	if !random && len(d.keys) == 0 && lockout == 0 {
 		return Identity{}, ErrUnknownKey
 	}
-	sum := hashOf(key)
+	sum := hashKey(key)
 	if id, ok := d.keys[sum]; ok {
 		// Unless it is a random one, somebody has made the key up, so it can be guessed.
-		caller := network(from).Addr()
-		if locked > 0 && !random && !d.guesses.isProven(caller, sum) {
-			return Identity{}, &GuessingError{locked}
+		caller := network(addr).Addr()
+		if lockout > 0 && !random && !d.guesses.isTrusted(caller, sum) {
+			return Identity{}, &GuessingError{lockout}
 		}
-		d.guesses.prove(caller, sum)
+		d.guesses.trust(caller, sum)
 		return id, nil
 	}
 	if !random {
-		if locked > 0 {
-			return Identity{}, &GuessingError{locked} // as for one of the file
+		if lockout > 0 {
+			return Identity{}, &GuessingError{lockout} // as for one of the file
 		}
 		return Identity{}, ErrUnknownKey
 	}
-	return d.store.identify(ctx, sum, from, locked)
+	return d.store.identify(ctx, sum, addr, lockout)
 }
 
 // now is the store's time.

@@ -32,25 +32,25 @@ func (f *Fault) Error() string { return f.Text }
 // Unwrap is the kind.
 func (f *Fault) Unwrap() error { return f.Kind }
 
-func fault(kind error, field, format string, args ...any) error {
+func newFault(kind error, field, format string, args ...any) error {
 	return &Fault{kind, field, fmt.Sprintf(format, args...)}
 }
 
 // Entry is a line of the audit log. Its ids follow each other without gaps.
 type Entry struct {
 	ID      int64           `json:"id"`
-	At      time.Time       `json:"at"`
-	Who     string          `json:"who"`
-	What    string          `json:"what"` // such as key.revoke
+	Time    time.Time       `json:"at"`
+	Actor   string          `json:"who"`
+	Action  string          `json:"what"` // such as key.revoke
 	Subject string          `json:"subject"`
-	Before  json.RawMessage `json:"before"` // null: there was nothing
-	After   json.RawMessage `json:"after"`
+	Old     json.RawMessage `json:"before"` // null: there was nothing
+	New     json.RawMessage `json:"after"`
 }
 
 // Page picks a part of a list, which is in the order of names or ids.
 type Page struct {
-	After string // the name or id of the last one that is known; empty: from the start
-	Limit int    // 1 to MaxPage; 0: MaxPage
+	Cursor string // the name or id of the last one that is known; empty: from the start
+	Limit  int    // 1 to MaxPage; 0: MaxPage
 }
 
 // MaxPage is how many entries one page has at most.
@@ -71,18 +71,18 @@ type change struct {
 	ctx   context.Context
 	tx    bun.Tx
 	store *Store
-	who   string
+	actor string
 	now   time.Time
 }
 
 // change runs f in a transaction and takes over what it did. Transactions that
 // change accounts come one after another: each first locks the count of changes.
-func (s *Store) change(ctx context.Context, who string, f func(c *change) error) error {
+func (s *Store) change(ctx context.Context, actor string, f func(c *change) error) error {
 	err := s.db.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
 		if _, err := tx.ExecContext(ctx, "UPDATE account_feed SET seq = seq WHERE one = 1"); err != nil {
 			return fmt.Errorf("lock the accounts: %w", err)
 		}
-		return f(&change{ctx, tx, s, who, s.hooks.now().Truncate(time.Millisecond).UTC()})
+		return f(&change{ctx, tx, s, actor, s.hooks.now().Truncate(time.Millisecond).UTC()})
 	})
 	if err != nil {
 		return err
@@ -107,9 +107,9 @@ func (s *Store) read(ctx context.Context, f func(c *change) error) error {
 }
 
 // note writes a line into the audit log.
-func (c *change) note(what, subject string, before, after any) error {
-	was, err1 := json.Marshal(before)
-	became, err2 := json.Marshal(after)
+func (c *change) writeAudit(action, subject string, old, updated any) error {
+	oldJSON, err1 := json.Marshal(old)
+	updatedJSON, err2 := json.Marshal(updated)
 	if err := errors.Join(err1, err2); err != nil {
 		return fmt.Errorf("write the audit log: %w", err)
 	}
@@ -117,7 +117,7 @@ func (c *change) note(what, subject string, before, after any) error {
 	err := c.tx.NewRaw("UPDATE account_feed SET seq = seq + 1 WHERE one = 1 RETURNING seq").Scan(c.ctx, &id)
 	if err == nil {
 		_, err = c.tx.ExecContext(c.ctx, "INSERT INTO account_audit (id, at_ms, who, what, subject, was, became) VALUES (?, ?, ?, ?, ?, ?, ?)",
-			id, c.now.UnixMilli(), c.who, what, subject, string(was), string(became))
+			id, c.now.UnixMilli(), c.actor, action, subject, string(oldJSON), string(updatedJSON))
 	}
 	if err != nil {
 		return fmt.Errorf("write the audit log: %w", err)
@@ -126,7 +126,7 @@ func (c *change) note(what, subject string, before, after any) error {
 }
 
 // one reads a text; ok is false where there is no row.
-func (c *change) one(query string, args ...any) (text string, ok bool, err error) {
+func (c *change) queryText(query string, args ...any) (text string, ok bool, err error) {
 	var found []string
 	if err := c.tx.NewRaw(query, args...).Scan(c.ctx, &found); err != nil {
 		return "", false, fmt.Errorf("read the accounts: %w", err)
@@ -167,14 +167,14 @@ func checkName(field, name string) error {
 		ok = ok && (unicode.IsLetter(r) || unicode.IsDigit(r) || i > 0 && strings.ContainsRune("._-@+", r))
 	}
 	if !ok {
-		return fault(ErrInvalid, field, "%s: must be 1 to %d letters, digits or any of . _ - @ + and begin with a letter or digit", field, maxName)
+		return newFault(ErrInvalid, field, "%s: must be 1 to %d letters, digits or any of . _ - @ + and begin with a letter or digit", field, maxName)
 	}
 	return nil
 }
 
 // member finds the user of a new key, and makes what is missing of user, project
 // and department. made says what was.
-func (c *change) member(user, project, department string) (found Owner, made []string, err error) {
+func (c *change) ensureUser(user, project, department string) (found Owner, created []string, err error) {
 	u, _, err := c.owner(UserKind, user)
 	if err != nil {
 		return found, nil, err
@@ -185,28 +185,28 @@ func (c *change) member(user, project, department string) (found Owner, made []s
 			return found, nil, err
 		}
 		if u != nil && (p == nil || p.Name != u.Parent) {
-			return found, nil, fault(ErrConflict, "project", "the user %s is in project %s, not %s: users have one project, and tidegate user set moves them", user, u.Parent, project)
+			return found, nil, newFault(ErrConflict, "project", "the user %s is in project %s, not %s: users have one project, and tidegate user set moves them", user, u.Parent, project)
 		}
 	}
 	if u != nil {
 		project = u.Parent
 	}
-	p, made, err := c.projectOf(cmp.Or(project, defaultName), department)
+	p, created, err := c.ensureProject(cmp.Or(project, defaultName), department)
 	if err != nil {
 		return found, nil, err
 	}
 	if u == nil {
-		if found, err = c.create(UserKind, user, p.Name); err == nil {
-			made = append(made, "user "+found.Name)
+		if found, err = c.createOwner(UserKind, user, p.Name); err == nil {
+			created = append(created, "user "+found.Name)
 		}
-		return found, made, err
+		return found, created, err
 	}
-	found, err = c.shown(UserKind, u)
-	return found, made, err
+	found, err = c.ownerView(UserKind, u)
+	return found, created, err
 }
 
 // projectOf finds a project, and makes it and its department where they are missing.
-func (c *change) projectOf(project, department string) (p *ownerRow, made []string, err error) {
+func (c *change) ensureProject(project, department string) (p *ownerRow, created []string, err error) {
 	if p, _, err = c.owner(ProjectKind, project); err != nil {
 		return nil, nil, err
 	}
@@ -216,48 +216,53 @@ func (c *change) projectOf(project, department string) (p *ownerRow, made []stri
 	}
 	if p != nil {
 		if department != "" && (d == nil || d.Name != p.Parent) {
-			return nil, nil, fault(ErrConflict, "department", "the project %s is in department %s, not %s: projects have one department, and tidegate project set moves them", p.Name, p.Parent, department)
+			return nil, nil, newFault(ErrConflict, "department", "the project %s is in department %s, not %s: projects have one department, and tidegate project set moves them", p.Name, p.Parent, department)
 		}
 		return p, nil, nil
 	}
 	if d == nil {
-		o, err := c.create(DepartmentKind, cmp.Or(department, defaultName), "")
+		o, err := c.createOwner(DepartmentKind, cmp.Or(department, defaultName), "")
 		if err != nil {
 			return nil, nil, err
 		}
-		d, made = &ownerRow{Name: o.Name}, append(made, "department "+o.Name)
+		d, created = &ownerRow{Name: o.Name}, append(created, "department "+o.Name)
 	}
-	o, err := c.create(ProjectKind, project, d.Name)
+	o, err := c.createOwner(ProjectKind, project, d.Name)
 	if err != nil {
 		return nil, nil, err
 	}
-	return &ownerRow{Name: o.Name, Parent: d.Name}, append(made, "project "+o.Name), nil
+	return &ownerRow{Name: o.Name, Parent: d.Name}, append(created, "project "+o.Name), nil
 }
 
 // page reads a part of a list and reports whether there is more.
-func page[Row, Item any](ctx context.Context, s *Store, p Page, item func(Row) Item, query string, args ...any) (items []Item, more bool, err error) {
+func page[Row, Item any](ctx context.Context, s *Store, p Page, item func(Row) Item, query string, args ...any) (items []Item, hasMore bool, err error) {
 	var rows []Row
 	if err := s.db.NewRaw(query+" LIMIT ?", append(args, p.limit()+1)...).Scan(ctx, &rows); err != nil {
 		return nil, false, fmt.Errorf("read the accounts: %w", err)
 	}
-	if more = len(rows) > p.limit(); more {
+	if hasMore = len(rows) > p.limit(); hasMore {
 		rows = rows[:p.limit()]
 	}
 	items = make([]Item, 0, len(rows))
 	for _, r := range rows {
 		items = append(items, item(r))
 	}
-	return items, more, nil
+	return items, hasMore, nil
 }
 
 // Audit lists the audit log, the newest first, from before an id or, with 0, from
 // the end.
-func (s *Store) Audit(ctx context.Context, before int64, limit int) (items []Entry, more bool, err error) {
+func (s *Store) Audit(ctx context.Context, beforeID int64, limit int) (items []Entry, hasMore bool, err error) {
 	type row struct {
-		ID, AtMs                        int64
-		Who, What, Subject, Was, Became string
+		ID      int64  `bun:"id"`
+		TimeMs  int64  `bun:"at_ms"`
+		Actor   string `bun:"who"`
+		Action  string `bun:"what"`
+		Subject string `bun:"subject"`
+		Old     string `bun:"was"`
+		New     string `bun:"became"`
 	}
 	return page(ctx, s, Page{Limit: limit}, func(r row) Entry {
-		return Entry{r.ID, at(r.AtMs), r.Who, r.What, r.Subject, json.RawMessage(r.Was), json.RawMessage(r.Became)}
-	}, "SELECT id, at_ms, who, what, subject, was, became FROM account_audit WHERE (? = 0 OR id < ?) ORDER BY id DESC", before, before)
+		return Entry{r.ID, timeOf(r.TimeMs), r.Actor, r.Action, r.Subject, json.RawMessage(r.Old), json.RawMessage(r.New)}
+	}, "SELECT id, at_ms, who, what, subject, was, became FROM account_audit WHERE (? = 0 OR id < ?) ORDER BY id DESC", beforeID, beforeID)
 }

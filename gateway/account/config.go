@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func hashOf(key string) hash { return sha256.Sum256([]byte(key)) }
+func hashKey(key string) hash { return sha256.Sum256([]byte(key)) }
 
 // Modes of Config.
 const (
@@ -94,20 +94,20 @@ func (c *Config) Validate() error {
 const minKey = 16
 
 func (k *KeyConfig) sum() (sum hash, err error) {
-	given := 0
+	sources := 0
 	for _, s := range []string{k.SHA256, k.KeyEnv, k.KeyFile} {
 		if s != "" {
-			given++
+			sources++
 		}
 	}
-	if given != 1 {
+	if sources != 1 {
 		return sum, errors.New("sha256: give exactly one of sha256, key_env and key_file")
 	}
 	if k.SHA256 == "" {
 		if len(k.Key) < minKey || len(k.Key) > maxKey {
 			return sum, fmt.Errorf("key_env: the key must have %d to %d characters", minKey, maxKey)
 		}
-		return hashOf(k.Key), nil
+		return hashKey(k.Key), nil
 	}
 	raw, err := hex.DecodeString(k.SHA256)
 	if err != nil || len(raw) != len(sum) {

@@ -22,22 +22,22 @@ func ParseDuration(text string) (time.Duration, error) {
 	}
 	const day = 24
 	if err != nil || strings.Trim(number, "0123456789.") != "" || h > math.MaxInt64/day {
-		return 0, noDuration(text)
+		return 0, durationError(text)
 	}
 	d := h * day
 	if found && rest == "" {
 		rest = "0"
 	}
-	more, err := time.ParseDuration(rest)
-	if err != nil || found && (more < 0 || rest[0] == '+' || rest[0] == '-') || more > math.MaxInt64-d {
-		return 0, noDuration(text)
+	remainder, err := time.ParseDuration(rest)
+	if err != nil || found && (remainder < 0 || rest[0] == '+' || rest[0] == '-') || remainder > math.MaxInt64-d {
+		return 0, durationError(text)
 	}
-	if d += more; strings.HasPrefix(days, "-") {
+	if d += remainder; strings.HasPrefix(days, "-") {
 		d = -d
 	}
 	return d, nil
 }
 
-func noDuration(text string) error {
+func durationError(text string) error {
 	return fmt.Errorf("expected a duration such as 10s, 1m30s, 12h or 30d, not %.40q", text)
 }

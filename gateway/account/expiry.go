@@ -10,9 +10,9 @@ import (
 
 // Times of the look at keys that expire soon.
 const (
-	expiryEvery   = time.Minute
-	expirySoonest = 10 * time.Second // after the last look, where a key has changed
-	maxExpiring   = 100              // keys that are named
+	expiryInterval    = time.Minute
+	minExpiryInterval = 10 * time.Second // after the last look, where a key has changed
+	maxExpiring       = 100              // keys that are named
 )
 
 // Expiring is what the store knows of keys that expire soon.
@@ -23,12 +23,12 @@ type Expiring struct {
 
 // expiryWatch finds the keys that expire soon. It is safe for concurrent use.
 type expiryWatch struct {
-	mu    sync.Mutex
-	warn  time.Duration // before the end of a key; 0: nobody is warned
-	seen  Expiring
-	last  time.Time            // of the look
-	dirty bool                 // a key has changed since
-	told  map[string]time.Time // the expiry that the log has named, by the key's id
+	mu       sync.Mutex
+	warn     time.Duration // before the end of a key; 0: nobody is warned
+	expiring Expiring
+	checked  time.Time            // of the look
+	dirty    bool                 // a key has changed since
+	warned   map[string]time.Time // the expiry that the log has named, by the key's id
 }
 
 // setWarn sets how long before its end a key is named.
@@ -36,7 +36,7 @@ func (w *expiryWatch) setWarn(warn time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.warn != warn {
-		w.warn, w.last = warn, time.Time{}
+		w.warn, w.checked = warn, time.Time{}
 	}
 }
 
@@ -51,27 +51,27 @@ func (w *expiryWatch) changed() {
 func (w *expiryWatch) due(now time.Time) (warn time.Duration, due bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	since := now.Sub(w.last)
-	if since < expiryEvery && (!w.dirty || since < expirySoonest) {
+	elapsed := now.Sub(w.checked)
+	if elapsed < expiryInterval && (!w.dirty || elapsed < minExpiryInterval) {
 		return 0, false
 	}
-	w.last, w.dirty = now, false
+	w.checked, w.dirty = now, false
 	return w.warn, true
 }
 
 // found takes what a look has found, and returns the keys that the log has not named.
-func (w *expiryWatch) found(e Expiring) (news []Key) {
+func (w *expiryWatch) update(e Expiring) (unwarned []Key) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	told := map[string]time.Time{}
+	warned := map[string]time.Time{}
 	for _, k := range e.Keys {
-		if !w.told[k.ID].Equal(*k.Expires) {
-			news = append(news, k)
+		if !w.warned[k.ID].Equal(*k.Expires) {
+			unwarned = append(unwarned, k)
 		}
-		told[k.ID] = *k.Expires
+		warned[k.ID] = *k.Expires
 	}
-	w.seen, w.told = e, told
-	return news
+	w.expiring, w.warned = e, warned
+	return unwarned
 }
 
 // Expiring returns the keys that expire soon, as this replica has last seen them, within
@@ -79,11 +79,11 @@ func (w *expiryWatch) found(e Expiring) (news []Key) {
 func (s *Store) Expiring() Expiring {
 	s.expiry.mu.Lock()
 	defer s.expiry.mu.Unlock()
-	return s.expiry.seen
+	return s.expiry.expiring
 }
 
 // lookAtExpiry finds the keys that expire soon, if it is time to, and logs each once.
-func (s *Store) lookAtExpiry(ctx context.Context) error {
+func (s *Store) checkExpiry(ctx context.Context) error {
 	now := s.hooks.now()
 	warn, due := s.expiry.due(now)
 	if !due {
@@ -91,14 +91,14 @@ func (s *Store) lookAtExpiry(ctx context.Context) error {
 	}
 	var e Expiring
 	if warn > 0 {
-		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 		defer cancel()
 		var err error
 		if e, err = s.expiring(ctx, now, warn); err != nil {
 			return err
 		}
 	}
-	for _, k := range s.expiry.found(e) {
+	for _, k := range s.expiry.update(e) {
 		s.hooks.Log.LogAttrs(ctx, slog.LevelWarn, "a key expires soon: rotate it, or let it live longer with tidegate key set", slog.String("key", k.Name), slog.String("key_id", k.ID),
 			slog.String("user", k.User), slog.Time("expires", *k.Expires))
 	}
@@ -106,10 +106,10 @@ func (s *Store) lookAtExpiry(ctx context.Context) error {
 }
 
 func (s *Store) expiring(ctx context.Context, now time.Time, warn time.Duration) (e Expiring, err error) {
-	const where = `k.expires_ms > ? AND k.expires_ms <= ? AND k.expires_ms - k.created_ms > ? AND k.revoked_ms = 0 AND k.replaced_by = ''
+	const condition = `k.expires_ms > ? AND k.expires_ms <= ? AND k.expires_ms - k.created_ms > ? AND k.revoked_ms = 0 AND k.replaced_by = ''
 		AND u.disabled_ms = 0 AND p.disabled_ms = 0 AND d.disabled_ms = 0`
 	args := []any{now.UnixMilli(), now.Add(warn).UnixMilli(), warn.Milliseconds()}
-	rows, err := s.keys(ctx, s.db, where+" ORDER BY k.expires_ms, k.id LIMIT ?", append(args, maxExpiring+1)...)
+	rows, err := s.keys(ctx, s.db, condition+" ORDER BY k.expires_ms, k.id LIMIT ?", append(args, maxExpiring+1)...)
 	if err != nil {
 		return e, err
 	}
@@ -117,13 +117,13 @@ func (s *Store) expiring(ctx context.Context, now time.Time, warn time.Duration)
 	if len(rows) > maxExpiring {
 		rows = rows[:maxExpiring]
 		err := s.db.NewRaw(`SELECT COUNT(*) FROM account_keys AS k JOIN account_users AS u ON u.name = k.user_name
-			JOIN account_projects AS p ON p.name = u.project JOIN account_departments AS d ON d.name = p.department WHERE `+where, args...).Scan(ctx, &e.Count)
+			JOIN account_projects AS p ON p.name = u.project JOIN account_departments AS d ON d.name = p.department WHERE `+condition, args...).Scan(ctx, &e.Count)
 		if err != nil {
 			return e, fmt.Errorf("count the keys that expire soon: %w", err)
 		}
 	}
 	for _, k := range rows {
-		e.Keys = append(e.Keys, k.shown(now))
+		e.Keys = append(e.Keys, k.view(now))
 	}
 	return e, nil
 }

@@ -18,7 +18,7 @@ func expiring(t *testing.T, dsn string) {
 	r.Enforce()
 	named := func() (ids []string) {
 		t.Helper()
-		if err := r.store.lookAtExpiry(t.Context()); err != nil {
+		if err := r.store.checkExpiry(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		for _, k := range r.store.Expiring().Keys {
@@ -52,7 +52,7 @@ func expiring(t *testing.T, dsn string) {
 	}
 	c.advance(30 * time.Hour)
 	for range 2 {
-		c.advance(expiryEvery)
+		c.advance(expiryInterval)
 		if got := named(); !slices.Equal(got, []string{"exp-first", "exp-soon"}) {
 			t.Errorf("two days before: %q", got)
 		}
@@ -66,7 +66,7 @@ func expiring(t *testing.T, dsn string) {
 	if got := named(); len(got) != 2 {
 		t.Errorf("a moment later: %q", got)
 	}
-	c.advance(expirySoonest)
+	c.advance(minExpiryInterval)
 	if got := named(); !slices.Equal(got, []string{"exp-soon"}) {
 		t.Errorf("after a change: %q", got)
 	}

@@ -36,17 +36,17 @@ func TestOutage(t *testing.T) {
 	}
 	r.check(t, "in memory", warm.Secret, nil)
 	r.check(t, "not in memory", cold.Secret, ErrUnavailable)
-	until(t, "the store to be taken for down", func() bool { return r.store.down.Load() })
+	until(t, "the store to be taken for down", func() bool { return r.store.failing.Load() })
 	server.Resume(t)
 	until(t, "the store to be back", func() bool {
 		_, err := r.as(t, cold.Secret)
 		return err == nil
 	})
 	server.Stop(t)
-	until(t, "the crash to be noticed", func() bool { return r.store.down.Load() })
+	until(t, "the crash to be noticed", func() bool { return r.store.failing.Load() })
 	r.check(t, "in memory", warm.Secret, nil)
 	server.Start(t)
-	until(t, "the store to be back", func() bool { return !r.store.down.Load() })
+	until(t, "the store to be back", func() bool { return !r.store.failing.Load() })
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
@@ -84,7 +84,7 @@ func TestRun(t *testing.T) {
 		}
 		synctest.Wait()
 		b.check(t, "revoked, not heard yet", m.Secret, nil)
-		time.Sleep(pollEvery)
+		time.Sleep(pollInterval)
 		synctest.Wait()
 		b.check(t, "revoked a second ago", m.Secret, ErrUnknownKey)
 		a.store.hooks.Wrote = b.store.Poke
@@ -151,7 +151,7 @@ func TestHalfASync(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dsn, c := databasetest.SQLite(t), newClock()
 			a, b := newReplica(t, dsn, c, nil), newReplica(t, dsn, c, nil)
-			if err := a.store.SetOverride(t.Context(), "test", Override{Rule: "r", Of: "user", Name: "ann", Requests: "1/1m"}); err != nil {
+			if err := a.store.SetOverride(t.Context(), "test", Override{Rule: "r", Scope: "user", Name: "ann", Requests: "1/1m"}); err != nil {
 				t.Fatal(err)
 			}
 			applied := 0

@@ -9,8 +9,8 @@ import (
 
 // Bounds of what is remembered of addresses.
 const (
-	guessingAddrs = 1 << 14 // whose failures are counted: 3 MB
-	provenKeys    = 1 << 15 // pairs of address and key: 6 MB
+	limitedAddrs = 1 << 14 // whose failures are counted: 3 MB
+	trustedKeys  = 1 << 15 // pairs of address and key: 6 MB
 )
 
 // GuessingError says that too many keys that are not good came from the caller's
@@ -28,54 +28,54 @@ func (e *GuessingError) Error() string {
 // could have guessed: every answer is the same whether the key would have been good.
 // Keys that were good from that address before still are. It is safe for concurrent
 // use.
-type guesses struct {
+type guessLimiter struct {
 	mu        sync.Mutex
 	perMinute int // and as many at once; 0: without bound
 	byAddr    *lru[netip.Addr, *bucket]
-	proven    *lru[proof, struct{}]
+	trusted   *lru[addrKey, struct{}]
 }
 
 // proof is a key that was good from an address.
-type proof struct {
-	from netip.Addr
+type addrKey struct {
+	addr netip.Addr
 	key  hash
 }
 
-func newGuesses() *guesses {
-	return &guesses{byAddr: newLRU[netip.Addr, *bucket](guessingAddrs), proven: newLRU[proof, struct{}](provenKeys)}
+func newGuessLimiter() *guessLimiter {
+	return &guessLimiter{byAddr: newLRU[netip.Addr, *bucket](limitedAddrs), trusted: newLRU[addrKey, struct{}](trustedKeys)}
 }
 
 // configure sets how many keys a minute may fail.
-func (g *guesses) configure(perMinute int) {
+func (g *guessLimiter) configure(perMinute int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.perMinute != perMinute {
 		g.perMinute = perMinute
-		g.byAddr = newLRU[netip.Addr, *bucket](guessingAddrs)
+		g.byAddr = newLRU[netip.Addr, *bucket](limitedAddrs)
 	}
 }
 
 // failed counts a key that was not good.
-func (g *guesses) failed(from netip.Addr, now time.Time) {
+func (g *guessLimiter) recordFailure(addr netip.Addr, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.perMinute == 0 {
 		return
 	}
-	b, ok := g.byAddr.get(from)
+	b, ok := g.byAddr.get(addr)
 	if !ok {
 		n := float64(g.perMinute)
-		b = &bucket{rate: n / 60, burst: n, left: n, at: now}
-		g.byAddr.put(from, b)
+		b = &bucket{rate: n / 60, burst: n, tokens: n, updated: now}
+		g.byAddr.put(addr, b)
 	}
-	b.take(now)
+	b.allow(now)
 }
 
 // locked says for how long no key of an address is looked at; 0: the next one is.
-func (g *guesses) locked(from netip.Addr, now time.Time) time.Duration {
+func (g *guessLimiter) lockout(addr netip.Addr, now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	b, ok := g.byAddr.get(from)
+	b, ok := g.byAddr.get(addr)
 	if !ok {
 		return 0
 	}
@@ -83,17 +83,17 @@ func (g *guesses) locked(from netip.Addr, now time.Time) time.Duration {
 }
 
 // prove remembers that a key was good from an address.
-func (g *guesses) prove(from netip.Addr, key hash) {
+func (g *guessLimiter) trust(addr netip.Addr, key hash) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.proven.put(proof{from, key}, struct{}{})
+	g.trusted.put(addrKey{addr, key}, struct{}{})
 }
 
 // isProven reports whether a key was good from an address before.
-func (g *guesses) isProven(from netip.Addr, key hash) bool {
+func (g *guessLimiter) isTrusted(addr netip.Addr, key hash) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	_, ok := g.proven.get(proof{from, key})
+	_, ok := g.trusted.get(addrKey{addr, key})
 	return ok
 }
 
@@ -113,10 +113,10 @@ func network(addr netip.Addr) netip.Prefix {
 }
 
 // anonymous is the user in open mode: the address, or of IPv6 the network.
-func anonymous(from netip.Addr) string {
-	p := network(from)
+func anonymousUser(addr netip.Addr) string {
+	p := network(addr)
 	if p.IsSingleIP() || !p.IsValid() {
-		return from.Unmap().String()
+		return addr.Unmap().String()
 	}
 	return p.String()
 }

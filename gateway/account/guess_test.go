@@ -72,16 +72,16 @@ func TestGuessing(t *testing.T) {
 
 // TestGuessesAreBounded counts more addresses and keys than are remembered.
 func TestGuessesAreBounded(t *testing.T) {
-	g := newGuesses()
+	g := newGuessLimiter()
 	g.configure(1)
 	now := time.Now()
-	for i := range 2 * max(guessingAddrs, provenKeys) {
+	for i := range 2 * max(limitedAddrs, trustedKeys) {
 		addr := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
-		g.failed(addr, now)
-		g.prove(addr, hash{})
+		g.recordFailure(addr, now)
+		g.trust(addr, hash{})
 	}
-	if len(g.byAddr.byKey) > guessingAddrs || len(g.proven.byKey) > provenKeys {
-		t.Errorf("%d addresses, %d keys", len(g.byAddr.byKey), len(g.proven.byKey))
+	if len(g.byAddr.byKey) > limitedAddrs || len(g.trusted.byKey) > trustedKeys {
+		t.Errorf("%d addresses, %d keys", len(g.byAddr.byKey), len(g.trusted.byKey))
 	}
 }
 

@@ -15,11 +15,11 @@ type ImportLine struct {
 }
 
 // Imported is what came of one line.
-type Imported struct {
-	Line   int
-	Did    []string // such as "made user ann"; empty: all is so already
-	Key    *Key     // that was made
-	Secret string   // its text
+type ImportResult struct {
+	Line    int
+	Actions []string // such as "made user ann"; empty: all is so already
+	Key     *Key     // that was made
+	Secret  string   // its text
 }
 
 // LineError says what is wrong with one line of an import.
@@ -40,40 +40,40 @@ var errDryRun = errors.New("dry run")
 // there: all of it, or, where a line is wrong, nothing, with a LineError for each wrong
 // one. A line whose user and key are as it says changes nothing, so an import can be
 // run again. With dry nothing is changed; what would be is returned.
-func (d *Directory) Import(ctx context.Context, who string, lines []ImportLine, dry bool) ([]Imported, error) {
+func (d *Directory) Import(ctx context.Context, actor string, lines []ImportLine, dry bool) ([]ImportResult, error) {
 	projects, keys := map[string]ImportLine{}, map[string]int{}
-	return importEach(ctx, d.store, who, lines, dry, func(c *change, l *ImportLine) (Imported, error) {
-		did := Imported{Line: l.Line}
-		first, again := projects[l.User]
-		if again && first.Project != l.Project && l.Project != "" {
-			return did, fault(ErrInvalid, "project", "the user %s is in project %q in line %d and in %q here: users have one project", l.User, first.Project, first.Line, l.Project)
+	return importLines(ctx, d.store, actor, lines, dry, func(c *change, l *ImportLine) (ImportResult, error) {
+		result := ImportResult{Line: l.Line}
+		first, seen := projects[l.User]
+		if seen && first.Project != l.Project && l.Project != "" {
+			return result, newFault(ErrInvalid, "project", "the user %s is in project %q in line %d and in %q here: users have one project", l.User, first.Project, first.Line, l.Project)
 		}
 		if l.Project != "" {
 			projects[l.User] = *l
 		}
 		if line, twice := keys[l.Name]; twice && l.Name != "" {
-			return did, fault(ErrInvalid, "name", "the key %s stands in line %d already: a key has one line", l.Name, line)
+			return result, newFault(ErrInvalid, "name", "the key %s stands in line %d already: a key has one line", l.Name, line)
 		}
 		keys[l.Name] = l.Line
-		return did, d.importLine(c, l, &did)
+		return result, d.importLine(c, l, &result)
 	})
 }
 
 // importEach does what each line says in one transaction: all of it, or, where a line is
 // wrong or nothing is to be done, nothing.
-func importEach[Line any](ctx context.Context, s *Store, who string, lines []Line, dry bool, one func(*change, *Line) (Imported, error)) (done []Imported, err error) {
-	err = s.change(ctx, who, func(c *change) error {
+func importLines[Line any](ctx context.Context, s *Store, actor string, lines []Line, dry bool, apply func(*change, *Line) (ImportResult, error)) (results []ImportResult, err error) {
+	err = s.change(ctx, actor, func(c *change) error {
 		var faults []error
 		for i := range lines {
-			did, err := one(c, &lines[i])
-			if wrong := (*Fault)(nil); errors.As(err, &wrong) {
-				faults = append(faults, &LineError{did.Line, wrong})
+			result, err := apply(c, &lines[i])
+			if invalid := (*Fault)(nil); errors.As(err, &invalid) {
+				faults = append(faults, &LineError{result.Line, invalid})
 				continue
 			}
 			if err != nil {
 				return err
 			}
-			done = append(done, did)
+			results = append(results, result)
 		}
 		if len(faults) > 0 {
 			return errors.Join(faults...)
@@ -86,16 +86,16 @@ func importEach[Line any](ctx context.Context, s *Store, who string, lines []Lin
 	if err != nil && !errors.Is(err, errDryRun) {
 		return nil, err
 	}
-	return done, nil
+	return results, nil
 }
 
 // importLine makes what one line says.
-func (d *Directory) importLine(c *change, l *ImportLine, did *Imported) error {
-	k, err := d.row(c.now, &l.NewKey)
+func (d *Directory) importLine(c *change, l *ImportLine, result *ImportResult) error {
+	k, err := d.newRow(c.now, &l.NewKey)
 	if err != nil {
 		return err
 	}
-	user, err := c.importUser(l, did)
+	user, err := c.importUser(l, result)
 	if err != nil || l.Name == "" {
 		return err
 	}
@@ -104,45 +104,45 @@ func (d *Directory) importLine(c *change, l *ImportLine, did *Imported) error {
 		return err
 	}
 	if i := slices.IndexFunc(rows, func(r *keyRow) bool {
-		status := r.shown(c.now).Status
+		status := r.view(c.now).Status
 		return r.UserName == user.Name && (status == KeyActive || status == KeyDisabled)
 	}); i >= 0 {
 		_, changed, err := d.changeKey(c, rows[i], l.Change)
 		if changed {
-			did.Did = append(did.Did, "changed key "+l.Name)
+			result.Actions = append(result.Actions, "changed key "+l.Name)
 		}
 		return err
 	}
 	m, err := c.createKey(k, user, l.Name)
 	if err == nil {
-		did.Key, did.Secret, did.Did = &m.Key, m.Secret, append(did.Did, "made key "+m.Key.Name)
+		result.Key, result.Secret, result.Actions = &m.Key, m.Secret, append(result.Actions, "made key "+m.Key.Name)
 	}
 	return err
 }
 
 // importUser makes the user of a line, or moves it.
-func (c *change) importUser(l *ImportLine, did *Imported) (Owner, error) {
+func (c *change) importUser(l *ImportLine, result *ImportResult) (Owner, error) {
 	u, _, err := c.owner(UserKind, l.User)
 	if err != nil {
 		return Owner{}, err
 	}
 	if u == nil || l.Project == "" {
-		user, made, err := c.member(l.User, l.Project, l.Department)
-		for _, m := range made {
-			did.Did = append(did.Did, "made "+m)
+		user, created, err := c.ensureUser(l.User, l.Project, l.Department)
+		for _, m := range created {
+			result.Actions = append(result.Actions, "made "+m)
 		}
 		return user, err
 	}
-	p, made, err := c.projectOf(l.Project, l.Department)
+	p, created, err := c.ensureProject(l.Project, l.Department)
 	if err != nil {
 		return Owner{}, err
 	}
-	for _, m := range made {
-		did.Did = append(did.Did, "made "+m)
+	for _, m := range created {
+		result.Actions = append(result.Actions, "made "+m)
 	}
 	user, moved, err := c.changeOwner(UserKind, u.Name, OwnerChange{Parent: &p.Name})
 	if moved {
-		did.Did = append(did.Did, "moved user "+user.Name+" to project "+p.Name)
+		result.Actions = append(result.Actions, "moved user "+user.Name+" to project "+p.Name)
 	}
 	return user, err
 }
@@ -154,13 +154,13 @@ type ImportOverride struct {
 }
 
 // ImportOverrides sets overrides as Import makes users.
-func (s *Store) ImportOverrides(ctx context.Context, who string, lines []ImportOverride, dry bool) ([]Imported, error) {
-	return importEach(ctx, s, who, lines, dry, func(c *change, l *ImportOverride) (Imported, error) {
-		did := Imported{Line: l.Line}
+func (s *Store) ImportOverrides(ctx context.Context, actor string, lines []ImportOverride, dry bool) ([]ImportResult, error) {
+	return importLines(ctx, s, actor, lines, dry, func(c *change, l *ImportOverride) (ImportResult, error) {
+		result := ImportResult{Line: l.Line}
 		changed, err := c.setOverride(l.Override)
 		if changed {
-			did.Did = []string{"set " + l.subject()}
+			result.Actions = []string{"set " + l.subject()}
 		}
-		return did, err
+		return result, err
 	})
 }

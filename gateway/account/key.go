@@ -51,7 +51,7 @@ type NewKey struct {
 }
 
 // Made is what came of a new key.
-type Made struct {
+type CreatedKey struct {
 	Key     Key      `json:"key"`
 	Secret  string   `json:"secret"`            // the text, which cannot be shown again
 	Created []string `json:"created,omitempty"` // what else had to be made, such as "user ann"
@@ -62,7 +62,7 @@ type Made struct {
 const DefaultOverlap = 24 * time.Hour
 
 // never is the TTL of a key that does not expire.
-const never = "never"
+const neverExpires = "never"
 
 // Bounds of a key.
 const (
@@ -73,27 +73,27 @@ const (
 
 // expiry is when a key of some time to live ends; 0: never.
 func (d *Directory) expiry(now time.Time, ttl string) (ms int64, err error) {
-	lasts := d.config.KeyTTL
+	lifetime := d.config.KeyTTL
 	switch ttl {
 	case "":
-	case never:
-		lasts = 0
+	case neverExpires:
+		lifetime = 0
 	default:
-		if lasts, err = ParseDuration(ttl); err != nil || lasts < time.Second || lasts > maxTTL {
-			return 0, fault(ErrInvalid, "ttl", "ttl: must be a duration from 1s to %dd such as 30d or 12h, or never, not %.40q", maxTTL/(24*time.Hour), ttl)
+		if lifetime, err = ParseDuration(ttl); err != nil || lifetime < time.Second || lifetime > maxTTL {
+			return 0, newFault(ErrInvalid, "ttl", "ttl: must be a duration from 1s to %dd such as 30d or 12h, or never, not %.40q", maxTTL/(24*time.Hour), ttl)
 		}
 	}
-	if lasts == 0 && !d.config.AllowUnexpiring {
-		return 0, fault(ErrInvalid, "ttl", "ttl: keys that never expire need auth.allow_unexpiring: true in the configuration")
+	if lifetime == 0 && !d.config.AllowUnexpiring {
+		return 0, newFault(ErrInvalid, "ttl", "ttl: keys that never expire need auth.allow_unexpiring: true in the configuration")
 	}
-	if lasts == 0 {
+	if lifetime == 0 {
 		return 0, nil
 	}
-	return now.Add(lasts).UnixMilli(), nil
+	return now.Add(lifetime).UnixMilli(), nil
 }
 
 // row checks a new key and makes its row, but for name and user.
-func (d *Directory) row(now time.Time, n *NewKey) (k *keyRow, err error) {
+func (d *Directory) newRow(now time.Time, n *NewKey) (k *keyRow, err error) {
 	for _, f := range []struct{ field, name string }{{"user", n.User}, {"project", n.Project}, {"department", n.Department}} {
 		if f.name == "" && f.field != "user" {
 			continue
@@ -134,26 +134,26 @@ func checkTier(t Tier) (string, error) {
 	case Critical, Standard, Batch:
 		return string(t), nil
 	}
-	return "", fault(ErrInvalid, "tier", "tier: must be critical, standard or batch, not %.20q", t)
+	return "", newFault(ErrInvalid, "tier", "tier: must be critical, standard or batch, not %.20q", t)
 }
 
 // checkModels returns a list of models as it is stored.
 func checkModels(models []string) (string, error) {
 	if len(models) > maxList {
-		return "", fault(ErrInvalid, "models", "models: may have %d entries, not %d", maxList, len(models))
+		return "", newFault(ErrInvalid, "models", "models: may have %d entries, not %d", maxList, len(models))
 	}
 	for _, m := range models {
 		if m == "" || len(m) > maxModel || !utf8.ValidString(m) || strings.ContainsFunc(m, unicode.IsControl) {
-			return "", fault(ErrInvalid, "models", "models: %.20q is no name of a model", m)
+			return "", newFault(ErrInvalid, "models", "models: %.20q is no name of a model", m)
 		}
 	}
-	return listText(models), nil
+	return jsonList(models), nil
 }
 
 // checkIPs returns a list of networks as it is stored.
 func checkIPs(texts []string) (string, error) {
 	if len(texts) > maxList {
-		return "", fault(ErrInvalid, "ips", "ips: may have %d entries, not %d", maxList, len(texts))
+		return "", newFault(ErrInvalid, "ips", "ips: may have %d entries, not %d", maxList, len(texts))
 	}
 	ips := []string{}
 	for _, text := range texts {
@@ -162,14 +162,14 @@ func checkIPs(texts []string) (string, error) {
 			p, err = netip.PrefixFrom(one, one.BitLen()), nil
 		}
 		if err != nil || p.Addr().Is4In6() {
-			return "", fault(ErrInvalid, "ips", "ips: %.60q is no address or network; expected something like 10.0.0.0/8", text)
+			return "", newFault(ErrInvalid, "ips", "ips: %.60q is no address or network; expected something like 10.0.0.0/8", text)
 		}
 		ips = append(ips, p.Masked().String())
 	}
-	return listText(ips), nil
+	return jsonList(ips), nil
 }
 
-func listText(items []string) string {
+func jsonList(items []string) string {
 	if len(items) == 0 {
 		return "[]"
 	}
@@ -180,35 +180,35 @@ func listText(items []string) string {
 // CheckKey says what is wrong with a key to be made, as far as the store need not be
 // asked. Its error wraps ErrInvalid.
 func (d *Directory) CheckKey(n NewKey) error {
-	_, err := d.row(time.Now(), &n)
+	_, err := d.newRow(time.Now(), &n)
 	return err
 }
 
 // CreateKey makes a key, and its user, project and department where they are
 // missing; who is written into the audit log.
-func (d *Directory) CreateKey(ctx context.Context, who string, n NewKey) (m Made, err error) {
-	k, err := d.row(d.store.hooks.now(), &n)
+func (d *Directory) CreateKey(ctx context.Context, actor string, n NewKey) (m CreatedKey, err error) {
+	k, err := d.newRow(d.store.hooks.now(), &n)
 	if err != nil {
 		return m, err
 	}
-	err = d.store.change(ctx, who, func(c *change) error {
-		user, made, err := c.member(n.User, n.Project, n.Department)
+	err = d.store.change(ctx, actor, func(c *change) error {
+		user, created, err := c.ensureUser(n.User, n.Project, n.Department)
 		if err == nil {
 			m, err = c.createKey(k, user, n.Name)
 		}
-		m.Created = made
+		m.Created = created
 		return err
 	})
 	return m, err
 }
 
 // createKey makes a key of a row that is checked, for a user that is there.
-func (c *change) createKey(k *keyRow, user Owner, name string) (m Made, err error) {
+func (c *change) createKey(k *keyRow, user Owner, name string) (m CreatedKey, err error) {
 	k.UserName, k.Project, k.Department = user.Name, user.Project, user.Department
 	if k.Name, err = c.freeName(name, k); err != nil {
 		return m, err
 	}
-	m.Secret = k.secret()
+	m.Secret = k.setSecret()
 	if err := c.insert(k); err != nil {
 		return m, err
 	}
@@ -216,14 +216,14 @@ func (c *change) createKey(k *keyRow, user Owner, name string) (m Made, err erro
 	if err != nil {
 		return m, err
 	}
-	m.Key = rows[0].shown(c.now)
-	return m, c.note("key.create", k.ID, nil, m.Key)
+	m.Key = rows[0].view(c.now)
+	return m, c.writeAudit("key.create", k.ID, nil, m.Key)
 }
 
 // secret gives the key a text, which is returned, and its hash.
-func (k *keyRow) secret() string {
+func (k *keyRow) setSecret() string {
 	text := NewSecret()
-	sum := hashOf(text)
+	sum := hashKey(text)
 	k.Hash = hex.EncodeToString(sum[:])
 	return text
 }
@@ -235,24 +235,24 @@ func (c *change) freeName(wanted string, k *keyRow) (string, error) {
 	if wanted == "" {
 		return c.numberedName(k.UserName)
 	}
-	former, known, err := c.one("SELECT user_name FROM account_key_names WHERE name = ?", wanted)
+	former, known, err := c.queryText("SELECT user_name FROM account_key_names WHERE name = ?", wanted)
 	if err != nil {
 		return "", err
 	}
 	if known && former != k.UserName {
-		return "", fault(ErrConflict, "name", "a key of user %s had the name %s: choose another, so that usage by key stays apart", former, wanted)
+		return "", newFault(ErrConflict, "name", "a key of user %s had the name %s: choose another, so that usage by key stays apart", former, wanted)
 	}
-	held, err := c.store.keys(c.ctx, c.tx, "k.name = ? AND k.replaced_by = ''", wanted)
-	if err != nil || len(held) == 0 {
+	existing, err := c.store.keys(c.ctx, c.tx, "k.name = ? AND k.replaced_by = ''", wanted)
+	if err != nil || len(existing) == 0 {
 		return wanted, err
 	}
-	old := held[0]
-	status := old.shown(c.now).Status
+	old := existing[0]
+	status := old.view(c.now).Status
 	switch {
 	case old.UserName != k.UserName:
-		return "", fault(ErrConflict, "name", "the name %s belongs to a key of user %s: choose another", wanted, old.UserName)
+		return "", newFault(ErrConflict, "name", "the name %s belongs to a key of user %s: choose another", wanted, old.UserName)
 	case status == KeyActive || status == KeyDisabled:
-		return "", fault(ErrConflict, "name", "the user has a key %s: rotate or revoke it, or choose another name", wanted)
+		return "", newFault(ErrConflict, "name", "the user has a key %s: rotate or revoke it, or choose another name", wanted)
 	}
 	return wanted, c.exec("UPDATE account_keys SET replaced_by = ? WHERE id = ?", k.ID, old.ID)
 }
@@ -295,11 +295,11 @@ func (c *change) insert(k *keyRow) error {
 }
 
 // shown is the key as it is shown at a time.
-func (k *keyRow) shown(now time.Time) Key {
+func (k *keyRow) view(now time.Time) Key {
 	out := Key{
 		ID: k.ID, Name: k.Name, User: k.UserName, Project: k.Project, Department: k.Department, Models: []string{}, IPs: []string{},
 		Tier: Tier(k.Tier), MaxLevel: "L" + strconv.Itoa(k.MaxLevel), Admin: k.Admin, Status: KeyActive,
-		Created: at(k.CreatedMs), ReplacedBy: k.ReplacedBy,
+		Created: timeOf(k.CreatedMs), ReplacedBy: k.ReplacedBy,
 	}
 	// What the store wrote can be read.
 	_ = json.Unmarshal([]byte(k.Models), &out.Models)
@@ -308,17 +308,17 @@ func (k *keyRow) shown(now time.Time) Key {
 		out.Status = KeyReplaced
 	}
 	if k.ExpiresMs != 0 {
-		t := at(k.ExpiresMs)
+		t := timeOf(k.ExpiresMs)
 		out.Expires = &t
 		if !now.Before(t) {
 			out.Status = KeyExpired
 		}
 	}
-	if k.disabled() != 0 && out.Status != KeyExpired {
+	if k.disabledMs() != 0 && out.Status != KeyExpired {
 		out.Status = KeyDisabled
 	}
 	if k.RevokedMs != 0 {
-		t := at(k.RevokedMs)
+		t := timeOf(k.RevokedMs)
 		out.Revoked, out.Status = &t, KeyRevoked
 	}
 	return out
@@ -327,9 +327,9 @@ func (k *keyRow) shown(now time.Time) Key {
 // noKey says that no key has a name or id. It does not quote what is the text of a key.
 func noKey(ref string) error {
 	if wellFormed(ref) {
-		return fault(ErrInvalid, "key", "that is the text of a key, not its name or id, and now stands where others may read it, such as the history of a shell: revoke it with tidegate key revoke --secret, or POST /admin/v1/keys/revoke")
+		return newFault(ErrInvalid, "key", "that is the text of a key, not its name or id, and now stands where others may read it, such as the history of a shell: revoke it with tidegate key revoke --secret, or POST /admin/v1/keys/revoke")
 	}
-	return fault(ErrNotFound, "key", "there is no key with the name or id %.80q", ref)
+	return newFault(ErrNotFound, "key", "there is no key with the name or id %.80q", ref)
 }
 
 // find returns the keys that an id or a name means: the one of the id, or all of
@@ -349,54 +349,54 @@ func (c *change) find(ref string) ([]*keyRow, error) {
 // RotateKey makes a successor, with the same name and rights and as long a life, of
 // the key that an id or name means. The old one stays good for overlap, or until
 // its own end if that is sooner.
-func (d *Directory) RotateKey(ctx context.Context, who, ref string, overlap time.Duration) (m Made, err error) {
+func (d *Directory) RotateKey(ctx context.Context, actor, ref string, overlap time.Duration) (m CreatedKey, err error) {
 	if overlap < 0 {
-		return m, fault(ErrInvalid, "overlap", "overlap: must not be negative")
+		return m, newFault(ErrInvalid, "overlap", "overlap: must not be negative")
 	}
-	err = d.store.change(ctx, who, func(c *change) error {
+	err = d.store.change(ctx, actor, func(c *change) error {
 		rows, err := c.find(ref)
 		if err != nil {
 			return err
 		}
-		old := rows[0]
-		before := old.shown(c.now)
+		row := rows[0]
+		old := row.view(c.now)
 		switch {
-		case before.Status == KeyRevoked:
-			return fault(ErrConflict, "key", "the key %s is revoked: create a new one", ref)
-		case old.ReplacedBy != "":
-			return fault(ErrConflict, "key", "the key %s has been replaced by %s", ref, old.ReplacedBy)
+		case old.Status == KeyRevoked:
+			return newFault(ErrConflict, "key", "the key %s is revoked: create a new one", ref)
+		case row.ReplacedBy != "":
+			return newFault(ErrConflict, "key", "the key %s has been replaced by %s", ref, row.ReplacedBy)
 		}
-		k := *old
+		k := *row
 		k.ID, k.CreatedMs = ulid.Make().String(), c.now.UnixMilli()
 		if k.ExpiresMs != 0 {
-			k.ExpiresMs += k.CreatedMs - old.CreatedMs
+			k.ExpiresMs += k.CreatedMs - row.CreatedMs
 		} else if !d.config.AllowUnexpiring {
 			k.ExpiresMs = c.now.Add(d.config.KeyTTL).UnixMilli()
 		}
-		if end := c.now.Add(overlap).UnixMilli(); old.ExpiresMs == 0 || end < old.ExpiresMs {
-			old.ExpiresMs = end
+		if end := c.now.Add(overlap).UnixMilli(); row.ExpiresMs == 0 || end < row.ExpiresMs {
+			row.ExpiresMs = end
 		}
-		old.ReplacedBy = k.ID
-		m.Secret = k.secret()
-		if err := c.exec("UPDATE account_keys SET replaced_by = ?, expires_ms = ? WHERE id = ?", k.ID, old.ExpiresMs, old.ID); err != nil {
+		row.ReplacedBy = k.ID
+		m.Secret = k.setSecret()
+		if err := c.exec("UPDATE account_keys SET replaced_by = ?, expires_ms = ? WHERE id = ?", k.ID, row.ExpiresMs, row.ID); err != nil {
 			return err
 		}
 		if err := c.insert(&k); err != nil {
 			return err
 		}
-		after := old.shown(c.now)
-		m.Key, m.Old = k.shown(c.now), &after
-		if err := c.note("key.rotate", old.ID, before, after); err != nil {
+		updated := row.view(c.now)
+		m.Key, m.Old = k.view(c.now), &updated
+		if err := c.writeAudit("key.rotate", row.ID, old, updated); err != nil {
 			return err
 		}
-		return c.note("key.create", k.ID, nil, m.Key)
+		return c.writeAudit("key.create", k.ID, nil, m.Key)
 	})
 	return m, err
 }
 
 // Keys lists keys by id, which is the order in which they were made, of one user or
 // of all.
-func (s *Store) Keys(ctx context.Context, user string, p Page) (items []Key, more bool, err error) {
+func (s *Store) Keys(ctx context.Context, user string, p Page) (items []Key, hasMore bool, err error) {
 	if user != "" {
 		err := s.read(ctx, func(c *change) error {
 			row, _, err := c.owner(UserKind, user)
@@ -409,18 +409,18 @@ func (s *Store) Keys(ctx context.Context, user string, p Page) (items []Key, mor
 			return nil, false, err
 		}
 	}
-	rows, err := s.keys(ctx, s.db, "k.id > ? AND (? = '' OR k.user_name = ?) ORDER BY k.id LIMIT ?", p.After, user, user, p.limit()+1)
+	rows, err := s.keys(ctx, s.db, "k.id > ? AND (? = '' OR k.user_name = ?) ORDER BY k.id LIMIT ?", p.Cursor, user, user, p.limit()+1)
 	if err != nil {
 		return nil, false, err
 	}
-	if more = len(rows) > p.limit(); more {
+	if hasMore = len(rows) > p.limit(); hasMore {
 		rows = rows[:p.limit()]
 	}
 	items = make([]Key, 0, len(rows))
 	for _, k := range rows {
-		items = append(items, k.shown(s.hooks.now()))
+		items = append(items, k.view(s.hooks.now()))
 	}
-	return items, more, nil
+	return items, hasMore, nil
 }
 
 // Key shows the key of an id, or the current one of a name.
@@ -432,7 +432,7 @@ func (s *Store) Key(ctx context.Context, ref string) (Key, error) {
 	if len(rows) == 0 {
 		return Key{}, noKey(ref)
 	}
-	return rows[0].shown(s.hooks.now()), nil
+	return rows[0].view(s.hooks.now()), nil
 }
 
 // Bootstrap makes the first administrator's key where nobody could administer
@@ -448,17 +448,17 @@ func (d *Directory) Bootstrap(ctx context.Context) (secret string, err error) {
 		if err != nil || len(rows) > 0 {
 			return err
 		}
-		k, err := d.row(c.now, &NewKey{User: "admin", Admin: true})
+		k, err := d.newRow(c.now, &NewKey{User: "admin", Admin: true})
 		if err != nil {
 			return err
 		}
-		user, _, err := c.member("admin", "", "")
+		user, _, err := c.ensureUser("admin", "", "")
 		if err != nil {
 			return err
 		}
 		m, err := c.createKey(k, user, "")
 		if err == nil && m.Key.Status == KeyDisabled {
-			return fault(ErrConflict, "user", "no administrator has a good key, and the user %s, its project %s or its department %s is disabled: enable it with tidegate user set %[1]s --enable (or project, department), or make a key for another user with tidegate key create --admin --user NAME", user.Name, user.Project, user.Department)
+			return newFault(ErrConflict, "user", "no administrator has a good key, and the user %s, its project %s or its department %s is disabled: enable it with tidegate user set %[1]s --enable (or project, department), or make a key for another user with tidegate key create --admin --user NAME", user.Name, user.Project, user.Department)
 		}
 		secret = m.Secret
 		return err

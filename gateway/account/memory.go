@@ -18,8 +18,8 @@ type entry[K comparable, V any] struct {
 	value V
 }
 
-func newLRU[K comparable, V any](most int) *lru[K, V] {
-	return &lru[K, V]{max: most, byKey: map[K]*list.Element{}, order: list.New()}
+func newLRU[K comparable, V any](size int) *lru[K, V] {
+	return &lru[K, V]{max: size, byKey: map[K]*list.Element{}, order: list.New()}
 }
 
 func (l *lru[K, V]) get(key K) (value V, ok bool) {
@@ -56,18 +56,18 @@ func (l *lru[K, V]) forget(pick func(V) bool) {
 
 // prints are the beginnings of the hashes of all keys: a sorted list, and those
 // that came since it was sorted. It is not safe for concurrent use.
-type prints struct {
+type fingerprints struct {
 	sorted []uint64
-	fresh  map[uint64]struct{}
+	recent map[uint64]struct{}
 }
 
-func newPrints(all []uint64) *prints {
-	slices.Sort(all)
-	return &prints{sorted: all, fresh: map[uint64]struct{}{}}
+func newFingerprints(values []uint64) *fingerprints {
+	slices.Sort(values)
+	return &fingerprints{sorted: values, recent: map[uint64]struct{}{}}
 }
 
-func (p *prints) has(x uint64) bool {
-	if _, ok := p.fresh[x]; ok {
+func (p *fingerprints) contains(x uint64) bool {
+	if _, ok := p.recent[x]; ok {
 		return true
 	}
 	_, ok := slices.BinarySearch(p.sorted, x)
@@ -75,45 +75,45 @@ func (p *prints) has(x uint64) bool {
 }
 
 // maxFresh bounds what is kept in the map, which takes several times the memory.
-const maxFresh = 1 << 14
+const maxRecent = 1 << 14
 
-func (p *prints) add(x uint64) {
-	if p.has(x) {
+func (p *fingerprints) add(x uint64) {
+	if p.contains(x) {
 		return
 	}
-	p.fresh[x] = struct{}{}
-	if len(p.fresh) < maxFresh {
+	p.recent[x] = struct{}{}
+	if len(p.recent) < maxRecent {
 		return
 	}
-	for x := range p.fresh {
+	for x := range p.recent {
 		p.sorted = append(p.sorted, x)
 	}
 	slices.Sort(p.sorted)
-	clear(p.fresh)
+	clear(p.recent)
 }
 
 // bucket lets so many things happen a second, and some more at once.
 type bucket struct {
 	rate, burst float64
-	left        float64
-	at          time.Time
+	tokens      float64
+	updated     time.Time
 }
 
-func (b *bucket) take(now time.Time) bool {
-	b.left = min(b.burst, b.left+b.rate*max(now.Sub(b.at).Seconds(), 0))
-	b.at = now
-	if b.left < 1 {
+func (b *bucket) allow(now time.Time) bool {
+	b.tokens = min(b.burst, b.tokens+b.rate*max(now.Sub(b.updated).Seconds(), 0))
+	b.updated = now
+	if b.tokens < 1 {
 		return false
 	}
-	b.left--
+	b.tokens--
 	return true
 }
 
 // wait is how long it takes until take works; 0: it works now.
 func (b *bucket) wait(now time.Time) time.Duration {
-	left := min(b.burst, b.left+b.rate*max(now.Sub(b.at).Seconds(), 0))
-	if left >= 1 {
+	tokens := min(b.burst, b.tokens+b.rate*max(now.Sub(b.updated).Seconds(), 0))
+	if tokens >= 1 {
 		return 0
 	}
-	return time.Duration((1 - left) / b.rate * float64(time.Second))
+	return time.Duration((1 - tokens) / b.rate * float64(time.Second))
 }

@@ -61,19 +61,19 @@ func TestMemoryLRU(t *testing.T) {
 }
 
 func TestMemoryPrints(t *testing.T) {
-	p := newPrints([]uint64{9, 1, 5})
-	const n = maxFresh + maxFresh/2
+	p := newFingerprints([]uint64{9, 1, 5})
+	const n = maxRecent + maxRecent/2
 	for i := range uint64(n) {
 		p.add(1_000_000_000 - 7*i)
 		p.add(1_000_000_000 - 7*i)
 	}
 	for i := range uint64(n) {
-		if !p.has(1_000_000_000-7*i) || p.has(1_000_000_001-7*i) {
+		if !p.contains(1_000_000_000-7*i) || p.contains(1_000_000_001-7*i) {
 			t.Fatal(i)
 		}
 	}
-	if !p.has(5) || p.has(6) || len(p.fresh) != n-maxFresh || len(p.sorted) != 3+maxFresh {
-		t.Errorf("%d sorted, %d fresh", len(p.sorted), len(p.fresh))
+	if !p.contains(5) || p.contains(6) || len(p.recent) != n-maxRecent || len(p.sorted) != 3+maxRecent {
+		t.Errorf("%d sorted, %d fresh", len(p.sorted), len(p.recent))
 	}
 }
 
@@ -81,7 +81,7 @@ func TestMemoryBucket(t *testing.T) {
 	now := time.Unix(1, 0)
 	b := bucket{rate: 10, burst: 3}
 	took := func() (n int) {
-		for b.take(now) {
+		for b.allow(now) {
 			n++
 		}
 		return n

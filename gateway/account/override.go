@@ -28,7 +28,7 @@ func (a *Amount) UnmarshalJSON(raw []byte) error {
 // department, project, user or key. What is empty stays as the rule says.
 type Override struct {
 	Rule            string `json:"rule"` // the name of the rule or quota
-	Of              string `json:"of"`   // department | project | user | key
+	Scope           string `json:"of"`   // department | project | user | key
 	Name            string `json:"name"` // which one; it need not exist yet
 	Requests        Amount `json:"requests,omitempty"`
 	Tokens          Amount `json:"tokens,omitempty"` // of a rate rule a rate, of a quota a count
@@ -60,10 +60,10 @@ const maxAmount = 32
 // Validate says, as a Fault, why the store would refuse the override. Whether its
 // numbers make sense, the rules know.
 func (o *Override) Validate() error {
-	switch o.Of {
+	switch o.Scope {
 	case "department", "project", "user", "key":
 	default:
-		return fault(ErrInvalid, "of", "of: must be department, project, user or key, not %.40q", o.Of)
+		return newFault(ErrInvalid, "of", "of: must be department, project, user or key, not %.40q", o.Scope)
 	}
 	if err := checkRef("name", o.Name); err != nil {
 		return err
@@ -73,7 +73,7 @@ func (o *Override) Validate() error {
 	}
 	for field, amount := range o.Numbers() {
 		if len(amount) > maxAmount {
-			return fault(ErrInvalid, field, "%s: is longer than %d characters", field, maxAmount)
+			return newFault(ErrInvalid, field, "%s: is longer than %d characters", field, maxAmount)
 		}
 	}
 	return nil
@@ -81,11 +81,11 @@ func (o *Override) Validate() error {
 
 // SetOverride makes or replaces the override of one rule for one subject. That it
 // can be used with the rules is for the caller to check.
-func (s *Store) SetOverride(ctx context.Context, who string, o Override) error {
+func (s *Store) SetOverride(ctx context.Context, actor string, o Override) error {
 	if err := o.Validate(); err != nil {
 		return err
 	}
-	return s.change(ctx, who, func(c *change) error {
+	return s.change(ctx, actor, func(c *change) error {
 		_, err := c.setOverride(o)
 		return err
 	})
@@ -93,116 +93,116 @@ func (s *Store) SetOverride(ctx context.Context, who string, o Override) error {
 
 // setOverride makes or replaces an override, and reports whether that changed anything.
 func (c *change) setOverride(o Override) (changed bool, err error) {
-	row, deleted, err := c.subject(o.Of, o.Name)
+	row, deleted, err := c.subject(o.Scope, o.Name)
 	switch {
 	case err != nil:
 		return false, err
 	case row != nil:
 		o.Name = row.Name
 	case deleted != nil:
-		return false, deletedFault(Kind(o.Of), o.Name, deleted)
+		return false, deletedFault(Kind(o.Scope), o.Name, deleted)
 	}
 	text, err := json.Marshal(o)
 	if err != nil {
 		return false, fmt.Errorf("write the override: %w", err)
 	}
-	before, err := c.override(o.Of, o.Name, o.Rule)
-	if err != nil || before != nil && *before == o {
+	old, err := c.override(o.Scope, o.Name, o.Rule)
+	if err != nil || old != nil && *old == o {
 		return false, err
 	}
 	if err := c.exec(`INSERT INTO account_overrides (scope, name, rule, numbers) VALUES (?, ?, ?, ?)
-		ON CONFLICT (scope, name, rule) DO UPDATE SET numbers = excluded.numbers`, o.Of, o.Name, o.Rule, string(text)); err != nil {
+		ON CONFLICT (scope, name, rule) DO UPDATE SET numbers = excluded.numbers`, o.Scope, o.Name, o.Rule, string(text)); err != nil {
 		return false, err
 	}
-	return true, c.note("override.set", o.subject(), before, o)
+	return true, c.writeAudit("override.set", o.subject(), old, o)
 }
 
 // DeleteOverride takes an override away, so that the rule's own numbers hold again.
-func (s *Store) DeleteOverride(ctx context.Context, who, of, name, rule string) error {
-	return s.change(ctx, who, func(c *change) error {
-		row, _, err := c.subject(of, name)
+func (s *Store) DeleteOverride(ctx context.Context, actor, scope, name, rule string) error {
+	return s.change(ctx, actor, func(c *change) error {
+		row, _, err := c.subject(scope, name)
 		if err != nil {
 			return err
 		}
 		if row != nil {
 			name = row.Name
 		}
-		return c.deleteOverride(of, name, rule)
+		return c.deleteOverride(scope, name, rule)
 	})
 }
 
-func (c *change) deleteOverride(of, name, rule string) error {
-	before, err := c.override(of, name, rule)
+func (c *change) deleteOverride(scope, name, rule string) error {
+	old, err := c.override(scope, name, rule)
 	if err != nil {
 		return err
 	}
-	if before == nil {
-		return fault(ErrNotFound, "rule", "there is no override of %q for the %s %q", rule, of, name)
+	if old == nil {
+		return newFault(ErrNotFound, "rule", "there is no override of %q for the %s %q", rule, scope, name)
 	}
-	if err := c.exec("DELETE FROM account_overrides WHERE scope = ? AND name = ? AND rule = ?", of, name, rule); err != nil {
+	if err := c.exec("DELETE FROM account_overrides WHERE scope = ? AND name = ? AND rule = ?", scope, name, rule); err != nil {
 		return err
 	}
-	return c.note("override.delete", before.subject(), before, nil)
+	return c.writeAudit("override.delete", old.subject(), old, nil)
 }
 
 // subject finds the subject of an override as owner does: its numbers hold for what is
 // counted by the name of its row. It need not be there.
-func (c *change) subject(of, name string) (live, deleted *ownerRow, err error) {
-	if !slices.Contains(Kinds(), Kind(of)) {
+func (c *change) subject(scope, name string) (live, deleted *ownerRow, err error) {
+	if !slices.Contains(Kinds(), Kind(scope)) {
 		return nil, nil, nil
 	}
-	return c.owner(Kind(of), name)
+	return c.owner(Kind(scope), name)
 }
 
-func (o *Override) subject() string { return o.Of + " " + o.Name + " " + o.Rule }
+func (o *Override) subject() string { return o.Scope + " " + o.Name + " " + o.Rule }
 
-func (c *change) override(of, name, rule string) (*Override, error) {
-	text, ok, err := c.one("SELECT numbers FROM account_overrides WHERE scope = ? AND name = ? AND rule = ?", of, name, rule)
+func (c *change) override(scope, name, rule string) (*Override, error) {
+	text, ok, err := c.queryText("SELECT numbers FROM account_overrides WHERE scope = ? AND name = ? AND rule = ?", scope, name, rule)
 	if err != nil || !ok {
 		return nil, err
 	}
 	var o Override
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
-		return nil, fmt.Errorf("the store's override of %s for the %s %s: %w", rule, of, name, err)
+		return nil, fmt.Errorf("the store's override of %s for the %s %s: %w", rule, scope, name, err)
 	}
 	return &o, nil
 }
 
 // Path names the override among all: OF/NAME/RULE.
-func (o *Override) Path() string { return o.Of + "/" + o.Name + "/" + o.Rule }
+func (o *Override) Path() string { return o.Scope + "/" + o.Name + "/" + o.Rule }
 
 // StoredOverrides lists the overrides of the database by subject and rule; the
 // page begins after a Path.
-func (s *Store) StoredOverrides(ctx context.Context, p Page) (items []Override, more bool, err error) {
-	after := strings.Split(p.After, "/")
-	if p.After == "" {
-		after = make([]string, 3)
+func (s *Store) StoredOverrides(ctx context.Context, p Page) (items []Override, hasMore bool, err error) {
+	cursor := strings.Split(p.Cursor, "/")
+	if p.Cursor == "" {
+		cursor = make([]string, 3)
 	}
-	if len(after) != 3 {
-		return nil, false, fault(ErrInvalid, "after", "after must be OF/NAME/RULE of an override")
+	if len(cursor) != 3 {
+		return nil, false, newFault(ErrInvalid, "after", "after must be OF/NAME/RULE of an override")
 	}
 	var bad error
-	items, more, err = page(ctx, s, p, func(text string) (o Override) {
+	items, hasMore, err = page(ctx, s, p, func(text string) (o Override) {
 		bad = errors.Join(bad, json.Unmarshal([]byte(text), &o))
 		return o
-	}, "SELECT numbers FROM account_overrides WHERE (scope, name, rule) > (?, ?, ?) ORDER BY scope, name, rule", after[0], after[1], after[2])
+	}, "SELECT numbers FROM account_overrides WHERE (scope, name, rule) > (?, ?, ?) ORDER BY scope, name, rule", cursor[0], cursor[1], cursor[2])
 	if bad != nil {
 		return nil, false, fmt.Errorf("the store's overrides: %w", bad)
 	}
-	return items, more, err
+	return items, hasMore, err
 }
 
 // AllOverrides reads every page of StoredOverrides.
-func (s *Store) AllOverrides(ctx context.Context) (all []Override, err error) {
-	all = []Override{}
-	for p, more := (Page{}), true; more; p.After = all[len(all)-1].Path() {
+func (s *Store) AllOverrides(ctx context.Context) (overrides []Override, err error) {
+	overrides = []Override{}
+	for p, hasMore := (Page{}), true; hasMore; p.Cursor = overrides[len(overrides)-1].Path() {
 		var items []Override
-		if items, more, err = s.StoredOverrides(ctx, p); err != nil || len(items) == 0 {
-			return all, err
+		if items, hasMore, err = s.StoredOverrides(ctx, p); err != nil || len(items) == 0 {
+			return overrides, err
 		}
-		all = append(all, items...)
+		overrides = append(overrides, items...)
 	}
-	return all, nil
+	return overrides, nil
 }
 
 // Overrides are those that this replica has taken over, in the order of subject

@@ -25,7 +25,7 @@ func Kinds() []Kind { return []Kind{DepartmentKind, ProjectKind, UserKind} }
 func (k Kind) table() string { return "account_" + string(k) + "s" }
 
 // Above is the kind that owners of this kind belong to; empty: to none.
-func (k Kind) Above() Kind {
+func (k Kind) Parent() Kind {
 	switch k {
 	case UserKind:
 		return ProjectKind
@@ -36,7 +36,7 @@ func (k Kind) Above() Kind {
 }
 
 // below is the kind that belongs to owners of this kind; empty: none but keys.
-func (k Kind) below() Kind {
+func (k Kind) child() Kind {
 	switch k {
 	case DepartmentKind:
 		return ProjectKind
@@ -63,15 +63,18 @@ type OwnerChange struct {
 
 // ownerRow is an owner as the database holds it.
 type ownerRow struct {
-	Name, Parent                     string
-	CreatedMs, DisabledMs, DeletedMs int64
-	NextName                         string
+	Name       string `bun:"name"`
+	Parent     string `bun:"parent"` // project of a user, department of a project
+	CreatedMs  int64  `bun:"created_ms"`
+	DisabledMs int64  `bun:"disabled_ms"` // 0 if enabled
+	DeletedMs  int64  `bun:"deleted_ms"`  // 0 if live
+	NextName   string `bun:"next_name"`   // row that has the name now; empty for this one
 }
 
 func (c *change) ownerRow(k Kind, name string) (*ownerRow, error) {
 	parent := "''"
-	if above := k.Above(); above != "" {
-		parent = string(above)
+	if parentKind := k.Parent(); parentKind != "" {
+		parent = string(parentKind)
 	}
 	var rows []*ownerRow
 	err := c.tx.NewRaw("SELECT name, "+parent+" AS parent, created_ms, disabled_ms, deleted_ms, next_name FROM "+k.table()+" WHERE name = ?", name).Scan(c.ctx, &rows)
@@ -102,7 +105,7 @@ func (c *change) owner(k Kind, name string) (live, deleted *ownerRow, err error)
 }
 
 // need finds who has a name now, or fails with ErrNotFound.
-func (c *change) need(k Kind, name string) (*ownerRow, error) {
+func (c *change) requireOwner(k Kind, name string) (*ownerRow, error) {
 	row, deleted, err := c.owner(k, name)
 	if err != nil || row != nil {
 		return row, err
@@ -110,28 +113,28 @@ func (c *change) need(k Kind, name string) (*ownerRow, error) {
 	if deleted != nil {
 		return nil, deletedFault(k, name, deleted)
 	}
-	return nil, fault(ErrNotFound, string(k), "there is no %s %q: create it first", k, name)
+	return nil, newFault(ErrNotFound, string(k), "there is no %s %q: create it first", k, name)
 }
 
 // deletedFault says that an owner was deleted.
 func deletedFault(k Kind, name string, row *ownerRow) error {
-	return fault(ErrNotFound, string(k), "the %s %s was deleted on %s: create it anew, or name another", k, name, at(row.DeletedMs).Format(time.DateOnly))
+	return newFault(ErrNotFound, string(k), "the %s %s was deleted on %s: create it anew, or name another", k, name, timeOf(row.DeletedMs).Format(time.DateOnly))
 }
 
 // create makes an owner. One who gets the name of a deleted one stands under that name
 // with a number, such as ann#2, so that the usage, the limits and the alerts of the two
 // are not mixed up; the name alone finds it all the same.
-func (c *change) create(k Kind, name, parent string) (Owner, error) {
+func (c *change) createOwner(k Kind, name, parent string) (Owner, error) {
 	live, deleted, err := c.owner(k, name)
 	switch {
 	case err != nil:
 		return Owner{}, err
 	case live != nil && live.Parent != "":
-		return Owner{}, fault(ErrConflict, "name", "there is a %s %s already, in %s %s", k, name, k.Above(), live.Parent)
+		return Owner{}, newFault(ErrConflict, "name", "there is a %s %s already, in %s %s", k, name, k.Parent(), live.Parent)
 	case live != nil:
-		return Owner{}, fault(ErrConflict, "name", "there is a %s %s already", k, name)
+		return Owner{}, newFault(ErrConflict, "name", "there is a %s %s already", k, name)
 	}
-	own := name
+	stored := name
 	if err := checkName(string(k), name); err != nil {
 		if deleted != nil {
 			err = deletedFault(k, name, deleted)
@@ -141,31 +144,31 @@ func (c *change) create(k Kind, name, parent string) (Owner, error) {
 	if deleted != nil {
 		base, number, _ := strings.Cut(deleted.Name, "#")
 		n, _ := strconv.Atoi(number) // none: it was the first
-		own = base + "#" + strconv.Itoa(max(n, 1)+1)
-		if err := c.exec("UPDATE "+k.table()+" SET next_name = ? WHERE name = ?", own, name); err != nil {
+		stored = base + "#" + strconv.Itoa(max(n, 1)+1)
+		if err := c.exec("UPDATE "+k.table()+" SET next_name = ? WHERE name = ?", stored, name); err != nil {
 			return Owner{}, err
 		}
 	}
-	if above := k.Above(); above == "" {
-		err = c.exec("INSERT INTO "+k.table()+" (name, created_ms) VALUES (?, ?)", own, c.now.UnixMilli())
+	if parentKind := k.Parent(); parentKind == "" {
+		err = c.exec("INSERT INTO "+k.table()+" (name, created_ms) VALUES (?, ?)", stored, c.now.UnixMilli())
 	} else {
-		err = c.exec("INSERT INTO "+k.table()+" (name, "+string(above)+", created_ms) VALUES (?, ?, ?)", own, parent, c.now.UnixMilli())
+		err = c.exec("INSERT INTO "+k.table()+" (name, "+string(parentKind)+", created_ms) VALUES (?, ?, ?)", stored, parent, c.now.UnixMilli())
 	}
 	if err != nil {
 		return Owner{}, err
 	}
-	o, err := c.shown(k, &ownerRow{Name: own, Parent: parent, CreatedMs: c.now.UnixMilli()})
+	o, err := c.ownerView(k, &ownerRow{Name: stored, Parent: parent, CreatedMs: c.now.UnixMilli()})
 	if err != nil {
 		return Owner{}, err
 	}
-	return o, c.note(string(k)+".create", own, nil, o)
+	return o, c.writeAudit(string(k)+".create", stored, nil, o)
 }
 
 // shown is an owner as it is shown.
-func (c *change) shown(k Kind, r *ownerRow) (Owner, error) {
-	o := Owner{Name: r.Name, Created: at(r.CreatedMs)}
+func (c *change) ownerView(k Kind, r *ownerRow) (Owner, error) {
+	o := Owner{Name: r.Name, Created: timeOf(r.CreatedMs)}
 	if r.DisabledMs != 0 {
-		t := at(r.DisabledMs)
+		t := timeOf(r.DisabledMs)
 		o.Disabled = &t
 	}
 	switch k {
@@ -184,22 +187,22 @@ func (c *change) shown(k Kind, r *ownerRow) (Owner, error) {
 
 // CreateOwner makes a department, or a project or user in a parent that is there; who
 // is written into the audit log.
-func (s *Store) CreateOwner(ctx context.Context, who string, k Kind, name, parent string) (o Owner, err error) {
+func (s *Store) CreateOwner(ctx context.Context, actor string, k Kind, name, parent string) (o Owner, err error) {
 	if err := checkName("name", name); err != nil {
 		return o, err
 	}
-	err = s.change(ctx, who, func(c *change) error {
-		if above := k.Above(); above != "" {
+	err = s.change(ctx, actor, func(c *change) error {
+		if parentKind := k.Parent(); parentKind != "" {
 			if parent == "" {
-				return fault(ErrInvalid, string(above), "%s: is missing: name the one that the %s belongs to, such as %s", above, k, defaultName)
+				return newFault(ErrInvalid, string(parentKind), "%s: is missing: name the one that the %s belongs to, such as %s", parentKind, k, defaultName)
 			}
-			row, err := c.need(above, parent)
+			row, err := c.requireOwner(parentKind, parent)
 			if err != nil {
 				return err
 			}
 			parent = row.Name
 		}
-		o, err = c.create(k, name, parent)
+		o, err = c.createOwner(k, name, parent)
 		return err
 	})
 	return o, err
@@ -208,9 +211,9 @@ func (s *Store) CreateOwner(ctx context.Context, who string, k Kind, name, paren
 // Owner shows who has a name now.
 func (s *Store) Owner(ctx context.Context, k Kind, name string) (o Owner, err error) {
 	err = s.read(ctx, func(c *change) error {
-		row, err := c.need(k, name)
+		row, err := c.requireOwner(k, name)
 		if err == nil {
-			o, err = c.shown(k, row)
+			o, err = c.ownerView(k, row)
 		}
 		return err
 	})
@@ -220,45 +223,45 @@ func (s *Store) Owner(ctx context.Context, k Kind, name string) (o Owner, err er
 // ChangeOwner moves, disables or enables an owner. What was used before a move stays
 // where it was used. The keys of what is disabled are refused, and the requests that
 // they have under way end.
-func (s *Store) ChangeOwner(ctx context.Context, who string, k Kind, name string, ch OwnerChange) (after Owner, err error) {
+func (s *Store) ChangeOwner(ctx context.Context, actor string, k Kind, name string, ch OwnerChange) (updated Owner, err error) {
 	if ch.Parent == nil && ch.Disabled == nil {
-		return after, fault(ErrInvalid, "", "nothing is to change: give %sdisabled", parentField(k))
+		return updated, newFault(ErrInvalid, "", "nothing is to change: give %sdisabled", parentField(k))
 	}
-	err = s.change(ctx, who, func(c *change) error {
-		after, _, err = c.changeOwner(k, name, ch)
+	err = s.change(ctx, actor, func(c *change) error {
+		updated, _, err = c.changeOwner(k, name, ch)
 		return err
 	})
-	return after, err
+	return updated, err
 }
 
 func parentField(k Kind) string {
-	if above := k.Above(); above != "" {
-		return string(above) + " or "
+	if parentKind := k.Parent(); parentKind != "" {
+		return string(parentKind) + " or "
 	}
 	return ""
 }
 
-func (c *change) changeOwner(k Kind, name string, ch OwnerChange) (after Owner, changed bool, err error) {
-	row, err := c.need(k, name)
+func (c *change) changeOwner(k Kind, name string, ch OwnerChange) (updated Owner, changed bool, err error) {
+	row, err := c.requireOwner(k, name)
 	if err != nil {
-		return after, false, err
+		return updated, false, err
 	}
-	before, err := c.shown(k, row)
+	old, err := c.ownerView(k, row)
 	if err != nil {
-		return after, false, err
+		return updated, false, err
 	}
 	if ch.Parent != nil {
-		if k.Above() == "" {
-			return after, false, fault(ErrInvalid, "", "a department belongs to nothing that it could move to")
+		if k.Parent() == "" {
+			return updated, false, newFault(ErrInvalid, "", "a department belongs to nothing that it could move to")
 		}
-		parent, err := c.need(k.Above(), *ch.Parent)
+		parent, err := c.requireOwner(k.Parent(), *ch.Parent)
 		if err != nil {
-			return after, false, err
+			return updated, false, err
 		}
 		if parent.Name != row.Parent {
 			row.Parent, changed = parent.Name, true
-			if err := c.exec("UPDATE "+k.table()+" SET "+string(k.Above())+" = ? WHERE name = ?", row.Parent, row.Name); err != nil {
-				return after, false, err
+			if err := c.exec("UPDATE "+k.table()+" SET "+string(k.Parent())+" = ? WHERE name = ?", row.Parent, row.Name); err != nil {
+				return updated, false, err
 			}
 		}
 	}
@@ -268,28 +271,28 @@ func (c *change) changeOwner(k Kind, name string, ch OwnerChange) (after Owner, 
 			row.DisabledMs = c.now.UnixMilli()
 		}
 		if err := c.exec("UPDATE "+k.table()+" SET disabled_ms = ? WHERE name = ?", row.DisabledMs, row.Name); err != nil {
-			return after, false, err
+			return updated, false, err
 		}
 	}
-	if after, err = c.shown(k, row); err != nil || !changed {
-		return after, false, err
+	if updated, err = c.ownerView(k, row); err != nil || !changed {
+		return updated, false, err
 	}
-	return after, true, c.note(string(k)+".update", row.Name, before, after)
+	return updated, true, c.writeAudit(string(k)+".update", row.Name, old, updated)
 }
 
 // DeleteOwner deletes a user with all keys, or a project or department in which nobody
 // is. Usage keeps the name, and whoever gets it next stands under another. It returns
 // the keys that it has revoked.
-func (s *Store) DeleteOwner(ctx context.Context, who string, k Kind, name string) (revoked []Key, err error) {
-	err = s.change(ctx, who, func(c *change) error {
-		row, err := c.need(k, name)
+func (s *Store) DeleteOwner(ctx context.Context, actor string, k Kind, name string) (revoked []Key, err error) {
+	err = s.change(ctx, actor, func(c *change) error {
+		row, err := c.requireOwner(k, name)
 		if err != nil {
 			return err
 		}
 		if err := c.checkEmpty(k, row); err != nil {
 			return err
 		}
-		before, err := c.shown(k, row)
+		old, err := c.ownerView(k, row)
 		if err != nil {
 			return err
 		}
@@ -308,19 +311,19 @@ func (s *Store) DeleteOwner(ctx context.Context, who string, k Kind, name string
 		if err := c.exec("UPDATE "+k.table()+" SET deleted_ms = ? WHERE name = ?", c.now.UnixMilli(), row.Name); err != nil {
 			return err
 		}
-		return c.note(string(k)+".delete", row.Name, before, nil)
+		return c.writeAudit(string(k)+".delete", row.Name, old, nil)
 	})
 	return revoked, err
 }
 
 // checkEmpty refuses to delete what others belong to.
 func (c *change) checkEmpty(k Kind, row *ownerRow) error {
-	below := k.below()
-	if below == "" {
+	childKind := k.child()
+	if childKind == "" {
 		return nil
 	}
 	var names []string
-	err := c.tx.NewRaw("SELECT name FROM "+below.table()+" WHERE "+string(k)+" = ? AND deleted_ms = 0 ORDER BY name LIMIT 4", row.Name).Scan(c.ctx, &names)
+	err := c.tx.NewRaw("SELECT name FROM "+childKind.table()+" WHERE "+string(k)+" = ? AND deleted_ms = 0 ORDER BY name LIMIT 4", row.Name).Scan(c.ctx, &names)
 	if err != nil {
 		return fmt.Errorf("read the accounts: %w", err)
 	}
@@ -331,7 +334,7 @@ func (c *change) checkEmpty(k Kind, row *ownerRow) error {
 	if len(names) > 3 {
 		list += ", ..."
 	}
-	return fault(ErrConflict, string(k), "the %s %s has %ss (%s): move or delete them first", k, row.Name, below, list)
+	return newFault(ErrConflict, string(k), "the %s %s has %ss (%s): move or delete them first", k, row.Name, childKind, list)
 }
 
 // deleteOverrides takes away the overrides of an owner.
@@ -349,27 +352,30 @@ func (c *change) deleteOverrides(k Kind, name string) error {
 }
 
 // Owners lists the owners of a kind by name, those in one parent or all.
-func (s *Store) Owners(ctx context.Context, k Kind, parent string, p Page) (items []Owner, more bool, err error) {
+func (s *Store) Owners(ctx context.Context, k Kind, parent string, p Page) (items []Owner, hasMore bool, err error) {
 	type row struct {
-		Name, Project, Department string
-		CreatedMs, DisabledMs     int64
+		Name       string `bun:"name"`
+		Project    string `bun:"project"`
+		Department string `bun:"department"`
+		CreatedMs  int64  `bun:"created_ms"`
+		DisabledMs int64  `bun:"disabled_ms"`
 	}
 	show := func(r row) Owner {
-		o := Owner{Name: r.Name, Project: r.Project, Department: r.Department, Created: at(r.CreatedMs)}
+		o := Owner{Name: r.Name, Project: r.Project, Department: r.Department, Created: timeOf(r.CreatedMs)}
 		if r.DisabledMs != 0 {
-			t := at(r.DisabledMs)
+			t := timeOf(r.DisabledMs)
 			o.Disabled = &t
 		}
 		return o
 	}
 	switch k {
 	case DepartmentKind:
-		return page(ctx, s, p, show, "SELECT name, created_ms, disabled_ms FROM account_departments WHERE deleted_ms = 0 AND name > ? ORDER BY name", p.After)
+		return page(ctx, s, p, show, "SELECT name, created_ms, disabled_ms FROM account_departments WHERE deleted_ms = 0 AND name > ? ORDER BY name", p.Cursor)
 	case ProjectKind:
 		return page(ctx, s, p, show, `SELECT name, department, created_ms, disabled_ms FROM account_projects
-			WHERE deleted_ms = 0 AND name > ? AND (? = '' OR department = ?) ORDER BY name`, p.After, parent, parent)
+			WHERE deleted_ms = 0 AND name > ? AND (? = '' OR department = ?) ORDER BY name`, p.Cursor, parent, parent)
 	}
 	return page(ctx, s, p, show, `SELECT u.name, u.project, p.department, u.created_ms, u.disabled_ms FROM account_users AS u
 		JOIN account_projects AS p ON p.name = u.project
-		WHERE u.deleted_ms = 0 AND u.name > ? AND (? = '' OR u.project = ?) ORDER BY u.name`, p.After, parent, parent)
+		WHERE u.deleted_ms = 0 AND u.name > ? AND (? = '' OR u.project = ?) ORDER BY u.name`, p.Cursor, parent, parent)
 }

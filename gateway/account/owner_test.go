@@ -88,7 +88,7 @@ func nameAgain(t *testing.T, dsn string) {
 	a, b := newReplica(t, dsn, c, nil), newReplica(t, dsn, c, nil)
 	old := a.make(t, NewKey{User: "nan", Name: "nan-laptop"})
 	b.check(t, "the first", old.Secret, nil)
-	if err := a.store.SetOverride(t.Context(), "test", Override{Rule: "daily", Of: "user", Name: "nan", Units: "5"}); err != nil {
+	if err := a.store.SetOverride(t.Context(), "test", Override{Rule: "daily", Scope: "user", Name: "nan", Units: "5"}); err != nil {
 		t.Fatal(err)
 	}
 	gone, err := a.store.DeleteOwner(t.Context(), "test", UserKind, "nan")
@@ -116,7 +116,7 @@ func nameAgain(t *testing.T, dsn string) {
 		if _, err := a.CreateKey(t.Context(), "test", NewKey{User: "nan", Name: "nan-laptop"}); !errors.Is(err, ErrConflict) {
 			t.Errorf("the name of the first one's key: %v", err)
 		}
-		if err := a.store.SetOverride(t.Context(), "test", Override{Rule: "daily", Of: "user", Name: "nan", Units: "7"}); err != nil {
+		if err := a.store.SetOverride(t.Context(), "test", Override{Rule: "daily", Scope: "user", Name: "nan", Units: "7"}); err != nil {
 			t.Fatal(err)
 		}
 		var names []string
@@ -225,7 +225,7 @@ func revokesAll(t *testing.T, dsn string) {
 	if keys, err := a.store.RevokeUser(t.Context(), "test", "rex"); err != nil || len(keys) != 2 {
 		t.Error(keys, err)
 	}
-	for _, m := range []Made{one, two} {
+	for _, m := range []CreatedKey{one, two} {
 		if s := a.state(t, m.Secret); s != KeyRevoked {
 			t.Errorf("%s is %s", m.Key.Name, s)
 		}
@@ -243,7 +243,7 @@ func revokesAll(t *testing.T, dsn string) {
 func following(t *testing.T, dsn string) {
 	c := newClock()
 	a, b := newReplica(t, dsn, c, nil), newReplica(t, dsn, c, nil)
-	begin := func(m Made) context.Context {
+	begin := func(m CreatedKey) context.Context {
 		id, err := b.as(t, m.Secret)
 		if err != nil {
 			t.Fatal(err)
@@ -311,7 +311,7 @@ func following(t *testing.T, dsn string) {
 	defer release()
 	ends("revoked before it was followed", ctx, KeyRevoked)
 	ends("somebody else's", other, "")
-	if n := len(b.running.holds); n == 0 {
+	if n := len(b.running.requests); n == 0 {
 		t.Error("nothing is followed")
 	}
 }
@@ -380,7 +380,7 @@ func overrideOfDeleted(t *testing.T, dsn string) {
 	if _, err := a.store.DeleteOwner(t.Context(), "test", UserKind, "ole"); err != nil {
 		t.Fatal(err)
 	}
-	o := Override{Rule: "daily", Of: "user", Name: "ole", Units: "5"}
+	o := Override{Rule: "daily", Scope: "user", Name: "ole", Units: "5"}
 	if err := a.store.SetOverride(t.Context(), "test", o); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
 	}

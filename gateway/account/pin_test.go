@@ -19,7 +19,7 @@ import (
 // shown are pins as texts: the models, levels and ends.
 func shown(pins []Pin) (out []string) {
 	for _, p := range pins {
-		out = append(out, fmt.Sprintf("%s L%d %s", p.Model, p.Level, p.Until.Format(time.RFC3339)))
+		out = append(out, fmt.Sprintf("%s L%d %s", p.Model, p.Level, p.Expires.Format(time.RFC3339)))
 	}
 	return out
 }
@@ -60,7 +60,7 @@ func pins(t *testing.T, dsn string) {
 		}
 	}
 	check("at first")
-	first := a.pin(t, NewPin{Model: "Qwen/Qwen3-1.7B", Level: "L2", For: "30m", Why: "a fan is out"})
+	first := a.pin(t, NewPin{Model: "Qwen/Qwen3-1.7B", Level: "L2", Duration: "30m", Reason: "a fan is out"})
 	if want := (Pin{"Qwen/Qwen3-1.7B", 2, c.now().Add(30 * time.Minute).UTC(), "a fan is out", "key:boss", c.now().UTC()}); first != want {
 		t.Errorf("%+v, expected %+v", first, want)
 	}
@@ -72,9 +72,9 @@ func pins(t *testing.T, dsn string) {
 		t.Errorf("%+v, expected %+v", got, first)
 	}
 	c.advance(time.Minute)
-	b.pin(t, NewPin{Model: "a-small-one", Level: "L0", Until: "2026-03-01T20:10:00.0009+08:00"})
+	b.pin(t, NewPin{Model: "a-small-one", Level: "L0", Expires: "2026-03-01T20:10:00.0009+08:00"})
 	a.sync(t)
-	second := a.pin(t, NewPin{Model: "Qwen/Qwen3-1.7B", Level: "L4", Until: "2026-03-01T12:20:00Z"})
+	second := a.pin(t, NewPin{Model: "Qwen/Qwen3-1.7B", Level: "L4", Expires: "2026-03-01T12:20:00Z"})
 	both := []string{"Qwen/Qwen3-1.7B L4 2026-03-01T12:20:00Z", "a-small-one L0 2026-03-01T12:10:00Z"}
 	check("one in place of another", both...)
 	if applied != 3 {
@@ -96,8 +96,8 @@ func pins(t *testing.T, dsn string) {
 	}
 	auditedPins(t, a, first, second)
 	// What ended long ago goes with the next change.
-	c.advance(keepPins + time.Minute)
-	a.pin(t, NewPin{Model: "last", Level: "L1", For: "1s"})
+	c.advance(pinRetention + time.Minute)
+	a.pin(t, NewPin{Model: "last", Level: "L1", Duration: "1s"})
 	var rows []string
 	if err := a.db.NewRaw("SELECT model FROM account_pins").Scan(t.Context(), &rows); err != nil || !slices.Equal(rows, []string{"last"}) {
 		t.Errorf("%q, %v", rows, err)
@@ -130,8 +130,8 @@ func auditedPins(t *testing.T, r *replica, first, second Pin) {
 		{"key:boss", "pin.set", "null", text(first)},
 	} {
 		e := log[i]
-		if e.Who != want.who || e.What != want.what || string(e.Before) != want.before || want.after != "" && string(e.After) != want.after || e.At.IsZero() {
-			t.Errorf("%d: %+v\nbefore %s\nafter %s\nexpected %+v", i, e, e.Before, e.After, want)
+		if e.Actor != want.who || e.Action != want.what || string(e.Old) != want.before || want.after != "" && string(e.New) != want.after || e.Time.IsZero() {
+			t.Errorf("%d: %+v\nbefore %s\nafter %s\nexpected %+v", i, e, e.Old, e.New, want)
 		}
 	}
 	if log[0].Subject != first.Model || log[2].Subject != "a-small-one" {
@@ -143,7 +143,7 @@ func auditedPins(t *testing.T, r *replica, first, second Pin) {
 func TestPinFaults(t *testing.T) {
 	c := newClock()
 	r := newReplica(t, databasetest.SQLite(t), c, nil)
-	good := NewPin{Model: "m", Level: "L1", For: "1h"}
+	good := NewPin{Model: "m", Level: "L1", Duration: "1h"}
 	for name, edit := range map[string]struct {
 		field string
 		do    func(*NewPin)
@@ -159,21 +159,21 @@ func TestPinFaults(t *testing.T) {
 		"level l2":            {"level", func(n *NewPin) { n.Level = "l2" }},
 		"level L02":           {"level", func(n *NewPin) { n.Level = "L02" }},
 		"level L/":            {"level", func(n *NewPin) { n.Level = "L/" }},
-		"no end":              {"until", func(n *NewPin) { n.For = "" }},
-		"two ends":            {"until", func(n *NewPin) { n.Until = "2026-03-01T13:00:00Z" }},
-		"no time":             {"until", func(n *NewPin) { n.For, n.Until = "", "tomorrow" }},
-		"past":                {"until", func(n *NewPin) { n.For, n.Until = "", "2026-03-01T11:59:59Z" }},
-		"now":                 {"until", func(n *NewPin) { n.For, n.Until = "", "2026-03-01T12:00:00Z" }},
-		"too far":             {"until", func(n *NewPin) { n.For, n.Until = "", "2026-03-08T12:00:00.001Z" }},
-		"far beyond":          {"until", func(n *NewPin) { n.For, n.Until = "", "9999-12-31T23:59:59Z" }},
-		"no duration":         {"for", func(n *NewPin) { n.For = "long" }},
-		"a short one":         {"for", func(n *NewPin) { n.For = "999ms" }},
-		"a negative one":      {"for", func(n *NewPin) { n.For = "-1h" }},
-		"a long one":          {"for", func(n *NewPin) { n.For = "168h0m0.001s" }},
-		"a long reason":       {"why", func(n *NewPin) { n.Why = strings.Repeat("x", maxWhy+1) }},
-		"a reason of lines":   {"why", func(n *NewPin) { n.Why = "a\nb" }},
-		"a reason with NUL":   {"why", func(n *NewPin) { n.Why = "a\x00" }},
-		"in no UTF-8":         {"why", func(n *NewPin) { n.Why = "a\xff" }},
+		"no end":              {"until", func(n *NewPin) { n.Duration = "" }},
+		"two ends":            {"until", func(n *NewPin) { n.Expires = "2026-03-01T13:00:00Z" }},
+		"no time":             {"until", func(n *NewPin) { n.Duration, n.Expires = "", "tomorrow" }},
+		"past":                {"until", func(n *NewPin) { n.Duration, n.Expires = "", "2026-03-01T11:59:59Z" }},
+		"now":                 {"until", func(n *NewPin) { n.Duration, n.Expires = "", "2026-03-01T12:00:00Z" }},
+		"too far":             {"until", func(n *NewPin) { n.Duration, n.Expires = "", "2026-03-08T12:00:00.001Z" }},
+		"far beyond":          {"until", func(n *NewPin) { n.Duration, n.Expires = "", "9999-12-31T23:59:59Z" }},
+		"no duration":         {"for", func(n *NewPin) { n.Duration = "long" }},
+		"a short one":         {"for", func(n *NewPin) { n.Duration = "999ms" }},
+		"a negative one":      {"for", func(n *NewPin) { n.Duration = "-1h" }},
+		"a long one":          {"for", func(n *NewPin) { n.Duration = "168h0m0.001s" }},
+		"a long reason":       {"why", func(n *NewPin) { n.Reason = strings.Repeat("x", maxReason+1) }},
+		"a reason of lines":   {"why", func(n *NewPin) { n.Reason = "a\nb" }},
+		"a reason with NUL":   {"why", func(n *NewPin) { n.Reason = "a\x00" }},
+		"in no UTF-8":         {"why", func(n *NewPin) { n.Reason = "a\xff" }},
 	} {
 		n := good
 		edit.do(&n)
@@ -186,7 +186,7 @@ func TestPinFaults(t *testing.T) {
 	if log, _, err := r.store.Audit(t.Context(), 0, 1); err != nil || len(log) != 0 {
 		t.Errorf("%v, %v", log, err)
 	}
-	for _, n := range []NewPin{good, {Model: strings.Repeat("x", maxModel), Level: "L4", For: "168h", Why: strings.Repeat("x", maxWhy)}, {Model: "m", Level: "L0", Until: "2026-03-08T20:00:00+08:00"}} {
+	for _, n := range []NewPin{good, {Model: strings.Repeat("x", maxModel), Level: "L4", Duration: "168h", Reason: strings.Repeat("x", maxReason)}, {Model: "m", Level: "L0", Expires: "2026-03-08T20:00:00+08:00"}} {
 		r.pin(t, n)
 	}
 }
@@ -203,18 +203,18 @@ func TestPinRuns(t *testing.T) {
 		ended := make(chan error)
 		go func() { ended <- b.store.Run(ctx) }()
 		synctest.Wait()
-		a.pin(t, NewPin{Model: "m", Level: "L3", For: "1m"})
+		a.pin(t, NewPin{Model: "m", Level: "L3", Duration: "1m"})
 		synctest.Wait()
 		if got := b.store.Pins(); len(got) != 0 {
 			t.Errorf("heard at once: %+v", got)
 		}
-		time.Sleep(pollEvery)
+		time.Sleep(pollInterval)
 		synctest.Wait()
 		if got := b.store.Pins(); len(got) != 1 || got[0].Level != 3 {
 			t.Errorf("a second later: %+v", got)
 		}
 		a.store.hooks.Wrote = b.store.Poke
-		a.pin(t, NewPin{Model: "m", Level: "L1", For: "1m"})
+		a.pin(t, NewPin{Model: "m", Level: "L1", Duration: "1m"})
 		synctest.Wait()
 		if got := b.store.Pins(); len(got) != 1 || got[0].Level != 1 {
 			t.Errorf("with a Poke: %+v", got)
@@ -254,7 +254,7 @@ func TestPinsAgainstModel(t *testing.T) {
 			model := rapid.SampledFrom([]string{"a", "b/c"}).Draw(rt, "model")
 			switch rapid.SampledFrom([]string{"set", "lift", "wait"}).Draw(rt, "op") {
 			case "set":
-				n := NewPin{Model: model, Level: rapid.SampledFrom([]string{"L0", "L4"}).Draw(rt, "level"), For: rapid.SampledFrom([]string{"1s", "10m"}).Draw(rt, "for")}
+				n := NewPin{Model: model, Level: rapid.SampledFrom([]string{"L0", "L4"}).Draw(rt, "level"), Duration: rapid.SampledFrom([]string{"1s", "10m"}).Draw(rt, "for")}
 				held[model] = r.pin(t, n)
 			case "lift":
 				p, had := held[model]
@@ -266,7 +266,7 @@ func TestPinsAgainstModel(t *testing.T) {
 				c.advance(time.Duration(rapid.IntRange(1, 400).Draw(rt, "s")) * time.Second)
 			}
 			for model, p := range held {
-				if !c.now().Before(p.Until) {
+				if !c.now().Before(p.Expires) {
 					delete(held, model)
 				}
 			}

@@ -19,12 +19,12 @@ type KeyState string
 
 // The states of a key. All but the first two are those of a KeyError.
 const (
-	KeyActive    KeyState = "active"
-	KeyReplaced  KeyState = "replaced" // still good, beside its successor
-	KeyExpired   KeyState = "expired"
-	KeyDisabled  KeyState = "disabled" // its user, project or department is disabled
-	KeyRevoked   KeyState = "revoked"
-	KeyElsewhere KeyState = "elsewhere" // it is good, but not from the caller's address
+	KeyActive       KeyState = "active"
+	KeyReplaced     KeyState = "replaced" // still good, beside its successor
+	KeyExpired      KeyState = "expired"
+	KeyDisabled     KeyState = "disabled" // its user, project or department is disabled
+	KeyRevoked      KeyState = "revoked"
+	KeyWrongAddress KeyState = "elsewhere" // it is good, but not from the caller's address
 )
 
 // KeyError says why a key that the gateway knows is refused. Only who holds the whole
@@ -32,31 +32,31 @@ const (
 // It is an ErrIPNotAllowed where the address is at fault, else an ErrUnknownKey.
 type KeyError struct {
 	State KeyState
-	Since time.Time // when it expired, was disabled or revoked; zero: for an address
+	Time  time.Time // when it expired, was disabled or revoked; zero: for an address
 	Key   string    // the key's name
 	KeyID string    // empty for a key of the configuration file
 	User  string
 }
 
 func (e *KeyError) Error() string {
-	what := string(e.State)
-	if e.State == KeyElsewhere {
-		what = "not for this address"
+	state := string(e.State)
+	if e.State == KeyWrongAddress {
+		state = "not for this address"
 	}
 	name := e.Key
 	if e.KeyID != "" {
 		name += " (id " + e.KeyID + ")"
 	}
-	text := "the key " + name + " is " + what
-	if !e.Since.IsZero() {
-		text += " since " + e.Since.UTC().Format(time.RFC3339)
+	text := "the key " + name + " is " + state
+	if !e.Time.IsZero() {
+		text += " since " + e.Time.UTC().Format(time.RFC3339)
 	}
 	return text
 }
 
 // Unwrap returns the kind of refusal.
 func (e *KeyError) Unwrap() error {
-	if e.State == KeyElsewhere {
+	if e.State == KeyWrongAddress {
 		return ErrIPNotAllowed
 	}
 	return ErrUnknownKey

@@ -24,14 +24,14 @@ func refusals(t *testing.T, dsn string) {
 			r.check(t, "made up", NewSecret(), ErrUnknownKey)
 		}
 		for _, want := range []struct {
-			of    Made
+			of    CreatedKey
 			state KeyState
 			since time.Time
 			kind  error
 		}{
 			{short, KeyExpired, *short.Key.Expires, ErrUnknownKey},
 			{gone, KeyRevoked, revoked, ErrUnknownKey},
-			{bound, KeyElsewhere, time.Time{}, ErrIPNotAllowed},
+			{bound, KeyWrongAddress, time.Time{}, ErrIPNotAllowed},
 		} {
 			_, err := r.as(t, want.of.Secret)
 			var got *KeyError
@@ -39,7 +39,7 @@ func refusals(t *testing.T, dsn string) {
 				t.Errorf("%s: %v; expected that it is %s", name, err, want.state)
 				continue
 			}
-			if got.State != want.state || !got.Since.Equal(want.since) || got.KeyID != want.of.Key.ID || got.User != "vic" || got.Key != want.of.Key.Name {
+			if got.State != want.state || !got.Time.Equal(want.since) || got.KeyID != want.of.Key.ID || got.User != "vic" || got.Key != want.of.Key.Name {
 				t.Errorf("%s: %+v; expected %s since %v", name, got, want.state, want.since)
 			}
 		}

@@ -9,73 +9,75 @@ import (
 
 // running are the requests under way, by the key they began with, so that they can be
 // ended when it is not good any more. It is safe for concurrent use.
-type running struct {
-	mu    sync.Mutex
-	holds map[*hold]struct{}
-	file  map[hash]Identity // keys of the configuration in force; nil: none is needed, or none is in force yet
+type runningRequests struct {
+	mu         sync.Mutex
+	requests   map[*runningRequest]struct{}
+	configured map[hash]Identity // keys of the configuration in force; nil: none is needed, or none is in force yet
 }
 
 // hold is one request under way.
-type hold struct {
-	id  Identity
-	cut context.CancelCauseFunc
+type runningRequest struct {
+	id     Identity
+	cancel context.CancelCauseFunc
 }
 
-func newRunning() *running { return &running{holds: map[*hold]struct{}{}} }
+func newRunningRequests() *runningRequests {
+	return &runningRequests{requests: map[*runningRequest]struct{}{}}
+}
 
 // add takes in a request that begins now; one with a key that is not in the
 // configuration any more ends at once.
-func (r *running) add(h *hold, now time.Time) {
+func (r *runningRequests) add(h *runningRequest, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.holds[h] = struct{}{}
-	if err := r.lost(&h.id, now); err != nil {
-		h.cut(err)
+	r.requests[h] = struct{}{}
+	if err := r.checkConfigured(&h.id, now); err != nil {
+		h.cancel(err)
 	}
 }
 
 // lost says why a request is to end whose key is not in the configuration in force; nil:
 // it is there, or is a key of the store. r.mu is held.
-func (r *running) lost(id *Identity, now time.Time) error {
-	if _, ok := r.file[id.sum]; ok || id.KeyID != "" || r.file == nil {
+func (r *runningRequests) checkConfigured(id *Identity, now time.Time) error {
+	if _, ok := r.configured[id.sum]; ok || id.KeyID != "" || r.configured == nil {
 		return nil
 	}
-	return &KeyError{State: KeyRevoked, Since: now, Key: id.Key, User: id.User}
+	return &KeyError{State: KeyRevoked, Time: now, Key: id.Key, User: id.User}
 }
 
 // enforce takes over the keys of a configuration, and ends the requests with others.
-func (r *running) enforce(file map[hash]Identity, now time.Time) {
+func (r *runningRequests) enforce(configured map[hash]Identity, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.file = file
-	r.cutLocked(func(id *Identity) error { return r.lost(id, now) })
+	r.configured = configured
+	r.cancelLocked(func(id *Identity) error { return r.checkConfigured(id, now) })
 }
 
-func (r *running) remove(h *hold) {
+func (r *runningRequests) remove(h *runningRequest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.holds, h)
+	delete(r.requests, h)
 }
 
 // cutLocked ends those requests of which the function says why; r.mu is held.
-func (r *running) cutLocked(fault func(*Identity) error) {
-	for h := range r.holds {
-		if err := fault(&h.id); err != nil {
-			h.cut(err)
+func (r *runningRequests) cancelLocked(check func(*Identity) error) {
+	for h := range r.requests {
+		if err := check(&h.id); err != nil {
+			h.cancel(err)
 		}
 	}
 }
 
 // keys lists the ids of the store's keys in use of which there is no record.
-func (r *running) keys(records map[hash]*record) (ids []string) {
+func (r *runningRequests) missing(records map[hash]*record) (ids []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.keysLocked(records)
+	return r.missingLocked(records)
 }
 
 // keysLocked is keys where r.mu is held.
-func (r *running) keysLocked(records map[hash]*record) (ids []string) {
-	for h := range r.holds {
+func (r *runningRequests) missingLocked(records map[hash]*record) (ids []string) {
+	for h := range r.requests {
 		if records[h.id.sum] == nil && h.id.KeyID != "" {
 			ids = append(ids, h.id.KeyID)
 		}
@@ -92,9 +94,9 @@ type owner struct {
 	name string
 }
 
-func (o owners) have(id *Identity) bool {
-	for _, its := range [...]owner{{UserKind, id.User}, {ProjectKind, id.Project}, {DepartmentKind, id.Department}} {
-		if _, ok := o[its]; ok {
+func (o owners) match(id *Identity) bool {
+	for _, candidate := range [...]owner{{UserKind, id.User}, {ProjectKind, id.Project}, {DepartmentKind, id.Department}} {
+		if _, ok := o[candidate]; ok {
 			return true
 		}
 	}
@@ -109,18 +111,18 @@ func (d *Directory) Follow(ctx context.Context, id *Identity) (context.Context, 
 	if id.sum == (hash{}) || d.config.Mode != Keys {
 		return ctx, func() {} // no key, or none is needed
 	}
-	within, cancel := context.WithCancelCause(ctx)
-	h := &hold{id: *id, cut: cancel}
+	runCtx, cancel := context.WithCancelCause(ctx)
+	h := &runningRequest{id: *id, cancel: cancel}
 	d.running.add(h, d.now())
-	if id.KeyID != "" && d.store.changes() != id.seq {
+	if id.KeyID != "" && d.store.currentSeq() != id.seq {
 		// The change may be this key's, which was not followed yet.
 		if r, _, err := d.store.find(ctx, id.sum, d.now(), 0); err == nil {
-			if err := r.ended(id, d.now()); err != nil {
+			if err := r.endCause(id, d.now()); err != nil {
 				cancel(err)
 			}
 		}
 	}
-	return within, func() {
+	return runCtx, func() {
 		d.running.remove(h)
 		cancel(nil)
 	}
@@ -141,8 +143,8 @@ func (d *Directory) Enforce() {
 
 // ended says why a request that began under an identity is to end; nil: it goes on, also
 // where the key has expired when it was to.
-func (r *record) ended(id *Identity, now time.Time) error {
-	err := r.standing(now)
+func (r *record) endCause(id *Identity, now time.Time) error {
+	err := r.validity(now)
 	if known := (*KeyError)(nil); errors.As(err, &known) && known.State == KeyExpired && id.Expires.Equal(r.id.Expires) {
 		return nil
 	}
@@ -150,7 +152,7 @@ func (r *record) ended(id *Identity, now time.Time) error {
 }
 
 // changes is the count of changes that this replica has taken over.
-func (s *Store) changes() int64 {
+func (s *Store) currentSeq() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.seq

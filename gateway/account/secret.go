@@ -20,7 +20,7 @@ type hash [sha256.Size]byte
 
 // print is the part of a hash that is kept of all keys: of a million, two share
 // theirs with a chance of 1 in 30 million, and then the store decides.
-func (h hash) print() uint64 { return binary.BigEndian.Uint64(h[:8]) }
+func (h hash) fingerprint() uint64 { return binary.BigEndian.Uint64(h[:8]) }
 
 // NewSecret makes the text of a key, tg- and 256 random bits in base 62, which is
 // all that opens the gateway: it is shown once and only its SHA-256 is kept.

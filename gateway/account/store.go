@@ -28,8 +28,8 @@ var migrations embed.FS
 
 // Bounds of what the store does and keeps.
 const (
-	pollEvery    = time.Second
-	askTimeout   = 2 * time.Second // of one look into the database
+	pollInterval = time.Second
+	queryTimeout = 2 * time.Second // of one look into the database
 	loadTimeout  = 2 * time.Minute // of the first one, which reads the hashes of all keys
 	staleAfter   = time.Hour       // how long keys in memory are believed without the database
 	cachedKeys   = 50_000          // about 25 MB
@@ -55,22 +55,22 @@ type Store struct {
 	hooks   Hooks
 	poke    chan struct{}
 	flights singleflight.Group
-	guesses *guesses
-	running *running
+	guesses *guessLimiter
+	running *runningRequests
 	expiry  expiryWatch
 
 	syncing chan struct{}             // holds one token: who takes it may pull
-	down    atomic.Bool               // the last pull failed
-	fresh   atomic.Pointer[time.Time] // when the last pull worked, by the monotonic clock too; nil: never
+	failing atomic.Bool               // the last pull failed
+	synced  atomic.Pointer[time.Time] // when the last pull worked, by the monotonic clock too; nil: never
 
-	mu        sync.Mutex // guards what is below
-	seq       int64      // the last change that was taken over; -1: nothing is loaded
-	cache     *lru[hash, *record]
-	unknown   *lru[hash, struct{}]
-	prints    *prints
-	asks      bucket
-	overrides []Override
-	pins      []Pin // some may have ended
+	mu           sync.Mutex // guards what is below
+	seq          int64      // the last change that was taken over; -1: nothing is loaded
+	cache        *lru[hash, *record]
+	unknown      *lru[hash, struct{}]
+	fingerprints *fingerprints
+	lookups      bucket
+	overrides    []Override
+	pins         []Pin // some may have ended
 }
 
 // NewStore makes a store over an open database, which stays the caller's. Nothing
@@ -83,9 +83,9 @@ func NewStore(db *bun.DB, hooks Hooks) *Store {
 		hooks.now = time.Now
 	}
 	s := &Store{
-		db: db, hooks: hooks, poke: make(chan struct{}, 1), syncing: make(chan struct{}, 1), seq: -1, guesses: newGuesses(), running: newRunning(),
-		cache: newLRU[hash, *record](cachedKeys), unknown: newLRU[hash, struct{}](unknownKeys), prints: newPrints(nil),
-		asks: bucket{rate: unknownRate, burst: unknownBurst},
+		db: db, hooks: hooks, poke: make(chan struct{}, 1), syncing: make(chan struct{}, 1), seq: -1, guesses: newGuessLimiter(), running: newRunningRequests(),
+		cache: newLRU[hash, *record](cachedKeys), unknown: newLRU[hash, struct{}](unknownKeys), fingerprints: newFingerprints(nil),
+		lookups: bucket{rate: unknownRate, burst: unknownBurst},
 	}
 	s.syncing <- struct{}{}
 	return s
@@ -109,12 +109,12 @@ func (s *Store) Poke() {
 }
 
 // Up reports whether the database answered when it was last asked for changes.
-func (s *Store) Up() bool { return !s.down.Load() }
+func (s *Store) Healthy() bool { return !s.failing.Load() }
 
 // Run takes over the changes of all replicas until ctx ends, and then returns nil.
 // A database that does not answer is a state, not an error.
 func (s *Store) Run(ctx context.Context) error {
-	tick := time.NewTicker(pollEvery)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -123,19 +123,19 @@ func (s *Store) Run(ctx context.Context) error {
 		case <-tick.C:
 		case <-s.poke:
 		}
-		was := s.down.Load()
+		wasDown := s.failing.Load()
 		err := s.Sync(ctx)
 		if err == nil {
-			if err := s.lookAtExpiry(ctx); err != nil && ctx.Err() == nil {
+			if err := s.checkExpiry(ctx); err != nil && ctx.Err() == nil {
 				s.hooks.Log.Warn("cannot look for keys that expire soon", "error", err.Error())
 			}
 		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err != nil && !was:
+		case err != nil && !wasDown:
 			s.hooks.Log.Error("the store does not answer: keys in use go on, others are refused with 503", "for_at_most", staleAfter, "error", err)
-		case err == nil && was:
+		case err == nil && wasDown:
 			s.hooks.Log.Info("the store answers again")
 		}
 	}
@@ -152,69 +152,70 @@ func (s *Store) Sync(ctx context.Context) error {
 		return ctx.Err()
 	}
 	s.mu.Lock()
-	from := s.seq
+	seq := s.seq
 	s.mu.Unlock()
-	limit := askTimeout
-	if from < 0 {
+	limit := queryTimeout
+	if seq < 0 {
 		limit = loadTimeout
 	}
-	within, cancel := context.WithTimeout(ctx, limit)
+	pullCtx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	began := s.hooks.now()
-	to, err := s.pull(within, from)
+	latest, err := s.pull(pullCtx, seq)
 	// Also where it failed half-way: the next time begins after what was taken over.
-	if to != from && s.hooks.Applied != nil {
+	if latest != seq && s.hooks.Applied != nil {
 		s.hooks.Applied()
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	s.down.Store(err != nil)
+	s.failing.Store(err != nil)
 	if err != nil {
 		return err
 	}
-	s.fresh.Store(&began)
+	s.synced.Store(&began)
 	return nil
 }
 
 // pull reads the changes after from and takes them over; to is the last that it
 // did, also where it fails.
-func (s *Store) pull(ctx context.Context, from int64) (to int64, err error) {
-	if from < 0 {
+func (s *Store) pull(ctx context.Context, seq int64) (latest int64, err error) {
+	if seq < 0 {
 		return s.load(ctx)
 	}
 	for {
 		var lines []struct {
-			ID            int64
-			What, Subject string
+			ID      int64  `bun:"id"`
+			Action  string `bun:"what"`
+			Subject string `bun:"subject"`
 		}
-		err := s.db.NewRaw("SELECT id, what, subject FROM account_audit WHERE id > ? ORDER BY id LIMIT ?", from, feedPage).Scan(ctx, &lines)
+		err := s.db.NewRaw("SELECT id, what, subject FROM account_audit WHERE id > ? ORDER BY id LIMIT ?", seq, feedPage).Scan(ctx, &lines)
 		if err != nil {
-			return from, fmt.Errorf("read the changes: %w", err)
+			return seq, fmt.Errorf("read the changes: %w", err)
 		}
 		if len(lines) == 0 {
-			return from, nil
+			return seq, nil
 		}
-		var all changed
+		var changes delta
 		for _, l := range lines {
-			all.note(l.What, l.Subject)
+			changes.add(l.Action, l.Subject)
 		}
-		if err := s.apply(ctx, lines[len(lines)-1].ID, &all); err != nil {
-			return from, err
+		if err := s.apply(ctx, lines[len(lines)-1].ID, &changes); err != nil {
+			return seq, err
 		}
-		from = lines[len(lines)-1].ID
+		seq = lines[len(lines)-1].ID
 	}
 }
 
 // changed is what some lines of the audit log say has changed.
-type changed struct {
+type delta struct {
 	keys            []string // ids
 	owners          owners
 	overrides, pins bool
 }
 
-func (a *changed) note(what, subject string) {
-	kind, verb, _ := strings.Cut(what, ".")
+func (a *delta) add(action, subject string) {
+	kind, verb, _ := strings.Cut(action, ".")
 	switch {
 	case kind == "key":
 		a.keys = append(a.keys, subject)
@@ -236,41 +237,41 @@ const keysPage = 500
 // apply reads the keys again, and the overrides and pins where they changed, and takes
 // them over as the state after the change seq. Keys whose owners changed are forgotten.
 // Requests under way with a key that is not good any more end.
-func (s *Store) apply(ctx context.Context, seq int64, all *changed) error {
+func (s *Store) apply(ctx context.Context, seq int64, delta *delta) error {
 	var (
 		overrides []Override
 		pins      []Pin
 		err       error
 	)
-	if all.overrides {
+	if delta.overrides {
 		if overrides, err = s.AllOverrides(ctx); err != nil {
 			return err
 		}
 	}
-	if all.pins {
+	if delta.pins {
 		if pins, err = s.StoredPins(ctx); err != nil {
 			return err
 		}
 	}
 	records := map[hash]*record{}
-	missing := slices.Clone(all.keys)
-	if len(all.owners) > 0 {
-		missing = append(missing, s.running.keys(nil)...)
+	missing := slices.Clone(delta.keys)
+	if len(delta.owners) > 0 {
+		missing = append(missing, s.running.missing(nil)...)
 	}
 	for done := false; !done; done = len(missing) == 0 {
 		if err := s.readInto(ctx, records, missing); err != nil {
 			return err
 		}
-		missing = s.takeOver(seq, all, records, func() {
-			if all.overrides {
+		missing = s.install(seq, delta, records, func() {
+			if delta.overrides {
 				s.overrides = overrides
 			}
-			if all.pins {
+			if delta.pins {
 				s.pins = pins
 			}
 		})
 	}
-	if len(all.keys)+len(all.owners) > 0 {
+	if len(delta.keys)+len(delta.owners) > 0 {
 		s.expiry.changed()
 	}
 	return nil
@@ -300,31 +301,31 @@ func (s *Store) readInto(ctx context.Context, records map[hash]*record, ids []st
 // a request has begun meanwhile with a key that is not among the records, it does
 // nothing but return the ids of such keys: a request that begins afterwards sees the
 // new count.
-func (s *Store) takeOver(seq int64, all *changed, records map[hash]*record, rest func()) (missing []string) {
+func (s *Store) install(seq int64, delta *delta, records map[hash]*record, setRest func()) (missing []string) {
 	s.running.mu.Lock()
 	defer s.running.mu.Unlock()
-	if len(all.owners) > 0 {
-		if missing = s.running.keysLocked(records); len(missing) > 0 {
+	if len(delta.owners) > 0 {
+		if missing = s.running.missingLocked(records); len(missing) > 0 {
 			return missing
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	rest()
-	if len(all.owners) > 0 {
-		s.cache.forget(func(r *record) bool { return all.owners.have(&r.id) })
+	setRest()
+	if len(delta.owners) > 0 {
+		s.cache.forget(func(r *record) bool { return delta.owners.match(&r.id) })
 	}
 	for sum, r := range records {
-		s.prints.add(sum.print())
+		s.fingerprints.add(sum.fingerprint())
 		if _, ok := s.cache.get(sum); ok {
 			s.cache.put(sum, r)
 		}
 	}
 	s.seq = seq
 	now := s.hooks.now()
-	s.running.cutLocked(func(id *Identity) error {
+	s.running.cancelLocked(func(id *Identity) error {
 		if r := records[id.sum]; r != nil {
-			return r.ended(id, now)
+			return r.endCause(id, now)
 		}
 		return nil
 	})
@@ -350,7 +351,7 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 		return -1, fmt.Errorf("read the hashes: %w", err)
 	}
 	defer func() { _ = rows.Close() }() // Err below says what matters
-	var all []uint64
+	var values []uint64
 	for rows.Next() {
 		var text string
 		if err := rows.Scan(&text); err != nil {
@@ -360,15 +361,15 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 		if err != nil {
 			return -1, err
 		}
-		all = append(all, sum.print())
+		values = append(values, sum.fingerprint())
 	}
 	if err := rows.Err(); err != nil {
 		return -1, fmt.Errorf("read the hashes: %w", err)
 	}
-	known := newPrints(slices.Clip(all))
+	known := newFingerprints(slices.Clip(values))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.prints, s.overrides, s.pins, s.seq = known, overrides, pins, seq
+	s.fingerprints, s.overrides, s.pins, s.seq = known, overrides, pins, seq
 	return seq, nil
 }
 
@@ -388,65 +389,75 @@ type record struct {
 }
 
 // admit says whether the key may be used now and from there; its errors are *KeyError.
-func (r *record) admit(now time.Time, from netip.Addr) (Identity, error) {
-	if err := r.standing(now); err != nil {
+func (r *record) admit(now time.Time, addr netip.Addr) (Identity, error) {
+	if err := r.validity(now); err != nil {
 		return Identity{}, err
 	}
-	if len(r.ips) > 0 && !slices.ContainsFunc(r.ips, func(p netip.Prefix) bool { return p.Contains(from) }) {
-		return Identity{}, r.refuse(KeyElsewhere, time.Time{})
+	if len(r.ips) > 0 && !slices.ContainsFunc(r.ips, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		return Identity{}, r.keyError(KeyWrongAddress, time.Time{})
 	}
 	return r.id, nil
 }
 
 // standing says why the key is not good any more, wherever it is used from; nil: it is.
-func (r *record) standing(now time.Time) error {
+func (r *record) validity(now time.Time) error {
 	switch {
 	case !r.revoked.IsZero():
-		return r.refuse(KeyRevoked, r.revoked)
+		return r.keyError(KeyRevoked, r.revoked)
 	case !r.id.Expires.IsZero() && !now.Before(r.id.Expires):
-		return r.refuse(KeyExpired, r.id.Expires)
+		return r.keyError(KeyExpired, r.id.Expires)
 	case !r.disabled.IsZero():
-		return r.refuse(KeyDisabled, r.disabled)
+		return r.keyError(KeyDisabled, r.disabled)
 	}
 	return nil
 }
 
-func (r *record) refuse(state KeyState, since time.Time) error {
-	return &KeyError{State: state, Since: since, Key: r.id.Key, KeyID: r.id.KeyID, User: r.id.User}
+func (r *record) keyError(state KeyState, t time.Time) error {
+	return &KeyError{State: state, Time: t, Key: r.id.Key, KeyID: r.id.KeyID, User: r.id.User}
 }
 
 // keyRow is a key as the database holds it, with whom it belongs to.
 type keyRow struct {
-	ID, Name, UserName, Project, Department string
-	Hash, Models, Tier                      string
-	IPs                                     string `bun:"ips"`
-	MaxLevel                                int
-	Admin                                   bool
-	CreatedMs, ExpiresMs, RevokedMs         int64
-	ReplacedBy                              string
+	ID         string `bun:"id"`
+	Name       string `bun:"name"`
+	UserName   string `bun:"user_name"`
+	Project    string `bun:"project"`
+	Department string `bun:"department"`
+	Hash       string `bun:"hash"`   // SHA-256 in hex
+	Models     string `bun:"models"` // JSON list
+	IPs        string `bun:"ips"`    // JSON list of networks
+	Tier       string `bun:"tier"`
+	MaxLevel   int    `bun:"max_level"` // 0 to 4
+	Admin      bool   `bun:"admin"`
+	CreatedMs  int64  `bun:"created_ms"`
+	ExpiresMs  int64  `bun:"expires_ms"`  // 0 for never
+	RevokedMs  int64  `bun:"revoked_ms"`  // 0 for never
+	ReplacedBy string `bun:"replaced_by"` // id of the successor; empty for none
 
-	UserDisabledMs, ProjectDisabledMs, DepartmentDisabledMs int64
+	UserDisabledMs       int64 `bun:"user_disabled_ms"`
+	ProjectDisabledMs    int64 `bun:"project_disabled_ms"`
+	DepartmentDisabledMs int64 `bun:"department_disabled_ms"`
 }
 
 // disabled is since when the key's user, project or department is disabled, in
 // milliseconds since 1970; 0: none of them is.
-func (k *keyRow) disabled() (since int64) {
+func (k *keyRow) disabledMs() (first int64) {
 	for _, ms := range []int64{k.UserDisabledMs, k.ProjectDisabledMs, k.DepartmentDisabledMs} {
-		if ms != 0 && (since == 0 || ms < since) {
-			since = ms
+		if ms != 0 && (first == 0 || ms < first) {
+			first = ms
 		}
 	}
-	return since
+	return first
 }
 
 // keys reads the keys that a condition picks.
-func (s *Store) keys(ctx context.Context, db bun.IDB, where string, args ...any) (rows []*keyRow, err error) {
+func (s *Store) keys(ctx context.Context, db bun.IDB, condition string, args ...any) (rows []*keyRow, err error) {
 	err = db.NewRaw(`SELECT k.id, k.name, k.user_name, u.project, p.department, k.hash, k.models, k.ips, k.tier, k.max_level,
 		k.admin, k.created_ms, k.expires_ms, k.revoked_ms, k.replaced_by,
 		u.disabled_ms AS user_disabled_ms, p.disabled_ms AS project_disabled_ms, d.disabled_ms AS department_disabled_ms
 		FROM account_keys AS k JOIN account_users AS u ON u.name = k.user_name JOIN account_projects AS p ON p.name = u.project
 		JOIN account_departments AS d ON d.name = p.department
-		WHERE `+where, args...).Scan(ctx, &rows)
+		WHERE `+condition, args...).Scan(ctx, &rows)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("read keys: %w", err)
 	}
@@ -454,9 +465,9 @@ func (s *Store) keys(ctx context.Context, db bun.IDB, where string, args ...any)
 }
 
 func (k *keyRow) record() (hash, *record, error) {
-	r := &record{revoked: at(k.RevokedMs), disabled: at(k.disabled()), id: Identity{
+	r := &record{revoked: timeOf(k.RevokedMs), disabled: timeOf(k.disabledMs()), id: Identity{
 		Department: k.Department, Project: k.Project, User: k.UserName, Key: k.Name, KeyID: k.ID,
-		Tier: Tier(k.Tier), MaxLevel: k.MaxLevel, Admin: k.Admin, Expires: at(k.ExpiresMs),
+		Tier: Tier(k.Tier), MaxLevel: k.MaxLevel, Admin: k.Admin, Expires: timeOf(k.ExpiresMs),
 	}}
 	var ips []string
 	if err := errors.Join(json.Unmarshal([]byte(k.Models), &r.id.models), json.Unmarshal([]byte(k.IPs), &ips)); err != nil {
@@ -470,7 +481,7 @@ func (k *keyRow) record() (hash, *record, error) {
 		r.ips = append(r.ips, p)
 	}
 	if !r.id.Expires.IsZero() {
-		r.id.ends = r.id.Expires.Format(time.RFC3339)
+		r.id.expiresText = r.id.Expires.Format(time.RFC3339)
 	}
 	sum, err := parseHash(k.Hash)
 	r.id.sum = sum
@@ -478,7 +489,7 @@ func (k *keyRow) record() (hash, *record, error) {
 }
 
 // at is a time of the database; 0 is no time.
-func at(ms int64) time.Time {
+func timeOf(ms int64) time.Time {
 	if ms == 0 {
 		return time.Time{}
 	}
@@ -487,65 +498,65 @@ func at(ms int64) time.Time {
 
 // identify finds whose key has a hash. A locked caller, whose address guesses keys, is
 // told of no key that this store does not know: then the database is not asked.
-func (s *Store) identify(ctx context.Context, sum hash, from netip.Addr, locked time.Duration) (Identity, error) {
+func (s *Store) identify(ctx context.Context, sum hash, addr netip.Addr, lockout time.Duration) (Identity, error) {
 	now := s.hooks.now()
-	r, seq, err := s.find(ctx, sum, now, locked)
+	r, seq, err := s.find(ctx, sum, now, lockout)
 	if err != nil {
 		return Identity{}, err
 	}
-	id, err := r.admit(now, from)
+	id, err := r.admit(now, addr)
 	id.seq = seq
 	return id, err
 }
 
 // find returns the record of a key, from memory or from the database, and the last
 // change that it is sure to show.
-func (s *Store) find(ctx context.Context, sum hash, now time.Time, locked time.Duration) (r *record, seq int64, err error) {
+func (s *Store) find(ctx context.Context, sum hash, now time.Time, lockout time.Duration) (r *record, seq int64, err error) {
 	// Sub goes by the monotonic clock, so that a jump of the machine's makes nothing old.
-	if fresh := s.fresh.Load(); fresh == nil || now.Sub(*fresh) > staleAfter {
+	if synced := s.synced.Load(); synced == nil || now.Sub(*synced) > staleAfter {
 		return nil, 0, ErrUnavailable
 	}
 	s.mu.Lock()
 	seq = s.seq
 	r, ok := s.cache.get(sum)
 	if !ok {
-		err = s.worthAsking(sum, now, locked)
+		err = s.checkLookup(sum, now, lockout)
 	}
 	s.mu.Unlock()
 	if ok || err != nil {
 		return r, seq, err
 	}
-	return s.ask(ctx, sum)
+	return s.query(ctx, sum)
 }
 
 // worthAsking says why the database is not to be asked for a key; s.mu is held.
-func (s *Store) worthAsking(sum hash, now time.Time, locked time.Duration) error {
-	if s.down.Load() {
+func (s *Store) checkLookup(sum hash, now time.Time, lockout time.Duration) error {
+	if s.failing.Load() {
 		return ErrUnavailable
 	}
-	if s.prints.has(sum.print()) {
+	if s.fingerprints.contains(sum.fingerprint()) {
 		return nil
 	}
-	if locked > 0 {
-		return &GuessingError{locked}
+	if lockout > 0 {
+		return &GuessingError{lockout}
 	}
-	if _, ok := s.unknown.get(sum); ok || !s.asks.take(now) {
+	if _, ok := s.unknown.get(sum); ok || !s.lookups.allow(now) {
 		return ErrUnknownKey
 	}
 	return nil
 }
 
 // lookedUp is what find returns, as flights pass it on.
-type lookedUp struct {
+type lookupResult struct {
 	record *record
 	seq    int64
 }
 
 // ask looks a key up in the database, once for all that ask at the same time. It
 // goes on when one of them leaves.
-func (s *Store) ask(ctx context.Context, sum hash) (*record, int64, error) {
+func (s *Store) query(ctx context.Context, sum hash) (*record, int64, error) {
 	answer := s.flights.DoChan(string(sum[:]), func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
 		defer cancel()
 		return s.lookup(ctx, sum)
 	})
@@ -556,18 +567,18 @@ func (s *Store) ask(ctx context.Context, sum hash) (*record, int64, error) {
 		if a.Err != nil {
 			return nil, 0, a.Err
 		}
-		l := a.Val.(lookedUp)
+		l := a.Val.(lookupResult)
 		return l.record, l.seq, nil
 	}
 }
 
-func (s *Store) lookup(ctx context.Context, sum hash) (l lookedUp, err error) {
+func (s *Store) lookup(ctx context.Context, sum hash) (l lookupResult, err error) {
 	s.mu.Lock()
 	seq := s.seq
 	known, ok := s.cache.get(sum)
 	s.mu.Unlock()
 	if ok { // who asks may have looked before another one's answer came
-		return lookedUp{known, seq}, nil
+		return lookupResult{known, seq}, nil
 	}
 	rows, err := s.keys(ctx, s.db, "k.hash = ?", hex.EncodeToString(sum[:]))
 	if err != nil {
@@ -587,6 +598,6 @@ func (s *Store) lookup(ctx context.Context, sum hash) (l lookedUp, err error) {
 	if s.seq == seq {
 		s.cache.put(sum, r)
 	}
-	s.prints.add(sum.print())
-	return lookedUp{r, seq}, nil
+	s.fingerprints.add(sum.fingerprint())
+	return lookupResult{r, seq}, nil
 }

@@ -83,7 +83,7 @@ func (r *replica) sync(t testing.TB) {
 	}
 }
 
-func (r *replica) make(t testing.TB, n NewKey) Made {
+func (r *replica) make(t testing.TB, n NewKey) CreatedKey {
 	t.Helper()
 	m, err := r.CreateKey(t.Context(), "test", n)
 	if err != nil {
@@ -129,7 +129,7 @@ func aKeysLife(t *testing.T, dsn string) {
 		t.Errorf("%q", m.Key.IPs)
 	}
 	id, err := r.as(t, m.Secret)
-	id.models, id.ends, id.sum, id.seq = nil, "", hash{}, 0
+	id.models, id.expiresText, id.sum, id.seq = nil, "", hash{}, 0
 	want := Identity{Department: "space", Project: "apollo", User: "ann", Key: "laptop", KeyID: m.Key.ID, Tier: Critical, MaxLevel: 2, Admin: true, Expires: c.now().Add(168 * time.Hour).UTC()}
 	if err != nil || fmt.Sprintf("%+v", id) != fmt.Sprintf("%+v", want) {
 		t.Errorf("%+v, %v\nexpected %+v", id, err, want)
@@ -296,11 +296,11 @@ func faults(t *testing.T, dsn string) {
 		t.Errorf("a refused change stands in the audit log: %v, %v", after, err)
 	}
 	for field, overrides := range map[string][]Override{
-		"of":           {{Rule: "r", Name: "n", Requests: "1/1m"}, {Rule: "r", Of: "ip", Name: "n", Requests: "1/1m"}},
-		"name":         {{Rule: "r", Of: "user", Requests: "1/1m"}},
-		"rule":         {{Of: "user", Name: "n", Requests: "1/1m"}},
-		"requests":     {{Rule: "r", Of: "user", Name: "n", Requests: Amount(strings.Repeat("1", maxAmount+1))}},
-		"input_tokens": {{Rule: "r", Of: "user", Name: "n", Units: "1", InputTokens: Amount(strings.Repeat("x", 1<<20))}},
+		"of":           {{Rule: "r", Name: "n", Requests: "1/1m"}, {Rule: "r", Scope: "ip", Name: "n", Requests: "1/1m"}},
+		"name":         {{Rule: "r", Scope: "user", Requests: "1/1m"}},
+		"rule":         {{Scope: "user", Name: "n", Requests: "1/1m"}},
+		"requests":     {{Rule: "r", Scope: "user", Name: "n", Requests: Amount(strings.Repeat("1", maxAmount+1))}},
+		"input_tokens": {{Rule: "r", Scope: "user", Name: "n", Units: "1", InputTokens: Amount(strings.Repeat("x", 1<<20))}},
 	} {
 		for _, o := range overrides {
 			err := r.store.SetOverride(t.Context(), "test", o)
@@ -383,14 +383,14 @@ func audit(t *testing.T, dsn string) {
 	}
 	var lines []string
 	for _, e := range got {
-		lines = append(lines, e.Who+" "+e.What+" "+e.Subject)
+		lines = append(lines, e.Actor+" "+e.Action+" "+e.Subject)
 	}
 	want := []string{"cli:joe key.revoke " + m.Key.ID, "key:boss key.create " + m.Key.ID, "key:boss user.create aud", "key:boss project.create aud-p", "key:boss department.create aud-d"}
 	if !slices.Equal(lines, want) {
 		t.Errorf("%q\nexpected %q", lines, want)
 	}
 	var before, after Key
-	if err := errors.Join(json.Unmarshal(got[0].Before, &before), json.Unmarshal(got[0].After, &after)); err != nil || before.Status != KeyActive || after.Status != KeyRevoked || string(got[1].Before) != "null" {
+	if err := errors.Join(json.Unmarshal(got[0].Old, &before), json.Unmarshal(got[0].New, &after)); err != nil || before.Status != KeyActive || after.Status != KeyRevoked || string(got[1].Old) != "null" {
 		t.Errorf("%+v, %v", got[0], err)
 	}
 	if next, _, err := r.store.Audit(t.Context(), got[4].ID, 5); err != nil || len(next) > 0 && next[0].ID != got[4].ID-1 {
@@ -410,7 +410,7 @@ func overrides(t *testing.T, dsn string) {
 	if err := a.store.SetOverride(t.Context(), "test", o); err != nil {
 		t.Fatal(err)
 	}
-	want := Override{Rule: "user-rate", Of: "user", Name: "ann", Requests: "100/1m", Tokens: "5000", Burst: "7"}
+	want := Override{Rule: "user-rate", Scope: "user", Name: "ann", Requests: "100/1m", Tokens: "5000", Burst: "7"}
 	b.sync(t)
 	if got := b.store.Overrides(); !slices.Equal(got, []Override{want}) || applied != 1 {
 		t.Errorf("%+v, applied %d times", got, applied)
@@ -439,7 +439,7 @@ func overrides(t *testing.T, dsn string) {
 		t.Errorf("%+v, applied %d times", got, applied)
 	}
 	got, _, err := a.store.Audit(t.Context(), 0, 3)
-	if err != nil || got[0].What != "override.delete" || string(got[0].After) != "null" || string(got[2].Before) != "null" || !strings.Contains(string(got[1].Before), "100/1m") {
+	if err != nil || got[0].Action != "override.delete" || string(got[0].New) != "null" || string(got[2].Old) != "null" || !strings.Contains(string(got[1].Old), "100/1m") {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -450,12 +450,12 @@ func manyOverrides(t *testing.T, dsn string) {
 	var want []string
 	for _, of := range []string{"department", "key", "user"} {
 		for i := range MaxPage/2 + 1 {
-			o := Override{Rule: fmt.Sprintf("r%d", i%2), Of: of, Name: fmt.Sprintf("n%04d", i/2), Requests: "1/1m"}
+			o := Override{Rule: fmt.Sprintf("r%d", i%2), Scope: of, Name: fmt.Sprintf("n%04d", i/2), Requests: "1/1m"}
 			text, err := json.Marshal(o)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := r.db.ExecContext(t.Context(), "INSERT INTO account_overrides VALUES (?, ?, ?, ?)", o.Of, o.Name, o.Rule, string(text)); err != nil {
+			if _, err := r.db.ExecContext(t.Context(), "INSERT INTO account_overrides VALUES (?, ?, ?, ?)", o.Scope, o.Name, o.Rule, string(text)); err != nil {
 				t.Fatal(err)
 			}
 			want = append(want, o.Path())
@@ -470,16 +470,16 @@ func manyOverrides(t *testing.T, dsn string) {
 	if got := paths(newReplica(t, dsn, newClock(), nil).store.Overrides()); !slices.Equal(got, want) {
 		t.Errorf("a new replica knows %d of %d", len(got), len(want))
 	}
-	items, more, err := r.store.StoredOverrides(t.Context(), Page{After: want[2], Limit: 3})
+	items, more, err := r.store.StoredOverrides(t.Context(), Page{Cursor: want[2], Limit: 3})
 	if err != nil || !more || !slices.Equal(paths(items), want[3:6]) {
 		t.Errorf("%q, %v, %v", paths(items), more, err)
 	}
-	items, more, err = r.store.StoredOverrides(t.Context(), Page{After: want[len(want)-1]})
+	items, more, err = r.store.StoredOverrides(t.Context(), Page{Cursor: want[len(want)-1]})
 	if err != nil || more || items == nil || len(items) > 0 {
 		t.Errorf("%q, %v, %v", items, more, err)
 	}
 	var f *Fault
-	if _, _, err := r.store.StoredOverrides(t.Context(), Page{After: "user/n"}); !errors.As(err, &f) || f.Field != "after" {
+	if _, _, err := r.store.StoredOverrides(t.Context(), Page{Cursor: "user/n"}); !errors.As(err, &f) || f.Field != "after" {
 		t.Errorf("%v", err)
 	}
 	if _, err := r.db.ExecContext(t.Context(), "DELETE FROM account_overrides"); err != nil {
@@ -503,7 +503,7 @@ func lists(t *testing.T, dsn string) {
 		for _, k := range keys {
 			got = append(got, k.ID)
 		}
-		page.After, more = got[len(got)-1], next
+		page.Cursor, more = got[len(got)-1], next
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q\nexpected %q", got, want)
@@ -516,7 +516,7 @@ func lists(t *testing.T, dsn string) {
 	if err != nil || len(projects) != 1 || projects[0].Name != "lists" {
 		t.Error(projects, err)
 	}
-	departments, _, err := r.store.Owners(t.Context(), DepartmentKind, "", Page{After: "list", Limit: 1})
+	departments, _, err := r.store.Owners(t.Context(), DepartmentKind, "", Page{Cursor: "list", Limit: 1})
 	if err != nil || len(departments) != 1 || departments[0].Name != "lists" || departments[0].Created.IsZero() {
 		t.Error(departments, err)
 	}

@@ -24,48 +24,48 @@ func (ch *KeyChange) empty() bool { return *ch == KeyChange{} }
 
 // ChangeKey changes the key of an id, or the current one of a name. It holds for the
 // next request; those under way keep what they began with.
-func (d *Directory) ChangeKey(ctx context.Context, who, ref string, ch KeyChange) (after Key, err error) {
+func (d *Directory) ChangeKey(ctx context.Context, actor, ref string, ch KeyChange) (updated Key, err error) {
 	if ch.empty() {
-		return after, fault(ErrInvalid, "", "nothing is to change: give some of name, ttl or expires_at, models, ips, tier and max_level")
+		return updated, newFault(ErrInvalid, "", "nothing is to change: give some of name, ttl or expires_at, models, ips, tier and max_level")
 	}
-	err = d.store.change(ctx, who, func(c *change) error {
+	err = d.store.change(ctx, actor, func(c *change) error {
 		rows, err := c.find(ref)
 		if err != nil {
 			return err
 		}
-		after, _, err = d.changeKey(c, rows[0], ch)
+		updated, _, err = d.changeKey(c, rows[0], ch)
 		return err
 	})
-	return after, err
+	return updated, err
 }
 
 // changeKey changes a key and reports whether that changed anything.
-func (d *Directory) changeKey(c *change, k *keyRow, ch KeyChange) (after Key, changed bool, err error) {
-	was, before := *k, k.shown(c.now)
-	if before.Status == KeyRevoked {
-		return after, false, fault(ErrConflict, "key", "the key %s is revoked: create a new one", k.Name)
+func (d *Directory) changeKey(c *change, k *keyRow, ch KeyChange) (updated Key, changed bool, err error) {
+	oldRow, old := *k, k.view(c.now)
+	if old.Status == KeyRevoked {
+		return updated, false, newFault(ErrConflict, "key", "the key %s is revoked: create a new one", k.Name)
 	}
-	if err := d.amend(c, k, ch); err != nil {
-		return after, false, err
+	if err := d.applyChange(c, k, ch); err != nil {
+		return updated, false, err
 	}
 	if ch.Name != nil && *ch.Name != k.Name {
 		if err := c.rename(k, *ch.Name); err != nil {
-			return after, false, err
+			return updated, false, err
 		}
 	}
-	if after = k.shown(c.now); was == *k {
-		return after, false, nil
+	if updated = k.view(c.now); oldRow == *k {
+		return updated, false, nil
 	}
 	err = c.exec("UPDATE account_keys SET name = ?, models = ?, ips = ?, tier = ?, max_level = ?, expires_ms = ? WHERE id = ?",
 		k.Name, k.Models, k.IPs, k.Tier, k.MaxLevel, k.ExpiresMs, k.ID)
 	if err != nil {
-		return after, false, err
+		return updated, false, err
 	}
-	return after, true, c.note("key.update", k.ID, before, after)
+	return updated, true, c.writeAudit("key.update", k.ID, old, updated)
 }
 
 // amend checks a change and makes it in a row, but for the name.
-func (d *Directory) amend(c *change, k *keyRow, ch KeyChange) (err error) {
+func (d *Directory) applyChange(c *change, k *keyRow, ch KeyChange) (err error) {
 	if ch.Tier != nil {
 		if k.Tier, err = checkTier(*ch.Tier); err != nil {
 			return err
@@ -88,13 +88,13 @@ func (d *Directory) amend(c *change, k *keyRow, ch KeyChange) (err error) {
 	}
 	switch {
 	case ch.TTL != nil && ch.Expires != nil:
-		return fault(ErrInvalid, "expires_at", "expires_at: give either ttl or expires_at")
+		return newFault(ErrInvalid, "expires_at", "expires_at: give either ttl or expires_at")
 	case ch.TTL != nil:
 		k.ExpiresMs, err = d.expiry(c.now, *ch.TTL)
 	case ch.Expires != nil:
 		end, bad := time.Parse(time.RFC3339, *ch.Expires)
 		if bad != nil || end.Before(c.now) || end.After(c.now.Add(maxTTL)) {
-			return fault(ErrInvalid, "expires_at", "expires_at: must be a time within the %d days to come such as %s, not %.40q; to end a key now, revoke it", maxTTL/(24*time.Hour), c.now.Add(d.config.KeyTTL).Format(time.RFC3339), *ch.Expires)
+			return newFault(ErrInvalid, "expires_at", "expires_at: must be a time within the %d days to come such as %s, not %.40q; to end a key now, revoke it", maxTTL/(24*time.Hour), c.now.Add(d.config.KeyTTL).Format(time.RFC3339), *ch.Expires)
 		}
 		k.ExpiresMs = end.UnixMilli()
 	}
@@ -108,7 +108,7 @@ func (c *change) rename(k *keyRow, name string) error {
 		return err
 	}
 	if k.ReplacedBy != "" {
-		return fault(ErrConflict, "name", "the key %s has been replaced by %s: rename that one", k.Name, k.ReplacedBy)
+		return newFault(ErrConflict, "name", "the key %s has been replaced by %s: rename that one", k.Name, k.ReplacedBy)
 	}
 	name, err := c.freeName(name, k)
 	if err != nil {
@@ -125,19 +125,19 @@ func (c *change) rename(k *keyRow, name string) error {
 // expired ones too: otherwise a later end or a rotation would make them good again.
 func (c *change) revoke(keys []*keyRow) (revoked []Key, err error) {
 	for _, k := range keys {
-		before := k.shown(c.now)
-		if before.Status == KeyRevoked {
+		old := k.view(c.now)
+		if old.Status == KeyRevoked {
 			continue
 		}
 		k.RevokedMs = c.now.UnixMilli()
 		if err := c.exec("UPDATE account_keys SET revoked_ms = ? WHERE id = ?", k.RevokedMs, k.ID); err != nil {
 			return nil, err
 		}
-		after := k.shown(c.now)
-		if err := c.note("key.revoke", k.ID, before, after); err != nil {
+		updated := k.view(c.now)
+		if err := c.writeAudit("key.revoke", k.ID, old, updated); err != nil {
 			return nil, err
 		}
-		revoked = append(revoked, after)
+		revoked = append(revoked, updated)
 	}
 	return revoked, nil
 }
@@ -145,15 +145,15 @@ func (c *change) revoke(keys []*keyRow) (revoked []Key, err error) {
 // RevokeKey ends the key of an id, or all keys of a name, those in their overlap
 // too, and the requests under way with them. It returns the keys that were not revoked
 // until now.
-func (s *Store) RevokeKey(ctx context.Context, who, ref string) (revoked []Key, err error) {
-	err = s.change(ctx, who, func(c *change) error {
+func (s *Store) RevokeKey(ctx context.Context, actor, ref string) (revoked []Key, err error) {
+	err = s.change(ctx, actor, func(c *change) error {
 		rows, err := c.find(ref)
 		if err != nil {
 			return err
 		}
 		revoked, err = c.revoke(rows)
 		if err == nil && len(revoked) == 0 {
-			err = fault(ErrConflict, "key", "the key %s is %s already", ref, rows[0].shown(c.now).Status)
+			err = newFault(ErrConflict, "key", "the key %s is %s already", ref, rows[0].view(c.now).Status)
 		}
 		return err
 	})
@@ -162,10 +162,10 @@ func (s *Store) RevokeKey(ctx context.Context, who, ref string) (revoked []Key, 
 
 // RevokeUser ends all keys of a user, as RevokeKey does. A user without a good key is
 // no fault: what was asked for is so.
-func (s *Store) RevokeUser(ctx context.Context, who, user string) (revoked []Key, err error) {
+func (s *Store) RevokeUser(ctx context.Context, actor, user string) (revoked []Key, err error) {
 	revoked = []Key{}
-	err = s.change(ctx, who, func(c *change) error {
-		row, err := c.need(UserKind, user)
+	err = s.change(ctx, actor, func(c *change) error {
+		row, err := c.requireOwner(UserKind, user)
 		if err != nil {
 			return err
 		}
@@ -182,25 +182,25 @@ func (s *Store) RevokeUser(ctx context.Context, who, user string) (revoked []Key
 
 // RevokeSecret ends the key whose text somebody has found, as RevokeKey does. No error
 // quotes the text.
-func (d *Directory) RevokeSecret(ctx context.Context, who, secret string) (revoked []Key, err error) {
-	sum := hashOf(secret)
+func (d *Directory) RevokeSecret(ctx context.Context, actor, secret string) (revoked []Key, err error) {
+	sum := hashKey(secret)
 	if id, ok := d.keys[sum]; ok {
-		return nil, fault(ErrConflict, "secret", "this key of user %s stands in the configuration (%s): take it out there, and every gateway refuses it within two seconds of the change", id.User, id.Key)
+		return nil, newFault(ErrConflict, "secret", "this key of user %s stands in the configuration (%s): take it out there, and every gateway refuses it within two seconds of the change", id.User, id.Key)
 	}
 	if !wellFormed(secret) {
-		return nil, fault(ErrInvalid, "secret", "secret: is no text of a key, which begins with %s and has %d characters; this one has %d", prefix, secretLen, len(secret))
+		return nil, newFault(ErrInvalid, "secret", "secret: is no text of a key, which begins with %s and has %d characters; this one has %d", prefix, secretLen, len(secret))
 	}
-	err = d.store.change(ctx, who, func(c *change) error {
+	err = d.store.change(ctx, actor, func(c *change) error {
 		rows, err := c.store.keys(c.ctx, c.tx, "k.hash = ?", hex.EncodeToString(sum[:]))
 		if err != nil {
 			return err
 		}
 		if len(rows) == 0 {
-			return fault(ErrNotFound, "secret", "no key of this store has that text: look in the other gateways' stores and configurations")
+			return newFault(ErrNotFound, "secret", "no key of this store has that text: look in the other gateways' stores and configurations")
 		}
 		revoked, err = c.revoke(rows)
 		if err == nil && len(revoked) == 0 {
-			err = fault(ErrConflict, "secret", "the key %s (id %s) of user %s is %s already", rows[0].Name, rows[0].ID, rows[0].UserName, rows[0].shown(c.now).Status)
+			err = newFault(ErrConflict, "secret", "the key %s (id %s) of user %s is %s already", rows[0].Name, rows[0].ID, rows[0].UserName, rows[0].view(c.now).Status)
 		}
 		return err
 	})
@@ -218,7 +218,7 @@ func CheckModels(models, known []string) error {
 		if len(known) > maxListed {
 			list += ", ..."
 		}
-		return fault(ErrInvalid, "models", "models: the configuration has no model %.60q; it has %s", m, list)
+		return newFault(ErrInvalid, "models", "models: the configuration has no model %.60q; it has %s", m, list)
 	}
 	return nil
 }

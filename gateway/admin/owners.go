@@ -40,7 +40,7 @@ func (r *Request) readOwner(k account.Kind, create bool) (b ownerBody, parent *s
 func listOwners(k account.Kind) Handler {
 	return func(r *Request) (any, error) {
 		return page(r, func(p account.Page) ([]account.Owner, bool, error) {
-			return r.Accounts.Store().Owners(r.Context(), k, r.URL.Query().Get(string(k.Above())), p)
+			return r.Accounts.Store().Owners(r.Context(), k, r.URL.Query().Get(string(k.Parent())), p)
 		}, func(o account.Owner) any { return o.Name })
 	}
 }

@@ -11,7 +11,7 @@ import (
 // page reads which part of a list is asked for.
 func (r *Request) page() (account.Page, error) {
 	q := r.URL.Query()
-	p := account.Page{After: q.Get("after"), Limit: defaultPage}
+	p := account.Page{Cursor: q.Get("after"), Limit: defaultPage}
 	if s := q.Get("limit"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 || n > account.MaxPage {
@@ -47,8 +47,8 @@ func page[T any](r *Request, list func(account.Page) ([]T, bool, error), next fu
 func listAudit(r *Request) (any, error) {
 	return page(r, func(p account.Page) ([]account.Entry, bool, error) {
 		var beforeID int64
-		if p.After != "" {
-			n, err := strconv.ParseInt(p.After, 10, 64)
+		if p.Cursor != "" {
+			n, err := strconv.ParseInt(p.Cursor, 10, 64)
 			if err != nil || n < 1 {
 				return nil, false, refusal.New(refusal.InvalidRequest, "after", "after must be the id of an entry")
 			}

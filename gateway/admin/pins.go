@@ -42,9 +42,9 @@ func (a *API) showPin(r *Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, ok := account.PinOf(pins, names...)
+	p, ok := account.FindPin(pins, names...)
 	if !ok {
-		return nil, account.NoPin(names[0])
+		return nil, account.NotPinned(names[0])
 	}
 	return p, nil
 }

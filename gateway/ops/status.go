@@ -89,7 +89,7 @@ func (s *Server) status() (status Status) {
 	now := time.Now()
 	accounts := s.Accounts().Store()
 	status = Status{Version: s.Version, UptimeS: int(now.Sub(s.Began).Seconds()), Store: "up", Models: []ModelStatus{}, Alerts: s.Alerts.Status(), Warnings: []string{}}
-	if !accounts.Up() {
+	if !accounts.Healthy() {
 		status.Store = "down"
 	}
 	status.Sources, status.GPUs = s.GPUs.Status()
