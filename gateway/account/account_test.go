@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func sum(key string) string {
+func hexSum(key string) string {
 	s := sha256.Sum256([]byte(key))
 	return hex.EncodeToString(s[:])
 }
@@ -21,18 +21,18 @@ const (
 	bobKey = "tg-bob-0123456789"
 )
 
-func valid() Config {
+func validConfig() Config {
 	c := Default()
 	c.Keys = []KeyConfig{
-		{User: "ann", SHA256: sum(annKey)},
+		{User: "ann", SHA256: hexSum(annKey)},
 		{Name: "ci", User: "bob", KeyEnv: "BOB", Key: bobKey, Models: []string{"qwen3", "small"}},
-		{Name: "caps", User: "ann", SHA256: strings.ToUpper(sum("tg-upper-0123456"))},
+		{Name: "caps", User: "ann", SHA256: strings.ToUpper(hexSum("tg-upper-0123456"))},
 	}
 	return c
 }
 
 func TestFaults(t *testing.T) {
-	c := valid()
+	c := validConfig()
 	if err := c.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -53,19 +53,19 @@ func TestFaults(t *testing.T) {
 		{"no user", func(c *Config) { c.Keys[1].User = "" }, []string{"keys[1].user: is missing"}},
 		{"no key", func(c *Config) { c.Keys[0].SHA256 = "" }, []string{"keys[0].sha256: give exactly one"}},
 		{"two keys", func(c *Config) { c.Keys[0].KeyFile = "f" }, []string{"keys[0].sha256: give exactly one"}},
-		{"three keys", func(c *Config) { c.Keys[1].KeyFile, c.Keys[1].SHA256 = "f", sum("x") }, []string{"keys[1].sha256: give exactly one"}},
+		{"three keys", func(c *Config) { c.Keys[1].KeyFile, c.Keys[1].SHA256 = "f", hexSum("x") }, []string{"keys[1].sha256: give exactly one"}},
 		{"a short key", func(c *Config) { c.Keys[1].Key = strings.Repeat("x", 15) }, []string{"keys[1].key_env: the key must have 16 to 512"}},
 		{"an empty variable", func(c *Config) { c.Keys[1].Key = "" }, []string{"keys[1].key_env: "}},
 		{"a long key", func(c *Config) { c.Keys[1].Key = strings.Repeat("x", 513) }, []string{"keys[1].key_env: "}},
 		{"no hexadecimal", func(c *Config) { c.Keys[0].SHA256 = strings.Repeat("x", 64) }, []string{"keys[0].sha256: must be 64"}},
-		{"too short a hash", func(c *Config) { c.Keys[0].SHA256 = sum("a")[:62] }, []string{"keys[0].sha256: must be 64"}},
+		{"too short a hash", func(c *Config) { c.Keys[0].SHA256 = hexSum("a")[:62] }, []string{"keys[0].sha256: must be 64"}},
 		{"the key in the place of its hash", func(c *Config) { c.Keys[0].SHA256 = annKey }, []string{"keys[0].sha256: must be 64"}},
-		{"twice", func(c *Config) { c.Keys[2].SHA256 = sum(bobKey) }, []string{"keys[2].user: is the same key as keys[1]"}},
-		{"twice, other case", func(c *Config) { c.Keys[2].SHA256 = strings.ToUpper(sum(annKey)) }, []string{"keys[2].user: is the same key as keys[0]"}},
+		{"twice", func(c *Config) { c.Keys[2].SHA256 = hexSum(bobKey) }, []string{"keys[2].user: is the same key as keys[1]"}},
+		{"twice, other case", func(c *Config) { c.Keys[2].SHA256 = strings.ToUpper(hexSum(annKey)) }, []string{"keys[2].user: is the same key as keys[0]"}},
 		{"all at once", func(c *Config) { c.Mode = "x"; c.Keys = make([]KeyConfig, 2) }, []string{"mode: ", "keys[0].user: ", "keys[1].user: "}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			config := valid()
+			config := validConfig()
 			c.change(&config)
 			err := config.Validate()
 			if err == nil {
@@ -83,8 +83,8 @@ func TestFaults(t *testing.T) {
 
 func TestIdentify(t *testing.T) {
 	from := netip.MustParseAddr("192.0.2.7")
-	closed := valid()
-	open := valid()
+	closed := validConfig()
+	open := validConfig()
 	open.Mode = Open
 	for _, c := range []struct {
 		name, header string
@@ -101,7 +101,7 @@ func TestIdentify(t *testing.T) {
 		{"another scheme", "Basic " + annKey, "", ""},
 		{"no scheme", annKey, "", ""},
 		{"an unknown key", "Bearer EMPTY", "", ""},
-		{"the hash itself", "Bearer " + sum(annKey), "", ""},
+		{"the hash itself", "Bearer " + hexSum(annKey), "", ""},
 		{"another case of the key", "Bearer " + strings.ToUpper(annKey), "", ""},
 		{"the start of a key", "Bearer " + annKey[:16], "", ""},
 		{"a key and more", "Bearer " + annKey + " x", "", ""},
@@ -127,7 +127,7 @@ func TestIdentify(t *testing.T) {
 }
 
 func TestMayUse(t *testing.T) {
-	d := New(valid(), nil)
+	d := New(validConfig(), nil)
 	ann, _ := d.Identify(t.Context(), "Bearer "+annKey, netip.Addr{})
 	bob, _ := d.Identify(t.Context(), "Bearer "+bobKey, netip.Addr{})
 	if !ann.MayUse("qwen3") || !ann.MayUse("") {

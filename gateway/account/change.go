@@ -13,47 +13,48 @@ import (
 	"github.com/uptrace/bun"
 )
 
-// What a change can be refused for; a Fault wraps one of them.
+// Kinds of Fault.
 var (
 	ErrInvalid  = errors.New("invalid")
 	ErrNotFound = errors.New("not found")
 	ErrConflict = errors.New("conflict")
 )
 
-// Fault says what is wrong with what was asked for, in words for who asked.
+// Fault is an error in a requested change, worded for the caller.
 type Fault struct {
 	Kind  error  // ErrInvalid, ErrNotFound or ErrConflict
-	Field string // the field that is wrong, where there is one
+	Field string // name of the wrong field; empty if there is none
 	Text  string
 }
 
 func (f *Fault) Error() string { return f.Text }
 
-// Unwrap is the kind.
+// Unwrap returns the kind.
 func (f *Fault) Unwrap() error { return f.Kind }
 
+// newFault returns a Fault whose text is formatted as by fmt.Sprintf.
 func newFault(kind error, field, format string, args ...any) error {
 	return &Fault{kind, field, fmt.Sprintf(format, args...)}
 }
 
-// Entry is a line of the audit log. Its ids follow each other without gaps.
+// Entry is a line of the audit log. Ids increase without gaps.
 type Entry struct {
 	ID      int64           `json:"id"`
-	Time    time.Time       `json:"at"`
-	Actor   string          `json:"who"`
-	Action  string          `json:"what"` // such as key.revoke
+	Time    time.Time       `json:"at"`   // time of the change
+	Actor   string          `json:"who"`  // name of the changer
+	Action  string          `json:"what"` // kind of change, such as key.revoke
 	Subject string          `json:"subject"`
-	Old     json.RawMessage `json:"before"` // null: there was nothing
-	New     json.RawMessage `json:"after"`
+	Old     json.RawMessage `json:"before"` // subject before the change; null for a new one
+	New     json.RawMessage `json:"after"`  // subject after the change; null for a deleted one
 }
 
-// Page picks a part of a list, which is in the order of names or ids.
+// Page selects a part of a list that is ordered by name or id.
 type Page struct {
-	Cursor string // the name or id of the last one that is known; empty: from the start
-	Limit  int    // 1 to MaxPage; 0: MaxPage
+	Cursor string // name or id of the last entry of the page before; empty for the first page
+	Limit  int    // number of entries, 1 to MaxPage; 0 for MaxPage
 }
 
-// MaxPage is how many entries one page has at most.
+// MaxPage is the largest number of entries of a page.
 const MaxPage = 1000
 
 func (p Page) limit() int {
@@ -63,20 +64,20 @@ func (p Page) limit() int {
 	return p.Limit
 }
 
-// defaultName is the project or department of those who name none.
+// defaultName is the project and the department of those that name none.
 const defaultName = "default"
 
-// change is one transaction that changes accounts.
+// change is one transaction on the accounts.
 type change struct {
 	ctx   context.Context
 	tx    bun.Tx
 	store *Store
-	actor string
-	now   time.Time
+	actor string    // name of the changer, for the audit log
+	now   time.Time // time of the change, in whole milliseconds
 }
 
-// change runs f in a transaction and takes over what it did. Transactions that
-// change accounts come one after another: each first locks the count of changes.
+// change runs f in a transaction and applies the result to this replica. Transactions that
+// change accounts run one after another: each locks the count of changes first.
 func (s *Store) change(ctx context.Context, actor string, f func(c *change) error) error {
 	err := s.db.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
 		if _, err := tx.ExecContext(ctx, "UPDATE account_feed SET seq = seq WHERE one = 1"); err != nil {
@@ -94,7 +95,7 @@ func (s *Store) change(ctx context.Context, actor string, f func(c *change) erro
 	loaded := s.seq >= 0
 	s.mu.Unlock()
 	if loaded && s.Sync(ctx) != nil {
-		s.Poke() // what is done is done; this replica learns of it as the others do
+		s.Poke() // the change is committed; this replica learns of it as the others do
 	}
 	return nil
 }
@@ -106,7 +107,7 @@ func (s *Store) read(ctx context.Context, f func(c *change) error) error {
 	})
 }
 
-// note writes a line into the audit log.
+// writeAudit writes a line of the audit log, with the subject before and after the change.
 func (c *change) writeAudit(action, subject string, old, updated any) error {
 	oldJSON, err1 := json.Marshal(old)
 	updatedJSON, err2 := json.Marshal(updated)
@@ -125,7 +126,7 @@ func (c *change) writeAudit(action, subject string, old, updated any) error {
 	return nil
 }
 
-// one reads a text; ok is false where there is no row.
+// queryText returns the text of a query's first row; ok is false if there is no row.
 func (c *change) queryText(query string, args ...any) (text string, ok bool, err error) {
 	var found []string
 	if err := c.tx.NewRaw(query, args...).Scan(c.ctx, &found); err != nil {
@@ -137,6 +138,7 @@ func (c *change) queryText(query string, args ...any) (text string, ok bool, err
 	return found[0], true, nil
 }
 
+// exec runs a statement that changes rows.
 func (c *change) exec(query string, args ...any) error {
 	if _, err := c.tx.ExecContext(c.ctx, query, args...); err != nil {
 		return fmt.Errorf("change the accounts: %w", err)
@@ -144,12 +146,11 @@ func (c *change) exec(query string, args ...any) error {
 	return nil
 }
 
-// maxName bounds a name, in bytes.
+// maxName is the longest name, in bytes.
 const maxName = 64
 
-// checkRef takes the names that checkName takes, and such with the number that the name
-// of a deleted owner has when it comes again, as keys named after that owner have too:
-// ann#2 and ann#2-3.
+// checkRef accepts the names that checkName accepts. It also accepts names with the number
+// of a reused name, and names of keys derived from them: ann#2 and ann#2-3.
 func checkRef(field, name string) error {
 	if base, number, found := strings.Cut(name, "#"); found {
 		rest := strings.TrimLeft(number, "0123456789")
@@ -160,7 +161,7 @@ func checkRef(field, name string) error {
 	return checkName(field, name)
 }
 
-// checkName takes names that can stand in a path, a list and a metric as they are.
+// checkName accepts names that need no escaping in a path, a list or a metric.
 func checkName(field, name string) error {
 	ok := name != "" && len(name) <= maxName
 	for i, r := range name {
@@ -172,8 +173,8 @@ func checkName(field, name string) error {
 	return nil
 }
 
-// member finds the user of a new key, and makes what is missing of user, project
-// and department. made says what was.
+// ensureUser returns the user of a new key. It creates the user, project and department
+// that are missing, and lists them in created.
 func (c *change) ensureUser(user, project, department string) (found Owner, created []string, err error) {
 	u, _, err := c.owner(UserKind, user)
 	if err != nil {
@@ -205,7 +206,8 @@ func (c *change) ensureUser(user, project, department string) (found Owner, crea
 	return found, created, err
 }
 
-// projectOf finds a project, and makes it and its department where they are missing.
+// ensureProject returns a project. It creates the project and its department if they are
+// missing, and lists them in created.
 func (c *change) ensureProject(project, department string) (p *ownerRow, created []string, err error) {
 	if p, _, err = c.owner(ProjectKind, project); err != nil {
 		return nil, nil, err
@@ -234,7 +236,7 @@ func (c *change) ensureProject(project, department string) (p *ownerRow, created
 	return &ownerRow{Name: o.Name, Parent: d.Name}, append(created, "project "+o.Name), nil
 }
 
-// page reads a part of a list and reports whether there is more.
+// page returns a part of a list, and reports whether more entries follow.
 func page[Row, Item any](ctx context.Context, s *Store, p Page, item func(Row) Item, query string, args ...any) (items []Item, hasMore bool, err error) {
 	var rows []Row
 	if err := s.db.NewRaw(query+" LIMIT ?", append(args, p.limit()+1)...).Scan(ctx, &rows); err != nil {
@@ -250,8 +252,8 @@ func page[Row, Item any](ctx context.Context, s *Store, p Page, item func(Row) I
 	return items, hasMore, nil
 }
 
-// Audit lists the audit log, the newest first, from before an id or, with 0, from
-// the end.
+// Audit lists the audit log, newest entries first. It starts below beforeID, or at the end
+// if that is 0.
 func (s *Store) Audit(ctx context.Context, beforeID int64, limit int) (items []Entry, hasMore bool, err error) {
 	type row struct {
 		ID      int64  `bun:"id"`

@@ -8,6 +8,7 @@ import (
 	"time"
 )
 
+// hashKey returns the hash of a key's text.
 func hashKey(key string) hash { return sha256.Sum256([]byte(key)) }
 
 // Modes of Config.
@@ -16,40 +17,40 @@ const (
 	Open = "open" // any key or none; the caller's address is the user
 )
 
-// DefaultAdminKeyEnv is the variable that may hold the administrators' key.
+// DefaultAdminKeyEnv names the environment variable that may hold the administrators' key.
 const DefaultAdminKeyEnv = "TIDEGATE_ADMIN_KEY"
 
 // Config is the auth section of the configuration.
 type Config struct {
-	Mode            string        `yaml:"mode"`             // keys: those of the store and of the file; open: anyone, the address is the user
-	KeyTTL          time.Duration `yaml:"key_ttl"`          // how long a key of the store is good unless it says otherwise
-	ExpiryWarn      time.Duration `yaml:"expiry_warn"`      // before a key of the store expires, how long the log, /status and a metric warn of it; 0: not at all. Keys that were made to live no longer than that are left out
-	AllowUnexpiring bool          `yaml:"allow_unexpiring"` // whether a key may be good forever
-	AdminKeyEnv     string        `yaml:"admin_key_env"`    // environment variable whose value opens /admin/v1/; the usual one may be unset
-	AdminKeyFile    string        `yaml:"admin_key_file"`   // or the file
-	FailedKeys      int           `yaml:"failed_keys"`      // keys a minute that may fail from one address (IPv6: /64), before others from it than those in use are refused unseen; 0: any number
+	Mode            string        `yaml:"mode"`             // keys: only keys of the store and of the file; open: everybody, and the address is the user
+	KeyTTL          time.Duration `yaml:"key_ttl"`          // life of a key of the store that sets none of its own
+	ExpiryWarn      time.Duration `yaml:"expiry_warn"`      // lead with which the log, /status and a metric warn that a key of the store expires; 0: no warning. Keys that were made to live no longer than that are left out
+	AllowUnexpiring bool          `yaml:"allow_unexpiring"` // whether a key may live for ever
+	AdminKeyEnv     string        `yaml:"admin_key_env"`    // environment variable that holds the key of /admin/v1/; the default one may be unset
+	AdminKeyFile    string        `yaml:"admin_key_file"`   // file that holds it, in place of the variable
+	FailedKeys      int           `yaml:"failed_keys"`      // invalid keys a minute from one address (IPv6: /64), above which its new keys are refused unchecked; 0: any number
 	Keys            []KeyConfig   `yaml:"keys"`
-	AdminKey        string        `yaml:"-"` // what the variable held; empty: there is none
+	AdminKey        string        `yaml:"-"` // value of the variable or the file; empty for none
 }
 
-// KeyConfig is one key. It is given as the SHA-256 of its text, in hexadecimal,
-// or by an environment variable or a file that holds its text.
+// KeyConfig is one key of the configuration. It is set by the SHA-256 of its text, in
+// hexadecimal, or by an environment variable or a file that holds its text.
 type KeyConfig struct {
-	Name    string   `yaml:"name"`     // shown in usage reports and logs; empty: the user's name
-	User    string   `yaml:"user"`     // whose key it is
-	SHA256  string   `yaml:"sha256"`   // of the key, in hex: the key itself need not be here
+	Name    string   `yaml:"name"`     // name in usage reports and logs; empty: the user's name
+	User    string   `yaml:"user"`     // owner of the key
+	SHA256  string   `yaml:"sha256"`   // SHA-256 of the key, in hex, so that the file need not hold the key
 	KeyEnv  string   `yaml:"key_env"`  // environment variable that holds the key
-	KeyFile string   `yaml:"key_file"` // or the file
-	Models  []string `yaml:"models"`   // that it may use; empty: all
-	Key     string   `yaml:"-"`        // what the variable or the file held
+	KeyFile string   `yaml:"key_file"` // file that holds it, in place of the variable
+	Models  []string `yaml:"models"`   // models that it may use; empty: all
+	Key     string   `yaml:"-"`        // value of the variable or the file
 }
 
-// Default is a gateway that asks for keys, which last a week.
+// Default returns the configuration of a gateway that requires keys, which last a week.
 func Default() Config {
 	return Config{Mode: Keys, KeyTTL: 7 * 24 * time.Hour, ExpiryWarn: 48 * time.Hour, AdminKeyEnv: DefaultAdminKeyEnv, FailedKeys: 60}
 }
 
-// Validate says all that is wrong, path first.
+// Validate returns all faults of the configuration, each with its path first.
 func (c *Config) Validate() error {
 	var faults []error
 	if c.Mode != Keys && c.Mode != Open {
@@ -90,9 +91,10 @@ func (c *Config) Validate() error {
 	return errors.Join(faults...)
 }
 
-// minKey is how long a key of somebody's own making must be, in bytes.
+// minKey is the shortest text of a key of the configuration, in bytes.
 const minKey = 16
 
+// sum returns the hash of the key, or an error if the entry sets it wrongly.
 func (k *KeyConfig) sum() (sum hash, err error) {
 	sources := 0
 	for _, s := range []string{k.SHA256, k.KeyEnv, k.KeyFile} {

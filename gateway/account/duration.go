@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// ParseDuration reads a duration as time.ParseDuration does, and days, which stand
-// before all else: 30d, 1d12h, 1.5d. A day has 24 hours. Its error says what is
-// expected.
+// ParseDuration parses a duration as time.ParseDuration does, with an optional number of
+// days in front: 30d, 1d12h, 1.5d. A day has 24 hours. Its error describes the expected
+// form.
 func ParseDuration(text string) (time.Duration, error) {
 	days, rest, found := strings.Cut(text, "d")
 	if !found {
@@ -38,6 +38,7 @@ func ParseDuration(text string) (time.Duration, error) {
 	return d, nil
 }
 
+// durationError returns the error for a text that is no duration.
 func durationError(text string) error {
 	return fmt.Errorf("expected a duration such as 10s, 1m30s, 12h or 30d, not %.40q", text)
 }

@@ -8,30 +8,31 @@ import (
 	"time"
 )
 
-// Times of the look at keys that expire soon.
+// Parameters of the check for keys that expire soon.
 const (
 	expiryInterval    = time.Minute
-	minExpiryInterval = 10 * time.Second // after the last look, where a key has changed
-	maxExpiring       = 100              // keys that are named
+	minExpiryInterval = 10 * time.Second // between two checks, even if keys have changed
+	maxExpiring       = 100              // number of keys that are named
 )
 
-// Expiring is what the store knows of keys that expire soon.
+// Expiring holds the valid keys that end within expiry_warn. Keys with a successor, and
+// keys that were created to live no longer than expiry_warn, are left out.
 type Expiring struct {
-	Count int   // keys that are good, have no successor, were made to live longer than expiry_warn, and end within it
-	Keys  []Key // the first of them to expire, at most 100
+	Count int   // number of such keys
+	Keys  []Key // first of them to expire, at most 100
 }
 
-// expiryWatch finds the keys that expire soon. It is safe for concurrent use.
+// expiryWatch remembers the keys that expire soon. It is safe for concurrent use.
 type expiryWatch struct {
 	mu       sync.Mutex
-	warn     time.Duration // before the end of a key; 0: nobody is warned
-	expiring Expiring
-	checked  time.Time            // of the look
-	dirty    bool                 // a key has changed since
-	warned   map[string]time.Time // the expiry that the log has named, by the key's id
+	warn     time.Duration        // lead of the warning before the end of a key; 0 for no warnings
+	expiring Expiring             // result of the last check
+	checked  time.Time            // time of the last check
+	dirty    bool                 // set if a key has changed since
+	warned   map[string]time.Time // logged ends of keys, by id of the key
 }
 
-// setWarn sets how long before its end a key is named.
+// setWarn sets the lead of the warning before the end of a key.
 func (w *expiryWatch) setWarn(warn time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -40,14 +41,14 @@ func (w *expiryWatch) setWarn(warn time.Duration) {
 	}
 }
 
-// changed notes that a key has changed.
+// changed records that a key has changed.
 func (w *expiryWatch) changed() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.dirty = true
 }
 
-// due reports whether it is time to look, and how far ahead.
+// due reports whether a check is due, and returns its lead.
 func (w *expiryWatch) due(now time.Time) (warn time.Duration, due bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -59,7 +60,8 @@ func (w *expiryWatch) due(now time.Time) (warn time.Duration, due bool) {
 	return w.warn, true
 }
 
-// found takes what a look has found, and returns the keys that the log has not named.
+// update stores the result of a check, and returns the keys that the log has not named
+// yet.
 func (w *expiryWatch) update(e Expiring) (unwarned []Key) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -74,15 +76,15 @@ func (w *expiryWatch) update(e Expiring) (unwarned []Key) {
 	return unwarned
 }
 
-// Expiring returns the keys that expire soon, as this replica has last seen them, within
-// the last minute while the database answers.
+// Expiring returns the keys that expire soon, as of this replica's last check. That is at
+// most a minute old while the database answers.
 func (s *Store) Expiring() Expiring {
 	s.expiry.mu.Lock()
 	defer s.expiry.mu.Unlock()
 	return s.expiry.expiring
 }
 
-// lookAtExpiry finds the keys that expire soon, if it is time to, and logs each once.
+// checkExpiry finds the keys that expire soon, if a check is due, and logs each once.
 func (s *Store) checkExpiry(ctx context.Context) error {
 	now := s.hooks.now()
 	warn, due := s.expiry.due(now)
@@ -105,6 +107,7 @@ func (s *Store) checkExpiry(ctx context.Context) error {
 	return nil
 }
 
+// expiring reads the keys that end within warn from now.
 func (s *Store) expiring(ctx context.Context, now time.Time, warn time.Duration) (e Expiring, err error) {
 	const condition = `k.expires_ms > ? AND k.expires_ms <= ? AND k.expires_ms - k.created_ms > ? AND k.revoked_ms = 0 AND k.replaced_by = ''
 		AND u.disabled_ms = 0 AND p.disabled_ms = 0 AND d.disabled_ms = 0`

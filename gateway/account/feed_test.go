@@ -36,25 +36,25 @@ func TestOutage(t *testing.T) {
 	}
 	r.check(t, "in memory", warm.Secret, nil)
 	r.check(t, "not in memory", cold.Secret, ErrUnavailable)
-	until(t, "the store to be taken for down", func() bool { return r.store.failing.Load() })
+	waitFor(t, "the store to be taken for down", func() bool { return r.store.failing.Load() })
 	server.Resume(t)
-	until(t, "the store to be back", func() bool {
+	waitFor(t, "the store to be back", func() bool {
 		_, err := r.as(t, cold.Secret)
 		return err == nil
 	})
 	server.Stop(t)
-	until(t, "the crash to be noticed", func() bool { return r.store.failing.Load() })
+	waitFor(t, "the crash to be noticed", func() bool { return r.store.failing.Load() })
 	r.check(t, "in memory", warm.Secret, nil)
 	server.Start(t)
-	until(t, "the store to be back", func() bool { return !r.store.failing.Load() })
+	waitFor(t, "the store to be back", func() bool { return !r.store.failing.Load() })
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
 }
 
-// until polls; it gives up after a time for loaded machines.
-func until(t *testing.T, what string, ok func() bool) {
+// waitFor polls; it gives up after a time for loaded machines.
+func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -234,7 +234,7 @@ func TestAgainstModel(t *testing.T) {
 // own, and only the good key's text opens.
 func FuzzHeader(f *testing.F) {
 	c := newClock()
-	r := newReplica(f, databasetest.SQLite(f), c, func(c *Config) { c.Keys = valid().Keys })
+	r := newReplica(f, databasetest.SQLite(f), c, func(c *Config) { c.Keys = validConfig().Keys })
 	m := r.make(f, NewKey{User: "ann"})
 	for _, s := range []string{"", "Bearer", "Bearer " + m.Secret, "bearer  " + m.Secret + " ", "Bearer " + annKey, "Bearer tg-" + strings.Repeat("0", 43), "Basic eDp5", "Bearer \x00", strings.Repeat("Bearer ", 100)} {
 		f.Add(s)

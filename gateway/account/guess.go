@@ -5,37 +5,38 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// Bounds of what is remembered of addresses.
+// Capacities of the memory of addresses.
 const (
-	limitedAddrs = 1 << 14 // whose failures are counted: 3 MB
+	limitedAddrs = 1 << 14 // addresses whose failures are counted: 3 MB
 	trustedKeys  = 1 << 15 // pairs of address and key: 6 MB
 )
 
-// GuessingError says that too many keys that are not good came from the caller's
-// address, so that no more are looked at.
+// GuessingError reports that too many invalid keys came from the caller's address, so that
+// the gateway checks no more of them for a while.
 type GuessingError struct {
-	RetryAfter time.Duration // until the next one is looked at
+	RetryAfter time.Duration // time until the next key is checked
 }
 
 func (e *GuessingError) Error() string {
 	return fmt.Sprintf("too many keys that are not good came from this address: the next one is looked at in %v", e.RetryAfter)
 }
 
-// guesses bounds how fast one address may try keys. A failed key takes a token from
-// its address's bucket. While that is empty the gateway looks at no key that somebody
-// could have guessed: every answer is the same whether the key would have been good.
-// Keys that were good from that address before still are. It is safe for concurrent
-// use.
+// guessLimiter limits how fast one address may try keys. A failed key takes a token from
+// the bucket of its address. While the bucket is empty, the gateway checks no key that
+// somebody could have guessed, so the answer is the same for valid keys. Keys that were
+// valid from that address before still are. It is safe for concurrent use.
 type guessLimiter struct {
 	mu        sync.Mutex
-	perMinute int // and as many at once; 0: without bound
-	byAddr    *lru[netip.Addr, *bucket]
-	trusted   *lru[addrKey, struct{}]
+	perMinute int // rate and burst; 0 for no limit
+	byAddr    *simplelru.LRU[netip.Addr, *bucket]
+	trusted   *simplelru.LRU[addrKey, struct{}]
 }
 
-// proof is a key that was good from an address.
+// addrKey is a key that was valid from an address.
 type addrKey struct {
 	addr netip.Addr
 	key  hash
@@ -45,7 +46,7 @@ func newGuessLimiter() *guessLimiter {
 	return &guessLimiter{byAddr: newLRU[netip.Addr, *bucket](limitedAddrs), trusted: newLRU[addrKey, struct{}](trustedKeys)}
 }
 
-// configure sets how many keys a minute may fail.
+// configure sets the number of keys that may fail in a minute.
 func (g *guessLimiter) configure(perMinute int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -55,50 +56,51 @@ func (g *guessLimiter) configure(perMinute int) {
 	}
 }
 
-// failed counts a key that was not good.
+// recordFailure counts an invalid key.
 func (g *guessLimiter) recordFailure(addr netip.Addr, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.perMinute == 0 {
 		return
 	}
-	b, ok := g.byAddr.get(addr)
+	b, ok := g.byAddr.Get(addr)
 	if !ok {
 		n := float64(g.perMinute)
 		b = &bucket{rate: n / 60, burst: n, tokens: n, updated: now}
-		g.byAddr.put(addr, b)
+		g.byAddr.Add(addr, b)
 	}
 	b.allow(now)
 }
 
-// locked says for how long no key of an address is looked at; 0: the next one is.
+// lockout returns the time for which no key of an address is checked; 0 if the next one
+// is.
 func (g *guessLimiter) lockout(addr netip.Addr, now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	b, ok := g.byAddr.get(addr)
+	b, ok := g.byAddr.Get(addr)
 	if !ok {
 		return 0
 	}
 	return b.wait(now)
 }
 
-// prove remembers that a key was good from an address.
+// trust remembers that a key was valid from an address.
 func (g *guessLimiter) trust(addr netip.Addr, key hash) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.trusted.put(addrKey{addr, key}, struct{}{})
+	g.trusted.Add(addrKey{addr, key}, struct{}{})
 }
 
-// isProven reports whether a key was good from an address before.
+// isTrusted reports whether a key was valid from an address before.
 func (g *guessLimiter) isTrusted(addr netip.Addr, key hash) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	_, ok := g.trusted.get(addrKey{addr, key})
+	_, ok := g.trusted.Get(addrKey{addr, key})
 	return ok
 }
 
-// network is what one caller has of an address: all of an IPv4 address, of an IPv6
-// address the /64.
+// network returns the addresses that one caller has: a single IPv4 address, or the /64 of
+// an IPv6 address.
 func network(addr netip.Addr) netip.Prefix {
 	addr = addr.Unmap().WithZone("")
 	bits := addr.BitLen()
@@ -106,13 +108,13 @@ func network(addr netip.Addr) netip.Prefix {
 		bits = 64
 	}
 	p, err := addr.Prefix(bits)
-	if err != nil { // there is no address
+	if err != nil { // the address is the zero Addr
 		return netip.Prefix{}
 	}
 	return p
 }
 
-// anonymous is the user in open mode: the address, or of IPv6 the network.
+// anonymousUser returns the user of open mode: the address, or its network for IPv6.
 func anonymousUser(addr netip.Addr) string {
 	p := network(addr)
 	if p.IsSingleIP() || !p.IsValid() {

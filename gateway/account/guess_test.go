@@ -16,7 +16,7 @@ func TestGuessing(t *testing.T) {
 	c, random := newClock(), NewSecret()
 	r := newReplica(t, databasetest.SQLite(t), c, func(a *Config) {
 		a.FailedKeys = 30
-		a.Keys, a.AdminKey = valid().Keys, random
+		a.Keys, a.AdminKey = validConfig().Keys, random
 	})
 	used, fresh := r.make(t, NewKey{User: "ann"}).Secret, r.make(t, NewKey{User: "bob"}).Secret
 	guesser, other := netip.MustParseAddr("2001:db8:0:1::7"), netip.MustParseAddr("2001:db8:0:2::7")
@@ -80,8 +80,8 @@ func TestGuessesAreBounded(t *testing.T) {
 		g.recordFailure(addr, now)
 		g.trust(addr, hash{})
 	}
-	if len(g.byAddr.byKey) > limitedAddrs || len(g.trusted.byKey) > trustedKeys {
-		t.Errorf("%d addresses, %d keys", len(g.byAddr.byKey), len(g.trusted.byKey))
+	if g.byAddr.Len() > limitedAddrs || g.trusted.Len() > trustedKeys {
+		t.Errorf("%d addresses, %d keys", g.byAddr.Len(), g.trusted.Len())
 	}
 }
 

@@ -9,20 +9,20 @@ import (
 
 // ImportLine is one line of a list of users and keys.
 type ImportLine struct {
-	Line   int // where it stands, from 1
-	NewKey     // without Name: the user alone; a nil list: as it is
-	Change KeyChange
+	Line   int       // line number, from 1
+	NewKey           // user and key; without Name the user alone, and a nil list leaves the key's as it is
+	Change KeyChange // changes of an existing key
 }
 
-// Imported is what came of one line.
+// ImportResult is the result of one line.
 type ImportResult struct {
 	Line    int
-	Actions []string // such as "made user ann"; empty: all is so already
-	Key     *Key     // that was made
-	Secret  string   // its text
+	Actions []string // changes, such as "made user ann"; empty if there are none
+	Key     *Key     // created key; nil if there is none
+	Secret  string   // text of the created key
 }
 
-// LineError says what is wrong with one line of an import.
+// LineError is an error in one line of an import.
 type LineError struct {
 	Line int
 	Err  error
@@ -30,16 +30,16 @@ type LineError struct {
 
 func (e *LineError) Error() string { return fmt.Sprintf("line %d: %v", e.Line, e.Err) }
 
-// Unwrap returns what is wrong.
+// Unwrap returns the error without its line.
 func (e *LineError) Unwrap() error { return e.Err }
 
-// errDryRun undoes a transaction that was to show what it would do.
+// errDryRun rolls back the transaction of a dry run.
 var errDryRun = errors.New("dry run")
 
-// Import makes users and keys as the lines say, and moves and changes those that are
-// there: all of it, or, where a line is wrong, nothing, with a LineError for each wrong
-// one. A line whose user and key are as it says changes nothing, so an import can be
-// run again. With dry nothing is changed; what would be is returned.
+// Import creates users and keys as the lines describe them, and moves and changes existing
+// ones. It applies all lines, or none if any is wrong, with a LineError for each wrong
+// one. A line that matches its user and key changes nothing, so an import can be repeated.
+// A dry run changes nothing and returns what would change.
 func (d *Directory) Import(ctx context.Context, actor string, lines []ImportLine, dry bool) ([]ImportResult, error) {
 	projects, keys := map[string]ImportLine{}, map[string]int{}
 	return importLines(ctx, d.store, actor, lines, dry, func(c *change, l *ImportLine) (ImportResult, error) {
@@ -59,8 +59,8 @@ func (d *Directory) Import(ctx context.Context, actor string, lines []ImportLine
 	})
 }
 
-// importEach does what each line says in one transaction: all of it, or, where a line is
-// wrong or nothing is to be done, nothing.
+// importLines applies each line in one transaction: all of them, or none if a line is
+// wrong or the run is dry.
 func importLines[Line any](ctx context.Context, s *Store, actor string, lines []Line, dry bool, apply func(*change, *Line) (ImportResult, error)) (results []ImportResult, err error) {
 	err = s.change(ctx, actor, func(c *change) error {
 		var faults []error
@@ -89,7 +89,7 @@ func importLines[Line any](ctx context.Context, s *Store, actor string, lines []
 	return results, nil
 }
 
-// importLine makes what one line says.
+// importLine applies one line.
 func (d *Directory) importLine(c *change, l *ImportLine, result *ImportResult) error {
 	k, err := d.newRow(c.now, &l.NewKey)
 	if err != nil {
@@ -120,7 +120,7 @@ func (d *Directory) importLine(c *change, l *ImportLine, result *ImportResult) e
 	return err
 }
 
-// importUser makes the user of a line, or moves it.
+// importUser returns the user of a line, after it has created or moved it.
 func (c *change) importUser(l *ImportLine, result *ImportResult) (Owner, error) {
 	u, _, err := c.owner(UserKind, l.User)
 	if err != nil {
@@ -149,11 +149,11 @@ func (c *change) importUser(l *ImportLine, result *ImportResult) (Owner, error) 
 
 // ImportOverride is one line of a list of overrides.
 type ImportOverride struct {
-	Line int // where it stands, from 1
+	Line int // line number, from 1
 	Override
 }
 
-// ImportOverrides sets overrides as Import makes users.
+// ImportOverrides sets overrides, under the rules of Import.
 func (s *Store) ImportOverrides(ctx context.Context, actor string, lines []ImportOverride, dry bool) ([]ImportResult, error) {
 	return importLines(ctx, s, actor, lines, dry, func(c *change, l *ImportOverride) (ImportResult, error) {
 		result := ImportResult{Line: l.Line}

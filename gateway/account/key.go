@@ -17,32 +17,32 @@ import (
 	"github.com/uptrace/bun"
 )
 
-// Key is a key as it is shown: never its text, nor its hash.
+// Key is the public view of a key: never its text nor its hash.
 type Key struct {
 	ID         string     `json:"id"`
 	Name       string     `json:"name"`
 	User       string     `json:"user"`
 	Project    string     `json:"project"`
 	Department string     `json:"department"`
-	Models     []string   `json:"models"` // empty: all
-	IPs        []string   `json:"ips"`    // networks; empty: from everywhere
+	Models     []string   `json:"models"` // empty for all
+	IPs        []string   `json:"ips"`    // networks of permitted callers; empty for everywhere
 	Tier       Tier       `json:"tier"`
 	MaxLevel   string     `json:"max_level"` // L0 to L4
 	Admin      bool       `json:"admin"`
-	Status     KeyState   `json:"status"` // active | replaced (still good) | expired | disabled | revoked
+	Status     KeyState   `json:"status"` // active | replaced (still valid) | expired | disabled | revoked
 	Created    time.Time  `json:"created_at"`
-	Expires    *time.Time `json:"expires_at"` // null: never
-	Revoked    *time.Time `json:"revoked_at"`
-	ReplacedBy string     `json:"replaced_by,omitempty"` // the id of the key that has its name now
+	Expires    *time.Time `json:"expires_at"`            // null for never
+	Revoked    *time.Time `json:"revoked_at"`            // null for never
+	ReplacedBy string     `json:"replaced_by,omitempty"` // id of the key that has its name now
 }
 
-// NewKey says what a key is to be.
+// NewKey is a request for a key.
 type NewKey struct {
 	User       string   `json:"user"`
-	Project    string   `json:"project"`    // of a user that is not there yet; empty: default
-	Department string   `json:"department"` // of a project that is not there yet; empty: default
-	Name       string   `json:"name"`       // empty: the user's name, with a number where that is taken
-	TTL        string   `json:"ttl"`        // a duration such as 30d, or never; empty: auth.key_ttl
+	Project    string   `json:"project"`    // project of a new user; empty for default
+	Department string   `json:"department"` // department of a new project; empty for default
+	Name       string   `json:"name"`       // name of the key; empty for the user's name, with a number if that is taken
+	TTL        string   `json:"ttl"`        // duration such as 30d, or never; empty for auth.key_ttl
 	Models     []string `json:"models"`
 	IPs        []string `json:"ips"` // addresses or networks
 	Tier       Tier     `json:"tier"`
@@ -50,28 +50,28 @@ type NewKey struct {
 	Admin      bool     `json:"admin"`
 }
 
-// Made is what came of a new key.
+// CreatedKey is the result of creating a key.
 type CreatedKey struct {
 	Key     Key      `json:"key"`
-	Secret  string   `json:"secret"`            // the text, which cannot be shown again
-	Created []string `json:"created,omitempty"` // what else had to be made, such as "user ann"
-	Old     *Key     `json:"old,omitempty"`     // the key that it replaces, with its new expiry
+	Secret  string   `json:"secret"`            // text of the key, which cannot be shown again
+	Created []string `json:"created,omitempty"` // other things that were created, such as "user ann"
+	Old     *Key     `json:"old,omitempty"`     // replaced key, with its new expiry
 }
 
-// DefaultOverlap is how long a rotated key stays good beside its successor.
+// DefaultOverlap is the time for which a rotated key stays valid beside its successor.
 const DefaultOverlap = 24 * time.Hour
 
-// never is the TTL of a key that does not expire.
+// neverExpires is the TTL of a key that does not expire.
 const neverExpires = "never"
 
 // Bounds of a key.
 const (
-	maxList  = 100                     // models or networks
-	maxModel = 200                     // bytes of a model's name
-	maxTTL   = 36_500 * 24 * time.Hour // beyond which no time can be written as RFC 3339 some day
+	maxList  = 100                     // number of models, and of networks
+	maxModel = 200                     // length of a model's name, in bytes
+	maxTTL   = 36_500 * 24 * time.Hour // keeps every time within RFC 3339
 )
 
-// expiry is when a key of some time to live ends; 0: never.
+// expiry returns the end of a key with a TTL, in milliseconds since 1970; 0 for never.
 func (d *Directory) expiry(now time.Time, ttl string) (ms int64, err error) {
 	lifetime := d.config.KeyTTL
 	switch ttl {
@@ -92,7 +92,7 @@ func (d *Directory) expiry(now time.Time, ttl string) (ms int64, err error) {
 	return now.Add(lifetime).UnixMilli(), nil
 }
 
-// row checks a new key and makes its row, but for name and user.
+// newRow checks a request for a key and returns its row, without name and user.
 func (d *Directory) newRow(now time.Time, n *NewKey) (k *keyRow, err error) {
 	for _, f := range []struct{ field, name string }{{"user", n.User}, {"project", n.Project}, {"department", n.Department}} {
 		if f.name == "" && f.field != "user" {
@@ -126,7 +126,7 @@ func (d *Directory) newRow(now time.Time, n *NewKey) (k *keyRow, err error) {
 	return k, err
 }
 
-// checkTier returns the tier that is meant.
+// checkTier returns the tier as it is stored, Standard for none.
 func checkTier(t Tier) (string, error) {
 	switch t {
 	case "":
@@ -169,23 +169,24 @@ func checkIPs(texts []string) (string, error) {
 	return jsonList(ips), nil
 }
 
+// jsonList returns a list as JSON.
 func jsonList(items []string) string {
 	if len(items) == 0 {
 		return "[]"
 	}
-	text, _ := json.Marshal(items) // strings can always be written
+	text, _ := json.Marshal(items) // strings always marshal
 	return string(text)
 }
 
-// CheckKey says what is wrong with a key to be made, as far as the store need not be
-// asked. Its error wraps ErrInvalid.
+// CheckKey returns the faults of a request for a key that show without the store. Its
+// error wraps ErrInvalid.
 func (d *Directory) CheckKey(n NewKey) error {
 	_, err := d.newRow(time.Now(), &n)
 	return err
 }
 
-// CreateKey makes a key, and its user, project and department where they are
-// missing; who is written into the audit log.
+// CreateKey creates a key, and its user, project and department if they are missing. The
+// audit log names actor.
 func (d *Directory) CreateKey(ctx context.Context, actor string, n NewKey) (m CreatedKey, err error) {
 	k, err := d.newRow(d.store.hooks.now(), &n)
 	if err != nil {
@@ -202,7 +203,7 @@ func (d *Directory) CreateKey(ctx context.Context, actor string, n NewKey) (m Cr
 	return m, err
 }
 
-// createKey makes a key of a row that is checked, for a user that is there.
+// createKey inserts a checked row for an existing user.
 func (c *change) createKey(k *keyRow, user Owner, name string) (m CreatedKey, err error) {
 	k.UserName, k.Project, k.Department = user.Name, user.Project, user.Department
 	if k.Name, err = c.freeName(name, k); err != nil {
@@ -212,7 +213,7 @@ func (c *change) createKey(k *keyRow, user Owner, name string) (m CreatedKey, er
 	if err := c.insert(k); err != nil {
 		return m, err
 	}
-	rows, err := c.store.keys(c.ctx, c.tx, "k.id = ?", k.ID) // with whether its owners are disabled
+	rows, err := c.store.keys(c.ctx, c.tx, "k.id = ?", k.ID) // shows disabled owners too
 	if err != nil {
 		return m, err
 	}
@@ -220,7 +221,7 @@ func (c *change) createKey(k *keyRow, user Owner, name string) (m CreatedKey, er
 	return m, c.writeAudit("key.create", k.ID, nil, m.Key)
 }
 
-// secret gives the key a text, which is returned, and its hash.
+// setSecret generates a text for the key, sets the key's hash, and returns the text.
 func (k *keyRow) setSecret() string {
 	text := NewSecret()
 	sum := hashKey(text)
@@ -228,9 +229,9 @@ func (k *keyRow) setSecret() string {
 	return text
 }
 
-// freeName returns the name of a new key: what was asked for, or the user's name with a
-// number where it is taken. The name of a user's own key that is no longer good may
-// be used again; another's may not, so that limits and usage by key stay apart.
+// freeName returns the name of a new key: the wanted one, or a numbered one of the user.
+// The name of the user's own key that is no longer valid may be used again. Another user's
+// may not, so that limits and usage by key stay apart.
 func (c *change) freeName(wanted string, k *keyRow) (string, error) {
 	if wanted == "" {
 		return c.numberedName(k.UserName)
@@ -257,12 +258,11 @@ func (c *change) freeName(wanted string, k *keyRow) (string, error) {
 	return wanted, c.exec("UPDATE account_keys SET replaced_by = ? WHERE id = ?", k.ID, old.ID)
 }
 
-// nameBatch is how many names of keys are tried with one question.
+// nameBatch is the number of names that one query tries.
 const nameBatch = 100
 
-// numberedName returns a user's name, or where a key has it, that name with a number.
-// It counts the keys so named first, so that the thousandth takes no longer than the
-// second.
+// numberedName returns the user's name, with a number if a key has it. It counts the keys
+// with such names first, so that the thousandth takes no longer than the second.
 func (c *change) numberedName(user string) (string, error) {
 	var numbered int
 	if err := c.tx.NewRaw("SELECT COUNT(*) FROM account_keys WHERE user_name = ? AND replaced_by = '' AND substr(name, 1, ?) = ?",
@@ -288,20 +288,21 @@ func (c *change) numberedName(user string) (string, error) {
 	}
 }
 
+// insert inserts a key.
 func (c *change) insert(k *keyRow) error {
 	return c.exec(`INSERT INTO account_keys (id, name, user_name, hash, models, ips, tier, max_level, admin, created_ms, expires_ms, revoked_ms, replaced_by)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')`,
 		k.ID, k.Name, k.UserName, k.Hash, k.Models, k.IPs, k.Tier, k.MaxLevel, k.Admin, k.CreatedMs, k.ExpiresMs)
 }
 
-// shown is the key as it is shown at a time.
+// view returns the public view of the key at a time.
 func (k *keyRow) view(now time.Time) Key {
 	out := Key{
 		ID: k.ID, Name: k.Name, User: k.UserName, Project: k.Project, Department: k.Department, Models: []string{}, IPs: []string{},
 		Tier: Tier(k.Tier), MaxLevel: "L" + strconv.Itoa(k.MaxLevel), Admin: k.Admin, Status: KeyActive,
 		Created: timeOf(k.CreatedMs), ReplacedBy: k.ReplacedBy,
 	}
-	// What the store wrote can be read.
+	// The store has written valid JSON.
 	_ = json.Unmarshal([]byte(k.Models), &out.Models)
 	_ = json.Unmarshal([]byte(k.IPs), &out.IPs)
 	if k.ReplacedBy != "" {
@@ -324,7 +325,8 @@ func (k *keyRow) view(now time.Time) Key {
 	return out
 }
 
-// noKey says that no key has a name or id. It does not quote what is the text of a key.
+// noKey returns the fault of a reference that matches no key. It does not quote a
+// reference that is the text of a key.
 func noKey(ref string) error {
 	if wellFormed(ref) {
 		return newFault(ErrInvalid, "key", "that is the text of a key, not its name or id, and now stands where others may read it, such as the history of a shell: revoke it with tidegate key revoke --secret, or POST /admin/v1/keys/revoke")
@@ -332,8 +334,8 @@ func noKey(ref string) error {
 	return newFault(ErrNotFound, "key", "there is no key with the name or id %.80q", ref)
 }
 
-// find returns the keys that an id or a name means: the one of the id, or all of
-// the name, the current one first.
+// find returns the keys of a reference: the one with that id, or all with that name, the
+// current one first.
 func (c *change) find(ref string) ([]*keyRow, error) {
 	rows, err := c.store.keys(c.ctx, c.tx, "k.id = ?", ref)
 	if err != nil || len(rows) > 0 {
@@ -346,9 +348,9 @@ func (c *change) find(ref string) ([]*keyRow, error) {
 	return rows, err
 }
 
-// RotateKey makes a successor, with the same name and rights and as long a life, of
-// the key that an id or name means. The old one stays good for overlap, or until
-// its own end if that is sooner.
+// RotateKey creates a successor of the key with an id or name. The successor has the same
+// name, rights and length of life. The old key stays valid for overlap, or until its own
+// end if that comes first.
 func (d *Directory) RotateKey(ctx context.Context, actor, ref string, overlap time.Duration) (m CreatedKey, err error) {
 	if overlap < 0 {
 		return m, newFault(ErrInvalid, "overlap", "overlap: must not be negative")
@@ -394,8 +396,7 @@ func (d *Directory) RotateKey(ctx context.Context, actor, ref string, overlap ti
 	return m, err
 }
 
-// Keys lists keys by id, which is the order in which they were made, of one user or
-// of all.
+// Keys lists the keys of one user, or of all, by id, which is the order of their creation.
 func (s *Store) Keys(ctx context.Context, user string, p Page) (items []Key, hasMore bool, err error) {
 	if user != "" {
 		err := s.read(ctx, func(c *change) error {
@@ -423,7 +424,7 @@ func (s *Store) Keys(ctx context.Context, user string, p Page) (items []Key, has
 	return items, hasMore, nil
 }
 
-// Key shows the key of an id, or the current one of a name.
+// Key returns the key with an id, or the current one with a name.
 func (s *Store) Key(ctx context.Context, ref string) (Key, error) {
 	rows, err := s.keys(ctx, s.db, "k.id = ? OR k.name = ? AND k.replaced_by = '' ORDER BY k.id LIMIT 1", ref, ref)
 	if err != nil {
@@ -435,10 +436,10 @@ func (s *Store) Key(ctx context.Context, ref string) (Key, error) {
 	return rows[0].view(s.hooks.now()), nil
 }
 
-// Bootstrap makes the first administrator's key where nobody could administer
-// otherwise: keys are asked for, the file names none and no administrator's key,
-// and the store has no good one. It returns the key's text, to be shown once, or
-// nothing. Of several replicas that start at once one makes it.
+// Bootstrap creates the first administrator's key if nobody could administer otherwise:
+// the mode is keys, the file has no key, and the store has no valid administrator's key.
+// It returns the text of the key, to be shown once, or "" if none was needed. Of several
+// replicas that start at once, one creates it.
 func (d *Directory) Bootstrap(ctx context.Context) (secret string, err error) {
 	if d.config.Mode != Keys || len(d.keys) > 0 {
 		return "", nil

@@ -1,61 +1,21 @@
 package account
 
 import (
-	"container/list"
 	"slices"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// lru keeps the last used of its entries. It is not safe for concurrent use.
-type lru[K comparable, V any] struct {
-	max   int
-	byKey map[K]*list.Element
-	order *list.List // of *entry[K, V], the last used first
+// newLRU returns a cache that keeps the last used entries, up to a positive size. It is not
+// safe for concurrent use.
+func newLRU[K comparable, V any](size int) *simplelru.LRU[K, V] {
+	l, _ := simplelru.NewLRU[K, V](size, nil) // fails only for a size that is not positive
+	return l
 }
 
-type entry[K comparable, V any] struct {
-	key   K
-	value V
-}
-
-func newLRU[K comparable, V any](size int) *lru[K, V] {
-	return &lru[K, V]{max: size, byKey: map[K]*list.Element{}, order: list.New()}
-}
-
-func (l *lru[K, V]) get(key K) (value V, ok bool) {
-	e, ok := l.byKey[key]
-	if !ok {
-		return value, false
-	}
-	l.order.MoveToFront(e)
-	return e.Value.(*entry[K, V]).value, true
-}
-
-func (l *lru[K, V]) put(key K, value V) {
-	if e, ok := l.byKey[key]; ok {
-		e.Value.(*entry[K, V]).value = value
-		l.order.MoveToFront(e)
-		return
-	}
-	if l.order.Len() >= l.max {
-		last := l.order.Remove(l.order.Back()).(*entry[K, V])
-		delete(l.byKey, last.key)
-	}
-	l.byKey[key] = l.order.PushFront(&entry[K, V]{key, value})
-}
-
-// forget drops the entries that a function picks.
-func (l *lru[K, V]) forget(pick func(V) bool) {
-	for key, e := range l.byKey {
-		if pick(e.Value.(*entry[K, V]).value) {
-			l.order.Remove(e)
-			delete(l.byKey, key)
-		}
-	}
-}
-
-// prints are the beginnings of the hashes of all keys: a sorted list, and those
-// that came since it was sorted. It is not safe for concurrent use.
+// fingerprints holds the fingerprints of the hashes of all keys: a sorted list, and those
+// added since it was sorted. It is not safe for concurrent use.
 type fingerprints struct {
 	sorted []uint64
 	recent map[uint64]struct{}
@@ -74,7 +34,7 @@ func (p *fingerprints) contains(x uint64) bool {
 	return ok
 }
 
-// maxFresh bounds what is kept in the map, which takes several times the memory.
+// maxRecent bounds the map, which needs several times the memory of the list.
 const maxRecent = 1 << 14
 
 func (p *fingerprints) add(x uint64) {
@@ -92,13 +52,14 @@ func (p *fingerprints) add(x uint64) {
 	clear(p.recent)
 }
 
-// bucket lets so many things happen a second, and some more at once.
+// bucket is a token bucket.
 type bucket struct {
-	rate, burst float64
-	tokens      float64
+	rate, burst float64 // tokens a second; most tokens
+	tokens      float64 // tokens as of updated
 	updated     time.Time
 }
 
+// allow takes a token, and reports whether there was one.
 func (b *bucket) allow(now time.Time) bool {
 	b.tokens = min(b.burst, b.tokens+b.rate*max(now.Sub(b.updated).Seconds(), 0))
 	b.updated = now
@@ -109,7 +70,7 @@ func (b *bucket) allow(now time.Time) bool {
 	return true
 }
 
-// wait is how long it takes until take works; 0: it works now.
+// wait returns the time until allow succeeds; 0 if it does now.
 func (b *bucket) wait(now time.Time) time.Duration {
 	tokens := min(b.burst, b.tokens+b.rate*max(now.Sub(b.updated).Seconds(), 0))
 	if tokens >= 1 {

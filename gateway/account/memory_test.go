@@ -32,29 +32,34 @@ func TestSecrets(t *testing.T) {
 // TestMemoryLRU plays against a list that is kept in the plainest way.
 func TestMemoryLRU(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		const most = 4
-		l := newLRU[hash, int](most)
+		const size = 4
+		l := newLRU[hash, int](size)
 		var order []byte // the last used first
 		values := map[byte]int{}
 		for i := range rapid.IntRange(1, 60).Draw(t, "steps") {
 			k := rapid.ByteRange(0, 7).Draw(t, "key")
 			at := slices.Index(order, k)
 			if rapid.Bool().Draw(t, "put") {
-				l.put(hash{k}, i)
+				l.Add(hash{k}, i)
 				values[k] = i
 				if at < 0 {
 					order = append(order, k)
 					at = len(order) - 1
 				}
-			} else if v, ok := l.get(hash{k}); ok != (at >= 0) || ok && v != values[k] {
+			} else if v, ok := l.Get(hash{k}); ok != (at >= 0) || ok && v != values[k] {
 				t.Fatalf("%d: %d, %v", k, v, ok)
 			}
 			if at >= 0 {
 				order = slices.Insert(slices.Delete(order, at, at+1), 0, k)
 			}
-			order = order[:min(len(order), most)]
-			if len(l.byKey) != len(order) || l.order.Len() != len(order) {
-				t.Fatalf("%d entries, expected %d", l.order.Len(), len(order))
+			order = order[:min(len(order), size)]
+			if l.Len() != len(order) {
+				t.Fatalf("%d entries, expected %d", l.Len(), len(order))
+			}
+			for i, sum := range l.Keys() { // the last used one comes last
+				if sum != (hash{order[len(order)-1-i]}) {
+					t.Fatalf("entries %v, expected %v backwards", l.Keys(), order)
+				}
 			}
 		}
 	})

@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-// Amount is a number of an Override: a rate such as 50/1m, or a count. In JSON a
-// count may stand as a number.
+// Amount is a number of an Override: a rate such as 50/1m, or a count. JSON may hold a
+// count as a number.
 type Amount string
 
-// UnmarshalJSON reads a text or a number.
+// UnmarshalJSON accepts a string or a number.
 func (a *Amount) UnmarshalJSON(raw []byte) error {
 	var n json.Number
 	if !bytes.HasPrefix(raw, []byte(`"`)) && json.Unmarshal(raw, &n) == nil {
@@ -24,14 +24,14 @@ func (a *Amount) UnmarshalJSON(raw []byte) error {
 	return json.Unmarshal(raw, (*string)(a))
 }
 
-// Override replaces numbers of a rule or quota of the configuration for one
-// department, project, user or key. What is empty stays as the rule says.
+// Override replaces numbers of a rule or quota for one department, project, user or key.
+// Empty numbers stay as the rule sets them.
 type Override struct {
-	Rule            string `json:"rule"` // the name of the rule or quota
+	Rule            string `json:"rule"` // name of the rule or quota
 	Scope           string `json:"of"`   // department | project | user | key
-	Name            string `json:"name"` // which one; it need not exist yet
+	Name            string `json:"name"` // name of the subject, which need not exist yet
 	Requests        Amount `json:"requests,omitempty"`
-	Tokens          Amount `json:"tokens,omitempty"` // of a rate rule a rate, of a quota a count
+	Tokens          Amount `json:"tokens,omitempty"` // rate for a rate rule, count for a quota
 	InputTokens     Amount `json:"input_tokens,omitempty"`
 	OutputTokens    Amount `json:"output_tokens,omitempty"`
 	ReasoningTokens Amount `json:"reasoning_tokens,omitempty"`
@@ -40,7 +40,7 @@ type Override struct {
 	Units           Amount `json:"units,omitempty"`
 }
 
-// Numbers are the amounts that are given, by the metric that they limit.
+// Numbers returns the amounts that are set, by the metric that they limit.
 func (o *Override) Numbers() map[string]string {
 	out := map[string]string{}
 	for metric, amount := range map[string]Amount{
@@ -54,11 +54,11 @@ func (o *Override) Numbers() map[string]string {
 	return out
 }
 
-// maxAmount bounds an amount, in bytes.
+// maxAmount is the longest amount, in bytes.
 const maxAmount = 32
 
-// Validate says, as a Fault, why the store would refuse the override. Whether its
-// numbers make sense, the rules know.
+// Validate returns the Fault for which the store rejects the override. It does not check
+// the numbers, which the rules know.
 func (o *Override) Validate() error {
 	switch o.Scope {
 	case "department", "project", "user", "key":
@@ -79,8 +79,8 @@ func (o *Override) Validate() error {
 	return nil
 }
 
-// SetOverride makes or replaces the override of one rule for one subject. That it
-// can be used with the rules is for the caller to check.
+// SetOverride creates or replaces the override of one rule for one subject. The caller
+// checks that it fits the rules.
 func (s *Store) SetOverride(ctx context.Context, actor string, o Override) error {
 	if err := o.Validate(); err != nil {
 		return err
@@ -91,7 +91,7 @@ func (s *Store) SetOverride(ctx context.Context, actor string, o Override) error
 	})
 }
 
-// setOverride makes or replaces an override, and reports whether that changed anything.
+// setOverride creates or replaces an override, and reports whether that changed anything.
 func (c *change) setOverride(o Override) (changed bool, err error) {
 	row, deleted, err := c.subject(o.Scope, o.Name)
 	switch {
@@ -117,7 +117,7 @@ func (c *change) setOverride(o Override) (changed bool, err error) {
 	return true, c.writeAudit("override.set", o.subject(), old, o)
 }
 
-// DeleteOverride takes an override away, so that the rule's own numbers hold again.
+// DeleteOverride deletes an override, so that the rule's own numbers apply again.
 func (s *Store) DeleteOverride(ctx context.Context, actor, scope, name, rule string) error {
 	return s.change(ctx, actor, func(c *change) error {
 		row, _, err := c.subject(scope, name)
@@ -131,6 +131,7 @@ func (s *Store) DeleteOverride(ctx context.Context, actor, scope, name, rule str
 	})
 }
 
+// deleteOverride deletes the override of a rule for a stored subject.
 func (c *change) deleteOverride(scope, name, rule string) error {
 	old, err := c.override(scope, name, rule)
 	if err != nil {
@@ -145,8 +146,8 @@ func (c *change) deleteOverride(scope, name, rule string) error {
 	return c.writeAudit("override.delete", old.subject(), old, nil)
 }
 
-// subject finds the subject of an override as owner does: its numbers hold for what is
-// counted by the name of its row. It need not be there.
+// subject finds the subject of an override as owner does: usage is counted by the name of
+// its row. A missing subject is no error.
 func (c *change) subject(scope, name string) (live, deleted *ownerRow, err error) {
 	if !slices.Contains(Kinds(), Kind(scope)) {
 		return nil, nil, nil
@@ -154,8 +155,10 @@ func (c *change) subject(scope, name string) (live, deleted *ownerRow, err error
 	return c.owner(Kind(scope), name)
 }
 
+// subject returns scope, name and rule for the audit log.
 func (o *Override) subject() string { return o.Scope + " " + o.Name + " " + o.Rule }
 
+// override returns the stored override, or nil if there is none.
 func (c *change) override(scope, name, rule string) (*Override, error) {
 	text, ok, err := c.queryText("SELECT numbers FROM account_overrides WHERE scope = ? AND name = ? AND rule = ?", scope, name, rule)
 	if err != nil || !ok {
@@ -168,11 +171,11 @@ func (c *change) override(scope, name, rule string) (*Override, error) {
 	return &o, nil
 }
 
-// Path names the override among all: OF/NAME/RULE.
+// Path returns the unique path of the override: SCOPE/NAME/RULE.
 func (o *Override) Path() string { return o.Scope + "/" + o.Name + "/" + o.Rule }
 
-// StoredOverrides lists the overrides of the database by subject and rule; the
-// page begins after a Path.
+// StoredOverrides lists the overrides of the database by subject and rule. The page's
+// cursor is a Path.
 func (s *Store) StoredOverrides(ctx context.Context, p Page) (items []Override, hasMore bool, err error) {
 	cursor := strings.Split(p.Cursor, "/")
 	if p.Cursor == "" {
@@ -192,7 +195,7 @@ func (s *Store) StoredOverrides(ctx context.Context, p Page) (items []Override, 
 	return items, hasMore, err
 }
 
-// AllOverrides reads every page of StoredOverrides.
+// AllOverrides reads all pages of StoredOverrides.
 func (s *Store) AllOverrides(ctx context.Context) (overrides []Override, err error) {
 	overrides = []Override{}
 	for p, hasMore := (Page{}), true; hasMore; p.Cursor = overrides[len(overrides)-1].Path() {
@@ -205,8 +208,8 @@ func (s *Store) AllOverrides(ctx context.Context) (overrides []Override, err err
 	return overrides, nil
 }
 
-// Overrides are those that this replica has taken over, in the order of subject
-// and rule; the caller must not change them. Hooks.Applied says when they may differ.
+// Overrides returns the overrides that this replica applies, ordered by subject and rule.
+// The caller must not change them. Hooks.Applied reports possible changes.
 func (s *Store) Overrides() []Override {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -18,13 +18,13 @@ const (
 	UserKind       Kind = "user"
 )
 
-// Kinds lists all of them, the largest first.
+// Kinds returns all kinds, the largest first.
 func Kinds() []Kind { return []Kind{DepartmentKind, ProjectKind, UserKind} }
 
-// table is the kind's table of the database.
+// table returns the kind's table of the database.
 func (k Kind) table() string { return "account_" + string(k) + "s" }
 
-// Above is the kind that owners of this kind belong to; empty: to none.
+// Parent returns the kind that owners of this kind belong to, or "" for a department.
 func (k Kind) Parent() Kind {
 	switch k {
 	case UserKind:
@@ -35,7 +35,7 @@ func (k Kind) Parent() Kind {
 	return ""
 }
 
-// below is the kind that belongs to owners of this kind; empty: none but keys.
+// child returns the kind that belongs to owners of this kind, or "" for a user.
 func (k Kind) child() Kind {
 	switch k {
 	case DepartmentKind:
@@ -49,19 +49,19 @@ func (k Kind) child() Kind {
 // Owner is a department, a project or a user.
 type Owner struct {
 	Name       string     `json:"name"`
-	Project    string     `json:"project,omitempty"`    // of a user
-	Department string     `json:"department,omitempty"` // of a user or a project
+	Project    string     `json:"project,omitempty"`    // project of a user
+	Department string     `json:"department,omitempty"` // department of a user or a project
 	Created    time.Time  `json:"created_at"`
-	Disabled   *time.Time `json:"disabled_at"` // null: it is not
+	Disabled   *time.Time `json:"disabled_at"` // null if enabled
 }
 
-// OwnerChange says what of an owner is to change; a nil field stays as it is.
+// OwnerChange is a change of an owner. A nil field stays as it is.
 type OwnerChange struct {
-	Parent   *string // the project of a user or the department of a project, where it is to go
-	Disabled *bool   // whether its keys are refused
+	Parent   *string // new project of a user, or new department of a project
+	Disabled *bool   // whether the owner's keys are refused
 }
 
-// ownerRow is an owner as the database holds it.
+// ownerRow is an owner in the database.
 type ownerRow struct {
 	Name       string `bun:"name"`
 	Parent     string `bun:"parent"` // project of a user, department of a project
@@ -71,6 +71,7 @@ type ownerRow struct {
 	NextName   string `bun:"next_name"`   // row that has the name now; empty for this one
 }
 
+// ownerRow reads the row of a name, or returns nil if there is none.
 func (c *change) ownerRow(k Kind, name string) (*ownerRow, error) {
 	parent := "''"
 	if parentKind := k.Parent(); parentKind != "" {
@@ -87,9 +88,10 @@ func (c *change) ownerRow(k Kind, name string) (*ownerRow, error) {
 	return rows[0], nil
 }
 
-// owner finds who has a name now: the row of that name, or, where that is deleted, the
-// last who was given the name after it. A name with a number means that one alone.
-// Without any it returns nil, or the last that is deleted.
+// owner finds the current owner of a name: the row of that name, or, if that one is
+// deleted, the last row that reused the name. A name with a number means that row alone.
+// If all are deleted, owner returns the last of them as deleted. If there is none, both
+// are nil.
 func (c *change) owner(k Kind, name string) (live, deleted *ownerRow, err error) {
 	row, err := c.ownerRow(k, name)
 	if err == nil && row != nil && row.NextName != "" && !strings.Contains(name, "#") {
@@ -104,7 +106,7 @@ func (c *change) owner(k Kind, name string) (live, deleted *ownerRow, err error)
 	return nil, row, nil
 }
 
-// need finds who has a name now, or fails with ErrNotFound.
+// requireOwner finds the current owner of a name, or fails with ErrNotFound.
 func (c *change) requireOwner(k Kind, name string) (*ownerRow, error) {
 	row, deleted, err := c.owner(k, name)
 	if err != nil || row != nil {
@@ -116,14 +118,14 @@ func (c *change) requireOwner(k Kind, name string) (*ownerRow, error) {
 	return nil, newFault(ErrNotFound, string(k), "there is no %s %q: create it first", k, name)
 }
 
-// deletedFault says that an owner was deleted.
+// deletedFault returns the fault for a deleted owner.
 func deletedFault(k Kind, name string, row *ownerRow) error {
 	return newFault(ErrNotFound, string(k), "the %s %s was deleted on %s: create it anew, or name another", k, name, timeOf(row.DeletedMs).Format(time.DateOnly))
 }
 
-// create makes an owner. One who gets the name of a deleted one stands under that name
-// with a number, such as ann#2, so that the usage, the limits and the alerts of the two
-// are not mixed up; the name alone finds it all the same.
+// createOwner creates an owner. An owner that reuses the name of a deleted one is stored
+// under that name with a number, such as ann#2. So the usage, the limits and the alerts of
+// the two stay apart. The name alone still finds it.
 func (c *change) createOwner(k Kind, name, parent string) (Owner, error) {
 	live, deleted, err := c.owner(k, name)
 	switch {
@@ -143,7 +145,7 @@ func (c *change) createOwner(k Kind, name, parent string) (Owner, error) {
 	}
 	if deleted != nil {
 		base, number, _ := strings.Cut(deleted.Name, "#")
-		n, _ := strconv.Atoi(number) // none: it was the first
+		n, _ := strconv.Atoi(number) // 0 for the first, which has no number
 		stored = base + "#" + strconv.Itoa(max(n, 1)+1)
 		if err := c.exec("UPDATE "+k.table()+" SET next_name = ? WHERE name = ?", stored, name); err != nil {
 			return Owner{}, err
@@ -164,7 +166,7 @@ func (c *change) createOwner(k Kind, name, parent string) (Owner, error) {
 	return o, c.writeAudit(string(k)+".create", stored, nil, o)
 }
 
-// shown is an owner as it is shown.
+// ownerView returns the public view of an owner.
 func (c *change) ownerView(k Kind, r *ownerRow) (Owner, error) {
 	o := Owner{Name: r.Name, Created: timeOf(r.CreatedMs)}
 	if r.DisabledMs != 0 {
@@ -180,13 +182,13 @@ func (c *change) ownerView(k Kind, r *ownerRow) (Owner, error) {
 		if err != nil {
 			return o, err
 		}
-		o.Department = p.Parent // which the database holds to be there
+		o.Department = p.Parent // the foreign key guarantees the project
 	}
 	return o, nil
 }
 
-// CreateOwner makes a department, or a project or user in a parent that is there; who
-// is written into the audit log.
+// CreateOwner creates a department, or a project or user in an existing parent. The audit
+// log names actor.
 func (s *Store) CreateOwner(ctx context.Context, actor string, k Kind, name, parent string) (o Owner, err error) {
 	if err := checkName("name", name); err != nil {
 		return o, err
@@ -208,7 +210,7 @@ func (s *Store) CreateOwner(ctx context.Context, actor string, k Kind, name, par
 	return o, err
 }
 
-// Owner shows who has a name now.
+// Owner returns the current owner of a name.
 func (s *Store) Owner(ctx context.Context, k Kind, name string) (o Owner, err error) {
 	err = s.read(ctx, func(c *change) error {
 		row, err := c.requireOwner(k, name)
@@ -220,9 +222,8 @@ func (s *Store) Owner(ctx context.Context, k Kind, name string) (o Owner, err er
 	return o, err
 }
 
-// ChangeOwner moves, disables or enables an owner. What was used before a move stays
-// where it was used. The keys of what is disabled are refused, and the requests that
-// they have under way end.
+// ChangeOwner moves, disables or enables an owner. Past usage stays with the old parent.
+// The keys of a disabled owner are refused, and the requests that they have under way end.
 func (s *Store) ChangeOwner(ctx context.Context, actor string, k Kind, name string, ch OwnerChange) (updated Owner, err error) {
 	if ch.Parent == nil && ch.Disabled == nil {
 		return updated, newFault(ErrInvalid, "", "nothing is to change: give %sdisabled", parentField(k))
@@ -234,6 +235,7 @@ func (s *Store) ChangeOwner(ctx context.Context, actor string, k Kind, name stri
 	return updated, err
 }
 
+// parentField returns the name of the kind's parent for a message.
 func parentField(k Kind) string {
 	if parentKind := k.Parent(); parentKind != "" {
 		return string(parentKind) + " or "
@@ -241,6 +243,7 @@ func parentField(k Kind) string {
 	return ""
 }
 
+// changeOwner changes an owner, and reports whether that changed anything.
 func (c *change) changeOwner(k Kind, name string, ch OwnerChange) (updated Owner, changed bool, err error) {
 	row, err := c.requireOwner(k, name)
 	if err != nil {
@@ -280,9 +283,9 @@ func (c *change) changeOwner(k Kind, name string, ch OwnerChange) (updated Owner
 	return updated, true, c.writeAudit(string(k)+".update", row.Name, old, updated)
 }
 
-// DeleteOwner deletes a user with all keys, or a project or department in which nobody
-// is. Usage keeps the name, and whoever gets it next stands under another. It returns
-// the keys that it has revoked.
+// DeleteOwner deletes a user with all keys, or an empty project or department. Usage keeps
+// the name, and the next owner of the name is stored under another. It returns the keys
+// that it has revoked.
 func (s *Store) DeleteOwner(ctx context.Context, actor string, k Kind, name string) (revoked []Key, err error) {
 	err = s.change(ctx, actor, func(c *change) error {
 		row, err := c.requireOwner(k, name)
@@ -316,7 +319,7 @@ func (s *Store) DeleteOwner(ctx context.Context, actor string, k Kind, name stri
 	return revoked, err
 }
 
-// checkEmpty refuses to delete what others belong to.
+// checkEmpty returns a fault if other owners belong to this one.
 func (c *change) checkEmpty(k Kind, row *ownerRow) error {
 	childKind := k.child()
 	if childKind == "" {
@@ -337,7 +340,7 @@ func (c *change) checkEmpty(k Kind, row *ownerRow) error {
 	return newFault(ErrConflict, string(k), "the %s %s has %ss (%s): move or delete them first", k, row.Name, childKind, list)
 }
 
-// deleteOverrides takes away the overrides of an owner.
+// deleteOverrides deletes the overrides of an owner.
 func (c *change) deleteOverrides(k Kind, name string) error {
 	var rules []string
 	if err := c.tx.NewRaw("SELECT rule FROM account_overrides WHERE scope = ? AND name = ? ORDER BY rule", string(k), name).Scan(c.ctx, &rules); err != nil {
@@ -351,7 +354,7 @@ func (c *change) deleteOverrides(k Kind, name string) error {
 	return nil
 }
 
-// Owners lists the owners of a kind by name, those in one parent or all.
+// Owners lists the owners of a kind by name, in one parent or in all.
 func (s *Store) Owners(ctx context.Context, k Kind, parent string, p Page) (items []Owner, hasMore bool, err error) {
 	type row struct {
 		Name       string `bun:"name"`

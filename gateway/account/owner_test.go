@@ -28,8 +28,8 @@ func (r *replica) state(t testing.TB, secret string) KeyState {
 	return known.State
 }
 
-// standing disables, enables and moves owners on one replica and looks at the other.
-func standing(t *testing.T, dsn string) {
+// keyStates disables, enables and moves owners on one replica and looks at the other.
+func keyStates(t *testing.T, dsn string) {
 	c := newClock()
 	a, b := newReplica(t, dsn, c, nil), newReplica(t, dsn, c, nil)
 	m := a.make(t, NewKey{User: "sue", Project: "s-one", Department: "s-dep"})
@@ -68,10 +68,10 @@ func standing(t *testing.T, dsn string) {
 		}
 	}
 	for what, err := range map[string]error{
-		"nothing":  second(a.store.ChangeOwner(t.Context(), "test", UserKind, "sue", OwnerChange{})),
-		"no such":  second(a.store.ChangeOwner(t.Context(), "test", UserKind, "nobody", OwnerChange{Disabled: ptr(true)})),
-		"to none":  second(a.store.ChangeOwner(t.Context(), "test", UserKind, "sue", OwnerChange{Parent: ptr("none")})),
-		"not free": second(a.store.DeleteOwner(t.Context(), "test", ProjectKind, "s-two")),
+		"nothing":  errorOf(a.store.ChangeOwner(t.Context(), "test", UserKind, "sue", OwnerChange{})),
+		"no such":  errorOf(a.store.ChangeOwner(t.Context(), "test", UserKind, "nobody", OwnerChange{Disabled: ptr(true)})),
+		"to none":  errorOf(a.store.ChangeOwner(t.Context(), "test", UserKind, "sue", OwnerChange{Parent: ptr("none")})),
+		"not free": errorOf(a.store.DeleteOwner(t.Context(), "test", ProjectKind, "s-two")),
 	} {
 		if fault := (*Fault)(nil); !errors.As(err, &fault) {
 			t.Errorf("%s: %v", what, err)
@@ -79,11 +79,11 @@ func standing(t *testing.T, dsn string) {
 	}
 }
 
-func second[T any](_ T, err error) error { return err }
+func errorOf[T any](_ T, err error) error { return err }
 
-// nameAgain deletes a user and makes another of the same name: nothing of the first one,
+// reusedNames deletes a user and creates another of the same name: nothing of the first one,
 // neither keys nor overrides nor the name that usage is counted by, is the second's.
-func nameAgain(t *testing.T, dsn string) {
+func reusedNames(t *testing.T, dsn string) {
 	c := newClock()
 	a, b := newReplica(t, dsn, c, nil), newReplica(t, dsn, c, nil)
 	old := a.make(t, NewKey{User: "nan", Name: "nan-laptop"})
@@ -199,8 +199,8 @@ func keyChanges(t *testing.T, dsn string) {
 	}
 }
 
-// revokesAll revokes by user and by the text of a key, which no error quotes.
-func revokesAll(t *testing.T, dsn string) {
+// revokeAll revokes by user and by the text of a key, which no error quotes.
+func revokeAll(t *testing.T, dsn string) {
 	a := newReplica(t, dsn, newClock(), nil)
 	one, two, lost := a.make(t, NewKey{User: "rex"}), a.make(t, NewKey{User: "rex"}), a.make(t, NewKey{User: "ray"})
 	keys, err := a.RevokeSecret(t.Context(), "test", lost.Secret)
@@ -215,8 +215,8 @@ func revokesAll(t *testing.T, dsn string) {
 	// Pasted where its name belongs.
 	pasted := NewSecret()
 	for _, err := range []error{
-		second(a.store.RevokeKey(t.Context(), "test", pasted)), second(a.store.Key(t.Context(), pasted)),
-		second(a.ChangeKey(t.Context(), "test", pasted, KeyChange{Tier: ptr(Batch)})),
+		errorOf(a.store.RevokeKey(t.Context(), "test", pasted)), errorOf(a.store.Key(t.Context(), pasted)),
+		errorOf(a.ChangeKey(t.Context(), "test", pasted, KeyChange{Tier: ptr(Batch)})),
 	} {
 		if !errors.Is(err, ErrInvalid) || strings.Contains(err.Error(), pasted) || !strings.Contains(err.Error(), "--secret") {
 			t.Error(err)
@@ -238,9 +238,9 @@ func revokesAll(t *testing.T, dsn string) {
 	}
 }
 
-// following holds that requests under way end on every replica when their key does, and
+// requestsUnderWay checks that requests under way end on every replica when their key does, and
 // no others.
-func following(t *testing.T, dsn string) {
+func requestsUnderWay(t *testing.T, dsn string) {
 	c := newClock()
 	a, b := newReplica(t, dsn, c, nil), newReplica(t, dsn, c, nil)
 	begin := func(m CreatedKey) context.Context {

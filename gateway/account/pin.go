@@ -14,15 +14,14 @@ import (
 	"github.com/uptrace/bun"
 )
 
-// Pin holds a model at one level of degradation, whatever its pressure is, before
-// a time at which it ends by itself.
+// Pin fixes the level of degradation of a model, whatever its load, until the pin expires.
 type Pin struct {
-	Model   string    // the model's own name; it need not be in the configuration any more
-	Level   int       // 0 to MaxLevel
-	Expires time.Time // from then on it does not hold
-	Reason  string    // what the operator gave as the reason; may be empty
-	Actor   string    // who pinned it, as in the audit log
-	Created time.Time // when it was pinned
+	Model   string    // name of the model, which may have left the configuration
+	Level   int       // level, 0 to MaxLevel
+	Expires time.Time // end of the pin
+	Reason  string    // reason that the operator gave; may be empty
+	Actor   string    // name of the operator, as in the audit log
+	Created time.Time // time at which the pin was set
 }
 
 // MarshalJSON writes the level as L0 to L4.
@@ -37,25 +36,26 @@ func (p Pin) MarshalJSON() ([]byte, error) {
 	}{p.Model, "L" + strconv.Itoa(p.Level), p.Expires, p.Reason, p.Actor, p.Created})
 }
 
-// NewPin says what a pin is to be. Of Until and For one is given.
+// NewPin is a request for a pin. It sets exactly one of Expires and Duration.
 type NewPin struct {
 	Model    string `json:"-"`
 	Level    string `json:"level"` // L0 to L4
-	Expires  string `json:"until"` // a time in RFC 3339
-	Duration string `json:"for"`   // a duration such as 30m
+	Expires  string `json:"until"` // time in RFC 3339
+	Duration string `json:"for"`   // duration such as 30m
 	Reason   string `json:"why"`
 }
 
-// MaxPin is how long a pin may hold: what is meant for longer belongs into the
-// configuration, where others see it.
+// MaxPin is the longest life of a pin. A longer one belongs into the configuration, where
+// others see it.
 const MaxPin = 7 * 24 * time.Hour
 
+// Bounds of a pin.
 const (
-	maxReason    = 500            // bytes of a reason
-	pinRetention = 24 * time.Hour // of a pin that has ended, so that no clock which is ahead drops one that holds elsewhere
+	maxReason    = 500            // length of a reason, in bytes
+	pinRetention = 24 * time.Hour // time for which an expired pin is kept: a clock that is ahead must not delete a pin that is still in force elsewhere
 )
 
-// pin checks what is asked for.
+// pin checks the request and returns its pin.
 func (n *NewPin) pin(actor string, now time.Time) (p Pin, err error) {
 	p = Pin{Model: n.Model, Reason: n.Reason, Actor: actor, Created: now.Truncate(time.Millisecond).UTC()}
 	invalid := func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }
@@ -72,7 +72,7 @@ func (n *NewPin) pin(actor string, now time.Time) (p Pin, err error) {
 	return p, err
 }
 
-// end is when the pin is to end.
+// end returns the time at which the pin expires.
 func (n *NewPin) end(now time.Time) (expires time.Time, err error) {
 	field := "until"
 	switch {
@@ -100,7 +100,7 @@ func (n *NewPin) end(now time.Time) (expires time.Time, err error) {
 	return expires, nil
 }
 
-// parseLevel reads L0 to L4.
+// parseLevel parses L0 to L4.
 func parseLevel(field, text string) (int, error) {
 	if len(text) == 2 && text[0] == 'L' && text[1] >= '0' && text[1] <= '0'+MaxLevel {
 		return int(text[1] - '0'), nil
@@ -108,8 +108,8 @@ func parseLevel(field, text string) (int, error) {
 	return 0, newFault(ErrInvalid, field, "%s: must be L0 to L%d, not %.20q", field, MaxLevel, text)
 }
 
-// SetPin pins the level of a model, in place of a pin that it has; who is written
-// into the audit log. That there is such a model is for the caller to check.
+// SetPin pins the level of a model, and replaces the pin that it has. The audit log names
+// actor. The caller checks that the model exists.
 func (s *Store) SetPin(ctx context.Context, actor string, n NewPin) (Pin, error) {
 	p, err := n.pin(actor, s.hooks.now())
 	if err != nil {
@@ -134,9 +134,8 @@ func (s *Store) SetPin(ctx context.Context, actor string, n NewPin) (Pin, error)
 	})
 }
 
-// LiftPin takes away the pin of the first of the names that has one in force, and
-// returns it: somebody may know a model by an alias. Without any it fails with
-// ErrNotFound.
+// LiftPin deletes the pin of the first of the names that has one in force, and returns it.
+// The names may be aliases of one model. If there is no pin, it fails with ErrNotFound.
 func (s *Store) LiftPin(ctx context.Context, actor string, names ...string) (p Pin, err error) {
 	err = s.change(ctx, actor, func(c *change) error {
 		found, err := readPins(c.ctx, c.tx, c.now)
@@ -155,7 +154,7 @@ func (s *Store) LiftPin(ctx context.Context, actor string, names ...string) (p P
 	return p, err
 }
 
-// PinOf finds the pin of the first of the names that has one.
+// FindPin returns the pin of the first of the names that has one.
 func FindPin(pins []Pin, names ...string) (Pin, bool) {
 	for _, name := range names {
 		if i := slices.IndexFunc(pins, func(p Pin) bool { return p.Model == name }); i >= 0 {
@@ -165,18 +164,18 @@ func FindPin(pins []Pin, names ...string) (Pin, bool) {
 	return Pin{}, false
 }
 
-// NoPin says, as a Fault, that a model's level is not pinned.
+// NotPinned returns the Fault for a model whose level is not pinned.
 func NotPinned(model string) error {
 	return newFault(ErrNotFound, "model", "the level of %.*q is not pinned", maxModel, model)
 }
 
-// StoredPins lists the pins of the database that are in force, by model: those that
-// any replica has set, also a moment ago.
+// StoredPins lists the pins in force by model, from the database. So it sees those that
+// another replica has set a moment ago.
 func (s *Store) StoredPins(ctx context.Context) ([]Pin, error) {
 	return readPins(ctx, s.db, s.hooks.now())
 }
 
-// readPins reads those in force: there are few, of all models together.
+// readPins reads the pins in force. All models together have few.
 func readPins(ctx context.Context, db bun.IDB, now time.Time) ([]Pin, error) {
 	var rows []struct {
 		Model     string `bun:"model"`
@@ -196,9 +195,9 @@ func readPins(ctx context.Context, db bun.IDB, now time.Time) ([]Pin, error) {
 	return pins, nil
 }
 
-// Pins are the pins in force that this replica has taken over, by model. It asks
-// only memory. Hooks.Applied says when others may have come; that one ends is not
-// said: who keeps them looks at Until.
+// Pins returns the pins in force that this replica applies, by model, from memory.
+// Hooks.Applied reports possible changes, but not the end of a pin: callers that keep pins
+// must check Expires.
 func (s *Store) Pins() []Pin {
 	now := s.hooks.now()
 	s.mu.Lock()

@@ -6,35 +6,35 @@ import (
 	"time"
 )
 
-// What Identify refuses with.
+// Errors of Identify.
 var (
-	ErrUnknownKey   = errors.New("unknown key")                       // none, unknown, expired, disabled or revoked
+	ErrUnknownKey   = errors.New("unknown key")                       // missing, unknown, expired, disabled or revoked
 	ErrNoKey        = fmt.Errorf("no key: %w", ErrUnknownKey)         // nothing that could be a key was sent
-	ErrIPNotAllowed = errors.New("the key is not for this address")   // known, used from elsewhere
-	ErrUnavailable  = errors.New("the store of keys does not answer") // so the key may be good or not
+	ErrIPNotAllowed = errors.New("the key is not for this address")   // known, used from another address
+	ErrUnavailable  = errors.New("the store of keys does not answer") // the key may be valid or not
 )
 
-// KeyState says how a key that the gateway knows stands.
+// KeyState is the state of a key that the gateway knows.
 type KeyState string
 
 // The states of a key. All but the first two are those of a KeyError.
 const (
 	KeyActive       KeyState = "active"
-	KeyReplaced     KeyState = "replaced" // still good, beside its successor
+	KeyReplaced     KeyState = "replaced" // still valid, beside its successor
 	KeyExpired      KeyState = "expired"
 	KeyDisabled     KeyState = "disabled" // its user, project or department is disabled
 	KeyRevoked      KeyState = "revoked"
-	KeyWrongAddress KeyState = "elsewhere" // it is good, but not from the caller's address
+	KeyWrongAddress KeyState = "elsewhere" // valid, but not from the caller's address
 )
 
-// KeyError says why a key that the gateway knows is refused. Only who holds the whole
-// text of a key, 256 random bits, meets it, so it tells nothing to those who guess.
-// It is an ErrIPNotAllowed where the address is at fault, else an ErrUnknownKey.
+// KeyError reports that a key that the gateway knows is refused. Only the holder of its
+// whole text, 256 random bits, sees it, so it reveals nothing to those who guess. It wraps
+// ErrIPNotAllowed for a wrong address, else ErrUnknownKey.
 type KeyError struct {
 	State KeyState
-	Time  time.Time // when it expired, was disabled or revoked; zero: for an address
-	Key   string    // the key's name
-	KeyID string    // empty for a key of the configuration file
+	Time  time.Time // time at which it expired, was disabled or revoked; zero for a wrong address
+	Key   string    // name of the key
+	KeyID string    // ULID of the key; empty for a key of the configuration file
 	User  string
 }
 

@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// running are the requests under way, by the key they began with, so that they can be
-// ended when it is not good any more. It is safe for concurrent use.
+// runningRequests holds the requests under way, so that they can be cancelled when their
+// key becomes invalid. It is safe for concurrent use.
 type runningRequests struct {
 	mu         sync.Mutex
 	requests   map[*runningRequest]struct{}
-	configured map[hash]Identity // keys of the configuration in force; nil: none is needed, or none is in force yet
+	configured map[hash]Identity // keys of the configuration in force; nil if none is required, or none is in force yet
 }
 
-// hold is one request under way.
+// runningRequest is one request under way.
 type runningRequest struct {
 	id     Identity
 	cancel context.CancelCauseFunc
@@ -25,8 +25,8 @@ func newRunningRequests() *runningRequests {
 	return &runningRequests{requests: map[*runningRequest]struct{}{}}
 }
 
-// add takes in a request that begins now; one with a key that is not in the
-// configuration any more ends at once.
+// add registers a request that begins now. It cancels one whose key has left the
+// configuration.
 func (r *runningRequests) add(h *runningRequest, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -36,8 +36,8 @@ func (r *runningRequests) add(h *runningRequest, now time.Time) {
 	}
 }
 
-// lost says why a request is to end whose key is not in the configuration in force; nil:
-// it is there, or is a key of the store. r.mu is held.
+// checkConfigured returns the error that ends a request whose key has left the
+// configuration in force. It returns nil for keys of the store. The caller holds r.mu.
 func (r *runningRequests) checkConfigured(id *Identity, now time.Time) error {
 	if _, ok := r.configured[id.sum]; ok || id.KeyID != "" || r.configured == nil {
 		return nil
@@ -45,7 +45,8 @@ func (r *runningRequests) checkConfigured(id *Identity, now time.Time) error {
 	return &KeyError{State: KeyRevoked, Time: now, Key: id.Key, User: id.User}
 }
 
-// enforce takes over the keys of a configuration, and ends the requests with others.
+// enforce sets the keys of the configuration in force, and cancels the requests with
+// others.
 func (r *runningRequests) enforce(configured map[hash]Identity, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -53,13 +54,15 @@ func (r *runningRequests) enforce(configured map[hash]Identity, now time.Time) {
 	r.cancelLocked(func(id *Identity) error { return r.checkConfigured(id, now) })
 }
 
+// remove unregisters a request that has ended.
 func (r *runningRequests) remove(h *runningRequest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.requests, h)
 }
 
-// cutLocked ends those requests of which the function says why; r.mu is held.
+// cancelLocked cancels the requests for which check returns an error, with that as the
+// cause. The caller holds r.mu.
 func (r *runningRequests) cancelLocked(check func(*Identity) error) {
 	for h := range r.requests {
 		if err := check(&h.id); err != nil {
@@ -68,14 +71,14 @@ func (r *runningRequests) cancelLocked(check func(*Identity) error) {
 	}
 }
 
-// keys lists the ids of the store's keys in use of which there is no record.
+// missing lists the ids of the store's keys in use that have no record.
 func (r *runningRequests) missing(records map[hash]*record) (ids []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.missingLocked(records)
 }
 
-// keysLocked is keys where r.mu is held.
+// missingLocked does the work of missing. The caller holds r.mu.
 func (r *runningRequests) missingLocked(records map[hash]*record) (ids []string) {
 	for h := range r.requests {
 		if records[h.id.sum] == nil && h.id.KeyID != "" {
@@ -85,8 +88,8 @@ func (r *runningRequests) missingLocked(records map[hash]*record) (ids []string)
 	return ids
 }
 
-// owners are names of departments, projects and users: after an import thousands, which
-// all keys in memory are held against.
+// owners is a set of departments, projects and users. After an import it has thousands,
+// and all keys in memory are matched against it.
 type owners map[owner]struct{}
 
 type owner struct {
@@ -94,6 +97,7 @@ type owner struct {
 	name string
 }
 
+// match reports whether the set has the user, project or department of an identity.
 func (o owners) match(id *Identity) bool {
 	for _, candidate := range [...]owner{{UserKind, id.User}, {ProjectKind, id.Project}, {DepartmentKind, id.Department}} {
 		if _, ok := o[candidate]; ok {
@@ -103,10 +107,10 @@ func (o owners) match(id *Identity) bool {
 	return false
 }
 
-// Follow returns a context for a request that goes on under an identity which Identify
-// gave. It ends with a *KeyError as its cause when the key is revoked or disabled, by any
-// replica, or is taken out of the configuration; that a key expires ends only what
-// begins afterwards. The function must be called when the request has ended.
+// Follow returns a context for a request that runs under an identity of Identify. The
+// context ends with a *KeyError as its cause when any replica revokes or disables the key,
+// or when the key leaves the configuration. A key that expires does not end requests under
+// way. The caller must call the function when the request has ended.
 func (d *Directory) Follow(ctx context.Context, id *Identity) (context.Context, func()) {
 	if id.sum == (hash{}) || d.config.Mode != Keys {
 		return ctx, func() {} // no key, or none is needed
@@ -115,7 +119,7 @@ func (d *Directory) Follow(ctx context.Context, id *Identity) (context.Context, 
 	h := &runningRequest{id: *id, cancel: cancel}
 	d.running.add(h, d.now())
 	if id.KeyID != "" && d.store.currentSeq() != id.seq {
-		// The change may be this key's, which was not followed yet.
+		// A change since may be of this key, which add has registered only now.
 		if r, _, err := d.store.find(ctx, id.sum, d.now(), 0); err == nil {
 			if err := r.endCause(id, d.now()); err != nil {
 				cancel(err)
@@ -128,8 +132,8 @@ func (d *Directory) Follow(ctx context.Context, id *Identity) (context.Context, 
 	}
 }
 
-// Enforce puts the directory in force, also in the place of another: requests under way
-// with keys that are not in this configuration any more end.
+// Enforce puts the directory in force, in place of any other. Requests under way end if
+// their keys are not in this configuration any more.
 func (d *Directory) Enforce() {
 	if d.store != nil {
 		d.store.expiry.setWarn(d.config.ExpiryWarn)
@@ -141,8 +145,8 @@ func (d *Directory) Enforce() {
 	d.running.enforce(d.keys, d.now())
 }
 
-// ended says why a request that began under an identity is to end; nil: it goes on, also
-// where the key has expired when it was to.
+// endCause returns the error that ends a request under way; nil if it goes on, as it does
+// when its key expires at the expected time.
 func (r *record) endCause(id *Identity, now time.Time) error {
 	err := r.validity(now)
 	if known := (*KeyError)(nil); errors.As(err, &known) && known.State == KeyExpired && id.Expires.Equal(r.id.Expires) {
@@ -151,7 +155,7 @@ func (r *record) endCause(id *Identity, now time.Time) error {
 	return err
 }
 
-// changes is the count of changes that this replica has taken over.
+// currentSeq returns the last change that this replica has applied.
 func (s *Store) currentSeq() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -45,7 +45,7 @@ func (r *replica) begin(t *testing.T, secret string) context.Context {
 	return ctx
 }
 
-func endedBy(ctx context.Context) KeyState {
+func endState(ctx context.Context) KeyState {
 	if why := (*KeyError)(nil); errors.As(context.Cause(ctx), &why) {
 		return why.State
 	}
@@ -73,7 +73,7 @@ func TestFollowAfterMove(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.sync(t)
-	if got := endedBy(ctx); got != KeyDisabled {
+	if got := endState(ctx); got != KeyDisabled {
 		t.Errorf("the request is %q", got)
 	}
 }
@@ -93,7 +93,7 @@ func TestFollowDuringChange(t *testing.T) {
 	var late context.Context
 	b.store.db = b.store.db.WithQueryHook(&between{words: "k.id IN", before: func() { late = b.begin(t, second.Secret) }})
 	b.sync(t)
-	if got, then := endedBy(ctx), endedBy(late); got != KeyDisabled || then != KeyDisabled {
+	if got, then := endState(ctx), endState(late); got != KeyDisabled || then != KeyDisabled {
 		t.Errorf("the first request is %q, the one that began meanwhile %q", got, then)
 	}
 }
@@ -118,7 +118,7 @@ func TestFollowSharedLookup(t *testing.T) {
 			synctest.Wait() // it waits for this answer
 		}})
 		b.check(t, "looked up before it was revoked", m.Secret, nil)
-		if got := endedBy(<-begun); got != KeyRevoked {
+		if got := endState(<-begun); got != KeyRevoked {
 			t.Errorf("the request is %q", got)
 		}
 		for _, r := range []*replica{a, b} {
@@ -142,7 +142,7 @@ func TestFollowAfterReload(t *testing.T) {
 	New(Default(), r.store).Enforce()
 	ctx, release := r.Follow(t.Context(), &id)
 	defer release()
-	if got := endedBy(ctx); got != KeyRevoked {
+	if got := endState(ctx); got != KeyRevoked {
 		t.Errorf("the request is %q", got)
 	}
 }

@@ -11,19 +11,19 @@ import (
 const (
 	prefix    = "tg-"
 	secretLen = len(prefix) + 43 // 62^43 is just above 2^256
-	maxKey    = 512              // bytes that are hashed of a key that the file names
-	maxHeader = maxKey + 64      // of an Authorization header that is looked at
+	maxKey    = 512              // longest text of a key of the configuration, in bytes
+	maxHeader = maxKey + 64      // longest Authorization header that is parsed, in bytes
 )
 
-// hash is the SHA-256 under which a key is known.
+// hash is the SHA-256 of a key's text, under which the key is known.
 type hash [sha256.Size]byte
 
-// print is the part of a hash that is kept of all keys: of a million, two share
-// theirs with a chance of 1 in 30 million, and then the store decides.
+// fingerprint returns the part of a hash that is kept of all keys. Of a million keys, two
+// share theirs with a chance of 1 in 30 million. Then the store decides.
 func (h hash) fingerprint() uint64 { return binary.BigEndian.Uint64(h[:8]) }
 
-// NewSecret makes the text of a key, tg- and 256 random bits in base 62, which is
-// all that opens the gateway: it is shown once and only its SHA-256 is kept.
+// NewSecret returns a new text of a key: tg- and 256 random bits in base 62. It is all
+// that opens the gateway, so it is shown once and only its SHA-256 is kept.
 func NewSecret() string {
 	var b [32]byte
 	rand.Read(b[:]) // never returns an error
@@ -31,7 +31,7 @@ func NewSecret() string {
 	return prefix + strings.Repeat("0", secretLen-len(prefix)-len(digits)) + digits
 }
 
-// wellFormed reports whether a text could be a key of NewSecret.
+// wellFormed reports whether a text has the form of NewSecret.
 func wellFormed(key string) bool {
 	if len(key) != secretLen || !strings.HasPrefix(key, prefix) {
 		return false
@@ -45,8 +45,8 @@ func wellFormed(key string) bool {
 	return true
 }
 
-// bearer is the key in an Authorization header; empty where there is none or one
-// that is too long to be any. A huge header costs nothing.
+// bearer returns the key of an Authorization header, or "" if it has none or is too long.
+// A huge header costs nothing.
 func bearer(authorization string) string {
 	if len(authorization) > maxHeader {
 		return ""

@@ -2,11 +2,8 @@ package account
 
 import (
 	"context"
-	"database/sql"
 	"embed"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -17,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/uptrace/bun"
 	"golang.org/x/sync/singleflight"
 
@@ -26,30 +24,30 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// Bounds of what the store does and keeps.
+// Bounds of the store's work and memory.
 const (
 	pollInterval = time.Second
-	queryTimeout = 2 * time.Second // of one look into the database
-	loadTimeout  = 2 * time.Minute // of the first one, which reads the hashes of all keys
-	staleAfter   = time.Hour       // how long keys in memory are believed without the database
+	queryTimeout = 2 * time.Second // for one query of the database
+	loadTimeout  = 2 * time.Minute // for the first Sync, which reads the hashes of all keys
+	staleAfter   = time.Hour       // time for which keys in memory are trusted without the database
 	cachedKeys   = 50_000          // about 25 MB
-	unknownKeys  = 4096            // that were asked for in vain
-	unknownRate  = 20              // a second for which the database is asked
-	unknownBurst = 50              //
-	feedPage     = 1000            // changes read at a time
+	unknownKeys  = 4096            // keys that the database did not have
+	unknownRate  = 20              // queries a second for unknown keys
+	unknownBurst = 50              // queries at once for unknown keys
+	feedPage     = 1000            // changes of one query
 )
 
-// Hooks are called, if they are not nil, on the goroutine of what has happened:
-// they must be quick and must not call the store.
+// Hooks are functions that the store calls, if they are not nil, on the goroutine of the
+// event. They must be quick and must not call the store.
 type Hooks struct {
-	Wrote   func()           // this process has made a change: others may be told to Poke
-	Applied func()           // changes of any replica have been taken over: overrides and pins may differ
-	Log     *slog.Logger     // nil: silent
-	now     func() time.Time // for tests
+	Wrote   func()           // runs after a change by this process; it may tell others to Poke
+	Applied func()           // runs after changes of any replica were applied: overrides and pins may differ
+	Log     *slog.Logger     // nil for no log
+	now     func() time.Time // clock of a test; nil for time.Now
 }
 
-// Store is the accounts in a database, and what this replica keeps of them in
-// memory. It is safe for concurrent use.
+// Store is the accounts in a database, with a part of them in this replica's memory. It is
+// safe for concurrent use.
 type Store struct {
 	db      *bun.DB
 	hooks   Hooks
@@ -59,22 +57,22 @@ type Store struct {
 	running *runningRequests
 	expiry  expiryWatch
 
-	syncing chan struct{}             // holds one token: who takes it may pull
-	failing atomic.Bool               // the last pull failed
-	synced  atomic.Pointer[time.Time] // when the last pull worked, by the monotonic clock too; nil: never
+	syncing chan struct{}             // holds one token: its taker may pull
+	failing atomic.Bool               // set if the last pull failed
+	synced  atomic.Pointer[time.Time] // time of the last successful pull, with the monotonic clock; nil for never
 
-	mu           sync.Mutex // guards what is below
-	seq          int64      // the last change that was taken over; -1: nothing is loaded
-	cache        *lru[hash, *record]
-	unknown      *lru[hash, struct{}]
+	mu           sync.Mutex // guards the fields below
+	seq          int64      // last change that was applied; -1 before the first load
+	cache        *simplelru.LRU[hash, *record]
+	unknown      *simplelru.LRU[hash, struct{}]
 	fingerprints *fingerprints
 	lookups      bucket
 	overrides    []Override
-	pins         []Pin // some may have ended
+	pins         []Pin // includes some that have expired
 }
 
-// NewStore makes a store over an open database, which stays the caller's. Nothing
-// is read before Migrate and Sync.
+// NewStore returns a store over an open database, which the caller closes. It reads
+// nothing before Migrate and Sync.
 func NewStore(db *bun.DB, hooks Hooks) *Store {
 	if hooks.Log == nil {
 		hooks.Log = slog.New(slog.DiscardHandler)
@@ -91,7 +89,7 @@ func NewStore(db *bun.DB, hooks Hooks) *Store {
 	return s
 }
 
-// Migrate brings the tables up to date. Several replicas may do so at once.
+// Migrate brings the tables up to date. Several replicas may call it at once.
 func Migrate(ctx context.Context, db *bun.DB) error {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
@@ -104,15 +102,15 @@ func Migrate(ctx context.Context, db *bun.DB) error {
 func (s *Store) Poke() {
 	select {
 	case s.poke <- struct{}{}:
-	default: // it is about to look anyway
+	default: // Run is about to look anyway
 	}
 }
 
-// Up reports whether the database answered when it was last asked for changes.
+// Healthy reports whether the database answered the last query for changes.
 func (s *Store) Healthy() bool { return !s.failing.Load() }
 
-// Run takes over the changes of all replicas until ctx ends, and then returns nil.
-// A database that does not answer is a state, not an error.
+// Run applies the changes of all replicas until ctx ends, and then returns nil. A database
+// that does not answer is a state, not an error.
 func (s *Store) Run(ctx context.Context) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
@@ -141,9 +139,9 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 }
 
-// Sync takes over what has changed since the last time; the first time it reads
-// the beginnings of the hashes of all keys (a million take a few seconds). It must
-// have worked once before Identify knows any key.
+// Sync applies the changes since its last call. The first call reads the fingerprints of
+// all keys (a million take a few seconds). Identify knows no key before Sync has succeeded
+// once.
 func (s *Store) Sync(ctx context.Context) error {
 	select {
 	case <-s.syncing:
@@ -162,7 +160,7 @@ func (s *Store) Sync(ctx context.Context) error {
 	defer cancel()
 	began := s.hooks.now()
 	latest, err := s.pull(pullCtx, seq)
-	// Also where it failed half-way: the next time begins after what was taken over.
+	// This holds after a failure half-way too: the next pull begins after the applied changes.
 	if latest != seq && s.hooks.Applied != nil {
 		s.hooks.Applied()
 	}
@@ -177,8 +175,8 @@ func (s *Store) Sync(ctx context.Context) error {
 	return nil
 }
 
-// pull reads the changes after from and takes them over; to is the last that it
-// did, also where it fails.
+// pull reads the changes after seq and applies them. It returns the last applied one, even
+// if it fails.
 func (s *Store) pull(ctx context.Context, seq int64) (latest int64, err error) {
 	if seq < 0 {
 		return s.load(ctx)
@@ -207,13 +205,14 @@ func (s *Store) pull(ctx context.Context, seq int64) (latest int64, err error) {
 	}
 }
 
-// changed is what some lines of the audit log say has changed.
+// delta is the set of things that some lines of the audit log have changed.
 type delta struct {
-	keys            []string // ids
+	keys            []string // ids of keys
 	owners          owners
 	overrides, pins bool
 }
 
+// add adds a line of the audit log.
 func (a *delta) add(action, subject string) {
 	kind, verb, _ := strings.Cut(action, ".")
 	switch {
@@ -231,12 +230,12 @@ func (a *delta) add(action, subject string) {
 	}
 }
 
-// keysPage is how many keys are read at a time.
+// keysPage is the number of keys that one query reads.
 const keysPage = 500
 
-// apply reads the keys again, and the overrides and pins where they changed, and takes
-// them over as the state after the change seq. Keys whose owners changed are forgotten.
-// Requests under way with a key that is not good any more end.
+// apply reads the changed keys again, and the overrides and pins if they changed, and
+// installs them as the state after the change seq. It drops keys from memory whose owners
+// changed. Requests under way end if their key has become invalid.
 func (s *Store) apply(ctx context.Context, seq int64, delta *delta) error {
 	var (
 		overrides []Override
@@ -277,7 +276,7 @@ func (s *Store) apply(ctx context.Context, seq int64, delta *delta) error {
 	return nil
 }
 
-// readInto reads the records of some keys.
+// readInto reads the records of some keys into a map.
 func (s *Store) readInto(ctx context.Context, records map[hash]*record, ids []string) error {
 	slices.Sort(ids)
 	for part := range slices.Chunk(slices.Compact(ids), keysPage) {
@@ -296,11 +295,11 @@ func (s *Store) readInto(ctx context.Context, records map[hash]*record, ids []st
 	return nil
 }
 
-// takeOver puts the records of keys, and what rest sets, in the place of those that are
-// in memory, and ends the requests under way that are to end. Where an owner changed and
-// a request has begun meanwhile with a key that is not among the records, it does
-// nothing but return the ids of such keys: a request that begins afterwards sees the
-// new count.
+// install replaces records of keys in memory, calls setRest under the lock, and cancels
+// the requests under way whose keys have become invalid. If an owner changed, it needs the
+// records of all keys in use. If one is missing, since its request began meanwhile,
+// install does nothing but return the ids of such keys. A request that begins later sees
+// the new count.
 func (s *Store) install(seq int64, delta *delta, records map[hash]*record, setRest func()) (missing []string) {
 	s.running.mu.Lock()
 	defer s.running.mu.Unlock()
@@ -313,12 +312,16 @@ func (s *Store) install(seq int64, delta *delta, records map[hash]*record, setRe
 	defer s.mu.Unlock()
 	setRest()
 	if len(delta.owners) > 0 {
-		s.cache.forget(func(r *record) bool { return delta.owners.match(&r.id) })
+		for _, sum := range s.cache.Keys() {
+			if r, _ := s.cache.Peek(sum); delta.owners.match(&r.id) {
+				s.cache.Remove(sum)
+			}
+		}
 	}
 	for sum, r := range records {
 		s.fingerprints.add(sum.fingerprint())
-		if _, ok := s.cache.get(sum); ok {
-			s.cache.put(sum, r)
+		if _, ok := s.cache.Get(sum); ok {
+			s.cache.Add(sum, r)
 		}
 	}
 	s.seq = seq
@@ -332,8 +335,8 @@ func (s *Store) install(seq int64, delta *delta, records map[hash]*record, setRe
 	return nil
 }
 
-// load reads everything that is kept in memory from the start. The count of
-// changes is read first, so that what changes meanwhile is read again.
+// load reads the state that is kept in memory from scratch. It reads the count of changes
+// first, so that changes during the load are read again.
 func (s *Store) load(ctx context.Context) (seq int64, err error) {
 	if err := s.db.NewRaw("SELECT seq FROM account_feed").Scan(ctx, &seq); err != nil {
 		return -1, fmt.Errorf("read the count of changes: %w", err)
@@ -350,7 +353,7 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("read the hashes: %w", err)
 	}
-	defer func() { _ = rows.Close() }() // Err below says what matters
+	defer func() { _ = rows.Close() }() // Err below reports the errors that matter
 	var values []uint64
 	for rows.Next() {
 		var text string
@@ -373,6 +376,7 @@ func (s *Store) load(ctx context.Context) (seq int64, err error) {
 	return seq, nil
 }
 
+// parseHash parses a hash of the database.
 func parseHash(text string) (sum hash, err error) {
 	if n, err := hex.Decode(sum[:], []byte(text)); err != nil || n != len(sum) || len(text) != 2*len(sum) {
 		return sum, fmt.Errorf("the store holds %q where a hash should be", text)
@@ -380,115 +384,7 @@ func parseHash(text string) (sum hash, err error) {
 	return sum, nil
 }
 
-// record is a key in memory.
-type record struct {
-	id       Identity
-	ips      []netip.Prefix
-	revoked  time.Time // zero: it is not
-	disabled time.Time // zero: it is not
-}
-
-// admit says whether the key may be used now and from there; its errors are *KeyError.
-func (r *record) admit(now time.Time, addr netip.Addr) (Identity, error) {
-	if err := r.validity(now); err != nil {
-		return Identity{}, err
-	}
-	if len(r.ips) > 0 && !slices.ContainsFunc(r.ips, func(p netip.Prefix) bool { return p.Contains(addr) }) {
-		return Identity{}, r.keyError(KeyWrongAddress, time.Time{})
-	}
-	return r.id, nil
-}
-
-// standing says why the key is not good any more, wherever it is used from; nil: it is.
-func (r *record) validity(now time.Time) error {
-	switch {
-	case !r.revoked.IsZero():
-		return r.keyError(KeyRevoked, r.revoked)
-	case !r.id.Expires.IsZero() && !now.Before(r.id.Expires):
-		return r.keyError(KeyExpired, r.id.Expires)
-	case !r.disabled.IsZero():
-		return r.keyError(KeyDisabled, r.disabled)
-	}
-	return nil
-}
-
-func (r *record) keyError(state KeyState, t time.Time) error {
-	return &KeyError{State: state, Time: t, Key: r.id.Key, KeyID: r.id.KeyID, User: r.id.User}
-}
-
-// keyRow is a key as the database holds it, with whom it belongs to.
-type keyRow struct {
-	ID         string `bun:"id"`
-	Name       string `bun:"name"`
-	UserName   string `bun:"user_name"`
-	Project    string `bun:"project"`
-	Department string `bun:"department"`
-	Hash       string `bun:"hash"`   // SHA-256 in hex
-	Models     string `bun:"models"` // JSON list
-	IPs        string `bun:"ips"`    // JSON list of networks
-	Tier       string `bun:"tier"`
-	MaxLevel   int    `bun:"max_level"` // 0 to 4
-	Admin      bool   `bun:"admin"`
-	CreatedMs  int64  `bun:"created_ms"`
-	ExpiresMs  int64  `bun:"expires_ms"`  // 0 for never
-	RevokedMs  int64  `bun:"revoked_ms"`  // 0 for never
-	ReplacedBy string `bun:"replaced_by"` // id of the successor; empty for none
-
-	UserDisabledMs       int64 `bun:"user_disabled_ms"`
-	ProjectDisabledMs    int64 `bun:"project_disabled_ms"`
-	DepartmentDisabledMs int64 `bun:"department_disabled_ms"`
-}
-
-// disabled is since when the key's user, project or department is disabled, in
-// milliseconds since 1970; 0: none of them is.
-func (k *keyRow) disabledMs() (first int64) {
-	for _, ms := range []int64{k.UserDisabledMs, k.ProjectDisabledMs, k.DepartmentDisabledMs} {
-		if ms != 0 && (first == 0 || ms < first) {
-			first = ms
-		}
-	}
-	return first
-}
-
-// keys reads the keys that a condition picks.
-func (s *Store) keys(ctx context.Context, db bun.IDB, condition string, args ...any) (rows []*keyRow, err error) {
-	err = db.NewRaw(`SELECT k.id, k.name, k.user_name, u.project, p.department, k.hash, k.models, k.ips, k.tier, k.max_level,
-		k.admin, k.created_ms, k.expires_ms, k.revoked_ms, k.replaced_by,
-		u.disabled_ms AS user_disabled_ms, p.disabled_ms AS project_disabled_ms, d.disabled_ms AS department_disabled_ms
-		FROM account_keys AS k JOIN account_users AS u ON u.name = k.user_name JOIN account_projects AS p ON p.name = u.project
-		JOIN account_departments AS d ON d.name = p.department
-		WHERE `+condition, args...).Scan(ctx, &rows)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return nil, fmt.Errorf("read keys: %w", err)
-	}
-	return rows, nil
-}
-
-func (k *keyRow) record() (hash, *record, error) {
-	r := &record{revoked: timeOf(k.RevokedMs), disabled: timeOf(k.disabledMs()), id: Identity{
-		Department: k.Department, Project: k.Project, User: k.UserName, Key: k.Name, KeyID: k.ID,
-		Tier: Tier(k.Tier), MaxLevel: k.MaxLevel, Admin: k.Admin, Expires: timeOf(k.ExpiresMs),
-	}}
-	var ips []string
-	if err := errors.Join(json.Unmarshal([]byte(k.Models), &r.id.models), json.Unmarshal([]byte(k.IPs), &ips)); err != nil {
-		return hash{}, nil, fmt.Errorf("the store's key %s: %w", k.ID, err)
-	}
-	for _, ip := range ips {
-		p, err := netip.ParsePrefix(ip)
-		if err != nil {
-			return hash{}, nil, fmt.Errorf("the store's key %s: %w", k.ID, err)
-		}
-		r.ips = append(r.ips, p)
-	}
-	if !r.id.Expires.IsZero() {
-		r.id.expiresText = r.id.Expires.Format(time.RFC3339)
-	}
-	sum, err := parseHash(k.Hash)
-	r.id.sum = sum
-	return sum, r, err
-}
-
-// at is a time of the database; 0 is no time.
+// timeOf returns a time of the database; 0 is the zero time.
 func timeOf(ms int64) time.Time {
 	if ms == 0 {
 		return time.Time{}
@@ -496,8 +392,8 @@ func timeOf(ms int64) time.Time {
 	return time.UnixMilli(ms).UTC()
 }
 
-// identify finds whose key has a hash. A locked caller, whose address guesses keys, is
-// told of no key that this store does not know: then the database is not asked.
+// identify returns the owner of a key by its hash. While the caller's address is locked
+// out for guessing, it does not ask the database about unknown keys.
 func (s *Store) identify(ctx context.Context, sum hash, addr netip.Addr, lockout time.Duration) (Identity, error) {
 	now := s.hooks.now()
 	r, seq, err := s.find(ctx, sum, now, lockout)
@@ -509,16 +405,16 @@ func (s *Store) identify(ctx context.Context, sum hash, addr netip.Addr, lockout
 	return id, err
 }
 
-// find returns the record of a key, from memory or from the database, and the last
-// change that it is sure to show.
+// find returns the record of a key, from memory or from the database, and the last change
+// that it is sure to show.
 func (s *Store) find(ctx context.Context, sum hash, now time.Time, lockout time.Duration) (r *record, seq int64, err error) {
-	// Sub goes by the monotonic clock, so that a jump of the machine's makes nothing old.
+	// Sub uses the monotonic clock, so that a jump of the wall clock makes nothing stale.
 	if synced := s.synced.Load(); synced == nil || now.Sub(*synced) > staleAfter {
 		return nil, 0, ErrUnavailable
 	}
 	s.mu.Lock()
 	seq = s.seq
-	r, ok := s.cache.get(sum)
+	r, ok := s.cache.Get(sum)
 	if !ok {
 		err = s.checkLookup(sum, now, lockout)
 	}
@@ -529,7 +425,8 @@ func (s *Store) find(ctx context.Context, sum hash, now time.Time, lockout time.
 	return s.query(ctx, sum)
 }
 
-// worthAsking says why the database is not to be asked for a key; s.mu is held.
+// checkLookup returns the error that answers a key without the database; nil if the
+// database is to be asked. The caller holds s.mu.
 func (s *Store) checkLookup(sum hash, now time.Time, lockout time.Duration) error {
 	if s.failing.Load() {
 		return ErrUnavailable
@@ -540,20 +437,20 @@ func (s *Store) checkLookup(sum hash, now time.Time, lockout time.Duration) erro
 	if lockout > 0 {
 		return &GuessingError{lockout}
 	}
-	if _, ok := s.unknown.get(sum); ok || !s.lookups.allow(now) {
+	if _, ok := s.unknown.Get(sum); ok || !s.lookups.allow(now) {
 		return ErrUnknownKey
 	}
 	return nil
 }
 
-// lookedUp is what find returns, as flights pass it on.
+// lookupResult is the result of find, as a flight returns it.
 type lookupResult struct {
 	record *record
 	seq    int64
 }
 
-// ask looks a key up in the database, once for all that ask at the same time. It
-// goes on when one of them leaves.
+// query looks up a key in the database, once for all callers at the same time. It goes on
+// when one of them leaves.
 func (s *Store) query(ctx context.Context, sum hash) (*record, int64, error) {
 	answer := s.flights.DoChan(string(sum[:]), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
@@ -572,12 +469,13 @@ func (s *Store) query(ctx context.Context, sum hash) (*record, int64, error) {
 	}
 }
 
+// lookup looks up a key in memory again, and then in the database.
 func (s *Store) lookup(ctx context.Context, sum hash) (l lookupResult, err error) {
 	s.mu.Lock()
 	seq := s.seq
-	known, ok := s.cache.get(sum)
+	known, ok := s.cache.Get(sum)
 	s.mu.Unlock()
-	if ok { // who asks may have looked before another one's answer came
+	if ok { // another flight has ended since the caller looked
 		return lookupResult{known, seq}, nil
 	}
 	rows, err := s.keys(ctx, s.db, "k.hash = ?", hex.EncodeToString(sum[:]))
@@ -587,16 +485,16 @@ func (s *Store) lookup(ctx context.Context, sum hash) (l lookupResult, err error
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(rows) == 0 {
-		s.unknown.put(sum, struct{}{})
+		s.unknown.Add(sum, struct{}{})
 		return l, ErrUnknownKey
 	}
 	_, r, err := rows[0].record()
 	if err != nil {
 		return l, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	// What changed since then may be this key, whose change finds nothing to renew.
+	// A change since then may be of this key, and apply has found nothing to renew.
 	if s.seq == seq {
-		s.cache.put(sum, r)
+		s.cache.Add(sum, r)
 	}
 	s.fingerprints.add(sum.fingerprint())
 	return lookupResult{r, seq}, nil

@@ -108,8 +108,8 @@ func (r *replica) check(t testing.TB, what, secret string, want error) {
 func TestStore(t *testing.T) {
 	databasetest.Run(t, func(t *testing.T, dsn string) {
 		for name, test := range map[string]func(*testing.T, string){
-			"a key's life": aKeysLife, "refusals": refusals, "expiring": expiring, "standing": standing, "a name again": nameAgain, "an expired key of a deleted user": expiredOfDeleted, "a key of a disabled project": keyOfDisabled,
-			"an override of a deleted user": overrideOfDeleted, "namesakes": manyNamesakes, "import twice": importTwice, "key changes": keyChanges, "revokes": revokesAll, "following": following, "unnamed keys": unnamedKeys, "rotation": rotation, "members": members, "faults": faults, "replicas": replicas,
+			"a key's life": keyLife, "refusals": refusals, "expiring": expiring, "standing": keyStates, "a name again": reusedNames, "an expired key of a deleted user": expiredOfDeleted, "a key of a disabled project": keyOfDisabled,
+			"an override of a deleted user": overrideOfDeleted, "namesakes": manyNamesakes, "import twice": importTwice, "key changes": keyChanges, "revokes": revokeAll, "following": requestsUnderWay, "unnamed keys": unnamedKeys, "rotation": rotation, "members": members, "faults": faults, "replicas": replicas,
 			"audit": audit, "overrides": overrides, "many overrides": manyOverrides, "pins": pins, "lists": lists, "storm": storm, "closed": closed,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, dsn) })
@@ -117,7 +117,7 @@ func TestStore(t *testing.T) {
 	})
 }
 
-func aKeysLife(t *testing.T, dsn string) {
+func keyLife(t *testing.T, dsn string) {
 	c := newClock()
 	r := newReplica(t, dsn, c, nil)
 	m := r.make(t, NewKey{User: "ann", Project: "apollo", Department: "space", Name: "laptop", Models: []string{"qwen3"},
@@ -360,7 +360,7 @@ func replicas(t *testing.T, dsn string) {
 	if _, err := a.store.RevokeKey(t.Context(), "test", "admin"); err != nil {
 		t.Fatal(err)
 	}
-	if text, err := New(valid(), a.store).Bootstrap(t.Context()); err != nil || text != "" {
+	if text, err := New(validConfig(), a.store).Bootstrap(t.Context()); err != nil || text != "" {
 		t.Errorf("the file names keys: %q, %v", text, err)
 	}
 	if text, err := a.Bootstrap(t.Context()); err != nil || text == "" {
@@ -564,7 +564,7 @@ func closed(t *testing.T, dsn string) {
 	c := newClock()
 	r := newReplica(t, dsn, c, nil)
 	warm, cold := r.make(t, NewKey{User: "clo"}), r.make(t, NewKey{User: "clo"})
-	static := valid()
+	static := validConfig()
 	file := New(static, r.store)
 	r.check(t, "before", warm.Secret, nil)
 	if err := r.db.Close(); err != nil {

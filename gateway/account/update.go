@@ -8,22 +8,23 @@ import (
 	"time"
 )
 
-// KeyChange says what of a key is to change; a nil field stays as it is. Of TTL and
-// Expires one may be given.
+// KeyChange is a change of a key. A nil field stays as it is. At most one of TTL and
+// Expires is set.
 type KeyChange struct {
 	Name     *string   `json:"name"`
-	TTL      *string   `json:"ttl"`        // from now: a duration such as 30d, or never
-	Expires  *string   `json:"expires_at"` // a time in RFC 3339
-	Models   *[]string `json:"models"`     // empty: all
-	IPs      *[]string `json:"ips"`        // addresses or networks; empty: from everywhere
+	TTL      *string   `json:"ttl"`        // life from now on: a duration such as 30d, or never
+	Expires  *string   `json:"expires_at"` // time in RFC 3339
+	Models   *[]string `json:"models"`     // empty for all
+	IPs      *[]string `json:"ips"`        // addresses or networks; empty for everywhere
 	Tier     *Tier     `json:"tier"`
 	MaxLevel *string   `json:"max_level"`
 }
 
+// empty reports whether the change changes nothing.
 func (ch *KeyChange) empty() bool { return *ch == KeyChange{} }
 
-// ChangeKey changes the key of an id, or the current one of a name. It holds for the
-// next request; those under way keep what they began with.
+// ChangeKey changes the key with an id, or the current one with a name. The change applies
+// to the next request. Requests under way keep their old rights.
 func (d *Directory) ChangeKey(ctx context.Context, actor, ref string, ch KeyChange) (updated Key, err error) {
 	if ch.empty() {
 		return updated, newFault(ErrInvalid, "", "nothing is to change: give some of name, ttl or expires_at, models, ips, tier and max_level")
@@ -39,7 +40,7 @@ func (d *Directory) ChangeKey(ctx context.Context, actor, ref string, ch KeyChan
 	return updated, err
 }
 
-// changeKey changes a key and reports whether that changed anything.
+// changeKey changes a key, and reports whether that changed anything.
 func (d *Directory) changeKey(c *change, k *keyRow, ch KeyChange) (updated Key, changed bool, err error) {
 	oldRow, old := *k, k.view(c.now)
 	if old.Status == KeyRevoked {
@@ -64,7 +65,7 @@ func (d *Directory) changeKey(c *change, k *keyRow, ch KeyChange) (updated Key, 
 	return updated, true, c.writeAudit("key.update", k.ID, old, updated)
 }
 
-// amend checks a change and makes it in a row, but for the name.
+// applyChange checks a change and applies it to a row, except for the name.
 func (d *Directory) applyChange(c *change, k *keyRow, ch KeyChange) (err error) {
 	if ch.Tier != nil {
 		if k.Tier, err = checkTier(*ch.Tier); err != nil {
@@ -101,8 +102,8 @@ func (d *Directory) applyChange(c *change, k *keyRow, ch KeyChange) (err error) 
 	return err
 }
 
-// rename gives a key another name. Usage until now stays under the old one, which no
-// other user's key gets.
+// rename gives a key another name. Past usage stays under the old name, which no other
+// user's key gets.
 func (c *change) rename(k *keyRow, name string) error {
 	if err := checkName("name", name); err != nil {
 		return err
@@ -121,8 +122,8 @@ func (c *change) rename(k *keyRow, name string) error {
 	return nil
 }
 
-// revoke ends those of some keys that are not revoked yet, and returns them. It ends
-// expired ones too: otherwise a later end or a rotation would make them good again.
+// revoke revokes those keys that are not revoked yet, and returns them. It includes
+// expired keys, which a later change or rotation would otherwise make valid again.
 func (c *change) revoke(keys []*keyRow) (revoked []Key, err error) {
 	for _, k := range keys {
 		old := k.view(c.now)
@@ -142,9 +143,9 @@ func (c *change) revoke(keys []*keyRow) (revoked []Key, err error) {
 	return revoked, nil
 }
 
-// RevokeKey ends the key of an id, or all keys of a name, those in their overlap
-// too, and the requests under way with them. It returns the keys that were not revoked
-// until now.
+// RevokeKey revokes the key with an id, or all keys with a name, including replaced ones.
+// It ends the requests under way with them. It returns the keys that were not revoked
+// before.
 func (s *Store) RevokeKey(ctx context.Context, actor, ref string) (revoked []Key, err error) {
 	err = s.change(ctx, actor, func(c *change) error {
 		rows, err := c.find(ref)
@@ -160,8 +161,8 @@ func (s *Store) RevokeKey(ctx context.Context, actor, ref string) (revoked []Key
 	return revoked, err
 }
 
-// RevokeUser ends all keys of a user, as RevokeKey does. A user without a good key is
-// no fault: what was asked for is so.
+// RevokeUser revokes all keys of a user, as RevokeKey does. A user without a valid key is
+// no fault.
 func (s *Store) RevokeUser(ctx context.Context, actor, user string) (revoked []Key, err error) {
 	revoked = []Key{}
 	err = s.change(ctx, actor, func(c *change) error {
@@ -180,8 +181,8 @@ func (s *Store) RevokeUser(ctx context.Context, actor, user string) (revoked []K
 	return revoked, err
 }
 
-// RevokeSecret ends the key whose text somebody has found, as RevokeKey does. No error
-// quotes the text.
+// RevokeSecret revokes the key with a text that somebody has found, as RevokeKey does. No
+// error quotes the text.
 func (d *Directory) RevokeSecret(ctx context.Context, actor, secret string) (revoked []Key, err error) {
 	sum := hashKey(secret)
 	if id, ok := d.keys[sum]; ok {
@@ -207,8 +208,8 @@ func (d *Directory) RevokeSecret(ctx context.Context, actor, secret string) (rev
 	return revoked, err
 }
 
-// CheckModels says, as a Fault, which of a key's models is not among those that are
-// known, by name or alias.
+// CheckModels returns a Fault that names a model of a key that is not among the known
+// names and aliases.
 func CheckModels(models, known []string) error {
 	for _, m := range models {
 		if slices.Contains(known, m) {
@@ -223,5 +224,5 @@ func CheckModels(models, known []string) error {
 	return nil
 }
 
-// maxListed bounds how many names a message lists.
+// maxListed is the largest number of names in a message.
 const maxListed = 20
