@@ -137,10 +137,10 @@ func TestCheckWarnings(t *testing.T) {
 func TestCheckCertificates(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	const day = 24 * time.Hour
-	good, goodKey := certificateFor(t, dir, "good", now.Add(-day), now.Add(90*day))
-	ended, endedKey := certificateFor(t, dir, "ended", now.Add(-9*day), now.Add(-day))
-	soon, soonKey := certificateFor(t, dir, "soon", now.Add(-9*day), now.Add(3*day+time.Hour))
-	early, earlyKey := certificateFor(t, dir, "early", now.Add(day), now.Add(90*day))
+	good, goodKey := stack.CertificateFor(t, dir, "good", now.Add(-day), now.Add(90*day))
+	ended, endedKey := stack.CertificateFor(t, dir, "ended", now.Add(-9*day), now.Add(-day))
+	soon, soonKey := stack.CertificateFor(t, dir, "soon", now.Add(-9*day), now.Add(3*day+time.Hour))
+	early, earlyKey := stack.CertificateFor(t, dir, "early", now.Add(day), now.Add(90*day))
 	text := filepath.Join(dir, "text")
 	if err := os.WriteFile(text, []byte("no PEM"), 0o600); err != nil {
 		t.Fatal(err)

@@ -60,7 +60,7 @@ func TestConditionWarns(t *testing.T) {
 // and a warning is in both.
 func TestCertificateEnds(t *testing.T) {
 	dir := t.TempDir()
-	cert, key := certificate(t, dir, "server") // which lasts an hour
+	cert, key := stack.Certificate(t, dir, "server") // which lasts an hour
 	f := startGateway(t, startServers(t, nil), stack.Config{Server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s, client_ca_file: %s}", cert, key, cert)}})
 	s := f.told(t)
 	for _, name := range []string{"server.tls.cert_file", "server.tls.client_ca_file"} {
@@ -77,7 +77,7 @@ func TestCertificateEnds(t *testing.T) {
 // is no certificate is passed over.
 func TestReadCertificates(t *testing.T) {
 	dir := t.TempDir()
-	cert, key := certificate(t, dir, "a")
+	cert, key := stack.Certificate(t, dir, "a")
 	var both []byte
 	for _, file := range []string{key, cert, cert} {
 		raw, err := os.ReadFile(file)

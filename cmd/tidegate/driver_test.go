@@ -66,8 +66,8 @@ func (f *front) traffic(t *testing.T) (end func()) {
 // TestTrafficThroughGPUFaults drives requests through everything that may befall
 // an agent and its GPU: none may fail, and the status says each fault.
 func TestTrafficThroughGPUFaults(t *testing.T) {
-	n := startNode(t)
-	f := startGateway(t, startServers(t, nil), stack.Config{GPUs: "gpu-a/0", Extra: n.config()})
+	n := stack.StartNode(t)
+	f := startGateway(t, startServers(t, nil), stack.Config{GPUs: "gpu-a/0", Extra: nodeConfig(n)})
 	stack.Eventually(t, "a reading", func() bool { return len(f.told(t).GPUs) > 0 })
 	defer f.traffic(t)()
 	release := make(chan struct{})
@@ -86,7 +86,7 @@ func TestTrafficThroughGPUFaults(t *testing.T) {
 		{"garbage", func(w http.ResponseWriter, _ *nvml.Report) { io.WriteString(w, "\xff\x00") }, func() bool { return strings.Contains(source().Error, "no report") }},
 		{"too long", func(w http.ResponseWriter, _ *nvml.Report) { w.Write(make([]byte, 8<<20)) }, func() bool { return strings.Contains(source().Error, "longer than") }},
 		{"failing", func(w http.ResponseWriter, _ *nvml.Report) { w.WriteHeader(500) }, func() bool { return strings.Contains(source().Error, "status 500") }},
-		{"restarted", func(w http.ResponseWriter, r *nvml.Report) { n.boot.CompareAndSwap(0, 1); json.NewEncoder(w).Encode(r) }, func() bool { return source().OK && source().Restarts == 1 }},
+		{"restarted", func(w http.ResponseWriter, r *nvml.Report) { n.Boot.CompareAndSwap(0, 1); json.NewEncoder(w).Encode(r) }, func() bool { return source().OK && source().Restarts == 1 }},
 		{"wedged", send(func(r *nvml.Report) { r.GPUs[0].State, r.GPUs[0].AgeMs = nvml.StateWedged, 60_000 }), func() bool {
 			g := f.told(t).GPUs[0]
 			return g.State == nvml.StateWedged && g.Freshness == "dropped"
@@ -94,7 +94,7 @@ func TestTrafficThroughGPUFaults(t *testing.T) {
 		{"lost", send(func(r *nvml.Report) { r.GPUs[0].State = nvml.StateLost }), func() bool { return strings.Contains(fmt.Sprint(f.told(t).Warnings), "its GPU gpu-a/0 is lost") }},
 		{"fatal XID", send(func(r *nvml.Report) { r.GPUs[0].XIDs = []nvml.XID{{Code: 79, Fatal: true}} }), func() bool { g := f.told(t).GPUs[0]; return len(g.XIDs) == 1 && g.XIDs[0].Fatal }},
 	} {
-		n.be(c.answer)
+		n.Answer(c.answer)
 		stack.Eventually(t, c.name+" in the status", c.seen)
 	}
 	n.CloseClientConnections()

@@ -17,11 +17,11 @@ import (
 )
 
 // tellingNode is a node whose GPU tells everything.
-func tellingNode(t *testing.T) *gpuNode {
+func tellingNode(t *testing.T) *stack.Node {
 	t.Helper()
-	node := startNode(t)
+	node := stack.StartNode(t)
 	number, mem := 40, uint64(1<<30)
-	node.be(func(w http.ResponseWriter, r *nvml.Report) {
+	node.Answer(func(w http.ResponseWriter, r *nvml.Report) {
 		g := &r.GPUs[0]
 		g.Temperature, g.HBM, g.Power, g.Utilisation, g.MemoryFree = &number, &number, &mem, &number, &mem
 		g.ThrottleNs = map[string]uint64{"sw_thermal": 1}
@@ -52,15 +52,15 @@ telemetry: {per_user: 5}
 // ways, types and labels too.
 func TestMetricNames(t *testing.T) {
 	node := tellingNode(t)
-	redis, docs := "", documentedMetrics(t)
+	redis, docs := "", stack.DocumentedMetrics(t, "../..")
 	if _, err := exec.LookPath("redis-server"); err == nil {
 		redis = "redis: {addrs: ['" + redistest.Single(t).Addr + "'], timeout: 1s}\n"
 	} else {
 		delete(docs, "tidegate_store_call_seconds")
 		delete(docs, "tidegate_store_breaker_state")
 	}
-	authority, _ := certificate(t, t.TempDir(), "authority")
-	p := everyMetric(node.config() + "  - {name: secure, agent: 'https://127.0.0.1:1', ca_file: " + authority + "}\n" + redis)
+	authority, _ := stack.Certificate(t, t.TempDir(), "authority")
+	p := everyMetric(nodeConfig(node) + "  - {name: secure, agent: 'https://127.0.0.1:1', ca_file: " + authority + "}\n" + redis)
 	p.GPUs = "gpu-a/0"
 	f := startGateway(t, startServers(t, nil), p)
 	stack.Eventually(t, "a reading", func() bool { return f.Metric(t, `tidegate_gpu_source_up{source="gpu-a"}`) == 1 })

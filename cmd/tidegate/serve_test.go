@@ -3,17 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -27,48 +20,11 @@ import (
 	"tidegate/gateway/gatewaytest/stack"
 )
 
-// certificate writes a certificate for 127.0.0.1 and its key, which serve as
-// server's, client's and authority's.
-func certificate(t *testing.T, dir, name string) (certFile, keyFile string) {
-	t.Helper()
-	return certificateFor(t, dir, name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
-}
-
-// certificateFor makes a certificate that is good from one time to another.
-func certificateFor(t *testing.T, dir, name string, from, until time.Time) (certFile, keyFile string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: from, NotAfter: until, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certFile, keyFile = filepath.Join(dir, name+".pem"), filepath.Join(dir, name+".key")
-	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "EC PRIVATE KEY", Bytes: raw}} {
-		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return certFile, keyFile
-}
-
 // TestProtocols streams over every protocol that the listener speaks.
 func TestProtocols(t *testing.T) {
 	dir := t.TempDir()
-	cert, key := certificate(t, dir, "server")
-	clientCert, clientKey := certificate(t, dir, "client")
+	cert, key := stack.Certificate(t, dir, "server")
+	clientCert, clientKey := stack.Certificate(t, dir, "client")
 	roots := x509.NewCertPool()
 	pemBytes, err := os.ReadFile(cert)
 	if err != nil || !roots.AppendCertsFromPEM(pemBytes) {

@@ -13,39 +13,14 @@ import (
 
 	"tidegate/gateway/gatewaytest/stack"
 	"tidegate/gateway/ops"
-	"tidegate/nvml"
 )
 
-// gpuNode is a stand-in for a tidegate-gpu-agent of one GPU.
-type gpuNode struct {
-	seq  atomic.Uint64
-	now  atomic.Pointer[func(w http.ResponseWriter, r *nvml.Report)]
-	boot atomic.Int64
-	*httptest.Server
-}
-
-func startNode(t *testing.T) *gpuNode {
-	t.Helper()
-	n := &gpuNode{}
-	n.be(func(w http.ResponseWriter, r *nvml.Report) { json.NewEncoder(w).Encode(r) })
-	n.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		margin, used, total := 35, uint64(132270)<<20, uint64(143771)<<20
-		(*n.now.Load())(w, &nvml.Report{Node: "gpu-a", BootID: fmt.Sprint("boot", n.boot.Load()), Seq: n.seq.Add(1), GPUs: []nvml.Reading{
-			{UUID: "GPU-a", Name: "NVIDIA H200", State: nvml.StateOK, Margin: &margin, MemoryUsed: &used, MemoryTotal: &total, Reasons: []string{"sw_power_cap"}},
-		}})
-	}))
-	t.Cleanup(n.Close)
-	return n
-}
-
-// be sets how the node answers from now on.
-func (n *gpuNode) be(answer func(w http.ResponseWriter, r *nvml.Report)) { n.now.Store(&answer) }
-
-func (n *gpuNode) config() string {
+// nodeConfig returns the section gpus with a node and a recording.
+func nodeConfig(n *stack.Node) string {
 	return fmt.Sprintf("gpus:\n  - {name: gpu-a, agent: '%s', every: 100ms}\n  - {name: rec, replay: ../../nvml/testdata/heat.jsonl}\n", n.URL)
 }
 
-// status is what the gateway's status says.
+// told returns the status of the gateway.
 func (f *front) told(t *testing.T) (s ops.Status) {
 	t.Helper()
 	resp, err := f.Client.Get(f.Ops + "/status")
@@ -62,8 +37,8 @@ func (f *front) told(t *testing.T) (s ops.Status) {
 // TestStatus: what backends and GPUs are doing stands in /status and in the table
 // of the command, and a request's GPU time in its record.
 func TestStatus(t *testing.T) {
-	n := startNode(t)
-	f := startGateway(t, startServers(t, nil), stack.Config{GPUs: "gpu-a/0, GPU-a, rec/0, gpu-a/7", Extra: n.config()})
+	n := stack.StartNode(t)
+	f := startGateway(t, startServers(t, nil), stack.Config{GPUs: "gpu-a/0, GPU-a, rec/0, gpu-a/7", Extra: nodeConfig(n)})
 	stack.Eventually(t, "all readings", func() bool {
 		s := f.told(t)
 		return len(s.GPUs) == 2 && s.Models[0].Backends[0].Engine != nil

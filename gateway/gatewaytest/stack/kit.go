@@ -142,12 +142,18 @@ func (k *Kit) StartProcess(t *testing.T, args ...string) (*exec.Cmd, *Log, chan 
 // Command runs tidegate with arguments as a shell would and wants it to end with code.
 func (k *Kit) Command(t *testing.T, code int, args ...string) (stdout, stderr string) {
 	t.Helper()
+	return k.Pipe(t, code, "", args...)
+}
+
+// Pipe runs tidegate as Command does, with a text on its standard input.
+func (k *Kit) Pipe(t *testing.T, code int, stdin string, args ...string) (stdout, stderr string) {
+	t.Helper()
 	var out, log bytes.Buffer
 	c, err := k.command(t.Context(), args...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Stdout, c.Stderr = &out, &log
+	c.Stdin, c.Stdout, c.Stderr = strings.NewReader(stdin), &out, &log
 	_ = c.Run() // the code says it
 	if exit := c.ProcessState.ExitCode(); exit != code {
 		t.Fatalf("tidegate %s: code %d, expected %d\n%s%s", strings.Join(args, " "), exit, code, &out, &log)

@@ -1,4 +1,4 @@
-package main
+package deploy
 
 import (
 	"encoding/json"
@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	grafanaDir    = "../../deploy/grafana"
-	prometheusDir = "../../deploy/prometheus"
+	grafanaDir    = "grafana"
+	prometheusDir = "prometheus"
 )
 
 // dashboard is what is asked of Prometheus in a file of Grafana's.

@@ -1,4 +1,4 @@
-package main
+package deploy
 
 import (
 	"bytes"
@@ -29,7 +29,7 @@ func TestDiskIncident(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	f := startGateway(t, startServers(t, nil), stack.Config{JournalDir: filepath.Join(disk, "journal")})
+	f := kit.Start(t, kit.StartServers(t, nil), stack.Config{JournalDir: filepath.Join(disk, "journal")})
 	filler := filepath.Join(disk, "filler")
 	file, err := os.Create(filler)
 	if err != nil {
@@ -67,8 +67,8 @@ func TestDiskIncident(t *testing.T) {
 // again.
 func TestClockIncident(t *testing.T) {
 	e := incident(t, "a clock jump")
-	f := startReplica(t, startServers(t, nil), stack.Config{}, stack.NewClient(t))
-	out, _ := command(t, exitOK, "key", "create", "--user", "ann", "--ttl", "30m", "--config", f.File)
+	f := kit.StartReplica(t, kit.StartServers(t, nil), stack.Config{}, stack.NewClient(t))
+	out, _ := kit.Command(t, 0, "key", "create", "--user", "ann", "--ttl", "30m", "--config", f.File)
 	key := strings.TrimSpace(out)
 	status := func() int {
 		got, _ := f.Call(t, key, "GET", "/v1/models", "")
@@ -79,14 +79,14 @@ func TestClockIncident(t *testing.T) {
 	}
 	set := wallClock(t, f.Process.Process.Pid)
 	set(time.Hour)
-	e.shows(t, f.front, nil)
+	e.shows(t, f.Gateway, nil)
 	stack.Eventually(t, "a key of 30 minutes to have ended", func() bool { return status() == http.StatusUnauthorized })
 	if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK {
 		t.Errorf("a key that does not end: %d %s", a.Status, a.Body)
 	}
 	e.says(t, "set the clock right")
 	set(0)
-	e.ends(t, f.front)
+	e.ends(t, f.Gateway)
 	if got := status(); got != http.StatusOK {
 		t.Errorf("with the clock right again: %d", got)
 	}

@@ -1,4 +1,4 @@
-package main
+package deploy
 
 import (
 	"debug/elf"
@@ -79,7 +79,7 @@ func flagsOf(rest string) (flags map[string]string, args string) {
 // buildContext copies what .dockerignore leaves of the repository.
 func buildContext(t *testing.T) string {
 	t.Helper()
-	root := filepath.Join("..", "..")
+	root := filepath.Join("..")
 	source, err := os.ReadFile(filepath.Join(root, ".dockerignore"))
 	if err != nil {
 		t.Fatal(err)
@@ -277,12 +277,8 @@ func TestAgentHealthCheck(t *testing.T) {
 // TestUnits has systemd check the units, and the gateway the configuration that
 // comes with them.
 func TestUnits(t *testing.T) {
-	var out strings.Builder
-	file := filepath.Join(deployDir, "systemd", "tidegate.yaml")
-	if code := run(t.Context(), []string{"check", "--config", file}, noEnv, &out, &out); code != exitOK {
-		t.Errorf("%d\n%s", code, &out)
-	}
-	grace := defaultConfig().Server.ShutdownGrace + last // which that file leaves as it is
+	kit.Command(t, 0, "check", "--config", filepath.Join(deployDir, "systemd", "tidegate.yaml"))
+	grace := readSettings(t, "tidegate.example.yaml").Server.ShutdownGrace + settling // the default, which that file leaves as it is
 	units, err := filepath.Glob(filepath.Join(deployDir, "systemd", "*.service"))
 	if err != nil || len(units) != 2 {
 		t.Fatal(units, err)

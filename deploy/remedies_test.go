@@ -1,4 +1,4 @@
-package main
+package deploy
 
 import (
 	"net/http"
@@ -14,18 +14,18 @@ import (
 // TestRemedies causes what operating.md has remedies for that its blocks alone do not
 // show, and sees each remedy work.
 func TestRemedies(t *testing.T) {
-	s := startServers(t, nil)
+	s := kit.StartServers(t, nil)
 	p := stack.Config{Extra: "limits:\n  - {name: user-rate, per: user, concurrency: 16, requests: 100000/1m}\n"}
-	f := startGateway(t, s, p)
+	f := kit.Start(t, s, p)
 	t.Run("a flood", func(t *testing.T) { flood(t, f) })
 	t.Run("a leaked key", func(t *testing.T) { leak(t, f) })
 	t.Run("a slow server", func(t *testing.T) { slow(t, f, s, p) })
 }
 
 // flood: the user who floods is found by tidegate top, and kept to two places.
-func flood(t *testing.T, f *front) {
+func flood(t *testing.T, f *stack.Gateway) {
 	e := incident(t, "a flood").by("flooder", "flooder")
-	key, _ := command(t, exitOK, "key", "create", "--user", "flooder", "--name", "flooder", "--config", f.File)
+	key, _ := kit.Command(t, 0, "key", "create", "--user", "flooder", "--name", "flooder", "--config", f.File)
 	key = strings.TrimSpace(key)
 	f.Servers.Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 100})
 	var asking sync.WaitGroup
@@ -64,16 +64,18 @@ func flood(t *testing.T, f *front) {
 }
 
 // leak: a key that has leaked is revoked by its text, and refused with its id.
-func leak(t *testing.T, f *front) {
+func leak(t *testing.T, f *stack.Gateway) {
 	e := incident(t, "a leaked key").by("cleo", "leaked")
-	key, _ := command(t, exitOK, "key", "create", "--user", "cleo", "--name", "leaked", "--config", f.File)
+	key, _ := kit.Command(t, 0, "key", "create", "--user", "cleo", "--name", "leaked", "--config", f.File)
 	key = strings.TrimSpace(key)
 	if a := f.Complete(t, key, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK {
 		t.Fatalf("%d %s", a.Status, a.Body)
 	}
 	e.shows(t, f, nil)
 	e.says(t, "`tidegate key revoke --secret --config tidegate.yaml`")
-	cli{exitOK, "key revoke --secret", "revoked"}.check(t, f.File, key+"\n")
+	if out, log := kit.Pipe(t, 0, key+"\n", "key", "revoke", "--secret", "--config", f.File); !strings.Contains(out+log, "revoked") {
+		t.Errorf("%s%s", out, log)
+	}
 	stack.Eventually(t, "the key to be refused", func() bool {
 		a := f.Complete(t, key, stack.Chat(stack.LargeModel, 2, ""))
 		return a.Status == http.StatusUnauthorized && strings.Contains(string(a.Body), "revoked")
@@ -86,7 +88,7 @@ func leak(t *testing.T, f *front) {
 
 // slow: a server that is slow gets weight 0 by a reload. What it has ends, and it gets
 // nothing new.
-func slow(t *testing.T, f *front, s stack.Servers, p stack.Config) {
+func slow(t *testing.T, f *stack.Gateway, s stack.Servers, p stack.Config) {
 	e := incident(t, "slow answers")
 	slowly := gatewaytest.Fault{Kind: gatewaytest.FaultSlow, DelayMS: 50}
 	s[:1].Fault(t, slowly)

@@ -1,4 +1,4 @@
-package main
+package deploy
 
 import (
 	"crypto/tls"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -38,7 +37,7 @@ type runbookEntry struct {
 // runbook reads the incidents of the page.
 func runbook(t *testing.T) (all []runbookEntry) {
 	t.Helper()
-	raw, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(runbookPage)))
+	raw, err := os.ReadFile(filepath.Join("..", filepath.FromSlash(runbookPage)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,17 +90,17 @@ func (e runbookEntry) by(user, key string) runbookEntry {
 	return e
 }
 
-// views are what an operator looks at: the status and top.
-func (f *front) views(t *testing.T) string {
+// views returns what an operator looks at: the status and top.
+func views(t *testing.T, f *stack.Gateway) string {
 	t.Helper()
-	status, _ := command(t, exitOK, "status", "--ops", f.Ops)
-	top, _ := command(t, exitOK, "top", "--once", "--ops", f.Ops)
+	status, _ := kit.Command(t, 0, "status", "--ops", f.Ops)
+	top, _ := kit.Command(t, 0, "top", "--once", "--ops", f.Ops)
 	return status + top
 }
 
 // shows waits until what the page says of the incident stands there. again is done
 // before each look; nil: nothing.
-func (e runbookEntry) shows(t *testing.T, f *front, again func()) {
+func (e runbookEntry) shows(t *testing.T, f *stack.Gateway, again func()) {
 	t.Helper()
 	seen := ""
 	t.Cleanup(func() {
@@ -113,17 +112,17 @@ func (e runbookEntry) shows(t *testing.T, f *front, again func()) {
 		if again != nil {
 			again()
 		}
-		seen = f.views(t)
+		seen = views(t, f)
 		_, ok := stack.Shows(seen, e.shown)
 		return ok
 	})
 }
 
 // ends waits until it no longer stands there.
-func (e runbookEntry) ends(t *testing.T, f *front) {
+func (e runbookEntry) ends(t *testing.T, f *stack.Gateway) {
 	t.Helper()
 	stack.Eventually(t, e.name+" to end", func() bool {
-		_, ok := stack.Shows(f.views(t), e.shown)
+		_, ok := stack.Shows(views(t, f), e.shown)
 		return !ok
 	})
 }
@@ -140,7 +139,7 @@ func (e runbookEntry) says(t *testing.T, remedies ...string) {
 
 // runs runs the command of the section that begins so, with the test's file and, one
 // after the other, its own names.
-func (e runbookEntry) runs(t *testing.T, f *front, begin string, names ...string) string {
+func (e runbookEntry) runs(t *testing.T, f *stack.Gateway, begin string, names ...string) string {
 	t.Helper()
 	m := regexp.MustCompile("[\n`(]" + regexp.QuoteMeta("tidegate "+begin) + "[^`\n)]*").FindString(e.section)
 	if m == "" {
@@ -151,7 +150,7 @@ func (e runbookEntry) runs(t *testing.T, f *front, begin string, names ...string
 	for _, word := range regexp.MustCompile(`"[^"]*"|\S+`).FindAllString(line, -1)[1:] {
 		args = append(args, strings.Trim(word, `"`))
 	}
-	out, log := command(t, exitOK, args...)
+	out, log := kit.Command(t, 0, args...)
 	return out + log
 }
 
@@ -187,9 +186,9 @@ func TestRunbookIncidents(t *testing.T) {
 // TestHotCards: one card of two is hot, then both are, which makes the model's answers
 // smaller; and a level that somebody holds makes limits smaller.
 func TestHotCards(t *testing.T) {
-	n, s := startNode(t), startServers(t, nil)
+	n, s := stack.StartNode(t), kit.StartServers(t, nil)
 	heat := func(margin int) {
-		n.be(func(w http.ResponseWriter, r *nvml.Report) {
+		n.Answer(func(w http.ResponseWriter, r *nvml.Report) {
 			r.GPUs[0].Margin = &margin
 			_ = json.NewEncoder(w).Encode(r) // the gateway may have gone
 		})
@@ -198,8 +197,8 @@ func TestHotCards(t *testing.T) {
 		fmt.Sprintf("gpus: [{name: gpu-a, agent: '%s', every: 100ms}]\n", n.URL) +
 		"limits: [{name: user-rate, per: user, requests: 1000/1h}, {name: shared, per: user, requests: 12/1h, under_pressure: {L2: 0.25}}]\n")
 	p.GPUs = "gpu-a/0"
-	f := startGateway(t, s, p)
-	level := func() string { return f.told(t).Ladder.Models[0].Level }
+	f := kit.Start(t, s, p)
+	level := func() string { return statusOf(t, f).Ladder.Models[0].Level }
 	t.Run("one", func(t *testing.T) {
 		e := incident(t, "a hot card")
 		heat(4)
@@ -248,7 +247,7 @@ func TestHotCards(t *testing.T) {
 // TestRedisIncident: Redis dies and comes back.
 func TestRedisIncident(t *testing.T) {
 	e, redis := incident(t, "Redis is down"), redistest.Single(t)
-	f := startGateway(t, startServers(t, nil), stack.Config{Extra: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits: [{name: user-rate, per: user, requests: 1000/1m}]\n", redis.Addr)})
+	f := kit.Start(t, kit.StartServers(t, nil), stack.Config{Extra: fmt.Sprintf("redis: {addrs: ['%s']}\nlimits: [{name: user-rate, per: user, requests: 1000/1m}]\n", redis.Addr)})
 	ask := func() {
 		if a := f.Complete(t, stack.AdaKey, stack.Chat(stack.LargeModel, 2, "")); a.Status != http.StatusOK {
 			t.Errorf("a caller noticed: %d %s", a.Status, a.Body)
@@ -266,7 +265,7 @@ func TestRedisIncident(t *testing.T) {
 // TestDatabaseIncident: PostgreSQL dies and comes back.
 func TestDatabaseIncident(t *testing.T) {
 	e, server := incident(t, "PostgreSQL is down"), databasetest.StartServer(t)
-	f := startGateway(t, startServers(t, nil), stack.Config{DSN: server.Database(t)})
+	f := kit.Start(t, kit.StartServers(t, nil), stack.Config{DSN: server.Database(t)})
 	server.Stop(t)
 	e.shows(t, f, nil)
 	e.says(t, "bring it back")
@@ -276,7 +275,7 @@ func TestDatabaseIncident(t *testing.T) {
 	server.Start(t)
 	e.ends(t, f)
 	stack.Eventually(t, "what was used meanwhile to be in the report", func() bool {
-		out, _ := command(t, exitOK, "usage", "report", "--by", "user", "--config", f.File)
+		out, _ := kit.Command(t, 0, "usage", "report", "--by", "user", "--config", f.File)
 		return strings.Contains(out, "ada")
 	})
 }
@@ -286,16 +285,13 @@ func TestDatabaseIncident(t *testing.T) {
 func TestCertificateIncident(t *testing.T) {
 	e, dir := incident(t, "an expired certificate"), t.TempDir()
 	now := time.Now()
-	cert, key := certificateFor(t, dir, "server", now.Add(-48*time.Hour), now.Add(-time.Hour))
-	f := startGateway(t, startServers(t, nil), stack.Config{Server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s}", cert, key)}})
-	e.shows(t, f, nil)
+	cert, key := stack.CertificateFor(t, dir, "server", now.Add(-48*time.Hour), now.Add(-time.Hour))
+	f := kit.StartReplica(t, kit.StartServers(t, nil), stack.Config{Server: []string{fmt.Sprintf("tls: {cert_file: %s, key_file: %s}", cert, key)}}, stack.NewClient(t))
+	e.shows(t, f.Gateway, nil)
 	e.says(t, "put the new files where `server.tls.cert_file` and `key_file` point, both, then SIGHUP")
-	certificateFor(t, dir, "server", now.Add(-time.Hour), now.Add(90*24*time.Hour))
-	mine := make(chan os.Signal, 1) // so that the signal ends no process that does not listen yet
-	signal.Notify(mine, syscall.SIGHUP)
-	defer signal.Stop(mine)
+	stack.CertificateFor(t, dir, "server", now.Add(-time.Hour), now.Add(90*24*time.Hour))
 	stack.Eventually(t, "the new certificate", func() bool {
-		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		if err := f.Process.Process.Signal(syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
 		conn, err := tls.Dial("tcp", strings.TrimPrefix(f.URL, "http://"), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it looks at the certificate itself
@@ -305,15 +301,15 @@ func TestCertificateIncident(t *testing.T) {
 		defer conn.Close()
 		return conn.ConnectionState().PeerCertificates[0].NotAfter.After(now)
 	})
-	e.ends(t, f)
+	e.ends(t, f.Gateway)
 }
 
 // TestHungBackend: a server of two hangs, although it answers its health probe. It goes out
 // of rotation, no caller of a whole answer or of a stream that has not begun notices, and
 // it comes back by itself when it answers again.
 func TestHungBackend(t *testing.T) {
-	s := startServers(t, nil)
-	f := startGateway(t, s, stack.Config{Model: []string{"breaker: {stall: 500ms, open: 1s}"}})
+	s := kit.StartServers(t, nil)
+	f := kit.Start(t, s, stack.Config{Model: []string{"breaker: {stall: 500ms, open: 1s}"}})
 	s[:1].Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHang})
 	var asking sync.WaitGroup
 	for n := range 12 {

@@ -1,4 +1,4 @@
-package main
+package deploy
 
 import (
 	"bytes"
@@ -22,9 +22,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
-	"tidegate/admission/limit"
 	"tidegate/admission/limit/redislimit/redistest"
-	"tidegate/gateway/alert/channel"
 	"tidegate/gateway/gatewaytest/stack"
 	"tidegate/nvml"
 )
@@ -110,11 +108,11 @@ func readRules(t *testing.T) (all []rule) {
 // TestAlertsSay: each alert says what is wrong, with the value, how bad it is, and
 // where to read on.
 func TestAlertsSay(t *testing.T) {
-	page, err := os.ReadFile("../../docs/monitoring.md")
+	page, err := os.ReadFile("../docs/monitoring.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	guide, _ := os.ReadFile("../../docs/operating.md")
+	guide, _ := os.ReadFile("../docs/operating.md")
 	for _, r := range readRules(t) {
 		if r.Alert == "" {
 			continue
@@ -150,7 +148,7 @@ func kebab(name string) string {
 // TestDashboardNames: what dashboards and rules ask for is what docs/metrics.md lists
 // of a gateway, or what a rule records.
 func TestDashboardNames(t *testing.T) {
-	known := documentedMetrics(t)
+	known := stack.DocumentedMetrics(t, "..")
 	recorded := map[string]bool{}
 	for _, r := range readRules(t) {
 		recorded[r.Record] = true
@@ -180,7 +178,7 @@ type promServer struct {
 
 // startPrometheus runs the configuration that is shipped, with the gateway and its
 // servers in place of the compose file's names, and everything once a second.
-func startPrometheus(t *testing.T, d *drill, what string, flags ...string) *promServer {
+func startPrometheus(t *testing.T, g *stack.Gateway, what string, flags ...string) *promServer {
 	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "prometheus.yml")
@@ -189,7 +187,7 @@ func startPrometheus(t *testing.T, d *drill, what string, flags ...string) *prom
 	rules, _ := filepath.Abs(filepath.Join(prometheusDir, "rules/*.yml"))
 	c["rule_files"] = []string{rules}
 	c["global"] = map[string]any{"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-	targets := map[string]string{"tidegate": d.ops.Addr().String(), "vllm": strings.TrimPrefix(d.stage.config.addresses()[0], "http://")}
+	targets := map[string]string{"tidegate": strings.TrimPrefix(g.Ops, "http://"), "vllm": strings.TrimPrefix(g.Servers[0].URL, "http://")}
 	jobs, _ := c["scrape_configs"].([]any)
 	for _, job := range jobs {
 		job := job.(map[string]any)
@@ -357,19 +355,19 @@ func everything(t *testing.T) map[string]string {
 
 // several is what Grafana puts in where more than one value of each variable is
 // chosen: an alternative of them, quoted for a regular expression inside a string.
-func (d *drill) several() map[string]string {
+func several(s stack.Servers) map[string]string {
 	either := func(values ...string) string {
 		for i := range values {
 			values[i] = strings.ReplaceAll(regexp.QuoteMeta(values[i]), `\`, `\\`)
 		}
 		return "(" + strings.Join(values, "|") + ")"
 	}
-	backends := d.stage.config.addresses()
-	for i := range backends {
-		backends[i] = strings.TrimPrefix(backends[i], "http://")
+	var backends []string
+	for _, server := range s {
+		backends = append(backends, strings.TrimPrefix(server.URL, "http://"))
 	}
 	return map[string]string{
-		"model": either(stack.LargeModel, stack.SmallModel), "backend": either(backends...), "gpu": either("demo/0", "demo/1"), "rule": either("rate", "tokens", "daily"),
+		"model": either(stack.LargeModel, stack.SmallModel), "backend": either(backends...), "gpu": either("demo/0", "demo/9"), "rule": either("rate", "tokens", "daily"),
 	}
 }
 
@@ -379,16 +377,18 @@ func (d *drill) several() map[string]string {
 // with buckets and one in their native form.
 func TestExpressions(t *testing.T) {
 	stack.PrometheusTool(t, os.Getenv, "prometheus")
-	d := startDrill(t, observable(t, redistest.Single(t).Addr))
-	d.traffic(t)
-	servers := []*promServer{startPrometheus(t, d, "buckets"), startPrometheus(t, d, "native", "--enable-feature=native-histograms")}
+	node := stack.StartNode(t)
+	node.Answer(overheated(time.Now()))
+	g := kit.Start(t, kit.StartServers(t, nil), observable(t, node, redistest.Single(t).Addr))
+	busy(t, g)
+	servers := []*promServer{startPrometheus(t, g, "buckets"), startPrometheus(t, g, "native", "--enable-feature=native-histograms")}
 	all := inquiries(t)
 	for _, p := range servers {
-		p.answers(t, d.client, all, []map[string]string{everything(t), d.several()})
-		p.rulesHold(t, d.client)
+		p.answers(t, g.Client, all, []map[string]string{everything(t), several(g.Servers)})
+		p.rulesHold(t, g.Client)
 	}
 	for _, p := range servers {
-		have, err := p.query(t.Context(), d.client, "tidegate_request_duration_seconds_bucket")
+		have, err := p.query(t.Context(), g.Client, "tidegate_request_duration_seconds_bucket")
 		if err != nil || (len(have) > 0) != (p.what == "buckets") {
 			t.Errorf("%s: %d series with buckets, %v", p.what, len(have), err)
 		}
@@ -484,68 +484,75 @@ func (p *promServer) rulesHold(t *testing.T, client *http.Client) {
 	}
 }
 
-// observable is a configuration of which there is something to see of everything.
-func observable(t *testing.T, redis string) func(*config) {
-	authority, _ := certificate(t, t.TempDir(), "authority")
-	return func(c *config) {
-		c.Server.OpsListen = "127.0.0.1:0"
-		c.Redis.Addrs = []string{redis}
-		c.Telemetry.PerUser = 3
-		c.Degrade.Baseline = time.Second
-		c.Limits = []limit.Rule{
-			{Name: "rate", Per: "user", Bounds: limit.Bounds{Requests: limit.Rate{Count: 20, Window: time.Second}}},
-			{Name: "tokens", Per: "user", Bounds: limit.Bounds{Tokens: limit.Rate{Count: 1, Window: time.Minute}}, Shadow: true},
-		}
-		c.Alerts = []channel.Config{{Name: "ops", Type: channel.Webhook, URL: "http://127.0.0.1:1/", Secret: "a secret of sixteen", AllowPrivate: true, CAFile: authority}}
-		c.Quotas = []limit.QuotaRule{
-			{Name: "daily", Per: "user", Units: 1_000_000_000, Every: "day"}, {Name: "monthly", Per: "department", Units: 1_000_000_000, Every: "month"},
-			{Name: "team", Per: "project", Units: 1_000_000_000, Every: "week"},
-		}
+// observable returns a configuration of which there is something to see of everything.
+func observable(t *testing.T, node *stack.Node, redis string) stack.Config {
+	authority, _ := stack.Certificate(t, t.TempDir(), "authority")
+	c := stack.Laddered(fmt.Sprintf(`  baseline: 1s
+gpus: [{name: demo, agent: '%s', every: 100ms}]
+redis: {addrs: ['%s'], timeout: 2s}
+telemetry: {per_user: 3}
+limits:
+  - {name: rate, per: user, requests: 20/1s}
+  - {name: tokens, per: user, tokens: 1/1m, shadow: true}
+alerts:
+  - {name: ops, type: webhook, url: 'http://127.0.0.1:1/', secret_env: HOOK_SECRET, allow_private: true, ca_file: '%s'}
+quotas:
+  - {name: daily, per: user, units: 1000000000, every: day}
+  - {name: monthly, per: department, units: 1000000000, every: month}
+  - {name: team, per: project, units: 1000000000, every: week}
+`, node.URL, redis, authority))
+	c.GPUs, c.Env["HOOK_SECRET"] = "demo/0", "a secret of sixteen"
+	return c
+}
+
+// overheated returns the answer of a node whose GPU is hot, nearly full, and has been held
+// down since it began.
+func overheated(began time.Time) func(http.ResponseWriter, *nvml.Report) {
+	return func(w http.ResponseWriter, report *nvml.Report) {
+		known := func(v uint64) *uint64 { return &v }
+		margin, hot, full := 4, 83, 97
+		r := &report.GPUs[0]
+		r.Margin, r.Temperature, r.HBM, r.Utilisation = &margin, &hot, &hot, &full
+		r.MemoryTotal, r.MemoryUsed, r.MemoryFree, r.Power = known(143771<<20), known(132270<<20), known(11501<<20), known(690_000)
+		r.ThrottleNs = map[string]uint64{"sw_thermal": uint64(time.Since(began) / 4), "sw_power_cap": uint64(time.Since(began) / 2)}
+		_ = json.NewEncoder(w).Encode(report) // the gateway may have left
 	}
 }
 
-// traffic is answers and refusals of every kind until the test ends, while the larger
-// model's GPUs are hot and the smaller one's is well.
-func (d *drill) traffic(t *testing.T) {
+// busy sends requests of every kind, of a user with a project and a department, which are
+// answered and refused, until the test ends.
+func busy(t *testing.T, g *stack.Gateway) {
+	key, _ := kit.Command(t, 0, "key", "create", "--user", "ann", "--config", g.File)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
-	var busy sync.WaitGroup
+	var callers sync.WaitGroup
 	t.Cleanup(func() {
 		stop()
-		busy.Wait()
+		callers.Wait()
 	})
-	d.cards.margin(4)
-	began := time.Now()
-	read := func(r *nvml.Reading) {
-		known := func(v uint64) *uint64 { return &v }
-		hot, full := 83, 97
-		r.Temperature, r.HBM, r.Utilisation = &hot, &hot, &full
-		r.MemoryTotal, r.MemoryUsed, r.MemoryFree, r.Power = known(143771<<20), known(132270<<20), known(11501<<20), known(690_000)
-		r.ThrottleNs = map[string]uint64{"sw_thermal": uint64(time.Since(began) / 4), "sw_power_cap": uint64(time.Since(began) / 2)}
+	send := func(model string) error {
+		body := fmt.Sprintf(`{"model":%q,"stream":true,"max_tokens":40,"messages":[{"role":"user","content":"Why is the sky blue?"}]}`, model)
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, g.URL+stack.ChatPath, strings.NewReader(body))
+		if err != nil {
+			return err
+		}
+		r.Header.Set("Authorization", "Bearer "+strings.TrimSpace(key))
+		r.Header.Set("Content-Type", "application/json")
+		resp, err := g.Client.Do(r)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		_, err = io.Copy(io.Discard, resp.Body)
+		return err
 	}
-	d.cards.set(3, read)
-	body := strings.Replace(question, `"stream":true`, `"stream":true,"max_tokens":40`, 1)
 	for _, model := range []string{stack.LargeModel, stack.SmallModel, "junk"} {
-		busy.Go(func() {
+		callers.Go(func() {
 			for ctx.Err() == nil {
-				d.cards.set(3, read)
-				d.post(ctx, strings.Replace(body, stack.LargeModel, model, 1))
+				if err := send(model); err != nil && ctx.Err() == nil {
+					t.Error(err)
+					return
+				}
 			}
 		})
 	}
-}
-
-// post sends a request and reads whatever comes.
-func (d *drill) post(ctx context.Context, body string) {
-	q, err := http.NewRequestWithContext(ctx, http.MethodPost, d.base+"/v1/chat/completions", strings.NewReader(body))
-	if err != nil {
-		return
-	}
-	q.Header.Set("Authorization", "Bearer "+d.key)
-	q.Header.Set("Content-Type", "application/json")
-	resp, err := d.client.Do(q)
-	if err != nil {
-		return
-	}
-	_, _ = io.Copy(io.Discard, resp.Body)
-	resp.Body.Close()
 }

@@ -1,4 +1,4 @@
-package main
+package deploy
 
 import (
 	"bufio"
@@ -24,7 +24,7 @@ type local struct {
 	project
 	env      map[string]string // of the gateways
 	control  string            // URL of the large engine's control surface
-	gateways []*front
+	gateways []*stack.Gateway
 	ended    []chan int
 	process  []*exec.Cmd
 }
@@ -33,7 +33,6 @@ type local struct {
 // user to do, and sees both gateways count into one quota.
 func TestComposeStack(t *testing.T) {
 	l := startLocal(t)
-	look := func(name string) (string, bool) { value, ok := l.env[name]; return value, ok }
 	keys := map[string]string{}
 	readme, err := os.ReadFile(filepath.Join(deployDir, "README.md"))
 	if err != nil {
@@ -44,11 +43,8 @@ func TestComposeStack(t *testing.T) {
 		if args[0] == "status" {
 			args = append(args, "--ops", l.gateways[0].Ops)
 		}
-		var out, log bytes.Buffer
-		if code := run(t.Context(), args, look, &out, &log); code != exitOK {
-			t.Fatalf("tidegate %s: %d\n%s", m[1], code, &log)
-		}
-		keys[m[1]] = strings.TrimSpace(out.String())
+		out, _ := kit.Command(t, 0, args...) // in the environment of the gateways
+		keys[m[1]] = strings.TrimSpace(out)
 	}
 	key, admin := keys["key create --user ann"], keys["key create --user root --admin"]
 	if key == "" || admin == "" || keys["status"] == "" {
@@ -73,10 +69,10 @@ func TestComposeStack(t *testing.T) {
 			used[i+1] = s.Quotas[0].Used
 		}
 	}
-	if g := l.gateways[1].told(t); len(g.GPUs) != 1 || g.GPUs[0].GPU != "node/0" || len(g.Warnings) > 0 {
+	if g := statusOf(t, l.gateways[1]); len(g.GPUs) != 1 || g.GPUs[0].GPU != "node/0" || len(g.Warnings) > 0 {
 		t.Errorf("GPUs %+v, warnings %v", g.GPUs, g.Warnings)
 	}
-	t.Run("balancer", func(t *testing.T) { l.balance(t, key, look) })
+	t.Run("balancer", func(t *testing.T) { l.balance(t, key) })
 }
 
 // startLocal starts all but the balancer.
@@ -126,13 +122,13 @@ func startLocal(t *testing.T) *local {
 			_ = process.Process.Kill() // it may have ended
 			<-ended
 		})
-		g := &front{&stack.Gateway{Log: j, Client: &http.Client{Transport: transport}}}
+		g := &stack.Gateway{Log: j, Client: &http.Client{Transport: transport}}
 		g.URL = "http://" + j.Address(t, "listening", ended)
 		g.Ops = "http://" + j.Address(t, "listening for operators", ended)
 		l.gateways, l.ended, l.process = append(l.gateways, g), append(l.ended, ended), append(l.process, process)
 	}
 	for _, g := range l.gateways {
-		stack.Eventually(t, "both engines in rotation and a reading", func() bool { return g.InRotation(t) == 2 && len(g.told(t).GPUs) == 1 })
+		stack.Eventually(t, "both engines in rotation and a reading", func() bool { return g.InRotation(t) == 2 && len(statusOf(t, g).GPUs) == 1 })
 	}
 	return l
 }
@@ -213,7 +209,7 @@ func haproxy() (program string, env []string) {
 	if path, err := exec.LookPath("haproxy"); err == nil {
 		return path, os.Environ()
 	}
-	root, err := filepath.Abs("../../.cache/servers/haproxy")
+	root, err := filepath.Abs("../.cache/servers/haproxy")
 	if err != nil {
 		return "", nil
 	}
@@ -227,7 +223,7 @@ func haproxy() (program string, env []string) {
 // balance: streams pass event by event, what callers claim to be is dropped, a
 // gateway that goes loses no request, and without any there is an error that
 // clients can read.
-func (l *local) balance(t *testing.T, key string, look func(string) (string, bool)) {
+func (l *local) balance(t *testing.T, key string) {
 	t.Helper()
 	program, env := haproxy()
 	if program == "" {
@@ -255,7 +251,7 @@ func (l *local) balance(t *testing.T, key string, look func(string) (string, boo
 		t.Fatalf("haproxy -c: %v\n%s", err, said)
 	}
 	l.begin(t, env, program, "-db", "-f", file)
-	f := &front{&stack.Gateway{URL: "http://" + address, Client: l.gateways[0].Client}}
+	f := &stack.Gateway{URL: "http://" + address, Client: l.gateways[0].Client}
 	stack.Eventually(t, "the balancer", func() bool {
 		resp, err := f.Client.Get(f.URL + "/healthz")
 		if err == nil {
@@ -265,12 +261,9 @@ func (l *local) balance(t *testing.T, key string, look func(string) (string, boo
 	})
 	l.streams(t, f, key)
 	l.cancels(t, f, key)
-	var here, log bytes.Buffer
-	if code := run(t.Context(), []string{"key", "create", "--user", "bea", "--ips", "127.0.0.0/8"}, look, &here, &log); code != exitOK {
-		t.Fatal(code, &log)
-	}
+	local, _ := kit.Command(t, 0, "key", "create", "--user", "bea", "--ips", "127.0.0.0/8")
 	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, f.URL+"/v1/models", nil)
-	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(here.String()))
+	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(local))
 	req.Header.Set("X-Forwarded-For", "10.9.9.9")
 	if a := f.Do(t, req); a.Status != http.StatusOK {
 		t.Errorf("a caller is taken for whom it claims to be: %d %s", a.Status, a.Body)
@@ -297,7 +290,7 @@ func (l *local) target(i int) string {
 
 // streams lets an engine fall silent in the middle of an answer: what came before
 // must reach the caller all the same.
-func (l *local) streams(t *testing.T, f *front, key string) {
+func (l *local) streams(t *testing.T, f *stack.Gateway, key string) {
 	t.Helper()
 	l.fault(t, http.MethodPost, `{"kind":"hang_mid","after":3}`)
 	defer l.fault(t, http.MethodDelete, "")
@@ -337,7 +330,7 @@ func (l *local) fault(t *testing.T, method, body string) {
 
 // cancels lets a caller leave an answer in one piece that is being made: the engine must
 // not go on with it for nobody.
-func (l *local) cancels(t *testing.T, f *front, key string) {
+func (l *local) cancels(t *testing.T, f *stack.Gateway, key string) {
 	t.Helper()
 	l.fault(t, http.MethodPost, `{"kind":"hang"}`)
 	defer l.fault(t, http.MethodDelete, "")
@@ -389,7 +382,7 @@ func (l *local) stop(t *testing.T, i int) {
 	}
 	code := <-l.ended[i]
 	l.ended[i] <- code
-	if code != exitOK {
+	if code != 0 {
 		t.Errorf("gateway %d ended with %d:\n%s", i+1, code, l.gateways[i].Log)
 	}
 }

@@ -1,7 +1,8 @@
-package main
+package deploy
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -14,12 +15,14 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/backend"
+
 	"github.com/goccy/go-yaml"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
 // deployDir is where users start the stack.
-const deployDir = "../../deploy"
+const deployDir = "."
 
 // project is what the tests look at of a Compose project.
 type project struct {
@@ -315,17 +318,34 @@ func TestPinnedImages(t *testing.T) {
 	}
 }
 
+// settling is the time that a request that was cut may take to settle (cmd/tidegate).
+const settling = 2 * time.Second
+
+// settings holds the settings of a configuration file that these tests compare.
+type settings struct {
+	Server struct {
+		ShutdownGrace time.Duration `yaml:"shutdown_grace"`
+	}
+	Redis  struct{ Addrs []string }
+	Models []struct {
+		Name     string
+		Timeouts struct{ Total time.Duration }
+		Backends []struct{ URL string }
+	}
+	GPUs []struct{ Agent string } `yaml:"gpus"`
+}
+
+// readSettings reads a configuration file of this folder.
+func readSettings(t *testing.T, file string) (s settings) {
+	t.Helper()
+	readYAML(t, filepath.Join(deployDir, file), &s)
+	return s
+}
+
 // patient makes sure that nothing is killed while it still lets streams end.
 func (s *project) patient(t *testing.T) {
 	t.Helper()
-	source, err := os.ReadFile(filepath.Join(deployDir, "compose/tidegate.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := defaultConfig()
-	if err := decode(source, &c); err != nil {
-		t.Fatal(err)
-	}
+	c := readSettings(t, "compose/tidegate.yaml")
 	cfg, err := os.ReadFile(filepath.Join(deployDir, "compose/haproxy.cfg"))
 	if err != nil {
 		t.Fatal(err)
@@ -335,14 +355,14 @@ func (s *project) patient(t *testing.T) {
 		t.Fatal("the balancer waits for ever")
 	}
 	balancer := lasts(t, string(hard[1]))
-	for name, least := range map[string]time.Duration{"gateway-1": c.Server.ShutdownGrace + last, "gateway-2": c.Server.ShutdownGrace + last, "balancer": balancer, "agent": time.Minute} {
+	for name, least := range map[string]time.Duration{"gateway-1": c.Server.ShutdownGrace + settling, "gateway-2": c.Server.ShutdownGrace + settling, "balancer": balancer, "agent": time.Minute} {
 		if one, ok := s.Services[name]; ok && lasts(t, one.StopGracePeriod) <= least {
 			t.Errorf("%s is killed after %s, and may need %v", name, one.StopGracePeriod, least)
 		}
 	}
 	server := regexp.MustCompile(`timeout server (\S+)`).FindSubmatch(cfg)
 	for i := range c.Models {
-		if total := c.Models[i].Timeouts.Total; server == nil || lasts(t, string(server[1])) <= total {
+		if total := cmp.Or(c.Models[i].Timeouts.Total, backend.DefaultModel().Timeouts.Total); server == nil || lasts(t, string(server[1])) <= total {
 			t.Errorf("the balancer gives up an answer of %s before the gateway does, after %v", c.Models[i].Name, total)
 		}
 	}
@@ -423,18 +443,18 @@ func TestComposeConfig(t *testing.T) {
 			s := compose(t, secrets(), files...)
 			for _, gateway := range []string{"gateway-1", "gateway-2"} {
 				env := s.environment(gateway)
-				look := func(name string) (string, bool) { value, ok := env[name]; return value, ok }
-				file := filepath.Join(deployDir, "compose/tidegate.yaml")
-				var out bytes.Buffer
-				if code := run(t.Context(), []string{"check", "--config", file}, look, &out, &out); code != exitOK {
-					t.Fatalf("%d\n%s", code, &out)
+				for name, value := range env {
+					t.Setenv(name, value)
 				}
-				source, _ := os.ReadFile(file) // check has read it
-				c, err := readConfig(file, source, look)
-				if err != nil {
-					t.Fatal(err)
+				kit.Command(t, 0, "check", "--config", filepath.Join(deployDir, "compose/tidegate.yaml"))
+				c := readSettings(t, "compose/tidegate.yaml")
+				if gpus, ok := env["TIDEGATE_GPUS"]; ok {
+					c.GPUs = nil
+					if err := yaml.Unmarshal([]byte(gpus), &c.GPUs); err != nil {
+						t.Fatal(err)
+					}
 				}
-				addresses := append([]string{c.Store.DSN}, c.Redis.Addrs...)
+				addresses := append([]string{env["TIDEGATE_STORE_DSN"]}, c.Redis.Addrs...)
 				for i := range c.Models {
 					for _, b := range c.Models[i].Backends {
 						addresses = append(addresses, b.URL)
