@@ -25,7 +25,7 @@ func (d *daemon) newAlerts(db *database.DB, registry prometheus.Registerer) (*al
 	if err != nil {
 		return nil, err
 	}
-	parts := alert.Parts{DB: db, Quotas: d.counters, Everyone: d.counters.everyone, Log: d.log, Registry: registry}
+	parts := alert.Parts{DB: db, Quotas: d.counters, ActiveSubjects: d.counters.everyone, Log: d.log, Registry: registry}
 	if d.counters.redis != nil {
 		parts.Claims = claims{d.counters.redis}
 	}
@@ -39,7 +39,7 @@ func (c *config) alertChannels() (out []alert.Channel, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("alerts[%d].%w", i, err)
 		}
-		out = append(out, alert.Of(ch))
+		out = append(out, alert.NewChannel(ch))
 	}
 	return out, nil
 }
@@ -143,7 +143,7 @@ func (p *process) channelConfig(file, name string) (alert.Channel, error) {
 		if err != nil {
 			return noChannel, usageError{fmt.Errorf("%s.%w", path, err)}
 		}
-		return alert.Of(ch), nil
+		return alert.NewChannel(ch), nil
 	}
 	if len(names) == 0 {
 		return noChannel, usageError{fmt.Errorf("%s has no channel: add one to its section alerts", file)}
@@ -158,8 +158,8 @@ func (p *process) alertTest(ctx context.Context, file, name string) error {
 	}
 	now := time.Now()
 	message := channel.Alert{
-		ID: "test-" + rand.Text(), Quota: "test", Per: "user", Who: "nobody", Unit: "tokens", Percent: 80, Severity: channel.Warning,
-		Used: 80_000, Limit: 100_000, ResetsAt: now.Add(time.Hour).Truncate(time.Hour), At: now, Test: true,
+		ID: "test-" + rand.Text(), Quota: "test", Scope: "user", Subject: "nobody", Unit: "tokens", Percent: 80, Severity: channel.Warning,
+		Used: 80_000, Limit: 100_000, ResetsAt: now.Add(time.Hour).Truncate(time.Hour), Time: now, Test: true,
 	}
 	failed := 0
 	for _, target := range c.Targets {
@@ -233,7 +233,7 @@ func (p *process) showAlerts(lines []alert.Line, asJSON bool) error {
 		if l.Next != nil {
 			next = l.Next.Format(time.RFC3339)
 		}
-		out = append(out, []string{l.At.Format(time.RFC3339), l.Quota, l.Who, fmt.Sprint(l.Percent), channel, l.State, fmt.Sprint(l.Attempts), next, l.Error})
+		out = append(out, []string{l.Time.Format(time.RFC3339), l.Quota, l.Subject, fmt.Sprint(l.Percent), channel, l.State, fmt.Sprint(l.Attempts), next, l.Error})
 	}
 	return out.write(p.stdout)
 }

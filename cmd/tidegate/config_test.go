@@ -73,7 +73,7 @@ func TestExampleAlerts(t *testing.T) {
 		t.Fatal(err)
 	}
 	all, err := c.alertChannels()
-	if err != nil || len(all) != len(channel.Types()) || len(all[5].Targets) != 2 || all[3].Tells(channel.Warning) || all[0].Name != "ops" {
+	if err != nil || len(all) != len(channel.Types()) || len(all[5].Targets) != 2 || all[3].Accepts(channel.Warning) || all[0].Name != "ops" {
 		t.Errorf("got %+v, %v", all, err)
 	}
 }

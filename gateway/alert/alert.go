@@ -58,20 +58,20 @@ import (
 
 // Times of the loops.
 const (
-	lookEvery    = 2 * time.Second
-	deliverEvery = 2 * time.Second
-	sweepEvery   = 15 * time.Minute
-	sweepPause   = 30 * time.Second // at least, between two questions to the ledger
-	tidyEvery    = time.Hour
-	keptFor      = 31 * 24 * time.Hour // after the end of the period
-	askTimeout   = 5 * time.Second     // of one question to the database or to Redis
-	sweepTimeout = time.Minute
-	endTimeout   = 5 * time.Second // for a message that is on its way when the process is to end
+	checkInterval    = 2 * time.Second
+	deliverInterval  = 2 * time.Second
+	sweepInterval    = 15 * time.Minute
+	minSweepInterval = 30 * time.Second // at least, between two questions to the ledger
+	pruneInterval    = time.Hour
+	retention        = 31 * 24 * time.Hour // after the end of the period
+	queryTimeout     = 5 * time.Second     // of one question to the database or to Redis
+	sweepTimeout     = time.Minute
+	sendGrace        = 5 * time.Second // for a message that is on its way when the process is to end
 )
 
 // Quotas says where quotas stand. *limit.Limiter does.
 type Quotas interface {
-	Use(ctx context.Context, who limit.Subjects) ([]limit.QuotaUse, error)
+	Use(ctx context.Context, subjects limit.Subjects) ([]limit.QuotaUse, error)
 }
 
 // Claims says which of several databases tells a crossing.
@@ -85,27 +85,27 @@ type Claims interface {
 type Channel struct {
 	Name, Type string
 	Targets    []string
-	Tells      func(channel.Severity) bool
+	Accepts    func(channel.Severity) bool
 	Send       func(ctx context.Context, target string, a channel.Alert) error
 
-	of int // the reload that it came with
+	generation int // the reload that it came with
 }
 
 // Of is the channel of a configuration.
-func Of(ch *channel.Channel) Channel {
-	return Channel{Name: ch.Name(), Type: ch.Type(), Targets: ch.Targets(), Tells: ch.Tells, Send: ch.Send}
+func NewChannel(ch *channel.Channel) Channel {
+	return Channel{Name: ch.Name(), Type: ch.Type(), Targets: ch.Targets(), Accepts: ch.Accepts, Send: ch.Send}
 }
 
 // Parts are what an Alerts works with.
 type Parts struct {
-	DB       *bun.DB // whose tables Migrate has made
-	Quotas   Quotas
-	Claims   Claims                                          // nil: the counters are of this database's gateways alone
-	Everyone func(context.Context) ([]limit.Subjects, error) // who has used something in the running periods; nil: not known
-	Log      *slog.Logger
-	Registry prometheus.Registerer
-	Now      func() time.Time // nil: time.Now
-	Random   func() float64   // from 0 to 1, for jitter; nil: math/rand
+	DB             *bun.DB // whose tables Migrate has made
+	Quotas         Quotas
+	Claims         Claims                                          // nil: the counters are of this database's gateways alone
+	ActiveSubjects func(context.Context) ([]limit.Subjects, error) // who has used something in the running periods; nil: not known
+	Log            *slog.Logger
+	Registry       prometheus.Registerer
+	Now            func() time.Time // nil: time.Now
+	Random         func() float64   // from 0 to 1, for jitter; nil: math/rand
 }
 
 // Status is how one channel does. Counts are of the database, so replicas that share
@@ -125,17 +125,17 @@ type Status struct {
 type Alerts struct {
 	Parts
 	outbox  outbox
-	touched touched
+	touched touchedSet
 	metrics *metrics
 	wake    chan struct{} // there is something to deliver
 
 	mu       sync.Mutex
 	channels []Channel
 	reloads  int
-	ways     map[string]*way
-	gone     []channel.Target     // that a reload took away, whose deliveries are still to be dropped
+	ways     map[string]*sender
+	removed  []channel.Target     // that a reload took away, whose deliveries are still to be dropped
 	busy     map[string]bool      // channels that deliver now
-	said     map[string]time.Time // when a channel's failure was last logged
+	logged   map[string]time.Time // when a channel's failure was last logged
 	status   map[string]Status
 
 	// Of what tidies.
@@ -161,8 +161,8 @@ func New(p Parts, channels []Channel) *Alerts {
 		p.Random = rand.Float64
 	}
 	a := &Alerts{
-		Parts: p, outbox: outbox{p.DB}, touched: touched{of: map[limit.Subjects]string{}}, wake: make(chan struct{}, 1),
-		ways: map[string]*way{}, busy: map[string]bool{}, said: map[string]time.Time{}, status: map[string]Status{}, settled: map[string]time.Time{},
+		Parts: p, outbox: outbox{p.DB}, touched: touchedSet{refusals: map[limit.Subjects]string{}}, wake: make(chan struct{}, 1),
+		ways: map[string]*sender{}, busy: map[string]bool{}, logged: map[string]time.Time{}, status: map[string]Status{}, settled: map[string]time.Time{},
 	}
 	a.metrics = newMetrics(p.Registry, a)
 	a.Reload(channels)
@@ -174,25 +174,25 @@ func New(p Parts, channels []Channel) *Alerts {
 func (a *Alerts) Reload(channels []Channel) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	stay := targets(channels, nil)
+	current := targets(channels, nil)
 	for _, t := range targets(a.channels, nil) {
-		if !slices.Contains(stay, t) {
-			a.gone = append(a.gone, t)
+		if !slices.Contains(current, t) {
+			a.removed = append(a.removed, t)
 		}
 	}
-	a.gone = slices.DeleteFunc(a.gone, func(t channel.Target) bool { return slices.Contains(stay, t) })
+	a.removed = slices.DeleteFunc(a.removed, func(t channel.Target) bool { return slices.Contains(current, t) })
 	a.channels = slices.Clone(channels)
 	a.reloads++
 	for i := range a.channels {
-		a.channels[i].of = a.reloads
+		a.channels[i].generation = a.reloads
 	}
-	a.metrics.keep(channels)
+	a.metrics.setChannels(channels)
 }
 
 // targets are those of channels that tell of a severity; nil: of all.
-func targets(channels []Channel, of *channel.Severity) (out []channel.Target) {
+func targets(channels []Channel, severity *channel.Severity) (out []channel.Target) {
 	for _, c := range channels {
-		if of != nil && !c.Tells(*of) {
+		if severity != nil && !c.Accepts(*severity) {
 			continue
 		}
 		for _, recipient := range c.Targets {
@@ -205,16 +205,16 @@ func targets(channels []Channel, of *channel.Severity) (out []channel.Target) {
 func (a *Alerts) now() time.Time { return a.Now() }
 
 // Touch says that somebody has used something. It costs an entry in a map.
-func (a *Alerts) Touch(who limit.Subjects) {
+func (a *Alerts) Touch(subjects limit.Subjects) {
 	if a != nil {
-		a.touched.add(who, "")
+		a.touched.add(subjects, "")
 	}
 }
 
 // Refused says that a quota has refused somebody.
-func (a *Alerts) Refused(who limit.Subjects, quota string) {
+func (a *Alerts) Refused(subjects limit.Subjects, quota string) {
 	if a != nil {
-		a.touched.add(who, quota)
+		a.touched.add(subjects, quota)
 	}
 }
 
@@ -222,7 +222,7 @@ func (a *Alerts) Refused(who limit.Subjects, quota string) {
 // request of this gateway.
 func (a *Alerts) Sweep() {
 	if a != nil {
-		a.touched.spill()
+		a.touched.overflow()
 	}
 }
 
@@ -247,15 +247,15 @@ func (a *Alerts) Status() []Status {
 func (a *Alerts) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() {
-		a.every(ctx, lookEvery, nil, func() { a.say(ctx, a.Look(ctx)) })
+		a.repeat(ctx, checkInterval, nil, func() { a.logState(ctx, a.Check(ctx)) })
 	})
-	a.every(ctx, deliverEvery, a.wake, func() {
-		a.alone(&loops, "", func() error { return a.Tidy(ctx) })
+	a.repeat(ctx, deliverInterval, a.wake, func() {
+		a.start(&loops, "", func() error { return a.Tidy(ctx) })
 		a.mu.Lock()
 		channels := a.channels
 		a.mu.Unlock()
 		for _, c := range channels {
-			a.alone(&loops, c.Name, func() error { return a.Deliver(ctx, c) })
+			a.start(&loops, c.Name, func() error { return a.Deliver(ctx, c) })
 		}
 	})
 	loops.Wait()
@@ -264,7 +264,7 @@ func (a *Alerts) Run(ctx context.Context) error {
 
 // alone runs a step of a name beside the others, unless it still runs: a slow channel
 // keeps only itself waiting.
-func (a *Alerts) alone(loops *sync.WaitGroup, name string, step func() error) {
+func (a *Alerts) start(loops *sync.WaitGroup, name string, step func() error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.busy[name] {
@@ -280,7 +280,7 @@ func (a *Alerts) alone(loops *sync.WaitGroup, name string, step func() error) {
 }
 
 // every calls f at once, then each so often, and when it is woken, until ctx ends.
-func (a *Alerts) every(ctx context.Context, period time.Duration, wake <-chan struct{}, f func()) {
+func (a *Alerts) repeat(ctx context.Context, period time.Duration, wake <-chan struct{}, f func()) {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -294,7 +294,7 @@ func (a *Alerts) every(ctx context.Context, period time.Duration, wake <-chan st
 }
 
 // say logs the begin and the end of trouble.
-func (a *Alerts) say(ctx context.Context, err error) {
+func (a *Alerts) logState(ctx context.Context, err error) {
 	switch {
 	case ctx.Err() != nil:
 	case err != nil && !a.trouble:

@@ -46,7 +46,7 @@ func TestCrossed(t *testing.T) {
 				u.AlertsCrossed = append(u.AlertsCrossed, percent)
 			}
 		}
-		if got := crossed(u, c.refused); !slices.Equal(got, c.want) {
+		if got := crossedThresholds(u, c.refused); !slices.Equal(got, c.want) {
 			t.Errorf("%d of %v, refused %v: %v, want %v", c.used, c.at, c.refused, got, c.want)
 		}
 	}
@@ -238,7 +238,7 @@ func testReplicas(t *testing.T, dsn string) {
 		all.Go(func() {
 			a := w.replica(db, i%2 == 0, w.channel("ops"))
 			for range 3 {
-				if err := errors.Join(a.Look(t.Context()), a.Tidy(t.Context()), a.Deliver(t.Context(), a.channels[0])); err != nil {
+				if err := errors.Join(a.Check(t.Context()), a.Tidy(t.Context()), a.Deliver(t.Context(), a.channels[0])); err != nil {
 					t.Error(err)
 				}
 			}
@@ -300,7 +300,7 @@ func testRecipients(t *testing.T, dsn string) {
 		return send(ctx, target, a)
 	}
 	blockedOnly := w.channel("blocked")
-	blockedOnly.Tells = func(s channel.Severity) bool { return s == channel.Blocked }
+	blockedOnly.Accepts = func(s channel.Severity) bool { return s == channel.Blocked }
 	a := w.replica(open(t, dsn), false, c, blockedOnly)
 	w.use(a, "ada", 800)
 	for range 10 {
@@ -338,7 +338,7 @@ func testTakeover(t *testing.T, dsn string) {
 	a, b := w.replica(first, true, w.channel("ops")), w.replica(second, true, w.channel("ops"))
 	a.Claims = claimOnce{Claims: w, left: new(int)}
 	w.use(a, "ada", 800)
-	if err := a.Look(t.Context()); err == nil {
+	if err := a.Check(t.Context()); err == nil {
 		t.Fatal("the second claim was to fail")
 	}
 	deliver(t, a) // it must not be sent yet
@@ -440,7 +440,7 @@ func TestNobody(t *testing.T) {
 func BenchmarkTouch(b *testing.B) {
 	for _, n := range []int{1, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			a := &Alerts{touched: touched{of: map[limit.Subjects]string{}}}
+			a := &Alerts{touched: touchedSet{refusals: map[limit.Subjects]string{}}}
 			who := make([]limit.Subjects, n)
 			for i := range who {
 				who[i] = limit.Subjects{Department: "research", Project: "search", User: fmt.Sprint("user-", i), Key: "laptop", Model: "Qwen3-1.7B"}
@@ -452,7 +452,7 @@ func BenchmarkTouch(b *testing.B) {
 		})
 	}
 	b.Run("first", func(b *testing.B) {
-		a := &Alerts{touched: touched{of: map[limit.Subjects]string{}}}
+		a := &Alerts{touched: touchedSet{refusals: map[limit.Subjects]string{}}}
 		who := make([]limit.Subjects, maxTouched)
 		for i := range who {
 			who[i] = limit.Subjects{Department: "research", Project: "search", User: fmt.Sprint("user-", i), Key: "laptop", Model: "Qwen3-1.7B"}
@@ -460,7 +460,7 @@ func BenchmarkTouch(b *testing.B) {
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
 			if i%maxTouched == 0 {
-				a.touched.take()
+				a.touched.drain()
 			}
 			a.Touch(who[i%maxTouched])
 		}

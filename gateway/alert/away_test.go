@@ -21,10 +21,10 @@ func TestAway(t *testing.T) {
 	w := newWorld()
 	db := open(t, databasetest.SQLite(t))
 	a := w.replica(db, true, w.channel("ops"))
-	a.Everyone = nil
+	a.ActiveSubjects = nil
 	w.alone = true
 	w.use(a, "ada", 800)
-	if err := a.Look(t.Context()); !errors.Is(err, errAlone) {
+	if err := a.Check(t.Context()); !errors.Is(err, errNotShared) {
 		t.Fatalf("got %v", err)
 	}
 	w.alone = false
@@ -34,7 +34,7 @@ func TestAway(t *testing.T) {
 	a.Refused(limit.Subjects{User: "bob"}, "daily")
 	w.used["bob"] = 960
 	for range 2 {
-		if err := a.Look(t.Context()); err == nil {
+		if err := a.Check(t.Context()); err == nil {
 			t.Fatal("the table is not there")
 		}
 	}
@@ -63,7 +63,7 @@ func TestUnwritten(t *testing.T) {
 	}
 	a, b := w.replica(db, false, c), w.replica(db, false, w.channel("ops"))
 	w.use(a, "ada", 800)
-	if err := a.Look(t.Context()); err != nil {
+	if err := a.Check(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -117,7 +117,7 @@ func TestLedgerAway(t *testing.T) {
 	w := newWorld()
 	a := w.replica(open(t, databasetest.SQLite(t)), false, w.channel("ops"))
 	asked := 0
-	a.Everyone = func(ctx context.Context) ([]limit.Subjects, error) {
+	a.ActiveSubjects = func(ctx context.Context) ([]limit.Subjects, error) {
 		if asked++; asked == 1 {
 			return nil, errors.New("it takes too long")
 		}
@@ -126,14 +126,14 @@ func TestLedgerAway(t *testing.T) {
 	w.used["bob"] = 800
 	w.use(a, "ada", 800)
 	for range 3 {
-		if err := a.Look(t.Context()); err == nil {
+		if err := a.Check(t.Context()); err == nil {
 			t.Error("it is not said that not everybody is seen")
 		}
-		w.pass(lookEvery)
+		w.pass(checkInterval)
 	}
 	deliver(t, a)
 	w.want(t, map[string]int{"ada 80": 1})
-	w.pass(sweepPause)
+	w.pass(minSweepInterval)
 	round(t, a)
 	w.want(t, map[string]int{"ada 80": 1, "bob 80": 1})
 	if asked != 2 {
@@ -147,7 +147,7 @@ func TestSweepAlone(t *testing.T) {
 	w := newWorld()
 	a := w.replica(open(t, databasetest.SQLite(t)), true, w.channel("ops"))
 	asked := 0
-	a.Everyone = func(context.Context) (out []limit.Subjects, err error) {
+	a.ActiveSubjects = func(context.Context) (out []limit.Subjects, err error) {
 		asked++
 		for i := range maxTouched + 10 {
 			out = append(out, limit.Subjects{User: fmt.Sprint("nobody", i)})
@@ -157,10 +157,10 @@ func TestSweepAlone(t *testing.T) {
 	w.used["ada"] = 800
 	w.alone = true
 	for range 100 {
-		if err := a.Look(t.Context()); !errors.Is(err, errAlone) {
+		if err := a.Check(t.Context()); !errors.Is(err, errNotShared) {
 			t.Fatalf("got %v", err)
 		}
-		w.pass(lookEvery)
+		w.pass(checkInterval)
 	}
 	w.alone = false
 	round(t, a)
@@ -177,7 +177,7 @@ func TestSlowTally(t *testing.T) {
 	a := w.replica(open(t, databasetest.SQLite(t)).WithQueryHook(slow), false, w.channel("ops"))
 	for range 30 {
 		deliver(t, a)
-		w.pass(deliverEvery)
+		w.pass(deliverInterval)
 	}
 	if slow.n != 2 {
 		t.Errorf("counted %d times in a minute", slow.n)
@@ -210,10 +210,10 @@ func TestFlood(t *testing.T) {
 		a.Touch(limit.Subjects{User: fmt.Sprint("nobody", i)})
 	}
 	w.use(a, "ada", 800)
-	if n := len(a.touched.of); n != maxTouched {
+	if n := len(a.touched.refusals); n != maxTouched {
 		t.Errorf("%d are to be looked at", n)
 	}
-	w.pass(sweepPause)
+	w.pass(minSweepInterval)
 	round(t, a)
 	w.want(t, map[string]int{"ada 80": 1})
 }

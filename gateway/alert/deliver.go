@@ -12,28 +12,28 @@ import (
 
 // How often a message is tried.
 const (
-	leaseLife  = 3 * time.Minute // longer than a try and what clocks of replicas differ by
-	firstPause = 5 * time.Second
-	lastPause  = 5 * time.Minute
-	jitter     = 0.2
-	triedFor   = 24 * time.Hour
-	sayEvery   = time.Minute      // of one channel's failures in the log
-	backFor    = 10 * time.Second // must the database be before another's lease has run out
+	leaseTTL     = 3 * time.Minute // longer than a try and what clocks of replicas differ by
+	firstPause   = 5 * time.Second
+	lastPause    = 5 * time.Minute
+	jitter       = 0.2
+	maxRetryAge  = 24 * time.Hour
+	logInterval  = time.Minute      // of one channel's failures in the log
+	recoveryTime = 10 * time.Second // must the database be before another's lease has run out
 )
 
 // outcome is what became of a try.
 type outcome struct {
-	of      *delivery
-	state   string
-	at      time.Time
-	next    time.Time // when it is tried again
-	problem string
+	delivery *delivery
+	state    string
+	time     time.Time
+	next     time.Time // when it is tried again
+	problem  string
 }
 
 // way is what a channel's deliveries know of the database.
-type way struct {
+type sender struct {
 	unwritten *outcome  // that it did not take yet
-	away      time.Time // when it last did not answer
+	failed    time.Time // when it last did not answer
 }
 
 // Deliver tries once what is due for a channel, until there is nothing more or the
@@ -43,21 +43,21 @@ func (a *Alerts) Deliver(ctx context.Context, c Channel) error {
 	a.mu.Lock()
 	w := a.ways[c.Name]
 	if w == nil {
-		w = &way{}
+		w = &sender{}
 		a.ways[c.Name] = w
 	}
 	a.mu.Unlock()
 	for ctx.Err() == nil && a.current(c) {
-		d, err := a.next(ctx, c, w)
+		d, err := a.nextDelivery(ctx, c, w)
 		if err == nil && d == nil {
 			return nil
 		}
 		if err == nil {
-			w.unwritten = a.try(ctx, c, d)
-			err = a.write(ctx, w)
+			w.unwritten = a.send(ctx, c, d)
+			err = a.writeOutcome(ctx, w)
 		}
 		if err != nil {
-			w.away = a.now()
+			w.failed = a.now()
 			return fmt.Errorf("outbox: %w", err)
 		}
 	}
@@ -68,31 +68,31 @@ func (a *Alerts) Deliver(ctx context.Context, c Channel) error {
 func (a *Alerts) current(c Channel) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return c.of == a.reloads
+	return c.generation == a.reloads
 }
 
 // next writes down what is left to be, then leases what is due. Leases that ran out
 // while the database was away are left alone at first: their owners may be about to
 // write down that the message is sent.
-func (a *Alerts) next(ctx context.Context, c Channel, w *way) (*delivery, error) {
-	if err := a.write(ctx, w); err != nil {
+func (a *Alerts) nextDelivery(ctx context.Context, c Channel, w *sender) (*delivery, error) {
+	if err := a.writeOutcome(ctx, w); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	now := a.now()
-	return a.outbox.lease(ctx, c.Name, now, now.Add(leaseLife), now.Sub(w.away) >= backFor)
+	return a.outbox.lease(ctx, c.Name, now, now.Add(leaseTTL), now.Sub(w.failed) >= recoveryTime)
 }
 
 // write writes down what became of a try, also when the process is to end. What the
 // database does not take stays, or the message would be sent again.
-func (a *Alerts) write(ctx context.Context, w *way) error {
+func (a *Alerts) writeOutcome(ctx context.Context, w *sender) error {
 	if w.unwritten == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
 	defer cancel()
-	if err := a.outbox.end(ctx, w.unwritten); err != nil {
+	if err := a.outbox.finish(ctx, w.unwritten); err != nil {
 		return err
 	}
 	w.unwritten = nil
@@ -101,19 +101,19 @@ func (a *Alerts) write(ctx context.Context, w *way) error {
 
 // try sends one message. A process that is to end gives what is on its way a moment to
 // arrive.
-func (a *Alerts) try(ctx context.Context, c Channel, d *delivery) *outcome {
+func (a *Alerts) send(ctx context.Context, c Channel, d *delivery) *outcome {
 	if !slices.Contains(c.Targets, d.Recipient) {
-		return &outcome{of: d, state: dropped, at: a.now(), next: a.now(), problem: noTarget}
+		return &outcome{delivery: d, state: dropped, time: a.now(), next: a.now(), problem: noTarget}
 	}
 	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(endTimeout, cancel) })
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(sendGrace, cancel) })
 	defer stop()
-	return a.judge(c, d, c.Send(sending, d.Recipient, d.alert()))
+	return a.newOutcome(c, d, c.Send(sending, d.Recipient, d.alert()))
 }
 
 // judge says what follows from a try.
-func (a *Alerts) judge(c Channel, d *delivery, err error) *outcome {
+func (a *Alerts) newOutcome(c Channel, d *delivery, err error) *outcome {
 	now := a.now()
 	var failed *channel.Error
 	args := []any{"channel", c.Name, "recipient", d.Recipient, "alert", d.ID, "attempt", d.Attempts}
@@ -122,7 +122,7 @@ func (a *Alerts) judge(c Channel, d *delivery, err error) *outcome {
 		a.metrics.count(c.Name, d.Severity, "sent")
 		a.Log.Info("an alert is sent", args...)
 		return &outcome{d, sent, now, now, ""}
-	case now.Sub(time.UnixMilli(d.FirstMs)) >= triedFor:
+	case now.Sub(time.UnixMilli(d.FirstMs)) >= maxRetryAge:
 		a.metrics.count(c.Name, d.Severity, "given_up")
 		a.Log.Error("an alert could not be sent and is given up", append(args, "error", err.Error())...)
 		return &outcome{d, givenUp, now, now, err.Error()}
@@ -130,9 +130,9 @@ func (a *Alerts) judge(c Channel, d *delivery, err error) *outcome {
 	a.metrics.count(c.Name, d.Severity, "retried")
 	pause := a.pause(d.Attempts)
 	a.mu.Lock()
-	quiet := now.Sub(a.said[c.Name]) < sayEvery
+	quiet := now.Sub(a.logged[c.Name]) < logInterval
 	if !quiet {
-		a.said[c.Name] = now
+		a.logged[c.Name] = now
 	}
 	a.mu.Unlock()
 	if !quiet {
@@ -156,16 +156,16 @@ func (a *Alerts) pause(attempts int) time.Duration {
 // Tidy drops what is on its way to nobody, deletes what is old, and brings Status up
 // to date. Only one may do so at a time.
 func (a *Alerts) Tidy(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	a.mu.Lock()
-	gone := slices.Clone(a.gone)
+	removed := slices.Clone(a.removed)
 	var names []string
 	for _, c := range a.channels {
 		names = append(names, c.Name)
 	}
 	a.mu.Unlock()
-	for _, t := range gone {
+	for _, t := range removed {
 		n, err := a.outbox.drop(ctx, t)
 		if err != nil {
 			return fmt.Errorf("outbox: %w", err)
@@ -175,10 +175,10 @@ func (a *Alerts) Tidy(ctx context.Context) error {
 		}
 	}
 	a.mu.Lock()
-	a.gone = slices.DeleteFunc(a.gone, func(t channel.Target) bool { return slices.Contains(gone, t) })
+	a.removed = slices.DeleteFunc(a.removed, func(t channel.Target) bool { return slices.Contains(removed, t) })
 	a.mu.Unlock()
-	if now := a.now(); now.Sub(a.tidied) >= tidyEvery {
-		if err := errors.Join(a.outbox.dropOld(ctx, names, now.Add(-triedFor)), a.outbox.prune(ctx, now.Add(-keptFor))); err != nil {
+	if now := a.now(); now.Sub(a.tidied) >= pruneInterval {
+		if err := errors.Join(a.outbox.dropAbandoned(ctx, names, now.Add(-maxRetryAge)), a.outbox.prune(ctx, now.Add(-retention))); err != nil {
 			return fmt.Errorf("outbox: %w", err)
 		}
 		a.tidied = now
@@ -187,7 +187,7 @@ func (a *Alerts) Tidy(ctx context.Context) error {
 	if began.Before(a.tallyAt) {
 		return nil
 	}
-	status, err := a.outbox.tallies(ctx)
+	status, err := a.outbox.statuses(ctx)
 	a.tallyAt = a.now().Add(50 * a.now().Sub(began)) // a long table is not to be counted all the time
 	if err != nil {
 		return fmt.Errorf("outbox: %w", err)

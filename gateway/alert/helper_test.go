@@ -105,14 +105,14 @@ func (w *world) channel(name string, recipients ...string) Channel {
 		recipients = []string{""}
 	}
 	return Channel{
-		Name: name, Type: "webhook", Targets: recipients, Tells: func(channel.Severity) bool { return true },
+		Name: name, Type: "webhook", Targets: recipients, Accepts: func(channel.Severity) bool { return true },
 		Send: func(_ context.Context, target string, a channel.Alert) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if w.down != nil {
 				return w.down
 			}
-			key := strings.TrimSpace(a.Who + " " + percentText(a.Percent) + " " + target)
+			key := strings.TrimSpace(a.Subject + " " + percentText(a.Percent) + " " + target)
 			w.arrived[key]++
 			w.last = key
 			w.order = append(w.order, a)
@@ -127,7 +127,7 @@ func percentText(percent int) string {
 
 func (w *world) replica(db *bun.DB, shared bool, channels ...Channel) *Alerts {
 	p := Parts{
-		DB: db, Quotas: w, Everyone: w.everyone, Log: slog.New(slog.DiscardHandler), Now: w.now, Random: func() float64 { return 0.5 },
+		DB: db, Quotas: w, ActiveSubjects: w.everyone, Log: slog.New(slog.DiscardHandler), Now: w.now, Random: func() float64 { return 0.5 },
 		Registry: prometheus.NewRegistry(),
 	}
 	if shared {
@@ -162,7 +162,7 @@ func nothingPending(t *testing.T, db *bun.DB) bool {
 // round looks and delivers once.
 func round(t *testing.T, a *Alerts) {
 	t.Helper()
-	if err := a.Look(t.Context()); err != nil {
+	if err := a.Check(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	deliver(t, a)

@@ -20,78 +20,78 @@ import (
 const maxTouched = 10_000
 
 // touched is who is to be looked at, and which quotas have refused them, with commas.
-type touched struct {
-	mu      sync.Mutex
-	of      map[limit.Subjects]string
-	spilled bool // there was no room for all
+type touchedSet struct {
+	mu         sync.Mutex
+	refusals   map[limit.Subjects]string
+	overflowed bool // there was no room for all
 }
 
-func (t *touched) add(who limit.Subjects, quota string) {
+func (t *touchedSet) add(subjects limit.Subjects, quota string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	had, known := t.of[who]
+	quotas, known := t.refusals[subjects]
 	switch {
-	case !known && len(t.of) >= maxTouched:
-		t.spilled = true
+	case !known && len(t.refusals) >= maxTouched:
+		t.overflowed = true
 		return
-	case known && (quota == "" || slices.Contains(strings.Split(had, ","), quota)):
+	case known && (quota == "" || slices.Contains(strings.Split(quotas, ","), quota)):
 		return
-	case had != "":
-		quota = had + "," + quota
+	case quotas != "":
+		quota = quotas + "," + quota
 	}
-	t.of[who] = quota
+	t.refusals[subjects] = quota
 }
 
-func (t *touched) spill() {
+func (t *touchedSet) overflow() {
 	t.mu.Lock()
-	t.spilled = true
+	t.overflowed = true
 	t.mu.Unlock()
 }
 
-func (t *touched) take() (of map[limit.Subjects]string, spilled bool) {
+func (t *touchedSet) drain() (refusals map[limit.Subjects]string, overflowed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	of, spilled = t.of, t.spilled
-	t.of, t.spilled = map[limit.Subjects]string{}, false
-	return of, spilled
+	refusals, overflowed = t.refusals, t.overflowed
+	t.refusals, t.overflowed = map[limit.Subjects]string{}, false
+	return refusals, overflowed
 }
 
 // errAlone says that Redis does not answer: this replica's own counters do not say
 // what all have used.
-var errAlone = errors.New("the counters that all gateways share do not answer")
+var errNotShared = errors.New("the counters that all gateways share do not answer")
 
 // claimedFor is for how long a crossing is claimed until it is noted, and otherwise
 // for how long past its period.
 const (
-	claimedFor  = time.Minute
-	claimedPast = 24 * time.Hour
+	claimTTL   = time.Minute
+	claimGrace = 24 * time.Hour
 )
 
 // Look looks at all who were touched, and at everybody if that is due, and notes what
 // is crossed. Whom it could not look at it looks at the next time. Only one may look
 // at a time.
-func (a *Alerts) Look(ctx context.Context) error {
-	who, spilled := a.touched.take()
+func (a *Alerts) Check(ctx context.Context) error {
+	refusals, overflowed := a.touched.drain()
 	now := a.now()
-	if spilled {
-		a.sweepAt = a.asked.Add(sweepPause)
+	if overflowed {
+		a.sweepAt = a.asked.Add(minSweepInterval)
 	}
-	for id, until := range a.settled {
-		if !now.Before(until) {
+	for id, expires := range a.settled {
+		if !now.Before(expires) {
 			delete(a.settled, id)
 		}
 	}
-	err := a.finish(ctx)
-	for s, refused := range who {
+	err := a.decideOpen(ctx)
+	for s, refused := range refusals {
 		if err == nil {
-			err = a.lookAt(ctx, s, refused)
+			err = a.checkSubjects(ctx, s, refused)
 		}
 		if err != nil {
 			break
 		}
-		delete(who, s)
+		delete(refusals, s)
 	}
-	a.again(who)
+	a.putBack(refusals)
 	if err == nil {
 		err = a.sweep(ctx)
 	}
@@ -99,8 +99,8 @@ func (a *Alerts) Look(ctx context.Context) error {
 }
 
 // again puts back those who were not looked at.
-func (a *Alerts) again(who map[limit.Subjects]string) {
-	for s, refused := range who {
+func (a *Alerts) putBack(subjects map[limit.Subjects]string) {
+	for s, refused := range subjects {
 		a.touched.add(s, "")
 		for quota := range strings.SplitSeq(refused, ",") {
 			if quota != "" {
@@ -114,18 +114,18 @@ func (a *Alerts) again(who map[limit.Subjects]string) {
 // The ledger is asked seldom, and whether it answers matters to nobody else.
 func (a *Alerts) sweep(ctx context.Context) error {
 	began := a.now()
-	if a.Everyone != nil && len(a.rest) == 0 && !began.Before(a.sweepAt) {
+	if a.ActiveSubjects != nil && len(a.rest) == 0 && !began.Before(a.sweepAt) {
 		call, cancel := context.WithTimeout(ctx, sweepTimeout)
-		everyone, err := a.Everyone(call)
+		subjects, err := a.ActiveSubjects(call)
 		cancel()
 		a.asked = a.now()
-		a.rest, a.unknown = everyone, err
-		if a.sweepAt = a.asked.Add(sweepEvery); err != nil {
-			a.sweepAt = a.asked.Add(sweepPause + 10*a.asked.Sub(began)) // it may be too much for it
+		a.rest, a.unknown = subjects, err
+		if a.sweepAt = a.asked.Add(sweepInterval); err != nil {
+			a.sweepAt = a.asked.Add(minSweepInterval + 10*a.asked.Sub(began)) // it may be too much for it
 		}
 	}
-	for began = a.now(); len(a.rest) > 0 && a.now().Sub(began) < lookEvery/2; a.rest = a.rest[1:] {
-		if err := a.lookAt(ctx, a.rest[0], ""); err != nil {
+	for began = a.now(); len(a.rest) > 0 && a.now().Sub(began) < checkInterval/2; a.rest = a.rest[1:] {
+		if err := a.checkSubjects(ctx, a.rest[0], ""); err != nil {
 			return err
 		}
 	}
@@ -136,8 +136,8 @@ func (a *Alerts) sweep(ctx context.Context) error {
 }
 
 // finish ends what a process that died, or a Redis that went away, left open.
-func (a *Alerts) finish(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+func (a *Alerts) decideOpen(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	if a.owner == "" {
 		owner, err := a.outbox.owner(ctx)
@@ -146,33 +146,33 @@ func (a *Alerts) finish(ctx context.Context) error {
 		}
 		a.owner = owner
 	}
-	open, err := a.outbox.unclaimed(ctx)
+	open, err := a.outbox.undecided(ctx)
 	if err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
 	for i := range open {
-		if err := a.settle(ctx, &open[i]); err != nil {
+		if err := a.decideOwner(ctx, &open[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (a *Alerts) lookAt(ctx context.Context, who limit.Subjects, refused string) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+func (a *Alerts) checkSubjects(ctx context.Context, subjects limit.Subjects, refused string) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	uses, err := a.Quotas.Use(ctx, who)
+	uses, err := a.Quotas.Use(ctx, subjects)
 	if err != nil {
 		return err
 	}
 	for i := range uses {
 		u := &uses[i]
-		a.metrics.used.note(u, a.now())
+		a.metrics.used.set(u, a.now())
 		if a.Claims != nil && !u.Shared {
-			return errAlone
+			return errNotShared
 		}
-		for _, percent := range crossed(u, slices.Contains(strings.Split(refused, ","), u.Name)) {
-			if err := a.note(ctx, u, percent); err != nil {
+		for _, percent := range crossedThresholds(u, slices.Contains(strings.Split(refused, ","), u.Name)) {
+			if err := a.record(ctx, u, percent); err != nil {
 				return err
 			}
 		}
@@ -188,17 +188,17 @@ const (
 )
 
 // crossed are the thresholds that a quota is at or above.
-func crossed(u *limit.QuotaUse, refused bool) []int {
+func crossedThresholds(u *limit.QuotaUse, refused bool) []int {
 	if !refused || !slices.Contains(u.AlertAt, full) || slices.Contains(u.AlertsCrossed, full) {
 		return u.AlertsCrossed
 	}
-	near := nearlyFull
+	threshold := nearlyFull
 	for _, percent := range u.AlertAt {
 		if percent < full {
-			near = percent // the last is the highest
+			threshold = percent // the last is the highest
 		}
 	}
-	if u.Used*full < u.Limit*int64(near) {
+	if u.Used*full < u.Limit*int64(threshold) {
 		return u.AlertsCrossed
 	}
 	return append(slices.Clone(u.AlertsCrossed), full)
@@ -206,12 +206,12 @@ func crossed(u *limit.QuotaUse, refused bool) []int {
 
 // severity is what a threshold means: 100 that requests are refused; 95 and more, or
 // the last of several below 100, that they soon will be.
-func severity(percent int, of []int) channel.Severity {
-	below := slices.DeleteFunc(slices.Clone(of), func(p int) bool { return p >= full })
+func severity(percent int, thresholds []int) channel.Severity {
+	partial := slices.DeleteFunc(slices.Clone(thresholds), func(p int) bool { return p >= full })
 	switch {
 	case percent >= full:
 		return channel.Blocked
-	case percent >= nearlyFull, len(below) > 1 && percent == below[len(below)-1]:
+	case percent >= nearlyFull, len(partial) > 1 && percent == partial[len(partial)-1]:
 		return channel.Severe
 	}
 	return channel.Warning
@@ -224,12 +224,12 @@ func crossingID(u *limit.QuotaUse, percent int) string {
 }
 
 // note puts a crossing into the outbox, unless it is there or another's.
-func (a *Alerts) note(ctx context.Context, u *limit.QuotaUse, percent int) error {
+func (a *Alerts) record(ctx context.Context, u *limit.QuotaUse, percent int) error {
 	now := a.now()
 	c := &crossing{
-		ID: crossingID(u, percent), Quota: u.Name, Per: u.Per, Who: u.Who, Counter: u.Counter, Unit: u.Unit, Percent: percent,
-		Severity: severity(percent, u.AlertAt), Used: u.Used, Size: u.Limit, EndsMs: u.ResetsAt.UnixMilli(),
-		Zone: u.ResetsAt.Location().String(), AtMs: now.UnixMilli(), State: ours,
+		ID: crossingID(u, percent), Quota: u.Name, Scope: u.Per, Subject: u.Who, Counter: u.Counter, Unit: u.Unit, Percent: percent,
+		Severity: severity(percent, u.AlertAt), Used: u.Used, Limit: u.Limit, EndsMs: u.ResetsAt.UnixMilli(),
+		Zone: u.ResetsAt.Location().String(), TimeMs: now.UnixMilli(), State: ours,
 	}
 	if _, known := a.settled[c.ID]; known {
 		return nil
@@ -239,49 +239,49 @@ func (a *Alerts) note(ctx context.Context, u *limit.QuotaUse, percent int) error
 		return fmt.Errorf("outbox: %w", err)
 	}
 	switch {
-	case state == ours || state == elsewhere:
+	case state == ours || state == foreign:
 		a.settled[c.ID] = u.ResetsAt
 		return nil
 	case a.Claims != nil:
 		c.State = noted
-		mine, err := a.Claims.Claim(ctx, c.ID, a.owner, claimedFor)
+		mine, err := a.Claims.Claim(ctx, c.ID, a.owner, claimTTL)
 		if err != nil {
 			return fmt.Errorf("claim an alert: %w", err)
 		}
 		if !mine {
-			a.settled[c.ID] = now.Add(claimedFor) // it may die before it has told it
+			a.settled[c.ID] = now.Add(claimTTL) // it may die before it has told it
 			return nil
 		}
 	}
 	a.mu.Lock()
-	to := targets(a.channels, &c.Severity)
+	recipients := targets(a.channels, &c.Severity)
 	a.mu.Unlock()
-	fresh, err := a.outbox.put(ctx, c, to)
+	inserted, err := a.outbox.insert(ctx, c, recipients)
 	if err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
-	if fresh {
-		a.Log.Info("a quota's threshold is crossed", "alert", c.ID, "quota", c.Quota, "per", c.Per, "who", c.Who, "percent", c.Percent,
-			"used", c.Used, "limit", c.Size, "unit", c.Unit, "resets_at", u.ResetsAt)
+	if inserted {
+		a.Log.Info("a quota's threshold is crossed", "alert", c.ID, "quota", c.Quota, "per", c.Scope, "who", c.Subject, "percent", c.Percent,
+			"used", c.Used, "limit", c.Limit, "unit", c.Unit, "resets_at", u.ResetsAt)
 	}
-	return a.settle(ctx, c)
+	return a.decideOwner(ctx, c)
 }
 
 // settle decides whose a crossing is that lies in the outbox.
-func (a *Alerts) settle(ctx context.Context, c *crossing) error {
+func (a *Alerts) decideOwner(ctx context.Context, c *crossing) error {
 	state := ours
 	if a.Claims != nil {
 		ends := time.UnixMilli(c.EndsMs)
-		mine, err := a.Claims.Claim(ctx, c.ID, a.owner, max(ends.Sub(a.now()), 0)+claimedPast)
+		mine, err := a.Claims.Claim(ctx, c.ID, a.owner, max(ends.Sub(a.now()), 0)+claimGrace)
 		if err != nil {
 			return fmt.Errorf("claim an alert: %w", err)
 		}
 		if !mine {
-			state = elsewhere
+			state = foreign
 		}
 	}
 	if c.State == noted {
-		if err := a.outbox.decide(ctx, c.ID, state); err != nil {
+		if err := a.outbox.setState(ctx, c.ID, state); err != nil {
 			return fmt.Errorf("outbox: %w", err)
 		}
 	}

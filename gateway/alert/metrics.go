@@ -13,15 +13,15 @@ type metrics struct {
 	total   *prometheus.CounterVec
 	pending *prometheus.Desc
 	alerts  *Alerts
-	used    *used
+	used    *usedRatios
 
-	mu    sync.Mutex
-	names map[string]bool // of channels
+	mu       sync.Mutex
+	channels map[string]bool // of channels
 }
 
 func newMetrics(reg prometheus.Registerer, a *Alerts) *metrics {
 	m := &metrics{
-		alerts: a, names: map[string]bool{}, used: newUsed(),
+		alerts: a, channels: map[string]bool{}, used: newUsed(),
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidegate_alerts_total", Help: "Tries to send a quota alert, by how they ended: sent, retried (it failed and is tried again) or given_up.",
 		}, []string{"channel", "severity", "outcome"}),
@@ -34,31 +34,31 @@ func newMetrics(reg prometheus.Registerer, a *Alerts) *metrics {
 }
 
 // keep has the series of these channels, and no others.
-func (m *metrics) keep(channels []Channel) {
+func (m *metrics) setChannels(channels []Channel) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	stay := map[string]bool{}
+	current := map[string]bool{}
 	for _, c := range channels {
-		stay[c.Name] = true
+		current[c.Name] = true
 		for _, s := range []channel.Severity{channel.Warning, channel.Severe, channel.Blocked} {
 			for _, outcome := range []string{"sent", "retried", "given_up"} {
 				m.total.WithLabelValues(c.Name, s.String(), outcome)
 			}
 		}
 	}
-	for name := range m.names {
-		if !stay[name] {
+	for name := range m.channels {
+		if !current[name] {
 			m.total.DeletePartialMatch(prometheus.Labels{"channel": name})
 		}
 	}
-	m.names = stay
+	m.channels = current
 }
 
 // count counts a try, unless the channel is no more.
 func (m *metrics) count(channelName string, s channel.Severity, outcome string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.names[channelName] {
+	if m.channels[channelName] {
 		m.total.WithLabelValues(channelName, s.String(), outcome).Inc()
 	}
 }

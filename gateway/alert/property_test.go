@@ -110,7 +110,7 @@ func (p *property) step() {
 	case 3:
 		p.replicas[i].Refused(who, "daily")
 	case 4, 5:
-		p.run(i, 30, func(a *Alerts) error { return a.Look(ctx) })
+		p.run(i, 30, func(a *Alerts) error { return a.Check(ctx) })
 	case 6, 7:
 		p.run(i, 9, func(a *Alerts) error { return a.Deliver(ctx, a.channels[0]) })
 	case 8:
@@ -129,7 +129,7 @@ func (p *property) end() {
 		p.w.pass(lastPause * 2)
 		for i := range p.replicas {
 			p.replicas[i].Sweep()
-			if err := p.replicas[i].Look(context.Background()); err != nil {
+			if err := p.replicas[i].Check(context.Background()); err != nil {
 				p.t.Fatal(err)
 			}
 			if err := p.replicas[i].Deliver(context.Background(), p.replicas[i].channels[0]); err != nil {

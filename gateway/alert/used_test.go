@@ -14,7 +14,7 @@ func TestUsed(t *testing.T) {
 	now := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
 	u := newUsed()
 	note := func(per, who string, used int64, resets time.Time) {
-		u.note(&limit.QuotaUse{Who: who, QuotaStatus: limit.QuotaStatus{Name: "day", Per: per, Used: used, Limit: 1000, ResetsAt: resets}}, now)
+		u.set(&limit.QuotaUse{Who: who, QuotaStatus: limit.QuotaStatus{Name: "day", Per: per, Used: used, Limit: 1000, ResetsAt: resets}}, now)
 	}
 	end := now.Add(12 * time.Hour)
 	note("department", "physics", 500, end)
@@ -27,7 +27,7 @@ func TestUsed(t *testing.T) {
 	if all := u.gather(now); len(all) != 3 {
 		t.Errorf("%d series", len(all))
 	}
-	for _, part := range u.of {
+	for _, part := range u.values {
 		if part.ratio != .5 && part.ratio != .25 && part.ratio != .001 {
 			t.Errorf("%v: of a user, an address or a period that is over", part)
 		}
@@ -35,10 +35,10 @@ func TestUsed(t *testing.T) {
 	for i := range 3 * maxUsed {
 		note("project", fmt.Sprint("p", i), int64(i%400), end)
 	}
-	if len(u.of) != maxUsed || u.of[usedOf{"day", "department", "physics"}].ratio != .5 {
-		t.Errorf("%d are remembered, and the fullest is %v", len(u.of), u.of[usedOf{"day", "department", "physics"}])
+	if len(u.values) != maxUsed || u.values[usedKey{"day", "department", "physics"}].ratio != .5 {
+		t.Errorf("%d are remembered, and the fullest is %v", len(u.values), u.values[usedKey{"day", "department", "physics"}])
 	}
-	if all := u.gather(now.Add(usedFor + 1)); len(all) > 0 {
+	if all := u.gather(now.Add(usedTTL + 1)); len(all) > 0 {
 		t.Errorf("%d series of what nobody looks at", len(all))
 	}
 }

@@ -62,15 +62,15 @@ func (s *Severity) UnmarshalText(text []byte) error {
 type Alert struct {
 	ID       string // the same at each attempt, so that a receiver can drop repetitions
 	Quota    string // its name
-	Per      string // what it counts for: user, project, "user,model", ...
-	Who      string // whose count it is: a name, or several as Per has them; empty for global
+	Scope    string // what it counts for: user, project, "user,model", ...
+	Subject  string // whose count it is: a name, or several as Per has them; empty for global
 	Unit     string // units or tokens
 	Percent  int    // the threshold that was crossed
 	Severity Severity
 	Used     int64     // in Unit, maybe more than Limit
 	Limit    int64     // in Unit
 	ResetsAt time.Time // the end of the period, told in this time's zone
-	At       time.Time // when the crossing was seen
+	Time     time.Time // when the crossing was seen
 	Test     bool      // nothing happened, somebody tries the channel
 }
 
@@ -105,7 +105,7 @@ type Channel struct {
 	client *http.Client // of all but e-mail
 	dialer dialer
 	now    func() time.Time
-	turns  turns
+	pacer  pacer
 }
 
 // Name is the channel's in the configuration.
@@ -115,7 +115,7 @@ func (ch *Channel) Name() string { return ch.config.Name }
 func (ch *Channel) Type() string { return ch.config.Type }
 
 // Tells reports whether alerts of this severity go to the channel.
-func (ch *Channel) Tells(s Severity) bool { return s >= ch.config.Min }
+func (ch *Channel) Accepts(s Severity) bool { return s >= ch.config.Min }
 
 // Targets are the recipients that Send takes: an e-mail channel's addresses, else one
 // that is empty.
@@ -134,11 +134,11 @@ func (ch *Channel) Send(ctx context.Context, target string, a Alert) error {
 	if !slices.Contains(ch.Targets(), target) {
 		return &Error{Text: fmt.Sprintf("channel %s has no target %q", ch.config.Name, target)}
 	}
-	ctx, cancel := context.WithTimeout(ctx, exchangeLimit)
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
 	var failed *Error
 	switch {
-	case !ch.turns.wait(ctx):
+	case !ch.pacer.wait(ctx):
 		failed = &Error{Text: "its turn did not come in time: the vendor takes only so many messages a minute"}
 	case ch.config.Type == Email:
 		failed = ch.mail(ctx, target, a)
@@ -148,12 +148,12 @@ func (ch *Channel) Send(ctx context.Context, target string, a Alert) error {
 	if failed == nil {
 		return nil
 	}
-	failed.Text = clip(ch.hide(failed.Text), maxErrorText)
+	failed.Text = clip(ch.redact(failed.Text), maxErrorText)
 	return failed
 }
 
 // hide takes the channel's secrets out of a text, which may be what a vendor answered.
-func (ch *Channel) hide(text string) string {
+func (ch *Channel) redact(text string) string {
 	for _, secret := range ch.config.secrets() {
 		text = strings.ReplaceAll(text, secret, "***")
 	}
@@ -161,6 +161,6 @@ func (ch *Channel) hide(text string) string {
 }
 
 const (
-	exchangeLimit = 60 * time.Second // of one Send
-	maxErrorText  = 500              // bytes
+	sendTimeout  = 60 * time.Second // of one Send
+	maxErrorText = 500              // bytes
 )

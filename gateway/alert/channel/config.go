@@ -77,12 +77,12 @@ func (c *Config) UnmarshalYAML(decode func(any) error) error {
 	if err := decode(&p); err != nil {
 		return err
 	}
-	*c = Config(p).filled()
+	*c = Config(p).withDefaults()
 	return nil
 }
 
 // filled is the configuration with the defaults of what it leaves out.
-func (c Config) filled() Config {
+func (c Config) withDefaults() Config {
 	fill := func(s *string, value string) {
 		if *s == "" {
 			*s = value
@@ -98,8 +98,8 @@ func (c Config) filled() Config {
 
 // secrets are what no message to people may hold, the longest first.
 func (c *Config) secrets() (out []string) {
-	add := func(s string, least int) { // what is shorter hides half of a text
-		if len(s) >= least {
+	add := func(s string, minimum int) { // what is shorter hides half of a text
+		if len(s) >= minimum {
 			out = append(out, s)
 		}
 	}
@@ -124,11 +124,11 @@ func (c *Config) secrets() (out []string) {
 
 // ValidateAll says all that is wrong with the section alerts, path first. The secrets
 // must have been read.
-func ValidateAll(all []Config) error {
+func ValidateAll(configs []Config) error {
 	var faults []error
 	seen := map[string]int{}
-	for i := range all {
-		c := all[i].filled()
+	for i := range configs {
+		c := configs[i].withDefaults()
 		if err := c.Validate(); err != nil {
 			for _, fault := range unjoin(err) {
 				faults = append(faults, fmt.Errorf("alerts[%d].%w", i, fault))
@@ -144,22 +144,22 @@ func ValidateAll(all []Config) error {
 }
 
 func unjoin(err error) []error {
-	if many, ok := err.(interface{ Unwrap() []error }); ok {
-		return many.Unwrap()
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
 	}
 	return []error{err}
 }
 
 // Validate says all that is wrong, path first.
 func (c Config) Validate() error {
-	c = c.filled()
+	c = c.withDefaults()
 	f := &faults{}
 	f.check(slices.Contains(Types(), c.Type), "type: %q is no channel; expected one of %s", c.Type, strings.Join(Types(), ", "))
-	f.check(c.Name == "" || plainName(c.Name), "name: must be 1 to 64 letters, digits, dots, dashes or underscores, not %q", c.Name)
+	f.check(c.Name == "" || validName(c.Name), "name: must be 1 to 64 letters, digits, dots, dashes or underscores, not %q", c.Name)
 	f.check(c.Language == English || c.Language == Chinese, "language: must be en or zh, not %q", c.Language)
 	f.check(c.Min >= Warning && c.Min <= Blocked, "min: must be warning, severe or blocked")
 	if c.CAFile != "" {
-		_, err := authority(c.CAFile)
+		_, err := loadCA(c.CAFile)
 		f.check(err == nil, "ca_file: %v", err)
 	}
 	switch c.Type {
@@ -215,10 +215,10 @@ func (c *Config) validateURL(f *faults) {
 		f.check(!ok || u.Scheme == "https" || c.AllowPrivate, "%s: is in the clear; expected https://, or allow_private: true for a receiver in your own network", path)
 	}
 	f.check(c.SecretEnv == "" || c.SecretFile == "", "secret_env: excludes secret_file")
-	given := c.SecretEnv != "" || c.SecretFile != ""
-	f.check(!given || c.Type == Webhook || c.Type == DingTalk || c.Type == Feishu, "secret_env: a %s channel is not signed; its URL is its secret", c.Type)
+	hasSecret := c.SecretEnv != "" || c.SecretFile != ""
+	f.check(!hasSecret || c.Type == Webhook || c.Type == DingTalk || c.Type == Feishu, "secret_env: a %s channel is not signed; its URL is its secret", c.Type)
 	if c.Type == Webhook {
-		f.check(given || c.Secret != "", "secret_env: is missing; a webhook is signed: expected the name of an environment variable that holds a key of 16 characters or more, or secret_file")
+		f.check(hasSecret || c.Secret != "", "secret_env: is missing; a webhook is signed: expected the name of an environment variable that holds a key of 16 characters or more, or secret_file")
 		f.check(c.Secret == "" || len(c.Secret) >= minSecret, "secret_env: the key must have %d characters or more, such as printed by: openssl rand -hex 32", minSecret)
 	}
 }
@@ -237,13 +237,13 @@ func (c *Config) validateMail(f *faults) {
 	f.check(c.From != "", "from: is missing; expected an address such as tidegate@example.com")
 	if c.From != "" {
 		_, err := mail.ParseAddress(c.From)
-		f.check(err == nil && oneLine(c.From), "from: %q is no e-mail address", c.From)
+		f.check(err == nil && isOneLine(c.From), "from: %q is no e-mail address", c.From)
 	}
 	f.check(len(c.To) > 0, "to: is missing; expected a list of addresses such as [ops@example.com]")
-	for i, to := range c.To {
-		_, err := mail.ParseAddress(to)
-		f.check(err == nil && oneLine(to), "to[%d]: %q is no e-mail address", i, to)
-		f.check(!slices.Contains(c.To[:i], to), "to[%d]: %q is named twice", i, to)
+	for i, address := range c.To {
+		_, err := mail.ParseAddress(address)
+		f.check(err == nil && isOneLine(address), "to[%d]: %q is no e-mail address", i, address)
+		f.check(!slices.Contains(c.To[:i], address), "to[%d]: %q is named twice", i, address)
 	}
 }
 
@@ -255,16 +255,16 @@ func privateHost(host string) bool {
 
 const minSecret = 16 // characters of a webhook's key
 
-func oneLine(s string) bool { return !strings.ContainsAny(s, "\r\n\x00") }
+func isOneLine(s string) bool { return !strings.ContainsAny(s, "\r\n\x00") }
 
-func plainName(s string) bool {
-	odd := func(r rune) bool {
+func validName(s string) bool {
+	invalid := func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(".-_", r)
 	}
-	return s != "" && len(s) <= 64 && !strings.ContainsFunc(s, odd)
+	return s != "" && len(s) <= 64 && !strings.ContainsFunc(s, invalid)
 }
 
-func authority(file string) (*x509.CertPool, error) {
+func loadCA(file string) (*x509.CertPool, error) {
 	pem, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -279,7 +279,7 @@ func authority(file string) (*x509.CertPool, error) {
 // New makes the channel of an entry whose secrets have been read. It starts nothing
 // and connects to nobody.
 func New(c Config) (*Channel, error) {
-	c = c.filled()
+	c = c.withDefaults()
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
@@ -292,13 +292,13 @@ func New(c Config) (*Channel, error) {
 	}
 	tc := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.CAFile != "" {
-		pool, err := authority(c.CAFile)
+		pool, err := loadCA(c.CAFile)
 		if err != nil {
 			return nil, fmt.Errorf("ca_file: %w", err)
 		}
 		tc.RootCAs = pool
 	}
-	ch := &Channel{config: c, now: time.Now, turns: turns{pace: paceOf(c.Type)}, dialer: dialer{private: c.AllowPrivate, tls: tc}}
+	ch := &Channel{config: c, now: time.Now, pacer: pacer{interval: paceInterval(c.Type)}, dialer: dialer{private: c.AllowPrivate, tls: tc}}
 	if c.Type != Email {
 		ch.client = ch.dialer.client()
 	}

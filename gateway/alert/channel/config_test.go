@@ -122,10 +122,10 @@ func TestUnread(t *testing.T) {
 }
 
 func TestDefaults(t *testing.T) {
-	if filled := (Config{Type: Email}).filled(); filled.Name != Email || filled.TLS != StartTLS || filled.Language != English || filled.Min != Warning {
+	if filled := (Config{Type: Email}).withDefaults(); filled.Name != Email || filled.TLS != StartTLS || filled.Language != English || filled.Min != Warning {
 		t.Errorf("%+v", filled)
 	}
-	if filled := (Config{Type: Slack, Name: "ops", Language: Chinese}).filled(); filled.Name != "ops" || filled.TLS != "" || filled.Language != Chinese {
+	if filled := (Config{Type: Slack, Name: "ops", Language: Chinese}).withDefaults(); filled.Name != "ops" || filled.TLS != "" || filled.Language != Chinese {
 		t.Errorf("%+v", filled)
 	}
 }

@@ -19,7 +19,7 @@ type dialer struct {
 	resolver *net.Resolver // nil: the system's
 }
 
-const connectLimit = 10 * time.Second
+const connectTimeout = 10 * time.Second
 
 // errPrivate is a refusal. It names no address: who may write a URL but not read the
 // log should not learn what names resolve to inside.
@@ -28,20 +28,20 @@ var errPrivate = errors.New("the address is not public: refused; allow_private: 
 // DialContext resolves and connects. The address is judged when the socket is about to
 // connect, so a name that resolves to another address the second time gains nothing.
 func (d *dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	nd := net.Dialer{Timeout: connectLimit, Resolver: d.resolver}
+	nd := net.Dialer{Timeout: connectTimeout, Resolver: d.resolver}
 	if !d.private {
-		nd.Control = func(_, address string, _ syscall.RawConn) error { return judge(address) }
+		nd.Control = func(_, address string, _ syscall.RawConn) error { return checkAddress(address) }
 	}
 	return nd.DialContext(ctx, network, address)
 }
 
 // judge refuses an address (ip:port) that is not public.
-func judge(address string) error {
-	to, err := netip.ParseAddrPort(address)
+func checkAddress(address string) error {
+	addr, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return fmt.Errorf("%q is no address", address)
 	}
-	if !public(to.Addr()) {
+	if !public(addr.Addr()) {
 		return errPrivate
 	}
 	return nil
@@ -80,7 +80,7 @@ func public(a netip.Addr) bool {
 func (d *dialer) client() *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
-			DialContext: d.DialContext, TLSClientConfig: d.tls, TLSHandshakeTimeout: connectLimit,
+			DialContext: d.DialContext, TLSClientConfig: d.tls, TLSHandshakeTimeout: connectTimeout,
 			DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxAnswer,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

@@ -86,7 +86,7 @@ func TestReceivers(t *testing.T) {
 		return strings.TrimSpace(string(out)) == "True"
 	}
 	a := sample()
-	a.Who = "爱丽丝"
+	a.Subject = "爱丽丝"
 	sent := func(at time.Time) (http.Header, []byte) {
 		l := webhook(Config{Secret: testSecret, Language: Chinese}, a, at)
 		header := http.Header{}

@@ -19,18 +19,18 @@ import (
 const maxAnswer = 64 << 10
 
 // letter is one HTTP request and how its answer is understood.
-type letter struct {
+type request struct {
 	url    string
 	header map[string]string
 	body   []byte
 	// verdict says why a 2xx answer is none; "" where it is one. ok is false where the
 	// answer says neither.
-	verdict func(answer []byte) (complaint string, ok bool)
+	check func(answer []byte) (complaint string, ok bool)
 }
 
 // post writes the alert for its channel, sends it, and understands the answer.
 func (ch *Channel) post(ctx context.Context, a Alert) *Error {
-	l := ch.letter(a)
+	l := ch.request(a)
 	var written atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		WroteRequest: func(w httptrace.WroteRequestInfo) { written.Store(w.Err == nil) },
@@ -57,9 +57,9 @@ func (ch *Channel) post(ctx context.Context, a Alert) *Error {
 	case status >= 300 && status < 400:
 		return &Error{Status: status, Text: fmt.Sprintf("answered %d, a redirect, which is not followed: give the URL that it leads to", status)}
 	case status < 200 || status > 299:
-		return &Error{Status: status, Text: said(status, answer), Unsure: status == http.StatusBadGateway || status == http.StatusGatewayTimeout}
+		return &Error{Status: status, Text: statusError(status, answer), Unsure: status == http.StatusBadGateway || status == http.StatusGatewayTimeout}
 	}
-	complaint, ok := l.verdict(answer)
+	complaint, ok := l.check(answer)
 	switch {
 	case complaint != "":
 		return &Error{Status: status, Text: complaint}
@@ -72,7 +72,7 @@ func (ch *Channel) post(ctx context.Context, a Alert) *Error {
 }
 
 // said tells a failure by HTTP status, with what the other side says about it.
-func said(status int, answer []byte) string {
+func statusError(status int, answer []byte) string {
 	text := fmt.Sprintf("answered %d", status)
 	if name := http.StatusText(status); name != "" {
 		text += " " + name
@@ -84,13 +84,13 @@ func said(status int, answer []byte) string {
 }
 
 // quote is the beginning of an answer on one line.
-func quote(answer []byte) string { return clip(clean(string(answer)), 200) }
+func quote(answer []byte) string { return clip(sanitize(string(answer)), 200) }
 
 // explain says what went wrong, without the URL that the client's errors begin with.
 func explain(ctx context.Context, err error) string {
-	var at *url.Error
-	if errors.As(err, &at) {
-		err = at.Err
+	var urlErr *url.Error
+	if errors.As(err, &urlErr) {
+		err = urlErr.Err
 	}
 	var dns *net.DNSError
 	switch {
@@ -103,14 +103,14 @@ func explain(ctx context.Context, err error) string {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "the connection was closed before an answer"
 	}
-	return strings.TrimSpace(clean(err.Error()))
+	return strings.TrimSpace(sanitize(err.Error()))
 }
 
 // anyAnswer takes each 2xx for a yes.
 func anyAnswer([]byte) (string, bool) { return "", true }
 
 // coded reads {"code": 0, "message": "..."} under the names that a vendor has for them.
-func coded(code, message string) func([]byte) (string, bool) {
+func codeIn(code, message string) func([]byte) (string, bool) {
 	return func(answer []byte) (string, bool) {
 		var fields map[string]json.RawMessage
 		var n json.Number
@@ -122,6 +122,6 @@ func coded(code, message string) func([]byte) (string, bool) {
 		}
 		var text string
 		_ = json.Unmarshal(fields[message], &text) // one that is no string is left out
-		return strings.TrimSuffix(fmt.Sprintf("answered %s %s: %s", code, n, clip(clean(text), 200)), ": "), true
+		return strings.TrimSuffix(fmt.Sprintf("answered %s %s: %s", code, n, clip(sanitize(text), 200)), ": "), true
 	}
 }

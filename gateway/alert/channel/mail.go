@@ -19,10 +19,10 @@ import (
 // mail sends the alert to one recipient, over a connection of its own. It is delivered
 // when the server has replied to the end of the message with a yes; what fails after
 // that changes nothing.
-func (ch *Channel) mail(ctx context.Context, to string, a Alert) *Error {
-	message, err := ch.compose(to, a)
+func (ch *Channel) mail(ctx context.Context, recipient string, a Alert) *Error {
+	message, err := ch.compose(recipient, a)
 	if err != nil {
-		return &Error{Text: clean(err.Error())}
+		return &Error{Text: sanitize(err.Error())}
 	}
 	// The library hears of the context while it dials only, and leaves a connection open
 	// that fails before the first message: both are done here.
@@ -43,22 +43,22 @@ func (ch *Channel) mail(ctx context.Context, to string, a Alert) *Error {
 	}
 	client, err := ch.mailer(dial)
 	if err != nil {
-		return &Error{Text: clean(err.Error())}
+		return &Error{Text: sanitize(err.Error())}
 	}
 	session, err := client.DialToSMTPClientWithContext(ctx)
 	if err == nil {
 		err = client.SendWithSMTPClient(session, message)
-		_ = conn.SetDeadline(time.Now().Add(goodbye))
+		_ = conn.SetDeadline(time.Now().Add(quitTimeout))
 		_ = session.Quit() // whatever it answers
 	}
 	if message.IsDelivered() {
 		return nil
 	}
-	return refusal(ctx, err)
+	return mailError(ctx, err)
 }
 
 // goodbye is how long a server may take to part.
-const goodbye = 2 * time.Second
+const quitTimeout = 2 * time.Second
 
 func (ch *Channel) mailTLS() *tls.Config {
 	tc := ch.dialer.tls.Clone()
@@ -72,7 +72,7 @@ func (ch *Channel) mailer(dial gomail.DialContextFunc) (*gomail.Client, error) {
 	host, port, _ := net.SplitHostPort(c.Server)
 	n, _ := strconv.Atoi(port)
 	options := []gomail.Option{
-		gomail.WithPort(n), gomail.WithTimeout(exchangeLimit), gomail.WithDialContextFunc(dial),
+		gomail.WithPort(n), gomail.WithTimeout(sendTimeout), gomail.WithDialContextFunc(dial),
 		gomail.WithTLSConfig(ch.mailTLS()), gomail.WithoutNoop(), gomail.WithoutRset(),
 	}
 	switch c.TLS {
@@ -93,18 +93,18 @@ func (ch *Channel) mailer(dial gomail.DialContextFunc) (*gomail.Client, error) {
 // compose writes the message. Its Message-ID is the same at each attempt (and differs by
 // recipient), so that a mailbox can drop a repetition; Auto-Submitted keeps programs
 // from answering it (RFC 3834).
-func (ch *Channel) compose(to string, a Alert) (*gomail.Msg, error) {
-	words := Write(a, ch.config.Language, ch.now(), headed)
+func (ch *Channel) compose(recipient string, a Alert) (*gomail.Msg, error) {
+	words := Format(a, ch.config.Language, ch.now(), escapeHeader)
 	m := gomail.NewMsg(gomail.WithNoDefaultUserAgent())
-	if err := errors.Join(m.From(ch.config.From), m.To(to)); err != nil {
+	if err := errors.Join(m.From(ch.config.From), m.To(recipient)); err != nil {
 		return nil, err
 	}
-	from, err := mail.ParseAddress(ch.config.From)
+	sender, err := mail.ParseAddress(ch.config.From)
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256([]byte(a.ID + "\x00" + to))
-	m.SetMessageIDWithValue(hex.EncodeToString(sum[:16]) + from.Address[strings.LastIndexByte(from.Address, '@'):])
+	sum := sha256.Sum256([]byte(a.ID + "\x00" + recipient))
+	m.SetMessageIDWithValue(hex.EncodeToString(sum[:16]) + sender.Address[strings.LastIndexByte(sender.Address, '@'):])
 	m.SetDateWithValue(ch.now())
 	m.Subject(words.Title)
 	m.SetGenHeader("Auto-Submitted", "auto-generated")
@@ -115,30 +115,30 @@ func (ch *Channel) compose(to string, a Alert) (*gomail.Msg, error) {
 
 // refusal says why a message was not taken. Only one that was sent to its end, to which
 // there was no reply, may have arrived.
-func refusal(ctx context.Context, err error) *Error {
+func mailError(ctx context.Context, err error) *Error {
 	var reply *textproto.Error
 	var sending *gomail.SendError
 	switch {
 	case errors.As(err, &sending):
 		text, _, _ := strings.Cut(sending.Error(), ", affected ")
-		text = unquoted(text)
+		text = unquote(text)
 		if ctx.Err() != nil {
 			text = explain(ctx, err)
 		}
 		silent := sending.ErrorCode() == 0
 		return &Error{Status: sending.ErrorCode(), Text: text, Unsure: silent && sending.Reason == gomail.ErrSMTPDataClose}
 	case errors.As(err, &reply):
-		return &Error{Status: reply.Code, Text: unquoted(err.Error())}
+		return &Error{Status: reply.Code, Text: unquote(err.Error())}
 	}
 	return &Error{Text: explain(ctx, err)}
 }
 
 // unquoted is a text whose end, what a server said, is quoted, without the quotes.
-func unquoted(text string) string {
+func unquote(text string) string {
 	if i := strings.IndexByte(text, '"'); i >= 0 {
-		if said, err := strconv.Unquote(text[i:]); err == nil {
-			text = text[:i] + said
+		if reply, err := strconv.Unquote(text[i:]); err == nil {
+			text = text[:i] + reply
 		}
 	}
-	return clean(text)
+	return sanitize(text)
 }

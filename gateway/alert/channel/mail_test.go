@@ -242,7 +242,7 @@ func TestMail(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			same(t, "body", strings.ReplaceAll(strings.TrimSpace(string(body)), "\r\n", "\n"), Write(sample(), Chinese, noon(), unlinked).Text())
+			same(t, "body", strings.ReplaceAll(strings.TrimSpace(string(body)), "\r\n", "\n"), Format(sample(), Chinese, noon(), withoutLinks).Text())
 			var ids []string
 			for _, text := range messages {
 				m, err := mail.ReadMessage(strings.NewReader(text))

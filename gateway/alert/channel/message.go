@@ -22,9 +22,9 @@ func (m Message) Text() string { return m.Title + "\n\n" + strings.Join(m.Lines,
 // Write words an alert in a language, English unless it is Chinese, at a moment. What
 // users chose goes through escape, after control characters are out of it and it is cut
 // to maxName characters. It is a pure function.
-func Write(a Alert, language string, now time.Time, escape func(string) string) Message {
+func Format(a Alert, language string, now time.Time, escape func(string) string) Message {
 	name := func(s string) string {
-		if s = clean(clip(s, 10*maxName)); s == "" {
+		if s = sanitize(clip(s, 10*maxName)); s == "" {
 			s = "-"
 		}
 		return escape(clipRunes(s, maxName))
@@ -40,23 +40,23 @@ func Write(a Alert, language string, now time.Time, escape func(string) string) 
 const maxName = 80
 
 func english(a Alert, now time.Time, name func(string) string) Message {
-	who := strings.Join(strings.FieldsFunc(a.Per, func(r rune) bool { return r == ',' }), " and ")
+	subject := strings.Join(strings.FieldsFunc(a.Scope, func(r rune) bool { return r == ',' }), " and ")
 	switch {
-	case a.Per == "global" || a.Per == "" && a.Who == "":
-		who = "everybody together"
-	case a.Who != "":
-		who = name(who) + " " + name(a.Who)
+	case a.Scope == "global" || a.Scope == "" && a.Subject == "":
+		subject = "everybody together"
+	case a.Subject != "":
+		subject = name(subject) + " " + name(a.Subject)
 	}
-	m := Message{Title: fmt.Sprintf("Tidegate %s: %s has used %d%% of quota %s", a.Severity, who, a.Percent, name(a.Quota))}
+	m := Message{Title: fmt.Sprintf("Tidegate %s: %s has used %d%% of quota %s", a.Severity, subject, a.Percent, name(a.Quota))}
 	reset := "has begun anew since"
 	if left := a.ResetsAt.Sub(now); left > 0 {
-		reset = "in " + span(left, " d", " h", " min", " ")
+		reset = "in " + formatDuration(left, " d", " h", " min", " ")
 	}
 	m.Lines = []string{
-		"Who: " + who,
+		"Who: " + subject,
 		"Quota: " + name(a.Quota),
-		fmt.Sprintf("Used: %s of %s %s (%s)", thousands(a.Used), thousands(a.Limit), name(a.Unit), share(a.Used, a.Limit)),
-		fmt.Sprintf("Resets: %s (%s)", moment(a.ResetsAt), reset),
+		fmt.Sprintf("Used: %s of %s %s (%s)", thousands(a.Used), thousands(a.Limit), name(a.Unit), percentOf(a.Used, a.Limit)),
+		fmt.Sprintf("Resets: %s (%s)", formatTime(a.ResetsAt), reset),
 	}
 	todo := "Slow down, or ask an administrator for more: when all is used, requests are refused until the quota resets."
 	switch a.Severity {
@@ -85,26 +85,26 @@ func chinese(a Alert, now time.Time, name func(string) string) Message {
 		return name(s)
 	}
 	var kinds []string
-	for kind := range strings.SplitSeq(clipRunes(a.Per, maxName), ",") {
+	for kind := range strings.SplitSeq(clipRunes(a.Scope, maxName), ",") {
 		kinds = append(kinds, word(strings.TrimSpace(kind)))
 	}
-	who := strings.Join(kinds, "和")
+	subject := strings.Join(kinds, "和")
 	switch {
-	case a.Per == "global" || a.Per == "" && a.Who == "":
-		who = "全体用户"
-	case a.Who != "":
-		who += " " + name(a.Who)
+	case a.Scope == "global" || a.Scope == "" && a.Subject == "":
+		subject = "全体用户"
+	case a.Subject != "":
+		subject += " " + name(a.Subject)
 	}
-	m := Message{Title: fmt.Sprintf("Tidegate %s：%s 已使用配额 %s 的 %d%%", word(a.Severity.String()), who, name(a.Quota), a.Percent)}
+	m := Message{Title: fmt.Sprintf("Tidegate %s：%s 已使用配额 %s 的 %d%%", word(a.Severity.String()), subject, name(a.Quota), a.Percent)}
 	reset := "现已重置"
 	if left := a.ResetsAt.Sub(now); left > 0 {
-		reset = span(left, "天", "小时", "分钟", "") + "后"
+		reset = formatDuration(left, "天", "小时", "分钟", "") + "后"
 	}
 	m.Lines = []string{
-		"对象：" + who,
+		"对象：" + subject,
 		"配额：" + name(a.Quota),
-		fmt.Sprintf("已用：%s / %s %s（%s）", thousands(a.Used), thousands(a.Limit), word(a.Unit), share(a.Used, a.Limit)),
-		fmt.Sprintf("重置时间：%s（%s）", moment(a.ResetsAt), reset),
+		fmt.Sprintf("已用：%s / %s %s（%s）", thousands(a.Used), thousands(a.Limit), word(a.Unit), percentOf(a.Used, a.Limit)),
+		fmt.Sprintf("重置时间：%s（%s）", formatTime(a.ResetsAt), reset),
 	}
 	todo := "请放慢使用，或向管理员申请更多配额；用尽后请求将被拒绝，直至配额重置。"
 	switch a.Severity {
@@ -123,10 +123,10 @@ func chinese(a Alert, now time.Time, name func(string) string) Message {
 
 // moment is a date and time of day with its zone as an offset, which no reader has to
 // guess.
-func moment(t time.Time) string { return t.Format("2006-01-02 15:04 (UTC-07:00)") }
+func formatTime(t time.Time) string { return t.Format("2006-01-02 15:04 (UTC-07:00)") }
 
 // span is a duration above zero in its two largest units, rounded up to a minute.
-func span(d time.Duration, day, hour, minute, between string) string {
+func formatDuration(d time.Duration, day, hour, minute, separator string) string {
 	minutes := int64((d + time.Minute - 1) / time.Minute)
 	days, hours, minutes := minutes/(24*60), minutes/60%24, minutes%60
 	var parts []string
@@ -140,7 +140,7 @@ func span(d time.Duration, day, hour, minute, between string) string {
 	if days == 0 {
 		add(minutes, minute)
 	}
-	return strings.Join(parts, between)
+	return strings.Join(parts, separator)
 }
 
 // thousands is 1234567 as 1,234,567.
@@ -157,7 +157,7 @@ func thousands(n int64) string {
 }
 
 // share is in whole percent, rounded down: 99.9 % is not yet all.
-func share(used, limit int64) string {
+func percentOf(used, limit int64) string {
 	if limit <= 0 {
 		return "100%"
 	}
@@ -166,22 +166,22 @@ func share(used, limit int64) string {
 
 // clean is a text on one line, valid UTF-8, without characters that steer what is
 // around them: controls, bidirectional overrides, invisible ones.
-func clean(s string) string {
-	steers := func(r rune) rune {
+func sanitize(s string) string {
+	replace := func(r rune) rune {
 		if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) || r == utf8.RuneError {
 			return ' '
 		}
 		return r
 	}
-	return strings.Join(strings.Fields(strings.Map(steers, strings.ToValidUTF8(s, " "))), " ")
+	return strings.Join(strings.Fields(strings.Map(replace, strings.ToValidUTF8(s, " "))), " ")
 }
 
 // clip cuts a text to so many bytes, between characters.
-func clip(s string, most int) string {
-	if len(s) <= most {
+func clip(s string, size int) string {
+	if len(s) <= size {
 		return s
 	}
-	cut := most - len("...")
+	cut := size - len("...")
 	for cut > 0 && !utf8.RuneStart(s[cut]) {
 		cut--
 	}
@@ -189,17 +189,17 @@ func clip(s string, most int) string {
 }
 
 // clipRunes cuts a text to so many characters.
-func clipRunes(s string, most int) string {
-	if utf8.RuneCountInString(s) <= most {
+func clipRunes(s string, size int) string {
+	if utf8.RuneCountInString(s) <= size {
 		return s
 	}
 	runes := []rune(s)
-	return string(runes[:most-3]) + "..."
+	return string(runes[:size-3]) + "..."
 }
 
 // unlinked is a text in which no program finds a URL: the colon of :// and the dot of
 // www. become their full-width selves.
-func unlinked(s string) string {
+func withoutLinks(s string) string {
 	s = strings.ReplaceAll(s, "://", "\uff1a//")
 	for i := 0; i+4 <= len(s); i++ {
 		if strings.EqualFold(s[i:i+4], "www.") {
@@ -212,20 +212,20 @@ func unlinked(s string) string {
 // lookalike is a text without the characters that mean something in Markdown, HTML or
 // as a mention, each replaced by its full-width self. DingTalk and WeCom document no
 // way to escape them.
-func lookalike(s string) string {
+func withoutMarkup(s string) string {
 	return strings.Map(func(r rune) rune {
 		if strings.ContainsRune("<>[]()@*`~#!&|\\$", r) {
 			return r + 0xfee0 // from ASCII to the block Halfwidth and Fullwidth Forms
 		}
 		return r
-	}, unlinked(s))
+	}, withoutLinks(s))
 }
 
 // headed is a text that a mail header can hold: no encoded word of RFC 2047 begins in it.
-func headed(s string) string { return strings.ReplaceAll(unlinked(s), "=?", "=\uff1f") }
+func escapeHeader(s string) string { return strings.ReplaceAll(withoutLinks(s), "=?", "=\uff1f") }
 
 // entities is a text as Slack has it escaped. See
 // https://docs.slack.dev/messaging/formatting-message-text, "Escaping text".
-func entities(s string) string {
-	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(unlinked(s))
+func escapeSlack(s string) string {
+	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(withoutLinks(s))
 }

@@ -38,7 +38,7 @@ Used: 812,345 of 1,000,000 units (81%)
 Resets: 2026-01-03 00:00 (UTC+08:00) (in 12 h 56 min)
 What to do: Slow down, or ask an administrator for more: when all is used, requests are refused until the quota resets.`},
 		"severe, a pair, days": {change(func(a *Alert) {
-			a.Severity, a.Percent, a.Per, a.Who, a.Unit, a.Used = Severe, 95, "user,model", "alice, Qwen3-1.7B", "tokens", 999_999
+			a.Severity, a.Percent, a.Scope, a.Subject, a.Unit, a.Used = Severe, 95, "user,model", "alice, Qwen3-1.7B", "tokens", 999_999
 			a.ResetsAt = time.Date(2026, 2, 1, 0, 0, 0, 0, time.UTC)
 		}), English, `Tidegate severe: user and model alice, Qwen3-1.7B has used 95% of quota daily
 
@@ -48,7 +48,7 @@ Used: 999,999 of 1,000,000 tokens (99%)
 Resets: 2026-02-01 00:00 (UTC+00:00) (in 29 d 20 h)
 What to do: Stop what can wait, or ask an administrator for more now: when all is used, requests are refused until the quota resets.`},
 		"blocked, global, late": {change(func(a *Alert) {
-			a.Severity, a.Percent, a.Per, a.Who, a.Used = Blocked, 100, "global", "", 1_000_000
+			a.Severity, a.Percent, a.Scope, a.Subject, a.Used = Blocked, 100, "global", "", 1_000_000
 			a.ResetsAt = noon()
 		}), English, `Tidegate blocked: everybody together has used 100% of quota daily
 
@@ -66,7 +66,7 @@ Used: 812,345 of 1,000,000 units (81%)
 Resets: 2026-01-02 03:04 (UTC+00:00) (in 1 min)
 What to do: Slow down, or ask an administrator for more: when all is used, requests are refused until the quota resets.`},
 		"Chinese, severe, a pair, test": {change(func(a *Alert) {
-			a.Severity, a.Percent, a.Per, a.Who, a.Unit, a.Test = Severe, 95, "user,model", "alice, Qwen3", "tokens", true
+			a.Severity, a.Percent, a.Scope, a.Subject, a.Unit, a.Test = Severe, 95, "user,model", "alice, Qwen3", "tokens", true
 		}), Chinese, `[测试] Tidegate 严重：用户和模型 alice, Qwen3 已使用配额 daily 的 95%
 
 这是一条测试消息：没有发生任何事情，无需处理。
@@ -76,7 +76,7 @@ What to do: Slow down, or ask an administrator for more: when all is used, reque
 重置时间：2026-01-03 00:00 (UTC+08:00)（12小时56分钟后）
 处理建议：请停止不紧急的任务，或立即向管理员申请更多配额；用尽后请求将被拒绝，直至配额重置。`},
 		"Chinese, blocked, global, late": {change(func(a *Alert) {
-			a.Severity, a.Percent, a.Per, a.Who = Blocked, 100, "global", ""
+			a.Severity, a.Percent, a.Scope, a.Subject = Blocked, 100, "global", ""
 			a.ResetsAt = noon().Add(-time.Hour)
 		}), Chinese, `Tidegate 已用尽：全体用户 已使用配额 daily 的 100%
 
@@ -87,7 +87,7 @@ What to do: Slow down, or ask an administrator for more: when all is used, reque
 处理建议：在配额重置之前，请求会被拒绝（403 insufficient_quota）。请等待重置，或向管理员申请更多配额。`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			same(t, "text", Write(c.alert, c.language, noon(), asIs).Text(), c.want)
+			same(t, "text", Format(c.alert, c.language, noon(), asIs).Text(), c.want)
 		})
 	}
 }
@@ -103,7 +103,7 @@ func TestThousands(t *testing.T) {
 		used, limit int64
 		want        string
 	}{{0, 10, "0%"}, {999, 1000, "99%"}, {1000, 1000, "100%"}, {125, 100, "125%"}, {5, 0, "100%"}, {math.MaxInt64, math.MaxInt64, "100%"}} {
-		same(t, "share", share(c.used, c.limit), c.want)
+		same(t, "share", percentOf(c.used, c.limit), c.want)
 	}
 }
 
@@ -112,7 +112,7 @@ func TestSpan(t *testing.T) {
 		1: "1 min", time.Minute: "1 min", 61 * time.Second: "2 min", time.Hour: "1 h", 90 * time.Minute: "1 h 30 min",
 		24 * time.Hour: "1 d", 24*time.Hour + time.Minute: "1 d", 49 * time.Hour: "2 d 1 h", 24*time.Hour - 1: "1 d",
 	} {
-		same(t, d.String(), span(d, " d", " h", " min", " "), want)
+		same(t, d.String(), formatDuration(d, " d", " h", " min", " "), want)
 	}
 }
 
@@ -179,10 +179,10 @@ func harmless(t interface {
 }, language, quota, per, who, unit string) {
 	t.Helper()
 	evil, plain := sample(), sample()
-	evil.Quota, evil.Per, evil.Who, evil.Unit = quota, per, who, unit
-	plain.Per = "user"
+	evil.Quota, evil.Scope, evil.Subject, evil.Unit = quota, per, who, unit
+	plain.Scope = "user"
 	now := noon()
-	for kind, write := range map[string]func(Config, Alert, time.Time) letter{Webhook: webhook, DingTalk: dingtalk, WeCom: wecom, Feishu: feishu, Slack: slack} {
+	for kind, write := range map[string]func(Config, Alert, time.Time) request{Webhook: webhook, DingTalk: dingtalk, WeCom: wecom, Feishu: feishu, Slack: slack} {
 		c := Config{Language: language, Secret: testSecret, URL: "https://receiver.example/x"}
 		var got, want any
 		body := write(c, evil, now).body
@@ -271,7 +271,7 @@ func harmlessMail(t interface {
 	if !slices.Equal(headers, wantHeaders) || lines != wantLines {
 		t.Fatalf("mail: headers %v and not %v, %d lines and not %d", headers, wantHeaders, lines, wantLines)
 	}
-	if want := Write(evil, language, noon(), headed).Title; subject != want {
+	if want := Format(evil, language, noon(), escapeHeader).Title; subject != want {
 		t.Fatalf("mail: subject %q, not %q", subject, want)
 	}
 }
@@ -310,7 +310,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(`{"errcode":1e400,"errmsg":{}}`))
 	f.Add([]byte("\xff\x00"))
 	f.Fuzz(func(t *testing.T, answer []byte) {
-		complaint, ok := coded("errcode", "errmsg")(answer)
+		complaint, ok := codeIn("errcode", "errmsg")(answer)
 		if complaint != "" && !ok || len(complaint) > maxErrorText || strings.ContainsAny(complaint, "\r\n\x00") {
 			t.Fatalf("%q, %v", complaint, ok)
 		}

@@ -14,7 +14,7 @@ func TestPace(t *testing.T) {
 	} {
 		t.Run(kind, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				turns := turns{pace: paceOf(kind)}
+				turns := pacer{interval: paceInterval(kind)}
 				var sent []time.Time
 				for i := range 150 {
 					if i == 100 {
@@ -47,7 +47,7 @@ func TestPace(t *testing.T) {
 // TestTurnGivenBack holds that who stops waiting delays nobody.
 func TestTurnGivenBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		turns := turns{pace: time.Second}
+		turns := pacer{interval: time.Second}
 		for range burst {
 			turns.wait(t.Context())
 		}

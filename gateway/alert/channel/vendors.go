@@ -13,7 +13,7 @@ import (
 )
 
 // letter is the alert as the channel's vendor wants it, signed now.
-func (ch *Channel) letter(a Alert) letter {
+func (ch *Channel) request(a Alert) request {
 	c, now := ch.config, ch.now()
 	switch c.Type {
 	case DingTalk:
@@ -35,13 +35,13 @@ type notice struct {
 	Severity Severity `json:"severity"`
 	Percent  int      `json:"percent"` // the threshold
 	Quota    string   `json:"quota"`
-	Per      string   `json:"per"`
-	Who      string   `json:"who"`
+	Scope    string   `json:"per"`
+	Subject  string   `json:"who"`
 	Unit     string   `json:"unit"`
 	Used     int64    `json:"used"`
 	Limit    int64    `json:"limit"`
 	ResetsAt string   `json:"resets_at"`
-	At       string   `json:"at"`
+	Time     string   `json:"at"`
 	Title    string   `json:"title"` // for people, in the channel's language
 	Text     string   `json:"text"`
 }
@@ -49,15 +49,15 @@ type notice struct {
 // webhook is our own form: a notice in JSON. The signature is made over the time and
 // the bytes of the body, so neither can be changed and an old request does not pass for
 // a new one; the delivery is the alert's id, so that a receiver can drop a repetition.
-func webhook(c Config, a Alert, now time.Time) letter {
-	m := Write(a, c.Language, now, unlinked)
+func webhook(c Config, a Alert, now time.Time) request {
+	m := Format(a, c.Language, now, withoutLinks)
 	body := encode(notice{
-		a.ID, a.Test, a.Severity, a.Percent, a.Quota, a.Per, a.Who, a.Unit, a.Used, a.Limit,
-		a.ResetsAt.Format(time.RFC3339), a.At.Format(time.RFC3339), m.Title, m.Text(),
+		a.ID, a.Test, a.Severity, a.Percent, a.Quota, a.Scope, a.Subject, a.Unit, a.Used, a.Limit,
+		a.ResetsAt.Format(time.RFC3339), a.Time.Format(time.RFC3339), m.Title, m.Text(),
 	})
 	timestamp := strconv.FormatInt(now.Unix(), 10)
 	mac := sign(c.Secret, timestamp+"."+string(body))
-	return letter{url: c.URL, body: body, verdict: anyAnswer, header: map[string]string{
+	return request{url: c.URL, body: body, check: anyAnswer, header: map[string]string{
 		"X-Tidegate-Timestamp": timestamp,
 		"X-Tidegate-Signature": "sha256=" + hex.EncodeToString(mac),
 		"X-Tidegate-Delivery":  token(a.ID),
@@ -69,19 +69,19 @@ func webhook(c Config, a Alert, now time.Time) letter {
 // the query beside the time. See
 // https://open.dingtalk.com/document/robots/custom-robot-access and
 // https://open.dingtalk.com/document/robots/customize-robot-security-settings
-func dingtalk(c Config, a Alert, now time.Time) letter {
-	m := Write(a, c.Language, now, lookalike)
-	to := c.URL
+func dingtalk(c Config, a Alert, now time.Time) request {
+	m := Format(a, c.Language, now, withoutMarkup)
+	target := c.URL
 	if c.Secret != "" {
 		timestamp := strconv.FormatInt(now.UnixMilli(), 10)
 		mac := base64.StdEncoding.EncodeToString(sign(c.Secret, timestamp+"\n"+c.Secret))
-		between := "?"
-		if strings.Contains(to, "?") {
-			between = "&"
+		separator := "?"
+		if strings.Contains(target, "?") {
+			separator = "&"
 		}
-		to += between + "timestamp=" + timestamp + "&sign=" + url.QueryEscape(mac)
+		target += separator + "timestamp=" + timestamp + "&sign=" + url.QueryEscape(mac)
 	}
-	return letter{url: to, verdict: coded("errcode", "errmsg"), body: encode(map[string]any{
+	return request{url: target, check: codeIn("errcode", "errmsg"), body: encode(map[string]any{
 		"msgtype": "markdown",
 		"markdown": map[string]any{
 			"title": m.Title,
@@ -94,9 +94,9 @@ func dingtalk(c Config, a Alert, now time.Time) letter {
 // wecom is a group robot's markdown message, of at most 4096 bytes. Its key in the URL
 // is all there is of authentication. See
 // https://developer.work.weixin.qq.com/document/path/91770
-func wecom(c Config, a Alert, now time.Time) letter {
-	m := Write(a, c.Language, now, lookalike)
-	return letter{url: c.URL, verdict: coded("errcode", "errmsg"), body: encode(map[string]any{
+func wecom(c Config, a Alert, now time.Time) request {
+	m := Format(a, c.Language, now, withoutMarkup)
+	return request{url: c.URL, check: codeIn("errcode", "errmsg"), body: encode(map[string]any{
 		"msgtype":  "markdown",
 		"markdown": map[string]any{"content": "#### " + m.Title + "\n> " + strings.Join(m.Lines, "\n> ")},
 	})}
@@ -106,8 +106,8 @@ func wecom(c Config, a Alert, now time.Time) letter {
 // The signature is of nothing, with the time in seconds, a line feed and the secret as
 // the key, in Base64, in the body beside the time. See
 // https://open.feishu.cn/document/client-docs/bot-v3/add-custom-bot
-func feishu(c Config, a Alert, now time.Time) letter {
-	m := Write(a, c.Language, now, unlinked)
+func feishu(c Config, a Alert, now time.Time) request {
+	m := Format(a, c.Language, now, withoutLinks)
 	color := map[Severity]string{Warning: "yellow", Severe: "orange", Blocked: "red"}[a.Severity]
 	if a.Test {
 		color = "blue"
@@ -126,20 +126,20 @@ func feishu(c Config, a Alert, now time.Time) letter {
 		body["timestamp"] = timestamp
 		body["sign"] = base64.StdEncoding.EncodeToString(sign(timestamp+"\n"+c.Secret, ""))
 	}
-	return letter{url: c.URL, verdict: coded("code", "msg"), body: encode(body)}
+	return request{url: c.URL, check: codeIn("code", "msg"), body: encode(body)}
 }
 
 // slack is an incoming webhook's message: blocks, and the text that notifications show.
 // With verbatim nothing in it becomes a link or a mention that is not written as one.
 // See https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks and
 // https://docs.slack.dev/reference/block-kit/composition-objects/text-object
-func slack(c Config, a Alert, now time.Time) letter {
-	m := Write(a, c.Language, now, entities)
+func slack(c Config, a Alert, now time.Time) request {
+	m := Format(a, c.Language, now, escapeSlack)
 	section := func(text string) map[string]any {
 		return map[string]any{"type": "section", "text": map[string]any{"type": "mrkdwn", "verbatim": true, "text": text}}
 	}
 	verdict := func(answer []byte) (string, bool) { return "", strings.TrimSpace(string(answer)) == "ok" }
-	return letter{url: c.URL, verdict: verdict, body: encode(map[string]any{
+	return request{url: c.URL, check: verdict, body: encode(map[string]any{
 		"text":   m.Title,
 		"blocks": []any{section("*" + m.Title + "*"), section(strings.Join(m.Lines, "\n"))},
 	})}
@@ -161,8 +161,8 @@ func encode(v any) []byte {
 // token is an id as a header can hold it: itself, or where it has odd characters their
 // digest.
 func token(id string) string {
-	odd := func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`<>@"\`, r) }
-	if id != "" && len(id) <= 128 && !strings.ContainsFunc(id, odd) {
+	invalid := func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`<>@"\`, r) }
+	if id != "" && len(id) <= 128 && !strings.ContainsFunc(id, invalid) {
 		return id
 	}
 	sum := sha256.Sum256([]byte(id))

@@ -25,9 +25,9 @@ func noon() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
 
 func sample() Alert {
 	return Alert{
-		ID: "01JGTESTALERT", Quota: "daily", Per: "user", Who: "alice", Unit: "units", Percent: 80,
+		ID: "01JGTESTALERT", Quota: "daily", Scope: "user", Subject: "alice", Unit: "units", Percent: 80,
 		Severity: Warning, Used: 812345, Limit: 1000000,
-		ResetsAt: time.Date(2026, 1, 3, 0, 0, 0, 0, shanghai()), At: noon(),
+		ResetsAt: time.Date(2026, 1, 3, 0, 0, 0, 0, shanghai()), Time: noon(),
 	}
 }
 
@@ -64,7 +64,7 @@ func made(t *testing.T, c Config) *Channel {
 		t.Fatal(err)
 	}
 	ch.now = noon
-	ch.turns.pace = 0
+	ch.pacer.interval = 0
 	return ch
 }
 
@@ -91,7 +91,7 @@ func same(t *testing.T, what, got, want string) {
 
 func TestWebhook(t *testing.T) {
 	a := sample()
-	a.Who = `a"lice <b>`
+	a.Subject = `a"lice <b>`
 	r := once(t, Config{Type: Webhook, URL: "/hook?x=1", Secret: testSecret}, "", a)
 	same(t, "target", r.path+"?"+r.query, "/hook?x=1")
 	same(t, "body", r.body, `{"id":"01JGTESTALERT","test":false,"severity":"warning","percent":80,"quota":"daily","per":"user",`+
@@ -152,7 +152,7 @@ func TestFeishu(t *testing.T) {
 
 func TestSlack(t *testing.T) {
 	a := sample()
-	a.Who = "<!channel> & https://evil.example"
+	a.Subject = "<!channel> & https://evil.example"
 	r := once(t, Config{Type: Slack, URL: "/services/T00000000/B00000000/0123456789ab"}, "ok", a)
 	same(t, "target", r.path+r.query, "/services/T00000000/B00000000/0123456789ab")
 	var body struct {
@@ -243,7 +243,7 @@ func TestTargets(t *testing.T) {
 	if err := ch.Send(context.Background(), "somebody", sample()); err == nil || len(got) != 0 {
 		t.Error("a target that is none was sent to:", err)
 	}
-	if ch.Tells(Warning) || !ch.Tells(Severe) || !ch.Tells(Blocked) || ch.Name() != "ops" || ch.Type() != Slack {
+	if ch.Accepts(Warning) || !ch.Accepts(Severe) || !ch.Accepts(Blocked) || ch.Name() != "ops" || ch.Type() != Slack {
 		t.Error("what the channel says of itself")
 	}
 }
