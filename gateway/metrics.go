@@ -129,12 +129,13 @@ func newMetrics(reg prometheus.Registerer, fleet *backend.Fleet) *metrics {
 		queued:      histogram("tidegate_queue_wait_seconds", "How long requests waited for a place on a backend; of those that got one.", seconds(), "model"),
 		overhead: histogram("tidegate_overhead_seconds",
 			"What the gateway itself added before a backend was asked: from the request's head to the first sending, less what the caller took to send the body and the wait for a place.", shortSeconds(), "model"),
-		attempts: counter("tidegate_upstream_attempts_total", "Requests sent to backends, by how they ended.", "model", "backend", "outcome"),
+		attempts: counter("tidegate_backend_attempts_total", "Requests sent to backends, by how they ended.", "model", "backend", "outcome"),
 		usageCorrected: counter("tidegate_usage_corrected_total",
 			"Answers in whose usage the gateway's own counts replaced figures of the engine, by what was wrong with those.", "backend", "why"),
 	}
 	reg.MustRegister(m.users, ops.NewFleetCollector(fleet))
-	m.page = page
+	// The name before 0.1, for rules that were written for it; it goes with 0.2.
+	m.page = append(page, vector{"tidegate_upstream_attempts_total", "Deprecated: the same as tidegate_backend_attempts_total.", dto.MetricType_COUNTER, m.attempts})
 	m.otherModel = sync.OnceValue(func() *modelSeries { return m.newSeries(labelOther) })
 	return m
 }

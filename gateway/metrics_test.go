@@ -75,7 +75,7 @@ func TestSeriesFollowTheConfiguration(t *testing.T) {
 		"tidegate_rejected_total{model=n,reason=overloaded,rule=}", "tidegate_rejected_total{model=n,reason=rate_limit_exceeded,rule=few}",
 		"tidegate_rejected_total{model=n,reason=request_too_large_for_limit,rule=few}", "tidegate_rejected_total{model=n,reason=request_too_large_for_limit,rule=daily}",
 		"tidegate_rejected_total{model=other,reason=insufficient_quota,rule=daily}", "tidegate_rejected_total{model=other,reason=invalid_api_key,rule=}",
-		"tidegate_degraded_requests_total{level=L4,model=n,reason=gpu_temperature}", "tidegate_upstream_attempts_total{backend=c:1,model=n,outcome=broken}",
+		"tidegate_degraded_requests_total{level=L4,model=n,reason=gpu_temperature}", "tidegate_backend_attempts_total{backend=c:1,model=n,outcome=broken}",
 		"tidegate_request_duration_seconds{level=L0,model=n}", "tidegate_time_to_first_token_seconds{model=n}", "tidegate_inter_token_seconds{model=n}",
 		"tidegate_queue_wait_seconds{model=n}", "tidegate_overhead_seconds{model=n}", "tidegate_level{model=n}", "tidegate_backend_up{backend=c:1,model=n}",
 	} {

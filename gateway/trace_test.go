@@ -158,12 +158,12 @@ func TestOddRequests(t *testing.T) {
 	g.metrics.finished(canned, time.Second)
 	got := gathered(t, reg)
 	for series, want := range map[string]float64{
-		"tidegate_upstream_attempts_total{backend=a:1,model=m,outcome=ok}":         0,
-		"tidegate_upstream_attempts_total{backend=a:1,model=m,outcome=bad_answer}": 1,
-		"tidegate_time_to_first_token_seconds{model=m}":                            1,
-		"tidegate_inter_token_seconds{model=m}":                                    0,
-		"tidegate_queue_wait_seconds{model=m}":                                     1,
-		"tidegate_request_duration_seconds{level=L0,model=m}":                      1,
+		"tidegate_backend_attempts_total{backend=a:1,model=m,outcome=ok}":         0,
+		"tidegate_backend_attempts_total{backend=a:1,model=m,outcome=bad_answer}": 1,
+		"tidegate_time_to_first_token_seconds{model=m}":                           1,
+		"tidegate_inter_token_seconds{model=m}":                                   0,
+		"tidegate_queue_wait_seconds{model=m}":                                    1,
+		"tidegate_request_duration_seconds{level=L0,model=m}":                     1,
 	} {
 		if got[series] != want {
 			t.Errorf("%s is %v, not %v", series, got[series], want)

@@ -117,7 +117,7 @@ func TestMetricNames(t *testing.T) {
 		`tidegate_request_tokens_count{direction="output",model="` + stack.LargeModel + `"}`, `tidegate_inter_token_seconds_count{model="` + stack.LargeModel + `"}`,
 		`tidegate_overhead_seconds_count{model="` + stack.LargeModel + `"}`, `tidegate_reservation_error_ratio_count{model="` + stack.LargeModel + `"}`,
 		`tidegate_rejected_total{model="other",reason="model_not_found",rule=""}`, `tidegate_rejected_total{model="other",reason="invalid_api_key",rule=""}`,
-		`tidegate_upstream_attempts_total{backend="` + strings.TrimPrefix(f.Servers[2].URL, "http://") + `",model="` + stack.SmallModel + `",outcome="status_5xx"}`,
+		`tidegate_backend_attempts_total{backend="` + strings.TrimPrefix(f.Servers[2].URL, "http://") + `",model="` + stack.SmallModel + `",outcome="status_5xx"}`,
 		`tidegate_degraded_requests_total{level="L2",model="` + stack.LargeModel + `",reason="pin"}`, `tidegate_user_tokens_total{direction="output",user="ada"}`,
 	} {
 		if f.Metric(t, series) == 0 {

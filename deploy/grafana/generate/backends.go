@@ -8,7 +8,7 @@ func backendsNow() shelf {
 		figure(4, "In rotation", "percentunit", "Backends that any gateway uses, as a part of all.", "avg("+rotation+")", step{0, "red"}, step{.5, "orange"}, step{1, "green"}),
 		figure(4, "Models without any", "short", "Models that have no backend in rotation.", "count(max by (model) ("+rotation+") == 0) or vector(0)", step{0, "green"}, step{1, "red"}),
 		figure(4, "Open breakers", "short", "Backends that some gateway gives nothing to, since requests failed there.", `sum(max by (model, backend) (tidegate_backend_breaker_state{`+ofBackend+`}))`, step{0, "green"}, step{1, "red"}),
-		figure(4, "Attempts", "reqps", "Requests sent to backends in a second, retries included.", rate("tidegate_upstream_attempts_total", ofBackend, "")),
+		figure(4, "Attempts", "reqps", "Requests sent to backends in a second, retries included.", rate("tidegate_backend_attempts_total", ofBackend, "")),
 		figure(4, "Waiting records", "short", "Usage records that are not yet in the database, of all gateways.", "sum(tidegate_ledger_pending_records)", step{0, "green"}, step{1000, "orange"}, step{10000, "red"}),
 		figure(4, "Configuration", "short", "Of the gateway where it is worst: whether the last reading of its configuration succeeded.", "min(tidegate_config_reload_success)").
 			mapped(word{0, "refused", "red"}, word{1, "in force", "green"}),
@@ -35,7 +35,7 @@ func backendsLoad() shelf {
 }
 
 func backendsFailures() shelf {
-	const name = "tidegate_upstream_attempts_total"
+	const name = "tidegate_backend_attempts_total"
 	const failed = `,outcome!~"ok|refused|client_closed"`
 	reached := "(" + observed("tidegate_request_duration_seconds", "", "") + ")"
 	return shelf{"Attempts", []panel{
