@@ -5,26 +5,25 @@ import (
 	"errors"
 )
 
-// ErrNoAnswer says that a body is no completion.
+// ErrNoAnswer is the error of a body that is no completion.
 var ErrNoAnswer = errors.New("the body is no completion")
 
-// Answer is an answer in one piece.
+// An Answer is a unary answer.
 type Answer struct {
-	Body      []byte // as its caller is to see it
-	Usage     Usage  // what it took, checked
-	Estimated bool   // a figure of Usage is the gateway's own, where the engine's could not be true
-	Faults    Faults // of the engine's usage
+	Body      []byte // body that the caller sees
+	Usage     Usage  // checked usage
+	Estimated bool   // whether a figure of Usage is the gateway's own, since the engine's could not be true
+	Faults    Faults // faults of the engine's usage
 }
 
-// ReadAnswer turns the one JSON body of an answer that is not streamed into what its
-// caller is to see, and reads its usage. A figure that is not there or that cannot be
-// true is replaced, in the usage that the caller sees as well: the input by that of b,
-// the output and the reasoning by what the tallies that fresh makes count. Where the
-// engine counted no reasoning tokens, those of each reasoning text are counted, to
-// which the marks around it are added, and the usage states them.
+// ReadAnswer edits the JSON body of a unary answer to what its caller is to see, and reads
+// its usage. It replaces a figure that is missing or cannot be true, also in the usage that
+// the caller sees: the input by that of b, the output and the reasoning by the counts of
+// tallies that newTally returns. If the engine counted no reasoning tokens, ReadAnswer
+// counts each reasoning text and the marks around it, and adds them to the usage.
 //
-// The error is a *StreamError where the body holds one, ErrNoAnswer or, where the
-// engine gave up, ErrUnfinished.
+// The error is a *StreamError if the body holds an error, ErrUnfinished if the engine has
+// aborted the answer, or else ErrNoAnswer.
 func ReadAnswer(route Route, v View, body []byte, b Bounds, newTally func() Tally) (a Answer, err error) {
 	var (
 		e edits
@@ -70,7 +69,7 @@ func ReadAnswer(route Route, v View, body []byte, b Bounds, newTally func() Tall
 	switch {
 	case sane&reasoningFigure == 0:
 		u.Reasoning = countedReasoning
-	case hasRepaired && !hasReasoning: // the server counted what it took for reasoning
+	case hasRepaired && !hasReasoning: // the backend counted the content as reasoning
 		u.Reasoning = 0
 		if faults == 0 {
 			e.replace(find(find(c.usage, "completion_tokens_details"), "reasoning_tokens"), []byte("0"))
@@ -81,14 +80,14 @@ func ReadAnswer(route Route, v View, body []byte, b Bounds, newTally func() Tall
 	switch {
 	case faults != 0:
 		c.correct(&e, u.append(nil, sane&(cachedFigure|reasoningFigure)))
-	case sane&reasoningFigure == 0 && countedReasoning > 0 && countedReasoning <= u.Output && u.Reasoning == countedReasoning: // what cannot be true is not shown
+	case sane&reasoningFigure == 0 && countedReasoning > 0 && countedReasoning <= u.Output && u.Reasoning == countedReasoning: // the caller sees no figure that cannot be true
 		e.addReasoning(c.usage, countedReasoning)
 	}
 	a.Body = e.append(make([]byte, 0, len(body)+len(body)/8))
 	return a, nil
 }
 
-// correct shows another usage object as that of an answer in one piece.
+// correct replaces or adds the usage object of a unary answer.
 func (c *chunk) correct(e *edits, usage []byte) {
 	if c.usage != nil {
 		e.replace(c.usage, usage)
@@ -98,6 +97,6 @@ func (c *chunk) correct(e *edits, usage []byte) {
 		e.replace(c.noUsage, usage)
 		return
 	}
-	end := bytes.LastIndexByte(e.raw, '}') // of the answer, which has choices
+	end := bytes.LastIndexByte(e.raw, '}') // end of the answer, which is not empty
 	e.list = append(e.list, edit{end, end, append([]byte(`,"usage":`), usage...)})
 }

@@ -2,17 +2,17 @@ package openai
 
 import "bytes"
 
-// Bounds in bytes of what Compact leaves alone: to look through every small body would
-// cost more than it saves.
+// Bounds in bytes below which Compact does not copy: to read every small body would cost
+// more than it saves.
 const (
-	smallBody  = 32 << 10
-	looseBytes = 4 << 10
+	smallBody  = 32 << 10 // bytes of a body
+	looseBytes = 4 << 10  // wasted bytes
 )
 
-// Compact makes the request hold no more bytes than it needs: one buffer with the
-// members as they are now, without white space between tokens and without what was
-// deleted or replaced. It returns how many bytes that are. A small body and one that wastes
-// little are not copied.
+// Compact makes the request hold no more bytes than it needs. It copies the current
+// members into one buffer, without white space between tokens and without deleted or
+// replaced values. It returns the size of the buffer in bytes. It does not copy a small
+// body or one that wastes little.
 func (q *Request) Compact() int {
 	if cap(q.body) <= smallBody {
 		return cap(q.body)
@@ -20,7 +20,7 @@ func (q *Request) Compact() int {
 	size, detached := 2, 0
 	for _, f := range q.fields {
 		size += len(f.key) + 4 + compactLen(f.value)
-		if f.detached { // what it replaces is still held in the body
+		if f.detached { // the body still holds the value that it replaces
 			detached += len(f.value)
 		}
 	}
@@ -28,7 +28,7 @@ func (q *Request) Compact() int {
 		return cap(q.body)
 	}
 	out := append(make([]byte, 0, size), '{')
-	fields := make([]member, len(q.fields)) // the old ones, and deleted ones behind them, hold the old body
+	fields := make([]member, len(q.fields)) // the old array, with deleted members behind it, holds the old body
 	for i, f := range q.fields {
 		if i > 0 {
 			out = append(out, ',')
@@ -47,8 +47,8 @@ func (q *Request) Compact() int {
 	return cap(q.body)
 }
 
-// compactLen is the length of a JSON text without white space between tokens. Strings, which
-// are most of a long body, are passed over as wholes.
+// compactLen returns the length of a JSON text without white space between tokens. It skips
+// strings, which are most of a long body, without reading each byte.
 func compactLen(raw []byte) (n int) {
 	for i := 0; i < len(raw); {
 		switch c := raw[i]; {
@@ -84,7 +84,8 @@ func appendCompact(out, raw []byte) []byte {
 	return append(out, raw[start:]...)
 }
 
-// stringEnd returns where the string that begins at a quotation mark ends in valid JSON.
+// stringEnd returns the end of the string that begins with the quotation mark at begin. raw
+// must be valid JSON.
 func stringEnd(raw []byte, begin int) int {
 	for pos := begin + 1; ; pos++ {
 		next := bytes.IndexByte(raw[pos:], '"')

@@ -1,21 +1,20 @@
-// Package openai is the wire: the bytes that OpenAI clients and vLLM servers
-// exchange. It knows nobody and does no I/O of its own.
+// Package openai reads and edits the bytes that OpenAI clients and vLLM backends
+// exchange. It knows no caller and no backend, and does no I/O of its own.
 //
-// A gateway that decodes and re-encodes bodies loses what it does not know:
-// fields that are newer than itself, the order of keys, long integers. So every
-// edit here is surgical. A strict walker (json.go) validates a text in one pass
-// and hands out the spans of its members; an edit replaces, adds or drops spans
-// and copies the rest as it came.
+// A gateway that decodes and re-encodes bodies loses what it does not know: fields
+// newer than itself, the order of keys, long integers. So every edit here is
+// surgical. A strict walker (json.go) validates a text in one pass and returns the
+// spans of its members. An edit replaces, adds or drops spans and copies the rest
+// unchanged.
 //
-//   - Request: a request's body, its edits, and the translation of the spellings
-//     that clients use for what vLLM calls otherwise.
-//   - Scanner: server-sent events out of any splitting of bytes.
-//   - Tap: what happens to each event of a stream on its way to the caller
-//     (tokens counted, what was not asked for taken out, names made true).
-//   - ReadAnswer: the same for an answer that comes as one JSON body.
-//   - Request.MakeUnary, Request.StopThinking, Request.LimitTokens: what a level of
-//     degradation does to a body; View.Stream makes the answer in one piece into the
-//     stream that its caller asked for, and Canned is an answer without a server, in
-//     the Language that its caller speaks.
+//   - Request: the body of a request, its edits, and the translation of clients'
+//     spellings into vLLM's.
+//   - Scanner: server-sent events from any splitting of bytes into reads.
+//   - Tap: counts and edits each event of a stream on its way to the caller. It
+//     removes what the caller did not ask for and sets the model's name.
+//   - ReadAnswer: the same for an answer in one JSON body.
+//   - Request.MakeUnary, Request.StopThinking, Request.LimitTokens: the edits of a
+//     level of degradation. View.Stream turns a unary answer into the stream that its
+//     caller asked for. Canned is an answer without a backend, in the caller's Language.
 //   - Error: OpenAI's error body, and the reading of vLLM's.
 package openai

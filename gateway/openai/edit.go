@@ -2,20 +2,20 @@ package openai
 
 import "slices"
 
-// edit replaces raw[from:to].
+// An edit replaces raw[start:end] by text.
 type edit struct {
 	start, end int
 	text       []byte
 }
 
-// edits are what changes in one text.
+// edits is a list of edits of one text.
 type edits struct {
 	raw  []byte
 	list []edit
 }
 
-// offset is where inner, a part of raw, begins in it. Both end in the same
-// array, so their capacities differ by just that.
+// offset returns the place in raw at which its part inner begins. Both slices end with the
+// same array, so their capacities differ by exactly that.
 func offset(raw, inner []byte) int { return cap(raw) - cap(inner) }
 
 func (e *edits) reset(raw []byte) { e.raw, e.list = raw, e.list[:0] }
@@ -25,17 +25,18 @@ func (e *edits) replace(span, text []byte) {
 	e.list = append(e.list, edit{start, start + len(span), text})
 }
 
-// insert puts bytes right behind span.
+// insert inserts text directly behind span.
 func (e *edits) insert(span, text []byte) {
 	end := offset(e.raw, span) + len(span)
 	e.list = append(e.list, edit{end, end, text})
 }
 
-// cut takes out the member of w whose value was just taken; w walks a part of raw.
+// cut removes the member of w whose value was just read; w walks a part of raw. first means
+// that no member is left before it.
 func (e *edits) cut(w *walker, first bool) { e.list = append(e.list, e.cutEdit(w, first)) }
 
-// cutEdit is the edit that takes out a member and one of the commas beside it:
-// the one before it, or, where nothing stands before it, the one behind it.
+// cutEdit returns the edit that removes a member and one of the commas beside it: the one
+// before it, or, for the first member, the one behind it.
 func (e *edits) cutEdit(w *walker, first bool) edit {
 	base := offset(e.raw, w.b)
 	start, end := base+w.start, base+w.i
@@ -56,7 +57,7 @@ func (e *edits) cutEdit(w *walker, first bool) edit {
 
 func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\r' }
 
-// append writes raw with its edits behind dst.
+// append appends raw with its edits to dst.
 func (e *edits) append(dst []byte) []byte {
 	if len(e.list) > 1 {
 		slices.SortStableFunc(e.list, func(a, b edit) int { return a.start - b.start })

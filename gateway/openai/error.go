@@ -6,19 +6,19 @@ import (
 	"strings"
 )
 
-// Error is OpenAI's error object. All four fields are always sent: clients lose
-// the code and the message of anything else.
+// An Error is OpenAI's error object. All four fields are always sent: clients lose the
+// code and the message of any other shape.
 type Error struct {
 	Message string
 	Type    string
-	Param   string // empty: null
-	Code    string // empty: null
+	Param   string // name of the parameter; empty for null
+	Code    string // code; empty for null
 }
 
-// Error is the message.
+// Error returns the message.
 func (e *Error) Error() string { return e.Message }
 
-// Body is the error as a response body or as the data of a stream event.
+// Body returns the error as a response body, or as the data of a stream event.
 func (e *Error) Body() []byte {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -39,14 +39,13 @@ func (e *Error) Body() []byte {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
-// maxMessage bounds what is quoted of a server's error text, in bytes.
+// maxMessage bounds the quoted part of a backend's error text, in bytes.
 const maxMessage = 2000
 
-// ReadError reads what vLLM and its web framework answer when they refuse: an
-// error object, an error string, {"detail": …}, or the old flat shape. The message is
-// empty where the body is none of these: then something else has answered, such as a
-// proxy with a page of HTML, and its words are not for the caller. Code is left empty:
-// vLLM's code is only the HTTP status again.
+// ReadError reads an error body of vLLM or its web framework: an error object, an error
+// string, {"detail": …}, or the old flat shape. The message is empty if the body is none
+// of these. Then something else has answered, such as a proxy with a page of HTML, and its
+// words are not for the caller. Code stays empty: vLLM's code only repeats the HTTP status.
 func ReadError(body []byte) Error {
 	object := body
 	if inner := find(body, "error"); inner != nil {
@@ -72,14 +71,14 @@ func ReadError(body []byte) Error {
 	return e
 }
 
-// Overflows reports whether the server refused the request because it does not fit the
-// context. vLLM names the parameter from 0.12 on; before, and in the checks of the engine
-// itself, only the wording tells.
+// Overflows reports whether the backend refused the request because it does not fit the
+// context. vLLM names the parameter from 0.12 on. Earlier releases, and the checks of the
+// engine itself, show it only in the wording.
 func (e *Error) Overflows() bool {
 	switch {
 	case e.Param == "input_tokens", e.Param == "input_text":
 		return true
-	case strings.Contains(e.Message, "truncate_prompt_tokens"): // what is too large is the cut that was asked for
+	case strings.Contains(e.Message, "truncate_prompt_tokens"): // the requested truncation is too large
 		return false
 	}
 	message := strings.ToLower(e.Message)
@@ -91,10 +90,10 @@ func (e *Error) Overflows() bool {
 	return false
 }
 
-// overflowWordings returns what tells vLLM's context refusals, 0.4 to 0.33 and its Rust
-// frontend, from all others: parts of the texts in entrypoints/openai/serving_engine.py,
-// renderers/params.py, entrypoints/utils.py, engine/llm_engine.py and
-// v1/engine/input_processor.py, in small letters.
+// overflowWordings returns texts, in lower case, that occur only in vLLM's errors about the
+// context, of 0.4 to 0.33 and of its Rust frontend. They are parts of the messages in
+// entrypoints/openai/serving_engine.py, renderers/params.py, entrypoints/utils.py,
+// engine/llm_engine.py and v1/engine/input_processor.py.
 func overflowWordings() [7]string {
 	return [...]string{
 		"maximum context length",               // "This model's maximum context length is N tokens. …", "Input length (N) exceeds model's maximum context length (M)."
@@ -103,10 +102,11 @@ func overflowWordings() [7]string {
 		"too long to fit into the model",       // "The prompt (total length N) is …", before 0.7
 		"cannot be greater than max_model_len", // "max_tokens=N cannot be …"
 		"exceeds the max_model_len",            // "The engine prompt length N exceeds …"
-		"max_tokens must be at least 1, got -", // what the context leaves is negative: the gateway sends no such limit
+		"max_tokens must be at least 1, got -", // the rest of the context is negative; the gateway sends no such limit
 	}
 }
 
+// clip shortens s to maxMessage bytes.
 func clip(s string) string {
 	if len(s) <= maxMessage {
 		return s

@@ -1,34 +1,34 @@
 package openai
 
-// Tally counts the tokens of a text that comes in parts.
+// A Tally counts the tokens of a text that comes in parts.
 type Tally interface {
-	// Add takes in the next part.
+	// Add appends the next part of the text.
 	Add(part string)
-	// Tokens returns how many tokens all parts so far have together.
+	// Tokens returns the number of tokens of all parts so far.
 	Tokens() int
 }
 
-// estimate counts by itself what a choice says whose tokens the engine does not state:
-// by the ids of the tokens, where the engine gives those, else by the text. The zero
-// value has counted nothing.
+// An estimate counts the tokens of a choice that the engine does not state: by token ids
+// if the engine sends them, and by the text otherwise. The zero value is empty.
 type estimate struct {
-	ids          int   // token ids that the engine gave
-	reasoningIDs int   // those of them that came with reasoning
-	reasoning    Tally // of the reasoning; nil: there was none
-	content      Tally // of all else; nil: there was none
-	thinking     bool  // the mark before its reasoning was counted by the engine
-	inCall       bool  // a tool call has been begun in words
-	stopped      bool  // the choice has ended by itself, which takes a token
+	ids          int   // number of token ids from the engine
+	reasoningIDs int   // number of those that came with reasoning
+	reasoning    Tally // text of the reasoning; nil for none
+	content      Tally // all other text; nil for none
+	thinking     bool  // whether the engine has counted the mark before the reasoning
+	inCall       bool  // whether a tool call has begun in content
+	stopped      bool  // whether the choice has ended by itself, which costs a token
 }
 
-// The marks around a tool call, as Qwen3's chat template has them.
+// The marks around a tool call in Qwen3's chat template.
 const (
 	callBegin  = "<tool_call>\n{\"name\": \""
 	callMiddle = "\", \"arguments\": "
 	callEnd    = "}\n</tool_call>"
 )
 
-// add takes in what a choice says in one chunk, or, if whole, in its only one.
+// add counts the text of a choice in one chunk. whole means that the chunk is the whole
+// answer.
 func (e *estimate) add(c *choice, whole bool, newTally func() Tally) {
 	if n := idCount(c.ids); n > 0 {
 		e.ids += n
@@ -50,7 +50,7 @@ func (e *estimate) add(c *choice, whole bool, newTally func() Tally) {
 		switch string(key) {
 		case "reasoning", "reasoning_content":
 			switch {
-			case reasoned || value[0] != '"': // one is often there under both names
+			case reasoned || value[0] != '"': // it often comes under both names
 			case c.repaired:
 				e.addRaw(&e.content, value, whole, newTally)
 			default:
@@ -70,7 +70,7 @@ func (e *estimate) add(c *choice, whole bool, newTally func() Tally) {
 	}
 }
 
-// addDelta takes in the raw text of a chunk that has nothing else.
+// addDelta counts the raw text of a chunk that has only this text.
 func (e *estimate) addDelta(raw []byte, reasoned bool, newTally func() Tally) {
 	if reasoned {
 		e.addRaw(&e.reasoning, raw, false, newTally)
@@ -79,17 +79,17 @@ func (e *estimate) addDelta(raw []byte, reasoned bool, newTally func() Tally) {
 	}
 }
 
-// addRaw takes in a raw text; what is no text says nothing.
+// addRaw counts a raw string, and ignores any other JSON value.
 func (e *estimate) addRaw(tally *Tally, raw []byte, whole bool, newTally func() Tally) {
 	if s, ok := text(raw); ok && (s != "" || whole) {
 		addText(tally, s, newTally)
 	}
 }
 
-// addText takes in a text.
+// addText adds s to a tally, which it creates if there is none.
 func addText(tally *Tally, s string, newTally func() Tally) {
 	if newTally == nil {
-		return // nobody can count
+		return // there is no tokenizer
 	}
 	if *tally == nil {
 		*tally = newTally()
@@ -97,7 +97,7 @@ func addText(tally *Tally, s string, newTally func() Tally) {
 	(*tally).Add(s)
 }
 
-// addCall takes in a tool call, or a part of its arguments.
+// addCall counts a tool call, or a part of its arguments.
 func (e *estimate) addCall(raw []byte, newTally func() Tally) {
 	function := find(raw, "function")
 	if len(function) == 0 || function[0] != '{' {
@@ -115,8 +115,8 @@ func (e *estimate) addCall(raw []byte, newTally func() Tally) {
 	}
 }
 
-// tokens returns what has been counted. Reasoning stands between two marks, the second
-// of which has come once something else is said.
+// tokens returns the counts so far. Reasoning is enclosed in two marks, and other content
+// means that the second has come.
 func (e *estimate) tokens() (output, reasoning int) {
 	reasoning = e.reasoningIDs
 	output = e.ids
@@ -139,7 +139,8 @@ func (e *estimate) tokens() (output, reasoning int) {
 	return output, reasoning
 }
 
-// idCount is how many token ids raw has, which is null where nobody asked for them.
+// idCount returns the number of token ids in raw, which is null if the caller did not ask
+// for them.
 func idCount(raw []byte) int {
 	if len(raw) == 0 || raw[0] != '[' {
 		return 0
@@ -147,9 +148,9 @@ func idCount(raw []byte) int {
 	return Count(raw)
 }
 
-// outputEstimate returns what replaces the output that the engine does not state, in tokens: what
-// was counted, less the prompts of so many choices where their text repeats them, and
-// never more than was allowed.
+// outputEstimate returns the output tokens that replace a figure the engine does not state:
+// the count of the text, without the prompts that the texts of so many choices repeat, and
+// at most the limit.
 func (b *Bounds) outputEstimate(counted, choices int) int {
 	if b.Echo {
 		counted -= Times(b.Input, choices) / max(b.Choices, 1)

@@ -17,12 +17,12 @@ const (
 	tooDeep  = "nested more than 200 deep"
 )
 
-// walker is a strict JSON reader over bytes (RFC 8259) that hands out spans of
-// the original text. One pass validates and splits; nothing is decoded or copied.
+// A walker is a strict JSON reader over bytes (RFC 8259) that returns spans of the
+// original text. It validates and splits in one pass, and decodes and copies nothing.
 //
-// It is used as a loop over the members of one object or the elements of one
-// array, which begins with members or elements. A value may be entered instead
-// of taken, and is then looped over in the same way before the outer loop goes on:
+// members and elements begin a loop over the members of an object or the elements of an
+// array. The loop reads each value, or enters it and loops over it in the same way before
+// the outer loop continues:
 //
 //	for w := members(raw); w.next(); {
 //		if string(w.key) == "choices" && w.enter('[') {
@@ -35,18 +35,18 @@ type walker struct {
 	b     []byte
 	i     int
 	depth int
-	open  [8]byte // what is being looped over, by depth
-	fresh bool    // nothing of it has been read yet
-	taken bool    // the current value has been taken or entered
-	done  bool    // the outermost loop has ended
+	open  [8]byte // opening brackets of the loops, by depth
+	fresh bool    // whether nothing of the innermost loop has been read yet
+	taken bool    // whether the current value has been read or entered
+	done  bool    // whether the outermost loop has ended
 
-	// What is wrong where the walk ended, as text that a character may follow: most of
-	// those who meet a fault only need to know that there is one.
+	// Fault at b[i], and a character that belongs to it, or 0. The error is formatted on
+	// demand: most callers only need to know that there is a fault.
 	wrong     string
 	character byte
 
-	key   []byte // raw key of the current member, without quotes, escapes as written
-	start int    // where the current member or element begins in b
+	key   []byte // raw key of the current member, without quotes, with escapes
+	start int    // offset of the current member or element in b
 }
 
 // members walks the object in raw, which must hold nothing else but white space.
@@ -63,6 +63,7 @@ func elements(raw []byte) (w walker) {
 	return w
 }
 
+// begin enters the object or array that begins with open.
 func (w *walker) begin(open byte) {
 	w.space()
 	if !w.take(open) {
@@ -73,7 +74,7 @@ func (w *walker) begin(open byte) {
 	w.open[w.depth-1], w.fresh = open, true
 }
 
-// enter begins a loop over the current value if it opens with open.
+// enter begins a loop over the current value if it begins with open.
 func (w *walker) enter(open byte) bool {
 	if w.wrong != "" || w.depth == len(w.open) || w.i >= len(w.b) || w.b[w.i] != open {
 		return false
@@ -83,8 +84,8 @@ func (w *walker) enter(open byte) bool {
 	return true
 }
 
-// next moves to the next member or element of the innermost loop. When the
-// outermost loop has ended, failure says whether all of the text was valid.
+// next moves to the next member or element of the innermost loop. After the end of the
+// outermost loop, failure returns an error unless all of the text was valid.
 func (w *walker) next() bool {
 	if !w.taken {
 		w.value()
@@ -134,7 +135,7 @@ func (w *walker) leave() bool {
 	return false
 }
 
-// value takes the current value; nil after a fault.
+// value reads the current value and returns its span, or nil after a fault.
 func (w *walker) value() []byte {
 	w.taken = true
 	start := w.i
@@ -144,7 +145,8 @@ func (w *walker) value() []byte {
 	return w.b[start:w.i]
 }
 
-// failure is nil after a complete walk of a valid text.
+// failure returns the fault with its offset; it is nil after a complete walk of a valid
+// text.
 func (w *walker) failure() error {
 	switch {
 	case w.wrong == "":
@@ -155,9 +157,10 @@ func (w *walker) failure() error {
 	return fmt.Errorf("%s at byte %d", w.wrong, w.i)
 }
 
+// fail sets a fault and returns false.
 func (w *walker) fail(wrong string) bool { return w.failAt(wrong, 0) }
 
-// failAt fails where a character was expected, or not.
+// failAt sets a fault about a character, or about the end of the text, and returns false.
 func (w *walker) failAt(wrong string, character byte) bool {
 	w.wrong, w.character = wrong, character
 	if w.i >= len(w.b) {
@@ -166,6 +169,7 @@ func (w *walker) failAt(wrong string, character byte) bool {
 	return false
 }
 
+// take consumes c if it comes next.
 func (w *walker) take(c byte) bool {
 	if w.i < len(w.b) && w.b[w.i] == c {
 		w.i++
@@ -174,6 +178,7 @@ func (w *walker) take(c byte) bool {
 	return false
 }
 
+// space skips white space.
 func (w *walker) space() {
 	for w.i < len(w.b) {
 		switch w.b[w.i] {
@@ -185,7 +190,7 @@ func (w *walker) space() {
 	}
 }
 
-// skip passes over one value of any kind.
+// skip skips one value of any kind.
 func (w *walker) skip(depth int) bool {
 	if w.i >= len(w.b) {
 		return w.fail("")
@@ -209,6 +214,7 @@ func (w *walker) skip(depth int) bool {
 	}
 }
 
+// nest skips an object or array that begins with open.
 func (w *walker) nest(open byte, depth int) bool {
 	closing := open + 2
 	w.i++
@@ -241,6 +247,7 @@ func (w *walker) nest(open byte, depth int) bool {
 	}
 }
 
+// word consumes true, false or null.
 func (w *walker) word(want string) bool {
 	if len(w.b)-w.i < len(want) || string(w.b[w.i:w.i+len(want)]) != want {
 		return w.fail("invalid value")
@@ -249,6 +256,7 @@ func (w *walker) word(want string) bool {
 	return true
 }
 
+// digits consumes one or more digits.
 func (w *walker) digits() bool {
 	start := w.i
 	for w.i < len(w.b) && w.b[w.i]-'0' <= 9 {
@@ -257,6 +265,7 @@ func (w *walker) digits() bool {
 	return w.i > start
 }
 
+// number consumes a number.
 func (w *walker) number() bool {
 	w.take('-')
 	if !w.take('0') && !w.digits() {
@@ -281,15 +290,15 @@ const (
 	highs = 0x8080808080808080
 )
 
-// special marks, in the high bit of its byte, each byte of v that cannot stand
-// for itself inside a JSON string: a quote, a backslash or a control character.
-// The lowest mark is exact; higher ones may be false, so only the lowest is used.
+// special sets the high bit of each byte of v that has a special meaning inside a JSON
+// string: a quote, a backslash or a control character. The lowest set bit is exact; higher
+// ones may be false, so only the lowest is used.
 func special(v uint64) uint64 {
 	quote, slash := v^(ones*'"'), v^(ones*'\\')
 	return ((quote-ones)&^quote | (slash-ones)&^slash | (v-ones*' ')&^v) & highs
 }
 
-// str passes over a string, eight bytes a step.
+// str consumes a string, eight bytes at a time.
 func (w *walker) str() bool {
 	if !w.take('"') {
 		return w.fail("expected a string")
@@ -321,6 +330,7 @@ func (w *walker) str() bool {
 	}
 }
 
+// escape consumes an escape.
 func (w *walker) escape() bool {
 	w.i++
 	if w.i >= len(w.b) {
@@ -359,10 +369,10 @@ func text(raw []byte) (s string, ok bool) {
 	return string(inner), true
 }
 
-// keyIs compares a member's raw key, which may be written with escapes, with a name. It
-// reads no more of the key than is like the name.
+// keyIs reports whether a member's raw key, which may have escapes, is name. It reads no
+// further than the first difference.
 func keyIs(raw []byte, name string) bool {
-	if len(raw) <= len(name) { // an escape is longer than what it stands for
+	if len(raw) <= len(name) { // an escape is longer than its character
 		return string(raw) == name
 	}
 	for {
@@ -382,8 +392,8 @@ func keyIs(raw []byte, name string) bool {
 	}
 }
 
-// unescape returns what the valid escape that raw begins with stands for, and its
-// length, or that of a pair of surrogates. One without the other is U+FFFD.
+// unescape returns the character of the valid escape, or pair of surrogates, that raw
+// begins with, and its length in bytes. A surrogate without its other half is U+FFFD.
 func unescape(raw []byte) (r rune, size int) {
 	if i := strings.IndexByte(`bfnrt`, raw[1]); i >= 0 {
 		return rune("\b\f\n\r\t"[i]), 2
@@ -402,7 +412,7 @@ func unescape(raw []byte) (r rune, size int) {
 	return r, size
 }
 
-// hex4 reads four hexadecimal digits.
+// hex4 returns the value of the four hexadecimal digits that raw begins with.
 func hex4(raw []byte) (r rune) {
 	for _, c := range raw[:4] {
 		digit := c - '0'
@@ -414,18 +424,17 @@ func hex4(raw []byte) (r rune) {
 	return r
 }
 
-// quoted puts back the quotes that stand on both sides of a raw key.
+// quoted returns a raw key with its quotes.
 func quoted(raw []byte) []byte { return append(append([]byte{'"'}, raw...), '"') }
 
 // isNull reports whether raw is the JSON null.
 func isNull(raw []byte) bool { return string(raw) == "null" }
 
-// find returns the raw value of one member of an object, nil where there is
-// none or raw is no object. Of members of the same name the last one counts, as
-// it does for the server behind.
+// find returns the raw value of a member of an object, or nil if there is none or raw is no
+// object. Of members of the same name the last one counts, as it does for the backend.
 func find(raw []byte, name string) (value []byte) {
 	if len(raw) == 0 || isNull(raw) {
-		return nil // what is usually left out: no error need be worded for it
+		return nil // the usual case, without a walk
 	}
 	for w := members(raw); w.next(); {
 		if keyIs(w.key, name) {
@@ -435,9 +444,9 @@ func find(raw []byte, name string) (value []byte) {
 	return value
 }
 
-// cutLen is where to cut the inside of a raw string so that the first part is at most
-// so many bytes, which must be at least a dozen, and no character, escape or pair
-// of surrogates is torn.
+// cutLen returns the length of the longest beginning of the inside of a raw string that has
+// at most limit bytes and splits no character, escape or pair of surrogates. limit must be
+// at least 12.
 func cutLen(inner []byte, limit int) int {
 	if len(inner) <= limit {
 		return len(inner)
@@ -461,7 +470,7 @@ func cutLen(inner []byte, limit int) int {
 	}
 }
 
-// escapeLen is the length of the escape, or the pair of surrogates, that raw
+// escapeLen returns the length in bytes of the escape, or pair of surrogates, that raw
 // begins with.
 func escapeLen(raw []byte) int {
 	switch {
@@ -473,7 +482,7 @@ func escapeLen(raw []byte) int {
 	return 6
 }
 
-// surrogate reports whether \uXYZZ has X as its first digit and Y from low to high.
+// surrogate reports whether the escape \uXYZZ has first as X and one of low to high as Y.
 func surrogate(raw []byte, first, low, high byte) bool {
 	lower := func(c byte) byte {
 		if c >= 'A' {

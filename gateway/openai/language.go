@@ -7,20 +7,20 @@ import (
 	"unicode"
 )
 
-// Bounds of what is looked at to choose a language.
+// Bounds of the input to the choice of a language.
 const (
 	maxAccept  = 512  // bytes of Accept-Language
 	maxText    = 4096 // bytes of the caller's text
-	maxLetters = 256  // of it
-	// Latin letters stand in texts of any script (names, code), so one letter in
-	// this many is enough for another script to count.
+	maxLetters = 256  // letters of that text
+	// latinPerLetter is the number of letters among which one of another script counts:
+	// texts of every script contain Latin letters (names, code).
 	latinPerLetter = 16
 )
 
-// Language chooses one of the languages in have (such as "en" or "zh") to speak to
-// the caller of q, who may be nil: the one that acceptLanguage (RFC 9110 §12.5.4)
-// likes best, else that of the script in which the caller's last message is
-// written, else en, else the first by name. It is "" only where have is empty.
+// Language returns the language, out of languages (such as "en" or "zh"), for an answer
+// to q, which may be nil. It is the one that acceptLanguage (RFC 9110 §12.5.4) prefers,
+// or else that of the script of the caller's last message, or else en, or else the first
+// by name. It is "" only if languages is empty.
 func Language(acceptLanguage string, q *Request, languages []string) string {
 	languages = slices.Sorted(slices.Values(languages))
 	for _, r := range languageRanges(acceptLanguage) {
@@ -39,8 +39,8 @@ func Language(acceptLanguage string, q *Request, languages []string) string {
 	return languages[0]
 }
 
-// languageRanges are the language ranges of the header, best first. A range of any
-// language says nothing, and neither does one that is refused with q=0.
+// languageRanges returns the language ranges of the header, best first. It ignores the
+// range of any language and those that q=0 refuses.
 func languageRanges(header string) (out []string) {
 	if len(header) > maxAccept {
 		header = header[:strings.LastIndexByte(header[:maxAccept], ',')+1]
@@ -75,9 +75,8 @@ func languageRanges(header string) (out []string) {
 	return out
 }
 
-// matchLanguage finds the language that fits a range best: the same, else a narrower one
-// (zh-TW for zh), else what is left when the range loses its last parts (zh for
-// zh-CN).
+// matchLanguage returns the language that fits a range best: the same, or else a narrower
+// one (zh-TW for zh), or else one of the range without its last parts (zh for zh-CN).
 func matchLanguage(r string, languages []string) string {
 	for r != "" {
 		for _, tag := range languages {
@@ -95,8 +94,7 @@ func matchLanguage(r string, languages []string) string {
 	return ""
 }
 
-// lastText is the beginning of what the caller said last: the last message of a
-// user, or the prompt.
+// lastText returns the beginning of the last message of a user, or of the prompt.
 func (q *Request) lastText() string {
 	if q.Route == Completions {
 		prompt, _ := q.Raw("prompt")
@@ -127,8 +125,8 @@ func (q *Request) lastText() string {
 	return firstText(last, func(part []byte) []byte { return find(part, "text") })
 }
 
-// firstText is the beginning of a string, or of the first one in a list, where
-// inside says which string an item holds.
+// firstText returns the beginning of a string, or of the first one in a list, where
+// extract returns the raw string of an item.
 func firstText(raw []byte, extract func(item []byte) []byte) string {
 	if len(raw) > 0 && raw[0] == '[' {
 		list := elements(raw)
@@ -146,8 +144,8 @@ func firstText(raw []byte, extract func(item []byte) []byte) string {
 	return s
 }
 
-// scriptLanguage is the language that a text's script speaks for, "" where it has no
-// letters of a script known here.
+// scriptLanguage returns the language of a text by its script, or "" if it has no letters
+// of a known script.
 func scriptLanguage(s string) string {
 	scripts := [...]struct {
 		language string

@@ -5,17 +5,17 @@ import (
 	"strconv"
 )
 
-// CompletionDefault is vLLM's max_tokens of a completion that names none.
+// CompletionDefault is vLLM's max_tokens of a completion without one, in tokens.
 const CompletionDefault = 16
 
-// MakeUnary edits the body for an answer in one piece (level 1): not streamed, one
-// choice per prompt, at most maxTokens tokens long. It returns the limit on the
-// answer's tokens that now stands in the body.
+// MakeUnary edits the body for a unary answer (level 1): not streamed, one choice per
+// prompt, at most maxTokens tokens. It returns the limit of the answer that the body now
+// has, in tokens.
 func (q *Request) MakeUnary(maxTokens int) (limit int) {
 	if raw, ok := q.Raw("stream"); ok && string(raw) != "false" {
 		q.Set("stream", []byte("false"))
 	}
-	q.Delete("stream_options") // refused by vLLM where nothing is streamed
+	q.Delete("stream_options") // vLLM refuses it without a stream
 	for _, name := range []string{"n", "best_of"} {
 		if raw, ok := q.Raw(name); ok && string(raw) != "1" {
 			q.Set(name, []byte("1"))
@@ -24,10 +24,9 @@ func (q *Request) MakeUnary(maxTokens int) (limit int) {
 	return q.LimitTokens(maxTokens)
 }
 
-// LimitTokens lets the answer have at most this many tokens, of which there must
-// be one at least, and returns its limit. Where the body names a limit that is too
-// high, all spellings of it become the same; where it names none, it does
-// afterwards. A min_tokens above the limit is lowered, since vLLM refuses the body.
+// LimitTokens limits the answer to maxTokens tokens, at least 1, and returns its limit. If
+// the body has a higher limit, all spellings of it are lowered; if it has none, one is
+// added. A min_tokens above the limit is lowered, since vLLM would refuse the body.
 func (q *Request) LimitTokens(maxTokens int) (limit int) {
 	limit = q.maxTokens()
 	if limit == 0 || limit > maxTokens {
@@ -50,7 +49,7 @@ func (q *Request) LimitTokens(maxTokens int) (limit int) {
 	return limit
 }
 
-// maxTokens is the limit that the server goes by, 0 where the body has none.
+// maxTokens returns the limit that the backend applies, or 0 if the body has none.
 func (q *Request) maxTokens() int {
 	if q.echoAlone() {
 		return 1
@@ -59,8 +58,8 @@ func (q *Request) maxTokens() int {
 	return n
 }
 
-// LimitName returns the name of the member that limits the answer: of a chat that has
-// both, vLLM goes by max_completion_tokens.
+// LimitName returns the name of the member that limits the answer. If a chat has both, vLLM
+// applies max_completion_tokens.
 func (q *Request) LimitName() string {
 	const newer = "max_completion_tokens"
 	if _, ok := q.Raw(newer); ok && q.Route == Chat {
@@ -69,16 +68,16 @@ func (q *Request) LimitName() string {
 	return "max_tokens"
 }
 
-// emptyThinking is the tokens of "<think>\n\n</think>\n\n", which Qwen3's chat
-// template puts behind the generation prompt where thinking is off.
+// emptyThinking is the number of tokens of "<think>\n\n</think>\n\n", which Qwen3's chat
+// template puts behind the generation prompt if thinking is off.
 const emptyThinking = 4
 
-// StopThinking switches the thinking of a chat off (level 2), whatever its caller
-// said, and sets the sampling that Qwen advises without thinking where the caller
-// left it open. What else stands in chat_template_kwargs stays byte for byte. It
-// returns by how many tokens the prompt grows, which is what Growth said before.
+// StopThinking switches the thinking of a chat off (level 2), whatever its caller asked
+// for. It sets the sampling that Qwen advises without thinking, unless the caller has set
+// it. The other members of chat_template_kwargs stay byte for byte. It returns the growth
+// of the prompt in tokens, which Growth returned before.
 //
-// A completion is left as it is: its prompt is the caller's own, without template.
+// A completion stays unchanged: its prompt is the caller's own, without a template.
 func (q *Request) StopThinking() (grown int) {
 	if q.Route == Completions {
 		return 0
@@ -105,8 +104,8 @@ func (q *Request) StopThinking() (grown int) {
 	return grown
 }
 
-// Growth is by how many tokens StopThinking makes the prompt longer: none where
-// the thinking is off already or the prompt does not end in a generation prompt.
+// Growth returns the number of tokens that StopThinking adds to the prompt. It is 0 if the
+// thinking is off already or the prompt does not end in a generation prompt.
 func (q *Request) Growth() int {
 	if q.Route == Completions {
 		return 0
@@ -122,14 +121,14 @@ func (q *Request) Growth() int {
 	return emptyThinking
 }
 
-// withoutMember is an object without the members of one name, however often and with
-// whatever escapes they are written; cut is false where it has none.
+// withoutMember returns an object without all members of a name, in any spelling with
+// escapes; cut is false if it has none.
 func withoutMember(object []byte, name string) (rest []byte, cut bool) {
 	return withoutMembers(object, func(key []byte) bool { return keyIs(key, name) })
 }
 
-// withoutMembers is an object without the members whose raw keys are unwanted; cut is false
-// where it has none.
+// withoutMembers returns an object without the members whose raw keys are unwanted; cut is
+// false if it has none.
 func withoutMembers(object []byte, unwanted func(key []byte) bool) (rest []byte, cut bool) {
 	var e edits
 	e.reset(object)
@@ -150,19 +149,18 @@ func withoutMembers(object []byte, unwanted func(key []byte) bool) (rest []byte,
 	return e.append(make([]byte, 0, len(object))), true
 }
 
-// Needs is what a request needs of the server that is to answer it, beyond what
-// every vLLM can do.
+// Needs are the features that a request needs of its backend and that not every vLLM has.
 type Needs struct {
-	Tools      bool // it may call tools
-	AutoTools  bool // and the model chooses: the server must have been started for it
-	Call       bool // its answer must be a tool call
-	Structured bool // its answer must fit a schema, a grammar or be JSON
+	Tools      bool // the answer may call tools
+	AutoTools  bool // the model chooses the tool, for which the backend needs a flag
+	Call       bool // the answer must be a tool call
+	Structured bool // the answer must fit a schema or a grammar, or be JSON
 }
 
-// Constrained reports whether a program reads the answer, for which a text is none.
+// Constrained reports whether a program reads the answer, so that a plain text is useless.
 func (n Needs) Constrained() bool { return n.Call || n.Structured }
 
-// Needs reads what the request needs.
+// Needs returns the features that the request needs.
 func (q *Request) Needs() (n Needs) {
 	if tools, ok := q.Raw("tools"); ok && q.Route == Chat && Count(tools) > 0 {
 		choice, _ := q.Raw("tool_choice")
@@ -178,7 +176,7 @@ func (q *Request) Needs() (n Needs) {
 		n.Structured = kind != "text"
 	}
 	_, constrained := q.Raw("structured_outputs")
-	for _, g := range guided() { // in case Translate has not seen the body
+	for _, g := range guided() { // Translate may not have run yet
 		_, ok := q.Raw(g[0])
 		constrained = constrained || ok
 	}

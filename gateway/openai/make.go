@@ -7,9 +7,9 @@ import (
 	"unicode/utf8"
 )
 
-// KeepAlive is a chunk that says nothing, for callers that give up on a silent
-// stream: an empty delta, which every client reads right (a chunk without
-// choices breaks naive loops). The first of a stream carries the role.
+// KeepAlive returns a chunk without content, for callers that give up on a silent stream.
+// It is an empty delta, which every client reads correctly; a chunk without choices breaks
+// naive loops. The first of a stream carries the role.
 func KeepAlive(route Route, id, model string, created time.Time, first bool) []byte {
 	b := append(make([]byte, 0, 256), `data: {"id":`...)
 	b = appendString(b, id)
@@ -32,11 +32,10 @@ func KeepAlive(route Route, id, model string, created time.Time, first bool) []b
 	return append(b, `,"logprobs":null,"finish_reason":null}]}`+"\n\n"...)
 }
 
-// Canned is a complete answer without a backend, in one piece: each of choices
-// (prompts × n) says text and stops, and nothing was used. In a chat that asked for
-// structured output the text stands under refusal, which is where the API says why
-// there is none: clients would fail to parse it as content. View.Stream makes a
-// stream of it.
+// Canned returns a unary answer without a backend: each of the choices (prompts × n) is
+// text, and the usage is 0. In a chat that asked for structured output, text is the
+// refusal, since clients would fail to parse it as content. View.Stream makes a stream of
+// it.
 func Canned(route Route, id, model string, created time.Time, choices int, structured bool, text string) []byte {
 	content := appendString(nil, text)
 	object, prefix, suffix := `"chat.completion"`, `"message":{"role":"assistant","content":`, `,"refusal":null}`
@@ -63,17 +62,17 @@ func Canned(route Route, id, model string, created time.Time, choices int, struc
 	return append(b, `],"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}`...)
 }
 
-// Notice is what an answer says of the level at which it was given.
+// A Notice is the note in an answer about the level at which it was made.
 type Notice struct {
 	Level  string // L1 to L4
-	Reason string // signal or rule that asked for the level
-	Served string // name of what answered
+	Reason string // signal or rule that required the level
+	Served string // name of the model that answered
 }
 
 // noticeName is the name of the member that holds a Notice.
 const noticeName = "tidegate"
 
-// append writes the notice as a member of an object, behind others.
+// append appends the notice as a further member of an object.
 func (n *Notice) append(b []byte) []byte {
 	b = appendString(append(b, `,"`+noticeName+`":{"level":`...), n.Level)
 	b = appendString(append(b, `,"reason":`...), n.Reason)
@@ -81,11 +80,10 @@ func (n *Notice) append(b []byte) []byte {
 	return append(b, '}')
 }
 
-// AddNotice returns an answer in one piece, as ReadAnswer and Canned return it, with the
-// notice as its member tidegate, and once more in its usage. OpenAI's SDKs keep members
-// that they do not know; of those of an answer LangChain keeps nothing but the usage, all
-// of it in JavaScript, and in Python of what is not streamed. What is no answer is
-// returned as it is.
+// AddNotice returns a unary answer, as ReadAnswer and Canned return it, with the notice as
+// its member tidegate and as a member of its usage. OpenAI's SDKs keep unknown members.
+// LangChain keeps only the usage: in JavaScript always, in Python only without a stream. A
+// body that is no answer is returned unchanged.
 func AddNotice(answer []byte, n Notice) []byte {
 	var e edits
 	e.reset(answer)
@@ -95,7 +93,7 @@ func AddNotice(answer []byte, n Notice) []byte {
 	for w.next() {
 		key, value := string(w.key), w.value()
 		switch {
-		case key == noticeName: // of another gateway behind this one
+		case key == noticeName: // another gateway behind this one has added it
 			e.cut(&w, kept == 0)
 			continue
 		case key == "usage" && len(value) > 0 && value[0] == '{':
@@ -112,7 +110,8 @@ func AddNotice(answer []byte, n Notice) []byte {
 	return e.append(make([]byte, 0, len(answer)+3*len(member)))
 }
 
-// withLastMember adds a member, which begins with a comma, behind those of an object.
+// withLastMember returns an object with a further member at its end; member begins with a
+// comma.
 func withLastMember(object, member []byte) []byte {
 	head := bytes.TrimRight(object[:len(object)-1], " \t\r\n")
 	if head[len(head)-1] == '{' {
@@ -121,7 +120,7 @@ func withLastMember(object, member []byte) []byte {
 	return append(append(append(make([]byte, 0, len(head)+len(member)+1), head...), member...), '}')
 }
 
-// appendString writes s as a JSON string; what is not UTF-8 becomes U+FFFD.
+// appendString appends s as a JSON string; a byte that is not UTF-8 becomes U+FFFD.
 func appendString(b []byte, s string) []byte {
 	const hex = "0123456789abcdef"
 	b = append(b, '"')

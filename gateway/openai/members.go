@@ -5,38 +5,39 @@ import (
 	"strings"
 )
 
-// A Use is what becomes of a member of a request's body.
+// A Use is the treatment of a member of a request's body.
 type Use string
 
 // The uses.
 const (
-	Translated Use = "translated" // the gateway reads it, and the server gets what it makes of it
-	Checked    Use = "checked"    // it goes to the server if its value is one that may
-	Stripped   Use = "stripped"   // the server does not get it
-	Refused    Use = "refused"    // the request is a 400
-	Passed     Use = "passed"     // it goes to the server as it is
+	Translated Use = "translated" // the gateway reads it and sends the backend its translation
+	Checked    Use = "checked"    // sent to the backend if its value is allowed
+	Stripped   Use = "stripped"   // not sent to the backend
+	Refused    Use = "refused"    // the request is answered with 400
+	Passed     Use = "passed"     // sent to the backend unchanged
 )
 
-// A Member is a field of a request's body that the gateway knows. Of all others the rule
-// is that they are passed: vLLM ignores what it does not know.
+// A Member is a field of a request's body that the gateway knows. All other fields are
+// passed: vLLM ignores those that it does not know.
 type Member struct {
 	Name   string
 	Use    Use
-	Reason string // why, or into what it is translated; in the words of docs/api.md
+	Reason string // reason of the treatment, or the translation, in the words of docs/api.md
 
-	check func(q *Request, raw []byte) *Error // of its value; nil: nothing to be checked here
+	check func(q *Request, raw []byte) *Error // check of its value; nil for none here
 }
 
 // Bounds of lists.
 const (
 	maxStops    = 4   // strings of stop, as in OpenAI's API and vLLM from 0.32 on
-	maxBadWords = 128 // strings of bad_words, each of which is a check at each token
+	maxBadWords = 128 // strings of bad_words; the engine checks each of them at each token
 	maxScores   = 5   // log probabilities of each token of a prompt, as in OpenAI's API
 )
 
-// handledMembers are the members that checkMembers does something about, for each request: so
-// nothing is made here, and a test holds that the texts name the bounds. The names are
-// those of vLLM's request models (vllm/entrypoints/openai/*/protocol.py, 0.11 to 0.33).
+// handledMembers returns the members that checkMembers strips, refuses or checks. It runs
+// for each request, so it only returns constants; a test compares the texts with the bounds.
+// The names are those of vLLM's request models (vllm/entrypoints/openai/*/protocol.py, 0.11
+// to 0.33).
 func handledMembers() [26]Member {
 	const (
 		transfer  = "moves a prompt's memory between servers, and names hosts to fetch it from"
@@ -75,8 +76,7 @@ func handledMembers() [26]Member {
 	}
 }
 
-// checkMembers refuses, strips and checks the members of which that is all that is to be
-// done.
+// checkMembers refuses, strips and checks the members that need nothing else.
 func (q *Request) checkMembers() *Error {
 	members := handledMembers()
 	for i := range members {
@@ -118,7 +118,7 @@ func checkStop(_ *Request, raw []byte) *Error {
 
 func checkBadWords(_ *Request, raw []byte) *Error { return checkStrings("bad_words", raw, maxBadWords) }
 
-// checkStrings checks that raw is a list of at most so many strings.
+// checkStrings checks that raw is a list of at most limit strings.
 func checkStrings(name string, raw []byte, limit int) *Error {
 	if raw[0] != '[' {
 		return invalid(name, "%s must be a list of strings", name)
@@ -135,8 +135,8 @@ func checkStrings(name string, raw []byte, limit int) *Error {
 	return nil
 }
 
-// checkExtraArguments takes out of vllm_xargs what the body may not have: vLLM puts the
-// body's own kv_transfer_params there.
+// checkExtraArguments removes from vllm_xargs the members that the body may not have: vLLM
+// puts the body's own kv_transfer_params there.
 func checkExtraArguments(q *Request, raw []byte) *Error {
 	const name = "vllm_xargs"
 	if raw[0] != '{' {
@@ -157,12 +157,12 @@ func checkExtraArguments(q *Request, raw []byte) *Error {
 	return nil
 }
 
-// MaxScored bounds a prompt whose tokens' log probabilities are asked for, in tokens: the
-// server makes 600 KB for each token.
+// MaxScored bounds a prompt whose log probabilities are asked for, in tokens: the backend
+// makes 600 KB for each token.
 const MaxScored = 4096
 
-// checkEcho bounds the log probabilities of the prompt, for which echo is another name:
-// vLLM takes logprobs of a completion, top_logprobs of a chat, for prompt_logprobs then.
+// checkEcho bounds the log probabilities of the prompt, which echo asks for: vLLM then reads
+// logprobs of a completion, and top_logprobs of a chat, as prompt_logprobs.
 func checkEcho(q *Request, _ []byte) *Error {
 	if scores, err := q.ScoresPrompt(); err != nil || !scores {
 		return err
@@ -189,17 +189,16 @@ func (q *Request) ScoresPrompt() (bool, *Error) {
 		return false, err
 	}
 	_, asked := q.Raw(q.scoresName())
-	return asked || q.Route == Chat, nil // a chat asks for none of each token, which are counted out all the same
+	return asked || q.Route == Chat, nil // a chat asks for 0 of each token, and vLLM computes all the same
 }
 
-// Members are all members that the gateway knows, each once: what it does something about
-// and what it passes.
+// Members returns all members that the gateway knows, each once.
 func Members() []Member {
 	handled := handledMembers()
 	return append(append(handled[:], translatedMembers()...), passedMembers()...)
 }
 
-// translatedMembers are read by Translate and by the gateway, before and after.
+// translatedMembers returns the members that Translate and the gateway read.
 func translatedMembers() []Member {
 	const ids = "token ids from 0 to 151,935"
 	return expandListings([]listing{
@@ -227,7 +226,7 @@ func translatedMembers() []Member {
 	})
 }
 
-// passedMembers go to the server as they are.
+// passedMembers returns the known members that are sent to the backend unchanged.
 func passedMembers() []Member {
 	return expandListings([]listing{
 		{Passed, "how a token is chosen", "temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty length_penalty repetition_detection"},
@@ -239,7 +238,7 @@ func passedMembers() []Member {
 	})
 }
 
-// A listing is members that share a use and a reason; their names have a space between.
+// A listing is a group of members with the same use and reason; spaces separate their names.
 type listing struct {
 	use           Use
 	reason, names string

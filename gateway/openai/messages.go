@@ -2,8 +2,8 @@ package openai
 
 import "bytes"
 
-// translateMessages puts into the conversation what vLLM reads: it renames the role developer,
-// which Qwen's template would drop in silence, and reasoning_content.
+// translateMessages renames the role developer, which Qwen's template would drop without an
+// error, and reasoning_content, to the names that vLLM reads.
 func (q *Request) translateMessages() *Error {
 	messages, _ := q.Raw("messages")
 	if first := elements(messages); !first.next() {
@@ -16,7 +16,7 @@ func (q *Request) translateMessages() *Error {
 	return nil
 }
 
-// renameRole gives the messages of one role another, whose name is no longer.
+// renameRole replaces a role of messages. The JSON of the replacement must not be longer.
 func (q *Request) renameRole(messages []byte, role, replacement string) {
 	var out []byte
 	last := 0
@@ -29,7 +29,7 @@ func (q *Request) renameRole(messages []byte, role, replacement string) {
 			raw := w.value()
 			if name, ok := text(raw); isRole && ok && name == role {
 				if out == nil {
-					out = make([]byte, 0, len(messages)) // it becomes no longer
+					out = make([]byte, 0, len(messages)) // the result is not longer
 				}
 				out = append(append(out, messages[last:w.i-len(raw)]...), replacement...)
 				last = w.i
@@ -41,17 +41,17 @@ func (q *Request) renameRole(messages []byte, role, replacement string) {
 	}
 }
 
-// RenameReasoning puts the reasoning of messages under the one name that the server reads:
-// reasoning, or, before vLLM 0.16, reasoning_content. vLLM 0.16 to 0.21 ignores the
-// latter, and nobody counts what is ignored. Where a message has both, reasoning holds,
-// as in vLLM from 0.22 on.
+// RenameReasoning puts the reasoning of messages under the only name that the backend reads:
+// reasoning, or reasoning_content before vLLM 0.16. vLLM 0.16 to 0.21 ignores the latter,
+// and ignored text must not be counted. If a message has both, reasoning wins, as in vLLM
+// from 0.22 on.
 func (q *Request) RenameReasoning(name string) {
 	otherName := "reasoning_content"
 	if name == otherName {
 		otherName = "reasoning"
 	}
 	if q.reasoning == name {
-		return // it has been done
+		return // already done
 	}
 	q.reasoning = name
 	messages, ok := q.Raw("messages")
@@ -71,8 +71,8 @@ func (q *Request) RenameReasoning(name string) {
 	}
 }
 
-// renameReasoning edits one message: what is said under the name that is not read goes
-// under the one that is, or goes, where reasoning is there and holds.
+// renameReasoning edits one message. It keeps the reasoning that wins, under the given name,
+// and removes the other.
 func (e *edits) renameReasoning(message []byte, name string) {
 	hasReasoning := !isNothing(find(message, "reasoning"))
 	kept := 0
@@ -83,7 +83,7 @@ func (e *edits) renameReasoning(message []byte, name string) {
 		switch {
 		case !isReasoning && !isContent, string(key) == name && isReasoning == hasReasoning:
 			kept++
-		case isReasoning == hasReasoning: // the value that holds, under the other name
+		case isReasoning == hasReasoning: // the value that wins, under the other name
 			e.replace(key, []byte(name))
 			kept++
 		default:

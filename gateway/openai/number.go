@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// integer reads a JSON number that is whole, in whatever spelling: 16, 16.0 or 1.6e1. One
-// too large for 64 bits becomes the largest there is, or the smallest.
+// integer reads a whole JSON number in any spelling: 16, 16.0 or 1.6e1. One too large for 64
+// bits becomes math.MaxInt64, or -math.MaxInt64.
 func integer(raw []byte) (n int64, ok bool) {
 	digits, negative := bytes.CutPrefix(raw, []byte("-"))
-	const plain = 18 // digits that fit in any case
+	const plain = 18 // digits that always fit into 64 bits
 	if len(digits) == 0 || len(digits) > plain {
 		return wholeNumber(digits, negative)
 	}
@@ -27,8 +27,8 @@ func integer(raw []byte) (n int64, ok bool) {
 	return n, true
 }
 
-// lenientInteger reads a whole number as pydantic does for vLLM: a JSON number that is
-// whole, a text of digits such as "100", "+5" or "100.0", or true and false for 1 and 0.
+// lenientInteger reads a whole number as pydantic does for vLLM: a whole JSON number, a text
+// of digits such as "100", "+5" or "100.0", or true and false for 1 and 0.
 func lenientInteger(raw []byte) (n int64, ok bool) {
 	if n, ok = integer(raw); ok {
 		return n, true
@@ -49,10 +49,10 @@ func lenientInteger(raw []byte) (n int64, ok bool) {
 	return textInteger(s)
 }
 
-// maxFigureText bounds a number that is written as a text, in bytes of JSON.
+// maxFigureText bounds a number that is written as a string, in bytes of JSON.
 const maxFigureText = 64
 
-// textInteger reads digits behind a sign at most, with white space around them, single
+// textInteger reads digits with an optional sign. It allows white space around them, single
 // underscores between them and a fraction of zeros.
 func textInteger(s string) (n int64, ok bool) {
 	s = strings.TrimSpace(s)
@@ -111,7 +111,7 @@ func plainBoolean(raw []byte) (value, ok bool) {
 	return false, false
 }
 
-// wholeNumber is integer for any spelling, without the sign.
+// wholeNumber is integer for any spelling; raw has no sign.
 func wholeNumber(raw []byte, negative bool) (n int64, ok bool) {
 	mantissa, exponent := raw, 0
 	if i := bytes.IndexAny(raw, "eE"); i >= 0 {
@@ -124,7 +124,7 @@ func wholeNumber(raw []byte, negative bool) (n int64, ok bool) {
 	if len(whole) == 0 || pointed && len(fraction) == 0 {
 		return 0, false
 	}
-	places := len(whole) + exponent // digits that stand before the point
+	places := len(whole) + exponent // digits before the point
 	for i := range len(whole) + len(fraction) {
 		c := byte(0)
 		if i < len(whole) {
@@ -148,12 +148,12 @@ func wholeNumber(raw []byte, negative bool) (n int64, ok bool) {
 	return n, true
 }
 
-// maxExponent bounds an exponent: no text is so long that a larger one makes another
-// whole number of 64 bits of it.
+// maxExponent bounds an exponent. No body is long enough that a larger one would make a
+// difference within 64 bits.
 const maxExponent = 1 << 40
 
-// parseExponent reads what stands behind the e of a number; ok is false where that is no
-// whole number. One beyond maxExponent counts as that.
+// parseExponent reads the exponent behind the e of a number; ok is false if it is no whole
+// number. One beyond maxExponent counts as maxExponent.
 func parseExponent(raw []byte) (n int, ok bool) {
 	digits, negative := bytes.CutPrefix(raw, []byte("-"))
 	if !negative {
@@ -171,8 +171,8 @@ func parseExponent(raw []byte) (n int, ok bool) {
 	return n, len(digits) > 0
 }
 
-// isPlain reports whether a number is written with digits alone, behind a sign at most,
-// and without a zero before them.
+// isPlain reports whether a number is written as digits without a leading zero, with a
+// minus sign at most.
 func isPlain(raw []byte) bool {
 	digits := bytes.TrimPrefix(raw, []byte("-"))
 	for _, c := range digits {
@@ -183,14 +183,14 @@ func isPlain(raw []byte) bool {
 	return len(digits) == 1 || len(digits) > 1 && digits[0] != '0'
 }
 
-// plainNumbers writes the whole numbers of a JSON text as plain digits, so that its next
-// reader cannot take them for others.
+// plainNumbers rewrites the whole numbers of a JSON text as plain digits, so that the next
+// reader cannot read another value.
 type plainNumbers struct {
 	raw, out []byte
-	last     int // bytes of raw that are in out
+	last     int // bytes of raw already in out
 }
 
-// add takes in the next number: where it stands, a part of raw, and what it is.
+// add adds the next number: span is its text, a part of raw, and n its value.
 func (r *plainNumbers) add(span []byte, n int64) {
 	if isPlain(span) {
 		return
@@ -203,7 +203,7 @@ func (r *plainNumbers) add(span []byte, n int64) {
 	r.last = start + len(span)
 }
 
-// text returns the text; changed is false where all of its numbers were plain.
+// text returns the rewritten text; changed is false if all numbers were plain.
 func (r *plainNumbers) text() (text []byte, changed bool) {
 	if r.out == nil {
 		return r.raw, false
@@ -211,7 +211,7 @@ func (r *plainNumbers) text() (text []byte, changed bool) {
 	return append(r.out, r.raw[r.last:]...), true
 }
 
-// appendDigit is 10 n + digit, or the largest number there is.
+// appendDigit returns 10n + digit, or math.MaxInt64 if that is larger.
 func appendDigit(n, digit int64) int64 {
 	if n > (math.MaxInt64-digit)/10 {
 		return math.MaxInt64

@@ -8,10 +8,10 @@ import (
 	"unicode/utf8"
 )
 
-// Route says which kind of generation a body asks for.
+// A Route is the kind of generation that a body asks for.
 type Route int
 
-// The two generations of the OpenAI API.
+// The generations of the OpenAI API.
 const (
 	Chat        Route = iota // POST /v1/chat/completions
 	Completions              // POST /v1/completions
@@ -20,40 +20,41 @@ const (
 // maxMembers bounds the top-level members of a body; vLLM knows about eighty.
 const maxMembers = 256
 
-// Request is the body of a generation request. It is not safe for concurrent
-// use. Its bytes alias the body it was parsed from.
+// A Request is the body of a generation request. It is not safe for concurrent use. Its
+// bytes alias the body that it was parsed from.
 type Request struct {
 	Route Route
-	// QuietDefault says that the servers switch thinking off where a chat says nothing
-	// of it: --default-chat-template-kwargs.
+	// QuietDefault means that the backends switch thinking off for a chat that does not set
+	// it (--default-chat-template-kwargs).
 	QuietDefault bool
 
 	body      []byte
 	fields    []member
 	edited    bool
-	reasoning string // name under which the messages have their reasoning; empty: as they came
+	reasoning string // name of the messages' reasoning; empty if not yet unified
 }
 
-// A member is one of the body's own. Its name is without escapes; key and value are raw.
+// A member is a top-level member of the body. Its name is decoded; key and value are raw.
 type member struct {
 	name, key, value []byte
-	detached         bool // the value is no part of the body that was parsed
+	detached         bool // whether the value is no part of the parsed body
 }
 
+// A field is a member of an object; key and value are raw.
 type field struct {
-	key, value []byte // both raw
+	key, value []byte
 }
 
 // maxFieldName bounds the name of a member, in bytes.
 const maxFieldName = 256
 
-// ByteOrderMark is what some editors and Windows programs put before a text in UTF-8.
+// ByteOrderMark is the character that some editors and Windows programs put before a text
+// in UTF-8.
 const ByteOrderMark = "\uFEFF"
 
-// ParseRequest checks that body is one JSON object in UTF-8, behind a byte order mark at
-// most, with no member twice and no
-// name over 256 bytes, and takes the members of a nested extra_body for members of the body
-// itself, as the SDKs do. The error is fit for the caller's eyes.
+// ParseRequest parses a body: one JSON object in UTF-8, which may follow a byte order mark,
+// without duplicate members and without names over 256 bytes. It moves the members of a
+// nested extra_body into the body itself, as the SDKs do. The error is meant for the caller.
 func ParseRequest(route Route, body []byte) (*Request, *Error) {
 	body = bytes.TrimPrefix(body, []byte(ByteOrderMark))
 	if bytes.HasPrefix(body, []byte("\xff\xfe")) || bytes.HasPrefix(body, []byte("\xfe\xff")) {
@@ -82,14 +83,14 @@ func ParseRequest(route Route, body []byte) (*Request, *Error) {
 	return q, q.mergeExtraBody()
 }
 
-// invalid is the error of a body that says what it may not.
+// invalid returns the error of an invalid body.
 func invalid(param, format string, args ...any) *Error {
 	return &Error{Message: fmt.Sprintf(format, args...), Type: "invalid_request_error", Param: param, Code: "invalid_request"}
 }
 
-// addMember takes the member that w stands at for a member of the body, be it new or one of
-// the same name, and returns which. A name that is written with escapes is decoded here,
-// once. param is where the member stands.
+// addMember adds the current member of w to the body, or replaces the one of the same name,
+// and returns its index. It decodes a name that is written with escapes. param is the
+// member of the body that contains it, for errors.
 func (q *Request) addMember(param string, w *walker) (i int, err *Error) {
 	const longest = maxFieldName * len(`\u0000`)
 	name := w.key
@@ -113,6 +114,7 @@ func (q *Request) addMember(param string, w *walker) (i int, err *Error) {
 	return len(q.fields) - 1, nil
 }
 
+// mergeExtraBody moves the members of extra_body into the body.
 func (q *Request) mergeExtraBody() *Error {
 	extra, ok := q.Raw("extra_body")
 	if !ok {
@@ -134,6 +136,7 @@ func (q *Request) mergeExtraBody() *Error {
 	return nil
 }
 
+// index returns the index of a member, or -1.
 func (q *Request) index(name string) int {
 	for i := range q.fields {
 		if string(q.fields[i].name) == name {
@@ -143,7 +146,7 @@ func (q *Request) index(name string) int {
 	return -1
 }
 
-// Raw is the JSON text of a member. A member that is null counts as absent.
+// Raw returns the JSON text of a member. A member that is null counts as absent.
 func (q *Request) Raw(name string) (value []byte, ok bool) {
 	if i := q.index(name); i >= 0 && !isNull(q.fields[i].value) {
 		return q.fields[i].value, true
@@ -151,7 +154,7 @@ func (q *Request) Raw(name string) (value []byte, ok bool) {
 	return nil, false
 }
 
-// Set replaces or adds a member; raw must be valid JSON and is kept.
+// Set replaces or adds a member. raw must be valid JSON; the request keeps it.
 func (q *Request) Set(name string, raw []byte) {
 	q.edited = true
 	if i := q.index(name); i >= 0 {
@@ -163,7 +166,7 @@ func (q *Request) Set(name string, raw []byte) {
 	q.fields = append(q.fields, member{name: key, key: key, value: raw, detached: true})
 }
 
-// Delete drops members, present or not.
+// Delete removes members; a name may be absent.
 func (q *Request) Delete(names ...string) {
 	for _, name := range names {
 		if i := q.index(name); i >= 0 {
@@ -173,7 +176,7 @@ func (q *Request) Delete(names ...string) {
 	}
 }
 
-// Text is a member that must be a string; ok is false where it is absent.
+// Text returns a member that must be a string; ok is false if it is absent.
 func (q *Request) Text(name string) (s string, ok bool, err *Error) {
 	raw, ok := q.Raw(name)
 	if !ok {
@@ -185,8 +188,8 @@ func (q *Request) Text(name string) (s string, ok bool, err *Error) {
 	return s, true, nil
 }
 
-// Bool is a member that must be true or false, in a spelling that vLLM takes; absent is
-// false. What was read is what stands in the body then, in JSON's own words.
+// Bool returns a member that must be true or false, in any spelling that vLLM accepts; it
+// is false if absent. It rewrites the member in JSON's spelling.
 func (q *Request) Bool(name string) (value, ok bool, err *Error) {
 	raw, ok := q.Raw(name)
 	if !ok {
@@ -202,10 +205,9 @@ func (q *Request) Bool(name string) (value, ok bool, err *Error) {
 	return value, true, nil
 }
 
-// Int is a member that must be a whole number of at least low, in a spelling that vLLM
-// takes. One above 2³¹-1 counts as
-// that, so that a product of a few stays within 64 bits. What was read is what stands in
-// the body then, in plain digits.
+// Int returns a member that must be a whole number of at least low, in any spelling that
+// vLLM accepts. A larger one than 2³¹-1 counts as 2³¹-1, so that a product of a few stays
+// within 64 bits. It rewrites the member in plain digits.
 func (q *Request) Int(name string, low int) (n int, ok bool, err *Error) {
 	raw, ok := q.Raw(name)
 	if !ok {
@@ -223,7 +225,7 @@ func (q *Request) Int(name string, low int) (n int, ok bool, err *Error) {
 	return int(v), true, nil
 }
 
-// setPlain writes a number that has been read as n in plain digits, if it is not.
+// setPlain rewrites a member, whose raw value was read as n, in plain digits.
 func (q *Request) setPlain(name string, raw []byte, n int64) {
 	r := plainNumbers{raw: raw}
 	r.add(raw, n)
@@ -232,8 +234,8 @@ func (q *Request) setPlain(name string, raw []byte, n int64) {
 	}
 }
 
-// Bytes is the body with all edits made. The values of members that were not
-// edited are byte for byte those of the original.
+// Bytes returns the body with all edits. The values of members that were not edited are
+// byte for byte those of the original.
 func (q *Request) Bytes() []byte {
 	if !q.edited {
 		return q.body
@@ -253,15 +255,14 @@ func (q *Request) Bytes() []byte {
 	return append(out, '}')
 }
 
-// Prompt is one prompt of a completion: a text, or the number of its token ids.
+// A Prompt is one prompt of a completion: a text, or the number of its token ids.
 type Prompt struct {
 	Text   string
 	Tokens int
 }
 
-// Prompts reads the four forms of prompt: a string, a list of strings, a list of
-// token ids, a list of such lists. It reads no more of them than most and one, which is
-// an error.
+// Prompts reads the four forms of prompt: a string, a list of strings, a list of token ids,
+// or a list of such lists. More than limit prompts are an error; the rest is not read.
 func Prompts(raw []byte, limit int) ([]Prompt, *Error) {
 	if s, ok := text(raw); ok {
 		return []Prompt{{Text: s}}, nil
@@ -309,10 +310,10 @@ func Prompts(raw []byte, limit int) ([]Prompt, *Error) {
 	return prompts, nil
 }
 
-// A kind is what a JSON value is.
+// A kind is the kind of a JSON value.
 type kind byte
 
-// The kinds that are told apart.
+// The kinds that matter here.
 const (
 	stringKind kind = '"'
 	arrayKind  kind = '['
@@ -327,7 +328,8 @@ func kindOf(value []byte) kind {
 	return otherKind
 }
 
-// countIDs is the number of token ids in an array; false: it has none, or something else.
+// countIDs returns the number of token ids in an array; ok is false if it is empty or has
+// other elements.
 func countIDs(raw []byte) (n int, ok bool) {
 	for w := elements(raw); w.next(); n++ {
 		if _, whole := lenientInteger(w.value()); !whole {
@@ -337,7 +339,7 @@ func countIDs(raw []byte) (n int, ok bool) {
 	return n, n > 0
 }
 
-// Count is the number of elements of an array.
+// Count returns the number of elements of an array.
 func Count(raw []byte) (n int) {
 	for w := elements(raw); w.next(); {
 		n++

@@ -1,26 +1,28 @@
 package openai
 
-// Log probabilities are an object of arrays: of a chat one entry for each token
-// under content, of a completion four arrays side by side. Either way the entries
-// at one place belong together, a row, and a long object is cut between rows.
+// Log probabilities are an object of arrays. A chat has one entry for each token under
+// content; a completion has four parallel arrays. In both, the entries with the same index
+// form a row, and a long object is cut between rows.
 
 // maxColumns bounds the members of such an object; the API has four.
 const maxColumns = 8
 
+// A column is one array of the object.
 type column struct {
-	key     []byte
-	w       walker // stands behind the entry that comes next
-	hasNext bool   // there is such an entry
-	// What goes into the chunk under way; the entries are neighbours in w.b.
-	start, end int
+	key        []byte
+	w          walker // its position is behind the next entry
+	hasNext    bool   // whether there is a next entry
+	start, end int    // entries of the current chunk, as a range of w.b
 }
 
+// rows iterates over the rows of the object.
 type rows struct {
 	columns []column
 	rest    []field // short members that are no arrays
-	shell   int     // bytes of it all without the rows
+	shell   int     // length of the object without the rows, in bytes
 }
 
+// readRows reads the object of log probabilities of one choice.
 func readRows(object []byte) (r rows) {
 	r.shell = len(`,"logprobs":{}`)
 	for w := members(object); w.next() && len(r.columns)+len(r.rest) < maxColumns; {
@@ -41,14 +43,15 @@ func readRows(object []byte) (r rows) {
 	return r
 }
 
+// advance moves to the next entry.
 func (c *column) advance() {
 	if c.hasNext = c.w.next(); c.hasNext {
 		c.w.value()
 	}
 }
 
-// probabilities puts log probabilities beside the delta and into as many chunks
-// behind it as they need.
+// probabilities writes log probabilities beside the delta, and into as many further chunks
+// as they need.
 func (s *stream) probabilities(object []byte) {
 	r := readRows(object)
 	if s.endCalls(); s.room() < r.shell+minPiece {
@@ -67,6 +70,7 @@ func (s *stream) probabilities(object []byte) {
 	}
 }
 
+// hasNext reports whether a row is left.
 func (r *rows) hasNext() bool {
 	for i := range r.columns {
 		if r.columns[i].hasNext {
@@ -76,8 +80,8 @@ func (r *rows) hasNext() bool {
 	return false
 }
 
-// fill sets aside as many rows as fit. Where the chunk is fresh, a row that does
-// not fit fits nowhere: it is left out, so that each call gets on.
+// fill selects as many rows for the chunk as fit into room bytes. A row that does not fit
+// into a new chunk fits nowhere: it is left out, so that each call makes progress.
 func (r *rows) fill(room int, newChunk bool) {
 	for i := range r.columns {
 		r.columns[i].start, r.columns[i].end = 0, 0
@@ -107,7 +111,7 @@ func (r *rows) fill(room int, newChunk bool) {
 	}
 }
 
-// span is what the column takes with its next entry, if it has one.
+// span returns the column's range in the chunk including its next entry, if it has one.
 func (c *column) span() (start, end int) {
 	switch {
 	case !c.hasNext:
@@ -118,6 +122,7 @@ func (c *column) span() (start, end int) {
 	return c.start, c.w.i
 }
 
+// append appends the object with the selected rows.
 func (r *rows) append(dst []byte) []byte {
 	open := byte('{')
 	for i := range r.columns {

@@ -2,44 +2,45 @@ package openai
 
 import "bytes"
 
-// shape is what the chunks of a stream have in common. They repeat each other but
-// for the text and the usage's numbers, so a chunk that fits the shape of the last
-// one is read and rewritten by comparing, in a third of the time. Everything else
-// goes the long way, from which the shape is learnt.
+// A shape is the common part of the chunks of a stream. They differ only in the text and in
+// the numbers of the usage. So a chunk that matches the shape of the last one is read and
+// rewritten by comparison, in a third of the time. Any other chunk is parsed, and its shape
+// is learned.
 type shape struct {
 	known     bool
-	index     int  // of the choice
-	reasoning bool // the text is reasoning
+	index     int  // index of the choice
+	reasoning bool // whether the text is reasoning
 
-	// The chunk as it comes: before, the text (a JSON string), after, and where
-	// usage is set the usage object and tail.
+	// The chunk as the backend sends it: prefix, text (a JSON string) and suffix, and, if
+	// usage is set, the usage object and tail.
 	prefix, suffix, tail []byte
 	usage                bool
 
-	// The chunk as the caller sees it. Where again is not nil it and the text once
-	// more stand behind the text: the second name of the reasoning.
+	// The chunk as the caller sees it. If shownMiddle is not nil, it and the text again
+	// follow the text: the reasoning under its second name.
 	shownPrefix, shownMiddle, shownSuffix []byte
 }
 
-// maxShapes bounds how often a stream's shape is learnt: one whose chunks all
-// differ (log probabilities, choices in turn) is not worth it.
+// maxShapes bounds the number of shapes that a stream learns. If all of its chunks differ
+// (log probabilities, choices in turn), learning does not pay.
 const maxShapes = 8
 
-// placeholder stands for the text while a shape is learnt; no tokenizer makes it.
+// placeholder replaces the text while a shape is learned; no tokenizer makes it.
 const placeholder = "\"\\u0000\\u0001tidegate\\u0001\\u0000\""
 
-// matchShape appends what the caller sees of data if it has the shape, and counts it.
+// matchShape appends the caller's version of data and counts its tokens, if data has the
+// known shape.
 func (t *Tap) matchShape(dst, data []byte) ([]byte, bool) {
 	s := &t.shape
 	if !s.known || !bytes.HasPrefix(data, s.prefix) {
 		return dst, false
 	}
-	w := walker{b: data, i: len(s.prefix), depth: 1} // inside of the chunk's object
+	w := walker{b: data, i: len(s.prefix), depth: 1} // inside the chunk's object
 	if !w.str() {
 		return dst, false
 	}
 	text, rest := data[len(s.prefix):w.i], data[w.i:]
-	if len(text) == len(`""`) { // whether an empty one is shown hangs on what else there is
+	if len(text) == len(`""`) { // whether an empty one is shown depends on the rest
 		return dst, false
 	}
 	if !bytes.HasPrefix(rest, s.suffix) {
@@ -79,9 +80,8 @@ func (t *Tap) matchShape(dst, data []byte) ([]byte, bool) {
 	return append(append(dst, s.shownSuffix...), '\n', '\n'), true
 }
 
-// learnShape takes the shape of the chunk that the long way has just passed. What the
-// caller is to see is learnt by passing the same chunk once more with a
-// placeholder for its text.
+// learnShape sets the shape to that of the chunk that was just parsed. To learn the caller's
+// version it parses the same chunk again with a placeholder for its text.
 func (t *Tap) learnShape(data []byte) {
 	t.shape.known = false
 	if t.shapes == maxShapes || t.View.ContinuousUsage || len(t.last.choices) != 1 || t.last.choices[0].finish != "" {
@@ -89,7 +89,7 @@ func (t *Tap) learnShape(data []byte) {
 	}
 	one := t.last.choices[0]
 	if idCount(one.ids) > 0 {
-		return // each chunk has its own
+		return // each chunk has other ids
 	}
 	text := soleText(one)
 	if text == nil {
@@ -101,7 +101,7 @@ func (t *Tap) learnShape(data []byte) {
 	s := shape{index: one.index, reasoning: one.reasoned, prefix: bytes.Clone(data[:start])}
 	if s.usage = t.last.usage != nil; s.usage {
 		pos := offset(suffix, t.last.usage)
-		if pos < 0 || pos > len(suffix) { // the usage stands before the text
+		if pos < 0 || pos > len(suffix) { // the usage comes before the text
 			return
 		}
 		s.tail = bytes.Clone(suffix[pos+len(t.last.usage):])
@@ -128,7 +128,8 @@ func (t *Tap) learnShape(data []byte) {
 	t.shape = s
 }
 
-// soleText is the one string of a choice that its caller reads, or nil.
+// soleText returns the only text of a choice as a raw string, or nil if it has none, more
+// than one, or anything else.
 func soleText(c choice) (text []byte) {
 	if c.text != nil {
 		return c.text

@@ -9,51 +9,51 @@ import (
 
 // Sizes of a Scanner's buffer in bytes.
 const (
-	scanBuffer = 16 << 10 // lent while there is something in it
-	keepBuffer = 64 << 10 // a larger one is kept only while its event is there
+	scanBuffer = 16 << 10 // acquired while there is something to read
+	keepBuffer = 64 << 10 // a larger buffer is kept only for its event
 	maxEvent   = 16 << 20
-	maxNoise   = 1 << 20 // what may stand between two events
+	maxNoise   = 1 << 20 // bytes allowed between two events
 )
 
-// Errors of a stream whose memory or time would have no end.
+// Errors of a stream that would take unbounded memory or time.
 var (
 	ErrEventTooLong = errors.New("a stream event is longer than 16 MiB")
 	ErrNoEvents     = errors.New("the stream carries more than 1 MiB of comments and empty events between two events")
 )
 
-// Scanner reads server-sent events (the event-stream format of WHATWG HTML
-// §9.2) out of r, however its bytes are split over reads: lines end in LF, CRLF
-// or CR, comments and other fields than data are passed over, the data lines of
-// one event are joined by LF. Events whose data is empty or white space are passed
-// over, too: proxies send them as keep-alives. Memory is constant: none between two
-// events for which r has nothing yet, else one buffer of 16 KiB, or as much as the
-// events are long (above 64 KiB only while one is in it).
+// A Scanner reads server-sent events (the event-stream format of WHATWG HTML §9.2)
+// from r, for any splitting of the bytes over reads. Lines end in LF, CRLF or CR.
+// Comments and fields other than data are skipped, and the data lines of one event
+// are joined by LF. Events whose data is empty or white space are skipped too:
+// proxies send them as keep-alives. Memory is constant. Between two events, while r
+// has nothing, it is none; otherwise it is one buffer of 16 KiB, or of the length of
+// the event (above 64 KiB only for that event).
 //
-// A read that brings only an error other than io.EOF is not the end: the next call
-// goes on where the last one stopped, so r may be a reader that says when there is
-// nothing yet.
+// A read that returns only an error other than io.EOF is not the end: the next call
+// continues where the last one stopped. So r may be a reader that reports that it
+// has nothing yet.
 type Scanner struct {
 	r       io.Reader
 	buffers *Buffers
 	buf     []byte
-	start   int  // first byte of the event under way
-	pos     int  // first byte of the line under way
-	seen    int  // first byte not yet looked at
-	end     int  // first byte not yet read
-	hasCR   bool // there may be a CR in what is buffered
-	lastCR  bool // the last line ended in CR: an LF that follows belongs to it
+	start   int  // first byte of the current event
+	pos     int  // first byte of the current line
+	seen    int  // first byte that was not searched yet
+	end     int  // first byte that was not read yet
+	hasCR   bool // whether the buffer may contain a CR
+	lastCR  bool // whether the last line ended in CR, to which a following LF belongs
 	event   struct {
-		start, end int // where its data stands, counted from start
-		lines      int // of data
+		start, end int // range of its data, relative to Scanner.start
+		lines      int // number of its data lines
 	}
-	done  bool // the event was returned: the next call begins another
-	noise int  // bytes since the last event that belong to none
-	multi []byte
-	err   error
+	done  bool   // whether the event was returned and the next call begins another
+	noise int    // bytes since the last event that belong to none
+	multi []byte // data of an event with several data lines
+	err   error  // error of the last read
 }
 
-// Buffers lends scanners what they read into, so that thousands of streams that
-// wait share a few. The zero value is ready; it is safe for concurrent use.
+// Buffers is a pool of the buffers of scanners, so that thousands of waiting streams
+// share a few. The zero value is ready to use, and it is safe for concurrent use.
 type Buffers struct{ pool sync.Pool } // of *[scanBuffer]byte
 
 func (b *Buffers) acquire() []byte {
@@ -69,15 +69,14 @@ func (b *Buffers) release(buf []byte) {
 	}
 }
 
-// NewScanner reads from r into buffers that are lent.
+// NewScanner returns a scanner of r that acquires its memory from buffers.
 func NewScanner(r io.Reader, buffers *Buffers) *Scanner {
 	return &Scanner{r: r, buffers: buffers, done: true}
 }
 
-// Next returns the data of the next event that has any. It is valid until the
-// following call. The error is io.EOF where the stream ended between events,
-// io.ErrUnexpectedEOF where it ended inside one, ErrEventTooLong, ErrNoEvents, else the
-// reader's own.
+// Next returns the data of the next event that has any. It is valid until the next call.
+// The error is io.EOF if the stream ended between events, io.ErrUnexpectedEOF if it ended
+// inside one, ErrEventTooLong, ErrNoEvents, or the reader's error.
 func (s *Scanner) Next() ([]byte, error) {
 	if s.done {
 		s.begin()
@@ -113,7 +112,7 @@ func (s *Scanner) Next() ([]byte, error) {
 			if s.noise += len(line) + 1; s.noise > maxNoise {
 				return nil, ErrNoEvents
 			}
-			s.start = s.pos // nothing of this line need be kept
+			s.start = s.pos // the line is not needed
 		case !ok:
 		case e.lines == 0:
 			e.start, e.end, e.lines = lineFrom+skip, lineTo, 1
@@ -127,13 +126,13 @@ func (s *Scanner) Next() ([]byte, error) {
 	}
 }
 
-// blank reports whether there is nothing in data. Other data begins with a letter or
-// a bracket, and is not searched.
+// blank reports whether data is empty or white space. Other data begins with a letter or a
+// bracket and is not searched.
 func blank(data []byte) bool {
 	return len(data) == 0 || data[0] <= ' ' && len(bytes.TrimSpace(data)) == 0
 }
 
-// dataField reports whether line is a data field and where its value begins.
+// dataField reports whether line is a data field, and returns the offset of its value.
 func dataField(line []byte) (skip int, ok bool) {
 	if !bytes.HasPrefix(line, []byte("data")) {
 		return 0, false
@@ -149,7 +148,7 @@ func dataField(line []byte) (skip int, ok bool) {
 	return 5, true
 }
 
-// begin starts an event; a buffer that a long one has left is given back.
+// begin begins an event. It replaces a large buffer, which a long event left, by a small one.
 func (s *Scanner) begin() {
 	s.start, s.seen, s.event.lines, s.done = s.pos, s.pos, 0, false
 	if len(s.buf) > keepBuffer && s.end-s.pos <= scanBuffer {
@@ -159,8 +158,7 @@ func (s *Scanner) begin() {
 	}
 }
 
-// line passes over one line and says where it stands, counted from start, its
-// end excluded.
+// line reads one line and returns its range without its end, relative to s.start.
 func (s *Scanner) line() (start, end int, err error) {
 	for {
 		if s.lastCR && s.pos < s.end {
@@ -187,7 +185,7 @@ func (s *Scanner) line() (start, end int, err error) {
 	}
 }
 
-// lineEnd is where the line under way ends, counted from seen; -1: not yet.
+// lineEnd returns the end of the current line, relative to s.seen, or -1.
 func (s *Scanner) lineEnd() int {
 	rest := s.buf[s.seen:s.end]
 	lf := bytes.IndexByte(rest, '\n')
@@ -203,7 +201,7 @@ func (s *Scanner) lineEnd() int {
 	return lf
 }
 
-// fill reads once, after making room.
+// fill makes room in the buffer and reads once.
 func (s *Scanner) fill() error {
 	if s.err != nil {
 		return s.err

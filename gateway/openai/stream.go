@@ -9,28 +9,29 @@ import (
 
 // Bounds of a stream that is made here, in bytes.
 const (
-	maxLine  = 16 << 10 // of a line: there are clients that refuse long ones
-	maxName  = 1 << 10  // of an id or the name of a model, as JSON
-	maxSpent = 2 << 10  // of the usage
-	maxShort = 128      // of a member that every chunk repeats
-	maxRest  = 1 << 10  // of all those together
-	minPiece = 64       // of a text that is begun at the end of a line
-	ending   = 256      // kept free in each line, so that a chunk can be ended
+	maxLine  = 16 << 10 // a line; some clients refuse long ones
+	maxName  = 1 << 10  // an id or a model's name, as JSON
+	maxSpent = 2 << 10  // the usage
+	maxShort = 128      // a member that every chunk repeats
+	maxRest  = 1 << 10  // all of those members together
+	minPiece = 64       // least piece of a text that is begun at the end of a line
+	ending   = 256      // reserve of each line for the end of the chunk
 )
 
 // Stream turns answer, one JSON body as ReadAnswer returns it, into the stream that
-// its caller asked for, from the first chunk to [DONE], and appends that to dst.
-// A choice is told in one chunk, which is cut between characters where its line
-// would be longer than 16 KiB. Usage in every chunk is that of the whole answer:
-// when the first is sent, all has been made.
+// its caller asked for, from the first chunk to [DONE], and appends it to dst. Each
+// choice is one chunk, which is cut between characters if its line would be longer
+// than 16 KiB. Usage in every chunk is that of the whole answer, which is complete
+// before the first chunk is sent.
 //
-// begun is the id under which KeepAlive's chunks were sent, "" where none were: the
-// stream goes on under it, and the role that the first of them gave is not repeated.
+// begun is the id of the chunks that KeepAlive has sent, or "" if it has sent none.
+// The stream continues under this id and does not repeat the role, which the first of
+// them has given.
 //
-// What the answer has beyond the API is kept: short members stand in every chunk,
-// long ones in the first, and those of a choice in its last. What cannot be cut and
-// is longer than a line is left out. The error is ErrNoAnswer, or ErrUnfinished
-// where a choice has no finish_reason or there is no choice; dst is then unchanged.
+// Members beyond the API are kept: short ones in every chunk, long ones in the first,
+// and those of a choice in its last. A member that cannot be cut and is longer than a
+// line is left out. The error is ErrNoAnswer, or ErrUnfinished if a choice has no
+// finish_reason or there is no choice. Then dst is returned unchanged.
 func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]byte, error) {
 	s := stream{route: route, out: slices.Grow(dst, len(answer)+len(answer)/8+2048)}
 	a, err := s.read(answer, begun)
@@ -74,29 +75,29 @@ func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]by
 	return append(s.out, "data: [DONE]\n\n"...), nil
 }
 
-// stream is a stream as it is written. Of the chunk under way it knows what has
-// been opened and must be closed.
+// A stream writes the chunks of a stream. It tracks the open parts of the current chunk.
 type stream struct {
 	route Route
 	out   []byte
-	head  []byte // how each chunk begins, up to its choices
-	tail  []byte // what stands behind them
+	head  []byte // beginning of each chunk, up to its choices
+	tail  []byte // members of each chunk behind its choices
 
-	line        int  // where the chunk begins in out
-	index       int  // of its choice
+	line        int  // beginning of the current chunk in out
+	index       int  // index of its choice
 	inDelta     bool // its delta is open
-	first       bool // nothing stands before the next member
-	hasContent  bool // it has text, or something that stands for it
+	first       bool // the next member is the first of its object
+	hasContent  bool // it has a text, or tool calls in place of one
 	inCalls     bool // its list of tool calls is open
 	hasLogprobs bool // it has log probabilities
 }
 
-// envelope is what is read of an answer but its choices' insides.
+// An envelope is an answer without the insides of its choices.
 type envelope struct {
 	choices, usage []byte
-	long           []field // members that only the first chunk gets
+	long           []field // members for the first chunk only
 }
 
+// read reads the members of an answer and sets s.head.
 func (s *stream) read(answer []byte, begun string) (a envelope, err error) {
 	id, model, created := []byte(`""`), []byte(`""`), []byte("0")
 	var short []byte
@@ -145,7 +146,7 @@ func (s *stream) read(answer []byte, begun string) (a envelope, err error) {
 	return a, nil
 }
 
-// streamUsage is a usage object on one line and without its nulls, which streams have not.
+// streamUsage returns a usage object on one line and without nulls, as streams have it.
 func streamUsage(usage []byte) []byte {
 	if len(usage) == 0 || usage[0] != '{' {
 		return nil
@@ -164,7 +165,7 @@ func streamUsage(usage []byte) []byte {
 	return append(out, '}')
 }
 
-// appendFlat appends JSON on one line: a line end in it can only be white space.
+// appendFlat appends JSON on one line. A line end in valid JSON is white space.
 func appendFlat(dst, raw []byte) []byte {
 	start := len(dst)
 	dst = append(dst, raw...)
@@ -176,23 +177,24 @@ func appendFlat(dst, raw []byte) []byte {
 	return dst
 }
 
-// namedText is a text and the names that it has in a chunk.
+// A namedText is a text and its names in a chunk.
 type namedText struct {
 	names []string
 	text  []byte // raw
 }
 
-// unaryChoice is one choice of a whole answer.
+// A unaryChoice is one choice of a unary answer.
 type unaryChoice struct {
 	index     int
-	texts     []namedText // in the order in which it is told
+	texts     []namedText // texts in the order of the stream
 	calls     []byte
 	logprobs  []byte
 	finish    string
-	deltaRest []field // of its message
-	rest      []field // its own
+	deltaRest []field // other members of its message
+	rest      []field // other members of the choice
 }
 
+// readUnaryChoice reads one choice of a unary answer.
 func readUnaryChoice(route Route, raw []byte) (c unaryChoice, err error) {
 	w := members(raw)
 	for w.next() {
@@ -232,7 +234,7 @@ func readUnaryChoice(route Route, raw []byte) (c unaryChoice, err error) {
 	return c, nil
 }
 
-// message reads what a message says. What thinks comes before what is said.
+// message reads the members of a message. Its reasoning comes before its content.
 func (c *unaryChoice) message(raw []byte) {
 	var reasoning, alias, content, refusal []byte
 	for w := members(raw); w.next(); {
@@ -274,13 +276,14 @@ func (c *unaryChoice) message(raw []byte) {
 	c.addText(refusal, "refusal")
 }
 
+// addText adds a text unless it is nil.
 func (c *unaryChoice) addText(raw []byte, names ...string) {
 	if raw != nil {
 		c.texts = append(c.texts, namedText{names, raw})
 	}
 }
 
-// choice tells one choice.
+// choice writes one choice.
 func (s *stream) choice(c *unaryChoice) error {
 	s.begin(c.index)
 	for _, p := range c.texts {
@@ -302,7 +305,7 @@ func (s *stream) choice(c *unaryChoice) error {
 		s.addMember(f, false)
 	}
 	reason := appendString(nil, c.finish)
-	if len(reason) > maxShort { // no value of the API is long, or grows when it is quoted
+	if len(reason) > maxShort { // no value of the API is long, even when escaped
 		return ErrNoAnswer
 	}
 	s.end(string(reason))
@@ -321,14 +324,13 @@ func (s *stream) begin(index int) {
 	s.first = s.inDelta
 }
 
-// next ends the chunk, in which the choice does not end, and begins another.
+// next ends the chunk, but not the choice, and begins another.
 func (s *stream) next() {
 	s.end("null")
 	s.begin(s.index)
 }
 
-// end ends the chunk; finish is JSON. Of the members behind its choices those are
-// written that fit.
+// end ends the chunk; finish is JSON. It writes the members behind its choices that fit.
 func (s *stream) end(finish string, behind ...field) {
 	s.endDelta()
 	if !s.hasLogprobs {
@@ -343,7 +345,7 @@ func (s *stream) end(finish string, behind ...field) {
 	s.out = append(append(s.out, s.tail...), "}\n\n"...)
 }
 
-// endDelta ends what the choice says in this chunk, which is something in each.
+// endDelta ends the delta of the choice. A delta without content gets an empty text.
 func (s *stream) endDelta() {
 	s.endCalls()
 	if !s.hasContent {
@@ -366,7 +368,7 @@ func (s *stream) endCalls() {
 	}
 }
 
-// room is how much may still be written into the line of this chunk.
+// room returns the bytes left in the line of this chunk.
 func (s *stream) room() int {
 	return maxLine - (len(s.out) - s.line) - len(s.tail) - ending
 }
@@ -386,8 +388,8 @@ func (s *stream) member(f field) {
 	s.out = appendFlat(s.out, f.value)
 }
 
-// addMember puts a member that cannot be cut into the delta or beside it, in the next
-// chunk where this one has no room.
+// addMember writes a member that cannot be cut, into the delta or beside it. If the chunk
+// has no room it writes it into the next one.
 func (s *stream) addMember(f field, delta bool) {
 	if s.endCalls(); f.size() > s.room() {
 		s.next()
@@ -400,7 +402,7 @@ func (s *stream) addMember(f field, delta bool) {
 	}
 }
 
-// text tells a text.
+// text writes a text, in several chunks if it is long.
 func (s *stream) text(p namedText) {
 	rest := p.text[1 : len(p.text)-1]
 	for len(rest) > 0 {
@@ -425,8 +427,8 @@ func (s *stream) quote(inner []byte) {
 	s.out = append(append(append(s.out, '"'), inner...), '"')
 }
 
-// call tells the tool call at place i: first all about it, then its arguments, in
-// pieces where they are long.
+// call writes the tool call with index i: first its other members, then its arguments, in
+// pieces if they are long.
 func (s *stream) call(i int, raw []byte) error {
 	head, arguments, err := toolCall(i, raw)
 	if err != nil {
@@ -467,8 +469,9 @@ func (s *stream) beginCall(head []byte) {
 	s.out = append(s.out, head...)
 }
 
-// toolCall is a call of a message as the first delta about it, up to its
-// arguments; nil arguments: it has none that could be cut.
+// toolCall returns the first delta of a message's tool call, up to its arguments, and the
+// arguments as a raw string. They are nil if they are no string; then head is complete
+// except for its closing brace.
 func toolCall(i int, raw []byte) (head, arguments []byte, err error) {
 	head = strconv.AppendInt(append(head, `{"index":`...), int64(i), 10)
 	var function []byte

@@ -9,38 +9,37 @@ import (
 // MaxChoices bounds the choices of an answer and so the index of a choice (prompts × n).
 const MaxChoices = 1 << 14
 
-// Errors of a stream that did not end as a whole answer does.
+// Errors of a stream that is not a complete answer.
 var (
 	ErrGarbage    = errors.New("the stream carries something that is no chunk")
 	ErrUnfinished = errors.New("the stream ended before the answer did")
 )
 
-// StreamError is an error in an answer of status 200: vLLM sends what goes wrong after
-// the 200, be it the server's fault or the caller's, inside the stream, and old versions
-// send the error of a dead engine as the whole body of a 200.
+// A StreamError is an error in an answer of status 200. vLLM sends errors that occur after
+// the 200, the backend's and the caller's, inside the stream. Old versions send the error of
+// a dead engine as the whole body of a 200.
 type StreamError struct {
-	Status int // vLLM's code; 500 where it gave none
+	Status int // code that vLLM gave; 500 if it gave none
 	Err    Error
 }
 
 func (e *StreamError) Error() string { return "error in the answer: " + e.Err.Message }
 
-// Tap follows one stream on its way to the caller. It counts tokens from the
-// usage that every chunk carries (stream_options.continuous_usage_stats), so that
-// a stream that is cut is counted to what was delivered, and it edits each event
-// to what the caller asked for. What a chunk says without stating how many tokens
-// the choice has by then, or with a figure that cannot be true, is counted here,
-// until a figure that can be true makes up for it. One goroutine may use it.
+// A Tap follows one stream on its way to the caller. It edits each event to what the caller
+// asked for. It counts tokens by the usage in every chunk
+// (stream_options.continuous_usage_stats), so that an aborted stream is counted up to what
+// was delivered. If a chunk has no usage, or figures that cannot be true, the tap counts
+// its text itself, until the next sane figure includes it. One goroutine may use it.
 //
 // A chunk is not a token: several tokens may share one, and some have none.
 type Tap struct {
 	View   View
 	Route  Route
 	Bounds Bounds
-	// NewTally makes what counts a text where the engine does not.
+	// NewTally returns a counter of a text whose tokens the engine does not state.
 	NewTally func() Tally
-	// DelayEnd lets the end of the answer wait for the chunk with the usage, of which it
-	// gets the system_fingerprint.
+	// DelayEnd delays the end of the answer until the chunk with the usage, whose
+	// system_fingerprint it gets.
 	DelayEnd bool
 
 	edits          edits
@@ -48,32 +47,32 @@ type Tap struct {
 	shape          shape
 	shapes         int
 	choices        []progress
-	input          int // of the only prompt, where has says that it was stated
-	cached         int
-	known          figures // that the engine has stated of the answer so far, but for the output
-	faults         Faults  // of all usage so far
-	final          Usage
-	finalEstimated bool   // a figure of final is not the engine's
-	ended          bool   // final was given
-	usageHead      []byte // how a chunk with the final usage begins
-	pending        []byte // the event that ends the answer, until it is known whether it gets a fingerprint; empty: none
+	input          int     // tokens of the only prompt, if known has inputFigure
+	cached         int     // cached input tokens
+	known          figures // figures that the engine has stated so far, except the output
+	faults         Faults  // faults of all usage so far
+	final          Usage   // usage of the whole answer, if ended
+	finalEstimated bool    // whether a figure of final is not the engine's
+	ended          bool    // whether the engine has stated the usage of the whole answer
+	usageHead      []byte  // beginning of a chunk with the final usage
+	pending        []byte  // event that ends the answer and waits for a fingerprint; empty for none
 	done           bool
 }
 
-// progress is how far one choice has come. Its output tokens are its own: with
-// n > 1 a chunk's usage speaks of the chunk's choice alone.
+// progress is the state of one choice. With n > 1 the usage in a chunk is that of the
+// chunk's choice alone.
 type progress struct {
-	output    int       // that the engine stated last
-	reasoning int       // output tokens when its reasoning was last heard of
-	estimate  *estimate // of what it has said since; nil: the engine has stated all
+	output    int       // output tokens that the engine stated last
+	reasoning int       // output tokens up to its last reasoning
+	estimate  *estimate // count of its text since the last stated figure; nil for none
 	finished  bool
 }
 
-// Event appends to dst what the caller is to get for the event whose data is
-// given, which may be nothing. The error is a *StreamError, ErrGarbage or
-// ErrUnfinished; then at most what Rest returns is appended.
+// Event appends to dst the caller's version of the event with this data, which may be
+// empty. The error is a *StreamError, ErrGarbage or ErrUnfinished; then it appends at most
+// what Rest would.
 func (t *Tap) Event(dst, data []byte) ([]byte, error) {
-	if t.done { // what comes after the end is nobody's: the request has been counted
+	if t.done { // the request has been counted: what follows its end is dropped
 		return dst, nil
 	}
 	if string(data) == "[DONE]" {
@@ -118,20 +117,20 @@ func (t *Tap) Event(dst, data []byte) ([]byte, error) {
 }
 
 // delaysEnd reports whether the chunk ends the answer and may lack its fingerprint. vLLM puts
-// that into the chunk with the usage, which it is always asked for; a caller who has not
-// asked for that is to have it where vLLM would have put it then, in the last chunk.
+// the fingerprint into the chunk with the usage, which the gateway always asks for. A caller
+// that has not asked for usage gets it in the last chunk, where vLLM would have put it.
 func (t *Tap) delaysEnd() bool {
 	c := &t.last
 	return t.DelayEnd && !t.View.IncludeUsage && c.fingerprint == nil && len(c.choices) > 0 && c.choices[len(c.choices)-1].finish != "" && t.complete()
 }
 
-// addFingerprint gives the event that is held a fingerprint; nil: there is none.
+// addFingerprint adds a fingerprint to the pending event, unless it is nil.
 func (t *Tap) addFingerprint(fingerprint []byte) {
 	if len(fingerprint) == 0 || fingerprint[0] != '"' || len(fingerprint) > maxName {
 		return
 	}
 	const name, data, end = "system_fingerprint", "data: ", "\n\n"
-	object, _ := withoutMember(bytes.TrimSpace(t.pending[len(data):len(t.pending)-len(end)]), name) // null, perhaps
+	object, _ := withoutMember(bytes.TrimSpace(t.pending[len(data):len(t.pending)-len(end)]), name) // it may be null
 	object = withLastMember(object, join(`,"`, name, `":`, string(fingerprint)))
 	t.pending = append(append(append(t.pending[:0], data...), object...), end...)
 }
@@ -139,15 +138,15 @@ func (t *Tap) addFingerprint(fingerprint []byte) {
 // Holding reports whether the end of the answer waits for the chunk with the usage.
 func (t *Tap) Holding() bool { return len(t.pending) > 0 }
 
-// Rest appends what is held back of a stream, for when no event follows.
+// Rest appends the delayed end of the answer, if any, for a stream without another event.
 func (t *Tap) Rest(dst []byte) []byte {
 	dst = append(dst, t.pending...)
 	t.pending = t.pending[:0]
 	return dst
 }
 
-// oneLine puts JSON on one line, as an event's data must be, and reports whether
-// it was: in valid JSON an LF is only white space.
+// oneLine puts JSON on one line, as an event's data must be, and reports whether it was on
+// one. An LF in valid JSON is white space.
 func oneLine(b []byte) bool {
 	single := true
 	for i := bytes.IndexByte(b, '\n'); i >= 0; i = bytes.IndexByte(b, '\n') {
@@ -156,9 +155,10 @@ func oneLine(b []byte) bool {
 	return single
 }
 
-// Done reports whether [DONE] came after every choice had finished.
+// Done reports whether [DONE] has come after the end of every choice.
 func (t *Tap) Done() bool { return t.done }
 
+// complete reports whether every choice has finished.
 func (t *Tap) complete() bool {
 	for i := range t.choices {
 		if !t.choices[i].finished {
@@ -168,23 +168,22 @@ func (t *Tap) complete() bool {
 	return len(t.choices) > 0
 }
 
-// chunk is what is read of a chunk, or of an answer that comes as one body.
+// A chunk holds the raw members of a chunk, or of a unary answer.
 type chunk struct {
-	id      []byte
-	created []byte
-	model   []byte
-	choices []choice
-	listed  bool // it has choices, be they none
-	usage   []byte
-	noUsage []byte // null in its place
-	cut     edit   // takes the usage out
-	failure []byte
-	// system_fingerprint; nil where it is not there or null
-	fingerprint []byte
+	id          []byte
+	created     []byte
+	model       []byte
+	choices     []choice
+	listed      bool // whether it has a list of choices, which may be empty
+	usage       []byte
+	noUsage     []byte // the null in place of a usage
+	cut         edit   // edit that removes the usage
+	failure     []byte // error object
+	fingerprint []byte // system_fingerprint; nil if absent or null
 }
 
-// read reads data in one pass and edits what its caller is to see; ok is false
-// where data is no chunk.
+// read reads data in one pass and prepares the edits of the caller's version; ok is false
+// if data is no chunk.
 func (c *chunk) read(e *edits, v *View, data []byte, part string) (ok bool) {
 	e.reset(data)
 	*c = chunk{choices: c.choices[:0]}
@@ -227,7 +226,7 @@ func (c *chunk) read(e *edits, v *View, data []byte, part string) (ok bool) {
 	return w.failure() == nil
 }
 
-// chunk reads one chunk, prepares its edits, and says whether the caller sees it.
+// chunk reads one chunk and prepares its edits. show reports whether the caller sees it.
 func (t *Tap) chunk(data []byte) (show bool, err error) {
 	c := &t.last
 	if !c.read(&t.edits, &t.View, data, t.contentName()) {
@@ -264,7 +263,7 @@ func (t *Tap) chunk(data []byte) (show bool, err error) {
 	return show, nil
 }
 
-// choiceUsage is the usage of one choice, as the engine should have stated it.
+// choiceUsage returns the usage of one choice, as the engine should have stated it.
 func (t *Tap) choiceUsage(p *progress) Usage {
 	u := Usage{Input: t.Bounds.Input / max(t.Bounds.Prompts, 1), Output: p.output, Reasoning: p.reasoning}
 	if t.known&inputFigure != 0 {
@@ -277,6 +276,7 @@ func (t *Tap) choiceUsage(p *progress) Usage {
 	return u
 }
 
+// contentName returns the member of a choice that holds its content; "" for a completion.
 func (t *Tap) contentName() string {
 	if t.Route == Completions {
 		return ""
@@ -284,9 +284,10 @@ func (t *Tap) contentName() string {
 	return "delta"
 }
 
-// checkChoice makes sure that a choice goes on and has its place.
+// checkChoice checks that a choice was not aborted and has a valid index, and makes room for
+// its progress.
 func (t *Tap) checkChoice(c *choice) error {
-	if c.finish == "abort" { // the server was paused or shut down
+	if c.finish == "abort" { // the backend was paused or shut down
 		return ErrUnfinished
 	}
 	if c.index < 0 || c.index >= MaxChoices {
@@ -298,15 +299,15 @@ func (t *Tap) checkChoice(c *choice) error {
 	return nil
 }
 
-// advance notes how far a choice has come. s is the usage in its chunk, nil where there
-// is none; what cannot be true of it is returned.
+// advance updates the progress of a choice. s is the usage in its chunk, or nil. It returns
+// the faults of that usage.
 func (t *Tap) advance(c *choice, s *stated) (faults Faults) {
 	p := &t.choices[c.index]
 	if c.finish != "" {
 		p.finished = true
 		t.keepUsageHead()
 	}
-	t.ended = false // an answer that goes on was not stated as a whole
+	t.ended = false // the answer continues, so the last usage was not final
 	if s == nil {
 		t.estimate(p).add(c, false, t.NewTally)
 		return 0
@@ -319,7 +320,7 @@ func (t *Tap) advance(c *choice, s *stated) (faults Faults) {
 	return faults
 }
 
-// check holds the usage in a chunk, which speaks of one choice, against what that can be.
+// check checks the usage in a chunk, which is that of one choice.
 func (t *Tap) check(p *progress, s *stated) (sane figures, faults Faults) {
 	floor := Usage{Input: t.input, Output: p.output}
 	if t.known&reasoningFigure != 0 {
@@ -328,7 +329,7 @@ func (t *Tap) check(p *progress, s *stated) (sane figures, faults Faults) {
 	return t.Bounds.check(s, 1, 1, floor)
 }
 
-// record takes in what the engine has stated of one choice.
+// record records the sane figures that the engine has stated of one choice.
 func (t *Tap) record(p *progress, s *stated, sane figures, reasoned bool) {
 	if sane&inputFigure != 0 && t.Bounds.Prompts < 2 {
 		t.input = s.Input
@@ -349,7 +350,7 @@ func (t *Tap) record(p *progress, s *stated, sane figures, reasoned bool) {
 	}
 }
 
-// estimate is what counts a choice while the engine does not.
+// estimate returns the estimate of a choice, which it creates if there is none.
 func (t *Tap) estimate(p *progress) *estimate {
 	if p.estimate == nil {
 		p.estimate = &estimate{thinking: p.reasoning > 0}
@@ -357,8 +358,8 @@ func (t *Tap) estimate(p *progress) *estimate {
 	return p.estimate
 }
 
-// recordFinal takes in a chunk without choices, whose usage is that of all of them together. It
-// says whether the caller sees the chunk.
+// recordFinal records the usage in a chunk without choices, which is that of the whole
+// answer. It reports whether the caller sees the chunk.
 func (t *Tap) recordFinal(c *chunk) (show bool) {
 	if c.usage == nil {
 		return true
@@ -371,7 +372,7 @@ func (t *Tap) recordFinal(c *chunk) (show bool) {
 			floor.Reasoning = Plus(floor.Reasoning, t.choices[i].reasoning)
 		}
 	}
-	if t.ended { // it has been said before
+	if t.ended { // the engine has stated it before
 		floor = t.final
 	}
 	sane, faults := t.Bounds.check(&s, t.Bounds.Prompts, t.Bounds.Choices, floor)
@@ -389,7 +390,7 @@ func (t *Tap) recordFinal(c *chunk) (show bool) {
 		}
 	}
 	if (s.valid|s.wrong)&cachedFigure == 0 && sane&inputFigure != 0 {
-		u.Cached = 0 // the engine tells nothing of it where nothing was cached
+		u.Cached = 0 // the engine leaves it out if nothing was cached
 	}
 	t.final, t.ended, t.finalEstimated = u.consistent(), true, s.replaced(sane)
 	switch {
@@ -402,9 +403,9 @@ func (t *Tap) recordFinal(c *chunk) (show bool) {
 	return t.View.IncludeUsage
 }
 
-// Usage is what the answer has taken so far, and whether a figure of it is the
-// gateway's own. Where the server does not count reasoning tokens itself, they are
-// the tokens up to the last reasoning heard of and the mark that ends it.
+// Usage returns the usage of the answer so far, and whether it has a figure of the gateway's
+// own. If the backend does not count reasoning tokens, they are the tokens up to the last
+// reasoning and the mark that ends it.
 func (t *Tap) Usage() (u Usage, estimated bool) {
 	if t.ended {
 		return t.final, t.finalEstimated
@@ -427,7 +428,7 @@ func (t *Tap) Usage() (u Usage, estimated bool) {
 		output, reasoning := p.estimate.tokens()
 		counted, u.Reasoning, hasEstimate = counted+output, u.Reasoning+reasoning, hasEstimate || output > 0
 		if p.output == 0 {
-			unstated++ // the prompt that its text may begin with is not yet in an engine's figure
+			unstated++ // its text may begin with the prompt, which no figure of the engine includes yet
 		}
 	}
 	if hasEstimate {
@@ -437,7 +438,7 @@ func (t *Tap) Usage() (u Usage, estimated bool) {
 	return u.consistent(), estimated
 }
 
-// Longest is how many tokens the longest choice has so far.
+// Longest returns the number of tokens of the longest choice so far.
 func (t *Tap) Longest() (tokens int) {
 	for i := range t.choices {
 		tokens = max(tokens, t.choiceUsage(&t.choices[i]).Output)
@@ -445,8 +446,8 @@ func (t *Tap) Longest() (tokens int) {
 	return tokens
 }
 
-// Faults are what was wrong with the engine's usage. That none was given is a fault
-// once the stream has ended.
+// Faults returns the faults of the engine's usage. At the end of the stream a missing usage
+// is a fault too.
 func (t *Tap) Faults() Faults {
 	if _, estimated := t.Usage(); estimated && t.faults == 0 {
 		return FaultMissing
@@ -454,8 +455,8 @@ func (t *Tap) Faults() Faults {
 	return t.faults
 }
 
-// keepUsageHead keeps how the chunk before the end begins, in case that the engine sends
-// none with the usage for which the caller has asked.
+// keepUsageHead keeps the beginning of a chunk for the usage, in case the caller has asked
+// for it and the engine sends none.
 func (t *Tap) keepUsageHead() {
 	c := &t.last
 	if !t.View.IncludeUsage || len(c.id) == 0 || len(c.created) == 0 || len(c.id)+len(c.created)+len(c.model) > maxName {
@@ -476,8 +477,8 @@ func (t *Tap) keepUsageHead() {
 	t.usageHead = append(h, `,"choices":[],"usage":`...)
 }
 
-// appendUsage appends the chunk with the usage of the answer where the caller has asked for
-// one and the engine has sent none.
+// appendUsage appends a chunk with the usage of the answer if the caller has asked for one
+// and the engine has sent none.
 func (t *Tap) appendUsage(dst []byte) []byte {
 	if !t.View.IncludeUsage || t.ended || len(t.usageHead) == 0 {
 		return dst
@@ -487,7 +488,7 @@ func (t *Tap) appendUsage(dst []byte) []byte {
 	return append(u.append(dst, t.known&reasoningFigure), "}\n\n"...)
 }
 
-// streamError is the error that data holds, of which failure is the object.
+// streamError returns the error in data, whose error object is failure.
 func streamError(data, failure []byte) *StreamError {
 	e := &StreamError{Status: 500, Err: ReadError(data)}
 	if code, ok := integer(find(failure, "code")); ok && code >= 400 && code < 600 {
@@ -496,8 +497,8 @@ func streamError(data, failure []byte) *StreamError {
 	return e
 }
 
-// answerError is why a body is no answer: the error that it holds, in either of vLLM's
-// shapes, or ErrNoAnswer.
+// answerError returns the error in a body that is no answer, in either of vLLM's shapes, or
+// ErrNoAnswer.
 func answerError(body []byte) error {
 	object := body
 	if inner := find(body, "error"); inner != nil {

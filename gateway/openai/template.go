@@ -2,23 +2,22 @@ package openai
 
 import "strconv"
 
-// What becomes of a key of chat_template_kwargs.
+// A kwargRule is the treatment of a key of chat_template_kwargs.
 type kwargRule int
 
 const (
-	kwargPassed  kwargRule = iota // Qwen3's template does not read it: passed on, if its value is small
-	kwargCounted                  // read by the template, and the count knows it
-	kwargField                    // refused: it is a field of the body, where it is counted
-	kwargServer                   // refused: it is the server's own
+	kwargPassed  kwargRule = iota // passed if its value is small: Qwen3's template does not read it
+	kwargCounted                  // passed: the template reads it, and the count includes it
+	kwargField                    // refused: a field of the body has the same meaning and is counted
+	kwargServer                   // refused: only the backend may set it
 )
 
-// maxKwarg bounds the value of a key that is passed on, in bytes of JSON.
+// maxKwarg bounds the value of a key that is passed, in bytes of JSON.
 const maxKwarg = 256
 
-// lookupKwarg returns what becomes of a key of chat_template_kwargs. vLLM hands the template
-// those keys that it reads, and those that are parameters of the library's
-// apply_chat_template; they win over the body's own fields, so a prompt that is written
-// there is rendered although nobody has counted it.
+// lookupKwarg returns the rule of a key of chat_template_kwargs. vLLM passes the template
+// the keys that it reads and the parameters of the library's apply_chat_template. They win
+// over the body's own fields, so a prompt that came there would be rendered uncounted.
 func lookupKwarg(name string) kwargRule {
 	switch name {
 	case "enable_thinking":
@@ -32,8 +31,8 @@ func lookupKwarg(name string) kwargRule {
 	return kwargPassed
 }
 
-// templateKwargs checks chat_template_kwargs and returns its object, without a thinking
-// switch that says nothing, and the value of the switch; nil where there is none.
+// templateKwargs checks chat_template_kwargs. It returns its object, without a thinking
+// switch that has no effect, and the value of the switch, or nil if there is none.
 func (q *Request) templateKwargs() (object, thinking []byte, err *Error) {
 	const field = "chat_template_kwargs"
 	raw, ok := q.Raw(field)
@@ -59,7 +58,7 @@ func (q *Request) templateKwargs() (object, thinking []byte, err *Error) {
 			}
 		}
 	}
-	// vLLM takes both of these for nothing said.
+	// vLLM ignores both of these values.
 	if s, _ := text(thinking); isNull(thinking) || s == "auto" {
 		thinking = nil
 		raw, _ = withoutMember(raw, "enable_thinking")
@@ -68,7 +67,8 @@ func (q *Request) templateKwargs() (object, thinking []byte, err *Error) {
 	return raw, thinking, nil
 }
 
-// translateThinking settles the thinking switch in chat_template_kwargs.
+// translateThinking translates all spellings of the thinking switch into the one in
+// chat_template_kwargs.
 func (q *Request) translateThinking(w *Wish) *Error {
 	if err := q.thinkingBudget(); err != nil {
 		return err
@@ -81,7 +81,7 @@ func (q *Request) translateThinking(w *Wish) *Error {
 	if err != nil {
 		return err
 	}
-	switch { // what stands in the object itself wins
+	switch { // a switch in the object itself wins
 	case explicit != nil:
 		w.NoThinking = string(explicit) == "false"
 	case !present:
@@ -97,8 +97,8 @@ func (q *Request) translateThinking(w *Wish) *Error {
 	return q.promptEnd()
 }
 
-// promptEnd checks what the body says of the end of the prompt. vLLM takes many words
-// for true and false; the count goes by these two.
+// promptEnd checks the members that decide the end of the prompt. Bool rewrites them, so
+// that vLLM, which accepts many spellings, reads the same values as the count.
 func (q *Request) promptEnd() *Error {
 	generation, present, err := q.Bool("add_generation_prompt")
 	if err != nil {
@@ -114,7 +114,8 @@ func (q *Request) promptEnd() *Error {
 	return nil
 }
 
-// Truncation reads to how many tokens a prompt is cut; -1: to as many as fit; 0: it is not.
+// Truncation returns the number of tokens that a prompt is cut to; -1: as many as fit; 0: it
+// is not cut.
 func (q *Request) Truncation() (int, *Error) {
 	n, ok, err := q.Int("truncate_prompt_tokens", -1)
 	if err == nil && ok && n == 0 {
@@ -132,6 +133,7 @@ func (q *Request) SetTruncation(tokens int) {
 	q.Set("truncate_prompt_tokens", strconv.AppendInt(nil, int64(tokens), 10))
 }
 
+// thinkingBudget renames thinking_budget to vLLM's thinking_token_budget.
 func (q *Request) thinkingBudget() *Error {
 	_, ok, err := q.Int("thinking_budget", 0)
 	if err != nil || !ok {
@@ -145,7 +147,8 @@ func (q *Request) thinkingBudget() *Error {
 	return nil
 }
 
-// thinkingSwitch reads and takes out the spellings that vLLM does not know.
+// thinkingSwitch reads and removes the spellings of the thinking switch that vLLM does not
+// know. present is false if there is none.
 func (q *Request) thinkingSwitch() (enabled, present bool, err *Error) {
 	enabled, present, err = q.Bool("enable_thinking")
 	if err != nil {
@@ -169,8 +172,8 @@ func (q *Request) thinkingSwitch() (enabled, present bool, err *Error) {
 	return effort != "none", true, nil
 }
 
-// reasoningEffort reads the effort, in either spelling. An effort of none is nothing but
-// a thinking switch, and vLLM before 0.18 refuses the word: it is taken out.
+// reasoningEffort reads the effort, in either spelling. An effort of none is only a thinking
+// switch, and vLLM before 0.18 refuses the word, so it is removed.
 func (q *Request) reasoningEffort() (effort string, known bool) {
 	raw, ok := q.Raw("reasoning_effort")
 	if !ok {
@@ -184,8 +187,8 @@ func (q *Request) reasoningEffort() (effort string, known bool) {
 	return effort, known && effort != ""
 }
 
-// ThinkingSwitch applies the translations of a chat that change its prompt, and
-// reports whether its thinking is switched off, or open.
+// ThinkingSwitch applies the translations of a chat that change its prompt. It reports
+// whether the chat's thinking is off, or open: left to the backend's default.
 func (q *Request) ThinkingSwitch() (disabled, open bool, err *Error) {
 	var w Wish
 	if err := q.translateThinking(&w); err != nil {

@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// CheckTokens checks that every token id in the body is one of a vocabulary of so many
-// rows, and writes it in plain digits. vLLM before 0.20 does not check all of them, and an
-// id without a row ends its engine: the prompt's by an index out of range, and so those of
-// stop_token_ids where min_tokens hides them.
+// CheckTokens checks that every token id in the body is below vocabulary, the number of rows
+// of the embedding, and rewrites it in plain digits. vLLM before 0.20 does not check all of
+// them, and an id without a row kills its engine by an index out of range: one of the
+// prompt, or of stop_token_ids together with min_tokens.
 func (q *Request) CheckTokens(vocabulary int) *Error {
 	if raw, ok := q.Raw("prompt"); ok && q.Route == Completions && raw[0] == '[' {
 		if err := q.checkIDs("prompt", raw, vocabulary); err != nil {
@@ -30,14 +30,14 @@ func (q *Request) CheckTokens(vocabulary int) *Error {
 	return q.checkBias(vocabulary)
 }
 
-// checkIDs checks the list of token ids that the member of this name is. A prompt may be
-// a list of such lists, or of texts.
+// checkIDs checks the member with this name, a list of token ids. A prompt may also be a
+// list of such lists, or of texts.
 func (q *Request) checkIDs(name string, raw []byte, vocabulary int) *Error {
 	plain := plainNumbers{raw: raw}
 	for w := elements(raw); w.next(); {
 		value := w.value()
 		if k := kindOf(value); name == "prompt" && k == stringKind {
-			return nil // of texts alone, as Prompts makes sure
+			return nil // Prompts has checked that all are texts
 		} else if name != "prompt" || k != arrayKind {
 			if err := plain.checkID(name, value, vocabulary); err != nil {
 				return err
@@ -56,7 +56,7 @@ func (q *Request) checkIDs(name string, raw []byte, vocabulary int) *Error {
 	return nil
 }
 
-// checkID takes in the next token id, raw, if it is one.
+// checkID checks the next token id and adds it to r.
 func (r *plainNumbers) checkID(name string, raw []byte, vocabulary int) *Error {
 	id, ok := lenientInteger(raw)
 	if !ok || id < 0 || id >= int64(vocabulary) {
@@ -66,8 +66,8 @@ func (r *plainNumbers) checkID(name string, raw []byte, vocabulary int) *Error {
 	return nil
 }
 
-// outOfVocabulary refuses the member of this name for token ids that the vocabulary does
-// not have. It names those in shown, of count in all.
+// outOfVocabulary returns the error of a member with token ids that the vocabulary does not
+// have. It quotes shown, the first of count such ids.
 func outOfVocabulary(name string, shown []string, count, vocabulary int) *Error {
 	list, verb := strings.Join(shown, ", "), "are"
 	switch {
@@ -79,8 +79,8 @@ func outOfVocabulary(name string, shown []string, count, vocabulary int) *Error 
 	return invalid(name, "%s: %s %s out of vocabulary: the %d token ids go from 0 to %d", name, list, verb, vocabulary, vocabulary-1)
 }
 
-// checkBias checks the keys of logit_bias, which are token ids. It names all that are not,
-// up to 8, as vLLM names all of them.
+// checkBias checks the keys of logit_bias, which are token ids. Its error quotes the first 8
+// that are not; vLLM quotes all.
 func (q *Request) checkBias(vocabulary int) *Error {
 	const name = "logit_bias"
 	raw, ok := q.Raw(name)

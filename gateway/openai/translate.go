@@ -4,34 +4,33 @@ import (
 	"bytes"
 )
 
-// guided maps the names that vLLM dropped in v0.12 (and has ignored in silence
-// since) to the kinds of structured_outputs.
+// guided maps the names that vLLM dropped in v0.12, and has ignored since without an error,
+// to the kinds of structured_outputs.
 func guided() [4][2]string {
 	return [4][2]string{{"guided_json", "json"}, {"guided_regex", "regex"}, {"guided_choice", "choice"}, {"guided_grammar", "grammar"}}
 }
 
-// Wish is what a caller asked for that concerns the gateway rather than the
-// server behind it.
+// A Wish is the part of a request that concerns the gateway and not the backend.
 type Wish struct {
-	Model           string // empty: the caller names none
+	Model           string // model that the caller names; empty for none
 	Stream          bool
-	IncludeUsage    bool // of a stream: a last chunk with the usage
-	ContinuousUsage bool // of a stream: usage in every chunk
-	HideReasoning   bool // return_reasoning or include_reasoning is false
-	NoThinking      bool // the chat template is told enable_thinking: false
-	ThinkingOpen    bool // it is told nothing of thinking: the server's own default holds
+	IncludeUsage    bool // whether a stream ends with a chunk with the usage
+	ContinuousUsage bool // whether every chunk of a stream has the usage
+	HideReasoning   bool // whether return_reasoning or include_reasoning is false
+	NoThinking      bool // whether the chat template gets enable_thinking: false
+	ThinkingOpen    bool // whether it gets no enable_thinking, so that the backend's default applies
 	N               int  // choices per prompt
-	MaxTokens       int  // 0: the caller left it out. Of a prompt that is only to be given back 1, which the server makes and hides
-	ScoresPrompt    bool // the log probabilities of the prompt's tokens are asked for
+	MaxTokens       int  // limit of a choice; 0 if absent; 1 for a prompt that is only echoed, whose token vLLM hides
+	ScoresPrompt    bool // whether the log probabilities of the prompt's tokens are asked for
 	Truncate        int  // tokens of the prompt that are kept; -1: as many as fit; 0: all
 }
 
-// Translate checks what the gateway itself must know, turns the spellings that
-// clients use into vLLM's, and strips what callers may not say.
+// Translate checks the members that the gateway reads, translates clients' spellings into
+// vLLM's, and strips the members that callers may not set.
 //
-// The thinking switch is chat_template_kwargs.enable_thinking, a real boolean.
-// Where the caller set it, it stays; else it comes from enable_thinking, from
-// thinking.type, or from the reasoning effort, in this order.
+// The thinking switch is chat_template_kwargs.enable_thinking, a boolean. If the caller
+// set it, it stays. Otherwise it comes from enable_thinking, from thinking.type, or from
+// the reasoning effort, in this order.
 func (q *Request) Translate(maxN int) (Wish, *Error) {
 	w, err := q.readWish(maxN)
 	if err != nil {
@@ -63,6 +62,7 @@ func (q *Request) Translate(maxN int) (Wish, *Error) {
 	return w, q.checkMembers()
 }
 
+// readWish reads the model, the choices and the limit, and checks that there is a prompt.
 func (q *Request) readWish(maxN int) (w Wish, err *Error) {
 	var ok bool
 	if w.Model, _, err = q.Text("model"); err != nil {
@@ -92,15 +92,15 @@ func (q *Request) readWish(maxN int) (w Wish, err *Error) {
 	return w, nil
 }
 
-// checkLimits checks what bounds the answer. A completion may ask for none where it wants
-// its prompt back, with log probabilities perhaps, as lm-evaluation-harness does.
+// checkLimits checks the limits of the answer. A completion may ask for 0 tokens to get its
+// prompt back, perhaps with log probabilities, as lm-evaluation-harness does.
 func (q *Request) checkLimits() *Error {
 	if _, _, err := q.Bool("echo"); err != nil {
 		return err
 	}
 	for _, name := range [...]string{"max_tokens", "max_completion_tokens"} {
 		if q.echoAlone() && name == "max_tokens" {
-			_, _, err := q.Int(name, 0) // in plain digits
+			_, _, err := q.Int(name, 0) // rewrites it in plain digits
 			return err
 		}
 		if _, _, err := q.Int(name, 1); err != nil {
@@ -113,8 +113,8 @@ func (q *Request) checkLimits() *Error {
 	return nil
 }
 
-// echoAlone reports whether a completion asks for nothing but its prompt: vLLM takes
-// max_tokens 0 then, makes one token all the same, and does not show it.
+// echoAlone reports whether a completion asks only for its prompt. vLLM then accepts
+// max_tokens 0, but makes one token, which it does not show.
 func (q *Request) echoAlone() bool {
 	if q.Route != Completions {
 		return false
@@ -126,6 +126,7 @@ func (q *Request) echoAlone() bool {
 	return whole && n == 0 && wanted
 }
 
+// readStreamOptions reads stream and stream_options.
 func (q *Request) readStreamOptions(w *Wish) (err *Error) {
 	if w.Stream, _, err = q.Bool("stream"); err != nil {
 		return err
@@ -146,8 +147,8 @@ func (q *Request) readStreamOptions(w *Wish) (err *Error) {
 	return nil
 }
 
-// readReasoningOptions takes out return_reasoning and include_reasoning, which the
-// gateway answers itself: servers honour the latter in some answers only.
+// readReasoningOptions reads and removes return_reasoning and include_reasoning. The gateway
+// applies them itself, since backends honour the latter in some answers only.
 func (q *Request) readReasoningOptions(w *Wish) *Error {
 	for _, name := range []string{"return_reasoning", "include_reasoning"} {
 		show, ok, err := q.Bool(name)
@@ -160,6 +161,7 @@ func (q *Request) readReasoningOptions(w *Wish) *Error {
 	return nil
 }
 
+// translateStructured translates guided_... into structured_outputs.
 func (q *Request) translateStructured() *Error {
 	_, constrained := q.Raw("structured_outputs")
 	for _, g := range guided() {
@@ -177,6 +179,7 @@ func (q *Request) translateStructured() *Error {
 	return nil
 }
 
+// join returns the concatenation of parts.
 func join(parts ...string) []byte {
 	var b bytes.Buffer
 	for _, p := range parts {
@@ -185,7 +188,8 @@ func join(parts ...string) []byte {
 	return b.Bytes()
 }
 
-// withMember adds a member to an object that does not have it; nil is {}.
+// withMember returns an object with a further member, which it must not have yet; nil counts
+// as {}.
 func withMember(object []byte, name, value string) []byte {
 	rest := "}"
 	if inner := bytes.TrimLeft(bytes.TrimPrefix(object, []byte("{")), " \t\r\n"); len(inner) > 0 && inner[0] != '}' {

@@ -2,7 +2,7 @@ package openai
 
 import "strconv"
 
-// Usage is how many tokens a request took. Output includes reasoning, the end
+// Usage is the number of tokens that a request used. Output includes reasoning, the end
 // token and tool-call markup; Input includes Cached.
 type Usage struct {
 	Input     int
@@ -11,19 +11,20 @@ type Usage struct {
 	Reasoning int
 }
 
-// maxFigure bounds sums and products of tokens: thousands of them still add up within
-// 64 bits, and a double holds each exactly.
+// maxFigure bounds sums and products of tokens: thousands of them still fit into 64 bits,
+// and a double represents each exactly.
 const maxFigure = 1 << 48
 
-// Total is what OpenAI calls total_tokens.
+// Total returns OpenAI's total_tokens.
 func (u Usage) Total() int { return Plus(u.Input, u.Output) }
 
-// Plus returns a + b of two numbers of tokens, 2^48 at most. A negative one counts as 0.
+// Plus returns the sum of two numbers of tokens, at most 2^48. A negative one counts as 0.
 func Plus(a, b int) int {
 	return min(min(max(a, 0), maxFigure)+min(max(b, 0), maxFigure), maxFigure)
 }
 
-// Times returns a × b of two numbers of tokens, 2^48 at most. A negative one counts as 0.
+// Times returns the product of two numbers of tokens, at most 2^48. A negative one counts as
+// 0.
 func Times(a, b int) int {
 	a, b = max(a, 0), max(b, 0)
 	if a > 0 && b > maxFigure/a {
@@ -32,14 +33,13 @@ func Times(a, b int) int {
 	return a * b
 }
 
-// consistent is u with no part larger than the whole.
+// consistent returns u with each part lowered to its whole.
 func (u Usage) consistent() Usage {
 	u.Cached, u.Reasoning = min(u.Cached, u.Input), min(u.Reasoning, u.Output)
 	return u
 }
 
-// append writes a usage object as the API has it. A detail that is 0 stands in it if it is
-// known, and not only left out.
+// append appends a usage object of the API. A detail of 0 is written only if it is known.
 func (u Usage) append(b []byte, known figures) []byte {
 	b = strconv.AppendInt(append(b, `{"prompt_tokens":`...), int64(u.Input), 10)
 	b = strconv.AppendInt(append(b, `,"total_tokens":`...), int64(u.Total()), 10)
@@ -55,8 +55,8 @@ func (u Usage) append(b []byte, known figures) []byte {
 	return append(b, '}')
 }
 
-// addReasoning edits a usage object, of which the engine states no reasoning tokens, so
-// that it states those that were counted here.
+// addReasoning adds reasoning tokens, which the gateway has counted, to a usage object of
+// the engine without any.
 func (e *edits) addReasoning(usage []byte, tokens int) {
 	const name, part = "completion_tokens_details", "reasoning_tokens"
 	member := strconv.AppendInt([]byte(`,"`+part+`":`), int64(tokens), 10)
@@ -64,31 +64,31 @@ func (e *edits) addReasoning(usage []byte, tokens int) {
 	case details == nil:
 		e.insert(usage[:len(usage)-1], join(`,"`, name, `":{`, string(member[1:]), `}`))
 	case details[0] == '{':
-		rest, _ := withoutMember(details, part) // null, perhaps
+		rest, _ := withoutMember(details, part) // it may be null
 		e.replace(details, withLastMember(rest, member))
 	default:
 		e.replace(details, join(`{`, string(member[1:]), `}`))
 	}
 }
 
-// Faults are ways in which an engine's usage cannot be the truth, as a set of bits.
+// Faults is a set of bits: the reasons why an engine's usage cannot be true.
 type Faults uint8
 
-// The ways.
+// The faults.
 const (
 	FaultMissing   Faults = 1 << iota // the input or the output was never stated
 	FaultInvalid                      // a figure is no whole number, or is negative, or total_tokens is not the sum
-	FaultExcessive                    // a figure is above what the request allows
-	FaultFallen                       // a figure is below one that the same stream had stated before
-	FaultUnseen                       // nobody saw the answer, which was to come in one piece
+	FaultExcessive                    // a figure is above the bounds of the request
+	FaultFallen                       // a figure is below an earlier one of the same stream
+	FaultUnseen                       // a unary answer never arrived
 )
 
-// FaultNames are the words for all faults, in the order of their bits.
+// FaultNames returns the names of all faults, in the order of their bits.
 func FaultNames() []string {
 	return []string{"missing", "invalid", "excessive", "fallen", "unseen"}
 }
 
-// Names are the words for the faults in the set.
+// Names returns the names of the faults in the set.
 func (f Faults) Names() (names []string) {
 	for i, name := range FaultNames() {
 		if f&(1<<i) != 0 {
@@ -98,22 +98,23 @@ func (f Faults) Names() (names []string) {
 	return names
 }
 
-// Bounds say what the usage of an answer can be, by what was asked for. The zero
-// value bounds an answer of which nothing is known.
+// Bounds are the bounds of an answer's usage, which follow from its request. The zero value
+// is for an unknown request.
 type Bounds struct {
-	Input   int  // tokens of all prompts by the gateway's own count, which replace a figure that cannot be true
-	Context int  // tokens that a prompt can have; 0: not known
-	Prompts int  // number of prompts; 0: one
-	Limit   int  // tokens that a choice may have; 0: not known
-	Choices int  // number of choices of all prompts together; 0: one
-	Echo    bool // the text of each choice begins with its prompt
+	Input   int  // tokens of all prompts by the gateway's own count, which replaces a figure that cannot be true
+	Context int  // most tokens of a prompt; 0 if unknown
+	Prompts int  // number of prompts; 0 means 1
+	Limit   int  // most tokens of a choice; 0 if unknown
+	Choices int  // number of choices of all prompts together; 0 means 1
+	Echo    bool // whether the text of each choice begins with its prompt
 }
 
-// longestContext stands for a context or a limit that is not known, in tokens: no
-// Qwen3 model has a longer one.
+// longestContext replaces an unknown context or limit, in tokens. No Qwen3 model has a
+// longer one.
 const longestContext = 1 << 20
 
-// upperBound returns up to which a figure can be true: so many tokens each, and one more.
+// upperBound returns the largest sane figure for number prompts or choices of so many
+// tokens and extra ones each. 0 tokens means that the limit is unknown.
 func upperBound(tokens, number, extra int) int {
 	if tokens <= 0 {
 		tokens = longestContext
@@ -121,7 +122,7 @@ func upperBound(tokens, number, extra int) int {
 	return Times(Plus(tokens, extra), max(number, 1))
 }
 
-// figures is a set of the numbers in a usage object.
+// figures is a set of the figures in a usage object.
 type figures uint8
 
 const (
@@ -134,15 +135,15 @@ const (
 	neededFigures = inputFigure | outputFigure
 )
 
-// stated is a usage object as the engine wrote it.
+// stated is a usage object as the engine sent it.
 type stated struct {
 	Usage
 	total int     // total_tokens
-	valid figures // those that are whole numbers, 0 or more
-	wrong figures // those that are there, not null, and no such numbers
+	valid figures // figures that are whole numbers, 0 or more
+	wrong figures // figures that are present, not null, and not valid
 }
 
-// set takes in one number; nil where it is not there.
+// set sets one figure from its raw value, which is nil if absent.
 func (s *stated) set(f figures, target *int, raw []byte) {
 	s.valid &^= f
 	s.wrong &^= f
@@ -162,7 +163,7 @@ func readUsage(raw []byte) stated {
 	return w.usage()
 }
 
-// usage reads the rest of a usage object that has been entered.
+// usage reads the members of a usage object that w has entered.
 func (w *walker) usage() (s stated) {
 	for w.next() {
 		key := w.key
@@ -183,9 +184,9 @@ func (w *walker) usage() (s stated) {
 	return s
 }
 
-// check returns which figures of a usage object can be true, of so many prompts and
-// choices in a request with these bounds, and what is wrong with the others. least is
-// what the same stream has stated before. It is the only place that decides this.
+// check returns the figures of a usage object that can be true for so many prompts and
+// choices of a request with these bounds, and the faults of the others. floor is the
+// usage that the same stream has stated before. No other code decides this.
 func (b *Bounds) check(s *stated, prompts, choices int, floor Usage) (sane figures, faults Faults) {
 	sane = s.valid
 	if s.wrong != 0 {
@@ -215,7 +216,7 @@ func (b *Bounds) check(s *stated, prompts, choices int, floor Usage) (sane figur
 	}
 	switch {
 	case sane&reasoningFigure == 0:
-	case sane&outputFigure == 0: // it is a part of what cannot be true
+	case sane&outputFigure == 0: // it is a part of the output, which cannot be true
 		sane &^= reasoningFigure
 	case s.Reasoning > s.Output:
 		sane, faults = sane&^reasoningFigure, faults|FaultExcessive
@@ -228,7 +229,7 @@ func (b *Bounds) check(s *stated, prompts, choices int, floor Usage) (sane figur
 	return sane, faults
 }
 
-// replaced reports whether a figure that counts must be replaced, given which can be true.
+// replaced reports whether a figure must be replaced, since it is not among the sane ones.
 func (s *stated) replaced(sane figures) bool {
 	return (neededFigures|(s.valid|s.wrong)&(cachedFigure|reasoningFigure))&^sane != 0
 }

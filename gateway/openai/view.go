@@ -2,9 +2,8 @@ package openai
 
 import "bytes"
 
-// Names says under which names a caller is given the reasoning: vLLM has called
-// it reasoning_content, both, and (since v0.16) reasoning; clients read one or
-// the other.
+// Names selects the names under which a caller gets the reasoning. vLLM has called it
+// reasoning_content, both, and (since v0.16) reasoning; clients read one or the other.
 type Names int
 
 // The settings of models[].reasoning.
@@ -14,40 +13,41 @@ const (
 	OnlyReasoningContent
 )
 
-// View is how one caller sees an answer.
+// A View is the form of an answer that one caller sees.
 type View struct {
-	Model           string // what really answers; stands in every body
-	IncludeUsage    bool
-	ContinuousUsage bool
+	Model           string // model that answers; it is named in every body
+	IncludeUsage    bool   // whether a stream ends with a chunk with the usage
+	ContinuousUsage bool   // whether every chunk of a stream has the usage
 	HideReasoning   bool
 	Reasoning       Names
-	// ThinkingOff says that the chat template was told not to think. Then an answer
-	// in one piece that has reasoning and no content has its content there: vLLM's
-	// deepseek_r1 parser takes all up to a mark for reasoning that never comes.
+	// ThinkingOff means that the chat template switched thinking off. Then a unary answer
+	// with reasoning and without content has its content in the reasoning: vLLM's
+	// deepseek_r1 parser takes all text up to an end mark, which never comes, for
+	// reasoning.
 	ThinkingOff bool
 }
 
-// setModel makes the model's name true.
+// setModel replaces the model's name by v.Model.
 func (v *View) setModel(e *edits, raw []byte) {
 	if v.Model != "" && len(raw) >= 2 && string(raw[1:len(raw)-1]) != v.Model {
 		e.replace(raw, appendString(nil, v.Model))
 	}
 }
 
-// choice is what a gateway must know of one entry of choices.
+// A choice is one entry of choices.
 type choice struct {
 	index    int
-	finish   string // "" while it goes on
-	part     []byte // its delta or message
-	text     []byte // of a completion
-	ids      []byte // of its tokens, where the caller asked for them
-	reasoned bool   // it carries reasoning that is not null
-	emptied  bool   // hiding the reasoning left nothing to show
-	repaired bool   // what was called reasoning is its content
+	finish   string // finish_reason; "" while the choice continues
+	part     []byte // delta or message
+	text     []byte // text of a completion
+	ids      []byte // token ids, if the caller asked for them
+	reasoned bool   // whether it has reasoning that is not null
+	emptied  bool   // whether nothing is left to show without the reasoning
+	repaired bool   // whether its content came as reasoning
 }
 
-// readChoice reads the choice that w has entered, and edits what its caller is to
-// see. part is the member that holds the text: delta, message, or none for
+// readChoice reads the choice that w has entered, and adds the edits of the caller's
+// version to e. part is the member that holds the text: delta, message, or "" for
 // completions.
 func (v *View) readChoice(e *edits, w *walker, part string) (c choice) {
 	for w.next() {
@@ -84,7 +84,8 @@ func (v *View) readChoice(e *edits, w *walker, part string) (c choice) {
 	return c
 }
 
-// editReasoning gives the reasoning in a delta or message the names it is to have.
+// editReasoning renames, repeats or removes the reasoning in a delta or message, as the view
+// asks.
 func (v *View) editReasoning(e *edits, raw []byte) (reasoned, emptied bool) {
 	shownName, otherName := "reasoning", "reasoning_content"
 	if v.Reasoning == OnlyReasoningContent {
@@ -121,8 +122,8 @@ func (v *View) editReasoning(e *edits, raw []byte) (reasoned, emptied bool) {
 	return reasoned, v.HideReasoning && !shown
 }
 
-// carriesContent reports whether a member's value says anything to its reader. A role
-// does: there are clients that refuse a message that never had one.
+// carriesContent reports whether a member's value is of use to its reader. A role is: some
+// clients refuse a message that never had one.
 func carriesContent(value []byte) bool {
 	switch string(value) {
 	case "null", `""`, "[]":
@@ -131,8 +132,8 @@ func carriesContent(value []byte) bool {
 	return true
 }
 
-// repairMessage is a message whose content stands under reasoning, put right; nil where
-// it says anything else.
+// repairMessage returns a message with its reasoning as its content, or nil if it has any
+// other content.
 func repairMessage(message []byte) []byte {
 	var reasoning []byte
 	for w := members(message); w.next(); {

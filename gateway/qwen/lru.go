@@ -30,7 +30,7 @@ type shard struct {
 	index map[key]int32 // into slots
 	slots []slot
 	limit int // slots
-	hand  int // where the search for a slot to give away goes on
+	hand  int // next slot that the search for a victim visits
 	_     [64]byte
 }
 
