@@ -238,7 +238,7 @@ func testReplicas(t *testing.T, dsn string) {
 		all.Go(func() {
 			a := w.replica(db, i%2 == 0, w.channel("ops"))
 			for range 3 {
-				if err := errors.Join(a.Check(t.Context()), a.Tidy(t.Context()), a.Deliver(t.Context(), a.channels[0])); err != nil {
+				if err := errors.Join(a.Check(t.Context()), a.Tidy(t.Context()), a.Deliver(t.Context(), a.routes.channels[0])); err != nil {
 					t.Error(err)
 				}
 			}

@@ -68,14 +68,14 @@ func TestUnwritten(t *testing.T) {
 	}
 	for range 2 {
 		for _, r := range []*Alerts{a, b} {
-			if err := r.Deliver(t.Context(), r.channels[0]); err == nil {
+			if err := r.Deliver(t.Context(), r.routes.channels[0]); err == nil {
 				t.Fatal("the table is not there")
 			}
 		}
 		w.pass(10 * time.Minute)
 	}
 	for _, r := range []*Alerts{a, b} { // they ask every two seconds
-		if err := r.Deliver(t.Context(), r.channels[0]); err == nil {
+		if err := r.Deliver(t.Context(), r.routes.channels[0]); err == nil {
 			t.Fatal("the table is not there")
 		}
 	}

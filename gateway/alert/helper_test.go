@@ -173,7 +173,7 @@ func deliver(t *testing.T, a *Alerts) {
 	if err := a.Tidy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range a.channels {
+	for _, c := range a.routes.channels {
 		if err := a.Deliver(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}

@@ -8,7 +8,7 @@ import (
 	"tidegate/gateway/alert/channel"
 )
 
-// metrics are what Prometheus sees of alerts.
+// metrics are the Prometheus metrics of alerts.
 type metrics struct {
 	total   *prometheus.CounterVec
 	pending *prometheus.Desc
@@ -16,7 +16,7 @@ type metrics struct {
 	used    *usedRatios
 
 	mu       sync.Mutex
-	channels map[string]bool // of channels
+	channels map[string]bool // names of the current channels
 }
 
 func newMetrics(reg prometheus.Registerer, a *Alerts) *metrics {
@@ -33,7 +33,7 @@ func newMetrics(reg prometheus.Registerer, a *Alerts) *metrics {
 	return m
 }
 
-// keep has the series of these channels, and no others.
+// setChannels creates the series of the channels, and deletes all others.
 func (m *metrics) setChannels(channels []Channel) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -54,7 +54,7 @@ func (m *metrics) setChannels(channels []Channel) {
 	m.channels = current
 }
 
-// count counts a try, unless the channel is no more.
+// count counts an attempt, unless a reload has removed the channel.
 func (m *metrics) count(channelName string, s channel.Severity, outcome string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

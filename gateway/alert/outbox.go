@@ -19,8 +19,7 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// Migrate makes the outbox's tables or brings them up to date. Several gateways may
-// do so at once.
+// Migrate brings the outbox's tables up to date. Several gateways may call it at once.
 func Migrate(ctx context.Context, db *bun.DB) error {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
@@ -31,9 +30,9 @@ func Migrate(ctx context.Context, db *bun.DB) error {
 
 // States of a crossing.
 const (
-	noted   = "noted" // it may be another database's to tell
-	ours    = "ours"
-	foreign = "elsewhere"
+	noted   = "noted"     // its owner is not decided yet
+	ours    = "ours"      // this database owns it
+	foreign = "elsewhere" // another database owns it
 )
 
 // States of a delivery.
@@ -41,11 +40,11 @@ const (
 	pending = "pending"
 	sent    = "sent"
 	givenUp = "given_up"
-	dropped = "dropped" // its channel or recipient is no more
+	dropped = "dropped" // its channel or recipient is no longer configured
 )
 
-// outbox is the tables. Its methods are single steps, each of which may be the last
-// before the process dies.
+// outbox is the tables. Each of its methods is a single step, after which the process may
+// die.
 type outbox struct{ db *bun.DB }
 
 // crossing is a threshold that was crossed, once in a period.
@@ -66,6 +65,7 @@ type crossing struct {
 	State    string           `bun:"state"`   // noted, ours or foreign
 }
 
+// alert returns the crossing as the channels send it.
 func (c *crossing) alert() channel.Alert {
 	zone, err := time.LoadLocation(c.Zone)
 	if err != nil {
@@ -86,7 +86,7 @@ type delivery struct {
 	FirstMs   int64  `bun:"first_ms"` // time of the first attempt
 }
 
-// owner names this database. It is made with the first question.
+// owner returns the id of this database. The first call creates it.
 func (o outbox) owner(ctx context.Context) (id string, err error) {
 	if _, err = o.db.ExecContext(ctx, "INSERT INTO alert_owner (one, id) VALUES (1, ?) ON CONFLICT (one) DO NOTHING", rand.Text()); err != nil {
 		return "", err
@@ -95,7 +95,7 @@ func (o outbox) owner(ctx context.Context) (id string, err error) {
 	return id, err
 }
 
-// state is that of a crossing; empty: there is none.
+// state returns the state of a crossing, or "" if there is none.
 func (o outbox) state(ctx context.Context, id string) (state string, err error) {
 	err = o.db.QueryRowContext(ctx, "SELECT state FROM alert_crossings WHERE id = ?", id).Scan(&state)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -104,8 +104,8 @@ func (o outbox) state(ctx context.Context, id string) (state string, err error) 
 	return state, err
 }
 
-// put notes a crossing and whom it goes to, at once or not at all; one that is there
-// already stays as it is, which fresh says.
+// insert inserts a crossing and its deliveries in one transaction. It leaves an existing
+// crossing as it is, and reports whether it inserted one.
 func (o outbox) insert(ctx context.Context, c *crossing, targets []channel.Target) (inserted bool, err error) {
 	err = o.db.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
 		result, err := tx.ExecContext(ctx, `INSERT INTO alert_crossings
@@ -132,13 +132,13 @@ func (o outbox) insert(ctx context.Context, c *crossing, targets []channel.Targe
 	return inserted && err == nil, err
 }
 
-// unclaimed are the crossings of which it is open whose they are.
+// undecided returns the crossings whose owner is not decided yet.
 func (o outbox) undecided(ctx context.Context) (out []crossing, err error) {
 	err = o.db.NewRaw("SELECT * FROM alert_crossings WHERE state = ? ORDER BY at_ms, percent", noted).Scan(ctx, &out)
 	return out, err
 }
 
-// decide says whose a noted crossing is. What is not ours is not delivered from here.
+// setState sets the owner of a noted crossing. A foreign crossing loses its deliveries.
 func (o outbox) setState(ctx context.Context, id, state string) error {
 	return o.db.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
 		if state == foreign {
@@ -151,11 +151,11 @@ func (o outbox) setState(ctx context.Context, id, state string) error {
 	})
 }
 
-// lease takes the delivery of a channel that is due for the longest time, until a
-// moment; nil: none is. Of several that try, in any process, one gets it. With others
-// it also takes what another has leased and not given back in time.
+// lease leases the delivery of a channel that is due for the longest time; nil if none is
+// due. Of several callers in any process, one gets it. With stale it also takes deliveries
+// whose lease has expired.
 func (o outbox) lease(ctx context.Context, channelName string, now, expires time.Time, stale bool) (*delivery, error) {
-	free := int64(1) // of those that are not leased
+	free := int64(1) // upper bound of lease_ms, which is 0 without a lease
 	if stale {
 		free = now.UnixMilli()
 	}
@@ -186,8 +186,8 @@ func (o outbox) lease(ctx context.Context, channelName string, now, expires time
 	}
 }
 
-// end notes what became of a try, unless the lease ran out and another tries it; that
-// the message is sent, all the same.
+// finish stores the outcome of an attempt, unless the lease has expired and another
+// process has tried since. It always stores that the message is sent.
 func (o outbox) finish(ctx context.Context, t *outcome) error {
 	d := t.delivery
 	_, err := o.db.ExecContext(ctx, `UPDATE alert_deliveries SET state = ?, tried_ms = ?, next_ms = ?, lease_ms = 0, error = ?
@@ -196,7 +196,7 @@ func (o outbox) finish(ctx context.Context, t *outcome) error {
 	return err
 }
 
-// drop ends what is on its way to a target that is no more.
+// drop ends the pending deliveries of a removed target, and returns their number.
 func (o outbox) drop(ctx context.Context, t channel.Target) (n int64, err error) {
 	result, err := o.db.ExecContext(ctx, "UPDATE alert_deliveries SET state = ?, error = ? WHERE channel = ? AND recipient = ? AND state = ?",
 		dropped, noTarget, t.Channel, t.Recipient, pending)
@@ -206,17 +206,19 @@ func (o outbox) drop(ctx context.Context, t channel.Target) (n int64, err error)
 	return result.RowsAffected()
 }
 
+// noTarget is the error of a dropped delivery.
 const noTarget = "the configuration no longer has this target"
 
-// dropOld ends what waits since before a moment for channels that this gateway does
-// not have: it may be another's, but that one has had its time.
+// dropAbandoned ends the deliveries to unknown channels that have been due since before
+// the cutoff. They may be another gateway's, which has had its time.
 func (o outbox) dropAbandoned(ctx context.Context, known []string, cutoff time.Time) error {
 	_, err := o.db.ExecContext(ctx, `UPDATE alert_deliveries SET state = ?, error = ?
 		WHERE state = ? AND channel NOT IN (?) AND next_ms < ?`, dropped, noTarget, pending, bun.List(append([]string{""}, known...)), cutoff.UnixMilli())
 	return err
 }
 
-// prune deletes what is about periods that ended before a moment.
+// prune deletes the crossings of periods that ended before the cutoff, with their
+// deliveries.
 func (o outbox) prune(ctx context.Context, cutoff time.Time) error {
 	return o.db.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
 		if _, err := tx.ExecContext(ctx, "DELETE FROM alert_deliveries WHERE crossing IN (SELECT id FROM alert_crossings WHERE ends_ms < ?)", cutoff.UnixMilli()); err != nil {
@@ -227,7 +229,7 @@ func (o outbox) prune(ctx context.Context, cutoff time.Time) error {
 	})
 }
 
-// tallies are the deliveries by channel.
+// statuses counts the deliveries by channel.
 func (o outbox) statuses(ctx context.Context) (map[string]Status, error) {
 	var counts []struct {
 		Channel string `bun:"channel"`
@@ -270,7 +272,7 @@ func (o outbox) statuses(ctx context.Context) (map[string]Status, error) {
 	return out, nil
 }
 
-// moment is a time of the database; nil: none.
+// optionalTime returns a time of the database; nil for 0.
 func optionalTime(ms int64) *time.Time {
 	if ms == 0 {
 		return nil
@@ -279,7 +281,7 @@ func optionalTime(ms int64) *time.Time {
 	return &t
 }
 
-// Line is a delivery as the outbox has it.
+// Line is a delivery of the outbox with its crossing.
 type Line struct {
 	ID        string     `json:"id" bun:"id"`
 	Quota     string     `json:"quota" bun:"quota"`
@@ -296,8 +298,8 @@ type Line struct {
 	NextMs    int64      `json:"-" bun:"next_ms"`
 }
 
-// List is what of the outbox is not sent: pending, given up or dropped; with all also
-// what is. The newest come first, a thousand at most.
+// List returns the deliveries that are pending, given up or dropped, and the sent ones
+// with includeSent: at most a thousand, the newest first.
 func List(ctx context.Context, db *bun.DB, includeSent bool) (out []Line, err error) {
 	excluded := sent
 	if includeSent {

@@ -112,7 +112,7 @@ func (p *property) step() {
 	case 4, 5:
 		p.run(i, 30, func(a *Alerts) error { return a.Check(ctx) })
 	case 6, 7:
-		p.run(i, 9, func(a *Alerts) error { return a.Deliver(ctx, a.channels[0]) })
+		p.run(i, 9, func(a *Alerts) error { return a.Deliver(ctx, a.routes.channels[0]) })
 	case 8:
 		p.w.pass(time.Duration([...]int{1, 10, 70, 600}[rapid.IntRange(0, 3).Draw(p.t, "seconds")]) * time.Second)
 	case 9:
@@ -132,7 +132,7 @@ func (p *property) end() {
 			if err := p.replicas[i].Check(context.Background()); err != nil {
 				p.t.Fatal(err)
 			}
-			if err := p.replicas[i].Deliver(context.Background(), p.replicas[i].channels[0]); err != nil {
+			if err := p.replicas[i].Deliver(context.Background(), p.replicas[i].routes.channels[0]); err != nil {
 				p.t.Fatal(err)
 			}
 		}

@@ -11,16 +11,16 @@ import (
 	"tidegate/admission/limit"
 )
 
-// Bounds of the quotas of which Prometheus sees what is used.
+// Bounds of the metric of used quotas.
 const (
 	maxUsed = 500                             // departments, projects and models, of all quotas
-	usedTTL = 2*sweepInterval + 5*time.Minute // after which one that is looked at no more has no series
+	usedTTL = 2*sweepInterval + 5*time.Minute // life of a series after its last check
 )
 
-// used remembers how much of quotas is used, as the looks find it: of those by department,
-// project or model and of all callers together, whose number is bounded by what an
-// operator has set up. Users, keys and addresses may be any number and are never in it. It
-// is safe for concurrent use.
+// usedRatios holds the used share of quotas, as the checks find it, for quotas by
+// department, project or model and of all callers together. An operator's setup bounds
+// their number. Quotas by user, key or address have no bound and are left out. It is safe
+// for concurrent use.
 type usedRatios struct {
 	desc *prometheus.Desc
 
@@ -28,14 +28,14 @@ type usedRatios struct {
 	values map[usedKey]usedValue
 }
 
-// usedOf names a quota's counter.
+// usedKey identifies a counter of a quota.
 type usedKey struct{ quota, scope, subject string }
 
-// usedPart is what is used of it.
+// usedValue is the use of a counter.
 type usedValue struct {
-	ratio  float64
-	seen   time.Time
-	resets time.Time
+	ratio  float64   // settled use over the quota
+	seen   time.Time // time of the last check
+	resets time.Time // end of the period
 }
 
 func newUsed() *usedRatios {
@@ -43,7 +43,8 @@ func newUsed() *usedRatios {
 		"Settled use of a quota by department, project, model or of all, over the quota.", []string{"quota", "per", "subject"}, nil)}
 }
 
-// few reports whether a quota is counted by what operators set up, and not by callers.
+// isBounded reports whether a quota counts by things that operators set up, and not by
+// callers.
 func isBounded(scope string) bool {
 	for name := range strings.SplitSeq(scope, ",") {
 		if !slices.Contains([]string{"department", "project", "model", "global"}, strings.TrimSpace(name)) {
@@ -53,7 +54,7 @@ func isBounded(scope string) bool {
 	return true
 }
 
-// note takes in where a quota stands.
+// set stores the use of a quota.
 func (u *usedRatios) set(q *limit.QuotaUse, now time.Time) {
 	if !isBounded(q.Per) || q.Limit <= 0 {
 		return
@@ -67,8 +68,8 @@ func (u *usedRatios) set(q *limit.QuotaUse, now time.Time) {
 	u.values[key] = value
 }
 
-// makeRoom forgets what is over, or else the counter of which least is used, if that is
-// less than ratio; false: there is none. The lock is held.
+// evict deletes the expired counters, or else the counter with the lowest ratio if that is
+// below ratio, and reports whether there is room now. The caller holds the lock.
 func (u *usedRatios) evict(ratio float64, now time.Time) bool {
 	if u.expire(now); len(u.values) < maxUsed {
 		return true
@@ -84,8 +85,8 @@ func (u *usedRatios) evict(ratio float64, now time.Time) bool {
 	return found
 }
 
-// forget drops what is over: its period ended, or nobody looks at it any more. The lock is
-// held.
+// expire deletes the counters whose period has ended or which are no longer checked. The
+// caller holds the lock.
 func (u *usedRatios) expire(now time.Time) {
 	for name, part := range u.values {
 		if !now.Before(part.resets) || now.Sub(part.seen) > usedTTL {
@@ -94,7 +95,7 @@ func (u *usedRatios) expire(now time.Time) {
 	}
 }
 
-// gather returns the series of now.
+// gather returns the series at a time.
 func (u *usedRatios) gather(now time.Time) (out []prometheus.Metric) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

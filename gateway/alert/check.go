@@ -15,17 +15,17 @@ import (
 	"tidegate/gateway/alert/channel"
 )
 
-// maxTouched bounds the set of those who are to be looked at; the ledger knows the
-// others.
+// maxTouched bounds the set of subjects to check. The ledger knows the others.
 const maxTouched = 10_000
 
-// touched is who is to be looked at, and which quotas have refused them, with commas.
+// touchedSet is the set of subjects to check. It is safe for concurrent use.
 type touchedSet struct {
 	mu         sync.Mutex
-	refusals   map[limit.Subjects]string
-	overflowed bool // there was no room for all
+	refusals   map[limit.Subjects]string // names of the quotas that rejected them, with commas
+	overflowed bool                      // set if there was no room for some
 }
 
+// add adds subjects, and the name of a quota that has rejected them, if any.
 func (t *touchedSet) add(subjects limit.Subjects, quota string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -42,12 +42,14 @@ func (t *touchedSet) add(subjects limit.Subjects, quota string) {
 	t.refusals[subjects] = quota
 }
 
+// overflow marks the set as incomplete, so that the next check covers all subjects.
 func (t *touchedSet) overflow() {
 	t.mu.Lock()
 	t.overflowed = true
 	t.mu.Unlock()
 }
 
+// drain empties the set and returns its former content.
 func (t *touchedSet) drain() (refusals map[limit.Subjects]string, overflowed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -56,29 +58,39 @@ func (t *touchedSet) drain() (refusals map[limit.Subjects]string, overflowed boo
 	return refusals, overflowed
 }
 
-// errAlone says that Redis does not answer: this replica's own counters do not say
-// what all have used.
+// errNotShared reports that Redis does not answer: this replica's own counters do not have
+// the use of the others.
 var errNotShared = errors.New("the counters that all gateways share do not answer")
 
-// claimedFor is for how long a crossing is claimed until it is noted, and otherwise
-// for how long past its period.
+// Times of claims.
 const (
-	claimTTL   = time.Minute
-	claimGrace = 24 * time.Hour
+	claimTTL   = time.Minute    // of a crossing that is not noted yet
+	claimGrace = 24 * time.Hour // of a noted crossing, after the end of its period
 )
 
-// Look looks at all who were touched, and at everybody if that is due, and notes what
-// is crossed. Whom it could not look at it looks at the next time. Only one may look
-// at a time.
+// checks is the state of Check.
+type checks struct {
+	owner     string               // id of the database; empty before it is known
+	swept     time.Time            // last time at which the ledger was asked for subjects
+	nextSweep time.Time            // next time to ask it
+	sweepErr  error                // error of the last time
+	queue     []limit.Subjects     // subjects of the ledger that are still to be checked
+	settled   map[string]time.Time // crossings that need no work, by id, with the end of that
+	failing   bool                 // set if the last check failed
+}
+
+// Check checks the quotas of all touched subjects, and of all others if a sweep is due, and
+// notes the crossings. It checks the subjects it failed on the next time. Only one goroutine
+// may call it at a time.
 func (a *Alerts) Check(ctx context.Context) error {
 	refusals, overflowed := a.touched.drain()
 	now := a.now()
 	if overflowed {
-		a.sweepAt = a.asked.Add(minSweepInterval)
+		a.checks.nextSweep = a.checks.swept.Add(minSweepInterval)
 	}
-	for id, expires := range a.settled {
+	for id, expires := range a.checks.settled {
 		if !now.Before(expires) {
-			delete(a.settled, id)
+			delete(a.checks.settled, id)
 		}
 	}
 	err := a.decideOpen(ctx)
@@ -98,9 +110,9 @@ func (a *Alerts) Check(ctx context.Context) error {
 	return err
 }
 
-// again puts back those who were not looked at.
-func (a *Alerts) putBack(subjects map[limit.Subjects]string) {
-	for s, refused := range subjects {
+// putBack returns unchecked subjects to the set.
+func (a *Alerts) putBack(refusals map[limit.Subjects]string) {
+	for s, refused := range refusals {
 		a.touched.add(s, "")
 		for quota := range strings.SplitSeq(refused, ",") {
 			if quota != "" {
@@ -110,41 +122,42 @@ func (a *Alerts) putBack(subjects map[limit.Subjects]string) {
 	}
 }
 
-// sweep looks at everybody, a part each time, so that who was touched does not wait.
-// The ledger is asked seldom, and whether it answers matters to nobody else.
+// sweep checks all subjects, a part each time, so that touched ones do not wait. It asks
+// the ledger seldom. A ledger that does not answer delays nothing else.
 func (a *Alerts) sweep(ctx context.Context) error {
+	c := &a.checks
 	began := a.now()
-	if a.ActiveSubjects != nil && len(a.rest) == 0 && !began.Before(a.sweepAt) {
+	if a.ActiveSubjects != nil && len(c.queue) == 0 && !began.Before(c.nextSweep) {
 		call, cancel := context.WithTimeout(ctx, sweepTimeout)
 		subjects, err := a.ActiveSubjects(call)
 		cancel()
-		a.asked = a.now()
-		a.rest, a.unknown = subjects, err
-		if a.sweepAt = a.asked.Add(sweepInterval); err != nil {
-			a.sweepAt = a.asked.Add(minSweepInterval + 10*a.asked.Sub(began)) // it may be too much for it
+		c.swept = a.now()
+		c.queue, c.sweepErr = subjects, err
+		if c.nextSweep = c.swept.Add(sweepInterval); err != nil {
+			c.nextSweep = c.swept.Add(minSweepInterval + 10*c.swept.Sub(began)) // the ledger may be overloaded
 		}
 	}
-	for began = a.now(); len(a.rest) > 0 && a.now().Sub(began) < checkInterval/2; a.rest = a.rest[1:] {
-		if err := a.checkSubjects(ctx, a.rest[0], ""); err != nil {
+	for began = a.now(); len(c.queue) > 0 && a.now().Sub(began) < checkInterval/2; c.queue = c.queue[1:] {
+		if err := a.checkSubjects(ctx, c.queue[0], ""); err != nil {
 			return err
 		}
 	}
-	if len(a.rest) == 0 {
-		a.rest = nil // it may have been long
+	if len(c.queue) == 0 {
+		c.queue = nil // frees a long list
 	}
-	return a.unknown
+	return c.sweepErr
 }
 
-// finish ends what a process that died, or a Redis that went away, left open.
+// decideOpen decides the crossings that a dead process or an unavailable Redis left open.
 func (a *Alerts) decideOpen(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	if a.owner == "" {
+	if a.checks.owner == "" {
 		owner, err := a.outbox.owner(ctx)
 		if err != nil {
 			return fmt.Errorf("outbox: %w", err)
 		}
-		a.owner = owner
+		a.checks.owner = owner
 	}
 	open, err := a.outbox.undecided(ctx)
 	if err != nil {
@@ -158,6 +171,8 @@ func (a *Alerts) decideOpen(ctx context.Context) error {
 	return nil
 }
 
+// checkSubjects notes the crossings of the subjects' quotas. refused names the quotas that
+// rejected them, with commas.
 func (a *Alerts) checkSubjects(ctx context.Context, subjects limit.Subjects, refused string) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
@@ -172,7 +187,7 @@ func (a *Alerts) checkSubjects(ctx context.Context, subjects limit.Subjects, ref
 			return errNotShared
 		}
 		for _, percent := range crossedThresholds(u, slices.Contains(strings.Split(refused, ","), u.Name)) {
-			if err := a.record(ctx, u, percent); err != nil {
+			if err := a.note(ctx, u, percent); err != nil {
 				return err
 			}
 		}
@@ -180,14 +195,15 @@ func (a *Alerts) checkSubjects(ctx context.Context, subjects limit.Subjects, ref
 	return nil
 }
 
+// Thresholds with a meaning, in percent.
 const (
-	full = 100 // percent
-	// nearlyFull is from where on a threshold is severe, and a refusal means that the
-	// quota is used up where no threshold says so.
+	full = 100
+	// nearlyFull makes a threshold severe. A rejection at or above it means that the quota
+	// is used up, if the quota has no lower threshold.
 	nearlyFull = 95
 )
 
-// crossed are the thresholds that a quota is at or above.
+// crossedThresholds returns the thresholds, in percent, that a quota has crossed.
 func crossedThresholds(u *limit.QuotaUse, refused bool) []int {
 	if !refused || !slices.Contains(u.AlertAt, full) || slices.Contains(u.AlertsCrossed, full) {
 		return u.AlertsCrossed
@@ -204,8 +220,8 @@ func crossedThresholds(u *limit.QuotaUse, refused bool) []int {
 	return append(slices.Clone(u.AlertsCrossed), full)
 }
 
-// severity is what a threshold means: 100 that requests are refused; 95 and more, or
-// the last of several below 100, that they soon will be.
+// severity returns the severity of a threshold. At 100 requests are rejected. At 95 and
+// more, or at the last of several below 100, they soon will be.
 func severity(percent int, thresholds []int) channel.Severity {
 	partial := slices.DeleteFunc(slices.Clone(thresholds), func(p int) bool { return p >= full })
 	switch {
@@ -217,21 +233,21 @@ func severity(percent int, thresholds []int) channel.Severity {
 	return channel.Warning
 }
 
-// crossingID is the same in every process and database.
+// crossingID returns the id of a crossing, which is the same in every process and database.
 func crossingID(u *limit.QuotaUse, percent int) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%d\n%d", u.Name, u.Counter, u.ResetsAt.UnixMilli(), percent))
 	return hex.EncodeToString(sum[:16])
 }
 
-// note puts a crossing into the outbox, unless it is there or another's.
-func (a *Alerts) record(ctx context.Context, u *limit.QuotaUse, percent int) error {
+// note inserts a crossing into the outbox, unless it is there or another database owns it.
+func (a *Alerts) note(ctx context.Context, u *limit.QuotaUse, percent int) error {
 	now := a.now()
 	c := &crossing{
 		ID: crossingID(u, percent), Quota: u.Name, Scope: u.Per, Subject: u.Who, Counter: u.Counter, Unit: u.Unit, Percent: percent,
 		Severity: severity(percent, u.AlertAt), Used: u.Used, Limit: u.Limit, EndsMs: u.ResetsAt.UnixMilli(),
 		Zone: u.ResetsAt.Location().String(), TimeMs: now.UnixMilli(), State: ours,
 	}
-	if _, known := a.settled[c.ID]; known {
+	if _, known := a.checks.settled[c.ID]; known {
 		return nil
 	}
 	state, err := a.outbox.state(ctx, c.ID)
@@ -240,23 +256,20 @@ func (a *Alerts) record(ctx context.Context, u *limit.QuotaUse, percent int) err
 	}
 	switch {
 	case state == ours || state == foreign:
-		a.settled[c.ID] = u.ResetsAt
+		a.checks.settled[c.ID] = u.ResetsAt
 		return nil
 	case a.Claims != nil:
 		c.State = noted
-		mine, err := a.Claims.Claim(ctx, c.ID, a.owner, claimTTL)
+		mine, err := a.Claims.Claim(ctx, c.ID, a.checks.owner, claimTTL)
 		if err != nil {
 			return fmt.Errorf("claim an alert: %w", err)
 		}
 		if !mine {
-			a.settled[c.ID] = now.Add(claimTTL) // it may die before it has told it
+			a.checks.settled[c.ID] = now.Add(claimTTL) // its owner may die before it has noted the crossing
 			return nil
 		}
 	}
-	a.mu.Lock()
-	recipients := targets(a.channels, &c.Severity)
-	a.mu.Unlock()
-	inserted, err := a.outbox.insert(ctx, c, recipients)
+	inserted, err := a.outbox.insert(ctx, c, a.routes.accepting(c.Severity))
 	if err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
@@ -267,12 +280,13 @@ func (a *Alerts) record(ctx context.Context, u *limit.QuotaUse, percent int) err
 	return a.decideOwner(ctx, c)
 }
 
-// settle decides whose a crossing is that lies in the outbox.
+// decideOwner decides which database owns a crossing of the outbox, and stores the
+// decision.
 func (a *Alerts) decideOwner(ctx context.Context, c *crossing) error {
 	state := ours
 	if a.Claims != nil {
 		ends := time.UnixMilli(c.EndsMs)
-		mine, err := a.Claims.Claim(ctx, c.ID, a.owner, max(ends.Sub(a.now()), 0)+claimGrace)
+		mine, err := a.Claims.Claim(ctx, c.ID, a.checks.owner, max(ends.Sub(a.now()), 0)+claimGrace)
 		if err != nil {
 			return fmt.Errorf("claim an alert: %w", err)
 		}
@@ -285,7 +299,7 @@ func (a *Alerts) decideOwner(ctx context.Context, c *crossing) error {
 			return fmt.Errorf("outbox: %w", err)
 		}
 	}
-	a.settled[c.ID] = time.UnixMilli(c.EndsMs)
+	a.checks.settled[c.ID] = time.UnixMilli(c.EndsMs)
 	if state == ours {
 		select {
 		case a.wake <- struct{}{}:
