@@ -159,7 +159,7 @@ type queueing struct {
 // weight returns the weight of a tenant, 1 at the least.
 func (q *queueing) weight(tenant string) int { return max(q.weightOf[tenant], 1) }
 
-// Admit returns a permit, a *limit.Denied, an *Overloaded, a *TooMany, ErrNoBackend, or
+// Admit returns a permit, a *limit.Rejection, an *Overloaded, a *TooMany, ErrNoBackend, or
 // limit.ErrStore. It waits while the backends are full, and for a place under a
 // concurrency limit.
 func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
@@ -184,9 +184,9 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 		}
 	}()
 	p.Headers, p.ReservedLevel = p.grant.Headers, now.level
-	if past.denied = p.grant.Over; past.denied != nil {
+	if past.rejection = p.grant.Exceeded; past.rejection != nil {
 		if p.committed {
-			return nil, past.denied // its caller was told a level at which nothing would be limited
+			return nil, past.rejection // its caller was told a level at which nothing would be limited
 		}
 		past.floor = choice{level: degrade.SmallerModel, reason: reasonLimit}
 		now = c.choose(q, d, past)
@@ -194,7 +194,7 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 			return nil, err
 		}
 	}
-	e := placement{Controller: c, queue: q, demand: d, permit: p, choice: now.choice, denied: past.denied}
+	e := placement{Controller: c, queue: q, demand: d, permit: p, choice: now.choice, rejection: past.rejection}
 	if err := e.acquire(ctx); err != nil {
 		return nil, err
 	}
@@ -244,11 +244,11 @@ func (c *Controller) Status(ctx context.Context, r limit.Request) (limit.Status,
 
 // Rejection returns what is known to reject a request of these subjects, before anything
 // else of it is known; nil for nothing.
-func (c *Controller) Rejection(r limit.Request) *limit.Denied {
-	return c.limits.Refused(r, c.lines.placesQueued)
+func (c *Controller) Rejection(r limit.Request) *limit.Rejection {
+	return c.limits.CachedRejection(r, c.lines.placesQueued)
 }
 
-// Count admits a request that needs no place on a backend, or returns a *limit.Denied or
+// Count admits a request that needs no place on a backend, or returns a *limit.Rejection or
 // limit.ErrStore. Only rules of auxiliary requests count it.
 func (c *Controller) Count(ctx context.Context, r limit.Request) error {
 	r.Aux = true

@@ -42,9 +42,9 @@ type decision struct {
 // progress is the result of earlier decisions about a request. The zero value is that of a
 // new request.
 type progress struct {
-	floor  choice        // lower bound of the level; its pool is the one where the request waits
-	waited time.Duration // time spent waiting for a place on a backend
-	denied *limit.Denied // rejection that a rate rule replaces by the smaller model
+	floor     choice           // lower bound of the level; its pool is the one where the request waits
+	waited    time.Duration    // time spent waiting for a place on a backend
+	rejection *limit.Rejection // rejection that a rate rule replaces by the smaller model
 }
 
 // decide returns what to do with a request. It is pure: it takes no lock, reads no clock, and
@@ -60,7 +60,7 @@ func decide(q *QueueConfig, d *Demand, s *situation) decision {
 		c.level, c.reason, c.retry = floor.level, floor.reason, floor.retry
 	}
 	local = s.local(c.level)
-	if c.level >= degrade.SmallerModel && c.fromLoad() && s.past.denied == nil && c.findRoom(d, local, s) {
+	if c.level >= degrade.SmallerModel && c.fromLoad() && s.past.rejection == nil && c.findRoom(d, local, s) {
 		return conclude(d, c, s)
 	}
 	if c.level == degrade.Canned && floor.pool != nil && c.fromLoad() && s.floorFits {
@@ -87,8 +87,8 @@ func decide(q *QueueConfig, d *Demand, s *situation) decision {
 	if c.level == degrade.SmallerModel {
 		c.pool = s.fallback.pool
 	}
-	if s.past.denied != nil && c.level < degrade.SmallerModel {
-		return decision{kind: kindRefuse, choice: c, cause: s.past.denied} // the rule would limit nothing
+	if s.past.rejection != nil && c.level < degrade.SmallerModel {
+		return decision{kind: kindRefuse, choice: c, cause: s.past.rejection} // the rule would limit nothing
 	}
 	return conclude(d, c, s)
 }
@@ -109,8 +109,8 @@ func decideOnSeat(d *Demand, s *situation, verdict *degrade.Verdict) decision {
 // what leads from the pool where the request waits to the chosen one.
 func conclude(d *Demand, c choice, s *situation) decision {
 	switch {
-	case c.level > d.MaxLevel && s.past.denied != nil:
-		return decision{kind: kindRefuse, choice: c, cause: s.past.denied}
+	case c.level > d.MaxLevel && s.past.rejection != nil:
+		return decision{kind: kindRefuse, choice: c, cause: s.past.rejection}
 	case c.level > d.MaxLevel:
 		return decision{kind: kindRefuse, choice: c, refusedFor: c.retryAfter(s.now)}
 	case c.pool == nil:

@@ -149,7 +149,7 @@ func loadRows(large, small *Pool, unfit error) map[string]rule {
 }
 
 // waitRows returns the rules about requests that wait, and rate rules.
-func waitRows(large, small *Pool, overLimit *limit.Denied) map[string]rule {
+func waitRows(large, small *Pool, overLimit *limit.Rejection) map[string]rule {
 	return map[string]rule{
 		// Waiting makes answers smaller at once, where the configuration lets it.
 		"all are full":                         {func(s *scene) { s.backends(noPlace) }, kindGo, large, 2, "queue", nil},
@@ -183,18 +183,18 @@ func waitRows(large, small *Pool, overLimit *limit.Denied) map[string]rule {
 		"all its backends went meanwhile": {func(s *scene) { s.backends(noBackend); s.past.floor = choice{pool: large} }, kindMove, small, 3, "no_backend", nil},
 
 		// A rate rule with exceed: degrade asks for the smaller model.
-		"over a rate rule": {func(s *scene) { s.past = progress{floor: choice{level: 3, reason: "limit"}, denied: overLimit} }, kindGo, small, 3, "limit", nil},
+		"over a rate rule": {func(s *scene) { s.past = progress{floor: choice{level: 3, reason: "limit"}, rejection: overLimit} }, kindGo, small, 3, "limit", nil},
 		"over a rate rule, and there is no smaller": {func(s *scene) {
-			s.past = progress{floor: choice{level: 3, reason: "limit"}, denied: overLimit}
+			s.past = progress{floor: choice{level: 3, reason: "limit"}, rejection: overLimit}
 			s.fallback = candidate{}
 		}, kindRefuse, large, 2, "limit", overLimit},
 		"over a rate rule, and L2 is accepted": {func(s *scene) {
-			s.past = progress{floor: choice{level: 3, reason: "limit"}, denied: overLimit}
+			s.past = progress{floor: choice{level: 3, reason: "limit"}, rejection: overLimit}
 			s.maxLevel = 2
 		}, kindRefuse, small, 3, "limit", overLimit},
 		"over a rate rule, and a free place is no help": {func(s *scene) {
 			s.model(3, "queue")
-			s.past = progress{floor: choice{level: 3, reason: "limit"}, denied: overLimit}
+			s.past = progress{floor: choice{level: 3, reason: "limit"}, rejection: overLimit}
 		}, kindGo, small, 3, "queue", nil},
 	}
 }
@@ -204,7 +204,7 @@ func TestDecide(t *testing.T) {
 	large, small := NewPool("large", nil), NewPool("small", nil)
 	rows := levelRows(large, small)
 	maps.Copy(rows, loadRows(large, small, errors.New("too many sequences")))
-	maps.Copy(rows, waitRows(large, small, &limit.Denied{Rule: "burst"}))
+	maps.Copy(rows, waitRows(large, small, &limit.Rejection{ExceededLimit: limit.ExceededLimit{Rule: "burst"}}))
 	for name, c := range rows {
 		t.Run(name, func(t *testing.T) {
 			s := calm(large, small, c.change)
@@ -270,13 +270,13 @@ func TestDecideOnSeat(t *testing.T) {
 		"a smaller model keeps its level":  {2, func(s *scene) { s.past.floor = choice{pool: small, level: 3} }, kindStay, 3, ""},
 		"a level that the caller refuses":  {2, func(s *scene) { s.maxLevel = 1 }, kindRefuse, 2, "kv_cache"},
 		"a level that the caller accepts":  {2, func(s *scene) { s.maxLevel = 2 }, kindStay, 2, "kv_cache"},
-		"and a rate rule over which it is": {2, func(s *scene) { s.maxLevel = 1; s.past.denied = &limit.Denied{} }, kindRefuse, 2, "kv_cache"},
+		"and a rate rule over which it is": {2, func(s *scene) { s.maxLevel = 1; s.past.rejection = &limit.Rejection{} }, kindRefuse, 2, "kv_cache"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := calm(large, small, func(s *scene) { s.past.floor.pool = large; c.change(s) })
 			d := &Demand{Pool: large, MaxLevel: s.maxLevel, Request: limit.Request{Tier: s.tier}}
 			got := decideOnSeat(d, &s.situation, &degrade.Verdict{Level: c.backend, Reason: "kv_cache"})
-			if got.kind != c.kind || got.level != c.level || got.reason != c.reason || (got.cause != nil) != (s.past.denied != nil) {
+			if got.kind != c.kind || got.level != c.level || got.reason != c.reason || (got.cause != nil) != (s.past.rejection != nil) {
 				t.Errorf("%d at %v for %q, %v; want %d at %v for %q", got.kind, got.level, got.reason, got.cause, c.kind, c.level, c.reason)
 			}
 		})

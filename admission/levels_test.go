@@ -402,13 +402,13 @@ func TestPinIsExact(t *testing.T) {
 func TestLimitsFollowTheLevel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		half := limit.Factor(500)
-		rule := limit.Rule{Name: "rate", Per: "user", Bounds: limit.Bounds{Requests: limit.Rate{Count: 4, Window: time.Minute}}}
+		rule := limit.Rule{Name: "rate", Scope: "user", Bounds: limit.Bounds{Requests: limit.Rate{Count: 4, Window: time.Minute}}}
 		rule.UnderPressure.L2 = half
 		h := newTestFleet(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
 		in := func() (n int) {
 			for range 6 {
 				p, err := h.controller.Admit(t.Context(), h.demand("large"))
-				if denied := (*limit.Denied)(nil); errors.As(err, &denied) {
+				if rejection := (*limit.Rejection)(nil); errors.As(err, &rejection) {
 					continue
 				} else if err != nil {
 					t.Fatal(err)
@@ -429,7 +429,7 @@ func TestLimitsFollowTheLevel(t *testing.T) {
 // answers them, not of the one that was asked for.
 func TestPaceOfWhoAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rule := limit.Rule{Name: "rate", Per: "user", Bounds: limit.Bounds{Tokens: limit.Rate{Count: 10_000, Window: time.Minute}}}
+		rule := limit.Rule{Name: "rate", Scope: "user", Bounds: limit.Bounds{Tokens: limit.Rate{Count: 10_000, Window: time.Minute}}}
 		h := newTestFleet(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
 		admit := func(model string) (*Permit, error) {
 			d := h.demand(model)
@@ -450,7 +450,7 @@ func TestPaceOfWhoAnswers(t *testing.T) {
 		in := func() (n int) {
 			for ; ; n++ {
 				p, err := admit("large")
-				if denied := (*limit.Denied)(nil); errors.As(err, &denied) {
+				if rejection := (*limit.Rejection)(nil); errors.As(err, &rejection) {
 					return n
 				} else if err != nil {
 					t.Fatal(err)
@@ -472,7 +472,7 @@ func TestPaceOfWhoAnswers(t *testing.T) {
 // where that cannot be.
 func TestExceedDegrade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rule := limit.Rule{Name: "soft", Per: "user", Exceed: limit.ExceedDegrade, Bounds: limit.Bounds{Requests: limit.Rate{Count: 1, Window: time.Minute}}}
+		rule := limit.Rule{Name: "soft", Scope: "user", Exceed: limit.ExceedDegrade, Bounds: limit.Bounds{Requests: limit.Rate{Count: 1, Window: time.Minute}}}
 		h := newTestFleet(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
 		if where, level, _ := h.answer(t, h.demand("large")); where != "large" || level != 0 {
 			t.Fatalf("%q at %v", where, level)
@@ -482,8 +482,8 @@ func TestExceedDegrade(t *testing.T) {
 		}
 		d := h.demand("large")
 		d.Caller = caller{misfit: true}
-		var denied *limit.Denied
-		if _, err := h.controller.Admit(t.Context(), d); !errors.As(err, &denied) || denied.Rule != "soft" || denied.RetryAfter <= 0 {
+		var rejection *limit.Rejection
+		if _, err := h.controller.Admit(t.Context(), d); !errors.As(err, &rejection) || rejection.Rule != "soft" || rejection.RetryAfter <= 0 {
 			t.Error(err)
 		}
 	})
@@ -492,14 +492,14 @@ func TestExceedDegrade(t *testing.T) {
 // TestExceedDegradeElsewhere: who is over such a rule is told of the rule, not of
 // pressure, wherever the smaller model cannot be had.
 func TestExceedDegradeElsewhere(t *testing.T) {
-	rule := limit.Rule{Name: "soft", Per: "user", Exceed: limit.ExceedDegrade, Bounds: limit.Bounds{Requests: limit.Rate{Count: 1, Window: time.Minute}}}
-	var denied *limit.Denied
+	rule := limit.Rule{Name: "soft", Scope: "user", Exceed: limit.ExceedDegrade, Bounds: limit.Bounds{Requests: limit.Rate{Count: 1, Window: time.Minute}}}
+	var rejection *limit.Rejection
 	synctest.Test(t, func(t *testing.T) {
 		h := newTestFleet(t, []limit.Rule{rule}, DefaultQueue(), "large", "small")
 		h.answer(t, h.demand("large"))
 		d := h.demand("large")
 		d.MaxLevel = degrade.ThinkingOff
-		if _, err := h.controller.Admit(t.Context(), d); !errors.As(err, &denied) || denied.RetryAfter < 50*time.Second {
+		if _, err := h.controller.Admit(t.Context(), d); !errors.As(err, &rejection) || rejection.RetryAfter < 50*time.Second {
 			t.Errorf("a caller that accepts no L3: %v", err)
 		}
 	})
@@ -519,7 +519,7 @@ func TestExceedDegradeElsewhere(t *testing.T) {
 		waits := h.ask(t.Context(), h.demand("large"))
 		h.rotate("small", false)
 		advance(time.Second)
-		if !errors.As(waits.err, &denied) {
+		if !errors.As(waits.err, &rejection) {
 			t.Errorf("its fallback went while it waited there: %+v", waits)
 		}
 		for _, p := range held {

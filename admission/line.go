@@ -199,8 +199,8 @@ func (t *lines) wakeReleased(grant *limit.Grant) {
 
 // pollInterval returns the time after which the first in line asks again by itself, where
 // its last rejection expects a place after expected.
-func (t *lines) pollInterval(denied *limit.Denied, expected time.Duration) time.Duration {
-	if !denied.Shared {
+func (t *lines) pollInterval(rejection *limit.Rejection, expected time.Duration) time.Duration {
+	if !rejection.Shared {
 		return localPoll
 	}
 	t.mu.Lock()
@@ -220,18 +220,18 @@ func (c *Controller) reserve(ctx context.Context, q *queueing, d *Demand, p *Per
 		p.grant = grant
 		return now, nil
 	}
-	if denied, ok := mayWait(err); ok {
-		t := &limitWait{Controller: c, queue: q, demand: d, permit: p, choice: now, denied: denied, start: time.Now(), id: d.Request.ID}
-		t.renewID(denied)
+	if rejection, ok := mayWait(err); ok {
+		t := &limitWait{Controller: c, queue: q, demand: d, permit: p, choice: now, rejection: rejection, start: time.Now(), id: d.Request.ID}
+		t.renewID(rejection)
 		return t.wait(ctx)
 	}
 	return now, err
 }
 
 // mayWait returns the rejection of a request that may wait for a place.
-func mayWait(err error) (*limit.Denied, bool) {
-	var denied *limit.Denied
-	return denied, errors.As(err, &denied) && denied.Wait > 0
+func mayWait(err error) (*limit.Rejection, bool) {
+	var rejection *limit.Rejection
+	return rejection, errors.As(err, &rejection) && rejection.Wait > 0
 }
 
 // limitWait is the wait of one request for a place under concurrency limits.
@@ -241,7 +241,7 @@ type limitWait struct {
 	demand    *Demand
 	permit    *Permit
 	choice    choice
-	denied    *limit.Denied // last rejection
+	rejection *limit.Rejection // last rejection
 	start     time.Time
 	deadline  time.Time
 	waiter    *waiter
@@ -252,8 +252,8 @@ type limitWait struct {
 
 // renewID gives the request another id where the store has forgotten the one that was
 // rejected. Asked for again, that one would run uncharged.
-func (t *limitWait) renewID(denied *limit.Denied) {
-	if !denied.Forgotten {
+func (t *limitWait) renewID(rejection *limit.Rejection) {
+	if !rejection.Forgotten {
 		return
 	}
 	t.renewals++
@@ -264,13 +264,13 @@ func (t *limitWait) renewID(denied *limit.Denied) {
 func (t *limitWait) wait(ctx context.Context) (choice, error) {
 	n := t.demand.sequences(t.choice.level)
 	if !t.demand.Pool.reserveQueue(t.queue, n) {
-		return t.choice, t.refusal(t.denied)
+		return t.choice, t.refusal(t.rejection)
 	}
 	defer t.demand.Pool.releaseQueue(n)
 	if !t.join(ctx) {
-		return t.choice, t.refusal(t.denied)
+		return t.choice, t.refusal(t.rejection)
 	}
-	t.limits.Waits(t.denied)
+	t.limits.CountWait(t.rejection)
 	defer func() { t.lines.remove(t.waiter) }()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -289,7 +289,7 @@ func (t *limitWait) wait(ctx context.Context) (choice, error) {
 		}
 		expired := !time.Now().Before(t.deadline)
 		if expired && !t.lines.checkFirst(t.waiter, first) {
-			return t.choice, t.refusal(t.denied)
+			return t.choice, t.refusal(t.rejection)
 		}
 		if done, err := t.retry(ctx, expired); done || err != nil {
 			return t.choice, err
@@ -303,15 +303,15 @@ func (t *limitWait) wait(ctx context.Context) (choice, error) {
 func (t *limitWait) join(ctx context.Context) bool {
 	t.waiter = newWaiter(t.queue, t.demand, t.choice.level)
 	t.waiter.ready = make(chan struct{}, 1)
-	t.deadline = t.start.Add(min(t.denied.Wait, t.queue.MaxWait))
+	t.deadline = t.start.Add(min(t.rejection.Wait, t.queue.MaxWait))
 	if end, ok := ctx.Deadline(); ok && end.Before(t.deadline) {
 		t.deadline = end
 	}
-	ahead := t.lines.placesAhead(t.denied.Counter, t.waiter)
-	if ahead >= t.denied.Limit && t.limits.PlaceIn(t.denied, ahead) > time.Until(t.deadline) {
+	ahead := t.lines.placesAhead(t.rejection.Counter, t.waiter)
+	if ahead >= t.rejection.Limit && t.limits.PlaceWait(t.rejection, ahead) > time.Until(t.deadline) {
 		return false
 	}
-	t.lines.join(t.denied.Counter, t.queue, t.waiter)
+	t.lines.join(t.rejection.Counter, t.queue, t.waiter)
 	return true
 }
 
@@ -320,10 +320,10 @@ func (t *limitWait) join(ctx context.Context) bool {
 func (t *limitWait) untilNext(first bool) time.Duration {
 	next := time.Until(t.deadline)
 	if first {
-		next = min(next, t.lines.pollInterval(t.denied, t.limits.PlaceIn(t.denied, 0)))
+		next = min(next, t.lines.pollInterval(t.rejection, t.limits.PlaceWait(t.rejection, 0)))
 	}
 	if t.permit.apply(t.choice); t.demand.Caller != nil && t.choice.pool != nil {
-		t.permit.Headers = t.denied.Headers
+		t.permit.Headers = t.rejection.Headers
 		alive, committed := t.demand.Caller.KeepAlive(t.permit)
 		t.committed = t.committed || committed
 		next = min(next, alive)
@@ -351,28 +351,28 @@ func (t *limitWait) retry(ctx context.Context, last bool) (done bool, err error)
 		t.permit.Wait = t.permit.LimitWait
 		return true, nil
 	}
-	denied, ok := mayWait(err)
+	rejection, ok := mayWait(err)
 	switch {
 	case ok:
-	case errors.As(err, &denied):
-		return false, t.refusal(denied)
+	case errors.As(err, &rejection):
+		return false, t.refusal(rejection)
 	default:
 		return false, err
 	}
-	t.renewID(denied)
-	moved := denied.Counter != t.denied.Counter
-	t.denied = denied
+	t.renewID(rejection)
+	moved := rejection.Counter != t.rejection.Counter
+	t.rejection = rejection
 	if last {
-		return false, t.refusal(denied)
+		return false, t.refusal(rejection)
 	}
 	if moved {
 		t.lines.remove(t.waiter)
 		if !t.join(ctx) {
-			return false, t.refusal(denied)
+			return false, t.refusal(rejection)
 		}
 		return false, nil
 	}
-	t.deadline = t.start.Add(min(denied.Wait, t.queue.MaxWait)) // a reload may have changed it
+	t.deadline = t.start.Add(min(rejection.Wait, t.queue.MaxWait)) // a reload may have changed it
 	if end, ok := ctx.Deadline(); ok && end.Before(t.deadline) {
 		t.deadline = end
 	}
@@ -380,14 +380,14 @@ func (t *limitWait) retry(ctx context.Context, last bool) (done bool, err error)
 }
 
 // refusal returns the error of a request that has waited, or may not wait.
-func (t *limitWait) refusal(denied *limit.Denied) error {
+func (t *limitWait) refusal(rejection *limit.Rejection) error {
 	if t.waiter == nil {
 		t.waiter = newWaiter(t.queue, t.demand, t.choice.level)
 	}
 	t.lines.remove(t.waiter) // it does not stand before itself
 	var ahead int64
-	if denied.Wait > 0 {
-		ahead = t.lines.placesAhead(denied.Counter, t.waiter)
+	if rejection.Wait > 0 {
+		ahead = t.lines.placesAhead(rejection.Counter, t.waiter)
 	}
-	return t.limits.Refuse(denied, ahead, time.Since(t.start))
+	return t.limits.Reject(rejection, ahead, time.Since(t.start))
 }

@@ -58,7 +58,7 @@ func TestLinesThatAsk(t *testing.T) {
 	}
 	w := newOne()
 	all.join("busy", q, w)
-	if every := all.pollInterval(&limit.Denied{Shared: true}, time.Second); every > maxPoll*5/4 {
+	if every := all.pollInterval(&limit.Rejection{Shared: true}, time.Second); every > maxPoll*5/4 {
 		t.Errorf("it asks again after %v", every)
 	}
 	all.remove(w)

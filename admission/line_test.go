@@ -25,7 +25,7 @@ type crowd struct {
 }
 
 func placesRule(n limit.Count, wait time.Duration) []limit.Rule {
-	return []limit.Rule{{Name: "places", Per: "global", Bounds: limit.Bounds{Concurrency: n}, Wait: wait}}
+	return []limit.Rule{{Name: "places", Scope: "global", Bounds: limit.Bounds{Concurrency: n}, Wait: wait}}
 }
 
 func rulesOf(t *testing.T, rules []limit.Rule) *limit.Set {
@@ -96,9 +96,9 @@ func (c *crowd) batch(n int, lasting func(i int) time.Duration) (took time.Durat
 		again := []*Demand{demand(), demand()}
 		go func() {
 			p, err := c.controller.Admit(context.Background(), first)
-			var denied *limit.Denied
-			for errors.As(err, &denied) && len(again) > 0 {
-				time.Sleep(denied.RetryAfter)
+			var rejection *limit.Rejection
+			for errors.As(err, &rejection) && len(again) > 0 {
+				time.Sleep(rejection.RetryAfter)
 				p, err = c.controller.Admit(context.Background(), again[0])
 				again = again[1:]
 			}
@@ -181,12 +181,12 @@ func TestPlaceWaitEnds(t *testing.T) {
 		late := c.ask(t.Context(), c.demand("bob"))
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		var denied *limit.Denied
-		if !late.done || !errors.As(late.err, &denied) || denied.Waited != 2*time.Second || denied.RetryAfter != 8800*time.Millisecond {
-			t.Fatalf("%+v: %+v", late, denied)
+		var rejection *limit.Rejection
+		if !late.done || !errors.As(late.err, &rejection) || rejection.Waited != 2*time.Second || rejection.RetryAfter != 8800*time.Millisecond {
+			t.Fatalf("%+v: %+v", late, rejection)
 		}
 		c.controller.limits.Replace(rulesOf(t, placesRule(1, 0)))
-		if once := c.ask(t.Context(), c.demand("bob")); !errors.As(once.err, &denied) || once.took != 0 || denied.RetryAfter != 8800*time.Millisecond {
+		if once := c.ask(t.Context(), c.demand("bob")); !errors.As(once.err, &rejection) || once.took != 0 || rejection.RetryAfter != 8800*time.Millisecond {
 			t.Errorf("%+v", once)
 		}
 		c.settle(held)
@@ -208,8 +208,8 @@ func TestWaitReloaded(t *testing.T) {
 		}
 		c.controller.limits.Replace(rulesOf(t, placesRule(1, 0)))
 		time.Sleep(localPoll)
-		var denied *limit.Denied
-		if synctest.Wait(); !errors.As(a.err, &denied) || a.took > 11*time.Second+100*time.Millisecond {
+		var rejection *limit.Rejection
+		if synctest.Wait(); !errors.As(a.err, &rejection) || a.took > 11*time.Second+100*time.Millisecond {
 			t.Fatalf("%+v", a)
 		}
 		c.settle(held)
@@ -320,9 +320,9 @@ func TestWaitIsBounded(t *testing.T) {
 		for range 2 {
 			waiting = append(waiting, c.ask(t.Context(), c.demand("ann")))
 		}
-		var denied *limit.Denied
+		var rejection *limit.Rejection
 		// Of the five places that are needed before, two become free after 3 s and two after 6 s.
-		if a := c.ask(t.Context(), c.demand("ann")); !errors.As(a.err, &denied) || a.took != 0 || denied.RetryAfter != 6600*time.Millisecond {
+		if a := c.ask(t.Context(), c.demand("ann")); !errors.As(a.err, &rejection) || a.took != 0 || rejection.RetryAfter != 6600*time.Millisecond {
 			t.Errorf("%+v", a)
 		}
 		q := DefaultQueue()
@@ -453,8 +453,8 @@ func TestWaitLeavesNothing(t *testing.T) {
 	const wait = 3 * time.Second
 	rules := func(wait time.Duration) []limit.Rule {
 		return []limit.Rule{
-			{Name: "own", Per: "user", Bounds: limit.Bounds{Concurrency: 3}, Wait: wait},
-			{Name: "all", Per: "global", Bounds: limit.Bounds{Concurrency: 5, Requests: limit.Rate{Count: 100, Window: 10 * time.Second}}, Wait: wait},
+			{Name: "own", Scope: "user", Bounds: limit.Bounds{Concurrency: 3}, Wait: wait},
+			{Name: "all", Scope: "global", Bounds: limit.Bounds{Concurrency: 5, Requests: limit.Rate{Count: 100, Window: 10 * time.Second}}, Wait: wait},
 		}
 	}
 	for seed := range uint64(20) {
@@ -476,10 +476,10 @@ func TestWaitLeavesNothing(t *testing.T) {
 					if took := time.Since(began); took > wait+DefaultQueue().MaxWait {
 						t.Errorf("it took %v: %v", took, err)
 					}
-					var denied *limit.Denied
+					var rejection *limit.Rejection
 					var shed *Overloaded
 					if err != nil {
-						if !errors.As(err, &denied) && !errors.As(err, &shed) && !errors.Is(err, context.DeadlineExceeded) {
+						if !errors.As(err, &rejection) && !errors.As(err, &shed) && !errors.Is(err, context.DeadlineExceeded) {
 							t.Error(err)
 						}
 						return

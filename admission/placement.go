@@ -20,17 +20,17 @@ type placement struct {
 	demand *Demand
 	permit *Permit
 
-	choice   choice        // latest choice; its pool is nil where the answer is canned
-	denied   *limit.Denied // rejection that a rate rule replaces by the smaller model
-	waiter   *waiter       // request in the queue, or with its place
-	pool     *Pool         // pool where the request waits; nil where it does not
-	start    time.Time     // start of the wait
-	deadline time.Time     // end of the wait
+	choice    choice           // latest choice; its pool is nil where the answer is canned
+	rejection *limit.Rejection // rejection that a rate rule replaces by the smaller model
+	waiter    *waiter          // request in the queue, or with its place
+	pool      *Pool            // pool where the request waits; nil where it does not
+	start     time.Time        // start of the wait
+	deadline  time.Time        // end of the wait
 }
 
 // progress returns the result of earlier decisions.
 func (e *placement) progress() progress {
-	return progress{floor: e.choice, waited: time.Since(e.start), denied: e.denied}
+	return progress{floor: e.choice, waited: time.Since(e.start), rejection: e.rejection}
 }
 
 // acquire acquires a place for the request, or waits for one.

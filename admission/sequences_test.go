@@ -65,14 +65,14 @@ func TestSequences(t *testing.T) {
 // what no rule can hold; nothing of either is charged.
 func TestTooManySequences(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rules := []limit.Rule{{Name: "places", Per: "global", Bounds: limit.Bounds{Concurrency: 4}}}
+		rules := []limit.Rule{{Name: "places", Scope: "global", Bounds: limit.Bounds{Concurrency: 4}}}
 		h := newTestFleet(t, rules, DefaultQueue(), "large")
 		var many *TooMany
 		if _, err := h.controller.Admit(t.Context(), h.sequences("large", 3, 1)); !errors.As(err, &many) || many.Sequences != 3 || many.Max != 2 {
 			t.Errorf("%v", err)
 		}
-		var denied *limit.Denied
-		if _, err := h.controller.Admit(t.Context(), h.sequences("large", 5, 1)); !errors.As(err, &denied) || !denied.Never || denied.Cost != 5 {
+		var rejection *limit.Rejection
+		if _, err := h.controller.Admit(t.Context(), h.sequences("large", 5, 1)); !errors.As(err, &rejection) || !rejection.TooLarge || rejection.Cost != 5 {
 			t.Errorf("%v", err)
 		}
 		s, err := h.controller.Status(context.Background(), limit.Request{})
@@ -87,7 +87,7 @@ func TestTooManySequences(t *testing.T) {
 // counts everywhere.
 func TestSequencesAtLevels(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rules := []limit.Rule{{Name: "rpm", Per: "global", Bounds: limit.Bounds{Requests: limit.Rate{Count: 10, Window: time.Minute}, Concurrency: 10}}}
+		rules := []limit.Rule{{Name: "rpm", Scope: "global", Bounds: limit.Bounds{Requests: limit.Rate{Count: 10, Window: time.Minute}, Concurrency: 10}}}
 		h := newTestFleet(t, rules, DefaultQueue(), "large")
 		h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: degrade.StreamingOff, Expires: time.Now().Add(time.Hour)}})
 		p, err := h.controller.Admit(t.Context(), h.sequences("large", 2, 4))
@@ -168,7 +168,7 @@ func TestFallBackCharges(t *testing.T) {
 	for name, ladder := range map[string]bool{"after a failure": false, "by the ladder": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				rules := []limit.Rule{{Name: "rpm", Per: "global", Bounds: limit.Bounds{Requests: limit.Rate{Count: 20, Window: time.Minute}}}}
+				rules := []limit.Rule{{Name: "rpm", Scope: "global", Bounds: limit.Bounds{Requests: limit.Rate{Count: 20, Window: time.Minute}}}}
 				h := newTestFleet(t, rules, DefaultQueue(), "large", "small")
 				h.engines["large"][0].seat.SetBounds(Bounds{InFlight: 8})
 				d := h.sequences("large", 1, 8)

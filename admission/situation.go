@@ -60,7 +60,7 @@ func (c *Controller) snapshot(q *queueing, d *Demand, past *progress) situation 
 	d.Pool.survey(q, d, &s)
 	level := degrade.Shift(max(s.verdict.Level, s.full.level, s.reduced.level), d.Request.Tier)
 	high := max(level, s.verdict.Level, past.floor.level) >= degrade.SmallerModel
-	if high || past.denied != nil || !s.full.available || s.full.full || !s.reduced.available || s.reduced.full {
+	if high || past.rejection != nil || !s.full.available || s.full.full || !s.reduced.available || s.reduced.full {
 		s.fallback = d.fallback()
 	}
 	switch waiting := past.floor.pool; {

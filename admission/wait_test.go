@@ -236,7 +236,7 @@ func (panics) KeepAlive(*Permit) (time.Duration, bool) { panic("on purpose") }
 // TestPanicWhileWaiting: nothing is held for a request whose own code panics.
 func TestPanicWhileWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rule := limit.Rule{Name: "slots", Per: "user", Bounds: limit.Bounds{Concurrency: 5}}
+		rule := limit.Rule{Name: "slots", Scope: "user", Bounds: limit.Bounds{Concurrency: 5}}
 		h := newTestFleet(t, []limit.Rule{rule}, DefaultQueue(), "large")
 		held := h.fill(t, "large")
 		d := h.demand("large")

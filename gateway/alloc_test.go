@@ -50,8 +50,8 @@ func everything(t *testing.T, server *url.URL) *Gateway {
 	g.Tracer = untraced(t)
 	plenty := limit.Rate{Count: 1e9, Window: time.Minute}
 	set, err := limit.Compile([]limit.Rule{
-		{Name: "user", Per: "user", Bounds: limit.Bounds{Requests: plenty, Tokens: plenty, Concurrency: 1000}},
-	}, []limit.QuotaRule{{Name: "day", Per: "user", Tokens: 1e12, Every: "day"}}, nil)
+		{Name: "user", Scope: "user", Bounds: limit.Bounds{Requests: plenty, Tokens: plenty, Concurrency: 1000}},
+	}, []limit.QuotaRule{{Name: "day", Scope: "user", Tokens: 1e12, Every: "day"}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -86,7 +86,7 @@ const AuxRule = "aux_requests"
 
 // AuxRule returns the rule that holds callers to aux_requests.
 func (c *Config) AuxRule() *limit.Rule {
-	return &limit.Rule{Name: AuxRule, Per: "key", Bounds: limit.Bounds{Requests: c.AuxRequests}, Aux: true}
+	return &limit.Rule{Name: AuxRule, Scope: "key", Bounds: limit.Bounds{Requests: c.AuxRequests}, Aux: true}
 }
 
 // settings holds what a reload replaces as a whole.

@@ -50,16 +50,16 @@ func (c *call) facts() *facts {
 // inner error never reaches the caller, but for what a backend says of the request.
 func explain(err error, f *facts) *refusal.Refusal {
 	var (
-		r        *refusal.Refusal
-		request  *openai.Error
-		wrong    *account.Fault
-		timeout  *backend.TimeoutError
-		status   *backend.StatusError
-		stream   *openai.StreamError
-		guessing *account.GuessingError
-		denied   *limit.Denied
-		shed     *admission.Overloaded
-		tooMany  *admission.TooMany
+		r         *refusal.Refusal
+		request   *openai.Error
+		wrong     *account.Fault
+		timeout   *backend.TimeoutError
+		status    *backend.StatusError
+		stream    *openai.StreamError
+		guessing  *account.GuessingError
+		rejection *limit.Rejection
+		shed      *admission.Overloaded
+		tooMany   *admission.TooMany
 	)
 	switch {
 	case errors.As(err, &r):
@@ -73,8 +73,8 @@ func explain(err error, f *facts) *refusal.Refusal {
 			f.addr, max(guessing.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).After(guessing.RetryAfter)
 		r.HangUp = true
 		return r
-	case errors.As(err, &denied):
-		return f.rejected(denied)
+	case errors.As(err, &rejection):
+		return f.rejected(rejection)
 	case errors.As(err, &tooMany) && tooMany.Temporary:
 		return refusal.New(refusal.Overloaded, "", fmt.Sprintf("this request asks for %d sequences (prompts x n), and the servers of %s that are available at the moment take %d at a time (max_in_flight): send fewer prompts at a time or a smaller n, or try again in %v",
 			tooMany.Sequences, f.asked, tooMany.Max, retryNoBackend)).After(retryNoBackend)

@@ -41,17 +41,17 @@ func TestContextRefusals(t *testing.T) {
 // a quota that is used up is not worth trying again.
 func TestShareRefusals(t *testing.T) {
 	for name, c := range map[string]struct {
-		denied       limit.Denied
+		denied       limit.Rejection
 		status       int
 		code         refusal.Code
 		retry        time.Duration
 		hopeless     bool
 		said, unsaid string
 	}{
-		"rate":          {limit.Denied{Rule: "rate", Per: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, RetryAfter: 3 * time.Second, Share: 25}, 429, refusal.RateLimit, 3 * time.Second, false, "may give out 25 while the gateways cannot count together", "used up"},
-		"quota":         {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Second, Share: 250}, 503, refusal.StoreUnavailable, refusal.RetryStore, false, "is not used up", "until 20"},
-		"quota used up": {limit.Denied{Rule: "daily", Per: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, RetryAfter: time.Hour}, 403, refusal.InsufficientQuota, 0, true, "is used up until 20", "together"},
-		"its own limit": {limit.Denied{Rule: "rate", Per: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, RetryAfter: 3 * time.Second}, 429, refusal.RateLimit, 3 * time.Second, false, "try again in 3s", "together"},
+		"rate":          {limit.Rejection{ExceededLimit: limit.ExceededLimit{Rule: "rate", Scope: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute, Share: 25}, RetryAfter: 3 * time.Second}, 429, refusal.RateLimit, 3 * time.Second, false, "may give out 25 while the gateways cannot count together", "used up"},
+		"quota":         {limit.Rejection{ExceededLimit: limit.ExceededLimit{Rule: "daily", Scope: "user", Metric: limit.Tokens, Limit: 1000, Quota: true, Share: 250}, RetryAfter: time.Second}, 503, refusal.StoreUnavailable, refusal.RetryStore, false, "is not used up", "until 20"},
+		"quota used up": {limit.Rejection{ExceededLimit: limit.ExceededLimit{Rule: "daily", Scope: "user", Metric: limit.Tokens, Limit: 1000, Quota: true}, RetryAfter: time.Hour}, 403, refusal.InsufficientQuota, 0, true, "is used up until 20", "together"},
+		"its own limit": {limit.Rejection{ExceededLimit: limit.ExceededLimit{Rule: "rate", Scope: "user", Metric: limit.Requests, Limit: 50, Window: time.Minute}, RetryAfter: 3 * time.Second}, 429, refusal.RateLimit, 3 * time.Second, false, "try again in 3s", "together"},
 	} {
 		r := explain(&c.denied, &facts{id: "id", now: time.Now()})
 		if r.Status != c.status || r.Code != c.code || r.RetryAfter != c.retry || r.NoRetry != c.hopeless ||

@@ -65,7 +65,7 @@ func (g *Gateway) fail(c *call, err error) (cut bool) {
 // alerts of a quota that is used up.
 func (g *Gateway) applyRefusal(c *call, err error) {
 	var (
-		rejected *limit.Denied
+		rejected *limit.Rejection
 		shed     *admission.Overloaded
 	)
 	switch {

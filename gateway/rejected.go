@@ -11,13 +11,13 @@ import (
 )
 
 // rejected returns the refusal of a request over a limit or a quota.
-func (f *facts) rejected(d *limit.Denied) *refusal.Refusal {
+func (f *facts) rejected(d *limit.Rejection) *refusal.Refusal {
 	rule := f.ruleText(d)
 	var r *refusal.Refusal
 	switch {
-	case d.Never && (d.Metric == limit.Requests || d.Metric == limit.Concurrency):
+	case d.TooLarge && (d.Metric == limit.Requests || d.Metric == limit.Concurrency):
 		r = refusal.New(refusal.TooLargeForLimit, "", fmt.Sprintf("%s, and this request asks for %d sequences (prompts x n), which count as so many: send fewer prompts at a time or a smaller n", rule, d.Cost))
-	case d.Never:
+	case d.TooLarge:
 		r = refusal.New(refusal.TooLargeForLimit, "", fmt.Sprintf("%s, and this request alone counts as %d: shorten the prompt or lower max_tokens", rule, d.Cost))
 	case d.Quota && d.Share > 0:
 		r = refusal.New(refusal.StoreUnavailable, "", fmt.Sprintf("%s is not used up, but this gateway has given out its part of what is left, and the gateways cannot count together at the moment: %s; try again in %s",
@@ -33,7 +33,7 @@ func (f *facts) rejected(d *limit.Denied) *refusal.Refusal {
 }
 
 // ruleText returns the rule that rejected in words, with what pressure has made of it.
-func (f *facts) ruleText(d *limit.Denied) string {
+func (f *facts) ruleText(d *limit.Rejection) string {
 	if d.Quota {
 		return fmt.Sprintf("the quota %s of %s", d.Rule, d.Amount())
 	}
@@ -49,7 +49,7 @@ func (f *facts) ruleText(d *limit.Denied) string {
 
 // stateText returns the state of a rule that rejected, for a request that may try
 // again.
-func stateText(d *limit.Denied) (text string) {
+func stateText(d *limit.Rejection) (text string) {
 	if d.Share > 0 {
 		text = fmt.Sprintf(", of which this gateway may give out %d while the gateways cannot count together: %s", d.Share, storeAway)
 	}
@@ -68,7 +68,7 @@ func stateText(d *limit.Denied) (text string) {
 
 // quotaText returns what a quota leaves, and the least that the request needs of it: a quota
 // lets in who has enough for the prompt.
-func quotaText(rule string, d *limit.Denied, now time.Time) string {
+func quotaText(rule string, d *limit.Rejection, now time.Time) string {
 	resetAt := now.Add(d.RetryAfter).UTC().Round(time.Second).Format(time.RFC3339)
 	needs := max(d.Prompt, 1)
 	if d.Left == 0 {

@@ -6,7 +6,7 @@ import "time"
 const ceilingParts = 5
 
 // most is behind the key of a ceiling.
-const most = ":most"
+const ceilingSuffix = ":most"
 
 // ceilingOf is how much of a limit may be used in a window if every running request
 // takes all that it can: a quarter more than the limit.
@@ -23,11 +23,11 @@ func (c *counter) bounded() bool {
 // of them sees those of ten seconds as if they had come in one moment: it would carry
 // an overage that there never was.
 func (c *counter) carries() bool {
-	return c.kind == Window && c.reserve != ReserveMax && c.output() && c.windowMs >= leastCarried.Milliseconds()
+	return c.kind == Window && c.reserve != ReserveMax && c.output() && c.windowMs >= minCarriedWindow.Milliseconds()
 }
 
 // leastCarried is the shortest window that has a ceiling and carries an overage.
-const leastCarried = 2 * heartbeat
+const minCarriedWindow = 2 * heartbeat
 
 // output reports whether a counter counts what is known only afterwards.
 func (c *counter) output() bool {
@@ -48,21 +48,21 @@ func (c *counter) carried(a amount) amount {
 // expected. A burst of the whole limit is only there to carry an overage, and that is
 // for the dimension of what was used.
 func (c *counter) ceiling(d Dim, key string) Dim {
-	above := func(limit, burst int64) (int64, int64) {
+	raised := func(limit, burst int64) (int64, int64) {
 		if burst >= limit {
 			burst = 0
 		}
 		return ceilingOf(limit), ceilingOf(burst)
 	}
 	d.Key, d.Ceiling = key, true
-	d.Limit, d.Burst = above(d.Limit, d.Burst)
-	d.NextLimit, d.NextBurst = above(d.NextLimit, d.NextBurst)
+	d.Limit, d.Burst = raised(d.Limit, d.Burst)
+	d.NextLimit, d.NextBurst = raised(d.NextLimit, d.NextBurst)
 	return d
 }
 
 // reach is what a request's answers may have within one window: all that they may
 // have, or less where the model is known to be slower than that.
-func (r *Request) reach(e Estimate, windowMs int64) int64 {
+func (r *Request) maxAnswer(e Estimate, windowMs int64) int64 {
 	if e.Pace <= 0 {
 		return r.MaxTokens
 	}
@@ -80,9 +80,9 @@ const (
 	paceLong     = 64   // tokens of a sequence, of which the prompt took little of the time
 	paceShort    = 16   // tokens of a sequence; shorter ones say nothing of the pace
 	promptTokens = 16   // as many as come in the time that a short answer's prompt is taken to have had
-	paceLeast    = 25   // tokens per second that an answer is always taken to be able to come at
+	minPace      = 25   // tokens per second that an answer is always taken to be able to come at
 	meanWeight   = 8    // the newest answer counts one in eight
-	paceMost     = 1000 // tokens per second; what came faster is remembered as that
+	maxPace      = 1000 // tokens per second; what came faster is remembered as that
 )
 
 // paces are how fast the last answers of a model came, in tokens per second of one
@@ -96,38 +96,38 @@ type paces struct {
 
 // recentPaces are those of the last paceAnswers answers, in tokens per second.
 type recentPaces struct {
-	all  []int64
-	next int
+	values []int64
+	next   int
 }
 
 func (p *recentPaces) add(pace int64) {
-	if len(p.all) < paceAnswers {
-		p.all = append(p.all, pace)
+	if len(p.values) < paceAnswers {
+		p.values = append(p.values, pace)
 		return
 	}
-	p.all[p.next] = pace
+	p.values[p.next] = pace
 	p.next = (p.next + 1) % paceAnswers
 }
 
-func (p *recentPaces) known() bool { return len(p.all) >= paceKnown }
+func (p *recentPaces) known() bool { return len(p.values) >= paceKnown }
 
 // fastest returns the highest of them; 0: there is none.
-func (p *recentPaces) fastest() (most int64) {
-	for _, pace := range p.all {
-		most = max(most, pace)
+func (p *recentPaces) fastest() (highest int64) {
+	for _, pace := range p.values {
+		highest = max(highest, pace)
 	}
-	return most
+	return highest
 }
 
-func (p *paces) add(output, sequences int64, took time.Duration) {
-	p.mean = averaged(p.mean, took)
-	each := output / max(sequences, 1)
-	pace := func(tokens int64) int64 { return min(tokens*1000/max(took.Milliseconds(), 1), paceMost) }
+func (p *paces) add(output, sequences int64, duration time.Duration) {
+	p.mean = averaged(p.mean, duration)
+	perSequence := output / max(sequences, 1)
+	pace := func(tokens int64) int64 { return min(tokens*1000/max(duration.Milliseconds(), 1), maxPace) }
 	switch {
-	case each >= paceLong:
-		p.long.add(pace(each))
-	case each >= paceShort:
-		p.short.add(pace(each + promptTokens))
+	case perSequence >= paceLong:
+		p.long.add(pace(perSequence))
+	case perSequence >= paceShort:
+		p.short.add(pace(perSequence + promptTokens))
 	}
 }
 
@@ -138,16 +138,16 @@ func (p *paces) fastest() int64 {
 	if p == nil || !p.long.known() && !p.short.known() {
 		return paceUnknown
 	}
-	most := p.long.fastest()
+	highest := p.long.fastest()
 	if p.long.known() {
-		return max(most+most/8, paceLeast)
+		return max(highest+highest/8, minPace)
 	}
-	most = max(most, p.short.fastest())
-	return max(most+most/8, paceUnknown/2)
+	highest = max(highest, p.short.fastest())
+	return max(highest+highest/8, paceUnknown/2)
 }
 
 // lasting returns how long an answer lasts on the average; 0: none was seen.
-func (p *paces) lasting() time.Duration {
+func (p *paces) meanDuration() time.Duration {
 	if p == nil {
 		return 0
 	}
@@ -157,8 +157,8 @@ func (p *paces) lasting() time.Duration {
 // turn returns when a request that a ceiling refused should be tried again: what runs
 // gives back what it has not used as soon as it ends, which is long before that would
 // leave the window.
-func (p *plan) turn(exact time.Duration) time.Duration {
-	return min(exact, max(p.lasting, leastTurn))
+func (p *plan) retryDelay(exact time.Duration) time.Duration {
+	return min(exact, max(p.meanDuration, minRetryDelay))
 }
 
-const leastTurn = time.Second // also where nothing is known of the answers
+const minRetryDelay = time.Second // also where nothing is known of the answers

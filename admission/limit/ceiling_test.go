@@ -13,10 +13,10 @@ import (
 // what is running is told to wait for an answer to end, not for a window to pass.
 func TestCeilingBeforeAnythingIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, compile(t, []Rule{{Name: "t", Per: "user", Bounds: Bounds{Tokens: perMinute(100_000)}}}, nil, nil))
+		r := newRig(t, compile(t, []Rule{{Name: "t", Scope: "user", Bounds: Bounds{Tokens: perMinute(100_000)}}}, nil, nil))
 		q := alice()
 		q.Prompt, q.MaxTokens = 10, 32_768
-		fill := func() (running []*Grant, denied *Denied) {
+		fill := func() (running []*Grant, denied *Rejection) {
 			for denied == nil {
 				var g *Grant
 				if g, denied = r.ask(q); g != nil {
@@ -29,7 +29,7 @@ func TestCeilingBeforeAnythingIsKnown(t *testing.T) {
 		if n := len(running); n < 20 || n > 125_000/(60*paceUnknown) {
 			t.Errorf("%d were let in", n)
 		}
-		if !denied.Running || denied.RetryAfter > 2*leastTurn {
+		if !denied.Running || denied.RetryAfter > 2*minRetryDelay {
 			t.Errorf("%+v, although nothing is known of answers", denied)
 		}
 		for range recentOutputs { // 25 tokens a second
@@ -55,7 +55,7 @@ func TestCeilingBeforeAnythingIsKnown(t *testing.T) {
 func TestShortWindows(t *testing.T) {
 	const streams, msPerToken = 10, 20 // 500 tokens a second in all, of 1,000
 	for window, most := range map[int64]int{1: 90, 2: 180, 5: 360, 10: 30, 15: 0, 20: 0} {
-		s := newSim(t, Rule{Name: "t", Per: "user", Bounds: Bounds{Tokens: Rate{1_000 * window, time.Duration(window) * time.Second}}})
+		s := newSim(t, Rule{Name: "t", Scope: "user", Bounds: Bounds{Tokens: Rate{1_000 * window, time.Duration(window) * time.Second}}})
 		start, refused := s.ms, 0
 		began := map[*Grant]int64{}
 		for ms := int64(0); ms < 120_000; ms += 100 {
@@ -95,8 +95,8 @@ func TestCeilingOfOverriddenWindow(t *testing.T) {
 		want           int
 	}{{"1000/1m", "1000/19s", 1}, {"1000/19s", "1000/20s", 2}, {"1000/1m", "2000/1m", 2}, {"1000/1s", "2000/1s", 1}} {
 		rate, _ := ParseRate(c.rule)
-		set, err := compile(t, []Rule{{Name: "t", Per: "user", Bounds: Bounds{Tokens: rate}}}, nil, nil).
-			With([]Override{{Rule: "t", Of: "user", Name: "alice", Numbers: map[string]string{"tokens": c.override}}})
+		set, err := compile(t, []Rule{{Name: "t", Scope: "user", Bounds: Bounds{Tokens: rate}}}, nil, nil).
+			WithOverrides([]Override{{Rule: "t", Scope: "user", Name: "alice", Numbers: map[string]string{"tokens": c.override}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,7 +106,7 @@ func TestCeilingOfOverriddenWindow(t *testing.T) {
 		if len(dims) != c.want {
 			t.Fatalf("%s with an override of %s: %d dimensions, want %d", c.rule, c.override, len(dims), c.want)
 		}
-		if strings.HasSuffix(dims[0].Key, most) || len(dims) > 1 && dims[1].Key != dims[0].Key+most {
+		if strings.HasSuffix(dims[0].Key, ceilingSuffix) || len(dims) > 1 && dims[1].Key != dims[0].Key+ceilingSuffix {
 			t.Errorf("%s with an override of %s: %+v", c.rule, c.override, dims)
 		}
 		if carried := dims[0].Burst > 0; carried != (c.want == 2) {
@@ -144,9 +144,9 @@ func TestPace(t *testing.T) {
 	add(paceAnswers, 240, 10*time.Second)
 	expect("the fast one is forgotten", 27)
 	add(1, 100_000, 0)
-	expect("an answer out of a cache", paceMost+paceMost/8)
+	expect("an answer out of a cache", maxPace+maxPace/8)
 	r := Request{MaxTokens: 100_000}
-	if got := r.reach(Estimate{Pace: p.fastest()}, simWindow); got != 67_500 {
+	if got := r.maxAnswer(Estimate{Pace: p.fastest()}, simWindow); got != 67_500 {
 		t.Errorf("it may have %d tokens in a minute", got)
 	}
 }

@@ -54,7 +54,7 @@ type Bounds struct {
 // Rule is a limit for each of some subjects.
 type Rule struct {
 	Name           string `yaml:"name"` // in refusals, metrics and overrides
-	Per            string `yaml:"per"`  // key, user, project, department, ip, model, global or two such as user,model
+	Scope          string `yaml:"per"`  // key, user, project, department, ip, model, global or two such as user,model
 	Bounds         `yaml:",inline"`
 	Schedule       []Schedule `yaml:"schedule"`
 	UnderPressure  Pressure   `yaml:"under_pressure"`
@@ -97,7 +97,7 @@ func (r *Rule) UnmarshalYAML(decode func(any) error) error {
 
 // Schedule gives a rule other numbers in some hours.
 type Schedule struct {
-	When   string `yaml:"when"` // [Mon-Fri ]22:00-08:00 Asia/Shanghai
+	Hours  string `yaml:"when"` // [Mon-Fri ]22:00-08:00 Asia/Shanghai
 	Bounds `yaml:",inline"`
 }
 
@@ -124,7 +124,7 @@ func (l Levels) list() [4]Factor { return [...]Factor{l.L1, l.L2, l.L3, l.L4} }
 // QuotaRule is an amount for each calendar period.
 type QuotaRule struct {
 	Name           string  `yaml:"name"`             // in refusals, alerts and overrides
-	Per            string  `yaml:"per"`              // as in limits; one counter for each
+	Scope          string  `yaml:"per"`              // as in limits; one counter for each
 	Units          Count   `yaml:"units"`            // tokens by their weights
 	Tokens         Count   `yaml:"tokens"`           // plain tokens
 	Every          string  `yaml:"every"`            // hour | day | week | month
@@ -163,14 +163,14 @@ func (f *faults) add(path, format string, args ...any) {
 }
 
 // say adds a fault unless it is none.
-func (f *faults) say(path, fault string) {
+func (f *faults) addText(path, fault string) {
 	if fault != "" {
 		f.add(path, "%s", fault)
 	}
 }
 
 // below takes in the faults of a part.
-func (f *faults) below(path string, err error) {
+func (f *faults) addPart(path string, err error) {
 	if err == nil {
 		return
 	}
@@ -187,11 +187,11 @@ func (f *faults) below(path string, err error) {
 func (w Weights) Validate() error {
 	var f faults
 	for _, m := range []struct {
-		at string
-		n  Milli
+		path string
+		n    Milli
 	}{{"input", w.Input}, {"cached", w.Cached}, {"output", w.Output}, {"reasoning", w.Reasoning}} {
 		if m.n < 0 || m.n > maxMilli {
-			f.add(m.at, "must be from 0 to 1000 with at most three decimals, such as 0.1")
+			f.add(m.path, "must be from 0 to 1000 with at most three decimals, such as 0.1")
 		}
 	}
 	return errors.Join(f...)
@@ -203,20 +203,20 @@ func Validate(rules []Rule, quotas []QuotaRule) error {
 	var f faults
 	owner := map[string]string{}
 	name := func(path, name string) {
-		if at, twice := owner[name]; twice && name != "" {
-			f.add(path+".name", "%q already names %s", name, at)
+		if previous, twice := owner[name]; twice && name != "" {
+			f.add(path+".name", "%q already names %s", name, previous)
 			return
 		}
 		owner[name] = path
 	}
 	for i := range rules {
 		path := fmt.Sprintf("limits[%d]", i)
-		f.below(path, rules[i].Validate())
+		f.addPart(path, rules[i].Validate())
 		name(path, rules[i].Name)
 	}
 	for i := range quotas {
 		path := fmt.Sprintf("quotas[%d]", i)
-		f.below(path, quotas[i].Validate())
+		f.addPart(path, quotas[i].Validate())
 		name(path, quotas[i].Name)
 	}
 	return errors.Join(f...)
@@ -225,12 +225,12 @@ func Validate(rules []Rule, quotas []QuotaRule) error {
 // Validate says all that is wrong with a rule, path first.
 func (r *Rule) Validate() error {
 	var f faults
-	f.say("name", nameFault(r.Name))
-	if _, ok := parsePer(r.Per); !ok {
-		f.say("per", perFault(r.Per))
+	f.addText("name", nameFault(r.Name))
+	if _, ok := parseSubjectKinds(r.Scope); !ok {
+		f.addText("per", scopeFault(r.Scope))
 	}
-	given := r.validateBounds(&f)
-	if !given {
+	hasLimit := r.validateBounds(&f)
+	if !hasLimit {
 		f.add("requests", "is missing, and so is every other limit; expected one of requests, tokens, input_tokens, output_tokens, reasoning_tokens, concurrency")
 	}
 	r.validateBurst(&f, "", r.Bounds)
@@ -270,11 +270,11 @@ func nameFault(name string) string {
 	return ""
 }
 
-func perFault(per string) string {
-	if per == "" {
+func scopeFault(text string) string {
+	if text == "" {
 		return "is missing; expected key, user, project, department, ip, model, global or two of them such as user,model"
 	}
-	return fmt.Sprintf("must be key, user, project, department, ip, model, global or two of them such as user,model, not %q", per)
+	return fmt.Sprintf("must be key, user, project, department, ip, model, global or two of them such as user,model, not %q", text)
 }
 
 // rates are a rule's rates by metric.
@@ -306,18 +306,18 @@ func (b *Bounds) bursting() (Metric, Rate, bool) {
 	return rates[found[0]].metric, rates[found[0]].rate, true
 }
 
-func (r *Rule) validateBounds(f *faults) (given bool) {
+func (r *Rule) validateBounds(f *faults) (hasLimit bool) {
 	for _, m := range r.rates() {
 		if m.rate != (Rate{}) {
-			given = true
-			f.say(m.metric.String(), m.rate.fault())
+			hasLimit = true
+			f.addText(m.metric.String(), m.rate.fault())
 		}
 	}
 	if r.Concurrency != 0 {
-		given = true
-		f.say("concurrency", r.Concurrency.fault())
+		hasLimit = true
+		f.addText("concurrency", r.Concurrency.fault())
 	}
-	return given
+	return hasLimit
 }
 
 func (r *Rule) validateBurst(f *faults, path string, b Bounds) {
@@ -327,7 +327,7 @@ func (r *Rule) validateBurst(f *faults, path string, b Bounds) {
 	metric, rate, ok := b.bursting()
 	switch fault := b.Burst.fault(); {
 	case fault != "":
-		f.say(path+"burst", fault)
+		f.addText(path+"burst", fault)
 	case !ok:
 		f.add(path+"burst", "needs requests, or exactly one rate of tokens, to be a burst of")
 	case rate.fault() == "" && int64(b.Burst) > rate.Count:
@@ -343,10 +343,10 @@ func (r *Rule) validateSchedule(f *faults) {
 	for i := range r.Schedule {
 		s := &r.Schedule[i]
 		path := fmt.Sprintf("schedule[%d]", i)
-		hours, err := parseHours(s.When)
+		hours, err := parseHours(s.Hours)
 		switch {
 		case err != nil:
-			f.say(path+".when", err.Error())
+			f.addText(path+".when", err.Error())
 		case zone != "" && hours.zone.String() != zone:
 			f.add(path+".when", "must be in the zone of the others, %s", zone)
 		case !week.take(hours):
@@ -361,16 +361,16 @@ func (r *Rule) validateSchedule(f *faults) {
 
 // validateOverride checks the numbers of a schedule beside those of its rule.
 func (r *Rule) validateOverride(f *faults, path string, s *Schedule) {
-	given := s.Concurrency != 0 || s.Burst != 0
-	own, base := s.rates(), r.rates()
-	for i, m := range own {
+	hasNumber := s.Concurrency != 0 || s.Burst != 0
+	scheduled, base := s.rates(), r.rates()
+	for i, m := range scheduled {
 		if m.rate == (Rate{}) {
 			continue
 		}
-		given = true
+		hasNumber = true
 		switch fault := m.rate.fault(); {
 		case fault != "":
-			f.say(path+m.metric.String(), fault)
+			f.addText(path+m.metric.String(), fault)
 		case base[i].rate == (Rate{}):
 			f.add(path+m.metric.String(), "the rule itself has none to replace")
 		case base[i].rate.Window != m.rate.Window:
@@ -378,7 +378,7 @@ func (r *Rule) validateOverride(f *faults, path string, s *Schedule) {
 		}
 	}
 	if s.Concurrency != 0 {
-		f.say(path+"concurrency", s.Concurrency.fault())
+		f.addText(path+"concurrency", s.Concurrency.fault())
 		if r.Concurrency == 0 {
 			f.add(path+"concurrency", "the rule itself has none to replace")
 		}
@@ -386,25 +386,25 @@ func (r *Rule) validateOverride(f *faults, path string, s *Schedule) {
 	if s.Burst != 0 && r.Burst == 0 {
 		f.add(path+"burst", "the rule itself has none to replace")
 	} else if s.Burst != 0 {
-		r.validateBurst(f, path, r.over(s.Bounds))
+		r.validateBurst(f, path, r.merged(s.Bounds))
 	}
-	if !given {
+	if !hasNumber {
 		f.add(path+"requests", "is missing, and so is every other number that the schedule could replace")
 	}
 }
 
 // over is the rule's numbers with those that are given in their place.
-func (r *Rule) over(s Bounds) Bounds {
+func (r *Rule) merged(s Bounds) Bounds {
 	b := r.Bounds
 	for _, m := range []struct {
-		into *Rate
-		from Rate
+		target *Rate
+		source Rate
 	}{
 		{&b.Requests, s.Requests}, {&b.Tokens, s.Tokens}, {&b.InputTokens, s.InputTokens},
 		{&b.OutputTokens, s.OutputTokens}, {&b.ReasoningTokens, s.ReasoningTokens},
 	} {
-		if m.from != (Rate{}) {
-			*m.into = m.from
+		if m.source != (Rate{}) {
+			*m.target = m.source
 		}
 	}
 	if s.Concurrency != 0 {
@@ -443,9 +443,9 @@ func (p *Pressure) validate(f *faults) {
 // Validate says all that is wrong with a quota, path first.
 func (q *QuotaRule) Validate() error {
 	var f faults
-	f.say("name", nameFault(q.Name))
-	if _, ok := parsePer(q.Per); !ok {
-		f.say("per", perFault(q.Per))
+	f.addText("name", nameFault(q.Name))
+	if _, ok := parseSubjectKinds(q.Scope); !ok {
+		f.addText("per", scopeFault(q.Scope))
 	}
 	switch {
 	case q.Units == 0 && q.Tokens == 0:
@@ -453,15 +453,15 @@ func (q *QuotaRule) Validate() error {
 	case q.Units != 0 && q.Tokens != 0:
 		f.add("tokens", "stands beside units; expected one of them")
 	case q.Units != 0:
-		f.say("units", q.Units.fault())
+		f.addText("units", q.Units.fault())
 	default:
-		f.say("tokens", q.Tokens.fault())
+		f.addText("tokens", q.Tokens.fault())
 	}
 	if _, ok := parseEvery(q.Every); !ok {
 		f.add("every", "must be hour, day, week or month, not %q", q.Every)
 	}
 	if _, err := LoadZone(q.Zone); err != nil {
-		f.say("zone", err.Error())
+		f.addText("zone", err.Error())
 	}
 	for i, percent := range q.AlertAt {
 		switch {

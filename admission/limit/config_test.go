@@ -9,17 +9,17 @@ import (
 // valid is a rule with everything.
 func valid() Rule {
 	return Rule{
-		Name: "user-rate", Per: "user", Bounds: Bounds{
+		Name: "user-rate", Scope: "user", Bounds: Bounds{
 			Requests: Rate{50, time.Minute}, Tokens: Rate{100_000, time.Minute}, Concurrency: 8, Burst: 20,
 		},
-		Schedule:      []Schedule{{When: "22:00-08:00 Asia/Shanghai", Bounds: Bounds{Requests: Rate{200, time.Minute}}}},
+		Schedule:      []Schedule{{Hours: "22:00-08:00 Asia/Shanghai", Bounds: Bounds{Requests: Rate{200, time.Minute}}}},
 		UnderPressure: Pressure{Levels: Levels{L2: 500, L3: 250}, Batch: Levels{L1: 100}},
 		Reserve:       ReserveP90, Exceed: ExceedReject, OnStoreFailure: FailLocal,
 	}
 }
 
 func validQuota() QuotaRule {
-	return QuotaRule{Name: "daily", Per: "user", Units: 1_000_000, Every: "day", Zone: "Asia/Shanghai", AlertAt: []int{80, 95, 100}}
+	return QuotaRule{Name: "daily", Scope: "user", Units: 1_000_000, Every: "day", Zone: "Asia/Shanghai", AlertAt: []int{80, 95, 100}}
 }
 
 func TestValid(t *testing.T) {
@@ -44,11 +44,11 @@ func TestFaults(t *testing.T) {
 	}{
 		{"no name", func(r *Rule) { r.Name = "" }, "limits[0].name: must be"},
 		{"name with a space", func(r *Rule) { r.Name = "a b" }, "limits[0].name: must be"},
-		{"no subject", func(r *Rule) { r.Per = "" }, "limits[0].per: is missing"},
-		{"unknown subject", func(r *Rule) { r.Per = "org" }, "limits[0].per: must be key, user"},
-		{"three subjects", func(r *Rule) { r.Per = "user,model,ip" }, "limits[0].per: must be"},
-		{"the same twice", func(r *Rule) { r.Per = "user,user" }, "limits[0].per: must be"},
-		{"all and one", func(r *Rule) { r.Per = "global,model" }, "limits[0].per: must be"},
+		{"no subject", func(r *Rule) { r.Scope = "" }, "limits[0].per: is missing"},
+		{"unknown subject", func(r *Rule) { r.Scope = "org" }, "limits[0].per: must be key, user"},
+		{"three subjects", func(r *Rule) { r.Scope = "user,model,ip" }, "limits[0].per: must be"},
+		{"the same twice", func(r *Rule) { r.Scope = "user,user" }, "limits[0].per: must be"},
+		{"all and one", func(r *Rule) { r.Scope = "global,model" }, "limits[0].per: must be"},
 		{"nothing limited", func(r *Rule) { r.Bounds, r.Schedule = Bounds{}, nil }, "limits[0].requests: is missing, and so is every other"},
 		{"not a rate", func(r *Rule) { text(t, &r.Tokens, "many") }, "limits[0].tokens: must be a count and a window"},
 		{"count overflows", func(r *Rule) { text(t, &r.Tokens, "99999999999999999999/1m") }, "limits[0].tokens: must be a count"},
@@ -76,19 +76,19 @@ func TestFaults(t *testing.T) {
 		{"growing factor", func(r *Rule) { r.UnderPressure.L3 = 600 }, "limits[0].under_pressure.L3: must not be more than at a lower level"},
 		{"factor 0", func(r *Rule) { text(t, &r.UnderPressure.L4, "0") }, "limits[0].under_pressure.L4: must be more than 0"},
 		{"factor above 1", func(r *Rule) { text(t, &r.UnderPressure.Batch.L1, "1.5") }, "limits[0].under_pressure.batch.L1: must be more than 0"},
-		{"no such hours", func(r *Rule) { r.Schedule[0].When = "22-8 UTC" }, "limits[0].schedule[0].when: must be hours and a zone"},
-		{"no such zone", func(r *Rule) { r.Schedule[0].When = "22:00-08:00 Mars/Olympus" }, "limits[0].schedule[0].when: there is no time zone"},
-		{"the machine's zone", func(r *Rule) { r.Schedule[0].When = "22:00-08:00 Local" }, "limits[0].schedule[0].when: there is no time zone"},
-		{"no hours at all", func(r *Rule) { r.Schedule[0].When = "22:00-22:00 UTC" }, "limits[0].schedule[0].when: begins when it ends"},
+		{"no such hours", func(r *Rule) { r.Schedule[0].Hours = "22-8 UTC" }, "limits[0].schedule[0].when: must be hours and a zone"},
+		{"no such zone", func(r *Rule) { r.Schedule[0].Hours = "22:00-08:00 Mars/Olympus" }, "limits[0].schedule[0].when: there is no time zone"},
+		{"the machine's zone", func(r *Rule) { r.Schedule[0].Hours = "22:00-08:00 Local" }, "limits[0].schedule[0].when: there is no time zone"},
+		{"no hours at all", func(r *Rule) { r.Schedule[0].Hours = "22:00-22:00 UTC" }, "limits[0].schedule[0].when: begins when it ends"},
 		{"schedule says nothing", func(r *Rule) { r.Schedule[0].Bounds = Bounds{} }, "limits[0].schedule[0].requests: is missing"},
 		{"schedule of what the rule has not", func(r *Rule) { r.Schedule[0].InputTokens = Rate{5, time.Minute} }, "limits[0].schedule[0].input_tokens: the rule itself has none"},
 		{"schedule with another window", func(r *Rule) { r.Schedule[0].Tokens = Rate{5, time.Second} }, "limits[0].schedule[0].tokens: must have the rule's own window of 1m"},
 		{"schedule burst", func(r *Rule) { r.Schedule[0].Burst = 201 }, "limits[0].schedule[0].burst: is more than the 200"},
 		{"schedules overlap", func(r *Rule) {
-			r.Schedule = append(r.Schedule, Schedule{When: "Mon 07:00-09:00 Asia/Shanghai", Bounds: Bounds{Concurrency: 2}})
+			r.Schedule = append(r.Schedule, Schedule{Hours: "Mon 07:00-09:00 Asia/Shanghai", Bounds: Bounds{Concurrency: 2}})
 		}, "limits[0].schedule[1].when: overlaps"},
 		{"schedules of two zones", func(r *Rule) {
-			r.Schedule = append(r.Schedule, Schedule{When: "09:00-10:00 UTC", Bounds: Bounds{Concurrency: 2}})
+			r.Schedule = append(r.Schedule, Schedule{Hours: "09:00-10:00 UTC", Bounds: Bounds{Concurrency: 2}})
 		}, "limits[0].schedule[1].when: must be in the zone"},
 	} {
 		r := valid()
@@ -133,7 +133,7 @@ func wantFault(t *testing.T, name string, err error, want string) {
 // path first, in whichever rule it stands.
 func TestAllFaultsAtOnce(t *testing.T) {
 	bad := valid()
-	bad.Name, bad.Per, bad.Buckets = "", "org", 99
+	bad.Name, bad.Scope, bad.Buckets = "", "org", 99
 	twice := valid()
 	quota := validQuota()
 	quota.Name, quota.Every = "user-rate", ""

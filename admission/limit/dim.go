@@ -36,7 +36,7 @@ const (
 )
 
 // never is later than any time.
-const never = math.MaxInt64
+const farFuture = math.MaxInt64
 
 // Dim is one dimension of a decision: one counter and what is asked of it. Times
 // are in milliseconds since 1970, durations in milliseconds; amounts of units are
@@ -90,20 +90,20 @@ type State struct {
 	Used         int64 // may be over the limit, by what was settled or by a limit that shrank
 	Remaining    int64
 	ResetMs      int64 // until all is there again, if nothing else is asked
-	Over         bool  // it refused, or would have if it were not soft
-	Never        bool  // the cost can never fit the limit in force, or the one that follows
+	Exceeded     bool  // it refused, or would have if it were not soft
+	TooLarge     bool  // the cost can never fit the limit in force, or the one that follows
 	RetryAfterMs int64 // where Over and not Never: until the same would fit, if nothing else is asked
 	Share        int64 // where Over: the part of the limit that this replica enforces alone, and which refused although the limit may have room; 0: the limit itself refused
 }
 
 // part is what a reservation has of one counter.
 type part struct {
-	charged int64
-	floor   int64 // what it is charged if nobody settles it
-	at      int64 // when; of a quota the begin of the period
-	debt    int64 // of the token bucket after the reservation
-	skipped bool  // it was soft and over, and is not in the counter
-	ageMs   int64 // how long ago what a window is charged was used
+	charged   int64
+	floor     int64 // what it is charged if nobody settles it
+	chargedAt int64 // when; of a quota the begin of the period
+	debt      int64 // of the token bucket after the reservation
+	skipped   bool  // it was soft and over, and is not in the counter
+	ageMs     int64 // how long ago what a window is charged was used
 }
 
 // cell is the state of one counter. Its methods are the arithmetic of limits:

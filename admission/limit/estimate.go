@@ -17,9 +17,9 @@ const (
 )
 
 // speaker is whose outputs are alike.
-type speaker struct {
-	key, model string
-	thinking   bool
+type outputKey struct {
+	caller, model string
+	thinking      bool
 }
 
 // outputs are the last answers of a speaker, in tokens, and how long they took from
@@ -67,46 +67,46 @@ func (r *recent) count() int { return len(r.inTime) }
 func (r *recent) p90() int64 { return r.part(9, 10) }
 
 // part returns the least value that so many of them do not pass. There must be one.
-func (r *recent) part(these, of int) int64 {
-	return int64(r.bySize[(len(r.bySize)*these+of-1)/of-1])
+func (r *recent) part(numerator, denominator int) int64 {
+	return int64(r.bySize[(len(r.bySize)*numerator+denominator-1)/denominator-1])
 }
 
 // estimator expects of a request what its key's recent answers of the model had,
 // else what the model's had, else a constant.
 type estimator struct {
-	mu     sync.Mutex
-	spoken map[speaker]*outputs
-	paces  map[string]*paces // by the model that answers
+	mu    sync.Mutex
+	byKey map[outputKey]*outputs
+	paces map[string]*paces // by the model that answers
 }
 
 func newEstimator() *estimator {
-	return &estimator{spoken: map[speaker]*outputs{}, paces: map[string]*paces{}}
+	return &estimator{byKey: map[outputKey]*outputs{}, paces: map[string]*paces{}}
 }
 
-func speakerOf(r *Request) speaker {
-	s := speaker{key: r.Key, model: r.Model, thinking: r.Thinking}
-	if s.key == "" {
-		s.key = r.User
+func outputKeyOf(r *Request) outputKey {
+	s := outputKey{caller: r.Key, model: r.Model, thinking: r.Thinking}
+	if s.caller == "" {
+		s.caller = r.User
 	}
-	if s.key == "" {
-		s.key = network(r.IP)
+	if s.caller == "" {
+		s.caller = network(r.IP)
 	}
 	return s
 }
 
 func (e *estimator) estimate(r *Request) Estimate {
-	own := speakerOf(r)
+	key := outputKeyOf(r)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	out := e.expected(own)
+	out := e.expected(key)
 	model := e.paces[cmp.Or(r.Served, r.Model)]
-	out.Pace, out.Lasting = model.fastest(), model.lasting()
-	out.Usual = out.Lasting
-	if o := e.spoken[own]; o != nil {
-		out.Usual = o.mean
+	out.Pace, out.MeanDuration = model.fastest(), model.meanDuration()
+	out.CallerDuration = out.MeanDuration
+	if o := e.byKey[key]; o != nil {
+		out.CallerDuration = o.mean
 		if o.output.count() >= ownEnough {
-			out.Likely = Usage{Output: o.output.part(3, 4), Reasoning: o.reasoning.part(3, 4)}
-			out.Within = time.Duration(o.took.part(1, 2)) * time.Millisecond
+			out.LikelyUsage = Usage{Output: o.output.part(3, 4), Reasoning: o.reasoning.part(3, 4)}
+			out.MedianDuration = time.Duration(o.took.part(1, 2)) * time.Millisecond
 		}
 	}
 	return out
@@ -121,16 +121,16 @@ func averaged(mean, took time.Duration) time.Duration {
 }
 
 // expected is what a speaker's next answer is expected to have. The lock is held.
-func (e *estimator) expected(own speaker) Estimate {
-	if o := e.spoken[own]; o != nil && o.output.count() == recentOutputs {
+func (e *estimator) expected(key outputKey) Estimate {
+	if o := e.byKey[key]; o != nil && o.output.count() == recentOutputs {
 		return o.estimate()
 	}
 	cold := Estimate{Output: coldOutput, Reasoning: coldOutput, Cold: true}
-	if o := e.spoken[speaker{model: own.model, thinking: own.thinking}]; o != nil && o.output.count() == recentOutputs {
+	if o := e.byKey[outputKey{model: key.model, thinking: key.thinking}]; o != nil && o.output.count() == recentOutputs {
 		cold.Output, cold.Reasoning = o.output.p90(), o.reasoning.p90()
 	}
 	// The first answers to end are the short ones, so a few say too little.
-	if o := e.spoken[own]; o != nil && o.output.count() >= ownEnough {
+	if o := e.byKey[key]; o != nil && o.output.count() >= ownEnough {
 		cold.Output, cold.Reasoning = max(cold.Output, o.output.p90()), max(cold.Reasoning, o.reasoning.p90())
 	}
 	return cold
@@ -141,7 +141,7 @@ func (e *estimator) learn(r *Request, u Usage, served string, took time.Duration
 	if u.Output == 0 {
 		return
 	}
-	own := speakerOf(r)
+	key := outputKeyOf(r)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p := e.paces[served]
@@ -152,28 +152,28 @@ func (e *estimator) learn(r *Request, u Usage, served string, took time.Duration
 	if p != nil {
 		p.add(u.Output, cmp.Or(u.Sequences, r.sequences()), took)
 	}
-	e.of(own).add(u.Output, u.Reasoning, took)
-	if own.key != "" {
-		own.key = ""
-		e.of(own).add(u.Output, u.Reasoning, took)
+	e.outputsOf(key).add(u.Output, u.Reasoning, took)
+	if key.caller != "" {
+		key.caller = ""
+		e.outputsOf(key).add(u.Output, u.Reasoning, took)
 	}
 }
 
 // of finds the outputs of a speaker. Where there are too many, some other makes
 // room: it will be cold again when it comes back.
-func (e *estimator) of(s speaker) *outputs {
-	o := e.spoken[s]
+func (e *estimator) outputsOf(s outputKey) *outputs {
+	o := e.byKey[s]
 	if o == nil {
-		for other := range e.spoken {
-			if len(e.spoken) < maxEstimated {
+		for victim := range e.byKey {
+			if len(e.byKey) < maxEstimated {
 				break
 			}
-			if other.key != "" {
-				delete(e.spoken, other)
+			if victim.caller != "" {
+				delete(e.byKey, victim)
 			}
 		}
 		o = &outputs{}
-		e.spoken[s] = o
+		e.byKey[s] = o
 	}
 	return o
 }

@@ -11,7 +11,7 @@ import (
 // TestWorkedRate holds the worked example of a rate in docs/limits.md.
 func TestWorkedRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rules := []Rule{{Name: "user-rate", Per: "user", Bounds: Bounds{Tokens: Rate{10_000, time.Minute}}, Reserve: ReserveP90}}
+		rules := []Rule{{Name: "user-rate", Scope: "user", Bounds: Bounds{Tokens: Rate{10_000, time.Minute}}, Reserve: ReserveP90}}
 		r := newRig(t, compile(t, rules, nil, nil))
 		ask := func(prompt, most int64) Request {
 			q := alice()
@@ -65,7 +65,7 @@ func TestWorkedQuota(t *testing.T) {
 		begin := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
 		time.Sleep(time.Until(begin))
 		weights := map[string]Weights{"qwen": {Input: 1000, Cached: 100, Output: 4000, Reasoning: 4000}}
-		r := newRig(t, compile(t, nil, []QuotaRule{{Name: "daily", Per: "user", Units: 500_000, Every: "day", Zone: "Asia/Shanghai"}}, weights))
+		r := newRig(t, compile(t, nil, []QuotaRule{{Name: "daily", Scope: "user", Units: 500_000, Every: "day", Zone: "Asia/Shanghai"}}, weights))
 		q := alice()
 		q.Prompt, q.MaxTokens = 1400, 1000
 		r.settle(r.in(q), Usage{Input: 1400, Cached: 1000, Output: 250, Reasoning: 100})

@@ -4,7 +4,7 @@ package limit
 // is not idle where there are too many. Iteration of a map begins at a random
 // place, so every counter is looked at in time.
 func (s *shard) makeRoom(now int64, bound int) {
-	looked, victim, soonest := 0, "", int64(never)
+	looked, victim, soonest := 0, "", int64(farFuture)
 	for key, c := range s.cells {
 		if c.idle(now) {
 			delete(s.cells, key)
@@ -50,7 +50,7 @@ func (s *shard) sweep(now int64) map[string][]Dim {
 			dead[id] = r.dims
 		}
 	}
-	s.settled.turn(now)
+	s.settled.rotate(now)
 	for key, c := range s.cells {
 		if c.idle(now) {
 			delete(s.cells, key)

@@ -16,9 +16,9 @@ const (
 // hours are times of the week by the clock on the wall of a zone. They may run
 // over midnight and then belong to the day on which they begin.
 type hours struct {
-	days     [daysPerWeek]bool // from Sunday, as time.Weekday
-	from, to int               // minutes of the day; to may be that of midnight, 1440
-	zone     *time.Location
+	days       [daysPerWeek]bool // from Sunday, as time.Weekday
+	start, end int               // minutes of the day; to may be that of midnight, 1440
+	zone       *time.Location
 }
 
 func errWhen(text string) error {
@@ -42,14 +42,14 @@ func parseHours(text string) (hours, error) {
 	default:
 		return h, errWhen(text)
 	}
-	from, to, ok := strings.Cut(words[0], "-")
+	startText, endText, ok := strings.Cut(words[0], "-")
 	var okFrom, okTo bool
-	h.from, okFrom = parseClock(from)
-	h.to, okTo = parseClock(to)
-	if !ok || !okFrom || !okTo || h.from == minutesPerDay {
+	h.start, okFrom = parseClock(startText)
+	h.end, okTo = parseClock(endText)
+	if !ok || !okFrom || !okTo || h.start == minutesPerDay {
 		return h, errWhen(text)
 	}
-	if h.from == h.to {
+	if h.start == h.end {
 		return h, errors.New("begins when it ends; the whole day is 00:00-24:00")
 	}
 	zone, err := LoadZone(words[1])
@@ -98,10 +98,10 @@ func parseClock(text string) (int, bool) {
 func (h hours) covers(t time.Time) bool {
 	t = t.In(h.zone)
 	day, minute := int(t.Weekday()), t.Hour()*60+t.Minute()
-	if h.from < h.to {
-		return h.days[day] && minute >= h.from && minute < h.to
+	if h.start < h.end {
+		return h.days[day] && minute >= h.start && minute < h.end
 	}
-	return h.days[day] && minute >= h.from || h.days[(day+6)%daysPerWeek] && minute < h.to
+	return h.days[day] && minute >= h.start || h.days[(day+6)%daysPerWeek] && minute < h.end
 }
 
 // weekMinutes marks minutes of the week that are taken.
@@ -109,15 +109,15 @@ type weekMinutes [daysPerWeek * minutesPerDay]bool
 
 // take marks the minutes of h, and reports whether all were free.
 func (w *weekMinutes) take(h hours) bool {
-	free, length := true, (h.to-h.from+minutesPerDay)%minutesPerDay
+	free, length := true, (h.end-h.start+minutesPerDay)%minutesPerDay
 	if length == 0 {
 		length = minutesPerDay
 	}
-	for d, on := range h.days {
-		for m := 0; on && m < length; m++ {
-			at := (d*minutesPerDay + h.from + m) % len(w)
-			free = free && !w[at]
-			w[at] = true
+	for d, enabled := range h.days {
+		for m := 0; enabled && m < length; m++ {
+			minute := (d*minutesPerDay + h.start + m) % len(w)
+			free = free && !w[minute]
+			w[minute] = true
 		}
 	}
 	return free
@@ -145,17 +145,17 @@ func (tt timetable) next(t time.Time) (time.Time, bool) {
 	zone := tt[0].zone
 	local := t.In(zone)
 	var candidates []time.Time
-	for at := t; at.Before(t.Add(horizon)); {
-		_, end := at.In(zone).ZoneBounds()
+	for moment := t; moment.Before(t.Add(horizon)); {
+		_, end := moment.In(zone).ZoneBounds()
 		if end.IsZero() {
 			break
 		}
 		candidates = append(candidates, end)
-		at = end
+		moment = end
 	}
 	for day := -1; day <= int(horizon/(24*time.Hour)); day++ {
 		for _, h := range tt {
-			for _, minute := range []int{h.from, h.to} {
+			for _, minute := range []int{h.start, h.end} {
 				candidates = append(candidates, instants(local.Year(), local.Month(), local.Day()+day, minute, zone)...)
 			}
 		}

@@ -41,17 +41,17 @@ func (l *leases) check(d *Dim, now int64) State {
 	if d.Cost == 0 || n+d.Cost <= limit {
 		return s
 	}
-	s.Over = true
-	at := endsAt(first, n-(limit-d.Cost))
-	if d.EdgeMs > now && at >= d.EdgeMs {
+	s.Exceeded = true
+	end := endsAt(first, n-(limit-d.Cost))
+	if d.EdgeMs > now && end >= d.EdgeMs {
 		n, first = l.held(d.EdgeMs)
-		at = d.EdgeMs
-		if over := n - (d.NextLimit - d.Cost); over > 0 {
-			at = endsAt(first, over)
+		end = d.EdgeMs
+		if excess := n - (d.NextLimit - d.Cost); excess > 0 {
+			end = endsAt(first, excess)
 		}
 	}
-	if s.Never = at == never; !s.Never {
-		s.RetryAfterMs = at - now
+	if s.TooLarge = end == farFuture; !s.TooLarge {
+		s.RetryAfterMs = end - now
 	}
 	return s
 }
@@ -64,25 +64,25 @@ func endsAt(e *list.Element, n int64) int64 {
 			return one.ends
 		}
 	}
-	return never
+	return farFuture
 }
 
 func (l *leases) charge(d *Dim, id string, now, leaseEnds int64) part {
 	for e := l.order.Front(); e != nil && e.Value.(*lease).ends <= now; e = l.order.Front() {
-		l.drop(e)
+		l.remove(e)
 	}
 	if d.Cost > 0 {
 		if l.byID == nil {
 			l.byID = map[string]*list.Element{}
 		}
-		l.byID[id] = l.place(&lease{id, leaseEnds, d.Cost})
+		l.byID[id] = l.insert(&lease{id, leaseEnds, d.Cost})
 		l.sum += d.Cost
 	}
 	return part{charged: d.Cost}
 }
 
 // place puts a lease behind those that end no later.
-func (l *leases) place(one *lease) *list.Element {
+func (l *leases) insert(one *lease) *list.Element {
 	for e := l.order.Back(); e != nil; e = e.Prev() {
 		if e.Value.(*lease).ends <= one.ends {
 			return l.order.InsertAfter(one, e)
@@ -91,7 +91,7 @@ func (l *leases) place(one *lease) *list.Element {
 	return l.order.PushFront(one)
 }
 
-func (l *leases) drop(e *list.Element) {
+func (l *leases) remove(e *list.Element) {
 	one := e.Value.(*lease)
 	delete(l.byID, one.id)
 	l.sum -= one.slots
@@ -109,12 +109,12 @@ func (l *leases) renew(id string, now, leaseEnds int64) {
 	one := e.Value.(*lease)
 	l.order.Remove(e)
 	one.ends = leaseEnds
-	l.byID[id] = l.place(one)
+	l.byID[id] = l.insert(one)
 }
 
 func (l *leases) release(id string) {
 	if e := l.byID[id]; e != nil {
-		l.drop(e)
+		l.remove(e)
 	}
 }
 

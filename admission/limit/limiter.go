@@ -40,18 +40,18 @@ type Options struct {
 // Breach is a refusal that was not made.
 type Breach struct {
 	Rule   string
-	Per    string
+	Scope  string
 	Metric Metric
 	Limit  int64
 }
 
 // Limiter decides by a Set over a Store. It is safe for concurrent use.
 type Limiter struct {
-	with      Options
-	set       atomic.Pointer[Set]
-	estimates *estimator
-	denials   denials
-	metrics   *metrics
+	opts       Options
+	set        atomic.Pointer[Set]
+	estimates  *estimator
+	rejections rejectionCache
+	metrics    *metrics
 
 	mu        sync.Mutex
 	running   map[string]*Grant
@@ -68,26 +68,26 @@ func New(set *Set, o Options) *Limiter {
 		o.Random = rand.Float64
 	}
 	l := &Limiter{
-		with: o, estimates: newEstimator(), metrics: newMetrics(&o, set), denials: denials{byKey: map[string]denial{}},
+		opts: o, estimates: newEstimator(), metrics: newMetrics(&o, set), rejections: rejectionCache{byCounter: map[string]cachedRejection{}},
 		running: map[string]*Grant{}, holders: holders{byCounter: map[string]map[*Grant]int{}}, unsettled: map[string]Settlement{},
 	}
 	l.set.Store(set)
 	return l
 }
 
-func (l *Limiter) random() float64 { return l.with.Random() }
+func (l *Limiter) random() float64 { return l.opts.Random() }
 
 // Replace puts other rules in force. Counters stay; requests that are running
 // are settled by the rules that let them in.
 func (l *Limiter) Replace(set *Set) {
 	l.set.Store(set)
-	l.metrics.keep(set)
+	l.metrics.setSeries(set)
 }
 
-// Admit lets a request in, or says why not with a *Denied. ErrStore means that the
+// Admit lets a request in, or says why not with a *Rejection. ErrStore means that the
 // store could not say, and that nothing is held.
 func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
-	set, now := l.set.Load(), l.with.Now()
+	set, now := l.set.Load(), l.opts.Now()
 	p := set.plan(&r, l.estimates.estimate(&r), now)
 	g := &Grant{limiter: l, set: set, request: r, plan: p, began: now}
 	if len(p.dims) == 0 {
@@ -97,8 +97,8 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 		return nil, ErrNoID
 	}
 	if !r.Waiting {
-		if refusal := l.refused(&p, now); refusal != nil {
-			return nil, refusal
+		if rejection := l.cachedRejection(&p, now); rejection != nil {
+			return nil, rejection
 		}
 	}
 	behind := p.behind(r.Behind)
@@ -107,26 +107,26 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 		return nil, fmt.Errorf("reserve: %w: %w", ErrStore, err)
 	}
 	if behind >= 0 && out.Allowed {
-		out.Allowed, out.Binding, out.States[behind].Over = false, behind, true
+		out.Allowed, out.Binding, out.States[behind].Exceeded = false, behind, true
 	}
-	l.expect(&p, &out, now)
+	l.estimateWaits(&p, &out, now)
 	if out.Allowed || !r.Waiting {
-		l.metrics.decided(&p, &out)
-		l.report(&p, &out, g, now)
+		l.metrics.countDecision(&p, &out)
+		l.reportExceeded(&p, &out, g, now)
 	}
 	if !out.Allowed {
-		refusal, exact := l.denied(&p, &out, now)
-		if !out.Never {
+		rejection, exact := l.newRejection(&p, &out, now)
+		if !out.TooLarge {
 			d := &p.dims[out.Binding]
-			shared := *refusal
-			own := p.own(out.Binding)
-			shared.Headers = p.headers(out.States, own, own+1) // what else is left is this caller's alone
-			l.denials.put(d.Key, denial{
-				until: now.Add(min(exact, denialLife)), retryAt: now.Add(exact), cost: d.Cost, limit: d.Limit, refusal: shared,
+			shared := *rejection
+			index := p.limitIndex(out.Binding)
+			shared.Headers = p.headers(out.States, index, index+1) // what else is left is this caller's alone
+			l.rejections.put(d.Key, cachedRejection{
+				expiry: now.Add(min(exact, rejectionLife)), retryAt: now.Add(exact), cost: d.Cost, limit: d.Limit, rejection: shared,
 			}, now)
 		}
-		refusal.Forgotten = out.Forgotten
-		return nil, refusal
+		rejection.Forgotten = out.Forgotten
+		return nil, rejection
 	}
 	g.Headers = p.headers(out.States, 0, len(p.dims))
 	l.mu.Lock()
@@ -144,8 +144,8 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 func (l *Limiter) reserve(ctx context.Context, r Reservation, p *plan) (out Decision, err error) {
 	r.Dims = p.dims
 	for range len(p.dims) + 1 { // each round lowers what one quota is asked for
-		out, err = l.with.Store.Reserve(ctx, r)
-		if err != nil || out.Allowed || out.Never || out.Forgotten || !p.lower(out.Binding, out.States[out.Binding].Remaining) {
+		out, err = l.opts.Store.Reserve(ctx, r)
+		if err != nil || out.Allowed || out.TooLarge || out.Forgotten || !p.lower(out.Binding, out.States[out.Binding].Remaining) {
 			break
 		}
 	}
@@ -157,69 +157,69 @@ func (l *Limiter) reserve(ctx context.Context, r Reservation, p *plan) (out Deci
 // so that those who hammer are turned away before anything is read of them. Who may
 // wait for a place is not refused so, unless more stand in line for it than there are
 // places, and longer than the rule lets it wait; waiting counts those, by counter.
-func (l *Limiter) Refused(r Request, waiting func(counter string) int64) *Denied {
-	if l.denials.size.Load() == 0 {
+func (l *Limiter) CachedRejection(r Request, waiting func(counter string) int64) *Rejection {
+	if l.rejections.size.Load() == 0 {
 		return nil
 	}
-	now := l.with.Now()
-	all := l.set.Load().plan(&r, Estimate{}, now)
+	now := l.opts.Now()
+	full := l.set.Load().plan(&r, Estimate{}, now)
 	var p plan
-	for i, d := range all.dims {
+	for i, d := range full.dims {
 		if d.Metric == Requests || d.Metric == Concurrency {
-			p.add(d, all.counters[i])
+			p.add(d, full.counters[i])
 		}
 	}
-	found, i, ok := l.denials.find(p.dims, now)
+	found, i, ok := l.rejections.find(p.dims, now)
 	if !ok {
 		return nil
 	}
-	if d := &found.refusal; d.Wait > 0 {
+	if d := &found.rejection; d.Wait > 0 {
 		ahead := waiting(d.Counter)
-		evenly := cmp.Or(d.place.usual, leastTurn) / time.Duration(d.Limit) * time.Duration(ahead+1)
+		evenly := cmp.Or(d.place.typical, minRetryDelay) / time.Duration(d.Limit) * time.Duration(ahead+1)
 		if d.Wait = p.counters[i].wait; d.Wait > 0 && (ahead < d.Limit || evenly <= d.Wait) {
 			return nil
 		}
 		d.Wait, found.retryAt = 0, now.Add(max(found.retryAt.Sub(now), evenly))
 	}
-	return l.again(found, now)
+	return l.repeat(found, now)
 }
 
 // refused looks for a refusal of the last second. One that may wait for a place is
 // counted by who decides that, see Waits.
-func (l *Limiter) refused(p *plan, now time.Time) *Denied {
-	found, i, ok := l.denials.find(p.dims, now)
+func (l *Limiter) cachedRejection(p *plan, now time.Time) *Rejection {
+	found, i, ok := l.rejections.find(p.dims, now)
 	if !ok {
 		return nil
 	}
-	if found.refusal.Wait > 0 {
-		found.refusal.Wait = p.counters[i].wait // the rule may have changed since
+	if found.rejection.Wait > 0 {
+		found.rejection.Wait = p.counters[i].wait // the rule may have changed since
 	}
-	return l.again(found, now)
+	return l.repeat(found, now)
 }
 
 // again makes the refusal of a moment ago once more.
-func (l *Limiter) again(found denial, now time.Time) *Denied {
-	refusal := found.refusal
-	refusal.Cached, refusal.Shared, refusal.RetryAfter = true, false, l.jittered(max(found.retryAt.Sub(now), time.Millisecond), refusal.UsedUp())
-	if refusal.Wait == 0 {
-		l.metrics.count(refusal.Rule, "deny", "local")
+func (l *Limiter) repeat(found cachedRejection, now time.Time) *Rejection {
+	rejection := found.rejection
+	rejection.Cached, rejection.Shared, rejection.RetryAfter = true, false, l.jittered(max(found.retryAt.Sub(now), time.Millisecond), rejection.UsedUp())
+	if rejection.Wait == 0 {
+		l.metrics.count(rejection.Rule, "deny", "local")
 	}
-	return &refusal
+	return &rejection
 }
 
 // report tells of soft rules that were over.
-func (l *Limiter) report(p *plan, out *Decision, g *Grant, now time.Time) {
+func (l *Limiter) reportExceeded(p *plan, out *Decision, g *Grant, now time.Time) {
 	for i := range p.dims {
 		d, c := &p.dims[i], p.counters[i]
 		switch {
-		case !d.Soft || !out.States[i].Over || p.ceiling(i) && out.States[i-1].Over:
+		case !d.Soft || !out.States[i].Exceeded || p.ceiling(i) && out.States[i-1].Exceeded:
 		case c.shadow:
-			if l.with.Shadow != nil {
-				l.with.Shadow(Breach{d.Rule, c.per, d.Metric, shown(d.Metric, out.States[p.own(i)].Limit)})
+			if l.opts.Shadow != nil {
+				l.opts.Shadow(Breach{d.Rule, c.scope, d.Metric, roundedUp(d.Metric, out.States[p.limitIndex(i)].Limit)})
 			}
-		case g.Over == nil:
+		case g.Exceeded == nil:
 			s := out.States[i]
-			g.Over, _ = l.denied(p, &Decision{Binding: i, States: out.States, Never: s.Never, RetryAfterMs: s.RetryAfterMs}, now)
+			g.Exceeded, _ = l.newRejection(p, &Decision{Binding: i, States: out.States, TooLarge: s.TooLarge, RetryAfterMs: s.RetryAfterMs}, now)
 		}
 	}
 }
@@ -242,16 +242,16 @@ func (l *Limiter) Run(ctx context.Context) error {
 
 // beat renews first: leases must not end because there is much to settle again.
 func (l *Limiter) beat(ctx context.Context) {
-	now := l.with.Now()
+	now := l.opts.Now()
 	l.mu.Lock()
 	renewals := make([]Renewal, 0, len(l.running))
 	for _, g := range l.running {
 		renewals = append(renewals, g.renewal(now))
 	}
-	again := slices.Collect(maps.Values(l.unsettled))
+	unsettled := slices.Collect(maps.Values(l.unsettled))
 	l.mu.Unlock()
-	within, cancel := context.WithTimeout(ctx, settleTimeout)
-	lost, err := l.with.Store.Renew(within, renewals)
+	callCtx, cancel := context.WithTimeout(ctx, settleTimeout)
+	lost, err := l.opts.Store.Renew(callCtx, renewals)
 	cancel()
 	if err != nil {
 		l.trouble(fmt.Errorf("renew: %w", err))
@@ -263,11 +263,11 @@ func (l *Limiter) beat(ctx context.Context) {
 		l.forget(id)
 	}
 	l.mu.Unlock()
-	within, cancel = context.WithTimeout(ctx, settleTimeout)
+	callCtx, cancel = context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
-	for _, s := range again {
+	for _, s := range unsettled {
 		// What the store will never take is not told again.
-		if _, err := l.with.Store.Settle(within, s); err != nil && !errors.Is(err, ErrDims) {
+		if _, err := l.opts.Store.Settle(callCtx, s); err != nil && !errors.Is(err, ErrDims) {
 			l.trouble(fmt.Errorf("settle again: %w", err))
 			return
 		}
@@ -278,8 +278,8 @@ func (l *Limiter) beat(ctx context.Context) {
 }
 
 func (l *Limiter) trouble(err error) {
-	if l.with.Trouble != nil {
-		l.with.Trouble(err)
+	if l.opts.Trouble != nil {
+		l.opts.Trouble(err)
 	}
 }
 
@@ -301,8 +301,8 @@ func (l *Limiter) forget(id string) {
 // Grant is a request that was let in. Settle or Cancel ends it, once; the first
 // call counts. It is safe for concurrent use.
 type Grant struct {
-	Headers Headers
-	Over    *Denied // by the first rule that is over and asks for a smaller model instead; nil: none is
+	Headers  Headers
+	Exceeded *Rejection // by the first rule that is over and asks for a smaller model instead; nil: none is
 
 	limiter *Limiter
 	set     *Set
@@ -314,7 +314,7 @@ type Grant struct {
 	mu       sync.Mutex
 	progress Usage
 	seen     bool
-	held     []prepaid // by dimension
+	prepaid  []prepaid // by dimension
 }
 
 // Progress says what a request has used so far, so that long ones are charged
@@ -330,7 +330,7 @@ func (g *Grant) renewal(now time.Time) Renewal {
 	defer g.mu.Unlock()
 	r := Renewal{ID: g.request.ID, Dims: g.plan.dims}
 	charges := g.charges(g.progress, g.request.Model)
-	if held := g.hold(charges, now.Add(heartbeat).Sub(g.began)); held || g.seen {
+	if held := g.raisePrepaid(charges, now.Add(heartbeat).Sub(g.began)); held || g.seen {
 		r.Charges = charges
 	}
 	return r
@@ -356,25 +356,25 @@ func (g *Grant) charges(u Usage, model string) []int64 {
 // and, each time that this is about to leave the window, what it may have in another.
 // A window with a ceiling is two heartbeats long at least, so one alone passes at a time.
 // It reports whether anything is held beyond the reservation. The lock is held.
-func (g *Grant) hold(charges []int64, age time.Duration) (more bool) {
+func (g *Grant) raisePrepaid(charges []int64, age time.Duration) (extra bool) {
 	r := &g.request
 	for i := range g.plan.dims {
 		if !g.plan.ceiling(i) {
 			continue
 		}
 		d := &g.plan.dims[i]
-		if g.held == nil {
-			g.held = make([]prepaid, len(g.plan.dims))
+		if g.prepaid == nil {
+			g.prepaid = make([]prepaid, len(g.plan.dims))
 		}
-		h := &g.held[i]
+		h := &g.prepaid[i]
 		if windows := age.Milliseconds() / d.WindowMs; windows > h.windows {
 			left := charge(d.Metric, Usage{Input: r.Prompt, Output: r.MaxTokens, Reasoning: r.MaxTokens}, Weights{}) - charges[i]
 			h.windows, h.charge = windows, max(h.charge, d.Cost, charges[i])+min(d.Cost-d.Floor, max(left, 0))
 		}
 		charges[i] = max(charges[i], h.charge)
-		more = more || h.charge > 0
+		extra = extra || h.charge > 0
 	}
-	return more
+	return extra
 }
 
 // prepaid is what a ceiling holds for a request that has run for so many windows.
@@ -390,10 +390,10 @@ func (g *Grant) Settle(u Usage, served string) error {
 	if g.ended.Swap(true) {
 		return nil
 	}
-	g.limiter.estimates.learn(&g.request, u, served, g.limiter.with.Now().Sub(g.began))
+	g.limiter.estimates.learn(&g.request, u, served, g.limiter.opts.Now().Sub(g.began))
 	charges := g.charges(u, served)
 	if u.Input+u.Output > 0 {
-		g.limiter.metrics.settled(&g.plan, g.request.Model, charges)
+		g.limiter.metrics.observeSettlement(&g.plan, g.request.Model, charges)
 	}
 	return g.end(charges)
 }
@@ -416,8 +416,8 @@ func (g *Grant) end(charges []int64) error {
 	l.forget(s.ID)
 	l.mu.Unlock()
 	// The caller may be gone, and what it used is charged all the same.
-	_, err := l.with.Store.Settle(context.Background(), s)
-	l.denials.forget(s.Dims)
+	_, err := l.opts.Store.Settle(context.Background(), s)
+	l.rejections.forget(s.Dims)
 	if err == nil {
 		return nil
 	}

@@ -46,12 +46,12 @@ func alice() Request {
 	return Request{Subjects: Subjects{Department: "d", Project: "p", User: "alice", Key: "k1", Model: "qwen", IP: netip.MustParseAddr("10.0.0.1")}}
 }
 
-func (r *rig) ask(q Request) (*Grant, *Denied) {
+func (r *rig) ask(q Request) (*Grant, *Rejection) {
 	r.Helper()
 	r.next++
 	q.ID = fmt.Sprint("r", r.next)
 	g, err := r.Admit(r.Context(), q)
-	var denied *Denied
+	var denied *Rejection
 	if err != nil && !errors.As(err, &denied) {
 		r.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func (r *rig) in(q Request) *Grant {
 	return g
 }
 
-func (r *rig) out(q Request) *Denied {
+func (r *rig) out(q Request) *Rejection {
 	r.Helper()
 	g, denied := r.ask(q)
 	if g != nil {
@@ -102,7 +102,7 @@ func perMinute(n int64) Rate { return Rate{n, time.Minute} }
 
 func TestDenied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		set := compile(t, []Rule{{Name: "rpm", Per: "user", Bounds: Bounds{Requests: perMinute(2), Tokens: perMinute(1000)}, Reserve: ReserveMax}}, nil, nil)
+		set := compile(t, []Rule{{Name: "rpm", Scope: "user", Bounds: Bounds{Requests: perMinute(2), Tokens: perMinute(1000)}, Reserve: ReserveMax}}, nil, nil)
 		r := newRig(t, set)
 		q := alice()
 		q.Prompt, q.MaxTokens = 100, 100
@@ -113,9 +113,12 @@ func TestDenied(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		r.in(q)
 		denied := r.out(q)
-		want := Denied{
-			Rule: "rpm", Per: "user", Metric: Requests, Limit: 2, Window: time.Minute, Cost: 1, RetryAfter: 55 * time.Second, // 50 s and a tenth
-			Headers: Headers{Requests: Line{2, 0, time.Minute}, Tokens: Line{1000, 600, time.Minute}}, Used: 2, Prompt: 1, Counter: "tg:{t:department=d}:r:rpm:requests:user=alice",
+		want := Rejection{
+			ExceededLimit: ExceededLimit{
+				Rule: "rpm", Scope: "user", Metric: Requests, Limit: 2, Window: time.Minute, Used: 2, Counter: "tg:{t:department=d}:r:rpm:requests:user=alice",
+			},
+			Cost: 1, Prompt: 1, RetryAfter: 55 * time.Second, // 50 s and a tenth
+			Headers: Headers{Requests: Line{2, 0, time.Minute}, Tokens: Line{1000, 600, time.Minute}},
 		}
 		if *denied != want {
 			t.Errorf("got  %+v\nwant %+v", *denied, want)
@@ -124,7 +127,7 @@ func TestDenied(t *testing.T) {
 			t.Error(denied)
 		}
 		q.MaxTokens = 1000
-		if denied := r.out(q); !denied.Never || denied.RetryAfter != 0 || denied.Metric != Tokens {
+		if denied := r.out(q); !denied.TooLarge || denied.RetryAfter != 0 || denied.Metric != Tokens {
 			t.Errorf("%+v", denied)
 		}
 	})
@@ -134,7 +137,7 @@ func TestDenied(t *testing.T) {
 // no longer once something is settled; a smaller request asks for itself.
 func TestDenyCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, compile(t, []Rule{{Name: "tpm", Per: "user", Bounds: Bounds{Tokens: perMinute(1000)}}}, nil, nil))
+		r := newRig(t, compile(t, []Rule{{Name: "tpm", Scope: "user", Bounds: Bounds{Tokens: perMinute(1000)}}}, nil, nil))
 		q, small := alice(), alice()
 		q.Prompt, small.Prompt = 600, 300
 		g := r.in(q)
@@ -160,7 +163,7 @@ func TestDenyCache(t *testing.T) {
 
 func TestSettleOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, compile(t, []Rule{{Name: "u", Per: "user", Bounds: Bounds{Requests: perMinute(10), Tokens: perMinute(1000), Concurrency: 3}, Reserve: ReserveMax}}, nil, nil))
+		r := newRig(t, compile(t, []Rule{{Name: "u", Scope: "user", Bounds: Bounds{Requests: perMinute(10), Tokens: perMinute(1000), Concurrency: 3}, Reserve: ReserveMax}}, nil, nil))
 		q := alice()
 		q.Prompt, q.MaxTokens = 100, 200
 		g := r.in(q)
@@ -202,7 +205,7 @@ func own(p plan) (out []Dim) {
 // no request too large.
 func TestSmallLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		set := compile(t, []Rule{{Name: "small", Per: "user", Bounds: Bounds{Tokens: perMinute(200), OutputTokens: perMinute(100)}}}, []QuotaRule{{Name: "q", Per: "user", Units: 40, Every: "day"}}, nil)
+		set := compile(t, []Rule{{Name: "small", Scope: "user", Bounds: Bounds{Tokens: perMinute(200), OutputTokens: perMinute(100)}}}, []QuotaRule{{Name: "q", Scope: "user", Units: 40, Every: "day"}}, nil)
 		q := alice()
 		q.Prompt, q.MaxTokens = 20, 4096
 		r := newRig(t, set)
@@ -233,7 +236,7 @@ func TestSmallLimit(t *testing.T) {
 // 17664: streams and inputs that were never charged).
 func TestNothingToEstimate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, compile(t, []Rule{{Name: "u", Per: "user", Bounds: Bounds{Requests: perMinute(3), Tokens: perMinute(100), OutputTokens: perMinute(100)}}}, nil, nil))
+		r := newRig(t, compile(t, []Rule{{Name: "u", Scope: "user", Bounds: Bounds{Requests: perMinute(3), Tokens: perMinute(100), OutputTokens: perMinute(100)}}}, nil, nil))
 		r.settle(r.in(alice()), Usage{Input: 40, Output: 30})
 		if r.rate("tokens").Remaining != 30 || r.rate("output_tokens").Remaining != 70 {
 			t.Errorf("%+v %+v", r.rate("tokens"), r.rate("output_tokens"))
@@ -251,7 +254,7 @@ func TestNothingToEstimate(t *testing.T) {
 // (Higress lets in at current == threshold).
 func TestExhaustedRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, compile(t, []Rule{{Name: "out", Per: "user", Bounds: Bounds{OutputTokens: perMinute(100)}, Reserve: ReservePrompt}}, nil, nil))
+		r := newRig(t, compile(t, []Rule{{Name: "out", Scope: "user", Bounds: Bounds{OutputTokens: perMinute(100)}, Reserve: ReservePrompt}}, nil, nil))
 		q := alice()
 		q.Prompt, q.MaxTokens = 10, 1000
 		r.settle(r.in(q), Usage{Input: 10, Output: 100})
@@ -263,7 +266,7 @@ func TestExhaustedRefuses(t *testing.T) {
 // 3547: each had its own).
 func TestTwoReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		set := compile(t, []Rule{{Name: "u", Per: "user", Bounds: Bounds{Requests: perMinute(100)}}}, nil, nil)
+		set := compile(t, []Rule{{Name: "u", Scope: "user", Bounds: Bounds{Requests: perMinute(100)}}}, nil, nil)
 		store := NewMemory(time.Now)
 		var mu sync.Mutex
 		var all sync.WaitGroup
@@ -292,16 +295,16 @@ func TestTwoReplicas(t *testing.T) {
 func TestShadowAndDegrade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, compile(t, []Rule{
-			{Name: "watch", Per: "user", Bounds: Bounds{Requests: perMinute(1)}, Shadow: true},
-			{Name: "soft", Per: "user", Bounds: Bounds{Requests: perMinute(2)}, Exceed: ExceedDegrade},
-			{Name: "hard", Per: "user", Bounds: Bounds{Requests: perMinute(3)}},
+			{Name: "watch", Scope: "user", Bounds: Bounds{Requests: perMinute(1)}, Shadow: true},
+			{Name: "soft", Scope: "user", Bounds: Bounds{Requests: perMinute(2)}, Exceed: ExceedDegrade},
+			{Name: "hard", Scope: "user", Bounds: Bounds{Requests: perMinute(3)}},
 		}, nil, nil))
-		if g := r.in(alice()); g.Over != nil || g.Headers.Requests.Limit != 2 {
+		if g := r.in(alice()); g.Exceeded != nil || g.Headers.Requests.Limit != 2 {
 			t.Errorf("%+v", g)
 		}
 		r.in(alice())
-		if g := r.in(alice()); g.Over == nil || g.Over.Rule != "soft" || g.Over.RetryAfter <= 0 {
-			t.Errorf("%+v", g.Over)
+		if g := r.in(alice()); g.Exceeded == nil || g.Exceeded.Rule != "soft" || g.Exceeded.RetryAfter <= 0 {
+			t.Errorf("%+v", g.Exceeded)
 		}
 		if denied := r.out(alice()); denied.Rule != "hard" {
 			t.Errorf("%+v", denied)
@@ -323,7 +326,7 @@ func TestShadowAndDegrade(t *testing.T) {
 func TestPressure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rule := Rule{
-			Name: "u", Per: "user", Bounds: Bounds{Tokens: perMinute(1000), Concurrency: 8}, Reserve: ReserveMax,
+			Name: "u", Scope: "user", Bounds: Bounds{Tokens: perMinute(1000), Concurrency: 8}, Reserve: ReserveMax,
 			UnderPressure: Pressure{Levels: Levels{L2: 500, L3: 250}, Batch: Levels{L1: 100}, Critical: Levels{L3: 1000}},
 		}
 		set := compile(t, []Rule{rule}, nil, nil)
@@ -346,13 +349,13 @@ func TestPressure(t *testing.T) {
 		r := newRig(t, set)
 		q := alice()
 		q.Prompt, q.Level = 600, 3
-		if denied := r.out(q); denied.Never || denied.RetryAfter != levelDwells*11/10 || denied.Limit != 250 {
+		if denied := r.out(q); denied.TooLarge || denied.RetryAfter != levelDwells*11/10 || denied.Limit != 250 {
 			t.Errorf("%+v", denied)
 		}
 		q.Level = 0
 		r.in(q)
 		q.Prompt, q.Level = 1, 3
-		if denied := r.out(q); denied.Never || denied.RetryAfter != 66*time.Second {
+		if denied := r.out(q); denied.TooLarge || denied.RetryAfter != 66*time.Second {
 			t.Errorf("%+v", denied)
 		}
 	})
@@ -363,8 +366,8 @@ func TestPressure(t *testing.T) {
 func TestSchedule(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := compile(t, []Rule{{
-			Name: "u", Per: "user", Bounds: Bounds{Requests: perMinute(2)},
-			Schedule: []Schedule{{When: "22:00-08:00 Asia/Shanghai", Bounds: Bounds{Requests: perMinute(5)}}},
+			Name: "u", Scope: "user", Bounds: Bounds{Requests: perMinute(2)},
+			Schedule: []Schedule{{Hours: "22:00-08:00 Asia/Shanghai", Bounds: Bounds{Requests: perMinute(5)}}},
 		}}, nil, nil)
 		r := newRig(t, set)
 		time.Sleep(14*time.Hour - 20*time.Second) // 21:59:40 in Shanghai
@@ -396,7 +399,7 @@ func TestSchedule(t *testing.T) {
 // TestReplace: other rules apply at once to what was used under the old ones.
 func TestReplace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rule := Rule{Name: "u", Per: "user", Bounds: Bounds{Requests: perMinute(2)}}
+		rule := Rule{Name: "u", Scope: "user", Bounds: Bounds{Requests: perMinute(2)}}
 		r := newRig(t, compile(t, []Rule{rule}, nil, nil))
 		first := r.in(alice())
 		r.in(alice())
@@ -414,9 +417,9 @@ func TestReplace(t *testing.T) {
 
 func TestQuotaAndStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		set := compile(t, []Rule{{Name: "rpm", Per: "user", Bounds: Bounds{Requests: perMinute(50)}}}, []QuotaRule{
-			{Name: "daily", Per: "user", Units: 1000, Every: "day", Zone: "Asia/Shanghai", AlertAt: []int{50, 90}},
-			{Name: "monthly", Per: "project", Tokens: 100_000, Every: "month"},
+		set := compile(t, []Rule{{Name: "rpm", Scope: "user", Bounds: Bounds{Requests: perMinute(50)}}}, []QuotaRule{
+			{Name: "daily", Scope: "user", Units: 1000, Every: "day", Zone: "Asia/Shanghai", AlertAt: []int{50, 90}},
+			{Name: "monthly", Scope: "project", Tokens: 100_000, Every: "month"},
 		}, map[string]Weights{"qwen": {Input: 1000, Cached: 100, Output: 4000, Reasoning: 2000}, "small": DefaultWeights()})
 		r := newRig(t, set)
 		q := alice()
@@ -442,7 +445,7 @@ func TestQuotaAndStatus(t *testing.T) {
 			t.Errorf("%+v", denied)
 		}
 		q.Prompt = 1001
-		if denied := r.out(q); !denied.Quota || !denied.Never {
+		if denied := r.out(q); !denied.Quota || !denied.TooLarge {
 			t.Errorf("%+v", denied)
 		}
 		q.Prompt = 10
@@ -459,8 +462,8 @@ func TestQuotaAndStatus(t *testing.T) {
 // a gateway that died are charged what it last said, within a lease.
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		set := compile(t, []Rule{{Name: "u", Per: "user", Bounds: Bounds{Concurrency: 1}}},
-			[]QuotaRule{{Name: "q", Per: "user", Tokens: 10_000, Every: "month"}}, nil)
+		set := compile(t, []Rule{{Name: "u", Scope: "user", Bounds: Bounds{Concurrency: 1}}},
+			[]QuotaRule{{Name: "q", Scope: "user", Tokens: 10_000, Every: "month"}}, nil)
 		r := newRig(t, set)
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -544,7 +547,7 @@ func (a *away) Renew(ctx context.Context, renewals []Renewal) ([]string, error) 
 func TestStoreAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &away{Store: NewMemory(time.Now)}
-		set := compile(t, nil, []QuotaRule{{Name: "q", Per: "user", Tokens: 10_000, Every: "month"}}, nil)
+		set := compile(t, nil, []QuotaRule{{Name: "q", Scope: "user", Tokens: 10_000, Every: "month"}}, nil)
 		troubles := 0
 		l := New(set, Options{Store: store, Trouble: func(error) { troubles++ }})
 		ctx, stop := context.WithCancel(t.Context())
@@ -588,7 +591,7 @@ func TestNoRules(t *testing.T) {
 	if err := g.Settle(Usage{Input: 1}, ""); err != nil {
 		t.Fatal(err)
 	}
-	l.Replace(compile(t, []Rule{{Name: "g", Per: "global", Bounds: Bounds{Concurrency: 1}}}, nil, nil))
+	l.Replace(compile(t, []Rule{{Name: "g", Scope: "global", Bounds: Bounds{Concurrency: 1}}}, nil, nil))
 	if _, err := l.Admit(t.Context(), Request{}); !errors.Is(err, ErrNoID) {
 		t.Errorf("without an id: %v", err)
 	}

@@ -204,7 +204,7 @@ func (m *Memory) Reserve(_ context.Context, r Reservation) (Decision, error) {
 		return Decide(r.Dims, states), nil
 	}
 	if h.known(r.ID, now) {
-		return Decision{Allowed: true, Again: true, Binding: -1, States: h.statesAfter(r.Dims, now)}, nil
+		return Decision{Allowed: true, Repeated: true, Binding: -1, States: h.statesAfter(r.Dims, now)}, nil
 	}
 	states := h.states(r.Dims, now)
 	out := Decide(r.Dims, states)
@@ -232,7 +232,7 @@ func (m *Memory) Note(r Reservation, out Decision) []State {
 // known reports whether the request of the call was let in before.
 func (h *held) known(id string, now int64) bool {
 	r := h.record.records[id]
-	return r != nil && !r.forgotten(now) || h.record.settled.has(h.id, now)
+	return r != nil && !r.forgotten(now) || h.record.settled.contains(h.id, now)
 }
 
 // charge makes a reservation that was let in, and brings the states up to date.
@@ -241,21 +241,21 @@ func (h *held) charge(r Reservation, states []State, now int64) {
 	rec := newRecord(r.Dims, ends)
 	for i := range r.Dims {
 		d := &r.Dims[i]
-		if states[i].Over { // soft
+		if states[i].Exceeded { // soft
 			rec.parts[i].skipped = true
 			continue
 		}
 		c := h.open(i, d, now)
 		rec.parts[i] = c.charge(d, r.ID, now, ends)
 		c.touch(d, now)
-		states[i] = h.after(i, d, now)
+		states[i] = h.stateWithoutCost(i, d, now)
 	}
 	h.record.makeRecordRoom(now)
 	h.record.records[r.ID] = rec
 }
 
 // after is the state of a dimension once it is charged: the cost no longer asks.
-func (h *held) after(i int, d *Dim, now int64) State {
+func (h *held) stateWithoutCost(i int, d *Dim, now int64) State {
 	h.paid = *d
 	h.paid.Cost = 0
 	return h.state(i, &h.paid, now)
@@ -264,7 +264,7 @@ func (h *held) after(i int, d *Dim, now int64) State {
 func (h *held) statesAfter(dims []Dim, now int64) []State {
 	out := make([]State, len(dims))
 	for i := range dims {
-		out[i] = h.after(i, &dims[i], now)
+		out[i] = h.stateWithoutCost(i, &dims[i], now)
 	}
 	return out
 }
@@ -291,10 +291,10 @@ func (m *Memory) Settle(_ context.Context, s Settlement) (Settled, error) {
 		rec = nil
 	}
 	switch {
-	case rec == nil && s.New && !h.record.settled.has(h.id, now):
+	case rec == nil && s.New && !h.record.settled.contains(h.id, now):
 		rec = newRecord(s.Dims, 0)
 		for i := range s.Dims {
-			rec.parts[i].at, rec.parts[i].ageMs = unknownTime, max(s.AgeMs, 0)
+			rec.parts[i].chargedAt, rec.parts[i].ageMs = unknownTime, max(s.AgeMs, 0)
 		}
 	case rec == nil:
 		return Settled{States: h.statesAfter(s.Dims, now)}, nil
@@ -385,10 +385,10 @@ func (m *Memory) renew(r *Renewal, now int64) bool {
 		if len(r.Charges) > 0 {
 			charge := charged(r.Charges[i])
 			p.floor = max(p.floor, charge)
-			was := p.charged
+			previous := p.charged
 			h.adjust(i, d, p, max(p.charged, charge), now)
 			if q := h.quota(i, d); q != nil {
-				q.hold(p, p.charged-was)
+				q.hold(p, p.charged-previous)
 			}
 		}
 		if c := h.cell(i, d); c != nil {

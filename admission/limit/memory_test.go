@@ -98,8 +98,8 @@ func rulesOf(n int) ([]Rule, []QuotaRule) {
 	subjects := []string{"key", "user", "project", "department", "model", "ip", "user,model"}
 	for i := range n / 4 {
 		per := subjects[i%len(subjects)]
-		rules = append(rules, Rule{Name: fmt.Sprint("r", i), Per: per, Bounds: Bounds{Requests: perMinute(1_000_000_000), Tokens: perMinute(1_000_000_000_000), Concurrency: 1_000_000_000}})
-		quotas = append(quotas, QuotaRule{Name: fmt.Sprint("q", i), Per: per, Units: 1_000_000_000_000, Every: "day", Zone: "Asia/Shanghai"})
+		rules = append(rules, Rule{Name: fmt.Sprint("r", i), Scope: per, Bounds: Bounds{Requests: perMinute(1_000_000_000), Tokens: perMinute(1_000_000_000_000), Concurrency: 1_000_000_000}})
+		quotas = append(quotas, QuotaRule{Name: fmt.Sprint("q", i), Scope: per, Units: 1_000_000_000_000, Every: "day", Zone: "Asia/Shanghai"})
 	}
 	return rules, quotas
 }
@@ -233,7 +233,7 @@ func TestMemoryNote(t *testing.T) {
 			}
 		}
 	}
-	elsewhere := Decision{Allowed: true, Binding: -1, States: []State{{}, {Over: true}}}
+	elsewhere := Decision{Allowed: true, Binding: -1, States: []State{{}, {Exceeded: true}}}
 	for _, id := range []string{"a", "b", "b"} {
 		m.Note(Reservation{ID: id, Dims: dims}, elsewhere)
 	}

@@ -45,26 +45,26 @@ func newMetrics(o *Options, set *Set) *metrics {
 	if o.Registry != nil {
 		o.Registry.MustRegister(m.decisions, m.errors)
 	}
-	m.keep(set)
+	m.setSeries(set)
 	return m
 }
 
 // decided counts one decision, once for each rule that it was about.
-func (m *metrics) decided(p *plan, out *Decision) {
+func (m *metrics) countDecision(p *plan, out *Decision) {
 	store := "local"
 	if out.Shared {
 		store = "redis"
 	}
-	if !out.Allowed && (out.Never || p.counters[out.Binding].wait == 0) {
+	if !out.Allowed && (out.TooLarge || p.counters[out.Binding].wait == 0) {
 		m.count(p.dims[out.Binding].Rule, "deny", store) // else who decides whether it waits counts it
 	}
 	for i := 0; i < len(p.dims); {
 		rule, word := p.dims[i].Rule, "allow"
 		for ; i < len(p.dims) && p.dims[i].Rule == rule; i++ {
-			switch over := p.dims[i].Soft && out.States[i].Over; {
-			case over && p.counters[i].shadow:
+			switch exceeded := p.dims[i].Soft && out.States[i].Exceeded; {
+			case exceeded && p.counters[i].shadow:
 				word = "shadow_deny"
-			case over:
+			case exceeded:
 				word = "degrade"
 			}
 		}
@@ -83,7 +83,7 @@ func (m *metrics) count(rule, decision, store string) {
 }
 
 // settled compares what was reserved for a request with what it used.
-func (m *metrics) settled(p *plan, model string, charges []int64) {
+func (m *metrics) observeSettlement(p *plan, model string, charges []int64) {
 	for i := range p.dims {
 		d := &p.dims[i]
 		if d.Metric != Tokens && d.Metric != Units {
@@ -103,20 +103,20 @@ func (m *metrics) settled(p *plan, model string, charges []int64) {
 
 // keep makes series for the rules and models of a set, which begin at zero, and
 // deletes those of rules and models that are no more.
-func (m *metrics) keep(now *Set) {
+func (m *metrics) setSeries(set *Set) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	were, models := m.rules, m.models
-	m.rules, m.models = map[string]ruleCounters{}, now.weights
-	for i := range now.counters {
-		c := &now.counters[i]
+	previous, models := m.rules, m.models
+	m.rules, m.models = map[string]ruleCounters{}, set.weights
+	for i := range set.counters {
+		c := &set.counters[i]
 		series := m.rules[c.rule]
 		if series == nil {
 			series = ruleCounters{}
 			m.rules[c.rule] = series
 		}
 		for _, store := range m.stores {
-			for _, word := range c.words() {
+			for _, word := range c.decisionLabels() {
 				series[[2]string{word, store}] = m.decisions.WithLabelValues(c.rule, word, store)
 			}
 		}
@@ -124,7 +124,7 @@ func (m *metrics) keep(now *Set) {
 	for model := range m.models {
 		m.errors.WithLabelValues(model)
 	}
-	for rule := range were {
+	for rule := range previous {
 		if _, stays := m.rules[rule]; !stays {
 			m.decisions.DeletePartialMatch(prometheus.Labels{"rule": rule})
 		}
@@ -137,7 +137,7 @@ func (m *metrics) keep(now *Set) {
 }
 
 // words are the decisions that a counter's rule may come to.
-func (c *counter) words() []string {
+func (c *counter) decisionLabels() []string {
 	switch {
 	case c.shadow:
 		return []string{"allow", "shadow_deny"}

@@ -41,9 +41,9 @@ func measured(t *testing.T, rules []Rule, quotas []QuotaRule, weights map[string
 // rule has and whichever of them is over.
 func TestDecisionsByRule(t *testing.T) {
 	l, read := measured(t, []Rule{
-		{Name: "watch", Per: "user", Bounds: Bounds{Requests: perMinute(3), Tokens: perMinute(100)}, Reserve: ReserveMax, Shadow: true},
-		{Name: "soft", Per: "user", Bounds: Bounds{Requests: perMinute(2), Tokens: perMinute(1000)}, Reserve: ReserveMax, Exceed: ExceedDegrade},
-		{Name: "hard", Per: "user", Bounds: Bounds{Requests: perMinute(4), Tokens: perMinute(1000)}, Reserve: ReserveMax},
+		{Name: "watch", Scope: "user", Bounds: Bounds{Requests: perMinute(3), Tokens: perMinute(100)}, Reserve: ReserveMax, Shadow: true},
+		{Name: "soft", Scope: "user", Bounds: Bounds{Requests: perMinute(2), Tokens: perMinute(1000)}, Reserve: ReserveMax, Exceed: ExceedDegrade},
+		{Name: "hard", Scope: "user", Bounds: Bounds{Requests: perMinute(4), Tokens: perMinute(1000)}, Reserve: ReserveMax},
 	}, nil, nil)
 	q := alice()
 	q.Prompt, q.MaxTokens = 30, 30
@@ -76,15 +76,15 @@ func TestReservationRatio(t *testing.T) {
 		quotas []QuotaRule
 		steps  []step
 	}{
-		"tokens": {[]Rule{{Name: "r", Per: "user", Bounds: Bounds{Requests: perMinute(100), Tokens: perMinute(100000), OutputTokens: perMinute(100000)}, Reserve: ReserveMax}}, nil, []step{
+		"tokens": {[]Rule{{Name: "r", Scope: "user", Bounds: Bounds{Requests: perMinute(100), Tokens: perMinute(100000), OutputTokens: perMinute(100000)}, Reserve: ReserveMax}}, nil, []step{
 			{"qwen", Usage{Input: 100, Output: 300}, 1}, {"qwen", Usage{Input: 100, Output: 100}, 3}, {"qwen", Usage{Input: 100, Output: 700}, 3.5},
 		}},
-		"units": {nil, []QuotaRule{{Name: "q", Per: "user", Units: 1000000, Every: "day"}}, []step{
+		"units": {nil, []QuotaRule{{Name: "q", Scope: "user", Units: 1000000, Every: "day"}}, []step{
 			{"qwen", Usage{Input: 100, Cached: 100, Output: 300}, -1}, // nothing is known yet, so the estimate is not this test's
 		}},
-		"requests only": {[]Rule{{Name: "r", Per: "user", Bounds: Bounds{Requests: perMinute(100)}}}, nil, []step{{"qwen", Usage{Input: 100, Output: 300}, 0}}},
-		"failed":        {[]Rule{{Name: "r", Per: "user", Bounds: Bounds{Tokens: perMinute(100000)}, Reserve: ReserveMax}}, nil, []step{{"qwen", Usage{}, 0}}},
-		"gone":          {[]Rule{{Name: "r", Per: "user", Bounds: Bounds{Tokens: perMinute(100000)}, Reserve: ReserveMax}}, nil, []step{{"gone", Usage{Input: 100, Output: 100}, 2}}},
+		"requests only": {[]Rule{{Name: "r", Scope: "user", Bounds: Bounds{Requests: perMinute(100)}}}, nil, []step{{"qwen", Usage{Input: 100, Output: 300}, 0}}},
+		"failed":        {[]Rule{{Name: "r", Scope: "user", Bounds: Bounds{Tokens: perMinute(100000)}, Reserve: ReserveMax}}, nil, []step{{"qwen", Usage{}, 0}}},
+		"gone":          {[]Rule{{Name: "r", Scope: "user", Bounds: Bounds{Tokens: perMinute(100000)}, Reserve: ReserveMax}}, nil, []step{{"gone", Usage{Input: 100, Output: 100}, 2}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, read := measured(t, test.rules, test.quotas, weights)
@@ -119,7 +119,7 @@ func TestReservationRatio(t *testing.T) {
 
 // TestRatioEndsWithItsModel: a request that outlives its model counts for other.
 func TestRatioEndsWithItsModel(t *testing.T) {
-	rules := []Rule{{Name: "r", Per: "user", Bounds: Bounds{Tokens: perMinute(100000)}, Reserve: ReserveMax}}
+	rules := []Rule{{Name: "r", Scope: "user", Bounds: Bounds{Tokens: perMinute(100000)}, Reserve: ReserveMax}}
 	l, read := measured(t, rules, nil, map[string]Weights{"qwen": DefaultWeights()})
 	q := alice()
 	q.ID, q.Prompt, q.MaxTokens = "r", 10, 10

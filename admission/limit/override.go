@@ -12,14 +12,14 @@ import (
 // meet a request, that of the smallest owner holds.
 type Override struct {
 	Rule    string
-	Of      string            // department | project | user | key
+	Scope   string            // department | project | user | key
 	Name    string            // of the department, project, user or key
 	Numbers map[string]string // by metric, written as in a rule: requests: 50/1m, concurrency: 8; units or tokens of a quota
 }
 
 // owner is whom an override is for.
 type owner struct {
-	of   subject
+	kind subject
 	name string
 }
 
@@ -43,52 +43,52 @@ func (c *counter) variant(s *Subjects) *counter {
 
 // With is the set with other overrides than before. Those that cannot be used are
 // left out and named by the error; the others hold all the same.
-func (s *Set) With(overrides []Override) (*Set, error) {
+func (s *Set) WithOverrides(overrides []Override) (*Set, error) {
 	out := *s
 	out.counters = slices.Clone(s.counters)
 	for i := range out.counters {
 		out.counters[i].variants = nil
 	}
-	var all []error
+	var errs []error
 	for i := range overrides {
 		if err := out.override(&overrides[i]); err != nil {
-			all = append(all, fmt.Errorf("override of %s for %s %s: %w", overrides[i].Rule, overrides[i].Of, overrides[i].Name, err))
+			errs = append(errs, fmt.Errorf("override of %s for %s %s: %w", overrides[i].Rule, overrides[i].Scope, overrides[i].Name, err))
 		}
 	}
-	return &out, errors.Join(all...)
+	return &out, errors.Join(errs...)
 }
 
 func (s *Set) override(o *Override) error {
-	var of per
-	if of, _ = parsePer(o.Of); len(of) != 1 || of[0] > byKey {
-		return fmt.Errorf("must be of a department, project, user or key, not %q", o.Of)
+	var kind subjectKinds
+	if kind, _ = parseSubjectKinds(o.Scope); len(kind) != 1 || kind[0] > byKey {
+		return fmt.Errorf("must be of a department, project, user or key, not %q", o.Scope)
 	}
 	if o.Name == "" {
 		return errors.New("names nobody")
 	}
-	var mine []*counter
+	var matching []*counter
 	for i := range s.counters {
 		if c := &s.counters[i]; c.rule == o.Rule {
-			mine = append(mine, c)
+			matching = append(matching, c)
 		}
 	}
-	if len(mine) == 0 {
+	if len(matching) == 0 {
 		return errors.New("there is no such rule or quota")
 	}
-	if by := mine[0].by[0]; by > byKey || of[0] > by {
-		return fmt.Errorf("the rule counts per %s, which no %s owns", mine[0].per, o.Of)
+	if counted := matching[0].subjects[0]; counted > byKey || kind[0] > counted {
+		return fmt.Errorf("the rule counts per %s, which no %s owns", matching[0].scope, o.Scope)
 	}
-	changed, err := o.changed(mine)
+	changed, err := o.adjusted(matching)
 	if err != nil {
 		return err
 	}
 	for i, v := range changed {
 		if v != nil {
-			mine[i].variants = maps.Clone(mine[i].variants)
-			if mine[i].variants == nil {
-				mine[i].variants = map[owner]*counter{}
+			matching[i].variants = maps.Clone(matching[i].variants)
+			if matching[i].variants == nil {
+				matching[i].variants = map[owner]*counter{}
 			}
-			mine[i].variants[owner{of[0], o.Name}] = v
+			matching[i].variants[owner{kind[0], o.Name}] = v
 		}
 	}
 	return nil
@@ -96,20 +96,20 @@ func (s *Set) override(o *Override) error {
 
 // changed are the counters with the override's numbers; nil where it has none.
 // What it does not say stays as the rule says.
-func (o *Override) changed(counters []*counter) ([]*counter, error) {
+func (o *Override) adjusted(counters []*counter) ([]*counter, error) {
 	out := make([]*counter, len(counters))
 	left := maps.Clone(o.Numbers)
 	for i, c := range counters {
 		v, base := *c, c.amounts[len(c.amounts)-1]
 		v.schedule, v.variants = nil, nil
-		text, given := left[c.metric.String()]
+		text, hasLimit := left[c.metric.String()]
 		burst, bursts := left["burst"]
 		bursts = bursts && bursting(counters) == c
-		if !given && !bursts {
+		if !hasLimit && !bursts {
 			continue
 		}
-		if given {
-			if fault := v.take(text, &base); fault != "" {
+		if hasLimit {
+			if fault := v.parseLimit(text, &base); fault != "" {
 				return nil, fmt.Errorf("%s: %s", c.metric, fault)
 			}
 			delete(left, c.metric.String())
@@ -157,7 +157,7 @@ func bursting(counters []*counter) (found *counter) {
 }
 
 // take reads a limit into base, and a window into c.
-func (c *counter) take(text string, base *amount) (fault string) {
+func (c *counter) parseLimit(text string, base *amount) (fault string) {
 	if c.kind != Window {
 		base.limit, fault = parseCount(text)
 		if c.metric == Units {
@@ -193,6 +193,6 @@ func (l *Limiter) Rules() map[string]bool {
 
 // CheckOverride says why an override could not be used with the rules in force.
 func (l *Limiter) CheckOverride(o Override) error {
-	_, err := l.set.Load().With([]Override{o})
+	_, err := l.set.Load().WithOverrides([]Override{o})
 	return err
 }

@@ -6,24 +6,24 @@ import (
 )
 
 // every is the length of a calendar period.
-type every int
+type periodLength int
 
 const (
-	hourly every = iota
+	hourly periodLength = iota
 	daily
 	weekly // from Monday
 	monthly
 )
 
-func parseEvery(word string) (every, bool) {
+func parseEvery(word string) (periodLength, bool) {
 	i := slices.Index([]string{"hour", "day", "week", "month"}, word)
-	return every(i), i >= 0
+	return periodLength(i), i >= 0
 }
 
 // bounds are the begin and the end of the period that t is in. The periods of a
 // zone follow one another without gap or overlap, whatever its clock does: a day
 // of a changed clock has 23 or 25 hours.
-func (e every) bounds(t time.Time, zone *time.Location) (begin, end time.Time) {
+func (e periodLength) bounds(t time.Time, zone *time.Location) (begin, end time.Time) {
 	t = t.In(zone)
 	if e == hourly {
 		_, offset := t.Zone()
@@ -31,10 +31,10 @@ func (e every) bounds(t time.Time, zone *time.Location) (begin, end time.Time) {
 		wall := t.Unix() + int64(offset)
 		first := wall - ((wall%hour)+hour)%hour - int64(offset)
 		begin, end = time.Unix(first, 0).In(zone), time.Unix(first+hour, 0).In(zone)
-		if from, until := t.ZoneBounds(); !from.IsZero() && from.After(begin) {
-			begin = from
-		} else if !until.IsZero() && until.Before(end) {
-			end = until
+		if zoneStart, zoneEnd := t.ZoneBounds(); !zoneStart.IsZero() && zoneStart.After(begin) {
+			begin = zoneStart
+		} else if !zoneEnd.IsZero() && zoneEnd.Before(end) {
+			end = zoneEnd
 		}
 		return begin, end
 	}
@@ -48,7 +48,7 @@ func (e every) bounds(t time.Time, zone *time.Location) (begin, end time.Time) {
 
 // edge is the begin of the period that lies so many periods after the one of t's
 // date.
-func (e every) edge(t time.Time, shift int, zone *time.Location) time.Time {
+func (e periodLength) edge(t time.Time, shift int, zone *time.Location) time.Time {
 	year, month, day := t.Date()
 	switch e {
 	case daily:

@@ -14,7 +14,7 @@ type hold struct {
 }
 
 const (
-	leastPlace = 10 * time.Millisecond // the shortest wait for a place that anybody is told
+	minPlaceWait = 10 * time.Millisecond // the shortest wait for a place that anybody is told
 	// tailParts and lateParts divide what an answer takes usually, or has taken so far: so
 	// much longer lasts one that is nearly over, and one that has outlasted the others.
 	tailParts, lateParts = 8, 4
@@ -23,12 +23,12 @@ const (
 // remaining estimates how much longer a request runs: as long as such requests take, less
 // what it has run. One that has outlasted them is taken to go on for a quarter of its
 // age, and where nothing is known of such requests for as long as it has run.
-func remaining(age, usual time.Duration) time.Duration {
+func remaining(age, typical time.Duration) time.Duration {
 	switch {
-	case usual == 0:
-		return max(age, leastTurn)
-	case age < usual:
-		return max(usual-age, usual/tailParts)
+	case typical == 0:
+		return max(age, minRetryDelay)
+	case age < typical:
+		return max(typical-age, typical/tailParts)
 	}
 	return age / lateParts
 }
@@ -36,61 +36,61 @@ func remaining(age, usual time.Duration) time.Duration {
 // place is what an estimate of the wait for a place starts from.
 type place struct {
 	used, cost, limit int64
-	usual             time.Duration // that such requests take; 0: not known
+	typical           time.Duration // that such requests take; 0: not known
 }
 
 // PlaceIn estimates how long a request that a concurrency limit refused waits until its
 // places are free, once those who go first have theirs: ahead of them wait for so many
 // places. It goes by the ages of the requests that run here and by how long such
 // requests took; those of other replicas are taken to end evenly.
-func (l *Limiter) PlaceIn(d *Denied, ahead int64) time.Duration {
+func (l *Limiter) PlaceWait(d *Rejection, ahead int64) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.placeIn(d.Counter, d.place, ahead, l.with.Now())
+	return l.placeWait(d.Counter, d.place, ahead, l.opts.Now())
 }
 
 // placeIn does what PlaceIn does. The lock is held.
-func (l *Limiter) placeIn(counter string, p place, ahead int64, now time.Time) time.Duration {
+func (l *Limiter) placeWait(counter string, p place, ahead int64, now time.Time) time.Duration {
 	// One that was refused needs one place at least: this replica alone may have less
 	// than the limit.
 	needed := max(p.used+p.cost-p.limit, 1) + ahead
 	var holds []hold
-	here := l.holders.byCounter[counter]
-	for g, i := range here {
+	grants := l.holders.byCounter[counter]
+	for g, i := range grants {
 		if len(holds) == maxHolds {
 			break
 		}
-		holds = append(holds, hold{remaining(now.Sub(g.began), cmp.Or(g.plan.usual, p.usual)), g.plan.dims[i].Cost})
+		holds = append(holds, hold{remaining(now.Sub(g.began), cmp.Or(g.plan.callerDuration, p.typical)), g.plan.dims[i].Cost})
 	}
-	if len(here) > maxHolds { // those that were looked at are some of all
-		needed = max(needed*maxHolds/int64(len(here)), 1)
-		p.used = p.used * maxHolds / int64(len(here))
+	if len(grants) > maxHolds { // those that were looked at are some of all
+		needed = max(needed*maxHolds/int64(len(grants)), 1)
+		p.used = p.used * maxHolds / int64(len(grants))
 	}
-	elsewhere := p.used
+	remote := p.used
 	for _, h := range holds {
-		elsewhere -= h.amount
+		remote -= h.amount
 	}
-	usual := cmp.Or(p.usual, leastTurn)
-	for n := range max(min(elsewhere, maxElsewhere), 0) {
-		holds = append(holds, hold{usual * time.Duration(n+1) / time.Duration(elsewhere+1), 1})
+	typical := cmp.Or(p.typical, minRetryDelay)
+	for n := range max(min(remote, maxElsewhere), 0) {
+		holds = append(holds, hold{typical * time.Duration(n+1) / time.Duration(remote+1), 1})
 	}
 	if len(holds) == 0 {
-		return max(usual, leastPlace)
+		return max(typical, minPlaceWait)
 	}
 	slices.SortFunc(holds, func(a, b hold) int { return cmp.Compare(a.left, b.left) })
-	var all int64
+	var total int64
 	for _, h := range holds {
-		all += h.amount
+		total += h.amount
 	}
 	// Beyond what runs now come those who wait, which run as long as is usual.
-	rounds := (needed - 1) / max(all, 1)
-	needed -= rounds * all
+	rounds := (needed - 1) / max(total, 1)
+	needed -= rounds * total
 	for _, h := range holds {
 		if needed -= h.amount; needed <= 0 {
-			return max(h.left+time.Duration(rounds)*usual, leastPlace)
+			return max(h.left+time.Duration(rounds)*typical, minPlaceWait)
 		}
 	}
-	return max(usual*time.Duration(rounds+1), leastPlace)
+	return max(typical*time.Duration(rounds+1), minPlaceWait)
 }
 
 const (
@@ -117,27 +117,27 @@ func (h *holders) add(g *Grant) {
 			continue
 		}
 		key := g.plan.dims[i].Key
-		here := h.byCounter[key]
+		grants := h.byCounter[key]
 		switch n := len(h.spare); {
-		case here != nil:
+		case grants != nil:
 		case n > 0:
-			here, h.spare = h.spare[n-1], h.spare[:n-1]
+			grants, h.spare = h.spare[n-1], h.spare[:n-1]
 		default:
-			here = map[*Grant]int{}
+			grants = map[*Grant]int{}
 		}
-		here[g], h.byCounter[key] = i, here
+		grants[g], h.byCounter[key] = i, grants
 	}
 }
 
 func (h *holders) remove(g *Grant) {
 	for i := range g.plan.dims {
 		key := g.plan.dims[i].Key
-		here := h.byCounter[key]
-		if delete(here, g); here == nil || len(here) > 0 {
+		grants := h.byCounter[key]
+		if delete(grants, g); grants == nil || len(grants) > 0 {
 			continue
 		}
 		if delete(h.byCounter, key); len(h.spare) < maxSpare {
-			h.spare = append(h.spare, here)
+			h.spare = append(h.spare, grants)
 		}
 	}
 }
@@ -150,11 +150,11 @@ func (p *plan) refunds(i int) bool {
 // expect puts estimates in the place of retry times that say only when reservations
 // end by themselves: what runs gives a place back when it ends, and most of what is
 // reserved for an answer that is not used.
-func (l *Limiter) expect(p *plan, out *Decision, now time.Time) {
+func (l *Limiter) estimateWaits(p *plan, out *Decision, now time.Time) {
 	changed := false
 	for i := range out.States {
 		s := &out.States[i]
-		if !s.Over || s.Never {
+		if !s.Exceeded || s.TooLarge {
 			continue
 		}
 		exact := time.Duration(s.RetryAfterMs) * time.Millisecond
@@ -162,45 +162,45 @@ func (l *Limiter) expect(p *plan, out *Decision, now time.Time) {
 		switch d := &p.dims[i]; {
 		case d.Kind == Lease:
 			l.mu.Lock()
-			sooner = l.placeIn(d.Key, p.place(i, s), 0, now)
+			sooner = l.placeWait(d.Key, p.place(i, s), 0, now)
 			l.mu.Unlock()
 		case p.ceiling(i):
-			sooner = p.turn(exact)
+			sooner = p.retryDelay(exact)
 		case p.counters[i].bounded():
-			sooner = min(exact, l.refunded(d, d.Cost-s.Remaining, now))
+			sooner = min(exact, l.refundWait(d, d.Cost-s.Remaining, now))
 		}
 		if sooner != exact {
 			s.RetryAfterMs, changed = max(sooner.Milliseconds(), 1), true
 		}
 	}
 	if changed && !out.Allowed {
-		again := Decide(p.dims, out.States)
-		out.Binding, out.RetryAfterMs, out.Never = again.Binding, again.RetryAfterMs, again.Never
+		updated := Decide(p.dims, out.States)
+		out.Binding, out.RetryAfterMs, out.TooLarge = updated.Binding, updated.RetryAfterMs, updated.TooLarge
 	}
 }
 
 // refunded estimates how long it takes until running requests have given back so much of
 // what they have reserved of a window and will probably not use; never, where they will
 // not give back so much. Those of other replicas are not known, and count for nothing.
-func (l *Limiter) refunded(d *Dim, missing int64, now time.Time) time.Duration {
+func (l *Limiter) refundWait(d *Dim, missing int64, now time.Time) time.Duration {
 	var refunds []hold
 	l.mu.Lock()
-	here, seen := l.holders.byCounter[d.Key], 0
-	for g, i := range here {
+	grants, seen := l.holders.byCounter[d.Key], 0
+	for g, i := range grants {
 		if seen == maxHolds {
-			missing = missing * maxHolds / int64(len(here)) // of some of all
+			missing = missing * maxHolds / int64(len(grants)) // of some of all
 			break
 		}
 		seen++
 		if refund := g.refund(i); refund > 0 {
-			refunds = append(refunds, hold{remaining(now.Sub(g.began), g.plan.within), refund})
+			refunds = append(refunds, hold{remaining(now.Sub(g.began), g.plan.medianDuration), refund})
 		}
 	}
 	l.mu.Unlock()
 	slices.SortFunc(refunds, func(a, b hold) int { return cmp.Compare(a.left, b.left) })
 	for _, r := range refunds {
 		if missing -= r.amount; missing <= 0 {
-			return max(r.left+r.left/lateParts, leastPlace)
+			return max(r.left+r.left/lateParts, minPlaceWait)
 		}
 	}
 	return math.MaxInt64
@@ -210,7 +210,7 @@ func (l *Limiter) refunded(d *Dim, missing int64, now time.Time) time.Duration {
 // one dimension: what is reserved beyond what three of four such answers have, or this
 // one has already.
 func (g *Grant) refund(i int) int64 {
-	u := g.plan.likely
+	u := g.plan.likelyUsage
 	if u.Output == 0 {
 		return 0
 	}
@@ -224,7 +224,7 @@ func (g *Grant) refund(i int) int64 {
 
 // place is what an estimate for one of the plan's concurrency limits starts from.
 func (p *plan) place(i int, s *State) place {
-	return place{used: s.Used, cost: p.dims[i].Cost, limit: s.Limit, usual: p.usual}
+	return place{used: s.Used, cost: p.dims[i].Cost, limit: s.Limit, typical: p.callerDuration}
 }
 
 // behind returns the first concurrency limit of the plan at which others wait, who go
@@ -248,21 +248,21 @@ func (g *Grant) Counters() (names []string) {
 }
 
 // Waits counts that a refused request waits for a place instead.
-func (l *Limiter) Waits(d *Denied) { l.metrics.count(d.Rule, "wait", d.store()) }
+func (l *Limiter) CountWait(d *Rejection) { l.metrics.count(d.Rule, "wait", d.store()) }
 
 // Refuse counts and returns the refusal of a request that might have waited for a
 // place, or has. Before it, ahead requests wait for places of the same counter.
-func (l *Limiter) Refuse(d *Denied, ahead int64, waited time.Duration) *Denied {
+func (l *Limiter) Reject(d *Rejection, ahead int64, waited time.Duration) *Rejection {
 	l.metrics.count(d.Rule, "deny", d.store())
-	refusal := *d
-	if refusal.Waited = waited; d.Wait > 0 {
-		refusal.RetryAfter = l.jittered(l.PlaceIn(d, ahead), false)
+	rejection := *d
+	if rejection.Waited = waited; d.Wait > 0 {
+		rejection.RetryAfter = l.jittered(l.PlaceWait(d, ahead), false)
 	}
-	return &refusal
+	return &rejection
 }
 
 // store names whose counters refused.
-func (d *Denied) store() string {
+func (d *Rejection) store() string {
 	if d.Shared {
 		return "redis"
 	}

@@ -32,7 +32,7 @@ func TestPlaceIn(t *testing.T) {
 	} {
 		t.Run(one.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				set := compile(t, []Rule{{Name: "places", Per: "global", Bounds: Bounds{Concurrency: Count(max(len(one.ages), 1))}}}, nil, nil)
+				set := compile(t, []Rule{{Name: "places", Scope: "global", Bounds: Bounds{Concurrency: Count(max(len(one.ages), 1))}}}, nil, nil)
 				r := newRig(t, set)
 				q := alice()
 				q.Prompt, q.MaxTokens = 1, 10
@@ -53,7 +53,7 @@ func TestPlaceIn(t *testing.T) {
 				}
 				q.Sequences = one.cost
 				denied := r.out(q)
-				if got := r.PlaceIn(denied, one.ahead); got != one.want {
+				if got := r.PlaceWait(denied, one.ahead); got != one.want {
 					t.Errorf("%v, want %v", got, one.want)
 				}
 				if one.ahead == 0 && denied.RetryAfter != one.want+one.want/10 {
@@ -136,7 +136,7 @@ func reservedTrial(t *testing.T, random *rand.Rand, sigma, mean float64) (told, 
 			}
 		}
 	}
-	var denied *Denied
+	var denied *Rejection
 	for denied == nil {
 		var g *Grant
 		if g, denied = s.admit(10, most); g != nil {
@@ -171,7 +171,7 @@ func reservedTrial(t *testing.T, random *rand.Rand, sigma, mean float64) (told, 
 // leases would end that nobody renews.
 func TestPlacesReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, compile(t, []Rule{{Name: "places", Per: "user", Bounds: Bounds{Concurrency: 4}}}, nil, nil))
+		r := newRig(t, compile(t, []Rule{{Name: "places", Scope: "user", Bounds: Bounds{Concurrency: 4}}}, nil, nil))
 		q := alice()
 		q.Prompt, q.MaxTokens = 1, 10
 		g := r.in(q)
@@ -194,8 +194,8 @@ func TestPlacesReset(t *testing.T) {
 // TestHolders: who holds places of a counter is known as long as it runs, and no longer.
 func TestHolders(t *testing.T) {
 	set, err := Compile([]Rule{
-		{Name: "user", Per: "user", Bounds: Bounds{Concurrency: 5000}},
-		{Name: "all", Per: "global", Bounds: Bounds{Concurrency: 5000}},
+		{Name: "user", Scope: "user", Bounds: Bounds{Concurrency: 5000}},
+		{Name: "all", Scope: "global", Bounds: Bounds{Concurrency: 5000}},
 	}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -222,7 +222,7 @@ func TestHolders(t *testing.T) {
 	}
 	usual := 10 * time.Second
 	for ahead, want := range map[int64]time.Duration{0: usual, 1000: usual, 1600: 2 * usual} {
-		if took := l.placeIn(all, place{used: 1500, cost: 1, limit: 1500, usual: usual}, ahead, now); took != want {
+		if took := l.placeWait(all, place{used: 1500, cost: 1, limit: 1500, typical: usual}, ahead, now); took != want {
 			t.Errorf("a place in %v behind %d; expected %v", took, ahead, want)
 		}
 	}
@@ -251,8 +251,8 @@ func BenchmarkPlaceIn(b *testing.B) {
 		l.running[fmt.Sprint(i)] = g
 		l.holders.add(g)
 	}
-	denied := &Denied{Counter: "tg:{user-7}:r:places:7", place: place{used: 10, cost: 1, limit: 10}}
+	denied := &Rejection{ExceededLimit: ExceededLimit{Counter: "tg:{user-7}:r:places:7"}, place: place{used: 10, cost: 1, limit: 10}}
 	for b.Loop() {
-		l.PlaceIn(denied, 0)
+		l.PlaceWait(denied, 0)
 	}
 }

@@ -22,8 +22,8 @@ func (q *quota) check(d *Dim, now int64) State {
 	used, end := q.current(d, now)
 	s := State{Limit: d.Limit, Used: used, Remaining: max(d.Limit-used, 0), ResetMs: max(end-now, 0)}
 	if d.Cost > 0 && used+d.Cost > d.Limit {
-		s.Over, s.Never = true, d.Cost > d.Limit
-		if !s.Never {
+		s.Exceeded, s.TooLarge = true, d.Cost > d.Limit
+		if !s.TooLarge {
 			s.RetryAfterMs = max(end-now, 1)
 		}
 	}
@@ -34,7 +34,7 @@ func (q *quota) charge(d *Dim, _ string, _, _ int64) part {
 	q.enter(d)
 	q.used = min(q.used+d.Cost, maxDebt)
 	q.held = min(q.held+d.Cost, maxDebt)
-	return part{charged: d.Cost, floor: d.Floor, at: q.begin}
+	return part{charged: d.Cost, floor: d.Floor, chargedAt: q.begin}
 }
 
 func (q *quota) enter(d *Dim) {
@@ -47,14 +47,14 @@ func (q *quota) enter(d *Dim) {
 // the period of now and a refund is dropped.
 func (q *quota) adjust(d *Dim, p *part, delta, _ int64) {
 	q.enter(d)
-	if p.at == q.begin || delta > 0 {
+	if p.chargedAt == q.begin || delta > 0 {
 		q.used = min(max(q.used+delta, 0), maxDebt)
 	}
 }
 
 // hold notes that a reservation that lives has so much more of the counter, or less.
 func (q *quota) hold(p *part, delta int64) {
-	if p.at == q.begin {
+	if p.chargedAt == q.begin {
 		q.held = min(max(q.held+delta, 0), maxDebt)
 	}
 }

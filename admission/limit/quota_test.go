@@ -10,8 +10,8 @@ import (
 // the answer; one answer may pass the quota, and two at once may not.
 func TestQuotaIsUsedUp(t *testing.T) {
 	quotas := compile(t, nil, []QuotaRule{
-		{Name: "day", Per: "user", Tokens: 500, Every: "day"},
-		{Name: "month", Per: "user", Tokens: 510, Every: "month"},
+		{Name: "day", Scope: "user", Tokens: 500, Every: "day"},
+		{Name: "month", Scope: "user", Tokens: 510, Every: "month"},
 	}, nil)
 	q := alice()
 	q.Prompt, q.MaxTokens = 9, 300
@@ -53,7 +53,7 @@ func (f *forgetful) Reserve(_ context.Context, r Reservation) (Decision, error) 
 	f.asked++
 	states := make([]State, len(r.Dims))
 	for i := range states {
-		states[i] = State{Limit: r.Dims[i].Limit, Remaining: r.Dims[i].Cost - 1, Over: true}
+		states[i] = State{Limit: r.Dims[i].Limit, Remaining: r.Dims[i].Cost - 1, Exceeded: true}
 	}
 	return Decision{Forgotten: true, Binding: 0, RetryAfterMs: 1000, States: states}, nil
 }
@@ -61,7 +61,7 @@ func (f *forgetful) Reserve(_ context.Context, r Reservation) (Decision, error) 
 // TestForgottenIsNotAskedAgain: what is being settled to nothing must not be let in.
 func TestForgottenIsNotAskedAgain(t *testing.T) {
 	store := &forgetful{}
-	l := New(compile(t, nil, []QuotaRule{{Name: "day", Per: "user", Tokens: 500, Every: "day"}}, nil), Options{Store: store})
+	l := New(compile(t, nil, []QuotaRule{{Name: "day", Scope: "user", Tokens: 500, Every: "day"}}, nil), Options{Store: store})
 	q := alice()
 	q.ID, q.Prompt, q.MaxTokens = "a", 9, 300
 	if _, err := l.Admit(t.Context(), q); err == nil || store.asked != 1 {

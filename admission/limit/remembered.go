@@ -6,7 +6,7 @@ package limit
 // pairs. It is guarded by the lock of its shard.
 type settledIDs struct {
 	young, old map[fingerprint]int64 // until when, in milliseconds since 1970
-	turnAt     int64                 // when all of old is forgotten, likewise
+	rotateAt   int64                 // when all of old is forgotten, likewise
 }
 
 // fingerprint stands for an id.
@@ -14,7 +14,7 @@ type fingerprint [2]uint64
 
 // add remembers an id from now on.
 func (s *settledIDs) add(id fingerprint, now int64) {
-	s.turn(now)
+	s.rotate(now)
 	if s.young == nil {
 		s.young = map[fingerprint]int64{}
 	}
@@ -22,25 +22,25 @@ func (s *settledIDs) add(id fingerprint, now int64) {
 }
 
 // has reports whether an id is remembered.
-func (s *settledIDs) has(id fingerprint, now int64) bool {
-	until, ok := s.young[id]
+func (s *settledIDs) contains(id fingerprint, now int64) bool {
+	expiry, ok := s.young[id]
 	if !ok {
-		until = s.old[id]
+		expiry = s.old[id]
 	}
-	return until > now
+	return expiry > now
 }
 
 // turn forgets what was added before the last turn, of which the youngest is a life old.
-func (s *settledIDs) turn(now int64) {
-	if now < s.turnAt {
+func (s *settledIDs) rotate(now int64) {
+	if now < s.rotateAt {
 		return
 	}
 	life := SettledLife.Milliseconds()
 	s.old, s.young = s.young, nil
-	if now >= s.turnAt+life {
+	if now >= s.rotateAt+life {
 		s.old = nil
 	}
-	s.turnAt = now + life
+	s.rotateAt = now + life
 }
 
 // size is how many ids are kept, some of which may be past their time.

@@ -9,24 +9,24 @@ import (
 
 // QuotaPeriod is the period of a quota that is running now.
 type QuotaPeriod struct {
-	Name       string
-	Per        []string // subjects
-	Begin, End time.Time
+	Name         string
+	SubjectKinds []string // subjects
+	Begin, End   time.Time
 }
 
 // Quotas are the periods that are running now.
 func (l *Limiter) Quotas() (out []QuotaPeriod) {
-	set, now := l.set.Load(), l.with.Now()
+	set, now := l.set.Load(), l.opts.Now()
 	for i := range set.counters {
 		c := &set.counters[i]
 		if c.kind != Quota {
 			continue
 		}
 		q := QuotaPeriod{Name: c.rule}
-		for _, s := range c.by {
-			q.Per = append(q.Per, s.String())
+		for _, s := range c.subjects {
+			q.SubjectKinds = append(q.SubjectKinds, s.String())
 		}
-		running := c.calendar.at(now)
+		running := c.calendar.periodAt(now)
 		q.Begin, q.End = running.begin, running.end
 		out = append(out, q)
 	}
@@ -47,8 +47,8 @@ type Recorded struct {
 
 // Recorded returns what a ledger's sum of tokens and of thousandths of a unit means for
 // one quota of who. It reports whether the quota counts them.
-func (l *Limiter) Recorded(quota string, who Subjects, tokens, milliunits int64) (Recorded, bool) {
-	p := l.set.Load().plan(&Request{Subjects: who}, Estimate{}, l.with.Now())
+func (l *Limiter) Recorded(quota string, subjects Subjects, tokens, milliunits int64) (Recorded, bool) {
+	p := l.set.Load().plan(&Request{Subjects: subjects}, Estimate{}, l.opts.Now())
 	for i := range p.dims {
 		d := p.dims[i]
 		if d.Kind != Quota || d.Rule != quota {
@@ -68,7 +68,7 @@ func (l *Limiter) Recorded(quota string, who Subjects, tokens, milliunits int64)
 // counts.
 func (l *Limiter) Restore(ctx context.Context, r Recorded) error {
 	dims := []Dim{r.Dim}
-	seen, err := l.with.Store.Reserve(ctx, Reservation{Dims: dims, Peek: true})
+	seen, err := l.opts.Store.Reserve(ctx, Reservation{Dims: dims, Peek: true})
 	if err != nil {
 		return fmt.Errorf("restore quota %s: %w: %w", r.Dim.Rule, ErrStore, err)
 	}
@@ -76,8 +76,8 @@ func (l *Limiter) Restore(ctx context.Context, r Recorded) error {
 	if missing <= 0 {
 		return nil
 	}
-	id := fmt.Sprintf("restore:%s:%d", r.Dim.Key, l.with.Now().Truncate(restoreEvery).Unix())
-	out, err := l.with.Store.Settle(ctx, Settlement{ID: id, Dims: dims, Charges: []int64{missing}, New: true})
+	id := fmt.Sprintf("restore:%s:%d", r.Dim.Key, l.opts.Now().Truncate(restoreEvery).Unix())
+	out, err := l.opts.Store.Settle(ctx, Settlement{ID: id, Dims: dims, Charges: []int64{missing}, New: true})
 	if err != nil {
 		return fmt.Errorf("restore quota %s: %w: %w", r.Dim.Rule, ErrStore, err)
 	}

@@ -11,7 +11,7 @@ import (
 // twice for two gateways that know the same.
 func TestRestore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		set := compile(t, nil, []QuotaRule{{Name: "daily", Per: "user", Tokens: 1000, Every: "day"}, {Name: "units", Per: "user", Units: 1000, Every: "day"}}, nil)
+		set := compile(t, nil, []QuotaRule{{Name: "daily", Scope: "user", Tokens: 1000, Every: "day"}, {Name: "units", Scope: "user", Units: 1000, Every: "day"}}, nil)
 		r := newRig(t, set)
 		other := New(set, Options{Store: r.store})
 		who := alice().Subjects

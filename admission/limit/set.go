@@ -15,19 +15,19 @@ import (
 type Set struct {
 	counters []counter // in the order of their homes
 	weights  map[string]Weights
-	generate scope // of counters of generations
-	aux      scope // of counters of auxiliary requests
-	size     int   // the most dimensions of a request
+	generate keyParts // of counters of generations
+	aux      keyParts // of counters of auxiliary requests
+	size     int      // the most dimensions of a request
 }
 
-// scope is what a request's keys are made of.
-type scope struct {
+// keyParts is what a request's keys are made of.
+type keyParts struct {
 	subjects [subjectCount]bool // that some counter is of
 	homes    [ofAll + 1]bool
 }
 
-// scope is that of the counters that count one kind of request.
-func (s *Set) scope(aux bool) *scope {
+// keyParts is that of the counters that count one kind of request.
+func (s *Set) keyParts(aux bool) *keyParts {
 	if aux {
 		return &s.aux
 	}
@@ -36,19 +36,19 @@ func (s *Set) scope(aux bool) *scope {
 
 // counter is one metric of one rule or quota.
 type counter struct {
-	rule    string
-	per     string
-	by      per
-	home    home
-	name    string // of the counter in keys
-	metric  Metric
-	kind    Kind
-	failure Failure
-	reserve Policy
-	shadow  bool
-	degrade bool
-	aux     bool          // counts auxiliary requests alone
-	wait    time.Duration // longest that a request waits for a place of it; 0: none waits
+	rule     string
+	scope    string
+	subjects subjectKinds
+	home     home
+	name     string // of the counter in keys
+	metric   Metric
+	kind     Kind
+	failure  Failure
+	reserve  Policy
+	shadow   bool
+	degrade  bool
+	aux      bool          // counts auxiliary requests alone
+	wait     time.Duration // longest that a request waits for a place of it; 0: none waits
 
 	amounts  []amount // by schedule; the last is that of the rule itself
 	largest  int64    // capacity under any schedule
@@ -96,19 +96,19 @@ type schedule struct {
 
 // spell is a time in which the same schedule is in force.
 type spell struct {
-	from, until time.Time
-	now, next   int // indexes of amounts
+	start, end time.Time
+	now, next  int // indexes of amounts
 }
 
-func (s *schedule) at(t time.Time) *spell {
-	if last := s.last.Load(); last != nil && !t.Before(last.from) && t.Before(last.until) {
+func (s *schedule) spellAt(t time.Time) *spell {
+	if last := s.last.Load(); last != nil && !t.Before(last.start) && t.Before(last.end) {
 		return last
 	}
-	found := &spell{from: t, now: s.index(t)}
-	if until, ok := s.table.next(t); ok {
-		found.until, found.next = until, s.index(until)
+	found := &spell{start: t, now: s.index(t)}
+	if end, ok := s.table.next(t); ok {
+		found.end, found.next = end, s.index(end)
 	} else {
-		found.until, found.next = t.Add(horizon/2), found.now
+		found.end, found.next = t.Add(horizon/2), found.now
 	}
 	s.last.Store(found)
 	return found
@@ -123,14 +123,14 @@ func (s *schedule) index(t time.Time) int {
 
 // calendar is the periods of one quota.
 type calendar struct {
-	every every
+	every periodLength
 	zone  *time.Location
 	last  atomic.Pointer[span]
 }
 
 type span struct{ begin, end time.Time }
 
-func (c *calendar) at(t time.Time) *span {
+func (c *calendar) periodAt(t time.Time) *span {
 	if last := c.last.Load(); last != nil && !t.Before(last.begin) && t.Before(last.end) {
 		return last
 	}
@@ -148,7 +148,7 @@ func Compile(rules []Rule, quotas []QuotaRule, weights map[string]Weights) (*Set
 	}
 	var f faults
 	for _, name := range slices.Sorted(maps.Keys(weights)) {
-		f.below(fmt.Sprintf("weights[%q]", name), weights[name].Validate())
+		f.addPart(fmt.Sprintf("weights[%q]", name), weights[name].Validate())
 	}
 	if len(f) > 0 {
 		return nil, errors.Join(f...)
@@ -166,10 +166,10 @@ func Compile(rules []Rule, quotas []QuotaRule, weights map[string]Weights) (*Set
 		if s.counters[i].bounded() {
 			s.size++
 		}
-		of := s.scope(s.counters[i].aux)
-		of.homes[s.counters[i].home] = true
-		for _, one := range s.counters[i].by {
-			of.subjects[one] = true
+		parts := s.keyParts(s.counters[i].aux)
+		parts.homes[s.counters[i].home] = true
+		for _, one := range s.counters[i].subjects {
+			parts.subjects[one] = true
 		}
 	}
 	return s, nil
@@ -177,21 +177,21 @@ func Compile(rules []Rule, quotas []QuotaRule, weights map[string]Weights) (*Set
 
 // counters are one for each metric of a valid rule.
 func (r *Rule) counters() []counter {
-	by, _ := parsePer(r.Per)
+	subjects, _ := parseSubjectKinds(r.Scope)
 	common := counter{
-		rule: r.Name, per: r.Per, by: by, home: by.home(), shadow: r.Shadow, aux: r.Aux, degrade: r.Exceed == ExceedDegrade,
+		rule: r.Name, scope: r.Scope, subjects: subjects, home: subjects.home(), shadow: r.Shadow, aux: r.Aux, degrade: r.Exceed == ExceedDegrade,
 		failure: cmp.Or(r.OnStoreFailure, FailLocal), reserve: cmp.Or(r.Reserve, ReserveP90), factors: r.UnderPressure.factors(),
 	}
-	all := make([]Bounds, 0, len(r.Schedule)+1)
+	bounds := make([]Bounds, 0, len(r.Schedule)+1)
 	if len(r.Schedule) > 0 {
 		common.schedule = &schedule{}
 		for i := range r.Schedule {
-			h, _ := parseHours(r.Schedule[i].When)
+			h, _ := parseHours(r.Schedule[i].Hours)
 			common.schedule.table = append(common.schedule.table, h)
-			all = append(all, r.over(r.Schedule[i].Bounds))
+			bounds = append(bounds, r.merged(r.Schedule[i].Bounds))
 		}
 	}
-	all = append(all, r.Bounds)
+	bounds = append(bounds, r.Bounds)
 	var out []counter
 	for i, m := range r.rates() {
 		if m.rate == (Rate{}) {
@@ -200,27 +200,27 @@ func (r *Rule) counters() []counter {
 		c := common
 		c.metric, c.kind, c.windowMs = m.metric, Window, m.rate.Window.Milliseconds()
 		c.bucketMs = ceilDiv(c.windowMs, int64(cmp.Or(r.Buckets, defaultBuckets)))
-		for j := range all {
-			a := amount{limit: all[j].rates()[i].rate.Count}
-			if metric, _, ok := all[j].bursting(); ok && metric == m.metric && int64(all[j].Burst) < a.limit {
-				a.burst = int64(all[j].Burst)
+		for j := range bounds {
+			a := amount{limit: bounds[j].rates()[i].rate.Count}
+			if metric, _, ok := bounds[j].bursting(); ok && metric == m.metric && int64(bounds[j].Burst) < a.limit {
+				a.burst = int64(bounds[j].Burst)
 			}
 			c.amounts = append(c.amounts, a)
 		}
-		out = append(out, c.done())
+		out = append(out, c.complete())
 	}
 	if r.Concurrency != 0 {
 		c := common
 		c.metric, c.kind, c.wait = Concurrency, Lease, r.Wait
-		for j := range all {
-			c.amounts = append(c.amounts, amount{limit: int64(all[j].Concurrency)})
+		for j := range bounds {
+			c.amounts = append(c.amounts, amount{limit: int64(bounds[j].Concurrency)})
 		}
-		out = append(out, c.done())
+		out = append(out, c.complete())
 	}
 	return out
 }
 
-func (c counter) done() counter {
+func (c counter) complete() counter {
 	c.name = "r:" + c.rule + ":" + c.metric.String() + ":"
 	for _, a := range c.amounts {
 		c.largest = max(c.largest, capacity(a.limit, a.burst))
@@ -231,11 +231,11 @@ func (c counter) done() counter {
 // counter is that of a valid quota. Its name holds the calendar: a quota by
 // another calendar is another counter.
 func (q *QuotaRule) counter() counter {
-	by, _ := parsePer(q.Per)
+	subjects, _ := parseSubjectKinds(q.Scope)
 	e, _ := parseEvery(q.Every)
 	zone, _ := LoadZone(q.Zone)
 	c := counter{
-		rule: q.Name, per: q.Per, by: by, home: by.home(), kind: Quota, metric: Units, reserve: ReserveP90,
+		rule: q.Name, scope: q.Scope, subjects: subjects, home: subjects.home(), kind: Quota, metric: Units, reserve: ReserveP90,
 		failure: cmp.Or(q.OnStoreFailure, FailLocal), calendar: &calendar{every: e, zone: zone}, alertAt: q.AlertAt,
 		factors: (&Pressure{}).factors(),
 	}
@@ -254,10 +254,10 @@ func (q *QuotaRule) counter() counter {
 // factors are those of every tier and level, in thousandths.
 func (p *Pressure) factors() (out [tierCount][levelCount]int64) {
 	general := p.list()
-	for tier, own := range [tierCount]Levels{p.Critical, p.Standard, p.Batch} {
+	for tier, levels := range [tierCount]Levels{p.Critical, p.Standard, p.Batch} {
 		last := int64(1000)
 		out[tier][0] = last
-		for i, f := range own.list() {
+		for i, f := range levels.list() {
 			last = cmp.Or(int64(f), int64(general[i]), last)
 			out[tier][i+1] = last
 		}
@@ -306,24 +306,24 @@ type Estimate struct {
 	Output, Reasoning int64
 	Cold              bool          // too little is known; a quarter of the smallest limit is the most
 	Pace              int64         // tokens per second that one sequence may come at; 0: any number
-	Lasting           time.Duration // of an answer on the average, from admission to end; 0: not known
-	Usual             time.Duration // the same of the key's own answers, where some were seen
-	Within            time.Duration // in which half of the key's answers have ended; 0: not known
-	Likely            Usage         // that three of four of the key's answers do not pass, their prompts aside; no output: not known
+	MeanDuration      time.Duration // of an answer on the average, from admission to end; 0: not known
+	CallerDuration    time.Duration // the same of the key's own answers, where some were seen
+	MedianDuration    time.Duration // in which half of the key's answers have ended; 0: not known
+	LikelyUsage       Usage         // that three of four of the key's answers do not pass, their prompts aside; no output: not known
 }
 
 // plan is the dimensions of one request and the counters they are of. A ceiling is
 // the dimension of what a counter may be used at most; it follows the counter's own.
 type plan struct {
-	dims     []Dim
-	counters []*counter
-	lasting  time.Duration // of an answer on the average; 0: not known
-	usual    time.Duration // of such an answer of this key; 0: not known
-	within   time.Duration // in which half of such answers have ended
-	likely   Usage         // that such an answer probably has at most; no output: not known
-	level    int           // of pressure
-	tier     int
-	reason   string // of the level
+	dims           []Dim
+	counters       []*counter
+	meanDuration   time.Duration // of an answer on the average; 0: not known
+	callerDuration time.Duration // of such an answer of this key; 0: not known
+	medianDuration time.Duration // in which half of such answers have ended
+	likelyUsage    Usage         // that such an answer probably has at most; no output: not known
+	level          int           // of pressure
+	tier           int
+	reason         string // of the level
 }
 
 func (p *plan) add(d Dim, c *counter) {
@@ -337,9 +337,9 @@ func (p *plan) ceiling(i int) bool { return i > 0 && p.counters[i] == p.counters
 func (s *Set) Dims(r Request, e Estimate, now time.Time) []Dim { return s.plan(&r, e, now).dims }
 
 func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
-	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size), lasting: e.Lasting, usual: e.Usual, likely: e.Likely, within: e.Within}
-	within := s.scope(r.Aux)
-	n := r.names(within.subjects, within.homes)
+	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size), meanDuration: e.MeanDuration, callerDuration: e.CallerDuration, likelyUsage: e.LikelyUsage, medianDuration: e.MedianDuration}
+	parts := s.keyParts(r.Aux)
+	n := r.names(parts.subjects, parts.homes)
 	p.level, p.tier, p.reason = min(max(r.Level, 0), levelCount-1), tierIndex(r.Tier), r.Reason
 	for i := range s.counters {
 		c := &s.counters[i]
@@ -349,9 +349,9 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 		c = c.variant(&r.Subjects) // its window may have a ceiling where the rule's has none
 		suffix := ""
 		if c.bounded() {
-			suffix = most
+			suffix = ceilingSuffix
 		}
-		key := n.key(c.home, c.name, c.by, suffix) // one text for both
+		key := n.key(c.home, c.name, c.subjects, suffix) // one text for both
 		if key == "" {
 			continue
 		}
@@ -378,19 +378,19 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 // limit sets what is in force at a time.
 func (c *counter) limit(d *Dim, factor int64, now time.Time) {
 	if c.kind == Quota {
-		period := c.calendar.at(now)
+		period := c.calendar.periodAt(now)
 		d.Limit, d.BeginMs, d.EndMs = c.amounts[0].limit, period.begin.UnixMilli(), period.end.UnixMilli()
 		return
 	}
 	a := c.amounts[len(c.amounts)-1]
 	if c.schedule != nil {
-		spell := c.schedule.at(now)
+		spell := c.schedule.spellAt(now)
 		a = c.amounts[spell.now]
 		// A retry reaches over one change at most: the window's length and a bucket's.
 		reach := max(2*time.Duration(c.windowMs)*time.Millisecond, 2*LeaseLife)
-		if spell.until.Sub(now) <= reach {
+		if spell.end.Sub(now) <= reach {
 			next := c.carried(c.amounts[spell.next].scaled(factor))
-			d.EdgeMs, d.NextLimit, d.NextBurst = spell.until.UnixMilli(), next.limit, next.burst
+			d.EdgeMs, d.NextLimit, d.NextBurst = spell.end.UnixMilli(), next.limit, next.burst
 		}
 	}
 	a = c.carried(a.scaled(factor))
@@ -412,18 +412,18 @@ func (e Estimate) capped(p plan) Estimate {
 			continue
 		}
 		d := &p.dims[i]
-		most := capacity(d.Limit, d.Burst) / 4
+		quarter := capacity(d.Limit, d.Burst) / 4
 		switch d.Metric {
 		case Units:
-			most /= 1000
+			quarter /= 1000
 		case Tokens, OutputTokens:
 		case ReasoningTokens:
-			e.Reasoning = min(e.Reasoning, max(most, 1))
+			e.Reasoning = min(e.Reasoning, max(quarter, 1))
 			continue
 		default:
 			continue
 		}
-		e.Output = min(e.Output, max(most, 1))
+		e.Output = min(e.Output, max(quarter, 1))
 	}
 	e.Reasoning = min(e.Reasoning, e.Output)
 	return e
@@ -439,7 +439,7 @@ func (c *counter) cost(d *Dim, r *Request, e Estimate, w Weights, ceiling bool) 
 	output, reasoning := min(e.Output, r.MaxTokens), min(e.Reasoning, r.MaxTokens)
 	switch {
 	case ceiling:
-		output = r.reach(e, c.windowMs)
+		output = r.maxAnswer(e, c.windowMs)
 		reasoning = output
 	case c.reserve == ReserveMax:
 		output, reasoning = r.MaxTokens, r.MaxTokens

@@ -14,12 +14,12 @@ import (
 // TestDims: addresses first, then tenants, then models and all, each in one slot.
 func TestDims(t *testing.T) {
 	set := compile(t, []Rule{
-		{Name: "all", Per: "global", Bounds: Bounds{Concurrency: 9}},
-		{Name: "model", Per: "model", Bounds: Bounds{Tokens: perMinute(9)}},
-		{Name: "pair", Per: "model,user", Bounds: Bounds{Requests: perMinute(9)}},
-		{Name: "ip", Per: "ip", Bounds: Bounds{Requests: perMinute(30)}},
-		{Name: "key", Per: "key", Bounds: Bounds{Requests: perMinute(9), Concurrency: 2}},
-	}, []QuotaRule{{Name: "month", Per: "project", Tokens: 5, Every: "month", Zone: "Asia/Shanghai"}}, nil)
+		{Name: "all", Scope: "global", Bounds: Bounds{Concurrency: 9}},
+		{Name: "model", Scope: "model", Bounds: Bounds{Tokens: perMinute(9)}},
+		{Name: "pair", Scope: "model,user", Bounds: Bounds{Requests: perMinute(9)}},
+		{Name: "ip", Scope: "ip", Bounds: Bounds{Requests: perMinute(30)}},
+		{Name: "key", Scope: "key", Bounds: Bounds{Requests: perMinute(9), Concurrency: 2}},
+	}, []QuotaRule{{Name: "month", Scope: "project", Tokens: 5, Every: "month", Zone: "Asia/Shanghai"}}, nil)
 	var got []string
 	for _, d := range set.Dims(alice(), Estimate{}, time.Unix(1_800_000_000, 0)) {
 		got = append(got, d.Key)
@@ -51,7 +51,7 @@ func TestKeysDiffer(t *testing.T) {
 		for _, model := range odd {
 			s := Subjects{User: user, Model: model}
 			n := s.names([subjectCount]bool{byModel: true}, [ofAll + 1]bool{ofTenant: true})
-			key := n.key(ofTenant, "r:x:", per{byUser, byModel}, "")
+			key := n.key(ofTenant, "r:x:", subjectKinds{byUser, byModel}, "")
 			if strings.Count(key, "{") != 1 || strings.Count(key, "}") != 1 {
 				t.Errorf("%q: more than one home", key)
 			}
@@ -72,10 +72,10 @@ func TestKeysDiffer(t *testing.T) {
 func TestCosts(t *testing.T) {
 	w := map[string]Weights{"qwen": {Input: 1000, Cached: 100, Output: 4000, Reasoning: 2000}}
 	set := func(p Policy) *Set {
-		return compile(t, []Rule{{Name: "u", Per: "user", Reserve: p, Bounds: Bounds{
+		return compile(t, []Rule{{Name: "u", Scope: "user", Reserve: p, Bounds: Bounds{
 			Requests: perMinute(10), Tokens: perMinute(10_000), InputTokens: perMinute(10_000), OutputTokens: perMinute(10_000),
 			ReasoningTokens: perMinute(10_000), Concurrency: 5,
-		}}}, []QuotaRule{{Name: "q", Per: "user", Units: 100_000, Every: "day"}}, w)
+		}}}, []QuotaRule{{Name: "q", Scope: "user", Units: 100_000, Every: "day"}}, w)
 	}
 	q := alice()
 	q.Prompt, q.MaxTokens = 100, 1000
@@ -116,7 +116,7 @@ func TestEstimates(t *testing.T) {
 	for i := range 200 {
 		e.learn(&q, Usage{Output: int64(i%10+1) * 10, Reasoning: int64(i%10 + 1)}, q.Model, time.Minute)
 	}
-	if got := e.estimate(&q); got != (Estimate{Output: 90, Reasoning: 9, Pace: 25, Lasting: time.Minute, Usual: time.Minute, Within: time.Minute, Likely: Usage{Output: 80, Reasoning: 8}}) && got != (Estimate{Output: 100, Reasoning: 10, Pace: 25, Lasting: time.Minute, Usual: time.Minute, Within: time.Minute, Likely: Usage{Output: 80, Reasoning: 8}}) {
+	if got := e.estimate(&q); got != (Estimate{Output: 90, Reasoning: 9, Pace: 25, MeanDuration: time.Minute, CallerDuration: time.Minute, MedianDuration: time.Minute, LikelyUsage: Usage{Output: 80, Reasoning: 8}}) && got != (Estimate{Output: 100, Reasoning: 10, Pace: 25, MeanDuration: time.Minute, CallerDuration: time.Minute, MedianDuration: time.Minute, LikelyUsage: Usage{Output: 80, Reasoning: 8}}) {
 		t.Errorf("%+v", got)
 	}
 	thinks := q
@@ -134,8 +134,8 @@ func TestEstimates(t *testing.T) {
 		q.Key = fmt.Sprint(r.Int64())
 		e.learn(&q, Usage{Output: 5}, q.Model, time.Minute)
 	}
-	if len(e.spoken) > maxEstimated+1 {
-		t.Errorf("%d speakers are kept", len(e.spoken))
+	if len(e.byKey) > maxEstimated+1 {
+		t.Errorf("%d speakers are kept", len(e.byKey))
 	}
 }
 
@@ -143,9 +143,9 @@ func TestEstimates(t *testing.T) {
 // first, and what cannot be used is named and left out.
 func TestOverrides(t *testing.T) {
 	set, err := Compile([]Rule{
-		{Name: "rpm", Per: "user", Bounds: Bounds{Requests: Rate{10, time.Minute}, Concurrency: 4}, Schedule: []Schedule{{When: "00:00-24:00 UTC", Bounds: Bounds{Requests: Rate{99, time.Minute}}}}},
-		{Name: "ips", Per: "ip", Bounds: Bounds{Requests: Rate{10, time.Minute}}},
-	}, []QuotaRule{{Name: "daily", Per: "project", Units: 100, Every: "day"}}, nil)
+		{Name: "rpm", Scope: "user", Bounds: Bounds{Requests: Rate{10, time.Minute}, Concurrency: 4}, Schedule: []Schedule{{Hours: "00:00-24:00 UTC", Bounds: Bounds{Requests: Rate{99, time.Minute}}}}},
+		{Name: "ips", Scope: "ip", Bounds: Bounds{Requests: Rate{10, time.Minute}}},
+	}, []QuotaRule{{Name: "daily", Scope: "project", Units: 100, Every: "day"}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestOverrides(t *testing.T) {
 		}
 		return out
 	}
-	with, err := set.With([]Override{
+	with, err := set.WithOverrides([]Override{
 		{"rpm", "department", "lab", numbers("requests", "50/1m")},
 		{"rpm", "user", "ann", numbers("requests", "7/2m", "concurrency", "1", "burst", "3")},
 		{"daily", "department", "lab", numbers("units", "5000")},
@@ -196,7 +196,7 @@ func TestOverrides(t *testing.T) {
 	if got := limits(set, Subjects{User: "ann"}); !slices.Equal(got, plain) {
 		t.Errorf("the set itself has changed: %q", got)
 	}
-	if again, err := with.With(nil); err != nil || !slices.Equal(limits(again, Subjects{User: "ann"}), plain) {
+	if again, err := with.WithOverrides(nil); err != nil || !slices.Equal(limits(again, Subjects{User: "ann"}), plain) {
 		t.Errorf("without overrides: %v", err)
 	}
 }
@@ -204,9 +204,9 @@ func TestOverrides(t *testing.T) {
 // TestAux: rules of auxiliary requests count those, and no other rule does.
 func TestAux(t *testing.T) {
 	set := compile(t, []Rule{
-		{Name: "all", Per: "global", Bounds: Bounds{Requests: perMinute(9), Concurrency: 9}},
-		{Name: "aux", Per: "key", Bounds: Bounds{Requests: perMinute(2)}, Aux: true},
-	}, []QuotaRule{{Name: "month", Per: "user", Tokens: 5, Every: "month"}}, nil)
+		{Name: "all", Scope: "global", Bounds: Bounds{Requests: perMinute(9), Concurrency: 9}},
+		{Name: "aux", Scope: "key", Bounds: Bounds{Requests: perMinute(2)}, Aux: true},
+	}, []QuotaRule{{Name: "month", Scope: "user", Tokens: 5, Every: "month"}}, nil)
 	l := New(set, Options{Store: NewMemory(time.Now)})
 	admit := func(id string, aux bool) error {
 		r := alice()
@@ -228,7 +228,7 @@ func TestAux(t *testing.T) {
 		}
 	}
 	for aux, rule := range map[bool]string{false: "all", true: "aux"} {
-		var denied *Denied
+		var denied *Rejection
 		if err := admit("one more", aux); !errors.As(err, &denied) || denied.Rule != rule {
 			t.Errorf("got %v, expected a refusal by %s", err, rule)
 		}

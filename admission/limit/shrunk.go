@@ -23,7 +23,7 @@ func (p *plan) shrunk(i int, now time.Time) Shrunk {
 	}
 	var whole Dim
 	c.limit(&whole, 1000, now)
-	return Shrunk{Level: p.level, Reason: p.reason, Factor: Factor(factor), Whole: shown(c.metric, whole.Limit)}
+	return Shrunk{Level: p.level, Reason: p.reason, Factor: Factor(factor), Whole: roundedUp(c.metric, whole.Limit)}
 }
 
 // String writes a factor as a configuration does, such as 0.5.
@@ -37,16 +37,16 @@ type Shrunken struct {
 
 // Shrunken returns the rules that are smaller while a model stands at a level from 1 to
 // 4, in the order of their counters.
-func (s *Set) Shrunken(level int) (all []Shrunken) {
+func (s *Set) Shrunken(level int) (rules []Shrunken) {
 	for i := range s.counters {
 		c := &s.counters[i]
-		least := int64(1000)
+		smallest := int64(1000)
 		for tier := range c.factors {
-			least = min(least, c.factors[tier][level])
+			smallest = min(smallest, c.factors[tier][level])
 		}
-		if least < 1000 && !slices.ContainsFunc(all, func(one Shrunken) bool { return one.Rule == c.rule }) {
-			all = append(all, Shrunken{c.rule, Factor(least)})
+		if smallest < 1000 && !slices.ContainsFunc(rules, func(one Shrunken) bool { return one.Rule == c.rule }) {
+			rules = append(rules, Shrunken{c.rule, Factor(smallest)})
 		}
 	}
-	return all
+	return rules
 }

@@ -71,12 +71,12 @@ func newSim(t testing.TB, r Rule) *sim {
 	return s
 }
 
-func (s *sim) admit(prompt, maxTokens int64) (*Grant, *Denied) {
+func (s *sim) admit(prompt, maxTokens int64) (*Grant, *Rejection) {
 	s.next++
 	g, err := s.limiter.Admit(context.Background(), Request{
 		ID: fmt.Sprint(s.next), Subjects: Subjects{User: "u", Key: "k", Model: "m"}, Prompt: prompt, MaxTokens: maxTokens,
 	})
-	var denied *Denied
+	var denied *Rejection
 	if err != nil && !errors.As(err, &denied) {
 		s.t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func (s *sim) admit(prompt, maxTokens int64) (*Grant, *Denied) {
 }
 
 func tokenRule(buckets int, reserve Policy) Rule {
-	return Rule{Name: "tpm", Per: "user", Bounds: Bounds{Tokens: Rate{simLimit, time.Minute}}, Buckets: buckets, Reserve: reserve}
+	return Rule{Name: "tpm", Scope: "user", Bounds: Bounds{Tokens: Rate{simLimit, time.Minute}}, Buckets: buckets, Reserve: reserve}
 }
 
 // arrivals are the traces: what is asked, and when.
@@ -159,7 +159,7 @@ func TestNeverOverAnyWindow(t *testing.T) {
 		for range 500 {
 			now += r.Int64N(windowMs/20 + 1)
 			d.Cost = 1 + r.Int64N(d.Limit/4+1)
-			if w.check(&d, now).Over {
+			if w.check(&d, now).Exceeded {
 				continue
 			}
 			w.charge(&d, "", now, 0)

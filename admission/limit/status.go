@@ -16,7 +16,7 @@ type Status struct {
 // QuotaStatus is one quota. Parts of a unit count as used.
 type QuotaStatus struct {
 	Name          string    `json:"name"`
-	Per           string    `json:"per"`
+	Scope         string    `json:"per"`
 	Unit          string    `json:"unit"` // units | tokens
 	Used          int64     `json:"used"`
 	Limit         int64     `json:"limit"`
@@ -28,7 +28,7 @@ type QuotaStatus struct {
 // RateStatus is one metric of one rule.
 type RateStatus struct {
 	Name      string `json:"name"`
-	Per       string `json:"per"`
+	Scope     string `json:"per"`
 	Metric    string `json:"metric"`
 	Limit     int64  `json:"limit"`
 	Remaining int64  `json:"remaining"`
@@ -43,13 +43,13 @@ type RateStatus struct {
 // Status looks at every rule that the subjects of r meet, and changes nothing.
 // Shadow rules are left out: they refuse nobody.
 func (l *Limiter) Status(ctx context.Context, r Request) (Status, error) {
-	now := l.with.Now()
+	now := l.opts.Now()
 	p := l.set.Load().plan(&r, Estimate{}, now)
 	out := Status{Quotas: []QuotaStatus{}, Rates: []RateStatus{}}
 	if len(p.dims) == 0 {
 		return out, nil
 	}
-	seen, err := l.with.Store.Reserve(ctx, Reservation{Dims: withoutCost(p.dims), Peek: true})
+	seen, err := l.opts.Store.Reserve(ctx, Reservation{Dims: withoutCost(p.dims), Peek: true})
 	if err != nil {
 		return out, fmt.Errorf("look at limits: %w: %w", ErrStore, err)
 	}
@@ -60,12 +60,12 @@ func (l *Limiter) Status(ctx context.Context, r Request) (Status, error) {
 		case d.Kind == Quota:
 			out.Quotas = append(out.Quotas, c.status(d, s))
 		default:
-			rate := RateStatus{Name: d.Rule, Per: c.per, Metric: d.Metric.String(), Limit: s.Limit, Remaining: s.Remaining, ResetMs: s.ResetMs}
+			rate := RateStatus{Name: d.Rule, Scope: c.scope, Metric: d.Metric.String(), Limit: s.Limit, Remaining: s.Remaining, ResetMs: s.ResetMs}
 			if d.Kind == Lease && s.Used > 0 {
 				l.mu.Lock()
-				all := l.placeIn(d.Key, place{used: s.Used, cost: s.Limit, limit: s.Limit}, 0, now)
+				wait := l.placeWait(d.Key, place{used: s.Used, cost: s.Limit, limit: s.Limit}, 0, now)
 				l.mu.Unlock()
-				rate.ResetMs = max(all.Milliseconds(), 1)
+				rate.ResetMs = max(wait.Milliseconds(), 1)
 			}
 			if small := p.shrunk(i, now); small != (Shrunk{}) {
 				rate.Level, rate.Factor, rate.Whole = fmt.Sprintf("L%d", small.Level), float64(small.Factor)/1000, small.Whole
@@ -78,7 +78,7 @@ func (l *Limiter) Status(ctx context.Context, r Request) (Status, error) {
 
 func (c *counter) status(d *Dim, s *State) QuotaStatus {
 	q := QuotaStatus{
-		Name: d.Rule, Per: c.per, Unit: d.Metric.String(), Used: shown(d.Metric, s.Used), Limit: shown(d.Metric, s.Limit),
+		Name: d.Rule, Scope: c.scope, Unit: d.Metric.String(), Used: roundedUp(d.Metric, s.Used), Limit: roundedUp(d.Metric, s.Limit),
 		ResetsAt: time.UnixMilli(d.EndMs).In(c.calendar.zone), AlertsCrossed: []int{},
 	}
 	q.Remaining = max(q.Limit-q.Used, 0)
@@ -109,7 +109,7 @@ func (s *Status) Tightest() (QuotaStatus, bool) {
 // settled, without what running requests hold and may give back.
 type QuotaUse struct {
 	QuotaStatus
-	Who     string // the department, project, user, key, address or model, two with a comma; empty: all callers together
+	Subject string // the department, project, user, key, address or model, two with a comma; empty: all callers together
 	Counter string // names the counter: two that have one Who may have two
 	AlertAt []int  // percent, the smallest first
 	Shared  bool   // all replicas' counters say so, not this process's alone
@@ -117,9 +117,9 @@ type QuotaUse struct {
 
 // Use looks at every quota that the subjects meet, and changes nothing. One whose
 // period has ended by the store's clock, though not by this process's, is left out.
-func (l *Limiter) Use(ctx context.Context, who Subjects) ([]QuotaUse, error) {
-	now := l.with.Now()
-	p := l.set.Load().plan(&Request{Subjects: who}, Estimate{}, now)
+func (l *Limiter) Use(ctx context.Context, subjects Subjects) ([]QuotaUse, error) {
+	now := l.opts.Now()
+	p := l.set.Load().plan(&Request{Subjects: subjects}, Estimate{}, now)
 	var (
 		dims     []Dim
 		counters []*counter
@@ -132,7 +132,7 @@ func (l *Limiter) Use(ctx context.Context, who Subjects) ([]QuotaUse, error) {
 	if len(dims) == 0 {
 		return nil, nil
 	}
-	seen, err := l.with.Store.Reserve(ctx, Reservation{Dims: dims, Peek: true, Settled: true})
+	seen, err := l.opts.Store.Reserve(ctx, Reservation{Dims: dims, Peek: true, Settled: true})
 	if err != nil {
 		return nil, fmt.Errorf("look at quotas: %w: %w", ErrStore, err)
 	}
@@ -141,7 +141,7 @@ func (l *Limiter) Use(ctx context.Context, who Subjects) ([]QuotaUse, error) {
 		if now.UnixMilli()+seen.States[i].ResetMs > dims[i].EndMs+CalendarSkew.Milliseconds() {
 			continue
 		}
-		out = append(out, QuotaUse{c.status(&dims[i], &seen.States[i]), c.by.of(&who), dims[i].Key, c.alertAt, seen.Shared})
+		out = append(out, QuotaUse{c.status(&dims[i], &seen.States[i]), c.subjects.describe(&subjects), dims[i].Key, c.alertAt, seen.Shared})
 	}
 	return out, nil
 }

@@ -55,10 +55,10 @@ type Reservation struct {
 // Decision answers a Reservation.
 type Decision struct {
 	Allowed      bool
-	Again        bool    // the id was let in before and is charged nothing now
+	Repeated     bool    // the id was let in before and is charged nothing now
 	Forgotten    bool    // refused, and the id is being settled to nothing: it must not be asked for again
 	Shared       bool    // all replicas' counters decided, not this process's alone
-	Never        bool    // refused by a dimension that can never hold the cost
+	TooLarge     bool    // refused by a dimension that can never hold the cost
 	Binding      int     // index of the dimension that refuses longest; -1: none
 	RetryAfterMs int64   // until all dimensions would fit, if nothing else is asked and no schedule shrinks another limit before
 	States       []State // by dimension, after the decision
@@ -96,17 +96,17 @@ func Decide(dims []Dim, states []State) Decision {
 	out := Decision{Allowed: true, Binding: -1, States: states}
 	for i := range states {
 		s := &states[i]
-		if !s.Over || dims[i].Soft {
+		if !s.Exceeded || dims[i].Soft {
 			continue
 		}
 		out.Allowed = false
 		out.RetryAfterMs = max(out.RetryAfterMs, s.RetryAfterMs)
-		if b := out.Binding; b < 0 || !states[b].Never && (s.Never || s.RetryAfterMs > states[b].RetryAfterMs) {
+		if b := out.Binding; b < 0 || !states[b].TooLarge && (s.TooLarge || s.RetryAfterMs > states[b].RetryAfterMs) {
 			out.Binding = i
 		}
 	}
-	if !out.Allowed && states[out.Binding].Never {
-		out.Never, out.RetryAfterMs = true, 0
+	if !out.Allowed && states[out.Binding].TooLarge {
+		out.TooLarge, out.RetryAfterMs = true, 0
 	}
 	return out
 }

@@ -38,11 +38,11 @@ func (s subject) String() string {
 }
 
 // per is the subjects of a rule, in their order.
-type per []subject
+type subjectKinds []subject
 
 // parsePer reads one subject, or two that are joined by a comma.
-func parsePer(text string) (per, bool) {
-	var out per
+func parseSubjectKinds(text string) (subjectKinds, bool) {
+	var out subjectKinds
 	for word := range strings.SplitSeq(text, ",") {
 		found := subjectCount
 		for s := range subjectCount {
@@ -73,7 +73,7 @@ const (
 	ofAll
 )
 
-func (p per) home() home {
+func (p subjectKinds) home() home {
 	switch {
 	case p[0] <= byKey:
 		return ofTenant
@@ -109,9 +109,9 @@ func (s *Subjects) names(subjects [subjectCount]bool, homes [ofAll + 1]bool) (n 
 	n.homes[ofAll] = "tg:{g}:"
 	// The tenant is the largest thing that owns the caller, so that all its keys
 	// and users lie together.
-	for who := byDepartment; who <= byKey && homes[ofTenant]; who++ {
-		if n.values[who] != "" {
-			n.homes[ofTenant] = "tg:{t:" + who.String() + "=" + n.values[who] + "}:"
+	for kind := byDepartment; kind <= byKey && homes[ofTenant]; kind++ {
+		if n.values[kind] != "" {
+			n.homes[ofTenant] = "tg:{t:" + kind.String() + "=" + n.values[kind] + "}:"
 			break
 		}
 	}
@@ -120,16 +120,16 @@ func (s *Subjects) names(subjects [subjectCount]bool, homes [ofAll + 1]bool) (n 
 
 // key is the key of a counter with what is to stand behind it, or "" where the request
 // lacks a subject.
-func (n *names) key(h home, counter string, by per, suffix string) string {
-	for _, s := range by {
+func (n *names) key(h home, counter string, kinds subjectKinds, suffix string) string {
+	for _, s := range kinds {
 		if n.values[s] == "" {
 			return ""
 		}
 	}
-	if len(by) == 1 {
-		return n.homes[h] + counter + by[0].String() + "=" + n.values[by[0]] + suffix
+	if len(kinds) == 1 {
+		return n.homes[h] + counter + kinds[0].String() + "=" + n.values[kinds[0]] + suffix
 	}
-	return n.homes[h] + counter + by[0].String() + "=" + n.values[by[0]] + "," + by[1].String() + "=" + n.values[by[1]] + suffix
+	return n.homes[h] + counter + kinds[0].String() + "=" + n.values[kinds[0]] + "," + kinds[1].String() + "=" + n.values[kinds[1]] + suffix
 }
 
 // network is an address, or of IPv6 the /64 that one caller usually has whole.
@@ -180,11 +180,11 @@ func special(c byte) bool {
 }
 
 // of names the subjects of a request that a rule counts by.
-func (p per) of(s *Subjects) string {
-	all := [...]string{s.Department, s.Project, s.User, s.Key, network(s.IP), s.Model, ""}
+func (p subjectKinds) describe(s *Subjects) string {
+	values := [...]string{s.Department, s.Project, s.User, s.Key, network(s.IP), s.Model, ""}
 	var out []string
 	for _, one := range p {
-		out = append(out, all[one])
+		out = append(out, values[one])
 	}
 	return strings.Join(out, ", ")
 }

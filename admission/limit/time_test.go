@@ -116,7 +116,7 @@ func TestNextChangeIsNext(t *testing.T) {
 
 func TestPeriods(t *testing.T) {
 	for _, c := range []struct {
-		every                every
+		every                periodLength
 		zone, at, begin, end string
 	}{
 		{daily, "Asia/Shanghai", "2026-03-02T12:00:00+08:00", "2026-03-02T00:00:00+08:00", "2026-03-03T00:00:00+08:00"},
@@ -147,7 +147,7 @@ func TestPeriodsFollowOneAnother(t *testing.T) {
 	zones := []string{"UTC", "Asia/Shanghai", "Europe/Berlin", "America/New_York", "Asia/Beirut", "America/Havana", "Australia/Lord_Howe", "Asia/Kolkata", "America/Sao_Paulo", "Pacific/Apia"}
 	rapid.Check(t, func(rt *rapid.T) {
 		z := zone(t, rapid.SampledFrom(zones).Draw(rt, "zone"))
-		e := every(rapid.IntRange(0, 3).Draw(rt, "every"))
+		e := periodLength(rapid.IntRange(0, 3).Draw(rt, "every"))
 		at := time.Unix(rapid.Int64Range(1_300_000_000, 1_900_000_000).Draw(rt, "at"), 0)
 		begin, end := e.bounds(at, z)
 		if at.Before(begin) || !at.Before(end) {

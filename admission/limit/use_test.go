@@ -11,9 +11,9 @@ import (
 func TestUse(t *testing.T) {
 	now := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
 	set, err := Compile(nil, []QuotaRule{
-		{Name: "daily", Per: "user", Units: 200, Every: "day", Zone: "Asia/Shanghai", AlertAt: []int{30, 90}},
-		{Name: "pair", Per: "user,model", Tokens: 1000, Every: "hour"},
-		{Name: "all", Per: "global", Tokens: 100000, Every: "month"},
+		{Name: "daily", Scope: "user", Units: 200, Every: "day", Zone: "Asia/Shanghai", AlertAt: []int{30, 90}},
+		{Name: "pair", Scope: "user,model", Tokens: 1000, Every: "hour"},
+		{Name: "all", Scope: "global", Tokens: 100000, Every: "month"},
 	}, map[string]Weights{"m": {Input: 1000, Cached: 1000, Output: 2000, Reasoning: 2000}})
 	if err != nil {
 		t.Fatal(err)
@@ -54,10 +54,10 @@ func TestUse(t *testing.T) {
 	}
 	second := grant("b")
 	u := use()
-	if d := u["daily"]; d.Used != 60 || !slices.Equal(d.AlertsCrossed, []int{30}) || d.Who != "ada: {x}" || d.ResetsAt.Hour() != 0 || !slices.Equal(d.AlertAt, []int{30, 90}) {
+	if d := u["daily"]; d.Used != 60 || !slices.Equal(d.AlertsCrossed, []int{30}) || d.Subject != "ada: {x}" || d.ResetsAt.Hour() != 0 || !slices.Equal(d.AlertAt, []int{30, 90}) {
 		t.Errorf("daily: %+v", d)
 	}
-	if u["pair"].Used != 40 || u["pair"].Who != "ada: {x}, m" || u["all"].Who != "" || u["pair"].Counter == u["all"].Counter {
+	if u["pair"].Used != 40 || u["pair"].Subject != "ada: {x}, m" || u["all"].Subject != "" || u["pair"].Counter == u["all"].Counter {
 		t.Errorf("%+v", u)
 	}
 	if err := second.Cancel(); err != nil {

@@ -28,7 +28,7 @@ func (w *window) used(now, windowMs int64) (sum int64) {
 // roomAt is the first time from now on when no more than a sum counts.
 func (w *window) roomAt(now, windowMs, sum int64) int64 {
 	if sum < 0 {
-		return never
+		return farFuture
 	}
 	used := w.used(now, windowMs)
 	for _, b := range w.buckets {
@@ -76,26 +76,26 @@ func drain(debt, rate, elapsedMs int64) int64 {
 
 // fitsAt is the first time from now on when the cost fits a limit and a burst.
 func (w *window) fitsAt(d *Dim, limit, burst, now int64) int64 {
-	at := w.roomAt(now, d.WindowMs, limit-d.Cost)
-	if burst == 0 || at == never {
-		return at
+	freeAt := w.roomAt(now, d.WindowMs, limit-d.Cost)
+	if burst == 0 || freeAt == farFuture {
+		return freeAt
 	}
 	if d.Cost > burst {
-		return never
+		return farFuture
 	}
-	if over := w.owed(now) - (burst-d.Cost)*w.debtWindowMs; over > 0 {
-		at = max(at, now+ceilDiv(over, w.debtRate))
+	if excess := w.owed(now) - (burst-d.Cost)*w.debtWindowMs; excess > 0 {
+		freeAt = max(freeAt, now+ceilDiv(excess, w.debtRate))
 	}
-	return at
+	return freeAt
 }
 
 // passesAt is the first time from now on when the dimension lets its cost
 // through, with the limit that is then in force.
 func (w *window) passesAt(d *Dim, now int64) int64 {
 	limit, burst := d.inForce(now)
-	at := w.fitsAt(d, limit, burst, now)
-	if d.EdgeMs <= now || at < d.EdgeMs {
-		return at
+	freeAt := w.fitsAt(d, limit, burst, now)
+	if d.EdgeMs <= now || freeAt < d.EdgeMs {
+		return freeAt
 	}
 	return w.fitsAt(d, d.NextLimit, d.NextBurst, d.EdgeMs)
 }
@@ -121,10 +121,10 @@ func (w *window) check(d *Dim, now int64) State {
 	if d.Cost == 0 {
 		return s
 	}
-	if at := w.passesAt(d, now); at == never {
-		s.Over, s.Never = true, true
-	} else if at > now {
-		s.Over, s.RetryAfterMs = true, at-now
+	if freeAt := w.passesAt(d, now); freeAt == farFuture {
+		s.Exceeded, s.TooLarge = true, true
+	} else if freeAt > now {
+		s.Exceeded, s.RetryAfterMs = true, freeAt-now
 	}
 	return s
 }
@@ -135,7 +135,7 @@ func (w *window) charge(d *Dim, _ string, now, _ int64) part {
 		w.owe(d, w.debtOf(d, d.Cost), now)
 	}
 	w.add(d, d.Cost, now)
-	return part{charged: d.Cost, floor: d.Floor, at: now, debt: w.debt}
+	return part{charged: d.Cost, floor: d.Floor, chargedAt: now, debt: w.debt}
 }
 
 // add charges an amount to the bucket of now.
@@ -150,9 +150,9 @@ func (w *window) add(d *Dim, amount, now int64) {
 }
 
 // drop forgets the buckets whose newest charge is no later than a time.
-func (w *window) drop(until int64) {
+func (w *window) drop(cutoff int64) {
 	dead := 0
-	for dead < len(w.buckets) && w.buckets[dead].last <= until {
+	for dead < len(w.buckets) && w.buckets[dead].last <= cutoff {
 		dead++
 	}
 	w.buckets = w.buckets[:copy(w.buckets, w.buckets[dead:])]
@@ -160,23 +160,23 @@ func (w *window) drop(until int64) {
 
 // addPast charges an amount that was used at an earlier time. The token bucket is
 // charged what has not drained since.
-func (w *window) addPast(d *Dim, amount, at, now int64) {
-	if at <= now-d.WindowMs {
+func (w *window) addPast(d *Dim, amount, usedAt, now int64) {
+	if usedAt <= now-d.WindowMs {
 		return
 	}
 	if limit, burst := d.inForce(now); burst > 0 && limit > 0 {
-		w.owe(d, drain(w.debtOf(d, amount), limit, now-at), now)
+		w.owe(d, drain(w.debtOf(d, amount), limit, now-usedAt), now)
 	}
 	w.drop(now - d.WindowMs)
 	i := 0
-	for i < len(w.buckets) && w.buckets[i].last/d.BucketMs < at/d.BucketMs {
+	for i < len(w.buckets) && w.buckets[i].last/d.BucketMs < usedAt/d.BucketMs {
 		i++
 	}
-	if i == len(w.buckets) || w.buckets[i].last/d.BucketMs != at/d.BucketMs {
-		w.buckets = slices.Insert(w.buckets, i, bucket{last: at})
+	if i == len(w.buckets) || w.buckets[i].last/d.BucketMs != usedAt/d.BucketMs {
+		w.buckets = slices.Insert(w.buckets, i, bucket{last: usedAt})
 	}
 	b := &w.buckets[i]
-	b.last, b.sum = max(b.last, at), min(b.sum+amount, maxSum)
+	b.last, b.sum = max(b.last, usedAt), min(b.sum+amount, maxSum)
 }
 
 // adjust charges more to the bucket of now, where it was used, and gives back to the
@@ -193,13 +193,13 @@ func (w *window) adjust(d *Dim, p *part, delta, now int64) {
 		w.addPast(d, delta, now-p.ageMs, now)
 		return
 	}
-	b := w.bucketOf(d, p.at, now)
+	b := w.bucketOf(d, p.chargedAt, now)
 	if b == nil {
 		return
 	}
 	refund := min(-delta, d.Cost)
 	b.sum = max(b.sum-refund, 0)
-	w.owe(d, -min(w.debtOf(d, refund), drain(p.debt, w.debtRate, now-p.at)), now)
+	w.owe(d, -min(w.debtOf(d, refund), drain(p.debt, w.debtRate, now-p.chargedAt)), now)
 }
 
 // owe changes the debt, if the dimension has a burst. What is owed already goes on
@@ -213,19 +213,19 @@ func (w *window) owe(d *Dim, change, now int64) {
 	if owed == 0 {
 		w.debtWindowMs, w.debtRate = d.WindowMs, limit
 	} else if w.debtWindowMs != d.WindowMs {
-		most := maxDebt / w.debtWindowMs
-		change = min(max(change/d.WindowMs, -most), most) * w.debtWindowMs
+		bound := maxDebt / w.debtWindowMs
+		change = min(max(change/d.WindowMs, -bound), bound) * w.debtWindowMs
 	}
 	w.debt, w.debtAt = min(max(owed+change, 0), maxDebt), now
 }
 
 // bucketOf is the bucket of a charge at some time, or nil where it no longer
 // counts.
-func (w *window) bucketOf(d *Dim, at, now int64) *bucket {
+func (w *window) bucketOf(d *Dim, chargedAt, now int64) *bucket {
 	for i := range w.buckets {
 		b := &w.buckets[i]
-		if b.last >= at {
-			if b.last > now-d.WindowMs && b.last/d.BucketMs == at/d.BucketMs {
+		if b.last >= chargedAt {
+			if b.last > now-d.WindowMs && b.last/d.BucketMs == chargedAt/d.BucketMs {
 				return b
 			}
 			return nil

@@ -154,10 +154,10 @@ func (p *process) demo(ctx context.Context, address string) error {
 	}
 	defer s.close()
 	c := s.config
-	c.Limits = []limit.Rule{{Name: "user-rate", Per: "user", Bounds: limit.Bounds{
+	c.Limits = []limit.Rule{{Name: "user-rate", Scope: "user", Bounds: limit.Bounds{
 		Requests: limit.Rate{Count: 60, Window: time.Minute}, Tokens: limit.Rate{Count: 100_000, Window: time.Minute}, Concurrency: 16,
 	}}}
-	c.Quotas = []limit.QuotaRule{{Name: "daily", Per: "user", Units: 1_000_000, Every: "day"}}
+	c.Quotas = []limit.QuotaRule{{Name: "daily", Scope: "user", Units: 1_000_000, Every: "day"}}
 	d, err := newDaemon(ctx, c, p)
 	if err != nil {
 		return err

@@ -56,7 +56,7 @@ func (d *daemon) openCounters(registry prometheus.Registerer) error {
 		Store: store, Registry: registry,
 		Shadow: func(b limit.Breach) {
 			if shadows.now(b.Rule, time.Now()) {
-				d.log.Info("a shadow limit would have refused", "rule", b.Rule, "per", b.Per, "metric", b.Metric.String(), "limit", b.Limit)
+				d.log.Info("a shadow limit would have refused", "rule", b.Rule, "per", b.Scope, "metric", b.Metric.String(), "limit", b.Limit)
 			}
 		},
 		Trouble: func(err error) {
@@ -173,7 +173,7 @@ func (c *counters) reconfigure(rules *limit.Set) {
 func (c *counters) override(stored []account.Override) {
 	overrides := make([]limit.Override, 0, len(stored))
 	for _, o := range stored {
-		overrides = append(overrides, limit.Override{Rule: o.Rule, Of: o.Scope, Name: o.Name, Numbers: o.Numbers()})
+		overrides = append(overrides, limit.Override{Rule: o.Rule, Scope: o.Scope, Name: o.Name, Numbers: o.Numbers()})
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -182,7 +182,7 @@ func (c *counters) override(stored []account.Override) {
 }
 
 func (c *counters) replace() {
-	set, err := c.rules.With(c.overrides)
+	set, err := c.rules.WithOverrides(c.overrides)
 	for _, e := range flatten(err) {
 		c.d.log.Warn("an override does not hold", "error", e.Error())
 	}
@@ -324,7 +324,7 @@ func (c *counters) recorded(ctx context.Context) (counted []string, recorded []l
 		if err != nil {
 			return nil, nil, fmt.Errorf("quota %s: %w", q.Name, err)
 		}
-		if _, whole := groupsOf(q.Per); whole {
+		if _, whole := groupsOf(q.SubjectKinds); whole {
 			counted = append(counted, q.Name)
 		}
 		for i := range rows {
@@ -338,7 +338,7 @@ func (c *counters) recorded(ctx context.Context) (counted []string, recorded []l
 
 // used returns everybody's use of a quota in its period, by the ledger.
 func (c *counters) used(ctx context.Context, q limit.QuotaPeriod) ([]ledger.Row, error) {
-	groups, whole := groupsOf(q.Per)
+	groups, whole := groupsOf(q.SubjectKinds)
 	if !whole {
 		return nil, nil
 	}

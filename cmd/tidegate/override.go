@@ -80,7 +80,7 @@ func (c *config) overrideCheck() (func(*account.Override) error, error) {
 		if err := o.Validate(); err != nil {
 			return err
 		}
-		_, err := rules.With([]limit.Override{{Rule: o.Rule, Of: o.Scope, Name: o.Name, Numbers: o.Numbers()}})
+		_, err := rules.WithOverrides([]limit.Override{{Rule: o.Rule, Scope: o.Scope, Name: o.Name, Numbers: o.Numbers()}})
 		return err
 	}, nil
 }

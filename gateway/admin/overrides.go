@@ -20,7 +20,7 @@ func (a *API) setOverride(r *Request) (any, error) {
 	if err := body.Validate(); err != nil {
 		return nil, err
 	}
-	if err := a.Admission.CheckOverride(limit.Override{Rule: body.Rule, Of: body.Scope, Name: body.Name, Numbers: body.Numbers()}); err != nil {
+	if err := a.Admission.CheckOverride(limit.Override{Rule: body.Rule, Scope: body.Scope, Name: body.Name, Numbers: body.Numbers()}); err != nil {
 		return nil, refusal.New(refusal.InvalidRequest, "", err.Error())
 	}
 	if err := r.Accounts.Store().SetOverride(r.Context(), r.actor(), body); err != nil {

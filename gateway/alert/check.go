@@ -243,7 +243,7 @@ func crossingID(u *limit.QuotaUse, percent int) string {
 func (a *Alerts) note(ctx context.Context, u *limit.QuotaUse, percent int) error {
 	now := a.now()
 	c := &crossing{
-		ID: crossingID(u, percent), Quota: u.Name, Scope: u.Per, Subject: u.Who, Counter: u.Counter, Unit: u.Unit, Percent: percent,
+		ID: crossingID(u, percent), Quota: u.Name, Scope: u.Scope, Subject: u.Subject, Counter: u.Counter, Unit: u.Unit, Percent: percent,
 		Severity: severity(percent, u.AlertAt), Used: u.Used, Limit: u.Limit, EndsMs: u.ResetsAt.UnixMilli(),
 		Zone: u.ResetsAt.Location().String(), TimeMs: now.UnixMilli(), State: ours,
 	}

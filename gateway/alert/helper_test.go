@@ -65,8 +65,8 @@ func (w *world) period() time.Time { return w.at.Truncate(24 * time.Hour).Add(24
 func (w *world) Use(_ context.Context, who limit.Subjects) ([]limit.QuotaUse, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	u := limit.QuotaUse{Who: who.User, Counter: "daily:" + who.User, AlertAt: w.alertAt, Shared: !w.alone}
-	u.QuotaStatus = limit.QuotaStatus{Name: "daily", Per: "user", Unit: "tokens", Used: w.used[who.User], Limit: w.limit, ResetsAt: w.period()}
+	u := limit.QuotaUse{Subject: who.User, Counter: "daily:" + who.User, AlertAt: w.alertAt, Shared: !w.alone}
+	u.QuotaStatus = limit.QuotaStatus{Name: "daily", Scope: "user", Unit: "tokens", Used: w.used[who.User], Limit: w.limit, ResetsAt: w.period()}
 	for _, percent := range w.alertAt {
 		if u.Used*100 >= u.Limit*int64(percent) {
 			u.AlertsCrossed = append(u.AlertsCrossed, percent)

@@ -56,12 +56,12 @@ func isBounded(scope string) bool {
 
 // set stores the use of a quota.
 func (u *usedRatios) set(q *limit.QuotaUse, now time.Time) {
-	if !isBounded(q.Per) || q.Limit <= 0 {
+	if !isBounded(q.Scope) || q.Limit <= 0 {
 		return
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	key, value := usedKey{q.Name, q.Per, q.Who}, usedValue{float64(q.Used) / float64(q.Limit), now, q.ResetsAt}
+	key, value := usedKey{q.Name, q.Scope, q.Subject}, usedValue{float64(q.Used) / float64(q.Limit), now, q.ResetsAt}
 	if _, known := u.values[key]; !known && len(u.values) >= maxUsed && !u.evict(value.ratio, now) {
 		return
 	}

@@ -14,7 +14,7 @@ func TestUsed(t *testing.T) {
 	now := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
 	u := newUsed()
 	note := func(per, who string, used int64, resets time.Time) {
-		u.set(&limit.QuotaUse{Who: who, QuotaStatus: limit.QuotaStatus{Name: "day", Per: per, Used: used, Limit: 1000, ResetsAt: resets}}, now)
+		u.set(&limit.QuotaUse{Subject: who, QuotaStatus: limit.QuotaStatus{Name: "day", Scope: per, Used: used, Limit: 1000, ResetsAt: resets}}, now)
 	}
 	end := now.Add(12 * time.Hour)
 	note("department", "physics", 500, end)

@@ -18,7 +18,7 @@ func allOrNothing(t *testing.T, open Open) {
 	b.allow("first", requests, one)
 	for i := range 20 {
 		out := b.refuse(fmt.Sprint("next", i), requests, one)
-		if out.Binding != 1 || out.States[0].Over || !out.States[1].Over {
+		if out.Binding != 1 || out.States[0].Exceeded || !out.States[1].Exceeded {
 			t.Fatalf("the wrong rule refused: %+v", out)
 		}
 	}
@@ -50,12 +50,12 @@ func retriedReserve(t *testing.T, open Open) {
 	b := setUp(t, open)
 	dims := []limit.Dim{window("tokens", 1000, 400), slots("slots", 1)}
 	for i := range 4 {
-		if out := b.allow("a", dims...); out.Again != (i > 0) || out.States[0].Used != 400 || out.States[1].Used != 1 {
+		if out := b.allow("a", dims...); out.Repeated != (i > 0) || out.States[0].Used != 400 || out.States[1].Used != 1 {
 			t.Fatalf("time %d: %+v", i, out)
 		}
 	}
 	b.settle("a", dims, 250, 1)
-	if out := b.allow("a", dims...); !out.Again || out.States[0].Used != 250 || out.States[1].Used != 0 {
+	if out := b.allow("a", dims...); !out.Repeated || out.States[0].Used != 250 || out.States[1].Used != 0 {
 		t.Fatalf("after the settlement: %+v", out)
 	}
 }
@@ -204,12 +204,12 @@ func neverFits(t *testing.T, open Open) {
 	burst := window("g", 100, 21)
 	burst.Burst = 20
 	for _, d := range []limit.Dim{window("w", 100, 101), burst, b.quota("q", 100, 101)} {
-		if out := b.refuse("a", window("other", 100, 1), d); !out.Never || out.RetryAfterMs != 0 || out.Binding != 1 {
+		if out := b.refuse("a", window("other", 100, 1), d); !out.TooLarge || out.RetryAfterMs != 0 || out.Binding != 1 {
 			t.Errorf("%s: %+v", d.Key, out)
 		}
 	}
 	b.allow("whole", window("w", 100, 100))
-	if out := b.refuse("b", window("w", 100, 100), b.quota("q", 100, 101)); !out.Never || out.Binding != 1 {
+	if out := b.refuse("b", window("w", 100, 100), b.quota("q", 100, 101)); !out.TooLarge || out.Binding != 1 {
 		t.Errorf("never does not bind before a wait: %+v", out)
 	}
 	b.wantUsed(window("other", 100, 1), 0)
@@ -288,7 +288,7 @@ func sequences(t *testing.T, open Open) {
 	if out := b.refuse("c", several(7)); out.RetryAfterMs != 30_000 {
 		t.Fatalf("retry after %d ms, want 30000", out.RetryAfterMs)
 	}
-	if out := b.refuse("c", several(9)); !out.Never {
+	if out := b.refuse("c", several(9)); !out.TooLarge {
 		t.Fatalf("%+v", out)
 	}
 	b.allow("d", several(1))
@@ -398,7 +398,7 @@ func soft(t *testing.T, open Open) {
 	watch.Soft = true
 	for i := range 4 {
 		out := b.allow(fmt.Sprint(i), watch, enforce)
-		if out.States[0].Over != (i >= 2) {
+		if out.States[0].Exceeded != (i >= 2) {
 			t.Fatalf("request %d: %+v", i, out)
 		}
 		b.settle(fmt.Sprint(i), []limit.Dim{watch, enforce}, 1, 1)

@@ -240,7 +240,7 @@ func (m *machine) wait() {
 func (m *machine) retry() {
 	r := limit.Reservation{Dims: m.dims(), Peek: true}
 	out := m.compareDecision("look", r)
-	if out.Allowed || out.Never {
+	if out.Allowed || out.TooLarge {
 		return
 	}
 	at := m.clock.ms + out.RetryAfterMs

@@ -190,9 +190,9 @@ func (m *model) state(d *limit.Dim, now int64) (s limit.State) {
 	if d.Cost == 0 || m.fits(d, now, now) {
 		return s
 	}
-	s.Over = true
+	s.Exceeded = true
 	at, ok := m.firstFit(d, now)
-	if s.Never = !ok; ok {
+	if s.TooLarge = !ok; ok {
 		s.RetryAfterMs = at - now
 	}
 	return s
@@ -217,7 +217,7 @@ func (m *model) unsettled(d *limit.Dim) (sum int64) {
 func (m *model) reserve(r limit.Reservation, now int64) limit.Decision {
 	out := limit.Decision{Allowed: true, Binding: -1}
 	if !r.Peek && m.requests[r.ID] != nil {
-		out.Again = true
+		out.Repeated = true
 		for _, d := range r.Dims {
 			d.Cost = 0
 			out.States = append(out.States, m.state(&d, now))
@@ -227,19 +227,19 @@ func (m *model) reserve(r limit.Reservation, now int64) limit.Decision {
 	for i := range r.Dims {
 		s := m.state(&r.Dims[i], now)
 		out.States = append(out.States, s)
-		if s.Over && !r.Dims[i].Soft {
-			out.Allowed, out.Never = false, out.Never || s.Never
+		if s.Exceeded && !r.Dims[i].Soft {
+			out.Allowed, out.TooLarge = false, out.TooLarge || s.TooLarge
 			out.RetryAfterMs = max(out.RetryAfterMs, s.RetryAfterMs)
 		}
 	}
 	if !out.Allowed {
 		for i, s := range out.States {
-			if !r.Dims[i].Soft && s.Over && (out.Never && s.Never || !out.Never && s.RetryAfterMs == out.RetryAfterMs) {
+			if !r.Dims[i].Soft && s.Exceeded && (out.TooLarge && s.TooLarge || !out.TooLarge && s.RetryAfterMs == out.RetryAfterMs) {
 				out.Binding = i
 				break
 			}
 		}
-		if out.Never {
+		if out.TooLarge {
 			out.RetryAfterMs = 0
 		}
 		return out
@@ -249,7 +249,7 @@ func (m *model) reserve(r limit.Reservation, now int64) limit.Decision {
 	}
 	m.charge(r, out.States, now)
 	for i := range r.Dims {
-		if d := r.Dims[i]; !out.States[i].Over {
+		if d := r.Dims[i]; !out.States[i].Exceeded {
 			d.Cost = 0
 			out.States[i] = m.state(&d, now)
 		}
@@ -266,7 +266,7 @@ func (m *model) charge(r limit.Reservation, states []limit.State, now int64) {
 	m.requests[r.ID] = req
 	for i := range r.Dims {
 		d := &r.Dims[i]
-		if req.skipped[i] = states[i].Over; req.skipped[i] {
+		if req.skipped[i] = states[i].Exceeded; req.skipped[i] {
 			continue
 		}
 		req.charged[i], req.floor[i], req.at[i] = d.Cost, d.Floor, now

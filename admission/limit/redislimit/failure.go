@@ -149,13 +149,13 @@ func (g *Guarded) reserveHere(r limit.Reservation) (limit.Decision, error) {
 		return limit.Decision{}, err
 	}
 	states := l.states(found.States)
-	if found.Again {
-		return limit.Decision{Allowed: true, Again: true, Binding: -1, States: states}, nil
+	if found.Repeated {
+		return limit.Decision{Allowed: true, Repeated: true, Binding: -1, States: states}, nil
 	}
 	out := limit.Decide(r.Dims, states)
 	if out.Allowed && !r.Peek {
 		for i := range r.Dims {
-			l.skipped[i] = found.States[i].Over
+			l.skipped[i] = found.States[i].Exceeded
 		}
 		g.mu.Lock()
 		g.here[r.ID] = l
@@ -184,7 +184,7 @@ func (g *Guarded) recounted(r limit.Reservation) (out limit.Decision, refused bo
 	for i := range states {
 		d := &r.Dims[i]
 		if d.Kind == limit.Quota || !handsIn && now.UnixMilli() >= lost+memoryMs(d) {
-			states[i].Over = false
+			states[i].Exceeded = false
 		}
 	}
 	out = limit.Decide(r.Dims, states)
@@ -276,7 +276,7 @@ func (l *local) states(found []limit.State) []limit.State {
 		share := s.Limit
 		s.Limit = whole
 		if d.Failure == limit.FailOpen && !d.Soft {
-			s.Over, s.Never, s.RetryAfterMs = false, false, 0
+			s.Exceeded, s.TooLarge, s.RetryAfterMs = false, false, 0
 			s.Remaining = max(s.Limit-s.Used, 0)
 			continue
 		}
@@ -289,18 +289,18 @@ func (l *local) states(found []limit.State) []limit.State {
 			whole = min(whole, burst)
 		}
 		switch {
-		case !s.Over:
+		case !s.Exceeded:
 		case d.Cost > whole:
-			s.Never, s.RetryAfterMs = true, 0
+			s.TooLarge, s.RetryAfterMs = true, 0
 		case s.Used+l.others[i]+cost > s.Limit && d.Kind == limit.Quota:
-			s.Never, s.RetryAfterMs = false, max(d.EndMs-l.ms, 1)
+			s.TooLarge, s.RetryAfterMs = false, max(d.EndMs-l.ms, 1)
 			s.Remaining = max(s.Limit-s.Used, 0)
 		default:
 			if s.Used+l.others[i]+cost <= s.Limit && !d.Ceiling {
 				s.Share = max(share, 1)
 			}
-			if s.Never || d.Kind == limit.Quota {
-				s.Never, s.RetryAfterMs = false, lookAgain.Milliseconds()
+			if s.TooLarge || d.Kind == limit.Quota {
+				s.TooLarge, s.RetryAfterMs = false, lookAgain.Milliseconds()
 			}
 		}
 	}

@@ -190,7 +190,7 @@ func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.D
 func (g *Guarded) learn(r limit.Reservation, out limit.Decision) {
 	var mine []limit.State
 	dims := fine(r.Dims)
-	if out.Allowed && !out.Again && !r.Peek {
+	if out.Allowed && !out.Repeated && !r.Peek {
 		mine = g.shadow.Note(limit.Reservation{ID: r.ID, Dims: dims}, out)
 	} else if found, err := g.shadow.Reserve(context.Background(), limit.Reservation{Dims: dims, Peek: true}); err == nil {
 		mine = found.States

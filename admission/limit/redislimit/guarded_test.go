@@ -138,7 +138,7 @@ func TestLateAnswer(t *testing.T) {
 	until(t, "the late reservation is there", func() bool { return usedIn(t, direct, dims)[0] == 20 })
 	restore()
 	for range 3 {
-		if out, err := direct.Reserve(t.Context(), limit.Reservation{ID: "a", Dims: dims}); err != nil || !out.Again || out.States[0].Used != 20 {
+		if out, err := direct.Reserve(t.Context(), limit.Reservation{ID: "a", Dims: dims}); err != nil || !out.Repeated || out.States[0].Used != 20 {
 			t.Fatalf("%+v, %v", out, err)
 		}
 	}
@@ -185,7 +185,7 @@ func TestPaused(t *testing.T) {
 	if !<-changes || !g.State().Alone || g.State().Error == "" {
 		t.Error("it does not say that it is alone, and why")
 	}
-	if out := reserve("during3"); !out.Again {
+	if out := reserve("during3"); !out.Repeated {
 		t.Errorf("the same request again: %+v", out)
 	}
 	settle("across", 5)
@@ -294,7 +294,7 @@ func TestFailureModes(t *testing.T) {
 			}
 			if out.Allowed {
 				in++
-			} else if !test.closed && (out.Never != test.never || out.Never == (out.RetryAfterMs > 0) || out.Binding != 0 || out.States[0].Limit != test.dim.Limit) {
+			} else if !test.closed && (out.TooLarge != test.never || out.TooLarge == (out.RetryAfterMs > 0) || out.Binding != 0 || out.States[0].Limit != test.dim.Limit) {
 				t.Errorf("%s: %+v", name, out)
 			}
 		}

@@ -446,7 +446,7 @@ func TestQuotaAlone(t *testing.T) {
 	if out := reserve(2_400); !out.Allowed || out.States[0].Used != 7_400 {
 		t.Errorf("within the half of what is left: %+v", out)
 	}
-	if out := reserve(200); out.Allowed || out.Never || out.States[0].Share != 2_500 || out.RetryAfterMs != 1000 || out.States[0].Used != 7_400 {
+	if out := reserve(200); out.Allowed || out.TooLarge || out.States[0].Share != 2_500 || out.RetryAfterMs != 1000 || out.States[0].Used != 7_400 {
 		t.Errorf("over it: %+v", out)
 	}
 	if _, err := o.fleet[0].Settle(t.Context(), limit.Settlement{ID: "1", Dims: dims, Charges: []int64{2_000}}); err != nil {
@@ -460,10 +460,10 @@ func TestQuotaAlone(t *testing.T) {
 		t.Errorf("over the half of that: %+v", out)
 	}
 	o.fleet[0].Recall([]string{"quota"}, []limit.Recorded{{Dim: dims[0], Used: 10_000}})
-	if out := reserve(1); out.Allowed || out.Never || out.States[0].Share != 0 || out.RetryAfterMs != dims[0].EndMs-o.ms {
+	if out := reserve(1); out.Allowed || out.TooLarge || out.States[0].Share != 0 || out.RetryAfterMs != dims[0].EndMs-o.ms {
 		t.Errorf("used up: %+v", out)
 	}
-	if out := reserve(10_001); !out.Never {
+	if out := reserve(10_001); !out.TooLarge {
 		t.Errorf("larger than the quota: %+v", out)
 	}
 	o.fleet[0].Recall([]string{"quota"}, nil) // of this period nobody has used anything

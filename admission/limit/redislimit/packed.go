@@ -150,8 +150,8 @@ func unpackStates(answer any, g *group, states []limit.State) (verdict int64, er
 		if d.EdgeMs != 0 && now >= d.EdgeMs && d.Kind != limit.Quota {
 			s.Limit = d.NextLimit
 		}
-		s.Over = s.RetryAfterMs != 0
-		if s.Never = s.RetryAfterMs < 0; s.Never {
+		s.Exceeded = s.RetryAfterMs != 0
+		if s.TooLarge = s.RetryAfterMs < 0; s.TooLarge {
 			s.RetryAfterMs = 0
 		}
 		states[at] = s

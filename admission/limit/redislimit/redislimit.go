@@ -260,7 +260,7 @@ func (s *Store) Reserve(ctx context.Context, r limit.Reservation) (limit.Decisio
 		}
 	}
 	if known == len(groups) && !r.Peek {
-		return limit.Decision{Allowed: true, Again: true, Binding: -1, States: states}, nil
+		return limit.Decision{Allowed: true, Repeated: true, Binding: -1, States: states}, nil
 	}
 	return limit.Decide(r.Dims, states), nil
 }

@@ -279,7 +279,7 @@ func (p *pair) step(n int) {
 		p.reserve("look", limit.Reservation{Dims: p.dims(), Peek: true})
 	case len(p.ids) == 0:
 	case choice == 5:
-		if !p.reserve("reserve again", p.ids[0]).Again {
+		if !p.reserve("reserve again", p.ids[0]).Repeated {
 			p.ids = p.ids[1:]
 		}
 	case choice == 6:
@@ -446,7 +446,7 @@ func TestScriptForgotten(t *testing.T) {
 			for i := range 20 {
 				flush()
 				dims := []limit.Dim{{Key: fmt.Sprintf("tg:{%d}:w", i), Kind: limit.Window, Limit: 5, Cost: 1, WindowMs: 60_000, BucketMs: 5_000}}
-				if out, err := store.Reserve(t.Context(), limit.Reservation{ID: "a", Dims: dims}); err != nil || !out.Allowed || out.Again != (name == "single" && i > 0) {
+				if out, err := store.Reserve(t.Context(), limit.Reservation{ID: "a", Dims: dims}); err != nil || !out.Allowed || out.Repeated != (name == "single" && i > 0) {
 					t.Fatalf("%+v, %v", out, err)
 				}
 				if name == "cluster" || i == 0 {
