@@ -1,15 +1,14 @@
-// Package channel writes quota alerts and sends them: to a signed webhook, to group
-// robots of DingTalk, WeCom and Feishu, to Slack, and by e-mail.
+// Package channel formats quota alerts and sends them: to a signed webhook, to group robots
+// of DingTalk, WeCom and Feishu, to Slack, and by e-mail.
 //
-// It sends one message to one target once and says what became of it. When to send,
-// what was sent already and when to try again is its caller's. It knows nobody of the
-// house.
+// It sends one message to one target once and returns the result. The caller decides when
+// to send, and remembers which messages are sent and when to retry. The package imports no
+// other of this module.
 //
-// Text that users choose (names of users, projects, quotas) is written so that it is
-// text in every channel: it mentions nobody, links to nothing, and ends no line, JSON
-// string or mail header. An address that is not on the public internet is refused when
-// it is dialed, after its name is resolved, unless the channel allows it. No error
-// holds a token, a secret or a password.
+// Text that users choose (names of users, projects, quotas) is escaped for every channel:
+// it mentions nobody, links to nothing, and ends no line, JSON string or mail header. A
+// private address is refused when it is dialed, after its name is resolved, unless the
+// channel allows it. No error contains a token, a secret or a password.
 package channel
 
 import (
@@ -21,14 +20,14 @@ import (
 	"time"
 )
 
-// Severity is how bad it is.
+// Severity is the urgency of an alert.
 type Severity int
 
-// What a quota's thresholds mean to who is told.
+// The severities.
 const (
-	Warning Severity = iota // there is time to do something
-	Severe                  // it is about to be used up
-	Blocked                 // requests are refused until it resets
+	Warning Severity = iota // there is time to act
+	Severe                  // the quota is about to be used up
+	Blocked                 // requests are rejected until the quota resets
 )
 
 func (s Severity) String() string {
@@ -46,8 +45,8 @@ func (s Severity) String() string {
 // MarshalText writes warning, severe or blocked.
 func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText reads warning, severe or blocked. Of anything else it makes a severity
-// that Validate refuses, since that knows the place.
+// UnmarshalText reads warning, severe or blocked. Any other text gives a severity that
+// Validate rejects, since that knows the place.
 func (s *Severity) UnmarshalText(text []byte) error {
 	*s = -1
 	for _, known := range []Severity{Warning, Severe, Blocked} {
@@ -58,36 +57,36 @@ func (s *Severity) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Alert is what there is to tell: somebody has used so much of a quota.
+// Alert reports that a subject has used a share of a quota.
 type Alert struct {
-	ID       string // the same at each attempt, so that a receiver can drop repetitions
-	Quota    string // its name
-	Scope    string // what it counts for: user, project, "user,model", ...
-	Subject  string // whose count it is: a name, or several as Per has them; empty for global
+	ID       string // id, the same at each attempt, so that a receiver can drop repetitions
+	Quota    string // name of the quota
+	Scope    string // what the quota counts by: user, project, "user,model", ...
+	Subject  string // name that is counted, or several in the order of Scope; empty for global
 	Unit     string // units or tokens
-	Percent  int    // the threshold that was crossed
+	Percent  int    // crossed threshold
 	Severity Severity
-	Used     int64     // in Unit, maybe more than Limit
-	Limit    int64     // in Unit
-	ResetsAt time.Time // the end of the period, told in this time's zone
-	Time     time.Time // when the crossing was seen
-	Test     bool      // nothing happened, somebody tries the channel
+	Used     int64     // use in Unit, possibly more than Limit
+	Limit    int64     // limit in Unit
+	ResetsAt time.Time // end of the period, in the time zone that messages show
+	Time     time.Time // time of the crossing
+	Test     bool      // set for a test of the channel without a crossing
 }
 
-// Target is one place where an alert goes: a channel, and for e-mail one of its
-// recipients, so that one who is refused neither keeps the others from being told nor
-// has them told twice.
+// Target is one destination of an alert: a channel, and for e-mail one of its recipients.
+// So a recipient that is refused does not keep the others from their message, nor repeat
+// it to them.
 type Target struct {
 	Channel   string
-	Recipient string // empty but for e-mail
+	Recipient string // address for e-mail, else empty
 }
 
-// Error says why a message was not, or maybe not, delivered.
+// Error reports that a message was not delivered, or possibly not.
 type Error struct {
-	Status int    // of HTTP or SMTP; 0: there was no answer
-	Text   string // for people; holds no secret
-	// Unsure is set where the message may have arrived all the same: it was sent whole,
-	// and no answer said what became of it. Sending it again may tell it twice.
+	Status int    // HTTP or SMTP status; 0 without an answer
+	Text   string // text for people, without secrets
+	// Unsure is set if the message may have arrived: it was sent whole, and no answer
+	// reported its fate. A repetition may arrive twice.
 	Unsure bool
 }
 
@@ -98,27 +97,27 @@ func (e *Error) Error() string {
 	return e.Text
 }
 
-// Channel sends to one entry of the configuration. It is safe for concurrent use and
-// keeps no connection.
+// Channel sends alerts to one entry of the configuration. It is safe for concurrent use
+// and keeps no connection.
 type Channel struct {
 	config Config
-	client *http.Client // of all but e-mail
+	client *http.Client // nil for e-mail
 	dialer dialer
 	now    func() time.Time
 	pacer  pacer
 }
 
-// Name is the channel's in the configuration.
+// Name returns the channel's name in the configuration.
 func (ch *Channel) Name() string { return ch.config.Name }
 
-// Type is one of Types.
+// Type returns one of Types.
 func (ch *Channel) Type() string { return ch.config.Type }
 
-// Tells reports whether alerts of this severity go to the channel.
+// Accepts reports whether the channel wants alerts of a severity.
 func (ch *Channel) Accepts(s Severity) bool { return s >= ch.config.Min }
 
-// Targets are the recipients that Send takes: an e-mail channel's addresses, else one
-// that is empty.
+// Targets returns the recipients that Send accepts: the addresses of an e-mail channel,
+// else one empty text.
 func (ch *Channel) Targets() []string {
 	if ch.config.Type == Email {
 		return slices.Clone(ch.config.To)
@@ -126,10 +125,10 @@ func (ch *Channel) Targets() []string {
 	return []string{""}
 }
 
-// Send sends an alert to one of Targets, once, in at most a minute; that is long on
-// purpose, since an answer that is not waited for leaves open whether the message
-// arrived. Where a vendor takes only so many messages in a minute it waits for its turn
-// within that minute. It returns an *Error.
+// Send sends an alert to one of Targets, once, within a minute. That is long on purpose:
+// an answer that nobody waits for leaves open whether the message arrived. If the vendor
+// limits the number of messages a minute, Send waits for its turn within that minute. It
+// returns an *Error.
 func (ch *Channel) Send(ctx context.Context, target string, a Alert) error {
 	if !slices.Contains(ch.Targets(), target) {
 		return &Error{Text: fmt.Sprintf("channel %s has no target %q", ch.config.Name, target)}
@@ -152,7 +151,7 @@ func (ch *Channel) Send(ctx context.Context, target string, a Alert) error {
 	return failed
 }
 
-// hide takes the channel's secrets out of a text, which may be what a vendor answered.
+// redact removes the channel's secrets from a text, which may come from a vendor.
 func (ch *Channel) redact(text string) string {
 	for _, secret := range ch.config.secrets() {
 		text = strings.ReplaceAll(text, secret, "***")
@@ -160,7 +159,8 @@ func (ch *Channel) redact(text string) string {
 	return text
 }
 
+// Bounds of Send.
 const (
-	sendTimeout  = 60 * time.Second // of one Send
+	sendTimeout  = 60 * time.Second // for one Send
 	maxErrorText = 500              // bytes
 )

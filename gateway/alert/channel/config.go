@@ -26,7 +26,7 @@ const (
 	Email    = "email"
 )
 
-// Types are all types of channels.
+// Types returns all types of channels.
 func Types() []string { return []string{Webhook, DingTalk, WeCom, Feishu, Slack, Email} }
 
 // Languages of messages.
@@ -35,42 +35,42 @@ const (
 	Chinese = "zh"
 )
 
-// How an e-mail server is spoken to.
+// Modes of encryption for e-mail.
 const (
-	StartTLS    = "starttls" // in the clear, then TLS before anything is said; without it nothing is sent
+	StartTLS    = "starttls" // plain text, then TLS before any command; without TLS nothing is sent
 	ImplicitTLS = "implicit" // TLS from the first byte
-	NoTLS       = "none"     // in the clear
+	NoTLS       = "none"     // plain text
 )
 
 // Config is one channel, an entry of the section alerts.
 type Config struct {
-	Name string `yaml:"name"` // in status, metrics and commands; empty: the type
+	Name string `yaml:"name"` // name in status, metrics and commands; empty: the type
 	Type string `yaml:"type"` // webhook | dingtalk | wecom | feishu | slack | email
 
-	URL        string `yaml:"url"`         // of a webhook; the other URLs carry a token and are given by one of the next two
+	URL        string `yaml:"url"`         // URL of a webhook; all others carry a token and are given by one of the next two
 	URLEnv     string `yaml:"url_env"`     // environment variable that holds the URL
-	URLFile    string `yaml:"url_file"`    // or the file
-	SecretEnv  string `yaml:"secret_env"`  // environment variable that holds the key of signatures: a webhook's, which must have one, DingTalk's, Feishu's
-	SecretFile string `yaml:"secret_file"` // or the file
-	Secret     string `yaml:"-"`           // what either held
+	URLFile    string `yaml:"url_file"`    // file that holds it, in place of the variable
+	SecretEnv  string `yaml:"secret_env"`  // environment variable that holds the key of signatures: required for a webhook, optional for DingTalk and Feishu
+	SecretFile string `yaml:"secret_file"` // file that holds it, in place of the variable
+	Secret     string `yaml:"-"`           // value of the variable or the file
 
-	Min          Severity `yaml:"min"`           // least severity that is told: warning | severe | blocked; empty: warning
+	Min          Severity `yaml:"min"`           // lowest severity that is sent: warning | severe | blocked; empty: warning
 	Language     string   `yaml:"language"`      // en | zh; empty: en
-	AllowPrivate bool     `yaml:"allow_private"` // may be at an address that is not public, and in the clear (http)
-	CAFile       string   `yaml:"ca_file"`       // PEM of the authority of the other side; empty: the system's
+	AllowPrivate bool     `yaml:"allow_private"` // whether an address that is not public is allowed, and plain http
+	CAFile       string   `yaml:"ca_file"`       // PEM of the authority of the receiver's certificate; empty: the system's
 
-	// Of e-mail.
+	// For e-mail only.
 	Server       string   `yaml:"server"`        // host:port
 	TLS          string   `yaml:"tls"`           // starttls | implicit | none; empty: starttls
 	Username     string   `yaml:"username"`      // empty: without authentication
 	PasswordEnv  string   `yaml:"password_env"`  // environment variable that holds its password
-	PasswordFile string   `yaml:"password_file"` // or the file
-	Password     string   `yaml:"-"`             // what either held
-	From         string   `yaml:"from"`          // address, such as Tidegate <tidegate@example.com>
-	To           []string `yaml:"to"`            // addresses; each gets a message of its own
+	PasswordFile string   `yaml:"password_file"` // file that holds it, in place of the variable
+	Password     string   `yaml:"-"`             // value of the variable or the file
+	From         string   `yaml:"from"`          // sender, such as Tidegate <tidegate@example.com>
+	To           []string `yaml:"to"`            // recipients; each gets a message of its own
 }
 
-// UnmarshalYAML lets an entry say only what differs from the defaults.
+// UnmarshalYAML reads an entry and sets the defaults of what it leaves out.
 func (c *Config) UnmarshalYAML(decode func(any) error) error {
 	type plain Config
 	var p plain
@@ -81,7 +81,7 @@ func (c *Config) UnmarshalYAML(decode func(any) error) error {
 	return nil
 }
 
-// filled is the configuration with the defaults of what it leaves out.
+// withDefaults returns the configuration with the defaults of what it leaves out.
 func (c Config) withDefaults() Config {
 	fill := func(s *string, value string) {
 		if *s == "" {
@@ -96,9 +96,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// secrets are what no message to people may hold, the longest first.
+// secrets returns the texts that no message to people may contain, the longest first.
 func (c *Config) secrets() (out []string) {
-	add := func(s string, minimum int) { // what is shorter hides half of a text
+	add := func(s string, minimum int) { // to hide a shorter one would hide half of a text
 		if len(s) >= minimum {
 			out = append(out, s)
 		}
@@ -122,8 +122,8 @@ func (c *Config) secrets() (out []string) {
 	return out
 }
 
-// ValidateAll says all that is wrong with the section alerts, path first. The secrets
-// must have been read.
+// ValidateAll returns all faults of the section alerts, each with its path first. The
+// secrets must have been read.
 func ValidateAll(configs []Config) error {
 	var faults []error
 	seen := map[string]int{}
@@ -143,6 +143,7 @@ func ValidateAll(configs []Config) error {
 	return errors.Join(faults...)
 }
 
+// unjoin returns the errors of errors.Join, or the error alone.
 func unjoin(err error) []error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()
@@ -150,7 +151,7 @@ func unjoin(err error) []error {
 	return []error{err}
 }
 
-// Validate says all that is wrong, path first.
+// Validate returns all faults of the entry, each with its path first.
 func (c Config) Validate() error {
 	c = c.withDefaults()
 	f := &faults{}
@@ -182,15 +183,18 @@ func (c Config) Validate() error {
 	return errors.Join(f.list...)
 }
 
+// faults collects the faults of an entry.
 type faults struct{ list []error }
 
+// check adds a fault unless ok.
 func (f *faults) check(ok bool, format string, args ...any) {
 	if !ok {
 		f.list = append(f.list, fmt.Errorf(format, args...))
 	}
 }
 
-// validateURL never shows the URL, which may hold a token.
+// validateURL checks the URL and the secret. It never shows the URL, which may hold a
+// token.
 func (c *Config) validateURL(f *faults) {
 	named := c.URLEnv != "" || c.URLFile != ""
 	f.check(c.URLEnv == "" || c.URLFile == "", "url_env: excludes url_file")
@@ -223,6 +227,7 @@ func (c *Config) validateURL(f *faults) {
 	}
 }
 
+// validateMail checks the settings of e-mail.
 func (c *Config) validateMail(f *faults) {
 	host, port, err := net.SplitHostPort(c.Server)
 	n, portErr := strconv.Atoi(port)
@@ -247,16 +252,20 @@ func (c *Config) validateMail(f *faults) {
 	}
 }
 
-// privateHost reports whether a host is seen to be private without asking for its name.
+// privateHost reports whether a host is private, as far as its text shows: it resolves no
+// name.
 func privateHost(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return err == nil && !public(ip) || strings.EqualFold(host, "localhost")
 }
 
+// minSecret is the shortest key of a webhook, in characters.
 const minSecret = 16 // characters of a webhook's key
 
+// isOneLine reports whether a text has no line break and no NUL.
 func isOneLine(s string) bool { return !strings.ContainsAny(s, "\r\n\x00") }
 
+// validName reports whether a text may name a channel.
 func validName(s string) bool {
 	invalid := func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(".-_", r)
@@ -264,6 +273,7 @@ func validName(s string) bool {
 	return s != "" && len(s) <= 64 && !strings.ContainsFunc(s, invalid)
 }
 
+// loadCA reads the certificates of a PEM file.
 func loadCA(file string) (*x509.CertPool, error) {
 	pem, err := os.ReadFile(file)
 	if err != nil {
@@ -276,8 +286,8 @@ func loadCA(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// New makes the channel of an entry whose secrets have been read. It starts nothing
-// and connects to nobody.
+// New returns the channel of an entry whose secrets have been read. It opens no
+// connection.
 func New(c Config) (*Channel, error) {
 	c = c.withDefaults()
 	if err := c.Validate(); err != nil {

@@ -12,21 +12,22 @@ import (
 	"time"
 )
 
-// dialer connects to public addresses, and to others where they are allowed.
+// dialer connects to public addresses, and to private ones if they are allowed.
 type dialer struct {
-	private  bool
+	private  bool // whether private addresses are allowed
 	tls      *tls.Config
-	resolver *net.Resolver // nil: the system's
+	resolver *net.Resolver // nil for the system's
 }
 
+// connectTimeout bounds each of the connection and the TLS handshake.
 const connectTimeout = 10 * time.Second
 
-// errPrivate is a refusal. It names no address: who may write a URL but not read the
-// log should not learn what names resolve to inside.
+// errPrivate refuses a private address. It does not show the address: an author of URLs
+// who cannot read the log should not learn what internal names resolve to.
 var errPrivate = errors.New("the address is not public: refused; allow_private: true would allow it")
 
-// DialContext resolves and connects. The address is judged when the socket is about to
-// connect, so a name that resolves to another address the second time gains nothing.
+// DialContext resolves a name and connects. It checks the address just before the socket
+// connects, so a name that resolves to another address the second time gains nothing.
 func (d *dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	nd := net.Dialer{Timeout: connectTimeout, Resolver: d.resolver}
 	if !d.private {
@@ -35,7 +36,7 @@ func (d *dialer) DialContext(ctx context.Context, network, address string) (net.
 	return nd.DialContext(ctx, network, address)
 }
 
-// judge refuses an address (ip:port) that is not public.
+// checkAddress refuses an address (ip:port) that is not public.
 func checkAddress(address string) error {
 	addr, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -47,9 +48,9 @@ func checkAddress(address string) error {
 	return nil
 }
 
-// public reports whether an address is one of the internet at large, by IANA's
-// registries of special addresses (RFC 6890 and its updates). An IPv4 address inside an
-// IPv6 one is judged as itself: mapped, or translated by NAT64 (RFC 6052).
+// public reports whether an address belongs to the public internet, by IANA's registries
+// of special addresses (RFC 6890 and its updates). It takes an IPv4 address out of a
+// mapped or NAT64 (RFC 6052) IPv6 address first.
 func public(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
 	if nat64 := netip.MustParsePrefix("64:ff9b::/96"); nat64.Contains(a) {
@@ -57,7 +58,7 @@ func public(a netip.Addr) bool {
 		a = netip.AddrFrom4([4]byte(b[12:]))
 	}
 	if a.Is6() && !netip.MustParsePrefix("2000::/3").Contains(a) {
-		return false // loopback, unspecified, unique local, link-local, multicast and all that is not given out
+		return false // loopback, unspecified, unique local, link-local, multicast and all unassigned ones
 	}
 	for _, special := range []string{
 		"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
@@ -74,9 +75,9 @@ func public(a netip.Addr) bool {
 	return true
 }
 
-// client asks no proxy of the environment, follows no redirect and keeps no connection:
-// alerts are rare, and a connection that died while it was idle would leave open
-// whether a message arrived.
+// client returns an HTTP client that uses no proxy of the environment, follows no redirect
+// and keeps no connection. Alerts are rare, and a connection that died while idle would
+// leave open whether a message arrived.
 func (d *dialer) client() *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{

@@ -15,20 +15,20 @@ import (
 	"sync/atomic"
 )
 
-// maxAnswer is how much of an answer is read, of its head and of its body each, in bytes.
+// maxAnswer bounds the head and the body of an answer, in bytes each.
 const maxAnswer = 64 << 10
 
-// letter is one HTTP request and how its answer is understood.
+// request is one HTTP request and the check of its answer.
 type request struct {
 	url    string
 	header map[string]string
 	body   []byte
-	// verdict says why a 2xx answer is none; "" where it is one. ok is false where the
-	// answer says neither.
+	// check returns the complaint of a 2xx answer, or "" if it accepts the message. ok is
+	// false if the answer does neither.
 	check func(answer []byte) (complaint string, ok bool)
 }
 
-// post writes the alert for its channel, sends it, and understands the answer.
+// post sends the alert as an HTTP request and checks the answer.
 func (ch *Channel) post(ctx context.Context, a Alert) *Error {
 	l := ch.request(a)
 	var written atomic.Bool
@@ -39,7 +39,7 @@ func (ch *Channel) post(ctx context.Context, a Alert) *Error {
 	if err != nil {
 		return &Error{Text: "the URL makes no request"}
 	}
-	// A request that can be made anew may be sent twice by the client itself.
+	// With GetBody the client itself may send the request twice.
 	r.GetBody = nil
 	r.Header.Set("Content-Type", "application/json; charset=utf-8")
 	r.Header.Set("User-Agent", "tidegate")
@@ -71,7 +71,8 @@ func (ch *Channel) post(ctx context.Context, a Alert) *Error {
 	return nil
 }
 
-// said tells a failure by HTTP status, with what the other side says about it.
+// statusError returns the text for an HTTP status that is an error, with the beginning of
+// the answer.
 func statusError(status int, answer []byte) string {
 	text := fmt.Sprintf("answered %d", status)
 	if name := http.StatusText(status); name != "" {
@@ -83,10 +84,11 @@ func statusError(status int, answer []byte) string {
 	return text
 }
 
-// quote is the beginning of an answer on one line.
+// quote returns the beginning of an answer on one line.
 func quote(answer []byte) string { return clip(sanitize(string(answer)), 200) }
 
-// explain says what went wrong, without the URL that the client's errors begin with.
+// explain returns the text for an error of the client, without the URL that it begins
+// with.
 func explain(ctx context.Context, err error) string {
 	var urlErr *url.Error
 	if errors.As(err, &urlErr) {
@@ -106,10 +108,11 @@ func explain(ctx context.Context, err error) string {
 	return strings.TrimSpace(sanitize(err.Error()))
 }
 
-// anyAnswer takes each 2xx for a yes.
+// anyAnswer accepts every 2xx answer.
 func anyAnswer([]byte) (string, bool) { return "", true }
 
-// coded reads {"code": 0, "message": "..."} under the names that a vendor has for them.
+// codeIn returns a check of answers such as {"code": 0, "message": "..."}, with the
+// vendor's names of the two fields.
 func codeIn(code, message string) func([]byte) (string, bool) {
 	return func(answer []byte) (string, bool) {
 		var fields map[string]json.RawMessage
@@ -121,7 +124,7 @@ func codeIn(code, message string) func([]byte) (string, bool) {
 			return "", true
 		}
 		var text string
-		_ = json.Unmarshal(fields[message], &text) // one that is no string is left out
+		_ = json.Unmarshal(fields[message], &text) // a message that is no string is left out
 		return strings.TrimSuffix(fmt.Sprintf("answered %s %s: %s", code, n, clip(sanitize(text), 200)), ": "), true
 	}
 }

@@ -16,23 +16,22 @@ import (
 	gomail "github.com/wneessen/go-mail"
 )
 
-// mail sends the alert to one recipient, over a connection of its own. It is delivered
-// when the server has replied to the end of the message with a yes; what fails after
-// that changes nothing.
+// mail sends the alert to one recipient over a connection of its own. The message is
+// delivered when the server has accepted its end. Later failures change nothing.
 func (ch *Channel) mail(ctx context.Context, recipient string, a Alert) *Error {
 	message, err := ch.compose(recipient, a)
 	if err != nil {
 		return &Error{Text: sanitize(err.Error())}
 	}
-	// The library hears of the context while it dials only, and leaves a connection open
-	// that fails before the first message: both are done here.
+	// The library uses the context for dialing only, and leaves a connection open
+	// that fails before the first message. Both are handled here.
 	var conn net.Conn
 	dial := func(dialing context.Context, network, address string) (net.Conn, error) {
 		raw, err := ch.dialer.DialContext(dialing, network, address)
 		if err != nil {
 			return nil, err
 		}
-		context.AfterFunc(ctx, func() { raw.Close() }) // Send ends its context at last
+		context.AfterFunc(ctx, func() { raw.Close() }) // Send cancels its context at the end
 		conn = raw
 		if ch.config.TLS == ImplicitTLS {
 			secure := tls.Client(raw, ch.mailTLS())
@@ -49,7 +48,7 @@ func (ch *Channel) mail(ctx context.Context, recipient string, a Alert) *Error {
 	if err == nil {
 		err = client.SendWithSMTPClient(session, message)
 		_ = conn.SetDeadline(time.Now().Add(quitTimeout))
-		_ = session.Quit() // whatever it answers
+		_ = session.Quit() // its answer does not matter
 	}
 	if message.IsDelivered() {
 		return nil
@@ -57,16 +56,17 @@ func (ch *Channel) mail(ctx context.Context, recipient string, a Alert) *Error {
 	return mailError(ctx, err)
 }
 
-// goodbye is how long a server may take to part.
+// quitTimeout bounds the end of a session.
 const quitTimeout = 2 * time.Second
 
+// mailTLS returns the TLS settings for the server.
 func (ch *Channel) mailTLS() *tls.Config {
 	tc := ch.dialer.tls.Clone()
 	tc.ServerName, _, _ = net.SplitHostPort(ch.config.Server)
 	return tc
 }
 
-// mailer is a client for one message.
+// mailer returns a client for one message.
 func (ch *Channel) mailer(dial gomail.DialContextFunc) (*gomail.Client, error) {
 	c := ch.config
 	host, port, _ := net.SplitHostPort(c.Server)
@@ -90,9 +90,9 @@ func (ch *Channel) mailer(dial gomail.DialContextFunc) (*gomail.Client, error) {
 	return gomail.NewClient(host, options...)
 }
 
-// compose writes the message. Its Message-ID is the same at each attempt (and differs by
-// recipient), so that a mailbox can drop a repetition; Auto-Submitted keeps programs
-// from answering it (RFC 3834).
+// compose returns the message. Its Message-ID is the same at each attempt, and differs by
+// recipient, so that a mailbox can drop a repetition. Auto-Submitted keeps programs from
+// answering it (RFC 3834).
 func (ch *Channel) compose(recipient string, a Alert) (*gomail.Msg, error) {
 	words := Format(a, ch.config.Language, ch.now(), escapeHeader)
 	m := gomail.NewMsg(gomail.WithNoDefaultUserAgent())
@@ -113,8 +113,8 @@ func (ch *Channel) compose(recipient string, a Alert) (*gomail.Msg, error) {
 	return m, nil
 }
 
-// refusal says why a message was not taken. Only one that was sent to its end, to which
-// there was no reply, may have arrived.
+// mailError returns the Error for a message that was not accepted. Only one that was sent
+// whole and got no reply may have arrived.
 func mailError(ctx context.Context, err error) *Error {
 	var reply *textproto.Error
 	var sending *gomail.SendError
@@ -133,7 +133,7 @@ func mailError(ctx context.Context, err error) *Error {
 	return &Error{Text: explain(ctx, err)}
 }
 
-// unquoted is a text whose end, what a server said, is quoted, without the quotes.
+// unquote returns a text without the quotes of its end, which is the server's reply.
 func unquote(text string) string {
 	if i := strings.IndexByte(text, '"'); i >= 0 {
 		if reply, err := strconv.Unquote(text[i:]); err == nil {

@@ -10,18 +10,18 @@ import (
 	"unicode/utf8"
 )
 
-// Message is an alert for people.
+// Message is an alert as text for people.
 type Message struct {
 	Title string   // one line, at most a few hundred characters
-	Lines []string // who, which quota, how much, until when, what to do
+	Lines []string // subject, quota, use, reset and advice
 }
 
-// Text is the whole message, for where there is no markup.
+// Text returns the whole message as plain text.
 func (m Message) Text() string { return m.Title + "\n\n" + strings.Join(m.Lines, "\n") }
 
-// Write words an alert in a language, English unless it is Chinese, at a moment. What
-// users chose goes through escape, after control characters are out of it and it is cut
-// to maxName characters. It is a pure function.
+// Format returns an alert as text in a language, English unless that is Chinese, as of
+// now. Names that users chose are sanitized, cut to maxName characters and passed through
+// escape. It is a pure function.
 func Format(a Alert, language string, now time.Time, escape func(string) string) Message {
 	name := func(s string) string {
 		if s = sanitize(clip(s, 10*maxName)); s == "" {
@@ -35,10 +35,11 @@ func Format(a Alert, language string, now time.Time, escape func(string) string)
 	return english(a, now, name)
 }
 
-// maxName is how much of a name is shown, in characters. With it the longest message
-// has less than 4096 bytes in every channel, which is what WeCom takes.
+// maxName is the longest part of a name that is shown, in characters. It keeps the longest
+// message below 4096 bytes in every channel, which is WeCom's limit.
 const maxName = 80
 
+// english returns the message in English.
 func english(a Alert, now time.Time, name func(string) string) Message {
 	subject := strings.Join(strings.FieldsFunc(a.Scope, func(r rune) bool { return r == ',' }), " and ")
 	switch {
@@ -73,6 +74,7 @@ func english(a Alert, now time.Time, name func(string) string) Message {
 	return m
 }
 
+// chinese returns the message in Chinese.
 func chinese(a Alert, now time.Time, name func(string) string) Message {
 	words := map[string]string{
 		"department": "部门", "project": "项目", "user": "用户", "key": "密钥", "ip": "IP", "model": "模型",
@@ -121,11 +123,12 @@ func chinese(a Alert, now time.Time, name func(string) string) Message {
 	return m
 }
 
-// moment is a date and time of day with its zone as an offset, which no reader has to
-// guess.
+// formatTime returns date and time of day with the offset of the zone, so that no reader
+// has to guess it.
 func formatTime(t time.Time) string { return t.Format("2006-01-02 15:04 (UTC-07:00)") }
 
-// span is a duration above zero in its two largest units, rounded up to a minute.
+// formatDuration returns a positive duration in its two largest units, rounded up to a
+// minute.
 func formatDuration(d time.Duration, day, hour, minute, separator string) string {
 	minutes := int64((d + time.Minute - 1) / time.Minute)
 	days, hours, minutes := minutes/(24*60), minutes/60%24, minutes%60
@@ -143,7 +146,7 @@ func formatDuration(d time.Duration, day, hour, minute, separator string) string
 	return strings.Join(parts, separator)
 }
 
-// thousands is 1234567 as 1,234,567.
+// thousands returns 1234567 as 1,234,567.
 func thousands(n int64) string {
 	digits := strconv.FormatInt(n, 10)
 	sign := ""
@@ -156,7 +159,7 @@ func thousands(n int64) string {
 	return sign + digits
 }
 
-// share is in whole percent, rounded down: 99.9 % is not yet all.
+// percentOf returns whole percents, rounded down: 99.9 % is not 100 %.
 func percentOf(used, limit int64) string {
 	if limit <= 0 {
 		return "100%"
@@ -164,8 +167,8 @@ func percentOf(used, limit int64) string {
 	return fmt.Sprintf("%.0f%%", math.Floor(float64(used)/float64(limit)*100))
 }
 
-// clean is a text on one line, valid UTF-8, without characters that steer what is
-// around them: controls, bidirectional overrides, invisible ones.
+// sanitize returns a text as one line of valid UTF-8, without characters that affect their
+// surroundings: controls, bidirectional overrides, invisible characters.
 func sanitize(s string) string {
 	replace := func(r rune) rune {
 		if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) || r == utf8.RuneError {
@@ -176,7 +179,7 @@ func sanitize(s string) string {
 	return strings.Join(strings.Fields(strings.Map(replace, strings.ToValidUTF8(s, " "))), " ")
 }
 
-// clip cuts a text to so many bytes, between characters.
+// clip cuts a text to a size in bytes, between characters.
 func clip(s string, size int) string {
 	if len(s) <= size {
 		return s
@@ -188,7 +191,7 @@ func clip(s string, size int) string {
 	return s[:cut] + "..."
 }
 
-// clipRunes cuts a text to so many characters.
+// clipRunes cuts a text to a size in characters.
 func clipRunes(s string, size int) string {
 	if utf8.RuneCountInString(s) <= size {
 		return s
@@ -197,8 +200,8 @@ func clipRunes(s string, size int) string {
 	return string(runes[:size-3]) + "..."
 }
 
-// unlinked is a text in which no program finds a URL: the colon of :// and the dot of
-// www. become their full-width selves.
+// withoutLinks returns a text in which no program finds a URL. It replaces the colon of
+// :// and the dot of www. by their full-width forms.
 func withoutLinks(s string) string {
 	s = strings.ReplaceAll(s, "://", "\uff1a//")
 	for i := 0; i+4 <= len(s); i++ {
@@ -209,8 +212,8 @@ func withoutLinks(s string) string {
 	return s
 }
 
-// lookalike is a text without the characters that mean something in Markdown, HTML or
-// as a mention, each replaced by its full-width self. DingTalk and WeCom document no
+// withoutMarkup returns a text without links, Markdown, HTML and mentions. It replaces
+// each of their characters by its full-width form, since DingTalk and WeCom document no
 // way to escape them.
 func withoutMarkup(s string) string {
 	return strings.Map(func(r rune) rune {
@@ -221,10 +224,11 @@ func withoutMarkup(s string) string {
 	}, withoutLinks(s))
 }
 
-// headed is a text that a mail header can hold: no encoded word of RFC 2047 begins in it.
+// escapeHeader returns a text that is safe in a mail header: no encoded word of RFC 2047
+// begins in it.
 func escapeHeader(s string) string { return strings.ReplaceAll(withoutLinks(s), "=?", "=\uff1f") }
 
-// entities is a text as Slack has it escaped. See
+// escapeSlack escapes a text for Slack. See
 // https://docs.slack.dev/messaging/formatting-message-text, "Escaping text".
 func escapeSlack(s string) string {
 	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(withoutLinks(s))

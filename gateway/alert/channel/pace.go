@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// burst is how many messages go at once before the pace holds.
+// burst is the number of messages that may go at once.
 const burst = 4
 
-// paceOf is the time between messages with which a channel stays within what its vendor
-// takes, burst included: of DingTalk and WeCom 20 in a minute, of Feishu 100 in a minute
-// and 5 in a second, of Slack one in a second and a few more. A robot that is sent more
-// may be shut out for minutes. The sources are named where each message is written.
+// paceInterval returns the time between messages that keeps a channel within its vendor's
+// limit, burst included. DingTalk and WeCom accept 20 a minute; Feishu 100 a minute and 5
+// a second; Slack one a second and a few more. A robot that receives more may be blocked
+// for minutes. The functions that build the messages name the sources.
 func paceInterval(kind string) time.Duration {
 	switch kind {
 	case DingTalk, WeCom:
@@ -23,15 +23,15 @@ func paceInterval(kind string) time.Duration {
 	return 0
 }
 
-// turns hands out the moments at which messages may go.
+// pacer spaces out messages. It is safe for concurrent use.
 type pacer struct {
-	interval time.Duration // 0: at once
+	interval time.Duration // time between messages; 0 for none
 	mu       sync.Mutex
-	next     time.Time // when a message could go if there were no burst
+	next     time.Time // time of the next message without a burst
 }
 
-// wait blocks until it is the caller's turn, and reports whether it came before the
-// context ended; a turn that was waited for in vain is given back.
+// wait blocks until the next message may go, and reports whether that came before the end
+// of the context. A wait in vain uses up no turn.
 func (t *pacer) wait(ctx context.Context) bool {
 	if t.interval == 0 {
 		return true

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// letter is the alert as the channel's vendor wants it, signed now.
+// request returns the alert as the channel's vendor expects it, signed now.
 func (ch *Channel) request(a Alert) request {
 	c, now := ch.config, ch.now()
 	switch c.Type {
@@ -28,12 +28,12 @@ func (ch *Channel) request(a Alert) request {
 	return webhook(c, a, now)
 }
 
-// notice is the body of a webhook. Times are RFC 3339, in whole seconds.
+// notice is the body of a webhook. Its times are RFC 3339, in whole seconds.
 type notice struct {
-	ID       string   `json:"id"`   // the same at each attempt
-	Test     bool     `json:"test"` // somebody tries the channel
+	ID       string   `json:"id"`   // id, the same at each attempt
+	Test     bool     `json:"test"` // set for a test of the channel
 	Severity Severity `json:"severity"`
-	Percent  int      `json:"percent"` // the threshold
+	Percent  int      `json:"percent"` // crossed threshold
 	Quota    string   `json:"quota"`
 	Scope    string   `json:"per"`
 	Subject  string   `json:"who"`
@@ -42,13 +42,14 @@ type notice struct {
 	Limit    int64    `json:"limit"`
 	ResetsAt string   `json:"resets_at"`
 	Time     string   `json:"at"`
-	Title    string   `json:"title"` // for people, in the channel's language
+	Title    string   `json:"title"` // title for people, in the channel's language
 	Text     string   `json:"text"`
 }
 
-// webhook is our own form: a notice in JSON. The signature is made over the time and
-// the bytes of the body, so neither can be changed and an old request does not pass for
-// a new one; the delivery is the alert's id, so that a receiver can drop a repetition.
+// webhook returns the request of our own format: a notice in JSON. The signature covers
+// the time and the bytes of the body, so neither can be changed and an old request does
+// not pass for a new one. The delivery header holds the alert's id, so that a receiver can
+// drop a repetition.
 func webhook(c Config, a Alert, now time.Time) request {
 	m := Format(a, c.Language, now, withoutLinks)
 	body := encode(notice{
@@ -64,9 +65,9 @@ func webhook(c Config, a Alert, now time.Time) request {
 	}}
 }
 
-// dingtalk is a custom robot's markdown message. The signature is of the time in
-// milliseconds, a line feed and the secret, with the secret as the key, in Base64, in
-// the query beside the time. See
+// dingtalk returns a custom robot's markdown message. The signature is an HMAC over the
+// time in milliseconds, a line feed and the secret, with the secret as the key, in Base64,
+// in the query beside the time. See
 // https://open.dingtalk.com/document/robots/custom-robot-access and
 // https://open.dingtalk.com/document/robots/customize-robot-security-settings
 func dingtalk(c Config, a Alert, now time.Time) request {
@@ -91,8 +92,8 @@ func dingtalk(c Config, a Alert, now time.Time) request {
 	})}
 }
 
-// wecom is a group robot's markdown message, of at most 4096 bytes. Its key in the URL
-// is all there is of authentication. See
+// wecom returns a group robot's markdown message, of at most 4096 bytes. The key in the
+// URL is its only authentication. See
 // https://developer.work.weixin.qq.com/document/path/91770
 func wecom(c Config, a Alert, now time.Time) request {
 	m := Format(a, c.Language, now, withoutMarkup)
@@ -102,9 +103,9 @@ func wecom(c Config, a Alert, now time.Time) request {
 	})}
 }
 
-// feishu is a custom bot's card, all of it in plain_text, in which nothing is markup.
-// The signature is of nothing, with the time in seconds, a line feed and the secret as
-// the key, in Base64, in the body beside the time. See
+// feishu returns a custom bot's card, entirely in plain_text, which has no markup. The
+// signature is an HMAC over nothing, with the time in seconds, a line feed and the secret
+// as the key, in Base64, in the body beside the time. See
 // https://open.feishu.cn/document/client-docs/bot-v3/add-custom-bot
 func feishu(c Config, a Alert, now time.Time) request {
 	m := Format(a, c.Language, now, withoutLinks)
@@ -129,9 +130,9 @@ func feishu(c Config, a Alert, now time.Time) request {
 	return request{url: c.URL, check: codeIn("code", "msg"), body: encode(body)}
 }
 
-// slack is an incoming webhook's message: blocks, and the text that notifications show.
-// With verbatim nothing in it becomes a link or a mention that is not written as one.
-// See https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks and
+// slack returns an incoming webhook's message: blocks, and the text that notifications
+// show. With verbatim, only explicit links and mentions become such. See
+// https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks and
 // https://docs.slack.dev/reference/block-kit/composition-objects/text-object
 func slack(c Config, a Alert, now time.Time) request {
 	m := Format(a, c.Language, now, escapeSlack)
@@ -145,21 +146,21 @@ func slack(c Config, a Alert, now time.Time) request {
 	})}
 }
 
-// sign is HMAC-SHA256 (RFC 2104).
+// sign returns the HMAC-SHA256 (RFC 2104).
 func sign(key, message string) []byte {
 	mac := hmac.New(sha256.New, []byte(key))
 	mac.Write([]byte(message))
 	return mac.Sum(nil)
 }
 
-// encode is the JSON of strings, numbers and what is made of them, which all have one.
+// encode returns the JSON of a value that always marshals.
 func encode(v any) []byte {
 	body, _ := json.Marshal(v)
 	return body
 }
 
-// token is an id as a header can hold it: itself, or where it has odd characters their
-// digest.
+// token returns an id that fits a header: the id itself, or its digest if it has odd
+// characters.
 func token(id string) string {
 	invalid := func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`<>@"\`, r) }
 	if id != "" && len(id) <= 128 && !strings.ContainsFunc(id, invalid) {
