@@ -184,7 +184,7 @@ func (a *Alerts) Status() []Status {
 	if a == nil {
 		return []Status{}
 	}
-	channels := a.routes.all()
+	channels := a.routes.list()
 	var counted map[string]Status
 	if p := a.upkeep.status.Load(); p != nil {
 		counted = *p
@@ -207,7 +207,7 @@ func (a *Alerts) Run(ctx context.Context) error {
 	})
 	repeat(ctx, deliverInterval, a.wake, func() {
 		steps.start("", func() error { return a.Tidy(ctx) })
-		for _, c := range a.routes.all() {
+		for _, c := range a.routes.list() {
 			steps.start(c.Name, func() error { return a.Deliver(ctx, c) })
 		}
 	})

@@ -34,8 +34,8 @@ func (r *routes) replace(channels []Channel, publish func([]Channel)) {
 	publish(channels)
 }
 
-// all returns the channels, which the caller must not change.
-func (r *routes) all() []Channel {
+// list returns the channels, which the caller must not change.
+func (r *routes) list() []Channel {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.channels
@@ -50,7 +50,7 @@ func (r *routes) isCurrent(c Channel) bool {
 
 // accepting returns the targets of the channels that accept a severity.
 func (r *routes) accepting(s channel.Severity) []channel.Target {
-	return targets(slices.DeleteFunc(slices.Clone(r.all()), func(c Channel) bool { return !c.Accepts(s) }))
+	return targets(slices.DeleteFunc(slices.Clone(r.list()), func(c Channel) bool { return !c.Accepts(s) }))
 }
 
 // removedTargets returns the removed targets.

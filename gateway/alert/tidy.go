@@ -55,7 +55,7 @@ func (a *Alerts) prune(ctx context.Context) error {
 		return nil
 	}
 	var names []string
-	for _, c := range a.routes.all() {
+	for _, c := range a.routes.list() {
 		names = append(names, c.Name)
 	}
 	if err := errors.Join(a.outbox.dropAbandoned(ctx, names, now.Add(-maxRetryAge)), a.outbox.prune(ctx, now.Add(-retention))); err != nil {
