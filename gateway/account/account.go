@@ -69,7 +69,7 @@ const MaxLevel = 4
 
 // Identity is the caller of a request, with its rights.
 type Identity struct {
-	Department  string // empty, as is Project, for keys of the file and in open mode
+	Department  string // department of the user; empty, as is Project, for keys of the file and in open mode
 	Project     string
 	User        string
 	Key         string // name of the key, never its text
@@ -100,7 +100,7 @@ type Directory struct {
 	store  *Store
 
 	guesses *guessLimiter    // shared with the store, so that it outlives a reload
-	running *runningRequests // shared with the store, as guesses is
+	running *runningRequests // shared with the store too
 }
 
 // New returns a directory for a valid configuration.
@@ -148,8 +148,8 @@ func (d *Directory) Identify(ctx context.Context, authorization string, addr net
 		}
 		return anonymousIdentity(addr), nil
 	}
-	// A placeholder that a client sends is no guess. The administrator's key of the file
-	// file says nothing here, or it could be guessed here.
+	// A placeholder that a client sends is no guess. The administrator's key of the file is
+	// ignored here, or it could be guessed here.
 	if id, err := d.identify(ctx, key, addr, 0); err == nil && !id.Admin {
 		return id, nil
 	}

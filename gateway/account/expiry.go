@@ -11,7 +11,7 @@ import (
 // Parameters of the check for keys that expire soon.
 const (
 	expiryInterval    = time.Minute
-	minExpiryInterval = 10 * time.Second // between two checks, even if keys have changed
+	minExpiryInterval = 10 * time.Second // interval while keys change
 	maxExpiring       = 100              // number of keys that are named
 )
 

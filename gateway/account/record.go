@@ -17,8 +17,8 @@ import (
 type record struct {
 	id       Identity
 	ips      []netip.Prefix
-	revoked  time.Time // zero if it is not
-	disabled time.Time // zero if it is not
+	revoked  time.Time // time of the revocation; zero for none
+	disabled time.Time // time at which an owner was disabled; zero if none is
 }
 
 // admit returns the identity if the key may be used now from an address. Its errors are

@@ -113,13 +113,13 @@ func (o owners) match(id *Identity) bool {
 // way. The caller must call the function when the request has ended.
 func (d *Directory) Follow(ctx context.Context, id *Identity) (context.Context, func()) {
 	if id.sum == (hash{}) || d.config.Mode != Keys {
-		return ctx, func() {} // no key, or none is needed
+		return ctx, func() {} // without a key, or in open mode
 	}
 	runCtx, cancel := context.WithCancelCause(ctx)
 	h := &runningRequest{id: *id, cancel: cancel}
 	d.running.add(h, d.now())
 	if id.KeyID != "" && d.store.currentSeq() != id.seq {
-		// A change since may be of this key, which add has registered only now.
+		// A change since then may be of this key, which was not registered yet.
 		if r, _, err := d.store.find(ctx, id.sum, d.now(), 0); err == nil {
 			if err := r.endCause(id, d.now()); err != nil {
 				cancel(err)

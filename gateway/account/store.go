@@ -61,7 +61,7 @@ type Store struct {
 	failing atomic.Bool               // set if the last pull failed
 	synced  atomic.Pointer[time.Time] // time of the last successful pull, with the monotonic clock; nil for never
 
-	mu           sync.Mutex // guards the fields below
+	mu           sync.Mutex // protects the fields below
 	seq          int64      // last change that was applied; -1 before the first load
 	cache        *simplelru.LRU[hash, *record]
 	unknown      *simplelru.LRU[hash, struct{}]

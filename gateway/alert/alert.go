@@ -61,10 +61,10 @@ const (
 	sweepInterval    = 15 * time.Minute
 	minSweepInterval = 30 * time.Second
 	pruneInterval    = time.Hour
-	retention        = 31 * 24 * time.Hour // after the end of the period
+	retention        = 31 * 24 * time.Hour // life of a crossing after the end of its period
 	queryTimeout     = 5 * time.Second     // for one query of the database or of Redis
 	sweepTimeout     = time.Minute
-	sendGrace        = 5 * time.Second // for a message under way when the process ends
+	sendGrace        = 5 * time.Second // time for a message under way to arrive when the process ends
 )
 
 // Quotas reports the use of quotas. *limit.Limiter implements it.
@@ -220,7 +220,7 @@ type steps struct {
 	group sync.WaitGroup
 
 	mu      sync.Mutex
-	running map[string]bool // by name of the step
+	running map[string]bool // steps that run now, by name
 }
 
 // start runs a step in a goroutine, unless the step of that name is still running.

@@ -156,7 +156,7 @@ func testOnce(t *testing.T, dsn string) {
 		t.Errorf("after a raise: %v", w.arrived)
 	}
 	s := a.Status()[0]
-	if s.Sent != 3 || s.Pending != 0 || s.LastSuccess == nil || !s.LastSuccess.Equal(w.at) || s.LastError != "" {
+	if s.Sent != 3 || s.Pending != 0 || s.LastSuccess == nil || !s.LastSuccess.Equal(w.time) || s.LastError != "" {
 		t.Errorf("status %+v", s)
 	}
 }
@@ -168,9 +168,9 @@ func testOutage(t *testing.T, dsn string) {
 	a := w.replica(db, false, w.channel("ops"))
 	w.down = &channel.Error{Status: 500, Text: "500 Internal Server Error"}
 	w.use(a, "ada", 1000)
-	began := w.at
+	began := w.time
 	tries := 0
-	for w.at.Sub(began) < 10*time.Minute {
+	for w.time.Sub(began) < 10*time.Minute {
 		round(t, a)
 		w.pass(time.Second)
 		tries++
@@ -183,7 +183,7 @@ func testOutage(t *testing.T, dsn string) {
 		t.Errorf("listed %+v, %v", lines, err)
 	}
 	w.down = nil
-	for w.at.Sub(began) < 16*time.Minute {
+	for w.time.Sub(began) < 16*time.Minute {
 		round(t, a)
 		w.pass(time.Second)
 	}
@@ -201,10 +201,10 @@ func testGivenUp(t *testing.T, dsn string) {
 	a := w.replica(open(t, dsn), false, w.channel("ops"))
 	w.down = errors.New("no")
 	w.use(a, "ada", 850)
-	began := w.at
-	for w.at.Sub(began) < 24*time.Hour {
+	began := w.time
+	for w.time.Sub(began) < 24*time.Hour {
 		deliver(t, a)
-		if w.at.Equal(began) {
+		if w.time.Equal(began) {
 			round(t, a)
 		}
 		w.pass(4 * time.Minute)

@@ -121,7 +121,7 @@ func TestLedgerAway(t *testing.T) {
 		if asked++; asked == 1 {
 			return nil, errors.New("it takes too long")
 		}
-		return w.everyone(ctx)
+		return w.activeSubjects(ctx)
 	}
 	w.used["bob"] = 800
 	w.use(a, "ada", 800)

@@ -64,8 +64,8 @@ var errNotShared = errors.New("the counters that all gateways share do not answe
 
 // Times of claims.
 const (
-	claimTTL   = time.Minute    // of a crossing that is not noted yet
-	claimGrace = 24 * time.Hour // of a noted crossing, after the end of its period
+	claimTTL   = time.Minute    // life of the claim on a crossing before it is noted
+	claimGrace = 24 * time.Hour // life of the claim on a noted crossing, after the end of its period
 )
 
 // checks is the state of Check.
@@ -75,7 +75,7 @@ type checks struct {
 	nextSweep time.Time            // next time to ask it
 	sweepErr  error                // error of the last time
 	queue     []limit.Subjects     // subjects of the ledger that are still to be checked
-	settled   map[string]time.Time // crossings that need no work, by id, with the end of that
+	settled   map[string]time.Time // crossings that need no work, by id, with the time until which that holds
 	failing   bool                 // set if the last check failed
 }
 

@@ -16,32 +16,32 @@ import (
 	"tidegate/gateway/database"
 )
 
-// world is what all replicas of a test share but for their databases: time, what
-// users have used of the one quota, the claims, and the receiver of one channel.
+// world holds all that the replicas of a test share, except their databases: the time, the
+// use of the one quota, the claims, and the receiver of one channel.
 type world struct {
 	mu      sync.Mutex
-	at      time.Time
-	used    map[string]int64 // of limit, by user
+	time    time.Time
+	used    map[string]int64 // use, by user
 	limit   int64
 	alertAt []int
-	alone   bool // the shared counters do not answer
+	alone   bool // set while the shared counters do not answer
 
 	claims map[string]claim
 
-	down    error // of the receiver; nil: it takes messages
+	down    error // error of the receiver; nil if it accepts messages
 	arrived map[string]int
 	order   []channel.Alert
-	last    string // arrived, and may not be written down yet
+	last    string // last arrival, whose outcome may not be stored yet
 }
 
 type claim struct {
-	owner string
-	until time.Time
+	owner   string
+	expires time.Time
 }
 
 func newWorld() *world {
 	return &world{
-		at: time.Date(2026, 3, 10, 12, 0, 0, 0, time.UTC), used: map[string]int64{}, limit: 1000, alertAt: []int{80, 95, 100},
+		time: time.Date(2026, 3, 10, 12, 0, 0, 0, time.UTC), used: map[string]int64{}, limit: 1000, alertAt: []int{80, 95, 100},
 		claims: map[string]claim{}, arrived: map[string]int{},
 	}
 }
@@ -49,17 +49,17 @@ func newWorld() *world {
 func (w *world) now() time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.at
+	return w.time
 }
 
 func (w *world) pass(d time.Duration) {
 	w.mu.Lock()
-	w.at = w.at.Add(d)
+	w.time = w.time.Add(d)
 	w.mu.Unlock()
 }
 
-// period is the end of the running day.
-func (w *world) period() time.Time { return w.at.Truncate(24 * time.Hour).Add(24 * time.Hour) }
+// period returns the end of the running day.
+func (w *world) period() time.Time { return w.time.Truncate(24 * time.Hour).Add(24 * time.Hour) }
 
 // Use implements Quotas.
 func (w *world) Use(_ context.Context, who limit.Subjects) ([]limit.QuotaUse, error) {
@@ -79,18 +79,18 @@ func (w *world) Use(_ context.Context, who limit.Subjects) ([]limit.QuotaUse, er
 func (w *world) Claim(_ context.Context, key, owner string, ttl time.Duration) (bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	had, taken := w.claims[key]
-	taken = taken && w.at.Before(had.until)
-	if taken && had.owner != owner {
+	earlier, taken := w.claims[key]
+	taken = taken && w.time.Before(earlier.expires)
+	if taken && earlier.owner != owner {
 		return false, nil
 	}
-	if until := w.at.Add(ttl); !taken || had.until.Before(until) {
-		w.claims[key] = claim{owner, until}
+	if expires := w.time.Add(ttl); !taken || earlier.expires.Before(expires) {
+		w.claims[key] = claim{owner, expires}
 	}
 	return true, nil
 }
 
-func (w *world) everyone(context.Context) (out []limit.Subjects, err error) {
+func (w *world) activeSubjects(context.Context) (out []limit.Subjects, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for user := range w.used {
@@ -99,7 +99,7 @@ func (w *world) everyone(context.Context) (out []limit.Subjects, err error) {
 	return out, nil
 }
 
-// channel is one whose messages arrive in the world.
+// channel returns a channel whose messages arrive in the world.
 func (w *world) channel(name string, recipients ...string) Channel {
 	if len(recipients) == 0 {
 		recipients = []string{""}
@@ -127,7 +127,7 @@ func percentText(percent int) string {
 
 func (w *world) replica(db *bun.DB, shared bool, channels ...Channel) *Alerts {
 	p := Parts{
-		DB: db, Quotas: w, ActiveSubjects: w.everyone, Log: slog.New(slog.DiscardHandler), Now: w.now, Random: func() float64 { return 0.5 },
+		DB: db, Quotas: w, ActiveSubjects: w.activeSubjects, Log: slog.New(slog.DiscardHandler), Now: w.now, Random: func() float64 { return 0.5 },
 		Registry: prometheus.NewRegistry(),
 	}
 	if shared {
@@ -149,7 +149,7 @@ func open(t *testing.T, dsn string) *bun.DB {
 	return db
 }
 
-// nothingPending is true when nothing is on its way.
+// nothingPending reports whether no delivery is pending.
 func nothingPending(t *testing.T, db *bun.DB) bool {
 	t.Helper()
 	var n int
@@ -159,7 +159,7 @@ func nothingPending(t *testing.T, db *bun.DB) bool {
 	return n == 0
 }
 
-// round looks and delivers once.
+// round checks and delivers once.
 func round(t *testing.T, a *Alerts) {
 	t.Helper()
 	if err := a.Check(t.Context()); err != nil {
@@ -183,7 +183,7 @@ func deliver(t *testing.T, a *Alerts) {
 	}
 }
 
-// series are the values of a replica's metrics: those with these label values, by name;
+// series returns the values of a replica's metrics: those with some label values, by name,
 // or all, by name and label values.
 func series(t *testing.T, a *Alerts, values string) map[string]float64 {
 	t.Helper()
@@ -198,11 +198,11 @@ func series(t *testing.T, a *Alerts, values string) map[string]float64 {
 			for _, l := range m.GetLabel() {
 				labels[l.GetName()] = l.GetValue()
 			}
-			of := strings.TrimSpace(labels["channel"] + " " + labels["severity"] + " " + labels["outcome"])
+			label := strings.TrimSpace(labels["channel"] + " " + labels["severity"] + " " + labels["outcome"])
 			value := m.GetCounter().GetValue() + m.GetGauge().GetValue()
 			if values == "" {
-				out[f.GetName()+" "+of] = value
-			} else if of == values {
+				out[f.GetName()+" "+label] = value
+			} else if label == values {
 				out[f.GetName()] = value
 			}
 		}

@@ -192,7 +192,7 @@ func postbox(t *testing.T, p *post, change func(*Config)) *Channel {
 		change(&c)
 	}
 	c.Server = p.start(t)
-	return made(t, c)
+	return newChannel(t, c)
 }
 
 func TestMail(t *testing.T) {
@@ -231,18 +231,18 @@ func TestMail(t *testing.T) {
 				"Content-Type": "text/plain; charset=UTF-8", "Content-Transfer-Encoding": "quoted-printable", "Mime-Version": "1.0",
 				"Auto-Submitted": "auto-generated", "X-Tidegate-Delivery": "01JGTESTALERT",
 			} {
-				same(t, header, m.Header.Get(header), want)
+				checkEqual(t, header, m.Header.Get(header), want)
 			}
 			subject, err := new(mime.WordDecoder).DecodeHeader(m.Header.Get("Subject"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			same(t, "subject", subject, "Tidegate 警告：用户 alice 已使用配额 daily 的 80%")
+			checkEqual(t, "subject", subject, "Tidegate 警告：用户 alice 已使用配额 daily 的 80%")
 			body, err := io.ReadAll(quotedprintable.NewReader(m.Body))
 			if err != nil {
 				t.Fatal(err)
 			}
-			same(t, "body", strings.ReplaceAll(strings.TrimSpace(string(body)), "\r\n", "\n"), Format(sample(), Chinese, noon(), withoutLinks).Text())
+			checkEqual(t, "body", strings.ReplaceAll(strings.TrimSpace(string(body)), "\r\n", "\n"), Format(sample(), Chinese, noon(), withoutLinks).Text())
 			var ids []string
 			for _, text := range messages {
 				m, err := mail.ReadMessage(strings.NewReader(text))
@@ -304,7 +304,7 @@ func TestMailTrouble(t *testing.T) {
 				}
 				return
 			}
-			e := fails(t, t.Context(), ch)
+			e := sendError(t, t.Context(), ch)
 			if !strings.Contains(e.Text, c.want) || e.Status != c.status || e.Unsure != c.unsure {
 				t.Errorf("got  %#v\nwant %q, status %d, unsure %v", e, c.want, c.status, c.unsure)
 			}
@@ -340,7 +340,7 @@ func TestMailSilent(t *testing.T) {
 		t.Run(step, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			p := &post{replies: map[string]string{step: ""}, silent: cancel}
-			e := fails(t, ctx, postbox(t, p, nil))
+			e := sendError(t, ctx, postbox(t, p, nil))
 			if e.Unsure != (step == ".") || e.Status != 0 {
 				t.Errorf("%#v", e)
 			}
@@ -353,7 +353,7 @@ func TestMailPrivate(t *testing.T) {
 	p := &post{}
 	ch := postbox(t, p, nil)
 	ch.dialer.private = false
-	if e := fails(t, t.Context(), ch); e.Text != errPrivate.Error() {
+	if e := sendError(t, t.Context(), ch); e.Text != errPrivate.Error() {
 		t.Errorf("%#v", e)
 	}
 }

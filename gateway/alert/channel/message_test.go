@@ -17,7 +17,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-func asIs(s string) string { return s }
+func identity(s string) string { return s }
 
 func TestWords(t *testing.T) {
 	change := func(f func(*Alert)) Alert {
@@ -87,7 +87,7 @@ What to do: Slow down, or ask an administrator for more: when all is used, reque
 处理建议：在配额重置之前，请求会被拒绝（403 insufficient_quota）。请等待重置，或向管理员申请更多配额。`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			same(t, "text", Format(c.alert, c.language, noon(), asIs).Text(), c.want)
+			checkEqual(t, "text", Format(c.alert, c.language, noon(), identity).Text(), c.want)
 		})
 	}
 }
@@ -97,13 +97,13 @@ func TestThousands(t *testing.T) {
 		0: "0", 999: "999", 1000: "1,000", 123456: "123,456", 1234567: "1,234,567", -1: "-1", -1234: "-1,234",
 		math.MaxInt64: "9,223,372,036,854,775,807", math.MinInt64: "-9,223,372,036,854,775,808",
 	} {
-		same(t, "thousands", thousands(n), want)
+		checkEqual(t, "thousands", thousands(n), want)
 	}
 	for _, c := range []struct {
 		used, limit int64
 		want        string
 	}{{0, 10, "0%"}, {999, 1000, "99%"}, {1000, 1000, "100%"}, {125, 100, "125%"}, {5, 0, "100%"}, {math.MaxInt64, math.MaxInt64, "100%"}} {
-		same(t, "share", percentOf(c.used, c.limit), c.want)
+		checkEqual(t, "share", percentOf(c.used, c.limit), c.want)
 	}
 }
 
@@ -112,7 +112,7 @@ func TestSpan(t *testing.T) {
 		1: "1 min", time.Minute: "1 min", 61 * time.Second: "2 min", time.Hour: "1 h", 90 * time.Minute: "1 h 30 min",
 		24 * time.Hour: "1 d", 24*time.Hour + time.Minute: "1 d", 49 * time.Hour: "2 d 1 h", 24*time.Hour - 1: "1 d",
 	} {
-		same(t, d.String(), formatDuration(d, " d", " h", " min", " "), want)
+		checkEqual(t, d.String(), formatDuration(d, " d", " h", " min", " "), want)
 	}
 }
 

@@ -54,8 +54,8 @@ func read(c net.Conn) {
 	}
 }
 
-// fails sends and returns the error that must come.
-func fails(t *testing.T, ctx context.Context, ch *Channel) *Error {
+// sendError sends an alert and returns the error, which it requires.
+func sendError(t *testing.T, ctx context.Context, ch *Channel) *Error {
 	t.Helper()
 	err := ch.Send(ctx, ch.Targets()[0], sample())
 	var e *Error
@@ -102,14 +102,14 @@ func TestBrokenReceivers(t *testing.T) {
 		"verdict, then cut": {raw(t, answers("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"errcode\":0}")), "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ch := made(t, Config{Type: DingTalk, URL: "http://" + c.address + "/robot/send?access_token=tok-12345"})
+			ch := newChannel(t, Config{Type: DingTalk, URL: "http://" + c.address + "/robot/send?access_token=tok-12345"})
 			if c.want == "" {
 				if err := ch.Send(t.Context(), "", sample()); err != nil {
 					t.Fatal(err)
 				}
 				return
 			}
-			e := fails(t, t.Context(), ch)
+			e := sendError(t, t.Context(), ch)
 			if !strings.Contains(e.Text, c.want) || e.Unsure != c.unsure {
 				t.Errorf("got %#v, want %q, unsure %v", e, c.want, c.unsure)
 			}
@@ -128,7 +128,7 @@ func TestSilentReceiver(t *testing.T) {
 		cancel()
 		io.Copy(io.Discard, c)
 	})
-	e := fails(t, ctx, made(t, Config{Type: Webhook, Secret: testSecret, URL: "http://" + address}))
+	e := sendError(t, ctx, newChannel(t, Config{Type: Webhook, Secret: testSecret, URL: "http://" + address}))
 	if !e.Unsure || e.Status != 0 {
 		t.Errorf("got %#v", e)
 	}
@@ -152,7 +152,7 @@ func TestTimeLimit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ch := made(t, Config{Type: WeCom, URL: "http://receiver.example/send?key=k"})
+				ch := newChannel(t, Config{Type: WeCom, URL: "http://receiver.example/send?key=k"})
 				var serving sync.WaitGroup
 				ch.client.Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
 					here, there := net.Pipe()
@@ -163,7 +163,7 @@ func TestTimeLimit(t *testing.T) {
 					return here, nil
 				}
 				began := time.Now()
-				e := fails(t, t.Context(), ch)
+				e := sendError(t, t.Context(), ch)
 				if took := time.Since(began); took != sendTimeout || !e.Unsure || !strings.Contains(e.Text, "no answer in time") {
 					t.Errorf("%#v after %s", e, took)
 				}
@@ -187,7 +187,7 @@ func TestNoLeak(t *testing.T) {
 		}
 	}
 	server.Start()
-	ch := made(t, Config{Type: Slack, URL: server.URL})
+	ch := newChannel(t, Config{Type: Slack, URL: server.URL})
 	for range 3 {
 		if err := ch.Send(t.Context(), "", sample()); err != nil {
 			t.Fatal(err)
@@ -205,7 +205,7 @@ func TestRedirectNotFollowed(t *testing.T) {
 	elsewhere, got := sink(t, 200, "ok")
 	for _, status := range []int{301, 302, 303, 307, 308} {
 		server := httptest.NewServer(http.RedirectHandler(elsewhere, status))
-		e := fails(t, t.Context(), made(t, Config{Type: Webhook, Secret: testSecret, URL: server.URL}))
+		e := sendError(t, t.Context(), newChannel(t, Config{Type: Webhook, Secret: testSecret, URL: server.URL}))
 		if e.Status != status || !strings.Contains(e.Text, "redirect") || len(got) != 0 {
 			t.Errorf("%#v, %d requests elsewhere", e, len(got))
 		}
@@ -216,7 +216,7 @@ func TestRedirectNotFollowed(t *testing.T) {
 // TestNoProxy holds that the environment's proxy gets no token to see. Go reads the
 // environment once in a process, so that it is not asked here.
 func TestNoProxy(t *testing.T) {
-	if made(t, Config{Type: Slack, URL: "https://receiver.example/x"}).client.Transport.(*http.Transport).Proxy != nil {
+	if newChannel(t, Config{Type: Slack, URL: "https://receiver.example/x"}).client.Transport.(*http.Transport).Proxy != nil {
 		t.Error("the client has a proxy")
 	}
 }
@@ -248,10 +248,10 @@ func TestPrivateRefused(t *testing.T) {
 	defer server.Close()
 	_, port, _ := net.SplitHostPort(server.Listener.Addr().String())
 	for _, host := range []string{"127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "0.0.0.0"} {
-		ch := made(t, Config{Type: Webhook, Secret: testSecret, URL: "https://" + host + ":" + port + "/x"})
+		ch := newChannel(t, Config{Type: Webhook, Secret: testSecret, URL: "https://" + host + ":" + port + "/x"})
 		ch.dialer.private = false
 		ch.client = ch.dialer.client()
-		e := fails(t, t.Context(), ch)
+		e := sendError(t, t.Context(), ch)
 		if !strings.Contains(e.Text, "not public") || e.Unsure {
 			t.Errorf("%s: %#v", host, e)
 		}
@@ -309,14 +309,14 @@ func TestRebinding(t *testing.T) {
 	if err != nil || len(first) != 1 || !public(first[0]) {
 		t.Fatal("the first answer must be a public address:", first, err)
 	}
-	ch := made(t, Config{Type: Slack, URL: "http://" + name + ":" + u.Port()})
+	ch := newChannel(t, Config{Type: Slack, URL: "http://" + name + ":" + u.Port()})
 	ch.dialer.resolver = resolver
 	ch.client = ch.dialer.client()
 	if err := ch.Send(t.Context(), "", sample()); err != nil || len(got) != 1 {
 		t.Fatal("where it is allowed, the second answer is connected to:", err)
 	}
 	ch.dialer.private = false
-	if e := fails(t, t.Context(), ch); e.Text != errPrivate.Error() || len(got) != 1 {
+	if e := sendError(t, t.Context(), ch); e.Text != errPrivate.Error() || len(got) != 1 {
 		t.Errorf("%#v, %d requests", e, len(got))
 	}
 }
@@ -333,7 +333,7 @@ func TestNoSecretInErrors(t *testing.T) {
 	hang := raw(t, read)
 	for _, base := range []string{echo.URL, "http://" + hang, "http://tidegate-alert.invalid", "https://" + hang, "http://127.0.0.1:1"} {
 		for _, path := range []string{"/robot/send?access_token=" + token, "/services/T00/B00/" + token, "/x?key=a%2Bb%2Fc%3D" + token} {
-			e := fails(t, t.Context(), made(t, Config{Type: Feishu, Secret: secret, URL: base + path}))
+			e := sendError(t, t.Context(), newChannel(t, Config{Type: Feishu, Secret: secret, URL: base + path}))
 			if strings.Contains(e.Error(), token) || strings.Contains(e.Error(), secret) || strings.Contains(e.Error(), "Post \"") {
 				t.Errorf("%s%s: %s", base, path, e)
 			}
@@ -347,7 +347,7 @@ func TestAuthority(t *testing.T) {
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	defer server.Close()
-	e := fails(t, t.Context(), made(t, Config{Type: Slack, URL: server.URL}))
+	e := sendError(t, t.Context(), newChannel(t, Config{Type: Slack, URL: server.URL}))
 	if !strings.Contains(e.Text, "certificate") || e.Unsure {
 		t.Errorf("%#v", e)
 	}
@@ -355,7 +355,7 @@ func TestAuthority(t *testing.T) {
 	if err := os.WriteFile(file, certificatePEM(server.Certificate().Raw), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := made(t, Config{Type: Slack, URL: server.URL, CAFile: file}).Send(t.Context(), "", sample()); err != nil {
+	if err := newChannel(t, Config{Type: Slack, URL: server.URL, CAFile: file}).Send(t.Context(), "", sample()); err != nil {
 		t.Error(err)
 	}
 }

@@ -52,8 +52,8 @@ func sink(t *testing.T, status int, answer string) (string, chan seen) {
 	return server.URL, got
 }
 
-// made is a channel whose clock stands at noon and which waits for no turn.
-func made(t *testing.T, c Config) *Channel {
+// newChannel returns a channel whose clock stands at noon and which has no pace.
+func newChannel(t *testing.T, c Config) *Channel {
 	t.Helper()
 	if c.Type != Email && c.Type != Webhook {
 		c.URLEnv = "THE_URL"
@@ -68,12 +68,12 @@ func made(t *testing.T, c Config) *Channel {
 	return ch
 }
 
-// once is the one request that sending an alert makes.
-func once(t *testing.T, c Config, answer string, a Alert) seen {
+// sendOnce returns the single request that sending an alert makes.
+func sendOnce(t *testing.T, c Config, answer string, a Alert) seen {
 	t.Helper()
 	base, got := sink(t, http.StatusOK, answer)
 	c.URL = base + c.URL
-	if err := made(t, c).Send(t.Context(), "", a); err != nil {
+	if err := newChannel(t, c).Send(t.Context(), "", a); err != nil {
 		t.Fatal(err)
 	}
 	if len(got) != 1 {
@@ -82,7 +82,7 @@ func once(t *testing.T, c Config, answer string, a Alert) seen {
 	return <-got
 }
 
-func same(t *testing.T, what, got, want string) {
+func checkEqual(t *testing.T, what, got, want string) {
 	t.Helper()
 	if got != want {
 		t.Errorf("%s:\n got %s\nwant %s", what, got, want)
@@ -92,9 +92,9 @@ func same(t *testing.T, what, got, want string) {
 func TestWebhook(t *testing.T) {
 	a := sample()
 	a.Subject = `a"lice <b>`
-	r := once(t, Config{Type: Webhook, URL: "/hook?x=1", Secret: testSecret}, "", a)
-	same(t, "target", r.path+"?"+r.query, "/hook?x=1")
-	same(t, "body", r.body, `{"id":"01JGTESTALERT","test":false,"severity":"warning","percent":80,"quota":"daily","per":"user",`+
+	r := sendOnce(t, Config{Type: Webhook, URL: "/hook?x=1", Secret: testSecret}, "", a)
+	checkEqual(t, "target", r.path+"?"+r.query, "/hook?x=1")
+	checkEqual(t, "body", r.body, `{"id":"01JGTESTALERT","test":false,"severity":"warning","percent":80,"quota":"daily","per":"user",`+
 		`"who":"a\"lice \u003cb\u003e","unit":"units","used":812345,"limit":1000000,"resets_at":"2026-01-03T00:00:00+08:00","at":"2026-01-02T03:04:05Z",`+
 		`"title":"Tidegate warning: user a\"lice \u003cb\u003e has used 80% of quota daily",`+
 		`"text":"Tidegate warning: user a\"lice \u003cb\u003e has used 80% of quota daily\n\nWho: user a\"lice \u003cb\u003e\nQuota: daily\nUsed: 812,345 of 1,000,000 units (81%)\n`+
@@ -106,7 +106,7 @@ func TestWebhook(t *testing.T) {
 		"X-Tidegate-Timestamp": "1767323045", "X-Tidegate-Delivery": "01JGTESTALERT",
 		"X-Tidegate-Signature": "sha256=" + hex.EncodeToString(mac.Sum(nil)),
 	} {
-		same(t, name, strings.Join(r.header[name], "|"), want)
+		checkEqual(t, name, strings.Join(r.header[name], "|"), want)
 	}
 }
 
@@ -114,20 +114,20 @@ func TestWebhook(t *testing.T) {
 // with its example secret.
 func TestDingTalk(t *testing.T) {
 	const answer = `{"errcode":0,"errmsg":"ok"}`
-	r := once(t, Config{Type: DingTalk, URL: "/robot/send?access_token=0123abcd", Secret: "this is secret"}, answer, sample())
-	same(t, "target", r.path+"?"+r.query, "/robot/send?access_token=0123abcd&timestamp=1767323045000&sign=%2BR3CNf8wRZg8%2FyimOABS%2FDatG5hPVYyhKXJctfEu5Jk%3D")
-	same(t, "body", r.body, `{"at":{"isAtAll":false},"markdown":{"text":"#### Tidegate warning: user alice has used 80% of quota daily\n\n`+
+	r := sendOnce(t, Config{Type: DingTalk, URL: "/robot/send?access_token=0123abcd", Secret: "this is secret"}, answer, sample())
+	checkEqual(t, "target", r.path+"?"+r.query, "/robot/send?access_token=0123abcd&timestamp=1767323045000&sign=%2BR3CNf8wRZg8%2FyimOABS%2FDatG5hPVYyhKXJctfEu5Jk%3D")
+	checkEqual(t, "body", r.body, `{"at":{"isAtAll":false},"markdown":{"text":"#### Tidegate warning: user alice has used 80% of quota daily\n\n`+
 		`- Who: user alice\n- Quota: daily\n- Used: 812,345 of 1,000,000 units (81%)\n- Resets: 2026-01-03 00:00 (UTC+08:00) (in 12 h 56 min)\n`+
 		`- What to do: Slow down, or ask an administrator for more: when all is used, requests are refused until the quota resets.",`+
 		`"title":"Tidegate warning: user alice has used 80% of quota daily"},"msgtype":"markdown"}`)
-	r = once(t, Config{Type: DingTalk, URL: "/robot/send?access_token=0123abcd"}, answer, sample())
-	same(t, "unsigned query", r.query, "access_token=0123abcd")
+	r = sendOnce(t, Config{Type: DingTalk, URL: "/robot/send?access_token=0123abcd"}, answer, sample())
+	checkEqual(t, "unsigned query", r.query, "access_token=0123abcd")
 }
 
 func TestWeCom(t *testing.T) {
-	r := once(t, Config{Type: WeCom, URL: "/cgi-bin/webhook/send?key=693a91f6-7xxx-4bc4-97a0-0ec2sifa5aaa", Language: Chinese}, `{"errcode":0,"errmsg":"ok"}`, sample())
-	same(t, "target", r.path+"?"+r.query, "/cgi-bin/webhook/send?key=693a91f6-7xxx-4bc4-97a0-0ec2sifa5aaa")
-	same(t, "body", r.body, `{"markdown":{"content":"#### Tidegate 警告：用户 alice 已使用配额 daily 的 80%\n\u003e 对象：用户 alice\n\u003e 配额：daily\n`+
+	r := sendOnce(t, Config{Type: WeCom, URL: "/cgi-bin/webhook/send?key=693a91f6-7xxx-4bc4-97a0-0ec2sifa5aaa", Language: Chinese}, `{"errcode":0,"errmsg":"ok"}`, sample())
+	checkEqual(t, "target", r.path+"?"+r.query, "/cgi-bin/webhook/send?key=693a91f6-7xxx-4bc4-97a0-0ec2sifa5aaa")
+	checkEqual(t, "body", r.body, `{"markdown":{"content":"#### Tidegate 警告：用户 alice 已使用配额 daily 的 80%\n\u003e 对象：用户 alice\n\u003e 配额：daily\n`+
 		`\u003e 已用：812,345 / 1,000,000 单位（81%）\n\u003e 重置时间：2026-01-03 00:00 (UTC+08:00)（12小时56分钟后）\n`+
 		`\u003e 处理建议：请放慢使用，或向管理员申请更多配额；用尽后请求将被拒绝，直至配额重置。"},"msgtype":"markdown"}`)
 }
@@ -137,14 +137,14 @@ func TestWeCom(t *testing.T) {
 func TestFeishu(t *testing.T) {
 	a := sample()
 	a.Severity, a.Percent, a.Used = Blocked, 100, 1200000
-	r := once(t, Config{Type: Feishu, URL: "/open-apis/bot/v2/hook/xxxxxxxxxxxxxxxxx", Secret: "demo"}, `{"code":0,"msg":"success","data":{}}`, a)
-	same(t, "target", r.path+r.query, "/open-apis/bot/v2/hook/xxxxxxxxxxxxxxxxx")
-	same(t, "body", r.body, `{"card":{"config":{"wide_screen_mode":true},"elements":[{"tag":"div","text":{"content":"Who: user alice\nQuota: daily\n`+
+	r := sendOnce(t, Config{Type: Feishu, URL: "/open-apis/bot/v2/hook/xxxxxxxxxxxxxxxxx", Secret: "demo"}, `{"code":0,"msg":"success","data":{}}`, a)
+	checkEqual(t, "target", r.path+r.query, "/open-apis/bot/v2/hook/xxxxxxxxxxxxxxxxx")
+	checkEqual(t, "body", r.body, `{"card":{"config":{"wide_screen_mode":true},"elements":[{"tag":"div","text":{"content":"Who: user alice\nQuota: daily\n`+
 		`Used: 1,200,000 of 1,000,000 units (120%)\nResets: 2026-01-03 00:00 (UTC+08:00) (in 12 h 56 min)\n`+
 		`What to do: Requests are refused with 403 insufficient_quota until the quota resets. Wait, or ask an administrator for more.","tag":"plain_text"}}],`+
 		`"header":{"template":"red","title":{"content":"Tidegate blocked: user alice has used 100% of quota daily","tag":"plain_text"}}},`+
 		`"msg_type":"interactive","sign":"baskhgdDqWahi1xukxhH3tp8rB6GMUx11jkYQ9hkLlw=","timestamp":"1767323045"}`)
-	r = once(t, Config{Type: Feishu, URL: "/open-apis/bot/v2/hook/xxxxxxxxxxxxxxxxx"}, `{"StatusCode":0,"StatusMessage":"success","code":0,"data":{},"msg":"success"}`, a)
+	r = sendOnce(t, Config{Type: Feishu, URL: "/open-apis/bot/v2/hook/xxxxxxxxxxxxxxxxx"}, `{"StatusCode":0,"StatusMessage":"success","code":0,"data":{},"msg":"success"}`, a)
 	if strings.Contains(r.body, `"sign"`) || strings.Contains(r.body, `"timestamp"`) {
 		t.Error("signed without a secret:", r.body)
 	}
@@ -153,8 +153,8 @@ func TestFeishu(t *testing.T) {
 func TestSlack(t *testing.T) {
 	a := sample()
 	a.Subject = "<!channel> & https://evil.example"
-	r := once(t, Config{Type: Slack, URL: "/services/T00000000/B00000000/0123456789ab"}, "ok", a)
-	same(t, "target", r.path+r.query, "/services/T00000000/B00000000/0123456789ab")
+	r := sendOnce(t, Config{Type: Slack, URL: "/services/T00000000/B00000000/0123456789ab"}, "ok", a)
+	checkEqual(t, "target", r.path+r.query, "/services/T00000000/B00000000/0123456789ab")
 	var body struct {
 		Text   string
 		Blocks []struct {
@@ -169,9 +169,9 @@ func TestSlack(t *testing.T) {
 		t.Fatal(err, r.body)
 	}
 	const title = "Tidegate warning: user &lt;!channel&gt; &amp; https\uff1a//evil.example has used 80% of quota daily"
-	same(t, "text", body.Text, title)
-	same(t, "first block", body.Blocks[0].Text.Text, "*"+title+"*")
-	same(t, "second block", body.Blocks[1].Text.Text, "Who: user &lt;!channel&gt; &amp; https\uff1a//evil.example\nQuota: daily\nUsed: 812,345 of 1,000,000 units (81%)\n"+
+	checkEqual(t, "text", body.Text, title)
+	checkEqual(t, "first block", body.Blocks[0].Text.Text, "*"+title+"*")
+	checkEqual(t, "second block", body.Blocks[1].Text.Text, "Who: user &lt;!channel&gt; &amp; https\uff1a//evil.example\nQuota: daily\nUsed: 812,345 of 1,000,000 units (81%)\n"+
 		"Resets: 2026-01-03 00:00 (UTC+08:00) (in 12 h 56 min)\nWhat to do: Slow down, or ask an administrator for more: when all is used, requests are refused until the quota resets.")
 	for _, b := range body.Blocks {
 		if b.Type != "section" || b.Text.Type != "mrkdwn" || !b.Text.Verbatim {
@@ -218,7 +218,7 @@ func TestAnswers(t *testing.T) {
 	} {
 		t.Run(c.of+" "+strconv.Itoa(c.status), func(t *testing.T) {
 			base, _ := sink(t, c.status, c.answer)
-			ch := made(t, Config{Type: c.of, URL: base + "/a", Secret: map[string]string{Webhook: testSecret}[c.of]})
+			ch := newChannel(t, Config{Type: c.of, URL: base + "/a", Secret: map[string]string{Webhook: testSecret}[c.of]})
 			err := ch.Send(t.Context(), "", sample())
 			if c.want == "" {
 				if err != nil {
@@ -236,7 +236,7 @@ func TestAnswers(t *testing.T) {
 
 func TestTargets(t *testing.T) {
 	base, got := sink(t, 200, "ok")
-	ch := made(t, Config{Name: "ops", Type: Slack, URL: base, Min: Severe})
+	ch := newChannel(t, Config{Name: "ops", Type: Slack, URL: base, Min: Severe})
 	if targets := ch.Targets(); len(targets) != 1 || targets[0] != "" {
 		t.Error(targets)
 	}
