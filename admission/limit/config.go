@@ -9,17 +9,17 @@ import (
 	"time"
 )
 
-// Policy is what of an unknown output is reserved.
+// Policy is the part of an unknown output that is reserved.
 type Policy string
 
 // The policies.
 const (
-	ReserveP90    Policy = "p90"    // what nine of ten recent outputs stayed below
+	ReserveP90    Policy = "p90"    // amount that nine of ten recent outputs did not pass
 	ReserveMax    Policy = "max"    // all that the request may produce
 	ReservePrompt Policy = "prompt" // nothing; outputs are charged when they are known
 )
 
-// Failure is what becomes of a rule while the store cannot be reached.
+// Failure is the behaviour of a rule while the store cannot be reached.
 type Failure string
 
 // The failure modes.
@@ -29,10 +29,10 @@ const (
 	FailOpen   Failure = "open"   // everything passes
 )
 
-// What happens to a request over a rule's limit.
+// The values of Rule.Exceed: the treatment of a request over a rule's limit.
 const (
 	ExceedReject  = "reject"
-	ExceedDegrade = "degrade" // it is served, by a smaller model
+	ExceedDegrade = "degrade" // a smaller model serves it
 )
 
 const (
@@ -40,7 +40,7 @@ const (
 	maxBuckets     = 60
 )
 
-// Bounds are the numbers of a rule.
+// Bounds holds the numbers of a rule.
 type Bounds struct {
 	Requests        Rate  `yaml:"requests"`         // in any window of that length, 1s to 1h
 	Tokens          Rate  `yaml:"tokens"`           // input and output together
@@ -69,16 +69,15 @@ type Rule struct {
 }
 
 const (
-	// DefaultWait is how long a request over its concurrency waits where the rule does
-	// not say: long enough for most answers' places, and shorter than the patience of
-	// clients and proxies.
+	// DefaultWait is the wait of a request over its concurrency where the rule states none. It
+	// is long enough for most answers' places, and shorter than the patience of clients and
+	// proxies.
 	DefaultWait = 2 * time.Second
 	maxWait     = time.Minute
 	unsetWait   = time.Duration(math.MinInt64)
 )
 
-// UnmarshalYAML gives a rule of concurrency DefaultWait where it does not say how long
-// requests wait.
+// UnmarshalYAML decodes a rule. A rule of concurrency without wait gets DefaultWait.
 func (r *Rule) UnmarshalYAML(decode func(any) error) error {
 	type plain Rule
 	p := plain{Wait: unsetWait}
@@ -111,7 +110,7 @@ type Pressure struct {
 	Batch    Levels `yaml:"batch"`
 }
 
-// Levels are factors by level.
+// Levels holds factors by level.
 type Levels struct {
 	L1 Factor `yaml:"L1"` // part of the limit that is left at L1, 0 to 1
 	L2 Factor `yaml:"L2"` // at L2
@@ -141,10 +140,10 @@ type Weights struct {
 	Reasoning Milli `yaml:"reasoning"` // of a reasoning token, instead of output
 }
 
-// DefaultWeights count every token as one unit.
+// DefaultWeights returns the weights that count every token as one unit.
 func DefaultWeights() Weights { return Weights{1000, 1000, 1000, 1000} }
 
-// UnmarshalYAML lets a model say only the weights that are not 1.
+// UnmarshalYAML decodes weights; those that are left out are 1.
 func (w *Weights) UnmarshalYAML(decode func(any) error) error {
 	type plain Weights
 	p := plain(DefaultWeights())
@@ -155,21 +154,21 @@ func (w *Weights) UnmarshalYAML(decode func(any) error) error {
 	return nil
 }
 
-// faults gathers what is wrong, path first.
+// faults collects the errors of a configuration, each with its path first.
 type faults []error
 
 func (f *faults) add(path, format string, args ...any) {
 	*f = append(*f, fmt.Errorf("%s: "+format, append([]any{path}, args...)...))
 }
 
-// say adds a fault unless it is none.
+// addText adds a fault unless the text is empty.
 func (f *faults) addText(path, fault string) {
 	if fault != "" {
 		f.add(path, "%s", fault)
 	}
 }
 
-// below takes in the faults of a part.
+// addPart adds the faults of a part under its path.
 func (f *faults) addPart(path string, err error) {
 	if err == nil {
 		return
@@ -183,7 +182,7 @@ func (f *faults) addPart(path string, err error) {
 	}
 }
 
-// Validate says all that is wrong with the weights, path first.
+// Validate returns all faults of the weights, each with its path first.
 func (w Weights) Validate() error {
 	var f faults
 	for _, m := range []struct {
@@ -197,8 +196,8 @@ func (w Weights) Validate() error {
 	return errors.Join(f...)
 }
 
-// Validate says all that is wrong with the limits and quotas sections of a
-// configuration, path first.
+// Validate returns all faults of the sections limits and quotas of a configuration, each with
+// its path first.
 func Validate(rules []Rule, quotas []QuotaRule) error {
 	var f faults
 	owner := map[string]string{}
@@ -222,7 +221,7 @@ func Validate(rules []Rule, quotas []QuotaRule) error {
 	return errors.Join(f...)
 }
 
-// Validate says all that is wrong with a rule, path first.
+// Validate returns all faults of a rule, each with its path first.
 func (r *Rule) Validate() error {
 	var f faults
 	f.addText("name", nameFault(r.Name))
@@ -251,7 +250,7 @@ func (r *Rule) Validate() error {
 	return errors.Join(f...)
 }
 
-// oneOf refuses what is neither empty nor one of the words.
+// oneOf adds a fault unless word is empty or one of words.
 func oneOf(f *faults, path, word string, words ...string) {
 	if word != "" && !slices.Contains(words, word) {
 		f.add(path, "must be one of %s, not %q", strings.Join(words, ", "), word)
@@ -277,7 +276,7 @@ func scopeFault(text string) string {
 	return fmt.Sprintf("must be key, user, project, department, ip, model, global or two of them such as user,model, not %q", text)
 }
 
-// rates are a rule's rates by metric.
+// rates returns a rule's rates by metric.
 func (b *Bounds) rates() [5]struct {
 	metric Metric
 	rate   Rate
@@ -291,7 +290,8 @@ func (b *Bounds) rates() [5]struct {
 	}
 }
 
-// bursting is the metric that a burst is of; false where that is not clear.
+// bursting returns the metric and the rate that a burst belongs to; false where that is not
+// clear.
 func (b *Bounds) bursting() (Metric, Rate, bool) {
 	var found []int
 	rates := b.rates()
@@ -349,7 +349,7 @@ func (r *Rule) validateSchedule(f *faults) {
 			f.addText(path+".when", err.Error())
 		case zone != "" && hours.zone.String() != zone:
 			f.add(path+".when", "must be in the zone of the others, %s", zone)
-		case !week.take(hours):
+		case !week.add(hours):
 			f.add(path+".when", "overlaps another of the rule's schedules")
 		}
 		if err == nil {
@@ -393,7 +393,7 @@ func (r *Rule) validateOverride(f *faults, path string, s *Schedule) {
 	}
 }
 
-// over is the rule's numbers with those that are given in their place.
+// merged returns the rule's numbers, replaced by those of s that are set.
 func (r *Rule) merged(s Bounds) Bounds {
 	b := r.Bounds
 	for _, m := range []struct {
@@ -440,7 +440,7 @@ func (p *Pressure) validate(f *faults) {
 	}
 }
 
-// Validate says all that is wrong with a quota, path first.
+// Validate returns all faults of a quota, each with its path first.
 func (q *QuotaRule) Validate() error {
 	var f faults
 	f.addText("name", nameFault(q.Name))
@@ -475,8 +475,8 @@ func (q *QuotaRule) Validate() error {
 	return errors.Join(f...)
 }
 
-// LoadZone finds a time zone; an empty name is UTC. The machine's own zone is
-// none, since it differs between machines.
+// LoadZone returns a time zone; an empty name is UTC. The machine's own zone is not accepted,
+// since it differs between machines.
 func LoadZone(name string) (*time.Location, error) {
 	if name == "" {
 		return time.UTC, nil

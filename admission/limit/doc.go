@@ -1,4 +1,4 @@
-// Package limit says whether a caller may have one more request now: rate
+// Package limit decides whether a caller may have one more request now, by rate
 // limits, concurrency and calendar quotas. It holds the rules as they are
 // configured, the arithmetic of windows and calendars, a store in this process
 // and the Limiter that a gateway asks. Another store (limit/redislimit) does the

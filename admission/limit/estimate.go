@@ -9,24 +9,24 @@ import (
 )
 
 const (
-	recentOutputs = 64     // per key, model and thinking
-	ownEnough     = 8      // outputs of a key that say that more is to be expected
+	recentOutputs = 64     // outputs per key, model and thinking
+	enoughOutputs = 8      // outputs of a key that show that more is to be expected
 	coldOutput    = 2048   // tokens, where nothing is known
 	maxEstimated  = 20_000 // keys
 	maxPaces      = 1_000  // models
 )
 
-// speaker is whose outputs are alike.
+// outputKey identifies the callers and models whose outputs are alike.
 type outputKey struct {
-	caller, model string
+	caller, model string // caller: key, user or address
 	thinking      bool
 }
 
-// outputs are the last answers of a speaker, in tokens, and how long they took from
-// their admission to their end, in milliseconds.
+// outputs holds the last answers for one outputKey, in tokens, and their durations from
+// admission to end, in milliseconds.
 type outputs struct {
 	output, reasoning, took recent
-	mean                    time.Duration // of took; a moving average
+	mean                    time.Duration // moving average of took
 }
 
 func (o *outputs) add(output, reasoning int64, took time.Duration) {
@@ -36,16 +36,16 @@ func (o *outputs) add(output, reasoning int64, took time.Duration) {
 	o.mean = averaged(o.mean, took)
 }
 
-// estimate is what nine of ten of the answers did not pass.
+// estimate returns the tokens that nine of ten answers did not pass.
 func (o *outputs) estimate() Estimate {
 	return Estimate{Output: o.output.p90(), Reasoning: o.reasoning.p90()}
 }
 
-// recent is the last values of a series, kept in their order in time and by size: an
-// answer costs a search and two short moves, where sorting would cost microseconds.
+// recent holds the last values of a series, in their order in time and by size. An answer
+// costs a search and two short moves, where sorting would cost microseconds.
 type recent struct {
 	inTime, bySize []int32
-	next           int // of inTime, to be replaced
+	next           int // index in inTime that is replaced next
 }
 
 func (r *recent) add(value int32) {
@@ -63,16 +63,16 @@ func (r *recent) add(value int32) {
 
 func (r *recent) count() int { return len(r.inTime) }
 
-// p90 is the least value that nine of ten do not pass. There must be one.
+// p90 returns the least value that nine of ten do not pass. There must be one.
 func (r *recent) p90() int64 { return r.part(9, 10) }
 
-// part returns the least value that so many of them do not pass. There must be one.
+// part returns the least value that a fraction of them does not pass. There must be one.
 func (r *recent) part(numerator, denominator int) int64 {
 	return int64(r.bySize[(len(r.bySize)*numerator+denominator-1)/denominator-1])
 }
 
-// estimator expects of a request what its key's recent answers of the model had,
-// else what the model's had, else a constant.
+// estimator expects of a request what its key's recent answers of the model had, else what the
+// model's answers had, else a constant.
 type estimator struct {
 	mu    sync.Mutex
 	byKey map[outputKey]*outputs
@@ -104,7 +104,7 @@ func (e *estimator) estimate(r *Request) Estimate {
 	out.CallerDuration = out.MeanDuration
 	if o := e.byKey[key]; o != nil {
 		out.CallerDuration = o.mean
-		if o.output.count() >= ownEnough {
+		if o.output.count() >= enoughOutputs {
 			out.LikelyUsage = Usage{Output: o.output.part(3, 4), Reasoning: o.reasoning.part(3, 4)}
 			out.MedianDuration = time.Duration(o.took.part(1, 2)) * time.Millisecond
 		}
@@ -112,7 +112,7 @@ func (e *estimator) estimate(r *Request) Estimate {
 	return out
 }
 
-// averaged adds a duration to a moving average; 0: there was none.
+// averaged adds a duration to a moving average; a mean of 0 means that there was none.
 func averaged(mean, took time.Duration) time.Duration {
 	if mean == 0 {
 		return took
@@ -120,7 +120,7 @@ func averaged(mean, took time.Duration) time.Duration {
 	return mean + (took-mean)/meanWeight
 }
 
-// expected is what a speaker's next answer is expected to have. The lock is held.
+// expected returns the tokens that the next answer is expected to have. The lock is held.
 func (e *estimator) expected(key outputKey) Estimate {
 	if o := e.byKey[key]; o != nil && o.output.count() == recentOutputs {
 		return o.estimate()
@@ -130,7 +130,7 @@ func (e *estimator) expected(key outputKey) Estimate {
 		cold.Output, cold.Reasoning = o.output.p90(), o.reasoning.p90()
 	}
 	// The first answers to end are the short ones, so a few say too little.
-	if o := e.byKey[key]; o != nil && o.output.count() >= ownEnough {
+	if o := e.byKey[key]; o != nil && o.output.count() >= enoughOutputs {
 		cold.Output, cold.Reasoning = max(cold.Output, o.output.p90()), max(cold.Reasoning, o.reasoning.p90())
 	}
 	return cold
@@ -159,8 +159,8 @@ func (e *estimator) learn(r *Request, u Usage, served string, took time.Duration
 	}
 }
 
-// of finds the outputs of a speaker. Where there are too many, some other makes
-// room: it will be cold again when it comes back.
+// outputsOf returns the outputs of a key, and makes them where there are none. Where there are
+// too many, an arbitrary one makes room: it will be cold again when it comes back.
 func (e *estimator) outputsOf(s outputKey) *outputs {
 	o := e.byKey[s]
 	if o == nil {

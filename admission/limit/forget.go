@@ -1,8 +1,8 @@
 package limit
 
-// makeRoom forgets some idle counters before another one is added, and one that
-// is not idle where there are too many. Iteration of a map begins at a random
-// place, so every counter is looked at in time.
+// makeRoom forgets some idle counters before another one is added, and one that is not idle
+// where there are too many. Iteration of a map begins at a random place, so every counter is
+// looked at in time.
 func (s *shard) makeRoom(now int64, bound int) {
 	looked, victim, soonest := 0, "", int64(farFuture)
 	for key, c := range s.cells {
@@ -33,8 +33,8 @@ func (s *shard) makeRecordRoom(now int64) {
 	}
 }
 
-// sweep forgets all that is idle, and lists the reservations to reap. A map that
-// has become much too large is made anew: maps do not shrink.
+// sweep forgets all that is idle, and returns the reservations to reap. A map that has become
+// much too large is made anew: maps do not shrink.
 func (s *shard) sweep(now int64) map[string][]Dim {
 	s.Lock()
 	defer s.Unlock()
@@ -66,8 +66,8 @@ func (s *shard) sweep(now int64) map[string][]Dim {
 	return dead
 }
 
-// Size counts what a Memory keeps: counters, and reservations with the ids that
-// are remembered.
+// Size returns the number of counters that a Memory keeps, and of reservations with the
+// remembered ids.
 func (m *Memory) Size() (counters, reservations int) {
 	for i := range m.shards {
 		s := &m.shards[i]

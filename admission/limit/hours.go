@@ -13,11 +13,11 @@ const (
 	daysPerWeek   = 7
 )
 
-// hours are times of the week by the clock on the wall of a zone. They may run
-// over midnight and then belong to the day on which they begin.
+// hours is a span of times of the week by the wall clock of a zone. It may run over midnight
+// and then belongs to the day on which it begins.
 type hours struct {
 	days       [daysPerWeek]bool // from Sunday, as time.Weekday
-	start, end int               // minutes of the day; to may be that of midnight, 1440
+	start, end int               // minutes of the day; end may be that of midnight, 1440
 	zone       *time.Location
 }
 
@@ -94,7 +94,7 @@ func parseClock(text string) (int, bool) {
 	return h*60 + m, m < 60 && h*60+m <= minutesPerDay
 }
 
-// covers reports whether the clock on the wall stands within the hours.
+// covers reports whether the wall clock is within the hours.
 func (h hours) covers(t time.Time) bool {
 	t = t.In(h.zone)
 	day, minute := int(t.Weekday()), t.Hour()*60+t.Minute()
@@ -104,11 +104,11 @@ func (h hours) covers(t time.Time) bool {
 	return h.days[day] && minute >= h.start || h.days[(day+6)%daysPerWeek] && minute < h.end
 }
 
-// weekMinutes marks minutes of the week that are taken.
+// weekMinutes holds the minutes of the week that some schedule covers.
 type weekMinutes [daysPerWeek * minutesPerDay]bool
 
-// take marks the minutes of h, and reports whether all were free.
-func (w *weekMinutes) take(h hours) bool {
+// add marks the minutes of h, and reports whether all were free.
+func (w *weekMinutes) add(h hours) bool {
 	free, length := true, (h.end-h.start+minutesPerDay)%minutesPerDay
 	if length == 0 {
 		length = minutesPerDay
@@ -123,21 +123,21 @@ func (w *weekMinutes) take(h hours) bool {
 	return free
 }
 
-// timetable is the hours of a rule's schedules, which do not overlap.
+// timetable holds the hours of a rule's schedules, which do not overlap.
 type timetable []hours
 
-// active is the index of the schedule in force, or -1.
+// active returns the index of the schedule in force, or -1.
 func (tt timetable) active(t time.Time) int {
 	return slices.IndexFunc(tt, func(h hours) bool { return h.covers(t) })
 }
 
-// horizon is how far ahead the next change of a timetable is looked for; every
-// week is like the last but for changes of the clock.
+// horizon is the time within which the next change of a timetable is looked for. Every week is
+// like the last but for changes of the clock.
 const horizon = 8 * 24 * time.Hour
 
-// next is when another schedule comes into force after t, to the second; false
-// where none does within the horizon. What the wall clock skips or repeats when
-// it is changed is found by asking covers on both sides of every candidate.
+// next returns the time after t at which another schedule comes into force, to the second;
+// false where none does within the horizon. It asks covers on both sides of every candidate,
+// and so finds what the wall clock skips or repeats when it is changed.
 func (tt timetable) next(t time.Time) (time.Time, bool) {
 	if len(tt) == 0 {
 		return time.Time{}, false
@@ -170,8 +170,8 @@ func (tt timetable) next(t time.Time) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// instants are when the wall clock of a zone may show a minute of a date: two
-// where the clock is changed about that time.
+// instants returns the times at which the wall clock of a zone may show a minute of a date:
+// two where the clock is changed about that time.
 func instants(year int, month time.Month, day, minute int, zone *time.Location) []time.Time {
 	utc := time.Date(year, month, day, 0, minute, 0, 0, time.UTC)
 	var out []time.Time

@@ -5,20 +5,20 @@ import (
 	"math"
 )
 
-// leases are what is held now, by request id, in the order in which they end.
+// leases holds the leases of one counter by request id, in the order in which they end.
 type leases struct {
-	order list.List // of *lease
+	order list.List // elements are *lease
 	byID  map[string]*list.Element
-	sum   int64 // of all slots in order
+	sum   int64 // slots of all leases in order
 }
 
-// lease is the slots of one request, as many as its sequences.
+// lease holds the slots of one request, as many as its sequences.
 type lease struct {
 	id          string
 	ends, slots int64
 }
 
-// held counts the slots of leases that have not ended, and is the first of those.
+// held returns the slots of leases that have not ended, and the first of those leases.
 func (l *leases) held(now int64) (n int64, first *list.Element) {
 	n = l.sum
 	for e := l.order.Front(); e != nil; e = e.Next() {
@@ -56,7 +56,7 @@ func (l *leases) check(d *Dim, now int64) State {
 	return s
 }
 
-// endsAt is when n slots of the leases from e on have ended.
+// endsAt returns the time at which n slots of the leases from e on have ended.
 func endsAt(e *list.Element, n int64) int64 {
 	for ; e != nil; e = e.Next() {
 		one := e.Value.(*lease)
@@ -81,7 +81,7 @@ func (l *leases) charge(d *Dim, id string, now, leaseEnds int64) part {
 	return part{charged: d.Cost}
 }
 
-// place puts a lease behind those that end no later.
+// insert adds a lease behind those that end no later.
 func (l *leases) insert(one *lease) *list.Element {
 	for e := l.order.Back(); e != nil; e = e.Prev() {
 		if e.Value.(*lease).ends <= one.ends {

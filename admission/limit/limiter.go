@@ -15,10 +15,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// ErrNoID says that a request came without an id of its own.
+// ErrNoID means that a request has no id of its own.
 var ErrNoID = errors.New("a request needs an id")
 
-// ErrStore says that the store could not answer.
+// ErrStore means that the store does not answer.
 var ErrStore = errors.New("the store of the limits does not answer")
 
 const (
@@ -27,7 +27,7 @@ const (
 	maxUnsettled  = 10_000
 )
 
-// Options are what a Limiter works with. Only the Store must be given.
+// Options configures a Limiter. Only the Store is required.
 type Options struct {
 	Store    Store
 	Now      func() time.Time // nil: time.Now
@@ -37,7 +37,7 @@ type Options struct {
 	Registry prometheus.Registerer
 }
 
-// Breach is a refusal that was not made.
+// Breach is a rejection by a shadow rule, which was not made.
 type Breach struct {
 	Rule   string
 	Scope  string
@@ -56,10 +56,10 @@ type Limiter struct {
 	mu        sync.Mutex
 	running   map[string]*Grant
 	holders   holders
-	unsettled map[string]Settlement // what the store did not take
+	unsettled map[string]Settlement // settlements that the store has not accepted
 }
 
-// New makes a limiter. Run keeps its reservations alive.
+// New returns a limiter. Run keeps its reservations alive.
 func New(set *Set, o Options) *Limiter {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -77,15 +77,15 @@ func New(set *Set, o Options) *Limiter {
 
 func (l *Limiter) random() float64 { return l.opts.Random() }
 
-// Replace puts other rules in force. Counters stay; requests that are running
-// are settled by the rules that let them in.
+// Replace puts other rules in force. Counters stay; running requests are settled by the rules
+// that admitted them.
 func (l *Limiter) Replace(set *Set) {
 	l.set.Store(set)
 	l.metrics.setSeries(set)
 }
 
-// Admit lets a request in, or says why not with a *Rejection. ErrStore means that the
-// store could not say, and that nothing is held.
+// Admit admits a request, or returns a *Rejection. ErrStore means that the store does not
+// answer, and that nothing is held.
 func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 	set, now := l.set.Load(), l.opts.Now()
 	p := set.plan(&r, l.estimates.estimate(&r), now)
@@ -130,17 +130,17 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 	}
 	g.Headers = p.headers(out.States, 0, len(p.dims))
 	l.mu.Lock()
-	l.forget(r.ID) // who asks twice by one id holds once
+	l.forget(r.ID) // a repeated id holds its places once
 	l.running[r.ID] = g
 	l.holders.add(g)
 	l.mu.Unlock()
 	return g, nil
 }
 
-// reserve asks the store. What is left of a quota may be less than what is expected of
-// an answer, and is its owner's all the same: the request then reserves the rest. So a
-// quota is used up before it refuses, one answer may pass it, and a second one that
-// comes meanwhile finds nothing left.
+// reserve asks the store. What is left of a quota may be less than the expected answer, and
+// belongs to its owner all the same: the request then reserves the rest. So a quota is used up
+// before it refuses, one answer may pass it, and a second one that comes meanwhile finds
+// nothing left.
 func (l *Limiter) reserve(ctx context.Context, r Reservation, p *plan) (out Decision, err error) {
 	r.Dims = p.dims
 	for range len(p.dims) + 1 { // each round lowers what one quota is asked for
@@ -152,11 +152,11 @@ func (l *Limiter) reserve(ctx context.Context, r Reservation, p *plan) (out Deci
 	return out, err
 }
 
-// Refused says what is known to refuse a request of these subjects, whatever it
-// asks, from a refusal of the last second; nil: nothing is known. It asks no store,
-// so that those who hammer are turned away before anything is read of them. Who may
-// wait for a place is not refused so, unless more stand in line for it than there are
-// places, and longer than the rule lets it wait; waiting counts those, by counter.
+// CachedRejection returns the rejection that the last second is known to give any request of
+// these subjects; nil where nothing is known. It asks no store, so that callers who hammer are
+// turned away before anything is read of them. A request that may wait for a place is not
+// rejected so, unless more wait for it than there are places, and longer than the rule allows.
+// waiting returns the places that are waited for, by counter.
 func (l *Limiter) CachedRejection(r Request, waiting func(counter string) int64) *Rejection {
 	if l.rejections.size.Load() == 0 {
 		return nil
@@ -184,8 +184,8 @@ func (l *Limiter) CachedRejection(r Request, waiting func(counter string) int64)
 	return l.repeat(found, now)
 }
 
-// refused looks for a refusal of the last second. One that may wait for a place is
-// counted by who decides that, see Waits.
+// cachedRejection returns a rejection of the last second; nil for none. One that may wait for
+// a place is counted later, by CountWait or Reject.
 func (l *Limiter) cachedRejection(p *plan, now time.Time) *Rejection {
 	found, i, ok := l.rejections.find(p.dims, now)
 	if !ok {
@@ -197,7 +197,7 @@ func (l *Limiter) cachedRejection(p *plan, now time.Time) *Rejection {
 	return l.repeat(found, now)
 }
 
-// again makes the refusal of a moment ago once more.
+// repeat returns a cached rejection as it is now.
 func (l *Limiter) repeat(found cachedRejection, now time.Time) *Rejection {
 	rejection := found.rejection
 	rejection.Cached, rejection.Shared, rejection.RetryAfter = true, false, l.jittered(max(found.retryAt.Sub(now), time.Millisecond), rejection.UsedUp())
@@ -207,7 +207,7 @@ func (l *Limiter) repeat(found cachedRejection, now time.Time) *Rejection {
 	return &rejection
 }
 
-// report tells of soft rules that were over.
+// reportExceeded reports the shadow rules that were exceeded, and sets the grant's Exceeded.
 func (l *Limiter) reportExceeded(p *plan, out *Decision, g *Grant, now time.Time) {
 	for i := range p.dims {
 		d, c := &p.dims[i], p.counters[i]
@@ -224,9 +224,8 @@ func (l *Limiter) reportExceeded(p *plan, out *Decision, g *Grant, now time.Time
 	}
 }
 
-// Run renews what is running, settles what the store did not take before, and
-// lets the store forget, until ctx ends. Stop it only after the last request has
-// been settled.
+// Run renews the running reservations, retries settlements that the store did not accept, and
+// lets the store forget, until ctx ends. Stop it only after the last request has been settled.
 func (l *Limiter) Run(ctx context.Context) error {
 	tick := time.NewTicker(heartbeat)
 	defer tick.Stop()
@@ -240,7 +239,7 @@ func (l *Limiter) Run(ctx context.Context) error {
 	}
 }
 
-// beat renews first: leases must not end because there is much to settle again.
+// beat renews first: leases must not end because there is much to settle.
 func (l *Limiter) beat(ctx context.Context) {
 	now := l.opts.Now()
 	l.mu.Lock()
@@ -266,7 +265,7 @@ func (l *Limiter) beat(ctx context.Context) {
 	callCtx, cancel = context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	for _, s := range unsettled {
-		// What the store will never take is not told again.
+		// A settlement that the store will never accept is not retried.
 		if _, err := l.opts.Store.Settle(callCtx, s); err != nil && !errors.Is(err, ErrDims) {
 			l.trouble(fmt.Errorf("settle again: %w", err))
 			return
@@ -283,14 +282,14 @@ func (l *Limiter) trouble(err error) {
 	}
 }
 
-// Running counts the requests that hold reservations.
+// Running returns the number of requests that hold reservations.
 func (l *Limiter) Running() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.running)
 }
 
-// forget ends what is known of a running request. The lock is held.
+// forget removes a running request. The lock is held.
 func (l *Limiter) forget(id string) {
 	if g := l.running[id]; g != nil {
 		delete(l.running, id)
@@ -298,11 +297,11 @@ func (l *Limiter) forget(id string) {
 	}
 }
 
-// Grant is a request that was let in. Settle or Cancel ends it, once; the first
+// Grant is the reservation of an admitted request. Settle or Cancel ends it, once; the first
 // call counts. It is safe for concurrent use.
 type Grant struct {
 	Headers  Headers
-	Exceeded *Rejection // by the first rule that is over and asks for a smaller model instead; nil: none is
+	Exceeded *Rejection // first exceeded rule that asks for a smaller model instead of a rejection; nil for none
 
 	limiter *Limiter
 	set     *Set
@@ -317,8 +316,8 @@ type Grant struct {
 	prepaid  []prepaid // by dimension
 }
 
-// Progress says what a request has used so far, so that long ones are charged
-// while they run and a gateway that dies loses little.
+// Progress records the usage of a running request so far, so that long ones are charged while
+// they run and a gateway that dies loses little.
 func (g *Grant) Progress(u Usage) {
 	g.mu.Lock()
 	g.progress, g.seen = u, true
@@ -351,11 +350,11 @@ func (g *Grant) charges(u Usage, model string) []int64 {
 	return out
 }
 
-// hold raises the charges of ceilings to what is held for a request that will have run
-// for so long at the next heartbeat: what it could have in a window when it was let in
-// and, each time that this is about to leave the window, what it may have in another.
-// A window with a ceiling is two heartbeats long at least, so one alone passes at a time.
-// It reports whether anything is held beyond the reservation. The lock is held.
+// raisePrepaid raises the charges of ceilings to what is prepaid for a request that will have
+// run for age at the next heartbeat. That is what it could have in a window when it was
+// admitted and, each time that this is about to leave the window, what it may have in another.
+// A window with a ceiling is two heartbeats long at least, so only one passes at a time. It
+// reports whether anything is held beyond the reservation. The lock is held.
 func (g *Grant) raisePrepaid(charges []int64, age time.Duration) (extra bool) {
 	r := &g.request
 	for i := range g.plan.dims {
@@ -377,12 +376,12 @@ func (g *Grant) raisePrepaid(charges []int64, age time.Duration) (extra bool) {
 	return extra
 }
 
-// prepaid is what a ceiling holds for a request that has run for so many windows.
+// prepaid is the charge of a ceiling for a request that has run for some windows.
 type prepaid struct{ windows, charge int64 }
 
-// Settle says what the request has used; zero where it failed before its first
-// token. served is the model that answered, or empty for the one that was asked
-// for. An error says that the store did not take it; Run tries again.
+// Settle records the final usage of a request; zero where it failed before its first token.
+// served is the model that answered, or empty for the one that was asked for. An error means
+// that the store did not accept it; Run tries again.
 func (g *Grant) Settle(u Usage, served string) error {
 	if served == "" {
 		served = g.request.Model
@@ -398,8 +397,8 @@ func (g *Grant) Settle(u Usage, served string) error {
 	return g.end(charges)
 }
 
-// Cancel takes everything back, the request too: it was refused for another
-// reason after it was let in here.
+// Cancel takes everything back, the request too: it was refused for another reason after it
+// was admitted here.
 func (g *Grant) Cancel() error {
 	if g.ended.Swap(true) {
 		return nil

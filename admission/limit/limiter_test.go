@@ -349,7 +349,7 @@ func TestPressure(t *testing.T) {
 		r := newRig(t, set)
 		q := alice()
 		q.Prompt, q.Level = 600, 3
-		if denied := r.out(q); denied.TooLarge || denied.RetryAfter != levelDwells*11/10 || denied.Limit != 250 {
+		if denied := r.out(q); denied.TooLarge || denied.RetryAfter != minLevelTime*11/10 || denied.Limit != 250 {
 			t.Errorf("%+v", denied)
 		}
 		q.Level = 0

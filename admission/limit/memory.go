@@ -11,48 +11,47 @@ import (
 
 const (
 	shardCount = 64 // the bits of a lock set
-	// maxCounters bounds the counters of one shard, two million in all. Beyond it a
-	// window that is soon idle makes room.
+	// maxCounters bounds the counters of one shard, two million in all. Above it, a window
+	// that is soon idle makes room.
 	maxCounters = 1 << 15
-	// Each new entry of a shard looks at so many others for one that may be
-	// forgotten, so that no more than about a quarter of a shard is idle.
+	// looks is the number of other entries that each new entry of a shard checks for one to
+	// forget. With it no more than about a quarter of a shard is idle.
 	looks = 4
 )
 
-// Memory is the store of a gateway that stands alone. Its counters are spread
-// over shards; a decision holds the locks of all shards it touches, taken in
-// their order. What is idle is forgotten, a bit with each new entry and wholly
-// with Renew.
+// Memory is the store of a gateway that has no replicas. Its counters are spread over shards.
+// A decision holds the locks of all shards it touches, acquired in their order. Idle counters
+// are forgotten, a few with each new entry and all with Renew.
 type Memory struct {
 	now    func() time.Time
-	latest atomic.Int64 // the clock does not go back
+	latest atomic.Int64 // latest time; the clock does not go back
 	seed   maphash.Seed
-	second maphash.Seed // of fingerprints
-	bound  int          // of the counters of a shard
+	second maphash.Seed // seed of the second half of fingerprints
+	bound  int          // counters of a shard, at most
 	shards [shardCount]shard
 }
 
 type shard struct {
 	sync.Mutex
 	cells   map[string]*counted
-	records map[string]*record // those that may still be settled
+	records map[string]*record // reservations that may still be settled
 	settled settledIDs
-	peak    int // of the cells, since the map was made
+	peak    int // largest number of cells since the map was made
 }
 
 // counted is a counter of a shard.
 type counted struct {
 	cell
-	forget int64 // when it is idle, as far as is known; the cell itself may know better
+	forget int64 // time at which it is idle, as far as is known; the cell itself may know better
 }
 
-// record is a reservation that nobody has settled.
+// record is a reservation that is not settled.
 type record struct {
 	reaped bool  // its lease ended, and it was charged what was known of it
-	ends   int64 // of a live one the lease, else when it is forgotten
+	ends   int64 // end of the lease; of a reaped one the time at which it is forgotten
 	dims   []Dim
 	parts  []part  // by dimension
-	room   [5]part // of parts, where it is enough
+	room   [5]part // storage of parts, where it is enough
 }
 
 func newRecord(dims []Dim, ends int64) *record {
@@ -65,7 +64,7 @@ func newRecord(dims []Dim, ends int64) *record {
 	return r
 }
 
-// NewMemory makes an empty store.
+// NewMemory returns an empty store.
 func NewMemory(now func() time.Time) *Memory {
 	m := &Memory{now: now, seed: maphash.MakeSeed(), second: maphash.MakeSeed(), bound: maxCounters}
 	for i := range m.shards {
@@ -87,16 +86,15 @@ func (m *Memory) clock() int64 {
 	}
 }
 
-// held is the shards that a call has locked: those of its dimensions and of its
-// record.
+// held is the set of shards that a call has locked: those of its dimensions and of its record.
 type held struct {
 	m      *Memory
 	set    uint64
 	record *shard
 	id     fingerprint
 	room   [24]uint8
-	cells  []uint8 // by dimension, the shard
-	paid   Dim     // of after, whose copies would be garbage
+	cells  []uint8 // shard of each dimension
+	paid   Dim     // scratch of stateWithoutCost, whose copies would be garbage
 }
 
 func (m *Memory) shardOf(key string) uint8 {
@@ -125,10 +123,10 @@ func (h *held) unlock() {
 	}
 }
 
-// cell finds a dimension's counter, or nil.
+// cell returns a dimension's counter, or nil.
 func (h *held) cell(i int, d *Dim) *counted { return h.m.shards[h.cells[i]].cells[d.Key] }
 
-// quota is that counter where it is a quota's, else nil.
+// quota returns that counter where it is a quota's, else nil.
 func (h *held) quota(i int, d *Dim) *quota {
 	if c := h.cell(i, d); c != nil {
 		q, _ := c.cell.(*quota)
@@ -137,7 +135,7 @@ func (h *held) quota(i int, d *Dim) *quota {
 	return nil
 }
 
-// open finds a dimension's counter or makes it.
+// open returns a dimension's counter, and makes it where there is none.
 func (h *held) open(i int, d *Dim, now int64) *counted {
 	s := &h.m.shards[h.cells[i]]
 	c := s.cells[d.Key]
@@ -150,7 +148,7 @@ func (h *held) open(i int, d *Dim, now int64) *counted {
 	return c
 }
 
-// touch puts off the forgetting of a counter that was charged.
+// touch delays the forgetting of a counter that was charged.
 func (c *counted) touch(d *Dim, now int64) {
 	if w, ok := c.cell.(*window); ok {
 		c.forget = max(c.forget, now+d.WindowMs)
@@ -177,7 +175,7 @@ func (h *held) state(i int, d *Dim, now int64) State {
 	return untouched(d, now)
 }
 
-// untouched is what a dimension finds whose counter is not there.
+// untouched returns the state of a dimension that has no counter.
 func untouched(d *Dim, now int64) State {
 	switch d.Kind {
 	case Lease:
@@ -215,9 +213,9 @@ func (m *Memory) Reserve(_ context.Context, r Reservation) (Decision, error) {
 	return out, nil
 }
 
-// Note charges what another store has let in, whether or not it fits here: out is
-// that store's decision. So a Memory is kept in step with a store that may be lost.
-// It returns the states of its own counters afterwards.
+// Note charges a request that another store has admitted, whether or not it fits here; out is
+// that store's decision. So a Memory is kept in step with a store that may be lost. It returns
+// the states of its own counters afterwards.
 func (m *Memory) Note(r Reservation, out Decision) []State {
 	now := m.clock()
 	var h held
@@ -229,13 +227,13 @@ func (m *Memory) Note(r Reservation, out Decision) []State {
 	return h.statesAfter(r.Dims, now)
 }
 
-// known reports whether the request of the call was let in before.
+// known reports whether the request of the call was admitted before.
 func (h *held) known(id string, now int64) bool {
 	r := h.record.records[id]
 	return r != nil && !r.forgotten(now) || h.record.settled.contains(h.id, now)
 }
 
-// charge makes a reservation that was let in, and brings the states up to date.
+// charge makes the reservation of an admitted request, and brings the states up to date.
 func (h *held) charge(r Reservation, states []State, now int64) {
 	ends := now + LeaseLife.Milliseconds()
 	rec := newRecord(r.Dims, ends)
@@ -254,7 +252,7 @@ func (h *held) charge(r Reservation, states []State, now int64) {
 	h.record.records[r.ID] = rec
 }
 
-// after is the state of a dimension once it is charged: the cost no longer asks.
+// stateWithoutCost returns the state of a dimension that asks for nothing more.
 func (h *held) stateWithoutCost(i int, d *Dim, now int64) State {
 	h.paid = *d
 	h.paid.Cost = 0
@@ -307,14 +305,13 @@ func (m *Memory) Settle(_ context.Context, s Settlement) (Settled, error) {
 	return Settled{Applied: true, States: h.statesAfter(s.Dims, now)}, nil
 }
 
-// charged bounds what one request is charged on one counter.
+// charged bounds the charge of one request on one counter.
 func charged(n int64) int64 { return min(max(n, 0), maxExact) }
 
 // unknownTime is before any reservation.
 const unknownTime = -1
 
-// settle brings the charges of a reservation to what they are to be and ends its
-// leases.
+// settle brings the charges of a reservation to their final values and ends its leases.
 func (h *held) settle(rec *record, id string, dims []Dim, charges []int64, now int64) {
 	for i := range dims {
 		d, p := &dims[i], &rec.parts[i]
@@ -331,7 +328,7 @@ func (h *held) settle(rec *record, id string, dims []Dim, charges []int64, now i
 	}
 }
 
-// adjust brings one charge of a reservation to what it is to be.
+// adjust brings one charge of a reservation to its new value.
 func (h *held) adjust(i int, d *Dim, p *part, charge, now int64) {
 	delta := charge - p.charged
 	p.charged = charge

@@ -6,23 +6,23 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics are what Prometheus sees of the decisions. Labels are bounded by the
-// configuration: a rule or model that it does not have any more, of a request that
-// was let in before, makes no series.
+// metrics holds the Prometheus metrics of the decisions. Labels are bounded by the
+// configuration: a rule or model that was removed from it makes no series, although requests
+// of it may still run.
 type metrics struct {
 	decisions *prometheus.CounterVec
 	errors    *prometheus.HistogramVec
-	stores    []string // that decide here
+	stores    []string // stores that decide here
 
-	mu     sync.RWMutex // held for reading while a series is written to, so that none comes back
+	mu     sync.RWMutex // held for reading while a series is written to, so that no deleted one returns
 	rules  map[string]ruleCounters
 	models map[string]Weights
 }
 
-// ruleCounters are a rule's series of decisions, found once, by decision and store.
+// ruleCounters holds a rule's series of decisions, looked up once, by decision and store.
 type ruleCounters map[[2]string]prometheus.Counter
 
-// otherModel stands for every model that is none of the configuration.
+// otherModel is the label of every model that is not configured.
 const otherModel = "other"
 
 func newMetrics(o *Options, set *Set) *metrics {
@@ -49,7 +49,7 @@ func newMetrics(o *Options, set *Set) *metrics {
 	return m
 }
 
-// decided counts one decision, once for each rule that it was about.
+// countDecision counts one decision, once for each rule that it was about.
 func (m *metrics) countDecision(p *plan, out *Decision) {
 	store := "local"
 	if out.Shared {
@@ -82,7 +82,7 @@ func (m *metrics) count(rule, decision, store string) {
 	}
 }
 
-// settled compares what was reserved for a request with what it used.
+// observeSettlement compares what was reserved for a request with what it used.
 func (m *metrics) observeSettlement(p *plan, model string, charges []int64) {
 	for i := range p.dims {
 		d := &p.dims[i]
@@ -101,8 +101,8 @@ func (m *metrics) observeSettlement(p *plan, model string, charges []int64) {
 	}
 }
 
-// keep makes series for the rules and models of a set, which begin at zero, and
-// deletes those of rules and models that are no more.
+// setSeries makes series for the rules and models of a set, which begin at zero, and deletes
+// those of rules and models that it lacks.
 func (m *metrics) setSeries(set *Set) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -136,7 +136,7 @@ func (m *metrics) setSeries(set *Set) {
 	}
 }
 
-// words are the decisions that a counter's rule may come to.
+// decisionLabels returns the decisions that a counter's rule may come to.
 func (c *counter) decisionLabels() []string {
 	switch {
 	case c.shadow:

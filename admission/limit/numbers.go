@@ -8,10 +8,10 @@ import (
 )
 
 const (
-	maxCount = 1_000_000_000_000 // of a limit; in thousandths still exact in a double, which is what Lua counts in
+	maxCount = 1_000_000_000_000 // largest limit; in thousandths still exact in a double, which is what Lua counts in
 	maxExact = 1 << 52           // integers up to here are exact in a double, with a bit to spare
-	maxSum   = 1 << 47           // of a bucket: above every limit, and those of a window together are exact in a double
-	maxDebt  = 1<<53 - 1         // of a quota's counter, and of a token bucket in tokens times milliseconds
+	maxSum   = 1 << 47           // bound of a bucket: above every limit, and those of a window together are exact in a double
+	maxDebt  = 1<<53 - 1         // bound of a quota's counter, and of a token bucket in tokens times milliseconds
 	maxMilli = 1_000_000         // a weight of 1000
 )
 
@@ -24,8 +24,7 @@ const (
 	badFactor Factor = -1
 )
 
-// Rate is so many in each window of time, written 50/1m. The zero value is no
-// limit.
+// Rate is a count in each window of time, written 50/1m. The zero value is no limit.
 type Rate struct {
 	Count  int64
 	Window time.Duration
@@ -92,7 +91,7 @@ func windowText(d time.Duration) string {
 	return d.String()
 }
 
-// fault says what is wrong with a rate that is given.
+// fault returns what is wrong with a rate that is set; empty for nothing.
 func (r Rate) fault() string {
 	switch {
 	case r.Count == math.MinInt64:
@@ -115,7 +114,7 @@ func countFault(n int64) string {
 	return ""
 }
 
-// Count is a positive whole number; 0 is nothing given.
+// Count is a positive whole number; 0 means that none is set.
 type Count int64
 
 // UnmarshalText reads a count.
@@ -135,7 +134,7 @@ func (c *Count) UnmarshalText(text []byte) error {
 // MarshalText writes a count as it is read.
 func (c Count) MarshalText() ([]byte, error) { return strconv.AppendInt(nil, int64(c), 10), nil }
 
-// fault says what is wrong with a count that is given.
+// fault returns what is wrong with a count that is set; empty for nothing.
 func (c Count) fault() string {
 	switch c {
 	case badCount:
@@ -163,8 +162,8 @@ func (m *Milli) UnmarshalText(text []byte) error {
 // MarshalText writes a weight as it is read.
 func (m Milli) MarshalText() ([]byte, error) { return []byte(thousandths(int64(m))), nil }
 
-// Factor is a part of a limit in thousandths, written as a decimal with at most
-// three places; 0 is nothing given.
+// Factor is a part of a limit in thousandths, written as a decimal with at most three places;
+// 0 means that none is set.
 type Factor int64
 
 // UnmarshalText reads a factor.

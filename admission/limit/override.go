@@ -7,28 +7,28 @@ import (
 	"slices"
 )
 
-// Override gives one department, project, user or key other numbers of a rule or
-// quota, at all hours: the rule's schedules do not hold for it. Of several that
-// meet a request, that of the smallest owner holds.
+// Override gives one department, project, user or key other numbers of a rule or quota, at all
+// hours: the rule's schedules do not apply to it. Of several that meet a request, that of the
+// smallest owner applies.
 type Override struct {
 	Rule    string
 	Scope   string            // department | project | user | key
-	Name    string            // of the department, project, user or key
-	Numbers map[string]string // by metric, written as in a rule: requests: 50/1m, concurrency: 8; units or tokens of a quota
+	Name    string            // name of the department, project, user or key
+	Numbers map[string]string // limits by metric, written as in a rule: requests: 50/1m, concurrency: 8; units or tokens of a quota
 }
 
-// owner is whom an override is for.
+// owner identifies the owner of an override.
 type owner struct {
 	kind subject
 	name string
 }
 
-// owners are the tenants of a request, the smallest first.
+// owners returns the tenants of a request, the smallest first.
 func (s *Subjects) owners() [4]owner {
 	return [...]owner{{byKey, s.Key}, {byUser, s.User}, {byProject, s.Project}, {byDepartment, s.Department}}
 }
 
-// variant is the counter that holds for a request.
+// variant returns the counter that applies to a request.
 func (c *counter) variant(s *Subjects) *counter {
 	if len(c.variants) == 0 {
 		return c
@@ -41,8 +41,8 @@ func (c *counter) variant(s *Subjects) *counter {
 	return c
 }
 
-// With is the set with other overrides than before. Those that cannot be used are
-// left out and named by the error; the others hold all the same.
+// WithOverrides returns the set with other overrides than before. Those that cannot be used
+// are left out and named by the error; the others apply all the same.
 func (s *Set) WithOverrides(overrides []Override) (*Set, error) {
 	out := *s
 	out.counters = slices.Clone(s.counters)
@@ -94,8 +94,8 @@ func (s *Set) override(o *Override) error {
 	return nil
 }
 
-// changed are the counters with the override's numbers; nil where it has none.
-// What it does not say stays as the rule says.
+// adjusted returns the counters with the override's numbers; nil where it has none. What it
+// leaves out stays as the rule has it.
 func (o *Override) adjusted(counters []*counter) ([]*counter, error) {
 	out := make([]*counter, len(counters))
 	left := maps.Clone(o.Numbers)
@@ -140,7 +140,8 @@ func (o *Override) adjusted(counters []*counter) ([]*counter, error) {
 	return out, nil
 }
 
-// bursting is the counter that a burst is of: requests, else the one rate there is.
+// bursting returns the counter that a burst belongs to: that of requests, else the one rate
+// there is.
 func bursting(counters []*counter) (found *counter) {
 	for _, c := range counters {
 		switch {
@@ -156,7 +157,7 @@ func bursting(counters []*counter) (found *counter) {
 	return found
 }
 
-// take reads a limit into base, and a window into c.
+// parseLimit reads a limit into base, and a window into c.
 func (c *counter) parseLimit(text string, base *amount) (fault string) {
 	if c.kind != Window {
 		base.limit, fault = parseCount(text)
@@ -191,7 +192,8 @@ func (l *Limiter) Rules() map[string]bool {
 	return rules
 }
 
-// CheckOverride says why an override could not be used with the rules in force.
+// CheckOverride returns the error for which an override cannot be used with the rules in
+// force.
 func (l *Limiter) CheckOverride(o Override) error {
 	_, err := l.set.Load().WithOverrides([]Override{o})
 	return err

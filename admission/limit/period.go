@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// every is the length of a calendar period.
+// periodLength is the length of a calendar period.
 type periodLength int
 
 const (
 	hourly periodLength = iota
 	daily
-	weekly // from Monday
+	weekly // begins on Monday
 	monthly
 )
 
@@ -20,9 +20,9 @@ func parseEvery(word string) (periodLength, bool) {
 	return periodLength(i), i >= 0
 }
 
-// bounds are the begin and the end of the period that t is in. The periods of a
-// zone follow one another without gap or overlap, whatever its clock does: a day
-// of a changed clock has 23 or 25 hours.
+// bounds returns the begin and the end of the period that t is in. The periods of a zone
+// follow one another without gap or overlap, whatever its clock does: a day of a changed clock
+// has 23 or 25 hours.
 func (e periodLength) bounds(t time.Time, zone *time.Location) (begin, end time.Time) {
 	t = t.In(zone)
 	if e == hourly {
@@ -46,8 +46,7 @@ func (e periodLength) bounds(t time.Time, zone *time.Location) (begin, end time.
 	}
 }
 
-// edge is the begin of the period that lies so many periods after the one of t's
-// date.
+// edge returns the begin of the period that is shift periods after the one of t's date.
 func (e periodLength) edge(t time.Time, shift int, zone *time.Location) time.Time {
 	year, month, day := t.Date()
 	switch e {
@@ -61,8 +60,8 @@ func (e periodLength) edge(t time.Time, shift int, zone *time.Location) time.Tim
 	return Dawn(year, month, day, zone)
 }
 
-// DayOf returns the first instant of the day that lies so many days after the one of t, in
-// the zone of t.
+// DayOf returns the first instant of the day that is days after the one of t, in the zone of
+// t.
 func DayOf(t time.Time, days int) time.Time {
 	year, month, day := t.Date()
 	return Dawn(year, month, day+days, t.Location())

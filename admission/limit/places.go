@@ -7,22 +7,23 @@ import (
 	"time"
 )
 
-// hold is what a running request holds of a counter, and for how much longer.
+// hold is the amount that a running request holds of a counter, and for how much longer.
 type hold struct {
 	left   time.Duration
 	amount int64
 }
 
 const (
-	minPlaceWait = 10 * time.Millisecond // the shortest wait for a place that anybody is told
-	// tailParts and lateParts divide what an answer takes usually, or has taken so far: so
-	// much longer lasts one that is nearly over, and one that has outlasted the others.
+	minPlaceWait = 10 * time.Millisecond // shortest wait for a place that is announced
+	// tailParts and lateParts divide the usual duration of an answer, and the time that it has
+	// run. An answer that is nearly over lasts that much longer, and so does one that has
+	// outlasted the others.
 	tailParts, lateParts = 8, 4
 )
 
-// remaining estimates how much longer a request runs: as long as such requests take, less
-// what it has run. One that has outlasted them is taken to go on for a quarter of its
-// age, and where nothing is known of such requests for as long as it has run.
+// remaining estimates how much longer a request runs: the typical duration of such requests,
+// less what it has run. One that has outlasted them is assumed to go on for a quarter of its
+// age, and where no duration is known, for as long as it has run.
 func remaining(age, typical time.Duration) time.Duration {
 	switch {
 	case typical == 0:
@@ -33,26 +34,26 @@ func remaining(age, typical time.Duration) time.Duration {
 	return age / lateParts
 }
 
-// place is what an estimate of the wait for a place starts from.
+// place is the input of an estimate of the wait for a place.
 type place struct {
 	used, cost, limit int64
-	typical           time.Duration // that such requests take; 0: not known
+	typical           time.Duration // duration of such requests; 0 where unknown
 }
 
-// PlaceIn estimates how long a request that a concurrency limit refused waits until its
-// places are free, once those who go first have theirs: ahead of them wait for so many
-// places. It goes by the ages of the requests that run here and by how long such
-// requests took; those of other replicas are taken to end evenly.
+// PlaceWait estimates how long a request that a concurrency limit rejected waits until its
+// places are free, once those who go first have theirs: ahead is the number of places that
+// they wait for. It uses the ages of the requests that run here and how long such requests
+// took; those of other replicas are assumed to end evenly.
 func (l *Limiter) PlaceWait(d *Rejection, ahead int64) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.placeWait(d.Counter, d.place, ahead, l.opts.Now())
 }
 
-// placeIn does what PlaceIn does. The lock is held.
+// placeWait does the work of PlaceWait. The lock is held.
 func (l *Limiter) placeWait(counter string, p place, ahead int64, now time.Time) time.Duration {
-	// One that was refused needs one place at least: this replica alone may have less
-	// than the limit.
+	// A rejected request needs one place at least: this replica alone may have less than
+	// the limit.
 	needed := max(p.used+p.cost-p.limit, 1) + ahead
 	var holds []hold
 	grants := l.holders.byCounter[counter]
@@ -82,7 +83,7 @@ func (l *Limiter) placeWait(counter string, p place, ahead int64, now time.Time)
 	for _, h := range holds {
 		total += h.amount
 	}
-	// Beyond what runs now come those who wait, which run as long as is usual.
+	// After the running requests come those who wait, which run for a typical duration.
 	rounds := (needed - 1) / max(total, 1)
 	needed -= rounds * total
 	for _, h := range holds {
@@ -100,15 +101,15 @@ const (
 	maxElsewhere = 10_000
 )
 
-// holders are the running requests by the counters of which they hold what they may give
+// holders indexes the running requests by the counters of which they hold what they may give
 // back: places, and what is reserved for an answer.
 type holders struct {
-	byCounter map[string]map[*Grant]int // with the number of the dimension
-	spare     []map[*Grant]int          // empty, for the next counter
+	byCounter map[string]map[*Grant]int // value: index of the dimension
+	spare     []map[*Grant]int          // empty maps for the next counter
 }
 
-// maxSpare bounds the maps that are kept for the next counter: without any, each request
-// of a caller who has none running would make them anew.
+// maxSpare bounds the empty maps that are kept. Without any, each request of a caller who has
+// none running would make them anew.
 const maxSpare = 16
 
 func (h *holders) add(g *Grant) {
@@ -142,14 +143,14 @@ func (h *holders) remove(g *Grant) {
 	}
 }
 
-// refunds reports whether a request gives back of a dimension when it ends.
+// refunds reports whether a request gives back part of a dimension when it ends.
 func (p *plan) refunds(i int) bool {
 	return p.dims[i].Kind == Lease || !p.ceiling(i) && p.counters[i].bounded()
 }
 
-// expect puts estimates in the place of retry times that say only when reservations
-// end by themselves: what runs gives a place back when it ends, and most of what is
-// reserved for an answer that is not used.
+// estimateWaits replaces retry times that state only when reservations end by themselves. A
+// running request gives a place back when it ends, and most of what is reserved for an answer
+// and not used.
 func (l *Limiter) estimateWaits(p *plan, out *Decision, now time.Time) {
 	changed := false
 	for i := range out.States {
@@ -179,8 +180,8 @@ func (l *Limiter) estimateWaits(p *plan, out *Decision, now time.Time) {
 	}
 }
 
-// refunded estimates how long it takes until running requests have given back so much of
-// what they have reserved of a window and will probably not use; never, where they will
+// refundWait estimates the time until running requests have given back an amount that they
+// have reserved of a window and will probably not use; the longest duration where they will
 // not give back so much. Those of other replicas are not known, and count for nothing.
 func (l *Limiter) refundWait(d *Dim, missing int64, now time.Time) time.Duration {
 	var refunds []hold
@@ -206,8 +207,8 @@ func (l *Limiter) refundWait(d *Dim, missing int64, now time.Time) time.Duration
 	return math.MaxInt64
 }
 
-// refund returns what a running request will probably give back of its reservation of
-// one dimension: what is reserved beyond what three of four such answers have, or this
+// refund returns the part of its reservation of one dimension that a running request will
+// probably give back: what is reserved beyond what three of four such answers have, or this
 // one has already.
 func (g *Grant) refund(i int) int64 {
 	u := g.plan.likelyUsage
@@ -222,13 +223,13 @@ func (g *Grant) refund(i int) int64 {
 	return d.Cost - charge(d.Metric, u, Weights{})
 }
 
-// place is what an estimate for one of the plan's concurrency limits starts from.
+// place returns the input of an estimate for one of the plan's concurrency limits.
 func (p *plan) place(i int, s *State) place {
 	return place{used: s.Used, cost: p.dims[i].Cost, limit: s.Limit, typical: p.callerDuration}
 }
 
-// behind returns the first concurrency limit of the plan at which others wait, who go
-// first; -1: there is none.
+// behind returns the first concurrency limit of the plan at which others wait, who go first;
+// -1 for none.
 func (p *plan) behind(waits func(counter string) bool) int {
 	if waits == nil {
 		return -1
@@ -247,11 +248,11 @@ func (g *Grant) Counters() (names []string) {
 	return names
 }
 
-// Waits counts that a refused request waits for a place instead.
+// CountWait counts that a rejected request waits for a place instead.
 func (l *Limiter) CountWait(d *Rejection) { l.metrics.count(d.Rule, "wait", d.store()) }
 
-// Refuse counts and returns the refusal of a request that might have waited for a
-// place, or has. Before it, ahead requests wait for places of the same counter.
+// Reject counts and returns the rejection of a request that might have waited for a place, or
+// has. ahead is the number of places of the same counter that others wait for before it.
 func (l *Limiter) Reject(d *Rejection, ahead int64, waited time.Duration) *Rejection {
 	l.metrics.count(d.Rule, "deny", d.store())
 	rejection := *d
@@ -261,9 +262,9 @@ func (l *Limiter) Reject(d *Rejection, ahead int64, waited time.Duration) *Rejec
 	return &rejection
 }
 
-// store names whose counters refused.
-func (d *Rejection) store() string {
-	if d.Shared {
+// store returns the label of the store whose counters rejected.
+func (r *Rejection) store() string {
+	if r.Shared {
 		return "redis"
 	}
 	return "local"

@@ -1,12 +1,12 @@
 package limit
 
-// quota counts in one calendar period, which its begin names.
-// held is the part of used that reservations have which are not settled yet.
+// quota counts in one calendar period, which its begin names. held is the part of used that
+// belongs to reservations which are not settled yet.
 type quota struct{ begin, end, used, held int64 }
 
-// current is what was used in the dimension's period, and when that ends. The
-// state of a later period is that of now: the asker's calendar is behind. What
-// ended so long ago that it may be forgotten is forgotten.
+// current returns the amount that was used in the dimension's period, and the end of that. The
+// state of a later period is that of now: the asker's calendar is behind. What ended so long
+// ago that it may be forgotten is forgotten.
 func (q *quota) current(d *Dim, now int64) (used, end int64) {
 	used, end = q.used, q.end
 	if q.begin < d.BeginMs {
@@ -52,14 +52,14 @@ func (q *quota) adjust(d *Dim, p *part, delta, _ int64) {
 	}
 }
 
-// hold notes that a reservation that lives has so much more of the counter, or less.
+// hold changes by delta the amount that a live reservation holds of the counter.
 func (q *quota) hold(p *part, delta int64) {
 	if p.chargedAt == q.begin {
 		q.held = min(max(q.held+delta, 0), maxDebt)
 	}
 }
 
-// settled is the counter without what may still be given back.
+// settled returns the counter without what may still be given back.
 func (q *quota) settled() *quota {
 	return &quota{begin: q.begin, end: q.end, used: max(q.used-q.held, 0)}
 }
@@ -68,5 +68,5 @@ func (q *quota) renew(string, int64, int64) {}
 
 func (q *quota) release(string) {}
 
-// idleAt leaves time for askers whose clock is behind.
+// idleAt returns a time that allows for askers whose clock is behind.
 func (q *quota) idleAt() int64 { return q.end + CalendarSkew.Milliseconds() }

@@ -52,50 +52,50 @@ type ExceededLimit struct {
 	Share int64
 }
 
-// Amount is the limit in words, such as 50 requests in 1m per user.
-func (d *Rejection) Amount() string {
-	scope := " per " + d.Scope
-	if d.Scope == byNone.String() {
+// Amount returns the limit in words, such as 50 requests in 1m per user.
+func (r *Rejection) Amount() string {
+	scope := " per " + r.Scope
+	if r.Scope == byNone.String() {
 		scope = " for all callers together"
 	}
 	switch {
-	case d.Metric == Concurrency:
-		return fmt.Sprintf("%d requests at a time%s", d.Limit, scope)
-	case d.Window > 0:
-		return fmt.Sprintf("%d %s in %s%s", d.Limit, d.Metric, windowText(d.Window), scope)
+	case r.Metric == Concurrency:
+		return fmt.Sprintf("%d requests at a time%s", r.Limit, scope)
+	case r.Window > 0:
+		return fmt.Sprintf("%d %s in %s%s", r.Limit, r.Metric, windowText(r.Window), scope)
 	}
-	return fmt.Sprintf("%d %s%s", d.Limit, d.Metric, scope)
+	return fmt.Sprintf("%d %s%s", r.Limit, r.Metric, scope)
 }
 
-func (d *Rejection) Error() string {
-	text := "rule " + d.Rule + ": " + d.Amount()
-	if d.Share > 0 {
-		text += fmt.Sprintf(", of which this replica enforces %d while it counts alone", d.Share)
+func (r *Rejection) Error() string {
+	text := "rule " + r.Rule + ": " + r.Amount()
+	if r.Share > 0 {
+		text += fmt.Sprintf(", of which this replica enforces %d while it counts alone", r.Share)
 	}
-	if d.Running {
+	if r.Running {
 		text += ", and what is running may use the rest"
 	}
-	if d.TooLarge {
+	if r.TooLarge {
 		return text + ": the request is larger than that"
 	}
-	return fmt.Sprintf("%s: try again in %s", text, d.RetryAfter.Round(time.Millisecond))
+	return fmt.Sprintf("%s: try again in %s", text, r.RetryAfter.Round(time.Millisecond))
 }
 
-// Headers are the numbers for a caller: of the tightest rule on requests and the
+// Headers holds the numbers for a caller: those of the tightest rule on requests and of the
 // tightest on tokens.
 type Headers struct {
 	Requests, Tokens Line
-	Factor           Factor // the least that pressure leaves of one of these limits, in thousandths; 0: all
+	Factor           Factor // smallest part that pressure leaves of one of these limits, in thousandths; 0 for all
 }
 
-// Line is one rule's numbers. A Limit of 0 says that there is no such rule.
+// Line holds one rule's numbers. A Limit of 0 means that there is no such rule.
 type Line struct {
 	Limit, Remaining int64
-	Reset            time.Duration // until all is there again
+	Reset            time.Duration // time until the whole limit is free again
 }
 
-// own is the index of a dimension, or of the one that a ceiling is of: its limit is
-// the one that people know.
+// limitIndex returns the index of the dimension whose limit people know: i itself, or that of
+// the dimension which the ceiling i belongs to.
 func (p *plan) limitIndex(i int) int {
 	if p.ceiling(i) {
 		return i - 1
@@ -103,8 +103,9 @@ func (p *plan) limitIndex(i int) int {
 	return i
 }
 
-// headers picks from the states, between two indexes, of enforced windows. The tightest has the least
-// left; of equals, the one that takes longer to be full again.
+// headers returns the headers from the states of enforced windows, between two indexes. The
+// tightest window has the least left; of equals, it is the one that takes longer to be full
+// again.
 func (p *plan) headers(states []State, start, end int) (h Headers) {
 	for i := start; i < end; i++ {
 		d, s := &p.dims[i], &states[i]
@@ -128,12 +129,13 @@ func (p *plan) headers(states []State, start, end int) (h Headers) {
 
 const (
 	maxJitter           = time.Minute
-	rejectionLife       = time.Second      // for which a refusal answers for the same request
+	rejectionLife       = time.Second      // time for which a rejection answers for the same request
 	maxCachedRejections = 16_384           // keys
-	levelDwells         = 30 * time.Second // the least time for which a level of pressure stays
+	minLevelTime        = 30 * time.Second // shortest time for which a level of pressure stays
 )
 
-// denied makes the refusal of a decision.
+// newRejection returns the rejection of a decision, and the time until a retry passes without
+// jitter.
 func (l *Limiter) newRejection(p *plan, out *Decision, now time.Time) (*Rejection, time.Duration) {
 	i := out.Binding
 	d, c := &p.dims[i], p.counters[i]
@@ -169,8 +171,8 @@ func (p *plan) exceededLimit(out *Decision, now time.Time) ExceededLimit {
 	}
 }
 
-// later is how long a request waits that fits the rule, but not now: for the
-// next schedule, or for the pressure to fall.
+// later returns the wait of a request that fits the rule, but not now: until the next
+// schedule, or until the pressure falls.
 func (c *counter) later(d *Dim, now time.Time) time.Duration {
 	if c.schedule != nil {
 		spell := c.schedule.spellAt(now)
@@ -178,15 +180,15 @@ func (c *counter) later(d *Dim, now time.Time) time.Duration {
 			return spell.end.Sub(now)
 		}
 	}
-	return levelDwells
+	return minLevelTime
 }
 
-// UsedUp reports whether a quota is used up, so that the refusal stands until its
-// period ends.
-func (d *Rejection) UsedUp() bool { return d.Quota && !d.TooLarge && d.Share == 0 }
+// UsedUp reports whether a quota is used up, so that the rejection holds until its period
+// ends.
+func (r *Rejection) UsedUp() bool { return r.Quota && !r.TooLarge && r.Share == 0 }
 
-// jittered is when a caller may return. The end of a quota is a time that people are
-// told, and no client waits for it by itself.
+// jittered returns the time after which a caller may return. The end of a quota has no jitter:
+// people are shown it, and no client waits for it by itself.
 func (l *Limiter) jittered(exact time.Duration, period bool) time.Duration {
 	if period {
 		return exact
@@ -194,7 +196,7 @@ func (l *Limiter) jittered(exact time.Duration, period bool) time.Duration {
 	return exact + time.Duration(l.random()*float64(min(exact/10, maxJitter)))
 }
 
-// left is a remainder in the unit that people read; part of a unit is none.
+// roundedDown returns a remainder in the unit that people read; part of a unit counts as none.
 func roundedDown(m Metric, n int64) int64 {
 	if m == Units {
 		return n / 1000
@@ -202,7 +204,7 @@ func roundedDown(m Metric, n int64) int64 {
 	return n
 }
 
-// shown is an amount in the unit that people read; part of a unit counts whole.
+// roundedUp returns an amount in the unit that people read; part of a unit counts whole.
 func roundedUp(m Metric, n int64) int64 {
 	if m == Units {
 		return ceilDiv(n, 1000)
@@ -210,9 +212,9 @@ func roundedUp(m Metric, n int64) int64 {
 	return n
 }
 
-// denials are the refusals of the last second by the counter that refused. A
-// request that asks at least as much of such a counter is refused without asking
-// the store, until something is settled there.
+// rejectionCache holds the rejections of the last second by the counter that rejected. A
+// request that asks at least as much of such a counter is rejected without asking the store,
+// until something is settled there.
 type rejectionCache struct {
 	size      atomic.Int64
 	mu        sync.Mutex
@@ -220,13 +222,14 @@ type rejectionCache struct {
 }
 
 type cachedRejection struct {
-	expiry      time.Time // when to ask again
+	expiry      time.Time // time after which the store is asked again
 	retryAt     time.Time
 	cost, limit int64
 	rejection   Rejection
 }
 
-// find returns the refusal that one of the dimensions meets, and which one.
+// find returns the rejection that one of the dimensions meets, and the index of that
+// dimension.
 func (d *rejectionCache) find(dims []Dim, now time.Time) (cachedRejection, int, bool) {
 	if d.size.Load() == 0 {
 		return cachedRejection{}, 0, false
@@ -273,7 +276,7 @@ func (d *rejectionCache) put(key string, entry cachedRejection, now time.Time) {
 	d.size.Store(int64(len(d.byCounter)))
 }
 
-// forget lets the next request ask again.
+// forget removes the entries of dimensions, so that the next request asks the store.
 func (d *rejectionCache) forget(dims []Dim) {
 	if d.size.Load() == 0 {
 		return

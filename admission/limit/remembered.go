@@ -1,15 +1,15 @@
 package limit
 
-// settledIDs remembers for SettledLife which reservations were settled. A busy gateway
-// settles some million in that time, so an entry is two hashes of the id and a time, and no
-// pointer that the garbage collector must follow. Two ids share both hashes once in 2^128
-// pairs. It is guarded by the lock of its shard.
+// settledIDs remembers for SettledLife which reservations were settled. A busy gateway settles
+// some million in that time, so an entry is two hashes of the id and a time, and no pointer
+// that the garbage collector must follow. Two ids share both hashes once in 2^128 pairs. It is
+// guarded by the lock of its shard.
 type settledIDs struct {
-	young, old map[fingerprint]int64 // until when, in milliseconds since 1970
-	rotateAt   int64                 // when all of old is forgotten, likewise
+	young, old map[fingerprint]int64 // expiry of each id, in milliseconds since 1970
+	rotateAt   int64                 // time at which all of old is forgotten, in milliseconds since 1970
 }
 
-// fingerprint stands for an id.
+// fingerprint identifies an id by two hashes.
 type fingerprint [2]uint64
 
 // add remembers an id from now on.
@@ -21,7 +21,7 @@ func (s *settledIDs) add(id fingerprint, now int64) {
 	s.young[id] = now + SettledLife.Milliseconds()
 }
 
-// has reports whether an id is remembered.
+// contains reports whether an id is remembered.
 func (s *settledIDs) contains(id fingerprint, now int64) bool {
 	expiry, ok := s.young[id]
 	if !ok {
@@ -30,7 +30,7 @@ func (s *settledIDs) contains(id fingerprint, now int64) bool {
 	return expiry > now
 }
 
-// turn forgets what was added before the last turn, of which the youngest is a life old.
+// rotate forgets what was added before the last rotation, of which the youngest is a life old.
 func (s *settledIDs) rotate(now int64) {
 	if now < s.rotateAt {
 		return
@@ -43,5 +43,5 @@ func (s *settledIDs) rotate(now int64) {
 	s.rotateAt = now + life
 }
 
-// size is how many ids are kept, some of which may be past their time.
+// size returns how many ids are kept, some of which may be past their time.
 func (s *settledIDs) size() int { return len(s.young) + len(s.old) }

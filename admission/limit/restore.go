@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// QuotaPeriod is the period of a quota that is running now.
+// QuotaPeriod is the running period of a quota.
 type QuotaPeriod struct {
 	Name         string
 	SubjectKinds []string // subjects
 	Begin, End   time.Time
 }
 
-// Quotas are the periods that are running now.
+// Quotas returns the running periods of all quotas.
 func (l *Limiter) Quotas() (out []QuotaPeriod) {
 	set, now := l.set.Load(), l.opts.Now()
 	for i := range set.counters {
@@ -33,20 +33,21 @@ func (l *Limiter) Quotas() (out []QuotaPeriod) {
 	return out
 }
 
-// restoreEvery is how long one restoration of a counter stands for all replicas.
+// restoreEvery is the time for which one restoration of a counter counts for all replicas.
 const restoreEvery = 10 * time.Second
 
-// ErrRestoring says that a quota is being restored by another replica, too.
+// ErrRestoring means that another replica restores the same quota.
 var ErrRestoring = errors.New("another gateway restores this quota just now")
 
-// Recorded is what a ledger says was used of one quota's counter in the running period.
+// Recorded is the amount that a ledger knows to be used of one quota's counter in the running
+// period.
 type Recorded struct {
-	Dim  Dim   // with the counter's key and period
-	Used int64 // in the unit of the counter; of units in thousandths
+	Dim  Dim   // counter's key and period
+	Used int64 // amount in the unit of the counter; units are in thousandths
 }
 
-// Recorded returns what a ledger's sum of tokens and of thousandths of a unit means for
-// one quota of who. It reports whether the quota counts them.
+// Recorded returns a ledger's sum of tokens and of thousandths of a unit as an amount of one
+// quota of the subjects. It reports whether the quota counts them.
 func (l *Limiter) Recorded(quota string, subjects Subjects, tokens, milliunits int64) (Recorded, bool) {
 	p := l.set.Load().plan(&Request{Subjects: subjects}, Estimate{}, l.opts.Now())
 	for i := range p.dims {
@@ -63,8 +64,8 @@ func (l *Limiter) Recorded(quota string, subjects Subjects, tokens, milliunits i
 	return Recorded{}, false
 }
 
-// Restore raises one quota to what a ledger says was used in the running period, if the
-// store knows of less: it was started anew. Of several replicas that do so at once one
+// Restore raises one quota to what a ledger knows to be used in the running period, if the
+// store knows of less because it was started anew. Of several replicas that do so at once, one
 // counts.
 func (l *Limiter) Restore(ctx context.Context, r Recorded) error {
 	dims := []Dim{r.Dim}

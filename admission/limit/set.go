@@ -10,23 +10,22 @@ import (
 	"time"
 )
 
-// Set is the rules in force, compiled. It is immutable; what it remembers of its
-// calendars is only what it would work out again.
+// Set is the compiled rules in force. It is immutable, apart from caches of its calendars.
 type Set struct {
 	counters []counter // in the order of their homes
 	weights  map[string]Weights
-	generate keyParts // of counters of generations
-	aux      keyParts // of counters of auxiliary requests
-	size     int      // the most dimensions of a request
+	generate keyParts // keys of the counters of generations
+	aux      keyParts // keys of the counters of auxiliary requests
+	size     int      // largest number of dimensions of a request
 }
 
-// keyParts is what a request's keys are made of.
+// keyParts holds the parts that the keys of some counters need.
 type keyParts struct {
-	subjects [subjectCount]bool // that some counter is of
+	subjects [subjectCount]bool // subjects that some counter counts by
 	homes    [ofAll + 1]bool
 }
 
-// keyParts is that of the counters that count one kind of request.
+// keyParts returns the parts for the counters that count one kind of request.
 func (s *Set) keyParts(aux bool) *keyParts {
 	if aux {
 		return &s.aux
@@ -36,31 +35,45 @@ func (s *Set) keyParts(aux bool) *keyParts {
 
 // counter is one metric of one rule or quota.
 type counter struct {
+	counterID
+	policy
+	capacities
+
+	windowMs, bucketMs int64 // of a rate
+
+	calendar *calendar // of a quota
+	alertAt  []int     // percent of a quota, the smallest first
+
+	variants map[owner]*counter // counters with the numbers of overrides
+}
+
+// counterID identifies a counter and the requests that it counts.
+type counterID struct {
 	rule     string
-	scope    string
+	scope    string // as the configuration writes it
 	subjects subjectKinds
 	home     home
-	name     string // of the counter in keys
+	name     string // part of the keys
 	metric   Metric
 	kind     Kind
-	failure  Failure
-	reserve  Policy
-	shadow   bool
-	degrade  bool
-	aux      bool          // counts auxiliary requests alone
-	wait     time.Duration // longest that a request waits for a place of it; 0: none waits
+	aux      bool // it counts auxiliary requests alone
+}
 
+// policy is the treatment of the requests that a counter counts.
+type policy struct {
+	failure Failure
+	reserve Policy
+	shadow  bool
+	degrade bool
+	wait    time.Duration // longest wait of a request for a place; 0 for none
+}
+
+// capacities holds the limits of a counter by hour and by level of pressure.
+type capacities struct {
 	amounts  []amount // by schedule; the last is that of the rule itself
 	largest  int64    // capacity under any schedule
 	factors  [tierCount][levelCount]int64
 	schedule *schedule
-
-	windowMs, bucketMs int64
-
-	calendar *calendar
-	alertAt  []int
-
-	variants map[owner]*counter // by override
 }
 
 // amount is a limit and its burst.
@@ -88,13 +101,13 @@ func tierIndex(tier string) int {
 	return 1
 }
 
-// schedule is the hours of one rule.
+// schedule holds the hours of one rule.
 type schedule struct {
 	table timetable
 	last  atomic.Pointer[spell]
 }
 
-// spell is a time in which the same schedule is in force.
+// spell is a span of time in which the same schedule is in force.
 type spell struct {
 	start, end time.Time
 	now, next  int // indexes of amounts
@@ -121,7 +134,7 @@ func (s *schedule) index(t time.Time) int {
 	return len(s.table)
 }
 
-// calendar is the periods of one quota.
+// calendar holds the periods of one quota.
 type calendar struct {
 	every periodLength
 	zone  *time.Location
@@ -140,8 +153,8 @@ func (c *calendar) periodAt(t time.Time) *span {
 	return found
 }
 
-// Compile checks rules and quotas and makes them ready. The weights are those of
-// models by name; a model without counts every token as one unit.
+// Compile checks rules and quotas and compiles them. The weights are those of models by name;
+// a model without weights counts every token as one unit.
 func Compile(rules []Rule, quotas []QuotaRule, weights map[string]Weights) (*Set, error) {
 	if err := Validate(rules, quotas); err != nil {
 		return nil, err
@@ -175,12 +188,13 @@ func Compile(rules []Rule, quotas []QuotaRule, weights map[string]Weights) (*Set
 	return s, nil
 }
 
-// counters are one for each metric of a valid rule.
+// counters returns one counter for each metric of a valid rule.
 func (r *Rule) counters() []counter {
 	subjects, _ := parseSubjectKinds(r.Scope)
 	common := counter{
-		rule: r.Name, scope: r.Scope, subjects: subjects, home: subjects.home(), shadow: r.Shadow, aux: r.Aux, degrade: r.Exceed == ExceedDegrade,
-		failure: cmp.Or(r.OnStoreFailure, FailLocal), reserve: cmp.Or(r.Reserve, ReserveP90), factors: r.UnderPressure.factors(),
+		counterID:  counterID{rule: r.Name, scope: r.Scope, subjects: subjects, home: subjects.home(), aux: r.Aux},
+		policy:     policy{failure: cmp.Or(r.OnStoreFailure, FailLocal), reserve: cmp.Or(r.Reserve, ReserveP90), shadow: r.Shadow, degrade: r.Exceed == ExceedDegrade},
+		capacities: capacities{factors: r.UnderPressure.factors()},
 	}
 	bounds := make([]Bounds, 0, len(r.Schedule)+1)
 	if len(r.Schedule) > 0 {
@@ -228,16 +242,17 @@ func (c counter) complete() counter {
 	return c
 }
 
-// counter is that of a valid quota. Its name holds the calendar: a quota by
+// counter returns the counter of a valid quota. Its name holds the calendar: a quota by
 // another calendar is another counter.
 func (q *QuotaRule) counter() counter {
 	subjects, _ := parseSubjectKinds(q.Scope)
 	e, _ := parseEvery(q.Every)
 	zone, _ := LoadZone(q.Zone)
 	c := counter{
-		rule: q.Name, scope: q.Scope, subjects: subjects, home: subjects.home(), kind: Quota, metric: Units, reserve: ReserveP90,
-		failure: cmp.Or(q.OnStoreFailure, FailLocal), calendar: &calendar{every: e, zone: zone}, alertAt: q.AlertAt,
-		factors: (&Pressure{}).factors(),
+		counterID:  counterID{rule: q.Name, scope: q.Scope, subjects: subjects, home: subjects.home(), kind: Quota, metric: Units},
+		policy:     policy{reserve: ReserveP90, failure: cmp.Or(q.OnStoreFailure, FailLocal)},
+		capacities: capacities{factors: (&Pressure{}).factors()},
+		calendar:   &calendar{every: e, zone: zone}, alertAt: q.AlertAt,
 	}
 	if len(c.alertAt) == 0 {
 		c.alertAt = []int{80, 95, 100}
@@ -251,7 +266,7 @@ func (q *QuotaRule) counter() counter {
 	return c
 }
 
-// factors are those of every tier and level, in thousandths.
+// factors returns the factors of every tier and level, in thousandths.
 func (p *Pressure) factors() (out [tierCount][levelCount]int64) {
 	general := p.list()
 	for tier, levels := range [tierCount]Levels{p.Critical, p.Standard, p.Batch} {
@@ -265,7 +280,7 @@ func (p *Pressure) factors() (out [tierCount][levelCount]int64) {
 	return out
 }
 
-// scaled is an amount under pressure; something always remains.
+// scaled returns an amount under pressure, at least 1.
 func (a amount) scaled(factor int64) amount {
 	if factor == 1000 {
 		return a
@@ -277,53 +292,53 @@ func (a amount) scaled(factor int64) amount {
 	return a
 }
 
-// Request is what a decision is about.
+// Request is a request that asks to be admitted.
 type Request struct {
 	ID string // made by the gateway: a caller who could choose it would pay once for many
 	Subjects
 	Tier      string // critical | standard | batch; empty: standard
-	Served    string // model that is to answer, as far as is known; empty: the one that is asked for
-	Level     int    // of pressure, 0 to 4
-	Reason    string // of the level, for who is refused
-	Prompt    int64  // tokens, exact
-	MaxTokens int64  // that all its answers may have together; 0: it generates nothing
+	Served    string // model that is to answer, as far as is known; empty for the one that is asked for
+	Level     int    // level of pressure, 0 to 4
+	Reason    string // reason of the level, for rejections
+	Prompt    int64  // exact tokens
+	MaxTokens int64  // tokens that all its answers may have together; 0 where it generates nothing
 	Sequences int64  // answers that are generated at the same time, prompts times choices; 0: 1
 	Thinking  bool
 	Aux       bool // it generates nothing, and only rules of auxiliary requests count it
-	// It waits for a place already: the store is asked whatever it said a moment ago,
-	// and a refusal counts for no metric.
+	// Waiting means that it waits for a place already: the store is asked whatever it answered
+	// a moment ago, and a rejection counts for no metric.
 	Waiting bool
-	// Behind reports whether others wait for places of a counter, which go first; nil:
+	// Behind reports whether others wait for places of a counter, who go first; nil where
 	// nobody waits anywhere.
 	Behind func(counter string) bool
 }
 
-// sequences is their number, 1 at least.
+// sequences returns the number of sequences, 1 at least.
 func (r *Request) sequences() int64 { return max(r.Sequences, 1) }
 
-// Estimate is what a request's answer is expected to have, in tokens.
+// Estimate is the expected answer of a request, in tokens.
 type Estimate struct {
 	Output, Reasoning int64
-	Cold              bool          // too little is known; a quarter of the smallest limit is the most
-	Pace              int64         // tokens per second that one sequence may come at; 0: any number
-	MeanDuration      time.Duration // of an answer on the average, from admission to end; 0: not known
+	Cold              bool          // too little is known; it is bounded by a quarter of the smallest limit
+	Pace              int64         // tokens per second that one sequence may come at; 0 for any number
+	MeanDuration      time.Duration // average duration of an answer, from admission to end; 0 where unknown
 	CallerDuration    time.Duration // the same of the key's own answers, where some were seen
-	MedianDuration    time.Duration // in which half of the key's answers have ended; 0: not known
-	LikelyUsage       Usage         // that three of four of the key's answers do not pass, their prompts aside; no output: not known
+	MedianDuration    time.Duration // time in which half of the key's answers have ended; 0 where unknown
+	LikelyUsage       Usage         // amount that three of four of the key's answers do not pass, their prompts aside; no output where unknown
 }
 
-// plan is the dimensions of one request and the counters they are of. A ceiling is
-// the dimension of what a counter may be used at most; it follows the counter's own.
+// plan holds the dimensions of one request and their counters. A ceiling is the dimension of
+// what a counter may be used at most; it follows the counter's own.
 type plan struct {
 	dims           []Dim
 	counters       []*counter
-	meanDuration   time.Duration // of an answer on the average; 0: not known
-	callerDuration time.Duration // of such an answer of this key; 0: not known
-	medianDuration time.Duration // in which half of such answers have ended
-	likelyUsage    Usage         // that such an answer probably has at most; no output: not known
-	level          int           // of pressure
+	meanDuration   time.Duration // average duration of an answer; 0 where unknown
+	callerDuration time.Duration // average duration of such an answer of this key; 0 where unknown
+	medianDuration time.Duration // time in which half of such answers have ended
+	likelyUsage    Usage         // probable usage of such an answer at most; no output where unknown
+	level          int           // level of pressure
 	tier           int
-	reason         string // of the level
+	reason         string // reason of the level
 }
 
 func (p *plan) add(d Dim, c *counter) {
@@ -333,7 +348,7 @@ func (p *plan) add(d Dim, c *counter) {
 // ceiling reports whether a dimension is a ceiling.
 func (p *plan) ceiling(i int) bool { return i > 0 && p.counters[i] == p.counters[i-1] }
 
-// Dims lists the dimensions that a request meets, in the order of their homes.
+// Dims returns the dimensions that a request meets, in the order of their homes.
 func (s *Set) Dims(r Request, e Estimate, now time.Time) []Dim { return s.plan(&r, e, now).dims }
 
 func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
@@ -375,7 +390,7 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 	return p
 }
 
-// limit sets what is in force at a time.
+// limit sets the limit that is in force at a time.
 func (c *counter) limit(d *Dim, factor int64, now time.Time) {
 	if c.kind == Quota {
 		period := c.calendar.periodAt(now)
@@ -404,8 +419,8 @@ func (s *Set) weightsOf(model string) Weights {
 	return DefaultWeights()
 }
 
-// capped is an estimate without experience: at most a quarter of the smallest
-// limit of tokens, so that a small limit lets its first request in.
+// capped bounds an estimate without experience by a quarter of the smallest limit of tokens,
+// so that a small limit admits its first request.
 func (e Estimate) capped(p plan) Estimate {
 	for i := range p.dims {
 		if p.ceiling(i) {
@@ -429,8 +444,8 @@ func (e Estimate) capped(p plan) Estimate {
 	return e
 }
 
-// cost sets what a request reserves of a dimension, and what it is charged if
-// nothing more is ever heard of it: itself and its prompt.
+// cost sets the amount that a request reserves of a dimension, and its charge if nothing more
+// is ever heard of it: itself and its prompt.
 func (c *counter) cost(d *Dim, r *Request, e Estimate, w Weights, ceiling bool) {
 	if c.metric == Requests || c.metric == Concurrency {
 		d.Floor, d.Cost = r.sequences(), r.sequences()
@@ -468,8 +483,8 @@ func (c *counter) cost(d *Dim, r *Request, e Estimate, w Weights, ceiling bool) 
 	}
 }
 
-// lower makes a request reserve no more of a quota than what is left, and reports
-// whether it did: the prompt must fit.
+// lower reduces the reservation of a quota to what is left, and reports whether it did: the
+// prompt must fit.
 func (p *plan) lower(i int, left int64) bool {
 	d := &p.dims[i]
 	if d.Kind != Quota || left < max(d.Floor, 1) || left >= d.Cost {
@@ -479,28 +494,29 @@ func (p *plan) lower(i int, left int64) bool {
 	return true
 }
 
-// Usage is what a request has used, in tokens.
+// Usage is the number of tokens that a request has used.
 type Usage struct {
-	Input     int64 // with Cached
+	Input     int64 // includes Cached
 	Cached    int64
-	Output    int64 // with Reasoning
+	Output    int64 // includes Reasoning
 	Reasoning int64
 	Sequences int64 // that were sent to a server; 0: those of the request
 }
 
+// maxTokens bounds the tokens that one request is charged.
 const maxTokens = 1_000_000_000 // that one request is charged at most
 
-// sane bounds what an engine may report.
+// sane returns a usage within the bounds of what an engine can truly report.
 func (u Usage) sane() Usage {
 	u.Input, u.Output = min(max(u.Input, 0), maxTokens), min(max(u.Output, 0), maxTokens)
 	u.Cached, u.Reasoning = min(max(u.Cached, 0), u.Input), min(max(u.Reasoning, 0), u.Output)
 	return u
 }
 
-// Units is what a usage counts against quotas, in thousandths of a unit.
+// Units returns the amount that a usage counts against quotas, in thousandths of a unit.
 func (w Weights) Units(u Usage) int64 { return charge(Units, u, w) }
 
-// charge is what a usage is in a metric; units are in thousandths.
+// charge returns a usage in a metric; units are in thousandths.
 func charge(m Metric, u Usage, w Weights) int64 {
 	u = u.sane()
 	switch m {

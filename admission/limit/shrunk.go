@@ -5,16 +5,15 @@ import (
 	"time"
 )
 
-// Shrunk is what pressure has made of a limit. The zero value says that it is as the
-// rule has it.
+// Shrunk is the effect of pressure on a limit. The zero value means none.
 type Shrunk struct {
-	Level  int    // of pressure, 1 to 4
-	Reason string // of the level; empty: not known
-	Factor Factor // that is left of the limit, in thousandths
-	Whole  int64  // the limit without pressure, in the metric's own unit
+	Level  int    // level of pressure, 1 to 4
+	Reason string // reason of the level; empty where unknown
+	Factor Factor // part of the limit that is left, in thousandths
+	Whole  int64  // limit without pressure, in the metric's own unit
 }
 
-// shrunk returns what pressure has made of the limit of one dimension.
+// shrunk returns the effect of pressure on the limit of one dimension.
 func (p *plan) shrunk(i int, now time.Time) Shrunk {
 	c := p.counters[i]
 	factor := c.factors[p.tier][p.level]
@@ -32,11 +31,11 @@ func (f Factor) String() string { return thousandths(int64(f)) }
 // Shrunken is a rule of which pressure leaves a part.
 type Shrunken struct {
 	Rule   string
-	Factor Factor // the least that is left of it for any tier, in thousandths
+	Factor Factor // smallest part that is left of it for any tier, in thousandths
 }
 
-// Shrunken returns the rules that are smaller while a model stands at a level from 1 to
-// 4, in the order of their counters.
+// Shrunken returns the rules that are smaller while a model is at a level from 1 to 4, in the
+// order of their counters.
 func (s *Set) Shrunken(level int) (rules []Shrunken) {
 	for i := range s.counters {
 		c := &s.counters[i]

@@ -6,14 +6,13 @@ import (
 	"time"
 )
 
-// Status is all that a caller's rules and quotas say now, in the form of
-// GET /quota/status.
+// Status is the state of all rules and quotas of a caller, in the form of GET /quota/status.
 type Status struct {
 	Quotas []QuotaStatus `json:"quotas"`
 	Rates  []RateStatus  `json:"rates"`
 }
 
-// QuotaStatus is one quota. Parts of a unit count as used.
+// QuotaStatus is the state of one quota. Parts of a unit count as used.
 type QuotaStatus struct {
 	Name          string    `json:"name"`
 	Scope         string    `json:"per"`
@@ -25,7 +24,7 @@ type QuotaStatus struct {
 	AlertsCrossed []int     `json:"alerts_crossed"` // percent
 }
 
-// RateStatus is one metric of one rule.
+// RateStatus is the state of one metric of one rule.
 type RateStatus struct {
 	Name      string `json:"name"`
 	Scope     string `json:"per"`
@@ -34,14 +33,14 @@ type RateStatus struct {
 	Remaining int64  `json:"remaining"`
 	ResetMs   int64  `json:"reset_ms"`
 
-	// Where pressure has shrunk the limit.
+	// Fields of a limit that pressure has shrunk.
 	Level  string  `json:"level,omitempty"`      // L1 to L4
-	Factor float64 `json:"factor,omitempty"`     // that is left of it
-	Whole  int64   `json:"full_limit,omitempty"` // without pressure
+	Factor float64 `json:"factor,omitempty"`     // part of the limit that is left
+	Whole  int64   `json:"full_limit,omitempty"` // limit without pressure
 }
 
-// Status looks at every rule that the subjects of r meet, and changes nothing.
-// Shadow rules are left out: they refuse nobody.
+// Status returns the state of every rule that the subjects of r meet, and changes nothing.
+// Shadow rules are left out: they reject nobody.
 func (l *Limiter) Status(ctx context.Context, r Request) (Status, error) {
 	now := l.opts.Now()
 	p := l.set.Load().plan(&r, Estimate{}, now)
@@ -90,8 +89,7 @@ func (c *counter) status(d *Dim, s *State) QuotaStatus {
 	return q
 }
 
-// Tightest is the quota of which the least part remains; false where there is
-// none.
+// Tightest returns the quota of which the least part remains; false where there is none.
 func (s *Status) Tightest() (QuotaStatus, bool) {
 	best := -1
 	for i := range s.Quotas {
@@ -105,18 +103,18 @@ func (s *Status) Tightest() (QuotaStatus, bool) {
 	return s.Quotas[best], true
 }
 
-// QuotaUse is one quota as those see it who watch it: of what was used only what is
-// settled, without what running requests hold and may give back.
+// QuotaUse is the settled use of one quota: without what running requests hold and may give
+// back.
 type QuotaUse struct {
 	QuotaStatus
-	Subject string // the department, project, user, key, address or model, two with a comma; empty: all callers together
-	Counter string // names the counter: two that have one Who may have two
+	Subject string // department, project, user, key, address or model, two with a comma; empty for all callers together
+	Counter string // key of the counter: two counters may have one Subject
 	AlertAt []int  // percent, the smallest first
-	Shared  bool   // all replicas' counters say so, not this process's alone
+	Shared  bool   // the counters of all replicas say so, not those of this process alone
 }
 
-// Use looks at every quota that the subjects meet, and changes nothing. One whose
-// period has ended by the store's clock, though not by this process's, is left out.
+// Use returns the use of every quota that the subjects meet, and changes nothing. A quota
+// whose period has ended by the store's clock, though not by this process's, is left out.
 func (l *Limiter) Use(ctx context.Context, subjects Subjects) ([]QuotaUse, error) {
 	now := l.opts.Now()
 	p := l.set.Load().plan(&Request{Subjects: subjects}, Estimate{}, now)

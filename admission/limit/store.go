@@ -6,17 +6,17 @@ import (
 	"time"
 )
 
-// ErrDims says that a reservation is settled or renewed with other dimensions
-// than it was made with.
+// ErrDims means that a reservation is settled or renewed with other dimensions than it was
+// made with.
 var ErrDims = errors.New("the dimensions are not those of the reservation")
 
 // Times of reservations, the same in every store.
 const (
-	LeaseLife   = 30 * time.Second // of a reservation that nobody renews
-	SettledLife = time.Minute      // for how long a settled id is remembered
-	ReapedLife  = 15 * time.Minute // for how long the true usage of a reaped id may still come
-	// CalendarSkew is how far an asker's calendar may be behind the store's clock:
-	// a quota's last period is not forgotten sooner.
+	LeaseLife   = 30 * time.Second // life of a reservation that nobody renews
+	SettledLife = time.Minute      // time for which a settled id is remembered
+	ReapedLife  = 15 * time.Minute // time for which the true usage of a reaped id may still come
+	// CalendarSkew is the time by which an asker's calendar may be behind the store's clock: a
+	// quota's last period is not forgotten sooner.
 	CalendarSkew = time.Minute
 )
 
@@ -25,18 +25,18 @@ const (
 // same as those of Memory, to the millisecond. An error means that nothing is
 // held: a store that cannot know cancels the id itself or lets its lease run out.
 type Store interface {
-	// Reserve checks all dimensions and, if all fit, charges all. A request that is
-	// refused changes nothing. An id that has been let in is let in again and
-	// charged nothing, until it is forgotten.
+	// Reserve checks all dimensions and, if all fit, charges all. A refused request changes
+	// nothing. An id that was admitted is admitted again and charged nothing, until it is
+	// forgotten.
 	Reserve(ctx context.Context, r Reservation) (Decision, error)
-	// Settle replaces what was reserved by the truth and ends the leases, once for
-	// each id. After a reservation was reaped, what it was charged then is replaced.
-	// The store bounds the time that this takes: the context may have no deadline.
+	// Settle replaces the reservation by the true usage and ends the leases, once for each id.
+	// After a reservation was reaped, the charge of then is replaced. The store bounds the
+	// time that this takes: the context may have no deadline.
 	Settle(ctx context.Context, s Settlement) (Settled, error)
-	// Renew lets reservations live for another LeaseLife and charges what they have
-	// used beyond what they reserved. It also reaps: every reservation whose time
-	// is over is settled with the most that was said of it, its floor at least. It
-	// returns the ids whose reservations are no longer there.
+	// Renew extends reservations by another LeaseLife and charges what they have used beyond
+	// what they reserved. It also reaps: every reservation whose time is over is settled with
+	// the largest usage that was reported of it, its floor at least. It returns the ids whose
+	// reservations no longer exist.
 	Renew(ctx context.Context, renewals []Renewal) (lost []string, err error)
 }
 
@@ -47,24 +47,24 @@ type Reservation struct {
 	ID   string // made by the gateway, never the caller's own
 	Dims []Dim  // not to be changed afterwards; no key twice
 	Peek bool   // only look: nothing is written, no id is needed
-	// Settled, with Peek, leaves out of quotas what reservations have that are not
-	// settled yet, since they may give it back.
+	// Settled, with Peek, leaves out of quotas what unsettled reservations hold, since they
+	// may give it back.
 	Settled bool
 }
 
 // Decision answers a Reservation.
 type Decision struct {
 	Allowed      bool
-	Repeated     bool    // the id was let in before and is charged nothing now
-	Forgotten    bool    // refused, and the id is being settled to nothing: it must not be asked for again
-	Shared       bool    // all replicas' counters decided, not this process's alone
+	Repeated     bool    // the id was admitted before and is charged nothing now
+	Forgotten    bool    // refused, and the id is being settled to nothing: it must not be used again
+	Shared       bool    // the counters of all replicas decided, not those of this process alone
 	TooLarge     bool    // refused by a dimension that can never hold the cost
-	Binding      int     // index of the dimension that refuses longest; -1: none
-	RetryAfterMs int64   // until all dimensions would fit, if nothing else is asked and no schedule shrinks another limit before
+	Binding      int     // index of the dimension that refuses longest; -1 for none
+	RetryAfterMs int64   // time until all dimensions would fit, if nothing else is asked and no schedule shrinks another limit before
 	States       []State // by dimension, after the decision
 }
 
-// Settlement says what a request has used.
+// Settlement is the final usage of a request.
 type Settlement struct {
 	ID      string
 	Dims    []Dim   // those of the reservation
@@ -72,26 +72,25 @@ type Settlement struct {
 	// New charges an id that was never reserved here, now: a reservation made
 	// elsewhere while the store was away, or a counter that is rebuilt.
 	New bool
-	// AgeMs is how long ago an id that was never reserved here used what windows are
-	// charged for it, in milliseconds. What is a window old is not charged. Quotas are
-	// charged now.
+	// AgeMs is the time since an id that was never reserved here used what windows are charged
+	// for it, in milliseconds. What is a window old is not charged. Quotas are charged now.
 	AgeMs int64
 }
 
 // Settled answers a Settlement.
 type Settled struct {
-	Applied bool // false: the id was settled before, or is not known
+	Applied bool // false where the id was settled before, or is not known
 	States  []State
 }
 
-// Renewal says that a request is still running.
+// Renewal reports that a request is still running.
 type Renewal struct {
 	ID      string
 	Dims    []Dim   // those of the reservation
 	Charges []int64 // what it has used so far, by dimension; empty: not known
 }
 
-// Decide judges the states of all dimensions: what every store answers to them.
+// Decide returns the decision that every store makes of the states of all dimensions.
 func Decide(dims []Dim, states []State) Decision {
 	out := Decision{Allowed: true, Binding: -1, States: states}
 	for i := range states {

@@ -8,17 +8,18 @@ import (
 	"strings"
 )
 
-// Subjects are whom a request belongs to. What is empty meets no rule.
+// Subjects identifies the accounts, the model and the address of a request. An empty one meets
+// no rule.
 type Subjects struct {
 	Department string // a department owns projects, a project users, a user keys
 	Project    string
 	User       string
-	Key        string // its name, never the key
-	Model      string // the one that is asked for
+	Key        string // name of the key, never the key itself
+	Model      string // model that is asked for
 	IP         netip.Addr
 }
 
-// subject is one of the things that a rule may count by.
+// subject is a property of requests that a rule may count by.
 type subject int
 
 // The subjects; in keys they stand in this order.
@@ -37,10 +38,10 @@ func (s subject) String() string {
 	return [...]string{"department", "project", "user", "key", "ip", "model", "global"}[s]
 }
 
-// per is the subjects of a rule, in their order.
+// subjectKinds holds the subjects of a rule, in their order.
 type subjectKinds []subject
 
-// parsePer reads one subject, or two that are joined by a comma.
+// parseSubjectKinds reads one subject, or two that are joined by a comma.
 func parseSubjectKinds(text string) (subjectKinds, bool) {
 	var out subjectKinds
 	for word := range strings.SplitSeq(text, ",") {
@@ -62,8 +63,8 @@ func parseSubjectKinds(text string) (subjectKinds, bool) {
 	return out, true
 }
 
-// home is where the counters of a rule lie: in the slot of an address, of a
-// tenant, of a model or of all. They are asked in this order.
+// home is the place of a rule's counters: the slot of an address, of a tenant, of a model or
+// of all. They are asked in this order.
 type home int
 
 const (
@@ -85,13 +86,13 @@ func (p subjectKinds) home() home {
 	return ofAll
 }
 
-// names are the subjects of one request as they stand in keys.
+// names holds the subjects of one request as they appear in keys.
 type names struct {
 	values [subjectCount]string
 	homes  [ofAll + 1]string
 }
 
-// names writes the subjects and the homes that are asked for.
+// names returns the subjects and the homes that are asked for.
 func (s *Subjects) names(subjects [subjectCount]bool, homes [ofAll + 1]bool) (n names) {
 	n.values = [subjectCount]string{
 		byDepartment: safe(s.Department), byProject: safe(s.Project), byUser: safe(s.User), byKey: safe(s.Key), byNone: "all",
@@ -118,8 +119,7 @@ func (s *Subjects) names(subjects [subjectCount]bool, homes [ofAll + 1]bool) (n 
 	return n
 }
 
-// key is the key of a counter with what is to stand behind it, or "" where the request
-// lacks a subject.
+// key returns the key of a counter, with a suffix, or "" where the request lacks a subject.
 func (n *names) key(h home, counter string, kinds subjectKinds, suffix string) string {
 	for _, s := range kinds {
 		if n.values[s] == "" {
@@ -132,7 +132,7 @@ func (n *names) key(h home, counter string, kinds subjectKinds, suffix string) s
 	return n.homes[h] + counter + kinds[0].String() + "=" + n.values[kinds[0]] + "," + kinds[1].String() + "=" + n.values[kinds[1]] + suffix
 }
 
-// network is an address, or of IPv6 the /64 that one caller usually has whole.
+// network returns an address, or of IPv6 the /64 that one caller usually has whole.
 func network(ip netip.Addr) string {
 	ip = ip.Unmap().WithZone("")
 	switch {
@@ -148,9 +148,10 @@ func network(ip netip.Addr) string {
 	return net.String()
 }
 
+// maxName is the longest name in a key, in bytes; longer ones are hashed.
 const maxName = 96 // bytes of a name in a key; longer ones are hashed
 
-// safe writes a name so that it cannot be mistaken for another part of a key.
+// safe returns a name that cannot be mistaken for another part of a key.
 func safe(name string) string {
 	plain := len(name) <= maxName
 	for i := 0; plain && i < len(name); i++ {
@@ -179,7 +180,7 @@ func special(c byte) bool {
 	return c <= ' ' || c >= 0x7f || strings.IndexByte("{}%,=:", c) >= 0
 }
 
-// of names the subjects of a request that a rule counts by.
+// describe returns the names of the subjects of a request that a rule counts by.
 func (p subjectKinds) describe(s *Subjects) string {
 	values := [...]string{s.Department, s.Project, s.User, s.Key, network(s.IP), s.Model, ""}
 	var out []string

@@ -2,21 +2,21 @@ package limit
 
 import "slices"
 
-// bucket is what was charged in one bucket's time: how much, and when last.
+// bucket is the sum that was charged in one bucket's time, and the time of the last charge.
 type bucket struct{ last, sum int64 }
 
-// window is a sliding window with an optional token bucket. The buckets are in
-// the order of time; those that count are at most one more than the window has.
+// window is a sliding window with an optional token bucket. The buckets are in the order of
+// time; those that count are at most one more than the window has.
 type window struct {
 	buckets []bucket
 
-	// The token bucket: what has not drained, in tokens times milliseconds of the
-	// window it was charged under, at whose rate it drains. So a retry time stays
-	// true when the limit changes meanwhile.
+	// Token bucket: the debt that has not drained, in tokens times milliseconds of the window
+	// it was charged under, at whose rate it drains. So a retry time stays true when the limit
+	// changes meanwhile.
 	debt, debtAt, debtWindowMs, debtRate int64
 }
 
-// used is what counts at a time: every bucket whose newest charge is not yet a
+// used returns the sum that counts at a time: every bucket whose newest charge is not yet a
 // window old, in full.
 func (w *window) used(now, windowMs int64) (sum int64) {
 	for i := len(w.buckets) - 1; i >= 0 && w.buckets[i].last > now-windowMs; i-- {
@@ -25,7 +25,7 @@ func (w *window) used(now, windowMs int64) (sum int64) {
 	return sum
 }
 
-// roomAt is the first time from now on when no more than a sum counts.
+// roomAt returns the first time from now on at which no more than a sum counts.
 func (w *window) roomAt(now, windowMs, sum int64) int64 {
 	if sum < 0 {
 		return farFuture
@@ -45,10 +45,10 @@ func (w *window) roomAt(now, windowMs, sum int64) int64 {
 	return now
 }
 
-// owed is the debt at a time, in the unit in which it was charged.
+// owed returns the debt at a time, in the unit in which it was charged.
 func (w *window) owed(now int64) int64 { return drain(w.debt, w.debtRate, now-w.debtAt) }
 
-// owedIn is the debt at a time in tokens times milliseconds of another window.
+// owedIn returns the debt at a time in tokens times milliseconds of another window.
 func (w *window) owedIn(windowMs, now int64) int64 {
 	owed := w.owed(now)
 	if owed == 0 || w.debtWindowMs == windowMs {
@@ -57,13 +57,13 @@ func (w *window) owedIn(windowMs, now int64) int64 {
 	return min(ceilDiv(owed, w.debtWindowMs), maxDebt/windowMs) * windowMs
 }
 
-// debtOf is an amount that is not negative in tokens times milliseconds of the
+// debtOf returns an amount that is not negative in tokens times milliseconds of the
 // dimension's window.
 func (w *window) debtOf(d *Dim, amount int64) int64 {
 	return min(amount, maxDebt/d.WindowMs) * d.WindowMs
 }
 
-// drain takes rate per millisecond from a debt.
+// drain subtracts rate per millisecond from a debt.
 func drain(debt, rate, elapsedMs int64) int64 {
 	if debt == 0 || elapsedMs <= 0 {
 		return debt
@@ -74,7 +74,7 @@ func drain(debt, rate, elapsedMs int64) int64 {
 	return debt - rate*elapsedMs
 }
 
-// fitsAt is the first time from now on when the cost fits a limit and a burst.
+// fitsAt returns the first time from now on at which the cost fits a limit and a burst.
 func (w *window) fitsAt(d *Dim, limit, burst, now int64) int64 {
 	freeAt := w.roomAt(now, d.WindowMs, limit-d.Cost)
 	if burst == 0 || freeAt == farFuture {
@@ -89,8 +89,8 @@ func (w *window) fitsAt(d *Dim, limit, burst, now int64) int64 {
 	return freeAt
 }
 
-// passesAt is the first time from now on when the dimension lets its cost
-// through, with the limit that is then in force.
+// passesAt returns the first time from now on at which the dimension lets its cost through,
+// with the limit that is then in force.
 func (w *window) passesAt(d *Dim, now int64) int64 {
 	limit, burst := d.inForce(now)
 	freeAt := w.fitsAt(d, limit, burst, now)
@@ -158,8 +158,8 @@ func (w *window) drop(cutoff int64) {
 	w.buckets = w.buckets[:copy(w.buckets, w.buckets[dead:])]
 }
 
-// addPast charges an amount that was used at an earlier time. The token bucket is
-// charged what has not drained since.
+// addPast charges an amount that was used at an earlier time. The token bucket is charged what
+// has not drained since.
 func (w *window) addPast(d *Dim, amount, usedAt, now int64) {
 	if usedAt <= now-d.WindowMs {
 		return
@@ -179,10 +179,10 @@ func (w *window) addPast(d *Dim, amount, usedAt, now int64) {
 	b.last, b.sum = max(b.last, usedAt), min(b.sum+amount, maxSum)
 }
 
-// adjust charges more to the bucket of now, where it was used, and gives back to the
-// bucket of the reservation, while that counts, at most what the reservation put
-// there. Of a refund the token bucket takes what of the reservation has not drained:
-// charges drain in their order, so that is what of the debt of that time is left.
+// adjust charges more to the bucket of now, where it was used. It gives back to the bucket of
+// the reservation, while that counts, at most what the reservation put there. Of a refund the
+// token bucket gets the part of the reservation that has not drained: charges drain in their
+// order, so that is what is left of the debt of that time.
 func (w *window) adjust(d *Dim, p *part, delta, now int64) {
 	if delta > 0 && p.ageMs == 0 {
 		w.owe(d, w.debtOf(d, delta), now)
@@ -219,8 +219,7 @@ func (w *window) owe(d *Dim, change, now int64) {
 	w.debt, w.debtAt = min(max(owed+change, 0), maxDebt), now
 }
 
-// bucketOf is the bucket of a charge at some time, or nil where it no longer
-// counts.
+// bucketOf returns the bucket of a charge at some time, or nil where it no longer counts.
 func (w *window) bucketOf(d *Dim, chargedAt, now int64) *bucket {
 	for i := range w.buckets {
 		b := &w.buckets[i]
