@@ -326,7 +326,7 @@ func TestHungBackend(t *testing.T) {
 	if status := f.StatusPage(t); !strings.Contains(status, "it hangs: it has ") {
 		t.Errorf("the status does not say why: %s", status)
 	}
-	e.says(t, "Restart the server; it comes back by itself")
+	e.says(t, "Restart the backend; it comes back by itself")
 	s.Heal(t)
 	e.ends(t, f)
 	stack.Eventually(t, "the server to be back", func() bool { return f.InRotation(t) == len(s) })
