@@ -3,6 +3,8 @@ package openai
 import (
 	"bytes"
 	"errors"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // ErrNoAnswer is the error of a body that is no completion.
@@ -72,7 +74,7 @@ func ReadAnswer(route Route, v View, body []byte, b Bounds, newTally func() Tall
 	case hasRepaired && !hasReasoning: // the backend counted the content as reasoning
 		u.Reasoning = 0
 		if faults == 0 {
-			e.replace(find(find(c.usage, "completion_tokens_details"), "reasoning_tokens"), []byte("0"))
+			e.replace(jsonwalk.Find(jsonwalk.Find(c.usage, "completion_tokens_details"), "reasoning_tokens"), []byte("0"))
 		}
 	}
 	u = u.consistent()

@@ -1,6 +1,10 @@
 package openai
 
-import "bytes"
+import (
+	"bytes"
+
+	"tidegate/gateway/jsonwalk"
+)
 
 // Bounds in bytes below which Compact does not copy: to read every small body would cost
 // more than it saves.
@@ -56,7 +60,7 @@ func compactLen(raw []byte) (n int) {
 			end := stringEnd(raw, i)
 			n += end - i
 			i = end
-		case isSpace(c):
+		case jsonwalk.IsSpace(c):
 			i++
 		default:
 			i++
@@ -73,7 +77,7 @@ func appendCompact(out, raw []byte) []byte {
 		switch c := raw[i]; {
 		case c == '"':
 			i = stringEnd(raw, i)
-		case isSpace(c):
+		case jsonwalk.IsSpace(c):
 			out = append(out, raw[start:i]...)
 			i++
 			start = i
@@ -87,18 +91,8 @@ func appendCompact(out, raw []byte) []byte {
 // stringEnd returns the end of the string that begins with the quotation mark at begin. raw
 // must be valid JSON.
 func stringEnd(raw []byte, begin int) int {
-	for pos := begin + 1; ; pos++ {
-		next := bytes.IndexByte(raw[pos:], '"')
-		if next < 0 {
-			return len(raw)
-		}
-		pos += next
-		escapes := pos
-		for raw[escapes-1] == '\\' {
-			escapes--
-		}
-		if (pos-escapes)%2 == 0 {
-			return pos + 1
-		}
+	if end := jsonwalk.SkipString(raw, begin); end >= 0 {
+		return end
 	}
+	return len(raw)
 }

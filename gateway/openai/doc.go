@@ -3,7 +3,7 @@
 //
 // A gateway that decodes and re-encodes bodies loses what it does not know: fields
 // newer than itself, the order of keys, long integers. So every edit here is
-// surgical. A strict walker (json.go) validates a text in one pass and returns the
+// surgical. A strict walker (package jsonwalk) validates a text in one pass and returns the
 // spans of its members. An edit replaces, adds or drops spans and copies the rest
 // unchanged.
 //

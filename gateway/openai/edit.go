@@ -1,6 +1,10 @@
 package openai
 
-import "slices"
+import (
+	"slices"
+
+	"tidegate/gateway/jsonwalk"
+)
 
 // An edit replaces raw[start:end] by text.
 type edit struct {
@@ -33,15 +37,15 @@ func (e *edits) insert(span, text []byte) {
 
 // cut removes the member of w whose value was just read; w walks a part of raw. first means
 // that no member is left before it.
-func (e *edits) cut(w *walker, first bool) { e.list = append(e.list, e.cutEdit(w, first)) }
+func (e *edits) cut(w *jsonwalk.Walker, first bool) { e.list = append(e.list, e.cutEdit(w, first)) }
 
 // cutEdit returns the edit that removes a member and one of the commas beside it: the one
 // before it, or, for the first member, the one behind it.
-func (e *edits) cutEdit(w *walker, first bool) edit {
-	base := offset(e.raw, w.b)
-	start, end := base+w.start, base+w.i
+func (e *edits) cutEdit(w *jsonwalk.Walker, first bool) edit {
+	base := offset(e.raw, w.Raw())
+	start, end := base+w.Start, base+w.Pos()
 	if first {
-		for end < len(e.raw) && isSpace(e.raw[end]) {
+		for end < len(e.raw) && jsonwalk.IsSpace(e.raw[end]) {
 			end++
 		}
 		if end < len(e.raw) && e.raw[end] == ',' {
@@ -54,8 +58,6 @@ func (e *edits) cutEdit(w *walker, first bool) edit {
 	}
 	return edit{start, end, nil}
 }
-
-func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\r' }
 
 // append appends raw with its edits to dst.
 func (e *edits) append(dst []byte) []byte {

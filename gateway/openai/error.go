@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"strings"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // An Error is OpenAI's error object. All four fields are always sent: clients lose the
@@ -48,19 +50,19 @@ const maxMessage = 2000
 // words are not for the caller. Code stays empty: vLLM's code only repeats the HTTP status.
 func ReadError(body []byte) Error {
 	object := body
-	if inner := find(body, "error"); inner != nil {
+	if inner := jsonwalk.Find(body, "error"); inner != nil {
 		object = inner
-		if s, ok := text(inner); ok {
+		if s, ok := jsonwalk.Text(inner); ok {
 			return Error{Message: clip(strings.TrimSpace(s))}
 		}
 	}
 	var e Error
-	e.Message, _ = text(find(object, "message"))
-	e.Type, _ = text(find(object, "type"))
-	e.Param, _ = text(find(object, "param"))
+	e.Message, _ = jsonwalk.Text(jsonwalk.Find(object, "message"))
+	e.Type, _ = jsonwalk.Text(jsonwalk.Find(object, "type"))
+	e.Param, _ = jsonwalk.Text(jsonwalk.Find(object, "param"))
 	if e.Message == "" {
-		if detail := find(object, "detail"); detail != nil {
-			if s, ok := text(detail); ok {
+		if detail := jsonwalk.Find(object, "detail"); detail != nil {
+			if s, ok := jsonwalk.Text(detail); ok {
 				e.Message = s
 			} else {
 				e.Message = string(detail)

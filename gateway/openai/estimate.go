@@ -1,5 +1,7 @@
 package openai
 
+import "tidegate/gateway/jsonwalk"
+
 // A Tally counts the tokens of a text that comes in parts.
 type Tally interface {
 	// Add appends the next part of the text.
@@ -45,8 +47,8 @@ func (e *estimate) add(c *choice, whole bool, newTally func() Tally) {
 		return
 	}
 	reasoned := false
-	for w := members(c.part); w.next(); {
-		key, value := w.key, w.value()
+	for w := jsonwalk.Members(c.part); w.Next(); {
+		key, value := w.Key, w.Value()
 		switch string(key) {
 		case "reasoning", "reasoning_content":
 			switch {
@@ -60,8 +62,8 @@ func (e *estimate) add(c *choice, whole bool, newTally func() Tally) {
 		case "content", "refusal":
 			e.addRaw(&e.content, value, whole, newTally)
 		case "tool_calls":
-			for w := elements(value); value[0] == '[' && w.next(); {
-				e.addCall(w.value(), newTally)
+			for w := jsonwalk.Elements(value); value[0] == '[' && w.Next(); {
+				e.addCall(w.Value(), newTally)
 			}
 		}
 	}
@@ -81,7 +83,7 @@ func (e *estimate) addDelta(raw []byte, reasoned bool, newTally func() Tally) {
 
 // addRaw counts a raw string, and ignores any other JSON value.
 func (e *estimate) addRaw(tally *Tally, raw []byte, whole bool, newTally func() Tally) {
-	if s, ok := text(raw); ok && (s != "" || whole) {
+	if s, ok := jsonwalk.Text(raw); ok && (s != "" || whole) {
 		addText(tally, s, newTally)
 	}
 }
@@ -99,18 +101,18 @@ func addText(tally *Tally, s string, newTally func() Tally) {
 
 // addCall counts a tool call, or a part of its arguments.
 func (e *estimate) addCall(raw []byte, newTally func() Tally) {
-	function := find(raw, "function")
+	function := jsonwalk.Find(raw, "function")
 	if len(function) == 0 || function[0] != '{' {
 		return
 	}
-	if name, ok := text(find(function, "name")); ok && name != "" {
+	if name, ok := jsonwalk.Text(jsonwalk.Find(function, "name")); ok && name != "" {
 		if e.inCall {
 			addText(&e.content, callEnd+"\n", newTally)
 		}
 		e.inCall = true
 		addText(&e.content, callBegin+name+callMiddle, newTally)
 	}
-	if arguments, ok := text(find(function, "arguments")); ok && arguments != "" {
+	if arguments, ok := jsonwalk.Text(jsonwalk.Find(function, "arguments")); ok && arguments != "" {
 		addText(&e.content, arguments, newTally)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // Bounds of the input to the choice of a language.
@@ -102,17 +104,17 @@ func (q *Request) lastText() string {
 	}
 	messages, _ := q.Raw("messages")
 	var last []byte
-	for w := elements(messages); w.next(); {
-		if !w.enter('{') {
+	for w := jsonwalk.Elements(messages); w.Next(); {
+		if !w.Enter('{') {
 			continue
 		}
 		var content []byte
 		user := false
-		for w.next() {
-			isRole, isContent := keyIs(w.key, "role"), keyIs(w.key, "content")
-			value := w.value()
+		for w.Next() {
+			isRole, isContent := jsonwalk.KeyIs(w.Key, "role"), jsonwalk.KeyIs(w.Key, "content")
+			value := w.Value()
 			if isRole {
-				role, _ := text(value)
+				role, _ := jsonwalk.Text(value)
 				user = role == "user"
 			} else if isContent {
 				content = value
@@ -122,16 +124,16 @@ func (q *Request) lastText() string {
 			last = content
 		}
 	}
-	return firstText(last, func(part []byte) []byte { return find(part, "text") })
+	return firstText(last, func(part []byte) []byte { return jsonwalk.Find(part, "text") })
 }
 
 // firstText returns the beginning of a string, or of the first one in a list, where
 // extract returns the raw string of an item.
 func firstText(raw []byte, extract func(item []byte) []byte) string {
 	if len(raw) > 0 && raw[0] == '[' {
-		list := elements(raw)
-		for raw = nil; raw == nil && list.next(); {
-			if item := extract(list.value()); len(item) > len(`""`) && item[0] == '"' {
+		list := jsonwalk.Elements(raw)
+		for raw = nil; raw == nil && list.Next(); {
+			if item := extract(list.Value()); len(item) > len(`""`) && item[0] == '"' {
 				raw = item
 			}
 		}
@@ -140,7 +142,7 @@ func firstText(raw []byte, extract func(item []byte) []byte) string {
 		return ""
 	}
 	inner := raw[1 : len(raw)-1]
-	s, _ := text(quoted(inner[:cutLen(inner, maxText)]))
+	s, _ := jsonwalk.Text(jsonwalk.Quote(inner[:jsonwalk.CutLen(inner, maxText)]))
 	return s
 }
 

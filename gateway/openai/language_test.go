@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"tidegate/gateway/jsonwalk/jsontest"
 )
 
 func TestLanguage(t *testing.T) {
@@ -90,7 +92,7 @@ func TestLanguageIsOneOfThem(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		have := rapid.SliceOfN(rapid.StringMatching(`[a-z]{2}(-[A-Z]{2})?`), 1, 4).Draw(t, "have")
 		accept := rapid.OneOf(rapid.String(), rapid.StringMatching(`([a-zA-Z*-]{0,5}(;q=[0-9.]{0,3})?,? ?){0,6}`)).Draw(t, "accept")
-		body := fmt.Sprintf(`{"messages":[{"role":"user","content":%s}]}`, drawJSON(t, 2))
+		body := fmt.Sprintf(`{"messages":[{"role":"user","content":%s}]}`, jsontest.Value(t, 2))
 		q, fault := ParseRequest(Chat, []byte(body))
 		if fault != nil {
 			t.Fatal(fault)

@@ -3,6 +3,8 @@ package openai
 import (
 	"bytes"
 	"strconv"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // CompletionDefault is vLLM's max_tokens of a completion without one, in tokens.
@@ -114,8 +116,8 @@ func (q *Request) Growth() int {
 		return 0
 	}
 	kwargs, _ := q.Raw("chat_template_kwargs")
-	thinking := find(kwargs, "enable_thinking")
-	if string(thinking) == "false" || isNothing(thinking) && q.QuietDefault {
+	thinking := jsonwalk.Find(kwargs, "enable_thinking")
+	if string(thinking) == "false" || jsonwalk.IsNothing(thinking) && q.QuietDefault {
 		return 0
 	}
 	return emptyThinking
@@ -124,7 +126,7 @@ func (q *Request) Growth() int {
 // withoutMember returns an object without all members of a name, in any spelling with
 // escapes; cut is false if it has none.
 func withoutMember(object []byte, name string) (rest []byte, cut bool) {
-	return withoutMembers(object, func(key []byte) bool { return keyIs(key, name) })
+	return withoutMembers(object, func(key []byte) bool { return jsonwalk.KeyIs(key, name) })
 }
 
 // withoutMembers returns an object without the members whose raw keys are unwanted; cut is
@@ -133,9 +135,9 @@ func withoutMembers(object []byte, unwanted func(key []byte) bool) (rest []byte,
 	var e edits
 	e.reset(object)
 	kept := 0
-	for w := members(object); w.next(); {
-		drop := unwanted(w.key)
-		w.value()
+	for w := jsonwalk.Members(object); w.Next(); {
+		drop := unwanted(w.Key)
+		w.Value()
 		if drop {
 			e.cut(&w, kept == 0)
 			cut = true
@@ -164,15 +166,15 @@ func (n Needs) Constrained() bool { return n.Call || n.Structured }
 func (q *Request) Needs() (n Needs) {
 	if tools, ok := q.Raw("tools"); ok && q.Route == Chat && Count(tools) > 0 {
 		choice, _ := q.Raw("tool_choice")
-		kind, _ := text(choice)
-		named, _ := text(find(choice, "type"))
+		kind, _ := jsonwalk.Text(choice)
+		named, _ := jsonwalk.Text(jsonwalk.Find(choice, "type"))
 		n.Tools = kind != "none"
 		n.AutoTools = n.Tools && kind != "required" && named != "function"
-		mode, _ := text(find(find(choice, "allowed_tools"), "mode"))
+		mode, _ := jsonwalk.Text(jsonwalk.Find(jsonwalk.Find(choice, "allowed_tools"), "mode"))
 		n.Call = n.Tools && (!n.AutoTools || mode == "required")
 	}
 	if format, ok := q.Raw("response_format"); ok {
-		kind, _ := text(find(format, "type"))
+		kind, _ := jsonwalk.Text(jsonwalk.Find(format, "type"))
 		n.Structured = kind != "text"
 	}
 	_, constrained := q.Raw("structured_outputs")

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"tidegate/gateway/jsonwalk/jsontest"
 )
 
 func TestWhole(t *testing.T) {
@@ -92,19 +94,19 @@ func TestLevelsKeepTheRest(t *testing.T) {
 		for _, n := range append(slices.Clone(about), "messages", "tools", "later") {
 			if rapid.Bool().Draw(t, n) {
 				names = append(names, `"`+n+`"`)
-				values = append(values, drawJSON(t, 3))
+				values = append(values, jsontest.Value(t, 3))
 			}
 		}
 		names, values = shuffled(t, names, values)
-		body := drawObject(t, names, values)
+		body := jsontest.Object(t, names, values)
 		route := Route(rapid.IntRange(0, 1).Draw(t, "route"))
 		q, fault := ParseRequest(route, []byte(body))
 		if fault != nil {
 			t.Fatal(fault)
 		}
-		var inner []pair
+		var inner []jsontest.Pair
 		if raw, ok := q.Raw("chat_template_kwargs"); ok && raw[0] == '{' {
-			inner = pairsOf(t, raw)
+			inner = jsontest.Pairs(t, raw)
 		}
 		limit := q.MakeUnary(rapid.IntRange(1, 100).Draw(t, "most"))
 		q.StopThinking()
@@ -112,18 +114,18 @@ func TestLevelsKeepTheRest(t *testing.T) {
 		if !json.Valid(out) || limit < 1 {
 			t.Fatalf("%s\nbecame %s, limit %d", body, out, limit)
 		}
-		rest := func(list []pair) []pair {
-			return slices.DeleteFunc(list, func(p pair) bool { return slices.Contains(about, p.name) || p.name == "enable_thinking" })
+		rest := func(list []jsontest.Pair) []jsontest.Pair {
+			return slices.DeleteFunc(list, func(p jsontest.Pair) bool { return slices.Contains(about, p.Name) || p.Name == "enable_thinking" })
 		}
-		after := pairsOf(t, out)
+		after := jsontest.Pairs(t, out)
 		if route == Chat {
-			i := slices.IndexFunc(after, func(p pair) bool { return p.name == "chat_template_kwargs" })
-			kwargs := pairsOf(t, []byte(after[i].value))
-			if kwargs[0] != (pair{"enable_thinking", "false"}) || !slices.Equal(rest(kwargs), rest(inner)) {
+			i := slices.IndexFunc(after, func(p jsontest.Pair) bool { return p.Name == "chat_template_kwargs" })
+			kwargs := jsontest.Pairs(t, []byte(after[i].Value))
+			if kwargs[0] != (jsontest.Pair{Name: "enable_thinking", Value: "false"}) || !slices.Equal(rest(kwargs), rest(inner)) {
 				t.Fatalf("%v became %v", inner, kwargs)
 			}
 		}
-		if was, is := rest(pairsOf(t, []byte(body))), rest(after); !slices.Equal(was, is) {
+		if was, is := rest(jsontest.Pairs(t, []byte(body))), rest(after); !slices.Equal(was, is) {
 			t.Fatalf("%v\nbecame %v", was, is)
 		}
 	})

@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // KeepAlive returns a chunk without content, for callers that give up on a silent stream.
@@ -89,9 +91,9 @@ func AddNotice(answer []byte, n Notice) []byte {
 	e.reset(answer)
 	member := n.append(nil)
 	kept := 0
-	w := members(answer)
-	for w.next() {
-		key, value := string(w.key), w.value()
+	w := jsonwalk.Members(answer)
+	for w.Next() {
+		key, value := string(w.Key), w.Value()
 		switch {
 		case key == noticeName: // another gateway behind this one has added it
 			e.cut(&w, kept == 0)
@@ -102,7 +104,7 @@ func AddNotice(answer []byte, n Notice) []byte {
 		}
 		kept++
 	}
-	if w.failure() != nil || kept == 0 {
+	if w.Err() != nil || kept == 0 {
 		return answer
 	}
 	end := bytes.LastIndexByte(answer, '}')

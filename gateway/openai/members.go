@@ -3,6 +3,8 @@ package openai
 import (
 	"math"
 	"strings"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // A Use is the treatment of a member of a request's body.
@@ -87,7 +89,7 @@ func (q *Request) checkMembers() *Error {
 		}
 		raw := q.fields[pos].value
 		switch {
-		case m.Use == Stripped, isNull(raw):
+		case m.Use == Stripped, jsonwalk.IsNull(raw):
 			q.Delete(m.Name)
 		case m.Use == Refused:
 			return invalid(m.Name, "%s is not taken: %s", m.Name, m.Reason)
@@ -124,8 +126,8 @@ func checkStrings(name string, raw []byte, limit int) *Error {
 		return invalid(name, "%s must be a list of strings", name)
 	}
 	n := 0
-	for w := elements(raw); w.next(); n++ {
-		if kindOf(w.value()) != stringKind {
+	for w := jsonwalk.Elements(raw); w.Next(); n++ {
+		if kindOf(w.Value()) != stringKind {
 			return invalid(name, "%s must be a list of strings", name)
 		}
 		if n == limit {
@@ -145,7 +147,7 @@ func checkExtraArguments(q *Request, raw []byte) *Error {
 	handled := handledMembers()
 	rest, cut := withoutMembers(raw, func(key []byte) bool {
 		for i := range handled {
-			if (handled[i].Use == Stripped || handled[i].Use == Refused) && keyIs(key, handled[i].Name) {
+			if (handled[i].Use == Stripped || handled[i].Use == Refused) && jsonwalk.KeyIs(key, handled[i].Name) {
 				return true
 			}
 		}

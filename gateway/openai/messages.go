@@ -1,12 +1,16 @@
 package openai
 
-import "bytes"
+import (
+	"bytes"
+
+	"tidegate/gateway/jsonwalk"
+)
 
 // translateMessages renames the role developer, which Qwen's template would drop without an
 // error, and reasoning_content, to the names that vLLM reads.
 func (q *Request) translateMessages() *Error {
 	messages, _ := q.Raw("messages")
-	if first := elements(messages); !first.next() {
+	if first := jsonwalk.Elements(messages); !first.Next() {
 		return invalid("messages", "messages must not be empty")
 	}
 	if bytes.Contains(messages, []byte(`\u`)) || bytes.Contains(messages, []byte(`"developer"`)) {
@@ -20,19 +24,19 @@ func (q *Request) translateMessages() *Error {
 func (q *Request) renameRole(messages []byte, role, replacement string) {
 	var out []byte
 	last := 0
-	for w := elements(messages); w.next(); {
-		if !w.enter('{') {
+	for w := jsonwalk.Elements(messages); w.Next(); {
+		if !w.Enter('{') {
 			continue
 		}
-		for w.next() {
-			isRole := keyIs(w.key, "role")
-			raw := w.value()
-			if name, ok := text(raw); isRole && ok && name == role {
+		for w.Next() {
+			isRole := jsonwalk.KeyIs(w.Key, "role")
+			raw := w.Value()
+			if name, ok := jsonwalk.Text(raw); isRole && ok && name == role {
 				if out == nil {
 					out = make([]byte, 0, len(messages)) // the result is not longer
 				}
-				out = append(append(out, messages[last:w.i-len(raw)]...), replacement...)
-				last = w.i
+				out = append(append(out, messages[last:w.Pos()-len(raw)]...), replacement...)
+				last = w.Pos()
 			}
 		}
 	}
@@ -60,10 +64,9 @@ func (q *Request) RenameReasoning(name string) {
 	}
 	var e edits
 	e.reset(messages)
-	for w := elements(messages); w.next(); {
-		if w.b[w.i] == '{' {
-			object := w.value()
-			e.renameReasoning(object, name)
+	for w := jsonwalk.Elements(messages); w.Next(); {
+		if message := w.Value(); len(message) > 0 && message[0] == '{' {
+			e.renameReasoning(message, name)
 		}
 	}
 	if len(e.list) > 0 {
@@ -74,12 +77,12 @@ func (q *Request) RenameReasoning(name string) {
 // renameReasoning edits one message. It keeps the reasoning that wins, under the given name,
 // and removes the other.
 func (e *edits) renameReasoning(message []byte, name string) {
-	hasReasoning := !isNothing(find(message, "reasoning"))
+	hasReasoning := !jsonwalk.IsNothing(jsonwalk.Find(message, "reasoning"))
 	kept := 0
-	for w := members(message); w.next(); {
-		key := w.key
-		isReasoning, isContent := keyIs(key, "reasoning"), keyIs(key, "reasoning_content")
-		w.value()
+	for w := jsonwalk.Members(message); w.Next(); {
+		key := w.Key
+		isReasoning, isContent := jsonwalk.KeyIs(key, "reasoning"), jsonwalk.KeyIs(key, "reasoning_content")
+		w.Value()
 		switch {
 		case !isReasoning && !isContent, string(key) == name && isReasoning == hasReasoning:
 			kept++
@@ -91,6 +94,3 @@ func (e *edits) renameReasoning(message []byte, name string) {
 		}
 	}
 }
-
-// isNothing reports whether a value is absent or null.
-func isNothing(raw []byte) bool { return raw == nil || isNull(raw) }

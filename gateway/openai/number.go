@@ -5,6 +5,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // integer reads a whole JSON number in any spelling: 16, 16.0 or 1.6e1. One too large for 64
@@ -42,7 +44,7 @@ func lenientInteger(raw []byte) (n int64, ok bool) {
 	if len(raw) > maxFigureText {
 		return 0, false
 	}
-	s, ok := text(raw)
+	s, ok := jsonwalk.Text(raw)
 	if !ok {
 		return 0, false
 	}
@@ -90,7 +92,7 @@ func lenientBoolean(raw []byte) (value, ok bool) {
 	if len(raw) > maxFigureText {
 		return false, false
 	}
-	s, _ := text(raw)
+	s, _ := jsonwalk.Text(raw)
 	switch strings.ToLower(s) {
 	case "1", "true", "t", "yes", "y", "on":
 		return true, true

@@ -6,6 +6,8 @@ import (
 	"math"
 	"strconv"
 	"unicode/utf8"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // A Route is the kind of generation that a body asks for.
@@ -64,8 +66,8 @@ func ParseRequest(route Route, body []byte) (*Request, *Error) {
 		return nil, invalid("", "the body is not valid UTF-8")
 	}
 	q := &Request{Route: route, body: body, fields: make([]member, 0, 12)}
-	w := members(body)
-	for w.next() {
+	w := jsonwalk.Members(body)
+	for w.Next() {
 		seen := len(q.fields)
 		i, err := q.addMember("", &w)
 		if err != nil {
@@ -77,7 +79,7 @@ func ParseRequest(route Route, body []byte) (*Request, *Error) {
 			return nil, invalid(name, "%q stands twice in the body", name)
 		}
 	}
-	if err := w.failure(); err != nil {
+	if err := w.Err(); err != nil {
 		return nil, invalid("", "the body is not a JSON object: %v", err)
 	}
 	return q, q.mergeExtraBody()
@@ -91,11 +93,11 @@ func invalid(param, format string, args ...any) *Error {
 // addMember adds the current member of w to the body, or replaces the one of the same name,
 // and returns its index. It decodes a name that is written with escapes. param is the
 // member of the body that contains it, for errors.
-func (q *Request) addMember(param string, w *walker) (i int, err *Error) {
+func (q *Request) addMember(param string, w *jsonwalk.Walker) (i int, err *Error) {
 	const longest = maxFieldName * len(`\u0000`)
-	name := w.key
+	name := w.Key
 	if len(name) <= longest && bytes.IndexByte(name, '\\') >= 0 {
-		decoded, _ := text(quoted(name))
+		decoded, _ := jsonwalk.Text(jsonwalk.Quote(name))
 		name = []byte(decoded)
 	}
 	if len(name) > maxFieldName {
@@ -103,14 +105,14 @@ func (q *Request) addMember(param string, w *walker) (i int, err *Error) {
 	}
 	for i := range q.fields {
 		if bytes.Equal(q.fields[i].name, name) {
-			q.fields[i].value = w.value()
+			q.fields[i].value = w.Value()
 			return i, nil
 		}
 	}
 	if len(q.fields) >= maxMembers {
 		return 0, invalid(param, "the body has more than %d top-level fields", maxMembers)
 	}
-	q.fields = append(q.fields, member{name: name, key: w.key, value: w.value()})
+	q.fields = append(q.fields, member{name: name, key: w.Key, value: w.Value()})
 	return len(q.fields) - 1, nil
 }
 
@@ -121,16 +123,16 @@ func (q *Request) mergeExtraBody() *Error {
 		return nil
 	}
 	q.Delete("extra_body")
-	if isNull(extra) {
+	if jsonwalk.IsNull(extra) {
 		return nil
 	}
-	w := members(extra)
-	for w.next() {
+	w := jsonwalk.Members(extra)
+	for w.Next() {
 		if _, err := q.addMember("extra_body", &w); err != nil {
 			return err
 		}
 	}
-	if err := w.failure(); err != nil {
+	if err := w.Err(); err != nil {
 		return invalid("extra_body", "extra_body must be an object")
 	}
 	return nil
@@ -148,7 +150,7 @@ func (q *Request) index(name string) int {
 
 // Raw returns the JSON text of a member. A member that is null counts as absent.
 func (q *Request) Raw(name string) (value []byte, ok bool) {
-	if i := q.index(name); i >= 0 && !isNull(q.fields[i].value) {
+	if i := q.index(name); i >= 0 && !jsonwalk.IsNull(q.fields[i].value) {
 		return q.fields[i].value, true
 	}
 	return nil, false
@@ -182,7 +184,7 @@ func (q *Request) Text(name string) (s string, ok bool, err *Error) {
 	if !ok {
 		return "", false, nil
 	}
-	if s, ok = text(raw); !ok {
+	if s, ok = jsonwalk.Text(raw); !ok {
 		return "", false, invalid(name, "%s must be a string", name)
 	}
 	return s, true, nil
@@ -264,7 +266,7 @@ type Prompt struct {
 // Prompts reads the four forms of prompt: a string, a list of strings, a list of token ids,
 // or a list of such lists. More than limit prompts are an error; the rest is not read.
 func Prompts(raw []byte, limit int) ([]Prompt, *Error) {
-	if s, ok := text(raw); ok {
+	if s, ok := jsonwalk.Text(raw); ok {
 		return []Prompt{{Text: s}}, nil
 	}
 	wrong := invalid("prompt", "prompt must be a string, a list of strings, a list of token ids, or a list of such lists")
@@ -274,8 +276,8 @@ func Prompts(raw []byte, limit int) ([]Prompt, *Error) {
 	var prompts []Prompt
 	var first kind
 	ids := 0
-	for w := elements(raw); w.next(); {
-		value := w.value()
+	for w := jsonwalk.Elements(raw); w.Next(); {
+		value := w.Value()
 		if k := kindOf(value); first == 0 {
 			first = k
 		} else if k != first {
@@ -286,7 +288,7 @@ func Prompts(raw []byte, limit int) ([]Prompt, *Error) {
 		}
 		switch first {
 		case stringKind:
-			s, _ := text(value)
+			s, _ := jsonwalk.Text(value)
 			prompts = append(prompts, Prompt{Text: s})
 		case arrayKind:
 			n, ok := countIDs(value)
@@ -331,8 +333,8 @@ func kindOf(value []byte) kind {
 // countIDs returns the number of token ids in an array; ok is false if it is empty or has
 // other elements.
 func countIDs(raw []byte) (n int, ok bool) {
-	for w := elements(raw); w.next(); n++ {
-		if _, whole := lenientInteger(w.value()); !whole {
+	for w := jsonwalk.Elements(raw); w.Next(); n++ {
+		if _, whole := lenientInteger(w.Value()); !whole {
 			return 0, false
 		}
 	}
@@ -340,9 +342,4 @@ func countIDs(raw []byte) (n int, ok bool) {
 }
 
 // Count returns the number of elements of an array.
-func Count(raw []byte) (n int) {
-	for w := elements(raw); w.next(); {
-		n++
-	}
-	return n
-}
+func Count(raw []byte) int { return jsonwalk.Count(raw) }

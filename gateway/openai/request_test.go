@@ -11,6 +11,9 @@ import (
 	"unicode/utf8"
 
 	"pgregory.net/rapid"
+
+	"tidegate/gateway/jsonwalk"
+	"tidegate/gateway/jsonwalk/jsontest"
 )
 
 func parse(t *testing.T, route Route, body string) *Request {
@@ -27,14 +30,14 @@ func parse(t *testing.T, route Route, body string) *Request {
 func TestEditsKeepTheRest(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var names, values []string
-		var model []pair
+		var model []jsontest.Pair
 		for i := range rapid.IntRange(0, 8).Draw(t, "members") {
-			raw := fmt.Sprintf(`"k%d%s`, i, drawString(t)[1:])
-			name, _ := text([]byte(raw))
-			names, values = append(names, raw), append(values, drawJSON(t, 3))
-			model = append(model, pair{name, values[i]})
+			raw := fmt.Sprintf(`"k%d%s`, i, jsontest.String(t)[1:])
+			name, _ := jsonwalk.Text([]byte(raw))
+			names, values = append(names, raw), append(values, jsontest.Value(t, 3))
+			model = append(model, jsontest.Pair{Name: name, Value: values[i]})
 		}
-		body := drawSpace(t) + drawObject(t, names, values) + drawSpace(t)
+		body := jsontest.Space(t) + jsontest.Object(t, names, values) + jsontest.Space(t)
 		q, err := ParseRequest(Chat, []byte(body))
 		if err != nil {
 			t.Fatalf("%s: %v", body, err)
@@ -45,9 +48,9 @@ func TestEditsKeepTheRest(t *testing.T) {
 		for range rapid.IntRange(0, 6).Draw(t, "edits") {
 			name := rapid.SampledFrom([]string{"model", "n", "max_tokens", "new"}).Draw(t, "name")
 			if len(model) > 0 && rapid.Bool().Draw(t, "known") {
-				name = model[rapid.IntRange(0, len(model)-1).Draw(t, "which")].name
+				name = model[rapid.IntRange(0, len(model)-1).Draw(t, "which")].Name
 			}
-			at := slices.IndexFunc(model, func(p pair) bool { return p.name == name })
+			at := slices.IndexFunc(model, func(p jsontest.Pair) bool { return p.Name == name })
 			if rapid.Bool().Draw(t, "delete") {
 				q.Delete(name, "never there")
 				if at >= 0 {
@@ -58,20 +61,20 @@ func TestEditsKeepTheRest(t *testing.T) {
 			if at < 0 && strings.HasPrefix(name, "k") {
 				continue // Set is given plain names
 			}
-			value := drawJSON(t, 2)
+			value := jsontest.Value(t, 2)
 			if q.Set(name, []byte(value)); at < 0 {
-				model = append(model, pair{name, value})
+				model = append(model, jsontest.Pair{Name: name, Value: value})
 			} else {
-				model[at].value = value
+				model[at].Value = value
 			}
 		}
 		for _, p := range model {
-			if raw, ok := q.Raw(p.name); ok == (p.value == "null") || ok && string(raw) != p.value {
-				t.Fatalf("Raw(%q) = %s, %v; want %s", p.name, raw, ok, p.value)
+			if raw, ok := q.Raw(p.Name); ok == (p.Value == "null") || ok && string(raw) != p.Value {
+				t.Fatalf("Raw(%q) = %s, %v; want %s", p.Name, raw, ok, p.Value)
 			}
 		}
 		out := q.Bytes()
-		if got := pairsOf(t, out); !json.Valid(out) || !slices.Equal(got, model) {
+		if got := jsontest.Pairs(t, out); !json.Valid(out) || !slices.Equal(got, model) {
 			t.Fatalf("%s\ngot  %q\nwant %q", out, got, model)
 		}
 		again, err := ParseRequest(Chat, out)
@@ -263,7 +266,7 @@ func FuzzParse(f *testing.F) {
 	for _, c := range translations() {
 		f.Add(c.route == Completions, []byte(c.body))
 	}
-	for _, s := range jsonSeeds()[:40] {
+	for _, s := range jsontest.Seeds(200)[:40] {
 		f.Add(false, []byte(`{"model":"m","messages":[{"role":"developer"}],"extra_body":`+s+`}`))
 	}
 	for _, m := range []string{`{"reasoning_content":"a","role":"x"}`, `{ "re\u0061soning" : null , "reasoning_content":"a","reasoning":"b"}`, `{"reasoning_content":null}, {"reasoning":"r","reasoning":null}`} {
@@ -327,9 +330,9 @@ func checkTranslated(t *testing.T, q *Request, w Wish) {
 	}
 	if q.Route == Chat {
 		messages, _ := again.Raw("messages")
-		for e := elements(messages); e.next(); {
-			if m := e.value(); strings.Contains(string(m), strconv.Quote("developer")) {
-				if role, _ := text(find(m, "role")); role == "developer" {
+		for e := jsonwalk.Elements(messages); e.Next(); {
+			if m := e.Value(); strings.Contains(string(m), strconv.Quote("developer")) {
+				if role, _ := jsonwalk.Text(jsonwalk.Find(m, "role")); role == "developer" {
 					t.Fatalf("%s keeps its role", m)
 				}
 			}

@@ -1,5 +1,7 @@
 package openai
 
+import "tidegate/gateway/jsonwalk"
+
 // Log probabilities are an object of arrays. A chat has one entry for each token under
 // content; a completion has four parallel arrays. In both, the entries with the same index
 // form a row, and a long object is cut between rows.
@@ -10,9 +12,9 @@ const maxColumns = 8
 // A column is one array of the object.
 type column struct {
 	key        []byte
-	w          walker // its position is behind the next entry
-	hasNext    bool   // whether there is a next entry
-	start, end int    // entries of the current chunk, as a range of w.b
+	w          jsonwalk.Walker // its position is behind the next entry
+	hasNext    bool            // whether there is a next entry
+	start, end int             // entries of the current chunk, as a range of the array
 }
 
 // rows iterates over the rows of the object.
@@ -25,13 +27,13 @@ type rows struct {
 // readRows reads the object of log probabilities of one choice.
 func readRows(object []byte) (r rows) {
 	r.shell = len(`,"logprobs":{}`)
-	for w := members(object); w.next() && len(r.columns)+len(r.rest) < maxColumns; {
-		key, value := w.key, w.value()
+	for w := jsonwalk.Members(object); w.Next() && len(r.columns)+len(r.rest) < maxColumns; {
+		key, value := w.Key, w.Value()
 		if len(key) > maxShort {
 			continue
 		}
 		if value[0] == '[' {
-			c := column{key: key, w: elements(value)}
+			c := column{key: key, w: jsonwalk.Elements(value)}
 			c.advance()
 			r.columns = append(r.columns, c)
 			r.shell += len(key) + len(`,"":[]`)
@@ -45,8 +47,8 @@ func readRows(object []byte) (r rows) {
 
 // advance moves to the next entry.
 func (c *column) advance() {
-	if c.hasNext = c.w.next(); c.hasNext {
-		c.w.value()
+	if c.hasNext = c.w.Next(); c.hasNext {
+		c.w.Value()
 	}
 }
 
@@ -117,9 +119,9 @@ func (c *column) span() (start, end int) {
 	case !c.hasNext:
 		return c.start, c.end
 	case c.end == 0:
-		return c.w.start, c.w.i
+		return c.w.Start, c.w.Pos()
 	}
-	return c.start, c.w.i
+	return c.start, c.w.Pos()
 }
 
 // append appends the object with the selected rows.
@@ -128,7 +130,7 @@ func (r *rows) append(dst []byte) []byte {
 	for i := range r.columns {
 		c := &r.columns[i]
 		dst = append(append(append(dst, open, '"'), c.key...), `":[`...)
-		dst = append(appendFlat(dst, c.w.b[c.start:c.end]), ']')
+		dst = append(appendFlat(dst, c.w.Raw()[c.start:c.end]), ']')
 		open = ','
 	}
 	for _, f := range r.rest {

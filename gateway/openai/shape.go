@@ -1,6 +1,10 @@
 package openai
 
-import "bytes"
+import (
+	"bytes"
+
+	"tidegate/gateway/jsonwalk"
+)
 
 // A shape is the common part of the chunks of a stream. They differ only in the text and in
 // the numbers of the usage. So a chunk that matches the shape of the last one is read and
@@ -35,11 +39,11 @@ func (t *Tap) matchShape(dst, data []byte) ([]byte, bool) {
 	if !s.known || !bytes.HasPrefix(data, s.prefix) {
 		return dst, false
 	}
-	w := walker{b: data, i: len(s.prefix), depth: 1} // inside the chunk's object
-	if !w.str() {
+	w := jsonwalk.Within(data, len(s.prefix)) // inside the chunk's object
+	if !w.SkipString() {
 		return dst, false
 	}
-	text, rest := data[len(s.prefix):w.i], data[w.i:]
+	text, rest := data[len(s.prefix):w.Pos()], data[w.Pos():]
 	if len(text) == len(`""`) { // whether an empty one is shown depends on the rest
 		return dst, false
 	}
@@ -48,14 +52,14 @@ func (t *Tap) matchShape(dst, data []byte) ([]byte, bool) {
 	}
 	var report stated
 	if s.usage {
-		w.i += len(s.suffix)
-		if !w.enter('{') {
+		w.Skip(len(s.suffix))
+		if !w.Enter('{') {
 			return dst, false
 		}
-		if report = w.usage(); w.failure() != nil {
+		if report = readStated(&w); w.Err() != nil {
 			return dst, false
 		}
-		rest = data[w.i:]
+		rest = data[w.Pos():]
 	} else {
 		rest = rest[len(s.suffix):]
 	}
@@ -134,19 +138,19 @@ func soleText(c choice) (text []byte) {
 	if c.text != nil {
 		return c.text
 	}
-	for w := members(c.part); w.next(); {
-		key := string(w.key)
-		raw := w.value()
+	for w := jsonwalk.Members(c.part); w.Next(); {
+		key := string(w.Key)
+		raw := w.Value()
 		switch {
 		case key == "content" || key == "reasoning" || key == "reasoning_content":
-			if isNull(raw) {
+			if jsonwalk.IsNull(raw) {
 				continue
 			}
 			if text != nil || raw[0] != '"' {
 				return nil
 			}
 			text = raw
-		case !isNull(raw) && string(raw) != "[]":
+		case !jsonwalk.IsNull(raw) && string(raw) != "[]":
 			return nil
 		}
 	}

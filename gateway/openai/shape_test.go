@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"tidegate/gateway/jsonwalk/jsontest"
 )
 
 // slow is a tap that never learns a shape.
@@ -66,7 +68,7 @@ func TestShapesChangeNothing(t *testing.T) {
 		for i := range rapid.IntRange(1, 20).Draw(t, "events") {
 			text := rapid.SampledFrom([]string{`"a"`, `""`, `"\u0041\n"`, `"\"}"`, `"reasoning"`, `null`, placeholder, `"é` + "\u2028" + `"`, `"bad` + "\x01" + `"`, `5`}).Draw(t, "text")
 			if rapid.IntRange(0, 3).Draw(t, "plain") > 0 {
-				text = drawString(t)
+				text = jsontest.String(t)
 			}
 			d := deltas[kinds[rapid.IntRange(0, len(kinds)-1).Draw(t, "kind")]]
 			if strings.Contains(d, "%") {

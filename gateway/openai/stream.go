@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // Bounds of a stream that is made here, in bytes.
@@ -42,9 +44,9 @@ func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]by
 		s.tail = append(append(s.tail, `,"usage":`...), a.usage...)
 	}
 	written := 0
-	w := elements(a.choices)
-	for ; written <= MaxChoices && w.next(); written++ {
-		one, err := readUnaryChoice(route, w.value())
+	w := jsonwalk.Elements(a.choices)
+	for ; written <= MaxChoices && w.Next(); written++ {
+		one, err := readUnaryChoice(route, w.Value())
 		if err != nil {
 			return dst, err
 		}
@@ -62,7 +64,7 @@ func (v View) Stream(dst []byte, route Route, answer []byte, begun string) ([]by
 			return dst, err
 		}
 	}
-	if w.failure() != nil || written > MaxChoices {
+	if w.Err() != nil || written > MaxChoices {
 		return dst, ErrNoAnswer
 	}
 	if written == 0 {
@@ -101,9 +103,9 @@ type envelope struct {
 func (s *stream) read(answer []byte, begun string) (a envelope, err error) {
 	id, model, created := []byte(`""`), []byte(`""`), []byte("0")
 	var short []byte
-	w := members(answer)
-	for w.next() {
-		key, value := w.key, w.value()
+	w := jsonwalk.Members(answer)
+	for w.Next() {
+		key, value := w.Key, w.Value()
 		switch string(key) {
 		case "id":
 			id = value
@@ -119,7 +121,7 @@ func (s *stream) read(answer []byte, begun string) (a envelope, err error) {
 		default:
 			n := len(key) + len(value)
 			switch {
-			case isNull(value):
+			case jsonwalk.IsNull(value):
 			case n > maxShort || len(short)+n+4 > maxRest:
 				a.long = append(a.long, field{key, value})
 			default:
@@ -131,7 +133,7 @@ func (s *stream) read(answer []byte, begun string) (a envelope, err error) {
 		id = appendString(nil, begun)
 	}
 	_, dated := integer(created)
-	if w.failure() != nil || !dated || len(id) > maxName || len(model) > maxName || len(a.usage) > maxSpent ||
+	if w.Err() != nil || !dated || len(id) > maxName || len(model) > maxName || len(a.usage) > maxSpent ||
 		len(id) == 0 || id[0] != '"' || model[0] != '"' {
 		return a, ErrNoAnswer
 	}
@@ -152,9 +154,9 @@ func streamUsage(usage []byte) []byte {
 		return nil
 	}
 	out := append(make([]byte, 0, len(usage)), '{')
-	for w := members(usage); w.next(); {
-		key, value := w.key, w.value()
-		if isNull(value) {
+	for w := jsonwalk.Members(usage); w.Next(); {
+		key, value := w.Key, w.Value()
+		if jsonwalk.IsNull(value) {
 			continue
 		}
 		if len(out) > 1 {
@@ -196,9 +198,9 @@ type unaryChoice struct {
 
 // readUnaryChoice reads one choice of a unary answer.
 func readUnaryChoice(route Route, raw []byte) (c unaryChoice, err error) {
-	w := members(raw)
-	for w.next() {
-		key, value := w.key, w.value()
+	w := jsonwalk.Members(raw)
+	for w.Next() {
+		key, value := w.Key, w.Value()
 		switch string(key) {
 		case "index":
 			n, ok := integer(value)
@@ -207,7 +209,7 @@ func readUnaryChoice(route Route, raw []byte) (c unaryChoice, err error) {
 			}
 			c.index = int(n)
 		case "finish_reason":
-			c.finish, _ = text(value)
+			c.finish, _ = jsonwalk.Text(value)
 		case "logprobs":
 			c.logprobs = value
 		case "delta":
@@ -220,13 +222,13 @@ func readUnaryChoice(route Route, raw []byte) (c unaryChoice, err error) {
 				c.message(value)
 			}
 		default:
-			if !isNull(value) {
+			if !jsonwalk.IsNull(value) {
 				c.rest = append(c.rest, field{key, value})
 			}
 		}
 	}
 	switch {
-	case w.failure() != nil, len(c.finish) > maxShort:
+	case w.Err() != nil, len(c.finish) > maxShort:
 		return c, ErrNoAnswer
 	case c.finish == "":
 		return c, ErrUnfinished
@@ -237,8 +239,8 @@ func readUnaryChoice(route Route, raw []byte) (c unaryChoice, err error) {
 // message reads the members of a message. Its reasoning comes before its content.
 func (c *unaryChoice) message(raw []byte) {
 	var reasoning, alias, content, refusal []byte
-	for w := members(raw); w.next(); {
-		key, value := w.key, w.value()
+	for w := jsonwalk.Members(raw); w.Next(); {
+		key, value := w.Key, w.Value()
 		target := &reasoning
 		switch string(key) {
 		case "role":
@@ -290,8 +292,8 @@ func (s *stream) choice(c *unaryChoice) error {
 		s.text(p)
 	}
 	i := 0
-	for w := elements(c.calls); c.calls != nil && w.next(); i++ {
-		if err := s.call(i, w.value()); err != nil {
+	for w := jsonwalk.Elements(c.calls); c.calls != nil && w.Next(); i++ {
+		if err := s.call(i, w.Value()); err != nil {
 			return err
 		}
 	}
@@ -411,7 +413,7 @@ func (s *stream) text(p namedText) {
 			s.next()
 			continue
 		}
-		n := cutLen(rest, piece)
+		n := jsonwalk.CutLen(rest, piece)
 		for _, name := range p.names {
 			s.key(name)
 			s.quote(rest[:n])
@@ -446,7 +448,7 @@ func (s *stream) call(i int, raw []byte) error {
 		return nil
 	}
 	for rest := arguments[1 : len(arguments)-1]; ; {
-		n := cutLen(rest, s.room())
+		n := jsonwalk.CutLen(rest, s.room())
 		s.quote(rest[:n])
 		s.out = append(s.out, "}}"...)
 		if rest = rest[n:]; len(rest) == 0 {
@@ -475,9 +477,9 @@ func (s *stream) beginCall(head []byte) {
 func toolCall(i int, raw []byte) (head, arguments []byte, err error) {
 	head = strconv.AppendInt(append(head, `{"index":`...), int64(i), 10)
 	var function []byte
-	w := members(raw)
-	for w.next() {
-		key, value := w.key, w.value()
+	w := jsonwalk.Members(raw)
+	for w.Next() {
+		key, value := w.Key, w.Value()
 		switch string(key) {
 		case "index":
 		case "function":
@@ -486,15 +488,15 @@ func toolCall(i int, raw []byte) (head, arguments []byte, err error) {
 			head = appendFlat(append(append(append(head, `,"`...), key...), `":`...), value)
 		}
 	}
-	if w.failure() != nil || function != nil && function[0] != '{' {
+	if w.Err() != nil || function != nil && function[0] != '{' {
 		return nil, nil, ErrNoAnswer
 	}
 	if function == nil {
 		return head, nil, nil
 	}
 	head = append(head, `,"function":{`...)
-	for w := members(function); w.next(); {
-		key, value := w.key, w.value()
+	for w := jsonwalk.Members(function); w.Next(); {
+		key, value := w.Key, w.Value()
 		if string(key) == "arguments" && value[0] == '"' {
 			arguments = value
 			continue

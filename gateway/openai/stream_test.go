@@ -13,6 +13,9 @@ import (
 	"pgregory.net/rapid"
 
 	"tidegate/gateway/gatewaytest/schematest"
+
+	"tidegate/gateway/jsonwalk"
+	"tidegate/gateway/jsonwalk/jsontest"
 )
 
 func newSchemas(t *testing.T) *schematest.Schemas {
@@ -347,7 +350,7 @@ func (s *said) gather(t fataler, m *wireMessage) {
 
 // drawLong is a JSON string of up to 100 KiB with anything in it, most often short.
 func drawLong(t *rapid.T) string {
-	inner := drawString(t)
+	inner := jsontest.String(t)
 	inner = inner[1 : len(inner)-1]
 	times := rapid.SampledFrom([]int{1, 1, 1, 1, 1, 1, 1, 200, 800, 2500}).Draw(t, "times")
 	pad := strings.Repeat("a", rapid.IntRange(0, 17).Draw(t, "pad"))
@@ -370,10 +373,10 @@ func drawWhole(t *rapid.T, route Route) []byte {
 			add("message", drawMessage(t))
 		}
 		if rapid.Bool().Draw(t, "logprobs") {
-			row := drawObject(t, []string{`"token"`, `"bytes"`}, []string{drawString(t), drawJSON(t, 1)})
+			row := jsontest.Object(t, []string{`"token"`, `"bytes"`}, []string{jsontest.String(t), jsontest.Value(t, 1)})
 			n := rapid.SampledFrom([]int{0, 1, 3, 900}).Draw(t, "rows")
-			column := "[" + strings.TrimSuffix(strings.Repeat(row+drawSpace(t)+",", n), ",") + "]"
-			add("logprobs", drawObject(t, []string{`"content"`, `"refusal"`}, []string{column, rapid.SampledFrom([]string{"null", "[1,2]", column}).Draw(t, "refusal")}))
+			column := "[" + strings.TrimSuffix(strings.Repeat(row+jsontest.Space(t)+",", n), ",") + "]"
+			add("logprobs", jsontest.Object(t, []string{`"content"`, `"refusal"`}, []string{column, rapid.SampledFrom([]string{"null", "[1,2]", column}).Draw(t, "refusal")}))
 		}
 		if rapid.Bool().Draw(t, "stop reason") {
 			add("stop_reason", rapid.SampledFrom([]string{"null", "151643", `"END"`}).Draw(t, "stopped"))
@@ -382,11 +385,11 @@ func drawWhole(t *rapid.T, route Route) []byte {
 			add("later", `"`+strings.Repeat("z", rapid.SampledFrom([]int{1, 9000}).Draw(t, "length"))+`"`)
 		}
 		names, values = shuffled(t, names, values)
-		choices = append(choices, drawObject(t, names, values))
+		choices = append(choices, jsontest.Object(t, names, values))
 	}
 	names, values := shuffled(t, []string{`"id"`, `"created"`, `"model"`, `"usage"`, `"choices"`, `"prompt_token_ids"`},
 		[]string{`"chatcmpl-9"`, "17", `"m"`, `{"prompt_tokens":31,"completion_tokens":41,"prompt_tokens_details":{"cached_tokens":16},"completion_tokens_details":{"reasoning_tokens":5}}`, "[" + strings.Join(choices, ",") + "]", rapid.SampledFrom([]string{"null", "[1,2,3]", "[" + strings.Repeat("1234,", 900) + "5]", "[" + strings.Repeat("1234,", 9000) + "5]"}).Draw(t, "ids")})
-	return []byte(drawObject(t, names, values))
+	return []byte(jsontest.Object(t, names, values))
 }
 
 func drawMessage(t *rapid.T) string {
@@ -399,12 +402,12 @@ func drawMessage(t *rapid.T) string {
 	if rapid.Bool().Draw(t, "tools") {
 		var calls []string
 		for i := range rapid.IntRange(0, 4).Draw(t, "calls") {
-			calls = append(calls, fmt.Sprintf(`{"id":"call-%d","type":"function","function":{"name":%s,"arguments":%s}}`, i, drawString(t), drawLong(t)))
+			calls = append(calls, fmt.Sprintf(`{"id":"call-%d","type":"function","function":{"name":%s,"arguments":%s}}`, i, jsontest.String(t), drawLong(t)))
 		}
-		names, values = append(names, `"tool_calls"`), append(values, "["+strings.Join(calls, drawSpace(t)+",")+"]")
+		names, values = append(names, `"tool_calls"`), append(values, "["+strings.Join(calls, jsontest.Space(t)+",")+"]")
 	}
 	names, values = shuffled(t, names, values)
-	return drawObject(t, names, values)
+	return jsontest.Object(t, names, values)
 }
 
 // TestStreamSaysTheSame: the chunks together say what the answer says, and a Tap
@@ -555,11 +558,11 @@ func TestCut(t *testing.T) {
 	for _, c := range []struct{ most, want int }{
 		{12, 10}, {13, 13}, {14, 13}, {18, 13}, {19, 19}, {30, 19}, {31, 31}, {36, 31}, {37, 37}, {38, 38}, {44, 44}, {50, 50}, {51, 50}, {53, 50}, {54, 54}, {99, 54},
 	} {
-		if got := cutLen([]byte(text), c.most); got != c.want {
+		if got := jsonwalk.CutLen([]byte(text), c.most); got != c.want {
 			t.Errorf("%d: %d (%s), want %d", c.most, got, text[:got], c.want)
 		}
 	}
-	if got := cutLen([]byte(strings.Repeat("\x80", 40)), 20); got < 16 {
+	if got := jsonwalk.CutLen([]byte(strings.Repeat("\x80", 40)), 20); got < 16 {
 		t.Errorf("no way to get on: %d", got)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // MaxChoices bounds the choices of an answer and so the index of a choice (prompts × n).
@@ -187,43 +189,43 @@ type chunk struct {
 func (c *chunk) read(e *edits, v *View, data []byte, part string) (ok bool) {
 	e.reset(data)
 	*c = chunk{choices: c.choices[:0]}
-	w := members(data)
-	for first := true; w.next(); first = false {
-		switch string(w.key) {
+	w := jsonwalk.Members(data)
+	for first := true; w.Next(); first = false {
+		switch string(w.Key) {
 		case "model":
-			c.model = w.value()
+			c.model = w.Value()
 			v.setModel(e, c.model)
 		case "choices":
-			if c.listed = w.enter('['); !c.listed {
+			if c.listed = w.Enter('['); !c.listed {
 				return false
 			}
-			for w.next() {
-				if !w.enter('{') {
+			for w.Next() {
+				if !w.Enter('{') {
 					return false
 				}
 				c.choices = append(c.choices, v.readChoice(e, &w, part))
 			}
 		case "id":
-			c.id = w.value()
+			c.id = w.Value()
 		case "created":
-			c.created = w.value()
+			c.created = w.Value()
 		case "usage":
-			if raw := w.value(); isNull(raw) {
+			if raw := w.Value(); jsonwalk.IsNull(raw) {
 				c.noUsage = raw
 			} else {
 				c.usage, c.cut = raw, e.cutEdit(&w, first)
 			}
 		case "error":
-			if raw := w.value(); !isNull(raw) {
+			if raw := w.Value(); !jsonwalk.IsNull(raw) {
 				c.failure = raw
 			}
 		case "system_fingerprint":
-			if raw := w.value(); !isNull(raw) {
+			if raw := w.Value(); !jsonwalk.IsNull(raw) {
 				c.fingerprint = raw
 			}
 		}
 	}
-	return w.failure() == nil
+	return w.Err() == nil
 }
 
 // chunk reads one chunk and prepares its edits. show reports whether the caller sees it.
@@ -491,7 +493,7 @@ func (t *Tap) appendUsage(dst []byte) []byte {
 // streamError returns the error in data, whose error object is failure.
 func streamError(data, failure []byte) *StreamError {
 	e := &StreamError{Status: 500, Err: ReadError(data)}
-	if code, ok := integer(find(failure, "code")); ok && code >= 400 && code < 600 {
+	if code, ok := integer(jsonwalk.Find(failure, "code")); ok && code >= 400 && code < 600 {
 		e.Status = int(code)
 	}
 	return e
@@ -501,7 +503,7 @@ func streamError(data, failure []byte) *StreamError {
 // ErrNoAnswer.
 func answerError(body []byte) error {
 	object := body
-	if inner := find(body, "error"); inner != nil {
+	if inner := jsonwalk.Find(body, "error"); inner != nil {
 		object = inner
 	}
 	e := streamError(body, object)

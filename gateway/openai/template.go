@@ -1,6 +1,10 @@
 package openai
 
-import "strconv"
+import (
+	"strconv"
+
+	"tidegate/gateway/jsonwalk"
+)
 
 // A kwargRule is the treatment of a key of chat_template_kwargs.
 type kwargRule int
@@ -42,9 +46,9 @@ func (q *Request) templateKwargs() (object, thinking []byte, err *Error) {
 	if raw[0] != '{' {
 		return nil, nil, invalid(field, "chat_template_kwargs must be an object")
 	}
-	for w := members(raw); w.next(); {
-		name, _ := text(quoted(w.key))
-		value := w.value()
+	for w := jsonwalk.Members(raw); w.Next(); {
+		name, _ := jsonwalk.Text(jsonwalk.Quote(w.Key))
+		value := w.Value()
 		switch lookupKwarg(name) {
 		case kwargCounted:
 			thinking = value
@@ -59,7 +63,7 @@ func (q *Request) templateKwargs() (object, thinking []byte, err *Error) {
 		}
 	}
 	// vLLM ignores both of these values.
-	if s, _ := text(thinking); isNull(thinking) || s == "auto" {
+	if s, _ := jsonwalk.Text(thinking); jsonwalk.IsNull(thinking) || s == "auto" {
 		thinking = nil
 		raw, _ = withoutMember(raw, "enable_thinking")
 		q.Set(field, raw)
@@ -157,7 +161,7 @@ func (q *Request) thinkingSwitch() (enabled, present bool, err *Error) {
 	q.Delete("enable_thinking")
 	if raw, ok := q.Raw("thinking"); ok {
 		q.Delete("thinking")
-		kind, _ := text(find(raw, "type"))
+		kind, _ := jsonwalk.Text(jsonwalk.Find(raw, "type"))
 		if kind != "enabled" && kind != "disabled" && kind != "adaptive" {
 			return false, false, invalid("thinking", `thinking.type must be "enabled" or "disabled"`)
 		}
@@ -178,10 +182,10 @@ func (q *Request) reasoningEffort() (effort string, known bool) {
 	raw, ok := q.Raw("reasoning_effort")
 	if !ok {
 		reasoning, _ := q.Raw("reasoning")
-		effort, known = text(find(reasoning, "effort"))
+		effort, known = jsonwalk.Text(jsonwalk.Find(reasoning, "effort"))
 		return effort, known && effort != ""
 	}
-	if effort, known = text(raw); effort == "none" {
+	if effort, known = jsonwalk.Text(raw); effort == "none" {
 		q.Delete("reasoning_effort")
 	}
 	return effort, known && effort != ""

@@ -3,6 +3,8 @@ package openai
 import (
 	"fmt"
 	"strings"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // CheckTokens checks that every token id in the body is below vocabulary, the number of rows
@@ -34,8 +36,8 @@ func (q *Request) CheckTokens(vocabulary int) *Error {
 // list of such lists, or of texts.
 func (q *Request) checkIDs(name string, raw []byte, vocabulary int) *Error {
 	plain := plainNumbers{raw: raw}
-	for w := elements(raw); w.next(); {
-		value := w.value()
+	for w := jsonwalk.Elements(raw); w.Next(); {
+		value := w.Value()
 		if k := kindOf(value); name == "prompt" && k == stringKind {
 			return nil // Prompts has checked that all are texts
 		} else if name != "prompt" || k != arrayKind {
@@ -44,8 +46,8 @@ func (q *Request) checkIDs(name string, raw []byte, vocabulary int) *Error {
 			}
 			continue
 		}
-		for w := elements(value); w.next(); {
-			if err := plain.checkID(name, w.value(), vocabulary); err != nil {
+		for w := jsonwalk.Elements(value); w.Next(); {
+			if err := plain.checkID(name, w.Value(), vocabulary); err != nil {
 				return err
 			}
 		}
@@ -94,15 +96,15 @@ func (q *Request) checkBias(vocabulary int) *Error {
 	var shown []string
 	wrong := 0
 	plain := plainNumbers{raw: raw}
-	for w := members(raw); w.next(); {
-		id, ok := integer(w.key)
+	for w := jsonwalk.Members(raw); w.Next(); {
+		id, ok := integer(w.Key)
 		if !ok || id < 0 || id >= int64(vocabulary) {
 			if wrong++; wrong <= maxShown {
-				shown = append(shown, fmt.Sprintf("%.32q", w.key))
+				shown = append(shown, fmt.Sprintf("%.32q", w.Key))
 			}
 			continue
 		}
-		plain.add(w.key, id)
+		plain.add(w.Key, id)
 	}
 	if wrong > 0 {
 		return outOfVocabulary(name, shown, wrong, vocabulary)

@@ -2,6 +2,8 @@ package openai
 
 import (
 	"bytes"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // guided maps the names that vLLM dropped in v0.12, and has ignored since without an error,
@@ -141,8 +143,8 @@ func (q *Request) readStreamOptions(w *Wish) (err *Error) {
 	if !w.Stream {
 		return invalid("stream_options", "stream_options can only be set when stream is true")
 	}
-	w.IncludeUsage, _ = lenientBoolean(find(options, "include_usage"))
-	w.ContinuousUsage, _ = lenientBoolean(find(options, "continuous_usage_stats"))
+	w.IncludeUsage, _ = lenientBoolean(jsonwalk.Find(options, "include_usage"))
+	w.ContinuousUsage, _ = lenientBoolean(jsonwalk.Find(options, "continuous_usage_stats"))
 	w.ContinuousUsage = w.ContinuousUsage && w.IncludeUsage
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"tidegate/gateway/jsonwalk/jsontest"
 )
 
 type translation struct {
@@ -112,8 +114,8 @@ func TestTranslate(t *testing.T) {
 				want = c.body
 			}
 			// Members may move; their values may not change by a byte.
-			got, wanted := pairsOf(t, q.Bytes()), pairsOf(t, []byte(want))
-			byName := func(a, b pair) int { return strings.Compare(a.name, b.name) }
+			got, wanted := jsontest.Pairs(t, q.Bytes()), jsontest.Pairs(t, []byte(want))
+			byName := func(a, b jsontest.Pair) int { return strings.Compare(a.Name, b.Name) }
 			slices.SortFunc(got, byName)
 			slices.SortFunc(wanted, byName)
 			if !slices.Equal(got, wanted) {

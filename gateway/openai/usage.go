@@ -1,6 +1,10 @@
 package openai
 
-import "strconv"
+import (
+	"strconv"
+
+	"tidegate/gateway/jsonwalk"
+)
 
 // Usage is the number of tokens that a request used. Output includes reasoning, the end
 // token and tool-call markup; Input includes Cached.
@@ -60,7 +64,7 @@ func (u Usage) append(b []byte, known figures) []byte {
 func (e *edits) addReasoning(usage []byte, tokens int) {
 	const name, part = "completion_tokens_details", "reasoning_tokens"
 	member := strconv.AppendInt([]byte(`,"`+part+`":`), int64(tokens), 10)
-	switch details := find(usage, name); {
+	switch details := jsonwalk.Find(usage, name); {
 	case details == nil:
 		e.insert(usage[:len(usage)-1], join(`,"`, name, `":{`, string(member[1:]), `}`))
 	case details[0] == '{':
@@ -152,22 +156,22 @@ func (s *stated) set(f figures, target *int, raw []byte) {
 	case ok && n >= 0:
 		*target = int(n)
 		s.valid |= f
-	case raw != nil && !isNull(raw):
+	case raw != nil && !jsonwalk.IsNull(raw):
 		s.wrong |= f
 	}
 }
 
 // readUsage reads a usage object.
 func readUsage(raw []byte) stated {
-	w := members(raw)
-	return w.usage()
+	w := jsonwalk.Members(raw)
+	return readStated(&w)
 }
 
-// usage reads the members of a usage object that w has entered.
-func (w *walker) usage() (s stated) {
-	for w.next() {
-		key := w.key
-		value := w.value()
+// readStated reads the members of a usage object that w has entered.
+func readStated(w *jsonwalk.Walker) (s stated) {
+	for w.Next() {
+		key := w.Key
+		value := w.Value()
 		switch string(key) {
 		case "prompt_tokens":
 			s.set(inputFigure, &s.Input, value)
@@ -176,9 +180,9 @@ func (w *walker) usage() (s stated) {
 		case "total_tokens":
 			s.set(totalFigure, &s.total, value)
 		case "prompt_tokens_details":
-			s.set(cachedFigure, &s.Cached, find(value, "cached_tokens"))
+			s.set(cachedFigure, &s.Cached, jsonwalk.Find(value, "cached_tokens"))
 		case "completion_tokens_details":
-			s.set(reasoningFigure, &s.Reasoning, find(value, "reasoning_tokens"))
+			s.set(reasoningFigure, &s.Reasoning, jsonwalk.Find(value, "reasoning_tokens"))
 		}
 	}
 	return s

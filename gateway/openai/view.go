@@ -1,6 +1,10 @@
 package openai
 
-import "bytes"
+import (
+	"bytes"
+
+	"tidegate/gateway/jsonwalk"
+)
 
 // Names selects the names under which a caller gets the reasoning. vLLM has called it
 // reasoning_content, both, and (since v0.16) reasoning; clients read one or the other.
@@ -49,25 +53,25 @@ type choice struct {
 // readChoice reads the choice that w has entered, and adds the edits of the caller's
 // version to e. part is the member that holds the text: delta, message, or "" for
 // completions.
-func (v *View) readChoice(e *edits, w *walker, part string) (c choice) {
-	for w.next() {
-		switch string(w.key) {
+func (v *View) readChoice(e *edits, w *jsonwalk.Walker, part string) (c choice) {
+	for w.Next() {
+		switch string(w.Key) {
 		case "index":
-			n, _ := integer(w.value())
+			n, _ := integer(w.Value())
 			c.index = int(n)
 		case "finish_reason":
-			raw := w.value()
-			c.finish, _ = text(raw)
+			raw := w.Value()
+			c.finish, _ = jsonwalk.Text(raw)
 			if c.finish == "repetition" { // vLLM's own; OpenAI's enumeration has no such value
 				c.finish = "stop"
 				e.replace(raw, []byte(`"stop"`))
 			}
 		case "text":
-			c.text = w.value()
+			c.text = w.Value()
 		case "token_ids":
-			c.ids = w.value()
+			c.ids = w.Value()
 		case part:
-			c.part = w.value()
+			c.part = w.Value()
 			if !bytes.Contains(c.part, []byte(`"reasoning`)) {
 				continue
 			}
@@ -91,18 +95,18 @@ func (v *View) editReasoning(e *edits, raw []byte) (reasoned, emptied bool) {
 	if v.Reasoning == OnlyReasoningContent {
 		shownName, otherName = otherName, shownName
 	}
-	hasBoth := find(raw, shownName) != nil && find(raw, otherName) != nil
+	hasBoth := jsonwalk.Find(raw, shownName) != nil && jsonwalk.Find(raw, otherName) != nil
 	kept, shown := 0, false
-	w := members(raw)
-	for w.next() {
-		key, value := w.key, w.value()
+	w := jsonwalk.Members(raw)
+	for w.Next() {
+		key, value := w.Key, w.Value()
 		name := string(key)
 		if name != shownName && name != otherName {
 			kept++
 			shown = shown || carriesContent(value)
 			continue
 		}
-		reasoned = reasoned || !isNull(value)
+		reasoned = reasoned || !jsonwalk.IsNull(value)
 		switch {
 		case v.HideReasoning, hasBoth && name == otherName && v.Reasoning != BothNames:
 			e.cut(&w, kept == 0)
@@ -136,8 +140,8 @@ func carriesContent(value []byte) bool {
 // other content.
 func repairMessage(message []byte) []byte {
 	var reasoning []byte
-	for w := members(message); w.next(); {
-		key, value := string(w.key), w.value()
+	for w := jsonwalk.Members(message); w.Next(); {
+		key, value := string(w.Key), w.Value()
 		switch key {
 		case "reasoning", "reasoning_content":
 			if value[0] == '"' && carriesContent(value) {
@@ -154,8 +158,8 @@ func repairMessage(message []byte) []byte {
 	}
 	out := append(make([]byte, 0, len(message)+len(`{"content":,`)), `{"content":`...)
 	out = append(out, reasoning...)
-	for w := members(message); w.next(); {
-		key, value := w.key, w.value()
+	for w := jsonwalk.Members(message); w.Next(); {
+		key, value := w.Key, w.Value()
 		switch string(key) {
 		case "reasoning", "reasoning_content", "content":
 			continue

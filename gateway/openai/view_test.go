@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"tidegate/gateway/jsonwalk/jsontest"
 )
 
 // TestReasoningNames: what a delta becomes under each setting; empty: nothing is
@@ -64,29 +66,29 @@ func drawChunk(t *rapid.T, part string) []byte {
 			for _, n := range []string{"role", "content", "reasoning", "reasoning_content", "tool_calls", "later"} {
 				if rapid.Bool().Draw(t, n) {
 					inner = append(inner, `"`+n+`"`)
-					texts = append(texts, rapid.SampledFrom([]string{"null", `""`, "[]", `"x"`, drawString(t)}).Draw(t, "text"))
+					texts = append(texts, rapid.SampledFrom([]string{"null", `""`, "[]", `"x"`, jsontest.String(t)}).Draw(t, "text"))
 				}
 			}
 			inner, texts = shuffled(t, inner, texts)
-			names, values = append(names, `"`+part+`"`), append(values, drawObject(t, inner, texts))
+			names, values = append(names, `"`+part+`"`), append(values, jsontest.Object(t, inner, texts))
 		}
 		if rapid.Bool().Draw(t, "logprobs") {
-			names, values = append(names, `"logprobs"`), append(values, drawJSON(t, 2))
+			names, values = append(names, `"logprobs"`), append(values, jsontest.Value(t, 2))
 		}
 		names, values = shuffled(t, names, values)
-		choices = append(choices, drawObject(t, names, values))
+		choices = append(choices, jsontest.Object(t, names, values))
 	}
 	names := []string{`"model"`, `"choices"`}
-	values := []string{drawString(t), "[" + drawSpace(t) + strings.Join(choices, drawSpace(t)+","+drawSpace(t)) + drawSpace(t) + "]"}
+	values := []string{jsontest.String(t), "[" + jsontest.Space(t) + strings.Join(choices, jsontest.Space(t)+","+jsontest.Space(t)) + jsontest.Space(t) + "]"}
 	if rapid.Bool().Draw(t, "usage") {
 		names = append(names, `"usage"`)
 		values = append(values, rapid.SampledFrom([]string{"null", `{"prompt_tokens":3,"completion_tokens": 4}`, "{}"}).Draw(t, "spent"))
 	}
 	for i := range rapid.IntRange(0, 2).Draw(t, "more") {
-		names, values = append(names, fmt.Sprintf(`"x%d"`, i)), append(values, drawJSON(t, 2))
+		names, values = append(names, fmt.Sprintf(`"x%d"`, i)), append(values, jsontest.Value(t, 2))
 	}
 	names, values = shuffled(t, names, values)
-	return []byte(drawObject(t, names, values))
+	return []byte(jsontest.Object(t, names, values))
 }
 
 func shuffled(t *rapid.T, names, values []string) (n, v []string) {

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"sync"
 	"unsafe"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // A Counter counts the prompt tokens of conversations and remembers the counts of single
@@ -77,7 +79,7 @@ func (c *Counter) Chat(chat Chat) (int, error) {
 	}
 	s := c.scratch.Get().(*conversation)
 	defer c.release(s)
-	err := elements(chat.Messages, func(i int, raw []byte) error {
+	err := jsonwalk.EachElement(chat.Messages, func(i int, raw []byte) error {
 		if i == MaxMessages {
 			return errMessages
 		}

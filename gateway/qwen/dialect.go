@@ -3,6 +3,8 @@ package qwen
 import (
 	"errors"
 	"fmt"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // A Dialect is a range of vLLM releases that change messages and tools in the same way
@@ -104,7 +106,7 @@ func (d Dialect) appendFunction(dst []byte, rest []member, deferred []byte) ([]b
 	}{{"name", "a string", '"'}, {"description", "a string or null", '"'}, {"parameters", "an object or null", '{'}} {
 		var value []byte
 		rest, value = cutMember(rest, field.key)
-		missing := isNothing(value)
+		missing := jsonwalk.IsNothing(value)
 		if missing && field.key == "name" || !missing && value[0] != field.first {
 			return nil, fmt.Errorf("function.%s must be %s", field.key, field.kind)
 		}
@@ -152,7 +154,7 @@ func (d Dialect) moveFlag(list, known []member, key string, release Dialect) (re
 	}
 	rest, value := cutMember(list, key)
 	switch {
-	case isNothing(value):
+	case jsonwalk.IsNothing(value):
 		return rest, known, nil
 	case string(value) != "true" && string(value) != "false":
 		return nil, nil, fmt.Errorf("%s must be true, false or null", key)

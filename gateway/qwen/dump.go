@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"math"
 	"strconv"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // A dumper reads one JSON value and writes it as Python's json.loads and
@@ -42,7 +44,7 @@ func appendPython(dst, src []byte) (out []byte, ok bool) {
 	return d.out, true
 }
 
-func (d *dumper) space() { d.pos = skipSpace(d.src, d.pos) }
+func (d *dumper) space() { d.pos = jsonwalk.SkipSpace(d.src, d.pos) }
 
 // next reports whether c comes next, and steps over it if so.
 func (d *dumper) next(c byte) bool {
@@ -181,7 +183,7 @@ func (d *dumper) find(seen []span, index map[string]int, key []byte) (int, bool)
 func (d *dumper) indexFrom(seen []span, index map[string]int) {
 	for i := len(index); i < len(seen); i++ {
 		key := d.out[seen[i].key:]
-		index[string(key[:skipString(key, 0)])] = i
+		index[string(key[:jsonwalk.SkipString(key, 0)])] = i
 	}
 }
 
@@ -195,14 +197,14 @@ func (d *dumper) rewrite(begin int, seen []span) {
 			d.out = append(d.out, ", "...)
 		}
 		key := written[s.key-begin:]
-		d.out = append(d.out, key[:skipString(key, 0)]...)
+		d.out = append(d.out, key[:jsonwalk.SkipString(key, 0)]...)
 		d.out = append(d.out, ": "...)
 		d.out = append(d.out, written[s.value-begin:s.end-begin]...)
 	}
 }
 
 func (d *dumper) string() bool {
-	end := skipString(d.src, d.pos)
+	end := jsonwalk.SkipString(d.src, d.pos)
 	if end < 0 {
 		return false
 	}
@@ -216,12 +218,12 @@ func (d *dumper) string() bool {
 			continue
 		}
 		i++
-		if s[i] == 'u' && hex4(s[i+1:]) < 0 || bytes.IndexByte([]byte(`"\/bfnrtu`), s[i]) < 0 {
+		if s[i] == 'u' && jsonwalk.Hex4(s[i+1:]) < 0 || bytes.IndexByte([]byte(`"\/bfnrtu`), s[i]) < 0 {
 			return false
 		}
 	}
 	if bytes.IndexByte(s, '\\') >= 0 {
-		d.spare = appendUnquoted(d.spare[:0], s)
+		d.spare = jsonwalk.AppendUnquoted(d.spare[:0], s)
 		s = d.spare
 	}
 	d.out = appendPythonString(d.out, s)

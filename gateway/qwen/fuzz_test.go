@@ -3,6 +3,8 @@ package qwen
 import (
 	"slices"
 	"testing"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 func FuzzCount(f *testing.F) {
@@ -78,7 +80,7 @@ func FuzzDump(f *testing.F) {
 		if again, ok := appendPython(nil, out); !ok || string(again) != string(out) {
 			t.Fatalf("%q is dumped as %q, that as %q, %v", in, out, again, ok)
 		}
-		if end := skipValue(in, skipSpace(in, 0)); skipSpace(in, end) != len(in) {
+		if end := jsonwalk.SkipValue(in, jsonwalk.SkipSpace(in, 0)); jsonwalk.SkipSpace(in, end) != len(in) {
 			t.Fatalf("%q is a value, but skipValue ends at %d", in, end)
 		}
 	})

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // A role is the author of a message, as far as the template distinguishes authors.
@@ -29,7 +31,7 @@ type message struct {
 // parseMessage reads one element of the messages array. The last of repeated keys counts.
 func (d Dialect) parseMessage(raw []byte) (message, error) {
 	var roleValue, content, reasoning, reasoningContent, calls []byte
-	err := members(raw, func(key, value []byte) error {
+	err := jsonwalk.EachMember(raw, func(key, value []byte) error {
 		switch string(key) {
 		case "role":
 			roleValue = value
@@ -58,7 +60,7 @@ func (d Dialect) parseMessage(raw []byte) (message, error) {
 	if m.role != assistant {
 		return m, nil
 	}
-	if isNothing(reasoning) {
+	if jsonwalk.IsNothing(reasoning) {
 		reasoning = reasoningContent
 	}
 	// vLLM accepts any value as reasoning. The template ignores one that is no string, such
@@ -85,7 +87,7 @@ func roleOf(name string) role {
 // parseContent returns content as one string. Of an array it joins the text parts that are
 // not empty by newlines.
 func (d Dialect) parseContent(role role, value []byte) (string, error) {
-	if isNothing(value) {
+	if jsonwalk.IsNothing(value) {
 		return "", nil
 	}
 	if s, ok := str(value); ok {
@@ -95,7 +97,7 @@ func (d Dialect) parseContent(role role, value []byte) (string, error) {
 		return "", errors.New("content must be a string, an array of parts or null")
 	}
 	var b strings.Builder
-	err := elements(value, func(i int, part []byte) error {
+	err := jsonwalk.EachElement(value, func(i int, part []byte) error {
 		text, err := parsePart(part)
 		if err != nil {
 			return fmt.Errorf("content[%d]: %w", i, err)
@@ -110,7 +112,7 @@ func (d Dialect) parseContent(role role, value []byte) (string, error) {
 		b.WriteString(text)
 		return nil
 	})
-	if errors.Is(err, errJSON) {
+	if errors.Is(err, jsonwalk.ErrNotJSON) {
 		return "", errors.New("content must be a string, an array of parts or null")
 	}
 	return b.String(), err
@@ -132,7 +134,7 @@ func parsePart(value []byte) (string, error) {
 		return s, nil
 	}
 	var kind, text, refusal, thinking []byte
-	err := members(value, func(key, value []byte) error {
+	err := jsonwalk.EachMember(value, func(key, value []byte) error {
 		switch string(key) {
 		case "type":
 			kind = value
@@ -161,7 +163,7 @@ func parsePart(value []byte) (string, error) {
 	default:
 		return "", fmt.Errorf("only text content can be counted, not %q", name)
 	}
-	if isNothing(text) {
+	if jsonwalk.IsNothing(text) {
 		return "", nil
 	}
 	s, ok := str(text)
@@ -173,11 +175,11 @@ func parsePart(value []byte) (string, error) {
 
 // parseCalls renders an assistant's tool calls.
 func (d Dialect) parseCalls(value []byte) ([]byte, error) {
-	if isNothing(value) {
+	if jsonwalk.IsNothing(value) {
 		return nil, nil
 	}
 	var out []byte
-	err := elements(value, func(i int, call []byte) error {
+	err := jsonwalk.EachElement(value, func(i int, call []byte) error {
 		if len(out) > 0 {
 			out = append(out, '\n')
 		}
@@ -187,7 +189,7 @@ func (d Dialect) parseCalls(value []byte) ([]byte, error) {
 		}
 		return nil
 	})
-	if errors.Is(err, errJSON) {
+	if errors.Is(err, jsonwalk.ErrNotJSON) {
 		return nil, errors.New("tool_calls must be an array or null")
 	}
 	return out, err
@@ -208,12 +210,12 @@ func (d Dialect) appendCall(dst, call []byte) ([]byte, error) {
 		}
 		return nil
 	}
-	if err := members(call, pick); err != nil {
+	if err := jsonwalk.EachMember(call, pick); err != nil {
 		return nil, errors.New("must be an object")
 	}
-	if !isNothing(function) {
+	if !jsonwalk.IsNothing(function) {
 		call, name, arguments = function, nil, nil
-		if err := members(call, pick); err != nil {
+		if err := jsonwalk.EachMember(call, pick); err != nil {
 			return nil, errors.New("function must be an object")
 		}
 	}
@@ -235,7 +237,7 @@ func (d Dialect) appendCall(dst, call []byte) ([]byte, error) {
 // string that holds JSON is dumped as that value. From V29 on, arguments that are no object
 // become an empty one.
 func (d Dialect) appendArguments(dst, value []byte) ([]byte, error) {
-	if isNothing(value) {
+	if jsonwalk.IsNothing(value) {
 		return append(dst, "{}"...), nil
 	}
 	begin := len(dst)
@@ -251,13 +253,13 @@ func (d Dialect) appendArguments(dst, value []byte) ([]byte, error) {
 	dst, ok := appendPython(dst, value)
 	dumped := dst[begin:]
 	switch {
-	case !ok && depth(value) > maxDepth:
+	case !ok && jsonwalk.Depth(value) > maxDepth:
 		return nil, fmt.Errorf("arguments must be at most %d levels deep", maxDepth)
 	case !ok && d == Template:
 		return append(dst, s...), nil
 	case !ok && d < V29:
 		return nil, errors.New("arguments must be JSON: the release of vLLM that answers here refuses others")
-	case !ok, d >= V29 && dumped[0] != '{', d >= V23 && quoted && isNull(dumped), !quoted && string(dumped) == "[]":
+	case !ok, d >= V29 && dumped[0] != '{', d >= V23 && quoted && jsonwalk.IsNull(dumped), !quoted && string(dumped) == "[]":
 		return append(dst[:begin], "{}"...), nil
 	case dumped[0] == '"':
 		// The string held another string, which the template writes without quotes.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // The fixed texts of the template.
@@ -51,7 +53,7 @@ type Chat struct {
 // not text. Memory is linear in c.
 func Render(c Chat) (string, error) {
 	var messages []message
-	err := elements(c.Messages, func(i int, raw []byte) error {
+	err := jsonwalk.EachElement(c.Messages, func(i int, raw []byte) error {
 		if i == MaxMessages {
 			return errMessages
 		}
@@ -127,7 +129,7 @@ func messagesError(err error) error {
 	if err == nil {
 		return errors.New("messages must not be empty")
 	}
-	if errors.Is(err, errJSON) {
+	if errors.Is(err, jsonwalk.ErrNotJSON) {
 		return errors.New("messages must be an array")
 	}
 	return err

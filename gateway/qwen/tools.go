@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+
+	"tidegate/gateway/jsonwalk"
 )
 
 // appendTools renders the block of tools. It includes first, the system message at the
@@ -18,7 +20,7 @@ func appendTools(dst []byte, c Chat, first *message) (out []byte, present bool, 
 		dst = append(dst, "\n\n"...)
 	}
 	dst = append(dst, toolsBegin...)
-	err = elements(c.Tools, func(i int, raw []byte) error {
+	err = jsonwalk.EachElement(c.Tools, func(i int, raw []byte) error {
 		dst = append(dst, '\n')
 		var err error
 		if dst, err = c.Dialect.appendTool(dst, raw); err != nil {
@@ -26,7 +28,7 @@ func appendTools(dst []byte, c Chat, first *message) (out []byte, present bool, 
 		}
 		return nil
 	})
-	if errors.Is(err, errJSON) {
+	if errors.Is(err, jsonwalk.ErrNotJSON) {
 		return nil, false, errors.New("tools must be an array or null")
 	}
 	if err != nil {
@@ -38,10 +40,10 @@ func appendTools(dst []byte, c Chat, first *message) (out []byte, present bool, 
 // hasTools reports whether tools is anything but absent, null or an empty array.
 func hasTools(tools []byte) bool {
 	tools = bytes.TrimSpace(tools)
-	if isNothing(tools) {
+	if jsonwalk.IsNothing(tools) {
 		return false
 	}
-	return tools[0] != '[' || string(tools[skipSpace(tools, 1):]) != "]"
+	return tools[0] != '[' || string(tools[jsonwalk.SkipSpace(tools, 1):]) != "]"
 }
 
 // appendValue appends value as Python dumps it.
@@ -72,7 +74,7 @@ func cutMember(list []member, key string) (rest []member, value []byte) {
 func uniqueMembers(raw []byte) ([]member, error) {
 	var list []member
 	index := map[string]int{}
-	err := members(raw, func(key, value []byte) error {
+	err := jsonwalk.EachMember(raw, func(key, value []byte) error {
 		if i, ok := index[string(key)]; ok {
 			list[i].value = value
 			return nil
