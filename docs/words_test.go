@@ -175,7 +175,6 @@ func notYetPlain() map[string]float64 {
 		"gateway/gatewaytest":                   0.046,
 		"gateway/gatewaytest/loadtest":          0.042,
 		"gateway/gatewaytest/loadtest/overload": 0.074,
-		"gateway/ledger":                        0.068,
 	}
 }
 
@@ -190,7 +189,6 @@ func notYetTold() map[string]int {
 		"gateway/gatewaytest":                   18,
 		"gateway/gatewaytest/loadtest":          10,
 		"gateway/gatewaytest/loadtest/overload": 21,
-		"gateway/ledger":                        16,
 	}
 }
 
@@ -206,7 +204,6 @@ func notYetSplit() []string {
 		"gateway/gatewaytest/options.go Options",
 		"gateway/gatewaytest/record.go Record",
 		"gateway/gatewaytest/request.go call",
-		"gateway/ledger/journal.go journal",
 		"nvml/wire.go Reading",
 	}
 }

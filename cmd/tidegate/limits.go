@@ -342,7 +342,7 @@ func (c *counters) used(ctx context.Context, q limit.QuotaPeriod) ([]ledger.Row,
 	if !whole {
 		return nil, nil
 	}
-	return c.d.ledger.Report(ctx, ledger.Query{By: groups, From: q.Begin, To: q.End})
+	return c.d.ledger.Report(ctx, ledger.Query{GroupBy: groups, Start: q.Begin, End: q.End})
 }
 
 func subjectsOf(r *ledger.Row) limit.Subjects {

@@ -44,7 +44,7 @@ func priceOf(p *backend.Price) ledger.Price {
 	}
 	begin, _ := p.Begin() // it is valid
 	return ledger.Price{
-		From: begin, Input: millionths(&p.Input, 0), Cached: millionths(p.Cached, p.Input),
+		Start: begin, Input: millionths(&p.Input, 0), Cached: millionths(p.Cached, p.Input),
 		Output: millionths(&p.Output, 0), Reasoning: millionths(p.Reasoning, p.Output),
 	}
 }

@@ -83,10 +83,10 @@ func (f *reportFlags) query(today time.Time) (q ledger.Query, err error) {
 		if !slices.Contains(ledger.Groups(), g) {
 			return q, usageError{fmt.Errorf("--by %s: expected department, project, user, key, model, month, day or hour", dimension)}
 		}
-		if slices.Contains(q.By, g) {
+		if slices.Contains(q.GroupBy, g) {
 			return q, usageError{fmt.Errorf("--by names %s twice", dimension)}
 		}
-		q.By = append(q.By, g)
+		q.GroupBy = append(q.GroupBy, g)
 	}
 	if q.Zone, err = limit.LoadZone(f.zone); err != nil {
 		return q, usageError{fmt.Errorf("--zone: %w", err)}
@@ -102,8 +102,8 @@ func (f *reportFlags) query(today time.Time) (q ledger.Query, err error) {
 		return limit.Dawn(date.Year(), date.Month(), date.Day(), q.Zone)
 	}
 	last := day("to", f.end, limit.DayOf(today.In(q.Zone), 0))
-	q.From, q.To = day("from", f.begin, limit.DayOf(last, -29)), limit.DayOf(last, 1)
-	if err == nil && !q.From.Before(q.To) {
+	q.Start, q.End = day("from", f.begin, limit.DayOf(last, -29)), limit.DayOf(last, 1)
+	if err == nil && !q.Start.Before(q.End) {
 		err = usageError{errors.New("--from must not be after --to")}
 	}
 	return q, err
@@ -153,9 +153,9 @@ func (p *process) usageReport(ctx context.Context, f reportFlags) error {
 		enc.SetIndent("", "  ")
 		return enc.Encode(q.Answer(rows))
 	case "csv":
-		return ledger.WriteCSV(p.stdout, q.By, q.Prices.Currency, rows)
+		return ledger.WriteCSV(p.stdout, q.GroupBy, q.Prices.Currency, rows)
 	}
-	return writeTable(p.stdout, q.By, q.Prices.Currency, rows)
+	return writeTable(p.stdout, q.GroupBy, q.Prices.Currency, rows)
 }
 
 func writeTable(out io.Writer, groups []ledger.Group, currency string, rows []ledger.Row) error {

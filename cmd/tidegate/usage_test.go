@@ -213,7 +213,7 @@ func TestReportMistakes(t *testing.T) {
 func TestReportDays(t *testing.T) {
 	f := reportFlags{dimensions: []string{"user"}, zone: "America/Santiago", begin: "2024-09-08", end: "2024-09-08"}
 	q, err := f.query(time.Now())
-	if from, to := q.From.Format(time.RFC3339), q.To.Format(time.RFC3339); err != nil || from != "2024-09-08T01:00:00-03:00" || to != "2024-09-09T00:00:00-03:00" {
+	if from, to := q.Start.Format(time.RFC3339), q.End.Format(time.RFC3339); err != nil || from != "2024-09-08T01:00:00-03:00" || to != "2024-09-09T00:00:00-03:00" {
 		t.Errorf("from %s to %s, %v", from, to, err)
 	}
 }

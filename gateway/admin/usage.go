@@ -24,7 +24,7 @@ func (a *API) OwnUsage(r *Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	report, err := a.report(r, ledger.Query{Filter: ledger.Filter{User: r.Caller.User}, By: groupBy})
+	report, err := a.report(r, ledger.Query{Filter: ledger.Filter{User: r.Caller.User}, GroupBy: groupBy})
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func (a *API) allUsage(r *Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	query := ledger.Query{By: groupBy, Filter: ledger.Filter{
+	query := ledger.Query{GroupBy: groupBy, Filter: ledger.Filter{
 		Department: q.Get("department"), Project: q.Get("project"), User: q.Get("user"), Key: q.Get("key"), Model: q.Get("model"),
 	}}
 	format := cmp.Or(q.Get("format"), "json")
@@ -74,7 +74,7 @@ func (a *API) allUsage(r *Request) (any, error) {
 		return report.Answer(report.rows), nil
 	}
 	var text bytes.Buffer
-	if err := ledger.WriteCSV(&text, query.By, r.Prices.Currency, report.rows); err != nil {
+	if err := ledger.WriteCSV(&text, query.GroupBy, r.Prices.Currency, report.rows); err != nil {
 		return nil, err
 	}
 	first, last := report.Days()
@@ -95,7 +95,7 @@ func (a *API) report(r *Request, query ledger.Query) (_ *report, err error) {
 	if query.Zone, err = limit.LoadZone(cmp.Or(q.Get("zone"), r.Zone)); err != nil {
 		return nil, refusal.New(refusal.InvalidRequest, "zone", err.Error())
 	}
-	if query.From, query.To, err = days(q, query.Zone, time.Now()); err != nil {
+	if query.Start, query.End, err = days(q, query.Zone, time.Now()); err != nil {
 		return nil, err
 	}
 	query.Prices = r.Prices

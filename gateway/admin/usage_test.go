@@ -32,7 +32,7 @@ func TestUsageDays(t *testing.T) {
 		if err != nil || begin.Format(time.RFC3339) != c.begin || end.Format(time.RFC3339) != c.end {
 			t.Errorf("%s, %s: from %v to %v, %v; want %s to %s", c.zone, c.query, begin, end, err, c.begin, c.end)
 		}
-		asked := ledger.Query{From: begin, To: end, Zone: zone}
+		asked := ledger.Query{Start: begin, End: end, Zone: zone}
 		if first, last := asked.Days(); q.Has("to") && (first != q.Get("from") || last != q.Get("to")) {
 			t.Errorf("%s, %s: said to be from %s to %s", c.zone, c.query, first, last)
 		}

@@ -93,7 +93,7 @@ func fill(b *testing.B, db *bun.DB) {
 	_, err := db.ExecContext(b.Context(), `WITH RECURSIVE days (d) AS (SELECT 0 UNION ALL SELECT d + 1 FROM days WHERE d < 29),
 		slots (s) AS (SELECT 0 UNION ALL SELECT s + 1 FROM slots WHERE s < 31), users (u) AS (SELECT 0 UNION ALL SELECT u + 1 FROM users WHERE u < 999)
 		INSERT INTO usage_sums SELECT CAST(? AS BIGINT) + d * 86400 + s * 900, 'd' || (u % 10), 'p' || (u % 50), 'user' || u, 'key' || u, 'm', 5, 0, 500, 10, 900, 0, 0, 1400000, 0
-		FROM days, slots, users`, begin(noon()))
+		FROM days, slots, users`, quarterStart(noon()))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Columns are the sums by name, in order, as people read them. What tokens cost is among
-// them where they have prices in a currency.
+// Columns returns the names and values of the sums, in order, as people read them. The
+// cost is among them where tokens have prices in a currency.
 func (s *Sums) Columns(currency string) (names, values []string) {
 	for _, c := range []struct {
 		name  string
@@ -26,18 +26,18 @@ func (s *Sums) Columns(currency string) (names, values []string) {
 	return names, values
 }
 
-// WriteCSV writes a report with a line of names. A name that a spreadsheet would
-// take for a formula gets an apostrophe before it (CWE-1236): users choose names.
-func WriteCSV(out io.Writer, by []Group, currency string, rows []Row) error {
+// WriteCSV writes a report with a header line. A name that a spreadsheet would take for
+// a formula gets an apostrophe in front (CWE-1236), because users choose names.
+func WriteCSV(out io.Writer, groups []Group, currency string, rows []Row) error {
 	w := csv.NewWriter(out)
 	var head []string
-	for _, g := range by {
+	for _, g := range groups {
 		head = append(head, string(g))
 	}
 	names, _ := new(Sums).Columns(currency)
 	lines := [][]string{append(head, names...)}
 	for i := range rows {
-		cells := rows[i].Values(by)
+		cells := rows[i].Values(groups)
 		for j, cell := range cells {
 			if cell != "" && strings.ContainsRune("=+-@\t\r", rune(cell[0])) {
 				cells[j] = "'" + cell

@@ -13,17 +13,17 @@ import (
 	"tidegate/gateway/openai"
 )
 
-// Flight is a generation under way, noted in a file that outlives this process.
-// It is used by one goroutine, and not after its record has been added. A nil Flight
-// notes nothing.
+// Flight is a generation under way, written to a file that outlives this process.
+// One goroutine uses it, and no longer once its record was added. A nil Flight writes
+// nothing.
 type Flight struct {
-	book *flights
-	slot []byte // of the file
+	file *flights
+	slot []byte // part of the mapped file
 }
 
-// A slot holds the numbers of a record, eight bytes each, the lowest first; behind
-// them whether they are those of its end; and the frame of the record as it began. A
-// frame of no length says that the slot is free.
+// A slot holds the numbers of a record, eight little-endian bytes each, then a byte that
+// is 1 once they are final, then the frame of the record as it began. A frame of length 0
+// marks a free slot.
 const (
 	slotBytes   = 1 << 10
 	endedAt     = 8 * numbers
@@ -32,24 +32,23 @@ const (
 	flightsFile = "flights.v1"
 )
 
-// flights is the file of what is under way. It is mapped into memory, so that a note
-// costs no call of the system; and what is written to a mapped file is the system's
-// when the process is killed. Nothing is synced: after a crash of the machine the file
-// holds some of it, and some that is long in the database.
+// flights is the file of the generations under way. It is mapped into memory, so that an
+// update costs no system call, and the system keeps the pages when the process is killed.
+// Nothing is synced: after a crash of the machine the file may lack flights, and may hold
+// some that are long in the database.
 type flights struct {
 	log *slog.Logger
 
-	mu   sync.Mutex
-	file *os.File // nil: this system cannot, or the file failed
-	size int64
-	free []*Flight
-	full time.Time // when it could not grow
-	said time.Time // that something is not noted
+	mu         sync.Mutex
+	file       *os.File // nil: this system cannot map files, or the file failed
+	size       int64
+	free       []*Flight
+	growFailed time.Time // time when the file last failed to grow
+	warned     time.Time // time of the last warning
 }
 
-// openFlights maps the file, and returns what a process that was killed has left in
-// it: those generations have had no end. A file that cannot be used is no reason not
-// to start; then nothing is noted.
+// openFlights maps the file and returns the flights that a killed process left in it. A
+// file that cannot be used is no reason not to start; then no flights are written.
 func openFlights(dir string, log *slog.Logger) (b *flights, left []*Flight) {
 	b = &flights{log: log}
 	file, err := os.OpenFile(filepath.Join(dir, flightsFile), os.O_CREATE|os.O_RDWR, 0o600)
@@ -63,11 +62,11 @@ func openFlights(dir string, log *slog.Logger) (b *flights, left []*Flight) {
 		err = b.grow()
 	}
 	if err != nil {
-		b.troubled(err) // what is mapped is used all the same
+		b.warn(err) // what is mapped is used all the same
 	}
-	all := b.free
+	slots := b.free
 	b.free = nil
-	for _, f := range all {
+	for _, f := range slots {
 		if _, ok := f.record(); ok {
 			left = append(left, f)
 		} else {
@@ -77,30 +76,30 @@ func openFlights(dir string, log *slog.Logger) (b *flights, left []*Flight) {
 	return b, left
 }
 
-// troubled says that something is not noted, once a minute at most.
-func (b *flights) troubled(err error) {
-	if time.Since(b.said) < time.Minute {
+// warn logs that some flights are not written, at most once a minute.
+func (b *flights) warn(err error) {
+	if time.Since(b.warned) < time.Minute {
 		return
 	}
-	b.said = time.Now()
+	b.warned = time.Now()
 	b.log.Warn("some of what is under way would not be counted if this process were killed", "file", flightsFile, "error", err.Error())
 }
 
-// fail gives the file up. The lock is held, or not needed yet.
+// fail closes the file for good. The caller holds the lock, or has the only reference.
 func (b *flights) fail(err error) {
-	b.troubled(err)
+	b.warn(err)
 	if b.file != nil {
 		b.file.Close()
 	}
 	b.file, b.free = nil, nil
 }
 
-// grow adds a block of free slots. Its bytes are written, so that they have a place
-// on the disk before they are mapped.
+// grow adds a block of free slots. It writes their bytes first, so that they have room on
+// the disk before they are mapped.
 func (b *flights) grow() error {
-	at, err := b.file.Seek(0, io.SeekEnd)
-	if err == nil && at < b.size+blockBytes {
-		_, err = b.file.WriteAt(make([]byte, b.size+blockBytes-at), at)
+	end, err := b.file.Seek(0, io.SeekEnd)
+	if err == nil && end < b.size+blockBytes {
+		_, err = b.file.WriteAt(make([]byte, b.size+blockBytes-end), end)
 	}
 	if err != nil {
 		return err
@@ -116,18 +115,18 @@ func (b *flights) grow() error {
 	return nil
 }
 
-// take notes a clean record, nil where that cannot be.
-func (b *flights) take(r *Record) *Flight {
-	f := b.slot()
+// begin writes a clean record to a free slot. It returns nil where that is not possible.
+func (b *flights) begin(r *Record) *Flight {
+	f := b.freeSlot()
 	if f == nil {
 		return nil
 	}
 	fits := false
-	// Nobody waits for this one, should a store to the file wait for the disk.
-	if !f.note(func() {
-		f.numbers(r.numbers())
+	// No lock is held, in case a store to the file waits for the disk.
+	if !f.update(func() {
+		f.setNumbers(r.numbers())
 		clear(f.slot[endedAt:frameAt])
-		// What is longer than the slot is written elsewhere, and so nowhere.
+		// A frame that is too long for the slot is appended to a copy, which is dropped.
 		frame := appendFrame(f.slot[frameAt:frameAt:slotBytes], r)
 		fits = frameAt+len(frame) <= slotBytes
 	}) {
@@ -140,14 +139,14 @@ func (b *flights) take(r *Record) *Flight {
 	return f
 }
 
-// slot is a free slot, nil where there is none.
-func (b *flights) slot() *Flight {
+// freeSlot returns a free slot, or nil where there is none.
+func (b *flights) freeSlot() *Flight {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.free) == 0 && b.file != nil && time.Since(b.full) > growAgain {
+	if len(b.free) == 0 && b.file != nil && time.Since(b.growFailed) > growRetry {
 		if err := b.grow(); err != nil {
-			b.full = time.Now()
-			b.troubled(err)
+			b.growFailed = time.Now()
+			b.warn(err)
 		}
 	}
 	if len(b.free) == 0 {
@@ -158,10 +157,10 @@ func (b *flights) slot() *Flight {
 	return f
 }
 
-// growAgain is how long the file is not tried to grow after it could not.
-const growAgain = time.Second
+// growRetry is the pause after the file failed to grow.
+const growRetry = time.Second
 
-// release frees the slot of a record that is in the journal, or was none.
+// release frees the slot of a record that is in the journal, or did not fit.
 func (b *flights) release(f *Flight) {
 	err := f.write(func() { clear(f.slot[frameAt : frameAt+headBytes]) })
 	b.mu.Lock()
@@ -173,8 +172,9 @@ func (b *flights) release(f *Flight) {
 	}
 }
 
-// write changes the slot, or reads it. A disk that has no room for a page of a mapped
-// file makes whoever touches it fault, which must not end the process.
+// write runs a function that changes or reads the slot, and returns its memory faults as
+// errors. Touching a mapped page for which the disk has no room faults, which must not end
+// the process.
 func (f *Flight) write(change func()) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -193,51 +193,52 @@ func (f *Flight) write(change func()) (err error) {
 	return nil
 }
 
-func (f *Flight) numbers(all [numbers]int64) {
-	for i, n := range all {
-		f.number(i, n)
+func (f *Flight) setNumbers(values [numbers]int64) {
+	for i, n := range values {
+		f.setNumber(i, n)
 	}
 }
 
-func (f *Flight) number(i int, n int64) {
+func (f *Flight) setNumber(i int, n int64) {
 	binary.LittleEndian.PutUint64(f.slot[8*i:], uint64(n)) //nolint:gosec // read as what it was
 }
 
-// note is write by whoever uses the flight, which may be nil.
-func (f *Flight) note(change func()) (ok bool) {
+// update is write for a flight that may be nil. It reports whether the change was made,
+// and closes the file after a fault.
+func (f *Flight) update(change func()) (ok bool) {
 	if f == nil {
 		return false
 	}
 	err := f.write(change)
 	if err != nil {
-		f.book.mu.Lock()
-		defer f.book.mu.Unlock()
-		f.book.fail(err)
+		f.file.mu.Lock()
+		defer f.file.mu.Unlock()
+		f.file.fail(err)
 	}
 	return err == nil
 }
 
-// Progress notes what has been used so far, and what quotas are charged for that in
-// thousandths of a unit. It takes some nanoseconds.
+// Progress writes the usage so far, and the units charged to quotas for it, in
+// thousandths. It takes some nanoseconds.
 func (f *Flight) Progress(u openai.Usage, units int64) {
-	f.note(func() {
+	f.update(func() {
 		for i, n := range [...]int{u.Input, u.Cached, u.Output, u.Reasoning} {
-			f.number(inputAt+i, int64(n))
+			f.setNumber(inputAt+i, int64(n))
 		}
-		f.number(unitsAt, units)
+		f.setNumber(unitsAt, units)
 	})
 }
 
-// land notes a clean record whose texts are those that it began with.
-func (f *Flight) land(r *Record) (ok bool) {
-	return f.note(func() {
-		f.numbers(r.numbers())
+// end writes the final numbers of a clean record, whose texts are those it began with.
+func (f *Flight) end(r *Record) (ok bool) {
+	return f.update(func() {
+		f.setNumbers(r.numbers())
 		f.slot[endedAt] = 1
 	})
 }
 
-// record is what the slot says; false: it is free, or was being written. Of a
-// generation that has had no end it is what had been used, and an estimate.
+// record returns the record in the slot, and false where the slot is free or was being
+// written. A generation without an end has the usage so far, marked as an estimate.
 func (f *Flight) record() (r Record, ok bool) {
 	err := f.write(func() {
 		body, _, whole := frame(f.slot[frameAt:])
@@ -248,11 +249,11 @@ func (f *Flight) record() (r Record, ok bool) {
 		if r, err = decode(body); err != nil {
 			return
 		}
-		var all [numbers]int64
-		for i := range all {
-			all[i] = int64(binary.LittleEndian.Uint64(f.slot[8*i:])) //nolint:gosec // it is cleaned
+		var values [numbers]int64
+		for i := range values {
+			values[i] = int64(binary.LittleEndian.Uint64(f.slot[8*i:])) //nolint:gosec // the record is cleaned below
 		}
-		r.setNumbers(all)
+		r.setNumbers(values)
 		if f.slot[endedAt] != 1 {
 			r.Status, r.Estimated = statusKilled, true
 		}
@@ -262,6 +263,6 @@ func (f *Flight) record() (r Record, ok bool) {
 	return r, ok && err == nil
 }
 
-// statusKilled is that of a generation which a killed gateway had under way: its
+// statusKilled is the status of a generation that a killed gateway had under way: its
 // caller has no answer, or half of one.
 const statusKilled = 500

@@ -19,7 +19,7 @@ func found(t *testing.T, l *Ledger) []Record {
 	l.crash()
 	l = open(t, l.Dir, l.DB)
 	var all []Record
-	segments, memory := l.journal.unread()
+	segments, memory := l.journal.snapshot()
 	for _, s := range segments {
 		f, err := os.Open(s.path)
 		if err != nil {
@@ -168,7 +168,7 @@ func TestFlightsDiskFull(t *testing.T) {
 		t.Error("a slot out of nothing")
 	}
 	book.file.Close()
-	book.file, book.full = whole, time.Time{}
+	book.file, book.growFailed = whole, time.Time{}
 	last.Progress(openai.Usage{Input: 7, Output: 5}, 1)
 	if l.Begin(begun(1001)) == nil {
 		t.Error("no slot, though there is room again")
@@ -295,11 +295,11 @@ func BenchmarkFlight(b *testing.B) {
 	book := l.journal.flights
 	b.Run("begin", func(b *testing.B) {
 		for b.Loop() {
-			book.release(book.take(&r))
+			book.release(book.begin(&r))
 		}
 	})
 	b.Run("progress", func(b *testing.B) {
-		f := book.take(&r)
+		f := book.begin(&r)
 		for n := 0; b.Loop(); n++ {
 			f.Progress(openai.Usage{Input: 1, Output: n}, int64(n))
 		}

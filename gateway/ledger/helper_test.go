@@ -41,7 +41,7 @@ func one(n int) Record {
 
 // always is the time that holds all records of these tests.
 func always(f Filter, by ...Group) Query {
-	return Query{Filter: f, By: by, From: noon().AddDate(-1, 0, 0), To: noon().AddDate(1, 0, 0)}
+	return Query{Filter: f, GroupBy: by, Start: noon().AddDate(-1, 0, 0), End: noon().AddDate(1, 0, 0)}
 }
 
 // quiet is a log for what is meant to go wrong.
@@ -81,11 +81,11 @@ func open(t testing.TB, dir string, db *bun.DB) *Ledger {
 func (l *Ledger) crash() {
 	l.journal.mu.Lock()
 	l.journal.closed = true
-	if l.journal.live != nil {
-		l.journal.finish()
+	if l.journal.live.segment != nil {
+		l.journal.live.close()
 	}
 	l.journal.mu.Unlock()
-	l.leave()
+	l.closeSegment()
 	l.journal.lock.Close()
 }
 

@@ -178,7 +178,7 @@ func TestCorruptIsKept(t *testing.T) {
 		}
 	}
 	add(0, 10)
-	path := l.journal.live.path
+	path := l.journal.live.segment.path
 	l.crash()
 	l = open(t, dir, db)
 	add(10, 5)
@@ -203,8 +203,8 @@ func TestCorruptIsKept(t *testing.T) {
 		t.Errorf("%v segments are counted", n)
 	}
 	l.crash()
-	if l = open(t, dir, db); len(l.journal.segments) != 1 {
-		t.Errorf("%d segments after the next start", len(l.journal.segments))
+	if l = open(t, dir, db); len(l.journal.segments.all) != 1 {
+		t.Errorf("%d segments after the next start", len(l.journal.segments.all))
 	}
 }
 
@@ -241,7 +241,7 @@ func TestLiveIsDamaged(t *testing.T) {
 				}
 			}
 			commit(records(0, 10))
-			path := l.journal.live.path
+			path := l.journal.live.segment.path
 			if err := c.damage(path); err != nil {
 				t.Fatal(err)
 			}
@@ -283,7 +283,7 @@ func TestMissing(t *testing.T) {
 	}
 	l.crash()
 	l = open(t, dir, db)
-	if err := os.Remove(l.journal.segments[1].path); err != nil {
+	if err := os.Remove(l.journal.segments.all[1].path); err != nil {
 		t.Fatal(err)
 	}
 	shipAll(t, l)
@@ -346,7 +346,7 @@ func TestDiskFails(t *testing.T) {
 	}
 	// What was not synced is in no file, where the next process would take it for
 	// written while this one writes it again.
-	for i, s := range j.segments {
+	for i, s := range j.segments.all {
 		if at, err := os.Stat(s.path); err != nil || at.Size() != s.size || i > 0 {
 			t.Errorf("segment %d: %+v, %v", i, s, err)
 		}
@@ -359,7 +359,7 @@ func TestDiskFails(t *testing.T) {
 	if n := value(t, l.metrics.lost); n != 1 {
 		t.Errorf("%v are counted as lost", n)
 	}
-	j.sync, j.buffer = works, bufferBytes
+	j.sync, j.buffer = works, BufferBytes
 	if err := j.drain(); err != nil { // the group that failed, and what came after
 		t.Fatal(err)
 	}
@@ -531,8 +531,8 @@ func TestFullWhileSyncing(t *testing.T) {
 		}
 	}
 	eventually(t, "the disk", func() bool { return l.Status().Buffer == 0 })
-	if l.journal.last < 3 {
-		t.Errorf("only %d segments were begun: the test does not test it", l.journal.last)
+	if l.journal.segments.last < 3 {
+		t.Errorf("only %d segments were begun: the test does not test it", l.journal.segments.last)
 	}
 	if got, want := total(t, l, Filter{}), sumOf(records(0, n)...); got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)

@@ -19,48 +19,48 @@ import (
 	"github.com/uptrace/bun"
 )
 
-// What the shipper keeps to.
+// Bounds and pauses of the shipper.
 const (
 	batchRecords = 500
-	shipEvery    = time.Second      // a smaller batch waits so long
-	shipTimeout  = 10 * time.Second // of one batch
-	drainGrace   = 5 * time.Second  // for the rest, after Run has been told to end
-	closeTimeout = 2 * time.Second  // for what a closed ledger still asks of the database
-	maxReports   = 2                // at a time: each may read all that is not shipped
+	shipEvery    = time.Second      // wait of a batch that is not full
+	shipTimeout  = 10 * time.Second // bound for one batch
+	drainGrace   = 5 * time.Second  // time to ship the rest once Run's context ended
+	closeTimeout = 2 * time.Second  // bound for the last query of Close
+	maxReports   = 2                // reports at a time: each may read everything that is not shipped
 	backOffFirst = 250 * time.Millisecond
 	backOffLast  = 15 * time.Second
 	pruneEvery   = 24 * time.Hour
 	pruneFirst   = 5 * time.Minute // after the start, and again after a failure; up to twice that
 )
 
-// Parts are what a ledger is made of.
+// Parts holds the settings of a ledger and the things it uses.
 type Parts struct {
-	Dir       string        // of the journal; made where it is missing
-	DB        *bun.DB       // brought up to date by Migrate. The caller closes it, after the ledger
-	Retention time.Duration // of single records in the database, MinRetention at least; 0: for good. Sums stay
+	Dir       string        // directory of the journal; created where it is missing
+	DB        *bun.DB       // database with the tables of Migrate; the caller closes it after the ledger
+	Retention time.Duration // age at which single records are deleted from the database, at least MinRetention; 0: never. Sums stay
 	Log       *slog.Logger
 	Registry  prometheus.Registerer
 }
 
-// Ledger takes records and answers what was used. It is safe for concurrent use.
+// Ledger stores records of usage and reports on them. It is safe for concurrent use.
 type Ledger struct {
 	Parts
 	metrics *metrics
 	journal *journal
-	reports chan struct{} // has one for each report under way
+	reports chan struct{} // holds an element for each report under way
 
-	// Of the shipper.
-	shipping sync.Mutex
-	at       *segment // that is being shipped
-	file     *os.File // it
-	offset   atomic.Int64
-	entered  atomic.Int64           // records before offset
-	failure  atomic.Pointer[string] // of the last attempt to ship; nil: it worked
+	// State of the shipper.
+	shipMu         sync.Mutex
+	current        *segment // segment that is being shipped
+	file           *os.File // open file of current
+	offset         atomic.Int64
+	shippedRecords atomic.Int64           // records of current before offset
+	failure        atomic.Pointer[string] // error of the last attempt to ship; nil: it worked
 }
 
-// Open makes a ledger over a journal directory, which no other gateway may have
-// open. It starts nothing: until Run runs, records wait in memory. The database is
-// asked only where a process before this was killed.
+// Open returns a ledger over a journal directory, which no other gateway may have open.
+// It starts nothing: until Run runs, records wait in memory. It queries the database only
+// after an earlier process was killed.
 func Open(p Parts) (*Ledger, error) {
 	l := &Ledger{Parts: p, reports: make(chan struct{}, maxReports)}
 	l.metrics = newMetrics(p.Registry, l)
@@ -69,18 +69,18 @@ func Open(p Parts) (*Ledger, error) {
 		return nil, err
 	}
 	l.journal = j
-	if err := l.recover(); err != nil {
+	if err := l.recoverFlights(); err != nil {
 		j.lock.Close()
 		return nil, err
 	}
 	return l, nil
 }
 
-// recover enters what was under way when a process before this was killed, as far as
-// it had come, and what had ended and was not written yet. What was written all the
-// same is left out, so that no report counts it twice; the database, should it not
-// answer now, would take it once.
-func (l *Ledger) recover() error {
+// recoverFlights appends the generations that a killed process had under way, with their
+// usage so far, and those that had ended and were not written yet. It leaves out those
+// that were written, so that no report counts them twice. Should the database not answer
+// now, it would still insert them only once.
+func (l *Ledger) recoverFlights() error {
 	var left []*Flight
 	l.journal.flights, left = openFlights(l.Dir, l.Log)
 	if len(left) == 0 {
@@ -92,7 +92,7 @@ func (l *Ledger) recover() error {
 		records[i], _ = f.record()
 		written[records[i].ID] = false
 	}
-	if err := l.lookUp(written); err != nil {
+	if err := l.findWritten(written); err != nil {
 		return err
 	}
 	entered := 0
@@ -110,9 +110,9 @@ func (l *Ledger) recover() error {
 	return nil
 }
 
-// lookUp finds out which ids stand in the journal's segments or in the database.
-func (l *Ledger) lookUp(written map[string]bool) error {
-	for _, s := range l.journal.segments {
+// findWritten sets the ids that are in the journal's segments or in the database to true.
+func (l *Ledger) findWritten(written map[string]bool) error {
+	for _, s := range l.journal.segments.all {
 		f, err := os.Open(s.path)
 		if err != nil {
 			return fmt.Errorf("journal directory: %w", err)
@@ -143,37 +143,37 @@ func (l *Ledger) lookUp(written map[string]bool) error {
 	return nil
 }
 
-// Begin notes a record of a generation that is under way, so that the next process
-// enters it if this one is killed, with the status 500 and as an estimate. It costs
-// less than a microsecond. The flight is given to Add.
+// Begin returns the flight of a generation that begins, for Add. If this process is
+// killed, the next one adds its record, with status 500 and as an estimate. Begin takes
+// less than a microsecond.
 func (l *Ledger) Begin(r Record) *Flight {
 	r.clean()
-	return l.journal.flights.take(&r)
+	return l.journal.flights.begin(&r)
 }
 
-// Add takes a record and ends its flight, which may be nil; its texts are those that
-// it began with. It returns at once: no disk and no database is waited for, unless
-// the disk of the journal hangs. A crash of the machine in the next 20 ms or so loses
-// the record. It reports whether a crash of this process no longer does; else Written
+// Add adds a record and ends its flight, which may be nil. The record's texts must be
+// those it began with. Add returns at once: it waits for no disk and no database, unless
+// the disk of the journal hangs. A crash of the machine in the next 20 ms or so loses the
+// record. Add reports whether a crash of this process no longer does; if not, Written
 // waits for that.
 func (l *Ledger) Add(r Record, f *Flight) (kept bool) {
 	if r.ID == "" {
 		r.ID = rand.Text()
 	}
 	r.clean()
-	kept = f.land(&r)
+	kept = f.end(&r)
 	return l.journal.append(&r, f) && kept
 }
 
-// Written waits until every record added before is written to a file, where it
-// outlives this process, or ctx ends. That takes some milliseconds, and no disk is
-// waited for unless its cache is full. Run must be running.
-func (l *Ledger) Written(ctx context.Context) error { return l.journal.await(ctx) }
+// Written waits until every record added before is written to a file, where it outlives
+// this process, or until ctx ends. That takes some milliseconds. It waits for the disk
+// only where its cache is full. Run must be running.
+func (l *Ledger) Written(ctx context.Context) error { return l.journal.waitWritten(ctx) }
 
-// Run brings records to the disk and to the database, and once a day deletes there
-// those beyond Parts.Retention, until ctx ends. Then it syncs what is left, tries for
-// five seconds to ship it, and returns nil: losing
-// the disk or the database is no reason to stop. It may run once at a time.
+// Run writes records to the disk and to the database until ctx ends, and once a day
+// deletes records older than Parts.Retention. Then it syncs the rest, tries for five
+// seconds to ship it, and returns nil: losing the disk or the database is no reason to
+// stop. Only one Run may run at a time.
 func (l *Ledger) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() { l.journal.run(ctx) })
@@ -196,20 +196,20 @@ func (l *Ledger) Run(ctx context.Context) error {
 	}
 }
 
-// Close writes what was added since Run ended and gives the directory to others.
-// What is added later is lost, and counted as such. An error says how many records
-// could not be written. Run must have ended.
+// Close writes the records added since Run ended and unlocks the directory. Records added
+// later are lost and counted as such. Its error gives the number of records that could not
+// be written. Run must have ended.
 func (l *Ledger) Close() error {
-	l.shipping.Lock()
-	defer l.shipping.Unlock()
-	gone, err := l.journal.close(func(live *segment) bool {
-		return live == l.at && l.offset.Load() >= live.size
+	l.shipMu.Lock()
+	defer l.shipMu.Unlock()
+	removed, err := l.journal.close(func(live *segment) bool {
+		return live == l.current && l.offset.Load() >= live.size
 	})
-	l.leave()
+	l.closeSegment()
 	if l.failure.Load() == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
-		l.forget(ctx, gone)
+		l.deleteNotes(ctx, removed)
 	}
 	return err
 }
@@ -219,7 +219,7 @@ func (l *Ledger) shipLoop(ctx context.Context) {
 	backOff := backOffFirst
 	for {
 		n, err := l.ship(ctx)
-		pause, ripe := shipEvery, l.journal.ripe
+		pause, ripe := shipEvery, l.journal.signals.ship
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -245,14 +245,14 @@ func (l *Ledger) shipLoop(ctx context.Context) {
 	}
 }
 
-// ship brings the next batch into the database and returns how many records it
-// had; 0: all is there.
+// ship inserts the next batch into the database and returns its number of records; 0 if
+// there are no more.
 func (l *Ledger) ship(ctx context.Context) (n int, err error) {
-	l.shipping.Lock()
-	defer l.shipping.Unlock()
+	l.shipMu.Lock()
+	defer l.shipMu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, shipTimeout)
 	defer cancel()
-	n, err = l.batch(ctx)
+	n, err = l.shipBatch(ctx)
 	if err == nil {
 		l.failure.Store(nil)
 	} else if !errors.Is(err, context.Canceled) {
@@ -262,16 +262,16 @@ func (l *Ledger) ship(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-func (l *Ledger) batch(ctx context.Context) (int, error) {
+func (l *Ledger) shipBatch(ctx context.Context) (int, error) {
 	for {
 		now, s := l.journal.next()
 		if s == nil {
-			l.sweep(ctx)
+			l.removeShipped(ctx)
 			return 0, nil
 		}
 		batch := make([]Record, 0, batchRecords)
 		var end int64
-		err := l.enter(ctx, s)
+		err := l.openSegment(ctx, s)
 		if err == nil {
 			end, err = scan(l.file, l.offset.Load(), now.size, func(r Record, _ int64) bool {
 				batch = append(batch, r)
@@ -286,34 +286,34 @@ func (l *Ledger) batch(ctx context.Context) (int, error) {
 				return 0, fmt.Errorf("insert usage: %w", err)
 			}
 			l.offset.Store(end)
-			l.entered.Add(int64(len(batch)))
+			l.shippedRecords.Add(int64(len(batch)))
 			l.metrics.written.Add(float64(len(batch)))
 			return len(batch), nil
 		}
 		if now.live {
-			if err != nil { // first the journal must leave it
-				l.journal.spoil(s)
+			if err != nil { // the journal must first begin another segment
+				l.journal.markCorrupt(s)
 			}
-			l.sweep(ctx)
+			l.removeShipped(ctx)
 			return 0, nil
 		}
-		l.end(now, end, err)
-		l.leave()
-		l.journal.shipped(s, errors.Is(err, errCorrupt))
+		l.warnDamage(now, end, err)
+		l.closeSegment()
+		l.journal.markShipped(s, errors.Is(err, errCorrupt))
 	}
 }
 
-// enter opens the segment to be shipped, at the byte up to which it has been. Its
-// error is errMissing where there is no such file.
-func (l *Ledger) enter(ctx context.Context, s *segment) error {
-	if l.at == s {
+// openSegment opens the segment to be shipped and sets offset to its first byte that is
+// not in the database. Its error is errMissing where the file does not exist.
+func (l *Ledger) openSegment(ctx context.Context, s *segment) error {
+	if l.current == s {
 		return nil
 	}
-	l.leave()
+	l.closeSegment()
 	var shipped int64
-	if !s.ours {
+	if !s.created {
 		var err error
-		if shipped, err = shippedOf(ctx, l.DB, s.id); err != nil {
+		if shipped, err = shippedBytes(ctx, l.DB, s.id); err != nil {
 			return fmt.Errorf("look up a segment: %w", err)
 		}
 	}
@@ -324,60 +324,60 @@ func (l *Ledger) enter(ctx context.Context, s *segment) error {
 	if err != nil {
 		return err
 	}
-	l.at, l.file = s, f
+	l.current, l.file = s, f
 	l.offset.Store(shipped)
 	if shipped > 0 {
-		l.entered.Store(int64(countFrames(s.path, shipped)))
+		l.shippedRecords.Store(int64(countFrames(s.path, shipped)))
 	}
 	return nil
 }
 
-func (l *Ledger) leave() {
+func (l *Ledger) closeSegment() {
 	if l.file != nil {
 		l.file.Close()
 	}
-	l.at, l.file = nil, nil
+	l.current, l.file = nil, nil
 	l.offset.Store(0)
-	l.entered.Store(0)
+	l.shippedRecords.Store(0)
 }
 
-// end says what became of a segment that was read as far as possible.
-func (l *Ledger) end(s segment, at int64, damage error) {
+// warnDamage logs and counts the damage at which the reading of a segment ended.
+func (l *Ledger) warnDamage(s segment, offset int64, damage error) {
 	switch {
 	case errors.Is(damage, errTorn):
 		l.metrics.torn.Inc()
-		l.Log.Warn("cut a segment of the journal after its last whole record, as after a kill", "path", s.path, "bytes", s.size-at)
+		l.Log.Warn("cut a segment of the journal after its last whole record, as after a kill", "path", s.path, "bytes", s.size-offset)
 	case errors.Is(damage, errCorrupt):
 		l.metrics.corrupt.Inc()
 		l.Log.Error("a segment of the journal is corrupt: what follows the damage is not counted, and the file is kept",
-			"path", s.path+aside, "damaged_at_byte", at, "bytes", s.size-at)
+			"path", s.path+aside, "damaged_at_byte", offset, "bytes", s.size-offset)
 	case errors.Is(damage, errMissing):
 		l.metrics.missing.Inc()
 		l.Log.Error("a segment of the journal is missing: what was not shipped of it is not counted", "path", s.path)
 	}
 }
 
-// sweep removes what is shipped, and the notes of it.
-func (l *Ledger) sweep(ctx context.Context) {
-	l.forget(ctx, l.journal.remove())
+// removeShipped removes shipped segments and their notes in the database.
+func (l *Ledger) removeShipped(ctx context.Context) {
+	l.deleteNotes(ctx, l.journal.remove())
 }
 
-// forget drops the notes of segments that are gone.
-func (l *Ledger) forget(ctx context.Context, gone []string) {
-	if len(gone) == 0 {
+// deleteNotes deletes the database's notes of segments whose file was removed.
+func (l *Ledger) deleteNotes(ctx context.Context, ids []string) {
+	if len(ids) == 0 {
 		return
 	}
-	if err := forget(ctx, l.DB, gone); err != nil {
-		// A note too many does no harm; pruning takes it away.
+	if err := deleteSegmentNotes(ctx, l.DB, ids); err != nil {
+		// A note too many does no harm; pruning deletes it.
 		l.Log.Debug("cannot drop the note of a shipped segment", "error", err.Error())
 	}
 }
 
-// Report answers a query from the database and from what this gateway has not yet
-// brought there, so it holds every record that was added here before. What other
-// gateways added in the last second may be missing. The rows are in the order of
-// the groups, of which each may stand once. It fails while the database is away.
-// Where two reports are under way it waits for one to end, at most until ctx does.
+// Report answers a query from the database and from the records of this gateway that are
+// not there yet, so it counts every record added here before. Records that other gateways
+// added in the last second may be missing. The rows are in the order of the groups, of
+// which none may occur twice. It fails while the database is down. While two other reports
+// run it waits for one to end, or for ctx.
 func (l *Ledger) Report(ctx context.Context, q Query) ([]Row, error) {
 	t, err := newTally(&q)
 	if err != nil {
@@ -389,29 +389,29 @@ func (l *Ledger) Report(ctx context.Context, q Query) ([]Row, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("report of usage: wait for others: %w", ctx.Err())
 	}
-	defer l.journal.begin()()
-	shipped, err := t.database(ctx, l.DB)
+	defer l.journal.beginReport()()
+	shipped, err := t.addDatabase(ctx, l.DB)
 	if err == nil {
-		// What was shipped since the database was asked is still in its segment.
-		segments, memory := l.journal.unread()
-		err = t.unshipped(ctx, segments, shipped)
+		// Records shipped since the query of the database are still in their segment.
+		segments, memory := l.journal.snapshot()
+		err = t.addSegments(ctx, segments, shipped)
 		for _, frames := range memory {
 			if err == nil {
-				err = t.memory(ctx, frames)
+				err = t.addMemory(ctx, frames)
 			}
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("report of usage: %w", err)
 	}
-	return t.sorted(), nil
+	return t.sortedRows(), nil
 }
 
-// MinRetention is how long single records stay in the database at least: a batch
-// that may or may not have arrived is sent again, and must find its records.
+// MinRetention is the shortest retention of single records in the database. A batch that
+// may or may not have arrived is sent again, and must find its records there.
 const MinRetention = 7 * 24 * time.Hour
 
-// pruneLoop keeps the single records of the database to their retention.
+// pruneLoop deletes single records older than the retention from the database.
 func (l *Ledger) pruneLoop(ctx context.Context) {
 	if l.Retention == 0 {
 		return
@@ -433,7 +433,7 @@ func (l *Ledger) pruneLoop(ctx context.Context) {
 	}
 }
 
-// sleep waits; false: ctx ended first.
+// sleep waits for a time and reports whether it passed before ctx ended.
 func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -443,27 +443,27 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Status is how the ledger is doing.
+// Status is the state of a ledger.
 type Status struct {
-	Pending int    `json:"pending_records"`           // taken, and not in the database
-	Backlog int64  `json:"backlog_bytes"`             // of the journal, not yet in the database
-	Buffer  int64  `json:"buffer_bytes"`              // not yet synced, and so kept in memory
-	Failure string `json:"failure,omitempty"`         // of the last try to reach the database; empty: it worked
-	Journal string `json:"journal_failure,omitempty"` // of the last try to write the journal; empty: it worked
-	Lost    int64  `json:"lost_records"`              // since the start, since the journal's disk took nothing
+	Pending int    `json:"pending_records"`           // records that are not in the database
+	Backlog int64  `json:"backlog_bytes"`             // bytes of the journal that are not in the database
+	Buffer  int64  `json:"buffer_bytes"`              // bytes that are not synced, and so kept in memory
+	Failure string `json:"failure,omitempty"`         // error of the last attempt to reach the database; empty if it worked
+	Journal string `json:"journal_failure,omitempty"` // error of the last attempt to write the journal; empty if it worked
+	Lost    int64  `json:"lost_records"`              // records lost since the start because the journal's disk failed
 }
 
-// Status returns at once.
+// Status returns the state of the ledger, at once.
 func (l *Ledger) Status() (s Status) {
 	segments, memory := l.journal.sizes()
 	s.Backlog, s.Buffer = max(segments-l.offset.Load(), 0), memory
-	s.Pending = max(l.journal.records()-int(l.entered.Load()), 0)
+	s.Pending = max(l.journal.records()-int(l.shippedRecords.Load()), 0)
 	if f := l.failure.Load(); f != nil {
 		s.Failure = *f
 	}
-	if f := cmp.Or(l.journal.writeFailure.Load(), l.journal.syncFailure.Load()); f != nil {
+	if f := cmp.Or(l.journal.health.write.Load(), l.journal.health.sync.Load()); f != nil {
 		s.Journal = *f
 	}
-	s.Lost = l.journal.lost.Load()
+	s.Lost = l.journal.health.lost.Load()
 	return s
 }

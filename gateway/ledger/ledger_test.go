@@ -95,7 +95,7 @@ func testReport(t *testing.T, db *bun.DB) {
 		t.Run(c.name, func(t *testing.T) {
 			c.filter.Department = "report"
 			day := func(n int) time.Time { return noon().Add(-12*time.Hour).AddDate(0, 0, n) }
-			q := Query{Filter: c.filter, By: c.by, From: day(c.from), To: day(c.to)}
+			q := Query{Filter: c.filter, GroupBy: c.by, Start: day(c.from), End: day(c.to)}
 			got, err := l.Report(t.Context(), q)
 			if err != nil || got == nil || !slices.Equal(got, c.want) {
 				t.Errorf("%v\ngot  %+v\nwant %+v", err, got, c.want)
@@ -140,7 +140,7 @@ func testPeriods(t *testing.T, db *bun.DB) {
 					want.count(&all[i])
 				}
 			}
-			rows, err := l.Report(t.Context(), Query{Filter: Filter{Department: "periods"}, From: p[0], To: p[1]})
+			rows, err := l.Report(t.Context(), Query{Filter: Filter{Department: "periods"}, Start: p[0], End: p[1]})
 			if err != nil || rows[0].Sums != want || want.Requests == 0 {
 				t.Errorf("%v to %v: %v\ngot  %+v\nwant %+v", p[0], p[1], err, rows, want)
 			}
@@ -212,9 +212,9 @@ func (m *model) ship(rt *rapid.T) {
 
 // shipUnheard ships, and does not hear that it worked.
 func (m *model) shipUnheard(rt *rapid.T) {
-	at, before := m.l.at, m.l.offset.Load()
+	at, before := m.l.current, m.l.offset.Load()
 	m.ship(rt)
-	if m.l.at == at && at != nil {
+	if m.l.current == at && at != nil {
 		m.l.offset.Store(before)
 	}
 }
@@ -228,7 +228,7 @@ func (m *model) crash(*rapid.T) {
 // crashWriting leaves a part of a record at the end of the live segment.
 func (m *model) crashWriting(rt *rapid.T) {
 	m.commit(rt)
-	live := m.l.journal.live
+	live := m.l.journal.live.segment
 	m.l.crash()
 	if live != nil {
 		r := one(m.n)
@@ -359,14 +359,14 @@ func testRuns(t *testing.T, db *bun.DB) {
 	if s := l.Status(); s != (Status{}) {
 		t.Errorf("after Run: %+v", s)
 	}
-	id := l.journal.segments[0].id
-	if at, err := shippedOf(t.Context(), db, id); err != nil || at == 0 {
+	id := l.journal.segments.all[0].id
+	if at, err := shippedBytes(t.Context(), db, id); err != nil || at == 0 {
 		t.Errorf("the segment is shipped up to %d: %v", at, err)
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if at, err := shippedOf(t.Context(), db, id); err != nil || at != 0 {
+	if at, err := shippedBytes(t.Context(), db, id); err != nil || at != 0 {
 		t.Errorf("the note of a segment that is gone stays, at %d: %v", at, err)
 	}
 	l = open(t, dir, db)
@@ -393,7 +393,7 @@ func testOddTexts(t *testing.T, db *bun.DB) {
 		t.Fatal(err)
 	}
 	shipAll(t, l)
-	rows, err := l.Report(t.Context(), Query{Filter: Filter{Department: "odd"}, By: []Group{ByProject}, From: time.Unix(0, 0), To: time.UnixMilli(maxMillis)})
+	rows, err := l.Report(t.Context(), Query{Filter: Filter{Department: "odd"}, GroupBy: []Group{ByProject}, Start: time.Unix(0, 0), End: time.UnixMilli(maxMillis)})
 	var n int64
 	for _, r := range rows {
 		n += r.Requests
@@ -420,7 +420,7 @@ func testPrune(t *testing.T, db *bun.DB) {
 	if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM usage_records WHERE department = 'prune'").Scan(&left); err != nil || left != 11 {
 		t.Errorf("%d left: %v", left, err)
 	}
-	rows, err := l.Report(t.Context(), Query{Filter: Filter{Department: "prune"}, From: now.AddDate(0, 0, -30), To: now.AddDate(0, 0, 1)})
+	rows, err := l.Report(t.Context(), Query{Filter: Filter{Department: "prune"}, Start: now.AddDate(0, 0, -30), End: now.AddDate(0, 0, 1)})
 	if err != nil || rows[0].Requests != 20 {
 		t.Errorf("%v: %+v", err, rows)
 	}

@@ -4,5 +4,5 @@ package ledger
 
 import "os"
 
-// take cannot lock here; that nobody else uses the directory is up to people.
-func take(*os.File) (taken bool, err error) { return true, nil }
+// lockFile cannot lock on this system: people must keep other gateways out of the directory.
+func lockFile(*os.File) (locked bool, err error) { return true, nil }

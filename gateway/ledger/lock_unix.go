@@ -8,9 +8,9 @@ import (
 	"syscall"
 )
 
-// take takes the lock of a file, or says that another process has it. The system
-// gives it back when the process ends, however it ends.
-func take(f *os.File) (taken bool, err error) {
+// lockFile locks a file. It returns false and no error where another process holds the
+// lock. The system releases the lock when the process ends, however it ends.
+func lockFile(f *os.File) (locked bool, err error) {
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return false, nil

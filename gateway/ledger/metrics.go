@@ -2,7 +2,7 @@ package ledger
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// metrics are what Prometheus sees of the ledger.
+// metrics holds the Prometheus metrics of the ledger.
 type metrics struct {
 	records       prometheus.Counter
 	lost          prometheus.Counter

@@ -111,7 +111,7 @@ func TestPendingMetric(t *testing.T) {
 	wait("in the database", 0)
 	add(20, 10)
 	commit()
-	path := l.journal.live.path
+	path := l.journal.live.segment.path
 	wait("more", 10)
 	l.crash()
 	b, err := os.ReadFile(path)

@@ -8,26 +8,27 @@ import (
 	"time"
 )
 
-// Prices are what tokens cost, by the model that answered. The zero value prices nothing.
+// Prices holds the prices of tokens by the model that answered. The zero value prices
+// nothing.
 type Prices struct {
-	Currency string             // of all amounts, such as CNY; empty: nothing is priced
-	Models   map[string][]Price // of each model in the order of From
+	Currency string             // currency of all amounts, such as CNY; empty: nothing is priced
+	Models   map[string][]Price // prices of each model, sorted by Start
 }
 
-// Price is what a million tokens of one model cost from some moment on, in
-// millionths of the currency.
+// Price is the price of a million tokens of one model from a time on, in millionths of the
+// currency.
 type Price struct {
-	From      time.Time // a quarter of an hour at the finest; zero: from the beginning
-	Input     int64     // of prompt tokens
-	Cached    int64     // of prompt tokens that the server had in its cache, instead of Input
-	Output    int64     // of answer tokens
-	Reasoning int64     // of reasoning tokens, instead of Output
+	Start     time.Time // first moment, a multiple of a quarter of an hour; zero: always
+	Input     int64     // price of prompt tokens
+	Cached    int64     // price of prompt tokens in the backend's prefix cache, instead of Input
+	Output    int64     // price of output tokens
+	Reasoning int64     // price of reasoning tokens, instead of Output
 }
 
-// at finds a model's price at a moment, in seconds since 1970.
-func (p *Prices) at(model string, moment int64) (price Price, ok bool) {
+// lookup returns a model's price at a moment, in seconds since 1970.
+func (p *Prices) lookup(model string, moment int64) (price Price, ok bool) {
 	for _, next := range p.Models[model] {
-		if !next.From.IsZero() && begin(next.From) > moment {
+		if !next.Start.IsZero() && quarterStart(next.Start) > moment {
 			break
 		}
 		price, ok = next, true
@@ -35,14 +36,14 @@ func (p *Prices) at(model string, moment int64) (price Price, ok bool) {
 	return price, ok
 }
 
-// cost is what the tokens of sums cost; tokens of a model without a price are counted
-// instead.
-func (p *Prices) cost(s *Sums, model string, moment int64) {
+// addCost adds the cost of the tokens in s. The tokens of a model without a price are
+// counted as unpriced instead.
+func (p *Prices) addCost(s *Sums, model string, moment int64) {
 	if p.Currency == "" {
 		return
 	}
 	s.Cost.Known = true
-	price, ok := p.at(model, moment)
+	price, ok := p.lookup(model, moment)
 	if !ok {
 		s.Unpriced = s.Total
 		return
@@ -53,17 +54,17 @@ func (p *Prices) cost(s *Sums, model string, moment int64) {
 	s.Cost.add(s.Reasoning, price.Reasoning)
 }
 
-// Money is an exact amount: the millionth part of a millionth, which is what one token
-// costs at the least price. So rows add up to their total, to the last digit.
+// Money is an exact amount in steps of 10^-12, the smallest price of one token. So rows
+// add up to their total, to the last digit.
 type Money struct {
-	Known bool // some price was asked for; an amount of 0 is one then
+	Known bool // prices were configured; 0 is an amount then
 	Whole uint64
-	Parts uint64 // of 10^12
+	Parts uint64 // fraction, in 10^-12
 }
 
 const perWhole = 1_000_000_000_000
 
-// add adds a number of tokens at a price for a million of them, in millionths.
+// add adds the cost of tokens at a price for a million of them, in millionths.
 func (m *Money) add(tokens, price int64) {
 	if tokens <= 0 || price <= 0 {
 		return
@@ -73,10 +74,10 @@ func (m *Money) add(tokens, price int64) {
 		high, low = perWhole-1, 0
 	}
 	whole, parts := bits.Div64(high, low, perWhole)
-	m.sum(Money{Known: true, Whole: whole, Parts: parts})
+	m.addMoney(Money{Known: true, Whole: whole, Parts: parts})
 }
 
-func (m *Money) sum(o Money) {
+func (m *Money) addMoney(o Money) {
 	parts := m.Parts + o.Parts
 	whole, carry := bits.Add64(m.Whole, o.Whole, parts/perWhole)
 	if carry != 0 {
@@ -85,10 +86,10 @@ func (m *Money) sum(o Money) {
 	*m = Money{Known: m.Known || o.Known, Whole: whole, Parts: parts % perWhole}
 }
 
-// IsZero reports whether no price was asked for, so that JSON leaves the amount out.
+// IsZero reports whether no prices were configured, so that JSON leaves the amount out.
 func (m Money) IsZero() bool { return !m.Known }
 
-// String is the amount as a decimal.
+// String returns the amount as a decimal.
 func (m Money) String() string {
 	parts := strconv.FormatUint(perWhole+m.Parts, 10)[1:] // with its zeros in front
 	return strings.TrimSuffix(strconv.FormatUint(m.Whole, 10)+"."+strings.TrimRight(parts, "0"), ".")
@@ -97,44 +98,44 @@ func (m Money) String() string {
 // MarshalJSON writes the amount as a number.
 func (m Money) MarshalJSON() ([]byte, error) { return []byte(m.String()), nil }
 
-// Milliunits is an amount of quota units, in thousandths. People are shown units.
+// Milliunits is an amount of quota units, in thousandths. Pages and files show units.
 type Milliunits int64
 
-// String is the amount in units, as a decimal.
+// String returns the amount in units, as a decimal.
 func (m Milliunits) String() string { return strconv.FormatFloat(float64(m)/1000, 'f', -1, 64) }
 
 // MarshalJSON writes the amount in units, as a number.
 func (m Milliunits) MarshalJSON() ([]byte, error) { return []byte(m.String()), nil }
 
-// span is a part of a query's time, in seconds since 1970, in which the clock of its
-// zone and all prices stay as they are.
+// span is a part of a query's time, in seconds since 1970, in which the offset of its
+// zone and all prices are constant.
 type span struct {
-	from, to int64
-	offset   int64 // of the zone's clock, in seconds east of UTC
+	start, end int64
+	offset     int64 // offset of the zone, in seconds east of UTC
 }
 
-// spanFrom is the first such part of a time that is not empty.
-func (t *tally) spanFrom(from, to int64) span {
-	local := time.Unix(from, 0).In(t.zone())
+// firstSpan returns the longest span at the beginning of a time.
+func (t *tally) firstSpan(start, end int64) span {
+	local := time.Unix(start, 0).In(t.zone())
 	_, offset := local.Zone()
-	if _, end := local.ZoneBounds(); !end.IsZero() && slices.ContainsFunc(t.By, Group.OfTime) {
+	if _, zoneEnd := local.ZoneBounds(); !zoneEnd.IsZero() && slices.ContainsFunc(t.GroupBy, Group.IsTime) {
 		// On the last day of a leap year that is far away the end is not after now:
 		// time.Time.ZoneBounds counts 365 days there.
-		to = min(to, max(end.Unix(), from+int64(quarter/time.Second)))
+		end = min(end, max(zoneEnd.Unix(), start+int64(quarter/time.Second)))
 	}
 	for _, prices := range t.Prices.Models {
 		for _, p := range prices {
-			if change := begin(p.From); !p.From.IsZero() && change > from {
-				to = min(to, change)
+			if change := quarterStart(p.Start); !p.Start.IsZero() && change > start {
+				end = min(end, change)
 			}
 		}
 	}
-	return span{from, to, int64(offset)}
+	return span{start, end, int64(offset)}
 }
 
-// charge counts one record's tokens with their cost.
-func (t *tally) charge(r *Record) (s Sums) {
+// sumsWithCost returns the sums of one record, with its cost.
+func (t *tally) sumsWithCost(r *Record) (s Sums) {
 	s.count(r)
-	t.Prices.cost(&s, r.Model, begin(r.Time))
+	t.Prices.addCost(&s, r.Model, quarterStart(r.Time))
 	return s
 }

@@ -60,8 +60,8 @@ func testCalendar(t *testing.T, db *bun.DB) {
 	random := rand.New(rand.NewPCG(1, 2))
 	change := time.Date(2026, 3, 29, 0, 0, 0, 0, time.UTC) // the night in which Berlin's clock goes on
 	prices := Prices{Currency: "EUR", Models: map[string][]Price{
-		"big":   {{Input: 500_000, Cached: 50_000, Output: 2_000_000, Reasoning: 1_000_000}, {From: change, Input: 1_000_000, Cached: 1, Output: 3, Reasoning: 7}},
-		"later": {{From: change, Input: 10, Cached: 10, Output: 10, Reasoning: 10}},
+		"big":   {{Input: 500_000, Cached: 50_000, Output: 2_000_000, Reasoning: 1_000_000}, {Start: change, Input: 1_000_000, Cached: 1, Output: 3, Reasoning: 7}},
+		"later": {{Start: change, Input: 10, Cached: 10, Output: 10, Reasoning: 10}},
 	}}
 	var all []Record
 	for i := range 600 {
@@ -86,7 +86,7 @@ func testCalendar(t *testing.T, db *bun.DB) {
 			t.Fatal(err)
 		}
 		for g, layout := range map[Group]string{ByMonth: "2006-01", ByDay: "2006-01-02", ByHour: "2006-01-02T15:00Z07:00"} {
-			q := Query{Filter: Filter{Department: "calendar"}, By: []Group{g, ByUser}, Zone: zone, Prices: prices, From: time.Unix(0, 0), To: time.Date(9999, 1, 1, 0, 0, 0, 0, zone)}
+			q := Query{Filter: Filter{Department: "calendar"}, GroupBy: []Group{g, ByUser}, Zone: zone, Prices: prices, Start: time.Unix(0, 0), End: time.Date(9999, 1, 1, 0, 0, 0, 0, zone)}
 			rows, err := l.Report(t.Context(), q)
 			if err != nil {
 				t.Fatal(err)
@@ -98,13 +98,13 @@ func testCalendar(t *testing.T, db *bun.DB) {
 				s := want[at]
 				one := Sums{}
 				one.count(r)
-				prices.cost(&one, r.Model, r.Time.Unix())
+				prices.addCost(&one, r.Model, r.Time.Unix())
 				s.Add(&one)
 				want[at] = s
 			}
 			got := map[string]Sums{}
 			for i := range rows {
-				got[strings.Join(rows[i].Values(q.By), " ")] = rows[i].Sums
+				got[strings.Join(rows[i].Values(q.GroupBy), " ")] = rows[i].Sums
 			}
 			if len(got) != len(want) || len(rows) != len(want) {
 				t.Errorf("%s by %s: %d rows, want %d", name, g, len(rows), len(want))

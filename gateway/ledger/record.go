@@ -9,41 +9,41 @@ import (
 	"tidegate/gateway/openai"
 )
 
-// Record is one finished generation. Add cleans it so that every database takes
-// it: texts are cut at 256 bytes and are UTF-8 without NUL, numbers run from 0 to
-// 2^40, the level to 9 and the status to 999, and times are whole milliseconds.
+// Record is one finished generation. Add cleans it so that every database accepts it:
+// texts are valid UTF-8 of at most 256 bytes without NUL, numbers run from 0 to 2^40, the
+// level to 9 and the status to 999, and times are whole milliseconds.
 type Record struct {
-	ID         string    // of the request, unique among all gateways for ever: a second record of the same id is not counted
-	Time       time.Time // when the request began: its quotas are charged to the periods of this moment
+	ID         string    // request id, unique among all gateways for ever: a second record with the same id is not counted
+	Time       time.Time // begin of the request: quotas are charged to the periods of this moment
 	Department string
 	Project    string
 	User       string
-	Key        string // the key's name
-	Asked      string // the model as the caller named it
-	Model      string // the model that was served
-	Level      int    // of degradation, 0 to 4
-	Status     int    // of HTTP; 499: the caller left
+	Key        string // name of the key
+	Asked      string // model as the caller named it
+	Model      string // model that answered
+	Level      int    // level of degradation, 0 to 4
+	Status     int    // HTTP status; 499: the caller left
 	Usage      openai.Usage
-	Estimated  bool          // a figure of Usage is the gateway's own: the engine gave none, or one that cannot be true
-	Units      int64         // what quotas were charged, in thousandths of a unit
-	Queue      time.Duration // waiting for a place
-	TTFT       time.Duration // to the first token; 0: there was none, or it is not known
-	Took       time.Duration // from the request's head to the end of its answer
-	GPU        time.Duration // of GPUs' time; 0: not known
+	Estimated  bool          // a figure of Usage is the gateway's own, because the engine gave none that can be true
+	Units      int64         // charge to quotas, in thousandths of a unit
+	Queue      time.Duration // wait for a place on a backend
+	TTFT       time.Duration // time to the first token; 0: no token, or not known
+	Took       time.Duration // time from the request's head to the end of its answer
+	GPU        time.Duration // GPU time; 0: not known
 }
 
 // Bounds of a record.
 const (
-	maxText   = 256             // bytes of each text
+	maxText   = 256             // bytes of a text
 	maxNumber = 1 << 40         // so that 8 million records add up within 63 bits
 	maxMillis = 253402300799999 // the end of the year 9999
 )
 
-// failed reports whether the caller was refused or left with half an answer.
+// failed reports whether the caller got an error or half an answer.
 func (r *Record) failed() bool { return r.Status >= 400 && r.Status != 499 }
 
-// clean makes a record that every database takes. A batch with one that it does
-// not take could never be shipped.
+// clean makes the record acceptable to every database. A batch with one that is not could
+// never be shipped.
 func (r *Record) clean() {
 	for _, s := range []*string{&r.ID, &r.Department, &r.Project, &r.User, &r.Key, &r.Asked, &r.Model} {
 		*s = cleanText(*s)
@@ -92,7 +92,7 @@ func (r *Record) numbers() [numbers]int64 {
 	}
 }
 
-// setNumbers takes over what numbers gave; the record must be cleaned.
+// setNumbers sets the numbers that numbers returned. The caller cleans the record.
 func (r *Record) setNumbers(n [numbers]int64) {
 	millis := func(n int64) time.Duration { return time.Duration(min(n, maxNumber/1000)) * time.Millisecond }
 	r.Time = time.UnixMilli(n[0])
@@ -128,7 +128,7 @@ func (r *Record) encode(b []byte) []byte {
 
 var errRecord = errors.New("not a usage record")
 
-// decode reads what encode wrote.
+// decode reads a record that encode appended.
 func decode(b []byte) (r Record, err error) {
 	if len(b) == 0 || b[0] != version {
 		return r, errRecord
@@ -150,11 +150,11 @@ func decode(b []byte) (r Record, err error) {
 		}
 		*s, b = string(b[:n]), b[n:]
 	}
-	var all [numbers]int64
-	for i := range all {
-		all[i] = number()
+	var values [numbers]int64
+	for i := range values {
+		values[i] = number()
 	}
-	r.setNumbers(all)
+	r.setNumbers(values)
 	if err == nil && len(b) > 0 {
 		err = errRecord
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/uptrace/bun"
 )
 
-// Group is what a report is broken down by.
+// Group is a column by which a report is broken down.
 type Group string
 
 // The groups. Months, days and hours are those of the query's zone.
@@ -32,15 +32,15 @@ const (
 	ByModel      Group = "model"
 )
 
-// Groups are all of them.
+// Groups returns all groups.
 func Groups() []Group {
 	return []Group{ByMonth, ByDay, ByHour, ByDepartment, ByProject, ByUser, ByKey, ByModel}
 }
 
-// OfTime reports whether the group is a part of the calendar.
-func (g Group) OfTime() bool { return g == ByMonth || g == ByDay || g == ByHour }
+// IsTime reports whether the group is a unit of the calendar.
+func (g Group) IsTime() bool { return g == ByMonth || g == ByDay || g == ByHour }
 
-// column is the expression of a group that is none of time, over usage_sums.
+// column returns the column of usage_sums of a group that is not one of time.
 func (g Group) column() string {
 	if g == ByUser || g == ByKey {
 		return string(g) + "_name"
@@ -48,10 +48,10 @@ func (g Group) column() string {
 	return string(g)
 }
 
-// Filter says whose use is meant; an empty field is anybody's.
+// Filter selects the records of a report. An empty field selects all.
 type Filter struct{ Department, Project, User, Key, Model string }
 
-func (f *Filter) takes(r *Record) bool {
+func (f *Filter) matches(r *Record) bool {
 	for _, p := range [...][2]string{{f.Department, r.Department}, {f.Project, r.Project}, {f.User, r.User}, {f.Key, r.Key}, {f.Model, r.Model}} {
 		if p[0] != "" && p[0] != p[1] {
 			return false
@@ -60,51 +60,51 @@ func (f *Filter) takes(r *Record) bool {
 	return true
 }
 
-// Query asks for sums over the records that began from a moment on and before
-// another. Both are taken at quarters of an hour: From is rounded down, To up.
+// Query asks for sums over the records that began at or after Start and before End. Both
+// are taken at quarters of an hour: Start is rounded down, End up.
 type Query struct {
 	Filter
-	By       []Group // empty: one row, of all
-	From, To time.Time
-	Zone     *time.Location // of months, days and hours; nil: UTC
-	Prices   Prices
+	GroupBy    []Group // empty: one row for all
+	Start, End time.Time
+	Zone       *time.Location // zone of months, days and hours; nil: UTC
+	Prices     Prices
 }
 
 func (q *Query) zone() *time.Location { return cmp.Or(q.Zone, time.UTC) }
 
-func (q *Query) quarters() (from, to int64) {
-	return begin(q.From), begin(q.To.Add(quarter - 1))
+func (q *Query) quarters() (start, end int64) {
+	return quarterStart(q.Start), quarterStart(q.End.Add(quarter - 1))
 }
 
 // Days returns the first and the last day of a query of whole days, in its zone.
 func (q *Query) Days() (first, last string) {
-	return q.From.In(q.zone()).Format(time.DateOnly), q.To.Add(-1).In(q.zone()).Format(time.DateOnly)
+	return q.Start.In(q.zone()).Format(time.DateOnly), q.End.Add(-1).In(q.zone()).Format(time.DateOnly)
 }
 
 // Answer returns the rows that answer a query of whole days as JSON shows them.
 func (q *Query) Answer(rows []Row) map[string]any {
 	first, last := q.Days()
-	answer := map[string]any{"object": "list", "from": first, "to": last, "zone": q.zone().String(), "group_by": q.By, "data": rows}
+	answer := map[string]any{"object": "list", "from": first, "to": last, "zone": q.zone().String(), "group_by": q.GroupBy, "data": rows}
 	if q.Prices.Currency != "" {
 		answer["currency"] = q.Prices.Currency
 	}
 	return answer
 }
 
-// Sums are sums over records.
+// Sums holds sums over records.
 type Sums struct {
 	Requests   int64      `json:"requests"`
-	Failed     int64      `json:"failed_requests"` // of Requests: the caller got an error
+	Failed     int64      `json:"failed_requests"` // part of Requests with an error for the caller
 	Input      int64      `json:"input_tokens"`
 	Cached     int64      `json:"cached_tokens"`
 	Output     int64      `json:"output_tokens"`
 	Reasoning  int64      `json:"reasoning_tokens"`
-	Total      int64      `json:"total_tokens"` // Input and Output
+	Total      int64      `json:"total_tokens"` // sum of Input and Output
 	Estimated  int64      `json:"estimated_requests"`
 	Milliunits Milliunits `json:"units"`
-	GPUMillis  int64      `json:"gpu_ms"` // of GPUs' time, where it is known
+	GPUMillis  int64      `json:"gpu_ms"` // GPU time, where it is known
 	Cost       Money      `json:"cost,omitzero"`
-	Unpriced   int64      `json:"unpriced_tokens,omitempty"` // of Total: their model had no price
+	Unpriced   int64      `json:"unpriced_tokens,omitempty"` // part of Total whose model had no price
 }
 
 // Add adds other sums.
@@ -120,7 +120,7 @@ func (s *Sums) Add(o *Sums) {
 	s.Milliunits += o.Milliunits
 	s.GPUMillis += o.GPUMillis
 	s.Unpriced += o.Unpriced
-	s.Cost.sum(o.Cost)
+	s.Cost.addMoney(o.Cost)
 }
 
 func (s *Sums) count(r *Record) {
@@ -131,11 +131,11 @@ func (s *Sums) count(r *Record) {
 	})
 }
 
-// Row is a line of a report. Fields by which was not grouped are empty.
+// Row is a line of a report. Fields of groups that the query lacks are empty.
 type Row struct {
 	Month      string `json:"month,omitempty"` // such as 2026-01
 	Day        string `json:"day,omitempty"`   // such as 2026-01-31
-	Hour       string `json:"hour,omitempty"`  // its begin, such as 2026-01-31T14:00+08:00
+	Hour       string `json:"hour,omitempty"`  // begin, such as 2026-01-31T14:00+08:00
 	Department string `json:"department,omitempty"`
 	Project    string `json:"project,omitempty"`
 	User       string `json:"user,omitempty"`
@@ -144,34 +144,34 @@ type Row struct {
 	Sums
 }
 
-// head is what a row is about, without its sums; the record's time is in the zone.
-func (q *Query) head(at *Record) (row Row) {
-	for _, g := range q.By {
+// rowKey returns the row of a record, without sums. The record's time is in the zone.
+func (q *Query) rowKey(r *Record) (row Row) {
+	for _, g := range q.GroupBy {
 		switch g {
 		case ByMonth:
-			row.Month = at.Time.Format("2006-01")
+			row.Month = r.Time.Format("2006-01")
 		case ByDay:
-			row.Day = at.Time.Format(time.DateOnly)
+			row.Day = r.Time.Format(time.DateOnly)
 		case ByHour:
-			row.Hour = at.Time.Format("2006-01-02T15:00Z07:00")
+			row.Hour = r.Time.Format("2006-01-02T15:00Z07:00")
 		case ByDepartment:
-			row.Department = at.Department
+			row.Department = r.Department
 		case ByProject:
-			row.Project = at.Project
+			row.Project = r.Project
 		case ByUser:
-			row.User = at.User
+			row.User = r.User
 		case ByKey:
-			row.Key = at.Key
+			row.Key = r.Key
 		case ByModel:
-			row.Model = at.Model
+			row.Model = r.Model
 		}
 	}
 	return row
 }
 
-// Values is what the row is about, by group.
-func (r *Row) Values(by []Group) (out []string) {
-	for _, g := range by {
+// Values returns the row's value for each group.
+func (r *Row) Values(groups []Group) (out []string) {
+	for _, g := range groups {
 		out = append(out, r.value(g))
 	}
 	return out
@@ -200,20 +200,20 @@ func (r *Row) value(g Group) string {
 // tally collects the rows of a report from the database and from segments.
 type tally struct {
 	*Query
-	from, to int64
-	rows     map[Row]*Sums // by rows without sums
+	start, end int64
+	rows       map[Row]*Sums // by row without its sums
 }
 
 func newTally(q *Query) (*tally, error) {
-	for i, g := range q.By {
-		if !slices.Contains(Groups(), g) || slices.Contains(q.By[:i], g) {
+	for i, g := range q.GroupBy {
+		if !slices.Contains(Groups(), g) || slices.Contains(q.GroupBy[:i], g) {
 			return nil, fmt.Errorf("a report cannot be grouped by %q, or not twice", g)
 		}
 	}
 	t := &tally{Query: q, rows: map[Row]*Sums{}}
-	t.from, t.to = q.quarters()
-	if len(q.By) == 0 {
-		t.rows[Row{}] = &Sums{} // there is a row even of nothing
+	t.start, t.end = q.quarters()
+	if len(q.GroupBy) == 0 {
+		t.rows[Row{}] = &Sums{} // a report without groups always has one row
 	}
 	return t, nil
 }
@@ -226,25 +226,25 @@ func (t *tally) add(head Row, s *Sums) {
 }
 
 // record counts a record that is not in the database.
-func (t *tally) record(r *Record) {
-	if at := begin(r.Time); at < t.from || at >= t.to || !t.takes(r) {
+func (t *tally) addRecord(r *Record) {
+	if start := quarterStart(r.Time); start < t.start || start >= t.end || !t.matches(r) {
 		return
 	}
-	one := t.charge(r)
+	one := t.sumsWithCost(r)
 	r.Time = r.Time.In(t.zone())
-	t.add(t.head(r), &one)
+	t.add(t.rowKey(r), &one)
 }
 
-// database counts what is in the database and returns, as of the same moment, up
-// to which byte it has which segments.
-func (t *tally) database(ctx context.Context, db *bun.DB) (shipped map[string]int64, err error) {
-	// Both databases give a transaction that only reads one unchanging view.
+// addDatabase counts the records in the database. It returns, as of the same moment, the
+// number of bytes that were shipped of each segment, by id.
+func (t *tally) addDatabase(ctx context.Context, db *bun.DB) (shipped map[string]int64, err error) {
+	// In both databases a read-only transaction has one unchanging view.
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
 		return nil, err
 	}
-	defer tx.Rollback() //nolint:errcheck // it only read
-	if err := t.sums(ctx, tx); err != nil {
+	defer tx.Rollback() //nolint:errcheck // the transaction only reads
+	if err := t.addSpans(ctx, tx); err != nil {
 		return nil, err
 	}
 	shipped = map[string]int64{}
@@ -255,39 +255,39 @@ func (t *tally) database(ctx context.Context, db *bun.DB) (shipped map[string]in
 	defer rows.Close() //nolint:errcheck // Err says what went wrong
 	for rows.Next() {
 		var (
-			id string
-			at int64
+			id     string
+			offset int64
 		)
-		if err := rows.Scan(&id, &at); err != nil {
+		if err := rows.Scan(&id, &offset); err != nil {
 			return nil, err
 		}
-		shipped[id] = at
+		shipped[id] = offset
 	}
 	return shipped, rows.Err()
 }
 
-func (t *tally) sums(ctx context.Context, tx bun.Tx) error {
-	for from := t.from; from < t.to; {
-		// A caller may ask for millennia, of which most hold nothing.
+func (t *tally) addSpans(ctx context.Context, tx bun.Tx) error {
+	for start := t.start; start < t.end; {
+		// A query may span millennia that are mostly empty.
 		var next sql.NullInt64
-		if err := tx.QueryRowContext(ctx, "SELECT MIN(quarter) FROM usage_sums WHERE quarter >= ?", from).Scan(&next); err != nil {
+		if err := tx.QueryRowContext(ctx, "SELECT MIN(quarter) FROM usage_sums WHERE quarter >= ?", start).Scan(&next); err != nil {
 			return err
 		}
-		if !next.Valid || next.Int64 >= t.to {
+		if !next.Valid || next.Int64 >= t.end {
 			return nil
 		}
-		part := t.spanFrom(next.Int64, t.to)
-		if err := t.sumsOf(ctx, tx, part); err != nil {
+		part := t.firstSpan(next.Int64, t.end)
+		if err := t.addSpan(ctx, tx, part); err != nil {
 			return err
 		}
-		from = part.to
+		start = part.end
 	}
 	return nil
 }
 
-// sumsOf counts what the database has of a part of the time.
-func (t *tally) sumsOf(ctx context.Context, tx bun.Tx, part span) error {
-	q := tx.NewSelect().TableExpr("usage_sums").Where("quarter >= ?", part.from).Where("quarter < ?", part.to)
+// addSpan counts the database's sums of a span.
+func (t *tally) addSpan(ctx context.Context, tx bun.Tx, part span) error {
+	q := tx.NewSelect().TableExpr("usage_sums").Where("quarter >= ?", part.start).Where("quarter < ?", part.end)
 	for _, p := range [...]struct{ column, value string }{
 		{"department", t.Department}, {"project", t.Project}, {"user_name", t.User}, {"key_name", t.Key}, {"model", t.Model},
 	} {
@@ -296,32 +296,32 @@ func (t *tally) sumsOf(ctx context.Context, tx bun.Tx, part span) error {
 		}
 	}
 	var (
-		at    Record
-		start int64 // of the day or hour
+		r     Record
+		start int64 // begin of the day or hour
 		s     Sums
-		to    []any
+		dest  []any
 	)
-	group := func(expression string, into any, args ...any) {
-		to = append(to, into)
-		q = q.ColumnExpr(expression, args...).GroupExpr(strconv.Itoa(len(to)))
+	group := func(expression string, target any, args ...any) {
+		dest = append(dest, target)
+		q = q.ColumnExpr(expression, args...).GroupExpr(strconv.Itoa(len(dest)))
 	}
-	if slices.ContainsFunc(t.By, Group.OfTime) {
+	if slices.ContainsFunc(t.GroupBy, Group.IsTime) {
 		grain := 86400
-		if slices.Contains(t.By, ByHour) {
+		if slices.Contains(t.GroupBy, ByHour) {
 			grain = 3600
 		}
 		group("quarter - (quarter + ?) % ?", &start, part.offset, grain)
 	}
-	texts := map[Group]*string{ByDepartment: &at.Department, ByProject: &at.Project, ByUser: &at.User, ByKey: &at.Key, ByModel: &at.Model}
+	texts := map[Group]*string{ByDepartment: &r.Department, ByProject: &r.Project, ByUser: &r.User, ByKey: &r.Key, ByModel: &r.Model}
 	for _, g := range Groups() {
-		if into := texts[g]; into != nil && (slices.Contains(t.By, g) || g == ByModel && t.Prices.Currency != "") { // the model has the price
-			group(g.column(), into)
+		if target := texts[g]; target != nil && (slices.Contains(t.GroupBy, g) || g == ByModel && t.Prices.Currency != "") { // the price depends on the model
+			group(g.column(), target)
 		}
 	}
 	for _, column := range []string{"requests", "failed", "input", "cached", "output", "reasoning", "estimated", "milliunits", "gpu_ms"} {
 		q = q.ColumnExpr("CAST(COALESCE(SUM(?), 0) AS BIGINT)", bun.Ident(column))
 	}
-	to = append(to, &s.Requests, &s.Failed, &s.Input, &s.Cached, &s.Output, &s.Reasoning, &s.Estimated, &s.Milliunits, &s.GPUMillis)
+	dest = append(dest, &s.Requests, &s.Failed, &s.Input, &s.Cached, &s.Output, &s.Reasoning, &s.Estimated, &s.Milliunits, &s.GPUMillis)
 	rows, err := q.Rows(ctx)
 	if err != nil {
 		return err
@@ -329,19 +329,19 @@ func (t *tally) sumsOf(ctx context.Context, tx bun.Tx, part span) error {
 	defer rows.Close() //nolint:errcheck // Err says what went wrong
 	clock := time.FixedZone("", int(part.offset))
 	for rows.Next() {
-		if err := rows.Scan(to...); err != nil {
+		if err := rows.Scan(dest...); err != nil {
 			return err
 		}
-		at.Time, s.Total = time.Unix(start, 0).In(clock), s.Input+s.Output
+		r.Time, s.Total = time.Unix(start, 0).In(clock), s.Input+s.Output
 		s.Cost, s.Unpriced = Money{}, 0
-		t.Prices.cost(&s, at.Model, part.from)
-		t.add(t.head(&at), &s)
+		t.Prices.addCost(&s, r.Model, part.start)
+		t.add(t.rowKey(&r), &s)
 	}
 	return rows.Err()
 }
 
-// unshipped counts what segments hold after what is shipped of them.
-func (t *tally) unshipped(ctx context.Context, segments []segment, shipped map[string]int64) error {
+// addSegments counts the records of segments that are not shipped.
+func (t *tally) addSegments(ctx context.Context, segments []segment, shipped map[string]int64) error {
 	for _, s := range segments {
 		if shipped[s.id] >= s.size {
 			continue
@@ -353,7 +353,7 @@ func (t *tally) unshipped(ctx context.Context, segments []segment, shipped map[s
 		if err != nil {
 			return err
 		}
-		err = t.read(ctx, f, shipped[s.id], s.size)
+		err = t.addFrames(ctx, f, shipped[s.id], s.size)
 		f.Close()
 		if err != nil {
 			return err
@@ -362,11 +362,11 @@ func (t *tally) unshipped(ctx context.Context, segments []segment, shipped map[s
 	return nil
 }
 
-// read counts the records of a part of a segment. What cannot be read any more is
-// not counted; the shipper says so.
-func (t *tally) read(ctx context.Context, f io.ReaderAt, from, to int64) error {
-	_, err := scan(f, from, to, func(r Record, _ int64) bool {
-		t.record(&r)
+// addFrames counts the records of a part of a segment. Damaged records are not counted;
+// the shipper reports them.
+func (t *tally) addFrames(ctx context.Context, f io.ReaderAt, start, end int64) error {
+	_, err := scan(f, start, end, func(r Record, _ int64) bool {
+		t.addRecord(&r)
 		return ctx.Err() == nil
 	})
 	if damaged(err) {
@@ -375,20 +375,20 @@ func (t *tally) read(ctx context.Context, f io.ReaderAt, from, to int64) error {
 	return errors.Join(err, ctx.Err())
 }
 
-// memory counts frames that are in no segment.
-func (t *tally) memory(ctx context.Context, frames []byte) error {
-	return t.read(ctx, bytes.NewReader(frames), 0, int64(len(frames)))
+// addMemory counts frames that are in no segment.
+func (t *tally) addMemory(ctx context.Context, frames []byte) error {
+	return t.addFrames(ctx, bytes.NewReader(frames), 0, int64(len(frames)))
 }
 
-// sorted are the rows in the order of the groups.
-func (t *tally) sorted() []Row {
+// sortedRows returns the rows in the order of the groups.
+func (t *tally) sortedRows() []Row {
 	out := make([]Row, 0, len(t.rows))
 	for row, s := range t.rows {
 		row.Sums = *s
 		out = append(out, row)
 	}
 	slices.SortFunc(out, func(a, b Row) int {
-		for _, g := range t.By {
+		for _, g := range t.GroupBy {
 			if c := strings.Compare(a.value(g), b.value(g)); c != 0 {
 				return c
 			}
@@ -398,15 +398,15 @@ func (t *tally) sorted() []Row {
 	return out
 }
 
-// Report answers a query from a database and a journal directory that may belong
-// to a running gateway; an empty directory name, or one that is missing, counts
-// nothing. It changes neither. The rows are in the order of the groups.
+// Report answers a query from a database and from a journal directory that may belong to a
+// running gateway. An empty directory name, or a missing directory, counts nothing. Report
+// changes neither. The rows are in the order of the groups.
 func Report(ctx context.Context, db *bun.DB, dir string, q Query) ([]Row, error) {
 	t, err := newTally(&q)
 	if err != nil {
 		return nil, err
 	}
-	// A segment that is removed while the database is asked can be read only if
+	// A segment that is removed during the query of the database can be read only if
 	// it was open before.
 	open := map[string]*os.File{}
 	defer func() {
@@ -418,11 +418,11 @@ func Report(ctx context.Context, db *bun.DB, dir string, q Query) ([]Row, error)
 		if dir == "" {
 			return nil
 		}
-		all, _, err := listSegments(dir)
+		segments, _, err := listSegments(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("journal directory: %w", err)
 		}
-		for _, s := range all {
+		for _, s := range segments {
 			if open[s.id] == nil {
 				if f, err := os.Open(s.path); err == nil {
 					open[s.id] = f
@@ -434,7 +434,7 @@ func Report(ctx context.Context, db *bun.DB, dir string, q Query) ([]Row, error)
 	if err := look(); err != nil {
 		return nil, err
 	}
-	shipped, err := t.database(ctx, db)
+	shipped, err := t.addDatabase(ctx, db)
 	if err != nil {
 		return nil, fmt.Errorf("report of usage: %w", err)
 	}
@@ -442,13 +442,13 @@ func Report(ctx context.Context, db *bun.DB, dir string, q Query) ([]Row, error)
 		return nil, err
 	}
 	for id, f := range open {
-		at, err := f.Stat()
+		info, err := f.Stat()
 		if err == nil {
-			err = t.read(ctx, f, shipped[id], at.Size())
+			err = t.addFrames(ctx, f, shipped[id], info.Size())
 		}
 		if err != nil {
 			return nil, fmt.Errorf("report of usage: %w", err)
 		}
 	}
-	return t.sorted(), nil
+	return t.sortedRows(), nil
 }

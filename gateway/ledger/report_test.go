@@ -32,12 +32,12 @@ func TestReportsDoNotHold(t *testing.T) {
 		}
 		return len(all)
 	}
-	end := l.journal.begin()
+	end := l.journal.beginReport()
 	for range 20 {
 		if left := ship(); left != 1 {
 			t.Fatalf("%d segments while one is read", left)
 		}
-		next := l.journal.begin()
+		next := l.journal.beginReport()
 		end()
 		end = next
 	}
@@ -68,7 +68,7 @@ func TestReportsWait(t *testing.T) {
 		t.Error(err)
 	}
 	<-l.reports
-	if len(l.reports)+len(l.journal.reading) > 0 {
+	if len(l.reports)+len(l.journal.segments.reading) > 0 {
 		t.Error("a report that ended is still counted")
 	}
 }
@@ -92,8 +92,8 @@ func TestReportReadsTheBuffer(t *testing.T) {
 		commit()
 	}
 	l.Add(one(77), nil)
-	end := l.journal.begin()
-	_, memory := l.journal.unread()
+	end := l.journal.beginReport()
+	_, memory := l.journal.snapshot()
 	for range 3 {
 		commit()
 		add(1)
@@ -164,10 +164,10 @@ func TestRetention(t *testing.T) {
 				check(pruneEvery+4*pruneFirst+2*time.Minute, young)
 				cancel()
 				synctest.Wait()
-				if at, err := shippedOf(t.Context(), db, "lost"); err != nil || (at == 0) != (keep > 0) {
+				if at, err := shippedBytes(t.Context(), db, "lost"); err != nil || (at == 0) != (keep > 0) {
 					t.Errorf("the note of a machine that never came back is at %d: %v", at, err)
 				}
-				rows, err := l.Report(t.Context(), Query{From: began.AddDate(0, -4, 0), To: began.AddDate(0, 0, 1)})
+				rows, err := l.Report(t.Context(), Query{Start: began.AddDate(0, -4, 0), End: began.AddDate(0, 0, 1)})
 				if err != nil || rows[0].Requests != old+edge+young {
 					t.Errorf("%v: %+v", err, rows)
 				}

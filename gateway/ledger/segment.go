@@ -17,45 +17,44 @@ import (
 	"strconv"
 )
 
-// A segment is a file of frames. A frame is the length of an encoded record and
-// its CRC-32C, four bytes each, the lowest first, and the record.
+// A segment is a file of frames. A frame is the length of an encoded record and its
+// CRC-32C, both as four little-endian bytes, and the record.
 const (
 	headBytes = 8
 	maxFrame  = 16 << 10 // bytes of a record: seven texts and thirteen numbers stay far below
 )
 
 var (
-	// errTorn says that a segment ends in the middle of a write: what follows was
-	// never synced, or the process was killed before it had written the rest.
+	// errTorn is the error for a segment that ends in the middle of a write: the rest was
+	// never synced, or the process was killed before it was written.
 	errTorn = errors.New("the segment ends in the middle of a record")
-	// errCorrupt says that what once was written whole can no longer be read.
+	// errCorrupt is the error for a segment with a damaged record before its end.
 	errCorrupt = errors.New("the segment is corrupt")
-	// errMissing says that somebody has taken the file away.
+	// errMissing is the error for a segment whose file somebody removed.
 	errMissing = errors.New("the segment is missing")
 )
 
-// damaged reports whether an error says that the rest of a segment is beyond
-// reading, for ever.
+// damaged reports whether an error means that the rest of a segment can never be read.
 func damaged(err error) bool {
 	return errors.Is(err, errTorn) || errors.Is(err, errCorrupt) || errors.Is(err, errMissing)
 }
 
-// checksum is of a record. A table for Castagnoli is made once in the library.
+// checksum returns the CRC-32C of a record. The library builds the table once.
 func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
 // appendFrame appends a clean record as a frame.
 func appendFrame(b []byte, r *Record) []byte {
-	at := len(b)
+	start := len(b)
 	b = r.encode(append(b, make([]byte, headBytes)...))
-	body := b[at+headBytes:]
-	binary.LittleEndian.PutUint32(b[at:], uint32(len(body)))
-	binary.LittleEndian.PutUint32(b[at+4:], checksum(body))
+	body := b[start+headBytes:]
+	binary.LittleEndian.PutUint32(b[start:], uint32(len(body)))
+	binary.LittleEndian.PutUint32(b[start+4:], checksum(body))
 	return b
 }
 
-// frame returns the record in the frame that b begins with. more says that b ends
+// frame returns the record in the frame that b begins with. partial reports that b ends
 // before the frame does.
-func frame(b []byte) (body []byte, more, ok bool) {
+func frame(b []byte) (body []byte, partial, ok bool) {
 	if len(b) < headBytes {
 		return nil, true, false
 	}
@@ -70,59 +69,58 @@ func frame(b []byte) (body []byte, more, ok bool) {
 	return body, false, checksum(body) == binary.LittleEndian.Uint32(b[4:])
 }
 
-// chunk is how much of a segment is read at a time, in bytes.
+// chunk is the size of one read of a segment, in bytes.
 const chunk = 256 << 10
 
-// scan reads the records of a segment from one offset to another and gives them
-// to yield, with the offset after each, until that returns false. It returns the
-// offset up to which it read, and an error that is errTorn or errCorrupt where
-// the rest cannot be read.
-func scan(f io.ReaderAt, from, to int64, yield func(r Record, end int64) bool) (int64, error) {
-	buf := make([]byte, min(chunk, max(to-from, 0)))
-	for from < to {
-		b := buf[:min(int64(len(buf)), to-from)]
-		n, err := f.ReadAt(b, from)
+// scan reads the records of a segment between two offsets and passes them to yield, with
+// the offset after each, until yield returns false. It returns the offset up to which it
+// read, and errTorn or errCorrupt where the rest cannot be read.
+func scan(f io.ReaderAt, start, end int64, yield func(r Record, end int64) bool) (int64, error) {
+	buf := make([]byte, min(chunk, max(end-start, 0)))
+	for start < end {
+		b := buf[:min(int64(len(buf)), end-start)]
+		n, err := f.ReadAt(b, start)
 		if err != nil && !errors.Is(err, io.EOF) {
-			return from, fmt.Errorf("read segment: %w", err)
+			return start, fmt.Errorf("read segment: %w", err)
 		}
 		if n == 0 {
-			return from, errTorn
+			return start, errTorn
 		}
-		last := n < len(b) || from+int64(n) == to // nothing will follow this
+		last := n < len(b) || start+int64(n) == end // no more bytes follow
 		b = b[:n]
 		for len(b) > 0 {
-			body, more, ok := frame(b)
-			if more && !last {
+			body, partial, ok := frame(b)
+			if partial && !last {
 				break
 			}
 			if !ok {
-				return from, damage(f, from, to)
+				return start, damage(f, start, end)
 			}
 			r, err := decode(body)
 			if err != nil {
-				return from, errCorrupt
+				return start, errCorrupt
 			}
 			b = b[headBytes+len(body):]
-			from += int64(headBytes + len(body))
-			if !yield(r, from) {
-				return from, nil
+			start += int64(headBytes + len(body))
+			if !yield(r, start) {
+				return start, nil
 			}
 		}
 	}
-	return from, nil
+	return start, nil
 }
 
-// countFrames counts the frames up to an offset by their heads, and no further than
-// they can be read: it is only told.
-func countFrames(path string, to int64) (n int) {
+// countFrames counts the frames up to an offset by their heads, as far as they can be read.
+// The number is only shown.
+func countFrames(path string, end int64) (n int) {
 	f, err := os.Open(path)
 	if err != nil {
 		return 0
 	}
 	defer f.Close()
-	in := bufio.NewReaderSize(io.NewSectionReader(f, 0, to), chunk)
+	reader := bufio.NewReaderSize(io.NewSectionReader(f, 0, end), chunk)
 	for {
-		head, err := in.Peek(headBytes)
+		head, err := reader.Peek(headBytes)
 		if err != nil {
 			return n
 		}
@@ -130,18 +128,18 @@ func countFrames(path string, to int64) (n int) {
 		if length == 0 || length > maxFrame {
 			return n
 		}
-		if _, err := in.Discard(headBytes + length); err != nil {
+		if _, err := reader.Discard(headBytes + length); err != nil {
 			return n
 		}
 		n++
 	}
 }
 
-// damage tells a torn tail from a hole in the middle: after a hole another whole
-// frame follows.
-func damage(f io.ReaderAt, at, to int64) error {
-	rest := make([]byte, to-at)
-	n, err := f.ReadAt(rest, at)
+// damage returns errCorrupt for a hole in the middle of a segment, after which another
+// whole frame follows, and errTorn for a torn tail.
+func damage(f io.ReaderAt, start, end int64) error {
+	rest := make([]byte, end-start)
+	n, err := f.ReadAt(rest, start)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read segment: %w", err)
 	}
@@ -156,34 +154,34 @@ func damage(f io.ReaderAt, at, to int64) error {
 	return errTorn
 }
 
-// segment is a file of the journal. Its name gives its place in the order and an
-// id that no other segment anywhere has, under which the database notes how much
-// of it has been shipped.
+// segment is a file of the journal. Its name holds its number, by which segments are
+// ordered, and an id that is unique everywhere. Under this id the database notes the bytes
+// that were shipped.
 type segment struct {
-	number uint64
-	id     string
-	path   string
-	size   int64 // of what may be read, in bytes
-	frames int   // in it; of one that was found, with those that were shipped before
-	live   bool  // more will be written to it
-	ours   bool  // made by this process, so nothing of it was shipped before
-	spoilt bool  // damaged while it is live; to be ended
-	done   bool  // shipped as far as it can be read; to be removed
-	keep   bool  // under another name instead of being removed
+	number  uint64
+	id      string
+	path    string
+	size    int64 // bytes that may be read
+	frames  int   // frames in it, those that were shipped included
+	live    bool  // still written to
+	created bool  // created by this process, so nothing was shipped before
+	corrupt bool  // damaged while live; to be ended
+	done    bool  // shipped as far as it can be read; to be removed
+	keep    bool  // to be renamed instead of removed
 
-	reports uint64 // that had begun when it was done
+	reportsBegun uint64 // number of reports begun when it was done
 }
 
 const (
 	extension = ".journal"
-	aside     = ".corrupt" // is put behind the name of a segment that is kept for people
+	aside     = ".corrupt" // suffix of a segment that is kept for people
 )
 
-// newSegment makes a file and makes sure that its name is on the disk.
+// newSegment creates a segment and syncs its directory.
 func newSegment(dir string, number uint64) (*segment, *os.File, error) {
 	var id [16]byte
 	rand.Read(id[:]) // never returns an error
-	s := &segment{number: number, id: hex.EncodeToString(id[:]), live: true, ours: true}
+	s := &segment{number: number, id: hex.EncodeToString(id[:]), live: true, created: true}
 	s.path = filepath.Join(dir, fmt.Sprintf("%012d-%s%s", number, s.id, extension))
 	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -197,9 +195,9 @@ func newSegment(dir string, number uint64) (*segment, *os.File, error) {
 	return s, f, nil
 }
 
-// listSegments finds the segments of a directory, oldest first. last is the
-// highest number of any, those set aside included.
-func listSegments(dir string) (all []*segment, last uint64, err error) {
+// listSegments returns the segments of a directory, oldest first, and the highest number
+// of any, including those set aside.
+func listSegments(dir string) (segments []*segment, last uint64, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, 0, err
@@ -218,20 +216,20 @@ func listSegments(dir string) (all []*segment, last uint64, err error) {
 		if m[3] != "" {
 			continue
 		}
-		at, err := e.Info()
+		info, err := e.Info()
 		if errors.Is(err, os.ErrNotExist) {
-			continue // another process has shipped it
+			continue // another process shipped it
 		}
 		if err != nil {
 			return nil, 0, err
 		}
-		all = append(all, &segment{number: number, id: m[2], path: filepath.Join(dir, e.Name()), size: at.Size()})
+		segments = append(segments, &segment{number: number, id: m[2], path: filepath.Join(dir, e.Name()), size: info.Size()})
 	}
-	slices.SortFunc(all, func(a, b *segment) int { return cmp.Compare(a.number, b.number) })
-	return all, last, nil
+	slices.SortFunc(segments, func(a, b *segment) int { return cmp.Compare(a.number, b.number) })
+	return segments, last, nil
 }
 
-// syncDir makes sure that a directory's names are on the disk.
+// syncDir syncs a directory, so that the names in it are durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -21,11 +21,10 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// quarter is the grain of the sums.
+// quarter is the period of one sum.
 const quarter = 15 * time.Minute
 
-// Migrate makes the ledger's tables or brings them up to date. Several gateways
-// may do so at once.
+// Migrate creates the ledger's tables or updates them. Several gateways may do so at once.
 func Migrate(ctx context.Context, db *bun.DB) error {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
@@ -34,27 +33,27 @@ func Migrate(ctx context.Context, db *bun.DB) error {
 	return database.Migrate(ctx, db, "ledger", files)
 }
 
-// place is what sums are kept apart by, but for the time.
+// place is the key of a sum without its time.
 type place struct{ department, project, user, key, model string }
 
-// cell is a place in a quarter of an hour, by the quarter's begin in seconds.
+// cell is the key of a sum. quarter is the begin of its period, in seconds since 1970.
 type cell struct {
 	quarter int64
 	place
 }
 
-// begin is the begin of a moment's quarter, in seconds.
-func begin(t time.Time) int64 {
+// quarterStart returns the begin of a moment's quarter of an hour, in seconds since 1970.
+func quarterStart(t time.Time) int64 {
 	s := t.Unix()
 	return s - s%int64(quarter/time.Second)
 }
 
-func cellOf(r *Record) cell {
-	return cell{begin(r.Time), place{r.Department, r.Project, r.User, r.Key, r.Model}}
+func newCell(r *Record) cell {
+	return cell{quarterStart(r.Time), place{r.Department, r.Project, r.User, r.Key, r.Model}}
 }
 
-// insert puts a batch into the database in one transaction and notes that the
-// segment is shipped up to a byte. Records that are there already change nothing.
+// insert inserts a batch into the database in one transaction, and notes the bytes of the
+// segment that are shipped. Records that are there already change nothing.
 func insert(ctx context.Context, db *bun.DB, segment string, shipped int64, batch []Record) error {
 	// The same order everywhere: gateways that add to the same sums wait for each
 	// other, and never each for the other.
@@ -62,23 +61,23 @@ func insert(ctx context.Context, db *bun.DB, segment string, shipped int64, batc
 	put := insertPostgres
 	if db.Dialect().Name() != dialect.PG {
 		put = func(ctx context.Context, tx *sql.Tx, batch []Record) error {
-			return insertSQLite(ctx, tx, batch, rowsAtOnce)
+			return insertSQLite(ctx, tx, batch, rowsPerStatement)
 		}
 	}
-	err := insertBy(ctx, db, segment, shipped, batch, put)
-	if errors.Is(err, errSome) {
+	err := insertTx(ctx, db, segment, shipped, batch, put)
+	if errors.Is(err, errPartial) {
 		put = func(ctx context.Context, tx *sql.Tx, batch []Record) error { return insertSQLite(ctx, tx, batch, 1) }
-		err = insertBy(ctx, db, segment, shipped, batch, put)
+		err = insertTx(ctx, db, segment, shipped, batch, put)
 	}
 	return err
 }
 
-func insertBy(ctx context.Context, db *bun.DB, segment string, shipped int64, batch []Record, put func(context.Context, *sql.Tx, []Record) error) error {
+func insertTx(ctx context.Context, db *bun.DB, segment string, shipped int64, batch []Record, put func(context.Context, *sql.Tx, []Record) error) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
-	defer tx.Rollback() //nolint:errcheck // after a commit it says that there is nothing to roll back; else the error is known
+	defer tx.Rollback() //nolint:errcheck // after a commit there is nothing to roll back; otherwise the error is known
 	if err := put(ctx, tx.Tx, batch); err != nil {
 		// Without one of its own a statement of SQLite says only that there is no
 		// transaction any more.
@@ -91,7 +90,7 @@ func insertBy(ctx context.Context, db *bun.DB, segment string, shipped int64, ba
 	return tx.Commit()
 }
 
-// addSums adds to a sum that is there already.
+// addSums is the clause that adds to an existing sum.
 const addSums = ` ON CONFLICT (quarter, department, project, user_name, key_name, model) DO UPDATE SET
 	requests = usage_sums.requests + excluded.requests, failed = usage_sums.failed + excluded.failed,
 	input = usage_sums.input + excluded.input, cached = usage_sums.cached + excluded.cached,
@@ -99,14 +98,14 @@ const addSums = ` ON CONFLICT (quarter, department, project, user_name, key_name
 	estimated = usage_sums.estimated + excluded.estimated, milliunits = usage_sums.milliunits + excluded.milliunits,
 	gpu_ms = usage_sums.gpu_ms + excluded.gpu_ms`
 
-// columns of usage_records, first the texts, then the numbers of a record.
+// Columns of usage_records: first the texts, then the numbers of a record.
 const (
 	textColumns   = "id, department, project, user_name, key_name, asked, model"
 	numberColumns = "at, level, status, input, cached, output, reasoning, estimated, milliunits, queue_ms, ttft_ms, took_ms, gpu_ms"
 )
 
-// insertPostgres is one statement: it inserts the rows that are new, and adds
-// those, and only those, to the sums.
+// insertPostgres inserts a batch in one statement: it inserts the new rows and adds these,
+// and only these, to the sums.
 func insertPostgres(ctx context.Context, tx *sql.Tx, batch []Record) error {
 	var (
 		text   [texts][]string
@@ -144,22 +143,22 @@ func insertPostgres(ctx context.Context, tx *sql.Tx, batch []Record) error {
 	return err
 }
 
-// rowsAtOnce is how many rows one statement of SQLite inserts: what a statement costs
-// is shared by them, and what its parameters cost grows with the square of them.
-const rowsAtOnce = 6
+// rowsPerStatement is the number of rows that one statement of SQLite inserts. More rows
+// share the cost of a statement, but the cost of its parameters grows with their square.
+const rowsPerStatement = 6
 
-// errSome says that a statement inserted some of its rows, and nobody knows which.
-var errSome = errors.New("some records are in the database already")
+// errPartial is the error of a statement that inserted some of its rows, nobody knows which.
+var errPartial = errors.New("some records are in the database already")
 
-// insertSQLite does the same step by step, so many rows at once: there is nobody
-// between its steps, and the way to the database costs nothing.
-func insertSQLite(ctx context.Context, tx *sql.Tx, batch []Record, atOnce int) error {
+// insertSQLite does the same step by step, with size rows in a statement. SQLite has one
+// writer at a time, and its statements need no round trip.
+func insertSQLite(ctx context.Context, tx *sql.Tx, batch []Record, size int) error {
 	// A statement that can be interrupted costs a goroutine. These are short, and the
 	// transaction ends with ctx.
 	inside := context.WithoutCancel(ctx)
 	sums := map[cell]*Sums{}
-	whole := len(batch) - len(batch)%atOnce
-	if err := insertRows(inside, tx, batch[:whole], atOnce, sums); err != nil {
+	whole := len(batch) - len(batch)%size
+	if err := insertRows(inside, tx, batch[:whole], size, sums); err != nil {
 		return err
 	}
 	if err := insertRows(inside, tx, batch[whole:], 1, sums); err != nil {
@@ -181,24 +180,23 @@ func insertSQLite(ctx context.Context, tx *sql.Tx, batch []Record, atOnce int) e
 	return nil
 }
 
-// insertRows inserts records, of which batch holds a multiple of atOnce, and adds
-// those that are new to the sums.
-func insertRows(ctx context.Context, tx *sql.Tx, batch []Record, atOnce int, sums map[cell]*Sums) error {
+// insertRows inserts a multiple of size records and adds the new ones to the sums.
+func insertRows(ctx context.Context, tx *sql.Tx, batch []Record, size int, sums map[cell]*Sums) error {
 	row := "(?" + strings.Repeat(", ?", texts+numbers-1) + ")"
 	insert, err := tx.PrepareContext(ctx, `INSERT INTO usage_records (`+textColumns+`, `+numberColumns+`) VALUES `+
-		row+strings.Repeat(", "+row, atOnce-1)+` ON CONFLICT (id) DO NOTHING`)
+		row+strings.Repeat(", "+row, size-1)+` ON CONFLICT (id) DO NOTHING`)
 	if err != nil {
 		return err
 	}
 	defer insert.Close() //nolint:errcheck // the transaction ends it anyway
-	args := make([]any, 0, atOnce*(texts+numbers))
-	for some := range slices.Chunk(batch, atOnce) {
+	args := make([]any, 0, size*(texts+numbers))
+	for part := range slices.Chunk(batch, size) {
 		args = args[:0]
-		for i := range some {
-			for _, v := range some[i].texts() {
+		for i := range part {
+			for _, v := range part[i].texts() {
 				args = append(args, v)
 			}
-			for _, v := range some[i].numbers() {
+			for _, v := range part[i].numbers() {
 				args = append(args, v)
 			}
 		}
@@ -210,26 +208,26 @@ func insertRows(ctx context.Context, tx *sql.Tx, batch []Record, atOnce int, sum
 		switch {
 		case err != nil:
 			return err
-		case fresh < int64(atOnce) && atOnce > 1:
-			return errSome
+		case fresh < int64(size) && size > 1:
+			return errPartial
 		case fresh == 0:
 			continue
 		}
-		for i := range some {
-			at := cellOf(&some[i])
-			if sums[at] == nil {
-				sums[at] = &Sums{}
+		for i := range part {
+			key := newCell(&part[i])
+			if sums[key] == nil {
+				sums[key] = &Sums{}
 			}
-			sums[at].count(&some[i])
+			sums[key].count(&part[i])
 		}
 	}
 	return nil
 }
 
-// stored are those of ids that have a record.
+// stored returns those of the ids that have a record.
 func stored(ctx context.Context, db *bun.DB, ids []string) (known []string, err error) {
-	for some := range slices.Chunk(ids, batchRecords) {
-		rows, err := db.QueryContext(ctx, "SELECT id FROM usage_records WHERE id IN (?)", bun.List(some))
+	for part := range slices.Chunk(ids, batchRecords) {
+		rows, err := db.QueryContext(ctx, "SELECT id FROM usage_records WHERE id IN (?)", bun.List(part))
 		if err != nil {
 			return known, err
 		}
@@ -247,8 +245,8 @@ func stored(ctx context.Context, db *bun.DB, ids []string) (known []string, err 
 	return known, nil
 }
 
-// shippedOf is up to which byte a segment is in the database.
-func shippedOf(ctx context.Context, db *bun.DB, segment string) (shipped int64, err error) {
+// shippedBytes returns the number of bytes of a segment that are in the database.
+func shippedBytes(ctx context.Context, db *bun.DB, segment string) (shipped int64, err error) {
 	err = db.QueryRowContext(ctx, "SELECT shipped FROM usage_segments WHERE id = ?", segment).Scan(&shipped)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = nil
@@ -256,29 +254,29 @@ func shippedOf(ctx context.Context, db *bun.DB, segment string) (shipped int64, 
 	return shipped, err
 }
 
-// forget drops the note of a segment that is no more.
-func forget(ctx context.Context, db *bun.DB, segments []string) error {
+// deleteSegmentNotes deletes the notes of segments that no longer exist.
+func deleteSegmentNotes(ctx context.Context, db *bun.DB, segments []string) error {
 	_, err := db.ExecContext(ctx, "DELETE FROM usage_segments WHERE id IN (?)", bun.List(segments))
 	return err
 }
 
-// noteKept is how much longer than single records the notes of segments are kept.
-// A gateway that comes back with a segment must find how much of it was shipped,
-// since the records that would tell may be gone.
-const noteKept = 365 * 24 * time.Hour
+// noteRetention is the time by which notes of segments outlive single records. A gateway
+// that comes back with a segment must find how much of it was shipped, since the records
+// that would show it may be deleted.
+const noteRetention = 365 * 24 * time.Hour
 
-// How prune deletes: in pieces, so that a shipper or another gateway waits for one
-// of them at most, and with pauses, in which they go on.
+// Bounds of prune. It deletes in pieces with pauses, so that a shipper or another gateway
+// waits for one piece at most.
 const (
-	prunePiece   = 1000                   // records
-	prunePause   = 100 * time.Millisecond // between two
-	pruneTimeout = 30 * time.Second       // of one
+	prunePiece   = 1000                   // records in a piece
+	prunePause   = 100 * time.Millisecond // pause between two pieces
+	pruneTimeout = 30 * time.Second       // bound for one piece
 )
 
 // prune deletes single records that began before a moment, and notes of segments
 // of machines that never came back. The sums stay. It returns how many records it
 // deleted, also where it fails.
-func prune(ctx context.Context, db *bun.DB, before time.Time) (deleted int64, err error) {
+func prune(ctx context.Context, db *bun.DB, cutoff time.Time) (deleted int64, err error) {
 	exec := func(query string, args ...any) (int64, error) {
 		ctx, cancel := context.WithTimeout(ctx, pruneTimeout)
 		defer cancel()
@@ -289,7 +287,7 @@ func prune(ctx context.Context, db *bun.DB, before time.Time) (deleted int64, er
 		return result.RowsAffected()
 	}
 	for {
-		n, err := exec("DELETE FROM usage_records WHERE id IN (SELECT id FROM usage_records WHERE at < ? ORDER BY at LIMIT ?)", before.UnixMilli(), prunePiece)
+		n, err := exec("DELETE FROM usage_records WHERE id IN (SELECT id FROM usage_records WHERE at < ? ORDER BY at LIMIT ?)", cutoff.UnixMilli(), prunePiece)
 		deleted += n
 		if err != nil {
 			return deleted, fmt.Errorf("prune usage records: %w", err)
@@ -301,7 +299,7 @@ func prune(ctx context.Context, db *bun.DB, before time.Time) (deleted int64, er
 			return deleted, ctx.Err()
 		}
 	}
-	if _, err := exec("DELETE FROM usage_segments WHERE at < ?", before.Add(-noteKept).UnixMilli()); err != nil {
+	if _, err := exec("DELETE FROM usage_segments WHERE at < ?", cutoff.Add(-noteRetention).UnixMilli()); err != nil {
 		return deleted, fmt.Errorf("prune notes of segments: %w", err)
 	}
 	return deleted, nil
