@@ -171,7 +171,6 @@ func notYetPlain() map[string]float64 {
 		"admission/limit/limittest":             0.071,
 		"admission/limit/redislimit":            0.058,
 		"admission/limit/redislimit/redistest":  0.026,
-		"gateway/backend":                       0.065,
 		"gateway/gatewaytest":                   0.046,
 		"gateway/gatewaytest/loadtest":          0.042,
 		"gateway/gatewaytest/loadtest/overload": 0.074,

@@ -92,7 +92,7 @@ func (s *sender) passStream(answer *backend.Answer) (longest int, err error) {
 				c.dropBody()
 			}
 			if stream.Holding() {
-				answer.Soon(endWait)
+				answer.SilenceWithin(endWait)
 			}
 			if stream.Done() {
 				s.readUsage()
@@ -100,7 +100,7 @@ func (s *sender) passStream(answer *backend.Answer) (longest int, err error) {
 				s.g.settle(c)
 			}
 			if w.pendingBytes() >= passOn && !s.flush() {
-				answer.Leave()
+				answer.Cancel()
 			}
 		}
 	}, s.flush)

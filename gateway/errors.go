@@ -143,7 +143,7 @@ func explainFault(fault *account.Fault) *refusal.Refusal {
 
 // timedOut returns the refusal where a backend took too long.
 func (f *facts) timedOut(e *backend.TimeoutError) *refusal.Refusal {
-	limit := e.After.Round(time.Millisecond)
+	limit := e.Wait.Round(time.Millisecond)
 	if limit > time.Minute {
 		limit = limit.Round(time.Second)
 	}

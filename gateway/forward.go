@@ -49,7 +49,7 @@ func (s *sender) blame() {
 // was added while the request waited stands only in the fleet of now.
 func (s *sender) permitted() *backend.Backend {
 	c := s.c
-	if b := c.plan.model.On(c.permit.Seat()); b != nil {
+	if b := c.plan.model.BackendOf(c.permit.Seat()); b != nil {
 		return b
 	}
 	m, ok := s.g.Fleet.Model(c.plan.model.Name)
@@ -57,7 +57,7 @@ func (s *sender) permitted() *backend.Backend {
 		return nil
 	}
 	c.plan.model = m
-	return m.On(c.permit.Seat())
+	return m.BackendOf(c.permit.Seat())
 }
 
 // retry takes a place for the next attempt after one has failed: on another backend of the

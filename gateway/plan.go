@@ -64,7 +64,7 @@ func (p *plan) edits(q *request, b *backend.Backend, priority int64) door.Edits 
 	e := door.Edits{
 		Model: facts.Serves, Priority: priority, HasPriority: b.ByPriority(), Stream: p.stream, OneChoice: p.oneChoice,
 		StopThinking: p.stopThinking, Truncates: q.Wish.Truncate != 0, Truncate: q.truncate,
-		Known: facts.Can.Known, ReasoningEffort: facts.Can.ReasoningEffort, OnlyReasoningField: facts.Can.OnlyReasoning,
+		Known: facts.Capabilities.Known, ReasoningEffort: facts.Capabilities.ReasoningEffort, OnlyReasoningField: facts.Capabilities.OnlyReasoning,
 	}
 	if p.oneChoice || p.limit != q.Wish.MaxTokens {
 		e.Limit = p.limit

@@ -91,7 +91,7 @@ func eachDialect(m *backend.Model, f func(qwen.Dialect)) {
 	var seen uint // a bit for each
 	if m != nil {
 		for _, b := range m.Backends {
-			if d := qwen.DialectOf(b.Facts().Can.Minor()); b.Seat.InRotation() && seen&(1<<d) == 0 {
+			if d := qwen.DialectOf(b.Facts().Capabilities.Minor()); b.Seat.InRotation() && seen&(1<<d) == 0 {
 				seen |= 1 << d
 				f(d)
 			}

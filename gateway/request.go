@@ -113,7 +113,7 @@ func (q *request) fits(smaller *admission.Pool, needs door.Needs) bool {
 	if context := m.Context(); context > 0 && q.longest+q.growth()+answer > context {
 		return false
 	}
-	return (m.AutoTools || !needs.AutoTools) && (!needs.Guided || m.Constrains())
+	return (m.AutoTools || !needs.AutoTools) && (!needs.Guided || m.HasStructuredOutputs())
 }
 
 // contextOverflow refuses a request that does not fit the context. The code stands in the

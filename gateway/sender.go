@@ -69,7 +69,7 @@ func (s *sender) attempt() (err error) {
 	edits := c.plan.edits(&c.request, b, c.caller.Tier.Priority())
 	q := &backend.Request{
 		Path: c.door.Path, ID: c.writer.attempt, Body: c.door.Write(c.request.Body, edits), Stream: c.plan.stream, Limits: c.plan.model.Timeouts, Header: header,
-		Prompt: c.plan.prompt, Answer: c.plan.limit, Elsewhere: s.shouldMove,
+		Prompt: c.plan.prompt, Answer: c.plan.limit, CanMove: s.shouldMove,
 		Silence: s.keepStream, SilenceAfter: c.settings.KeepAlive.Silence,
 	}
 	s.start = time.Now()
@@ -197,7 +197,7 @@ func (s *sender) noteFaults(faults openai.Faults) {
 func (s *sender) meter(used openai.Usage) {
 	if n := used.Output - s.metered; n > 0 {
 		now := s.c.writer.now()
-		s.backend.Made.Add(now, n)
+		s.backend.Output.Add(now, n)
 		s.c.use.Output(now, n)
 		s.metered = used.Output
 	}

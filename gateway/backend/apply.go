@@ -13,29 +13,29 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 	f.apply.Lock()
 	defer f.apply.Unlock()
 	type key struct{ model, url string }
-	kept, were := map[key]*Backend{}, map[string]*Model{}
-	for b, p := range f.now.Load().every {
+	kept, previous := map[key]*Backend{}, map[string]*Model{}
+	for b, p := range f.now.Load().probers {
 		kept[key{p.names[0], b.config.URL}] = b
 	}
 	for _, m := range f.now.Load().list {
-		were[m.Name] = m
+		previous[m.Name] = m
 	}
-	next := &models{byName: map[string]*Model{}, every: map[*Backend]prober{}}
+	next := &models{byName: map[string]*Model{}, probers: map[*Backend]prober{}}
 	for _, c := range configs {
-		m := c.model(were[c.Name])
+		m := c.model(previous[c.Name])
 		for _, bc := range c.Backends {
 			bc.breaker = c.Breaker
 			b := kept[key{c.Name, bc.URL}]
-			if b == nil || !b.config.same(bc) {
+			if b == nil || !b.config.equal(bc) {
 				b = New(bc, f.agent)
 			} else {
 				b.tune(bc)
 			}
-			b.runsOn(bc.GPUs, f.gpus)
+			b.setGPUs(bc.GPUs, f.gpus)
 			b.Pace.SetInitial(c.Pace)
 			b.objective.Store(int64(c.Objectives.TTFT))
 			known := append([]string{c.Name}, c.Aliases...)
-			next.every[b] = prober{b: b, client: f.client, log: f.log, names: known, every: c.Probe, scrape: c.Scrape}
+			next.probers[b] = prober{b: b, client: f.client, log: f.log, names: known, every: c.Probe, scrape: c.Scrape}
 			m.Backends = append(m.Backends, b)
 		}
 		for _, b := range m.Backends {
@@ -63,8 +63,8 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 	}
 	f.ladder.Watch(watches)
 	f.now.Store(next)
-	if f.told != nil {
-		f.told(next.list)
+	if f.onChange != nil {
+		f.onChange(next.list)
 	}
 	select {
 	case f.changed <- struct{}{}:
@@ -73,17 +73,17 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 }
 
 // model is the model of a configuration, with what it keeps of the one before.
-func (m *ModelConfig) model(was *Model) *Model {
-	of := &Model{
+func (m *ModelConfig) model(old *Model) *Model {
+	next := &Model{
 		Name: m.Name, Aliases: m.Aliases, Timeouts: m.Timeouts, Weights: m.Weights, AutoTools: m.AutoTools,
 		Objective: m.Objectives.TTFT, Attempts: m.Retry.Attempts, Retries: NewBudget(m.Retry.Budget),
 	}
-	of.Reasoning, _ = names(m.Reasoning)
-	if was != nil {
-		of.Pool, of.Level = was.Pool, was.Level
-		return of
+	next.Reasoning, _ = reasoningNames(m.Reasoning)
+	if old != nil {
+		next.Pool, next.Level = old.Pool, old.Level
+		return next
 	}
-	of.Level = degrade.NewModel(m.Name)
-	of.Pool = admission.NewPool(m.Name, of.Level)
-	return of
+	next.Level = degrade.NewModel(m.Name)
+	next.Pool = admission.NewPool(m.Name, next.Level)
+	return next
 }

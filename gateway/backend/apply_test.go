@@ -76,15 +76,15 @@ func TestApplyKeeps(t *testing.T) {
 		m := model(t, f, "Qwen3-1.7B")
 		a, b := m.Backends[0], m.Backends[1]
 		if !f.Ready() || !a.Seat.InRotation() || !b.Seat.InRotation() || m.Context() != 40960 {
-			t.Fatalf("%s, %s, context %d", a.Why(), b.Why(), m.Context())
+			t.Fatalf("%s, %s, context %d", a.OutReason(), b.OutReason(), m.Context())
 		}
 		permit, err := admission.New(limit.New(&limit.Set{}, limit.Options{Store: limit.NewMemory(time.Now)}), admission.DefaultQueue()).Admit(t.Context(), &admission.Demand{Pool: m.Pool})
 		if err != nil {
 			t.Fatal(err)
 		}
-		held := m.On(permit.Seat())
+		held := m.BackendOf(permit.Seat())
 		c, end := pipe()
-		a.pool.give(c, time.Now())
+		a.pool.release(c, time.Now())
 
 		changed := modelOf("Qwen3-1.7B", "a", "b", "c")
 		changed.Timeouts.Total = time.Hour
@@ -118,7 +118,7 @@ func TestApplyRemoves(t *testing.T) {
 		m := model(t, f, "Qwen3-1.7B")
 		a, b := m.Backends[0], m.Backends[1]
 		c, end := pipe()
-		a.pool.give(c, time.Now())
+		a.pool.release(c, time.Now())
 		late, lateEnd := pipe()
 
 		second := modelOf("Qwen3-1.7B", "b")
@@ -126,11 +126,11 @@ func TestApplyRemoves(t *testing.T) {
 		f.Apply([]ModelConfig{second})
 		synctest.Wait()
 		for _, old := range []*Backend{a, b} {
-			if old.Seat.InRotation() || old.Why() != "removed from the configuration" {
-				t.Errorf("%s: %v, %q", old.Name, old.Seat.InRotation(), old.Why())
+			if old.Seat.InRotation() || old.OutReason() != "removed from the configuration" {
+				t.Errorf("%s: %v, %q", old.Name, old.Seat.InRotation(), old.OutReason())
 			}
 		}
-		if a.pool.give(late, time.Now()); !closed(end) || !closed(lateEnd) {
+		if a.pool.release(late, time.Now()); !closed(end) || !closed(lateEnd) {
 			t.Error("connections are left open")
 		}
 		w.count("a/health")
@@ -160,8 +160,8 @@ func TestApplyAliases(t *testing.T) {
 		f.Apply([]ModelConfig{c, modelOf("Qwen3-1.7B", "a")})
 		synctest.Wait()
 		b := model(t, f, "chat").Backends[0]
-		if b.Seat.InRotation() || b.Why() != "it serves Qwen/Qwen3-1.7B, none of which is chat: set serves on the backend to the name it uses" {
-			t.Errorf("%v, %q", b.Seat.InRotation(), b.Why())
+		if b.Seat.InRotation() || b.OutReason() != "it serves Qwen/Qwen3-1.7B, none of which is chat: set serves on the backend to the name it uses" {
+			t.Errorf("%v, %q", b.Seat.InRotation(), b.OutReason())
 		}
 		if other := model(t, f, "Qwen3-1.7B").Backends[0]; other == b || !other.Seat.InRotation() {
 			t.Error("a server of two models is two backends")
@@ -170,7 +170,7 @@ func TestApplyAliases(t *testing.T) {
 		f.Apply([]ModelConfig{c})
 		synctest.Wait()
 		if m := model(t, f, "fast"); m != model(t, f, "chat") || m.Backends[0] != b || !b.Seat.InRotation() {
-			t.Errorf("%q", b.Why())
+			t.Errorf("%q", b.OutReason())
 		}
 		w.count("/health")
 		c.Probe = 500 * time.Millisecond
@@ -222,7 +222,7 @@ func TestRunEnds(t *testing.T) {
 		synctest.Wait()
 		a := model(t, f, "Qwen3-1.7B").Backends[0]
 		c, end := pipe()
-		a.pool.give(c, time.Now())
+		a.pool.release(c, time.Now())
 		stop()
 		if !closed(end) {
 			t.Error("a connection is left open")
@@ -259,8 +259,8 @@ func TestApplyWeight(t *testing.T) {
 			f.Apply([]ModelConfig{c})
 			synctest.Wait()
 			b := model(t, f, "Qwen3-1.7B").Backends[0]
-			if b != before || b.Why() != step.why || b.Seat.Drained() != (step.why != "") || !b.Seat.Usable() || b.gone() {
-				t.Errorf("the same backend: %v, drained %v, %q", b == before, b.Seat.Drained(), b.Why())
+			if b != before || b.OutReason() != step.why || b.Seat.Drained() != (step.why != "") || !b.Seat.Usable() || b.unavailable() {
+				t.Errorf("the same backend: %v, drained %v, %q", b == before, b.Seat.Drained(), b.OutReason())
 			}
 		}
 	})

@@ -49,7 +49,7 @@ const (
 const maxWeight = 1000
 
 // share is the weight, where it is left out 1.
-func (c *Config) share() int {
+func (c *Config) weight() int {
 	if c.Weight == nil {
 		return 1
 	}
@@ -87,20 +87,20 @@ func (c *Config) Validate() error {
 
 // same reports whether a backend of either configuration is the same one. What runsOn
 // and tune take over can change under it.
-func (c Config) same(other Config) bool {
-	for _, c := range []*Config{&c, &other} {
+func (c Config) equal(d Config) bool {
+	for _, c := range []*Config{&c, &d} {
 		c.Weight, c.GPUs, c.MaxInFlight, c.MaxWaiting, c.Memory, c.Priority, c.breaker = nil, nil, 0, 0, "", false, Breaker{}
 	}
-	return reflect.DeepEqual(c, other)
+	return reflect.DeepEqual(c, d)
 }
 
 // Facts are what a server said of itself when it was last asked.
 type Facts struct {
-	Serves      string   // the name it knows the model by
-	Names       []string // all names it knows
-	MaxModelLen int      // context of the model it knows by that name, in tokens; 0: unknown
-	Version     string   // of vLLM; empty: unknown
-	Can         Capabilities
+	Serves       string   // the name it knows the model by
+	Names        []string // all names it knows
+	MaxModelLen  int      // context of the model it knows by that name, in tokens; 0: unknown
+	Version      string   // of vLLM; empty: unknown
+	Capabilities Capabilities
 
 	NoThinking bool     // it switches thinking off where a chat says nothing of it
 	Warnings   []string // what it says that cannot be, or cannot be known
@@ -108,10 +108,10 @@ type Facts struct {
 
 // Backend is one server of a model. It is safe for concurrent use.
 type Backend struct {
-	Name string          // host:port and path, for people and metrics
-	Seat *admission.Seat // its place in admission
-	Pace Pace            // how fast it makes tokens
-	Made Meter           // tokens of its answers, as they pass
+	Name   string          // host:port and path, for people and metrics
+	Seat   *admission.Seat // its place in admission
+	Pace   Pace            // how fast it makes tokens
+	Output Meter           // tokens of its answers, as they pass
 
 	Doubts Doubts // the answers whose usage was not believed
 
@@ -119,26 +119,26 @@ type Backend struct {
 	stall    atomic.Pointer[stall]      // nil: it is not taken to hang
 	peers    atomic.Pointer[[]*Backend] // all backends of its model
 
-	config    Config
-	gauge     *degrade.Gauge
-	tuned     atomic.Pointer[tuning]
-	objective atomic.Int64 // to the first token, in ns; 0: none
-	base      string       // URL without a trailing slash
-	prefix    string       // path before /v1
-	fixed     string       // header lines that every request has
-	dialer    dialer
-	pool      pool
-	post      *http.Request // tells ReadResponse the method
-	facts     atomic.Pointer[Facts]
-	state     atomic.Pointer[string] // why it is out of rotation
-	suspected atomic.Bool            // a request failed since the last probe began
-	moves     moves
-	kick      chan struct{} // asks for a probe now
-	gpus      atomic.Pointer[[]*nvml.View]
-	engine    atomic.Pointer[Engine]
-	certEnds  atomic.Int64              // when the certificate that it shows ends, Unix time in s; 0: it has shown none
-	blind     atomic.Pointer[string]    // why the engine's load is not known; nil: it is
-	held      atomic.Pointer[time.Time] // when the engine last said that requests wait or were preempted; nil: never
+	config        Config
+	gauge         *degrade.Gauge
+	tuned         atomic.Pointer[tuning]
+	objective     atomic.Int64 // to the first token, in ns; 0: none
+	base          string       // URL without a trailing slash
+	prefix        string       // path before /v1
+	header        string       // header lines that every request has
+	dialer        dialer
+	pool          pool
+	post          *http.Request // tells ReadResponse the method
+	facts         atomic.Pointer[Facts]
+	outReason     atomic.Pointer[string] // why it is out of rotation
+	suspected     atomic.Bool            // a request failed since the last probe began
+	moves         moves
+	probeRequests chan struct{} // asks for a probe now
+	gpus          atomic.Pointer[[]*nvml.View]
+	engine        atomic.Pointer[Engine]
+	certExpiry    atomic.Int64              // when the certificate that it shows ends, Unix time in s; 0: it has shown none
+	loadError     atomic.Pointer[string]    // why the engine's load is not known; nil: it is
+	queuedAt      atomic.Pointer[time.Time] // when the engine last said that requests wait or were preempted; nil: never
 }
 
 // name is the URL without what tells no server from another.
@@ -147,16 +147,16 @@ func (c Config) name() string {
 	if err != nil {
 		return c.URL
 	}
-	return u.Host + withoutRoute(u.Path)
+	return u.Host + trimRoute(u.Path)
 }
 
 // withoutRoute takes a trailing slash and the API's own part off the path of a server's
 // URL: it is pasted with /v1, as every client wants it, or with a route.
-func withoutRoute(path string) string {
+func trimRoute(path string) string {
 	path = strings.TrimRight(path, "/")
 	for _, route := range []string{"/v1", "/v1/chat/completions", "/v1/completions", "/v1/models"} {
-		if before, found := strings.CutSuffix(path, route); found {
-			return strings.TrimRight(before, "/")
+		if trimmed, found := strings.CutSuffix(path, route); found {
+			return strings.TrimRight(trimmed, "/")
 		}
 	}
 	return path
@@ -169,11 +169,11 @@ func New(c Config, agent string) *Backend {
 	if err != nil {
 		u = &url.URL{}
 	}
-	prefix := withoutRoute(u.EscapedPath())
+	prefix := trimRoute(u.EscapedPath())
 	b := &Backend{
 		Name: c.name(), config: c,
 		base: u.Scheme + "://" + u.Host + prefix, prefix: prefix,
-		post: &http.Request{Method: http.MethodPost}, kick: make(chan struct{}, 1),
+		post: &http.Request{Method: http.MethodPost}, probeRequests: make(chan struct{}, 1),
 	}
 	b.progress.base = time.Now()
 	b.gauge = degrade.NewGauge(b.Name, 1, b.readings)
@@ -189,13 +189,13 @@ func New(c Config, agent string) *Backend {
 		port = "80"
 	}
 	b.dialer.addr = net.JoinHostPort(u.Hostname(), port)
-	b.fixed = "Host: " + u.Host + "\r\nUser-Agent: " + agent + "\r\nContent-Type: application/json\r\n"
+	b.header = "Host: " + u.Host + "\r\nUser-Agent: " + agent + "\r\nContent-Type: application/json\r\n"
 	if c.APIKey != "" {
-		b.fixed += "Authorization: Bearer " + c.APIKey + "\r\n"
+		b.header += "Authorization: Bearer " + c.APIKey + "\r\n"
 	}
 	b.facts.Store(&Facts{Serves: c.Serves})
 	b.gpus.Store(&[]*nvml.View{})
-	b.out("not probed yet")
+	b.takeOut("not probed yet")
 	return b
 }
 
@@ -205,14 +205,14 @@ func (b *Backend) Facts() Facts { return *b.facts.Load() }
 // CertificateExpires returns when the first certificate of the chain that the server
 // showed to the last probe ends; zero: it has shown none.
 func (b *Backend) CertificateExpires() time.Time {
-	if ends := b.certEnds.Load(); ends != 0 {
+	if ends := b.certExpiry.Load(); ends != 0 {
 		return time.Unix(ends, 0)
 	}
 	return time.Time{}
 }
 
 // sawCertificates notes when the first certificate of a server's chain ends.
-func (b *Backend) sawCertificates(state *tls.ConnectionState) {
+func (b *Backend) setCertificates(state *tls.ConnectionState) {
 	if state == nil || len(state.PeerCertificates) == 0 {
 		return
 	}
@@ -222,14 +222,14 @@ func (b *Backend) sawCertificates(state *tls.ConnectionState) {
 			ends = cert.NotAfter
 		}
 	}
-	b.certEnds.Store(ends.Unix())
+	b.certExpiry.Store(ends.Unix())
 }
 
 // GPUs are windows on the GPUs that the backend is said to run on.
 func (b *Backend) GPUs() []*nvml.View { return *b.gpus.Load() }
 
 // runsOn says which GPUs those are.
-func (b *Backend) runsOn(refs []string, gpus *nvml.Monitor) {
+func (b *Backend) setGPUs(refs []string, gpus *nvml.Monitor) {
 	views := make([]*nvml.View, 0, len(refs))
 	for _, ref := range refs {
 		views = append(views, gpus.Watch(ref))
@@ -239,7 +239,7 @@ func (b *Backend) runsOn(refs []string, gpus *nvml.Monitor) {
 }
 
 // Why is the reason for being out of rotation; empty while in it.
-func (b *Backend) Why() string {
+func (b *Backend) OutReason() string {
 	if b.Seat.InRotation() {
 		out := b.gauge.Verdict().Out
 		if out == "" && b.Seat.Drained() {
@@ -247,11 +247,11 @@ func (b *Backend) Why() string {
 		}
 		return out
 	}
-	return *b.state.Load()
+	return *b.outReason.Load()
 }
 
-func (b *Backend) out(why string) (changed bool) {
-	b.state.Store(&why)
+func (b *Backend) takeOut(reason string) (changed bool) {
+	b.outReason.Store(&reason)
 	return b.Seat.SetRotation(false)
 }
 
@@ -259,7 +259,7 @@ func (b *Backend) out(why string) (changed bool) {
 // probed now in any case. Until that probe has ended others are sent the requests.
 func (b *Backend) suspect(err error) {
 	if errors.Is(err, syscall.ECONNREFUSED) {
-		b.out("connection refused")
+		b.takeOut("connection refused")
 	}
 	b.suspected.Store(true)
 	b.Seat.SetDoubt(true)
@@ -268,7 +268,7 @@ func (b *Backend) suspect(err error) {
 
 func (b *Backend) probeNow() {
 	select {
-	case b.kick <- struct{}{}:
+	case b.probeRequests <- struct{}{}:
 	default:
 	}
 }

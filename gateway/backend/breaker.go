@@ -12,26 +12,26 @@ import (
 
 // tuning is what a reload changes of a backend that stays.
 type tuning struct {
-	absolute bool // memory counts as used fraction
-	most     int  // requests it is given at a time
-	priority bool
-	config   Breaker
-	breaker  *degrade.Breaker
+	absolute    bool // memory counts as used fraction
+	maxInFlight int  // requests it is given at a time
+	priority    bool
+	config      Breaker
+	breaker     *degrade.Breaker
 }
 
 // tune takes over what may change while the backend serves.
 func (b *Backend) tune(c Config) {
-	t := &tuning{absolute: c.Memory == memoryAbsolute, priority: c.Priority, config: c.breaker, most: cmp.Or(c.MaxInFlight, defaultInFlight)}
+	t := &tuning{absolute: c.Memory == memoryAbsolute, priority: c.Priority, config: c.breaker, maxInFlight: cmp.Or(c.MaxInFlight, defaultInFlight)}
 	if old := b.tuned.Load(); old != nil && old.config == t.config {
 		t.breaker = old.breaker
 	} else {
 		t.breaker = degrade.NewBreaker(degrade.BreakerConfig{
-			Failures: c.breaker.Failures, Ratio: failedShare, Open: c.breaker.Open, Ignore: harmless, Changed: b.broke,
+			Failures: c.breaker.Failures, Ratio: failedShare, Open: c.breaker.Open, Ignore: harmless, Changed: b.breakerChanged,
 		})
 	}
 	b.tuned.Store(t)
-	b.Seat.SetWeight(c.share())
-	b.Seat.SetBounds(admission.Bounds{InFlight: t.most, Waiting: cmp.Or(c.MaxWaiting, defaultWaiting)})
+	b.Seat.SetWeight(c.weight())
+	b.Seat.SetBounds(admission.Bounds{InFlight: t.maxInFlight, Waiting: cmp.Or(c.MaxWaiting, defaultWaiting)})
 }
 
 // failedShare of the requests of a second opens a breaker too, where those are many.
@@ -58,8 +58,8 @@ func (b *Backend) Guard(request func() error) error {
 // health probe says that it is well. An answer of another release says nothing: the
 // request may be one that b's release cannot stand, and then its caller could take an
 // older server from everybody.
-func (b *Backend) Blame(err error, other *Backend) {
-	if b.Facts().Version != other.Facts().Version {
+func (b *Backend) Blame(err error, peer *Backend) {
+	if b.Facts().Version != peer.Facts().Version {
 		return
 	}
 	text := errors.New(err.Error()) // what it is counted as hangs no more on what it is
@@ -84,25 +84,25 @@ func harmless(err error) bool {
 }
 
 // broke is told when the breaker opens and closes.
-func (b *Backend) broke(open bool) {
+func (b *Backend) breakerChanged(open bool) {
 	if open {
-		b.out(cmp.Or(b.stalled(), b.brokenFor()))
+		b.takeOut(cmp.Or(b.stalled(), b.breakerReason()))
 	}
 	b.probeNow()
 }
 
-func (b *Backend) brokenFor() string {
+func (b *Backend) breakerReason() string {
 	c := b.tuned.Load().config
 	return fmt.Sprintf("its breaker is open: requests failed there, %d in a row or half of a second's; it is tried again after %v", c.Failures, c.Open)
 }
 
 // recovers asks a breaker that has been open for long enough whether a server that
 // answers its health probe may be asked again; empty: it may.
-func (b *Backend) recovers() string {
+func (b *Backend) checkBreaker() string {
 	if b.tuned.Load().breaker.Probe(func() error { return nil }) == nil {
 		return ""
 	}
-	return b.brokenFor()
+	return b.breakerReason()
 }
 
 // BreakerOpen reports whether requests are kept from the backend.

@@ -53,10 +53,10 @@ func capabilitiesOf(version string) Capabilities {
 	if major > 0 {
 		minor = math.MaxInt32
 	}
-	from := func(n int) bool { return minor >= n }
+	minimum := func(n int) bool { return minor >= n }
 	return Capabilities{
-		Known: true, StructuredOutputs: from(12), UniqueIDs: from(14), OnlyReasoning: from(16), ThinkingBudget: from(22),
-		ReasoningEffort: from(22), CachedTokens: from(23), ReasoningTokens: from(28), QueueBound: from(29),
+		Known: true, StructuredOutputs: minimum(12), UniqueIDs: minimum(14), OnlyReasoning: minimum(16), ThinkingBudget: minimum(22),
+		ReasoningEffort: minimum(22), CachedTokens: minimum(23), ReasoningTokens: minimum(28), QueueBound: minimum(29),
 		minor: minor,
 	}
 }

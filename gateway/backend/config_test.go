@@ -111,14 +111,14 @@ func TestNew(t *testing.T) {
 		{"https://[::1]:8443/a/b/", "[::1]:8443/a/b", "[::1]:8443", "https://[::1]:8443/a/b", "/a/b", "[::1]:8443"},
 	} {
 		b := New(Config{URL: c.url, Serves: "x"}, "agent")
-		if b.Name != c.name || b.dialer.addr != c.addr || b.base != c.base || b.prefix != c.prefix || !strings.HasPrefix(b.fixed, "Host: "+c.host+"\r\n") {
-			t.Errorf("%s: %q %q %q %q %q", c.url, b.Name, b.dialer.addr, b.base, b.prefix, b.fixed)
+		if b.Name != c.name || b.dialer.addr != c.addr || b.base != c.base || b.prefix != c.prefix || !strings.HasPrefix(b.header, "Host: "+c.host+"\r\n") {
+			t.Errorf("%s: %q %q %q %q %q", c.url, b.Name, b.dialer.addr, b.base, b.prefix, b.header)
 		}
 		if secure := strings.HasPrefix(c.url, "https"); (b.dialer.tls != nil) != secure {
 			t.Errorf("%s: TLS %v", c.url, b.dialer.tls)
 		}
-		if b.Seat.InRotation() || b.Why() != "not probed yet" || b.Facts().Serves != "x" {
-			t.Errorf("%s: in rotation %v, %q", c.url, b.Seat.InRotation(), b.Why())
+		if b.Seat.InRotation() || b.OutReason() != "not probed yet" || b.Facts().Serves != "x" {
+			t.Errorf("%s: in rotation %v, %q", c.url, b.Seat.InRotation(), b.OutReason())
 		}
 	}
 }
@@ -215,7 +215,7 @@ func TestDoubtful(t *testing.T) {
 		if Doubtful(c.err) != c.doubtful || b.BreakerOpen() != c.counted {
 			t.Errorf("%v: doubtful %v, counted %v", c.err, Doubtful(c.err), b.BreakerOpen())
 		}
-		if probes := len(b.kick); c.doubtful && probes != 1 {
+		if probes := len(b.probeRequests); c.doubtful && probes != 1 {
 			t.Errorf("%v: %d probes are asked for", c.err, probes)
 		}
 		if b.Blame(c.err, b); !b.BreakerOpen() || b.Seat.InRotation() {

@@ -34,16 +34,16 @@ const (
 // streams share a few buffers, which can be large, and a fast stream is read and
 // passed on in large pieces.
 type conn struct {
-	nc    net.Conn
-	eager *eager // nil: reading waits with a buffer
-	sock  *eager // the socket below nc; nil: there is none that can be looked at
-	lent  *buffers
-	buf   []byte // nil: none is held
-	r, w  int    // buf[r:w] is unread
-	used  bool   // it has carried an exchange before
-	since time.Time
-	heard bool // something was read in this exchange
-	x     *Answer
+	nc        net.Conn
+	direct    *socket // nil: reading waits with a buffer
+	socket    *socket // the socket below nc; nil: there is none that can be looked at
+	buffers   *buffers
+	buf       []byte // nil: none is held
+	r, w      int    // buf[r:w] is unread
+	used      bool   // it has carried an exchange before
+	idleSince time.Time
+	received  bool // something was read in this exchange
+	x         *Answer
 
 	followed bool  // reading does not wait: see Answer.Follow
 	failed   error // of the last read, while it is followed
@@ -58,8 +58,8 @@ type buffers struct {
 
 // headReader parses an answer's head out of bytes.
 type headReader struct {
-	from bytes.Reader
-	br   *bufio.Reader
+	src bytes.Reader
+	br  *bufio.Reader
 }
 
 func (c *conn) unread() []byte { return c.buf[c.r:c.w] }
@@ -74,21 +74,21 @@ func (c *conn) skip(n int) {
 func (c *conn) release() {
 	c.r, c.w = 0, 0
 	if len(c.buf) == largeBuffer {
-		c.lent.large.Put((*[largeBuffer]byte)(c.buf))
+		c.buffers.large.Put((*[largeBuffer]byte)(c.buf))
 		c.buf = nil
 	}
 }
 
 // room is where to read to; empty where the buffer is full.
-func (c *conn) room() []byte {
+func (c *conn) space() []byte {
 	if c.r > 0 {
 		c.w, c.r = copy(c.buf, c.unread()), 0
 	}
-	if c.buf == nil && c.eager == nil {
+	if c.buf == nil && c.direct == nil {
 		c.buf = make([]byte, smallBuffer)
 	}
 	if c.buf == nil {
-		if b, ok := c.lent.large.Get().(*[largeBuffer]byte); ok {
+		if b, ok := c.buffers.large.Get().(*[largeBuffer]byte); ok {
 			c.buf = b[:]
 		} else {
 			c.buf = make([]byte, largeBuffer)
@@ -106,15 +106,15 @@ func (c *conn) fill() error {
 	if c.followed {
 		return c.failed
 	}
-	if !c.x.q.Stream && c.x.spoken {
-		c.x.waiting = time.Now()
+	if !c.x.q.Stream && c.x.started {
+		c.x.silentSince = time.Now()
 	}
 	for {
 		err := c.fetch()
 		if err == nil || !isTimeout(err) {
 			return err
 		}
-		if err := c.x.waitOn(); err != nil {
+		if err := c.x.deadlinePassed(); err != nil {
 			return err
 		}
 	}
@@ -122,18 +122,18 @@ func (c *conn) fill() error {
 
 // fetch waits and reads once.
 func (c *conn) fetch() error {
-	if c.eager != nil {
-		return c.eager.read(c)
+	if c.direct != nil {
+		return c.direct.read(c)
 	}
-	return c.received(c.nc.Read(c.room()))
+	return c.advance(c.nc.Read(c.space()))
 }
 
 // received notes what one read has brought.
-func (c *conn) received(n int, err error) error {
+func (c *conn) advance(n int, err error) error {
 	switch {
 	case n > 0:
 		c.w += n
-		c.heard = true
+		c.received = true
 		return nil
 	case err != nil:
 		return err
@@ -144,11 +144,11 @@ func (c *conn) received(n int, err error) error {
 }
 
 // follow waits, and lets take have what comes, be it an error.
-func (c *conn) follow(take func() error) error {
+func (c *conn) follow(consume func() error) error {
 	var err error
-	if c.eager != nil {
+	if c.direct != nil {
 		var ended error
-		if ended, err = c.eager.follow(c, take); err == nil {
+		if ended, err = c.direct.follow(c, consume); err == nil {
 			return ended
 		}
 	} else {
@@ -156,17 +156,17 @@ func (c *conn) follow(take func() error) error {
 		err = c.fetch()
 	}
 	if isTimeout(err) {
-		if err = c.x.waitOn(); err == nil {
+		if err = c.x.deadlinePassed(); err == nil {
 			return ErrNothing
 		}
-		if c.x.left && c.eager != nil {
-			if ended := c.eager.rest(c, take); ended != ErrNothing { //nolint:errorlint // as in Answer.Follow
+		if c.x.left && c.direct != nil {
+			if ended := c.direct.drain(c, consume); ended != ErrNothing { //nolint:errorlint // as in Answer.Follow
 				return ended
 			}
 		}
 	}
 	c.failed = err
-	return take()
+	return consume()
 }
 
 // head reads the head of an answer; net/http parses it and decides its framing.
@@ -175,7 +175,7 @@ func (c *conn) head(post *http.Request) (*http.Response, error) {
 		end := bytes.Index(c.unread()[seen:], []byte("\n\r\n"))
 		if end >= 0 {
 			end += seen + 3
-			resp, err := c.lent.parse(c.unread()[:end], post)
+			resp, err := c.buffers.parse(c.unread()[:end], post)
 			c.skip(end)
 			return resp, err
 		}
@@ -190,11 +190,11 @@ func (b *buffers) parse(head []byte, post *http.Request) (*http.Response, error)
 	h, ok := b.heads.Get().(*headReader)
 	if !ok {
 		h = &headReader{}
-		h.br = bufio.NewReader(&h.from)
+		h.br = bufio.NewReader(&h.src)
 	}
 	defer b.heads.Put(h)
-	h.from.Reset(head)
-	h.br.Reset(&h.from)
+	h.src.Reset(head)
+	h.br.Reset(&h.src)
 	resp, err := http.ReadResponse(h.br, post)
 	if err != nil && !stale(err) {
 		err = errHead // what net/http says quotes the server, and errors are logged
@@ -219,18 +219,18 @@ func (c *conn) close() {
 
 // dialer makes connections to one server.
 type dialer struct {
-	addr string
-	tls  *tls.Config // nil: plain
-	lent buffers
+	addr    string
+	tls     *tls.Config // nil: plain
+	buffers buffers
 }
 
 func (d *dialer) dial(ctx context.Context, limit time.Duration) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	nc, err := (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext(ctx, "tcp", d.addr)
-	var sock, reading *eager
+	var sock, reading *socket
 	if err == nil {
-		sock = newEager(nc)
+		sock = newSocket(nc)
 		reading = sock
 	}
 	if err == nil && d.tls != nil {
@@ -242,21 +242,21 @@ func (d *dialer) dial(ctx context.Context, limit time.Duration) (*conn, error) {
 	}
 	if err != nil {
 		if ctx.Err() == context.DeadlineExceeded || isTimeout(err) {
-			return nil, &TimeoutError{Phase: Connect, After: limit}
+			return nil, &TimeoutError{Phase: Connect, Wait: limit}
 		}
 		return nil, &brokenError{"connect", err}
 	}
-	return &conn{nc: nc, eager: reading, sock: sock, lent: &d.lent}, nil
+	return &conn{nc: nc, direct: reading, socket: sock, buffers: &d.buffers}, nil
 }
 
 // spent reports whether all that was read of the connection has been used, when an
 // answer has ended. TLS may hold more than was asked of it: a read that waits for
 // nothing gives that, or a timeout.
-func (c *conn) spent() bool {
+func (c *conn) drained() bool {
 	if len(c.unread()) > 0 {
 		return false
 	}
-	if c.eager != nil {
+	if c.direct != nil {
 		return true
 	}
 	if c.nc.SetReadDeadline(time.Unix(1, 0)) != nil {
@@ -269,7 +269,7 @@ func (c *conn) spent() bool {
 // silent reports whether an idle connection may carry a request: the server has not
 // ended it, and has sent nothing that nobody asked for, which would be taken for the
 // answer to what is sent next.
-func (c *conn) silent() bool { return c.sock != nil && c.sock.silent() }
+func (c *conn) reusable() bool { return c.socket != nil && c.socket.quiet() }
 
 // pool keeps idle connections, the youngest on top. What a server sends on one unasked
 // ends it.
@@ -280,10 +280,10 @@ type pool struct {
 }
 
 // silent takes a connection that is silent; nil: there is none.
-func (p *pool) silent(now time.Time) *conn {
+func (p *pool) acquire(now time.Time) *conn {
 	for {
-		c := p.take(now)
-		if c == nil || c.silent() {
+		c := p.pop(now)
+		if c == nil || c.reusable() {
 			return c
 		}
 		c.close()
@@ -291,7 +291,7 @@ func (p *pool) silent(now time.Time) *conn {
 }
 
 // take takes the youngest connection; nil: none is young enough.
-func (p *pool) take(now time.Time) *conn {
+func (p *pool) pop(now time.Time) *conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.idle) == 0 {
@@ -299,7 +299,7 @@ func (p *pool) take(now time.Time) *conn {
 	}
 	last := len(p.idle) - 1
 	c := p.idle[last]
-	if now.Sub(c.since) > idleLife { // and it is the youngest
+	if now.Sub(c.idleSince) > idleLife { // and it is the youngest
 		p.drop(len(p.idle))
 		return nil
 	}
@@ -308,8 +308,8 @@ func (p *pool) take(now time.Time) *conn {
 	return c
 }
 
-func (p *pool) give(c *conn, now time.Time) {
-	c.used, c.since, c.x = true, now, nil
+func (p *pool) release(c *conn, now time.Time) {
+	c.used, c.idleSince, c.x = true, now, nil
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || len(p.idle) >= maxIdle {
@@ -324,7 +324,7 @@ func (p *pool) prune(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := 0
-	for old < len(p.idle) && now.Sub(p.idle[old].since) > idleLife {
+	for old < len(p.idle) && now.Sub(p.idle[old].idleSince) > idleLife {
 		old++
 	}
 	p.drop(old)

@@ -4,16 +4,16 @@ package backend
 
 import "net"
 
-// eager needs the read call of Unix; elsewhere every read may wait.
-type eager struct{}
+// socket is unused here: it needs the read call of Unix, and elsewhere every read may wait.
+type socket struct{}
 
-func newEager(net.Conn) *eager { return nil }
+func newSocket(net.Conn) *socket { return nil }
 
-func (e *eager) read(*conn) error { return net.ErrClosed }
+func (e *socket) read(*conn) error { return net.ErrClosed }
 
-func (e *eager) follow(*conn, func() error) (ended, err error) { return nil, net.ErrClosed }
+func (e *socket) follow(*conn, func() error) (result, err error) { return nil, net.ErrClosed }
 
-func (e *eager) rest(*conn, func() error) (ended error) { return ErrNothing }
+func (e *socket) drain(*conn, func() error) (result error) { return ErrNothing }
 
-// silent is never known here, so that a connection carries one request.
-func (e *eager) silent() bool { return false }
+// quiet returns false: it cannot be known here, so that a connection carries one request.
+func (e *socket) quiet() bool { return false }

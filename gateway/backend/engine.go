@@ -17,18 +17,18 @@ import (
 // Engine is what a vLLM server said of its load, over all its data-parallel engines.
 // It is immutable. Counts that are not known are negative.
 type Engine struct {
-	At          time.Time
-	Engines     int
-	Running     int     // requests, of all engines together
-	Waiting     int     // likewise
-	KV          float64 // of the fullest engine's KV cache, 0 to 1
-	KVTokens    int     // room in the KV caches of all engines
-	Preemptions int     // since the server started
-	Preempted   int     // of those, in the last 5 s
-	Prompted    int     // tokens of prompts since the server started
-	Generated   int     // tokens of answers since then
-	Speed       float64 // of these, each second of the last 5 s, of all requests together
-	Sleep       string  // awake | weights_offloaded | discard_all | asleep; empty: not known
+	Time         time.Time
+	Engines      int
+	Running      int     // requests, of all engines together
+	Waiting      int     // likewise
+	KV           float64 // of the fullest engine's KV cache, 0 to 1
+	KVTokens     int     // room in the KV caches of all engines
+	Preemptions  int     // since the server started
+	Preempted    int     // of those, in the last 5 s
+	PromptTokens int     // tokens of prompts since the server started
+	OutputTokens int     // tokens of answers since then
+	Speed        float64 // of these, each second of the last 5 s, of all requests together
+	Sleep        string  // awake | weights_offloaded | discard_all | asleep; empty: not known
 
 	// Started is when the server was last seen to have been started anew; zero: not
 	// since the gateway has known it.
@@ -37,30 +37,30 @@ type Engine struct {
 }
 
 // later is by how much more a process must have begun later to be another, in seconds.
-const later = 1
+const restartGap = 1
 
 // after takes over what is known of the server's starts at a moment, from the reading
 // before. Where two servers take turns behind one address, the younger one counts.
-func (e *Engine) after(was *Engine, now time.Time) {
-	e.Started = was.Started
+func (e *Engine) inherit(old *Engine, now time.Time) {
+	e.Started = old.Started
 	if e.process > 0 {
-		if was.process > 0 && e.process >= was.process+later {
+		if old.process > 0 && e.process >= old.process+restartGap {
 			e.Started = now
 		}
-		e.process = max(e.process, was.process)
+		e.process = max(e.process, old.process)
 	}
 }
 
-// learned replaces the reading by what is made of it. The scraper and the prober both
-// do that.
-func (b *Backend) learned(next func(was *Engine) *Engine) (was *Engine) {
+// updateEngine replaces the reading by the one that next makes of it, and returns the
+// old one. The scraper and the prober both call it, so next may run more than once.
+func (b *Backend) updateEngine(next func(old *Engine) *Engine) (old *Engine) {
 	for {
-		old := b.engine.Load()
-		if was = old; was == nil {
-			was = &Engine{}
+		loaded := b.engine.Load()
+		if old = loaded; old == nil {
+			old = &Engine{}
 		}
-		if b.engine.CompareAndSwap(old, next(was)) {
-			return was
+		if b.engine.CompareAndSwap(loaded, next(old)) {
+			return old
 		}
 	}
 }
@@ -68,9 +68,9 @@ func (b *Backend) learned(next func(was *Engine) *Engine) (was *Engine) {
 // cameBack notes that the server has come up after a time that a start takes. Its own
 // word on when it was started is better, where it gives one: the way to it may have
 // been down.
-func (b *Backend) cameBack(now time.Time) {
-	b.learned(func(was *Engine) *Engine {
-		e := *was
+func (b *Backend) setRestarted(now time.Time) {
+	b.updateEngine(func(old *Engine) *Engine {
+		e := *old
 		if e.process == 0 {
 			e.Started = now
 		}
@@ -79,10 +79,10 @@ func (b *Backend) cameBack(now time.Time) {
 }
 
 // Age is how old the reading is.
-func (e *Engine) Age(now time.Time) time.Duration { return max(now.Sub(e.At), 0) }
+func (e *Engine) Age(now time.Time) time.Duration { return max(now.Sub(e.Time), 0) }
 
 // Freshness says what the reading may still be used for.
-func (e *Engine) Freshness(now time.Time) nvml.Freshness { return nvml.FreshnessAtAge(now.Sub(e.At)) }
+func (e *Engine) Freshness(now time.Time) nvml.Freshness { return nvml.FreshnessAtAge(now.Sub(e.Time)) }
 
 // Asleep reports whether an engine has given up its weights or its cache.
 func (e *Engine) Asleep() bool { return e.Sleep != "" && e.Sleep != awake }
@@ -92,15 +92,15 @@ const awake = "awake"
 // Engine is what the server last said of its load, however long ago; nil: nothing
 // since the gateway started.
 func (b *Backend) Engine() *Engine {
-	if e := b.engine.Load(); e != nil && !e.At.IsZero() {
+	if e := b.engine.Load(); e != nil && !e.Time.IsZero() {
 		return e
 	}
 	return nil
 }
 
 // Blind is why the server's load could not be read the last time; empty: it could.
-func (b *Backend) Blind() string {
-	if p := b.blind.Load(); p != nil {
+func (b *Backend) LoadError() string {
+	if p := b.loadError.Load(); p != nil {
 		return *p
 	}
 	return ""
@@ -109,8 +109,8 @@ func (b *Backend) Blind() string {
 // asleep says that the engine sleeps; empty: it is awake, or nothing is known of it.
 // It stays asleep however long it says nothing, unless the server was down after it
 // said so, and so has restarted.
-func (b *Backend) asleep(down time.Time) string {
-	if e := b.Engine(); e != nil && e.Asleep() && e.At.After(down) {
+func (b *Backend) sleepReason(lastDown time.Time) string {
+	if e := b.Engine(); e != nil && e.Asleep() && e.Time.After(lastDown) {
 		return "the engine is asleep (" + e.Sleep + ")"
 	}
 	return ""
@@ -123,7 +123,7 @@ var errNoEngine = errors.New("GET /metrics: no vllm: metrics: was the server sta
 
 // read takes in a page of vLLM's /metrics. It knows the names of both generations.
 func (e *Engine) read(page io.Reader, scan *promtext.Scanner) error {
-	*e = Engine{Running: -1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}
+	*e = Engine{Running: -1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1}
 	scan.Reset(page, "", maxMetrics)
 	for scan.Next() {
 		switch string(scan.Name()) {
@@ -140,9 +140,9 @@ func (e *Engine) read(page io.Reader, scan *promtext.Scanner) error {
 		case "vllm:num_preemptions_total":
 			add(&e.Preemptions, scan)
 		case "vllm:prompt_tokens_total":
-			add(&e.Prompted, scan)
+			add(&e.PromptTokens, scan)
 		case "vllm:generation_tokens_total":
-			add(&e.Generated, scan)
+			add(&e.OutputTokens, scan)
 		case "vllm:engine_sleep_state":
 			e.sleep(scan)
 		case "process_start_time_seconds":
@@ -183,21 +183,21 @@ func (e *Engine) sleep(scan *promtext.Scanner) {
 	if !ok {
 		return
 	}
-	in := v > 0
+	inState := v > 0
 	switch string(scan.Label("sleep_state")) {
 	case "awake":
 		switch {
-		case !in && !e.Asleep():
+		case !inState && !e.Asleep():
 			e.Sleep = "asleep"
-		case in && e.Sleep == "":
+		case inState && e.Sleep == "":
 			e.Sleep = awake
 		}
 	case "weights_offloaded":
-		if in {
+		if inState {
 			e.Sleep = "weights_offloaded"
 		}
 	case "discard_all":
-		if in {
+		if inState {
 			e.Sleep = "discard_all"
 		}
 	}
@@ -231,26 +231,26 @@ func number(scan *promtext.Scanner, label string) int {
 const preemptedWindow = 5 * time.Second
 
 // total is how far a counter had risen at a moment.
-type total struct {
-	at time.Time
-	n  int
+type counterReading struct {
+	time time.Time
+	n    int
 }
 
 // scraper reads one backend's load, one page after another: a page that comes late
 // delays the next one and nobody else's.
 type scraper struct {
-	b      *Backend
-	ask    func(ctx context.Context) (*http.Response, error)
-	log    *slog.Logger
-	every  time.Duration
-	seldom time.Duration // while it fails
-	scan   promtext.Scanner
-	past   []total // of preemptions
-	made   []total // of output tokens
+	b           *Backend
+	get         func(ctx context.Context) (*http.Response, error)
+	log         *slog.Logger
+	every       time.Duration
+	slow        time.Duration // while it fails
+	scan        promtext.Scanner
+	preemptions []counterReading // of preemptions
+	output      []counterReading // of output tokens
 }
 
 func newScraper(p *prober) *scraper {
-	return &scraper{b: p.b, log: p.log, every: p.scrape, seldom: max(p.every, p.scrape), ask: func(ctx context.Context) (*http.Response, error) {
+	return &scraper{b: p.b, log: p.log, every: p.scrape, slow: max(p.every, p.scrape), get: func(ctx context.Context) (*http.Response, error) {
 		return p.get(ctx, "/metrics")
 	}}
 }
@@ -271,8 +271,8 @@ func (s *scraper) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if s.told(err); err != nil {
-			pause = s.seldom
+		if s.setLoadError(err); err != nil {
+			pause = s.slow
 		}
 		pause += time.Duration(rand.Int64N(int64(pause)/5)) - pause/10
 		timer.Reset(max(pause-time.Since(began), pause/10))
@@ -283,44 +283,44 @@ func (s *scraper) run(ctx context.Context) {
 func (s *scraper) scrape(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
-	resp, err := s.ask(ctx)
+	resp, err := s.get(ctx)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	e := new(Engine)
-	at := time.Now()
+	now := time.Now()
 	if err := e.read(resp.Body, &s.scan); err != nil {
 		if errors.Is(err, errNoEngine) {
 			if e.process > 0 { // --disable-log-stats leaves that
-				s.b.learned(func(was *Engine) *Engine {
-					only := *was
-					only.process = e.process
-					only.after(was, at)
-					return &only
+				s.b.updateEngine(func(old *Engine) *Engine {
+					next := *old
+					next.process = e.process
+					next.inherit(old, now)
+					return &next
 				})
 			}
 			return err
 		}
 		return fmt.Errorf("GET /metrics: %w", cause(err))
 	}
-	e.At, e.Preempted = at, s.preempted(at, e.Preemptions)
-	e.Speed = s.speed(at, e.Generated)
-	before := s.b.learned(func(was *Engine) *Engine {
+	e.Time, e.Preempted = now, s.preempted(now, e.Preemptions)
+	e.Speed = s.speed(now, e.OutputTokens)
+	previous := s.b.updateEngine(func(old *Engine) *Engine {
 		e := *e
-		e.after(was, at)
+		e.inherit(old, now)
 		return &e
 	})
-	if !before.At.IsZero() && e.moved(before) {
-		s.b.progress.sign(at)
+	if !previous.Time.IsZero() && e.differs(previous) {
+		s.b.progress.sign(now)
 	}
 	if e.Waiting > 0 || e.Preempted > 0 {
-		s.b.held.Store(&at)
+		s.b.queuedAt.Store(&now)
 	}
 	if load, known := e.load(); known {
 		s.b.Seat.SetLoad(load)
 	}
-	if e.Asleep() != before.Asleep() {
+	if e.Asleep() != previous.Asleep() {
 		s.b.probeNow()
 	}
 	return nil
@@ -328,59 +328,59 @@ func (s *scraper) scrape(ctx context.Context) error {
 
 // preempted is how many preemptions there were in the window that ends at now.
 func (s *scraper) preempted(now time.Time, n int) int {
-	count, _ := inWindow(&s.past, now, n)
+	count, _ := inWindow(&s.preemptions, now, n)
 	return count
 }
 
 // speed is how many output tokens were made each second of the window that ends at now;
 // negative: it is not known.
 func (s *scraper) speed(now time.Time, generated int) float64 {
-	n, over := inWindow(&s.made, now, generated)
-	if generated < 0 || over <= 0 {
+	n, elapsed := inWindow(&s.output, now, generated)
+	if generated < 0 || elapsed <= 0 {
 		return -1
 	}
-	return float64(n) / over.Seconds()
+	return float64(n) / elapsed.Seconds()
 }
 
 // inWindow adds a reading of a counter to those of the window that ends at now, and
 // returns by how much the counter has risen there, and in what time. It counts from
 // nothing for a server that has restarted, and after a time in which the count was not
 // known. The readings are oldest first; the first is the last one before the window.
-func inWindow(readings *[]total, now time.Time, n int) (rise int, over time.Duration) {
+func inWindow(readings *[]counterReading, now time.Time, n int) (rise int, elapsed time.Duration) {
 	past := *readings
 	if len(past) > 0 {
 		last := past[len(past)-1]
-		if n < last.n || last.n < 0 || now.Sub(last.at) > preemptedWindow {
+		if n < last.n || last.n < 0 || now.Sub(last.time) > preemptedWindow {
 			past = past[:0]
 		}
 	}
-	past = append(past, total{now, n})
+	past = append(past, counterReading{now, n})
 	old := 0
-	for old+1 < len(past) && now.Sub(past[old+1].at) >= preemptedWindow {
+	for old+1 < len(past) && now.Sub(past[old+1].time) >= preemptedWindow {
 		old++
 	}
 	past = past[:copy(past, past[old:])]
 	*readings = past
-	return n - past[0].n, now.Sub(past[0].at)
+	return n - past[0].n, now.Sub(past[0].time)
 }
 
 // moved reports whether any figure is another than in the reading before: an engine that
 // does nothing writes none anew.
-func (e *Engine) moved(was *Engine) bool {
-	return e.Running != was.Running || e.Waiting != was.Waiting || e.KV != was.KV || e.Preemptions != was.Preemptions ||
-		e.Prompted != was.Prompted || e.Generated != was.Generated
+func (e *Engine) differs(old *Engine) bool {
+	return e.Running != old.Running || e.Waiting != old.Waiting || e.KV != old.KV || e.Preemptions != old.Preemptions ||
+		e.PromptTokens != old.PromptTokens || e.OutputTokens != old.OutputTokens
 }
 
 // told remembers why the load is not known, and logs what has changed.
-func (s *scraper) told(err error) {
-	was, now := s.b.Blind(), ""
+func (s *scraper) setLoadError(err error) {
+	old, now := s.b.LoadError(), ""
 	if err != nil {
 		now = err.Error()
 	}
-	if was == now {
+	if old == now {
 		return
 	}
-	s.b.blind.Store(&now)
+	s.b.loadError.Store(&now)
 	switch {
 	case now == "":
 		s.log.Info("backend tells its load", "backend", s.b.Name)

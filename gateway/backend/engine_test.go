@@ -41,9 +41,9 @@ func TestEnginePages(t *testing.T) {
 		file string
 		want Engine
 	}{
-		{"vllm-0.23.txt", Engine{Engines: 1, Running: 12, Waiting: 3, KV: .4375, KVTokens: 16384 * 16, Preemptions: 7, Prompted: 18374652, Generated: 18374652, Speed: -1, Sleep: "awake", process: 1795304839.406}},
-		{"vllm-0.9.txt", Engine{Engines: 1, Running: 5, Waiting: 0, KV: .0625, KVTokens: 16384 * 16, Preemptions: 2, Prompted: 6, Generated: 60, Speed: -1, process: 1795304839.713}},
-		{"vllm-dp4.txt", Engine{Engines: 4, Running: 38, Waiting: 5, KV: .875, KVTokens: 4 * 16384 * 16, Preemptions: 3, Prompted: 6, Generated: 60, Speed: -1, Sleep: "awake", process: 1795304839.991}},
+		{"vllm-0.23.txt", Engine{Engines: 1, Running: 12, Waiting: 3, KV: .4375, KVTokens: 16384 * 16, Preemptions: 7, PromptTokens: 18374652, OutputTokens: 18374652, Speed: -1, Sleep: "awake", process: 1795304839.406}},
+		{"vllm-0.9.txt", Engine{Engines: 1, Running: 5, Waiting: 0, KV: .0625, KVTokens: 16384 * 16, Preemptions: 2, PromptTokens: 6, OutputTokens: 60, Speed: -1, process: 1795304839.713}},
+		{"vllm-dp4.txt", Engine{Engines: 4, Running: 38, Waiting: 5, KV: .875, KVTokens: 4 * 16384 * 16, Preemptions: 3, PromptTokens: 6, OutputTokens: 60, Speed: -1, Sleep: "awake", process: 1795304839.991}},
 	} {
 		if e, err := readEngine(page(t, c.file)); err != nil || e != c.want {
 			t.Errorf("%s: %v, %+v; want %+v", c.file, err, e, c.want)
@@ -60,18 +60,18 @@ func TestEngineLines(t *testing.T) {
 		name, text string
 		want       Engine
 	}{
-		{"only one line", running, Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
-		{"both names", running + "vllm:gpu_cache_usage_perc 0.5\nvllm:kv_cache_usage_perc 0.5\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: .5, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
-		{"near names", running + "vllm:num_requests_waiting_by_reason{reason=\"capacity\"} 9\nvllm:num_requests_running_x 9\nvllm:num_preemptions_created 9\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
-		{"no numbers", running + "vllm:num_requests_waiting NaN\nvllm:kv_cache_usage_perc -1\nvllm:num_preemptions_total 1e99\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
-		{"more than full", running + "vllm:kv_cache_usage_perc 1.7\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: 1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
-		{"sizes told outright", running + "vllm:cache_config_info{block_size=\"16\",kv_cache_size_tokens=\"123456\",num_gpu_blocks=\"None\"} 1.0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: 123456, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
-		{"sizes not told", running + "vllm:cache_config_info{block_size=\"None\",num_gpu_blocks=\"9999999999999\"} 1.0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1}},
-		{"awake", running + state(0, 1, 0, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1, Sleep: "awake"}},
-		{"offloaded", running + state(0, 0, 1, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1, Sleep: "weights_offloaded"}},
-		{"one of two", running + state(0, 1, 0, 0) + state(1, 0, 0, 1), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1, Sleep: "discard_all"}},
-		{"the other of two", running + state(0, 0, 1, 0) + state(1, 1, 0, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1, Sleep: "weights_offloaded"}},
-		{"only told that not awake", running + "vllm:engine_sleep_state{sleep_state=\"awake\"} 0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, Prompted: -1, Generated: -1, Speed: -1, Sleep: "asleep"}},
+		{"only one line", running, Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1}},
+		{"both names", running + "vllm:gpu_cache_usage_perc 0.5\nvllm:kv_cache_usage_perc 0.5\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: .5, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1}},
+		{"near names", running + "vllm:num_requests_waiting_by_reason{reason=\"capacity\"} 9\nvllm:num_requests_running_x 9\nvllm:num_preemptions_created 9\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1}},
+		{"no numbers", running + "vllm:num_requests_waiting NaN\nvllm:kv_cache_usage_perc -1\nvllm:num_preemptions_total 1e99\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1}},
+		{"more than full", running + "vllm:kv_cache_usage_perc 1.7\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: 1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1}},
+		{"sizes told outright", running + "vllm:cache_config_info{block_size=\"16\",kv_cache_size_tokens=\"123456\",num_gpu_blocks=\"None\"} 1.0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: 123456, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1}},
+		{"sizes not told", running + "vllm:cache_config_info{block_size=\"None\",num_gpu_blocks=\"9999999999999\"} 1.0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1}},
+		{"awake", running + state(0, 1, 0, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1, Sleep: "awake"}},
+		{"offloaded", running + state(0, 0, 1, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1, Sleep: "weights_offloaded"}},
+		{"one of two", running + state(0, 1, 0, 0) + state(1, 0, 0, 1), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1, Sleep: "discard_all"}},
+		{"the other of two", running + state(0, 0, 1, 0) + state(1, 1, 0, 0), Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1, Sleep: "weights_offloaded"}},
+		{"only told that not awake", running + "vllm:engine_sleep_state{sleep_state=\"awake\"} 0\n", Engine{Engines: 1, Running: 1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1, Sleep: "asleep"}},
 	} {
 		if e, err := readEngine([]byte(c.text)); err != nil || e != c.want {
 			t.Errorf("%s: %v, %+v; want %+v", c.name, err, e, c.want)
@@ -175,8 +175,8 @@ func TestScrape(t *testing.T) {
 			t.Errorf("asked %d times in 10 s", n)
 		}
 		e := b.Engine()
-		if e == nil || e.Running != 3 || e.Preemptions != 10 || e.Preempted != 0 || e.Freshness(time.Now()) != nvml.Fresh || b.Blind() != "" {
-			t.Fatalf("%+v, %q", e, b.Blind())
+		if e == nil || e.Running != 3 || e.Preemptions != 10 || e.Preempted != 0 || e.Freshness(time.Now()) != nvml.Fresh || b.LoadError() != "" {
+			t.Fatalf("%+v, %q", e, b.LoadError())
 		}
 		w.set("/metrics", metrics(3, 14, 1))
 		time.Sleep(time.Second)
@@ -216,8 +216,8 @@ func TestScrape(t *testing.T) {
 			answer, want := c[0], c[1]
 			w.set("/metrics", answer)
 			time.Sleep(20 * time.Second)
-			if !strings.Contains(b.Blind(), want) || !b.Seat.InRotation() || b.Engine().Freshness(time.Now()) != nvml.Dropped {
-				t.Errorf("%q: %q, in rotation %v", answer, b.Blind(), b.Seat.InRotation())
+			if !strings.Contains(b.LoadError(), want) || !b.Seat.InRotation() || b.Engine().Freshness(time.Now()) != nvml.Dropped {
+				t.Errorf("%q: %q, in rotation %v", answer, b.LoadError(), b.Seat.InRotation())
 			}
 		}
 		w.count("/metrics")
@@ -227,8 +227,8 @@ func TestScrape(t *testing.T) {
 		}
 		w.set("/metrics", metrics(1, 1, 1))
 		time.Sleep(3 * time.Second)
-		if b.Blind() != "" || b.Engine().Freshness(time.Now()) != nvml.Fresh {
-			t.Errorf("%q", b.Blind())
+		if b.LoadError() != "" || b.Engine().Freshness(time.Now()) != nvml.Fresh {
+			t.Errorf("%q", b.LoadError())
 		}
 	})
 }
@@ -354,8 +354,8 @@ func TestAsleep(t *testing.T) {
 		want := func(when string, up bool, why string) {
 			t.Helper()
 			synctest.Wait()
-			if b.Seat.InRotation() != up || b.Why() != why {
-				t.Errorf("%s: in rotation %v, %q", when, b.Seat.InRotation(), b.Why())
+			if b.Seat.InRotation() != up || b.OutReason() != why {
+				t.Errorf("%s: in rotation %v, %q", when, b.Seat.InRotation(), b.OutReason())
 			}
 		}
 		time.Sleep(10 * time.Second)
@@ -479,13 +479,13 @@ func TestHeld(t *testing.T) {
 			if c.waiting < 0 {
 				text = ""
 			}
-			s.ask = func(context.Context) (*http.Response, error) {
+			s.get = func(context.Context) (*http.Response, error) {
 				return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(text))}, nil
 			}
 			if err := s.scrape(t.Context()); (err != nil) != (c.waiting < 0) {
 				t.Fatal(err)
 			}
-			if at := b.held.Load(); (at != nil && at.Equal(time.Now())) != c.held {
+			if at := b.queuedAt.Load(); (at != nil && at.Equal(time.Now())) != c.held {
 				t.Errorf("%+v: held at %v", c, at)
 			}
 		}

@@ -28,7 +28,7 @@ const (
 // TimeoutError says which limit was reached.
 type TimeoutError struct {
 	Phase  Phase
-	After  time.Duration // that was waited, or between two signs of an answer
+	Wait   time.Duration // that was waited, or between two signs of an answer
 	Silent bool          // the backend has shown no sign of work at all since the request was sent
 }
 
@@ -50,31 +50,31 @@ var ErrNothing = errors.New("nothing to be read yet")
 
 // brokenError is a connection that could not be made or did not hold.
 type brokenError struct {
-	what string
-	err  error
+	action string
+	err    error
 }
 
-func (e *brokenError) Error() string { return e.what + ": " + e.err.Error() }
+func (e *brokenError) Error() string { return e.action + ": " + e.err.Error() }
 func (e *brokenError) Unwrap() error { return e.err }
 
 // errWentOut says that a request was not waited for any more.
-var errWentOut = errors.New("its backend went out of rotation, and another one is asked")
+var errMoved = errors.New("its backend went out of rotation, and another one is asked")
 
 // Broken marks err as a connection that did not hold.
-func Broken(what string, err error) error { return &brokenError{what, err} }
+func Broken(action string, err error) error { return &brokenError{action, err} }
 
 // statusOf is the status by which a server refused, in the head of its answer or in one
 // of status 200; 0: err is no refusal.
 func statusOf(err error) int {
 	var (
 		status *StatusError
-		within *openai.StreamError
+		stream *openai.StreamError
 	)
 	switch {
 	case errors.As(err, &status):
 		return status.Status
-	case errors.As(err, &within):
-		return within.Status
+	case errors.As(err, &stream):
+		return stream.Status
 	}
 	return 0
 }

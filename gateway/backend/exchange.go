@@ -37,7 +37,7 @@ type Request struct {
 	// Elsewhere, if set, reports whether the request can be sent to another backend now.
 	// It is called on the exchange's own goroutine while the backend is out of rotation
 	// and nothing has come of the answer; if it is true, the exchange ends.
-	Elsewhere func() bool
+	CanMove func() bool
 
 	// Silence, if set, is called on the exchange's own goroutine while nothing
 	// comes, first after SilenceAfter and then as it asks.
@@ -51,31 +51,31 @@ type Answer struct {
 	Status int
 	Header http.Header
 
-	b       *Backend
-	c       *conn
-	q       *Request
-	ctx     context.Context
-	stop    func() bool // of the watch over ctx
-	body    framing
-	length  int64
-	began   time.Time
-	waiting time.Time   // since when the server is silent; of a stream without an event, when it was sent, put off by what Silence took
-	quiet   time.Time   // when to call Silence
-	pause   func() bool // of Follow
-	due     time.Time   // when the read deadline is
-	flowing bool        // an event has come since the last wait
-	taken   bool        // an event has come since the clock was looked at
-	spoken  bool        // some of the body is read; of a stream, an event
-	counted bool        // the backend's progress has it as under way
-	left    bool        // the caller left; only what was on its way is read
-	until   time.Time   // and only until then
+	b               *Backend
+	c               *conn
+	q               *Request
+	ctx             context.Context
+	stop            func() bool // of the watch over ctx
+	body            framing
+	length          int64
+	began           time.Time
+	silentSince     time.Time   // since when the server is silent; of a stream without an event, when it was sent, put off by what Silence took
+	nextSilence     time.Time   // when to call Silence
+	flush           func() bool // of Follow
+	deadline        time.Time   // when the read deadline is
+	eventSinceWait  bool        // an event has come since the last wait
+	eventSinceCheck bool        // an event has come since the clock was looked at
+	started         bool        // some of the body is read; of a stream, an event
+	counted         bool        // the backend's progress has it as under way
+	left            bool        // the caller left; only what was on its way is read
+	drainEnd        time.Time   // and only until then
 }
 
 // Send sends q and returns when the head of the answer has arrived, whatever its
 // status. When ctx ends the request is cancelled at the server.
 func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 	now := time.Now()
-	c := b.pool.silent(now)
+	c := b.pool.acquire(now)
 	for {
 		fresh := c == nil
 		if fresh {
@@ -88,7 +88,7 @@ func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 				return nil, err
 			}
 		}
-		a := &Answer{b: b, c: c, q: q, ctx: ctx, began: now, waiting: now}
+		a := &Answer{b: b, c: c, q: q, ctx: ctx, began: now, silentSince: now}
 		err := a.exchange()
 		if err == nil && !fresh && a.Status == http.StatusRequestTimeout && time.Since(now) < staleWithin {
 			// The server says that it has waited for a request for too long (RFC 9110
@@ -100,7 +100,7 @@ func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 		if err == nil {
 			return a, nil
 		}
-		silent := !c.heard
+		silent := !c.received
 		a.Close()
 		switch {
 		case a.left || ctx.Err() != nil:
@@ -123,10 +123,10 @@ const staleWithin = time.Second
 
 // exchange sends the request and reads the head of the answer.
 func (a *Answer) exchange() error {
-	a.c.x, a.c.heard = a, false
+	a.c.x, a.c.received = a, false
 	a.b.progress.begin(a.began)
 	a.counted = true
-	a.quiet = a.began.Add(a.q.SilenceAfter)
+	a.nextSilence = a.began.Add(a.q.SilenceAfter)
 	a.stop = context.AfterFunc(a.ctx, func() { _ = a.c.nc.SetDeadline(time.Unix(1, 0)) })
 	if err := a.c.nc.SetWriteDeadline(a.began.Add(a.q.Limits.Total)); err != nil {
 		return err
@@ -134,7 +134,7 @@ func (a *Answer) exchange() error {
 	a.arm(a.began)
 	wrote := a.b.write(a.c, a.q)
 	if isTimeout(wrote) {
-		return &TimeoutError{Phase: Total, After: a.q.Limits.Total}
+		return &TimeoutError{Phase: Total, Wait: a.q.Limits.Total}
 	}
 	for range maxInterim {
 		resp, err := a.c.head(a.b.post) //nolint:bodyclose // only the head is parsed out of a buffer: there is no body to close
@@ -160,17 +160,17 @@ const maxInterim = 16
 
 // joined is up to which size in bytes a body is copied behind its head, which
 // costs less than a second buffer in the system call.
-const joined = 16 << 10
+const maxJoined = 16 << 10
 
 // write sends the request in one system call.
 func (b *Backend) write(c *conn, q *Request) error {
-	buf, ok := b.dialer.lent.out.Get().(*[]byte)
+	buf, ok := b.dialer.buffers.out.Get().(*[]byte)
 	if !ok {
 		buf = new([]byte)
 	}
-	defer b.dialer.lent.out.Put(buf)
+	defer b.dialer.buffers.out.Put(buf)
 	head := append(append((*buf)[:0], "POST "...), b.prefix...)
-	head = append(append(append(head, q.Path...), " HTTP/1.1\r\n"...), b.fixed...)
+	head = append(append(append(head, q.Path...), " HTTP/1.1\r\n"...), b.header...)
 	if q.Stream {
 		head = append(head, "Accept: text/event-stream\r\n"...)
 	}
@@ -178,7 +178,7 @@ func (b *Backend) write(c *conn, q *Request) error {
 	head = append(head, "\r\n"...)
 	head = append(append(head, q.Header...), "Content-Length: "...)
 	head = append(strconv.AppendInt(head, int64(len(q.Body)), 10), "\r\n\r\n"...)
-	if len(q.Body) <= joined {
+	if len(q.Body) <= maxJoined {
 		head = append(head, q.Body...)
 		*buf = head
 		_, err := c.nc.Write(head)
@@ -196,12 +196,12 @@ func (b *Backend) write(c *conn, q *Request) error {
 // which should pass on what was read so far and returns false where the caller is
 // gone. A slow stream costs one system call to read for each piece, where a loop
 // over Read needs a second to learn that there is no more.
-func (a *Answer) Follow(take func() error, pause func() bool) error {
-	a.pause, a.c.followed = pause, true
+func (a *Answer) Follow(consume func() error, flush func() bool) error {
+	a.flush, a.c.followed = flush, true
 	defer func() { a.c.followed = false }()
-	err := take()
+	err := consume()
 	for err == ErrNothing { //nolint:errorlint // it is never wrapped, and this is asked for each event
-		err = a.c.follow(take)
+		err = a.c.follow(consume)
 	}
 	return err
 }
@@ -211,8 +211,8 @@ func (a *Answer) Follow(take func() error, pause func() bool) error {
 func (a *Answer) Read(p []byte) (int, error) {
 	n, err := a.body.read(a.c, p)
 	if n > 0 && !a.q.Stream {
-		a.spoken = true
-		a.works(a.now())
+		a.started = true
+		a.sign(a.now())
 	}
 	switch {
 	case err == nil, err == ErrNothing: //nolint:errorlint // as in Follow
@@ -234,23 +234,23 @@ func (a *Answer) Read(p []byte) (int, error) {
 // first token and renews the idle limit: comments, empty lines and empty events are
 // sent by proxies and by engines that have nothing to say.
 func (a *Answer) Progress() {
-	a.flowing, a.taken = true, true
-	if a.spoken {
+	a.eventSinceWait, a.eventSinceCheck = true, true
+	if a.started {
 		return
 	}
-	a.spoken = true
-	a.works(a.now())
+	a.started = true
+	a.sign(a.now())
 	if !a.left { // the deadline was that of the first token
-		a.waiting = time.Now()
-		a.arm(a.waiting)
+		a.silentSince = time.Now()
+		a.arm(a.silentSince)
 	}
 }
 
 // Soon asks for Silence to be called after d at the latest, if nothing comes before.
-func (a *Answer) Soon(d time.Duration) {
+func (a *Answer) SilenceWithin(d time.Duration) {
 	now := a.now()
-	if quiet := now.Add(d); !a.left && quiet.Before(a.quiet) {
-		a.quiet = quiet
+	if quiet := now.Add(d); !a.left && quiet.Before(a.nextSilence) {
+		a.nextSilence = quiet
 		a.arm(now)
 	}
 }
@@ -260,20 +260,20 @@ func (a *Answer) Length() int64 { return a.length }
 
 // Leave cancels the request at the server because the caller is gone. Reading
 // goes on for what the server had already sent.
-func (a *Answer) Leave() {
+func (a *Answer) Cancel() {
 	if a.left {
 		return
 	}
-	a.left, a.until = true, time.Now().Add(drainAfter)
-	a.due = a.until
+	a.left, a.drainEnd = true, time.Now().Add(drainAfter)
+	a.deadline = a.drainEnd
 	// Were this to fail, the deadline below still ends the exchange.
 	_ = a.c.closeWrite()
-	_ = a.c.nc.SetReadDeadline(a.until)
+	_ = a.c.nc.SetReadDeadline(a.drainEnd)
 }
 
 // works notes that the backend has made some of an answer. A refusal is none: the server
 // before an engine that hangs can still refuse.
-func (a *Answer) works(now time.Time) {
+func (a *Answer) sign(now time.Time) {
 	if a.Status == http.StatusOK {
 		a.b.progress.sign(now)
 	}
@@ -283,11 +283,11 @@ func (a *Answer) works(now time.Time) {
 func (a *Answer) Close() {
 	if a.counted {
 		a.counted = false
-		a.b.progress.end(a.Status != 0 && (a.spoken || a.Status != http.StatusOK))
+		a.b.progress.end(a.Status != 0 && (a.started || a.Status != http.StatusOK))
 	}
 	watching := a.stop == nil || a.stop()
-	if a.body.state == ended && !a.body.close && watching && !a.left && a.c.spent() {
-		a.b.pool.give(a.c, time.Now())
+	if a.body.state == ended && !a.body.close && watching && !a.left && a.c.drained() {
+		a.b.pool.release(a.c, time.Now())
 		return
 	}
 	a.c.close()
@@ -296,12 +296,12 @@ func (a *Answer) Close() {
 // beforeWait is called when nothing more is there to be taken. A caller may take long
 // over what pause passes on: the server's silence begins after it.
 func (a *Answer) beforeWait() {
-	if !a.pause() {
-		a.Leave()
+	if !a.flush() {
+		a.Cancel()
 	}
-	if a.flowing {
-		a.flowing, a.taken, a.waiting = false, false, a.now()
-		a.works(a.waiting)
+	if a.eventSinceWait {
+		a.eventSinceWait, a.eventSinceCheck, a.silentSince = false, false, a.now()
+		a.sign(a.silentSince)
 	}
 }
 
@@ -310,14 +310,14 @@ func (a *Answer) beforeWait() {
 func (a *Answer) overdue() bool {
 	now := a.now()
 	a.renew(now)
-	return !a.left && a.ctx.Err() != nil || !now.Before(a.due)
+	return !a.left && a.ctx.Err() != nil || !now.Before(a.deadline)
 }
 
 // renew starts the idle limit anew at now if an event has come since the clock was
 // looked at. The caller may have taken any time over it, so when it came is not known.
 func (a *Answer) renew(now time.Time) {
-	if a.taken {
-		a.taken, a.waiting = false, now
+	if a.eventSinceCheck {
+		a.eventSinceCheck, a.silentSince = false, now
 	}
 }
 
@@ -326,28 +326,28 @@ func (a *Answer) now() time.Time { return a.began.Add(time.Since(a.began)) }
 
 // waitOn is called when the read deadline has passed: it says why to stop, or
 // sets the next one. The time that the caller takes over Silence is not the server's.
-func (a *Answer) waitOn() error {
+func (a *Answer) deadlinePassed() error {
 	now := time.Now()
 	a.renew(now)
-	if a.left && now.Before(a.until) { // the watch over ctx fired after Leave
-		_ = a.c.nc.SetReadDeadline(a.until)
+	if a.left && now.Before(a.drainEnd) { // the watch over ctx fired after Leave
+		_ = a.c.nc.SetReadDeadline(a.drainEnd)
 		return nil
 	}
 	if a.left {
 		return ErrLeft
 	}
 	if a.ctx.Err() != nil {
-		a.Leave()
+		a.Cancel()
 		return nil
 	}
-	if err := a.over(now); err != nil {
+	if err := a.checkLimits(now); err != nil {
 		return err
 	}
-	if a.q.Silence != nil && !now.Before(a.quiet) {
+	if a.q.Silence != nil && !now.Before(a.nextSilence) {
 		next := a.q.Silence(now)
 		took := time.Since(now)
 		now = now.Add(took)
-		a.quiet, a.waiting = now.Add(next), a.waiting.Add(took)
+		a.nextSilence, a.silentSince = now.Add(next), a.silentSince.Add(took)
 	}
 	a.arm(now)
 	return nil
@@ -355,20 +355,20 @@ func (a *Answer) waitOn() error {
 
 // over reports which limit has passed, or that the backend has gone out of rotation and
 // another one can be asked; nil: neither.
-func (a *Answer) over(now time.Time) error {
-	at, phase := a.limit()
-	silent := !a.spoken && a.b.Silent(a.began, now)
+func (a *Answer) checkLimits(now time.Time) error {
+	deadline, phase := a.limit()
+	silent := !a.started && a.b.Silent(a.began, now)
 	switch {
 	case !now.Before(a.began.Add(a.q.Limits.Total)):
-		return &TimeoutError{Phase: Total, After: a.q.Limits.Total, Silent: silent}
-	case !now.Before(at):
-		return &TimeoutError{Phase: phase, After: a.patience(phase), Silent: silent}
-	case a.spoken:
+		return &TimeoutError{Phase: Total, Wait: a.q.Limits.Total, Silent: silent}
+	case !now.Before(deadline):
+		return &TimeoutError{Phase: phase, Wait: a.patience(phase), Silent: silent}
+	case a.started:
 		return nil
 	case silent && !a.q.Stream && a.b.silentFor(a.q.Limits.FirstByte, a.began, now):
-		return &TimeoutError{Phase: FirstByte, After: a.q.Limits.FirstByte, Silent: true}
-	case a.q.Elsewhere != nil && a.b.gone() && a.q.Elsewhere():
-		return &brokenError{"not waited for", errWentOut}
+		return &TimeoutError{Phase: FirstByte, Wait: a.q.Limits.FirstByte, Silent: true}
+	case a.q.CanMove != nil && a.b.unavailable() && a.q.CanMove():
+		return &brokenError{"not waited for", errMoved}
 	}
 	return nil
 }
@@ -378,21 +378,21 @@ func (a *Answer) over(now time.Time) error {
 // when there is room again: the silence counts from when it last said so. An engine that
 // hangs says so, too, for ever: its word holds until its last sign of work.
 func (a *Answer) limit() (time.Time, Phase) {
-	if !a.spoken && a.q.Stream {
-		return a.waiting.Add(a.q.Limits.FirstToken), FirstToken
+	if !a.started && a.q.Stream {
+		return a.silentSince.Add(a.q.Limits.FirstToken), FirstToken
 	}
-	since := a.waiting
-	if held := a.b.held.Load(); held != nil {
-		until := *held
-		if last := a.b.progress.last(); !last.IsZero() && last.Before(until) {
-			until = last
+	start := a.silentSince
+	if held := a.b.queuedAt.Load(); held != nil {
+		end := *held
+		if last := a.b.progress.last(); !last.IsZero() && last.Before(end) {
+			end = last
 		}
-		since = latest(since, until)
+		start = latest(start, end)
 	}
-	if a.spoken {
-		return since.Add(a.q.Limits.Idle), Idle
+	if a.started {
+		return start.Add(a.q.Limits.Idle), Idle
 	}
-	return since.Add(a.patience(FirstByte)), FirstByte
+	return start.Add(a.patience(FirstByte)), FirstByte
 }
 
 // patience is how long a limit is.
@@ -403,32 +403,32 @@ func (a *Answer) patience(phase Phase) time.Duration {
 	case Idle:
 		return a.q.Limits.Idle
 	}
-	return max(a.q.Limits.FirstByte, predictedTimes*a.b.predict(a.q.Prompt, a.q.Answer, a.now()))
+	return max(a.q.Limits.FirstByte, predictedFactor*a.b.predict(a.q.Prompt, a.q.Answer, a.now()))
 }
 
 // predictedTimes is how many times as long as predicted an answer in one piece may take.
-const predictedTimes = 3
+const predictedFactor = 3
 
 // lookEvery is how often a request of which nothing has come looks whether its backend is
 // still in rotation.
-const lookEvery = time.Second
+const rotationCheckEvery = time.Second
 
 // arm sets the read deadline to whatever is due next.
 func (a *Answer) arm(now time.Time) {
 	next := a.began.Add(a.q.Limits.Total)
-	if at, _ := a.limit(); at.Before(next) {
-		next = at
+	if deadline, _ := a.limit(); deadline.Before(next) {
+		next = deadline
 	}
-	if look := now.Add(lookEvery); a.q.Elsewhere != nil && !a.spoken && look.Before(next) {
+	if look := now.Add(rotationCheckEvery); a.q.CanMove != nil && !a.started && look.Before(next) {
 		next = look
 	}
-	if a.q.Silence != nil && a.quiet.Before(next) {
-		next = a.quiet
+	if a.q.Silence != nil && a.nextSilence.Before(next) {
+		next = a.nextSilence
 	}
 	if !next.After(now) {
 		next = now.Add(time.Millisecond)
 	}
-	a.due = next
+	a.deadline = next
 	// A connection that takes no deadline is closed, and the next read says so.
 	_ = a.c.nc.SetReadDeadline(next)
 	if a.ctx.Err() != nil { // the watch may have fired just before

@@ -62,7 +62,7 @@ func TestBodies(t *testing.T) {
 		}
 	})
 	b := backendOf(t, s.addr)
-	for _, size := range []int{0, 1, joined - 1, joined, joined + 1, 100_000, 4 << 20} {
+	for _, size := range []int{0, 1, maxJoined - 1, maxJoined, maxJoined + 1, 100_000, 4 << 20} {
 		q := post()
 		q.Body = []byte(strings.Repeat("0123456789abcdef", size/16+1)[:size])
 		if _, body, err := send(b, q); err != nil || body != "ok" {
@@ -160,7 +160,7 @@ func TestNoAnswer(t *testing.T) {
 			if n := s.conns.Load(); n != 1 {
 				t.Errorf("sent %d times", n)
 			}
-			if !b.Seat.InRotation() || len(b.kick) != 1 {
+			if !b.Seat.InRotation() || len(b.probeRequests) != 1 {
 				t.Error("one failed answer should ask for a probe, no more")
 			}
 		})
@@ -187,7 +187,7 @@ func TestBrokenBodies(t *testing.T) {
 			})
 			b := backendOf(t, s.addr)
 			_, body, err := send(b, post())
-			if body != c.body || !Retryable(err) || len(b.kick) != 1 {
+			if body != c.body || !Retryable(err) || len(b.probeRequests) != 1 {
 				t.Errorf("%q, %v", body, err)
 			}
 			if len(b.pool.idle) != 0 {
@@ -412,8 +412,8 @@ func TestRefused(t *testing.T) {
 	if !Retryable(err) || Outcome(err) != "broken" {
 		t.Errorf("%v", err)
 	}
-	if b.Seat.InRotation() || b.Why() != "connection refused" || len(b.kick) != 1 {
-		t.Errorf("in rotation %v (%s), %d probes asked for", b.Seat.InRotation(), b.Why(), len(b.kick))
+	if b.Seat.InRotation() || b.OutReason() != "connection refused" || len(b.probeRequests) != 1 {
+		t.Errorf("in rotation %v (%s), %d probes asked for", b.Seat.InRotation(), b.OutReason(), len(b.probeRequests))
 	}
 }
 
@@ -426,7 +426,7 @@ func TestConnectTimeout(t *testing.T) {
 	q.Limits.Connect = 20 * time.Millisecond
 	_, _, err := send(b, q)
 	wantPhase(t, err, Connect)
-	if !Retryable(err) || Outcome(err) != "timeout_connect" || len(b.kick) != 1 {
+	if !Retryable(err) || Outcome(err) != "timeout_connect" || len(b.probeRequests) != 1 {
 		t.Errorf("%v", err)
 	}
 }
@@ -438,7 +438,7 @@ func TestTLS(t *testing.T) {
 	b := overTLS(t, s.addr, client)
 	for range 3 {
 		q := post()
-		q.Body = []byte(strings.Repeat("y", 2*joined))
+		q.Body = []byte(strings.Repeat("y", 2*maxJoined))
 		if _, body, err := send(b, q); err != nil || body != big {
 			t.Fatalf("%d bytes, %v", len(body), err)
 		}

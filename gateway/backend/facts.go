@@ -22,7 +22,7 @@ func (p *prober) learn(ctx context.Context) error {
 	}
 	p.learnThinking(ctx, &f)
 	p.b.facts.Store(&f)
-	p.known = time.Now()
+	p.factsTime = time.Now()
 	return nil
 }
 
@@ -53,7 +53,7 @@ func (p *prober) identify(ctx context.Context) (Facts, error) {
 	var version struct{ Version string }
 	if body, err := p.ask(ctx, "/version"); err == nil && json.Unmarshal(body, &version) == nil {
 		f.Version = printed(version.Version, maxVersion)
-		f.Can = capabilitiesOf(f.Version)
+		f.Capabilities = capabilitiesOf(f.Version)
 	}
 	return f, nil
 }
@@ -107,9 +107,9 @@ const maxContext = 1 << 27
 // contextOf returns the context of a served name in tokens; 0 and an error: it cannot be
 // known. The other models of a server, which may be a router, say nothing of it.
 func contextOf(cards []modelCard, name string) (int, error) {
-	find := func(is func(modelCard) bool) *modelCard {
+	find := func(matches func(modelCard) bool) *modelCard {
 		for i := range cards {
-			if is(cards[i]) {
+			if matches(cards[i]) {
 				return &cards[i]
 			}
 		}
@@ -117,7 +117,7 @@ func contextOf(cards []modelCard, name string) (int, error) {
 	}
 	card := find(func(m modelCard) bool { return m.ID == name })
 	for range cards { // as many steps at most, should parents form a ring
-		if card == nil || !isNothing(card.MaxModelLen) || card.Parent == nil {
+		if card == nil || !isNull(card.MaxModelLen) || card.Parent == nil {
 			break
 		}
 		parent := *card.Parent
@@ -125,7 +125,7 @@ func contextOf(cards []modelCard, name string) (int, error) {
 			card = find(func(m modelCard) bool { return m.Root != nil && *m.Root == parent && m.Parent == nil })
 		}
 	}
-	if card == nil || isNothing(card.MaxModelLen) {
+	if card == nil || isNull(card.MaxModelLen) {
 		return 0, fmt.Errorf("GET /v1/models gives no max_model_len of %s: its context is not known, and no answer is limited by it", name)
 	}
 	n, err := strconv.ParseFloat(string(card.MaxModelLen), 64)
@@ -136,12 +136,12 @@ func contextOf(cards []modelCard, name string) (int, error) {
 	return int(n), nil
 }
 
-func isNothing(raw json.RawMessage) bool { return len(raw) == 0 || string(raw) == "null" }
+func isNull(raw json.RawMessage) bool { return len(raw) == 0 || string(raw) == "null" }
 
 // The chat that tells whether a server thinks by default, and how many tokens Qwen3's
 // template makes of it.
 const (
-	tellingChat    = `"messages":[{"role":"user","content":"Hello"}]`
+	probeChat      = `"messages":[{"role":"user","content":"Hello"}]`
 	thinkingTokens = 9
 	quietTokens    = 13 // with <think>\n\n</think>\n\n at the end
 )
@@ -152,10 +152,10 @@ const (
 // one token. Where neither answers, what was known before of that release and name
 // holds, also after the server was down.
 func (p *prober) learnThinking(ctx context.Context, f *Facts) {
-	was := p.b.Facts()
-	same := was.Version == f.Version && was.Serves == f.Serves
-	f.NoThinking = same && was.NoThinking
-	if !f.Can.defaultKwargs() {
+	old := p.b.Facts()
+	unchanged := old.Version == f.Version && old.Serves == f.Serves
+	f.NoThinking = unchanged && old.NoThinking
+	if !f.Capabilities.defaultKwargs() {
 		return
 	}
 	n, err := p.promptTokens(ctx, "/tokenize", f.Serves, "")
@@ -166,18 +166,18 @@ func (p *prober) learnThinking(ctx context.Context, f *Facts) {
 		return
 	}
 	switch {
-	case f.Can.tokenizesByDefaults():
+	case f.Capabilities.tokenizesByDefaults():
 		if err != nil {
 			return
 		}
-	case same && !p.known.IsZero() && p.asked.After(p.b.started()):
+	case unchanged && !p.factsTime.IsZero() && p.tokenAsked.After(p.b.started()):
 		return
 	default:
 		if n, err = p.promptTokens(ctx, "/v1/chat/completions", f.Serves, `,"max_tokens":1`); err != nil {
-			p.asked = time.Time{} // it is asked again
+			p.tokenAsked = time.Time{} // it is asked again
 			return
 		}
-		p.asked = time.Now()
+		p.tokenAsked = time.Now()
 	}
 	f.NoThinking = n == quietTokens
 }
@@ -191,25 +191,25 @@ func (b *Backend) started() time.Time {
 }
 
 // promptTokens has the server count the telling chat.
-func (p *prober) promptTokens(ctx context.Context, route, model, more string) (int, error) {
+func (p *prober) promptTokens(ctx context.Context, route, model, fields string) (int, error) {
 	name, err := json.Marshal(model)
 	if err != nil {
 		return 0, err
 	}
-	body, err := p.exchange(ctx, http.MethodPost, route, bytes.NewReader([]byte(`{"model":`+string(name)+`,`+tellingChat+more+`}`)))
+	body, err := p.exchange(ctx, http.MethodPost, route, bytes.NewReader([]byte(`{"model":`+string(name)+`,`+probeChat+fields+`}`)))
 	if err != nil {
 		return 0, err
 	}
-	var told struct {
+	var answer struct {
 		Count *int
 		Usage struct {
 			PromptTokens *int `json:"prompt_tokens"`
 		}
 	}
-	if err := json.Unmarshal(body, &told); err != nil {
+	if err := json.Unmarshal(body, &answer); err != nil {
 		return 0, err
 	}
-	for _, n := range []*int{told.Count, told.Usage.PromptTokens} {
+	for _, n := range []*int{answer.Count, answer.Usage.PromptTokens} {
 		if n != nil {
 			return *n, nil
 		}
@@ -220,13 +220,13 @@ func (p *prober) promptTokens(ctx context.Context, route, model, more string) (i
 // match finds the served name that is meant: one equal to a wanted name, or one
 // whose last path element is (Qwen/Qwen3-1.7B).
 func match(served, names []string) string {
-	for _, same := range []func(a, b string) bool{
+	for _, equal := range []func(a, b string) bool{
 		func(a, b string) bool { return a == b },
 		func(a, b string) bool { return strings.EqualFold(path.Base(a), path.Base(b)) },
 	} {
 		for _, s := range served {
 			for _, n := range names {
-				if same(s, n) {
+				if equal(s, n) {
 					return s
 				}
 			}

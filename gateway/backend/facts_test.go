@@ -121,13 +121,13 @@ func TestProbeLearnsThinkingOnce(t *testing.T) {
 	learn(true, 1)
 	set(9)
 	learn(true, 0) // nothing has happened
-	p.known = time.Time{}
+	p.factsTime = time.Time{}
 	learn(false, 1) // it was down
 	set(13)
-	p.b.cameBack(time.Now())
+	p.b.setRestarted(time.Now())
 	learn(true, 1) // it says itself that it was started
 	w.set("/v1/chat/completions", "status 503")
-	p.b.cameBack(time.Now())
+	p.b.setRestarted(time.Now())
 	learn(true, 1) // what was known holds
 	set(9)
 	learn(false, 1) // and it is asked on

@@ -89,29 +89,29 @@ func (m *ModelConfig) Validate() error {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	for i, name := range append([]string{m.Name}, m.Aliases...) {
-		at := "name"
+		path := "name"
 		if i > 0 {
-			at = fmt.Sprintf("aliases[%d]", i-1)
+			path = fmt.Sprintf("aliases[%d]", i-1)
 		}
 		if !printable(name) {
-			fault("%s: must be 1 to 200 printable ASCII characters without spaces or quotes, not %q", at, name)
+			fault("%s: must be 1 to 200 printable ASCII characters without spaces or quotes, not %q", path, name)
 		}
 	}
 	if m.Name == "other" {
 		fault("name: other stands for all unknown models in metrics; expected another name")
 	}
-	if _, ok := names(m.Reasoning); !ok {
+	if _, ok := reasoningNames(m.Reasoning); !ok {
 		fault("reasoning: must be both, reasoning or reasoning_content, not %q", m.Reasoning)
 	}
 	for _, t := range []struct {
-		at string
-		d  time.Duration
+		path string
+		d    time.Duration
 	}{
 		{"timeouts.connect", m.Timeouts.Connect}, {"timeouts.first_token", m.Timeouts.FirstToken}, {"timeouts.first_byte", m.Timeouts.FirstByte},
 		{"timeouts.idle", m.Timeouts.Idle}, {"timeouts.total", m.Timeouts.Total}, {"probe", m.Probe},
 	} {
 		if t.d < time.Millisecond {
-			fault("%s: must be at least 1ms, such as 3s", t.at)
+			fault("%s: must be at least 1ms, such as 3s", t.path)
 		}
 	}
 	if m.Scrape < 50*time.Millisecond || m.Scrape > 2*time.Second {
@@ -176,7 +176,7 @@ func printable(name string) bool {
 	return len(name) > 0 && len(name) <= maxName
 }
 
-func names(setting string) (n openai.Names, ok bool) {
+func reasoningNames(setting string) (n openai.Names, ok bool) {
 	switch setting {
 	case "both":
 		return openai.BothNames, true
@@ -207,7 +207,7 @@ type Model struct {
 }
 
 // On finds the backend that a place is on; nil: the configuration has none such.
-func (m *Model) On(seat *admission.Seat) *Backend {
+func (m *Model) BackendOf(seat *admission.Seat) *Backend {
 	for _, b := range m.Backends {
 		if b.Seat == seat {
 			return b
@@ -219,13 +219,13 @@ func (m *Model) On(seat *admission.Seat) *Backend {
 // Context is how many tokens a prompt and its answer may have together: the least
 // of the backends in rotation, since any may be picked. 0: not known yet.
 func (m *Model) Context() int {
-	least := 0
+	lowest := 0
 	for _, b := range m.Backends {
-		if n := b.Facts().MaxModelLen; n > 0 && (least == 0 || n < least) && b.Seat.InRotation() {
-			least = n
+		if n := b.Facts().MaxModelLen; n > 0 && (lowest == 0 || n < lowest) && b.Seat.InRotation() {
+			lowest = n
 		}
 	}
-	return least
+	return lowest
 }
 
 // NoThinking reports whether a server in rotation switches thinking off where a chat
@@ -242,9 +242,9 @@ func (m *Model) NoThinking() bool {
 
 // Constrains reports whether the servers in rotation know structured_outputs, which
 // older ones ignore.
-func (m *Model) Constrains() bool {
+func (m *Model) HasStructuredOutputs() bool {
 	for _, b := range m.Backends {
-		if f := b.Facts(); b.Seat.InRotation() && f.Can.Known && !f.Can.StructuredOutputs {
+		if f := b.Facts(); b.Seat.InRotation() && f.Capabilities.Known && !f.Capabilities.StructuredOutputs {
 			return false
 		}
 	}
@@ -253,22 +253,22 @@ func (m *Model) Constrains() bool {
 
 // models is one state of the configuration.
 type models struct {
-	list   []*Model
-	byName map[string]*Model
-	every  map[*Backend]prober
+	list    []*Model
+	byName  map[string]*Model
+	probers map[*Backend]prober
 }
 
 // Fleet is all models and backends. It is safe for concurrent use.
 type Fleet struct {
-	log     *slog.Logger
-	agent   string // User-Agent of what is sent to the servers
-	gpus    *nvml.Monitor
-	ladder  *degrade.Ladder
-	client  *http.Client
-	now     atomic.Pointer[models]
-	apply   sync.Mutex // held while the models change; of told, too
-	told    func([]*Model)
-	changed chan struct{}
+	log      *slog.Logger
+	agent    string // User-Agent of what is sent to the servers
+	gpus     *nvml.Monitor
+	ladder   *degrade.Ladder
+	client   *http.Client
+	now      atomic.Pointer[models]
+	apply    sync.Mutex // held while the models change; of told, too
+	onChange func([]*Model)
+	changed  chan struct{}
 }
 
 // NewFleet makes a fleet without models; agent is the User-Agent of what it sends,
@@ -308,11 +308,11 @@ func (f *Fleet) Names() []string {
 }
 
 // Notify has f told of the models, now and whenever they change, before Apply returns.
-func (f *Fleet) Notify(told func([]*Model)) {
+func (f *Fleet) Notify(onChange func([]*Model)) {
 	f.apply.Lock()
 	defer f.apply.Unlock()
-	f.told = told
-	told(f.Models())
+	f.onChange = onChange
+	onChange(f.Models())
 }
 
 // Ready reports whether some backend of some model is in rotation.
@@ -343,7 +343,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 		}
 	}()
 	for {
-		wanted := f.now.Load().every
+		wanted := f.now.Load().probers
 		for b, r := range now {
 			p, ok := wanted[b]
 			if ok && p.every == r.every && p.scrape == r.scrape && slices.Equal(p.names, r.names) {
@@ -352,7 +352,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 			r.stop()
 			delete(now, b)
 			if !ok {
-				b.out(removed)
+				b.takeOut(removed)
 				b.pool.close()
 			}
 		}

@@ -120,11 +120,11 @@ func TestProbe(t *testing.T) {
 					w.set("/health", h)
 					p.probe(t.Context())
 					if p.b.Seat.InRotation() != c.up[i] {
-						t.Fatalf("after probe %d (%q): in rotation %v (%s)", i, h, p.b.Seat.InRotation(), p.b.Why())
+						t.Fatalf("after probe %d (%q): in rotation %v (%s)", i, h, p.b.Seat.InRotation(), p.b.OutReason())
 					}
 				}
-				if p.b.Why() != c.why {
-					t.Errorf("why: %q", p.b.Why())
+				if p.b.OutReason() != c.why {
+					t.Errorf("why: %q", p.b.OutReason())
 				}
 			})
 		})
@@ -145,7 +145,7 @@ func TestOutIsLogged(t *testing.T) {
 			{"", "in rotation"}, {refusing, "connection refused"}, {refusing, ""},
 		} {
 			if step.health == "pause" {
-				time.Sleep(sayEvery)
+				time.Sleep(logEvery)
 				continue
 			}
 			w.set("/health", step.health)
@@ -173,7 +173,7 @@ func TestProbeLearns(t *testing.T) {
 		want                          Facts
 		why                           string
 	}{
-		{"all", `{"data":[{"id":"Qwen/Qwen3-1.7B","max_model_len":40960}]}`, `{"version":"0.23.0"}`, "", Facts{Serves: "Qwen/Qwen3-1.7B", MaxModelLen: 40960, Version: "0.23.0", Can: capabilitiesOf("0.23.0")}, ""},
+		{"all", `{"data":[{"id":"Qwen/Qwen3-1.7B","max_model_len":40960}]}`, `{"version":"0.23.0"}`, "", Facts{Serves: "Qwen/Qwen3-1.7B", MaxModelLen: 40960, Version: "0.23.0", Capabilities: capabilitiesOf("0.23.0")}, ""},
 		{"no version", `{"data":[{"id":"qwen3-1.7b","max_model_len":100}]}`, `status 404`, "", Facts{Serves: "qwen3-1.7b", MaxModelLen: 100}, ""},
 		{"odd version", `{"data":[{"id":"qwen3-1.7b","max_model_len":7}]}`, `nightly`, "", Facts{Serves: "qwen3-1.7b", MaxModelLen: 7}, ""},
 		{"an adapter beside it", `{"data":[{"id":"lora","max_model_len":null},{"id":"Qwen3-1.7B","max_model_len":7}]}`, ``, "", Facts{Serves: "Qwen3-1.7B", MaxModelLen: 7}, ""},
@@ -196,8 +196,8 @@ func TestProbeLearns(t *testing.T) {
 			p.probe(t.Context())
 			f := p.b.Facts()
 			f.Names = nil
-			if fmt.Sprintf("%+v", f) != fmt.Sprintf("%+v", c.want) || p.b.Why() != c.why || p.b.Seat.InRotation() != (c.why == "") {
-				t.Errorf("%+v, %q", f, p.b.Why())
+			if fmt.Sprintf("%+v", f) != fmt.Sprintf("%+v", c.want) || p.b.OutReason() != c.why || p.b.Seat.InRotation() != (c.why == "") {
+				t.Errorf("%+v, %q", f, p.b.OutReason())
 			}
 		})
 	}
@@ -208,7 +208,7 @@ func TestProbeSendsTheKey(t *testing.T) {
 	w.set("/v1/models", `{"data":[{"id":"KEY"}]}`)
 	p := proberOf(w, Config{APIKey: "secret"}, "Bearer secret")
 	if p.probe(t.Context()); !p.b.Seat.InRotation() {
-		t.Error(p.b.Why())
+		t.Error(p.b.OutReason())
 	}
 }
 
@@ -238,7 +238,7 @@ func TestProbeRhythm(t *testing.T) {
 			t.Error("suspicion alone takes it out")
 		}
 		p.b.suspect(fmt.Errorf("x: %w", syscall.ECONNREFUSED))
-		if p.b.Seat.InRotation() || p.b.Why() != "connection refused" {
+		if p.b.Seat.InRotation() || p.b.OutReason() != "connection refused" {
 			t.Error("refused, and yet in rotation")
 		}
 		want("when refused", 1, 0)
@@ -252,7 +252,7 @@ func TestProbeRhythm(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		want("after a failure", 1, 1)
 		c, end := pipe()
-		p.b.pool.give(c, time.Now())
+		p.b.pool.release(c, time.Now())
 		time.Sleep(6 * time.Second)
 		synctest.Wait()
 		if !closed(end) {
@@ -322,18 +322,18 @@ func TestProbeFollowsNoRedirect(t *testing.T) {
 	var asked atomic.Int32
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
 	defer elsewhere.Close()
-	s := httptest.NewServer(http.RedirectHandler(elsewhere.URL+"/"+strings.Repeat("x", 2*maxSaid), http.StatusTemporaryRedirect))
+	s := httptest.NewServer(http.RedirectHandler(elsewhere.URL+"/"+strings.Repeat("x", 2*maxText), http.StatusTemporaryRedirect))
 	defer s.Close()
 	client := ProbeClient()
 	defer client.CloseIdleConnections()
 	p := &prober{b: New(Config{URL: s.URL, APIKey: "k"}, "agent"), client: client, log: quiet(), names: []string{"m"}}
 	p.probe(t.Context())
-	why := p.b.Why()
+	why := p.b.OutReason()
 	if n := asked.Load(); n > 0 || p.b.Seat.InRotation() {
 		t.Errorf("the other host was asked %d times", n)
 	}
 	if !strings.HasPrefix(why, "GET /health: status 307, a redirect to "+elsewhere.URL) || !strings.HasSuffix(why, "is not followed: set url on the backend to where the server itself answers") ||
-		len(why) > 2*maxSaid || strings.Contains(why, "\x1b") {
+		len(why) > 2*maxText || strings.Contains(why, "\x1b") {
 		t.Errorf("why: %q", why)
 	}
 	if _, err := Discover(t.Context(), p.b.config, client); err == nil || asked.Load() > 0 {
@@ -352,7 +352,7 @@ func TestProbeQuotesLittle(t *testing.T) {
 		client := ProbeClient()
 		p := &prober{b: New(Config{URL: "http://" + s.addr}, "agent"), client: client, log: quiet()}
 		p.probe(t.Context())
-		if why := p.b.Why(); len(why) > 2*maxSaid || strings.Contains(why, "\x1b") || !strings.HasPrefix(why, "GET /health: ") {
+		if why := p.b.OutReason(); len(why) > 2*maxText || strings.Contains(why, "\x1b") || !strings.HasPrefix(why, "GET /health: ") {
 			t.Errorf("%d bytes: %q", len(why), why)
 		}
 		client.CloseIdleConnections()
@@ -371,7 +371,7 @@ func TestProbeAfterAFailedRequest(t *testing.T) {
 			p.b.suspect(io.EOF)
 		}
 		if p.probe(t.Context()); p.b.Seat.InRotation() != up {
-			t.Errorf("in rotation: %v (%s)", p.b.Seat.InRotation(), p.b.Why())
+			t.Errorf("in rotation: %v (%s)", p.b.Seat.InRotation(), p.b.OutReason())
 		}
 	}
 	step("", false, true)

@@ -100,21 +100,21 @@ func TestClockInAFlood(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	if a.c.eager == nil {
+	if a.c.direct == nil {
 		t.Skip("every read waits here")
 	}
 	close(begun)
 	<-said
 	a.c.release()
-	a.c.buf, a.due, a.pause = make([]byte, 64), a.began, func() bool { return true }
+	a.c.buf, a.deadline, a.flush = make([]byte, 64), a.began, func() bool { return true }
 	a.c.followed = true
 	reads := 0
-	_, err = a.c.eager.follow(a.c, func() error {
+	_, err = a.c.direct.follow(a.c, func() error {
 		reads++
 		a.c.r, a.c.w = 0, 0
 		return ErrNothing
 	})
-	if !isTimeout(err) || reads >= readsToLook {
+	if !isTimeout(err) || reads >= readsPerCheck {
 		t.Errorf("%v after %d reads", err, reads)
 	}
 }
@@ -153,7 +153,7 @@ func TestSilenceInAFlood(t *testing.T) {
 // What the server sent meanwhile is seen afterwards, and it is not called silent.
 func TestSlowCallerInAFlood(t *testing.T) {
 	// Four events fill a read, and the wait comes right after a look at the clock.
-	const event, size, total = "b\r\ndata: {}1\n\n\r\n", 64, 4 * (16*readsToLook - 1)
+	const event, size, total = "b\r\ndata: {}1\n\n\r\n", 64, 4 * (16*readsPerCheck - 1)
 	for _, inFlood := range []bool{true, false} {
 		t.Run(fmt.Sprintf("before any wait %v", inFlood), func(t *testing.T) {
 			begun, said, waits := make(chan bool), make(chan bool), make(chan bool)
@@ -174,7 +174,7 @@ func TestSlowCallerInAFlood(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer a.Close()
-			if a.c.eager == nil {
+			if a.c.direct == nil {
 				t.Skip("every read waits here")
 			}
 			close(begun)
@@ -184,7 +184,7 @@ func TestSlowCallerInAFlood(t *testing.T) {
 
 			// As if two minutes had gone by since the last look at the clock.
 			stall := func() {
-				a.waiting, a.due = a.waiting.Add(-2*q.Limits.Idle), a.began
+				a.silentSince, a.deadline = a.silentSince.Add(-2*q.Limits.Idle), a.began
 				if err := a.c.nc.SetReadDeadline(a.began); err != nil {
 					t.Error(err)
 				}

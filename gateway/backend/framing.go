@@ -157,7 +157,7 @@ func (f *framing) line(line []byte) {
 
 // hex reads the size of a chunk; an extension may follow it.
 func hex(line []byte) (size int64, ok bool) {
-	const most = 15 // digits that fit
+	const maxDigits = 15 // digits that fit
 	for i, c := range line {
 		digit := int64(-1)
 		switch lower := c | 0x20; {
@@ -170,7 +170,7 @@ func hex(line []byte) (size int64, ok bool) {
 			rest := bytes.TrimLeft(line[i:], " \t")
 			return size, i > 0 && (len(rest) == 0 || rest[0] == ';')
 		}
-		if i == most {
+		if i == maxDigits {
 			return 0, false
 		}
 		size = size<<4 | digit

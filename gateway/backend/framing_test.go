@@ -43,7 +43,7 @@ func (p *pieces) SetWriteDeadline(time.Time) error { return nil }
 
 // connOver makes a connection without a socket.
 func connOver(raw, sizes []byte) *conn {
-	return &conn{nc: &pieces{rest: raw, sizes: sizes}, lent: &buffers{}, x: &Answer{q: &Request{}, ctx: context.Background()}}
+	return &conn{nc: &pieces{rest: raw, sizes: sizes}, buffers: &buffers{}, x: &Answer{q: &Request{}, ctx: context.Background()}}
 }
 
 // unframe reads a whole body with a buffer of the given size.

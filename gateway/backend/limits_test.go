@@ -81,8 +81,8 @@ func TestLimit(t *testing.T) {
 		{true, true, &later, later.Add(time.Minute), Idle},
 	} {
 		b := &Backend{}
-		b.held.Store(c.held)
-		a := &Answer{b: b, q: &Request{Stream: c.stream, Limits: limits}, began: began, waiting: waiting, spoken: c.spoken}
+		b.queuedAt.Store(c.held)
+		a := &Answer{b: b, q: &Request{Stream: c.stream, Limits: limits}, began: began, silentSince: waiting, started: c.spoken}
 		if at, phase := a.limit(); !at.Equal(c.at) || phase != c.phase {
 			t.Errorf("%+v: %v, %s", c, at, phase)
 		}
@@ -98,7 +98,7 @@ func TestLimitOfHungQueue(t *testing.T) {
 	b.progress.sign(at(5))
 	for s := range 60 { // the page of its metrics stands still
 		held := at(s)
-		b.held.Store(&held)
+		b.queuedAt.Store(&held)
 	}
 	limits := Timeouts{FirstToken: time.Second, FirstByte: 30 * time.Second, Idle: 20 * time.Second, Total: time.Hour}
 	for _, c := range []struct {
@@ -109,7 +109,7 @@ func TestLimitOfHungQueue(t *testing.T) {
 		{true, true, 8, 28},
 		{false, false, 1, 35},
 	} {
-		a := &Answer{b: b, q: &Request{Stream: c.stream, Limits: limits}, began: began, waiting: at(c.waiting), spoken: c.spoken}
+		a := &Answer{b: b, q: &Request{Stream: c.stream, Limits: limits}, began: began, silentSince: at(c.waiting), started: c.spoken}
 		if end, _ := a.limit(); !end.Equal(at(c.end)) {
 			t.Errorf("%+v: ends after %v", c, end.Sub(began))
 		}
@@ -130,18 +130,18 @@ func TestSlowCallerOfSilence(t *testing.T) {
 				time.Sleep(2 * time.Minute)
 				return 30 * time.Second
 			}
-			a := &Answer{b: New(Config{URL: "http://gpu-a:8000"}, "agent"), c: &conn{nc: ours}, q: q, ctx: t.Context(), began: now, waiting: now, quiet: now, spoken: spoken}
-			if err := a.waitOn(); err != nil {
+			a := &Answer{b: New(Config{URL: "http://gpu-a:8000"}, "agent"), c: &conn{nc: ours}, q: q, ctx: t.Context(), began: now, silentSince: now, nextSilence: now, started: spoken}
+			if err := a.deadlinePassed(); err != nil {
 				t.Fatal(err)
 			}
-			if left := time.Until(a.due); left != 30*time.Second {
+			if left := time.Until(a.deadline); left != 30*time.Second {
 				t.Errorf("an event before %v: the next deadline is %v away", spoken, left)
 			}
-			if err := a.waitOn(); err != nil {
+			if err := a.deadlinePassed(); err != nil {
 				t.Errorf("an event before %v: the server has had no time: %v", spoken, err)
 			}
 			time.Sleep(time.Minute)
-			if err := a.waitOn(); !errors.As(err, new(*TimeoutError)) {
+			if err := a.deadlinePassed(); !errors.As(err, new(*TimeoutError)) {
 				t.Errorf("an event before %v: %v after a minute of silence", spoken, err)
 			}
 		})
@@ -291,10 +291,10 @@ func TestCancel(t *testing.T) {
 	}{
 		{"context", false, func(_ *Answer, cancel context.CancelFunc) { cancel() }},
 		{"context, TLS", true, func(_ *Answer, cancel context.CancelFunc) { cancel() }},
-		{"Leave", false, func(a *Answer, _ context.CancelFunc) { a.Leave() }},
-		{"Leave, TLS", true, func(a *Answer, _ context.CancelFunc) { a.Leave(); a.Leave() }},
-		{"Leave and context", false, func(a *Answer, cancel context.CancelFunc) { a.Leave(); cancel() }},
-		{"context and Leave", false, func(a *Answer, cancel context.CancelFunc) { cancel(); a.Leave() }},
+		{"Leave", false, func(a *Answer, _ context.CancelFunc) { a.Cancel() }},
+		{"Leave, TLS", true, func(a *Answer, _ context.CancelFunc) { a.Cancel(); a.Cancel() }},
+		{"Leave and context", false, func(a *Answer, cancel context.CancelFunc) { a.Cancel(); cancel() }},
+		{"context and Leave", false, func(a *Answer, cancel context.CancelFunc) { cancel(); a.Cancel() }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ready, gone, more := make(chan bool, 1), make(chan time.Time, 1), make(chan bool)
@@ -341,7 +341,7 @@ func TestCancel(t *testing.T) {
 			if took > 2*time.Second {
 				t.Errorf("the server sees it after %v", took)
 			}
-			if len(b.pool.idle) > 0 || len(b.kick) > 0 {
+			if len(b.pool.idle) > 0 || len(b.probeRequests) > 0 {
 				t.Error("the connection is kept, or the server is blamed")
 			}
 		})
@@ -401,7 +401,7 @@ func TestCancelBeforeTheHead(t *testing.T) {
 			if _, err := b.Send(ctx, q); !errors.Is(err, ErrLeft) || Outcome(err) != "client_closed" {
 				t.Error(err)
 			}
-			if len(b.kick) > 0 || len(b.pool.idle) > 0 {
+			if len(b.probeRequests) > 0 || len(b.pool.idle) > 0 {
 				t.Error("the server is blamed, or the connection is kept")
 			}
 		})
@@ -413,7 +413,7 @@ func TestCancelBeforeTheHead(t *testing.T) {
 	if _, err := b.Send(ctx, post()); !errors.Is(err, context.Canceled) || Outcome(err) != "client_closed" || Retryable(err) {
 		t.Errorf("cancelled before: %v", err)
 	}
-	if !b.Seat.InRotation() || len(b.kick) > 0 {
+	if !b.Seat.InRotation() || len(b.probeRequests) > 0 {
 		t.Error("the server is blamed")
 	}
 }
@@ -479,10 +479,10 @@ func TestLookAfterDeadline(t *testing.T) {
 	}
 	defer a.Close()
 	body, err := followed(a, func() bool {
-		a.Leave()
+		a.Cancel()
 		<-said
-		a.until = time.Unix(1, 0)
-		if err := a.c.nc.SetReadDeadline(a.until); err != nil {
+		a.drainEnd = time.Unix(1, 0)
+		if err := a.c.nc.SetReadDeadline(a.drainEnd); err != nil {
 			t.Error(err)
 		}
 		return false
@@ -506,7 +506,7 @@ func TestWatchAfterLeave(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	a.Leave()
+	a.Cancel()
 	if err := a.c.nc.SetDeadline(time.Unix(1, 0)); err != nil { // as the watch does
 		t.Fatal(err)
 	}
@@ -524,7 +524,7 @@ func TestLeaveThenWholeAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.Leave()
+	a.Cancel()
 	rest, err := io.ReadAll(a)
 	a.Close()
 	if string(rest) != "ok" || !errors.Is(err, ErrLeft) || len(b.pool.idle) != 0 {
@@ -546,7 +546,7 @@ func TestDrainIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	a.Leave()
+	a.Cancel()
 	if rest, err := io.ReadAll(a); len(rest) == 0 || !errors.Is(err, ErrLeft) {
 		t.Errorf("%d bytes, %v", len(rest), err)
 	}

@@ -86,9 +86,9 @@ func Slower(values []float64, times float64) []bool {
 		if v <= 0 || len(sorted) < 2 {
 			continue
 		}
-		own, _ := slices.BinarySearch(sorted, v)
+		index, _ := slices.BinarySearch(sorted, v)
 		middle := (len(sorted) - 2) / 2 // of the others, the lower one of two
-		if middle >= own {
+		if middle >= index {
 			middle++
 		}
 		out[i] = sorted[middle] >= times*v

@@ -22,22 +22,22 @@ type Pace struct {
 	answers int           // of which token is
 	initial time.Duration // between two tokens, until any answer has been observed; 0: DefaultPace
 
-	first [firsts]sighting // the newest, at next-1 and before
+	first [firsts]firstToken // the newest, at next-1 and before
 	next  int
 }
 
 // sighting is how long one caller waited for its first token.
-type sighting struct {
-	at   time.Time
+type firstToken struct {
+	time time.Time
 	took time.Duration
 }
 
 const (
-	firsts       = 256              // sightings kept
-	firstsFor    = 30 * time.Second // for which one counts
-	firstsLong   = 2 * time.Minute  // for which one counts where there are always few
-	firstsMany   = 10               // of which nine in ten can be told
-	firstsNeeded = 3                // to say anything
+	firsts           = 256              // sightings kept
+	firstsWindow     = 30 * time.Second // for which one counts
+	firstsLongWindow = 2 * time.Minute  // for which one counts where there are always few
+	firstsEnough     = 10               // of which nine in ten can be told
+	firstsNeeded     = 3                // to say anything
 )
 
 // First takes in how long a caller waited for the first token, from sending its
@@ -45,7 +45,7 @@ const (
 func (p *Pace) First(now time.Time, took time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.first[p.next%firsts] = sighting{now, took}
+	p.first[p.next%firsts] = firstToken{now, took}
 	p.next++
 }
 
@@ -56,32 +56,32 @@ func (p *Pace) First(now time.Time, took time.Duration) {
 func (p *Pace) TTFT(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var all [firsts]time.Duration
+	var waits [firsts]time.Duration
 	n, recent := 0, 0
 	for k := range min(p.next, firsts) {
 		s := &p.first[(p.next-1-k)%firsts]
-		ago := now.Sub(s.at)
-		if ago > firstsLong || ago > firstsFor && n >= firstsMany {
+		ago := now.Sub(s.time)
+		if ago > firstsLongWindow || ago > firstsWindow && n >= firstsEnough {
 			break
 		}
-		if ago <= firstsFor {
+		if ago <= firstsWindow {
 			recent++
 		}
-		all[n] = s.took
+		waits[n] = s.took
 		n++
 	}
-	if n >= firstsMany {
+	if n >= firstsEnough {
 		n = recent
 	}
 	switch {
 	case n < firstsNeeded:
 		return 0
-	case n < firstsMany:
-		slices.Sort(all[:n])
-		return all[n-2]
+	case n < firstsEnough:
+		slices.Sort(waits[:n])
+		return waits[n-2]
 	}
-	slices.Sort(all[:n])
-	return all[(9*n+9)/10-1]
+	slices.Sort(waits[:n])
+	return waits[(9*n+9)/10-1]
 }
 
 // Decode estimates how long one choice takes from its first token to its last; false
@@ -89,11 +89,11 @@ func (p *Pace) TTFT(now time.Time) time.Duration {
 func (p *Pace) Decode(tokens int) (time.Duration, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return time.Duration(max(tokens-1, 0)) * p.itl, p.itl > 0 && time.Since(p.seen) <= paceFor
+	return time.Duration(max(tokens-1, 0)) * p.itl, p.itl > 0 && time.Since(p.seen) <= paceWindow
 }
 
 // paceFor is how long after the last stream the time between two tokens is believed.
-const paceFor = time.Minute
+const paceWindow = time.Minute
 
 const paceWeight = 8 // the newest answer counts one in eight
 
@@ -172,14 +172,14 @@ func (p *Pace) ObservePrompt(ttft time.Duration, tokens int) {
 	if ttft <= 0 || tokens < promptTokens {
 		return
 	}
-	each := ttft / time.Duration(tokens)
+	perToken := ttft / time.Duration(tokens)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.prompt == 0 {
-		p.prompt = each
+		p.prompt = perToken
 		return
 	}
-	p.prompt += (each - p.prompt) / paceWeight
+	p.prompt += (perToken - p.prompt) / paceWeight
 }
 
 const (
@@ -195,33 +195,33 @@ const (
 func (p *Pace) Whole(prompt, answer int, token time.Duration) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	each := max(cmp.Or(p.prompt, promptSlow), promptFast)
+	perToken := max(cmp.Or(p.prompt, promptSlow), promptFast)
 	token = max(token, cmp.Or(p.token, p.initial, time.Second/DefaultPace))
-	return times(prompt, each) + times(answer, token)
+	return times(prompt, perToken) + times(answer, token)
 }
 
 // times is n times d, bounded so that sums and multiples of it do not overflow.
 func times(n int, d time.Duration) time.Duration {
-	const most = 1000 * time.Hour
+	const limit = 1000 * time.Hour
 	if n <= 0 || d <= 0 {
 		return 0
 	}
-	if time.Duration(n) > most/d {
-		return most
+	if time.Duration(n) > limit/d {
+		return limit
 	}
 	return time.Duration(n) * d
 }
 
 // Tokens estimates how many tokens one choice has after a time since sending.
-func (p *Pace) Tokens(since time.Duration) int {
+func (p *Pace) Tokens(elapsed time.Duration) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	since -= p.ttft
+	elapsed -= p.ttft
 	token := cmp.Or(p.token, p.initial, time.Second/DefaultPace)
-	if since <= 0 {
+	if elapsed <= 0 {
 		return 0
 	}
-	return 1 + int(since/token)
+	return 1 + int(elapsed/token)
 }
 
 // Budget bounds retries to a share of all requests, so that those of a fleet that
@@ -262,9 +262,9 @@ func (b *Budget) Retry() bool {
 // all that it had when the first of them failed, since these are no more than the fleet
 // carries already.
 type moves struct {
-	mu    sync.Mutex
-	left  int
-	again time.Time // when there may be as many once more
+	mu     sync.Mutex
+	left   int
+	refill time.Time // when there may be as many once more
 }
 
 // movesEvery is how often a backend may fail all that it has.
@@ -276,8 +276,8 @@ func (b *Backend) Move(now time.Time) bool {
 	m := &b.moves
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !now.Before(m.again) {
-		m.left, m.again = b.Seat.InFlight(), now.Add(movesEvery)
+	if !now.Before(m.refill) {
+		m.left, m.refill = b.Seat.InFlight(), now.Add(movesEvery)
 	}
 	if m.left < 1 {
 		return false

@@ -76,7 +76,7 @@ func TestDecodeIsKnown(t *testing.T) {
 		if d, known := p.Decode(101); !known || d != time.Second {
 			t.Errorf("%v, %t", d, known)
 		}
-		time.Sleep(paceFor + 1)
+		time.Sleep(paceWindow + 1)
 		if _, known := p.Decode(100); known {
 			t.Error("known a minute after the last stream")
 		}

@@ -15,7 +15,7 @@ import (
 // pipe is an idle connection and the server's end of it.
 func pipe() (*conn, net.Conn) {
 	ours, theirs := net.Pipe()
-	return &conn{nc: ours, lent: &buffers{}}, theirs
+	return &conn{nc: ours, buffers: &buffers{}}, theirs
 }
 
 // closed reports whether the other end of a connection has been closed.
@@ -28,7 +28,7 @@ func closed(theirs net.Conn) bool {
 func TestPool(t *testing.T) {
 	var p pool
 	at := time.Now()
-	if p.take(at) != nil {
+	if p.pop(at) != nil {
 		t.Error("an empty pool gives something")
 	}
 	var conns []*conn
@@ -38,15 +38,15 @@ func TestPool(t *testing.T) {
 		t.Cleanup(func() { c.nc.Close() })
 		conns, ends = append(conns, c), append(ends, end)
 		c.x = &Answer{}
-		p.give(c, at.Add(time.Duration(i)*time.Second))
+		p.release(c, at.Add(time.Duration(i)*time.Second))
 		if !c.used || c.x != nil {
 			t.Errorf("%+v", c)
 		}
 	}
-	if c := p.take(at.Add(3 * time.Second)); c != conns[3] {
+	if c := p.pop(at.Add(3 * time.Second)); c != conns[3] {
 		t.Error("not the youngest")
 	}
-	p.give(conns[3], at.Add(3*time.Second))
+	p.release(conns[3], at.Add(3*time.Second))
 	p.prune(at.Add(idleLife)) // the oldest is just of age, not older
 	if len(p.idle) != 4 {
 		t.Errorf("%d are left", len(p.idle))
@@ -55,19 +55,19 @@ func TestPool(t *testing.T) {
 	if got := []bool{closed(ends[0]), closed(ends[1]), closed(ends[2]), closed(ends[3])}; !slices.Equal(got, []bool{true, true, false, false}) {
 		t.Errorf("closed: %v", got)
 	}
-	if c := p.take(at.Add(3*time.Second + idleLife)); c != conns[3] {
+	if c := p.pop(at.Add(3*time.Second + idleLife)); c != conns[3] {
 		t.Error("one of just the allowed age is refused")
 	}
-	if c := p.take(at.Add(2*time.Second + idleLife + 1)); c != nil || !closed(ends[2]) || len(p.idle) != 0 {
+	if c := p.pop(at.Add(2*time.Second + idleLife + 1)); c != nil || !closed(ends[2]) || len(p.idle) != 0 {
 		t.Error("an old one is used, or kept")
 	}
-	p.give(conns[3], at)
+	p.release(conns[3], at)
 	p.close()
-	if !closed(ends[3]) || p.take(at) != nil {
+	if !closed(ends[3]) || p.pop(at) != nil {
 		t.Error("close leaves one open")
 	}
 	c, end := pipe()
-	if p.give(c, at); !closed(end) || len(p.idle) != 0 {
+	if p.release(c, at); !closed(end) || len(p.idle) != 0 {
 		t.Error("one that comes back later is kept")
 	}
 }
@@ -77,11 +77,11 @@ func TestPoolIsBounded(t *testing.T) {
 	at := time.Now()
 	idle := make([]*conn, maxIdle)
 	for i := range idle {
-		idle[i] = &conn{nc: &pieces{}, lent: &buffers{}}
-		p.give(idle[i], at)
+		idle[i] = &conn{nc: &pieces{}, buffers: &buffers{}}
+		p.release(idle[i], at)
 	}
 	c, end := pipe()
-	if p.give(c, at); len(p.idle) != maxIdle || !closed(end) {
+	if p.release(c, at); len(p.idle) != maxIdle || !closed(end) {
 		t.Errorf("%d idle connections", len(p.idle))
 	}
 }
@@ -105,18 +105,18 @@ func TestPoolLosesNone(t *testing.T) {
 				}
 			case 2, 3:
 				if len(inUse) > 0 {
-					p.give(inUse[0], now)
+					p.release(inUse[0], now)
 					inUse = inUse[1:]
 				}
 			default:
-				c := p.take(now)
+				c := p.pop(now)
 				if c == nil {
 					nc := &counted{}
-					c = &conn{nc: nc, lent: &buffers{}}
+					c = &conn{nc: nc, buffers: &buffers{}}
 					nc.close = func() { isClosed[c] = true }
 					all++
-				} else if now.Sub(c.since) > idleLife {
-					t.Fatalf("idle for %v", now.Sub(c.since))
+				} else if now.Sub(c.idleSince) > idleLife {
+					t.Fatalf("idle for %v", now.Sub(c.idleSince))
 				}
 				inUse = append(inUse, c)
 			}
@@ -126,7 +126,7 @@ func TestPoolLosesNone(t *testing.T) {
 				}
 			}
 			for i, c := range p.idle {
-				if isClosed[c] || i > 0 && c.since.Before(p.idle[i-1].since) {
+				if isClosed[c] || i > 0 && c.idleSince.Before(p.idle[i-1].idleSince) {
 					t.Fatal("an idle one is closed or out of order")
 				}
 			}

@@ -13,7 +13,7 @@ func (b *Backend) readings(now time.Time) degrade.Readings {
 	tuned := b.tuned.Load()
 	r := degrade.Readings{
 		Absolute: tuned.absolute, InRotation: b.Seat.InRotation(), KV: -1, Waiting: -1, Preempted: -1, Queued: b.Seat.Queued(),
-		TTFT: b.Pace.TTFT(now), Objective: time.Duration(b.objective.Load()), InFlight: b.Seat.InFlight(), MaxInFlight: tuned.most,
+		TTFT: b.Pace.TTFT(now), Objective: time.Duration(b.objective.Load()), InFlight: b.Seat.InFlight(), MaxInFlight: tuned.maxInFlight,
 	}
 	views := b.GPUs()
 	r.GPUs = make([]*nvml.GPU, len(views))
@@ -24,7 +24,7 @@ func (b *Backend) readings(now time.Time) degrade.Readings {
 		r.Started = e.Started
 	}
 	if e := b.Engine(); e != nil {
-		r.EngineAt, r.KV = e.At, e.KV
+		r.EngineAt, r.KV = e.Time, e.KV
 		if e.Preemptions >= 0 {
 			r.Preempted = e.Preempted
 		}
@@ -38,5 +38,5 @@ func (b *Backend) readings(now time.Time) degrade.Readings {
 
 // load tells admission of the engine's load.
 func (e *Engine) load() (l admission.Load, known bool) {
-	return admission.Load{Time: e.At, Running: e.Running, Waiting: e.Waiting}, e.Running >= 0 && e.Waiting >= 0
+	return admission.Load{Time: e.Time, Running: e.Running, Waiting: e.Waiting}, e.Running >= 0 && e.Waiting >= 0
 }

@@ -10,7 +10,7 @@ import (
 // Price is what a million tokens of a model cost from some day on, in the currency of
 // the configuration.
 type Price struct {
-	From      string   `yaml:"from"`      // day in UTC or point in time, from which it holds; empty: from the beginning
+	Start     string   `yaml:"from"`      // day in UTC or point in time, from which it holds; empty: from the beginning
 	Input     float64  `yaml:"input"`     // of a million prompt tokens
 	Cached    *float64 `yaml:"cached"`    // of a million prompt tokens that the server had in its cache; left out: as input
 	Output    float64  `yaml:"output"`    // of a million answer tokens
@@ -22,18 +22,18 @@ const maxPrice = 1_000_000
 
 // Begin is the moment from which the price holds; zero: from the beginning.
 func (p *Price) Begin() (time.Time, error) {
-	if p.From == "" {
+	if p.Start == "" {
 		return time.Time{}, nil
 	}
 	for _, layout := range []string{time.DateOnly, time.RFC3339} {
-		if at, err := time.Parse(layout, p.From); err == nil {
-			if at.Unix()%(15*60) != 0 {
-				return at, fmt.Errorf("from: %q must be a quarter of an hour, such as 2026-01-01T00:15:00+08:00", p.From)
+		if start, err := time.Parse(layout, p.Start); err == nil {
+			if start.Unix()%(15*60) != 0 {
+				return start, fmt.Errorf("from: %q must be a quarter of an hour, such as 2026-01-01T00:15:00+08:00", p.Start)
 			}
-			return at, nil
+			return start, nil
 		}
 	}
-	return time.Time{}, fmt.Errorf("from: %q is no day such as 2026-01-01 and no time such as 2026-01-01T00:00:00+08:00", p.From)
+	return time.Time{}, fmt.Errorf("from: %q is no day such as 2026-01-01 and no time such as 2026-01-01T00:00:00+08:00", p.Start)
 }
 
 // ValidatePrices says all that is wrong with a model's prices, path first.
@@ -46,14 +46,14 @@ func ValidatePrices(prices []Price) error {
 			faults = append(faults, fmt.Errorf("prices[%d]."+format, append([]any{i}, args...)...))
 		}
 		for _, n := range []struct {
-			at    string
+			path  string
 			price *float64
 		}{{"input", &p.Input}, {"cached", p.Cached}, {"output", &p.Output}, {"reasoning", p.Reasoning}} {
 			if n.price == nil {
 				continue
 			}
 			if millionths := *n.price * 1e6; !(*n.price >= 0 && *n.price <= maxPrice) || math.Abs(millionths-math.Round(millionths)) > 1e-3 {
-				fault("%s: must be from 0 to %d for a million tokens, with at most six decimals, such as 0.5", n.at, maxPrice)
+				fault("%s: must be from 0 to %d for a million tokens, with at most six decimals, such as 0.5", n.path, maxPrice)
 			}
 		}
 		begin, err := p.Begin()

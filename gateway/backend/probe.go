@@ -19,28 +19,28 @@ import (
 const (
 	probeLimit  = 2 * time.Second
 	factsEvery  = 30 * time.Second // how often a healthy server is asked again what it serves
-	failedTwice = 2                // failures in a row that take a backend out
-	startTakes  = 10 * time.Second // at least: no engine loads a model in less
+	maxFailures = 2                // failures in a row that take a backend out
+	minStart    = 10 * time.Second // at least: no engine loads a model in less
 	maxProbe    = 1 << 20          // bytes of a probe's answer
 )
 
 // prober keeps one backend's place in rotation true. It asks GET /health, which
 // costs no tokens, and, of a server that comes up, GET /v1/models and /version.
 type prober struct {
-	b      *Backend
-	client *http.Client
-	log    *slog.Logger
-	names  []string // by which the model may be known
-	every  time.Duration
-	scrape time.Duration // between two readings of its load
-	failed int
-	said   string    // the reason that was logged for being out of rotation; empty: none since it was in
-	saidAt time.Time // when
-	known  time.Time // when the facts were read; zero: not since it was down
-	asked  time.Time // when one too old for its /tokenize to tell was asked for a token; zero: not since it came up
-	down   time.Time // when it was last found down; zero: never
-	well   bool      // its health probe was answered once
-	ill    time.Time // since when it has not been, after that; zero: it is
+	b              *Backend
+	client         *http.Client
+	log            *slog.Logger
+	names          []string // by which the model may be known
+	every          time.Duration
+	scrape         time.Duration // between two readings of its load
+	failed         int
+	loggedReason   string    // the reason that was logged for being out of rotation; empty: none since it was in
+	loggedAt       time.Time // when
+	factsTime      time.Time // when the facts were read; zero: not since it was down
+	tokenAsked     time.Time // when one too old for its /tokenize to tell was asked for a token; zero: not since it came up
+	lastDown       time.Time // when it was last found down; zero: never
+	healthy        bool      // its health probe was answered once
+	unhealthySince time.Time // since when it has not been, after that; zero: it is
 }
 
 // run probes until ctx ends.
@@ -54,7 +54,7 @@ func (p *prober) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-p.b.kick:
+		case <-p.b.probeRequests:
 		}
 	}
 }
@@ -68,74 +68,74 @@ func (p *prober) probe(ctx context.Context) {
 		}
 	}()
 	_, err := p.ask(ctx, "/health")
-	p.heal(ctx, err)
-	if err == nil && time.Since(p.known) > factsEvery {
+	p.setHealth(ctx, err)
+	if err == nil && time.Since(p.factsTime) > factsEvery {
 		err = p.learn(ctx)
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	why := p.b.asleep(p.down)
-	if err == nil && why == "" {
-		why = p.b.stalled()
+	reason := p.b.sleepReason(p.lastDown)
+	if err == nil && reason == "" {
+		reason = p.b.stalled()
 	}
-	if err == nil && why == "" {
-		why = p.b.recovers()
+	if err == nil && reason == "" {
+		reason = p.b.checkBreaker()
 	}
-	if err == nil && why != "" {
+	if err == nil && reason != "" {
 		// Healthy, and yet no place for a request.
 		p.failed = 0
-		p.takeOut(why)
+		p.removeAndLog(reason)
 		return
 	}
 	if err == nil {
-		p.failed, p.said = 0, ""
+		p.failed, p.loggedReason = 0, ""
 		if p.b.Seat.SetRotation(true) {
 			p.log.Info("backend in rotation", "backend", p.b.Name, "serves", p.b.Facts().Serves, "version", p.b.Facts().Version)
 		}
 		return
 	}
-	p.known = time.Time{}
+	p.factsTime = time.Time{}
 	if suspected {
 		p.failed++ // the request that failed counts, too
 	}
-	if p.failed++; p.failed >= failedTwice || errors.Is(err, syscall.ECONNREFUSED) {
-		p.down = time.Now()
+	if p.failed++; p.failed >= maxFailures || errors.Is(err, syscall.ECONNREFUSED) {
+		p.lastDown = time.Now()
 		p.b.progress.restart()
 	} else if p.b.Seat.InRotation() {
 		return
 	}
-	p.takeOut(err.Error())
+	p.removeAndLog(err.Error())
 }
 
 // takeOut takes the backend out of rotation, and logs that once with its reason, also of a
 // backend that never was in. Another reason is logged after a minute: errors of one kind
 // may name another port each time.
-func (p *prober) takeOut(why string) {
-	changed, now := p.b.out(why), time.Now()
-	if !changed && (p.said == why || p.said != "" && now.Sub(p.saidAt) < sayEvery || why == p.b.stalled()) {
+func (p *prober) removeAndLog(reason string) {
+	changed, now := p.b.takeOut(reason), time.Now()
+	if !changed && (p.loggedReason == reason || p.loggedReason != "" && now.Sub(p.loggedAt) < logEvery || reason == p.b.stalled()) {
 		return // the watcher logs that it hangs
 	}
-	p.said, p.saidAt = why, now
-	p.log.Warn("backend out of rotation", "backend", p.b.Name, "reason", why)
+	p.loggedReason, p.loggedAt = reason, now
+	p.log.Warn("backend out of rotation", "backend", p.b.Name, "reason", reason)
 }
 
 // sayEvery is how often another reason for being out of rotation is logged.
-const sayEvery = time.Minute
+const logEvery = time.Minute
 
 // heal follows the answers to the health probe, and nothing else, which is how a
 // restart of a server is seen that does not say when it was started.
-func (p *prober) heal(ctx context.Context, err error) {
+func (p *prober) setHealth(ctx context.Context, err error) {
 	now := time.Now()
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:
-		if !p.ill.IsZero() && !p.down.Before(p.ill) && now.Sub(p.ill) >= startTakes {
-			p.b.cameBack(now)
+		if !p.unhealthySince.IsZero() && !p.lastDown.Before(p.unhealthySince) && now.Sub(p.unhealthySince) >= minStart {
+			p.b.setRestarted(now)
 		}
-		p.well, p.ill = true, time.Time{}
-	case p.well && p.ill.IsZero():
-		p.ill = now
+		p.healthy, p.unhealthySince = true, time.Time{}
+	case p.healthy && p.unhealthySince.IsZero():
+		p.unhealthySince = now
 	}
 }
 
@@ -175,14 +175,14 @@ func (p *prober) send(ctx context.Context, method, route string, body io.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", method, route, cause(err))
 	}
-	p.b.sawCertificates(resp.TLS)
+	p.b.setCertificates(resp.TLS)
 	if resp.StatusCode != http.StatusOK {
 		// What is read lets the connection be used again.
 		_, _ = io.CopyN(io.Discard, resp.Body, 4<<10)
 		resp.Body.Close()
-		if to := resp.Header.Get("Location"); to != "" && resp.StatusCode/100 == 3 {
+		if location := resp.Header.Get("Location"); location != "" && resp.StatusCode/100 == 3 {
 			return nil, fmt.Errorf("%s %s: status %d, a redirect to %s, which is not followed: set url on the backend to where the server itself answers",
-				method, route, resp.StatusCode, printed(to, maxSaid))
+				method, route, resp.StatusCode, printed(location, maxText))
 		}
 		return nil, fmt.Errorf("%s %s: status %d", method, route, resp.StatusCode)
 	}
@@ -197,7 +197,7 @@ func cause(err error) error {
 	if inner := errors.Unwrap(err); inner != nil {
 		err = inner
 	}
-	if text := printed(err.Error(), maxSaid); text != err.Error() { // net/http quotes what it cannot read
+	if text := printed(err.Error(), maxText); text != err.Error() { // net/http quotes what it cannot read
 		return &quotingError{text, err}
 	}
 	return err
@@ -215,7 +215,7 @@ func (e *quotingError) Unwrap() error { return e.err }
 // Bounds of what is kept of a server's own words, which reach logs, /status and
 // terminals.
 const (
-	maxSaid    = 300  // bytes of an error or an address
+	maxText    = 300  // bytes of an error or an address
 	maxName    = 200  // bytes of a model's name; a configured one is no longer either
 	maxVersion = 64   // bytes
 	maxNames   = 1000 // models of one server; those after it are passed over
@@ -225,14 +225,14 @@ const (
 // printed makes a server's text fit to be shown: it cuts it to at most so many bytes,
 // and puts a question mark for whatever does not print, so that it moves no cursor and
 // reverses no line.
-func printed(text string, most int) string {
+func printed(text string, limit int) string {
 	clean := strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || !strconv.IsPrint(r) {
 			return '?'
 		}
 		return r
-	}, text[:min(len(text), most)])
-	if len(text) > most {
+	}, text[:min(len(text), limit)])
+	if len(text) > limit {
 		clean += "..."
 	}
 	return clean

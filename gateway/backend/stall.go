@@ -17,52 +17,52 @@ const removed = "removed from the configuration"
 
 // gone reports whether the backend is out of rotation because it is not well: what waits
 // there for an answer may wait for ever.
-func (b *Backend) gone() bool { return !b.Seat.Usable() && *b.state.Load() != removed }
+func (b *Backend) unavailable() bool { return !b.Seat.Usable() && *b.outReason.Load() != removed }
 
 // tells reports whether the engine's figures are read, so that they show whether it works.
-func (b *Backend) tells(now time.Time) bool {
+func (b *Backend) hasFreshMetrics(now time.Time) bool {
 	e := b.Engine()
-	return e != nil && b.Blind() == "" && e.Age(now) <= figuresFor
+	return e != nil && b.LoadError() == "" && e.Age(now) <= metricsMaxAge
 }
 
 // figuresFor is how old a reading of the engine's metrics may be.
-const figuresFor = 3 * time.Second
+const metricsMaxAge = 3 * time.Second
 
 // Silent reports whether the backend has shown no sign of work since a moment, and long
 // enough to say something: it has made nothing for anybody.
-func (b *Backend) Silent(since, now time.Time) bool {
-	return b.progress.silentFor(quietAfter(b.patience()), since, now, b.evidence(now))
+func (b *Backend) Silent(start, now time.Time) bool {
+	return b.progress.silentFor(quietAfter(b.patience()), start, now, b.evidence(now))
 }
 
 // patience is the silence after which the backend is taken to hang; 0: it never is.
 func (b *Backend) patience() time.Duration { return b.tuned.Load().config.Stall }
 
 func (b *Backend) evidence(now time.Time) evidence {
-	return evidence{b.tells(now), canaryFor(b.patience())}
+	return evidence{b.hasFreshMetrics(now), canaryFor(b.patience())}
 }
 
 // silentFor reports whether a backend that has worked since it came up has shown no sign
 // of it for so long, nor since a moment. The first requests of an engine may have it
 // compile for longer than it ever takes again.
-func (b *Backend) silentFor(d time.Duration, since, now time.Time) bool {
-	return !b.progress.last().IsZero() && b.progress.silentFor(d, since, now, b.evidence(now))
+func (b *Backend) silentFor(d time.Duration, start, now time.Time) bool {
+	return !b.progress.last().IsZero() && b.progress.silentFor(d, start, now, b.evidence(now))
 }
 
 // Unanswered is for how many requests the backend shows no sign of work, and since when;
 // 0: it works, or has nothing to do. A slow engine that tells its load shows one with
 // every token that it makes.
-func (b *Backend) Unanswered(now time.Time) (requests int, since time.Time) {
-	n, since := b.progress.silence()
-	if n == 0 || now.Sub(since) < quietAfter(b.patience()) {
+func (b *Backend) Unanswered(now time.Time) (requests int, start time.Time) {
+	n, start := b.progress.silence()
+	if n == 0 || now.Sub(start) < quietAfter(b.patience()) {
 		return 0, time.Time{}
 	}
-	return n, since
+	return n, start
 }
 
 // predict is how long an answer in one piece takes on the backend.
 func (b *Backend) predict(prompt, answer int, now time.Time) time.Duration {
 	token := time.Duration(0)
-	if e := b.Engine(); e != nil && b.tells(now) && e.Speed > 0 && e.Running > 0 {
+	if e := b.Engine(); e != nil && b.hasFreshMetrics(now) && e.Speed > 0 && e.Running > 0 {
 		token = time.Duration(min(float64(e.Running)/e.Speed, time.Hour.Seconds()) * float64(time.Second))
 	}
 	return b.Pace.Whole(prompt, answer, token)
@@ -72,7 +72,7 @@ func (b *Backend) predict(prompt, answer int, now time.Time) time.Duration {
 // not its watcher's: a reload may replace that.
 type stall struct {
 	reason string
-	since  time.Time // of the silence
+	start  time.Time // of the silence
 }
 
 // stalled is why the backend is taken to hang; empty: it is not.
@@ -85,7 +85,7 @@ func (b *Backend) stalled() string {
 
 // others reports whether another backend of the model can take what this one has: it is
 // in rotation, and does not leave requests unanswered itself.
-func (b *Backend) others(now time.Time) bool {
+func (b *Backend) hasPeer(now time.Time) bool {
 	peers := b.peers.Load()
 	if peers == nil {
 		return false
@@ -114,10 +114,10 @@ type watcher struct {
 }
 
 // watchEvery is how often a backend is looked at.
-const watchEvery = 500 * time.Millisecond
+const watchInterval = 500 * time.Millisecond
 
 func newWatcher(p *prober) *watcher {
-	return &watcher{p: p, b: p.b, log: p.log, every: watchEvery, limit: canaryLimit}
+	return &watcher{p: p, b: p.b, log: p.log, every: watchInterval, limit: canaryLimit}
 }
 
 // run watches until ctx ends.
@@ -135,11 +135,11 @@ func (w *watcher) run(ctx context.Context) {
 			return
 		case c := <-results:
 			asked = false
-			w.answered(time.Now(), c)
+			w.setResult(time.Now(), c)
 			continue
 		case <-tick.C:
 		}
-		if now := time.Now(); w.look(now) && !asked {
+		if now := time.Now(); w.check(now) && !asked {
 			asked = true
 			w.b.progress.canary(now, true)
 			go func() { results <- w.ask(ctx) }()
@@ -148,46 +148,46 @@ func (w *watcher) run(ctx context.Context) {
 }
 
 // look judges the backend, and reports whether it is to be asked for a token.
-func (w *watcher) look(now time.Time) (ask bool) {
+func (w *watcher) check(now time.Time) (ask bool) {
 	last := w.b.progress.last()
 	if s := w.b.stall.Load(); s != nil {
-		if last.After(s.since) || w.b.patience() == 0 {
-			w.back(s.since, now, last)
+		if last.After(s.start) || w.b.patience() == 0 {
+			w.recover(s.start, now, last)
 			return false
 		}
 		if w.b.Seat.InRotation() { // a probe that had begun before let it in
-			w.b.out(s.reason)
+			w.b.takeOut(s.reason)
 		}
 		return true
 	}
-	requests, since := w.b.Unanswered(now)
+	requests, start := w.b.Unanswered(now)
 	if requests == 0 {
 		return false
 	}
 	patience := w.b.patience()
-	if patience > 0 && w.b.Seat.InRotation() && w.b.progress.hangs(patience, now, w.b.evidence(now)) && w.b.others(now) {
-		w.out(requests, since, now)
+	if patience > 0 && w.b.Seat.InRotation() && w.b.progress.hangs(patience, now, w.b.evidence(now)) && w.b.hasPeer(now) {
+		w.takeOut(requests, start, now)
 	}
 	return true
 }
 
 // out takes the backend out of rotation.
-func (w *watcher) out(requests int, since, now time.Time) {
-	why := fmt.Sprintf("it hangs: it has %d requests and has made nothing for %v, although it answers its health probe; it comes back when it answers a request for one token",
-		requests, now.Sub(since).Round(time.Second))
-	w.b.stall.Store(&stall{why, since})
-	if w.b.out(why) {
-		w.log.Warn("backend out of rotation", "backend", w.b.Name, "reason", why)
+func (w *watcher) takeOut(requests int, start, now time.Time) {
+	reason := fmt.Sprintf("it hangs: it has %d requests and has made nothing for %v, although it answers its health probe; it comes back when it answers a request for one token",
+		requests, now.Sub(start).Round(time.Second))
+	w.b.stall.Store(&stall{reason, start})
+	if w.b.takeOut(reason) {
+		w.log.Warn("backend out of rotation", "backend", w.b.Name, "reason", reason)
 	}
 }
 
 // back lets the next health probe take the backend into rotation, after a silence since a
 // moment.
-func (w *watcher) back(since, now, last time.Time) {
-	if silence := last.Sub(since); silence > 0 && silence <= time.Minute { // else it was mended, or started anew
+func (w *watcher) recover(start, now, last time.Time) {
+	if silence := last.Sub(start); silence > 0 && silence <= time.Minute { // else it was mended, or started anew
 		w.b.progress.learn(silence)
 	}
-	w.log.Info("backend works again", "backend", w.b.Name, "after", now.Sub(since).Round(time.Millisecond))
+	w.log.Info("backend works again", "backend", w.b.Name, "after", now.Sub(start).Round(time.Millisecond))
 	w.b.stall.Store(nil)
 	w.b.probeNow()
 }
@@ -212,7 +212,7 @@ func (w *watcher) ask(ctx context.Context) canary {
 	if err != nil {
 		return refused
 	}
-	resp, err := w.p.send(ctx, http.MethodPost, "/v1/chat/completions", bytes.NewReader([]byte(`{"model":`+string(name)+`,`+tellingChat+`,"max_tokens":1}`)))
+	resp, err := w.p.send(ctx, http.MethodPost, "/v1/chat/completions", bytes.NewReader([]byte(`{"model":`+string(name)+`,`+probeChat+`,"max_tokens":1}`)))
 	if err == nil {
 		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, maxProbe))
 		resp.Body.Close()
@@ -227,7 +227,7 @@ func (w *watcher) ask(ctx context.Context) canary {
 }
 
 // answered takes in what became of a canary.
-func (w *watcher) answered(now time.Time, c canary) {
+func (w *watcher) setResult(now time.Time, c canary) {
 	switch c {
 	case answered:
 		w.b.progress.sign(now)

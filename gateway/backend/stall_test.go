@@ -26,8 +26,8 @@ func pair(t *testing.T) (a, b *Backend) {
 
 // tell has a backend's metrics read at a moment, with so many tokens made by then.
 func tell(b *Backend, at time.Time, tokens int) {
-	before := b.learned(func(*Engine) *Engine { return &Engine{At: at, Engines: 1, Generated: tokens} })
-	if e := b.Engine(); !before.At.IsZero() && e.moved(before) {
+	before := b.updateEngine(func(*Engine) *Engine { return &Engine{Time: at, Engines: 1, OutputTokens: tokens} })
+	if e := b.Engine(); !before.Time.IsZero() && e.differs(before) {
 		b.progress.sign(at)
 	}
 }
@@ -111,14 +111,14 @@ func twelveSeconds(t *testing.T, requests int, told bool, each func(s int, b, ot
 		if told {
 			last := 0
 			if e := b.Engine(); e != nil {
-				last = e.Generated
+				last = e.OutputTokens
 			}
 			tell(b, now, last)
 		}
 		if each != nil {
 			each(s, b, other)
 		}
-		if w.look(now) {
+		if w.check(now) {
 			if asked == 0 {
 				asked = s
 			}
@@ -139,7 +139,7 @@ func TestHungComesBack(t *testing.T) {
 	at := func(s int) time.Time { return b.progress.base.Add(time.Duration(s) * time.Second) }
 	look := func(s, tokens int) {
 		tell(b, at(s), tokens)
-		w.look(at(s))
+		w.check(at(s))
 	}
 	for range 3 {
 		b.progress.begin(at(0))
@@ -184,7 +184,7 @@ func TestReloadOfHung(t *testing.T) {
 	w := watcherOf(b)
 	for s := range 9 {
 		tell(b, at(s), 0)
-		w.look(at(s))
+		w.check(at(s))
 	}
 	if b.stalled() == "" {
 		t.Fatal("it is not out after 8 s")
@@ -193,11 +193,11 @@ func TestReloadOfHung(t *testing.T) {
 		b.progress.end(false)
 	}
 	w = watcherOf(b)
-	if !w.look(at(9)) {
+	if !w.check(at(9)) {
 		t.Error("it is not asked for a token any more")
 	}
 	tell(b, at(10), 1)
-	if w.look(at(10)); b.stalled() != "" {
+	if w.check(at(10)); b.stalled() != "" {
 		t.Error("it works again, and is still kept out")
 	}
 }
@@ -229,7 +229,7 @@ func TestWholePrediction(t *testing.T) {
 	if d := b.predict(1000, 500, now); d != time.Second+50*time.Second {
 		t.Errorf("%v, at 10 tokens a second", d)
 	}
-	b.learned(func(*Engine) *Engine { return &Engine{At: now, Running: 8, Speed: 40} })
+	b.updateEngine(func(*Engine) *Engine { return &Engine{Time: now, Running: 8, Speed: 40} })
 	if d := b.predict(1000, 500, now); d != time.Second+100*time.Second {
 		t.Errorf("%v, while the engine makes 5 tokens a second for each of 8 requests", d)
 	}
@@ -265,13 +265,13 @@ func TestCanary(t *testing.T) {
 		t.Errorf("no answer: %d", got)
 	}
 	b.progress.canary(time.Now(), true)
-	if w.answered(time.Now(), unanswered); b.progress.asked.IsZero() {
+	if w.setResult(time.Now(), unanswered); b.progress.canarySent.IsZero() {
 		t.Error("a canary without an answer is forgotten")
 	}
-	if w.answered(time.Now(), refused); !b.progress.asked.IsZero() {
+	if w.setResult(time.Now(), refused); !b.progress.canarySent.IsZero() {
 		t.Error("a canary that was refused counts as one without an answer")
 	}
-	if w.answered(time.Now(), answered); b.progress.last().IsZero() {
+	if w.setResult(time.Now(), answered); b.progress.last().IsZero() {
 		t.Error("an answer is no sign of work")
 	}
 }
@@ -303,7 +303,7 @@ func TestLeftBehind(t *testing.T) {
 		q.Stream = c.stream
 		q.Silence, q.SilenceAfter = func(time.Time) time.Duration { return time.Millisecond }, time.Millisecond
 		looked := make(chan struct{}, 1)
-		q.Elsewhere = func() bool {
+		q.CanMove = func() bool {
 			select {
 			case looked <- struct{}{}:
 			default:
@@ -316,7 +316,7 @@ func TestLeftBehind(t *testing.T) {
 			ended <- err
 		}()
 		<-asked
-		b.out(c.why)
+		b.takeOut(c.why)
 		if !c.moved {
 			if c.why != removed {
 				<-looked
@@ -352,7 +352,7 @@ func TestSilentServer(t *testing.T) {
 		q.Limits.FirstByte, q.Limits.Total = soon, 20*soon
 		q.Answer = o.MaxModelLen
 		q.Silence, q.SilenceAfter = func(now time.Time) time.Duration {
-			b.learned(func(*Engine) *Engine { return &Engine{At: now} })
+			b.updateEngine(func(*Engine) *Engine { return &Engine{Time: now} })
 			return time.Millisecond
 		}, time.Millisecond
 		c1 := b.tuned.Load().config

@@ -89,7 +89,7 @@ func (f *FleetCollector) pace(m *backend.Model, out chan<- prometheus.Metric) {
 		if ttft > 0 {
 			metric(f.ttft, prometheus.GaugeValue, ttft, b)
 		}
-		metric(f.made, prometheus.CounterValue, float64(b.Made.Total()), b)
+		metric(f.made, prometheus.CounterValue, float64(b.Output.Total()), b)
 	}
 	bySpeed, byTTFT := p.slow()
 	for i, b := range m.Backends {

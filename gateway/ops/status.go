@@ -128,8 +128,8 @@ func (s *Server) status() (status Status) {
 func backendStatus(b *backend.Backend, now time.Time) (s BackendStatus, warnings []string) {
 	f := b.Facts()
 	s = BackendStatus{
-		Backend: b.Name, InRotation: b.Seat.Usable() && !b.Seat.Drained(), Reason: b.Why(), InFlight: b.Seat.InFlight(), Serves: f.Serves, MaxModelLen: f.MaxModelLen,
-		Version: f.Version, NoThinking: f.NoThinking, Capabilities: f.Can, Blind: b.Blind(), Made: b.Made.PerSecond(now),
+		Backend: b.Name, InRotation: b.Seat.Usable() && !b.Seat.Drained(), Reason: b.OutReason(), InFlight: b.Seat.InFlight(), Serves: f.Serves, MaxModelLen: f.MaxModelLen,
+		Version: f.Version, NoThinking: f.NoThinking, Capabilities: f.Capabilities, Blind: b.LoadError(), Made: b.Output.PerSecond(now),
 	}
 	if ttft := b.Pace.TTFT(now); ttft > 0 {
 		s.TTFT = known(ttft.Seconds())
