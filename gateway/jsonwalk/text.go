@@ -16,8 +16,9 @@ func Text(raw []byte) (s string, ok bool) {
 	}
 	inner := raw[1 : len(raw)-1]
 	if bytes.IndexByte(inner, '\\') >= 0 || !utf8.Valid(inner) {
-		err := json.Unmarshal(raw, &s)
-		return s, err == nil
+		var decoded string // not s, which would then be allocated in every call
+		err := json.Unmarshal(raw, &decoded)
+		return decoded, err == nil
 	}
 	return string(inner), true
 }
