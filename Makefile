@@ -9,7 +9,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help demo build test race fuzz bench bench-overload bench-fair fair drill gpu-test lint check dashboards docs golden clean
+.PHONY: help demo build test cover race fuzz bench bench-overload bench-fair fair drill gpu-test lint check dashboards docs golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ build: ## the binaries, into bin/; the GPU agent where there is a C compiler
 
 test: clients servers ## all tests; installs the client SDKs and servers they need where it may
 	@.ci/test $(FLAGS)
+
+cover: ## the share of statements that the tests reach, by package; processes that they start count too
+	@rm -rf $(CACHE)/cover && mkdir -p $(CACHE)/cover
+	GOCOVERDIR=$(CACHE)/cover $(GO) test $(FLAGS) -short -timeout 30m -coverpkg=./... ./... -args -test.gocoverdir=$(CACHE)/cover
+	$(GO) tool covdata percent -i=$(CACHE)/cover
 
 race: clients servers ## all tests under the race detector (needs a C compiler)
 	@CGO_ENABLED=1 CGO_CFLAGS="-O2 -g -Wno-deprecated-declarations" .ci/test $(FLAGS) -race

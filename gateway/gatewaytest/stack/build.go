@@ -7,11 +7,13 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"testing"
 )
 
 // Build builds the command tidegate with the tags of the test that calls it, under the
-// race detector if that is, and returns the path of the binary. Packages that build at
-// the same time replace it by an equal one.
+// race detector if that is, and returns the path of the binary. Where the test measures
+// coverage, the binary writes its own to GOCOVERDIR. Packages that build at the same time
+// replace it by an equal one.
 func Build() (path string, err error) {
 	module, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
@@ -28,6 +30,9 @@ func Build() (path string, err error) {
 				name, args = name+"-race", append(args, "-race")
 			}
 		}
+	}
+	if testing.CoverMode() != "" {
+		name, args = name+"-cover", append(args, "-cover", "-coverpkg", "tidegate/...")
 	}
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", err

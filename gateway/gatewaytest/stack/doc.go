@@ -32,7 +32,7 @@ const Patience = time.Minute
 // Eventually polls ok until it returns true, and fails the test after Patience.
 func Eventually(t testing.TB, event string, ok func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), Patience) // in a cleanup, too
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -88,6 +89,9 @@ func (k *Kit) Start(t *testing.T, s Servers, c Config) *Gateway {
 		_, ended = k.Process(ctx, t, g.Log, c.Env, args...)
 	}
 	t.Cleanup(func() {
+		if k.run == nil && !t.Failed() {
+			g.checkHandlers(t)
+		}
 		stop()
 		select {
 		case code := <-ended:
@@ -103,6 +107,23 @@ func (k *Kit) Start(t *testing.T, s Servers, c Config) *Gateway {
 	})
 	g.Await(t, ended)
 	return g
+}
+
+// checkHandlers fails the test where a goroutine still works for a request although all
+// callers have left: goleak does not see those of another process.
+func (g *Gateway) checkHandlers(t *testing.T) {
+	t.Helper()
+	requestStack := regexp.MustCompile(`tidegate/gateway\.\(\*(Gateway\)\.(answer|guarded|forward)|call\)|sender\))`)
+	g.Client.CloseIdleConnections()
+	Eventually(t, "all handlers to return", func() bool {
+		resp, err := g.Client.Get(g.Ops + "/debug/pprof/goroutine?debug=2")
+		if err != nil {
+			return true // the test has ended it
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		return err != nil || !requestStack.Match(text)
+	})
 }
 
 // Process starts tidegate with arguments in a process of its own. It writes into log, has
