@@ -72,7 +72,8 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 	}
 }
 
-// model is the model of a configuration, with what it keeps of the one before.
+// model returns the model of a configuration. It keeps the pool and the level of old,
+// which may be nil.
 func (m *ModelConfig) model(old *Model) *Model {
 	next := &Model{
 		Name: m.Name, Aliases: m.Aliases, Timeouts: m.Timeouts, Weights: m.Weights, AutoTools: m.AutoTools,

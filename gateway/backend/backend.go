@@ -19,7 +19,7 @@ import (
 	"tidegate/nvml"
 )
 
-// Config is one vLLM server.
+// Config configures one backend.
 type Config struct {
 	URL        string `yaml:"url"`          // http(s)://host:port, with a path where it is behind one; /v1 at its end is left out
 	Serves     string `yaml:"serves"`       // what it calls the model; empty: found out
@@ -48,7 +48,7 @@ const (
 // maxWeight is the largest weight of a backend.
 const maxWeight = 1000
 
-// share is the weight, where it is left out 1.
+// weight returns the configured weight; 1 if there is none.
 func (c *Config) weight() int {
 	if c.Weight == nil {
 		return 1
@@ -56,7 +56,7 @@ func (c *Config) weight() int {
 	return *c.Weight
 }
 
-// Validate says what is wrong, path first.
+// Validate returns an error that begins with the path of the faulty setting.
 func (c *Config) Validate() error {
 	u, err := url.Parse(c.URL)
 	switch {
@@ -85,8 +85,8 @@ func (c *Config) Validate() error {
 	return nil
 }
 
-// same reports whether a backend of either configuration is the same one. What runsOn
-// and tune take over can change under it.
+// equal reports whether c and d describe the same backend. It ignores the settings that
+// setGPUs and tune apply while the backend serves.
 func (c Config) equal(d Config) bool {
 	for _, c := range []*Config{&c, &d} {
 		c.Weight, c.GPUs, c.MaxInFlight, c.MaxWaiting, c.Memory, c.Priority, c.breaker = nil, nil, 0, 0, "", false, Breaker{}
@@ -94,54 +94,54 @@ func (c Config) equal(d Config) bool {
 	return reflect.DeepEqual(c, d)
 }
 
-// Facts are what a server said of itself when it was last asked.
+// Facts holds the identity of a backend, as it last stated it.
 type Facts struct {
 	Serves       string   // the name it knows the model by
-	Names        []string // all names it knows
-	MaxModelLen  int      // context of the model it knows by that name, in tokens; 0: unknown
-	Version      string   // of vLLM; empty: unknown
+	Names        []string // all names of models that it serves
+	MaxModelLen  int      // context of that model, in tokens; 0 if unknown
+	Version      string   // version of vLLM; empty if unknown
 	Capabilities Capabilities
 
-	NoThinking bool     // it switches thinking off where a chat says nothing of it
-	Warnings   []string // what it says that cannot be, or cannot be known
+	NoThinking bool     // thinking is off by default
+	Warnings   []string // contradictions and gaps in what the backend states
 }
 
-// Backend is one server of a model. It is safe for concurrent use.
+// Backend is one vLLM server of a model. It is safe for concurrent use.
 type Backend struct {
-	Name   string          // host:port and path, for people and metrics
-	Seat   *admission.Seat // its place in admission
-	Pace   Pace            // how fast it makes tokens
-	Output Meter           // tokens of its answers, as they pass
+	Name   string          // host, port and path, for people and metrics
+	Seat   *admission.Seat // seat in admission
+	Pace   Pace            // speed of its answers
+	Output Meter           // output tokens of its answers, as they pass
 
-	Doubts Doubts // the answers whose usage was not believed
+	Doubts Doubts // answers whose usage was not believed
 
 	progress progress
-	stall    atomic.Pointer[stall]      // nil: it is not taken to hang
+	stall    atomic.Pointer[stall]      // current hang; nil if there is none
 	peers    atomic.Pointer[[]*Backend] // all backends of its model
 
 	config        Config
 	gauge         *degrade.Gauge
 	tuned         atomic.Pointer[tuning]
-	objective     atomic.Int64 // to the first token, in ns; 0: none
+	objective     atomic.Int64 // objective of the time to the first token, in ns; 0 if there is none
 	base          string       // URL without a trailing slash
 	prefix        string       // path before /v1
-	header        string       // header lines that every request has
+	header        string       // header lines of every request
 	dialer        dialer
 	pool          pool
-	post          *http.Request // tells ReadResponse the method
+	post          *http.Request // request that gives ReadResponse the method
 	facts         atomic.Pointer[Facts]
-	outReason     atomic.Pointer[string] // why it is out of rotation
-	suspected     atomic.Bool            // a request failed since the last probe began
+	outReason     atomic.Pointer[string] // reason for being out of rotation
+	suspected     atomic.Bool            // whether a request failed since the last probe began
 	moves         moves
-	probeRequests chan struct{} // asks for a probe now
+	probeRequests chan struct{} // requests for an immediate probe
 	gpus          atomic.Pointer[[]*nvml.View]
 	engine        atomic.Pointer[Engine]
-	certExpiry    atomic.Int64              // when the certificate that it shows ends, Unix time in s; 0: it has shown none
-	loadError     atomic.Pointer[string]    // why the engine's load is not known; nil: it is
-	queuedAt      atomic.Pointer[time.Time] // when the engine last said that requests wait or were preempted; nil: never
+	certExpiry    atomic.Int64              // expiry of its certificate, Unix time in s; 0 before the first one
+	loadError     atomic.Pointer[string]    // error of the last scrape; nil before the first error
+	queuedAt      atomic.Pointer[time.Time] // time of the last report of waiting or preempted requests; nil before the first
 }
 
-// name is the URL without what tells no server from another.
+// name returns the URL without the parts that distinguish no backends.
 func (c Config) name() string {
 	u, err := url.Parse(c.URL)
 	if err != nil {
@@ -150,8 +150,8 @@ func (c Config) name() string {
 	return u.Host + trimRoute(u.Path)
 }
 
-// withoutRoute takes a trailing slash and the API's own part off the path of a server's
-// URL: it is pasted with /v1, as every client wants it, or with a route.
+// trimRoute removes a trailing slash and an API route from the path of a backend's URL.
+// People paste it with /v1, as every client wants it, or with a route.
 func trimRoute(path string) string {
 	path = strings.TrimRight(path, "/")
 	for _, route := range []string{"/v1", "/v1/chat/completions", "/v1/completions", "/v1/models"} {
@@ -162,8 +162,8 @@ func trimRoute(path string) string {
 	return path
 }
 
-// New makes a backend that is out of rotation until it has been probed. The
-// configuration must be valid.
+// New returns a backend that is out of rotation until its first probe. The configuration
+// must be valid.
 func New(c Config, agent string) *Backend {
 	u, err := url.Parse(c.URL)
 	if err != nil {
@@ -199,11 +199,11 @@ func New(c Config, agent string) *Backend {
 	return b
 }
 
-// Facts are what the server last said of itself.
+// Facts returns the last known identity of the backend.
 func (b *Backend) Facts() Facts { return *b.facts.Load() }
 
-// CertificateExpires returns when the first certificate of the chain that the server
-// showed to the last probe ends; zero: it has shown none.
+// CertificateExpires returns the earliest expiry in the certificate chain that the last
+// probe saw; zero before the first TLS probe.
 func (b *Backend) CertificateExpires() time.Time {
 	if ends := b.certExpiry.Load(); ends != 0 {
 		return time.Unix(ends, 0)
@@ -211,7 +211,7 @@ func (b *Backend) CertificateExpires() time.Time {
 	return time.Time{}
 }
 
-// sawCertificates notes when the first certificate of a server's chain ends.
+// setCertificates records the earliest expiry in a certificate chain.
 func (b *Backend) setCertificates(state *tls.ConnectionState) {
 	if state == nil || len(state.PeerCertificates) == 0 {
 		return
@@ -225,10 +225,10 @@ func (b *Backend) setCertificates(state *tls.ConnectionState) {
 	b.certExpiry.Store(ends.Unix())
 }
 
-// GPUs are windows on the GPUs that the backend is said to run on.
+// GPUs returns views of the GPUs that the backend is configured to run on.
 func (b *Backend) GPUs() []*nvml.View { return *b.gpus.Load() }
 
-// runsOn says which GPUs those are.
+// setGPUs sets the GPUs that the backend runs on.
 func (b *Backend) setGPUs(refs []string, gpus *nvml.Monitor) {
 	views := make([]*nvml.View, 0, len(refs))
 	for _, ref := range refs {
@@ -238,7 +238,7 @@ func (b *Backend) setGPUs(refs []string, gpus *nvml.Monitor) {
 	b.Seat.SetGPUs(len(views))
 }
 
-// Why is the reason for being out of rotation; empty while in it.
+// OutReason returns the reason for being out of rotation; empty while in rotation.
 func (b *Backend) OutReason() string {
 	if b.Seat.InRotation() {
 		out := b.gauge.Verdict().Out
@@ -255,8 +255,8 @@ func (b *Backend) takeOut(reason string) (changed bool) {
 	return b.Seat.SetRotation(false)
 }
 
-// suspect takes the backend out of rotation at once where nobody listens, and has it
-// probed now in any case. Until that probe has ended others are sent the requests.
+// suspect requests a probe and keeps requests from the backend until that has ended. A
+// refused connection takes the backend out of rotation at once.
 func (b *Backend) suspect(err error) {
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		b.takeOut("connection refused")

@@ -10,16 +10,16 @@ import (
 	"tidegate/degrade"
 )
 
-// tuning is what a reload changes of a backend that stays.
+// tuning holds the settings that a reload changes on a running backend.
 type tuning struct {
-	absolute    bool // memory counts as used fraction
-	maxInFlight int  // requests it is given at a time
+	absolute    bool // whether the used fraction of memory counts
+	maxInFlight int  // most requests at a time
 	priority    bool
 	config      Breaker
 	breaker     *degrade.Breaker
 }
 
-// tune takes over what may change while the backend serves.
+// tune applies the settings that may change while the backend serves.
 func (b *Backend) tune(c Config) {
 	t := &tuning{absolute: c.Memory == memoryAbsolute, priority: c.Priority, config: c.breaker, maxInFlight: cmp.Or(c.MaxInFlight, defaultInFlight)}
 	if old := b.tuned.Load(); old != nil && old.config == t.config {
@@ -34,11 +34,12 @@ func (b *Backend) tune(c Config) {
 	b.Seat.SetBounds(admission.Bounds{InFlight: t.maxInFlight, Waiting: cmp.Or(c.MaxWaiting, defaultWaiting)})
 }
 
-// failedShare of the requests of a second opens a breaker too, where those are many.
+// failedShare is the share of failed requests within a second that opens a breaker, if
+// they are many.
 const failedShare = 0.5
 
-// Guard makes a request of the backend through its breaker: while too many have
-// failed it is not asked at all, and the error is Retryable.
+// Guard runs a request through the breaker of the backend. While the breaker is open, it
+// returns a Retryable error without running the request.
 func (b *Backend) Guard(request func() error) error {
 	err := b.tuned.Load().breaker.Do(request)
 	if err == nil {
@@ -53,11 +54,10 @@ func (b *Backend) Guard(request func() error) error {
 	return err
 }
 
-// Blame counts a Doubtful failure against the backend, since other has answered the same
-// request: a server that fails what others can do is kept from callers even where its
-// health probe says that it is well. An answer of another release says nothing: the
-// request may be one that b's release cannot stand, and then its caller could take an
-// older server from everybody.
+// Blame counts a Doubtful failure against b, because peer has answered the same request.
+// So a backend that fails where its peers succeed is taken out even if its health probe
+// passes. It ignores an answer of another release: a request that only b's release fails
+// could otherwise take an older backend from everybody.
 func (b *Backend) Blame(err error, peer *Backend) {
 	if b.Facts().Version != peer.Facts().Version {
 		return
@@ -67,10 +67,10 @@ func (b *Backend) Blame(err error, peer *Backend) {
 	_ = b.tuned.Load().breaker.Do(func() error { return &brokenError{"answered by another backend", text} })
 }
 
-// harmless reports whether an error says nothing against the backend: the caller
-// left, the request was refused, or the engine has enough to do. A 500 may be the
-// request's own fault, and one caller's bad requests must not take a server from the
-// others; of an engine that is dead the health probe tells, or Blame.
+// harmless reports whether an error does not count against the backend: the caller left,
+// the request was refused, or the engine is overloaded. A 500 may be the request's own
+// fault, and one caller's bad requests must not take a backend from the others. The
+// health probe or Blame finds an engine that is dead.
 func harmless(err error) bool {
 	if status := statusOf(err); status != 0 {
 		return status != http.StatusBadGateway && status != http.StatusGatewayTimeout
@@ -83,7 +83,7 @@ func harmless(err error) bool {
 	return !errors.As(err, &broken)
 }
 
-// broke is told when the breaker opens and closes.
+// breakerChanged handles the opening and closing of the breaker.
 func (b *Backend) breakerChanged(open bool) {
 	if open {
 		b.takeOut(cmp.Or(b.stalled(), b.breakerReason()))
@@ -96,8 +96,8 @@ func (b *Backend) breakerReason() string {
 	return fmt.Sprintf("its breaker is open: requests failed there, %d in a row or half of a second's; it is tried again after %v", c.Failures, c.Open)
 }
 
-// recovers asks a breaker that has been open for long enough whether a server that
-// answers its health probe may be asked again; empty: it may.
+// checkBreaker closes a breaker that has been open for long enough, after a successful
+// health probe. It returns the reason if the breaker stays open, else "".
 func (b *Backend) checkBreaker() string {
 	if b.tuned.Load().breaker.Probe(func() error { return nil }) == nil {
 		return ""
@@ -108,5 +108,6 @@ func (b *Backend) checkBreaker() string {
 // BreakerOpen reports whether requests are kept from the backend.
 func (b *Backend) BreakerOpen() bool { return !b.tuned.Load().breaker.Closed() }
 
-// ByPriority reports whether its engine schedules by priority; else it refuses one.
+// ByPriority reports whether the engine schedules by priority. Other engines refuse a
+// request with a priority.
 func (b *Backend) ByPriority() bool { return b.tuned.Load().priority }

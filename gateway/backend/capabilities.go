@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Capabilities are what versions of vLLM differ in. Of a version that is not known
-// nothing is assumed but what all have.
+// Capabilities holds the differences between the versions of vLLM. An unknown version
+// has only the capabilities that all versions have.
 type Capabilities struct {
 	Known             bool `json:"known"`
 	UniqueIDs         bool `json:"unique_ids"`         // two requests may have the same id
@@ -22,7 +22,8 @@ type Capabilities struct {
 	minor int // of vLLM 0.minor
 }
 
-// Minor returns the n of vLLM 0.n, which says how a chat is rendered; -1: not known.
+// Minor returns the n of vLLM 0.n, which determines how a chat is rendered; -1 if it is
+// unknown.
 func (c Capabilities) Minor() int {
 	if !c.Known {
 		return -1
@@ -34,10 +35,11 @@ func (c Capabilities) Minor() int {
 // --default-chat-template-kwargs (from v0.14).
 func (c Capabilities) defaultKwargs() bool { return !c.Known || c.minor >= 14 }
 
-// tokenizesByDefaults reports whether its /tokenize goes by them (from v0.18).
+// tokenizesByDefaults reports whether /tokenize applies the default template arguments
+// (from v0.18).
 func (c Capabilities) tokenizesByDefaults() bool { return !c.Known || c.minor >= 18 }
 
-// capabilitiesOf reads a version such as v0.23.1rc2.dev7+g1a2b3c.cu129.
+// capabilitiesOf parses a version such as v0.23.1rc2.dev7+g1a2b3c.cu129.
 func capabilitiesOf(version string) Capabilities {
 	var major, minor int
 	if strings.HasPrefix(strings.TrimPrefix(version, "v"), "0.1.dev") {

@@ -22,7 +22,7 @@ const (
 
 // Sizes of a connection's buffer in bytes. It also bounds the head of an answer.
 const (
-	largeBuffer = 32 << 10 // lent while there is something to read
+	largeBuffer = 32 << 10 // borrowed while there is something to read
 	smallBuffer = 4 << 10  // kept by a connection that cannot wait without one (TLS)
 )
 
@@ -35,21 +35,21 @@ const (
 // passed on in large pieces.
 type conn struct {
 	nc        net.Conn
-	direct    *socket // nil: reading waits with a buffer
-	socket    *socket // the socket below nc; nil: there is none that can be looked at
+	direct    *socket // reader without a buffer; nil if reading waits with one
+	socket    *socket // socket below nc; nil if it cannot be inspected
 	buffers   *buffers
-	buf       []byte // nil: none is held
+	buf       []byte // nil if none is held
 	r, w      int    // buf[r:w] is unread
-	used      bool   // it has carried an exchange before
+	used      bool   // whether it has carried an exchange before
 	idleSince time.Time
-	received  bool // something was read in this exchange
+	received  bool // whether something was read in this exchange
 	x         *Answer
 
-	followed bool  // reading does not wait: see Answer.Follow
-	failed   error // of the last read, while it is followed
+	followed bool  // whether reading does not wait: see Answer.Follow
+	failed   error // error of the last read in Follow
 }
 
-// buffers lends what exchanges need for a moment. The zero value is ready.
+// buffers pools what an exchange needs for a short time. The zero value is ready.
 type buffers struct {
 	large sync.Pool // of *[largeBuffer]byte
 	heads sync.Pool // of *headReader
@@ -64,7 +64,7 @@ type headReader struct {
 
 func (c *conn) unread() []byte { return c.buf[c.r:c.w] }
 
-// skip drops n unread bytes and gives the buffer back when it is empty.
+// skip drops n unread bytes and releases the buffer if it is empty.
 func (c *conn) skip(n int) {
 	if c.r += n; c.r == c.w {
 		c.release()
@@ -79,7 +79,7 @@ func (c *conn) release() {
 	}
 }
 
-// room is where to read to; empty where the buffer is full.
+// space returns the free part of the buffer; empty if the buffer is full.
 func (c *conn) space() []byte {
 	if c.r > 0 {
 		c.w, c.r = copy(c.buf, c.unread()), 0
@@ -97,8 +97,8 @@ func (c *conn) space() []byte {
 	return c.buf[c.w:]
 }
 
-// fill waits until more can be read and reads it. When the deadline passes, the
-// exchange is asked whether to wait on.
+// fill waits for more bytes and reads them. At the deadline it asks the exchange whether
+// to continue.
 func (c *conn) fill() error {
 	if c.followed && c.failed == nil {
 		return ErrNothing
@@ -128,7 +128,7 @@ func (c *conn) fetch() error {
 	return c.advance(c.nc.Read(c.space()))
 }
 
-// received notes what one read has brought.
+// advance records the result of one read.
 func (c *conn) advance(n int, err error) error {
 	switch {
 	case n > 0:
@@ -143,7 +143,7 @@ func (c *conn) advance(n int, err error) error {
 	return io.ErrNoProgress
 }
 
-// follow waits, and lets take have what comes, be it an error.
+// follow waits and calls consume for each piece, or for an error.
 func (c *conn) follow(consume func() error) error {
 	var err error
 	if c.direct != nil {
@@ -202,8 +202,8 @@ func (b *buffers) parse(head []byte, post *http.Request) (*http.Response, error)
 	return resp, err
 }
 
-// closeWrite says that nothing more will be sent, which servers of one answer
-// per request take for the caller's leaving.
+// closeWrite half-closes the connection. Servers of one answer per request take that for
+// a disconnect.
 func (c *conn) closeWrite() error {
 	if half, ok := c.nc.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
@@ -220,7 +220,7 @@ func (c *conn) close() {
 // dialer makes connections to one server.
 type dialer struct {
 	addr    string
-	tls     *tls.Config // nil: plain
+	tls     *tls.Config // nil for plain connections
 	buffers buffers
 }
 
@@ -249,9 +249,8 @@ func (d *dialer) dial(ctx context.Context, limit time.Duration) (*conn, error) {
 	return &conn{nc: nc, direct: reading, socket: sock, buffers: &d.buffers}, nil
 }
 
-// spent reports whether all that was read of the connection has been used, when an
-// answer has ended. TLS may hold more than was asked of it: a read that waits for
-// nothing gives that, or a timeout.
+// drained reports whether nothing is left to read after the end of an answer. TLS may
+// hold decrypted bytes: a read with a passed deadline returns them, or a timeout.
 func (c *conn) drained() bool {
 	if len(c.unread()) > 0 {
 		return false
@@ -266,20 +265,19 @@ func (c *conn) drained() bool {
 	return n == 0 && isTimeout(err)
 }
 
-// silent reports whether an idle connection may carry a request: the server has not
-// ended it, and has sent nothing that nobody asked for, which would be taken for the
-// answer to what is sent next.
+// reusable reports whether an idle connection may carry a request: the backend has
+// neither closed it nor sent unexpected bytes, which would be taken for the next answer.
 func (c *conn) reusable() bool { return c.socket != nil && c.socket.quiet() }
 
-// pool keeps idle connections, the youngest on top. What a server sends on one unasked
-// ends it.
+// pool keeps idle connections, the youngest on top. Bytes from the backend on an idle
+// connection end it.
 type pool struct {
 	mu     sync.Mutex
 	idle   []*conn
 	closed bool
 }
 
-// silent takes a connection that is silent; nil: there is none.
+// acquire returns a reusable idle connection; nil if there is none.
 func (p *pool) acquire(now time.Time) *conn {
 	for {
 		c := p.pop(now)
@@ -290,7 +288,7 @@ func (p *pool) acquire(now time.Time) *conn {
 	}
 }
 
-// take takes the youngest connection; nil: none is young enough.
+// pop removes and returns the youngest connection; nil if none is young enough.
 func (p *pool) pop(now time.Time) *conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -319,7 +317,7 @@ func (p *pool) release(c *conn, now time.Time) {
 	p.idle = append(p.idle, c)
 }
 
-// prune closes connections that the server is about to close.
+// prune closes connections shortly before the backend does.
 func (p *pool) prune(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -11,21 +11,21 @@ import (
 	"time"
 )
 
-// eager reads a socket without waiting first: what is to be done before a wait is
-// done only where there will be one, and no buffer is held through it.
+// socket reads without waiting first. So work is deferred to the moment of a wait, and
+// no buffer is held during one.
 type socket struct {
 	raw               syscall.RawConn
-	readOnce, readAll func(fd uintptr) bool // made here: a closure for each read would be garbage
+	readOnce, readAll func(fd uintptr) bool // closures made once, so that a read allocates nothing
 	look              func(fd uintptr)
 	c                 *conn
-	reads             int // without a wait between them
+	reads             int // reads since the last wait
 	consume           func() error
-	result            error // what take returned
-	err               error // of the read
-	empty             bool  // look found nothing to be read
+	result            error // result of consume
+	err               error // error of the read
+	empty             bool  // whether peek found nothing to read
 }
 
-// newEager is nil where the connection is no plain socket.
+// newSocket returns nil for a connection that is no plain socket.
 func newSocket(nc net.Conn) *socket {
 	sc, ok := nc.(syscall.Conn)
 	if !ok {
@@ -40,7 +40,7 @@ func newSocket(nc net.Conn) *socket {
 	return e
 }
 
-// silent reports whether there is nothing to be read: no byte, no end, no error.
+// quiet reports whether nothing can be read: no byte, no end, no error.
 func (e *socket) quiet() bool {
 	e.empty = false
 	return e.raw.Control(e.look) == nil && e.empty
@@ -52,7 +52,7 @@ func (e *socket) peek(fd uintptr) {
 	e.empty = errors.Is(err, syscall.EAGAIN)
 }
 
-// read waits until there is something and reads it.
+// read waits for bytes and reads them.
 func (e *socket) read(c *conn) error {
 	e.c, e.err = c, nil
 	if err := e.raw.Read(e.readOnce); err != nil {
@@ -61,8 +61,8 @@ func (e *socket) read(c *conn) error {
 	return e.err
 }
 
-// follow waits and lets take have what comes, piece after piece, until take ends
-// or, with err, reading does.
+// follow waits and calls consume for each piece until consume returns a result, or
+// reading fails with err.
 func (e *socket) follow(c *conn, consume func() error) (ended, err error) {
 	e.c, e.consume, e.err = c, consume, nil
 	if err := e.raw.Read(e.readAll); err != nil {
@@ -71,7 +71,7 @@ func (e *socket) follow(c *conn, consume func() error) (ended, err error) {
 	return e.result, e.err
 }
 
-// tryOnce tries to read; false says that there is nothing yet.
+// tryOnce tries one read; false means that nothing is there yet.
 func (e *socket) tryOnce(fd uintptr) (done bool) {
 	if e.err = e.try(int(fd)); errors.Is(e.err, syscall.EAGAIN) {
 		e.releaseEmpty()
@@ -80,9 +80,9 @@ func (e *socket) tryOnce(fd uintptr) (done bool) {
 	return true
 }
 
-// takeEach reads and lets take have it as long as there is more. That a piece left
-// room does not say that it was all: the end of the stream may have come with it,
-// and no other event would tell.
+// tryAll reads and calls consume until nothing is left. A piece that left space may
+// still not be the last one: the end of the stream may have come with it, without
+// another event.
 func (e *socket) tryAll(fd uintptr) (done bool) {
 	for e.reads = 1; ; e.reads++ {
 		if e.reads%readsPerCheck == 0 && e.c.x.overdue() {
@@ -108,11 +108,11 @@ func (e *socket) tryAll(fd uintptr) (done bool) {
 // only waiting does: a server that floods is never waited for.
 const readsPerCheck = 16
 
-// drainReads bounds what is still read of a server that goes on sending.
+// drainReads bounds the reads of a backend that keeps sending.
 const drainReads = 64
 
-// rest lets take have what has come though the deadline has passed: on a machine
-// that is starved it passes before anybody has looked.
+// drain calls consume for what has arrived before the deadline passed. On a starved
+// machine the deadline passes before anybody has looked.
 func (e *socket) drain(c *conn, consume func() error) (ended error) {
 	e.c, e.result = c, ErrNothing
 	if c.nc.SetReadDeadline(time.Time{}) != nil {
@@ -130,7 +130,7 @@ func (e *socket) drain(c *conn, consume func() error) (ended error) {
 	return e.result
 }
 
-// try reads what is there.
+// try reads available bytes.
 func (e *socket) try(fd int) error {
 	room := e.c.space()
 	for {
@@ -145,7 +145,7 @@ func (e *socket) try(fd int) error {
 	}
 }
 
-// idle holds no buffer while there is nothing in it.
+// releaseEmpty releases an empty buffer.
 func (e *socket) releaseEmpty() {
 	if len(e.c.unread()) == 0 {
 		e.c.release()

@@ -13,18 +13,18 @@ import (
 // not be true. The zero value has none. It is safe for concurrent use.
 type Doubts struct {
 	mu     sync.Mutex
-	count  int           // since the warning began
-	faults openai.Faults // of the last answer
+	count  int           // doubtful answers since the warning began
+	faults openai.Faults // faults of the last answer
 	last   time.Time
 	logged time.Time
 }
 
 const (
-	doubtsFor   = time.Hour   // for which the last answer is a warning
-	doubtsEvery = time.Minute // at most is it logged
+	doubtsFor   = time.Hour   // time for which the last answer is a warning
+	doubtsEvery = time.Minute // least time between two log lines
 )
 
-// Note takes in the faults of one answer's usage, and reports whether that is to be logged.
+// Note records the faults of one answer's usage and reports whether to log them.
 func (d *Doubts) Note(now time.Time, faults openai.Faults) (log bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -39,7 +39,7 @@ func (d *Doubts) Note(now time.Time, faults openai.Faults) (log bool) {
 	return log
 }
 
-// Warning says for an hour after the last such answer what was wrong; empty: nothing.
+// Warning describes the faults for an hour after the last one; empty if there were none.
 func (d *Doubts) Warning(now time.Time) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()

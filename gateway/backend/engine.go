@@ -14,33 +14,33 @@ import (
 	"tidegate/nvml/promtext"
 )
 
-// Engine is what a vLLM server said of its load, over all its data-parallel engines.
-// It is immutable. Counts that are not known are negative.
+// Engine is one reading of a vLLM server's load, over all its data-parallel engines. It
+// is immutable. Unknown counts are negative.
 type Engine struct {
-	Time         time.Time
-	Engines      int
-	Running      int     // requests, of all engines together
-	Waiting      int     // likewise
-	KV           float64 // of the fullest engine's KV cache, 0 to 1
-	KVTokens     int     // room in the KV caches of all engines
-	Preemptions  int     // since the server started
-	Preempted    int     // of those, in the last 5 s
-	PromptTokens int     // tokens of prompts since the server started
-	OutputTokens int     // tokens of answers since then
-	Speed        float64 // of these, each second of the last 5 s, of all requests together
-	Sleep        string  // awake | weights_offloaded | discard_all | asleep; empty: not known
+	Time         time.Time // time of the reading
+	Engines      int       // number of engines
+	Running      int       // running requests of all engines
+	Waiting      int       // waiting requests of all engines
+	KV           float64   // share of the fullest engine's KV cache that is used, 0 to 1
+	KVTokens     int       // size of the KV caches of all engines, in tokens
+	Preemptions  int       // preemptions since the server started
+	Preempted    int       // preemptions in the last 5 s
+	PromptTokens int       // prompt tokens since the server started
+	OutputTokens int       // output tokens since the server started
+	Speed        float64   // output tokens per second of all requests, over the last 5 s
+	Sleep        string    // awake | weights_offloaded | discard_all | asleep; empty if unknown
 
-	// Started is when the server was last seen to have been started anew; zero: not
-	// since the gateway has known it.
+	// Time of the last restart that was seen; zero before the first.
 	Started time.Time
-	process float64 // when the server's process began, by its own clock, in Unix seconds; 0: not told
+	process float64 // start of the server's process by its own clock, in Unix seconds; 0 if unknown
 }
 
-// later is by how much more a process must have begun later to be another, in seconds.
+// restartGap is the least difference between the start times of two processes, in
+// seconds.
 const restartGap = 1
 
-// after takes over what is known of the server's starts at a moment, from the reading
-// before. Where two servers take turns behind one address, the younger one counts.
+// inherit copies the start time from the reading before, or sets it to now after a
+// restart. If two servers share one address, the younger one counts.
 func (e *Engine) inherit(old *Engine, now time.Time) {
 	e.Started = old.Started
 	if e.process > 0 {
@@ -65,9 +65,9 @@ func (b *Backend) updateEngine(next func(old *Engine) *Engine) (old *Engine) {
 	}
 }
 
-// cameBack notes that the server has come up after a time that a start takes. Its own
-// word on when it was started is better, where it gives one: the way to it may have
-// been down.
+// setRestarted records a restart after an outage that is long enough for one. A process
+// start time from the engine itself is better, since only the network may have been
+// down.
 func (b *Backend) setRestarted(now time.Time) {
 	b.updateEngine(func(old *Engine) *Engine {
 		e := *old
@@ -78,10 +78,10 @@ func (b *Backend) setRestarted(now time.Time) {
 	})
 }
 
-// Age is how old the reading is.
+// Age returns the age of the reading.
 func (e *Engine) Age(now time.Time) time.Duration { return max(now.Sub(e.Time), 0) }
 
-// Freshness says what the reading may still be used for.
+// Freshness returns the uses that the age of the reading allows.
 func (e *Engine) Freshness(now time.Time) nvml.Freshness { return nvml.FreshnessAtAge(now.Sub(e.Time)) }
 
 // Asleep reports whether an engine has given up its weights or its cache.
@@ -89,8 +89,7 @@ func (e *Engine) Asleep() bool { return e.Sleep != "" && e.Sleep != awake }
 
 const awake = "awake"
 
-// Engine is what the server last said of its load, however long ago; nil: nothing
-// since the gateway started.
+// Engine returns the last reading of the load, however old; nil before the first one.
 func (b *Backend) Engine() *Engine {
 	if e := b.engine.Load(); e != nil && !e.Time.IsZero() {
 		return e
@@ -98,7 +97,8 @@ func (b *Backend) Engine() *Engine {
 	return nil
 }
 
-// Blind is why the server's load could not be read the last time; empty: it could.
+// LoadError returns the error of the last attempt to read the load; empty after a
+// success.
 func (b *Backend) LoadError() string {
 	if p := b.loadError.Load(); p != nil {
 		return *p
@@ -106,9 +106,9 @@ func (b *Backend) LoadError() string {
 	return ""
 }
 
-// asleep says that the engine sleeps; empty: it is awake, or nothing is known of it.
-// It stays asleep however long it says nothing, unless the server was down after it
-// said so, and so has restarted.
+// sleepReason returns the reason for being out of rotation if the engine sleeps, else
+// "". The last reading holds until the backend was down after it, since a restart wakes
+// the engine.
 func (b *Backend) sleepReason(lastDown time.Time) string {
 	if e := b.Engine(); e != nil && e.Asleep() && e.Time.After(lastDown) {
 		return "the engine is asleep (" + e.Sleep + ")"
@@ -116,12 +116,12 @@ func (b *Backend) sleepReason(lastDown time.Time) string {
 	return ""
 }
 
-// maxMetrics bounds a page of metrics, in bytes. One engine's has some 60 KB.
+// maxMetrics bounds a page of metrics, in bytes. The page of one engine has some 60 KB.
 const maxMetrics = 4 << 20
 
 var errNoEngine = errors.New("GET /metrics: no vllm: metrics: was the server started with --disable-log-stats?")
 
-// read takes in a page of vLLM's /metrics. It knows the names of both generations.
+// read parses a page of vLLM's /metrics, with the names of both generations.
 func (e *Engine) read(page io.Reader, scan *promtext.Scanner) error {
 	*e = Engine{Running: -1, Waiting: -1, KV: -1, KVTokens: -1, Preemptions: -1, PromptTokens: -1, OutputTokens: -1, Speed: -1}
 	scan.Reset(page, "", maxMetrics)
@@ -177,7 +177,7 @@ func add(sum *int, scan *promtext.Scanner) bool {
 	return true
 }
 
-// sleep takes in one state of one engine; one engine that sleeps is enough.
+// sleep adds one sleep state of one engine. One sleeping engine is enough.
 func (e *Engine) sleep(scan *promtext.Scanner) {
 	v, ok := scan.Value()
 	if !ok {
@@ -203,8 +203,8 @@ func (e *Engine) sleep(scan *promtext.Scanner) {
 	}
 }
 
-// tokens is the room in one engine's KV cache; 0: it is not told. vLLM writes the
-// numbers as text, and None for those it does not have.
+// tokens returns the size of one engine's KV cache in tokens; 0 if it is unknown. vLLM
+// writes the numbers as text, and None for missing ones.
 func tokens(scan *promtext.Scanner) int {
 	if n := number(scan, "kv_cache_size_tokens"); n > 0 {
 		return n
@@ -230,23 +230,23 @@ func number(scan *promtext.Scanner, label string) int {
 // preemptedWindow is the time over which preemptions and tokens are counted.
 const preemptedWindow = 5 * time.Second
 
-// total is how far a counter had risen at a moment.
+// counterReading is the value of a counter at one moment.
 type counterReading struct {
 	time time.Time
 	n    int
 }
 
-// scraper reads one backend's load, one page after another: a page that comes late
-// delays the next one and nobody else's.
+// scraper reads one backend's load, one page after another. A late page delays only the
+// next one of the same backend.
 type scraper struct {
 	b           *Backend
 	get         func(ctx context.Context) (*http.Response, error)
 	log         *slog.Logger
 	every       time.Duration
-	slow        time.Duration // while it fails
+	slow        time.Duration // interval while scrapes fail
 	scan        promtext.Scanner
-	preemptions []counterReading // of preemptions
-	output      []counterReading // of output tokens
+	preemptions []counterReading // readings of the preemptions
+	output      []counterReading // readings of the output tokens
 }
 
 func newScraper(p *prober) *scraper {
@@ -255,8 +255,8 @@ func newScraper(p *prober) *scraper {
 	}}
 }
 
-// run reads until ctx ends. The jitter keeps gateways that started together from
-// asking together.
+// run scrapes until ctx ends. The jitter spreads the scrapes of gateways that started
+// together.
 func (s *scraper) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -326,14 +326,14 @@ func (s *scraper) scrape(ctx context.Context) error {
 	return nil
 }
 
-// preempted is how many preemptions there were in the window that ends at now.
+// preempted returns the number of preemptions in the window that ends at now.
 func (s *scraper) preempted(now time.Time, n int) int {
 	count, _ := inWindow(&s.preemptions, now, n)
 	return count
 }
 
-// speed is how many output tokens were made each second of the window that ends at now;
-// negative: it is not known.
+// speed returns the output tokens per second in the window that ends at now; negative if
+// it is unknown.
 func (s *scraper) speed(now time.Time, generated int) float64 {
 	n, elapsed := inWindow(&s.output, now, generated)
 	if generated < 0 || elapsed <= 0 {
@@ -342,10 +342,10 @@ func (s *scraper) speed(now time.Time, generated int) float64 {
 	return float64(n) / elapsed.Seconds()
 }
 
-// inWindow adds a reading of a counter to those of the window that ends at now, and
-// returns by how much the counter has risen there, and in what time. It counts from
-// nothing for a server that has restarted, and after a time in which the count was not
-// known. The readings are oldest first; the first is the last one before the window.
+// inWindow adds a reading of a counter to the window that ends at now. It returns the
+// rise of the counter in the window and the time between the first and the last reading.
+// It starts anew after a restart, and after a time in which the counter was unknown. The
+// readings are oldest first; the first is the last one before the window.
 func inWindow(readings *[]counterReading, now time.Time, n int) (rise int, elapsed time.Duration) {
 	past := *readings
 	if len(past) > 0 {
@@ -364,14 +364,14 @@ func inWindow(readings *[]counterReading, now time.Time, n int) (rise int, elaps
 	return n - past[0].n, now.Sub(past[0].time)
 }
 
-// moved reports whether any figure is another than in the reading before: an engine that
-// does nothing writes none anew.
+// differs reports whether any figure differs from the reading before. The figures of an
+// idle engine do not change.
 func (e *Engine) differs(old *Engine) bool {
 	return e.Running != old.Running || e.Waiting != old.Waiting || e.KV != old.KV || e.Preemptions != old.Preemptions ||
 		e.PromptTokens != old.PromptTokens || e.OutputTokens != old.OutputTokens
 }
 
-// told remembers why the load is not known, and logs what has changed.
+// setLoadError stores the error of a scrape and logs a change.
 func (s *scraper) setLoadError(err error) {
 	old, now := s.b.LoadError(), ""
 	if err != nil {

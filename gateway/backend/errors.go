@@ -25,16 +25,16 @@ const (
 	Total      Phase = "total"
 )
 
-// TimeoutError says which limit was reached.
+// TimeoutError reports a limit of an exchange that has passed.
 type TimeoutError struct {
 	Phase  Phase
-	Wait   time.Duration // that was waited, or between two signs of an answer
-	Silent bool          // the backend has shown no sign of work at all since the request was sent
+	Wait   time.Duration // length of the limit
+	Silent bool          // whether the backend has shown no sign of work since the request was sent
 }
 
 func (e *TimeoutError) Error() string { return "timeout: " + string(e.Phase) }
 
-// StatusError is an answer other than 200. Body is the start of it.
+// StatusError is an answer with a status other than 200.
 type StatusError struct {
 	Status int
 	Body   []byte
@@ -42,13 +42,13 @@ type StatusError struct {
 
 func (e *StatusError) Error() string { return fmt.Sprintf("status %d", e.Status) }
 
-// ErrLeft says that the caller left before the answer was whole.
+// ErrLeft is the error of an answer whose caller left before it was complete.
 var ErrLeft = errors.New("the caller left")
 
-// ErrNothing says that an answer that is followed has nothing to be read yet.
+// ErrNothing is the error of Read in Follow while there is nothing to read.
 var ErrNothing = errors.New("nothing to be read yet")
 
-// brokenError is a connection that could not be made or did not hold.
+// brokenError is a connection that failed or broke.
 type brokenError struct {
 	action string
 	err    error
@@ -57,14 +57,14 @@ type brokenError struct {
 func (e *brokenError) Error() string { return e.action + ": " + e.err.Error() }
 func (e *brokenError) Unwrap() error { return e.err }
 
-// errWentOut says that a request was not waited for any more.
+// errMoved is the error of a request that moves to another backend.
 var errMoved = errors.New("its backend went out of rotation, and another one is asked")
 
-// Broken marks err as a connection that did not hold.
+// Broken marks err as the failure of a connection.
 func Broken(action string, err error) error { return &brokenError{action, err} }
 
-// statusOf is the status by which a server refused, in the head of its answer or in one
-// of status 200; 0: err is no refusal.
+// statusOf returns the status of a refusal, from the head of an answer or from an answer
+// of status 200; 0 if err is no refusal.
 func statusOf(err error) int {
 	var (
 		status *StatusError
@@ -98,11 +98,11 @@ func Retryable(err error) bool {
 	return errors.As(err, &broken) || Doubtful(err)
 }
 
-// Doubtful reports whether a failure may be the backend's fault or the request's: a 500
-// is what an engine says whose core is dead, and what it says of a request that it
-// cannot stand; and something that is no answer may come from a proxy whose server is
-// gone; and a whole answer that is late may be a hard one, unless the backend does nothing
-// for anybody. Only another backend's answer to the same request tells: see Blame.
+// Doubtful reports whether a failure may be the fault of the backend or of the request.
+// An engine whose core is dead answers 500, and so does one that cannot process the
+// request. A malformed answer may come from a proxy without a backend. A late answer in
+// one piece may be a hard one, unless the backend works for nobody. Only another
+// backend's answer to the same request decides: see Blame.
 func Doubtful(err error) bool {
 	if status := statusOf(err); status != 0 {
 		return status == http.StatusInternalServerError
@@ -117,14 +117,14 @@ func Doubtful(err error) bool {
 	return errors.Is(err, openai.ErrNoAnswer) || errors.Is(err, openai.ErrGarbage) || errors.Is(err, openai.ErrNoEvents) || errors.Is(err, openai.ErrUnfinished)
 }
 
-// Outcomes are all words of Outcome.
+// Outcomes returns all values of Outcome.
 func Outcomes() []string {
 	return []string{
 		"ok", "client_closed", "timeout_connect", "timeout_first_token", "timeout_first_byte", "timeout_idle", "timeout_total", "refused", "status_5xx", "broken", "bad_answer",
 	}
 }
 
-// Outcome is err in one word, for metrics.
+// Outcome returns one word for err, for metrics.
 func Outcome(err error) string {
 	if err == nil {
 		return "ok" // before the targets below are allocated
@@ -149,8 +149,8 @@ func Outcome(err error) string {
 	return "bad_answer"
 }
 
-// stale reports whether err is what a server's closing of an idle connection
-// looks like.
+// stale reports whether err is typical of an idle connection that the backend has
+// closed.
 func stale(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)

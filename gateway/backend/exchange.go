@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Timeouts are the limits of one exchange. An answer that is not streamed brings nothing
-// until it is whole: FirstByte holds for it where FirstToken does for a stream.
+// Timeouts holds the limits of one exchange. An answer in one piece has no byte before
+// it is complete: FirstByte is its limit, as FirstToken is that of a stream.
 type Timeouts struct {
 	Connect    time.Duration `yaml:"connect"`     // to reach the server
 	FirstToken time.Duration `yaml:"first_token"` // from sending to the first event of a stream
@@ -20,10 +20,10 @@ type Timeouts struct {
 	Total      time.Duration `yaml:"total"`       // from sending to the end of the answer
 }
 
-// Request is what is sent: one POST.
+// Request is one POST to a backend.
 type Request struct {
 	Path   string
-	ID     string // X-Request-Id, a fresh one for each attempt
+	ID     string // X-Request-Id, new for each attempt
 	Header string // further lines of the head, each with its CRLF
 	Body   []byte
 	Stream bool
@@ -34,7 +34,7 @@ type Request struct {
 	// is predicted.
 	Prompt, Answer int
 
-	// Elsewhere, if set, reports whether the request can be sent to another backend now.
+	// CanMove, if set, reports whether the request can be sent to another backend now.
 	// It is called on the exchange's own goroutine while the backend is out of rotation
 	// and nothing has come of the answer; if it is true, the exchange ends.
 	CanMove func() bool
@@ -55,24 +55,24 @@ type Answer struct {
 	c               *conn
 	q               *Request
 	ctx             context.Context
-	stop            func() bool // of the watch over ctx
+	stop            func() bool // stops the watch over ctx
 	body            framing
 	length          int64
 	began           time.Time
-	silentSince     time.Time   // since when the server is silent; of a stream without an event, when it was sent, put off by what Silence took
-	nextSilence     time.Time   // when to call Silence
-	flush           func() bool // of Follow
-	deadline        time.Time   // when the read deadline is
-	eventSinceWait  bool        // an event has come since the last wait
-	eventSinceCheck bool        // an event has come since the clock was looked at
-	started         bool        // some of the body is read; of a stream, an event
-	counted         bool        // the backend's progress has it as under way
-	left            bool        // the caller left; only what was on its way is read
-	drainEnd        time.Time   // and only until then
+	silentSince     time.Time   // start of the silence; for a stream without an event, the time of sending plus the time that Silence took
+	nextSilence     time.Time   // time of the next call of Silence
+	flush           func() bool // flush of Follow
+	deadline        time.Time   // current read deadline
+	eventSinceWait  bool        // whether an event has come since the last wait
+	eventSinceCheck bool        // whether an event has come since the last look at the clock
+	started         bool        // whether some of the body is read; of a stream, an event
+	counted         bool        // whether the backend's progress counts it as under way
+	left            bool        // whether the caller left, so that only bytes already sent are read
+	drainEnd        time.Time   // end of that reading
 }
 
-// Send sends q and returns when the head of the answer has arrived, whatever its
-// status. When ctx ends the request is cancelled at the server.
+// Send sends q and returns after the head of the answer, whatever its status. The end of
+// ctx cancels the request at the backend.
 func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 	now := time.Now()
 	c := b.pool.acquire(now)
@@ -116,9 +116,9 @@ func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 	}
 }
 
-// staleWithin is how soon after sending a reused connection breaks that the server had
-// closed as idle. One that breaks later was being served: an answer in one piece has
-// no head until it is made.
+// staleWithin is the longest time from sending to the failure of a reused connection
+// that the backend had closed as idle. A later failure means that the request was being
+// served: an answer in one piece has no head until it is complete.
 const staleWithin = time.Second
 
 // exchange sends the request and reads the head of the answer.
@@ -155,11 +155,11 @@ func (a *Answer) exchange() error {
 	return errHead
 }
 
-// maxInterim is how many 1xx answers may come before the one that counts.
+// maxInterim is the most 1xx answers before the final one.
 const maxInterim = 16
 
-// joined is up to which size in bytes a body is copied behind its head, which
-// costs less than a second buffer in the system call.
+// maxJoined is the largest body in bytes that is copied behind its head, which costs
+// less than a second buffer in the system call.
 const maxJoined = 16 << 10
 
 // write sends the request in one system call.
@@ -189,13 +189,12 @@ func (b *Backend) write(c *conn, q *Request) error {
 	return err
 }
 
-// Follow reads a stream as it comes. It calls take whenever there is more, on this
-// goroutine; take calls Read until that returns ErrNothing and returns its error, and
-// calls Progress for each event.
-// Any other error ends Follow. Before it waits for the server it calls pause,
-// which should pass on what was read so far and returns false where the caller is
-// gone. A slow stream costs one system call to read for each piece, where a loop
-// over Read needs a second to learn that there is no more.
+// Follow reads a stream as it arrives. It calls consume on this goroutine whenever there
+// is more. consume calls Read until that returns ErrNothing and returns its error; it
+// calls Progress for each event. Any other error ends Follow. Before each wait, Follow
+// calls flush, which should pass on what was read and returns false if the caller is
+// gone. A slow stream costs one read call for each piece; a loop over Read needs a
+// second call to learn that there is no more.
 func (a *Answer) Follow(consume func() error, flush func() bool) error {
 	a.flush, a.c.followed = flush, true
 	defer func() { a.c.followed = false }()
@@ -206,8 +205,8 @@ func (a *Answer) Follow(consume func() error, flush func() bool) error {
 	return err
 }
 
-// Read reads the body. The error is io.EOF at its end, a *TimeoutError, ErrLeft,
-// or one for which Retryable is true.
+// Read reads the body. It returns io.EOF at its end, a *TimeoutError, ErrLeft, or an
+// error for which Retryable is true.
 func (a *Answer) Read(p []byte) (int, error) {
 	n, err := a.body.read(a.c, p)
 	if n > 0 && !a.q.Stream {
@@ -230,9 +229,9 @@ func (a *Answer) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Progress says that a stream has brought an event. Nothing else ends the wait for the
-// first token and renews the idle limit: comments, empty lines and empty events are
-// sent by proxies and by engines that have nothing to say.
+// Progress records an event of a stream. Only events end the wait for the first token
+// and renew the idle limit: proxies, and engines without output, send comments, empty
+// lines and empty events.
 func (a *Answer) Progress() {
 	a.eventSinceWait, a.eventSinceCheck = true, true
 	if a.started {
@@ -246,7 +245,7 @@ func (a *Answer) Progress() {
 	}
 }
 
-// Soon asks for Silence to be called after d at the latest, if nothing comes before.
+// SilenceWithin makes Silence run after d at the latest, if nothing arrives before.
 func (a *Answer) SilenceWithin(d time.Duration) {
 	now := a.now()
 	if quiet := now.Add(d); !a.left && quiet.Before(a.nextSilence) {
@@ -255,11 +254,11 @@ func (a *Answer) SilenceWithin(d time.Duration) {
 	}
 }
 
-// Length is the length of the body in bytes, -1 where the server did not say.
+// Length returns the length of the body in bytes; -1 if it is unknown.
 func (a *Answer) Length() int64 { return a.length }
 
-// Leave cancels the request at the server because the caller is gone. Reading
-// goes on for what the server had already sent.
+// Cancel cancels the request at the backend because the caller is gone. Reading
+// continues for what the backend had already sent.
 func (a *Answer) Cancel() {
 	if a.left {
 		return
@@ -271,8 +270,8 @@ func (a *Answer) Cancel() {
 	_ = a.c.nc.SetReadDeadline(a.drainEnd)
 }
 
-// works notes that the backend has made some of an answer. A refusal is none: the server
-// before an engine that hangs can still refuse.
+// sign records that the backend works. A refusal is no sign: a proxy in front of a hung
+// engine can still refuse.
 func (a *Answer) sign(now time.Time) {
 	if a.Status == http.StatusOK {
 		a.b.progress.sign(now)
@@ -293,8 +292,8 @@ func (a *Answer) Close() {
 	a.c.close()
 }
 
-// beforeWait is called when nothing more is there to be taken. A caller may take long
-// over what pause passes on: the server's silence begins after it.
+// beforeWait flushes what was read before a wait. The backend's silence begins after it,
+// since flush may take long.
 func (a *Answer) beforeWait() {
 	if !a.flush() {
 		a.Cancel()
@@ -305,16 +304,16 @@ func (a *Answer) beforeWait() {
 	}
 }
 
-// overdue reports whether a deadline has passed, or the caller has left, while a server
-// sends so much that nothing is ever waited for.
+// overdue reports whether a deadline has passed or the caller has left, for a backend
+// that sends so much that nothing ever waits.
 func (a *Answer) overdue() bool {
 	now := a.now()
 	a.renew(now)
 	return !a.left && a.ctx.Err() != nil || !now.Before(a.deadline)
 }
 
-// renew starts the idle limit anew at now if an event has come since the clock was
-// looked at. The caller may have taken any time over it, so when it came is not known.
+// renew restarts the idle limit at now if an event has come since the last look at the
+// clock. The exact time of the event is unknown.
 func (a *Answer) renew(now time.Time) {
 	if a.eventSinceCheck {
 		a.eventSinceCheck, a.silentSince = false, now
@@ -324,12 +323,12 @@ func (a *Answer) renew(now time.Time) {
 // now reads only one of the two clocks that time.Now reads.
 func (a *Answer) now() time.Time { return a.began.Add(time.Since(a.began)) }
 
-// waitOn is called when the read deadline has passed: it says why to stop, or
-// sets the next one. The time that the caller takes over Silence is not the server's.
+// deadlinePassed handles a read deadline: it returns the error that ends the exchange,
+// or sets the next deadline. The time of Silence does not count as the backend's.
 func (a *Answer) deadlinePassed() error {
 	now := time.Now()
 	a.renew(now)
-	if a.left && now.Before(a.drainEnd) { // the watch over ctx fired after Leave
+	if a.left && now.Before(a.drainEnd) { // the watch over ctx fired after Cancel
 		_ = a.c.nc.SetReadDeadline(a.drainEnd)
 		return nil
 	}
@@ -353,8 +352,8 @@ func (a *Answer) deadlinePassed() error {
 	return nil
 }
 
-// over reports which limit has passed, or that the backend has gone out of rotation and
-// another one can be asked; nil: neither.
+// checkLimits returns an error if a limit has passed, or if the backend is out of
+// rotation and the request can move.
 func (a *Answer) checkLimits(now time.Time) error {
 	deadline, phase := a.limit()
 	silent := !a.started && a.b.Silent(a.began, now)
@@ -373,10 +372,10 @@ func (a *Answer) checkLimits(now time.Time) error {
 	return nil
 }
 
-// limit is when the server has been silent for too long. An engine that
-// sets requests back for want of KV memory says so in its metrics, and goes on with them
-// when there is room again: the silence counts from when it last said so. An engine that
-// hangs says so, too, for ever: its word holds until its last sign of work.
+// limit returns the time at which the backend has been silent for too long. An engine
+// that defers requests for lack of KV memory reports that in its metrics and resumes
+// them later: the silence counts from the last such report. A hung engine reports it for
+// ever: its reports count only until its last sign of work.
 func (a *Answer) limit() (time.Time, Phase) {
 	if !a.started && a.q.Stream {
 		return a.silentSince.Add(a.q.Limits.FirstToken), FirstToken
@@ -395,7 +394,7 @@ func (a *Answer) limit() (time.Time, Phase) {
 	return start.Add(a.patience(FirstByte)), FirstByte
 }
 
-// patience is how long a limit is.
+// patience returns the length of a limit.
 func (a *Answer) patience(phase Phase) time.Duration {
 	switch phase {
 	case FirstToken:
@@ -406,14 +405,15 @@ func (a *Answer) patience(phase Phase) time.Duration {
 	return max(a.q.Limits.FirstByte, predictedFactor*a.b.predict(a.q.Prompt, a.q.Answer, a.now()))
 }
 
-// predictedTimes is how many times as long as predicted an answer in one piece may take.
+// predictedFactor multiplies the predicted time of an answer in one piece to give its
+// limit.
 const predictedFactor = 3
 
-// lookEvery is how often a request of which nothing has come looks whether its backend is
-// still in rotation.
+// rotationCheckEvery is the interval at which an unanswered request checks whether its
+// backend is in rotation.
 const rotationCheckEvery = time.Second
 
-// arm sets the read deadline to whatever is due next.
+// arm sets the read deadline to the next thing due.
 func (a *Answer) arm(now time.Time) {
 	next := a.began.Add(a.q.Limits.Total)
 	if deadline, _ := a.limit(); deadline.Before(next) {

@@ -13,8 +13,7 @@ import (
 	"time"
 )
 
-// learn reads what the server serves, how long its context is, its version, and how it
-// renders a chat.
+// learn reads the models, the context, the version and the chat template of the backend.
 func (p *prober) learn(ctx context.Context) error {
 	f, err := p.identify(ctx)
 	if err != nil {
@@ -26,8 +25,8 @@ func (p *prober) learn(ctx context.Context) error {
 	return nil
 }
 
-// identify asks a server what it serves, under which name it serves the model, and which
-// version it has.
+// identify reads the models of the backend, finds the configured one, and reads the
+// version.
 func (p *prober) identify(ctx context.Context) (Facts, error) {
 	body, err := p.ask(ctx, "/v1/models")
 	if err != nil {
@@ -58,8 +57,8 @@ func (p *prober) identify(ctx context.Context) (Facts, error) {
 	return f, nil
 }
 
-// Ask asks a server once, as the gateway does before it sends it requests, whether it is
-// well and serves a model of one of the names. It costs no tokens.
+// Ask checks once whether a backend is healthy and serves a model of one of the names.
+// It costs no tokens.
 func Ask(ctx context.Context, c Config, names []string, client *http.Client) (Facts, error) {
 	p := prober{b: New(c, "tidegate"), client: client, names: names}
 	if _, err := p.ask(ctx, "/health"); err != nil {
@@ -101,11 +100,11 @@ func namesOf(cards []modelCard) []string {
 	return names
 }
 
-// maxContext bounds the context that a server is believed, in tokens.
+// maxContext is the largest credible context, in tokens.
 const maxContext = 1 << 27
 
-// contextOf returns the context of a served name in tokens; 0 and an error: it cannot be
-// known. The other models of a server, which may be a router, say nothing of it.
+// contextOf returns the context of a served name in tokens; 0 and an error if it is
+// unknown. Other models of the server, which may be a router, do not count.
 func contextOf(cards []modelCard, name string) (int, error) {
 	find := func(matches func(modelCard) bool) *modelCard {
 		for i := range cards {
@@ -182,7 +181,7 @@ func (p *prober) learnThinking(ctx context.Context, f *Facts) {
 	f.NoThinking = n == quietTokens
 }
 
-// started returns when the server was last seen to have been started anew; zero: not yet.
+// started returns the time of the last restart that was seen; zero before the first.
 func (b *Backend) started() time.Time {
 	if e := b.engine.Load(); e != nil {
 		return e.Started
@@ -190,7 +189,7 @@ func (b *Backend) started() time.Time {
 	return time.Time{}
 }
 
-// promptTokens has the server count the telling chat.
+// promptTokens makes the backend count the tokens of the probe chat.
 func (p *prober) promptTokens(ctx context.Context, route, model, fields string) (int, error) {
 	name, err := json.Marshal(model)
 	if err != nil {
@@ -217,8 +216,8 @@ func (p *prober) promptTokens(ctx context.Context, route, model, fields string) 
 	return 0, fmt.Errorf("POST %s: no count in the answer", route)
 }
 
-// match finds the served name that is meant: one equal to a wanted name, or one
-// whose last path element is (Qwen/Qwen3-1.7B).
+// match returns the served name that equals one of the wanted names, or whose last path
+// element does (Qwen/Qwen3-1.7B).
 func match(served, names []string) string {
 	for _, equal := range []func(a, b string) bool{
 		func(a, b string) bool { return a == b },
@@ -235,7 +234,7 @@ func match(served, names []string) string {
 	return ""
 }
 
-// Discover asks a server of which nothing is known for the names it serves.
+// Discover asks an unknown backend for the names that it serves.
 func Discover(ctx context.Context, c Config, client *http.Client) (Facts, error) {
 	p := prober{b: New(c, "tidegate"), client: client}
 	body, err := p.ask(ctx, "/v1/models")

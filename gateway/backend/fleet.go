@@ -18,7 +18,7 @@ import (
 	"tidegate/nvml"
 )
 
-// ModelConfig is one model and its servers.
+// ModelConfig configures one model and its backends.
 type ModelConfig struct {
 	Name      string        `yaml:"name"`      // what callers ask for, and what answers say
 	Aliases   []string      `yaml:"aliases"`   // other names by which callers may ask for it
@@ -38,25 +38,25 @@ type ModelConfig struct {
 	Breaker    Breaker    `yaml:"breaker"`
 }
 
-// Objectives are what a model promises to those who use it.
+// Objectives holds the promises of a model to its callers.
 type Objectives struct {
 	TTFT time.Duration `yaml:"ttft_p90"` // to the first token of nine requests in ten; 0: nothing
 }
 
-// Retry says how a request is tried again of whose answer its caller has seen nothing.
+// Retry configures the retries of requests whose caller has seen nothing of an answer.
 type Retry struct {
 	Attempts int     `yaml:"attempts"` // at most, the first one included
 	Budget   float64 `yaml:"budget"`   // retries, as a share of all requests
 }
 
-// Breaker says when a backend is taken out of rotation because requests fail there.
+// Breaker configures when failed requests take a backend out of rotation.
 type Breaker struct {
 	Failures int           `yaml:"failures"` // in a row
 	Open     time.Duration `yaml:"open"`     // until it is tried again
 	Stall    time.Duration `yaml:"stall"`    // how long nothing may come of three requests, and the engine's metrics stand still, before the backend is taken to hang, while another one of its model works; 0: it is never
 }
 
-// DefaultModel is what a model has that says nothing.
+// DefaultModel returns the defaults of a model.
 func DefaultModel() ModelConfig {
 	return ModelConfig{
 		Reasoning: "both",
@@ -73,7 +73,7 @@ func DefaultModel() ModelConfig {
 	}
 }
 
-// UnmarshalYAML lets a model say only what differs from the defaults.
+// UnmarshalYAML decodes a model over the defaults.
 func (m *ModelConfig) UnmarshalYAML(decode func(any) error) error {
 	type plain ModelConfig
 	p := plain(DefaultModel())
@@ -84,7 +84,7 @@ func (m *ModelConfig) UnmarshalYAML(decode func(any) error) error {
 	return nil
 }
 
-// Validate says all that is wrong, path first.
+// Validate returns all faults, each beginning with its path.
 func (m *ModelConfig) Validate() error {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
@@ -161,10 +161,10 @@ func (m *ModelConfig) Validate() error {
 	return errors.Join(faults...)
 }
 
-// minStall is the least silence by which a backend may be taken to hang.
+// minStall is the shortest silence that may count as a hang.
 const minStall = 100 * time.Millisecond
 
-// maxPace is the most tokens per second that a configuration may state.
+// maxPace is the highest configurable pace, in tokens per second.
 const maxPace = 10_000
 
 func printable(name string) bool {
@@ -188,8 +188,8 @@ func reasoningNames(setting string) (n openai.Names, ok bool) {
 	return 0, false
 }
 
-// Model is a model that callers may ask for. It is immutable; what its backends
-// are doing is not.
+// Model is a model that callers may ask for. It is immutable; the state of its backends
+// is not.
 type Model struct {
 	Name      string
 	Aliases   []string
@@ -198,15 +198,15 @@ type Model struct {
 	Weights   limit.Weights
 	Backends  []*Backend
 	Pool      *admission.Pool
-	Level     *degrade.Model // what the ladder says of it
-	Fallback  *Model         // the smaller model; nil: there is none
+	Level     *degrade.Model // state in the ladder
+	Fallback  *Model         // the smaller model; nil if there is none
 	AutoTools bool
-	Objective time.Duration // to the first token; 0: none
+	Objective time.Duration // objective of the time to the first token; 0 if there is none
 	Attempts  int
 	Retries   *Budget
 }
 
-// On finds the backend that a place is on; nil: the configuration has none such.
+// BackendOf returns the backend of a seat; nil if the model has none.
 func (m *Model) BackendOf(seat *admission.Seat) *Backend {
 	for _, b := range m.Backends {
 		if b.Seat == seat {
@@ -216,8 +216,9 @@ func (m *Model) BackendOf(seat *admission.Seat) *Backend {
 	return nil
 }
 
-// Context is how many tokens a prompt and its answer may have together: the least
-// of the backends in rotation, since any may be picked. 0: not known yet.
+// Context returns the most tokens that a prompt and its answer may have together: the
+// lowest context of the backends in rotation, since any may be picked. 0 if it is
+// unknown.
 func (m *Model) Context() int {
 	lowest := 0
 	for _, b := range m.Backends {
@@ -228,9 +229,8 @@ func (m *Model) Context() int {
 	return lowest
 }
 
-// NoThinking reports whether a server in rotation switches thinking off where a chat
-// says nothing of it, which makes its prompt longer. Where they differ, the longer prompt
-// is the one that is reserved for.
+// NoThinking reports whether a backend in rotation switches thinking off by default,
+// which makes a prompt longer. If the backends differ, the longer prompt is reserved.
 func (m *Model) NoThinking() bool {
 	for _, b := range m.Backends {
 		if b.Facts().NoThinking && b.Seat.InRotation() {
@@ -240,8 +240,8 @@ func (m *Model) NoThinking() bool {
 	return false
 }
 
-// Constrains reports whether the servers in rotation know structured_outputs, which
-// older ones ignore.
+// HasStructuredOutputs reports whether all backends in rotation support
+// structured_outputs, which older ones ignore.
 func (m *Model) HasStructuredOutputs() bool {
 	for _, b := range m.Backends {
 		if f := b.Facts(); b.Seat.InRotation() && f.Capabilities.Known && !f.Capabilities.StructuredOutputs {
@@ -258,30 +258,30 @@ type models struct {
 	probers map[*Backend]prober
 }
 
-// Fleet is all models and backends. It is safe for concurrent use.
+// Fleet holds all models and backends. It is safe for concurrent use.
 type Fleet struct {
 	log      *slog.Logger
-	agent    string // User-Agent of what is sent to the servers
+	agent    string // User-Agent of the requests
 	gpus     *nvml.Monitor
 	ladder   *degrade.Ladder
 	client   *http.Client
 	now      atomic.Pointer[models]
-	apply    sync.Mutex // held while the models change; of told, too
+	apply    sync.Mutex // held while the models or onChange change
 	onChange func([]*Model)
 	changed  chan struct{}
 }
 
-// NewFleet makes a fleet without models; agent is the User-Agent of what it sends,
-// gpus sees the GPUs that backends name, and ladder watches the pressure on them.
+// NewFleet returns a fleet without models. agent is the User-Agent of its requests, gpus
+// monitors the GPUs that backends name, and ladder watches their pressure.
 func NewFleet(log *slog.Logger, agent string, gpus *nvml.Monitor, ladder *degrade.Ladder) *Fleet {
 	f := &Fleet{log: log, agent: agent, gpus: gpus, ladder: ladder, changed: make(chan struct{}, 1), client: ProbeClient()}
 	f.now.Store(&models{})
 	return f
 }
 
-// ProbeClient makes the client for probes: its connections end before vLLM
-// closes them, the head of an answer is bounded, and it follows no redirect: a server
-// must not choose which other hosts the gateway asks.
+// ProbeClient returns the client of the probes. Its connections end before vLLM closes
+// them, and the head of an answer is bounded. It follows no redirect: a backend must not
+// choose other hosts for the gateway to ask.
 func ProbeClient() *http.Client {
 	return &http.Client{
 		Transport:     &http.Transport{IdleConnTimeout: idleLife, DisableCompression: true, MaxResponseHeaderBytes: largeBuffer},
@@ -289,13 +289,13 @@ func ProbeClient() *http.Client {
 	}
 }
 
-// Model finds a model by its name or an alias.
+// Model returns a model by its name or an alias.
 func (f *Fleet) Model(name string) (*Model, bool) {
 	m, ok := f.now.Load().byName[name]
 	return m, ok
 }
 
-// Models are all models, in the order of the configuration.
+// Models returns all models, in the order of the configuration.
 func (f *Fleet) Models() []*Model { return f.now.Load().list }
 
 // Names returns the names of all models, aliases included.
@@ -307,7 +307,8 @@ func (f *Fleet) Names() []string {
 	return names
 }
 
-// Notify has f told of the models, now and whenever they change, before Apply returns.
+// Notify calls onChange with the models, now and after each change, before Apply
+// returns.
 func (f *Fleet) Notify(onChange func([]*Model)) {
 	f.apply.Lock()
 	defer f.apply.Unlock()

@@ -12,15 +12,15 @@ var (
 	errHead    = errors.New("malformed head of the answer")
 )
 
-// framing says where a body ends (RFC 9112 §6 and §7.1). net/http has judged the
-// head; this follows the body through the connection's own buffer, since
-// net/http's reader of chunks would need a second one.
+// framing finds the end of a body (RFC 9112 §6 and §7.1). net/http has parsed the head.
+// framing reads the body through the connection's own buffer, since net/http's reader of
+// chunks would need a second one.
 type framing struct {
 	state framingState
 	left  int64 // bytes left of the body or the chunk
-	close bool  // the connection ends with the body
-	// excess is how many bytes of the framing itself were more than a server needs, so
-	// that one which sends nothing else comes to an end (net/http counts them likewise).
+	close bool  // whether the connection ends with the body
+	// bytes of the framing itself beyond those that a server needs. A bound on them ends
+	// a body that consists of nothing else (net/http counts them likewise).
 	excess int64
 }
 
@@ -37,7 +37,7 @@ const (
 	chunkEnd // the empty line behind a chunk
 	trailer  // the lines behind the last chunk
 	ended
-	broken // what came is no framing
+	broken // the framing is malformed
 )
 
 func framingOf(resp *http.Response) framing {
@@ -53,7 +53,7 @@ func framingOf(resp *http.Response) framing {
 	return f
 }
 
-// read copies what is there of the body to p and waits only while nothing is.
+// read copies available bytes of the body to p and waits only if there are none.
 func (f *framing) read(c *conn, p []byte) (n int, err error) {
 	for n < len(p) && f.state != ended && f.state != broken {
 		moved, need := f.step(c, p[n:])
@@ -76,7 +76,7 @@ func (f *framing) read(c *conn, p []byte) (n int, err error) {
 	return 0, io.EOF
 }
 
-// endOf judges an end of file.
+// endOf converts an end of file: it may be the end of the body.
 func (f *framing) endOf(err error) error {
 	if !errors.Is(err, io.EOF) {
 		return err
@@ -88,7 +88,7 @@ func (f *framing) endOf(err error) error {
 	return io.ErrUnexpectedEOF
 }
 
-// step takes one piece of what is buffered; need says that more must be read.
+// step consumes one piece of the buffer; need reports that more must be read.
 func (f *framing) step(c *conn, p []byte) (n int, need bool) {
 	unread := c.unread()
 	switch f.state {
@@ -126,7 +126,7 @@ func (f *framing) step(c *conn, p []byte) (n int, need bool) {
 	return n, false
 }
 
-// line takes a line of the framing itself.
+// line consumes one line of the framing itself.
 func (f *framing) line(line []byte) {
 	switch f.state {
 	case chunkEnd:
@@ -155,7 +155,7 @@ func (f *framing) line(line []byte) {
 	}
 }
 
-// hex reads the size of a chunk; an extension may follow it.
+// hex parses the size of a chunk, which an extension may follow.
 func hex(line []byte) (size int64, ok bool) {
 	const maxDigits = 15 // digits that fit
 	for i, c := range line {

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Meter counts tokens, and tells how many came a second of late. The zero value has
-// counted none. It is safe for concurrent use.
+// Meter counts tokens and their recent rate. The zero value has counted none. It is safe
+// for concurrent use.
 type Meter struct {
 	mu      sync.Mutex
 	total   int64
@@ -15,8 +15,7 @@ type Meter struct {
 	clock   Buckets
 }
 
-// meterBuckets is how many buckets a Meter looks back at: the one that is being filled and
-// two before.
+// meterBuckets is the number of buckets of a Meter: the one being filled and two before.
 const meterBuckets = 3
 
 // Add counts n tokens; a negative n counts none.
@@ -30,14 +29,14 @@ func (m *Meter) Add(now time.Time, n int) {
 	m.total += int64(n)
 }
 
-// Total returns how many tokens were counted.
+// Total returns the number of tokens counted.
 func (m *Meter) Total() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.total
 }
 
-// PerSecond returns how many tokens a second were counted in the last 10 to 15 seconds.
+// PerSecond returns the tokens per second of the last 10 to 15 seconds.
 func (m *Meter) PerSecond(now time.Time) float64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -49,14 +48,14 @@ func (m *Meter) PerSecond(now time.Time) float64 {
 	return m.clock.PerSecond(sum, now, meterBuckets)
 }
 
-// roll empties the buckets that time has passed by, and returns the place of the newest.
-// The lock is held.
+// roll empties the buckets that time has passed and returns the index of the newest. The
+// caller holds the lock.
 func (m *Meter) roll(now time.Time) (newest int64) {
 	return m.clock.Roll(now, meterBuckets, func(place int64) { m.buckets[place] = 0 })
 }
 
-// Speed returns how many tokens a second the backend lately made for one choice; 0: not
-// known, since too few answers have shown it, or none in the last minutes.
+// Speed returns the recent tokens per second of one choice; 0 if there were too few
+// answers, or none in the last minutes.
 func (p *Pace) Speed(now time.Time) float64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -67,12 +66,12 @@ func (p *Pace) Speed(now time.Time) float64 {
 }
 
 const (
-	speedFor     = 5 * time.Minute // after the last answer, for which the speed is shown
-	speedAnswers = 5               // of which the speed can be told
+	speedFor     = 5 * time.Minute // time after the last answer for which the speed is shown
+	speedAnswers = 5               // least number of answers that gives a speed
 )
 
-// Slower reports for each value whether the median of the others is at least times as
-// large; values of 0 are not known and are nobody's peers.
+// Slower reports for each value whether the median of the other values is at least times
+// as large. Values of 0 are unknown and are ignored.
 func Slower(values []float64, times float64) []bool {
 	sorted := make([]float64, 0, len(values))
 	for _, v := range values {
@@ -87,7 +86,7 @@ func Slower(values []float64, times float64) []bool {
 			continue
 		}
 		index, _ := slices.BinarySearch(sorted, v)
-		middle := (len(sorted) - 2) / 2 // of the others, the lower one of two
+		middle := (len(sorted) - 2) / 2 // median of the others, the lower one of two
 		if middle >= index {
 			middle++
 		}

@@ -7,41 +7,40 @@ import (
 	"time"
 )
 
-// Pace is how fast a backend has lately been making tokens, as moving averages
-// over its answers. It serves to estimate what a request that was not streamed
-// had made when it was cut, of which the server says nothing. It is safe for
-// concurrent use.
+// Pace holds the recent speed of a backend, as moving averages over its answers. It
+// estimates the tokens of an answer in one piece that was cut, for which the backend
+// gives no usage. It is safe for concurrent use.
 type Pace struct {
 	mu      sync.Mutex
-	ttft    time.Duration // to the first token, of streams
-	itl     time.Duration // between two tokens, of streams
-	seen    time.Time     // when a stream was observed last
-	prompt  time.Duration // for each token of a prompt, of streams; 0: none observed
-	token   time.Duration // between two tokens, of streams and of whole answers; 0: none observed
-	learned time.Time     // when token was
-	answers int           // of which token is
-	initial time.Duration // between two tokens, until any answer has been observed; 0: DefaultPace
+	ttft    time.Duration // time to the first token of streams
+	itl     time.Duration // time between two tokens of streams
+	seen    time.Time     // time of the last stream
+	prompt  time.Duration // time per token of a prompt, from streams; 0 before the first
+	token   time.Duration // time between two tokens of all answers; 0 before the first
+	learned time.Time     // time of the last change of token
+	answers int           // number of answers in token
+	initial time.Duration // time between two tokens before the first answer; 0 means DefaultPace
 
-	first [firsts]firstToken // the newest, at next-1 and before
+	first [firsts]firstToken // newest at next-1 and before
 	next  int
 }
 
-// sighting is how long one caller waited for its first token.
+// firstToken is the time to the first token of one request.
 type firstToken struct {
 	time time.Time
 	took time.Duration
 }
 
 const (
-	firsts           = 256              // sightings kept
-	firstsWindow     = 30 * time.Second // for which one counts
-	firstsLongWindow = 2 * time.Minute  // for which one counts where there are always few
-	firstsEnough     = 10               // of which nine in ten can be told
-	firstsNeeded     = 3                // to say anything
+	firsts           = 256              // first tokens kept
+	firstsWindow     = 30 * time.Second // time for which one counts
+	firstsLongWindow = 2 * time.Minute  // time for which one counts if there are few
+	firstsEnough     = 10               // number that gives a percentile
+	firstsNeeded     = 3                // least number that gives an answer
 )
 
-// First takes in how long a caller waited for the first token, from sending its
-// request: waiting in the gateway included.
+// First records the time from a request to its first token, waiting in the gateway
+// included.
 func (p *Pace) First(now time.Time, took time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -49,10 +48,10 @@ func (p *Pace) First(now time.Time, took time.Duration) {
 	p.next++
 }
 
-// TTFT is within what time nine in ten of the callers of the last half minute had
-// their first token; 0: too few to say. Where fewer than ten came in two minutes, all of
-// these count, and the slowest is left out: one slow request says nothing, two do. A
-// server that was busy and is asked by nobody now is not judged by what was.
+// TTFT returns the 90th percentile of the time to the first token over the last half
+// minute; 0 if there were too few requests. With fewer than ten requests in two minutes,
+// it uses all of them and leaves out the slowest: one slow request says nothing, two do.
+// So old requests do not count against an idle backend.
 func (p *Pace) TTFT(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -84,26 +83,26 @@ func (p *Pace) TTFT(now time.Time) time.Duration {
 	return waits[(9*n+9)/10-1]
 }
 
-// Decode estimates how long one choice takes from its first token to its last; false
-// where no stream has been observed of late, so that nobody can say.
+// Decode estimates the time of one choice from its first token to its last; false if no
+// recent stream was observed.
 func (p *Pace) Decode(tokens int) (time.Duration, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return time.Duration(max(tokens-1, 0)) * p.itl, p.itl > 0 && time.Since(p.seen) <= paceWindow
 }
 
-// paceFor is how long after the last stream the time between two tokens is believed.
+// paceWindow is the time after the last stream for which its time between tokens holds.
 const paceWindow = time.Minute
 
-const paceWeight = 8 // the newest answer counts one in eight
+const paceWeight = 8 // the newest answer counts for one eighth
 
-// DefaultPace is the speed of a backend of which nothing is known, in tokens per
-// second of one choice. It is above what most models make on most cards, so that an
-// answer whose length nobody saw is not free.
+// DefaultPace is the speed of an unknown backend, in tokens per second of one choice. It
+// is above the speed of most models on most cards, so that an answer of unknown length
+// is not free.
 const DefaultPace = 50
 
-// SetInitial sets the speed that holds until an answer has been observed, in tokens
-// per second of one choice; 0: DefaultPace.
+// SetInitial sets the speed before the first answer, in tokens per second of one choice;
+// 0 means DefaultPace.
 func (p *Pace) SetInitial(tokensPerSecond int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,10 +111,9 @@ func (p *Pace) SetInitial(tokensPerSecond int) {
 	}
 }
 
-// ObserveWhole takes in one answer that came in one piece: the time from sending to
-// its end, and the output tokens of one choice. A short one says too little, since
-// most of its time went into the prompt. It tells nothing of when its first token
-// came, so Decode does not use it.
+// ObserveWhole records an answer in one piece: the time from sending to its end, and the
+// output tokens of one choice. It ignores short answers, whose time went mostly into the
+// prompt. Decode does not use it, since the time of the first token is unknown.
 func (p *Pace) ObserveWhole(took time.Duration, tokens int) {
 	if took <= 0 || tokens < wholeTokens {
 		return
@@ -129,10 +127,10 @@ func (p *Pace) ObserveWhole(took time.Duration, tokens int) {
 	p.learn(took / time.Duration(tokens))
 }
 
-// wholeTokens is the shortest whole answer from which the pace is learned.
+// wholeTokens is the shortest answer in one piece that counts for the pace, in tokens.
 const wholeTokens = 16
 
-// learn takes in the time between two tokens of an answer. The lock is held.
+// learn adds the time between two tokens of an answer. The caller holds the lock.
 func (p *Pace) learn(token time.Duration) {
 	p.learned = time.Now()
 	p.answers++
@@ -143,8 +141,8 @@ func (p *Pace) learn(token time.Duration) {
 	p.token += (token - p.token) / paceWeight
 }
 
-// Observe takes in one stream: the time to its first token, the time from there
-// to its last one, and the output tokens of its longest choice.
+// Observe records a stream: the time to its first token, the time from there to its last
+// one, and the output tokens of its longest choice.
 func (p *Pace) Observe(ttft, decode time.Duration, tokens int) {
 	if ttft <= 0 || decode <= 0 || tokens < 2 {
 		return
@@ -166,8 +164,8 @@ func (p *Pace) Observe(ttft, decode time.Duration, tokens int) {
 	p.ttft += (ttft - p.ttft) / paceWeight
 }
 
-// ObservePrompt takes in how long a stream took to its first token, and the tokens of its
-// prompt that no cache had. A short prompt says too little.
+// ObservePrompt records the time of a stream to its first token, and the uncached tokens
+// of its prompt. It ignores short prompts.
 func (p *Pace) ObservePrompt(ttft time.Duration, tokens int) {
 	if ttft <= 0 || tokens < promptTokens {
 		return
@@ -188,10 +186,9 @@ const (
 	promptFast   = time.Second / 10_000 // the least that a token of a prompt is believed to take: caches are quick, and not always there
 )
 
-// Whole predicts how long an answer in one piece takes whose prompt and longest choice
-// have so many tokens. token is how long the engine says that it takes now for one token
-// of one choice; 0: it does not say. The slower one of that and of what was observed
-// counts.
+// Whole predicts the time of an answer in one piece from the tokens of its prompt and of
+// its longest choice. token is the engine's current time per token of one choice; 0 if
+// unknown. The slower one of token and the observed pace counts.
 func (p *Pace) Whole(prompt, answer int, token time.Duration) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -200,7 +197,7 @@ func (p *Pace) Whole(prompt, answer int, token time.Duration) time.Duration {
 	return times(prompt, perToken) + times(answer, token)
 }
 
-// times is n times d, bounded so that sums and multiples of it do not overflow.
+// times returns n times d, bounded so that sums and multiples of it do not overflow.
 func times(n int, d time.Duration) time.Duration {
 	const limit = 1000 * time.Hour
 	if n <= 0 || d <= 0 {
@@ -212,7 +209,7 @@ func times(n int, d time.Duration) time.Duration {
 	return time.Duration(n) * d
 }
 
-// Tokens estimates how many tokens one choice has after a time since sending.
+// Tokens estimates the tokens of one choice at a time since sending.
 func (p *Pace) Tokens(elapsed time.Duration) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -224,18 +221,18 @@ func (p *Pace) Tokens(elapsed time.Duration) int {
 	return 1 + int(elapsed/token)
 }
 
-// Budget bounds retries to a share of all requests, so that those of a fleet that
-// fails do not double its load. It is safe for concurrent use.
+// Budget bounds retries to a share of all requests, so that the retries of a failing
+// fleet do not double its load. It is safe for concurrent use.
 type Budget struct {
 	share float64
 	mu    sync.Mutex
 	left  float64
 }
 
-// fewRetries may be made at once after a quiet time.
+// fewRetries is the number of retries that are allowed at once after a quiet time.
 const fewRetries = 10
 
-// NewBudget allows share retries for each request.
+// NewBudget returns a budget of share retries per request.
 func NewBudget(share float64) *Budget {
 	return &Budget{share: share, left: fewRetries * min(1, share*fewRetries)}
 }
@@ -247,7 +244,7 @@ func (b *Budget) Request() {
 	b.mu.Unlock()
 }
 
-// Retry takes one retry; false: there is none left.
+// Retry uses one retry and reports whether there was one.
 func (b *Budget) Retry() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -258,20 +255,20 @@ func (b *Budget) Retry() bool {
 	return true
 }
 
-// moves are the requests that a failing backend may hand to others beyond their Budget:
-// all that it had when the first of them failed, since these are no more than the fleet
-// carries already.
+// moves counts the requests that a failing backend may hand to its peers beyond their
+// Budget: at most all that it had when the first of them failed, since the fleet carries
+// these already.
 type moves struct {
 	mu     sync.Mutex
 	left   int
-	refill time.Time // when there may be as many once more
+	refill time.Time // time of the next refill
 }
 
-// movesEvery is how often a backend may fail all that it has.
+// movesEvery is the least time between two refills of moves.
 const movesEvery = time.Minute
 
-// Move takes one retry that costs no Budget; false: there is none. The request that
-// asks still holds its place on the backend.
+// Move uses one retry outside the Budget and reports whether there was one. The request
+// still holds its seat on the backend.
 func (b *Backend) Move(now time.Time) bool {
 	m := &b.moves
 	m.mu.Lock()

@@ -8,7 +8,7 @@ import (
 	"tidegate/nvml"
 )
 
-// readings are what the ladder is told of the backend.
+// readings returns the input of the ladder.
 func (b *Backend) readings(now time.Time) degrade.Readings {
 	tuned := b.tuned.Load()
 	r := degrade.Readings{
@@ -36,7 +36,7 @@ func (b *Backend) readings(now time.Time) degrade.Readings {
 	return r
 }
 
-// load tells admission of the engine's load.
+// load returns the engine's load for admission.
 func (e *Engine) load() (l admission.Load, known bool) {
 	return admission.Load{Time: e.Time, Running: e.Running, Waiting: e.Waiting}, e.Running >= 0 && e.Waiting >= 0
 }

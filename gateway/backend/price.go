@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Price is what a million tokens of a model cost from some day on, in the currency of
-// the configuration.
+// Price holds the prices of a million tokens of a model from some day on, in the
+// currency of the configuration.
 type Price struct {
 	Start     string   `yaml:"from"`      // day in UTC or point in time, from which it holds; empty: from the beginning
 	Input     float64  `yaml:"input"`     // of a million prompt tokens
@@ -20,7 +20,7 @@ type Price struct {
 // maxPrice is the highest price of a million tokens, in the currency.
 const maxPrice = 1_000_000
 
-// Begin is the moment from which the price holds; zero: from the beginning.
+// Begin returns the moment from which the price holds; zero for the beginning of time.
 func (p *Price) Begin() (time.Time, error) {
 	if p.Start == "" {
 		return time.Time{}, nil
@@ -36,7 +36,7 @@ func (p *Price) Begin() (time.Time, error) {
 	return time.Time{}, fmt.Errorf("from: %q is no day such as 2026-01-01 and no time such as 2026-01-01T00:00:00+08:00", p.Start)
 }
 
-// ValidatePrices says all that is wrong with a model's prices, path first.
+// ValidatePrices returns all faults of a model's prices, each beginning with its path.
 func ValidatePrices(prices []Price) error {
 	var faults []error
 	var last time.Time

@@ -18,29 +18,29 @@ import (
 
 const (
 	probeLimit  = 2 * time.Second
-	factsEvery  = 30 * time.Second // how often a healthy server is asked again what it serves
-	maxFailures = 2                // failures in a row that take a backend out
-	minStart    = 10 * time.Second // at least: no engine loads a model in less
-	maxProbe    = 1 << 20          // bytes of a probe's answer
+	factsEvery  = 30 * time.Second // time between two readings of the facts of a healthy backend
+	maxFailures = 2                // consecutive failures that take a backend out of rotation
+	minStart    = 10 * time.Second // least time of a start: no engine loads a model in less
+	maxProbe    = 1 << 20          // most bytes of a probe's answer
 )
 
-// prober keeps one backend's place in rotation true. It asks GET /health, which
-// costs no tokens, and, of a server that comes up, GET /v1/models and /version.
+// prober keeps the rotation state of one backend current. It asks GET /health, which
+// costs no tokens, and, of a backend that comes up, GET /v1/models and /version.
 type prober struct {
 	b              *Backend
 	client         *http.Client
 	log            *slog.Logger
-	names          []string // by which the model may be known
+	names          []string // names by which the backend may know the model
 	every          time.Duration
-	scrape         time.Duration // between two readings of its load
+	scrape         time.Duration // time between two readings of its load
 	failed         int
-	loggedReason   string    // the reason that was logged for being out of rotation; empty: none since it was in
-	loggedAt       time.Time // when
-	factsTime      time.Time // when the facts were read; zero: not since it was down
-	tokenAsked     time.Time // when one too old for its /tokenize to tell was asked for a token; zero: not since it came up
-	lastDown       time.Time // when it was last found down; zero: never
-	healthy        bool      // its health probe was answered once
-	unhealthySince time.Time // since when it has not been, after that; zero: it is
+	loggedReason   string    // last logged reason for being out of rotation; empty after a return
+	loggedAt       time.Time // time of that log line
+	factsTime      time.Time // time of the last reading of the facts; zero after an outage
+	tokenAsked     time.Time // time of the request for one token to a backend whose /tokenize is too old; zero before it
+	lastDown       time.Time // end of the last failed probe that counted as an outage; zero before the first
+	healthy        bool      // whether a health probe has ever succeeded
+	unhealthySince time.Time // start of the current failure of the health probe, after a success; zero if there is none
 }
 
 // run probes until ctx ends.
@@ -108,9 +108,9 @@ func (p *prober) probe(ctx context.Context) {
 	p.removeAndLog(err.Error())
 }
 
-// takeOut takes the backend out of rotation, and logs that once with its reason, also of a
-// backend that never was in. Another reason is logged after a minute: errors of one kind
-// may name another port each time.
+// removeAndLog takes the backend out of rotation and logs the reason once, also of a
+// backend that never was in rotation. It logs another reason after a minute: errors of
+// one kind may name another port each time.
 func (p *prober) removeAndLog(reason string) {
 	changed, now := p.b.takeOut(reason), time.Now()
 	if !changed && (p.loggedReason == reason || p.loggedReason != "" && now.Sub(p.loggedAt) < logEvery || reason == p.b.stalled()) {
@@ -120,11 +120,11 @@ func (p *prober) removeAndLog(reason string) {
 	p.log.Warn("backend out of rotation", "backend", p.b.Name, "reason", reason)
 }
 
-// sayEvery is how often another reason for being out of rotation is logged.
+// logEvery is the least time between two logged reasons for being out of rotation.
 const logEvery = time.Minute
 
-// heal follows the answers to the health probe, and nothing else, which is how a
-// restart of a server is seen that does not say when it was started.
+// setHealth records the result of a health probe. It finds the restart of a server that
+// does not report its start time.
 func (p *prober) setHealth(ctx context.Context, err error) {
 	now := time.Now()
 	switch {
@@ -155,7 +155,7 @@ func (p *prober) exchange(ctx context.Context, method, route string, body io.Rea
 	return io.ReadAll(io.LimitReader(resp.Body, maxProbe))
 }
 
-// get asks for a route; only a 200 is an answer.
+// get requests a route; a status other than 200 is an error.
 func (p *prober) get(ctx context.Context, route string) (*http.Response, error) {
 	return p.send(ctx, http.MethodGet, route, nil)
 }
@@ -189,7 +189,7 @@ func (p *prober) send(ctx context.Context, method, route string, body io.Reader)
 	return resp, nil
 }
 
-// cause leaves out the method and URL that net/http puts before what happened.
+// cause removes the method and the URL that net/http puts before the cause of an error.
 func cause(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("no answer within %v", probeLimit)
@@ -203,7 +203,7 @@ func cause(err error) error {
 	return err
 }
 
-// quotingError is an error with its text made fit to be shown.
+// quotingError is an error with a printable text.
 type quotingError struct {
 	text string
 	err  error
@@ -222,8 +222,8 @@ const (
 	namesShown = 8    // of those in an error
 )
 
-// printed makes a server's text fit to be shown: it cuts it to at most so many bytes,
-// and puts a question mark for whatever does not print, so that it moves no cursor and
+// printed makes a backend's text printable: it cuts the text to limit bytes and replaces
+// every unprintable character by a question mark, so that it moves no cursor and
 // reverses no line.
 func printed(text string, limit int) string {
 	clean := strings.Map(func(r rune) rune {

@@ -6,39 +6,38 @@ import (
 	"time"
 )
 
-// progress follows whether a backend works on the requests that it has. An answer in one
-// piece brings nothing until it is whole, so one request alone cannot tell a hung engine
-// from a slow one; the backend as a whole can. A sign of work is a byte of any answer, a
-// change of any figure on the engine's page of metrics, and the answer to a canary: a
-// request for one token, which a working engine answers beside whatever else it does.
-// All methods are safe for concurrent use.
+// progress records whether a backend works on its requests. An answer in one piece has
+// no byte before it is complete, so one request alone cannot tell a hung engine from a
+// slow one; the backend as a whole can. Signs of work are a byte of any answer, a
+// changed figure on the engine's page of metrics, and the answer to a canary. A canary
+// is a request for one token, which a working engine answers beside its other work. All
+// methods are safe for concurrent use.
 type progress struct {
-	base     time.Time    // when it was made; its monotonic clock outlives a jump of the other
-	lastSign atomic.Int64 // the last sign, in ns after base; 0: none since the server came up
+	base     time.Time    // time of creation; its monotonic clock survives a jump of the wall clock
+	lastSign atomic.Int64 // time of the last sign, in ns after base; 0 if none since the backend came up
 
 	mu            sync.Mutex
-	inFlight      int           // requests that are under way
-	unsigned      int           // requests that were under way when the last sign came, or were sent since, and were not answered
-	busySince     time.Time     // since when a request has been under way without a break
-	unsignedSince time.Time     // when unsigned rose to stallRequests, or the sign after which it was so
-	canarySent    time.Time     // when the canary was sent that is not answered; zero: none is out
-	patience      time.Duration // learned: a silence that the server once ended by itself, doubled
+	inFlight      int           // requests under way
+	unsigned      int           // unanswered requests that were under way at the last sign or were sent since
+	busySince     time.Time     // start of the current period with a request under way
+	unsignedSince time.Time     // time at which unsigned reached stallRequests, or of the last sign if it was higher then
+	canarySent    time.Time     // time of sending of the unanswered canary; zero if there is none
+	patience      time.Duration // twice the longest silence that the backend has ended by itself
 }
 
 const (
-	stallRequests = 3                      // without a sign of work, to say that a backend hangs
-	signInterval  = 100 * time.Millisecond // how exactly the last sign is known
-	maxPatience   = 30 * time.Second       // that is learned
+	stallRequests = 3                      // requests without a sign of work that make a hang
+	signInterval  = 100 * time.Millisecond // resolution of the last sign
+	maxPatience   = 30 * time.Second       // greatest patience that is learned
 )
 
-// quietAfter is how long a backend with a request under way may show no sign of work
-// before that is said and a canary is sent, and canaryFor how long that must be without
-// an answer to say something: together they are at most the silence after which a backend
-// is taken to hang.
+// quietAfter returns the silence after which a backend with requests is reported as
+// silent and gets a canary. canaryFor returns the time without an answer to the canary
+// that confirms the silence. Their sum is at most the silence that counts as a hang.
 func quietAfter(stall time.Duration) time.Duration { return share(stall, 5) }
 func canaryFor(stall time.Duration) time.Duration  { return share(stall, 3) }
 
-// share is so many eighths of a silence, of 8 s at most; 0 counts as 8 s.
+// share returns so many eighths of a silence, of 8 s at most; 0 counts as 8 s.
 func share(stall time.Duration, eighths int) time.Duration {
 	const longest = 8 * time.Second
 	if stall == 0 {
@@ -47,7 +46,7 @@ func share(stall time.Duration, eighths int) time.Duration {
 	return min(stall, longest) / 8 * time.Duration(eighths)
 }
 
-// begin notes that a request is sent.
+// begin records that a request is sent.
 func (p *progress) begin(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -59,8 +58,8 @@ func (p *progress) begin(now time.Time) {
 	}
 }
 
-// end notes that a request is over; answered: the server has said something to it, be
-// that a refusal.
+// end records the end of a request; answered means that the backend has sent an answer,
+// be it a refusal.
 func (p *progress) end(answered bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -70,7 +69,7 @@ func (p *progress) end(answered bool) {
 	}
 }
 
-// sign notes a sign of work. It is called for each piece of each stream.
+// sign records a sign of work. It is called for each piece of each stream.
 func (p *progress) sign(now time.Time) {
 	age, last := int64(now.Sub(p.base)), p.lastSign.Load()
 	if last != 0 && age-last < int64(signInterval) {
@@ -85,7 +84,7 @@ func (p *progress) sign(now time.Time) {
 	}
 }
 
-// restart forgets what is known of a server that was down.
+// restart resets the state after an outage.
 func (p *progress) restart() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -93,16 +92,16 @@ func (p *progress) restart() {
 	p.canarySent, p.patience = time.Time{}, 0
 }
 
-// learn takes in that a server which was thought to hang has shown a sign of work by
-// itself after such a silence: next time it is given twice as long.
+// learn doubles the patience with a backend that has worked again by itself after such a
+// silence.
 func (p *progress) learn(silence time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.patience = max(p.patience, min(2*silence, maxPatience))
 }
 
-// canary notes that one was sent; out: and how it fared is not known yet. One that was
-// refused says nothing of the engine.
+// canary records a canary; out means that it has been sent and has no result yet. A
+// refused canary says nothing about the engine.
 func (p *progress) canary(now time.Time, out bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -114,7 +113,8 @@ func (p *progress) canary(now time.Time, out bool) {
 	}
 }
 
-// last is the last sign of work; zero: none since the server came up.
+// last returns the time of the last sign of work; zero if there was none since the
+// backend came up.
 func (p *progress) last() time.Time {
 	if last := p.lastSign.Load(); last != 0 {
 		return p.base.Add(time.Duration(last))
@@ -122,8 +122,8 @@ func (p *progress) last() time.Time {
 	return time.Time{}
 }
 
-// silence is how many requests are under way and since when none of them, nor anything
-// else, has shown that the backend works; 0: none is under way.
+// silence returns the number of requests under way and the start of the current silence;
+// 0 if none is under way.
 func (p *progress) silence() (requests int, start time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -133,27 +133,27 @@ func (p *progress) silence() (requests int, start time.Time) {
 	return p.inFlight, latest(p.busySince, p.last())
 }
 
-// silentFor reports whether a backend has shown no sign of work for so long, nor since a
-// moment, and that says something.
+// silentFor reports whether a backend has shown no sign of work for d, nor since start,
+// and the evidence confirms it.
 func (p *progress) silentFor(d time.Duration, start, now time.Time, e evidence) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return now.Sub(latest(start, p.last())) >= d && p.proven(now, e)
 }
 
-// evidence is what makes silence say that nothing is made.
+// evidence holds the facts that confirm a silence.
 type evidence struct {
-	hasMetrics bool          // the engine's metrics are read, so they stand still
-	canary     time.Duration // else how long a canary must be without an answer
+	hasMetrics bool          // whether the engine's metrics are read, so that they are known to stand still
+	canary     time.Duration // otherwise the time for which a canary must be unanswered
 }
 
-// proven reports whether silence says something. The lock is held.
+// proven reports whether the evidence confirms a silence. The caller holds the lock.
 func (p *progress) proven(now time.Time, e evidence) bool {
 	return e.hasMetrics || !p.canarySent.IsZero() && now.Sub(p.canarySent) >= e.canary
 }
 
-// hangs reports whether a backend hangs: so many requests have been sent, and so long
-// has there been no sign of work.
+// hangs reports whether a backend hangs: it has enough unanswered requests and has shown
+// no sign of work for the limit.
 func (p *progress) hangs(limit time.Duration, now time.Time, e evidence) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -161,7 +161,7 @@ func (p *progress) hangs(limit time.Duration, now time.Time, e evidence) bool {
 		now.Sub(latest(p.unsignedSince, latest(p.busySince, p.last()))) >= max(limit, p.patience)
 }
 
-// latest is the later one of two moments.
+// latest returns the later of two times.
 func latest(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a

@@ -11,30 +11,31 @@ import (
 	"time"
 )
 
-// removed is why a backend is out of rotation that is not configured any more. What it
-// has goes on to its end.
+// removed is the reason for being out of rotation of a backend that is no longer
+// configured. Its requests run to their end.
 const removed = "removed from the configuration"
 
-// gone reports whether the backend is out of rotation because it is not well: what waits
-// there for an answer may wait for ever.
+// unavailable reports whether the backend is out of rotation because it is unhealthy: a
+// request that waits there may wait for ever.
 func (b *Backend) unavailable() bool { return !b.Seat.Usable() && *b.outReason.Load() != removed }
 
-// tells reports whether the engine's figures are read, so that they show whether it works.
+// hasFreshMetrics reports whether the engine's metrics are current enough to show
+// whether it works.
 func (b *Backend) hasFreshMetrics(now time.Time) bool {
 	e := b.Engine()
 	return e != nil && b.LoadError() == "" && e.Age(now) <= metricsMaxAge
 }
 
-// figuresFor is how old a reading of the engine's metrics may be.
+// metricsMaxAge is the greatest age of a reading that shows whether the engine works.
 const metricsMaxAge = 3 * time.Second
 
-// Silent reports whether the backend has shown no sign of work since a moment, and long
-// enough to say something: it has made nothing for anybody.
+// Silent reports whether the backend has shown no sign of work since start, for long
+// enough to be confirmed.
 func (b *Backend) Silent(start, now time.Time) bool {
 	return b.progress.silentFor(quietAfter(b.patience()), start, now, b.evidence(now))
 }
 
-// patience is the silence after which the backend is taken to hang; 0: it never is.
+// patience returns the silence that counts as a hang; 0 if none does.
 func (b *Backend) patience() time.Duration { return b.tuned.Load().config.Stall }
 
 func (b *Backend) evidence(now time.Time) evidence {
@@ -42,15 +43,15 @@ func (b *Backend) evidence(now time.Time) evidence {
 }
 
 // silentFor reports whether a backend that has worked since it came up has shown no sign
-// of it for so long, nor since a moment. The first requests of an engine may have it
-// compile for longer than it ever takes again.
+// of work for d, nor since start. The first requests of an engine may wait for a
+// compilation, longer than any later one.
 func (b *Backend) silentFor(d time.Duration, start, now time.Time) bool {
 	return !b.progress.last().IsZero() && b.progress.silentFor(d, start, now, b.evidence(now))
 }
 
-// Unanswered is for how many requests the backend shows no sign of work, and since when;
-// 0: it works, or has nothing to do. A slow engine that tells its load shows one with
-// every token that it makes.
+// Unanswered returns the number of requests for which the backend shows no sign of work,
+// and the start of the silence; 0 if it works or is idle. A slow engine whose metrics
+// are read shows a sign with every token.
 func (b *Backend) Unanswered(now time.Time) (requests int, start time.Time) {
 	n, start := b.progress.silence()
 	if n == 0 || now.Sub(start) < quietAfter(b.patience()) {
@@ -59,7 +60,7 @@ func (b *Backend) Unanswered(now time.Time) (requests int, start time.Time) {
 	return n, start
 }
 
-// predict is how long an answer in one piece takes on the backend.
+// predict returns the expected time of an answer in one piece.
 func (b *Backend) predict(prompt, answer int, now time.Time) time.Duration {
 	token := time.Duration(0)
 	if e := b.Engine(); e != nil && b.hasFreshMetrics(now) && e.Speed > 0 && e.Running > 0 {
@@ -68,14 +69,14 @@ func (b *Backend) predict(prompt, answer int, now time.Time) time.Duration {
 	return b.Pace.Whole(prompt, answer, token)
 }
 
-// stall is a silence for which a backend is taken to hang. It is the backend's own and
-// not its watcher's: a reload may replace that.
+// stall is a silence that counts as a hang. It belongs to the backend and not to its
+// watcher, which a reload may replace.
 type stall struct {
 	reason string
-	start  time.Time // of the silence
+	start  time.Time // start of the silence
 }
 
-// stalled is why the backend is taken to hang; empty: it is not.
+// stalled returns the reason if the backend hangs, else "".
 func (b *Backend) stalled() string {
 	if s := b.stall.Load(); s != nil {
 		return s.reason
@@ -83,8 +84,8 @@ func (b *Backend) stalled() string {
 	return ""
 }
 
-// others reports whether another backend of the model can take what this one has: it is
-// in rotation, and does not leave requests unanswered itself.
+// hasPeer reports whether another backend of the model can serve in place of b: it is in
+// rotation and leaves no requests unanswered itself.
 func (b *Backend) hasPeer(now time.Time) bool {
 	peers := b.peers.Load()
 	if peers == nil {
@@ -101,19 +102,18 @@ func (b *Backend) hasPeer(now time.Time) bool {
 	return false
 }
 
-// watcher takes a backend out of rotation that hangs although it answers its health
-// probe, and lets it in again when it shows a sign of work. While a backend is silent it
-// is asked for one token, again and again: an engine that works answers that beside
-// whatever else it does.
+// watcher takes a backend out of rotation that hangs although its health probe passes,
+// and lets it in again after a sign of work. It sends canaries to a silent backend: a
+// working engine answers them beside its other work.
 type watcher struct {
 	p     *prober
 	b     *Backend
 	log   *slog.Logger
 	every time.Duration
-	limit time.Duration // for one canary
+	limit time.Duration // time limit of one canary
 }
 
-// watchEvery is how often a backend is looked at.
+// watchInterval is the time between two checks of a backend.
 const watchInterval = 500 * time.Millisecond
 
 func newWatcher(p *prober) *watcher {
@@ -147,7 +147,7 @@ func (w *watcher) run(ctx context.Context) {
 	}
 }
 
-// look judges the backend, and reports whether it is to be asked for a token.
+// check judges the backend and reports whether to send it a canary.
 func (w *watcher) check(now time.Time) (ask bool) {
 	last := w.b.progress.last()
 	if s := w.b.stall.Load(); s != nil {
@@ -171,7 +171,7 @@ func (w *watcher) check(now time.Time) (ask bool) {
 	return true
 }
 
-// out takes the backend out of rotation.
+// takeOut takes the backend out of rotation.
 func (w *watcher) takeOut(requests int, start, now time.Time) {
 	reason := fmt.Sprintf("it hangs: it has %d requests and has made nothing for %v, although it answers its health probe; it comes back when it answers a request for one token",
 		requests, now.Sub(start).Round(time.Second))
@@ -181,10 +181,10 @@ func (w *watcher) takeOut(requests int, start, now time.Time) {
 	}
 }
 
-// back lets the next health probe take the backend into rotation, after a silence since a
-// moment.
+// recover lets the next health probe take the backend into rotation, after a silence
+// from start to last.
 func (w *watcher) recover(start, now, last time.Time) {
-	if silence := last.Sub(start); silence > 0 && silence <= time.Minute { // else it was mended, or started anew
+	if silence := last.Sub(start); silence > 0 && silence <= time.Minute { // otherwise it was repaired or restarted
 		w.b.progress.learn(silence)
 	}
 	w.log.Info("backend works again", "backend", w.b.Name, "after", now.Sub(start).Round(time.Millisecond))
@@ -192,19 +192,19 @@ func (w *watcher) recover(start, now, last time.Time) {
 	w.b.probeNow()
 }
 
-// canary is what became of a request for one token.
+// canary is the result of a request for one token.
 type canary int
 
 const (
 	unanswered canary = iota
 	answered
-	refused // which says nothing of the engine
+	refused // says nothing about the engine
 )
 
-// canaryLimit is how long a canary is waited for before the next one is sent.
+// canaryLimit is the time limit of one canary.
 const canaryLimit = 5 * time.Second
 
-// ask asks the server for one token.
+// ask asks the backend for one token.
 func (w *watcher) ask(ctx context.Context) canary {
 	ctx, cancel := context.WithTimeout(ctx, w.limit)
 	defer cancel()
@@ -226,7 +226,7 @@ func (w *watcher) ask(ctx context.Context) canary {
 	return refused
 }
 
-// answered takes in what became of a canary.
+// setResult records the result of a canary.
 func (w *watcher) setResult(now time.Time, c canary) {
 	switch c {
 	case answered:
