@@ -112,33 +112,38 @@ type Backend struct {
 	Seat   *admission.Seat // seat in admission
 	Pace   Pace            // speed of its answers
 	Output Meter           // output tokens of its answers, as they pass
+	Doubts Doubts          // answers whose usage was not believed
 
-	Doubts Doubts // answers whose usage was not believed
+	client   // written by New alone, apart from its pool
+	rotation // written by probes, the watcher, the breaker and failed requests
+	load     // written by the scraper
 
-	progress progress
-	stall    atomic.Pointer[stall]      // current hang; nil if there is none
-	peers    atomic.Pointer[[]*Backend] // all backends of its model
+	base       string // URL without a trailing slash
+	config     Config
+	gauge      *degrade.Gauge
+	progress   progress
+	moves      moves
+	tuned      atomic.Pointer[tuning]
+	objective  atomic.Int64               // objective of the time to the first token, in ns; 0 if there is none
+	peers      atomic.Pointer[[]*Backend] // all backends of its model
+	gpus       atomic.Pointer[[]*nvml.View]
+	facts      atomic.Pointer[Facts]
+	certExpiry atomic.Int64 // expiry of its certificate, Unix time in s; 0 before the first one
+}
 
-	config        Config
-	gauge         *degrade.Gauge
-	tuned         atomic.Pointer[tuning]
-	objective     atomic.Int64 // objective of the time to the first token, in ns; 0 if there is none
-	base          string       // URL without a trailing slash
-	prefix        string       // path before /v1
-	header        string       // header lines of every request
-	dialer        dialer
-	pool          pool
-	post          *http.Request // request that gives ReadResponse the method
-	facts         atomic.Pointer[Facts]
+// rotation holds the reasons for being out of rotation.
+type rotation struct {
 	outReason     atomic.Pointer[string] // reason for being out of rotation
+	stall         atomic.Pointer[stall]  // current hang; nil if there is none
 	suspected     atomic.Bool            // whether a request failed since the last probe began
-	moves         moves
-	probeRequests chan struct{} // requests for an immediate probe
-	gpus          atomic.Pointer[[]*nvml.View]
-	engine        atomic.Pointer[Engine]
-	certExpiry    atomic.Int64              // expiry of its certificate, Unix time in s; 0 before the first one
-	loadError     atomic.Pointer[string]    // error of the last scrape; nil before the first error
-	queuedAt      atomic.Pointer[time.Time] // time of the last report of waiting or preempted requests; nil before the first
+	probeRequests chan struct{}          // requests for an immediate probe
+}
+
+// load holds the results of the scrapes.
+type load struct {
+	engine    atomic.Pointer[Engine]
+	loadError atomic.Pointer[string]    // error of the last scrape; nil before the first error
+	queuedAt  atomic.Pointer[time.Time] // time of the last report of waiting or preempted requests; nil before the first
 }
 
 // name returns the URL without the parts that distinguish no backends.
@@ -171,10 +176,11 @@ func New(c Config, agent string) *Backend {
 	}
 	prefix := trimRoute(u.EscapedPath())
 	b := &Backend{
-		Name: c.name(), config: c,
-		base: u.Scheme + "://" + u.Host + prefix, prefix: prefix,
-		post: &http.Request{Method: http.MethodPost}, probeRequests: make(chan struct{}, 1),
+		Name: c.name(), config: c, base: u.Scheme + "://" + u.Host + prefix,
+		client:   client{prefix: prefix, post: &http.Request{Method: http.MethodPost}},
+		rotation: rotation{probeRequests: make(chan struct{}, 1)},
 	}
+	b.observer = b
 	b.progress.base = time.Now()
 	b.gauge = degrade.NewGauge(b.Name, 1, b.readings)
 	b.Seat = admission.NewSeat(b.gauge, admission.Bounds{})
@@ -271,4 +277,26 @@ func (b *Backend) probeNow() {
 	case b.probeRequests <- struct{}{}:
 	default:
 	}
+}
+
+// begin records that a request is sent.
+func (b *Backend) begin(now time.Time) { b.progress.begin(now) }
+
+// end records the end of a request; answered means that the backend has sent an answer.
+func (b *Backend) end(answered bool) { b.progress.end(answered) }
+
+// sign records that the backend has made some of an answer.
+func (b *Backend) sign(now time.Time) { b.progress.sign(now) }
+
+// queuedSince returns the time of the last report of waiting or preempted requests, but
+// none after the last sign of work; zero before the first report.
+func (b *Backend) queuedSince() time.Time {
+	queued := b.queuedAt.Load()
+	if queued == nil {
+		return time.Time{}
+	}
+	if last := b.progress.last(); !last.IsZero() && last.Before(*queued) {
+		return last
+	}
+	return *queued
 }

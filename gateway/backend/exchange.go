@@ -45,13 +45,53 @@ type Request struct {
 	SilenceAfter time.Duration
 }
 
+// client sends requests to one backend.
+type client struct {
+	prefix   string // path before /v1
+	header   string // header lines of every request
+	dialer   dialer
+	pool     pool
+	post     *http.Request // request that gives ReadResponse the method
+	observer observer
+}
+
+// observer follows the exchanges with a backend, and judges its silence. Its methods are
+// called on the goroutines of the exchanges.
+type observer interface {
+	// begin and end enclose each exchange; answered means that the backend has sent an
+	// answer, be it a refusal.
+	begin(now time.Time)
+	end(answered bool)
+
+	// sign records a sign of work. It is called for each piece of each stream.
+	sign(now time.Time)
+
+	// suspect records the failure of an exchange.
+	suspect(err error)
+
+	// queuedSince returns the time of the last report of waiting or preempted requests;
+	// zero before the first.
+	queuedSince() time.Time
+
+	// Silent reports whether the backend has shown no sign of work since start, for long
+	// enough to be confirmed; silentFor, whether it has been silent for d.
+	Silent(start, now time.Time) bool
+	silentFor(d time.Duration, start, now time.Time) bool
+
+	// unavailable reports whether an answer may never come.
+	unavailable() bool
+
+	// predict returns the expected time of an answer in one piece with so many tokens.
+	predict(prompt, answer int, now time.Time) time.Duration
+}
+
 // Answer is an exchange whose head has arrived. Read it to the end and Close it;
 // a connection whose answer was read to its end is used again.
 type Answer struct {
 	Status int
 	Header http.Header
 
-	b               *Backend
+	client          *client
 	c               *conn
 	q               *Request
 	ctx             context.Context
@@ -73,22 +113,22 @@ type Answer struct {
 
 // Send sends q and returns after the head of the answer, whatever its status. The end of
 // ctx cancels the request at the backend.
-func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
+func (cl *client) Send(ctx context.Context, q *Request) (*Answer, error) {
 	now := time.Now()
-	c := b.pool.acquire(now)
+	c := cl.pool.acquire(now)
 	for {
 		fresh := c == nil
 		if fresh {
 			var err error
-			if c, err = b.dialer.dial(ctx, q.Limits.Connect); err != nil {
+			if c, err = cl.dialer.dial(ctx, q.Limits.Connect); err != nil {
 				if ctx.Err() != nil {
 					return nil, ctx.Err()
 				}
-				b.suspect(err)
+				cl.observer.suspect(err)
 				return nil, err
 			}
 		}
-		a := &Answer{b: b, c: c, q: q, ctx: ctx, began: now, silentSince: now}
+		a := &Answer{client: cl, c: c, q: q, ctx: ctx, began: now, silentSince: now}
 		err := a.exchange()
 		if err == nil && !fresh && a.Status == http.StatusRequestTimeout && time.Since(now) < staleWithin {
 			// The server says that it has waited for a request for too long (RFC 9110
@@ -110,7 +150,7 @@ func (b *Backend) Send(ctx context.Context, q *Request) (*Answer, error) {
 		case errors.As(err, new(*TimeoutError)):
 			return nil, err
 		default:
-			b.suspect(err)
+			cl.observer.suspect(err)
 			return nil, &brokenError{"no answer", err}
 		}
 	}
@@ -124,7 +164,7 @@ const staleWithin = time.Second
 // exchange sends the request and reads the head of the answer.
 func (a *Answer) exchange() error {
 	a.c.x, a.c.received = a, false
-	a.b.progress.begin(a.began)
+	a.client.observer.begin(a.began)
 	a.counted = true
 	a.nextSilence = a.began.Add(a.q.SilenceAfter)
 	a.stop = context.AfterFunc(a.ctx, func() { _ = a.c.nc.SetDeadline(time.Unix(1, 0)) })
@@ -132,12 +172,12 @@ func (a *Answer) exchange() error {
 		return err
 	}
 	a.arm(a.began)
-	wrote := a.b.write(a.c, a.q)
+	wrote := a.client.write(a.c, a.q)
 	if isTimeout(wrote) {
 		return &TimeoutError{Phase: Total, Wait: a.q.Limits.Total}
 	}
 	for range maxInterim {
-		resp, err := a.c.head(a.b.post) //nolint:bodyclose // only the head is parsed out of a buffer: there is no body to close
+		resp, err := a.c.head(a.client.post) //nolint:bodyclose // only the head is parsed out of a buffer: there is no body to close
 		if wrote != nil && (err != nil || resp.StatusCode < http.StatusBadRequest) {
 			return wrote
 		}
@@ -163,14 +203,14 @@ const maxInterim = 16
 const maxJoined = 16 << 10
 
 // write sends the request in one system call.
-func (b *Backend) write(c *conn, q *Request) error {
-	buf, ok := b.dialer.buffers.out.Get().(*[]byte)
+func (cl *client) write(c *conn, q *Request) error {
+	buf, ok := cl.dialer.buffers.out.Get().(*[]byte)
 	if !ok {
 		buf = new([]byte)
 	}
-	defer b.dialer.buffers.out.Put(buf)
-	head := append(append((*buf)[:0], "POST "...), b.prefix...)
-	head = append(append(append(head, q.Path...), " HTTP/1.1\r\n"...), b.header...)
+	defer cl.dialer.buffers.out.Put(buf)
+	head := append(append((*buf)[:0], "POST "...), cl.prefix...)
+	head = append(append(append(head, q.Path...), " HTTP/1.1\r\n"...), cl.header...)
 	if q.Stream {
 		head = append(head, "Accept: text/event-stream\r\n"...)
 	}
@@ -223,7 +263,7 @@ func (a *Answer) Read(p []byte) (int, error) {
 		err = ErrLeft
 	case errors.As(err, new(*TimeoutError)):
 	default:
-		a.b.suspect(err)
+		a.client.observer.suspect(err)
 		err = &brokenError{"the answer broke off", err}
 	}
 	return n, err
@@ -274,7 +314,7 @@ func (a *Answer) Cancel() {
 // engine can still refuse.
 func (a *Answer) sign(now time.Time) {
 	if a.Status == http.StatusOK {
-		a.b.progress.sign(now)
+		a.client.observer.sign(now)
 	}
 }
 
@@ -282,11 +322,11 @@ func (a *Answer) sign(now time.Time) {
 func (a *Answer) Close() {
 	if a.counted {
 		a.counted = false
-		a.b.progress.end(a.Status != 0 && (a.started || a.Status != http.StatusOK))
+		a.client.observer.end(a.Status != 0 && (a.started || a.Status != http.StatusOK))
 	}
 	watching := a.stop == nil || a.stop()
 	if a.body.state == ended && !a.body.close && watching && !a.left && a.c.drained() {
-		a.b.pool.release(a.c, time.Now())
+		a.client.pool.release(a.c, time.Now())
 		return
 	}
 	a.c.close()
@@ -356,7 +396,7 @@ func (a *Answer) deadlinePassed() error {
 // rotation and the request can move.
 func (a *Answer) checkLimits(now time.Time) error {
 	deadline, phase := a.limit()
-	silent := !a.started && a.b.Silent(a.began, now)
+	silent := !a.started && a.client.observer.Silent(a.began, now)
 	switch {
 	case !now.Before(a.began.Add(a.q.Limits.Total)):
 		return &TimeoutError{Phase: Total, Wait: a.q.Limits.Total, Silent: silent}
@@ -364,9 +404,9 @@ func (a *Answer) checkLimits(now time.Time) error {
 		return &TimeoutError{Phase: phase, Wait: a.patience(phase), Silent: silent}
 	case a.started:
 		return nil
-	case silent && !a.q.Stream && a.b.silentFor(a.q.Limits.FirstByte, a.began, now):
+	case silent && !a.q.Stream && a.client.observer.silentFor(a.q.Limits.FirstByte, a.began, now):
 		return &TimeoutError{Phase: FirstByte, Wait: a.q.Limits.FirstByte, Silent: true}
-	case a.q.CanMove != nil && a.b.unavailable() && a.q.CanMove():
+	case a.q.CanMove != nil && a.client.observer.unavailable() && a.q.CanMove():
 		return &brokenError{"not waited for", errMoved}
 	}
 	return nil
@@ -380,14 +420,7 @@ func (a *Answer) limit() (time.Time, Phase) {
 	if !a.started && a.q.Stream {
 		return a.silentSince.Add(a.q.Limits.FirstToken), FirstToken
 	}
-	start := a.silentSince
-	if held := a.b.queuedAt.Load(); held != nil {
-		end := *held
-		if last := a.b.progress.last(); !last.IsZero() && last.Before(end) {
-			end = last
-		}
-		start = latest(start, end)
-	}
+	start := latest(a.silentSince, a.client.observer.queuedSince())
 	if a.started {
 		return start.Add(a.q.Limits.Idle), Idle
 	}
@@ -402,7 +435,7 @@ func (a *Answer) patience(phase Phase) time.Duration {
 	case Idle:
 		return a.q.Limits.Idle
 	}
-	return max(a.q.Limits.FirstByte, predictedFactor*a.b.predict(a.q.Prompt, a.q.Answer, a.now()))
+	return max(a.q.Limits.FirstByte, predictedFactor*a.client.observer.predict(a.q.Prompt, a.q.Answer, a.now()))
 }
 
 // predictedFactor multiplies the predicted time of an answer in one piece to give its

@@ -82,7 +82,7 @@ func TestLimit(t *testing.T) {
 	} {
 		b := &Backend{}
 		b.queuedAt.Store(c.held)
-		a := &Answer{b: b, q: &Request{Stream: c.stream, Limits: limits}, began: began, silentSince: waiting, started: c.spoken}
+		a := &Answer{client: &client{observer: b}, q: &Request{Stream: c.stream, Limits: limits}, began: began, silentSince: waiting, started: c.spoken}
 		if at, phase := a.limit(); !at.Equal(c.at) || phase != c.phase {
 			t.Errorf("%+v: %v, %s", c, at, phase)
 		}
@@ -109,7 +109,7 @@ func TestLimitOfHungQueue(t *testing.T) {
 		{true, true, 8, 28},
 		{false, false, 1, 35},
 	} {
-		a := &Answer{b: b, q: &Request{Stream: c.stream, Limits: limits}, began: began, silentSince: at(c.waiting), started: c.spoken}
+		a := &Answer{client: &client{observer: b}, q: &Request{Stream: c.stream, Limits: limits}, began: began, silentSince: at(c.waiting), started: c.spoken}
 		if end, _ := a.limit(); !end.Equal(at(c.end)) {
 			t.Errorf("%+v: ends after %v", c, end.Sub(began))
 		}
@@ -130,7 +130,7 @@ func TestSlowCallerOfSilence(t *testing.T) {
 				time.Sleep(2 * time.Minute)
 				return 30 * time.Second
 			}
-			a := &Answer{b: New(Config{URL: "http://gpu-a:8000"}, "agent"), c: &conn{nc: ours}, q: q, ctx: t.Context(), began: now, silentSince: now, nextSilence: now, started: spoken}
+			a := &Answer{client: &New(Config{URL: "http://gpu-a:8000"}, "agent").client, c: &conn{nc: ours}, q: q, ctx: t.Context(), began: now, silentSince: now, nextSilence: now, started: spoken}
 			if err := a.deadlinePassed(); err != nil {
 				t.Fatal(err)
 			}
