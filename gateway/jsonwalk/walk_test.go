@@ -129,7 +129,7 @@ func TestWalkerSpans(t *testing.T) {
 	})
 }
 
-// TestWalkerEnters loops over what is nested, sometimes leaving values untaken,
+// TestWalkerEnters loops over nested values, sometimes leaving values unread,
 // and must see the same leaves as encoding/json, in order.
 func TestWalkerEnters(t *testing.T) {
 	const raw = ` {"a":1, "b":[ {"x":[1,[2],{}],"y":"s"} , {} , [] , 3 ], "c":{"d":{"e":{"f":[true]}}}, "g":[[[[[[[[0]]]]]]]] } `
@@ -162,7 +162,7 @@ func TestWalkerEnters(t *testing.T) {
 	}
 }
 
-func TestWalkerUntaken(t *testing.T) {
+func TestWalkerUnread(t *testing.T) {
 	w := Members([]byte(`{"a":{"b":[1,2]},"c":[{"d":1},{"e":2}],"f":3}`))
 	var keys []string
 	for w.Next() {
@@ -188,7 +188,7 @@ func TestWalkerUntaken(t *testing.T) {
 		}
 	}
 	if w.Err() == nil {
-		t.Error("untaken garbage passed")
+		t.Error("unread garbage passed")
 	}
 }
 

@@ -80,7 +80,7 @@ func BenchmarkStream(b *testing.B) {
 	for name, text := range map[string]string{
 		"1KiB": strings.Repeat("word ", 200), "100KiB": strings.Repeat("word ", 20<<10), "100KiB/escapes": strings.Repeat(`\n\t\u00e9 `, 10<<10), "1MiB": strings.Repeat("word ", 200<<10),
 	} {
-		answer := aWhole("stop", `{"role":"assistant","content":"`+text+`","tool_calls":[]}`)
+		answer := unaryAnswer("stop", `{"role":"assistant","content":"`+text+`","tool_calls":[]}`)
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(answer)))

@@ -28,9 +28,9 @@ func TestAnnounce(t *testing.T) {
 	}
 }
 
-// TestAnnounceStream holds that a stream made of an answer says it too, in its chunks and
+// TestNoticeInStream checks that a stream made of an answer has the notice too, in its chunks and
 // in the usage.
-func TestAnnounceStream(t *testing.T) {
+func TestNoticeInStream(t *testing.T) {
 	body := AddNotice([]byte(`{"id":"a","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"total_tokens":2,"completion_tokens":1}}`), Notice{"L1", "queue", "m"})
 	events, err := View{IncludeUsage: true}.Stream(nil, Chat, body, "")
 	if err != nil {

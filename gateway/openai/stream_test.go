@@ -86,8 +86,8 @@ const (
 	nulls     = `"refusal":null,"annotations":null,"audio":null,"function_call":null`
 )
 
-// aWhole is a chat answer as vLLM writes it, with one choice per message.
-func aWhole(finish string, messages ...string) []byte {
+// unaryAnswer returns a unary chat answer as vLLM writes it, with one choice per message.
+func unaryAnswer(finish string, messages ...string) []byte {
 	b := wholeHead
 	for i, m := range messages {
 		if i > 0 {
@@ -114,35 +114,35 @@ func TestStreamGolden(t *testing.T) {
 		answer []byte
 		want   []string
 	}{
-		{"plain", View{}, "", aWhole("stop", `{"role":"assistant","content":"Hi \u0041\n","tool_calls":[],`+nulls+`}`),
+		{"plain", View{}, "", unaryAnswer("stop", `{"role":"assistant","content":"Hi \u0041\n","tool_calls":[],`+nulls+`}`),
 			[]string{role, chunk(0, `{"content":"Hi \u0041\n"}`, `"stop"`)}},
-		{"begun", View{}, "chatcmpl-0", aWhole("stop", `{"role":"assistant","content":"Hi"}`),
+		{"begun", View{}, "chatcmpl-0", unaryAnswer("stop", `{"role":"assistant","content":"Hi"}`),
 			[]string{strings.Replace(chunk(0, `{"content":"Hi"}`, `"stop"`), "{H}", "{B}", 1)}},
-		{"usage", View{IncludeUsage: true, Model: "qwen"}, "", aWhole("length", `{"role":"assistant","content":"Hi"}`),
+		{"usage", View{IncludeUsage: true, Model: "qwen"}, "", unaryAnswer("length", `{"role":"assistant","content":"Hi"}`),
 			[]string{role, chunk(0, `{"content":"Hi"}`, `"length"`), `{H}]` + used + `}`}},
-		{"usage in every chunk", View{IncludeUsage: true, ContinuousUsage: true}, "", aWhole("stop", `{"role":"assistant","content":"Hi"}`),
+		{"usage in every chunk", View{IncludeUsage: true, ContinuousUsage: true}, "", unaryAnswer("stop", `{"role":"assistant","content":"Hi"}`),
 			[]string{strings.TrimSuffix(role, "}") + used + "}", strings.TrimSuffix(chunk(0, `{"content":"Hi"}`, `"stop"`), "}") + used + "}", `{H}]` + used + `}`}},
-		{"reasoning", View{}, "", aWhole("stop", `{"role":"assistant","content":"b","reasoning":"a"}`),
+		{"reasoning", View{}, "", unaryAnswer("stop", `{"role":"assistant","content":"b","reasoning":"a"}`),
 			[]string{role, chunk(0, `{"reasoning":"a","reasoning_content":"a","content":"b"}`, `"stop"`)}},
-		{"one name", View{Reasoning: OnlyReasoningContent}, "", aWhole("stop", `{"role":"assistant","content":null,"reasoning":"a"}`),
+		{"one name", View{Reasoning: OnlyReasoningContent}, "", unaryAnswer("stop", `{"role":"assistant","content":null,"reasoning":"a"}`),
 			[]string{role, chunk(0, `{"reasoning_content":"a"}`, `"stop"`)}},
-		{"two reasonings that differ", View{}, "", aWhole("stop", `{"role":"assistant","content":"","reasoning":"a","reasoning_content":"b"}`),
+		{"two reasonings that differ", View{}, "", unaryAnswer("stop", `{"role":"assistant","content":"","reasoning":"a","reasoning_content":"b"}`),
 			[]string{role, chunk(0, `{"reasoning":"a","reasoning_content":"b"}`, `"stop"`)}},
-		{"reasoning hidden", View{HideReasoning: true}, "", aWhole("stop", `{"role":"assistant","content":null,"reasoning":"a"}`),
+		{"reasoning hidden", View{HideReasoning: true}, "", unaryAnswer("stop", `{"role":"assistant","content":null,"reasoning":"a"}`),
 			[]string{role, chunk(0, `{"content":""}`, `"stop"`)}},
-		{"repaired", View{ThinkingOff: true}, "", aWhole("stop", `{"role":"assistant","content":null,"reasoning":"a"}`),
+		{"repaired", View{ThinkingOff: true}, "", unaryAnswer("stop", `{"role":"assistant","content":null,"reasoning":"a"}`),
 			[]string{role, chunk(0, `{"content":"a"}`, `"stop"`)}},
-		{"repetition", View{}, "", aWhole("repetition", `{"role":"assistant","content":"a"}`),
+		{"repetition", View{}, "", unaryAnswer("repetition", `{"role":"assistant","content":"a"}`),
 			[]string{role, chunk(0, `{"content":"a"}`, `"stop"`)}},
-		{"tools", View{}, "", aWhole("tool_calls", `{"role":"assistant","content":null,"tool_calls":`+calls+`}`),
+		{"tools", View{}, "", unaryAnswer("tool_calls", `{"role":"assistant","content":null,"tool_calls":`+calls+`}`),
 			[]string{role, chunk(0, `{"tool_calls":[{"index":0,"id":"c1","type":"function","function":{"name":"f","arguments":"{\"a\": 1}"}},{"index":1,"id":"c2","type":"function","function":{"name":"g","arguments":""}}]}`, `"tool_calls"`)}},
-		{"odd tools", View{}, "", aWhole("tool_calls", `{"content":"a","tool_calls":[{"index":7,"id":"x","custom":{"b" : 1}},{"function":{}},{"function":{"name":"f","arguments":{"a":1}}}],"function_call":{"name":"f"}}`),
+		{"odd tools", View{}, "", unaryAnswer("tool_calls", `{"content":"a","tool_calls":[{"index":7,"id":"x","custom":{"b" : 1}},{"function":{}},{"function":{"name":"f","arguments":{"a":1}}}],"function_call":{"name":"f"}}`),
 			[]string{role, chunk(0, `{"content":"a","tool_calls":[{"index":0,"id":"x","custom":{"b" : 1}},{"index":1,"function":{}},{"index":2,"function":{"name":"f","arguments":{"a":1}}}],"function_call":{"name":"f"}}`, `"tool_calls"`)}},
-		{"refusal", View{}, "", aWhole("stop", `{"role":"assistant","content":null,"refusal":"no"}`),
+		{"refusal", View{}, "", unaryAnswer("stop", `{"role":"assistant","content":null,"refusal":"no"}`),
 			[]string{role, chunk(0, `{"refusal":"no"}`, `"stop"`)}},
-		{"two choices", View{}, "", aWhole("stop", `{"content":"a"}`, `{"content":"b"}`),
+		{"two choices", View{}, "", unaryAnswer("stop", `{"content":"a"}`, `{"content":"b"}`),
 			[]string{role, chunk(0, `{"content":"a"}`, `"stop"`), strings.Replace(role, `"index":0`, `"index":1`, 1), chunk(1, `{"content":"b"}`, `"stop"`)}},
-		{"two choices, begun", View{}, "chatcmpl-0", aWhole("stop", `{"content":"a"}`, `{"content":"b"}`),
+		{"two choices, begun", View{}, "chatcmpl-0", unaryAnswer("stop", `{"content":"a"}`, `{"content":"b"}`),
 			[]string{strings.Replace(chunk(0, `{"content":"a"}`, `"stop"`), "{H}", "{B}", 1), strings.Replace(strings.Replace(role, `"index":0`, `"index":1`, 1), "{H}", "{B}", 1), strings.Replace(chunk(1, `{"content":"b"}`, `"stop"`), "{H}", "{B}", 1)}},
 		{"unknown members and white space", View{}, "", []byte(" {\"choices\":\r\n[ {\"later\":[1,\n2],\"message\":{\"content\":\"a\",\"more\":{\"b\":\r2}},\"finish_reason\":\"stop\",\"stop_reason\":151643,\"delta\":1,\"index\":0} ],\n\"created\" :7,\"model\":\"Qwen/Qwen3-1.7B\",\"id\":\"chatcmpl-1\",\"system_fingerprint\":\"fp\"}\n"),
 			[]string{role, `{H}{"index":0,"delta":{"content":"a","more":{"b": 2}},"later":[1, 2],"stop_reason":151643,"logprobs":null,"finish_reason":"stop"}]}`}},
@@ -348,7 +348,7 @@ func (s *said) gather(t fataler, m *wireMessage) {
 	}
 }
 
-// drawLong is a JSON string of up to 100 KiB with anything in it, most often short.
+// drawLong draws a JSON string of up to 100 KiB, most often a short one.
 func drawLong(t *rapid.T) string {
 	inner := jsontest.String(t)
 	inner = inner[1 : len(inner)-1]
@@ -361,8 +361,8 @@ func drawLong(t *rapid.T) string {
 	return `"` + long + `"`
 }
 
-// drawWhole is an answer as a server could give it.
-func drawWhole(t *rapid.T, route Route) []byte {
+// drawUnary draws a unary answer as a backend could send it.
+func drawUnary(t *rapid.T, route Route) []byte {
 	var choices []string
 	for i := range rapid.IntRange(1, 3).Draw(t, "choices") {
 		names, values := []string{`"index"`, `"finish_reason"`}, []string{fmt.Sprint(i), `"stop"`}
@@ -415,7 +415,7 @@ func drawMessage(t *rapid.T) string {
 func TestStreamSaysTheSame(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		route := Route(rapid.IntRange(0, 1).Draw(t, "route"))
-		answer := drawWhole(t, route)
+		answer := drawUnary(t, route)
 		v := drawView(t)
 		v.ThinkingOff = rapid.Bool().Draw(t, "thinking off")
 		begun := rapid.SampledFrom([]string{"", "chatcmpl-8"}).Draw(t, "begun")
@@ -569,7 +569,7 @@ func TestCut(t *testing.T) {
 
 // FuzzStream: whatever a server says becomes an error or a stream in good form.
 func FuzzStream(f *testing.F) {
-	f.Add(aWhole("stop", `{"content":"a","reasoning":"b","tool_calls":[{"id":"x","function":{"name":"f","arguments":"{}"}}]}`), byte(0))
+	f.Add(unaryAnswer("stop", `{"content":"a","reasoning":"b","tool_calls":[{"id":"x","function":{"name":"f","arguments":"{}"}}]}`), byte(0))
 	f.Add([]byte(`{"choices":[{"index":0,"text":"\ud83d\ude00","logprobs":{"tokens":["a",2],"top_logprobs":[{}]},"finish_reason":"stop","x":"\u0000"}],"usage":{"prompt_tokens":1}}`), byte(255))
 	f.Fuzz(func(t *testing.T, answer []byte, how byte) {
 		route := Route(how & 1)

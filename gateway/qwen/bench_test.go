@@ -47,7 +47,7 @@ func BenchmarkNew(b *testing.B) {
 	}
 }
 
-// Each operation counts one conversation of 32 KiB all of whose messages are remembered.
+// BenchmarkCounterWarm counts a conversation of 32 KiB whose messages are all remembered.
 func BenchmarkCounterWarm(b *testing.B) {
 	tok := newTokenizer(b)
 	for _, messages := range []int{1, 20, 200} {
@@ -65,7 +65,8 @@ func BenchmarkCounterWarm(b *testing.B) {
 	}
 }
 
-// Each operation counts a conversation of 32 KiB in 20 messages, the last two of them new.
+// BenchmarkCounterGrowingChat counts a conversation of 32 KiB in 20 messages, of which the
+// last two are new.
 func BenchmarkCounterGrowingChat(b *testing.B) {
 	tok := newTokenizer(b)
 	past := string(conversationJSON(tok, 18, 30<<10))

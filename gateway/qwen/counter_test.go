@@ -15,8 +15,8 @@ func plainCount(tok *Tokenizer, chat Chat) (int, error) {
 	return len(tok.Append(nil, prompt)), err
 }
 
-// A counter that remembers little and is asked again and again, about conversations that
-// share messages in other places, must never differ from the plain count.
+// TestCounterIsPlainCount compares a counter that remembers little with the plain count,
+// again and again, for conversations that share messages in other places.
 func TestCounterIsPlainCount(t *testing.T) {
 	tok := newTokenizer(t)
 	rapid.Check(t, func(t *rapid.T) {
@@ -75,7 +75,8 @@ func TestCounterConcurrently(t *testing.T) {
 	wg.Wait()
 }
 
-// With the past remembered, only what is new is read by the tokenizer.
+// TestCounterRemembers checks that the tokenizer reads only the new messages of a
+// conversation.
 func TestCounterRemembers(t *testing.T) {
 	tok := newTokenizer(t)
 	counter := NewCounter(tok, 1000)

@@ -17,7 +17,7 @@ func TestDialectOf(t *testing.T) {
 	}
 }
 
-// What releases of vLLM make of the same tool, of which each names what it knows.
+// TestToolsByRelease renders the same tools as several releases of vLLM do.
 func TestToolsByRelease(t *testing.T) {
 	const begin = `{"type": "function", "function": {"name": "f", "description": null, "parameters": null`
 	for _, test := range []struct{ tool, v12, v21, v24, v27 string }{

@@ -126,7 +126,8 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// Every token must encode to itself, or a piece that is a token could not be looked up.
+// TestEveryTokenEncodesToItself checks the property that lets a piece that is a token be
+// looked up.
 func TestEveryTokenEncodesToItself(t *testing.T) {
 	tok := newTokenizer(t)
 	for id := range uint32(baseTokens) {
@@ -260,7 +261,7 @@ func encodeSteps(tok *Tokenizer, text string) int {
 	return p.steps
 }
 
-// Wherever cut says so, a text must encode as its two parts do.
+// TestCut checks that a text encodes as its two parts do, at every place that cut returns.
 func TestCut(t *testing.T) {
 	tok := newTokenizer(t)
 	g := newGenerator(tok, 41)
@@ -364,8 +365,9 @@ func TestSplit(t *testing.T) {
 	}
 }
 
-// Where x/text and the reference agree on the characters, the results must be equal. They
-// disagree on runs of more than 30 marks and on marks that Unicode 9 does not know.
+// TestNormalize compares the normalizer with x/text on texts for which x/text and the
+// reference agree. They disagree on runs of more than 30 marks and on marks that Unicode 9
+// does not have.
 func TestNormalize(t *testing.T) {
 	tok := newTokenizer(t)
 	n := normalizer{table: tok.table}
