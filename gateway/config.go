@@ -94,7 +94,7 @@ type settings struct {
 	Config
 	accounts *account.Directory
 	proxies  []netip.Prefix
-	traced   []netip.Prefix // networks whose traces are continued
+	traced   []netip.Prefix // whose traces are gone on with
 }
 
 // networks parses networks that are valid.
