@@ -110,7 +110,7 @@ func FuzzStep(f *testing.F) {
 			}
 			if bits&8 != 0 {
 				margin, total, free := int(next()), next(), next()
-				g := &nvml.GPU{Reading: nvml.Reading{Margin: &margin, MemoryTotal: &total, MemoryFree: &free, AgeMs: int64(next()), Reasons: nvml.ReasonNames(next())}, MeasuredAt: now.Add(-time.Duration(next()))}
+				g := &nvml.GPU{Reading: nvml.Reading{Margin: &margin, Memory: nvml.Memory{MemoryTotal: &total, MemoryFree: &free}, AgeMs: int64(next()), Reasons: nvml.ReasonNames(next())}, MeasuredAt: now.Add(-time.Duration(next()))}
 				g.State = [...]string{nvml.StateOK, nvml.StateLost, nvml.StateWedged, ""}[bits>>8&3]
 				if bits&16 != 0 {
 					g.XIDs = []nvml.XID{{Code: next(), AgeMs: int64(next()), Fatal: true}}

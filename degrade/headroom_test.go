@@ -54,7 +54,7 @@ func TestSharedCard(t *testing.T) {
 	gauge := func(name string, of *Readings) *Gauge {
 		return NewGauge(name, 1, func(now time.Time) Readings {
 			r := *of
-			r.GPUs = []*nvml.GPU{{Reading: nvml.Reading{UUID: "GPU-0", State: nvml.StateOK, MemoryTotal: new(uint64(141 << 30)), MemoryFree: new(free)}, MeasuredAt: now}}
+			r.GPUs = []*nvml.GPU{{Reading: nvml.Reading{UUID: "GPU-0", State: nvml.StateOK, Memory: nvml.Memory{MemoryTotal: new(uint64(141 << 30)), MemoryFree: new(free)}}, MeasuredAt: now}}
 			return r
 		})
 	}
@@ -98,7 +98,7 @@ func TestCardNamedTwice(t *testing.T) {
 	l := New(DefaultConfig(), slog.New(slog.DiscardHandler), reg)
 	now := time.Now()
 	l.Watch([]Watch{{NewModel("m"), []*Gauge{NewGauge("b", 1, func(now time.Time) Readings {
-		g := &nvml.GPU{Reading: nvml.Reading{UUID: "GPU-0", State: nvml.StateOK, MemoryTotal: new(uint64(80 << 30)), MemoryFree: new(uint64(6 << 30))}, Source: "n", MeasuredAt: now}
+		g := &nvml.GPU{Reading: nvml.Reading{UUID: "GPU-0", State: nvml.StateOK, Memory: nvml.Memory{MemoryTotal: new(uint64(80 << 30)), MemoryFree: new(uint64(6 << 30))}}, Source: "n", MeasuredAt: now}
 		return Readings{GPUs: []*nvml.GPU{g, g}, InRotation: true, KV: -1, Preempted: -1}
 	})}}})
 	for range 70 {
@@ -200,7 +200,7 @@ func TestMemoryOf(t *testing.T) {
 		"more than all":    {n(80), n(90), nil, nil, gpuMemory{80, 90, 0, 0}},
 		"nothing":          {nil, nil, nil, nil, gpuMemory{-1, -1, -1, 0}},
 	} {
-		g := &nvml.GPU{Reading: nvml.Reading{MemoryTotal: test.total, MemoryUsed: test.used, MemoryFree: test.free, MemoryReserved: test.reserved}}
+		g := &nvml.GPU{Reading: nvml.Reading{Memory: nvml.Memory{MemoryTotal: test.total, MemoryUsed: test.used, MemoryFree: test.free, MemoryReserved: test.reserved}}}
 		if got := memoryOf(g); got != test.want {
 			t.Errorf("%s: %+v, want %+v", name, got, test.want)
 		}

@@ -35,7 +35,7 @@ func (h health) step(g *nvml.GPU, ref string, started, now time.Time) health {
 			h.lostAt, h.brokenAt = time.Time{}, time.Time{}
 		}
 		for _, x := range g.XIDs {
-			if t := readAt.Add(-time.Duration(x.AgeMs) * time.Millisecond); x.Fatal && t.After(h.brokenAt) {
+			if t := readAt.Add(-time.Duration(x.AgeMs) * time.Millisecond); x.Fatal && x.Code != 0 && t.After(h.brokenAt) {
 				h.brokenAt, h.xid = t, x.Code
 			}
 		}

@@ -29,6 +29,9 @@ func TestOut(t *testing.T) {
 	if got := r.w.cards[0].thermal.smoothed; got != 20 {
 		t.Errorf("back at a margin of %v: it remembers what was before it was lost", got)
 	}
+	r.gpu.XIDs = []nvml.XID{{Fatal: true}}
+	r.run(1)
+	out("without a code", "")
 	r.gpu.XIDs = []nvml.XID{{Code: 13, AgeMs: 100}, {Code: 79, AgeMs: 500, Fatal: true}}
 	r.run(1)
 	out("fatal", "GPU here/0 needs a reset after XID 79")

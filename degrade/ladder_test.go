@@ -305,7 +305,7 @@ func fleet(backends int) *Ladder {
 		if i%10 == 0 {
 			watch = append(watch, Watch{Model: NewModel(strings.Repeat("m", i/10+1))})
 		}
-		gpus := []*nvml.GPU{{Reading: nvml.Reading{UUID: "GPU", State: nvml.StateOK, Margin: new(40), Reasons: []string{"sw_power_cap"}, MemoryTotal: new(uint64(80 << 30)), MemoryFree: new(uint64(6 << 30))}, MeasuredAt: begin.Add(time.Hour)}}
+		gpus := []*nvml.GPU{{Reading: nvml.Reading{UUID: "GPU", State: nvml.StateOK, Margin: new(40), Reasons: []string{"sw_power_cap"}, Memory: nvml.Memory{MemoryTotal: new(uint64(80 << 30)), MemoryFree: new(uint64(6 << 30))}}, MeasuredAt: begin.Add(time.Hour)}}
 		w := &watch[len(watch)-1]
 		w.Gauges = append(w.Gauges, NewGauge("b", 1, func(now time.Time) Readings {
 			return Readings{GPUs: gpus, InRotation: true, EngineAt: now, KV: .5, Waiting: 2, TTFT: time.Second, Objective: 2 * time.Second}

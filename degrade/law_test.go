@@ -42,15 +42,8 @@ type place struct {
 	restarts  bool
 	absolute  bool
 	gpuAt     [2]time.Time
-	engineAt  time.Time
 	frozen    [2]bool // the card's source
-	silent    bool    // the engine
-	kv        float64
-	waiting   int
-	queued    int // of those
-	preempted int
-	ttft      time.Duration
-	inFlight  int
+	engine
 
 	told [2][3]time.Time // when each value was told last, while the card is not lost
 	seen [2]time.Time    // when a source last had the card
@@ -59,10 +52,22 @@ type place struct {
 
 const total = 80 << 30
 
+// engine is the state of the engine of a place.
+type engine struct {
+	engineAt  time.Time // time of its last reading
+	silent    bool      // it has no newer readings
+	kv        float64
+	waiting   int
+	queued    int // part of waiting
+	preempted int
+	ttft      time.Duration
+	inFlight  int
+}
+
 func newPlace(now time.Time, weight int, absolute bool) *place {
 	p := &place{
 		gauge: &watched{gauge: NewGauge("a", weight, nil)}, free: [2]uint64{6 << 30, 6 << 30}, reasons: []string{}, up: true, absolute: absolute,
-		gpuAt: [2]time.Time{now, now}, engineAt: now, ttft: time.Second,
+		gpuAt: [2]time.Time{now, now}, engine: engine{engineAt: now, ttft: time.Second},
 	}
 	p.margin[0], p.margin[1] = new(40), new(40)
 	return p

@@ -45,7 +45,7 @@ func bigFleet(tb testing.TB) *Gateway {
 			n, big := 40+i%30, uint64(100<<30+i)
 			report.GPUs = append(report.GPUs, nvml.Reading{
 				Index: i, UUID: fmt.Sprintf("GPU-%s-%08d-aaaa-bbbb-cccccccccccc", r.Host, i), Name: "NVIDIA H200", State: nvml.StateOK,
-				Margin: &n, Temperature: &n, HBM: &n, MemoryTotal: &big, MemoryUsed: &big, Power: &big, Utilisation: &n, Reasons: []string{},
+				Margin: &n, Temperature: &n, HBM: &n, Memory: nvml.Memory{MemoryTotal: &big, MemoryUsed: &big}, Power: &big, Utilisation: &n, Reasons: []string{},
 				ThrottleNs: map[string]uint64{"sw_thermal": 1e9, "hw_thermal": 1e8, "sw_power_cap": 1e10, "hw_power_brake": 0, "sync_boost": 0},
 			})
 		}

@@ -134,8 +134,8 @@ func (f *fakeAgent) report() *Report {
 	for i := range f.gpus {
 		r.GPUs = append(r.GPUs, Reading{
 			Index: i, UUID: fmt.Sprintf("GPU-%s-%d", f.boot, i), Name: "NVIDIA H200", State: StateOK, AgeMs: 40, Margin: of(35), Temperature: of(52), HBM: of(41),
-			MemoryTotal: of(uint64(150754820096)), MemoryUsed: of(uint64(138694205440)), MemoryFree: of(uint64(11416371200)), MemoryReserved: of(uint64(644243456)),
-			Power: of(uint64(627000)), PowerLimit: of(uint64(700000)), Utilisation: of(98), Reasons: []string{"sw_power_cap"},
+			Memory: Memory{MemoryTotal: of(uint64(150754820096)), MemoryUsed: of(uint64(138694205440)), MemoryFree: of(uint64(11416371200)), MemoryReserved: of(uint64(644243456))},
+			Power:  of(uint64(627000)), PowerLimit: of(uint64(700000)), Utilisation: of(98), Reasons: []string{"sw_power_cap"},
 			ThrottleNs:     map[string]uint64{"sw_power_cap": 918273645, "sw_thermal": 0, "hw_thermal": 0, "hw_power_brake": 0},
 			ECCUncorrected: of(uint64(0)), RowsPending: of(false), LatencyUs: 812, Sweep: r.Seq,
 		})

@@ -18,17 +18,17 @@ func TestNoReadings(t *testing.T) {
 		out    string // what is left; empty: no reading
 		doubts string
 	}{
-		"all 0":              {Reading{Temperature: zero, HBM: zero, Margin: zero, Power: none, MemoryUsed: none, MemoryFree: none, Utilisation: zero, Reasons: []string{}}, "", "so these GPUs have none: GPU-a;"},
+		"all 0":              {Reading{Temperature: zero, HBM: zero, Margin: zero, Power: none, Memory: Memory{MemoryUsed: none, MemoryFree: none}, Utilisation: zero, Reasons: []string{}}, "", "so these GPUs have none: GPU-a;"},
 		"no memory told":     {Reading{Temperature: zero, Power: none}, "", "so these GPUs have none: GPU-a;"},
-		"a part of all 0":    {Reading{Parent: "GPU-b", Temperature: zero, MemoryTotal: none}, "", "so these GPUs have none: GPU-a;"},
+		"a part of all 0":    {Reading{Parent: "GPU-b", Temperature: zero, Memory: Memory{MemoryTotal: none}}, "", "so these GPUs have none: GPU-a;"},
 		"no sensor":          {Reading{Temperature: zero, Margin: zero, Power: of(uint64(90000))}, `"power_mw":90000,`, ""},
 		"margin of its own":  {Reading{Temperature: zero, Margin: of(30), Power: of(uint64(90000))}, `"margin":30,"power_mw":90000,`, ""},
 		"at its threshold":   {Reading{Temperature: of(87), Margin: zero, Power: of(uint64(700000))}, `"margin":0,"temperature":87,"power_mw":700000,`, ""},
 		"no power":           {Reading{Temperature: of(40), Power: none}, `"temperature":40,`, ""},
-		"total 0":            {Reading{Temperature: of(40), MemoryTotal: none, MemoryUsed: of(gib)}, `"temperature":40,"memory_used":1073741824,`, ""},
-		"no memory":          {Reading{Temperature: of(40), MemoryFree: none, MemoryUsed: none}, `"temperature":40,`, ""},
-		"full":               {Reading{Temperature: of(40), MemoryFree: none, MemoryUsed: of(gib)}, `"temperature":40,"memory_used":1073741824,"memory_free":0,`, ""},
-		"more used than all": {Reading{MemoryTotal: of(gib), MemoryUsed: of(2 * gib), MemoryFree: of(gib)}, `"memory_total":1073741824,"memory_free":1073741824,`, "left out: GPU-a (memory above its total)"},
+		"total 0":            {Reading{Temperature: of(40), Memory: Memory{MemoryTotal: none, MemoryUsed: of(gib)}}, `"temperature":40,"memory_used":1073741824,`, ""},
+		"no memory":          {Reading{Temperature: of(40), Memory: Memory{MemoryFree: none, MemoryUsed: none}}, `"temperature":40,`, ""},
+		"full":               {Reading{Temperature: of(40), Memory: Memory{MemoryFree: none, MemoryUsed: of(gib)}}, `"temperature":40,"memory_used":1073741824,"memory_free":0,`, ""},
+		"more used than all": {Reading{Memory: Memory{MemoryTotal: of(gib), MemoryUsed: of(2 * gib), MemoryFree: of(gib)}}, `"memory_total":1073741824,"memory_free":1073741824,`, "left out: GPU-a (memory above its total)"},
 		"a million degrees":  {Reading{Temperature: of(1000000), Margin: of(-1000000), HBM: of(999)}, ``, "left out: GPU-a (margin, temperature, memory temperature)"},
 		"a terawatt":         {Reading{Temperature: of(40), Power: of(uint64(1e15))}, `"temperature":40,`, "left out: GPU-a (power)"},
 	} {

@@ -242,7 +242,7 @@ func TestSameGPUTwice(t *testing.T) {
 func TestClean(t *testing.T) {
 	long := strings.Repeat("é", 100)
 	in := []*GPU{
-		{Reading: Reading{UUID: "GPU-b", Index: 1, Margin: of(300), Temperature: of(-60), Utilisation: of(101), MemoryTotal: of(uint64(1 << 60)), State: "melting"}},
+		{Reading: Reading{UUID: "GPU-b", Index: 1, Margin: of(300), Temperature: of(-60), Utilisation: of(101), Memory: Memory{MemoryTotal: of(uint64(1 << 60))}, State: "melting"}},
 		{Reading: Reading{UUID: ""}},
 		{Reading: Reading{UUID: "GPU-a", Margin: of(-3), XIDs: make([]XID, 40), Reasons: make([]string, 40), ThrottleNs: map[string]uint64{"\xff": 1}}},
 		{Reading: Reading{UUID: "GPU-a", Margin: of(50)}},
@@ -322,7 +322,7 @@ func TestIndexes(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{gpus: []Reading{{
-			UUID: "GPU-a", Name: "H200", State: StateWedged, Margin: of(30), Temperature: of(50), MemoryUsed: of(uint64(5)), Power: of(uint64(1500)), Utilisation: of(50),
+			UUID: "GPU-a", Name: "H200", State: StateWedged, Margin: of(30), Temperature: of(50), Memory: Memory{MemoryUsed: of(uint64(5))}, Power: of(uint64(1500)), Utilisation: of(50),
 			ThrottleNs: map[string]uint64{"sw_thermal": 2_500_000_000},
 		}}}
 		m, stop := watching(t, s)

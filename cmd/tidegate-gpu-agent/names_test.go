@@ -20,7 +20,7 @@ import (
 func TestMetricNames(t *testing.T) {
 	n, big, yes := 40, uint64(1<<30), true
 	full := nvml.Report{GPUs: []nvml.Reading{{
-		UUID: "u", Name: "n", Margin: &n, Temperature: &n, HBM: &n, MemoryTotal: &big, MemoryUsed: &big, MemoryFree: &big, MemoryReserved: &big,
+		UUID: "u", Name: "n", Margin: &n, Temperature: &n, HBM: &n, Memory: nvml.Memory{MemoryTotal: &big, MemoryUsed: &big, MemoryFree: &big, MemoryReserved: &big},
 		Power: &big, PowerLimit: &big, Utilisation: &n, Reasons: []string{"sw_thermal"}, ThrottleNs: map[string]uint64{"sw_thermal": 1}, ECCUncorrected: &big, RowsPending: &yes,
 	}}}
 	reg := prometheus.NewRegistry()

@@ -263,7 +263,7 @@ func TestRecordResumes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "trace.jsonl")
 	log := slog.New(slog.DiscardHandler)
 	margin, used, power := 35, uint64(5<<20+1), uint64(627_400)
-	reading := nvml.Reading{UUID: "GPU-0", Margin: &margin, MemoryUsed: &used, Power: &power, Reasons: []string{"sw_thermal"}}
+	reading := nvml.Reading{UUID: "GPU-0", Margin: &margin, Memory: nvml.Memory{MemoryUsed: &used}, Power: &power, Reasons: []string{"sw_thermal"}}
 	for range 2 {
 		r, err := newRecorder(path, log)
 		if err != nil {

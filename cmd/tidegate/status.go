@@ -248,7 +248,7 @@ func gpuLine(g *nvml.GPUStatus) []string {
 		state += ", " + g.Freshness
 	}
 	for _, x := range g.XIDs {
-		if x.Fatal {
+		if x.Fatal && x.Code != 0 {
 			state += fmt.Sprintf(", XID %d", x.Code)
 		}
 	}

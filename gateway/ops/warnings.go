@@ -48,7 +48,7 @@ func (s *Status) warnings(details []string, now time.Time) (warnings []string) {
 		hot := heatWarning(&s.GPUs[i])
 		warn(hot != "", "%s", hot)
 		for _, x := range s.GPUs[i].XIDs {
-			warn(x.Fatal, "GPU %s had XID %d: it must be reset before it can be used", s.GPUs[i].GPU, x.Code)
+			warn(x.Fatal && x.Code != 0, "GPU %s had XID %d: it must be reset before it can be used", s.GPUs[i].GPU, x.Code)
 		}
 	}
 	for _, a := range s.Alerts {

@@ -81,7 +81,7 @@ func TestMIGReading(t *testing.T) {
 	v, n := 7, uint64(7)
 	got := migReading(nvml.Reading{
 		Index: 3, UUID: "GPU", Name: "A100", Margin: &v, Temperature: &v, HBM: &v, Reasons: []string{"sw_thermal"},
-		MemoryTotal: &n, MemoryUsed: &n, MemoryFree: &n, MemoryReserved: &n, Power: &n, PowerLimit: &n, Utilisation: &v,
+		Memory: nvml.Memory{MemoryTotal: &n, MemoryUsed: &n, MemoryFree: &n, MemoryReserved: &n}, Power: &n, PowerLimit: &n, Utilisation: &v,
 	}, "MIG", "A100 1g")
 	if got.Index != 3 || got.UUID != "MIG" || got.Parent != "GPU" || got.Name != "A100 1g" || got.Margin != &v || got.HBM != &v || len(got.Reasons) != 1 {
 		t.Errorf("%+v", got)

@@ -28,7 +28,7 @@ func StartNode(t *testing.T) *Node {
 	n.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		margin, used, total := 35, uint64(132270)<<20, uint64(143771)<<20
 		(*n.answer.Load())(w, &nvml.Report{Node: "gpu-a", BootID: fmt.Sprint("boot", n.Boot.Load()), Seq: n.seq.Add(1), GPUs: []nvml.Reading{
-			{UUID: "GPU-a", Name: "NVIDIA H200", State: nvml.StateOK, Margin: &margin, MemoryUsed: &used, MemoryTotal: &total, Reasons: []string{"sw_power_cap"}},
+			{UUID: "GPU-a", Name: "NVIDIA H200", State: nvml.StateOK, Margin: &margin, Memory: nvml.Memory{MemoryUsed: &used, MemoryTotal: &total}, Reasons: []string{"sw_power_cap"}},
 		}})
 	}))
 	t.Cleanup(n.Close)
