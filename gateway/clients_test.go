@@ -283,7 +283,7 @@ func TestGoClientErrors(t *testing.T) {
 	})
 	for kind, code := range map[gatewaytest.FaultKind]string{gatewaytest.FaultDieMid: "upstream_error", gatewaytest.FaultError: "upstream_error"} {
 		t.Run("in the middle: "+string(kind), func(t *testing.T) {
-			s.Fault(t, gatewaytest.Fault{Kind: kind, After: 5})
+			s.Fault(t, gatewaytest.Fault{Kind: kind, AfterTokens: 5})
 			c := f.goClient(t, stack.AdaKey)
 			stream := c.Chat.Completions.NewStreaming(t.Context(), say("Hello"), option.WithJSONSet("sim", map[string]any{"tokens": 60}))
 			defer stream.Close()

@@ -249,7 +249,7 @@ func TestFailover(t *testing.T) {
 func TestCutStream(t *testing.T) {
 	s := startServers(t, nil)
 	f := startGateway(t, s, stack.Config{})
-	s.Fault(t, gatewaytest.Fault{Kind: "die_mid", After: 5})
+	s.Fault(t, gatewaytest.Fault{Kind: "die_mid", AfterTokens: 5})
 	resp, err := f.Post(t.Context(), "/v1/chat/completions", fmt.Sprintf(
 		`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hi"}],"sim":{"tokens":50}}`, stack.LargeModel))
 	if err != nil {

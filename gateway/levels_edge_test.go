@@ -286,7 +286,7 @@ func TestLevelsAlive(t *testing.T) {
 		t.Errorf("%d keep-alives of a completion", silent(a))
 	}
 	t.Run("after another attempt", func(t *testing.T) {
-		s[:1].Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDieMid, After: 5, Count: 1})
+		s[:1].Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultDieMid, AfterTokens: 5, Count: 1})
 		struck := func() bool {
 			for _, r := range s[0].Requests() {
 				if r.Fault == gatewaytest.FaultDieMid {
@@ -309,7 +309,7 @@ func TestLevelsAlive(t *testing.T) {
 		code string
 	}{{gatewaytest.FaultDieMid, "upstream_error"}, {gatewaytest.FaultHang, "timeout"}} {
 		t.Run("then "+string(c.kind), func(t *testing.T) {
-			s.Fault(t, gatewaytest.Fault{Kind: c.kind, After: 5})
+			s.Fault(t, gatewaytest.Fault{Kind: c.kind, AfterTokens: 5})
 			e := w.stream(t, stack.ChatPath, body)
 			if got := e.failure.Get("error.code").Str; got != c.code || e.done || e.err == nil || len(e.chunks) < 3 {
 				t.Errorf("%d chunks, then %q, done %t, %v", len(e.chunks), got, e.done, e.err)

@@ -417,7 +417,7 @@ func TestWireFailures(t *testing.T) {
 	} {
 		for _, path := range []string{stack.ChatPath, stack.CompletionPath} {
 			t.Run(string(kind)+path, func(t *testing.T) {
-				s.Fault(t, gatewaytest.Fault{Kind: kind, After: 5})
+				s.Fault(t, gatewaytest.Fault{Kind: kind, AfterTokens: 5})
 				body := chatOf("Hello", `,"stream":true`)
 				if path == stack.CompletionPath {
 					body = fmt.Sprintf(`{"model":%q,"prompt":"Once","max_tokens":50,"stream":true}`, stack.LargeAlias)
@@ -483,7 +483,7 @@ func TestWireKeepAlive(t *testing.T) {
 		}
 	})
 	t.Run("in the middle", func(t *testing.T) {
-		s.Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHangMid, After: 5})
+		s.Fault(t, gatewaytest.Fault{Kind: gatewaytest.FaultHangMid, AfterTokens: 5})
 		e := chunks.stream(t, stack.ChatPath, chat)
 		tail := e.chunks[max(0, len(e.chunks)-3):]
 		for _, c := range tail {

@@ -46,11 +46,11 @@ func writeValue(w http.ResponseWriter, v any) {
 }
 
 func (s *Server) controlRequests(w http.ResponseWriter, r *http.Request) {
-	all := s.Requests()
-	if last, err := strconv.Atoi(r.URL.Query().Get("last")); err == nil && last >= 0 && last < len(all) {
-		all = all[len(all)-last:]
+	records := s.Requests()
+	if last, err := strconv.Atoi(r.URL.Query().Get("last")); err == nil && last >= 0 && last < len(records) {
+		records = records[len(records)-last:]
 	}
-	writeValue(w, all)
+	writeValue(w, records)
 }
 
 func (s *Server) controlFaults(w http.ResponseWriter, r *http.Request) {
@@ -130,9 +130,9 @@ func (s *Server) controlOptions(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-func set(to *time.Duration, asked bool, d time.Duration) {
+func set(target *time.Duration, asked bool, d time.Duration) {
 	if asked {
-		*to = d
+		*target = d
 	}
 }
 

@@ -39,13 +39,19 @@ type engine struct {
 	totals   totals
 }
 
-// Speed is what may be changed while the server runs.
+// Speed holds the options that may change while the server runs.
 type Speed struct {
-	TTFT            time.Duration
-	ITL             time.Duration
+	// TTFT is the time from scheduling to the first token of an empty prompt.
+	TTFT time.Duration
+	// ITL is the time between two tokens of a sequence; 0: as fast as it is read.
+	ITL time.Duration
+	// PrefillPerToken is added to TTFT for each prompt token not in the prefix cache.
 	PrefillPerToken time.Duration
-	Slots           int
-	Tokens          int
+	// Slots is vLLM's max_num_seqs, the number of sequences that run at once.
+	Slots int
+	// Tokens is the length of an answer, thinking and end token included;
+	// 0: drawn for each prompt.
+	Tokens int
 }
 
 type totals struct {
@@ -55,7 +61,7 @@ type totals struct {
 
 func newEngine(o Options) *engine {
 	e := &engine{
-		speed:   Speed{o.TTFT, o.ITL, o.PrefillPerToken, o.Slots, o.Tokens},
+		speed:   o.Speed,
 		waiting: seqHeap{byPriority: o.PriorityScheduling},
 		bound:   o.MaxQueued,
 		engines: o.Engines,
@@ -84,21 +90,25 @@ type sequence struct {
 
 	// ---
 	arrival   int64
-	arrived   time.Time
-	scheduled time.Time
-	first     time.Time
-	last      time.Time
-	ended     time.Time
-	meter     *meter
-	produced  int
-	private   int
-	cached    int
-	preempted int
-	at        time.Time // when the next token is due
-	waitIndex int       // in the waiting heap, -1 elsewhere
-	dueIndex  int       // in the due heap, -1 elsewhere
+	nextToken time.Time // time at which the next token is due
+	waitIndex int       // index in the waiting heap, -1 elsewhere
+	dueIndex  int       // index in the due heap, -1 elsewhere
 	drawn     bool      // ITL 0: past the first token, the reader draws
 	state     state
+	meter     *meter
+	milestones
+	progressCounts
+}
+
+// milestones holds the times of a sequence; zero before they come.
+type milestones struct{ arrived, scheduled, first, last, ended time.Time }
+
+// progressCounts holds the counts of a sequence.
+type progressCounts struct {
+	produced  int // tokens generated
+	private   int // KV blocks that no other sequence shares
+	cached    int // prompt tokens found in the prefix cache
+	preempted int // preemptions
 }
 
 type state int
@@ -111,7 +121,7 @@ const (
 	failed // the engine died
 )
 
-// progress is what a reader may know of its sequence.
+// progress is the part of a sequence that its reader sees.
 type progress struct {
 	produced int
 	cached   int
@@ -175,7 +185,7 @@ func (e *engine) schedule(now time.Time) {
 		s.state = running
 		e.running[s] = struct{}{}
 		work := len(s.prompt) + s.produced - hit
-		s.at = now.Add(e.speed.TTFT + time.Duration(work)*e.speed.PrefillPerToken)
+		s.nextToken = now.Add(e.speed.TTFT + time.Duration(work)*e.speed.PrefillPerToken)
 		s.drawn = false
 		heap.Push(&e.due, s)
 	}
@@ -210,7 +220,7 @@ func (e *engine) loop() {
 			e.mu.Unlock()
 			return
 		}
-		pause := time.Until(e.due[0].at)
+		pause := time.Until(e.due[0].nextToken)
 		e.mu.Unlock()
 		timer.Reset(pause)
 		select {
@@ -223,15 +233,15 @@ func (e *engine) loop() {
 // deal gives out every token that is due.
 func (e *engine) deal(now time.Time) {
 	step := 0
-	until := now.Add(min(slack, e.speed.ITL/8))
-	for len(e.due) > 0 && !e.due[0].at.After(until) {
+	limit := now.Add(min(slack, e.speed.ITL/8))
+	for len(e.due) > 0 && !e.due[0].nextToken.After(limit) {
 		s := e.due[0]
 		pause := e.speed.ITL + s.extraITL
 		if pause == 0 {
 			heap.Pop(&e.due)
 			s.drawn = true
 		} else {
-			s.at = s.at.Add(pause)
+			s.nextToken = s.nextToken.Add(pause)
 			heap.Fix(&e.due, 0)
 		}
 		if e.token(s, now) {
@@ -269,7 +279,7 @@ func (e *engine) token(s *sequence, now time.Time) bool {
 func (e *engine) largest() *sequence {
 	var worst *sequence
 	for s := range e.running {
-		if worst == nil || e.waiting.before(worst, s) {
+		if worst == nil || e.waiting.precedes(worst, s) {
 			worst = s
 		}
 	}
@@ -293,15 +303,15 @@ func (e *engine) drop(s *sequence) {
 	}
 	var made []uint64
 	if n := len(s.prompt) + s.produced; n/blockTokens > len(s.hashes) {
-		all := append(append(make([]uint32, 0, n), s.prompt...), s.script.ids[:s.produced]...)
-		made = blockHashes(s.salt, all)[len(s.hashes):]
+		ids := append(append(make([]uint32, 0, n), s.prompt...), s.script.ids[:s.produced]...)
+		made = blockHashes(s.salt, ids)[len(s.hashes):]
 	}
 	e.cache.release(s.hashes, s.private, made)
 	s.private = 0
 }
 
-// leave ends a sequence, whatever it was doing.
-func (e *engine) leave(s *sequence, how state, now time.Time) {
+// leave ends a sequence in a final state, whatever it was doing.
+func (e *engine) leave(s *sequence, final state, now time.Time) {
 	switch s.state {
 	case running:
 		e.drop(s)
@@ -310,34 +320,34 @@ func (e *engine) leave(s *sequence, how state, now time.Time) {
 	default:
 		return
 	}
-	s.state = how
+	s.state = final
 	s.ended = now
-	if how == finished {
+	if final == finished {
 		s.meter.finish(s, now)
 	}
 	e.schedule(now)
 }
 
-// poll reads a sequence; with an ITL of 0 it first draws up to most tokens.
-func (e *engine) poll(s *sequence, most int) progress {
+// poll returns the progress of a sequence. With an ITL of 0 it first draws up to limit tokens.
+func (e *engine) poll(s *sequence, limit int) progress {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if s.drawn && s.state == running {
 		now := time.Now()
 		if e.speed.ITL+s.extraITL > 0 { // the speed was changed meanwhile
 			s.drawn = false
-			s.at = now
+			s.nextToken = now
 			heap.Push(&e.due, s)
 			e.rouse()
 		}
-		for n := 0; n < most && s.drawn && s.state == running; n++ {
+		for n := 0; n < limit && s.drawn && s.state == running; n++ {
 			e.token(s, now)
 		}
 	}
 	return progress{s.produced, s.cached, s.state}
 }
 
-// abort is what a client's leaving does.
+// abort ends a sequence whose client left.
 func (e *engine) abort(s *sequence) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -424,7 +434,7 @@ type seqHeap struct {
 	seqs       []*sequence
 }
 
-func (h *seqHeap) before(a, b *sequence) bool {
+func (h *seqHeap) precedes(a, b *sequence) bool {
 	if h.byPriority && a.priority != b.priority {
 		return a.priority < b.priority
 	}
@@ -432,7 +442,7 @@ func (h *seqHeap) before(a, b *sequence) bool {
 }
 
 func (h *seqHeap) Len() int           { return len(h.seqs) }
-func (h *seqHeap) Less(i, j int) bool { return h.before(h.seqs[i], h.seqs[j]) }
+func (h *seqHeap) Less(i, j int) bool { return h.precedes(h.seqs[i], h.seqs[j]) }
 func (h *seqHeap) Swap(i, j int) {
 	h.seqs[i], h.seqs[j] = h.seqs[j], h.seqs[i]
 	h.seqs[i].waitIndex, h.seqs[j].waitIndex = i, j
@@ -455,7 +465,7 @@ func (h *seqHeap) Pop() any {
 type dueHeap []*sequence
 
 func (h dueHeap) Len() int           { return len(h) }
-func (h dueHeap) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
+func (h dueHeap) Less(i, j int) bool { return h[i].nextToken.Before(h[j].nextToken) }
 func (h dueHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
 	h[i].dueIndex, h[j].dueIndex = i, j

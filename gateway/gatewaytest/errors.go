@@ -34,12 +34,12 @@ func (e *apiError) body() []byte {
 	return append(b, "}}"...)
 }
 
-// malformed is what pydantic finds: the type is the status phrase.
+// malformed returns the error of pydantic, whose type is the status phrase.
 func malformed(param, message string) error {
 	return &apiError{http.StatusBadRequest, message, "Bad Request", param}
 }
 
-// invalid is what vLLM finds later.
+// invalid returns the error that vLLM raises after pydantic.
 func invalid(param, message string) error {
 	return &apiError{http.StatusBadRequest, message, "BadRequestError", param}
 }

@@ -13,7 +13,7 @@ import (
 // FaultKind names a way to fail.
 type FaultKind string
 
-// The ways to fail. Those of a stream strike after Fault.After tokens; on an
+// The ways to fail. Those of a stream strike after Fault.AfterTokens tokens; on an
 // answer that is not streamed they strike when so many have been generated.
 const (
 	FaultRefuse    FaultKind = "refuse"     // nobody listens
@@ -40,8 +40,8 @@ type Fault struct {
 	Share float64 `json:"share,omitempty"`
 	// Count is how many requests it strikes before it is spent; 0: no end.
 	Count int `json:"count,omitempty"`
-	// After is how many tokens go out before it strikes.
-	After int `json:"after,omitempty"`
+	// AfterTokens is the number of tokens that go out before it strikes.
+	AfterTokens int `json:"after,omitempty"`
 	// DelayMS is the extra time between two tokens of FaultSlow, milliseconds.
 	DelayMS int `json:"delay_ms,omitempty"`
 }
@@ -62,7 +62,7 @@ func ParseFault(s string) (Fault, error) {
 		case "count":
 			f.Count, err = strconv.Atoi(value)
 		case "after":
-			f.After, err = strconv.Atoi(value)
+			f.AfterTokens, err = strconv.Atoi(value)
 		case "delay_ms":
 			f.DelayMS, err = strconv.Atoi(value)
 		default:
@@ -82,7 +82,7 @@ func (f Fault) validate() error {
 	default:
 		return fmt.Errorf("fault: unknown kind %q", f.Kind)
 	}
-	if f.Share < 0 || f.Share > 1 || f.Count < 0 || f.After < 0 || f.DelayMS < 0 {
+	if f.Share < 0 || f.Share > 1 || f.Count < 0 || f.AfterTokens < 0 || f.DelayMS < 0 {
 		return fmt.Errorf("fault %s: share must be in 0..1, count, after and delay_ms not negative", f.Kind)
 	}
 	return nil
@@ -104,10 +104,10 @@ func newFaults(seed uint64) *faults {
 	return &faults{rng: rand.New(rand.NewPCG(seed, 77))}
 }
 
-// strike is what the faults do to one request.
+// strike holds the faults of one request.
 type strike struct {
-	before, midway        FaultKind
-	after                 int
+	early, midway         FaultKind
+	delay                 int
 	slow                  time.Duration
 	crlf, comments, split bool
 }
@@ -123,15 +123,15 @@ func (f *faults) draw() strike {
 		}
 		switch a.Kind {
 		case Fault500, Fault503, FaultHang, FaultDieBefore, FaultGarbage:
-			if s.before != "" {
+			if s.early != "" {
 				continue
 			}
-			s.before = a.Kind
+			s.early = a.Kind
 		case FaultHangMid, FaultDieMid, FaultTruncate, FaultError:
 			if s.midway != "" {
 				continue
 			}
-			s.midway, s.after = a.Kind, a.After
+			s.midway, s.delay = a.Kind, a.AfterTokens
 		case FaultSlow:
 			s.slow = time.Duration(a.DelayMS) * time.Millisecond
 		case FaultSplit:
@@ -177,11 +177,11 @@ func (s *Server) ClearFaults() error {
 
 // strikeBefore does what happens instead of an answer; true if it did.
 func (s *Server) strikeBefore(w http.ResponseWriter, r *http.Request, k strike, record *Record) bool {
-	if k.before == "" {
+	if k.early == "" {
 		return false
 	}
-	record.Fault = k.before
-	switch k.before {
+	record.Fault = k.early
+	switch k.early {
 	case Fault500:
 		record.Status = writeError(w, &apiError{500, "Internal server error", "InternalServerError", ""})
 	case Fault503:

@@ -121,7 +121,7 @@ func TestFaultsMidway(t *testing.T) {
 		}
 		return n
 	}
-	b.fault(Fault{Kind: FaultDieMid, After: 30})
+	b.fault(Fault{Kind: FaultDieMid, AfterTokens: 30})
 	_, s, err := b.try(ask)
 	if err == nil || s.done || delivered(s) != 30 {
 		t.Error("die_mid:", err, delivered(s))
@@ -130,15 +130,15 @@ func TestFaultsMidway(t *testing.T) {
 	if r := b.Requests()[0]; r.Fault != FaultDieMid || !r.Aborted || r.Delivered != 30 || r.Output < 30 {
 		t.Errorf("%+v", r)
 	}
-	b.fault(Fault{Kind: FaultTruncate, After: 30})
+	b.fault(Fault{Kind: FaultTruncate, AfterTokens: 30})
 	if _, s, err := b.try(ask); err != nil || s.done || delivered(s) != 30 || s.finish(0) != "" {
 		t.Error("truncate:", err, s.raw)
 	}
-	b.fault(Fault{Kind: FaultError, After: 30})
+	b.fault(Fault{Kind: FaultError, AfterTokens: 30})
 	if _, s, err := b.try(ask); err != nil || !s.done || s.last().Get("error.code").Int() != 500 || delivered(s) != 30 {
 		t.Error("error:", err, s.raw)
 	}
-	b.fault(Fault{Kind: FaultHangMid, After: 30})
+	b.fault(Fault{Kind: FaultHangMid, AfterTokens: 30})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	resp, err := b.ask(ctx, chatPath, ask, "X-Request-Id", "hung")
@@ -159,7 +159,7 @@ func TestFaultsMidway(t *testing.T) {
 	if r := b.record("hung"); r.Delivered != 30 || !r.Aborted {
 		t.Errorf("%+v", r)
 	}
-	b.fault(Fault{Kind: FaultDieMid, After: 30})
+	b.fault(Fault{Kind: FaultDieMid, AfterTokens: 30})
 	if resp, err := b.ask(t.Context(), chatPath, chat("Hello", `"sim":{"tokens":200}`)); err == nil {
 		resp.Body.Close()
 		t.Error("die_mid without streaming: an answer came")
@@ -213,7 +213,7 @@ func TestSlowAndShare(t *testing.T) {
 
 func TestParseFault(t *testing.T) {
 	f, err := ParseFault("die_mid:share=0.1,after=20,count=3")
-	if err != nil || f != (Fault{Kind: FaultDieMid, Share: 0.1, After: 20, Count: 3}) {
+	if err != nil || f != (Fault{Kind: FaultDieMid, Share: 0.1, AfterTokens: 20, Count: 3}) {
 		t.Error(f, err)
 	}
 	for _, bad := range []string{"", "x", "slow:delay_ms=y", "slow:speed=1", "500:share=2", "500:count=-1"} {

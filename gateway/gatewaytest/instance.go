@@ -13,7 +13,7 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// deepest is how far optional parts of a (possibly recursive) schema are
+// deepest is the depth to which optional parts of a possibly recursive schema are
 // filled in.
 const deepest = 5
 
@@ -93,9 +93,9 @@ func readFormat(c *call) error {
 		return malformed("response_format", "[{'loc': ('body', 'response_format', 'type'), 'msg': 'Unknown type'}]")
 	}
 	kinds := 0
-	so := c.root.Get("structured_outputs")
+	outputs := c.root.Get("structured_outputs")
 	for _, kind := range []string{"json", "regex", "choice"} {
-		v := so.Get(kind)
+		v := outputs.Get(kind)
 		if !v.Exists() || v.Type == gjson.Null {
 			continue
 		}
@@ -145,8 +145,8 @@ func (a *author) value(b []byte, s gjson.Result, name string, depth int) []byte 
 		return a.number(b, s)
 	case "boolean":
 		text := strings.ToLower(a.text)
-		no := strings.Contains(text, "false") || strings.Contains(text, " not ") || strings.Contains(text, "n't ")
-		return strconv.AppendBool(b, !no)
+		negative := strings.Contains(text, "false") || strings.Contains(text, " not ") || strings.Contains(text, "n't ")
+		return strconv.AppendBool(b, !negative)
 	case "null":
 		return append(b, "null"...)
 	}
@@ -155,23 +155,23 @@ func (a *author) value(b []byte, s gjson.Result, name string, depth int) []byte 
 
 // resolve follows a local JSON pointer.
 func (a *author) resolve(ref string) gjson.Result {
-	at := a.root
+	node := a.root
 	for _, step := range strings.Split(strings.TrimPrefix(ref, "#"), "/") {
 		if step == "" {
 			continue
 		}
 		step = strings.NewReplacer("~1", "/", "~0", "~").Replace(step)
 		next := gjson.Result{}
-		at.ForEach(func(k, v gjson.Result) bool {
+		node.ForEach(func(k, v gjson.Result) bool {
 			if k.String() == step {
 				next = v
 				return false
 			}
 			return true
 		})
-		at = next
+		node = next
 	}
-	return at
+	return node
 }
 
 // preferred takes the first option that says something; deep down, null.
@@ -236,11 +236,11 @@ func (a *author) object(b []byte, s gjson.Result, depth int) []byte {
 		})
 	}
 	extra := s.Get("additionalProperties")
-	least := int(s.Get("minProperties").Int())
+	minimum := int(s.Get("minProperties").Int())
 	if extra.IsObject() && depth < deepest && count == 0 {
-		least = max(least, 1)
+		minimum = max(minimum, 1)
 	}
-	for i := count; i < least; i++ {
+	for i := count; i < minimum; i++ {
 		key("key" + strconv.Itoa(i+1))
 		b = a.value(b, extra, "", depth+1)
 	}
@@ -338,8 +338,8 @@ func (a *author) str(s gjson.Result, name string) string {
 		return "192.0.2.1"
 	}
 	text := a.phrase(name)
-	least := int(s.Get("minLength").Int())
-	for utf8.RuneCountInString(text) < least {
+	minimum := int(s.Get("minLength").Int())
+	for utf8.RuneCountInString(text) < minimum {
 		text += " and so on"
 	}
 	if v := s.Get("maxLength"); v.Exists() && utf8.RuneCountInString(text) > int(v.Int()) {
@@ -441,45 +441,45 @@ func mentioned(list []gjson.Result, text string) gjson.Result {
 }
 
 func numbersIn(text string) []float64 {
-	var all []float64
+	var values []float64
 	for _, s := range regexp.MustCompile(`-?\d+(?:\.\d+)?`).FindAllString(text, -1) {
 		if x, err := json.Number(s).Float64(); err == nil {
-			all = append(all, x)
+			values = append(values, x)
 		}
 	}
-	return all
+	return values
 }
 
 func quotationsIn(text string) []string {
-	var all []string
+	var quotations []string
 	quoted := regexp.MustCompile(`(?:^|[\s(:,，：])(?:"([^"]+)"|'([^']+)')|“([^”]+)”|「([^」]+)」|『([^』]+)』|《([^》]+)》`)
 	for _, m := range quoted.FindAllStringSubmatch(text, -1) {
 		for _, group := range m[1:] {
 			if group != "" {
-				all = append(all, group)
+				quotations = append(quotations, group)
 			}
 		}
 	}
-	return all
+	return quotations
 }
 
 // phrasesIn lists what could be a value: quotations, then capitalised names,
 // then long words.
 func phrasesIn(text string, avoid []string) []string {
-	all := quotationsIn(text)
+	phrases := quotationsIn(text)
 	names := regexp.MustCompile(`\p{Lu}[\p{L}\p{N}]*(?:,? \p{Lu}[\p{L}\p{N}]*)*`)
-	for _, at := range names.FindAllStringIndex(text, -1) {
-		name := text[at[0]:at[1]]
-		before := strings.TrimRightFunc(text[:at[0]], unicode.IsSpace)
-		opens := before == "" || strings.ContainsAny(before[len(before)-1:], ".!?")
+	for _, span := range names.FindAllStringIndex(text, -1) {
+		name := text[span[0]:span[1]]
+		prefix := strings.TrimRightFunc(text[:span[0]], unicode.IsSpace)
+		opens := prefix == "" || strings.ContainsAny(prefix[len(prefix)-1:], ".!?")
 		if !opens && len(name) > 1 {
-			all = append(all, name)
+			phrases = append(phrases, name)
 		}
 	}
-	all = append(all, regexp.MustCompile(`[\p{L}][\p{L}\p{N}_'-]{4,}`).FindAllString(text, -1)...)
-	all = append(all, regexp.MustCompile(`\p{Han}{2,8}`).FindAllString(text, -1)...)
+	phrases = append(phrases, regexp.MustCompile(`[\p{L}][\p{L}\p{N}_'-]{4,}`).FindAllString(text, -1)...)
+	phrases = append(phrases, regexp.MustCompile(`\p{Han}{2,8}`).FindAllString(text, -1)...)
 	var kept []string
-	for _, p := range all {
+	for _, p := range phrases {
 		if !slices.Contains(avoid, p) && !slices.Contains(kept, p) {
 			kept = append(kept, p)
 		}

@@ -2,7 +2,7 @@ package gatewaytest
 
 import "time"
 
-// meter is what one engine counts for /metrics. vLLM observes a request only
+// meter holds the counts of one engine for /metrics. vLLM observes a request only
 // when it finishes: an aborted one is in no histogram but those of its tokens,
 // and not in request_success.
 type meter struct {

@@ -74,28 +74,28 @@ func (s *Server) engineMetrics(t *exposition) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	model := s.options.Model
-	each := func(fn func(i int, m *meter, labels []string)) {
+	forMeters := func(fn func(i int, m *meter, labels []string)) {
 		for i, m := range e.meters {
 			fn(i, m, []string{"engine", strconv.Itoa(i), "model_name", model})
 		}
 	}
-	s.gauges(t, each)
+	s.gauges(t, forMeters)
 	for _, c := range s.counters() {
 		t.family(c.name, "counter", c.help)
-		each(func(_ int, m *meter, l []string) { t.sample(c.name+"_total", c.value(m), l...) })
+		forMeters(func(_ int, m *meter, l []string) { t.sample(c.name+"_total", c.value(m), l...) })
 		t.family(c.name+"_created", "gauge", c.help)
-		each(func(_ int, _ *meter, l []string) { t.sample(c.name+"_created", t.created, l...) })
+		forMeters(func(_ int, _ *meter, l []string) { t.sample(c.name+"_created", t.created, l...) })
 	}
-	t.bySource(each)
+	t.bySource(forMeters)
 	t.family("vllm:request_success", "counter", "Count of successfully processed requests.")
 	reasons := []string{"stop", "length", "abort", "error", "repetition"}
-	each(func(_ int, m *meter, l []string) {
+	forMeters(func(_ int, m *meter, l []string) {
 		for _, reason := range reasons {
 			t.sample("vllm:request_success_total", float64(m.success[reason]), append(l, "finished_reason", reason)...)
 		}
 	})
 	t.family("vllm:request_success_created", "gauge", "Count of successfully processed requests.")
-	each(func(_ int, _ *meter, l []string) {
+	forMeters(func(_ int, _ *meter, l []string) {
 		for _, reason := range reasons {
 			t.sample("vllm:request_success_created", t.created, append(l, "finished_reason", reason)...)
 		}
@@ -106,38 +106,38 @@ func (s *Server) engineMetrics(t *exposition) {
 	}
 	for _, h := range s.histograms() {
 		t.family(h.name, "histogram", h.help)
-		each(func(_ int, m *meter, l []string) { t.histogram(h.name, h.of(m), l) })
+		forMeters(func(_ int, m *meter, l []string) { t.histogram(h.name, h.histogram(m), l) })
 		t.family(h.name+"_created", "gauge", h.help)
-		each(func(_ int, _ *meter, l []string) { t.sample(h.name+"_created", t.created, l...) })
+		forMeters(func(_ int, _ *meter, l []string) { t.sample(h.name+"_created", t.created, l...) })
 	}
 }
 
 type eachMeter func(func(i int, m *meter, labels []string))
 
 // gauges are read under the engine's lock.
-func (s *Server) gauges(t *exposition, each eachMeter) {
+func (s *Server) gauges(t *exposition, forMeters eachMeter) {
 	e := s.engine
 	run, wait := make([]int, e.engines), make([]int, e.engines)
-	of := func(m *meter) int { return slices.Index(e.meters, m) }
+	index := func(m *meter) int { return slices.Index(e.meters, m) }
 	for q := range e.running {
-		run[of(q.meter)]++
+		run[index(q.meter)]++
 	}
 	for _, q := range e.waiting.seqs {
-		wait[of(q.meter)]++
+		wait[index(q.meter)]++
 	}
 	t.family("vllm:num_requests_running", "gauge", "Number of requests in model execution batches.")
-	each(func(i int, _ *meter, l []string) { t.sample("vllm:num_requests_running", float64(run[i]), l...) })
+	forMeters(func(i int, _ *meter, l []string) { t.sample("vllm:num_requests_running", float64(run[i]), l...) })
 	t.family("vllm:num_requests_waiting", "gauge", "Number of requests waiting to be processed.")
-	each(func(i int, _ *meter, l []string) { t.sample("vllm:num_requests_waiting", float64(wait[i]), l...) })
+	forMeters(func(i int, _ *meter, l []string) { t.sample("vllm:num_requests_waiting", float64(wait[i]), l...) })
 	if s.release.waitingByReason() {
 		t.family("vllm:num_requests_waiting_by_reason", "gauge", "Number of requests waiting, by reason.")
-		each(func(i int, _ *meter, l []string) {
+		forMeters(func(i int, _ *meter, l []string) {
 			t.sample("vllm:num_requests_waiting_by_reason", float64(wait[i]), append(l, "reason", "capacity")...)
 			t.sample("vllm:num_requests_waiting_by_reason", 0, append(l, "reason", "deferred")...)
 		})
 	}
 	t.family("vllm:engine_sleep_state", "gauge", "Engine sleep state; awake = 0 means engine is sleeping.")
-	each(func(_ int, _ *meter, l []string) {
+	forMeters(func(_ int, _ *meter, l []string) {
 		for i, state := range []string{"awake", "weights_offloaded", "discard_all"} {
 			value := 0.0
 			if int(s.sleep.Load()) == i {
@@ -152,10 +152,10 @@ func (s *Server) gauges(t *exposition, each eachMeter) {
 	}
 	for _, name := range usage {
 		t.family(name, "gauge", "KV-cache usage. 1 means 100 percent usage.")
-		each(func(_ int, _ *meter, l []string) { t.sample(name, e.cache.usage(), l...) })
+		forMeters(func(_ int, _ *meter, l []string) { t.sample(name, e.cache.usage(), l...) })
 	}
 	t.family("vllm:cache_config_info", "gauge", "Information of the LLMEngine CacheConfig")
-	each(func(i int, _ *meter, _ []string) {
+	forMeters(func(i int, _ *meter, _ []string) {
 		t.sample("vllm:cache_config_info", 1, "block_size", strconv.Itoa(blockTokens), "cache_dtype", "auto",
 			"calculate_kv_scales", "False", "cpu_kvcache_space_bytes", "None", "enable_prefix_caching", "True",
 			"engine", strconv.Itoa(i), "gpu_memory_utilization", "0.92", "num_cpu_blocks", "None",
@@ -165,7 +165,7 @@ func (s *Server) gauges(t *exposition, each eachMeter) {
 }
 
 func (s *Server) counters() []series {
-	all := []series{
+	list := []series{
 		{"vllm:num_preemptions", "counter", "Cumulative number of preemption from the engine.", func(m *meter) float64 { return float64(m.preemptions) }},
 		{"vllm:prompt_tokens", "counter", "Number of prefill tokens processed.", func(m *meter) float64 { return float64(m.prompt) }},
 		{"vllm:prompt_tokens_cached", "counter", "Number of cached prompt tokens.", func(m *meter) float64 { return float64(m.cached) }},
@@ -174,19 +174,19 @@ func (s *Server) counters() []series {
 		{"vllm:prefix_cache_hits", "counter", "Prefix cache hits, in terms of number of cached tokens.", func(m *meter) float64 { return float64(m.cached) }},
 	}
 	for _, name := range []string{"vllm:external_prefix_cache_queries", "vllm:external_prefix_cache_hits", "vllm:mm_cache_queries", "vllm:mm_cache_hits"} {
-		all = append(all, series{name, "counter", "Not used by this model.", func(*meter) float64 { return 0 }})
+		list = append(list, series{name, "counter", "Not used by this model.", func(*meter) float64 { return 0 }})
 	}
 	if s.release.gpuCacheNames() {
-		all = append(all,
+		list = append(list,
 			series{"vllm:gpu_prefix_cache_queries", "counter", "DEPRECATED: use vllm:prefix_cache_queries.", func(m *meter) float64 { return float64(m.prompt) }},
 			series{"vllm:gpu_prefix_cache_hits", "counter", "DEPRECATED: use vllm:prefix_cache_hits.", func(m *meter) float64 { return float64(m.cached) }})
 	}
-	return all
+	return list
 }
 
-func (t *exposition) bySource(each eachMeter) {
+func (t *exposition) bySource(forMeters eachMeter) {
 	t.family("vllm:prompt_tokens_by_source", "counter", "Number of prompt tokens by source.")
-	each(func(_ int, m *meter, l []string) {
+	forMeters(func(_ int, m *meter, l []string) {
 		t.sample("vllm:prompt_tokens_by_source_total", float64(m.prompt-m.cached), append(l, "source", "local_compute")...)
 		t.sample("vllm:prompt_tokens_by_source_total", float64(m.cached), append(l, "source", "local_cache_hit")...)
 		t.sample("vllm:prompt_tokens_by_source_total", 0, append(l, "source", "external_kv_transfer")...)
@@ -195,11 +195,11 @@ func (t *exposition) bySource(each eachMeter) {
 
 type distribution struct {
 	name, help string
-	of         func(m *meter) *histogram
+	histogram  func(m *meter) *histogram
 }
 
 func (s *Server) histograms() []distribution {
-	all := []distribution{
+	list := []distribution{
 		{"vllm:time_to_first_token_seconds", "Histogram of time to first token in seconds.", func(m *meter) *histogram { return &m.ttft }},
 		{"vllm:inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", func(m *meter) *histogram { return &m.itl }},
 		{"vllm:request_time_per_output_token_seconds", "Histogram of time_per_output_token_seconds per request.", func(m *meter) *histogram { return &m.perToken }},
@@ -217,16 +217,16 @@ func (s *Server) histograms() []distribution {
 		{"vllm:iteration_tokens_total", "Histogram of number of tokens per engine_step.", func(m *meter) *histogram { return &m.iteration }},
 	}
 	if s.release.oldTokenTimeName() {
-		all = append(all, distribution{"vllm:time_per_output_token_seconds", "DEPRECATED: use vllm:inter_token_latency_seconds.", func(m *meter) *histogram { return &m.itl }})
+		list = append(list, distribution{"vllm:time_per_output_token_seconds", "DEPRECATED: use vllm:inter_token_latency_seconds.", func(m *meter) *histogram { return &m.itl }})
 	}
-	return all
+	return list
 }
 
 func (t *exposition) histogram(name string, h *histogram, labels []string) {
-	below := int64(0)
+	total := int64(0)
 	for i, bound := range h.bounds {
-		below += h.counts[i]
-		t.sample(name+"_bucket", float64(below), append(labels, "le", string(appendFloat(nil, bound)))...)
+		total += h.counts[i]
+		t.sample(name+"_bucket", float64(total), append(labels, "le", string(appendFloat(nil, bound)))...)
 	}
 	t.sample(name+"_bucket", float64(h.total), append(labels, "le", "+Inf")...)
 	t.sample(name+"_count", float64(h.total), labels...)

@@ -9,7 +9,7 @@ import (
 	"tidegate/gateway/qwen"
 )
 
-// Options say which vLLM to be. Start from Default.
+// Options configures a simulated vLLM. Default returns a base for them.
 type Options struct {
 	// Model is the first served name: it stands in every answer.
 	Model string
@@ -20,14 +20,8 @@ type Options struct {
 	// Version drives what differs between releases (see release).
 	Version string
 
-	// Slots is vLLM's max_num_seqs: how many sequences run at once.
-	Slots int
-	// TTFT is the time from scheduling to the first token of an empty prompt.
-	TTFT time.Duration
-	// ITL is the time between two tokens of a sequence; 0: as fast as it is read.
-	ITL time.Duration
-	// PrefillPerToken is added to TTFT for each prompt token not in the prefix cache.
-	PrefillPerToken time.Duration
+	// Speed holds the slots and the times of the engine.
+	Speed
 	// KVBlocks is the KV cache, in blocks of 16 tokens.
 	KVBlocks int
 	// PriorityScheduling is --scheduling-policy priority: lower runs first.
@@ -57,20 +51,17 @@ type Options struct {
 
 	// Seed makes the drawn answers reproducible.
 	Seed uint64
-	// Tokens is the length of an answer, thinking and end token included;
-	// 0: drawn for each prompt.
-	Tokens int
 	// Tokenizer saves loading the vocabulary again; nil: New loads it.
 	Tokenizer *qwen.Tokenizer
 }
 
-// Default is a Qwen3-1.7B on the v0.23 line, started as the contract advises.
+// Default returns the options of a Qwen3-1.7B on the v0.23 line, started as the contract advises.
 func Default() Options {
 	return Options{
 		Model:           "Qwen3-1.7B",
 		MaxModelLen:     40960,
 		Version:         "0.23.0",
-		Slots:           64,
+		Speed:           Speed{Slots: 64},
 		KVBlocks:        16384,
 		ReasoningParser: "qwen3",
 		ToolParser:      true,
@@ -81,7 +72,7 @@ func Default() Options {
 	}
 }
 
-// validate names all faults at once.
+// validate returns all faults at once.
 func (o Options) validate() error {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
@@ -121,7 +112,7 @@ func (o Options) validate() error {
 	return errors.Join(faults...)
 }
 
-// serves tells whether the name is one of the served ones. vLLM accepts an
+// serves reports whether the name is one of the served ones. vLLM accepts an
 // absent model too.
 func (o Options) serves(model string) bool {
 	if model == "" || model == o.Model {
@@ -148,39 +139,39 @@ func parseRelease(s string) (release, error) {
 	return release(major*1_000_000 + minor*1000 + patch), nil
 }
 
-// from tells whether this release is 0.minor.patch or newer.
-func (r release) from(minor, patch int) bool { return r >= release(minor*1000+patch) }
+// from reports whether this release is 0.minor.patch or newer.
+func (r release) atLeast(minor, patch int) bool { return r >= release(minor*1000+patch) }
 
-// The version table of the contract, one question each.
+// The version table of the contract, one method per difference.
 
-func (r release) oldReasoningField() bool      { return !r.from(16, 0) } // reasoning_content is written
-func (r release) newReasoningField() bool      { return r.from(11, 1) }  // reasoning is written
-func (r release) emptyOptionsMeanUsage() bool  { return !r.from(18, 0) } // stream_options: {}
-func (r release) thinkingBudget() bool         { return r.from(22, 0) }
-func (r release) effortSwitchesThinking() bool { return r.from(22, 0) }
-func (r release) defaultKwargs() bool          { return r.from(14, 0) } // --default-chat-template-kwargs
-func (r release) tokenizesByDefaults() bool    { return r.from(18, 0) } // and /tokenize goes by them
-func (r release) readsReasoning() bool         { return r.from(16, 0) } // in sent messages
-func (r release) readsReasoningContent() bool  { return !r.from(16, 0) || r.from(22, 0) }
+func (r release) oldReasoningField() bool      { return !r.atLeast(16, 0) } // reasoning_content is written
+func (r release) newReasoningField() bool      { return r.atLeast(11, 1) }  // reasoning is written
+func (r release) emptyOptionsMeanUsage() bool  { return !r.atLeast(18, 0) } // stream_options: {}
+func (r release) thinkingBudget() bool         { return r.atLeast(22, 0) }
+func (r release) effortSwitchesThinking() bool { return r.atLeast(22, 0) }
+func (r release) defaultKwargs() bool          { return r.atLeast(14, 0) } // --default-chat-template-kwargs
+func (r release) tokenizesByDefaults() bool    { return r.atLeast(18, 0) } // and /tokenize goes by them
+func (r release) readsReasoning() bool         { return r.atLeast(16, 0) } // in sent messages
+func (r release) readsReasoningContent() bool  { return !r.atLeast(16, 0) || r.atLeast(22, 0) }
 func (r release) dialect() qwen.Dialect        { return qwen.DialectOf(int(r) / 1000) }
-func (r release) zeroCachedTokens() bool       { return r.from(23, 0) }
-func (r release) reasoningTokens() bool        { return r.from(28, 0) }
-func (r release) priorityHeader() bool         { return r.from(29, 0) }
-func (r release) rejectionMetric() bool        { return r.from(30, 0) }
-func (r release) emptyToolDeltas() bool        { return !r.from(24, 0) } // "tool_calls":[] beside text
-func (r release) hidesStreamedReasoning() bool { return r.from(24, 0) }  // include_reasoning:false
-func (r release) gpuCacheNames() bool          { return !r.from(12, 0) }
-func (r release) oldTokenTimeName() bool       { return !r.from(15, 0) }
-func (r release) waitingByReason() bool        { return r.from(20, 0) }
-func (r release) fingerprint() bool            { return r.from(22, 0) }
-func (r release) needsBothThinkMarks() bool    { return !r.from(17, 0) } // qwen3 parser of old
+func (r release) zeroCachedTokens() bool       { return r.atLeast(23, 0) }
+func (r release) reasoningTokens() bool        { return r.atLeast(28, 0) }
+func (r release) priorityHeader() bool         { return r.atLeast(29, 0) }
+func (r release) rejectionMetric() bool        { return r.atLeast(30, 0) }
+func (r release) emptyToolDeltas() bool        { return !r.atLeast(24, 0) } // "tool_calls":[] beside text
+func (r release) hidesStreamedReasoning() bool { return r.atLeast(24, 0) }  // include_reasoning:false
+func (r release) gpuCacheNames() bool          { return !r.atLeast(12, 0) }
+func (r release) oldTokenTimeName() bool       { return !r.atLeast(15, 0) }
+func (r release) waitingByReason() bool        { return r.atLeast(20, 0) }
+func (r release) fingerprint() bool            { return r.atLeast(22, 0) }
+func (r release) needsBothThinkMarks() bool    { return !r.atLeast(17, 0) } // qwen3 parser of old
 
-// efforts are the words that reasoning_effort may have.
+// efforts returns the values that reasoning_effort may have.
 func (r release) efforts() []string {
 	switch {
-	case r.from(21, 0):
+	case r.atLeast(21, 0):
 		return []string{"none", "minimal", "low", "medium", "high", "xhigh", "max"}
-	case r.from(18, 0):
+	case r.atLeast(18, 0):
 		return []string{"none", "low", "medium", "high"}
 	}
 	return []string{"low", "medium", "high"}

@@ -11,30 +11,23 @@ const (
 	keptBodies  = 256
 )
 
-// Record is what the engine says about one generation request: the truth that
-// a gateway's ledger is compared with. Token counts are sums over the choices.
+// Record holds the engine's own figures of one generation request, with which tests
+// compare a gateway's ledger. Token counts are sums over the choices.
 type Record struct {
-	ID         string // the request's id as vLLM understood it, without prefix
+	ID         string // request id as vLLM understood it, without prefix
 	ResponseID string
 	Path       string
-	Model      string // as asked
+	Model      string // model as asked
 	Stream     bool
 	Priority   int64
-	Status     int // of the answer; 0: none was sent
+	Status     int // HTTP status of the answer; 0: none was sent
 	Fault      FaultKind
-	Finish     string // of the first choice; "" if it did not finish
+	Finish     string // finish reason of the first choice; empty if it did not finish
 	Aborted    bool   // the client left, or the fault cut it
 	Preempted  int
 
-	Prompt    int // counted once for n > 1, as usage does
-	Cached    int
-	Output    int // generated, delivered or not
-	Reasoning int // of them, up to and including </think>
-	// Delivered is the completion_tokens of the last usage written to the
-	// socket, DeliveredPrompt its prompt_tokens.
-	Delivered       int
-	DeliveredPrompt int
-	Choices         []ChoiceRecord
+	TokenCounts
+	Choices []ChoiceRecord
 
 	Arrived    time.Time
 	FirstToken time.Time // zero if none came
@@ -43,6 +36,18 @@ type Record struct {
 	// Header and Body are kept for the last 256 requests only.
 	Header http.Header
 	Body   []byte
+}
+
+// TokenCounts holds the tokens of a request.
+type TokenCounts struct {
+	Prompt    int // counted once for n > 1, as usage does
+	Cached    int
+	Output    int // generated, delivered or not
+	Reasoning int // part of Output, up to and including </think>
+	// Delivered is the completion_tokens of the last usage written to the
+	// socket, DeliveredPrompt its prompt_tokens.
+	Delivered       int
+	DeliveredPrompt int
 }
 
 // ChoiceRecord is one choice of a request.
@@ -173,11 +178,11 @@ func (s *Server) Requests() []Record {
 	l := s.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := make([]Record, 0, len(l.records))
+	records := make([]Record, 0, len(l.records))
 	for i := range l.records {
-		all = append(all, *l.records[(l.next+i)%len(l.records)])
+		records = append(records, *l.records[(l.next+i)%len(l.records)])
 	}
-	return all
+	return records
 }
 
 // Stats counts ended requests, and what runs and waits now.

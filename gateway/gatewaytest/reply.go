@@ -33,16 +33,16 @@ type reply struct {
 
 // choice is one answer of a request.
 type choice struct {
-	index  int
-	seq    *sequence
-	script *script
-	prompt int
-	cached int
-	tools  []calledTool
-	sent   int // tokens consumed
-	at     int // text consumed
-	opened bool
-	done   bool
+	index    int
+	seq      *sequence
+	script   *script
+	prompt   int
+	cached   int
+	tools    []calledTool
+	sent     int // tokens consumed
+	textSent int // text consumed
+	opened   bool
+	done     bool
 }
 
 type calledTool struct{ id, name string }
@@ -92,7 +92,7 @@ func (s *Server) generation(parse parser) http.HandlerFunc {
 	}
 }
 
-// late is what only vLLM's engine notices: in a stream it comes after the 200.
+// late returns an error that only vLLM's engine finds: in a stream it follows the 200.
 func (s *Server) late(c *call) error {
 	if c.top > 20 {
 		return invalid("logprobs", fmt.Sprintf("Requested sample logprobs of %d, which is greater than max allowed: 20 (parameter=logprobs, value=%d)", c.top, c.top))
@@ -225,24 +225,24 @@ func (p *reply) follow(ctx context.Context, interval int, emit func(ch *choice, 
 	}
 }
 
-// allowed is how many tokens may go out before the fault strikes.
+// allowed returns the number of tokens that may go out before the fault strikes.
 func (p *reply) allowed() int {
 	if p.strike.midway == "" {
 		return math.MaxInt
 	}
-	return max(0, p.strike.after-p.dealt)
+	return max(0, p.strike.delay-p.dealt)
 }
 
 // fresh tells how many new tokens of a choice should go out now.
 func (p *reply) fresh(ch *choice, interval int) (n int, final bool, err error) {
 	allowed := p.allowed()
-	got := p.server.engine.poll(ch.seq, min(interval, allowed))
-	if got.state == failed || got.state == aborted {
+	state := p.server.engine.poll(ch.seq, min(interval, allowed))
+	if state.state == failed || state.state == aborted {
 		return 0, false, engineDead()
 	}
-	ch.cached = got.cached
-	n = got.produced - ch.sent
-	final = got.state == finished
+	ch.cached = state.cached
+	n = state.produced - ch.sent
+	final = state.state == finished
 	switch {
 	case n > allowed:
 		return allowed, false, nil
@@ -332,9 +332,9 @@ func (p *reply) emit(out *sink, ch *choice, n int, final bool) error {
 			}
 		}
 	}
-	to := int(ch.script.shown[ch.sent+n-1])
-	part := ch.script.between(ch.at, to)
-	ch.at = max(ch.at, to)
+	end := int(ch.script.shown[ch.sent+n-1])
+	part := ch.script.slice(ch.textSent, end)
+	ch.textSent = max(ch.textSent, end)
 	if p.call.echoAlone {
 		part.content = ""
 	}
@@ -359,7 +359,7 @@ func (p *reply) emit(out *sink, ch *choice, n int, final bool) error {
 // of this server does for answers that are not streamed.
 func (p *reply) message(ch *choice) (part piece, noContent bool) {
 	sc := ch.script
-	part = sc.between(0, len(sc.text))
+	part = sc.slice(0, len(sc.text))
 	if sc.called > 0 && strings.TrimSpace(part.content) == "" && len(part.tools) > 0 {
 		return part, true
 	}

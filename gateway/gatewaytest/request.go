@@ -14,41 +14,66 @@ import (
 	"tidegate/gateway/qwen"
 )
 
-// call is one generation request, understood.
+// call is one generation request, parsed.
 type call struct {
-	body      []byte
-	root      gjson.Result
-	chat      bool
-	prompts   [][]uint32
-	model     string
-	stream    bool
-	usage     bool // a usage chunk ends the stream
-	running   bool // continuous: every chunk has usage
+	body     []byte
+	root     gjson.Result
+	chat     bool
+	prompts  [][]uint32
+	model    string
+	logprobs bool
+	top      int // top_logprobs
+	priority int64
+	salt     uint64
+	format   format
+	talk     talk
+	script   simHook
+	streamOptions
+	lengthOptions
+	thinkingOptions
+	echoOptions
+	toolOptions
+}
+
+// streamOptions holds the options of a streamed answer.
+type streamOptions struct {
+	stream  bool
+	usage   bool // a usage chunk ends the stream
+	running bool // continuous: every chunk has usage
+}
+
+// lengthOptions holds the number of choices and the conditions that end them.
+type lengthOptions struct {
 	n         int
-	max       int // tokens this request may get
+	max       int // tokens that this request may get
 	min       int
 	ignoreEOS bool
 	stops     []string
 	keepStop  bool
-	logprobs  bool
-	top       int
-	priority  int64
-	salt      uint64
-	thinking  bool
-	budget    int  // thinking tokens, -1: none
-	silent    bool // include_reasoning: false
+}
+
+// thinkingOptions holds the options of reasoning.
+type thinkingOptions struct {
+	thinking bool
+	budget   int  // thinking tokens, -1: none
+	silent   bool // include_reasoning: false
+}
+
+// echoOptions holds the options of a prompt that is repeated in the answer.
+type echoOptions struct {
 	echo      bool
 	echoAlone bool // max_tokens 0: the token that is made all the same is not shown
 	echoed    []string
-	tools     []tool
-	choice    string // none, auto, required or named
-	parallel  bool
-	format    format
-	talk      talk
-	script    simHook
 }
 
-// talk is what the answer is made from.
+// toolOptions holds the tools of a request.
+type toolOptions struct {
+	tools    []tool
+	choice   string // none, auto, required or named
+	parallel bool
+}
+
+// talk holds the parts of the conversation that shape the answer.
 type talk struct {
 	user     string // the last user message
 	lastRole string
@@ -70,7 +95,7 @@ type simHook struct {
 	hasText bool
 }
 
-// format is what the answer must be an instance of.
+// format is the required form of the answer.
 type format struct {
 	kind   string // "", json, schema, choice, regex
 	schema gjson.Result
@@ -83,9 +108,9 @@ type fields struct {
 	err  error
 }
 
-func (f *fields) complain(name, what string, v gjson.Result) {
+func (f *fields) complain(name, message string, v gjson.Result) {
 	if f.err == nil {
-		f.err = malformed(name, fmt.Sprintf("[{'loc': ('body', '%s'), 'msg': '%s', 'input': %s}]", name, what, v.Raw))
+		f.err = malformed(name, fmt.Sprintf("[{'loc': ('body', '%s'), 'msg': '%s', 'input': %s}]", name, message, v.Raw))
 	}
 }
 
@@ -94,22 +119,22 @@ func (f *fields) present(name string) (gjson.Result, bool) {
 	return v, v.Exists() && v.Type != gjson.Null
 }
 
-func (f *fields) boolean(name string, otherwise bool) bool {
+func (f *fields) boolean(name string, fallback bool) bool {
 	v, ok := f.present(name)
 	switch {
 	case !ok:
-		return otherwise
+		return fallback
 	case !v.IsBool():
 		f.complain(name, "Input should be a valid boolean", v)
 	}
 	return v.Bool()
 }
 
-func (f *fields) integer(name string, otherwise int64) int64 {
+func (f *fields) integer(name string, fallback int64) int64 {
 	v, ok := f.present(name)
 	switch {
 	case !ok:
-		return otherwise
+		return fallback
 	case v.Type != gjson.Number || v.Num != math.Trunc(v.Num):
 		f.complain(name, "Input should be a valid integer", v)
 	}
@@ -140,11 +165,11 @@ func (f *fields) strings(name string) []string {
 		f.complain(name, "Input should be a valid string or list", v)
 		return nil
 	}
-	var all []string
+	var stops []string
 	for _, s := range v.Array() {
-		all = append(all, s.String())
+		stops = append(stops, s.String())
 	}
-	return all
+	return stops
 }
 
 // readBody does what vLLM's validate_json_request and pydantic do first.
@@ -235,7 +260,7 @@ func (s *Server) streamOptions(c *call) error {
 }
 
 // limit resolves max_tokens against the context, with vLLM's refusals.
-func (s *Server) limit(c *call, otherwise int) error {
+func (s *Server) limit(c *call, fallback int) error {
 	context := s.options.MaxModelLen
 	longest := 0
 	for _, p := range c.prompts {
@@ -247,7 +272,7 @@ func (s *Server) limit(c *call, otherwise int) error {
 		name, v = "max_completion_tokens", o
 	}
 	asked := v.Exists() && v.Type != gjson.Null
-	c.max = otherwise
+	c.max = fallback
 	if asked {
 		if v.Type != gjson.Number || v.Num != math.Trunc(v.Num) {
 			return malformed(name, fmt.Sprintf("[{'loc': ('body', '%s'), 'msg': 'Input should be a valid integer', 'input': %s}]", name, v.Raw))
@@ -385,8 +410,8 @@ func (s *Server) truncate(root gjson.Result, ids []uint32) []uint32 {
 	return ids[len(ids)-keep:]
 }
 
-// template is what the chat template sees, for answers and for /tokenize. What stands in
-// chat_template_kwargs wins over the body's tools.
+// template returns the chat for the template, for answers and for /tokenize. Members of
+// chat_template_kwargs override the body's tools.
 func (s *Server) template(root gjson.Result, thinking bool) (qwen.Chat, error) {
 	generation, goesOn := root.Get("add_generation_prompt"), root.Get("continue_final_message").Bool()
 	if goesOn && generation.Type != gjson.False {
@@ -445,7 +470,7 @@ func plainText(content gjson.Result) string {
 
 // parseCompletion understands a text completion.
 func (s *Server) parseCompletion(r *http.Request, root gjson.Result, body []byte) (*call, error) {
-	c := &call{body: body, root: root, thinking: false}
+	c := &call{body: body, root: root}
 	f := &fields{root: root}
 	if v := root.Get("logprobs"); v.Exists() && v.Type != gjson.Null {
 		c.logprobs, c.top = true, int(f.integer("logprobs", 0))

@@ -32,9 +32,9 @@ type script struct {
 
 // segment is a stretch of the text and what it is on the wire.
 type segment struct {
-	kind     segmentKind
-	from, to int
-	call     int
+	kind       segmentKind
+	start, end int
+	call       int
 }
 
 type segmentKind int
@@ -61,12 +61,12 @@ func (w *writer) add(kind segmentKind, call int, text string) {
 }
 
 func (w *writer) addIDs(kind segmentKind, call int, ids []uint32) {
-	from := len(w.text)
+	start := len(w.text)
 	for _, id := range ids {
 		w.ids = append(w.ids, id)
 		w.text = w.tokenizer.AppendToken(w.text, id)
 	}
-	w.segments = append(w.segments, segment{kind, from, len(w.text), call})
+	w.segments = append(w.segments, segment{kind, start, len(w.text), call})
 }
 
 // write decides one choice of a request.
@@ -161,7 +161,7 @@ func (s *Server) writeThinking(w *writer, c *call, think int, rng *rand.Rand) {
 func (s *Server) writeText(w *writer, c *call, total int, rng *rand.Rand) {
 	han := hasHan(c.talk.user)
 	if total < 0 {
-		w.addIDs(content, 0, s.filler.about(han, -total, rng))
+		w.addIDs(content, 0, s.filler.roughly(han, -total, rng))
 		return
 	}
 	if n := total - len(w.ids) - 1; n > 0 {
@@ -203,7 +203,7 @@ func (s *Server) writeCalls(w *writer, c *call, calls []tool, lead string) {
 	}
 }
 
-// names are what a string argument should not be: the tools' own names.
+// names returns the tools' names, which a string argument should not be.
 func (c *call) names() []string {
 	var names []string
 	for _, t := range c.tools {
@@ -243,11 +243,11 @@ func (s *Server) end(w *writer, c *call, called int) *script {
 	}
 	lengths = append(lengths, int32(n))
 	text := string(w.text)
-	if at, end, stop := firstStop(text, c.stops); stop != "" {
+	if start, end, stop := firstStop(text, c.stops); stop != "" {
 		last := tokenReaching(lengths, end)
 		if last+1 >= c.min && last < len(w.ids)-1 {
 			w.ids, lengths = w.ids[:last+1], lengths[:last+1]
-			text, sc.stopped, sc.finish = text[:at], stop, "stop"
+			text, sc.stopped, sc.finish = text[:start], stop, "stop"
 			if c.keepStop {
 				text = string(w.text[:end])
 			}
@@ -265,14 +265,14 @@ func (s *Server) end(w *writer, c *call, called int) *script {
 }
 
 // firstStop finds the stop string that is complete first.
-func firstStop(text string, stops []string) (at, end int, stop string) {
+func firstStop(text string, stops []string) (start, end int, stop string) {
 	end = len(text) + 1
 	for _, s := range stops {
 		if i := strings.Index(text, s); s != "" && i >= 0 && i+len(s) < end {
-			at, end, stop = i, i+len(s), s
+			start, end, stop = i, i+len(s), s
 		}
 	}
-	return at, end, stop
+	return start, end, stop
 }
 
 func tokenReaching(lengths []int32, end int) int {
@@ -308,7 +308,7 @@ func holdBack(text string, lengths []int32, stops []string, keep bool) []int32 {
 	return lengths
 }
 
-// reasoningAt is how many of the first n tokens are thinking.
+// reasoningAt returns the number of reasoning tokens among the first n.
 func (sc *script) reasoningAt(n int) int { return min(n, sc.reasoning) }
 
 // thinkClosed tells whether the think block was closed before the cut.
@@ -328,7 +328,7 @@ type toolDelta struct {
 	args string
 }
 
-// piece is what became visible between two points of the text.
+// piece is the part of an answer between two points of its text.
 type piece struct {
 	reasoning, content string
 	tools              []toolDelta
@@ -336,22 +336,22 @@ type piece struct {
 
 func (p piece) empty() bool { return p.reasoning == "" && p.content == "" && len(p.tools) == 0 }
 
-// between cuts out what lies between two lengths of the visible text.
-func (sc *script) between(from, to int) piece {
+// slice returns the part of the answer between two lengths of the visible text.
+func (sc *script) slice(start, end int) piece {
 	var p piece
 	for _, g := range sc.segments {
 		if g.kind == toolName {
 			// An empty name (named choice) begins with the first of its arguments.
-			begins := g.to > from && g.to <= to
-			if g.from == g.to {
-				begins = g.to >= from && g.to < to
+			begins := g.end > start && g.end <= end
+			if g.start == g.end {
+				begins = g.end >= start && g.end < end
 			}
 			if begins {
 				p.tools = append(p.tools, toolDelta{call: g.call, name: true})
 			}
 			continue
 		}
-		x, y := max(from, g.from), min(to, g.to)
+		x, y := max(start, g.start), min(end, g.end)
 		if x >= y || g.kind == mark {
 			continue
 		}
@@ -383,31 +383,31 @@ func newFillers(t *qwen.Tokenizer) fillers {
 	return f
 }
 
-func (f fillers) of(thinking, han bool) [][]uint32 {
+func (f fillers) sentencesFor(thinking, han bool) [][]uint32 {
 	return f.sentences[fmt.Sprintf("think=%t han=%t", thinking, han)]
 }
 
-// exactly gives n tokens, cutting the last sentence.
+// exactly returns n tokens and cuts the last sentence.
 func (f fillers) exactly(thinking, han bool, n int, rng *rand.Rand) []uint32 {
-	all := f.of(thinking, han)
+	sentences := f.sentencesFor(thinking, han)
 	ids := make([]uint32, 0, n+64)
-	for i := rng.IntN(len(all)); len(ids) < n; i++ {
-		ids = append(ids, all[i%len(all)]...)
+	for i := rng.IntN(len(sentences)); len(ids) < n; i++ {
+		ids = append(ids, sentences[i%len(sentences)]...)
 	}
 	return ids[:n]
 }
 
-// about gives at least n tokens, to the end of a sentence.
-func (f fillers) about(han bool, n int, rng *rand.Rand) []uint32 {
-	all := f.of(false, han)
+// roughly returns at least n tokens, to the end of a sentence.
+func (f fillers) roughly(han bool, n int, rng *rand.Rand) []uint32 {
+	sentences := f.sentencesFor(false, han)
 	var ids []uint32
-	for i := rng.IntN(len(all)); len(ids) < n; i++ {
-		ids = append(ids, all[i%len(all)]...)
+	for i := rng.IntN(len(sentences)); len(ids) < n; i++ {
+		ids = append(ids, sentences[i%len(sentences)]...)
 	}
 	return ids
 }
 
-// prose is what the simulator has to say, sentences parted by "|".
+// prose holds the sentences of the simulator, parted by "|".
 func prose() map[string]string {
 	return map[string]string{
 		"think=false han=false": "A shared server works best when every request is small and clear. |" +

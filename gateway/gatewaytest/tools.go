@@ -67,28 +67,28 @@ func (c *call) calls() []tool {
 		return nil
 	}
 	if c.script.calls > 0 && c.choice != "named" {
-		var all []tool
+		var calls []tool
 		for i := range c.script.calls {
-			all = append(all, c.tools[i%len(c.tools)])
+			calls = append(calls, c.tools[i%len(c.tools)])
 		}
-		return c.bounded(all)
+		return c.bounded(calls)
 	}
 	if c.choice == "auto" && (c.script.hasText || c.talk.lastRole != "user") {
 		return nil
 	}
 	var named []tool
-	best, most := c.tools[0], 0
+	best, bestScore := c.tools[0], 0
 	for _, t := range c.tools {
 		score := t.score(c.talk.user)
-		if score > most {
-			best, most = t, score
+		if score > bestScore {
+			best, bestScore = t, score
 		}
 		if strings.Contains(c.talk.user, t.name) {
 			named = append(named, t)
 		}
 	}
 	switch {
-	case c.choice == "auto" && most < 2:
+	case c.choice == "auto" && bestScore < 2:
 		return nil
 	case len(named) > 1 && c.choice != "named":
 		return c.bounded(named)
@@ -96,11 +96,11 @@ func (c *call) calls() []tool {
 	return []tool{best}
 }
 
-func (c *call) bounded(all []tool) []tool {
+func (c *call) bounded(calls []tool) []tool {
 	if !c.parallel {
-		return all[:1]
+		return calls[:1]
 	}
-	return all
+	return calls
 }
 
 // score tells how much a text seems to ask for this tool; 2 is enough.

@@ -64,7 +64,7 @@ func (p *reply) appendRole(b []byte, ch *choice) []byte {
 	b = append(b, `{"index":`...)
 	b = strconv.AppendInt(b, int64(ch.index), 10)
 	b = append(b, `,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":null`...)
-	if p.server.release.from(22, 0) {
+	if p.server.release.atLeast(22, 0) {
 		b = append(b, `,"prompt_text":null`...)
 	}
 	return p.closeChunk(b, ch, 0, false)
@@ -332,16 +332,16 @@ func (p *reply) appendMessage(b []byte, ch *choice) []byte {
 
 // appendLogprobs writes made-up but legal log probabilities of the tokens
 // from..to.
-func (p *reply) appendLogprobs(b []byte, ch *choice, from, to int) []byte {
+func (p *reply) appendLogprobs(b []byte, ch *choice, start, end int) []byte {
 	if !p.call.logprobs {
 		return append(b, "null"...)
 	}
 	if !p.call.chat {
-		return p.appendTextLogprobs(b, ch, from, to)
+		return p.appendTextLogprobs(b, ch, start, end)
 	}
 	b = append(b, `{"content":[`...)
-	for i := from; i < to; i++ {
-		if i > from {
+	for i := start; i < end; i++ {
+		if i > start {
 			b = append(b, ',')
 		}
 		id := ch.script.ids[i]
@@ -351,11 +351,11 @@ func (p *reply) appendLogprobs(b []byte, ch *choice, from, to int) []byte {
 			if rank > 0 {
 				b = append(b, ',')
 			}
-			other := (id + uint32(rank)*7919) % 151643
+			alternative := (id + uint32(rank)*7919) % 151643
 			if rank == 0 {
-				other = id
+				alternative = id
 			}
-			b = p.appendTokenLogprob(b, other, logprobOf(id, rank))
+			b = p.appendTokenLogprob(b, alternative, logprobOf(id, rank))
 			b = append(b, '}')
 		}
 		b = append(b, "]}"...)
@@ -379,7 +379,7 @@ func (p *reply) appendTokenLogprob(b []byte, id uint32, logprob float64) []byte 
 	return append(b, ']')
 }
 
-func (p *reply) appendTextLogprobs(b []byte, ch *choice, from, to int) []byte {
+func (p *reply) appendTextLogprobs(b []byte, ch *choice, start, end int) []byte {
 	var offsets, logprobs, tokens, tops []byte
 	sep := func(l []byte) []byte {
 		if len(l) > 0 {
@@ -387,19 +387,19 @@ func (p *reply) appendTextLogprobs(b []byte, ch *choice, from, to int) []byte {
 		}
 		return l
 	}
-	at := 0
-	for i := range to {
+	offset := 0
+	for i := range end {
 		id := ch.script.ids[i]
 		raw := string(p.server.tokenizer.AppendToken(nil, id))
-		if i >= from {
-			offsets = strconv.AppendInt(sep(offsets), int64(at), 10)
+		if i >= start {
+			offsets = strconv.AppendInt(sep(offsets), int64(offset), 10)
 			logprobs = strconv.AppendFloat(sep(logprobs), logprobOf(id, 0), 'f', -1, 64)
 			tokens = appendString(sep(tokens), raw)
 			tops = append(sep(tops), '{')
 			tops = append(appendString(tops, raw), ':')
 			tops = append(strconv.AppendFloat(tops, logprobOf(id, 0), 'f', -1, 64), '}')
 		}
-		at += utf8.RuneCountInString(raw)
+		offset += utf8.RuneCountInString(raw)
 	}
 	b = append(append(append(b, `{"text_offset":[`...), offsets...), `],"token_logprobs":[`...)
 	b = append(append(append(b, logprobs...), `],"tokens":[`...), tokens...)

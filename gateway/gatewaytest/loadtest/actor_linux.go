@@ -42,7 +42,7 @@ func StartActor(dir, name string, cmd *exec.Cmd) (*Actor, error) {
 	return a, nil
 }
 
-// Process is what /proc knows it by.
+// Process returns the id of the actor's process, for /proc.
 func (a *Actor) Process() Process { return Process(a.cmd.Process.Pid) }
 
 // Exited is closed when the process has ended.
@@ -54,13 +54,13 @@ func (a *Actor) Stop() {
 	<-a.exited
 }
 
-// Says is the end of what the process wrote on stderr.
-func (a *Actor) Says() string {
+// Stderr returns the end of the process's output on stderr.
+func (a *Actor) Stderr() string {
 	raw, _ := os.ReadFile(a.stderr)
 	return string(bytes.TrimSpace(raw[max(len(raw)-2000, 0):]))
 }
 
-// Patience is how long an actor may take to start.
+// Patience bounds the time in which an actor must start.
 const Patience = 30 * time.Second
 
 // Ready waits until /readyz at Base says 200.

@@ -32,18 +32,18 @@ func DefaultBehaviour() Behaviour {
 	return Behaviour{Model: "mock-model", Content: 400, Chunks: 20, Status: 200}
 }
 
-// With returns a copy changed by query parameters: model, content, chunks,
+// Parse returns a copy with the query parameters model, content, chunks,
 // ttft, delay and status.
-func (b Behaviour) With(q url.Values) (Behaviour, error) {
+func (b Behaviour) Parse(q url.Values) (Behaviour, error) {
 	var err error
-	num := func(key string, at *int) {
+	num := func(key string, target *int) {
 		if v := q.Get(key); v != "" && err == nil {
-			*at, err = strconv.Atoi(v)
+			*target, err = strconv.Atoi(v)
 		}
 	}
-	dur := func(key string, at *time.Duration) {
+	dur := func(key string, target *time.Duration) {
 		if v := q.Get(key); v != "" && err == nil {
-			*at, err = time.ParseDuration(v)
+			*target, err = time.ParseDuration(v)
 		}
 	}
 	if v := q.Get("model"); v != "" {

@@ -162,7 +162,7 @@ func smoke(ctx context.Context, st *stage) error {
 				return err
 			}
 			if err := Check(spec); err != nil {
-				return fmt.Errorf("%s: %w: %s", name, err, a.Says())
+				return fmt.Errorf("%s: %w: %s", name, err, a.Stderr())
 			}
 		}
 	}
@@ -227,7 +227,7 @@ func measure(ctx context.Context, st *stage, a *Actor, spec Spec, rec *Record) e
 	}
 	select {
 	case <-a.Exited():
-		return errors.New("the process ended during the run: " + a.Says())
+		return errors.New("the process ended during the run: " + a.Stderr())
 	default:
 		return nil
 	}

@@ -70,7 +70,7 @@ func (h *Hist) Quantile(q float64) time.Duration {
 	return time.Duration(h.max.Load())
 }
 
-// Summary is what is told of a histogram.
+// Summary holds the figures that are shown of a histogram.
 type Summary struct {
 	Count    uint64
 	P50, P99 time.Duration

@@ -39,7 +39,7 @@ type counters struct {
 	requests, streams, finished, aborted, active, peak, events, conns atomic.Int64
 }
 
-func (c *counters) all() []*atomic.Int64 {
+func (c *counters) values() []*atomic.Int64 {
 	return []*atomic.Int64{&c.requests, &c.streams, &c.finished, &c.aborted, &c.active, &c.peak, &c.events, &c.conns}
 }
 
@@ -154,14 +154,14 @@ func (m *Mock) answer(c *mockConn, req mockRequest) bool {
 		return c.send(httpResponse(200, string(raw)))
 	case req.path == "/mock/config" && req.method == "POST":
 		q, _ := url.ParseQuery(req.query)
-		b, err := m.behaviour.Load().With(q)
+		b, err := m.behaviour.Load().Parse(q)
 		if err != nil {
 			return c.send(httpResponse(400, compact(object{"message": err.Error()})))
 		}
 		m.behaviour.Store(b.render())
 		return c.send(httpResponse(200, "{}"))
 	case req.path == "/mock/reset" && req.method == "POST":
-		for _, n := range m.count.all() {
+		for _, n := range m.count.values() {
 			if n != &m.count.active {
 				n.Store(0)
 			}
@@ -201,10 +201,10 @@ func (m *Mock) complete(c *mockConn) bool {
 	return ok
 }
 
-// raise sets at to v if that is more.
-func raise(at *atomic.Int64, v int64) {
+// raise sets peak to v if v is larger.
+func raise(peak *atomic.Int64, v int64) {
 	for {
-		if old := at.Load(); v <= old || at.CompareAndSwap(old, v) {
+		if old := peak.Load(); v <= old || peak.CompareAndSwap(old, v) {
 			return
 		}
 	}
@@ -352,17 +352,17 @@ func (c *mockConn) readBody(length int64) error {
 // letters inside a JSON string (there the quotes are escaped).
 func flagTrue(body []byte, name string) bool {
 	key := []byte(`"` + name + `"`)
-	for from := 0; ; {
-		i := bytes.Index(body[from:], key)
+	for start := 0; ; {
+		i := bytes.Index(body[start:], key)
 		if i < 0 {
 			return false
 		}
-		i += from
-		from = i + len(key)
+		i += start
+		start = i + len(key)
 		if i > 0 && body[i-1] == '\\' {
 			continue
 		}
-		rest := bytes.TrimLeft(body[from:], " \t\r\n")
+		rest := bytes.TrimLeft(body[start:], " \t\r\n")
 		if len(rest) == 0 || rest[0] != ':' {
 			continue
 		}

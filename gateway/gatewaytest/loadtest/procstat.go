@@ -16,8 +16,8 @@ const ticksPerSecond = 100
 // Process is a process id; 0 stands for none, which uses nothing.
 type Process int
 
-// Self is the calling process.
-func Self() Process { return Process(os.Getpid()) }
+// CurrentProcess returns the calling process.
+func CurrentProcess() Process { return Process(os.Getpid()) }
 
 // CPU is the user and system time that the process has used so far.
 func (p Process) CPU() time.Duration {
@@ -72,7 +72,7 @@ func MachineCPU() time.Duration {
 	return total
 }
 
-// Usage is what a process used between Watch and Stop.
+// Usage holds the resources that a process used between Watch and Stop.
 type Usage struct {
 	CPU     time.Duration
 	RSSPeak int64 // bytes

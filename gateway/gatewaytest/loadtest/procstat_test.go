@@ -9,15 +9,15 @@ import (
 )
 
 func TestSelfUsesCPUAndMemory(t *testing.T) {
-	idle := Self().RSS()
-	s := Watch(Self(), 5*time.Millisecond)
+	idle := CurrentProcess().RSS()
+	s := Watch(CurrentProcess(), 5*time.Millisecond)
 	ballast, err := syscall.Mmap(-1, 0, 32<<20, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE) // new to the process, as make's need not be
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer syscall.Munmap(ballast)
-	begin := Self().CPU()
-	for end := time.Now().Add(10 * time.Second); Self().CPU()-begin < 100*time.Millisecond && time.Now().Before(end); {
+	begin := CurrentProcess().CPU()
+	for end := time.Now().Add(10 * time.Second); CurrentProcess().CPU()-begin < 100*time.Millisecond && time.Now().Before(end); {
 		for i := 0; i < len(ballast); i += 512 {
 			ballast[i]++
 		}

@@ -42,7 +42,7 @@ func (s *stage) role(name string, env ...string) (*Actor, error) {
 	line, err := bufio.NewReader(r).ReadString('\n')
 	if err != nil {
 		a.Stop()
-		return nil, fmt.Errorf("start %s: %w: %s", name, err, a.Says())
+		return nil, fmt.Errorf("start %s: %w: %s", name, err, a.Stderr())
 	}
 	a.Base = "http://" + strings.TrimSpace(line)
 	return a, nil
@@ -109,7 +109,7 @@ func (s *stage) gateway(ctx context.Context, trace string) (*Actor, error) {
 	a.Base = "http://" + listen
 	if err := a.Ready(ctx); err != nil {
 		a.Stop()
-		return nil, fmt.Errorf("start %s: %w: %s", Gateway, err, a.Says())
+		return nil, fmt.Errorf("start %s: %w: %s", Gateway, err, a.Stderr())
 	}
 	return a, nil
 }

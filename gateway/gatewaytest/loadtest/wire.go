@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// Target is where requests go.
+// Target is the address and path of requests.
 type Target struct {
 	Addr string // host:port to dial
 	Host string // Host header
@@ -63,7 +63,7 @@ type Events struct {
 	OnEvent func(now time.Time, gap time.Duration)
 }
 
-// Response is what came back.
+// Response is the answer to one request.
 type Response struct {
 	Status int
 	Bytes  int64  // body bytes, decoded

@@ -14,7 +14,7 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// Tenant is who asks: a user with a key of a tier.
+// Tenant is a user with a key of a tier.
 type Tenant struct {
 	Name, Tier, Key string
 }
@@ -28,7 +28,7 @@ type Request struct {
 	Plain  bool // without thinking, by the caller's wish
 }
 
-// Outcome is what came of a request, as its caller saw it.
+// Outcome is the result of a request, as its caller saw it.
 type Outcome struct {
 	*Request
 	Sent   time.Time
@@ -182,28 +182,28 @@ func (o *Outcome) event(data []byte, seen func(time.Time)) {
 // requests under way still get their time.
 func (c *Client) Replay(ctx context.Context, start time.Time, requests []*Request) []*Outcome {
 	var (
-		mu   sync.Mutex
-		all  []*Outcome
-		open sync.WaitGroup
+		mu       sync.Mutex
+		outcomes []*Outcome
+		open     sync.WaitGroup
 	)
 	for _, r := range requests {
-		if !until(ctx, start.Add(r.At)) {
+		if !waitUntil(ctx, start.Add(r.Offset)) {
 			break
 		}
 		open.Go(func() {
 			o := c.Do(context.WithoutCancel(ctx), r, nil)
 			mu.Lock()
 			defer mu.Unlock()
-			all = append(all, o)
+			outcomes = append(outcomes, o)
 		})
 	}
 	open.Wait()
-	return all
+	return outcomes
 }
 
-// until waits for a time; false if ctx ended before.
-func until(ctx context.Context, at time.Time) bool {
-	t := time.NewTimer(time.Until(at))
+// waitUntil waits for a time and reports whether it came before ctx ended.
+func waitUntil(ctx context.Context, deadline time.Time) bool {
+	t := time.NewTimer(time.Until(deadline))
 	defer t.Stop()
 	select {
 	case <-t.C:

@@ -36,7 +36,7 @@ func (r *Report) byLoad(d *drawing) {
 	p := plot{d: d, x: marginLeft, y: 50, w: 740, h: 230, xmin: -.3, xmax: float64(len(loads)) - .7, ymax: 100,
 		xtitle: "load, in capacities of the model asked for", ytitle: "% of all requests sent"}
 	p.axes(fmt.Sprintf("Real answers whose first token came within %v", r.Objective), ticks, every(100, 20, "%.0f"), nil)
-	for i, mode := range []string{On, Off} {
+	for i, mode := range []string{ModeOn, ModeOff} {
 		class := []string{"s0", "s1"}[i]
 		var strict, engine [][2]float64
 		for _, run := range r.sorted() {
@@ -60,7 +60,7 @@ func (r *Report) timeline(d *drawing, load, top float64) {
 	end := 0.0
 	for _, run := range r.Runs {
 		if run.Load == load && len(run.Moments) > 0 {
-			end = max(end, run.Moments[len(run.Moments)-1].At.Seconds())
+			end = max(end, run.Moments[len(run.Moments)-1].Elapsed.Seconds())
 		}
 	}
 	p := plot{d: d, x: marginLeft, y: top, w: 740, h: 130, xmax: max(end, 1), ymax: 100, xtitle: "seconds", ytitle: "% good, by time sent"}
@@ -75,12 +75,12 @@ func (r *Report) timeline(d *drawing, load, top float64) {
 			continue
 		}
 		class := "s1"
-		if run.Mode == On {
+		if run.Mode == ModeOn {
 			class = "s0"
 			p.steps("band", run.levels(), end)
 		}
 		p.line(class+" thin", run.goodput(r.Objective), false)
-		x, _ := p.at(run.Window.Length.Seconds(), 0)
+		x, _ := p.point(run.Window.Length.Seconds(), 0)
 		d.segment("axis", x, p.y, x, p.y+p.h)
 	}
 	d.legend(top+p.h+55, [][2]string{{"s0", "goodput, on"}, {"s1", "goodput, off"}})
@@ -93,7 +93,7 @@ func (r *Run) levels() (points [][2]float64) {
 	for _, m := range r.Moments {
 		if m.Level >= 0 && m.Level != last {
 			last = m.Level
-			points = append(points, [2]float64{m.At.Seconds(), 25 * float64(m.Level)})
+			points = append(points, [2]float64{m.Elapsed.Seconds(), 25 * float64(m.Level)})
 		}
 	}
 	return points
@@ -104,19 +104,19 @@ func (r *Run) goodput(objective time.Duration) (points [][2]float64) {
 	if len(r.Outcomes) == 0 {
 		return nil
 	}
-	all := append(append([]*Outcome(nil), r.Outcomes...), r.After...)
-	begin := slices.MinFunc(all, func(a, b *Outcome) int { return a.Sent.Compare(b.Sent) }).Sent
+	outcomes := append(append([]*Outcome(nil), r.Outcomes...), r.LightOutcomes...)
+	begin := slices.MinFunc(outcomes, func(a, b *Outcome) int { return a.Sent.Compare(b.Sent) }).Sent
 	bins := map[int][]*Outcome{}
 	last := 0
-	for _, o := range all {
+	for _, o := range outcomes {
 		n := int(o.Sent.Sub(begin) / perBin)
 		bins[n] = append(bins[n], o)
 		last = max(last, n)
 	}
 	for n := range last + 1 {
 		if t := Count(bins[n], objective); t.Sent > 0 {
-			at := time.Duration(n)*perBin + perBin/2
-			points = append(points, [2]float64{at.Seconds(), 100 * float64(t.Strict) / float64(t.Sent)})
+			moment := time.Duration(n)*perBin + perBin/2
+			points = append(points, [2]float64{moment.Seconds(), 100 * float64(t.Strict) / float64(t.Sent)})
 		}
 	}
 	return points

@@ -11,7 +11,7 @@ import (
 // Size is the tokens of a tenant's requests, none of which thinks.
 type Size struct{ Input, Output int }
 
-// Service is what such a request costs by the weights of the queue: 1 for a token of
+// Service returns the cost of such a request by the weights of the queue: 1 for a token of
 // the prompt, 2 for one of the answer.
 func (s Size) Service() int { return inputWeight*s.Input + outputWeight*s.Output }
 
@@ -40,9 +40,9 @@ func FairFleet() Fleet {
 	return Fleet{Large: speed, Larges: 2, Context: 40960}
 }
 
-// Bound is what the services of two tenants that are backlogged all the time may
-// differ by under a Virtual Token Counter: 2 max(wp Linput, wq M), where M is the
-// tokens that the batch holds (Sheng et al., "Fairness in Serving Large Language
+// Bound returns the largest difference between the services of two tenants that are
+// backlogged all the time under a Virtual Token Counter: 2 max(wp Linput, wq M), where M is
+// the tokens that the batch holds (Sheng et al., "Fairness in Serving Large Language
 // Models", OSDI 2024).
 func (f Fleet) Bound() int {
 	s := sizes()[BigTenant]
@@ -56,7 +56,7 @@ const (
 	LightBeside = "light beside a flood"
 )
 
-// FairRun is what tenants got in one scenario and mode.
+// FairRun holds the outcomes of all tenants in one scenario and mode.
 type FairRun struct {
 	Scenario, Mode string
 	Length         time.Duration // without the warm-up
@@ -81,38 +81,38 @@ func (s *Stage) PerformFair(ctx context.Context, scenario, mode string, length t
 	r := &FairRun{Scenario: scenario, Mode: mode, Length: length, bins: map[string][]float64{}, begins: time.Now().Add(fairWarmup)}
 	ctx, cancel := context.WithDeadline(ctx, r.begins.Add(length))
 	defer cancel()
-	who := map[string]int{} // requests open at a time
+	concurrency := map[string]int{} // requests open at a time
 	switch scenario {
 	case BothFlood:
-		who[SmallTenant], who[BigTenant] = flooders, flooders
+		concurrency[SmallTenant], concurrency[BigTenant] = flooders, flooders
 	case LightAlone:
-		who[LightTenant] = 1
+		concurrency[LightTenant] = 1
 	case LightBeside:
-		who[LightTenant], who[BigTenant] = 1, flooders
+		concurrency[LightTenant], concurrency[BigTenant] = 1, flooders
 	}
-	var all sync.WaitGroup
+	var workers sync.WaitGroup
 	for _, t := range s.Tenants {
-		for n := range who[t.Name] {
+		for n := range concurrency[t.Name] {
 			if t.Name == LightTenant {
-				all.Go(func() { s.askNowAndThen(ctx, r, t) })
+				workers.Go(func() { s.askNowAndThen(ctx, r, t) })
 				continue
 			}
-			all.Go(func() {
+			workers.Go(func() {
 				for i := 0; ctx.Err() == nil; i++ {
 					if o := s.ask(ctx, r, t, n<<16+i); o.Kind() == Refused {
-						until(ctx, time.Now().Add(afterNo))
+						waitUntil(ctx, time.Now().Add(afterNo))
 					}
 				}
 			})
 		}
 	}
 	samples, busy := 0, 0
-	for at := r.begins; until(ctx, at); at = at.Add(watching) {
+	for moment := r.begins; waitUntil(ctx, moment); moment = moment.Add(watching) {
 		running, _ := s.Servers.Load()
 		samples++
 		busy += running
 	}
-	all.Wait()
+	workers.Wait()
 	r.Busy = float64(busy) / float64(max(samples*s.Servers.Slots, 1))
 	first := s.Servers.FirstTokens()
 	for _, o := range r.Outcomes {
@@ -125,10 +125,10 @@ func (s *Stage) PerformFair(ctx context.Context, scenario, mode string, length t
 // waits for the answers beyond the run's end: those that wait longest count most.
 func (s *Stage) askNowAndThen(ctx context.Context, r *FairRun, t *Tenant) {
 	var open sync.WaitGroup
-	at := time.Now()
-	for i := 0; until(ctx, at); i++ {
+	moment := time.Now()
+	for i := 0; waitUntil(ctx, moment); i++ {
 		open.Go(func() { s.ask(context.WithoutCancel(ctx), r, t, i) })
-		at = at.Add(lightPause)
+		moment = moment.Add(lightPause)
 	}
 	open.Wait()
 }
@@ -157,9 +157,9 @@ func (s *Stage) ask(ctx context.Context, r *FairRun, t *Tenant, number int) *Out
 	return o
 }
 
-func (r *FairRun) book(tenant string, at time.Time, service int) {
-	n := int(at.Sub(r.begins) / fairBin)
-	if at.Before(r.begins) || n >= int(r.Length/fairBin) {
+func (r *FairRun) book(tenant string, moment time.Time, service int) {
+	n := int(moment.Sub(r.begins) / fairBin)
+	if moment.Before(r.begins) || n >= int(r.Length/fairBin) {
 		return
 	}
 	r.mu.Lock()

@@ -22,7 +22,7 @@ func BenchmarkFair(b *testing.B) {
 			run := stage.PerformFair(b.Context(), scenario, mode, k.length)
 			stop()
 			fmt.Fprintf(os.Stderr, "%6.1fs %s, queue %s: service %v, slots busy %.0f %%, %v\n",
-				time.Since(k.began).Seconds(), scenario, mode, run.Served(), 100*run.Busy, Count(run.Outcomes, time.Hour).Why)
+				time.Since(k.began).Seconds(), scenario, mode, run.Served(), 100*run.Busy, Count(run.Outcomes, time.Hour).Reasons)
 			report.Runs = append(report.Runs, run)
 		}
 	}

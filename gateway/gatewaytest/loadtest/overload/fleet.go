@@ -15,10 +15,10 @@ const (
 	SmallModel = "Qwen3-0.6B"
 )
 
-// thinking is how many tokens of thinking come to one of the answer.
+// thinking is the number of reasoning tokens per token of the answer.
 const thinking = 2
 
-// Speed is how fast a server is, and how much it does at once.
+// Speed holds the times and the slots of a backend.
 type Speed struct {
 	TTFT    time.Duration // of an empty prompt
 	Prefill time.Duration // for each token of the prompt
@@ -26,15 +26,15 @@ type Speed struct {
 	Slots   int
 }
 
-// Holds is how long a request with its thinking keeps a slot.
+// Holds returns the time for which a request with its thinking keeps a slot.
 func (s Speed) Holds(input, answer int) time.Duration {
 	return s.TTFT + time.Duration(input)*s.Prefill + time.Duration((1+thinking)*answer-1)*s.ITL
 }
 
 // Faster is a server that is so many times as fast, with as many slots.
 func (s Speed) Faster(times float64) Speed {
-	by := func(d time.Duration) time.Duration { return time.Duration(float64(d) / times) }
-	return Speed{by(s.TTFT), by(s.Prefill), by(s.ITL), s.Slots}
+	scaled := func(d time.Duration) time.Duration { return time.Duration(float64(d) / times) }
+	return Speed{scaled(s.TTFT), scaled(s.Prefill), scaled(s.ITL), s.Slots}
 }
 
 // Fleet is the simulated servers of a run.
@@ -56,8 +56,8 @@ func DefaultFleet(smalls int) Fleet {
 // Slots are those of the large model.
 func (f Fleet) Slots() int { return f.Larges * f.Large.Slots }
 
-// Capacity is how many requests a second, as long as these rows are on average, the
-// large model's servers can answer at L0.
+// Capacity returns the requests a second, as long as these rows on average, that the large
+// model's backends can answer at L0.
 func (f Fleet) Capacity(rows []Row) float64 {
 	var held time.Duration
 	for _, r := range rows {
@@ -72,10 +72,10 @@ const kvBlocks = 40960
 
 // Servers are the simulated servers that run.
 type Servers struct {
-	all    []*gatewaytest.Server
-	Larges []string // URLs
-	Smalls []string
-	Slots  int // of the large model
+	servers []*gatewaytest.Server
+	Larges  []string // URLs
+	Smalls  []string
+	Slots   int // of the large model
 }
 
 // StartServers starts a fleet on ports of the loopback.
@@ -91,10 +91,10 @@ func StartServers(f Fleet, tokenizer *qwen.Tokenizer) (*Servers, error) {
 		o.TTFT, o.PrefillPerToken, o.ITL, o.Slots = speed.TTFT, speed.Prefill, speed.ITL, speed.Slots
 		server, err := gatewaytest.New(o)
 		if err == nil {
-			s.all = append(s.all, server)
-			var at string
-			at, err = server.Listen("127.0.0.1:0")
-			*urls = append(*urls, at)
+			s.servers = append(s.servers, server)
+			var url string
+			url, err = server.Listen("127.0.0.1:0")
+			*urls = append(*urls, url)
 		}
 		if err != nil {
 			s.Close()
@@ -106,14 +106,14 @@ func StartServers(f Fleet, tokenizer *qwen.Tokenizer) (*Servers, error) {
 
 // Close ends all servers.
 func (s *Servers) Close() {
-	for _, server := range s.all {
+	for _, server := range s.servers {
 		server.Close()
 	}
 }
 
-// Load is how many requests run and wait in all engines.
+// Load returns the number of requests that run and that wait in all engines.
 func (s *Servers) Load() (running, waiting int) {
-	for _, server := range s.all {
+	for _, server := range s.servers {
 		n := server.Stats()
 		running += n.Running
 		waiting += n.Waiting
@@ -121,15 +121,15 @@ func (s *Servers) Load() (running, waiting int) {
 	return running, waiting
 }
 
-// FirstTokens is when the engines made the first token of each answer, by its id.
+// FirstTokens returns the time of the first token of each answer in the engines, by its id.
 func (s *Servers) FirstTokens() map[string]time.Time {
-	at := map[string]time.Time{}
-	for _, server := range s.all {
+	times := map[string]time.Time{}
+	for _, server := range s.servers {
 		for _, r := range server.Requests() {
 			if r.Status == http.StatusOK && !r.FirstToken.IsZero() {
-				at[r.ResponseID] = r.FirstToken
+				times[r.ResponseID] = r.FirstToken
 			}
 		}
 	}
-	return at
+	return times
 }

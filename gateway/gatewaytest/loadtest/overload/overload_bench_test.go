@@ -84,7 +84,7 @@ func newBench(b *testing.B, name, length string) *bench {
 	b.ReportMetric(0, "ns/op") // says nothing here
 	k := &bench{binary: binary, modes: strings.Fields(setting(modesVariable, "on off")), parts: map[string]Fragment{}, began: time.Now()}
 	k.length = time.Duration(number(b, secondsVariable, length) * float64(time.Second))
-	for mode, variable := range map[string]string{On: onVariable, Off: offVariable} {
+	for mode, variable := range map[string]string{ModeOn: onVariable, ModeOff: offVariable} {
 		if k.parts[mode], err = ReadFragment(setting(variable, filepath.Join("testdata", name+"-"+mode+".yaml"))); err != nil {
 			b.Fatal(err)
 		}
@@ -116,14 +116,14 @@ func (k *bench) stage(b *testing.B, f Fleet, mode string, timeout time.Duration,
 	}
 	for _, t := range tenants {
 		if err := t.MakeKey(b.Context(), a.Base); err != nil {
-			b.Fatal(err, a.Says())
+			b.Fatal(err, a.Stderr())
 		}
 	}
 	s := &Stage{Client: NewClient(a.Base, timeout), Ops: ops, Gateway: a.Process(), Servers: servers, Tenants: tenants, Calm: 10 * time.Second}
 	return s, func() {
 		select {
 		case <-a.Exited():
-			b.Errorf("%s: the gateway ended during the run: %s", mode, a.Says())
+			b.Errorf("%s: the gateway ended during the run: %s", mode, a.Stderr())
 		default:
 		}
 		s.Client.Close()
@@ -175,7 +175,7 @@ func BenchmarkOverload(b *testing.B) {
 			stop()
 			t := Count(run.Outcomes, objective)
 			fmt.Fprintf(os.Stderr, "%6.1fs %gx %s: %d sent, goodput strict %s engine %s, %v, cores %.2f + %.2f + %.2f\n", time.Since(k.began).Seconds(), load, mode,
-				t.Sent, percent(t.Strict, t.Sent), percent(t.Engine, t.Sent), t.Why, run.Gateway, run.Others, run.Foreign)
+				t.Sent, percent(t.Strict, t.Sent), percent(t.Engine, t.Sent), t.Reasons, run.Gateway, run.Clients, run.Foreign)
 			report.Runs = append(report.Runs, run)
 		}
 	}
@@ -202,7 +202,7 @@ func (k *bench) facts(b *testing.B) [][2]string {
 		{"gateway", version + ", " + runtime.Version()},
 		{"date", time.Now().UTC().Format("2006-01-02 15:04 UTC")},
 		{"took", time.Since(k.began).Round(time.Second).String() + fmt.Sprintf(", %v of each load", k.length)},
-		{"modes", "on adds `" + oneLine(k.parts[On]) + "` to the configuration, off `" + oneLine(k.parts[Off]) + "`"},
+		{"modes", "on adds `" + oneLine(k.parts[ModeOn]) + "` to the configuration, off `" + oneLine(k.parts[ModeOff]) + "`"},
 	}
 }
 

@@ -37,13 +37,13 @@ func TestTraces(t *testing.T) {
 		if counts[r.Trace]++; counts[r.Trace] == 1 {
 			first[r.Trace] = r
 		}
-		if i > 0 && r.At < rows[i-1].At || r.Output < 1 || r.Input < 0 {
+		if i > 0 && r.Offset < rows[i-1].Offset || r.Output < 1 || r.Input < 0 {
 			t.Fatalf("row %d: %+v after %+v", i, r, rows[max(i-1, 0)])
 		}
 	}
 	for name, want := range map[string]int{"azure-conv": 4424, "azure-code": 2598, "mooncake-conversation": 2728} {
-		if counts[name] != want || first[name].At != 0 {
-			t.Errorf("%s: %d rows from %v, want %d from 0", name, counts[name], first[name].At, want)
+		if counts[name] != want || first[name].Offset != 0 {
+			t.Errorf("%s: %d rows from %v, want %d from 0", name, counts[name], first[name].Offset, want)
 		}
 	}
 	if r := first["azure-conv"]; r.Input != 374 || r.Output != 44 {
@@ -86,8 +86,8 @@ func TestCutAsksForTheLoad(t *testing.T) {
 		var asked time.Duration
 		for i, r := range w.Rows {
 			asked += f.Large.Holds(r.Input, r.Output)
-			if r.At < 0 || r.At > length || i > 0 && r.At < w.Rows[i-1].At {
-				t.Fatalf("row %d at %v of %v", i, r.At, length)
+			if r.Offset < 0 || r.Offset > length || i > 0 && r.Offset < w.Rows[i-1].Offset {
+				t.Fatalf("row %d at %v of %v", i, r.Offset, length)
 			}
 			if o := rows[first+i]; o.Input != r.Input || o.Output != r.Output {
 				t.Fatalf("row %d is not that of the trace", i)
@@ -180,8 +180,8 @@ func TestWhatCounts(t *testing.T) {
 		if o.Kind() != c.kind || n.Strict != c.strict || n.Engine != c.engine {
 			t.Errorf("%s: kind %d, strict %d, engine %d", name, o.Kind(), n.Strict, n.Engine)
 		}
-		if (len(n.Why) == 0) != (c.kind == Real) {
-			t.Errorf("%s: why %v", name, n.Why)
+		if (len(n.Reasons) == 0) != (c.kind == Real) {
+			t.Errorf("%s: why %v", name, n.Reasons)
 		}
 	}
 }
@@ -203,7 +203,7 @@ tidegate_level{model="Qwen3-1.7B"} 2
 func TestRecovery(t *testing.T) {
 	moments := func(levels ...int) (all []Moment) {
 		for i, l := range levels {
-			all = append(all, Moment{At: time.Duration(i) * time.Second, Level: l})
+			all = append(all, Moment{Elapsed: time.Duration(i) * time.Second, Level: l})
 		}
 		return all
 	}
@@ -239,7 +239,7 @@ func TestFragment(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := ReadFragment(file)
-		for _, p := range []*string{&got.Top, &got.Large, &got.Small, &got.Each, &want.Top, &want.Large, &want.Small, &want.Each} {
+		for _, p := range []*string{&got.Top, &got.Large, &got.Small, &got.Backends, &want.Top, &want.Large, &want.Small, &want.Backends} {
 			*p = strings.Trim(*p, "\n")
 		}
 		if err != nil || got != want {
@@ -273,18 +273,18 @@ func TestPerform(t *testing.T) {
 	window := func(n int) Window {
 		w := Window{Length: 200 * time.Millisecond}
 		for i := range n {
-			w.Rows = append(w.Rows, Row{At: time.Duration(i) * time.Millisecond, Input: 50, Output: 10 + i})
+			w.Rows = append(w.Rows, Row{Offset: time.Duration(i) * time.Millisecond, Input: 50, Output: 10 + i})
 		}
 		return w
 	}
-	r := s.Perform(t.Context(), 1, Off, window(40), window(5))
+	r := s.Perform(t.Context(), 1, ModeOff, window(40), window(5))
 	if len(r.Outcomes) != 40 {
 		t.Fatalf("%d outcomes", len(r.Outcomes))
 	}
 	streams := 0
 	for _, o := range r.Outcomes {
 		if o.Kind() != Real || o.Tokens != 3*o.Output || o.Finish != "stop" {
-			t.Errorf("%s, %d tokens, asked for %d: %v", o.Why(), o.Tokens, o.Output, o.Err)
+			t.Errorf("%s, %d tokens, asked for %d: %v", o.FailureReason(), o.Tokens, o.Output, o.Err)
 		}
 		if o.Engine.Before(o.Sent) || o.Engine.After(o.Ended) || o.First.Before(o.Sent) {
 			t.Errorf("sent %v, engine %v, first %v", o.Sent, o.Engine, o.First)
@@ -304,7 +304,7 @@ func TestPerform(t *testing.T) {
 // TestReportsAreWellFormed renders both reports and drawings.
 func TestReportsAreWellFormed(t *testing.T) {
 	r := &Report{Fleet: DefaultFleet(1), Rows: allRows(t), Objective: 2 * time.Second, Plot: "x.svg"}
-	for _, mode := range []string{Off, On} {
+	for _, mode := range []string{ModeOff, ModeOn} {
 		r.Runs = append(r.Runs, &Run{Load: 2, Mode: mode, Window: Window{Length: 2 * time.Second},
 			Outcomes: []*Outcome{outcome(nil), outcome(func(o *Outcome) { o.Status, o.Code, o.Level = 429, "queue_full", "L3" })},
 			Moments:  []Moment{{0, 0, 1, 0}, {time.Second, 3, 1, 5}, {3 * time.Second, 0, 0, 0}, {4 * time.Second, 0, 0, 0}}})
@@ -318,13 +318,13 @@ func TestReportsAreWellFormed(t *testing.T) {
 			t.Errorf("%q is missing in\n%s", want, b.String())
 		}
 	}
-	if slices.IndexFunc(r.sorted(), func(run *Run) bool { return run.Mode == On }) != 0 {
+	if slices.IndexFunc(r.sorted(), func(run *Run) bool { return run.Mode == ModeOn }) != 0 {
 		t.Error("on does not come first")
 	}
 	wellFormed(t, func(w io.Writer) error { return r.Draw(w, []float64{2, 4}) })
 
 	fair := &FairReport{Fleet: FairFleet()}
-	run := &FairRun{Scenario: BothFlood, Mode: On, Length: 2 * fairBin, bins: map[string][]float64{SmallTenant: {100, 300}, BigTenant: {300, 300}}}
+	run := &FairRun{Scenario: BothFlood, Mode: ModeOn, Length: 2 * fairBin, bins: map[string][]float64{SmallTenant: {100, 300}, BigTenant: {300, 300}}}
 	fair.Runs = append(fair.Runs, run)
 	b.Reset()
 	if err := fair.Write(&b); err != nil {

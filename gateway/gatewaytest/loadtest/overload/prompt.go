@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// frameTokens is what the chat template and the prompt's first line come to.
+// frameTokens is the number of tokens of the chat template and of the prompt's first line.
 const frameTokens = 8 + 2 + numberDigits
 
 // numberDigits keep the first line of all prompts equally long; each is a token.
@@ -33,13 +33,13 @@ func prompt(tokens, number int) string {
 // body is a chat request. answer_tokens is for the stand-in; the gateway passes what
 // it does not know, and vLLM ignores it.
 func (r *Request) body() string {
-	more := ""
+	options := ""
 	if r.Stream {
-		more = `"stream":true,"stream_options":{"include_usage":true},`
+		options = `"stream":true,"stream_options":{"include_usage":true},`
 	}
 	if r.Plain {
-		more += `"chat_template_kwargs":{"enable_thinking":false},`
+		options += `"chat_template_kwargs":{"enable_thinking":false},`
 	}
-	return `{"model":"` + LargeModel + `",` + more + `"sim":{"answer_tokens":` + strconv.Itoa(r.Output) +
+	return `{"model":"` + LargeModel + `",` + options + `"sim":{"answer_tokens":` + strconv.Itoa(r.Output) +
 		`},"messages":[{"role":"user","content":"` + prompt(r.Input, r.Number) + `"}]}`
 }

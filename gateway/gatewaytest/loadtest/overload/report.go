@@ -12,8 +12,8 @@ import (
 
 // The modes, in the order of the tables.
 const (
-	On  = "on"
-	Off = "off"
+	ModeOn  = "on"
+	ModeOff = "off"
 )
 
 // Report is runs to be written down.
@@ -88,11 +88,11 @@ func (r *Report) sorted() []*Run {
 	})
 }
 
-func percent(n, of int) string {
-	if of == 0 {
+func percent(n, whole int) string {
+	if whole == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%.1f %%", 100*float64(n)/float64(of))
+	return fmt.Sprintf("%.1f %%", 100*float64(n)/float64(whole))
 }
 
 // seconds of a quantile; 0 says that there was nothing.
@@ -121,7 +121,7 @@ func (r *Report) waits(b *strings.Builder) {
 		t := Count(run.Outcomes, r.Objective)
 		fmt.Fprintf(b, "| %gx | %s | %s | %s | %s | %s | %.0f | %.2f | %.2f | %.2f |\n", run.Load, run.Mode,
 			seconds(quantile(t.waits, .5)), seconds(quantile(t.waits, .95)), seconds(quantile(t.engines, .5)), seconds(quantile(t.engines, .95)),
-			float64(t.Tokens)/1000, run.Gateway, run.Others, run.Foreign)
+			float64(t.Tokens)/1000, run.Gateway, run.Clients, run.Foreign)
 	}
 }
 
@@ -129,33 +129,33 @@ func (r *Report) recovery(b *strings.Builder) {
 	fmt.Fprintf(b, "\n## After the load\n\nThe load falls to %gx. Seconds until the level is L0 and stays so, and until nothing waits in an engine.\n\n"+
 		"| load | ladder | L0 after | no queue after | watched | sent meanwhile | goodput strict | goodput engine |\n| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n", lightLoad)
 	for _, run := range r.sorted() {
-		t := Count(run.After, r.Objective)
-		fmt.Fprintf(b, "| %gx | %s | %s | %s | %.0f | %d | %s | %s |\n", run.Load, run.Mode, after(run.Recovery()), after(run.Drained()),
+		t := Count(run.LightOutcomes, r.Objective)
+		fmt.Fprintf(b, "| %gx | %s | %s | %s | %.0f | %d | %s | %s |\n", run.Load, run.Mode, orDash(run.Recovery()), orDash(run.Drained()),
 			run.watched().Seconds(), t.Sent, percent(t.Strict, t.Sent), percent(t.Engine, t.Sent))
 	}
 }
 
-func after(d time.Duration, ok bool) string {
+func orDash(d time.Duration, ok bool) string {
 	if !ok {
 		return "-"
 	}
 	return fmt.Sprintf("%.1f", d.Seconds())
 }
 
-// watched is how long the run was watched after its load.
+// watched returns the time for which the run was watched after its load.
 func (r *Run) watched() time.Duration {
 	if len(r.Moments) == 0 {
 		return 0
 	}
-	return r.Moments[len(r.Moments)-1].At - r.Window.Length
+	return r.Moments[len(r.Moments)-1].Elapsed - r.Window.Length
 }
 
 func (r *Report) whys(b *strings.Builder) {
 	b.WriteString("\n## Why there was no real answer\n\n| load | ladder | what | requests | share |\n| ---: | --- | --- | ---: | ---: |\n")
 	for _, run := range r.sorted() {
 		t := Count(run.Outcomes, r.Objective)
-		for _, why := range slices.Sorted(maps.Keys(t.Why)) {
-			fmt.Fprintf(b, "| %gx | %s | %s | %d | %s |\n", run.Load, run.Mode, why, t.Why[why], percent(t.Why[why], t.Sent))
+		for _, reason := range slices.Sorted(maps.Keys(t.Reasons)) {
+			fmt.Fprintf(b, "| %gx | %s | %s | %d | %s |\n", run.Load, run.Mode, reason, t.Reasons[reason], percent(t.Reasons[reason], t.Sent))
 		}
 	}
 }
@@ -168,7 +168,7 @@ func (r *Report) parts(b *strings.Builder, title, note string, name func(*Outcom
 	b.WriteString("| load | ladder | | sent | share | goodput strict | goodput engine | canned | refused | failed | caller p95 s | engine p95 s |\n" +
 		"| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n")
 	for _, run := range r.sorted() {
-		parts := By(run.Outcomes, name)
+		parts := GroupBy(run.Outcomes, name)
 		for _, key := range slices.Sorted(maps.Keys(parts)) {
 			t := Count(parts[key], r.Objective)
 			fmt.Fprintf(b, "| %gx | %s | %s | %d | %s | %s | %s | %s | %s | %s | %s | %s |\n", run.Load, run.Mode, key, t.Sent, percent(t.Sent, len(run.Outcomes)),

@@ -16,21 +16,21 @@ import (
 
 // Run is a run of one load in one mode.
 type Run struct {
-	Load     float64
-	Mode     string
-	Window   Window
-	Outcomes []*Outcome // of the requests sent under load
-	After    []*Outcome // of those sent after it, under light load
-	Moments  []Moment   // in order, from the begin of the load to the end of the watch
+	Load          float64
+	Mode          string
+	Window        Window
+	Outcomes      []*Outcome // of the requests sent under load
+	LightOutcomes []*Outcome // of those sent after it, under light load
+	Moments       []Moment   // in order, from the begin of the load to the end of the watch
 
 	Gateway float64 // cores that the gateway used under load
-	Others  float64 // the clients and the stand-ins, which are one process
+	Clients float64 // the clients and the stand-ins, which are one process
 	Foreign float64 // what is no part of the run
 }
 
-// Moment is how things stand at a time since the begin of the load.
+// Moment is the state of the system at a time since the begin of the load.
 type Moment struct {
-	At      time.Duration
+	Elapsed time.Duration
 	Level   int // of the large model; -1: the gateway does not tell
 	Running int // in all engines
 	Waiting int
@@ -60,19 +60,19 @@ func (s *Stage) Perform(ctx context.Context, load float64, mode string, w, light
 	defer stop()
 	var parts sync.WaitGroup
 	parts.Go(func() { r.Outcomes = s.Client.Replay(ctx, start, s.requests(w, 0)) })
-	parts.Go(func() { r.After = s.Client.Replay(calm, start.Add(w.Length), s.requests(light, len(w.Rows))) })
+	parts.Go(func() { r.LightOutcomes = s.Client.Replay(calm, start.Add(w.Length), s.requests(light, len(w.Rows))) })
 	parts.Go(func() {
 		s.watch(ctx, r, start, w.Length+light.Length)
 		stop()
 	})
-	gateway, self, machine := s.Gateway.CPU(), loadtest.Self().CPU(), loadtest.MachineCPU()
-	until(ctx, start.Add(w.Length))
+	gateway, clients, machine := s.Gateway.CPU(), loadtest.CurrentProcess().CPU(), loadtest.MachineCPU()
+	waitUntil(ctx, start.Add(w.Length))
 	cores := func(d time.Duration) float64 { return d.Seconds() / w.Length.Seconds() }
-	r.Gateway, r.Others = cores(s.Gateway.CPU()-gateway), cores(loadtest.Self().CPU()-self)
-	r.Foreign = cores(loadtest.MachineCPU()-machine) - r.Gateway - r.Others
+	r.Gateway, r.Clients = cores(s.Gateway.CPU()-gateway), cores(loadtest.CurrentProcess().CPU()-clients)
+	r.Foreign = cores(loadtest.MachineCPU()-machine) - r.Gateway - r.Clients
 	parts.Wait()
 	first := s.Servers.FirstTokens()
-	for _, o := range append(append([]*Outcome(nil), r.Outcomes...), r.After...) {
+	for _, o := range append(append([]*Outcome(nil), r.Outcomes...), r.LightOutcomes...) {
 		o.Engine = first[o.ID]
 	}
 	return r
@@ -81,14 +81,14 @@ func (s *Stage) Perform(ctx context.Context, load float64, mode string, w, light
 // watch notes how things stand until they have been calm after the load, or the end.
 func (s *Stage) watch(ctx context.Context, r *Run, start time.Time, end time.Duration) {
 	last := r.Window.Length // when it was not calm
-	for at := time.Duration(0); at <= end && until(ctx, start.Add(at)); at += watching {
-		m := Moment{At: time.Since(start), Level: s.level(ctx)}
+	for elapsed := time.Duration(0); elapsed <= end && waitUntil(ctx, start.Add(elapsed)); elapsed += watching {
+		m := Moment{Elapsed: time.Since(start), Level: s.level(ctx)}
 		m.Running, m.Waiting = s.Servers.Load()
 		r.Moments = append(r.Moments, m)
-		if m.At < r.Window.Length || m.Level > 0 || m.Waiting > 0 {
-			last = max(m.At, r.Window.Length)
+		if m.Elapsed < r.Window.Length || m.Level > 0 || m.Waiting > 0 {
+			last = max(m.Elapsed, r.Window.Length)
 		}
-		if m.At-last >= s.Calm {
+		if m.Elapsed-last >= s.Calm {
 			return
 		}
 	}
@@ -128,25 +128,25 @@ const streamed = 0.8
 // requests gives each row of a window a tenant and a number.
 func (s *Stage) requests(w Window, first int) []*Request {
 	random := rand.New(rand.NewPCG(3, uint64(first)))
-	all := make([]*Request, len(w.Rows))
+	requests := make([]*Request, len(w.Rows))
 	for i, row := range w.Rows {
-		all[i] = &Request{Row: row, Number: first + i, Tenant: s.Tenants[random.IntN(len(s.Tenants))], Stream: random.Float64() < streamed}
+		requests[i] = &Request{Row: row, Number: first + i, Tenant: s.Tenants[random.IntN(len(s.Tenants))], Stream: random.Float64() < streamed}
 	}
-	return all
+	return requests
 }
 
-// Recovery is how long after the load the level was L0 and stayed so; false if the
-// gateway tells no level, or it did not get there while it was watched.
+// Recovery returns the time from the end of the load until the level was L0 and stayed so.
+// It returns false if the gateway shows no level, or did not get there while it was watched.
 func (r *Run) Recovery() (time.Duration, bool) {
-	told := false
+	known := false
 	for _, m := range r.Moments {
-		told = told || m.Level >= 0
+		known = known || m.Level >= 0
 	}
-	after, ok := r.quiet(func(m Moment) bool { return m.Level <= 0 })
-	return after, ok && told
+	pause, ok := r.quiet(func(m Moment) bool { return m.Level <= 0 })
+	return pause, ok && known
 }
 
-// Drained is how long after the load no request waited in an engine any more.
+// Drained returns the time from the end of the load until no request waited in an engine.
 func (r *Run) Drained() (time.Duration, bool) {
 	return r.quiet(func(m Moment) bool { return m.Waiting == 0 })
 }
@@ -155,7 +155,7 @@ func (r *Run) Drained() (time.Duration, bool) {
 func (r *Run) quiet(ok func(Moment) bool) (time.Duration, bool) {
 	for i := len(r.Moments) - 1; i >= 0; i-- {
 		if m := r.Moments[i]; !ok(m) {
-			return max(m.At+watching-r.Window.Length, 0), i < len(r.Moments)-1
+			return max(m.Elapsed+watching-r.Window.Length, 0), i < len(r.Moments)-1
 		}
 	}
 	return 0, len(r.Moments) > 0

@@ -14,12 +14,12 @@ import (
 	"tidegate/gateway/gatewaytest/loadtest"
 )
 
-// Fragment is what a mode adds to the gateway's configuration.
+// Fragment is the addition of a mode to the gateway's configuration.
 type Fragment struct {
-	Top   string // sections
-	Large string // settings of the large model
-	Small string // of the small one
-	Each  string // of every backend
+	Top      string // sections
+	Large    string // settings of the large model
+	Small    string // settings of the small model
+	Backends string // settings of every backend
 }
 
 // ReadFragment reads a file of up to four YAML documents: sections of the
@@ -50,27 +50,27 @@ func config(listen, ops, dir string, s *Servers, f Fragment) string {
 	fmt.Fprintf(&b, "store: {dsn: 'sqlite://%[1]s/tidegate.db', journal_dir: '%[1]s/journal'}\n", dir)
 	b.WriteString("models:\n")
 	for _, m := range []struct {
-		name, more string
-		urls       []string
+		name, extra string
+		urls        []string
 	}{{LargeModel, f.Large, s.Larges}, {SmallModel, f.Small, s.Smalls}} {
 		if len(m.urls) == 0 {
 			continue
 		}
 		fmt.Fprintf(&b, "  - name: %s\n    probe: 500ms\n", m.name)
-		indented(&b, "    ", m.more)
+		indented(&b, "    ", m.extra)
 		b.WriteString("    backends:\n")
 		for _, u := range m.urls {
 			fmt.Fprintf(&b, "      - url: %s\n", u)
-			indented(&b, "        ", f.Each)
+			indented(&b, "        ", f.Backends)
 		}
 	}
 	b.WriteString(f.Top + "\n")
 	return b.String()
 }
 
-func indented(b *strings.Builder, by, lines string) {
+func indented(b *strings.Builder, prefix, lines string) {
 	for line := range strings.Lines(lines) {
-		b.WriteString(by + strings.TrimRight(line, "\n") + "\n")
+		b.WriteString(prefix + strings.TrimRight(line, "\n") + "\n")
 	}
 }
 
@@ -98,7 +98,7 @@ func StartGateway(ctx context.Context, binary, dir string, env []string, s *Serv
 	a.Base = "http://" + listen
 	if err := a.Ready(ctx); err != nil {
 		a.Stop()
-		return nil, "", fmt.Errorf("start the gateway: %w: %s", err, a.Says())
+		return nil, "", fmt.Errorf("start the gateway: %w: %s", err, a.Stderr())
 	}
 	return a, "http://" + ops, nil
 }

@@ -43,7 +43,7 @@ func (d *drawing) write(w io.Writer) error {
 	return err
 }
 
-// marginLeft is where plots and legends begin.
+// marginLeft is the left edge of plots and legends.
 const marginLeft = 70
 
 // legend puts names beside samples of their lines.
@@ -65,23 +65,23 @@ type plot struct {
 	xtitle, ytitle string
 }
 
-func (p *plot) at(x, y float64) (float64, float64) {
+func (p *plot) point(x, y float64) (float64, float64) {
 	return p.x + p.w*(x-p.xmin)/(p.xmax-p.xmin), p.y + p.h*(1-(y-p.ymin)/(p.ymax-p.ymin))
 }
 
 // tick is a mark on an axis.
 type tick struct {
-	at   float64
-	text string
+	value float64
+	text  string
 }
 
 // every gives ticks at 0 and the multiples of step.
-func every(to, step float64, format string) []tick {
-	var all []tick
-	for v := 0.0; v <= to+step/1000; v += step {
-		all = append(all, tick{v, fmt.Sprintf(format, v)})
+func every(end, step float64, format string) []tick {
+	var ticks []tick
+	for v := 0.0; v <= end+step/1000; v += step {
+		ticks = append(ticks, tick{v, fmt.Sprintf(format, v)})
 	}
-	return all
+	return ticks
 }
 
 // axes draws the grid; right are ticks of a second scale on the right, whose values
@@ -90,17 +90,17 @@ func (p *plot) axes(title string, xs, ys, right []tick) {
 	d := p.d
 	d.text(p.x, p.y-10, "title", "start", title)
 	for _, t := range xs {
-		x, _ := p.at(t.at, 0)
+		x, _ := p.point(t.value, 0)
 		d.segment("grid", x, p.y, x, p.y+p.h)
 		d.text(x, p.y+p.h+16, "small", "middle", t.text)
 	}
 	for _, t := range ys {
-		_, y := p.at(0, t.at)
+		_, y := p.point(0, t.value)
 		d.segment("grid", p.x, y, p.x+p.w, y)
 		d.text(p.x-6, y+4, "small", "end", t.text)
 	}
 	for _, t := range right {
-		_, y := p.at(0, t.at)
+		_, y := p.point(0, t.value)
 		d.text(p.x+p.w+6, y+4, "small", "start", t.text)
 	}
 	d.segment("axis", p.x, p.y+p.h, p.x+p.w, p.y+p.h)
@@ -113,12 +113,12 @@ func (p *plot) axes(title string, xs, ys, right []tick) {
 func (p *plot) line(class string, points [][2]float64, dots bool) {
 	var path strings.Builder
 	for i, q := range points {
-		x, y := p.at(q[0], q[1])
+		x, y := p.point(q[0], q[1])
 		fmt.Fprintf(&path, "%c%.1f %.1f", "ML"[min(i, 1)], x, y)
 	}
 	if dots {
 		for _, q := range points {
-			x, y := p.at(q[0], q[1])
+			x, y := p.point(q[0], q[1])
 			fmt.Fprintf(&p.d.b, "<circle class=\"line %s\" cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\"/>\n", class, x, y)
 		}
 	}
@@ -131,13 +131,13 @@ func (p *plot) steps(class string, points [][2]float64, end float64) {
 		return
 	}
 	var path strings.Builder
-	x0, y0 := p.at(points[0][0], p.ymin)
+	x0, y0 := p.point(points[0][0], p.ymin)
 	fmt.Fprintf(&path, "M%.1f %.1f", x0, y0)
 	for i, q := range points {
-		x, y := p.at(q[0], q[1])
+		x, y := p.point(q[0], q[1])
 		fmt.Fprintf(&path, "H%.1fV%.1f", x, y)
 		if i == len(points)-1 {
-			x1, _ := p.at(end, q[1])
+			x1, _ := p.point(end, q[1])
 			fmt.Fprintf(&path, "H%.1fV%.1fZ", x1, y0)
 		}
 	}

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Kind is what a request got in the end.
+// Kind is the final result of a request.
 type Kind int
 
 // The kinds.
@@ -36,8 +36,8 @@ func (o *Outcome) Kind() Kind {
 	return Real
 }
 
-// Why says in a few words why there was no real answer.
-func (o *Outcome) Why() string {
+// FailureReason returns a few words on why there was no real answer.
+func (o *Outcome) FailureReason() string {
 	switch {
 	case errors.Is(o.Err, context.DeadlineExceeded):
 		return "timeout"
@@ -61,7 +61,7 @@ func (o *Outcome) Wait() time.Duration { return o.First.Sub(o.Sent) }
 // EngineWait is the time to the engine's first token.
 func (o *Outcome) EngineWait() time.Duration { return o.Engine.Sub(o.Sent) }
 
-// strictWait is what the strict objective is for; see the package comment.
+// strictWait returns the time that the strict objective bounds; see the package comment.
 func (o *Outcome) strictWait() time.Duration {
 	if o.Stream {
 		return o.Wait()
@@ -76,18 +76,18 @@ type Tally struct {
 	Strict, Engine int // real answers within the objective, see the package comment
 	Cut            int // real answers that ended at max_tokens
 	Tokens         int // of real answers
-	Why            map[string]int
+	Reasons        map[string]int
 	waits, engines []time.Duration // of real answers, in order
 }
 
 // Count counts outcomes against an objective.
 func Count(outcomes []*Outcome, objective time.Duration) *Tally {
-	t := &Tally{Sent: len(outcomes), Why: map[string]int{}}
+	t := &Tally{Sent: len(outcomes), Reasons: map[string]int{}}
 	for _, o := range outcomes {
 		kind := o.Kind()
 		t.Kinds[kind]++
 		if kind != Real {
-			t.Why[o.Why()]++
+			t.Reasons[o.FailureReason()]++
 			continue
 		}
 		t.Tokens += o.Tokens
@@ -120,8 +120,8 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
 }
 
-// By parts outcomes by a name.
-func By(outcomes []*Outcome, name func(*Outcome) string) map[string][]*Outcome {
+// GroupBy groups outcomes by a name.
+func GroupBy(outcomes []*Outcome, name func(*Outcome) string) map[string][]*Outcome {
 	parts := map[string][]*Outcome{}
 	for _, o := range outcomes {
 		parts[name(o)] = append(parts[name(o)], o)

@@ -16,7 +16,7 @@ var traceFiles embed.FS
 
 // Row is one request of a trace.
 type Row struct {
-	At     time.Duration // since the first request of its trace
+	Offset time.Duration // since the first request of its trace
 	Trace  string
 	Input  int // tokens of the prompt
 	Output int // tokens of the answer, thinking not among them
@@ -28,7 +28,7 @@ func TraceNames() []string { return []string{"azure-conv", "azure-code", "moonca
 // Traces reads the named traces, laid over each other: all begin at 0, and rows come
 // in the order of their time.
 func Traces(names []string) ([]Row, error) {
-	var all []Row
+	var rows []Row
 	for _, name := range names {
 		raw, err := traceFiles.ReadFile("testdata/traces/" + name + ".csv.gz")
 		if err != nil {
@@ -38,10 +38,10 @@ func Traces(names []string) ([]Row, error) {
 		if err != nil {
 			return nil, fmt.Errorf("trace %s: %w", name, err)
 		}
-		all = append(all, rows...)
+		rows = append(rows, rows...)
 	}
-	slices.SortStableFunc(all, func(a, b Row) int { return int(a.At - b.At) })
-	return all, nil
+	slices.SortStableFunc(rows, func(a, b Row) int { return int(a.Offset - b.Offset) })
+	return rows, nil
 }
 
 func readTrace(name string, raw []byte) ([]Row, error) {
@@ -58,7 +58,7 @@ func readTrace(name string, raw []byte) ([]Row, error) {
 		if _, err := fmt.Sscanf(lines.Text(), "%d,%d,%d", &ms, &r.Input, &r.Output); err != nil {
 			return nil, fmt.Errorf("line %d: %w", len(rows)+2, err)
 		}
-		r.At = time.Duration(ms) * time.Millisecond
+		r.Offset = time.Duration(ms) * time.Millisecond
 		r.Output = max(r.Output, 1)
 		rows = append(rows, r)
 	}
@@ -100,10 +100,10 @@ func Cut(rows []Row, first int, f Fleet, load float64, length time.Duration) (Wi
 		return Window{}, fmt.Errorf("the traces are too short for %v at %gx after row %d", length, load, first)
 	}
 	w := Window{Length: length, Next: end}
-	begin, span := rows[first].At, rows[end].At-rows[first].At
+	begin, span := rows[first].Offset, rows[end].Offset-rows[first].Offset
 	w.Speed = float64(span) / float64(length)
 	for _, r := range rows[first:end] {
-		r.At = time.Duration(float64(r.At-begin) / w.Speed)
+		r.Offset = time.Duration(float64(r.Offset-begin) / w.Speed)
 		w.Rows = append(w.Rows, r)
 	}
 	return w, nil
