@@ -9,7 +9,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help demo build test cover race fuzz bench bench-overload bench-fair fair drill gpu-test lint check dashboards docs golden clean
+.PHONY: help demo build test cover race fuzz bench bench-overload bench-tenants bench-fair fairness fair drill gpu-test lint check dashboards docs golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,12 +45,14 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 bench: build ## benchmarks of packages, then the gateway beside a bare proxy; writes docs/benchmarks/DATE.md
 	$(GO) test $(FLAGS) -run '^$$' -bench . -benchmem ./gateway/qwen ./gateway/openai
 	TIDEGATE_BENCH_BINARY=$(CURDIR)/bin/tidegate TIDEGATE_BENCH_OUT=$(CURDIR)/docs/benchmarks/$$(date -u +%F).md \
-		$(GO) test $(FLAGS) -run '^$$' -bench BenchmarkGateway -benchtime 1x -timeout 30m ./gateway/gatewaytest/loadtest
+		$(GO) test $(FLAGS) -run '^$$' -bench BenchmarkGateway -benchtime 1x -timeout 30m ./gateway/gatewaytest/bench
 
-fair: ## the fair queue's figures on a simulated engine; writes docs/benchmarks/DATE-fairness.md and .svg
+fairness: ## the fair queue's figures on a simulated engine; writes docs/benchmarks/DATE-fairness.md and .svg
 	TIDEGATE_FAIR_OUT=$(CURDIR)/docs/benchmarks/$$(date -u +%F)-fairness $(GO) test $(FLAGS) -count 1 -run '^TestFairnessReport$$' ./admission
 
-# What bench-overload and bench-fair run. Where a file of ON or OFF is named, it goes
+fair: fairness # old name
+
+# What bench-overload and bench-tenants run. Where a file of ON or OFF is named, it goes
 # before those of the benchmark (testdata of the package): what the mode adds to the
 # gateway's configuration.
 LOADS     ?= 0.5 1 2 4
@@ -65,15 +67,17 @@ OFF       ?=
 OVERLOAD   = TIDEGATE_BENCH_BINARY=$(CURDIR)/bin/tidegate TIDEGATE_BENCH_MODES="$(MODES)" TIDEGATE_BENCH_SECONDS=$(DURATION) \
 	TIDEGATE_BENCH_ON=$(abspath $(ON)) TIDEGATE_BENCH_OFF=$(abspath $(OFF)) \
 	TIDEGATE_BENCH_OUT=$(CURDIR)/docs/benchmarks/$$(date -u +%F)-$(1) $(GO) test $(FLAGS) -run '^$$' -bench $(2) -benchtime 1x \
-	-timeout 2h ./gateway/gatewaytest/loadtest/overload
+	-timeout 2h ./gateway/gatewaytest/bench/overload
 
 bench-overload: build ## goodput from LOADS (0.5 1 2 4) times capacity, MODES (on off) of the ladder; writes docs/benchmarks/DATE-overload.md and .svg
 	TIDEGATE_BENCH_LOADS="$(LOADS)" TIDEGATE_BENCH_WATCH=$(WATCH) TIDEGATE_BENCH_TRACES="$(TRACES)" \
 		TIDEGATE_BENCH_SMALLS=$(SMALLS) TIDEGATE_BENCH_OBJECTIVE=$(OBJECTIVE) $(call OVERLOAD,overload,Overload)
 
-bench-fair: DURATION = 30
-bench-fair: build ## what each tenant gets when two flood, MODES (on off) of the fair queue; writes docs/benchmarks/DATE-fair.md and .svg
+bench-tenants: DURATION = 30
+bench-tenants: build ## what each tenant gets when two flood, MODES (on off) of the fair queue; writes docs/benchmarks/DATE-fair.md and .svg
 	$(call OVERLOAD,fair,Fair)
+
+bench-fair: bench-tenants # old name
 
 drill: build ## the gateway under heat, memory, load, a lost GPU and old readings; on a machine with a GPU also that (6 minutes)
 	TIDEGATE_DRILL=1 TIDEGATE_GPU_AGENT=$(CURDIR)/bin/tidegate-gpu-agent $(GO) test $(FLAGS) -count 1 -v -timeout 20m -run '^TestDrill$$' ./cmd/tidegate

@@ -17,7 +17,7 @@ const fairOut = "TIDEGATE_FAIR_OUT"
 const reportSeeds = 10
 
 // TestFairnessReport writes the figures of the tests above as a table and as a plot.
-// `make fair` runs it.
+// `make fairness` runs it.
 func TestFairnessReport(t *testing.T) {
 	path := os.Getenv(fairOut)
 	if path == "" {
@@ -69,7 +69,7 @@ Two tenants wait all the time at one full model, and one's requests are 8 times 
 
 ![Cumulative service of both tenants: apart under FCFS, far apart when tenants take turns, one line under VTC](%s)
 
-A discrete event simulation in virtual time: an engine of %d slots, %.0f tokens/s of answers that all slots share and %.0f tokens/s of prompts; %.0f s; each request has half to one and a half of its tenant's mean tokens, arrivals are Poisson. The queue is the one that the gateway runs; first come, first served (FCFS) and turns stand beside it in the same runs. Least and most of %d seeds. `+"`make fair`"+` writes this page, and the same runs are tests of package admission.
+A discrete event simulation in virtual time: an engine of %d slots, %.0f tokens/s of answers that all slots share and %.0f tokens/s of prompts; %.0f s; each request has half to one and a half of its tenant's mean tokens, arrivals are Poisson. The queue is the one that the gateway runs; first come, first served (FCFS) and turns stand beside it in the same runs. Least and most of %d seeds. `+"`make fairness`"+` writes this page, and the same runs are tests of package admission.
 
 | figure | FCFS | turns | VTC | bar for VTC |
 |---|---|---|---|---|

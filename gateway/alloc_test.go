@@ -14,11 +14,11 @@ import (
 	"tidegate/admission"
 	"tidegate/admission/limit"
 	"tidegate/gateway/backend"
-	"tidegate/gateway/gatewaytest/loadtest"
+	"tidegate/gateway/gatewaytest/bench"
 )
 
 // moreAllocations is how many allocations a request may make beyond those of the bare
-// proxy of loadtest, with everything on: a log line, metrics, series of users, limits,
+// proxy of package bench, with everything on: a log line, metrics, series of users, limits,
 // a quota, the ledger and a tracer that keeps no trace of it. Time differs from run to
 // run; allocations do not, and grow with it.
 const moreAllocations = 30
@@ -29,12 +29,12 @@ func TestAllocations(t *testing.T) {
 		t.Skip("the race detector allocates, too")
 	}
 	l := listen(t)
-	mock := loadtest.DefaultBehaviour()
+	mock := bench.DefaultBehaviour()
 	mock.TTFT, mock.Delay = 0, 0
-	go loadtest.NewMock(mock).Serve(l) //nolint:errcheck // it ends with the listener
+	go bench.NewMock(mock).Serve(l) //nolint:errcheck // it ends with the listener
 	server := &url.URL{Scheme: "http", Host: l.Addr().String()}
 
-	proxy := loadtest.NewBare(server)
+	proxy := bench.NewBare(server)
 	without := allocations(t, proxy)
 	with := allocations(t, everything(t, server).Handler())
 	t.Logf("%.0f allocations, of the bare proxy %.0f", with, without)
@@ -56,7 +56,7 @@ func everything(t *testing.T, server *url.URL) *Gateway {
 		t.Fatal(err)
 	}
 	g.Admission = admission.New(limit.New(set, limit.Options{Store: limit.NewMemory(time.Now)}), admission.DefaultQueue())
-	m := modelOf(loadtest.DefaultBehaviour().Model, server.String())
+	m := modelOf(bench.DefaultBehaviour().Model, server.String())
 	m.Backends[0].MaxInFlight, m.Scrape, m.Probe = 1000, 2*time.Second, time.Minute
 	g.Fleet.Apply([]backend.ModelConfig{m})
 	ctx, stop := context.WithCancel(t.Context())
@@ -119,13 +119,13 @@ func allocations(t *testing.T, h http.Handler) float64 {
 	t.Helper()
 	front := httptest.NewServer(h)
 	defer front.Close()
-	target, err := loadtest.ParseTarget(front.URL + "/v1/chat/completions")
+	target, err := bench.ParseTarget(front.URL + "/v1/chat/completions")
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := loadtest.NewConn(target, loadtest.Patience)
+	client := bench.NewConn(target, bench.Patience)
 	defer client.Close()
-	request := target.Request(http.MethodPost, loadtest.ChatBody(loadtest.DefaultBehaviour().Model, 500, false, 0))
+	request := target.Request(http.MethodPost, bench.ChatBody(bench.DefaultBehaviour().Model, 500, false, 0))
 	return testing.AllocsPerRun(500, func() {
 		if answer, err := client.Do(request, nil); err != nil || answer.Status != http.StatusOK {
 			t.Fatalf("%v: %d %s", err, answer.Status, answer.Sample)

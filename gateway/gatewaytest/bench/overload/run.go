@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"tidegate/gateway/gatewaytest/loadtest"
+	"tidegate/gateway/gatewaytest/bench"
 )
 
 // Run is a run of one load in one mode.
@@ -40,7 +40,7 @@ type Moment struct {
 type Stage struct {
 	Client  *Client
 	Ops     string // URL of the gateway's /metrics
-	Gateway loadtest.Process
+	Gateway bench.Process
 	Servers *Servers
 	Tenants []*Tenant     // each as often as its share asks for
 	Calm    time.Duration // L0 and no queue for so long after the load: there is no more to see
@@ -65,11 +65,11 @@ func (s *Stage) Perform(ctx context.Context, load float64, mode string, w, light
 		s.watch(ctx, r, start, w.Length+light.Length)
 		stop()
 	})
-	gateway, clients, machine := s.Gateway.CPU(), loadtest.CurrentProcess().CPU(), loadtest.MachineCPU()
+	gateway, clients, machine := s.Gateway.CPU(), bench.CurrentProcess().CPU(), bench.MachineCPU()
 	waitUntil(ctx, start.Add(w.Length))
 	cores := func(d time.Duration) float64 { return d.Seconds() / w.Length.Seconds() }
-	r.Gateway, r.Clients = cores(s.Gateway.CPU()-gateway), cores(loadtest.CurrentProcess().CPU()-clients)
-	r.Foreign = cores(loadtest.MachineCPU()-machine) - r.Gateway - r.Clients
+	r.Gateway, r.Clients = cores(s.Gateway.CPU()-gateway), cores(bench.CurrentProcess().CPU()-clients)
+	r.Foreign = cores(bench.MachineCPU()-machine) - r.Gateway - r.Clients
 	parts.Wait()
 	first := s.Servers.FirstTokens()
 	for _, o := range append(append([]*Outcome(nil), r.Outcomes...), r.LightOutcomes...) {

@@ -1,4 +1,4 @@
-package loadtest
+package bench
 
 import (
 	"bufio"
@@ -40,7 +40,7 @@ func ParseTarget(raw string) (Target, error) {
 // Request renders one whole request.
 func (t Target) Request(method string, body []byte) []byte {
 	var w bytes.Buffer
-	fmt.Fprintf(&w, "%s %s HTTP/1.1\r\nHost: %s\r\nAccept: */*\r\nUser-Agent: loadtest\r\n", method, t.Path, t.Host)
+	fmt.Fprintf(&w, "%s %s HTTP/1.1\r\nHost: %s\r\nAccept: */*\r\nUser-Agent: bench\r\n", method, t.Path, t.Host)
 	if body != nil {
 		fmt.Fprintf(&w, "Content-Type: application/json\r\nContent-Length: %d\r\n", len(body))
 	}

@@ -11,7 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"tidegate/gateway/gatewaytest/loadtest"
+	"tidegate/gateway/gatewaytest/bench"
 )
 
 // Fragment is the addition of a mode to the gateway's configuration.
@@ -76,12 +76,12 @@ func indented(b *strings.Builder, prefix, lines string) {
 
 // StartGateway starts the gateway in front of servers, with a database of its own in
 // dir. env is its environment.
-func StartGateway(ctx context.Context, binary, dir string, env []string, s *Servers, f Fragment) (*loadtest.Actor, string, error) {
-	listen, err := loadtest.FreeAddress()
+func StartGateway(ctx context.Context, binary, dir string, env []string, s *Servers, f Fragment) (*bench.Actor, string, error) {
+	listen, err := bench.FreeAddress()
 	if err != nil {
 		return nil, "", err
 	}
-	ops, err := loadtest.FreeAddress()
+	ops, err := bench.FreeAddress()
 	if err != nil {
 		return nil, "", err
 	}
@@ -91,7 +91,7 @@ func StartGateway(ctx context.Context, binary, dir string, env []string, s *Serv
 	}
 	cmd := exec.Command(binary, "serve", "--config", file)
 	cmd.Env = append(env, adminVariable+"="+adminKey)
-	a, err := loadtest.StartActor(dir, "tidegate", cmd)
+	a, err := bench.StartActor(dir, "tidegate", cmd)
 	if err != nil {
 		return nil, "", err
 	}

@@ -34,11 +34,11 @@ func Traces(names []string) ([]Row, error) {
 		if err != nil {
 			return nil, fmt.Errorf("there is no trace %q, only %s", name, strings.Join(TraceNames(), ", "))
 		}
-		rows, err := readTrace(name, raw)
+		trace, err := readTrace(name, raw)
 		if err != nil {
 			return nil, fmt.Errorf("trace %s: %w", name, err)
 		}
-		rows = append(rows, rows...)
+		rows = append(rows, trace...)
 	}
 	slices.SortStableFunc(rows, func(a, b Row) int { return int(a.Offset - b.Offset) })
 	return rows, nil

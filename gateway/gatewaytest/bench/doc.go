@@ -1,4 +1,4 @@
-// Package loadtest measures what the gateway costs: it drives a mock vLLM
+// Package bench measures what the gateway costs: it drives a mock vLLM
 // directly, through the least reverse proxy that net/http gives ([NewBare]) and
 // through the gateway, and puts the three beside each other ([Report]).
 //
@@ -10,7 +10,7 @@
 //
 // BenchmarkGateway runs it all, and so does make bench:
 //
-//	TIDEGATE_BENCH_BINARY=$PWD/bin/tidegate go test -tags nomsgpack -run '^$' -bench Gateway -benchtime 1x -timeout 30m ./gateway/gatewaytest/loadtest
+//	TIDEGATE_BENCH_BINARY=$PWD/bin/tidegate go test -tags nomsgpack -run '^$' -bench Gateway -benchtime 1x -timeout 30m ./gateway/gatewaytest/bench
 //
 // How to get a figure that means something:
 //
@@ -30,4 +30,4 @@
 //     scenarios small and large repeat theirs; in small-new and large-new no two
 //     requests are alike, and the tokenizer's cost is in the figure.
 //   - Memory per stream is honest only in a fresh process; later the heap is there.
-package loadtest
+package bench

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"tidegate/gateway/gatewaytest/loadtest"
+	"tidegate/gateway/gatewaytest/bench"
 	"tidegate/gateway/qwen"
 )
 
@@ -59,8 +59,8 @@ func number(tb testing.TB, name, unset string) float64 {
 	return n
 }
 
-// bench is what both benchmarks start from.
-type bench struct {
+// benchmark is what both benchmarks start from.
+type benchmark struct {
 	binary string
 	modes  []string
 	parts  map[string]Fragment
@@ -68,7 +68,7 @@ type bench struct {
 	began  time.Time
 }
 
-func newBench(b *testing.B, name, length string) *bench {
+func newBench(b *testing.B, name, length string) *benchmark {
 	b.Helper()
 	binary := os.Getenv(binaryVariable)
 	if binary == "" {
@@ -78,11 +78,11 @@ func newBench(b *testing.B, name, length string) *bench {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := loadtest.RaiseFiles(openFiles); err != nil {
+	if err := bench.RaiseFiles(openFiles); err != nil {
 		b.Fatal(err)
 	}
 	b.ReportMetric(0, "ns/op") // says nothing here
-	k := &bench{binary: binary, modes: strings.Fields(setting(modesVariable, "on off")), parts: map[string]Fragment{}, began: time.Now()}
+	k := &benchmark{binary: binary, modes: strings.Fields(setting(modesVariable, "on off")), parts: map[string]Fragment{}, began: time.Now()}
 	k.length = time.Duration(number(b, secondsVariable, length) * float64(time.Second))
 	for mode, variable := range map[string]string{ModeOn: onVariable, ModeOff: offVariable} {
 		if k.parts[mode], err = ReadFragment(setting(variable, filepath.Join("testdata", name+"-"+mode+".yaml"))); err != nil {
@@ -93,7 +93,7 @@ func newBench(b *testing.B, name, length string) *bench {
 }
 
 // stage starts a fleet and a gateway in a mode, for tenants, whose keys it makes.
-func (k *bench) stage(b *testing.B, f Fleet, mode string, timeout time.Duration, tenants []*Tenant) (*Stage, func()) {
+func (k *benchmark) stage(b *testing.B, f Fleet, mode string, timeout time.Duration, tenants []*Tenant) (*Stage, func()) {
 	b.Helper()
 	tokenizer, err := vocabulary()
 	if err != nil {
@@ -185,7 +185,7 @@ func BenchmarkOverload(b *testing.B) {
 	}
 }
 
-func (k *bench) facts(b *testing.B) [][2]string {
+func (k *benchmark) facts(b *testing.B) [][2]string {
 	processor := "unknown"
 	if raw, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		if _, rest, ok := strings.Cut(string(raw), "model name"); ok {

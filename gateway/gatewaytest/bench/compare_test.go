@@ -1,6 +1,6 @@
 //go:build linux
 
-package loadtest
+package bench
 
 import (
 	"context"
@@ -259,7 +259,7 @@ func facts(binary string, rounds, seconds int, took time.Duration) [][2]string {
 			processor = strings.TrimLeft(line, "\t: ")
 		}
 	}
-	command := fmt.Sprintf("`%s=%d %s=%d %s=…/%s go test -tags nomsgpack -run '^$' -bench Gateway -benchtime 1x -timeout 30m ./gateway/gatewaytest/loadtest`",
+	command := fmt.Sprintf("`%s=%d %s=%d %s=…/%s go test -tags nomsgpack -run '^$' -bench Gateway -benchtime 1x -timeout 30m ./gateway/gatewaytest/bench`",
 		roundsVariable, rounds, secondsVariable, seconds, binaryVariable, filepath.Join(filepath.Base(filepath.Dir(binary)), filepath.Base(binary)))
 	version := "unknown"
 	if raw, err := exec.Command(binary, "version").Output(); err == nil {

@@ -34,7 +34,7 @@
 // BenchmarkFair lets two tenants flood the fleet, one with requests eight times as
 // large, and a third ask now and then ([FairRun]).
 //
-// The environment says what to run; make bench-overload and make bench-fair name the
+// The environment says what to run; make bench-overload and make bench-tenants name the
 // knobs. What a configuration for the ladder on or off, or for the queue, is, comes
 // from a file ([Fragment]), so that the benchmark knows no setting of the gateway's.
 package overload
