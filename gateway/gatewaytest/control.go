@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// controlRoutes are for tests and drills; vLLM has none of them.
+// controlRoutes registers the routes for tests and drills, of which vLLM has none.
 //
 //	GET    /sim/stats     what runs, waits and was made
 //	GET    /sim/requests  the records, ?last=N for the newest

@@ -149,7 +149,7 @@ func (e *engine) submit(seqs []*sequence) error {
 	return nil
 }
 
-// admit is the queue bound of v0.29: checked before anything is rendered.
+// admit checks the queue bound of v0.29 before anything is rendered.
 func (e *engine) admit(n int) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -230,7 +230,7 @@ func (e *engine) loop() {
 	}
 }
 
-// deal gives out every token that is due.
+// deal hands out every token that is due.
 func (e *engine) deal(now time.Time) {
 	step := 0
 	limit := now.Add(min(slack, e.speed.ITL/8))
@@ -354,7 +354,7 @@ func (e *engine) abort(s *sequence) {
 	e.leave(s, aborted, time.Now())
 }
 
-// kill is the death of the engine core: everything live fails.
+// kill ends the engine core: every live sequence fails.
 func (e *engine) kill(dead bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -398,7 +398,7 @@ func (e *engine) change(edit func(*Speed)) Speed {
 	return e.speed
 }
 
-// pause is sleep: what waits goes on waiting, the prefix cache is lost.
+// pause puts the engine to sleep: waiting sequences stay, the prefix cache is lost.
 func (e *engine) pause(paused bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -17,7 +17,7 @@ type apiError struct {
 
 func (e *apiError) Error() string { return e.message }
 
-// body is the whole JSON object, also used for events inside a stream.
+// body returns the whole JSON object, also used for events inside a stream.
 func (e *apiError) body() []byte {
 	b := append([]byte(nil), `{"error":{"message":`...)
 	b = appendString(b, e.message)

@@ -26,7 +26,7 @@ type author struct {
 	phrases []string
 }
 
-// instance is one JSON value that fits the schema; avoid are words that are
+// instance returns one JSON value that fits the schema; avoid are words that are
 // not worth quoting.
 func instance(schema gjson.Result, text string, avoid []string) string {
 	a := &author{root: schema, text: text, numbers: numbersIn(text), phrases: phrasesIn(text, avoid)}
@@ -36,7 +36,7 @@ func instance(schema gjson.Result, text string, avoid []string) string {
 	return string(a.value(nil, schema, "", 0))
 }
 
-// formatted is the answer to a response_format or structured_outputs.
+// formatted returns the answer to a response_format or structured_outputs.
 func (c *call) formatted() string {
 	if c.script.hasText {
 		return c.script.text
@@ -53,7 +53,7 @@ func (c *call) formatted() string {
 	return c.anyObject()
 }
 
-// anyObject is json_object: the keys the text quotes, each with a sentence.
+// anyObject returns an object for json_object: the keys the text quotes, each with a sentence.
 func (c *call) anyObject() string {
 	var keys []string
 	word := regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
@@ -348,7 +348,7 @@ func (a *author) str(s gjson.Result, name string) string {
 	return text
 }
 
-// phrase is the next string the text offers for a property.
+// phrase returns the next string the text offers for a property.
 func (a *author) phrase(name string) string {
 	switch strings.ToLower(name) {
 	case "query", "question", "text", "content", "message", "description", "summary", "input":
@@ -367,7 +367,7 @@ func (a *author) phrase(name string) string {
 	return "some " + strings.ReplaceAll(name, "_", " ")
 }
 
-// matching is a string for a pattern: a phrase of the text if one fits.
+// matching returns a string for a pattern: a phrase of the text if one fits.
 func (a *author) matching(pattern string) string {
 	parsed, err := syntax.Parse(pattern, syntax.Perl)
 	if err != nil {
@@ -426,7 +426,7 @@ func plainRune(ranges []rune) rune {
 	return ranges[0]
 }
 
-// mentioned is the member of a list that the text names, or the first.
+// mentioned returns the member of a list that the text names, or the first.
 func mentioned(list []gjson.Result, text string) gjson.Result {
 	text = strings.ToLower(text)
 	for _, v := range list {

@@ -97,7 +97,7 @@ func (k *kvCache) grow() bool {
 	return true
 }
 
-// release gives blocks back; made are the hashes of the full blocks among the
+// release frees blocks; made are the hashes of the full blocks among the
 // private ones, which stay as prefix cache.
 func (k *kvCache) release(hashes []uint64, private int, made []uint64) {
 	k.private -= private

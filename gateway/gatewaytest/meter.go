@@ -66,7 +66,7 @@ func (m *meter) prefill(prompt, cached int) {
 	m.cached += int64(cached)
 }
 
-// token is called before the sequence's last token time is moved on.
+// token counts a token. It is called before the sequence's last token time is moved on.
 func (m *meter) token(s *sequence, now time.Time) {
 	m.generated++
 	if s.first.IsZero() {

@@ -114,7 +114,7 @@ func (s *Server) engineMetrics(t *exposition) {
 
 type eachMeter func(func(i int, m *meter, labels []string))
 
-// gauges are read under the engine's lock.
+// gauges writes the gauges, which it reads under the engine's lock.
 func (s *Server) gauges(t *exposition, forMeters eachMeter) {
 	e := s.engine
 	run, wait := make([]int, e.engines), make([]int, e.engines)
@@ -233,7 +233,7 @@ func (t *exposition) histogram(name string, h *histogram, labels []string) {
 	t.sample(name+"_sum", h.sum, labels...)
 }
 
-// processMetrics are the lines of the Python client; the memory is this
+// processMetrics writes the lines of the Python client; the memory is this
 // process's own.
 func (s *Server) processMetrics(t *exposition) {
 	var mem runtime.MemStats

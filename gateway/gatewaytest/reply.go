@@ -49,7 +49,7 @@ type calledTool struct{ id, name string }
 
 type parser func(*http.Request, gjson.Result, []byte) (*call, error)
 
-// generation is the path of a request to a generating route.
+// generation returns the handler of a generating route.
 func (s *Server) generation(parse parser) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		s.inFlight.Add(1)
@@ -172,7 +172,7 @@ func (p *reply) completionTokens() int {
 	return n
 }
 
-// echo is the prompt in front of a text completion that asked for it.
+// echo returns the prompt in front of a text completion that asked for it.
 func (p *reply) echo(ch *choice) string {
 	if !p.call.echo {
 		return ""
@@ -233,7 +233,7 @@ func (p *reply) allowed() int {
 	return max(0, p.strike.delay-p.dealt)
 }
 
-// fresh tells how many new tokens of a choice should go out now.
+// fresh returns the number of new tokens of a choice to send now.
 func (p *reply) fresh(ch *choice, interval int) (n int, final bool, err error) {
 	allowed := p.allowed()
 	state := p.server.engine.poll(ch.seq, min(interval, allowed))
@@ -355,7 +355,7 @@ func (p *reply) emit(out *sink, ch *choice, n int, final bool) error {
 	return nil
 }
 
-// message is the whole text of a choice, taken apart as the reasoning parser
+// message returns the whole text of a choice, taken apart as the reasoning parser
 // of this server does for answers that are not streamed.
 func (p *reply) message(ch *choice) (part piece, noContent bool) {
 	sc := ch.script

@@ -311,7 +311,7 @@ func holdBack(text string, lengths []int32, stops []string, keep bool) []int32 {
 // reasoningAt returns the number of reasoning tokens among the first n.
 func (sc *script) reasoningAt(n int) int { return min(n, sc.reasoning) }
 
-// thinkClosed tells whether the think block was closed before the cut.
+// thinkClosed reports whether the think block was closed before the cut.
 func (sc *script) thinkClosed() bool {
 	for _, id := range sc.ids {
 		if id == thinkEnd {

@@ -81,7 +81,7 @@ func (s *Server) routes() *http.ServeMux {
 	return mux
 }
 
-// ServeHTTP is the vLLM surface.
+// ServeHTTP serves the vLLM surface.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.options.APIKey != "" && strings.HasPrefix(r.URL.Path, "/v1") &&
 		r.Header.Get("Authorization") != "Bearer "+s.options.APIKey {
@@ -109,7 +109,7 @@ func (s *Server) noRoute(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusNotFound, []byte(`{"detail":"Not Found"}`))
 }
 
-// Control is the control surface; see control.go for its routes.
+// Control returns the handler of the control surface; see control.go for its routes.
 func (s *Server) Control() http.Handler { return s.control }
 
 // Close stops listening, ends every request and waits for the engine's loop.

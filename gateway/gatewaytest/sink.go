@@ -22,7 +22,7 @@ func (s strike) sink(w http.ResponseWriter) *sink {
 	return &sink{w: w, control: http.NewResponseController(w), crlf: s.crlf, comments: s.comments, split: s.split}
 }
 
-// scratch is a buffer for the next event's payload.
+// scratch returns a buffer for the next event's payload.
 func (o *sink) scratch() []byte { return o.body[:0] }
 
 // event sends one data event. Nothing else may be between the lines: vLLM

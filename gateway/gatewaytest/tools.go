@@ -103,7 +103,7 @@ func (c *call) bounded(calls []tool) []tool {
 	return calls
 }
 
-// score tells how much a text seems to ask for this tool; 2 is enough.
+// score returns the degree to which a text seems to ask for this tool; 2 is enough.
 func (t tool) score(text string) int {
 	text = strings.ToLower(text)
 	score := 0

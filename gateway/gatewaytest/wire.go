@@ -58,7 +58,7 @@ func (p *reply) chunkObject() string {
 	return "text_completion"
 }
 
-// appendRole is the role chunk, sent with the first output of a choice.
+// appendRole appends the role chunk, sent with the first output of a choice.
 func (p *reply) appendRole(b []byte, ch *choice) []byte {
 	b = p.head(b, p.chunkObject())
 	b = append(b, `{"index":`...)
@@ -70,7 +70,7 @@ func (p *reply) appendRole(b []byte, ch *choice) []byte {
 	return p.closeChunk(b, ch, 0, false)
 }
 
-// appendChunk is a delta or finish chunk of a choice, n tokens further on.
+// appendChunk appends a delta or finish chunk of a choice, n tokens further on.
 func (p *reply) appendChunk(b []byte, ch *choice, part piece, n int, final bool) []byte {
 	b = p.head(b, p.chunkObject())
 	b = append(b, `{"index":`...)
@@ -165,7 +165,7 @@ func (p *reply) appendDelta(b []byte, ch *choice, part piece) []byte {
 	return append(b, '}')
 }
 
-// reasoningFields are the names under which this release writes reasoning.
+// reasoningFields returns the names under which this release writes reasoning.
 func (p *reply) reasoningFields() []string {
 	var names []string
 	if p.server.release.newReasoningField() {
@@ -208,7 +208,7 @@ func appendCounts(b []byte, prompt, completion int) []byte {
 	return strconv.AppendInt(b, int64(completion), 10)
 }
 
-// appendUsage is the usage of the whole answer. Streams leave null details out.
+// appendUsage appends the usage of the whole answer. Streams leave null details out.
 func (p *reply) appendUsage(b []byte, nulls bool) []byte {
 	b = appendCounts(b, p.promptTokens(), p.completionTokens())
 	rel := p.server.release
@@ -233,7 +233,7 @@ func (p *reply) appendUsage(b []byte, nulls bool) []byte {
 	return append(b, '}')
 }
 
-// appendUsageChunk is the last JSON chunk of a stream.
+// appendUsageChunk appends the last JSON chunk of a stream.
 func (p *reply) appendUsageChunk(b []byte) []byte {
 	b = p.head(b, p.chunkObject())
 	b = append(b, `],"usage":`...)
@@ -242,7 +242,7 @@ func (p *reply) appendUsageChunk(b []byte) []byte {
 	return append(b, '}')
 }
 
-// appendWhole is the body of an answer that is not streamed.
+// appendWhole appends the body of an answer that is not streamed.
 func (p *reply) appendWhole(b []byte) []byte {
 	object := "text_completion"
 	if p.call.chat {
@@ -290,7 +290,7 @@ func (p *reply) appendWhole(b []byte) []byte {
 	return append(b, `,"kv_transfer_params":null}`...)
 }
 
-// appendMessage is the assistant's message, with vLLM's nulls.
+// appendMessage appends the assistant's message, with vLLM's nulls.
 func (p *reply) appendMessage(b []byte, ch *choice) []byte {
 	part, isNull := p.message(ch)
 	b = append(b, `{"role":"assistant","content":`...)
@@ -406,7 +406,7 @@ func (p *reply) appendTextLogprobs(b []byte, ch *choice, start, end int) []byte 
 	return append(append(append(b, `],"top_logprobs":[`...), tops...), "]}"...)
 }
 
-// logprobOf is the same for the same token, and falls with the rank.
+// logprobOf returns a log probability: the same for the same token, and falling with the rank.
 func logprobOf(id uint32, rank int) float64 {
 	x := -float64(id%997)/1000 - float64(rank)
 	return math.Round(x*10000) / 10000

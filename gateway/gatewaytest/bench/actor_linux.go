@@ -45,7 +45,7 @@ func StartActor(dir, name string, cmd *exec.Cmd) (*Actor, error) {
 // Process returns the id of the actor's process, for /proc.
 func (a *Actor) Process() Process { return Process(a.cmd.Process.Pid) }
 
-// Exited is closed when the process has ended.
+// Exited returns a channel that is closed when the process has ended.
 func (a *Actor) Exited() <-chan struct{} { return a.exited }
 
 // Stop kills the process and waits for its end.
@@ -90,7 +90,7 @@ func (a *Actor) Ready(ctx context.Context) error {
 	}
 }
 
-// FreeAddress is an address of the loopback where nobody listens.
+// FreeAddress returns an address of the loopback where nobody listens.
 func FreeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -27,7 +27,7 @@ func (b *copyBuffers) Get() []byte {
 
 func (b *copyBuffers) Put(p []byte) { b.pool.Put(&p) }
 
-// NewBare is the yardstick: the least reverse proxy that the standard library
+// NewBare returns the base of comparison, the least reverse proxy that the standard library
 // gives. It flushes each write, and it reads a request's whole body before it
 // forwards it. A gateway must do so anyway to learn the model; it also avoids a
 // race of net/http: a server that begins to answer closes the request body, and a

@@ -27,7 +27,7 @@ type Behaviour struct {
 	done   []byte   // data: [DONE] and the end of the body
 }
 
-// DefaultBehaviour is a short answer without any delay.
+// DefaultBehaviour returns the behaviour of a short answer without any delay.
 func DefaultBehaviour() Behaviour {
 	return Behaviour{Model: "mock-model", Content: 400, Chunks: 20, Status: 200}
 }

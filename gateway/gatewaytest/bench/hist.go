@@ -23,7 +23,7 @@ type Hist struct {
 	max    atomic.Uint64
 }
 
-// bucketOf is the bucket of a value in nanoseconds; bucketTop is the inverse, the
+// bucketOf returns the bucket of a value in nanoseconds; bucketTop is the inverse, the
 // largest value in it.
 func bucketOf(v uint64) int {
 	if v < subs {

@@ -19,7 +19,7 @@ type Process int
 // CurrentProcess returns the calling process.
 func CurrentProcess() Process { return Process(os.Getpid()) }
 
-// CPU is the user and system time that the process has used so far.
+// CPU returns the user and system time that the process has used so far.
 func (p Process) CPU() time.Duration {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p))
 	if err != nil {
@@ -38,7 +38,7 @@ func (p Process) CPU() time.Duration {
 	return total
 }
 
-// RSS is the process's resident memory in bytes.
+// RSS returns the process's resident memory in bytes.
 func (p Process) RSS() int64 {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p))
 	if err != nil {
@@ -53,7 +53,7 @@ func (p Process) RSS() int64 {
 	return 0
 }
 
-// MachineCPU is the time that all processors together have spent on work.
+// MachineCPU returns the time that all processors together have spent on work.
 func MachineCPU() time.Duration {
 	raw, err := os.ReadFile("/proc/stat")
 	if err != nil {

@@ -87,7 +87,7 @@ func (r *Report) timeline(d *drawing, load, top float64) {
 	d.text(320, top+p.h+55, "small", "start", "shaded: level, on (right scale); upright line: the load falls to 0.3x")
 }
 
-// levels are the changes of the level, on a scale on which L4 is 100.
+// levels returns the changes of the level, on a scale on which L4 is 100.
 func (r *Run) levels() (points [][2]float64) {
 	last := -1
 	for _, m := range r.Moments {
@@ -99,7 +99,7 @@ func (r *Run) levels() (points [][2]float64) {
 	return points
 }
 
-// goodput is the share of good answers in percent by the time of sending.
+// goodput returns the share of good answers in percent by the time of sending.
 func (r *Run) goodput(objective time.Duration) (points [][2]float64) {
 	if len(r.Outcomes) == 0 {
 		return nil

@@ -32,7 +32,7 @@ func sizes() map[string]Size {
 	return map[string]Size{SmallTenant: {100, 40}, BigTenant: {800, 320}, LightTenant: {200, 40}}
 }
 
-// FairFleet is two servers on which a request takes as long as it is large: almost
+// FairFleet returns two servers on which a request takes as long as it is large: almost
 // nothing is spent on a request as such. So the throughput of two mixes of requests
 // can be compared.
 func FairFleet() Fleet {
@@ -170,7 +170,7 @@ func (r *FairRun) book(tenant string, moment time.Time, service int) {
 	r.bins[tenant][n] += float64(service)
 }
 
-// Served is the service of each tenant in all.
+// Served returns the service of each tenant in all.
 func (r *FairRun) Served() map[string]float64 {
 	sums := map[string]float64{}
 	for name, bins := range r.bins {
@@ -181,7 +181,7 @@ func (r *FairRun) Served() map[string]float64 {
 	return sums
 }
 
-// Throughput is the service of all tenants a second.
+// Throughput returns the service of all tenants a second.
 func (r *FairRun) Throughput() float64 {
 	total := 0.0
 	for _, v := range r.Served() {
@@ -190,7 +190,7 @@ func (r *FairRun) Throughput() float64 {
 	return total / r.Length.Seconds()
 }
 
-// Gap is the most by which the services of the two flooding tenants differ over any
+// Gap returns the largest amount by which the services of the two flooding tenants differ over any
 // stretch of the run.
 func (r *FairRun) Gap() float64 {
 	low, high, difference := 0.0, 0.0, 0.0
@@ -201,7 +201,7 @@ func (r *FairRun) Gap() float64 {
 	return high - low
 }
 
-// Jain is Jain's index of fairness of the tenants' services: 1 when they are equal, 1
+// Jain returns Jain's index of fairness of the tenants' services: 1 when they are equal, 1
 // over their number when one has all.
 func (r *FairRun) Jain() float64 {
 	sum, squares := 0.0, 0.0

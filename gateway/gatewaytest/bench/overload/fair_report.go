@@ -163,7 +163,7 @@ func (r *FairRun) cumulative(tenant string) [][2]float64 {
 	return points
 }
 
-// cumulated is the share of sorted times up to each of them.
+// cumulated returns the share of sorted times up to each of them.
 func cumulated(sorted []time.Duration) (points [][2]float64) {
 	for i, d := range slices.All(sorted) {
 		points = append(points, [2]float64{d.Seconds(), 100 * float64(i+1) / float64(len(sorted))})

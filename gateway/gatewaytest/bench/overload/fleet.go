@@ -31,7 +31,7 @@ func (s Speed) Holds(input, answer int) time.Duration {
 	return s.TTFT + time.Duration(input)*s.Prefill + time.Duration((1+thinking)*answer-1)*s.ITL
 }
 
-// Faster is a server that is so many times as fast, with as many slots.
+// Faster returns the speed of a backend that is so many times as fast, with as many slots.
 func (s Speed) Faster(times float64) Speed {
 	scaled := func(d time.Duration) time.Duration { return time.Duration(float64(d) / times) }
 	return Speed{scaled(s.TTFT), scaled(s.Prefill), scaled(s.ITL), s.Slots}
@@ -44,7 +44,7 @@ type Fleet struct {
 	Context        int // tokens, of both models
 }
 
-// DefaultFleet is two servers of the large model and so many of the small one, which
+// DefaultFleet returns two servers of the large model and so many of the small one, which
 // are 2.5 times as fast. The speeds are about those of one H100-class card with short
 // batches; the slots are few, so that a machine of two cores can play four times the
 // load.
@@ -53,7 +53,7 @@ func DefaultFleet(smalls int) Fleet {
 	return Fleet{Large: large, Small: large.Faster(2.5), Larges: 2, Smalls: smalls, Context: 40960}
 }
 
-// Slots are those of the large model.
+// Slots returns the slots of the large model.
 func (f Fleet) Slots() int { return f.Larges * f.Large.Slots }
 
 // Capacity returns the requests a second, as long as these rows on average, that the large

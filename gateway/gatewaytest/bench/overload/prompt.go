@@ -13,7 +13,7 @@ const frameTokens = 8 + 2 + numberDigits
 // numberDigits keep the first line of all prompts equally long; each is a token.
 const numberDigits = 8
 
-// prompt is a text that makes a chat request of so many tokens, frameTokens at least.
+// prompt returns a text that makes a chat request of so many tokens, frameTokens at least.
 // It begins with its number, so no two are alike from the start. Every further word is
 // one token of Qwen3's vocabulary.
 func prompt(tokens, number int) string {
@@ -30,7 +30,7 @@ func prompt(tokens, number int) string {
 	return b.String()
 }
 
-// body is a chat request. answer_tokens is for the stand-in; the gateway passes what
+// body returns a chat request. answer_tokens is for the stand-in; the gateway passes what
 // it does not know, and vLLM ignores it.
 func (r *Request) body() string {
 	options := ""

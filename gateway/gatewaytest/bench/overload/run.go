@@ -125,7 +125,7 @@ func levelIn(metrics io.Reader) int {
 // streamed is the share of requests that ask for a stream.
 const streamed = 0.8
 
-// requests gives each row of a window a tenant and a number.
+// requests returns the requests of a window: each row gets a tenant and a number.
 func (s *Stage) requests(w Window, first int) []*Request {
 	random := rand.New(rand.NewPCG(3, uint64(first)))
 	requests := make([]*Request, len(w.Rows))
@@ -151,7 +151,7 @@ func (r *Run) Drained() (time.Duration, bool) {
 	return r.quiet(func(m Moment) bool { return m.Waiting == 0 })
 }
 
-// quiet is the time after the load from which ok held to the end of the watch.
+// quiet returns the time after the load from which ok held to the end of the watch.
 func (r *Run) quiet(ok func(Moment) bool) (time.Duration, bool) {
 	for i := len(r.Moments) - 1; i >= 0; i-- {
 		if m := r.Moments[i]; !ok(m) {

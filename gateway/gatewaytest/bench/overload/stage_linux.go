@@ -42,7 +42,7 @@ const adminVariable = "OVERLOAD_ADMIN_KEY"
 
 const adminKey = "tg-of-the-overload-benchmark-for-making-its-keys"
 
-// config is the configuration of a gateway in front of servers.
+// config returns the configuration of a gateway in front of servers.
 func config(listen, ops, dir string, s *Servers, f Fragment) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "server: {listen: '%s', ops_listen: '%s', shutdown_grace: 1s}\n", listen, ops)

@@ -75,7 +75,7 @@ type tick struct {
 	text  string
 }
 
-// every gives ticks at 0 and the multiples of step.
+// every returns ticks at 0 and the multiples of step.
 func every(end, step float64, format string) []tick {
 	var ticks []tick
 	for v := 0.0; v <= end+step/1000; v += step {

@@ -55,10 +55,10 @@ func (o *Outcome) FailureReason() string {
 	return o.Level
 }
 
-// Wait is the time to the first content or reasoning at the caller.
+// Wait returns the time to the first content or reasoning at the caller.
 func (o *Outcome) Wait() time.Duration { return o.First.Sub(o.Sent) }
 
-// EngineWait is the time to the engine's first token.
+// EngineWait returns the time to the engine's first token.
 func (o *Outcome) EngineWait() time.Duration { return o.Engine.Sub(o.Sent) }
 
 // strictWait returns the time that the strict objective bounds; see the package comment.

@@ -22,7 +22,7 @@ type Row struct {
 	Output int // tokens of the answer, thinking not among them
 }
 
-// TraceNames are the traces that there are.
+// TraceNames returns the names of all traces.
 func TraceNames() []string { return []string{"azure-conv", "azure-code", "mooncake-conversation"} }
 
 // Traces reads the named traces, laid over each other: all begin at 0, and rows come
