@@ -306,7 +306,7 @@ func (m *Memory) Settle(_ context.Context, s Settlement) (Settled, error) {
 }
 
 // charged bounds the charge of one request on one counter.
-func charged(n int64) int64 { return min(max(n, 0), maxExact) }
+func charged(n int64) int64 { return min(max(n, 0), MaxCharge) }
 
 // unknownTime is before any reservation.
 const unknownTime = -1

@@ -10,9 +10,14 @@ import (
 const (
 	maxCount = 1_000_000_000_000 // largest limit; in thousandths still exact in a double, which is what Lua counts in
 	maxExact = 1 << 52           // integers up to here are exact in a double, with a bit to spare
-	maxSum   = 1 << 47           // bound of a bucket: above every limit, and those of a window together are exact in a double
-	maxDebt  = 1<<53 - 1         // bound of a quota's counter, and of a token bucket in tokens times milliseconds
 	maxMilli = 1_000_000         // a weight of 1000
+)
+
+// Bounds of what a store counts, so that a double holds every number exactly.
+const (
+	MaxCharge = maxExact  // charge of one request on one counter
+	MaxSum    = 1 << 47   // sum of a bucket: above every limit, and those of a window add up
+	MaxDebt   = 1<<53 - 1 // sum of a quota's counter, and debt of a token bucket in tokens times milliseconds
 )
 
 // Values that stand for what cannot be read; Validate refuses them, where it is

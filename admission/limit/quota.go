@@ -32,8 +32,8 @@ func (q *quota) check(d *Dim, now int64) State {
 
 func (q *quota) charge(d *Dim, _ string, _, _ int64) part {
 	q.enter(d)
-	q.used = min(q.used+d.Cost, maxDebt)
-	q.held = min(q.held+d.Cost, maxDebt)
+	q.used = min(q.used+d.Cost, MaxDebt)
+	q.held = min(q.held+d.Cost, MaxDebt)
 	return part{charged: d.Cost, floor: d.Floor, chargedAt: q.begin}
 }
 
@@ -48,14 +48,14 @@ func (q *quota) enter(d *Dim) {
 func (q *quota) adjust(d *Dim, p *part, delta, _ int64) {
 	q.enter(d)
 	if p.chargedAt == q.begin || delta > 0 {
-		q.used = min(max(q.used+delta, 0), maxDebt)
+		q.used = min(max(q.used+delta, 0), MaxDebt)
 	}
 }
 
 // hold changes by delta the amount that a live reservation holds of the counter.
 func (q *quota) hold(p *part, delta int64) {
 	if p.chargedAt == q.begin {
-		q.held = min(max(q.held+delta, 0), maxDebt)
+		q.held = min(max(q.held+delta, 0), MaxDebt)
 	}
 }
 

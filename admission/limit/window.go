@@ -54,13 +54,13 @@ func (w *window) owedIn(windowMs, now int64) int64 {
 	if owed == 0 || w.debtWindowMs == windowMs {
 		return owed
 	}
-	return min(ceilDiv(owed, w.debtWindowMs), maxDebt/windowMs) * windowMs
+	return min(ceilDiv(owed, w.debtWindowMs), MaxDebt/windowMs) * windowMs
 }
 
 // debtOf returns an amount that is not negative in tokens times milliseconds of the
 // dimension's window.
 func (w *window) debtOf(d *Dim, amount int64) int64 {
-	return min(amount, maxDebt/d.WindowMs) * d.WindowMs
+	return min(amount, MaxDebt/d.WindowMs) * d.WindowMs
 }
 
 // drain subtracts rate per millisecond from a debt.
@@ -143,10 +143,10 @@ func (w *window) add(d *Dim, amount, now int64) {
 	w.drop(now - d.WindowMs)
 	if n := len(w.buckets); n > 0 && w.buckets[n-1].last/d.BucketMs >= now/d.BucketMs {
 		b := &w.buckets[n-1]
-		b.last, b.sum = max(b.last, now), min(b.sum+amount, maxSum)
+		b.last, b.sum = max(b.last, now), min(b.sum+amount, MaxSum)
 		return
 	}
-	w.buckets = append(w.buckets, bucket{now, min(amount, maxSum)})
+	w.buckets = append(w.buckets, bucket{now, min(amount, MaxSum)})
 }
 
 // drop forgets the buckets whose newest charge is no later than a time.
@@ -176,7 +176,7 @@ func (w *window) addPast(d *Dim, amount, usedAt, now int64) {
 		w.buckets = slices.Insert(w.buckets, i, bucket{last: usedAt})
 	}
 	b := &w.buckets[i]
-	b.last, b.sum = max(b.last, usedAt), min(b.sum+amount, maxSum)
+	b.last, b.sum = max(b.last, usedAt), min(b.sum+amount, MaxSum)
 }
 
 // adjust charges more to the bucket of now, where it was used. It gives back to the bucket of
@@ -213,10 +213,10 @@ func (w *window) owe(d *Dim, change, now int64) {
 	if owed == 0 {
 		w.debtWindowMs, w.debtRate = d.WindowMs, limit
 	} else if w.debtWindowMs != d.WindowMs {
-		bound := maxDebt / w.debtWindowMs
+		bound := MaxDebt / w.debtWindowMs
 		change = min(max(change/d.WindowMs, -bound), bound) * w.debtWindowMs
 	}
-	w.debt, w.debtAt = min(max(owed+change, 0), maxDebt), now
+	w.debt, w.debtAt = min(max(owed+change, 0), MaxDebt), now
 }
 
 // bucketOf returns the bucket of a charge at some time, or nil where it no longer counts.

@@ -59,9 +59,9 @@ func (c *condition) warnings(now time.Time) (warnings []string) {
 	warn(l.Failure == "" && l.Pending > longBacklog, "%d usage records wait in the journal for the database", l.Pending)
 	if r := c.Redis; r != nil {
 		warn(r.Alone, "Redis has not answered for %v: this gateway enforces %s of each limit alone, or what on_store_failure says: %s",
-			now.Sub(r.Since).Round(time.Second), ownShare(r), cmp.Or(r.Error, "no reason is known"))
+			now.Sub(r.ChangedAt).Round(time.Second), ownShare(r), cmp.Or(r.Error, "no reason is known"))
 		warn(!r.Alone && r.Waiting > 0, "%d settlements of a time without Redis are still to be handed in to it", r.Waiting)
-		warn(!r.Alone && r.Recounted, "%s", r.Doing)
+		warn(!r.Alone && r.Recounted, "%s", r.Action)
 		warn(r.Dropped > 0, "%d settlements were dropped since the start, because Redis was away for too long: limits count too little for them", r.Dropped)
 	}
 	if b := c.Damage; b != nil && now.Sub(b.time) <= damageFor {

@@ -120,7 +120,7 @@ func BenchmarkPaused(b *testing.B) {
 	var first, open []time.Duration
 	for round := 0; b.Loop(); round++ {
 		g := Guard(New(client, Options{}), GuardOptions{Replica: "one", Timeout: c.Timeout})
-		if err := g.greet(b.Context()); err != nil {
+		if err := g.heartbeat(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 		reserve := func(id string) time.Duration {

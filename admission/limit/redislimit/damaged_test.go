@@ -192,7 +192,7 @@ func TestDamagedFleet(t *testing.T) {
 		if err := ways[way](t.Context(), look, key); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.beat(t.Context(), store, now); err != nil {
+		if _, err := f.heartbeat(t.Context(), store, now); err != nil {
 			t.Fatalf("round %d, way %d at %s: %v", round, way, key, err)
 		}
 		for _, amount := range []int64{0, 1, 1e12, math.MaxInt64} {
@@ -230,11 +230,11 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(packNumbers([]int64{1, 5, 1, 2, 3, 4}))
 	f.Add(packNumbers([]int64{math.MinInt64}))
 	f.Fuzz(func(t *testing.T, answer string) {
-		g := group{dims: make([]limit.Dim, 1), at: []int{0}}
+		g := group{dims: make([]limit.Dim, 1), indexes: []int{0}}
 		states := make([]limit.State, 1)
 		if _, err := unpackStates(answer, &g, states); err == nil && len(answer) != number && len(answer) != 6*number {
 			t.Errorf("%q is taken", answer)
 		}
-		readBeat([]any{answer, answer, answer})
+		parseBeat([]any{answer, answer, answer})
 	})
 }

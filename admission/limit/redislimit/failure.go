@@ -67,18 +67,18 @@ const (
 )
 
 // local is a request that was let in without Redis.
-type local struct {
+type localRequest struct {
 	whole   []limit.Dim // those of the request
 	dims    []limit.Dim // the same as the shadow has them
-	before  []int64     // by dimension, what of a quota was used, but for what the shadow counts
-	others  []int64     // by dimension, what others have in the window
+	priorUse  []int64     // by dimension, what of a quota was used, but for what the shadow counts
+	remote  []int64     // by dimension, what others have in the window
 	skipped []bool      // soft and over: not charged, there neither
 	ms      int64
 	adopted bool // Redis holds a reservation, too
 }
 
 // fine are dimensions as the shadow counts them.
-func fine(dims []limit.Dim) []limit.Dim {
+func fineDims(dims []limit.Dim) []limit.Dim {
 	out := slices.Clone(dims)
 	for i := range out {
 		if d := &out[i]; d.Kind == limit.Window {
@@ -89,7 +89,7 @@ func fine(dims []limit.Dim) []limit.Dim {
 }
 
 // home is how Redis is told.
-func (l *local) home(s limit.Settlement) settlement {
+func (l *localRequest) settlementOf(s limit.Settlement) settlement {
 	s.New, s.Charges = true, slices.Clone(s.Charges)
 	for i, skipped := range l.skipped {
 		if skipped {
@@ -117,14 +117,14 @@ func (s *settlement) due(now int64) limit.Settlement {
 	return out
 }
 
-func (g *Guarded) isHere(id string) bool {
+func (g *Guarded) isLocal(id string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.here[id] != nil
 }
 
 // leave ends what is known of a request that was let in here.
-func (g *Guarded) leave(id string) *local {
+func (g *Guarded) removeLocal(id string) *localRequest {
 	if g.hereCount.Load() == 0 {
 		return nil
 	}
@@ -137,13 +137,13 @@ func (g *Guarded) leave(id string) *local {
 }
 
 // reserveHere decides without Redis.
-func (g *Guarded) reserveHere(r limit.Reservation) (limit.Decision, error) {
+func (g *Guarded) reserveLocally(r limit.Reservation) (limit.Decision, error) {
 	for i := range r.Dims {
 		if d := &r.Dims[i]; d.Failure == limit.FailClosed && !d.Soft {
 			return limit.Decision{}, fmt.Errorf("rule %s: %w", d.Rule, ErrClosed)
 		}
 	}
-	l := g.locally(r.Dims, g.with.Now().UnixMilli())
+	l := g.newLocalRequest(r.Dims, g.opts.Now().UnixMilli())
 	found, err := g.shadow.Reserve(context.Background(), limit.Reservation{ID: r.ID, Dims: l.dims, Peek: r.Peek, Settled: r.Settled})
 	if err != nil {
 		return limit.Decision{}, err
@@ -169,13 +169,13 @@ func (g *Guarded) reserveHere(r limit.Reservation) (limit.Decision, error) {
 // was let in: of the windows that were running when it lost its counters, and of all
 // until other replicas have handed in what they counted alone. It reports whether they
 // refuse it.
-func (g *Guarded) recounted(r limit.Reservation) (out limit.Decision, refused bool) {
-	now := g.with.Now()
-	handsIn := g.handsIn(now)
-	if !handsIn && !g.recounts(now) {
+func (g *Guarded) rejectedByShare(r limit.Reservation) (out limit.Decision, refused bool) {
+	now := g.opts.Now()
+	handsIn := g.awaitsHandIn(now)
+	if !handsIn && !g.lostRecently(now) {
 		return out, false
 	}
-	l := g.locally(r.Dims, now.UnixMilli())
+	l := g.newLocalRequest(r.Dims, now.UnixMilli())
 	found, err := g.shadow.Reserve(context.Background(), limit.Reservation{ID: r.ID, Dims: l.dims, Peek: true})
 	if err != nil {
 		return out, false
@@ -204,13 +204,13 @@ func memoryMs(d *limit.Dim) int64 {
 }
 
 // locally are the dimensions as this replica enforces them alone.
-func (g *Guarded) locally(dims []limit.Dim, now int64) *local {
+func (g *Guarded) newLocalRequest(dims []limit.Dim, now int64) *localRequest {
 	g.mu.Lock()
 	outage := outageSuffix(g.outage)
 	g.mu.Unlock()
-	l := &local{
-		whole: dims, dims: fine(dims), ms: now,
-		before: make([]int64, len(dims)), others: make([]int64, len(dims)), skipped: make([]bool, len(dims)),
+	l := &localRequest{
+		whole: dims, dims: fineDims(dims), ms: now,
+		priorUse: make([]int64, len(dims)), remote: make([]int64, len(dims)), skipped: make([]bool, len(dims)),
 	}
 	for i := range l.dims {
 		d := &l.dims[i]
@@ -218,13 +218,13 @@ func (g *Guarded) locally(dims []limit.Dim, now int64) *local {
 		case d.Failure == limit.FailOpen:
 			d.Soft = true
 		case d.Kind == limit.Quota:
-			k := g.known(d, now)
+			k := g.knownUse(d, now)
 			d.Key += outage
 			remains := max(d.Limit-k.used, 0)
-			l.before[i] = k.used - k.here
-			d.Limit = max(k.here+g.fleet.share(remains), min(d.Cost, remains))
+			l.priorUse[i] = k.used - k.local
+			d.Limit = max(k.local+g.fleet.share(remains), min(d.Cost, remains))
 		case !d.Ceiling:
-			l.others[i] = g.reduce(d, now)
+			l.remote[i] = g.reduceLimit(d, now)
 		}
 	}
 	return l
@@ -232,15 +232,15 @@ func (g *Guarded) locally(dims []limit.Dim, now int64) *local {
 
 // reduce makes the limit of a window or of slots this replica's own, and returns what
 // others have of it.
-func (g *Guarded) reduce(d *limit.Dim, now int64) (others int64) {
-	was := g.seen.sight(d.Key)
-	if was.until > now {
-		others = was.others
+func (g *Guarded) reduceLimit(d *limit.Dim, now int64) (remote int64) {
+	last := g.seen.lookup(d.Key)
+	if last.expiry > now {
+		remote = last.remote
 	}
 	// A request that is larger than the share has to be alone. A small one may be beyond
 	// it: requests that come at half of a limit come a little early at times.
-	reduced := func(whole, others int64) int64 {
-		share, left := g.fleet.share(whole), max(whole-others, 0)
+	reduced := func(whole, remote int64) int64 {
+		share, left := g.fleet.share(whole), max(whole-remote, 0)
 		if d.Kind == limit.Window && d.Cost <= share/smallPart {
 			share += d.Cost
 		}
@@ -253,19 +253,19 @@ func (g *Guarded) reduce(d *limit.Dim, now int64) (others int64) {
 		return reduced(whole, 0)
 	}
 	whole := d.Limit
-	d.Limit, d.Burst = reduced(d.Limit, others), burst(d.Burst)
+	d.Limit, d.Burst = reduced(d.Limit, remote), burst(d.Burst)
 	switch {
 	case d.EdgeMs != 0:
-		d.NextLimit, d.NextBurst = reduced(d.NextLimit, others), burst(d.NextBurst)
-	case others > 0: // they leave the window then
-		d.EdgeMs, d.NextLimit, d.NextBurst = was.until, reduced(whole, 0), d.Burst
+		d.NextLimit, d.NextBurst = reduced(d.NextLimit, remote), burst(d.NextBurst)
+	case remote > 0: // they leave the window then
+		d.EdgeMs, d.NextLimit, d.NextBurst = last.expiry, reduced(whole, 0), d.Burst
 	}
-	return others
+	return remote
 }
 
 // states are those of the request's own dimensions, as a caller is to see them: with
 // the limit of the rule, and never "never" for what only the share cannot hold.
-func (l *local) states(found []limit.State) []limit.State {
+func (l *localRequest) states(found []limit.State) []limit.State {
 	out := slices.Clone(found)
 	for i := range out {
 		d, s := &l.whole[i], &out[i]
@@ -282,7 +282,7 @@ func (l *local) states(found []limit.State) []limit.State {
 		}
 		cost := d.Cost
 		if d.Kind == limit.Quota {
-			s.Used += l.before[i]
+			s.Used += l.priorUse[i]
 			cost = max(d.Floor, 1) // a caller may reserve less
 		}
 		if burst > 0 {
@@ -292,15 +292,15 @@ func (l *local) states(found []limit.State) []limit.State {
 		case !s.Exceeded:
 		case d.Cost > whole:
 			s.TooLarge, s.RetryAfterMs = true, 0
-		case s.Used+l.others[i]+cost > s.Limit && d.Kind == limit.Quota:
+		case s.Used+l.remote[i]+cost > s.Limit && d.Kind == limit.Quota:
 			s.TooLarge, s.RetryAfterMs = false, max(d.EndMs-l.ms, 1)
 			s.Remaining = max(s.Limit-s.Used, 0)
 		default:
-			if s.Used+l.others[i]+cost <= s.Limit && !d.Ceiling {
+			if s.Used+l.remote[i]+cost <= s.Limit && !d.Ceiling {
 				s.Share = max(share, 1)
 			}
 			if s.TooLarge || d.Kind == limit.Quota {
-				s.TooLarge, s.RetryAfterMs = false, lookAgain.Milliseconds()
+				s.TooLarge, s.RetryAfterMs = false, probeInterval.Milliseconds()
 			}
 		}
 	}
@@ -314,7 +314,7 @@ func (g *Guarded) adopt(ctx context.Context) error {
 		return nil
 	}
 	g.mu.Lock()
-	running := map[string]*local{}
+	running := map[string]*localRequest{}
 	for id, l := range g.here {
 		if !l.adopted {
 			running[id] = l
@@ -346,7 +346,7 @@ func (g *Guarded) adopt(ctx context.Context) error {
 }
 
 // wait keeps a settlement for when Redis is back.
-func (g *Guarded) wait(s settlement) {
+func (g *Guarded) enqueue(s settlement) {
 	g.mu.Lock()
 	if len(g.waiting) < maxWaiting {
 		g.waiting = append(g.waiting, s)
@@ -359,7 +359,7 @@ func (g *Guarded) wait(s settlement) {
 
 // leaveQuotas lets what waits charge no quota: Redis was given what a ledger knows,
 // which has counted these requests, too.
-func (g *Guarded) leaveQuotas() {
+func (g *Guarded) skipQuotas() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, s := range g.waiting {
@@ -372,7 +372,7 @@ func (g *Guarded) leaveQuotas() {
 }
 
 // tell settles in Redis what waits, in its order, until nothing does or one fails.
-func (g *Guarded) tell(ctx context.Context) error {
+func (g *Guarded) handIn(ctx context.Context) error {
 	for {
 		g.mu.Lock()
 		if len(g.waiting) == 0 {
@@ -384,9 +384,9 @@ func (g *Guarded) tell(ctx context.Context) error {
 		next.Charges = slices.Clone(next.Charges) // leaveQuotas may change them meanwhile
 		g.mu.Unlock()
 		err := g.call(ctx, next.Dims, func(ctx context.Context) error {
-			out, err := g.store.Settle(ctx, next.due(g.with.Now().UnixMilli()))
+			out, err := g.store.Settle(ctx, next.due(g.opts.Now().UnixMilli()))
 			if err == nil {
-				g.seen.learn(next.Dims, out.States, nil, g.with.Now().UnixMilli(), false) // quotas alone
+				g.seen.record(next.Dims, out.States, nil, g.opts.Now().UnixMilli(), false) // quotas alone
 			}
 			return err
 		})
@@ -402,52 +402,52 @@ func (g *Guarded) tell(ctx context.Context) error {
 
 // seen is what Redis last said of counters. When one half is full it becomes the
 // older one, and what was only in that is forgotten.
-type seen struct {
+type observations struct {
 	mu       sync.Mutex
-	now, old map[string]sight
+	now, old map[string]observation
 }
 
 // sight is what Redis said of one counter. A zero one was never seen. Times are in
 // milliseconds since 1970.
-type sight struct {
+type observation struct {
 	used, begin int64 // of a quota, and the begin of its period
-	others      int64 // of a window or of slots, what this replica did not let in
-	until       int64 // when the others' part counts no longer
+	remote      int64 // of a window or of slots, what this replica did not let in
+	expiry       int64 // when the others' part counts no longer
 	ms          int64 // when it was said
 }
 
 // learn notes what Redis said of counters, of which mine are the shadow's states. With
 // keep, what others had is not forgotten while it counts: Redis has lost it.
-func (s *seen) learn(dims []limit.Dim, states, mine []limit.State, now int64, keep bool) {
+func (s *observations) record(dims []limit.Dim, states, mine []limit.State, now int64, keepRemote bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range states {
 		d := &dims[i]
-		one := sight{used: states[i].Used, begin: d.BeginMs, ms: now}
+		one := observation{used: states[i].Used, begin: d.BeginMs, ms: now}
 		if d.Kind != limit.Quota {
 			if i >= len(mine) || d.Ceiling {
 				continue
 			}
-			one = sight{others: max(states[i].Used-mine[i].Used, 0), until: now + memoryMs(d), ms: now}
-			if was := s.get(d.Key); keep && was.until > now && was.others > one.others {
+			one = observation{remote: max(states[i].Used-mine[i].Used, 0), expiry: now + memoryMs(d), ms: now}
+			if previous := s.find(d.Key); keepRemote && previous.expiry > now && previous.remote > one.remote {
 				continue
 			}
 		}
 		if len(s.now) >= maxSeen {
-			s.now, s.old = map[string]sight{}, s.now
+			s.now, s.old = map[string]observation{}, s.now
 		}
 		s.now[d.Key] = one
 	}
 }
 
-func (s *seen) sight(key string) sight {
+func (s *observations) lookup(key string) observation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.get(key)
+	return s.find(key)
 }
 
 // get finds a sight. The lock is held.
-func (s *seen) get(key string) sight {
+func (s *observations) find(key string) observation {
 	if one, ok := s.now[key]; ok {
 		return one
 	}

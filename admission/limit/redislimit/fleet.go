@@ -3,17 +3,11 @@ package redislimit
 import (
 	"context"
 	"crypto/rand"
-	_ "embed"
 	"fmt"
 	"strconv"
 	"sync"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
-
-//go:embed fleet.lua
-var fleetLua string
 
 // fleet is what a replica knows of the others. It is safe for concurrent use.
 //
@@ -82,36 +76,36 @@ func (f *fleet) size() (members int, perMille int64) {
 }
 
 // news is what a heartbeat learned that was not so at the last one.
-type news struct {
+type beatResult struct {
 	restored bool // quotas were brought to what a ledger knows, or the store was emptied
 	lost     bool // the store has lost its counters
 }
 
 // beat says that this replica lives, and learns of the fleet.
-func (f *fleet) beat(ctx context.Context, s *Store, now time.Time) (n news, err error) {
-	at := ""
+func (f *fleet) heartbeat(ctx context.Context, s *Store, now time.Time) (n beatResult, err error) {
+	timeMs := ""
 	if s.now != nil {
-		at = strconv.FormatInt(s.now().UnixMilli(), 10)
+		timeMs = strconv.FormatInt(s.now().UnixMilli(), 10)
 	}
 	keys := []string{"tg:{fleet}:members", "tg:{fleet}:counters", markKey}
-	answer, err := redis.NewScript(fleetLua).Run(ctx, s.client, keys, at, f.name, rand.Text()).Slice()
+	answer, err := s.beat.Run(ctx, s.client, keys, timeMs, f.name, rand.Text()).Slice()
 	if err != nil {
-		return news{}, fmt.Errorf("redis: fleet: %w", err)
+		return beatResult{}, fmt.Errorf("redis: fleet: %w", err)
 	}
-	members, counted, mark, ok := readBeat(answer)
+	members, counted, mark, ok := parseBeat(answer)
 	if !ok {
-		return news{}, errAnswer
+		return beatResult{}, errAnswer
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	n = news{restored: f.mark != "" && f.mark != mark, lost: f.counted != "" && f.counted != counted}
+	n = beatResult{restored: f.mark != "" && f.mark != mark, lost: f.counted != "" && f.counted != counted}
 	f.counted, f.mark, f.met = counted, mark, true
-	f.count(members, now)
+	f.setMembers(members, now)
 	return n, nil
 }
 
 // readBeat reads the answer to a heartbeat.
-func readBeat(answer []any) (members int, counted, mark string, ok bool) {
+func parseBeat(answer []any) (members int, counted, mark string, ok bool) {
 	if len(answer) != 3 {
 		return 0, "", "", false
 	}
@@ -127,7 +121,7 @@ const maxMembers = 1_000_000
 
 // count takes in how many members the store tells of. More count at once, fewer when
 // they have been so for a while. The lock is held.
-func (f *fleet) count(members int, now time.Time) {
+func (f *fleet) setMembers(members int, now time.Time) {
 	switch {
 	case members >= f.members:
 		f.members, f.fewer = members, time.Time{}

@@ -4,7 +4,8 @@
 --       that says that their quotas are whole
 -- ARGV  1 time in ms (empty: the server's), 2 this replica, 3 a name for the
 --       counters if they have none: they are new then, or were lost
-local GONE, FORGET = 35000, 3600000
+--
+-- Each $NAME is a constant, whose number the store puts in (script.go).
 local now = tonumber(ARGV[1])
 if not now then
   local time = redis.call('TIME')
@@ -19,9 +20,9 @@ local function try(command, key, ...)
   return redis.call(command, key, ...)
 end
 try('ZADD', KEYS[1], now, ARGV[2])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - GONE)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. now + GONE, '+inf') -- of a clock that was ahead
-redis.call('PEXPIRE', KEYS[1], FORGET)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - $MEMBERLIFE)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. now + $MEMBERLIFE, '+inf') -- of a clock that was ahead
+redis.call('PEXPIRE', KEYS[1], $FLEETLIFE)
 local name = try('GET', KEYS[2])
 if not name then
   name = ARGV[3]

@@ -61,7 +61,7 @@ func TestFleetMembers(t *testing.T) {
 				if fleets[name] == nil {
 					fleets[name] = &fleet{name: name}
 				}
-				n, err := fleets[name].beat(t.Context(), store, now)
+				n, err := fleets[name].heartbeat(t.Context(), store, now)
 				if err != nil {
 					t.Fatal(err)
 				}

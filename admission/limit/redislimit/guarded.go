@@ -20,7 +20,7 @@ var ErrClosed = errors.New("the limits' store cannot be reached")
 
 const (
 	defaultTimeout = 50 * time.Millisecond
-	lookAgain      = time.Second // between probes, and what a caller waits whose share is too small
+	probeInterval      = time.Second // between probes, and what a caller waits whose share is too small
 )
 
 // GuardOptions are what a Guarded works with. Only Replica must be given.
@@ -40,12 +40,12 @@ type GuardOptions struct {
 // safe for concurrent use.
 type Guarded struct {
 	store   *Store
-	with    GuardOptions
+	opts    GuardOptions
 	breaker *degrade.Breaker
 	metrics *metrics
 	shadow  *limit.Memory
 	fleet   fleet
-	seen    seen
+	seen    observations
 
 	alone     atomic.Bool
 	longestMs atomic.Int64 // of the windows that were asked for, in milliseconds
@@ -58,7 +58,7 @@ type Guarded struct {
 	// such a time begins another.
 	outage   int64
 	suspect  string // the home that a probe asks
-	here     map[string]*local
+	here     map[string]*localRequest
 	waiting  []settlement
 	dropped  int64
 	probes   int64
@@ -78,8 +78,8 @@ func Guard(store *Store, o GuardOptions) *Guarded {
 		o.Now = time.Now
 	}
 	g := &Guarded{
-		store: store, with: o, shadow: limit.NewMemory(o.Now), fleet: fleet{name: o.Replica}, here: map[string]*local{},
-		seen: seen{now: map[string]sight{}}, suspect: "{probe}",
+		store: store, opts: o, shadow: limit.NewMemory(o.Now), fleet: fleet{name: o.Replica}, here: map[string]*localRequest{},
+		seen: observations{now: map[string]observation{}}, suspect: "{probe}",
 	}
 	g.metrics = newMetrics(o.Registry, g)
 	b := o.Breaker
@@ -95,36 +95,36 @@ var errCaller = errors.New("the caller is gone")
 func (g *Guarded) changed(alone bool) {
 	g.alone.Store(alone)
 	if !alone {
-		g.backMs.Store(g.with.Now().UnixMilli())
+		g.backMs.Store(g.opts.Now().UnixMilli())
 	}
 	g.mu.Lock()
-	g.since = g.with.Now()
+	g.since = g.opts.Now()
 	if !alone {
 		g.outage++
 	}
 	last := g.last
 	g.mu.Unlock()
-	if g.with.Changed != nil {
-		g.with.Changed(alone, last)
+	if g.opts.Changed != nil {
+		g.opts.Changed(alone, last)
 	}
 }
 
 // ask calls Redis within the budget, unless the breaker is open.
-func (g *Guarded) ask(parent context.Context, dims []limit.Dim, do func(context.Context) error) error {
-	return g.breaker.Do(func() error { return g.call(parent, dims, do) })
+func (g *Guarded) tryCall(parent context.Context, dims []limit.Dim, op func(context.Context) error) error {
+	return g.breaker.Do(func() error { return g.call(parent, dims, op) })
 }
 
-func (g *Guarded) call(parent context.Context, dims []limit.Dim, do func(context.Context) error) error {
+func (g *Guarded) call(parent context.Context, dims []limit.Dim, op func(context.Context) error) error {
 	// A timer ends late, and the failure has to be dealt with inside of the budget.
-	ctx, cancel := context.WithTimeout(parent, g.with.Timeout-g.with.Timeout/20)
+	ctx, cancel := context.WithTimeout(parent, g.opts.Timeout-g.opts.Timeout/20)
 	defer cancel()
 	began := time.Now()
-	err := do(ctx)
+	err := op(ctx)
 	g.metrics.called(began)
 	switch {
 	case err == nil || errors.Is(err, limit.ErrDims):
 		return err
-	case gone(parent):
+	case isOver(parent):
 		return fmt.Errorf("%w: %w", errCaller, err)
 	}
 	g.mu.Lock()
@@ -138,7 +138,7 @@ func (g *Guarded) call(parent context.Context, dims []limit.Dim, do func(context
 
 // gone reports whether a caller has gone away or its time is over. The connection may
 // notice a deadline before the context does.
-func gone(ctx context.Context) bool {
+func isOver(ctx context.Context) bool {
 	deadline, ok := ctx.Deadline()
 	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
@@ -146,20 +146,20 @@ func gone(ctx context.Context) bool {
 // Reserve implements limit.Store. While Redis cannot be asked it decides alone, and
 // returns ErrClosed where a rule forbids that.
 func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.Decision, err error) {
-	if !r.Peek && g.hereCount.Load() > 0 && g.isHere(r.ID) {
-		return g.reserveHere(r)
+	if !r.Peek && g.hereCount.Load() > 0 && g.isLocal(r.ID) {
+		return g.reserveLocally(r)
 	}
 	if !r.Peek {
-		if out, refused := g.recounted(r); refused {
+		if out, refused := g.rejectedByShare(r); refused {
 			return out, nil
 		}
 	}
-	err = g.ask(ctx, r.Dims, func(ctx context.Context) (err error) {
+	err = g.tryCall(ctx, r.Dims, func(ctx context.Context) (err error) {
 		out, err = g.store.Reserve(ctx, r)
 		return err
 	})
 	if errors.Is(err, errKept) {
-		g.forget(r)
+		g.cancelLater(r)
 		out.Shared, out.Forgotten = true, true
 		return out, nil
 	}
@@ -167,19 +167,19 @@ func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.D
 	case err == nil:
 		out.Shared = true
 		if !r.Settled {
-			g.learn(r, out)
+			g.observe(r, out)
 		}
 		return out, nil
 	case errors.Is(err, limit.ErrDims):
 		return out, err
 	case errors.Is(err, errCaller):
-		g.forget(r)
+		g.cancelLater(r)
 		return out, err
 	}
 	asked := !errors.Is(err, degrade.ErrOpen)
-	out, err = g.reserveHere(r)
+	out, err = g.reserveLocally(r)
 	if asked && (err != nil || !out.Allowed) {
-		g.forget(r)
+		g.cancelLater(r)
 		out.Forgotten = true
 	}
 	return out, err
@@ -187,26 +187,26 @@ func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.D
 
 // learn keeps the shadow in step with what Redis decided, and notes what Redis knows
 // beyond it.
-func (g *Guarded) learn(r limit.Reservation, out limit.Decision) {
+func (g *Guarded) observe(r limit.Reservation, out limit.Decision) {
 	var mine []limit.State
-	dims := fine(r.Dims)
+	dims := fineDims(r.Dims)
 	if out.Allowed && !out.Repeated && !r.Peek {
 		mine = g.shadow.Note(limit.Reservation{ID: r.ID, Dims: dims}, out)
 	} else if found, err := g.shadow.Reserve(context.Background(), limit.Reservation{Dims: dims, Peek: true}); err == nil {
 		mine = found.States
 	}
-	g.note(r.Dims, out.States, mine)
+	g.record(r.Dims, out.States, mine)
 }
 
 // note notes what Redis said of counters, of which mine are the shadow's states.
-func (g *Guarded) note(dims []limit.Dim, states, mine []limit.State) {
+func (g *Guarded) record(dims []limit.Dim, states, mine []limit.State) {
 	for i := range dims {
 		if d := &dims[i]; d.Kind == limit.Window && d.WindowMs > g.longestMs.Load() {
 			g.longestMs.Store(d.WindowMs) // a smaller one that comes between is soon corrected
 		}
 	}
-	now := g.with.Now()
-	g.seen.learn(dims, states, mine, now.UnixMilli(), g.recounts(now))
+	now := g.opts.Now()
+	g.seen.record(dims, states, mine, now.UnixMilli(), g.lostRecently(now))
 }
 
 // handInTime is how long other replicas may take to hand in what they counted alone,
@@ -215,7 +215,7 @@ const handInTime = 10 * time.Second
 
 // handsIn reports whether other replicas may still have to hand in what they counted
 // alone, so that Redis knows of less than was let in.
-func (g *Guarded) handsIn(now time.Time) bool {
+func (g *Guarded) awaitsHandIn(now time.Time) bool {
 	return isRecent(g.backMs.Load(), now, handInTime)
 }
 
@@ -229,15 +229,15 @@ func isRecent(ms int64, now time.Time, d time.Duration) bool {
 
 // recounts reports whether a window may be running that began before Redis lost its
 // counters.
-func (g *Guarded) recounts(now time.Time) bool {
+func (g *Guarded) lostRecently(now time.Time) bool {
 	longest := max(time.Duration(g.longestMs.Load())*time.Millisecond, limit.LeaseLife)
 	return isRecent(g.lostMs.Load(), now, longest)
 }
 
 // forget takes back what Redis may have let in without being able to say so.
-func (g *Guarded) forget(r limit.Reservation) {
+func (g *Guarded) cancelLater(r limit.Reservation) {
 	if !r.Peek {
-		g.wait(settlement{Settlement: limit.Settlement{ID: r.ID, Dims: r.Dims, Charges: make([]int64, len(r.Dims))}})
+		g.enqueue(settlement{Settlement: limit.Settlement{ID: r.ID, Dims: r.Dims, Charges: make([]int64, len(r.Dims))}})
 	}
 }
 
@@ -249,28 +249,28 @@ func (g *Guarded) Settle(ctx context.Context, s limit.Settlement) (limit.Settled
 	}
 	shared := settlement{Settlement: s}
 	var mine limit.Settled
-	if l := g.leave(s.ID); l != nil {
+	if l := g.removeLocal(s.ID); l != nil {
 		if len(l.skipped) != len(s.Dims) {
 			return limit.Settled{}, limit.ErrDims
 		}
 		mine, _ = g.shadow.Settle(ctx, limit.Settlement{ID: s.ID, Dims: l.dims, Charges: s.Charges})
-		shared = l.home(s)
+		shared = l.settlementOf(s)
 	} else {
-		mine, _ = g.shadow.Settle(ctx, limit.Settlement{ID: s.ID, Dims: fine(s.Dims), Charges: s.Charges, New: s.New})
+		mine, _ = g.shadow.Settle(ctx, limit.Settlement{ID: s.ID, Dims: fineDims(s.Dims), Charges: s.Charges, New: s.New})
 	}
 	var out limit.Settled
-	err := g.ask(ctx, s.Dims, func(ctx context.Context) (err error) {
-		out, err = g.store.Settle(ctx, shared.due(g.with.Now().UnixMilli()))
+	err := g.tryCall(ctx, s.Dims, func(ctx context.Context) (err error) {
+		out, err = g.store.Settle(ctx, shared.due(g.opts.Now().UnixMilli()))
 		return err
 	})
 	if err == nil {
-		g.note(s.Dims, out.States, mine.States)
+		g.record(s.Dims, out.States, mine.States)
 		return out, nil
 	}
 	if errors.Is(err, limit.ErrDims) {
 		return limit.Settled{}, err
 	}
-	g.wait(shared)
+	g.enqueue(shared)
 	if len(mine.States) < len(s.Dims) {
 		mine.States = make([]limit.State, len(s.Dims))
 	}
@@ -288,7 +288,7 @@ func (g *Guarded) Renew(ctx context.Context, renewals []limit.Renewal) (lost []s
 			shared = append(shared, r)
 		}
 		if l == nil {
-			r.Dims = fine(r.Dims)
+			r.Dims = fineDims(r.Dims)
 		} else {
 			r.Dims = l.dims
 		}
@@ -304,17 +304,17 @@ func (g *Guarded) Renew(ctx context.Context, renewals []limit.Renewal) (lost []s
 	if lost, err = g.store.Renew(ctx, shared); err != nil {
 		return lost, err
 	}
-	return lost, g.greet(ctx)
+	return lost, g.heartbeat(ctx)
 }
 
 // greet is this replica's heartbeat in the fleet.
-func (g *Guarded) greet(ctx context.Context) error {
-	n, err := g.fleet.beat(ctx, g.store, g.with.Now())
+func (g *Guarded) heartbeat(ctx context.Context) error {
+	n, err := g.fleet.heartbeat(ctx, g.store, g.opts.Now())
 	if n.lost {
-		g.lostMs.Store(g.with.Now().UnixMilli())
+		g.lostMs.Store(g.opts.Now().UnixMilli())
 	}
 	if n.restored {
-		g.leaveQuotas()
+		g.skipQuotas()
 	}
 	return err
 }
@@ -327,7 +327,7 @@ func (g *Guarded) Empty(ctx context.Context) (bool, error) {
 	if met || !g.breaker.Closed() {
 		return empty, nil
 	}
-	err := g.call(ctx, nil, g.greet)
+	err := g.call(ctx, nil, g.heartbeat)
 	empty, _ = g.fleet.empty()
 	return empty, err
 }
@@ -340,38 +340,38 @@ func (g *Guarded) Mark(ctx context.Context) error {
 		if err := g.store.client.Set(ctx, markKey, rand.Text(), 0).Err(); err != nil {
 			return fmt.Errorf("redis: mark: %w", err)
 		}
-		return g.greet(ctx)
+		return g.heartbeat(ctx)
 	})
 }
 
 // Run looks whether Redis is back, and tells it what it was not told, until ctx
 // ends.
 func (g *Guarded) Run(ctx context.Context) error {
-	if err := g.greet(ctx); err != nil && ctx.Err() == nil {
+	if err := g.heartbeat(ctx); err != nil && ctx.Err() == nil {
 		g.mu.Lock()
 		g.last = err
 		g.mu.Unlock()
 	}
-	tick := time.NewTicker(lookAgain)
+	tick := time.NewTicker(probeInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			g.look(ctx)
+			g.check(ctx)
 		}
 	}
 }
 
-func (g *Guarded) look(ctx context.Context) {
+func (g *Guarded) check(ctx context.Context) {
 	if !g.breaker.Closed() {
 		// The counts come home before anybody is let in by Redis again.
 		_ = g.breaker.Probe(func() error {
 			if err := g.probe(ctx); err != nil {
 				return err
 			}
-			if err := g.call(ctx, nil, g.greet); err != nil {
+			if err := g.call(ctx, nil, g.heartbeat); err != nil {
 				return err
 			}
 			return g.catchUp(ctx)
@@ -381,7 +381,7 @@ func (g *Guarded) look(ctx context.Context) {
 	// Without this a Redis that is away would be found by the next request, and that
 	// one would wait for it.
 	_ = g.breaker.Do(func() error {
-		if err := g.call(ctx, nil, g.greet); err != nil {
+		if err := g.call(ctx, nil, g.heartbeat); err != nil {
 			return err
 		}
 		return g.catchUp(ctx)
@@ -390,7 +390,7 @@ func (g *Guarded) look(ctx context.Context) {
 
 // catchUp brings to Redis what was decided without it.
 func (g *Guarded) catchUp(ctx context.Context) error {
-	if err := g.tell(ctx); err != nil {
+	if err := g.handIn(ctx); err != nil {
 		return err
 	}
 	return g.adopt(ctx)
@@ -401,9 +401,9 @@ func (g *Guarded) catchUp(ctx context.Context) error {
 func (g *Guarded) probe(ctx context.Context) error {
 	g.mu.Lock()
 	g.probes++
-	id := fmt.Sprintf("probe:%s:%d", g.with.Replica, g.probes)
+	id := fmt.Sprintf("probe:%s:%d", g.opts.Replica, g.probes)
 	dims := []limit.Dim{{
-		Key: "tg:" + g.suspect + ":probe:" + g.with.Replica, Kind: limit.Window, Limit: 1000, Cost: 1, WindowMs: 1000, BucketMs: 100,
+		Key: "tg:" + g.suspect + ":probe:" + g.opts.Replica, Kind: limit.Window, Limit: 1000, Cost: 1, WindowMs: 1000, BucketMs: 100,
 	}}
 	g.mu.Unlock()
 	if err := g.call(ctx, dims, func(ctx context.Context) error {

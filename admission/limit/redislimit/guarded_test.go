@@ -330,7 +330,7 @@ func TestCallerGone(t *testing.T) {
 		t.Error("the breaker is open")
 	}
 	restore()
-	g.look(t.Context())
+	g.check(t.Context())
 	if used := usedIn(t, direct, dims)[0]; used != 10 {
 		t.Errorf("%d are still used, want 10", used)
 	}
@@ -344,7 +344,7 @@ func TestSharesAfterClockStep(t *testing.T) {
 	g.backMs.Store(now.UnixMilli())
 	g.lostMs.Store(now.UnixMilli())
 	for after, want := range map[time.Duration]bool{0: true, 9 * time.Second: true, time.Minute: false, -time.Hour: false} {
-		if hands, counts := g.handsIn(now.Add(after)), g.recounts(now.Add(after)); hands != want || counts != want {
+		if hands, counts := g.awaitsHandIn(now.Add(after)), g.lostRecently(now.Add(after)); hands != want || counts != want {
 			t.Errorf("after %v: %v and %v, expected %v", after, hands, counts, want)
 		}
 	}

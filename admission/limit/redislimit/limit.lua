@@ -16,39 +16,38 @@
 -- to Redis are made text once: Redis takes a microsecond for each.
 --
 -- What is slow here is not arithmetic but making functions, formatting numbers and
--- calling Redis. So functions are made only when they are needed, in the order of
--- the operations; keys are given a new expiry only when the old one comes near; and
--- $NAMES are constants whose numbers the store puts in (as locals, each function
--- would have to search for those it uses, in every call).
+-- calling Redis. So functions are made only when they are needed, in the order of the
+-- operations; and keys are given a new expiry only when the old one comes near.
 --
--- Fields of a dimension; where $EDGE is not 0 there are all eleven:
---   $KIND=1 $SOFT=2 $LIMIT=3 $COST=4 $EDGE=5
---   of windows $FLOOR=6 $WINDOW=7 $BUCKET=8 $BURST=9, of quotas $BEGIN=7 $END=8
---   $NEXTLIMIT=10 $NEXTBURST=11
--- Kinds: $LEASE=2 $QUOTA=3
--- Of a window's counter; pairs of newest charge and sum follow, oldest first, of which
--- all sums together are $SUM:
---   $EXPIRES=1 $DEBT=2 $DEBTAT=3 $DEBTWINDOW=4 $RATE=5 $SUM=6 $FIRST=7
--- Of a quota's: $QBEGIN=2 $QEND=3 $USED=4, and of that what is not settled $HELD=5
--- States of a reservation: $LIVE=0 $REAPED=1 $SETTLED=2
--- What a reservation knows of a dimension that was over and soft, and of a quota
--- when it was made by its settlement: $SKIPPED=-1 $NOWHERE=-2
--- Times in ms, as in package limit:
---   $LEASELIFE=30000 $SETTLEDLIFE=60000 $REAPEDLIFE=900000 $SKEW=60000
--- and our own; by $SLACK keys outlive their use, so that no expiry decides anything:
---   $HOUR=3600000 $RECORD=10800000 $MONTH=2764800000 $SLACK=60000
--- The clock is written when it is so far behind, and leases that have ended are
--- removed, and those that have not are kept from expiring, once in a spell:
---   $PRECISION=50 $SPELL=10000
+-- Each $NAME is a constant, whose number the store puts in before it loads the script:
+-- script.go has them all. (As locals, each function would have to search for those it
+-- uses, in every call.)
+--
+-- Fields of a dimension; where $EDGE is not 0 there are all $FIELDS:
+--   $KIND $SOFT $LIMIT $COST $EDGE; of windows $FLOOR $WINDOW $BUCKET $BURST, of quotas
+--   $BEGIN $END; then $NEXTLIMIT $NEXTBURST
+-- Fields of a window's counter; pairs of newest charge and sum follow, oldest first, of
+-- which all sums together are $SUM:
+--   $EXPIRES $DEBT $DEBTAT $DEBTWINDOW $RATE $SUM, and the first pair at $FIRST
+-- Fields of a quota's counter: $QBEGIN $QEND $USED, and the part of that which is not
+-- settled, $HELD
+-- Fields of a record's head: $RSTATE $RENDS $RCOUNT $RTIME $RLENGTH $RCHARGED
+-- States of a reservation: $LIVE $REAPED $SETTLED
+-- A reservation remembers $SKIPPED of a dimension that was exceeded and soft, and
+-- $NOWHERE of a quota when it was made by its settlement.
+--
+-- Keys outlive their use by $SLACK, so that no expiry decides anything. The clock is
+-- written when it is $PRECISION behind. Once in a $SPELL leases that have ended are
+-- removed, and those that have not are kept from expiring.
+--
 -- What is read back is checked before it is used. What is not of our form, or has a
 -- number that no counter can have, counts as not there, is written over when something
 -- is charged, and adds $BADRECORD to the verdict. No more than $MAXLIST numbers are
--- unpacked at once, nor as many leases named:
---   $BADRECORD=16 $MAXLIST=3000 $MAXSLOTS=100000
+-- unpacked at once, nor as many leases named.
+--
 -- Nothing is counted beyond what a double holds exactly: a charge up to $MAXCHARGE, a
 -- bucket up to $MAXSUM, so that those of a window add up, a debt and a quota up to
--- $MAXDEBT (numbers.go):
---   $MAXCHARGE=4503599627370496 $MAXSUM=140737488355328 $MAXDEBT=9007199254740991
+-- $MAXDEBT.
 
 local call, floor, ceil, max, min = redis.call, math.floor, math.ceil, math.max, math.min
 local operation, id, raw = ARGV[1], ARGV[3], ARGV[4]
@@ -57,7 +56,7 @@ local settled = operation == 'settled' -- look, without what quotas only hold
 if settled then operation = 'peek' end
 
 local function numbers(text)
-  local list = {struct.unpack('<' .. string.rep('d', #text / 8), text)}
+  local list = {struct.unpack('<' .. string.rep('d', #text / $NUMBER), text)}
   list[#list] = nil -- unpack ends with a position
   return list
 end
@@ -79,12 +78,12 @@ end
 
 -- counter reads one; nil: it is damaged.
 local function counter(value, kind)
-  local size = #value / 8
+  local size = #value / $NUMBER
   if size % 1 ~= 0 or size > $MAXLIST then return nil end
   local c = numbers(value)
   if not sane(c, 0) then return nil end
-  if kind == $QUOTA then return (size == 4 or size == 5) and c or nil end
-  if size < 6 or size % 2 ~= 0 or c[$DEBT] > 0 and (c[$DEBTWINDOW] < 1 or c[$RATE] < 1) then return nil end
+  if kind == $QUOTA then return (size == $USED or size == $HELD) and c or nil end
+  if size < $SUM or size % 2 ~= 0 or c[$DEBT] > 0 and (c[$DEBTWINDOW] < 1 or c[$RATE] < 1) then return nil end
   local sum, last = 0, 0
   for i = $FIRST, size, 2 do
     if c[i] < last then return nil end
@@ -110,7 +109,7 @@ local function places(list)
   for i = 1, n do
     at[i] = d
     local kind = list[d + $KIND]
-    if list[d + $EDGE] ~= 0 then d = d + 11 elseif kind == $LEASE then d = d + 5 elseif kind == $QUOTA then d = d + 8 else d = d + 9 end
+    if list[d + $EDGE] ~= 0 then d = d + $FIELDS elseif kind == $LEASE then d = d + $LEASEFIELDS elseif kind == $QUOTA then d = d + $QUOTAFIELDS else d = d + $WINDOWFIELDS end
   end
   return at, d
 end
@@ -130,7 +129,7 @@ local latest, behind = tonumber(values[2]) or 0, 0
 if latest > now and latest <= now + $HOUR then behind, now = latest - now, latest end
 
 if operation == 'due' then -- how many reservations there are, and whose time is over
-  local out = ordered('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 500)
+  local out = ordered('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, $DUEBATCH)
   table.insert(out, 1, tostring(max(ordered('ZCARD', KEYS[3]) - 1, 0)))
   return out
 end
@@ -211,11 +210,11 @@ end
 -- remains, when it is reset, and the wait (0: it fits, -1: never). check fills in a
 -- dimension's and changes nothing.
 -- (Made from other numbers, so that the list does not have to grow.)
-local S = {unpack(D, 1, n * 4 + 2)}
+local S = {unpack(D, 1, n * $STATEFIELDS + $STATEHEAD)}
 S[2] = now
 
 local function check(i, cost)
-  local d, c, o = where[i], cells[i], i * 4 - 1
+  local d, c, o = where[i], cells[i], i * $STATEFIELDS - $STATEBASE
   local kind = D[d + $KIND]
   if kind == $QUOTA then
     local sum, ends, limit, wait = 0, D[d + $END], D[d + $LIMIT], 0
@@ -278,25 +277,25 @@ end
 -- else, the dimensions and their keys.
 local state, ends, at, X, charged, floors
 if values[1] then
-  local head = numbers(string.sub(values[1], 1, 48))
-  local whole = #head == 6 and sane(head, -1) and head[1] >= $LIVE and head[1] <= $SETTLED and head[3] >= 0 and
-    (head[1] == $SETTLED or (head[6] == 0 or head[6] == 1) and #values[1] >= 48 + head[3] * (8 + 16 * head[6]) + head[5])
+  local head = numbers(string.sub(values[1], 1, $HEADBYTES))
+  local whole = #head == $HEADFIELDS and sane(head, -1) and head[$RSTATE] >= $LIVE and head[$RSTATE] <= $SETTLED and head[$RCOUNT] >= 0 and
+    (head[$RSTATE] == $SETTLED or (head[$RCHARGED] == 0 or head[$RCHARGED] == 1) and #values[1] >= $HEADBYTES + head[$RCOUNT] * ($NUMBER + 2 * $NUMBER * head[$RCHARGED]) + head[$RLENGTH])
   if not whole then
     bad = $BADRECORD
-  elseif head[1] == $LIVE or head[2] > now then
-    state, ends, at = head[1], head[2], head[4]
+  elseif head[$RSTATE] == $LIVE or head[$RENDS] > now then
+    state, ends, at = head[$RSTATE], head[$RENDS], head[$RTIME]
   end
 end
 
 if operation == 'peek' or operation == 'reserve' then
-  if state and operation == 'reserve' then return answerall(2) end
-  local allowed = 1
+  if state and operation == 'reserve' then return answerall($AGAIN) end
+  local allowed = $ALLOWED
   for i = 1, n do
     local d = where[i]
     check(i, D[d + $COST])
-    if S[i * 4 + 2] ~= 0 and D[d + $SOFT] == 0 then allowed = 0 end
+    if S[i * $STATEFIELDS + $STATEWAIT] ~= 0 and D[d + $SOFT] == 0 then allowed = $REFUSED end
   end
-  if operation == 'peek' or allowed == 0 then return answer(allowed) end
+  if operation == 'peek' or allowed == $REFUSED then return answer(allowed) end
 end
 
 ------------------------------------------------------------------ changes
@@ -393,7 +392,7 @@ local function write()
   if floor(latest / $HOUR) == floor(now / $HOUR) then
     if now - latest > $PRECISION then call('SET', KEYS[2], now, 'KEEPTTL') end
   else
-    call('SET', KEYS[2], now, 'PX', 3 * $HOUR)
+    call('SET', KEYS[2], now, 'PX', $CLOCKLIFE)
     ordered('ZADD', KEYS[3], '+inf', '')
     call('PEXPIRE', KEYS[3], $MONTH)
   end
@@ -430,7 +429,7 @@ if operation == 'reserve' then
   at, ends, X = now, now + $LEASELIFE, {}
   local stays = text(ends)
   for i = 1, n do
-    local d, o = where[i], i * 4 - 1
+    local d, o = where[i], i * $STATEFIELDS - $STATEBASE
     local kind, cost = D[d + $KIND], D[d + $COST]
     if S[o + 3] ~= 0 then -- soft
       X[i] = $SKIPPED
@@ -442,7 +441,7 @@ if operation == 'reserve' then
         if S[o] == 0 or floor(last / $SPELL) ~= floor(ends / $SPELL) then
           call('PEXPIRE', key, '$HOUR')
           -- Where none runs there are hardly ever some that have ended.
-          if S[o] > 0 or now % 10 == 0 then ordered('ZREMRANGEBYSCORE', key, '-inf', text(now)) end
+          if S[o] > 0 or now % $SWEEP == 0 then ordered('ZREMRANGEBYSCORE', key, '-inf', text(now)) end
         end
         S[o] = S[o] + cost
         S[o + 1], S[o + 2] = max(S[o + 1] - cost, 0), max(S[o + 2], $LEASELIFE)
@@ -478,8 +477,8 @@ if operation == 'reserve' then
   end
   write()
   remember('')
-  if ARGV[5] ~= '1' then return answer(1) end
-  local out = {answer(1)}
+  if ARGV[5] ~= '1' then return answer($ALLOWED) end
+  local out = {answer($ALLOWED)}
   for i = 1, n do
     out[2 * i], out[2 * i + 1] = values[i + 3] or '', dirty[i] or ''
   end
@@ -492,27 +491,27 @@ end
 -- it is damaged.
 local function known()
   local record = values[1]
-  local head = numbers(string.sub(record, 1, 48))
-  if head[3] ~= n then return false end
-  local more = 48 + n * 8
-  X = numbers(string.sub(record, 49, more))
+  local head = numbers(string.sub(record, 1, $HEADBYTES))
+  if head[$RCOUNT] ~= n then return false end
+  local more = $HEADBYTES + n * $NUMBER
+  X = numbers(string.sub(record, $HEADBYTES + 1, more))
   if not sane(X, $NOWHERE) then
     bad = $BADRECORD
     return nil
   end
-  local tail = more + 1 + head[6] * n * 16
-  if head[6] == 1 then
-    charged, floors = numbers(string.sub(record, more + 1, more + n * 8)), numbers(string.sub(record, more + n * 8 + 1, tail - 1))
+  local tail = more + 1 + head[$RCHARGED] * n * (2 * $NUMBER)
+  if head[$RCHARGED] == 1 then
+    charged, floors = numbers(string.sub(record, more + 1, more + n * $NUMBER)), numbers(string.sub(record, more + n * $NUMBER + 1, tail - 1))
     if sane(charged, 0) and sane(floors, 0) then return true end
     bad = $BADRECORD
     return nil
   end
-  local made = string.sub(record, tail, tail + head[5] - 1)
+  local made = string.sub(record, tail, tail + head[$RLENGTH] - 1)
   local list, place = D, where
   if made ~= raw then
     local last
-    list = #made <= 8 * $MAXLIST and numbers(made) or {}
-    if #list >= 5 * n then place, last = places(list) end
+    list = #made <= $NUMBER * $MAXLIST and numbers(made) or {}
+    if #list >= $LEASEFIELDS * n then place, last = places(list) end
     if last ~= #list or not sane(list, 0) then
       bad = $BADRECORD
       return nil
@@ -622,17 +621,17 @@ if operation == 'settle' then
       if D[where[i] + $KIND] == $QUOTA then X[i] = $NOWHERE end
     end
   elseif not state or state == $SETTLED then
-    return answerall(0)
+    return answerall($REFUSED)
   else
     local read = known()
-    if read == nil then return answerall(0) end
-    if not read then return packed({-1}) end
+    if read == nil then return answerall($REFUSED) end
+    if not read then return packed({$WRONGDIMS}) end
   end
   local charges = numbers(ARGV[5])
   finish(function(i) return min(max(charges[i], 0), $MAXCHARGE) end)
   -- Who settles what was never reserved may be repeating itself much later.
-  close($SETTLED, ARGV[6] == '1' and 24 * $HOUR or $SETTLEDLIFE, '')
-  return answerall(1)
+  close($SETTLED, ARGV[6] == '1' and $NEWLIFE or $SETTLEDLIFE, '')
+  return answerall($ALLOWED)
 end
 
 if operation == 'reap' and (state ~= $LIVE or not known()) then

@@ -81,7 +81,7 @@ func (o *outageRig) add() {
 		Breaker: degrade.BreakerConfig{Open: time.Nanosecond}, // it looks again whenever the test says so
 	})
 	o.fleet = append(o.fleet, g)
-	_ = g.greet(o.t.Context()) // as Run begins
+	_ = g.heartbeat(o.t.Context()) // as Run begins
 }
 
 func (o *outageRig) now() time.Time { return time.UnixMilli(o.ms) }
@@ -105,7 +105,7 @@ func (o *outageRig) comeBack() {
 	o.away.Store(false)
 	for i, g := range o.fleet {
 		until(o.t, fmt.Sprintf("replica %d asks Redis again", i), func() bool {
-			g.look(o.t.Context())
+			g.check(o.t.Context())
 			return !g.State().Alone
 		})
 	}
@@ -153,7 +153,7 @@ func (o *outageRig) pass() {
 			}
 			_, _ = g.Renew(o.t.Context(), renewals)
 		}
-		g.look(o.t.Context())
+		g.check(o.t.Context())
 		if state := g.State(); state.Alone && o.now().Sub(state.Recalled) >= 10*time.Second {
 			g.Recall([]string{o.quota.Rule}, []limit.Recorded{{Dim: o.quota, Used: o.used}})
 		}
@@ -384,7 +384,7 @@ func TestChanges(t *testing.T) {
 					if do := test.at[second]; do != nil {
 						do(o)
 						for _, g := range o.fleet { // within a second each knows
-							g.look(o.t.Context())
+							g.check(o.t.Context())
 						}
 					}
 					replicas := min(len(o.fleet), test.spread)
@@ -427,7 +427,7 @@ func (o *outageRig) restart() {
 func TestQuotaAlone(t *testing.T) {
 	t.Parallel()
 	o := newOutageRig(t, 2)
-	_ = o.fleet[0].greet(t.Context()) // it knows of the second
+	_ = o.fleet[0].heartbeat(t.Context()) // it knows of the second
 	dims := callerDims(60, 6000, 8, 10_000, 100)[4:]
 	o.quota = dims[0]
 	o.leave(false)
@@ -487,7 +487,7 @@ func TestQuotaAlone(t *testing.T) {
 func TestAdopted(t *testing.T) {
 	t.Parallel()
 	o := newOutageRig(t, 2)
-	_ = o.fleet[0].greet(t.Context())
+	_ = o.fleet[0].heartbeat(t.Context())
 	dims := callerDims(60, 6000, 2, 100_000, 100)
 	dims = []limit.Dim{dims[1], dims[3], dims[4]}
 	o.settled(dims[2:], 0)
@@ -516,7 +516,7 @@ func TestAdopted(t *testing.T) {
 func TestHandIn(t *testing.T) {
 	t.Parallel()
 	o := newOutageRig(t, 2)
-	_ = o.fleet[0].greet(t.Context())
+	_ = o.fleet[0].heartbeat(t.Context())
 	dims := callerDims(60, 6000, 8, 100_000, 100)
 	dims = dims[:1]
 	o.leave(false)
@@ -526,7 +526,7 @@ func TestHandIn(t *testing.T) {
 	}
 	o.away.Store(false)
 	until(t, "the first asks Redis again", func() bool {
-		o.fleet[0].look(t.Context())
+		o.fleet[0].check(t.Context())
 		return !o.fleet[0].State().Alone
 	})
 	for range 40 {

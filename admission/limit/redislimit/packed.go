@@ -11,22 +11,22 @@ import (
 // recorded takes the dimensions, as they were packed, and their keys out of a
 // record; nothing where it is not of our form.
 func recorded(record string) (dims string, keys []string) {
-	const head = 6 * number
+	const head = recordFields * number
 	if len(record) < head {
 		return "", nil
 	}
 	// Each is bounded by the record before it is used, so that nothing overflows.
-	n, length, more := field(record, 2), field(record, 4), field(record, 5)
-	if n < 1 || n > maxDims || length < 1 || length > int64(len(record)) || more < 0 || more > 1 {
+	n, length, charged := field(record, recordCount), field(record, recordLength), field(record, recordCharged)
+	if n < 1 || n > maxDims || length < 1 || length > int64(len(record)) || charged < 0 || charged > 1 {
 		return "", nil
 	}
-	from := head + n*number + more*n*2*number
-	until := from + length
-	if int64(len(record)) < until {
+	start := head + n*number + charged*n*2*number
+	end := start + length
+	if int64(len(record)) < end {
 		return "", nil
 	}
-	keys = strings.Split(record[until:], "\x00")
-	if dims = record[from:until]; int64(len(keys)) != n || !wellFormed(dims, len(keys)) {
+	keys = strings.Split(record[end:], "\x00")
+	if dims = record[start:end]; int64(len(keys)) != n || !wellFormed(dims, len(keys)) {
 		return "", nil
 	}
 	return dims, keys
@@ -50,34 +50,27 @@ func wellFormed(dims string, n int) bool {
 		return false
 	}
 	size := len(dims) / number
-	at := 0
+	offset := 0
 	for range n {
-		if at+fieldsOfLease > size {
+		if offset+fieldsOfLease > size {
 			return false
 		}
-		kind, fields := limit.Kind(field(dims, at)), fieldsOf(limit.Kind(field(dims, at)), field(dims, at+4) != 0)
-		if kind < limit.Window || kind > limit.Quota || at+fields > size {
+		kind, fields := limit.Kind(field(dims, offset+dimKind)), fieldsOf(limit.Kind(field(dims, offset+dimKind)), field(dims, offset+dimEdge) != 0)
+		if kind < limit.Window || kind > limit.Quota || offset+fields > size {
 			return false
 		}
 		for i := range fields {
-			if field(dims, at+i) < 0 {
+			if field(dims, offset+i) < 0 {
 				return false
 			}
 		}
-		if kind == limit.Window && (field(dims, at+6) < 1 || field(dims, at+7) < 1) {
+		if kind == limit.Window && (field(dims, offset+dimWindow) < 1 || field(dims, offset+dimBucket) < 1) {
 			return false
 		}
-		at += fields
+		offset += fields
 	}
-	return at == size
+	return offset == size
 }
-
-// Fields of a dimension in the script.
-const (
-	fieldsOfLease  = 5
-	fieldsOfQuota  = 8
-	fieldsOfWindow = 9
-)
 
 // fieldsOf is how many fields a dimension of a kind has; all where its limit changes
 // by the clock.
@@ -116,12 +109,13 @@ func packDims(dims []limit.Dim) string {
 			soft = 1
 		}
 		fields := [maxFields]int64{
-			int64(d.Kind), soft, d.Limit, d.Cost, d.EdgeMs, d.Floor, d.WindowMs, d.BucketMs, d.Burst, d.NextLimit, d.NextBurst,
+			dimKind: int64(d.Kind), dimSoft: soft, dimLimit: d.Limit, dimCost: d.Cost, dimEdge: d.EdgeMs, dimFloor: d.Floor,
+			dimWindow: d.WindowMs, dimBucket: d.BucketMs, dimBurst: d.Burst, dimNextLimit: d.NextLimit, dimNextBurst: d.NextBurst,
 		}
 		if d.Kind == limit.Quota {
-			fields[4], fields[6], fields[7] = 0, d.BeginMs, d.EndMs
+			fields[dimEdge], fields[dimBegin], fields[dimEnd] = 0, d.BeginMs, d.EndMs
 		}
-		for _, f := range fields[:fieldsOf(d.Kind, fields[4] != 0)] {
+		for _, f := range fields[:fieldsOf(d.Kind, fields[dimEdge] != 0)] {
 			out = appendNumber(out, f)
 		}
 	}
@@ -139,12 +133,12 @@ func unpackStates(answer any, g *group, states []limit.State) (verdict int64, er
 	if len(text) == number {
 		return next(), nil // an error, which has no states
 	}
-	if len(text) != number*(2+len(g.dims)*stateFields) {
+	if len(text) != number*(stateHead+len(g.dims)*stateFields) {
 		return 0, errAnswer
 	}
 	verdict = next()
 	now := next()
-	for i, at := range g.at {
+	for i, index := range g.indexes {
 		d := &g.dims[i]
 		s := limit.State{Limit: d.Limit, Used: next(), Remaining: next(), ResetMs: next(), RetryAfterMs: next()}
 		if d.EdgeMs != 0 && now >= d.EdgeMs && d.Kind != limit.Quota {
@@ -154,7 +148,7 @@ func unpackStates(answer any, g *group, states []limit.State) (verdict int64, er
 		if s.TooLarge = s.RetryAfterMs < 0; s.TooLarge {
 			s.RetryAfterMs = 0
 		}
-		states[at] = s
+		states[index] = s
 	}
 	return verdict, nil
 }

@@ -11,33 +11,33 @@ import (
 // recalled is what a ledger said of quotas. A zero one was never told. It is read and
 // written under the guard's lock.
 type recalled struct {
-	at     time.Time
+	time     time.Time
 	outage int64            // in which the ledger was asked
-	all    map[string]spent // by counter
+	uses    map[string]quotaUse // by counter
 	rules  map[string]bool  // quotas that the ledger counts for whomever they are of
 }
 
 // spent is what of one quota was used in a period, in its own unit.
-type spent struct {
+type quotaUse struct {
 	begin int64 // of the period, in milliseconds since 1970
 	used  int64 // by all replicas, this one's since it is alone included
-	here  int64 // by this one since it is alone, when the ledger was asked
+	local  int64 // by this one since it is alone, when the ledger was asked
 }
 
 // Recall takes in what a ledger knows of quotas. Of those in counted it knows all that
 // was used: a counter that is not among them was not used in the running period. While Redis is
 // not asked, what remains is worked out from it, so that quotas are known as soon as
 // the ledger was read, and go on counting for all replicas.
-func (g *Guarded) Recall(counted []string, all []limit.Recorded) {
+func (g *Guarded) Recall(counted []string, records []limit.Recorded) {
 	g.mu.Lock()
-	next := recalled{at: g.with.Now(), outage: g.outage, all: make(map[string]spent, len(all)), rules: map[string]bool{}}
+	next := recalled{time: g.opts.Now(), outage: g.outage, uses: make(map[string]quotaUse, len(records)), rules: map[string]bool{}}
 	g.mu.Unlock()
 	for _, rule := range counted {
 		next.rules[rule] = true
 	}
-	for i := range all {
-		r := &all[i]
-		next.all[r.Dim.Key] = spent{begin: r.Dim.BeginMs, used: r.Used, here: g.spentHere(r.Dim, next.outage)}
+	for i := range records {
+		r := &records[i]
+		next.uses[r.Dim.Key] = quotaUse{begin: r.Dim.BeginMs, used: r.Used, local: g.localUse(r.Dim, next.outage)}
 	}
 	g.mu.Lock()
 	g.recalled = next
@@ -48,7 +48,7 @@ func (g *Guarded) Recall(counted []string, all []limit.Recorded) {
 func outageSuffix(outage int64) string { return fmt.Sprintf("#%d", outage) }
 
 // spentHere is what of a quota this replica has settled since it is alone.
-func (g *Guarded) spentHere(d limit.Dim, outage int64) int64 {
+func (g *Guarded) localUse(d limit.Dim, outage int64) int64 {
 	d.Key += outageSuffix(outage)
 	d.Cost = 0
 	found, err := g.shadow.Reserve(context.Background(), limit.Reservation{Dims: []limit.Dim{d}, Peek: true, Settled: true})
@@ -61,24 +61,24 @@ func (g *Guarded) spentHere(d limit.Dim, outage int64) int64 {
 // known is what is known of a quota's use: by Redis until this replica was alone, or by
 // the ledger since. Of the two the larger holds: Redis also knew of what was running,
 // and the ledger knows of other replicas.
-func (g *Guarded) known(d *limit.Dim, now int64) spent {
-	was := g.seen.sight(d.Key)
+func (g *Guarded) knownUse(d *limit.Dim, now int64) quotaUse {
+	last := g.seen.lookup(d.Key)
 	g.mu.Lock()
-	r, told := g.recalled.all[d.Key]
+	r, found := g.recalled.uses[d.Key]
 	if g.recalled.outage != g.outage {
-		r.here = 0
+		r.local = 0
 	}
-	asked := g.recalled.rules[d.Rule] && now-g.recalled.at.UnixMilli() < recallLife.Milliseconds()
+	asked := g.recalled.rules[d.Rule] && now-g.recalled.time.UnixMilli() < recallLife.Milliseconds()
 	g.mu.Unlock()
-	if told && r.begin != d.BeginMs {
-		r = spent{} // of another period
+	if found && r.begin != d.BeginMs {
+		r = quotaUse{} // of another period
 	}
-	if was.ms == 0 && !told && !asked {
-		return spent{used: d.Limit - d.Limit/unknownPart}
+	if last.ms == 0 && !found && !asked {
+		return quotaUse{used: d.Limit - d.Limit/unknownPart}
 	}
-	if was.begin < d.BeginMs {
-		was.used = 0 // nothing was used of this period when it was seen
+	if last.begin < d.BeginMs {
+		last.used = 0 // nothing was used of this period when it was seen
 	}
-	r.used = max(r.used, was.used+r.here)
+	r.used = max(r.used, last.used+r.local)
 	return r
 }

@@ -2,12 +2,8 @@ package redislimit
 
 import (
 	"context"
-	"crypto/sha1" //nolint:gosec // the name that Redis gives a script
-	_ "embed"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,15 +15,7 @@ import (
 	"tidegate/admission/limit"
 )
 
-//go:embed limit.lua
-var limitLua string
-
-const (
-	maxFields   = 11 // of a dimension in the script
-	stateFields = 4
-	number      = 8 // bytes
-	maxTracked  = 100_000
-)
+const maxTracked = 100_000 // homes
 
 // Options are what a Store works with.
 type Options struct {
@@ -44,10 +32,11 @@ type Store struct {
 	client  redis.UniversalClient
 	cluster bool
 	now     func() time.Time
-	told    func(keys []string) // of what is damaged; may be nil
+	onDamage    func(keys []string) // of what is damaged; may be nil
 	damaged atomic.Int64        // calls that read it
-	source  string
-	sha     string
+	source  string              // limit.lua with its constants
+	sha     string              // name of source in Redis
+	beat    *redis.Script       // heartbeat of a replica
 
 	mu    sync.Mutex
 	homes map[string]bool // whose index may hold reservations
@@ -59,36 +48,25 @@ var _ limit.Store = (*Store)(nil)
 // deadline, as those of Dial: a retry of an answer that was late is another call.
 func New(client redis.UniversalClient, o Options) *Store {
 	_, cluster := client.(*redis.ClusterClient)
-	source := script()
-	sum := sha1.Sum([]byte(source)) //nolint:gosec // see the import
-	return &Store{client: client, cluster: cluster, now: o.Now, told: o.Damaged, source: source, sha: hex.EncodeToString(sum[:]), homes: map[string]bool{}}
-}
-
-// script is limit.lua with its constants put in and its comments left out.
-func script() string {
-	value := map[string]string{}
-	for _, one := range regexp.MustCompile(`(\$[A-Z]+)=(-?\d+)`).FindAllStringSubmatch(limitLua, -1) {
-		value[one[1]] = one[2]
-	}
-	bare := regexp.MustCompile(`(?m)^ *--.*\n`).ReplaceAllString(limitLua, "")
-	return regexp.MustCompile(`\$[A-Z]+`).ReplaceAllStringFunc(bare, func(name string) string { return value[name] })
+	source := script(limitLua)
+	return &Store{client: client, cluster: cluster, now: o.Now, onDamage: o.Damaged, source: source, sha: sha(source), beat: newFleetScript(), homes: map[string]bool{}}
 }
 
 // group is the dimensions that one call of the script decides.
 type group struct {
 	home string // of a single primary all is one home
 	dims []limit.Dim
-	at   []int // by dimension, where it is in the request
+	indexes   []int // by dimension, where it is in the request
 }
 
 // groups parts dimensions by their home, in the order in which they come.
 func (s *Store) groups(dims []limit.Dim) []group {
-	at := make([]int, len(dims))
-	for i := range at {
-		at[i] = i
+	indexes := make([]int, len(dims))
+	for i := range indexes {
+		indexes[i] = i
 	}
 	if !s.cluster || len(dims) == 0 {
-		return []group{{"", dims, at}}
+		return []group{{"", dims, indexes}}
 	}
 	var out []group
 next:
@@ -96,7 +74,7 @@ next:
 		home := tag(dims[i].Key)
 		for j := range out {
 			if out[j].home == home {
-				out[j].dims, out[j].at = append(out[j].dims, dims[i]), append(out[j].at, i)
+				out[j].dims, out[j].indexes = append(out[j].dims, dims[i]), append(out[j].indexes, i)
 				continue next
 			}
 		}
@@ -116,10 +94,10 @@ func tag(key string) string {
 }
 
 // pick takes the numbers that belong to a group.
-func (g *group) pick(all []int64) []int64 {
-	out := make([]int64, len(g.at))
-	for i, at := range g.at {
-		out[i] = all[at]
+func (g *group) numbersOf(numbers []int64) []int64 {
+	out := make([]int64, len(g.indexes))
+	for i, index := range g.indexes {
+		out[i] = numbers[index]
 	}
 	return out
 }
@@ -130,9 +108,9 @@ type call struct {
 	args []any
 }
 
-func (s *Store) call(operation, home, id string, dims []limit.Dim, more ...any) call {
+func (s *Store) call(operation, home, id string, dims []limit.Dim, extra ...any) call {
 	prefix := "tg:" + home
-	c := call{keys: make([]string, 3, 3+len(dims)), args: make([]any, 4, 4+len(more))}
+	c := call{keys: make([]string, 3, 3+len(dims)), args: make([]any, 4, 4+len(extra))}
 	c.keys[0], c.keys[1], c.keys[2] = prefix+"id:"+id, prefix+"clock", prefix+"due"
 	for i := range dims {
 		c.keys = append(c.keys, dims[i].Key)
@@ -141,7 +119,7 @@ func (s *Store) call(operation, home, id string, dims []limit.Dim, more ...any) 
 	if s.now != nil {
 		c.args[1] = strconv.FormatInt(s.now().UnixMilli(), 10)
 	}
-	c.args = append(c.args, more...)
+	c.args = append(c.args, extra...)
 	return c
 }
 
@@ -172,16 +150,16 @@ func (s *Store) runAll(ctx context.Context, calls []call) ([]any, error) {
 		answers := make([]*redis.Cmd, len(left))
 		// Its error is that of one of the answers.
 		_, _ = s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
-			for i, at := range left {
-				answers[i] = p.EvalSha(ctx, s.sha, calls[at].keys, calls[at].args...)
+			for i, index := range left {
+				answers[i] = p.EvalSha(ctx, s.sha, calls[index].keys, calls[index].args...)
 			}
 			return nil
 		})
 		var unknown []int
-		for i, at := range left {
+		for i, index := range left {
 			var err error
-			if out[at], err = answers[i].Result(); unknownScript(err) {
-				unknown = append(unknown, at)
+			if out[index], err = answers[i].Result(); unknownScript(err) {
+				unknown = append(unknown, index)
 			} else if err != nil {
 				return nil, err
 			}
@@ -200,11 +178,11 @@ func (s *Store) runAll(ctx context.Context, calls []call) ([]any, error) {
 }
 
 // track remembers that a home may hold reservations to reap.
-func (s *Store) track(home string) {
+func (s *Store) addHome(home string) {
 	s.mu.Lock()
 	if len(s.homes) >= maxTracked && !s.homes[home] {
-		for other := range s.homes { // it is tracked again when it is asked about
-			delete(s.homes, other)
+		for tracked := range s.homes { // it is tracked again when it is asked about
+			delete(s.homes, tracked)
 			break
 		}
 	}
@@ -212,24 +190,14 @@ func (s *Store) track(home string) {
 	s.mu.Unlock()
 }
 
-// Verdicts of the script.
-const (
-	refused = iota
-	allowed
-	again
-)
-
-// badRecord is added to a verdict where something that was read is damaged.
-const badRecord = 16
-
 // verdict takes from a verdict whether something was damaged, and counts that.
 func (s *Store) verdict(c *call, n int64) int64 {
 	if n < badRecord {
 		return n
 	}
 	s.damaged.Add(1)
-	if s.told != nil {
-		s.told(c.keys)
+	if s.onDamage != nil {
+		s.onDamage(c.keys)
 	}
 	return n - badRecord
 }
@@ -247,12 +215,12 @@ func (s *Store) Reserve(ctx context.Context, r limit.Reservation) (limit.Decisio
 			return limit.Decision{}, fmt.Errorf("redis: %w", err)
 		}
 		undo[i] = back
-		if verdict == again {
+		if verdict == repeated {
 			known++
 		}
 		if verdict == refused && !r.Peek {
 			kept := s.cancel(ctx, r.ID, groups[:i], undo)
-			out, err := s.look(ctx, r, groups, i, states)
+			out, err := s.peekAll(ctx, r, groups, i, states)
 			if err != nil {
 				return out, err
 			}
@@ -266,7 +234,7 @@ func (s *Store) Reserve(ctx context.Context, r limit.Reservation) (limit.Decisio
 }
 
 // look judges all dimensions after one of the homes has refused.
-func (s *Store) look(ctx context.Context, r limit.Reservation, groups []group, refusedBy int, states []limit.State) (limit.Decision, error) {
+func (s *Store) peekAll(ctx context.Context, r limit.Reservation, groups []group, refusedBy int, states []limit.State) (limit.Decision, error) {
 	r.Peek = true
 	for i := range groups {
 		if i == refusedBy {
@@ -284,7 +252,7 @@ func (s *Store) reserve(ctx context.Context, r limit.Reservation, g *group, stat
 	operation, mark := "reserve", ""
 	switch {
 	case !r.Peek:
-		s.track(g.home)
+		s.addHome(g.home)
 		if partly {
 			mark = "1"
 		}
@@ -345,9 +313,9 @@ func (s *Store) Settle(ctx context.Context, t limit.Settlement) (limit.Settled, 
 	calls := make([]call, len(groups))
 	for i := range groups {
 		g := &groups[i]
-		calls[i] = s.call("settle", g.home, t.ID, g.dims, packNumbers(g.pick(t.Charges)), mark, max(t.AgeMs, 0))
+		calls[i] = s.call("settle", g.home, t.ID, g.dims, packNumbers(g.numbersOf(t.Charges)), mark, max(t.AgeMs, 0))
 	}
-	answers, err := s.several(ctx, calls)
+	answers, err := s.runSeveral(ctx, calls)
 	if err != nil {
 		return limit.Settled{}, fmt.Errorf("redis: %w", err)
 	}
@@ -366,7 +334,7 @@ func (s *Store) Settle(ctx context.Context, t limit.Settlement) (limit.Settled, 
 }
 
 // several runs calls for which one request waits.
-func (s *Store) several(ctx context.Context, calls []call) ([]any, error) {
+func (s *Store) runSeveral(ctx context.Context, calls []call) ([]any, error) {
 	if len(calls) == 1 {
 		one, err := s.run(ctx, calls[0])
 		return []any{one}, err
@@ -389,12 +357,12 @@ func (s *Store) Renew(ctx context.Context, renewals []limit.Renewal) (lost []str
 			g := &groups[j]
 			charges := ""
 			if len(r.Charges) > 0 {
-				charges = packNumbers(g.pick(r.Charges))
+				charges = packNumbers(g.numbersOf(r.Charges))
 			}
 			calls, ids = append(calls, s.call("renew", g.home, r.ID, g.dims, charges)), append(ids, r.ID)
 		}
 	}
-	homes := s.tracked()
+	homes := s.trackedHomes()
 	for _, home := range homes {
 		calls = append(calls, s.call("due", home, "", nil))
 	}
@@ -417,7 +385,7 @@ func (s *Store) Renew(ctx context.Context, renewals []limit.Renewal) (lost []str
 }
 
 // tracked are the homes to look at: of a single primary the one.
-func (s *Store) tracked() []string {
+func (s *Store) trackedHomes() []string {
 	if !s.cluster {
 		return []string{""}
 	}

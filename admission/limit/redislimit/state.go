@@ -8,7 +8,7 @@ import (
 // State is what an operator may want to know.
 type State struct {
 	Alone     bool      `json:"alone"`     // Redis is not asked
-	Since     time.Time `json:"since"`     // when that changed; zero: never
+	ChangedAt     time.Time `json:"since"`     // when that changed; zero: never
 	Error     string    `json:"error"`     // why it is not asked; empty while it is
 	Replicas  int       `json:"replicas"`  // for which the share is made; 0: never known
 	PerMille  int64     `json:"per_mille"` // of each limit, that this replica enforces alone
@@ -17,7 +17,7 @@ type State struct {
 	Lost      time.Time `json:"lost"`      // when Redis was last found to have lost its counters; zero: never
 	Recounted bool      `json:"recounted"` // for a window after that the share holds beside what Redis says
 	Recalled  time.Time `json:"recalled"`  // when quotas were last read from the ledger; zero: never
-	Doing     string    `json:"doing"`     // what is being done about Redis, in one sentence; empty: nothing has to be
+	Action     string    `json:"doing"`     // what is being done about Redis, in one sentence; empty: nothing has to be
 }
 
 // State returns how things are now.
@@ -25,20 +25,20 @@ func (g *Guarded) State() State {
 	s := State{Alone: g.alone.Load()}
 	s.Replicas, s.PerMille = g.fleet.size()
 	if lost := g.lostMs.Load(); lost != 0 {
-		s.Lost, s.Recounted = time.UnixMilli(lost), g.recounts(g.with.Now())
+		s.Lost, s.Recounted = time.UnixMilli(lost), g.lostRecently(g.opts.Now())
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s.Since, s.Waiting, s.Dropped, s.Recalled = g.since, len(g.waiting), g.dropped, g.recalled.at
+	s.ChangedAt, s.Waiting, s.Dropped, s.Recalled = g.since, len(g.waiting), g.dropped, g.recalled.time
 	if s.Alone && g.last != nil {
 		s.Error = g.last.Error()
 	}
-	s.Doing = s.doing()
+	s.Action = s.action()
 	return s
 }
 
 // doing returns one sentence for State.Doing.
-func (s *State) doing() string {
+func (s *State) action() string {
 	switch {
 	case s.Alone:
 		fleet := fmt.Sprintf("%d gateways were last known", s.Replicas)
