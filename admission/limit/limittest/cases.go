@@ -32,8 +32,8 @@ func settleOnce(t *testing.T, open Open) {
 	b.allow("a", dims...)
 	b.allow("b", dims...)
 	for i := range 3 {
-		if got := b.settle("a", dims, 100, 1, 100); got != (i == 0) {
-			t.Fatalf("settlement %d was applied: %v", i, got)
+		if applied := b.settle("a", dims, 100, 1, 100); applied != (i == 0) {
+			t.Fatalf("settlement %d was applied: %v", i, applied)
 		}
 	}
 	b.wantUsed(dims[0], 500)
@@ -256,12 +256,12 @@ func growth(t *testing.T, open Open) {
 	b := setUp(t, open)
 	d := window("w", 1000, 10)
 	d.Burst = 1000
-	other := window("w", 1000, 300)
-	other.Burst = 1000
+	larger := window("w", 1000, 300)
+	larger.Burst = 1000
 	b.allow("a", d)
-	b.allow("b", other)
+	b.allow("b", larger)
 	b.wait(20 * time.Second)
-	b.renew(limit.Renewal{ID: "a", Dims: []limit.Dim{d}, Charges: []int64{400}}, limit.Renewal{ID: "b", Dims: []limit.Dim{other}})
+	b.renew(limit.Renewal{ID: "a", Dims: []limit.Dim{d}, Charges: []int64{400}}, limit.Renewal{ID: "b", Dims: []limit.Dim{larger}})
 	b.wantUsed(d, 700)
 	b.settle("a", []limit.Dim{d}, 0)
 	b.wantUsed(d, 690)
@@ -354,14 +354,14 @@ func lateOverage(t *testing.T, open Open) {
 // exactly.
 func largeNumbers(t *testing.T, open Open) {
 	b := setUp(t, open)
-	const most = 1_000_000_000_000
-	w, q := window("w", most, most-1), b.quota("q", most*1000, most*1000-1)
+	const largest = 1_000_000_000_000
+	w, q := window("w", largest, largest-1), b.quota("q", largest*1000, largest*1000-1)
 	b.allow("a", w, q)
 	w.Cost, q.Cost = 1, 1
 	b.allow("b", w, q)
 	b.refuse("c", w)
 	b.refuse("c", q)
-	if w, q := b.used(w), b.used(q); w != most || q != most*1000 {
+	if w, q := b.used(w), b.used(q); w != largest || q != largest*1000 {
 		t.Fatalf("used %d and %d", w, q)
 	}
 	g := window("g", 70_000_000_000, 70_000_000_000)
@@ -379,15 +379,15 @@ func largeNumbers(t *testing.T, open Open) {
 func noExpiryByUse(t *testing.T, open Open) {
 	b := setUp(t, open)
 	d := window("w", 10, 1)
-	in := 0
+	admitted := 0
 	for i := range 600 { // ten minutes
 		if b.reserve(fmt.Sprint(i), d).Allowed {
-			in++
+			admitted++
 		}
 		b.wait(time.Second)
 	}
-	if in < 90 || in > 101 {
-		t.Fatalf("%d were let in within ten minutes, want about 100", in)
+	if admitted < 90 || admitted > 101 {
+		t.Fatalf("%d were let in within ten minutes, want about 100", admitted)
 	}
 }
 

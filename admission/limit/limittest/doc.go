@@ -1,7 +1,7 @@
-// Package limittest is the suite that every store of package limit must pass.
+// Package limittest has the suite that every store of package limit must pass.
 //
 // Its heart compares a store, step by step through random histories, with a
-// model that keeps every charge in a log and works each number out from the
+// model that keeps every charge in a log and computes each number from the
 // beginning: decisions, what remains, resets and retry times must be equal to
 // the millisecond. The cases beside it are faults that other gateways had.
 //

@@ -8,13 +8,12 @@ import (
 	"tidegate/admission/limit"
 )
 
-// model is a store that is slow and plain: it keeps every charge, works every
-// number out from the beginning, and finds a retry by trying times. It is of one
-// goroutine.
+// model is a store that is slow and plain: it keeps every charge, computes every number from
+// the beginning, and finds a retry by trying times. One goroutine uses it.
 type model struct {
 	windows  map[string][]entry
 	debts    map[string][]change
-	quotas   map[string]map[int64]int64 // used by the begin of the period
+	quotas   map[string]map[int64]int64 // usage by the begin of the period
 	leases   map[string]map[string]lease
 	requests map[string]*request
 }
@@ -22,29 +21,29 @@ type model struct {
 // entry is one charge of a window.
 type entry struct {
 	id     string
-	at     int64
+	timeMs int64
 	amount int64
 	bucket int64
 }
 
-// lease is the slots that one request holds, and until when.
+// lease is the number of slots that one request holds, and the end of the hold.
 type lease struct{ slots, ends int64 }
 
 // change is one change of a token bucket, in tokens times milliseconds, and the
 // rate at which it drains from then on.
-type change struct{ at, by, rate int64 }
+type change struct{ timeMs, amount, rate int64 }
 
-// request is what one id has of its counters.
+// request is the part of its counters that one id has.
 type request struct {
-	dims    []limit.Dim
-	charged []int64
-	floor   []int64
-	at      []int64 // of quotas the begin of the period
-	debt    []int64
-	skipped []bool
-	age     int64 // of what windows are charged
-	ends    int64
-	state   string // live, reaped, settled
+	dims      []limit.Dim
+	charged   []int64
+	floor     []int64
+	chargedAt []int64 // of a quota the begin of the period
+	debt      []int64
+	skipped   []bool
+	age       int64 // age of what windows are charged
+	ends      int64
+	state     string // live, reaped, settled
 }
 
 func newModel() *model {
@@ -54,12 +53,12 @@ func newModel() *model {
 	}
 }
 
-// used is what counts at a time: entries whose bucket was charged within a window
+// used returns the sum that counts at a time: entries whose bucket was charged within a window
 // before it.
 func (m *model) used(d *limit.Dim, t int64) (sum int64) {
 	newest := map[int64]int64{}
 	for _, e := range m.windows[d.Key] {
-		newest[e.bucket] = max(newest[e.bucket], e.at)
+		newest[e.bucket] = max(newest[e.bucket], e.timeMs)
 	}
 	for _, e := range m.windows[d.Key] {
 		if newest[e.bucket] > t-d.WindowMs {
@@ -73,20 +72,20 @@ func (m *model) used(d *limit.Dim, t int64) (sum int64) {
 func (m *model) drop(d *limit.Dim, now int64) {
 	newest := map[int64]int64{}
 	for _, e := range m.windows[d.Key] {
-		newest[e.bucket] = max(newest[e.bucket], e.at)
+		newest[e.bucket] = max(newest[e.bucket], e.timeMs)
 	}
 	m.windows[d.Key] = slices.DeleteFunc(m.windows[d.Key], func(e entry) bool { return newest[e.bucket] <= now-d.WindowMs })
 }
 
-// debt plays all changes of a token bucket and lets it drain until t.
+// debt replays all changes of a token bucket and lets it drain until t.
 func (m *model) debt(d *limit.Dim, t int64) (debt, rate int64) {
-	at := int64(0)
+	last := int64(0)
 	rate = 1
 	for _, c := range m.debts[d.Key] {
-		debt = max(drained(debt, rate, c.at-at)+c.by, 0)
-		at, rate = c.at, c.rate
+		debt = max(drained(debt, rate, c.timeMs-last)+c.amount, 0)
+		last, rate = c.timeMs, c.rate
 	}
-	return drained(debt, rate, t-at), rate
+	return drained(debt, rate, t-last), rate
 }
 
 func drained(debt, rate, elapsed int64) int64 {
@@ -133,7 +132,7 @@ func (m *model) held(d *limit.Dim, t int64) (n int64) {
 	return n
 }
 
-// period is what is used in the newest of the periods, and its end.
+// period returns the use in the newest of the periods, and its end.
 func (m *model) period(d *limit.Dim, now int64) (used, end int64) {
 	newest := d.BeginMs
 	for begin := range m.quotas[d.Key] {
@@ -145,18 +144,19 @@ func (m *model) period(d *limit.Dim, now int64) (used, end int64) {
 	return used, end
 }
 
-const ages = int64(1) << 41 // milliseconds; longer than anything takes
+// ages is longer than anything lasts, in milliseconds.
+const ages = int64(1) << 41
 
-// firstFit is the first time at which the cost fits; ok is false where there is
-// none. Within what one limit is in force, what once fits goes on to fit.
-func (m *model) firstFit(d *limit.Dim, now int64) (at int64, ok bool) {
-	search := func(from, until int64) (int64, bool) {
-		n := sort.Search(int(until-from), func(i int) bool { return m.fits(d, now, from+int64(i)) })
-		return from + int64(n), int64(n) < until-from
+// firstFit returns the first time at which the cost fits; ok is false where there is none.
+// While one limit is in force, what once fits goes on to fit.
+func (m *model) firstFit(d *limit.Dim, now int64) (fitAt int64, ok bool) {
+	search := func(start, end int64) (int64, bool) {
+		n := sort.Search(int(end-start), func(i int) bool { return m.fits(d, now, start+int64(i)) })
+		return start + int64(n), int64(n) < end-start
 	}
 	if d.Kind != limit.Quota && d.EdgeMs > now {
-		if at, ok = search(now, d.EdgeMs); ok {
-			return at, true
+		if fitAt, ok = search(now, d.EdgeMs); ok {
+			return fitAt, true
 		}
 		return search(d.EdgeMs, d.EdgeMs+ages)
 	}
@@ -191,14 +191,14 @@ func (m *model) state(d *limit.Dim, now int64) (s limit.State) {
 		return s
 	}
 	s.Exceeded = true
-	at, ok := m.firstFit(d, now)
+	fitAt, ok := m.firstFit(d, now)
 	if s.TooLarge = !ok; ok {
-		s.RetryAfterMs = at - now
+		s.RetryAfterMs = fitAt - now
 	}
 	return s
 }
 
-// unsettled is what of a quota's newest period is charged to reservations that live.
+// unsettled returns the part of a quota's newest period that is charged to live reservations.
 func (m *model) unsettled(d *limit.Dim) (sum int64) {
 	newest := int64(-1)
 	for begin := range m.quotas[d.Key] {
@@ -206,7 +206,7 @@ func (m *model) unsettled(d *limit.Dim) (sum int64) {
 	}
 	for _, req := range m.requests {
 		for i := range req.dims {
-			if req.state == "live" && req.dims[i].Key == d.Key && !req.skipped[i] && req.at[i] == newest {
+			if req.state == "live" && req.dims[i].Key == d.Key && !req.skipped[i] && req.chargedAt[i] == newest {
 				sum += req.charged[i]
 			}
 		}
@@ -260,7 +260,7 @@ func (m *model) reserve(r limit.Reservation, now int64) limit.Decision {
 func (m *model) charge(r limit.Reservation, states []limit.State, now int64) {
 	n := len(r.Dims)
 	req := &request{
-		dims: r.Dims, charged: make([]int64, n), floor: make([]int64, n), at: make([]int64, n), debt: make([]int64, n),
+		dims: r.Dims, charged: make([]int64, n), floor: make([]int64, n), chargedAt: make([]int64, n), debt: make([]int64, n),
 		skipped: make([]bool, n), ends: now + limit.LeaseLife.Milliseconds(), state: "live",
 	}
 	m.requests[r.ID] = req
@@ -269,15 +269,15 @@ func (m *model) charge(r limit.Reservation, states []limit.State, now int64) {
 		if req.skipped[i] = states[i].Exceeded; req.skipped[i] {
 			continue
 		}
-		req.charged[i], req.floor[i], req.at[i] = d.Cost, d.Floor, now
+		req.charged[i], req.floor[i], req.chargedAt[i] = d.Cost, d.Floor, now
 		switch d.Kind {
 		case limit.Lease:
 			if d.Cost > 0 {
 				m.lease(d.Key)[r.ID] = lease{d.Cost, req.ends}
 			}
 		case limit.Quota:
-			req.at[i] = m.enter(d)
-			m.quotas[d.Key][req.at[i]] += d.Cost
+			req.chargedAt[i] = m.enter(d)
+			m.quotas[d.Key][req.chargedAt[i]] += d.Cost
 		default:
 			m.add(d, r.ID, d.Cost, now)
 			if rate, burst := inForce(d, now); burst > 0 {
@@ -295,7 +295,7 @@ func (m *model) lease(key string) map[string]lease {
 	return m.leases[key]
 }
 
-// enter begins a dimension's period if it is the newest, and is the newest.
+// enter begins a dimension's period if it is the newest, and returns the newest.
 func (m *model) enter(d *limit.Dim) (begin int64) {
 	if m.quotas[d.Key] == nil {
 		m.quotas[d.Key] = map[int64]int64{}
@@ -309,12 +309,12 @@ func (m *model) add(d *limit.Dim, id string, amount, now int64) {
 }
 
 // owe changes the debt, which goes on to drain at its rate if there is any.
-func (m *model) owe(d *limit.Dim, by, now int64) {
+func (m *model) owe(d *limit.Dim, amount, now int64) {
 	if rate, burst := inForce(d, now); burst > 0 {
-		if owed, before := m.debt(d, now); owed > 0 {
-			rate = before
+		if owed, current := m.debt(d, now); owed > 0 {
+			rate = current
 		}
-		m.debts[d.Key] = append(m.debts[d.Key], change{now, by, rate})
+		m.debts[d.Key] = append(m.debts[d.Key], change{now, amount, rate})
 	}
 }
 
@@ -326,7 +326,7 @@ func (m *model) adjust(id string, req *request, i int, d *limit.Dim, charge, now
 		return
 	}
 	if d.Kind == limit.Quota {
-		if begin := m.enter(d); begin == req.at[i] || delta > 0 {
+		if begin := m.enter(d); begin == req.chargedAt[i] || delta > 0 {
 			m.quotas[d.Key][begin] = max(m.quotas[d.Key][begin]+delta, 0)
 		}
 		return
@@ -345,10 +345,10 @@ func (m *model) adjust(id string, req *request, i int, d *limit.Dim, charge, now
 		m.owe(d, delta*d.WindowMs, now)
 		return
 	}
-	bucket, newest := req.at[i]/d.BucketMs, int64(-1)
+	bucket, newest := req.chargedAt[i]/d.BucketMs, int64(-1)
 	for _, e := range m.windows[d.Key] {
 		if e.bucket == bucket {
-			newest = max(newest, e.at)
+			newest = max(newest, e.timeMs)
 		}
 	}
 	if newest <= now-d.WindowMs {
@@ -356,22 +356,22 @@ func (m *model) adjust(id string, req *request, i int, d *limit.Dim, charge, now
 	}
 	refund := min(-delta, d.Cost) // what was charged later is of other buckets
 	for j := range m.windows[d.Key] {
-		if e := &m.windows[d.Key][j]; e.id == id && e.at == req.at[i] {
+		if e := &m.windows[d.Key][j]; e.id == id && e.timeMs == req.chargedAt[i] {
 			e.amount -= refund
 			break
 		}
 	}
 	_, rate := m.debt(d, now)
-	m.owe(d, -min(refund*d.WindowMs, drained(req.debt[i], rate, now-req.at[i])), now)
+	m.owe(d, -min(refund*d.WindowMs, drained(req.debt[i], rate, now-req.chargedAt[i])), now)
 }
 
 func (m *model) settle(s limit.Settlement, now int64) (applied bool) {
 	req := m.requests[s.ID]
 	if req == nil && s.New {
 		n := len(s.Dims)
-		req = &request{charged: make([]int64, n), at: make([]int64, n), debt: make([]int64, n), skipped: make([]bool, n), state: "live", age: s.AgeMs}
-		for i := range req.at {
-			req.at[i] = -1 << 40
+		req = &request{charged: make([]int64, n), chargedAt: make([]int64, n), debt: make([]int64, n), skipped: make([]bool, n), state: "live", age: s.AgeMs}
+		for i := range req.chargedAt {
+			req.chargedAt[i] = -1 << 40
 		}
 		m.requests[s.ID] = req
 	}

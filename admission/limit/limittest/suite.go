@@ -15,10 +15,10 @@ import (
 	"tidegate/admission/limit"
 )
 
-// Open makes a store that holds nothing and whose clock is now.
+// Open returns an empty store whose clock is now.
 type Open func(t *testing.T, now func() time.Time) limit.Store
 
-// Run is the suite.
+// Run runs the suite on the stores that open returns.
 func Run(t *testing.T, open Open) {
 	histories := 2_000
 	if testing.Short() {
@@ -45,7 +45,7 @@ func equalsModel(t *testing.T, open Open) {
 		histories++
 		m := &machine{store: open(t, c.now), model: newModel(), clock: c, fail: rt.Fatalf, prefix: fmt.Sprintf("m%d-", histories)}
 		m.draw = func(n int) int { return rapid.IntRange(0, n-1).Draw(rt, "n") }
-		step := func(do func()) func(*rapid.T) { return func(*rapid.T) { do() } }
+		step := func(f func()) func(*rapid.T) { return func(*rapid.T) { f() } }
 		rt.Repeat(map[string]func(*rapid.T){
 			"reserve": step(m.ask), "reserve more": step(m.ask), "reserve again": step(m.askAgain), "look": step(m.look),
 			"settle": step(m.settle), "settle new": step(m.settleNew), "renew": step(m.renew), "wait": step(m.wait), "retry": step(m.retry),
@@ -54,8 +54,8 @@ func equalsModel(t *testing.T, open Open) {
 	})
 }
 
-// Refused shows, over so many random histories, that a refused request changes
-// nothing: what every counter says is the same before and after.
+// Refused checks, over a number of random histories, that a refused request changes nothing:
+// every counter reads the same before and after.
 func Refused(t *testing.T, open Open, histories int) {
 	c := newClock()
 	store := open(t, c.now)
@@ -65,10 +65,10 @@ func Refused(t *testing.T, open Open, histories int) {
 		m := &machine{store: store, model: newModel(), clock: c, draw: random.IntN, fail: t.Fatalf, prefix: fmt.Sprintf("h%d-", h)}
 		for step := range 8 {
 			if random.IntN(3) == 0 {
-				c.ms += m.between(0, 4_000)
+				c.ms += m.number(0, 4_000)
 			}
-			look := limit.Reservation{Dims: m.all(), Peek: true}
-			before := m.reserve(look)
+			look := limit.Reservation{Dims: m.fullDims(), Peek: true}
+			earlier := m.reserve(look)
 			r := limit.Reservation{ID: fmt.Sprintf("%s%d", m.prefix, step), Dims: m.dims()}
 			if m.reserve(r).Allowed {
 				continue
@@ -77,8 +77,8 @@ func Refused(t *testing.T, open Open, histories int) {
 			if s, err := store.Settle(t.Context(), limit.Settlement{ID: r.ID, Dims: r.Dims, Charges: m.charges(len(r.Dims))}); err != nil || s.Applied {
 				t.Fatalf("history %d: a refused request was settled: %+v, %v", h, s, err)
 			}
-			if after := m.reserve(look); !reflect.DeepEqual(before, after) {
-				t.Fatalf("history %d: refusing %+v, and settling it, changed\n%+v to\n%+v", h, r.Dims, before, after)
+			if later := m.reserve(look); !reflect.DeepEqual(earlier, later) {
+				t.Fatalf("history %d: refusing %+v, and settling it, changed\n%+v to\n%+v", h, r.Dims, earlier, later)
 			}
 		}
 		if h%1000 == 999 {
@@ -159,8 +159,8 @@ func (b *bench) used(d limit.Dim) int64 {
 
 func (b *bench) wantUsed(d limit.Dim, want int64) {
 	b.t.Helper()
-	if got := b.used(d); got != want {
-		b.t.Fatalf("%s: %d used, want %d", d.Key, got, want)
+	if used := b.used(d); used != want {
+		b.t.Fatalf("%s: %d used, want %d", d.Key, used, want)
 	}
 }
 
@@ -190,10 +190,10 @@ func (b *bench) quota(name string, limited, cost int64) limit.Dim {
 // a time and in any order of them.
 func concurrent(t *testing.T, open Open) {
 	b := setUp(t, open)
-	var in atomic.Int64
-	var all sync.WaitGroup
+	var admitted atomic.Int64
+	var workers sync.WaitGroup
 	for i := range 8 {
-		all.Go(func() {
+		workers.Go(func() {
 			for j := range 60 {
 				dims := []limit.Dim{window("a", 100, 1), window("b", 120, 1), slots("c", 130)}
 				if i%2 == 0 {
@@ -204,14 +204,14 @@ func concurrent(t *testing.T, open Open) {
 					t.Error(err)
 				}
 				if out.Allowed {
-					in.Add(1)
+					admitted.Add(1)
 				}
 			}
 		})
 	}
-	all.Wait()
-	if in.Load() != 100 {
-		t.Errorf("%d of 480 were let in, want 100", in.Load())
+	workers.Wait()
+	if admitted.Load() != 100 {
+		t.Errorf("%d of 480 were let in, want 100", admitted.Load())
 	}
 	b.wantUsed(window("a", 100, 1), 100)
 	b.wantUsed(window("b", 120, 1), 100)

@@ -31,7 +31,7 @@ type Config struct {
 	Timeout time.Duration `yaml:"timeout"`
 }
 
-// DefaultConfig is no Redis, and 50 ms for a decision where one is given.
+// DefaultConfig returns a configuration without Redis, and with 50 ms for a decision.
 func DefaultConfig() Config {
 	return Config{PasswordEnv: DefaultPasswordEnv, Timeout: 50 * time.Millisecond}
 }
@@ -39,7 +39,7 @@ func DefaultConfig() Config {
 // DefaultPasswordEnv is the environment variable of the password, which may be unset.
 const DefaultPasswordEnv = "REDIS_PASSWORD"
 
-// Validate says all that is wrong, each with its path first.
+// Validate returns all faults of the configuration, each with its path first.
 func (c *Config) Validate() error {
 	var faults []error
 	add := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
@@ -73,7 +73,7 @@ func (c *Config) Validate() error {
 	return errors.Join(faults...)
 }
 
-// Dial makes the client of a valid configuration with addresses; it connects with
+// Dial returns the client of a valid configuration with addresses; it connects with
 // its first use. It never repeats a call: a repeated one whose answer was only late
 // would be charged again by a script that is not idempotent, and a heartbeat waits
 // for its own deadline, not for four.
@@ -87,18 +87,18 @@ func Dial(c Config) redis.UniversalClient {
 		// Dialing happens beside the call that wants it, and serves a later one where
 		// that has given up.
 		DialTimeout: 10 * c.Timeout, DialerRetries: 1,
-		// Of what has no deadline of its own. Heartbeats of many may take a while.
+		// For calls without a deadline. The heartbeats of many requests may take a while.
 		ReadTimeout: maxRead, WriteTimeout: maxRead, PoolTimeout: maxRead,
 		PoolSize: 16 * runtime.GOMAXPROCS(0), MinIdleConns: 2, FailingTimeoutSeconds: 1,
-		// The newer protocol makes the client look for news that are never sent before
-		// each answer.
+		// With the newer protocol the client looks before each answer for pushed messages,
+		// which the server never sends.
 		Protocol: 2, DisableIdentity: true,
 	}
 	if c.TLS {
 		o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
-	// The library would write each failure to stderr as well, and not as our log does. It
-	// dials from the first moment on.
+	// The library would write each failure to stderr as well, in another form than our log.
+	// It dials from the first moment on.
 	logging.Disable()
 	return redis.NewUniversalClient(o)
 }

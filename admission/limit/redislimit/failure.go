@@ -11,7 +11,7 @@ import (
 	"tidegate/admission/limit"
 )
 
-// What a replica enforces while it cannot ask Redis. A rule of mode open refuses
+// This file has what a replica enforces while it cannot ask Redis. A rule of mode open refuses
 // nobody, one of mode closed everybody. For mode local the replica has a share of
 // each limit (fleet.go), which it enforces over the shadow: over all that it let in
 // before and since.
@@ -49,35 +49,36 @@ import (
 // quotas are restored. That is marked in Redis (Mark), so that what others have still
 // to tell is not added to it.
 
-// unknownPart is what of a quota is taken to remain where that is not known.
+// unknownPart divides a quota whose use is not known: that part is assumed to remain.
 const unknownPart = 20
 
-// maxWaiting bounds the settlements that wait.
+// maxWaiting bounds the settlements that wait for Redis.
 const maxWaiting = 100_000
 
 const (
 	maxSeen = 50_000 // counters in each of two halves
-	// smallPart is the part of a share that a small request has at most.
+	// smallPart divides a share: a request that costs no more than that part is small.
 	smallPart = 8
-	// recallLife is for how long the ledger's word that a quota was not used at all holds.
+	// recallLife is the time for which an absence in the ledger means that a quota was not
+	// used.
 	recallLife = 2 * time.Minute
-	// shadowBuckets is into how many parts the shadow cuts a window. A part counts in
-	// full, and with the usual twelve half of a limit would count as more than half.
+	// shadowBuckets is the number of parts into which the shadow cuts a window. A part counts
+	// in full, and with the usual twelve half of a limit would count as more than half.
 	shadowBuckets = 60
 )
 
-// local is a request that was let in without Redis.
+// localRequest is a request that was admitted without Redis.
 type localRequest struct {
-	whole   []limit.Dim // those of the request
-	dims    []limit.Dim // the same as the shadow has them
-	priorUse  []int64     // by dimension, what of a quota was used, but for what the shadow counts
-	remote  []int64     // by dimension, what others have in the window
-	skipped []bool      // soft and over: not charged, there neither
-	ms      int64
-	adopted bool // Redis holds a reservation, too
+	whole    []limit.Dim // dimensions of the request
+	dims     []limit.Dim // the same as the shadow has them
+	priorUse []int64     // by dimension: use of a quota that the shadow does not count
+	remote   []int64     // by dimension: part of the window that other replicas have
+	skipped  []bool      // soft and exceeded: not charged, in Redis neither
+	ms       int64       // time of admission, in milliseconds since 1970
+	adopted  bool        // Redis holds a reservation, too
 }
 
-// fine are dimensions as the shadow counts them.
+// fineDims returns dimensions as the shadow counts them.
 func fineDims(dims []limit.Dim) []limit.Dim {
 	out := slices.Clone(dims)
 	for i := range out {
@@ -88,7 +89,7 @@ func fineDims(dims []limit.Dim) []limit.Dim {
 	return out
 }
 
-// home is how Redis is told.
+// settlementOf returns the settlement for Redis.
 func (l *localRequest) settlementOf(s limit.Settlement) settlement {
 	s.New, s.Charges = true, slices.Clone(s.Charges)
 	for i, skipped := range l.skipped {
@@ -102,13 +103,13 @@ func (l *localRequest) settlementOf(s limit.Settlement) settlement {
 	return settlement{Settlement: s, ms: l.ms}
 }
 
-// settlement is one that Redis is to be told of.
+// settlement is a settlement that Redis has not accepted yet.
 type settlement struct {
 	limit.Settlement
-	ms int64 // when it was let in here, in milliseconds since 1970; 0: Redis knows it
+	ms int64 // time of admission here, in milliseconds since 1970; 0 where Redis knows the reservation
 }
 
-// due is the settlement at a time: windows are charged for when it was let in.
+// due returns the settlement as of now: windows are charged for the time of admission.
 func (s *settlement) due(now int64) limit.Settlement {
 	out := s.Settlement
 	if s.ms != 0 {
@@ -117,26 +118,7 @@ func (s *settlement) due(now int64) limit.Settlement {
 	return out
 }
 
-func (g *Guarded) isLocal(id string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.here[id] != nil
-}
-
-// leave ends what is known of a request that was let in here.
-func (g *Guarded) removeLocal(id string) *localRequest {
-	if g.hereCount.Load() == 0 {
-		return nil
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	l := g.here[id]
-	delete(g.here, id)
-	g.hereCount.Store(int64(len(g.here)))
-	return l
-}
-
-// reserveHere decides without Redis.
+// reserveLocally decides without Redis.
 func (g *Guarded) reserveLocally(r limit.Reservation) (limit.Decision, error) {
 	for i := range r.Dims {
 		if d := &r.Dims[i]; d.Failure == limit.FailClosed && !d.Soft {
@@ -157,22 +139,19 @@ func (g *Guarded) reserveLocally(r limit.Reservation) (limit.Decision, error) {
 		for i := range r.Dims {
 			l.skipped[i] = found.States[i].Exceeded
 		}
-		g.mu.Lock()
-		g.here[r.ID] = l
-		g.hereCount.Store(int64(len(g.here)))
-		g.mu.Unlock()
+		g.local.add(r.ID, l)
 	}
 	return out, nil
 }
 
-// recounted judges a request by this replica's shares, where Redis knows of less than
-// was let in: of the windows that were running when it lost its counters, and of all
-// until other replicas have handed in what they counted alone. It reports whether they
-// refuse it.
+// rejectedByShare decides by this replica's shares where Redis knows of less than was
+// admitted: of the windows that were running when it lost its counters, and of all until other
+// replicas have handed in what they counted alone. It reports whether the shares refuse the
+// request.
 func (g *Guarded) rejectedByShare(r limit.Reservation) (out limit.Decision, refused bool) {
 	now := g.opts.Now()
 	handsIn := g.awaitsHandIn(now)
-	if !handsIn && !g.lostRecently(now) {
+	if !handsIn && !g.loss.isRecent(now) {
 		return out, false
 	}
 	l := g.newLocalRequest(r.Dims, now.UnixMilli())
@@ -180,7 +159,7 @@ func (g *Guarded) rejectedByShare(r limit.Reservation) (out limit.Decision, refu
 	if err != nil {
 		return out, false
 	}
-	states, lost := l.states(found.States), g.lostMs.Load()
+	states, lost := l.states(found.States), g.loss.atMs.Load()
 	for i := range states {
 		d := &r.Dims[i]
 		if d.Kind == limit.Quota || !handsIn && now.UnixMilli() >= lost+memoryMs(d) {
@@ -191,8 +170,8 @@ func (g *Guarded) rejectedByShare(r limit.Reservation) (out limit.Decision, refu
 	return out, !out.Allowed
 }
 
-// memoryMs is for how long something that was let in counts, in milliseconds. Quotas
-// have a ledger to remember them.
+// memoryMs returns the time for which an admitted request counts, in milliseconds. Quotas have
+// a ledger to remember them.
 func memoryMs(d *limit.Dim) int64 {
 	switch d.Kind {
 	case limit.Window:
@@ -203,11 +182,9 @@ func memoryMs(d *limit.Dim) int64 {
 	return 0
 }
 
-// locally are the dimensions as this replica enforces them alone.
+// newLocalRequest returns a request with its dimensions as this replica enforces them alone.
 func (g *Guarded) newLocalRequest(dims []limit.Dim, now int64) *localRequest {
-	g.mu.Lock()
-	outage := outageSuffix(g.outage)
-	g.mu.Unlock()
+	outage := outageSuffix(g.link.outageNumber())
 	l := &localRequest{
 		whole: dims, dims: fineDims(dims), ms: now,
 		priorUse: make([]int64, len(dims)), remote: make([]int64, len(dims)), skipped: make([]bool, len(dims)),
@@ -230,8 +207,8 @@ func (g *Guarded) newLocalRequest(dims []limit.Dim, now int64) *localRequest {
 	return l
 }
 
-// reduce makes the limit of a window or of slots this replica's own, and returns what
-// others have of it.
+// reduceLimit reduces the limit of a window or of slots to this replica's own, and returns the
+// part that others have of it.
 func (g *Guarded) reduceLimit(d *limit.Dim, now int64) (remote int64) {
 	last := g.seen.lookup(d.Key)
 	if last.expiry > now {
@@ -263,8 +240,8 @@ func (g *Guarded) reduceLimit(d *limit.Dim, now int64) (remote int64) {
 	return remote
 }
 
-// states are those of the request's own dimensions, as a caller is to see them: with
-// the limit of the rule, and never "never" for what only the share cannot hold.
+// states returns the states of the request's own dimensions as a caller sees them: with the
+// limit of the rule, and TooLarge only where the rule itself cannot hold the cost.
 func (l *localRequest) states(found []limit.State) []limit.State {
 	out := slices.Clone(found)
 	for i := range out {
@@ -307,21 +284,10 @@ func (l *localRequest) states(found []limit.State) []limit.State {
 	return out
 }
 
-// adopt reserves in Redis what was let in here and still runs, so that its slots are
-// taken there. Redis refuses none of it: what is over its limit is left out.
+// adopt reserves in Redis what was admitted here and still runs, so that it holds its slots
+// there. Redis refuses none of it: what is above its limit is left out.
 func (g *Guarded) adopt(ctx context.Context) error {
-	if g.hereCount.Load() == 0 {
-		return nil
-	}
-	g.mu.Lock()
-	running := map[string]*localRequest{}
-	for id, l := range g.here {
-		if !l.adopted {
-			running[id] = l
-		}
-	}
-	g.mu.Unlock()
-	for id, l := range running {
+	for id, l := range g.local.unadopted() {
 		dims := slices.Clone(l.whole)
 		for i := range dims {
 			dims[i].Soft = true
@@ -336,53 +302,18 @@ func (g *Guarded) adopt(ctx context.Context) error {
 		if err != nil && !errors.Is(err, limit.ErrDims) {
 			return err
 		}
-		g.mu.Lock()
-		if g.here[id] == l { // else its settlement is under way, and is known there by the id
-			l.adopted = true
-		}
-		g.mu.Unlock()
+		g.local.setAdopted(id, l)
 	}
 	return nil
 }
 
-// wait keeps a settlement for when Redis is back.
-func (g *Guarded) enqueue(s settlement) {
-	g.mu.Lock()
-	if len(g.waiting) < maxWaiting {
-		g.waiting = append(g.waiting, s)
-	} else {
-		g.dropped++
-	}
-	g.waitingCount.Store(int64(len(g.waiting)))
-	g.mu.Unlock()
-}
-
-// leaveQuotas lets what waits charge no quota: Redis was given what a ledger knows,
-// which has counted these requests, too.
-func (g *Guarded) skipQuotas() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, s := range g.waiting {
-		for i := range s.Dims {
-			if s.Dims[i].Kind == limit.Quota && s.ms != 0 {
-				s.Charges[i] = 0 // the slice is the settlement's own
-			}
-		}
-	}
-}
-
-// tell settles in Redis what waits, in its order, until nothing does or one fails.
+// handIn settles the backlog in Redis, in its order, until it is empty or a call fails.
 func (g *Guarded) handIn(ctx context.Context) error {
 	for {
-		g.mu.Lock()
-		if len(g.waiting) == 0 {
-			g.waiting = nil
-			g.mu.Unlock()
+		next, ok := g.backlog.first()
+		if !ok {
 			return nil
 		}
-		next := g.waiting[0]
-		next.Charges = slices.Clone(next.Charges) // leaveQuotas may change them meanwhile
-		g.mu.Unlock()
 		err := g.call(ctx, next.Dims, func(ctx context.Context) error {
 			out, err := g.store.Settle(ctx, next.due(g.opts.Now().UnixMilli()))
 			if err == nil {
@@ -393,31 +324,28 @@ func (g *Guarded) handIn(ctx context.Context) error {
 		if err != nil && !errors.Is(err, limit.ErrDims) {
 			return err
 		}
-		g.mu.Lock()
-		g.waiting = g.waiting[1:]
-		g.waitingCount.Store(int64(len(g.waiting)))
-		g.mu.Unlock()
+		g.backlog.removeFirst()
 	}
 }
 
-// seen is what Redis last said of counters. When one half is full it becomes the
-// older one, and what was only in that is forgotten.
+// observations holds what Redis last reported of counters. When one half is full it becomes
+// the older one, and what was only in that is forgotten.
 type observations struct {
 	mu       sync.Mutex
 	now, old map[string]observation
 }
 
-// sight is what Redis said of one counter. A zero one was never seen. Times are in
-// milliseconds since 1970.
+// observation is the last report of Redis on one counter; zero where there was none. Times are
+// in milliseconds since 1970.
 type observation struct {
-	used, begin int64 // of a quota, and the begin of its period
-	remote      int64 // of a window or of slots, what this replica did not let in
-	expiry       int64 // when the others' part counts no longer
-	ms          int64 // when it was said
+	used, begin int64 // use of a quota, and the begin of its period
+	remote      int64 // part of a window or of slots that this replica did not admit
+	expiry      int64 // time at which the remote part counts no longer
+	ms          int64 // time of the report
 }
 
-// learn notes what Redis said of counters, of which mine are the shadow's states. With
-// keep, what others had is not forgotten while it counts: Redis has lost it.
+// record notes what Redis reported of counters, of which mine are the shadow's states. With
+// keepRemote, the part of others is not forgotten while it counts: Redis has lost it.
 func (s *observations) record(dims []limit.Dim, states, mine []limit.State, now int64, keepRemote bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -446,7 +374,7 @@ func (s *observations) lookup(key string) observation {
 	return s.find(key)
 }
 
-// get finds a sight. The lock is held.
+// find returns an observation. The lock is held.
 func (s *observations) find(key string) observation {
 	if one, ok := s.now[key]; ok {
 		return one

@@ -9,30 +9,30 @@ import (
 	"time"
 )
 
-// fleet is what a replica knows of the others. It is safe for concurrent use.
+// fleet holds the state of the other replicas. It is safe for concurrent use.
 //
-// A replica's share of a limit depends on nothing but how many there are: all of it
-// where it is the only one, half of it where there are up to halvedUpTo, else twice
-// its even part. So there is no time at which it has none, it needs to know of no
-// other's load, and a caller that uses half of a limit may turn to whichever replica
-// it likes. The shares of two replicas add up to the limit, and those of any number
-// to twice the limit at most; docs/adr/0024 has the shares that were rejected.
+// A replica's share of a limit depends only on the number of replicas: all of it where there
+// is one, half of it where there are up to halvedUpTo, else twice its even part. So there is
+// no time without a share, no replica needs to know the load of another, and a caller that
+// uses half of a limit may turn to any replica. The shares of two replicas add up to the
+// limit, and those of any number to twice the limit at most; docs/adr/0024 has the shares that
+// were rejected.
 type fleet struct {
-	name string // of this replica
+	name string // name of this replica
 
 	mu      sync.RWMutex
-	members int       // that the share is made for; 0: it was never told
-	fewer   time.Time // since when the store tells of fewer; zero: it does not
-	beaten  time.Time // the last heartbeat that was answered
-	counted string    // name of the counters in the store; another one says that they were lost
-	mark    string    // of the store when it was last asked; empty: it had none
-	met     bool      // it was asked
+	members int       // replicas that the share is made for; 0 where the store never reported it
+	fewer   time.Time // time since which the store reports fewer; zero where it does not
+	beaten  time.Time // time of the last heartbeat that was answered
+	counted string    // name of the counters in the store; another one means that they were lost
+	mark    string    // mark in the store when it was last asked; empty where there was none
+	met     bool      // the store was asked
 }
 
 const (
-	// halvedUpTo is up to how many replicas each has half of a limit.
+	// halvedUpTo is the largest number of replicas of which each has half of a limit.
 	halvedUpTo = 4
-	// fewerFor is for how long the store must tell of fewer members until the share
+	// fewerFor is the time for which the store must report fewer members until the share
 	// grows: one that was emptied knows at first only the replica that asks.
 	fewerFor = 35 * time.Second
 	// beatGap is the longest time between two heartbeats of an unbroken row.
@@ -66,8 +66,8 @@ func (f *fleet) share(amount int64) int64 {
 	return max(amount/d*n+amount%d*n/d, 1)
 }
 
-// size returns how many replicas the share is made for, and what of a limit of 1000
-// this one has.
+// size returns the number of replicas that the share is made for, and this one's share of a
+// limit of 1000.
 func (f *fleet) size() (members int, perMille int64) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
@@ -75,13 +75,13 @@ func (f *fleet) size() (members int, perMille int64) {
 	return f.members, 1000 * n / d
 }
 
-// news is what a heartbeat learned that was not so at the last one.
+// beatResult holds the changes that a heartbeat found since the last one.
 type beatResult struct {
 	restored bool // quotas were brought to what a ledger knows, or the store was emptied
 	lost     bool // the store has lost its counters
 }
 
-// beat says that this replica lives, and learns of the fleet.
+// heartbeat reports that this replica lives, and reads what the store knows of the fleet.
 func (f *fleet) heartbeat(ctx context.Context, s *Store, now time.Time) (n beatResult, err error) {
 	timeMs := ""
 	if s.now != nil {
@@ -104,7 +104,7 @@ func (f *fleet) heartbeat(ctx context.Context, s *Store, now time.Time) (n beatR
 	return n, nil
 }
 
-// readBeat reads the answer to a heartbeat.
+// parseBeat reads the answer to a heartbeat.
 func parseBeat(answer []any) (members int, counted, mark string, ok bool) {
 	if len(answer) != 3 {
 		return 0, "", "", false
@@ -116,10 +116,10 @@ func parseBeat(answer []any) (members int, counted, mark string, ok bool) {
 	return int(n), fmt.Sprint(answer[1]), fmt.Sprint(answer[2]), true
 }
 
-// maxMembers bounds what is believed of a fleet.
+// maxMembers bounds the size of a fleet that is believed.
 const maxMembers = 1_000_000
 
-// count takes in how many members the store tells of. More count at once, fewer when
+// setMembers sets the number of members that the store reports. More count at once, fewer when
 // they have been so for a while. The lock is held.
 func (f *fleet) setMembers(members int, now time.Time) {
 	switch {
@@ -133,8 +133,8 @@ func (f *fleet) setMembers(members int, now time.Time) {
 	f.beaten = now
 }
 
-// empty reports whether the store had no mark when it was last asked, and whether it
-// ever was.
+// empty reports whether the store had no mark when it was last asked, and whether it ever was
+// asked.
 func (f *fleet) empty() (empty, met bool) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()

@@ -5,8 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,61 +13,49 @@ import (
 	"tidegate/degrade"
 )
 
-// ErrClosed says that Redis cannot be asked, and that a rule lets nothing pass then.
+// ErrClosed means that Redis cannot be asked, and that a rule lets nothing pass then.
 var ErrClosed = errors.New("the limits' store cannot be reached")
 
 const (
 	defaultTimeout = 50 * time.Millisecond
-	probeInterval      = time.Second // between probes, and what a caller waits whose share is too small
+	probeInterval  = time.Second // time between probes, and the wait of a caller whose share is too small
 )
 
-// GuardOptions are what a Guarded works with. Only Replica must be given.
+// GuardOptions configures a Guarded. Only Replica is required.
 type GuardOptions struct {
-	Replica string           // the name of this replica, unlike all others'
-	Timeout time.Duration    // of one call; 0: 50 ms
+	Replica string           // name of this replica, unlike all others'
+	Timeout time.Duration    // timeout of one call; 0 means 50 ms
 	Now     func() time.Time // nil: time.Now
 	Breaker degrade.BreakerConfig
-	// Changed is told when this replica is left alone and when it no longer is, with
-	// the last failure. It must not block.
+	// Changed is called when this replica is left alone and when it no longer is, with the
+	// last failure. It must not block.
 	Changed  func(alone bool, last error)
-	Registry prometheus.Registerer // nil: nobody counts
+	Registry prometheus.Registerer // nil for no metrics
 }
 
-// Guarded is a Store that goes on deciding when Redis does not answer; failure.go
-// says how. Run must be running, or it never finds out that Redis is back. It is
-// safe for concurrent use.
+// Guarded is a Store that goes on deciding when Redis does not answer, by the rules in
+// failure.go. Run must be running, or it never finds out that Redis is back. It is safe for
+// concurrent use.
 type Guarded struct {
 	store   *Store
 	opts    GuardOptions
 	breaker *degrade.Breaker
 	metrics *metrics
-	shadow  *limit.Memory
+	shadow  *limit.Memory // counts all that this replica admitted
 	fleet   fleet
+
+	link    link
+	loss    loss
+	local   localRequests
+	backlog backlog
 	seen    observations
-
-	alone     atomic.Bool
-	longestMs atomic.Int64 // of the windows that were asked for, in milliseconds
-	lostMs    atomic.Int64 // when Redis was last found to have lost its counters, in milliseconds since 1970; 0: never
-	backMs    atomic.Int64 // when Redis was last asked again, in milliseconds since 1970; 0: it always was
-	mu        sync.Mutex
-	since     time.Time // of alone
-	last      error
-	// outage numbers the counters that are only of a time without Redis: each end of
-	// such a time begins another.
-	outage   int64
-	suspect  string // the home that a probe asks
-	here     map[string]*localRequest
-	waiting  []settlement
-	dropped  int64
-	probes   int64
-	recalled recalled
-
-	hereCount, waitingCount atomic.Int64
+	recalls recalls
+	prober  prober
 }
 
 var _ limit.Store = (*Guarded)(nil)
 
-// Guard puts a guard in front of a store.
+// Guard returns a guard in front of a store.
 func Guard(store *Store, o GuardOptions) *Guarded {
 	if o.Timeout == 0 {
 		o.Timeout = defaultTimeout
@@ -78,8 +64,8 @@ func Guard(store *Store, o GuardOptions) *Guarded {
 		o.Now = time.Now
 	}
 	g := &Guarded{
-		store: store, opts: o, shadow: limit.NewMemory(o.Now), fleet: fleet{name: o.Replica}, here: map[string]*localRequest{},
-		seen: observations{now: map[string]observation{}}, suspect: "{probe}",
+		store: store, opts: o, shadow: limit.NewMemory(o.Now), fleet: fleet{name: o.Replica}, local: localRequests{byID: map[string]*localRequest{}},
+		seen: observations{now: map[string]observation{}}, prober: prober{home: "{probe}"},
 	}
 	g.metrics = newMetrics(o.Registry, g)
 	b := o.Breaker
@@ -89,27 +75,17 @@ func Guard(store *Store, o GuardOptions) *Guarded {
 	return g
 }
 
-// errCaller says that a call ended with its caller, not with Redis.
+// errCaller means that a call ended with its caller, not with Redis.
 var errCaller = errors.New("the caller is gone")
 
 func (g *Guarded) changed(alone bool) {
-	g.alone.Store(alone)
-	if !alone {
-		g.backMs.Store(g.opts.Now().UnixMilli())
-	}
-	g.mu.Lock()
-	g.since = g.opts.Now()
-	if !alone {
-		g.outage++
-	}
-	last := g.last
-	g.mu.Unlock()
+	last := g.link.setAlone(alone, g.opts.Now())
 	if g.opts.Changed != nil {
 		g.opts.Changed(alone, last)
 	}
 }
 
-// ask calls Redis within the budget, unless the breaker is open.
+// tryCall calls Redis within the budget, unless the breaker is open.
 func (g *Guarded) tryCall(parent context.Context, dims []limit.Dim, op func(context.Context) error) error {
 	return g.breaker.Do(func() error { return g.call(parent, dims, op) })
 }
@@ -127,17 +103,13 @@ func (g *Guarded) call(parent context.Context, dims []limit.Dim, op func(context
 	case isOver(parent):
 		return fmt.Errorf("%w: %w", errCaller, err)
 	}
-	g.mu.Lock()
-	g.last = err
-	if len(dims) > 0 {
-		g.suspect = tag(dims[0].Key)
-	}
-	g.mu.Unlock()
+	g.link.setError(err)
+	g.prober.setHome(dims)
 	return err
 }
 
-// gone reports whether a caller has gone away or its time is over. The connection may
-// notice a deadline before the context does.
+// isOver reports whether a caller has gone away or its time is over. The connection may notice
+// a deadline before the context does.
 func isOver(ctx context.Context) bool {
 	deadline, ok := ctx.Deadline()
 	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
@@ -146,7 +118,7 @@ func isOver(ctx context.Context) bool {
 // Reserve implements limit.Store. While Redis cannot be asked it decides alone, and
 // returns ErrClosed where a rule forbids that.
 func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.Decision, err error) {
-	if !r.Peek && g.hereCount.Load() > 0 && g.isLocal(r.ID) {
+	if !r.Peek && g.local.contains(r.ID) {
 		return g.reserveLocally(r)
 	}
 	if !r.Peek {
@@ -185,7 +157,7 @@ func (g *Guarded) Reserve(ctx context.Context, r limit.Reservation) (out limit.D
 	return out, err
 }
 
-// learn keeps the shadow in step with what Redis decided, and notes what Redis knows
+// observe keeps the shadow in step with a decision of Redis, and records what Redis knows
 // beyond it.
 func (g *Guarded) observe(r limit.Reservation, out limit.Decision) {
 	var mine []limit.State
@@ -198,46 +170,35 @@ func (g *Guarded) observe(r limit.Reservation, out limit.Decision) {
 	g.record(r.Dims, out.States, mine)
 }
 
-// note notes what Redis said of counters, of which mine are the shadow's states.
+// record notes what Redis reported of counters, of which mine are the shadow's states.
 func (g *Guarded) record(dims []limit.Dim, states, mine []limit.State) {
-	for i := range dims {
-		if d := &dims[i]; d.Kind == limit.Window && d.WindowMs > g.longestMs.Load() {
-			g.longestMs.Store(d.WindowMs) // a smaller one that comes between is soon corrected
-		}
-	}
+	g.loss.addWindows(dims)
 	now := g.opts.Now()
-	g.seen.record(dims, states, mine, now.UnixMilli(), g.lostRecently(now))
+	g.seen.record(dims, states, mine, now.UnixMilli(), g.loss.isRecent(now))
 }
 
-// handInTime is how long other replicas may take to hand in what they counted alone,
+// handInTime is the time that other replicas may take to hand in what they counted alone,
 // after this one asks Redis again.
 const handInTime = 10 * time.Second
 
-// handsIn reports whether other replicas may still have to hand in what they counted
-// alone, so that Redis knows of less than was let in.
+// awaitsHandIn reports whether other replicas may still have to hand in what they counted
+// alone, so that Redis knows of less than was admitted.
 func (g *Guarded) awaitsHandIn(now time.Time) bool {
-	return isRecent(g.backMs.Load(), now, handInTime)
+	return isRecent(g.link.backMs.Load(), now, handInTime)
 }
 
-// isRecent reports whether a moment, in milliseconds since 1970, is no longer ago than that;
-// 0 never is, and one that lies ahead is not: the clock was set back since, and it would
+// isRecent reports whether a moment, in milliseconds since 1970, is no longer ago than d. 0
+// never is, and neither is one that lies ahead: the clock was set back since, and it would
 // hold for as long as that.
 func isRecent(ms int64, now time.Time, d time.Duration) bool {
 	ago := now.UnixMilli() - ms
 	return ms != 0 && ago >= 0 && ago < d.Milliseconds()
 }
 
-// recounts reports whether a window may be running that began before Redis lost its
-// counters.
-func (g *Guarded) lostRecently(now time.Time) bool {
-	longest := max(time.Duration(g.longestMs.Load())*time.Millisecond, limit.LeaseLife)
-	return isRecent(g.lostMs.Load(), now, longest)
-}
-
-// forget takes back what Redis may have let in without being able to say so.
+// cancelLater takes back what Redis may have admitted without an answer.
 func (g *Guarded) cancelLater(r limit.Reservation) {
 	if !r.Peek {
-		g.enqueue(settlement{Settlement: limit.Settlement{ID: r.ID, Dims: r.Dims, Charges: make([]int64, len(r.Dims))}})
+		g.backlog.add(settlement{Settlement: limit.Settlement{ID: r.ID, Dims: r.Dims, Charges: make([]int64, len(r.Dims))}})
 	}
 }
 
@@ -249,7 +210,7 @@ func (g *Guarded) Settle(ctx context.Context, s limit.Settlement) (limit.Settled
 	}
 	shared := settlement{Settlement: s}
 	var mine limit.Settled
-	if l := g.removeLocal(s.ID); l != nil {
+	if l := g.local.remove(s.ID); l != nil {
 		if len(l.skipped) != len(s.Dims) {
 			return limit.Settled{}, limit.ErrDims
 		}
@@ -270,7 +231,7 @@ func (g *Guarded) Settle(ctx context.Context, s limit.Settlement) (limit.Settled
 	if errors.Is(err, limit.ErrDims) {
 		return limit.Settled{}, err
 	}
-	g.enqueue(shared)
+	g.backlog.add(shared)
 	if len(mine.States) < len(s.Dims) {
 		mine.States = make([]limit.State, len(s.Dims))
 	}
@@ -279,27 +240,12 @@ func (g *Guarded) Settle(ctx context.Context, s limit.Settlement) (limit.Settled
 
 // Renew implements limit.Store. It is also this replica's heartbeat in the fleet.
 func (g *Guarded) Renew(ctx context.Context, renewals []limit.Renewal) (lost []string, err error) {
-	shared := make([]limit.Renewal, 0, len(renewals))
-	mine := make([]limit.Renewal, 0, len(renewals))
-	g.mu.Lock()
-	for _, r := range renewals {
-		l := g.here[r.ID]
-		if l == nil || l.adopted {
-			shared = append(shared, r)
-		}
-		if l == nil {
-			r.Dims = fineDims(r.Dims)
-		} else {
-			r.Dims = l.dims
-		}
-		mine = append(mine, r)
-	}
-	g.mu.Unlock()
+	shared, mine := g.local.split(renewals)
 	if _, err := g.shadow.Renew(ctx, mine); err != nil {
 		return nil, err
 	}
 	if !g.breaker.Closed() {
-		return nil, nil // what is reserved there cannot be renewed; its settlement will say the truth
+		return nil, nil // what is reserved there cannot be renewed; its settlement will replace it
 	}
 	if lost, err = g.store.Renew(ctx, shared); err != nil {
 		return lost, err
@@ -307,14 +253,14 @@ func (g *Guarded) Renew(ctx context.Context, renewals []limit.Renewal) (lost []s
 	return lost, g.heartbeat(ctx)
 }
 
-// greet is this replica's heartbeat in the fleet.
+// heartbeat is this replica's heartbeat in the fleet.
 func (g *Guarded) heartbeat(ctx context.Context) error {
 	n, err := g.fleet.heartbeat(ctx, g.store, g.opts.Now())
 	if n.lost {
-		g.lostMs.Store(g.opts.Now().UnixMilli())
+		g.loss.atMs.Store(g.opts.Now().UnixMilli())
 	}
 	if n.restored {
-		g.skipQuotas()
+		g.backlog.skipQuotas()
 	}
 	return err
 }
@@ -332,9 +278,8 @@ func (g *Guarded) Empty(ctx context.Context) (bool, error) {
 	return empty, err
 }
 
-// Mark says to all replicas that quotas are now brought to what a ledger knows of
-// them. What a replica still has to tell of from before, the ledger knows, too: it
-// leaves the quotas alone.
+// Mark reports to all replicas that quotas are now at what a ledger knows of them. The ledger
+// also knows what a replica has still to hand in from before, so that leaves the quotas alone.
 func (g *Guarded) Mark(ctx context.Context) error {
 	return g.call(ctx, nil, func(ctx context.Context) error {
 		if err := g.store.client.Set(ctx, markKey, rand.Text(), 0).Err(); err != nil {
@@ -344,13 +289,10 @@ func (g *Guarded) Mark(ctx context.Context) error {
 	})
 }
 
-// Run looks whether Redis is back, and tells it what it was not told, until ctx
-// ends.
+// Run checks whether Redis is back, and hands in what it was not told, until ctx ends.
 func (g *Guarded) Run(ctx context.Context) error {
 	if err := g.heartbeat(ctx); err != nil && ctx.Err() == nil {
-		g.mu.Lock()
-		g.last = err
-		g.mu.Unlock()
+		g.link.setError(err)
 	}
 	tick := time.NewTicker(probeInterval)
 	defer tick.Stop()
@@ -366,7 +308,7 @@ func (g *Guarded) Run(ctx context.Context) error {
 
 func (g *Guarded) check(ctx context.Context) {
 	if !g.breaker.Closed() {
-		// The counts come home before anybody is let in by Redis again.
+		// The counts are handed in before Redis admits anybody again.
 		_ = g.breaker.Probe(func() error {
 			if err := g.probe(ctx); err != nil {
 				return err
@@ -378,8 +320,7 @@ func (g *Guarded) check(ctx context.Context) {
 		})
 		return
 	}
-	// Without this a Redis that is away would be found by the next request, and that
-	// one would wait for it.
+	// Without this the next request would find that Redis is away, and wait for it.
 	_ = g.breaker.Do(func() error {
 		if err := g.call(ctx, nil, g.heartbeat); err != nil {
 			return err
@@ -399,13 +340,7 @@ func (g *Guarded) catchUp(ctx context.Context) error {
 // probe makes and ends a reservation with the real script, in the home where the
 // last one failed: a server that is read-only, full or loading still answers PING.
 func (g *Guarded) probe(ctx context.Context) error {
-	g.mu.Lock()
-	g.probes++
-	id := fmt.Sprintf("probe:%s:%d", g.opts.Replica, g.probes)
-	dims := []limit.Dim{{
-		Key: "tg:" + g.suspect + ":probe:" + g.opts.Replica, Kind: limit.Window, Limit: 1000, Cost: 1, WindowMs: 1000, BucketMs: 100,
-	}}
-	g.mu.Unlock()
+	id, dims := g.prober.next(g.opts.Replica)
 	if err := g.call(ctx, dims, func(ctx context.Context) error {
 		_, err := g.store.Reserve(ctx, limit.Reservation{ID: id, Dims: dims})
 		return err

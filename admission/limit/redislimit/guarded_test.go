@@ -341,10 +341,10 @@ func TestCallerGone(t *testing.T) {
 func TestSharesAfterClockStep(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	g := &Guarded{}
-	g.backMs.Store(now.UnixMilli())
-	g.lostMs.Store(now.UnixMilli())
+	g.link.backMs.Store(now.UnixMilli())
+	g.loss.atMs.Store(now.UnixMilli())
 	for after, want := range map[time.Duration]bool{0: true, 9 * time.Second: true, time.Minute: false, -time.Hour: false} {
-		if hands, counts := g.awaitsHandIn(now.Add(after)), g.lostRecently(now.Add(after)); hands != want || counts != want {
+		if hands, counts := g.awaitsHandIn(now.Add(after)), g.loss.isRecent(now.Add(after)); hands != want || counts != want {
 			t.Errorf("after %v: %v and %v, expected %v", after, hands, counts, want)
 		}
 	}

@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics are what Prometheus sees of Redis.
+// metrics holds the Prometheus metrics of Redis.
 type metrics struct{ calls prometheus.Histogram }
 
 func newMetrics(reg prometheus.Registerer, g *Guarded) *metrics {
@@ -26,7 +26,7 @@ func newMetrics(reg prometheus.Registerer, g *Guarded) *metrics {
 		Name: "tidegate_store_breaker_state", ConstLabels: store,
 		Help: "0 while the limits' store is asked; 1 while it is not, since it does not answer, and each gateway goes by its share of the limits.",
 	}, func() float64 {
-		if g.alone.Load() {
+		if g.link.alone.Load() {
 			return 1
 		}
 		return 0

@@ -8,8 +8,8 @@ import (
 	"tidegate/admission/limit"
 )
 
-// recorded takes the dimensions, as they were packed, and their keys out of a
-// record; nothing where it is not of our form.
+// recorded returns the packed dimensions of a record, and their keys; nothing where it is not
+// of our form.
 func recorded(record string) (dims string, keys []string) {
 	const head = recordFields * number
 	if len(record) < head {
@@ -35,7 +35,7 @@ func recorded(record string) (dims string, keys []string) {
 // maxDims bounds the dimensions of a record that is read back.
 const maxDims = 500
 
-// field is a number of a packed list; -1: it is none that a counter can have.
+// field returns a number of a packed list; -1 where it is none that a counter can have.
 func field(packed string, i int) int64 {
 	f := math.Float64frombits(binary.LittleEndian.Uint64([]byte(packed[i*number : (i+1)*number])))
 	if !(f >= 0 && f <= 1<<53) {
@@ -44,7 +44,7 @@ func field(packed string, i int) int64 {
 	return int64(f)
 }
 
-// wellFormed reports whether a text is so many packed dimensions.
+// wellFormed reports whether a text is n packed dimensions.
 func wellFormed(dims string, n int) bool {
 	if len(dims)%number != 0 {
 		return false
@@ -72,8 +72,8 @@ func wellFormed(dims string, n int) bool {
 	return offset == size
 }
 
-// fieldsOf is how many fields a dimension of a kind has; all where its limit changes
-// by the clock.
+// fieldsOf returns the number of fields that a dimension of a kind has; all where its limit
+// changes by the clock.
 func fieldsOf(kind limit.Kind, edge bool) int {
 	switch {
 	case edge:
@@ -98,8 +98,8 @@ func appendNumber(out []byte, n int64) []byte {
 	return binary.LittleEndian.AppendUint64(out, math.Float64bits(float64(n)))
 }
 
-// packDims packs dimensions as limit.lua reads them: without the fields that a kind
-// does not have, unless its limit changes by the clock.
+// packDims packs dimensions as limit.lua reads them: without the fields that a kind does not
+// have, unless its limit changes by the clock.
 func packDims(dims []limit.Dim) string {
 	out := make([]byte, 0, len(dims)*maxFields*number)
 	for i := range dims {
@@ -122,7 +122,7 @@ func packDims(dims []limit.Dim) string {
 	return string(out)
 }
 
-// unpackStates reads the verdict and puts the states where they belong.
+// unpackStates returns the verdict, and writes the states of a group to their places.
 func unpackStates(answer any, g *group, states []limit.State) (verdict int64, err error) {
 	text, _ := answer.(string)
 	next := func() int64 {

@@ -8,30 +8,27 @@ import (
 	"tidegate/admission/limit"
 )
 
-// recalled is what a ledger said of quotas. A zero one was never told. It is read and
-// written under the guard's lock.
+// recalled is a reading of quotas from a ledger; zero where there was none.
 type recalled struct {
-	time     time.Time
-	outage int64            // in which the ledger was asked
-	uses    map[string]quotaUse // by counter
-	rules  map[string]bool  // quotas that the ledger counts for whomever they are of
+	time   time.Time
+	outage int64               // outage in which the ledger was read
+	uses   map[string]quotaUse // by counter
+	rules  map[string]bool     // quotas that the ledger counts for all their subjects
 }
 
-// spent is what of one quota was used in a period, in its own unit.
+// quotaUse is the use of one quota in a period, in the quota's unit.
 type quotaUse struct {
-	begin int64 // of the period, in milliseconds since 1970
-	used  int64 // by all replicas, this one's since it is alone included
-	local  int64 // by this one since it is alone, when the ledger was asked
+	begin int64 // begin of the period, in milliseconds since 1970
+	used  int64 // use by all replicas, including this one's since it is alone
+	local int64 // use by this replica since it is alone, when the ledger was read
 }
 
-// Recall takes in what a ledger knows of quotas. Of those in counted it knows all that
-// was used: a counter that is not among them was not used in the running period. While Redis is
+// Recall sets what a ledger knows of quotas. Of those in counted it knows all that was
+// used: a counter that is not among them was not used in the running period. While Redis is
 // not asked, what remains is worked out from it, so that quotas are known as soon as
 // the ledger was read, and go on counting for all replicas.
 func (g *Guarded) Recall(counted []string, records []limit.Recorded) {
-	g.mu.Lock()
-	next := recalled{time: g.opts.Now(), outage: g.outage, uses: make(map[string]quotaUse, len(records)), rules: map[string]bool{}}
-	g.mu.Unlock()
+	next := recalled{time: g.opts.Now(), outage: g.link.outageNumber(), uses: make(map[string]quotaUse, len(records)), rules: map[string]bool{}}
 	for _, rule := range counted {
 		next.rules[rule] = true
 	}
@@ -39,15 +36,13 @@ func (g *Guarded) Recall(counted []string, records []limit.Recorded) {
 		r := &records[i]
 		next.uses[r.Dim.Key] = quotaUse{begin: r.Dim.BeginMs, used: r.Used, local: g.localUse(r.Dim, next.outage)}
 	}
-	g.mu.Lock()
-	g.recalled = next
-	g.mu.Unlock()
+	g.recalls.set(next)
 }
 
-// outageSuffix is behind the key of a quota's counter of one outage.
+// outageSuffix ends the key of a quota's counter of one outage.
 func outageSuffix(outage int64) string { return fmt.Sprintf("#%d", outage) }
 
-// spentHere is what of a quota this replica has settled since it is alone.
+// localUse returns the amount of a quota that this replica has settled since it is alone.
 func (g *Guarded) localUse(d limit.Dim, outage int64) int64 {
 	d.Key += outageSuffix(outage)
 	d.Cost = 0
@@ -58,18 +53,17 @@ func (g *Guarded) localUse(d limit.Dim, outage int64) int64 {
 	return found.States[0].Used
 }
 
-// known is what is known of a quota's use: by Redis until this replica was alone, or by
-// the ledger since. Of the two the larger holds: Redis also knew of what was running,
-// and the ledger knows of other replicas.
+// knownUse returns the known use of a quota: by Redis until this replica was alone, or by the
+// ledger since. The larger counts: Redis also knew of what was running, and the ledger knows
+// of other replicas.
 func (g *Guarded) knownUse(d *limit.Dim, now int64) quotaUse {
 	last := g.seen.lookup(d.Key)
-	g.mu.Lock()
-	r, found := g.recalled.uses[d.Key]
-	if g.recalled.outage != g.outage {
+	ledger := g.recalls.get()
+	r, found := ledger.uses[d.Key]
+	if ledger.outage != g.link.outageNumber() {
 		r.local = 0
 	}
-	asked := g.recalled.rules[d.Rule] && now-g.recalled.time.UnixMilli() < recallLife.Milliseconds()
-	g.mu.Unlock()
+	asked := ledger.rules[d.Rule] && now-ledger.time.UnixMilli() < recallLife.Milliseconds()
 	if found && r.begin != d.BeginMs {
 		r = quotaUse{} // of another period
 	}

@@ -17,34 +17,33 @@ import (
 
 const maxTracked = 100_000 // homes
 
-// Options are what a Store works with.
+// Options configures a Store.
 type Options struct {
-	// Now is sent along as the time of each call; nil: the server's clock decides.
-	// Only tests have another.
+	// Now is the time of each call; nil where the server's clock decides. Only tests set it.
 	Now func() time.Time
-	// Damaged is told the keys of a call that read something which is not of our form
-	// and was taken as not there. It must not block; nil: nobody is told.
+	// Damaged is called with the keys of a call that read something which is not of our form
+	// and was treated as absent. It must not block; nil for nobody.
 	Damaged func(keys []string)
 }
 
 // Store is a limit.Store in Redis. It is safe for concurrent use.
 type Store struct {
-	client  redis.UniversalClient
-	cluster bool
-	now     func() time.Time
-	onDamage    func(keys []string) // of what is damaged; may be nil
-	damaged atomic.Int64        // calls that read it
-	source  string              // limit.lua with its constants
-	sha     string              // name of source in Redis
-	beat    *redis.Script       // heartbeat of a replica
+	client   redis.UniversalClient
+	cluster  bool
+	now      func() time.Time
+	onDamage func(keys []string) // called with the keys that were damaged; may be nil
+	damaged  atomic.Int64        // calls that read something damaged
+	source   string              // limit.lua with its constants
+	sha      string              // name of source in Redis
+	beat     *redis.Script       // heartbeat of a replica
 
 	mu    sync.Mutex
-	homes map[string]bool // whose index may hold reservations
+	homes map[string]bool // homes whose index may hold reservations
 }
 
 var _ limit.Store = (*Store)(nil)
 
-// New makes a store. The client must neither retry nor wait beyond a context's
+// New returns a store. The client must neither retry nor wait beyond a context's
 // deadline, as those of Dial: a retry of an answer that was late is another call.
 func New(client redis.UniversalClient, o Options) *Store {
 	_, cluster := client.(*redis.ClusterClient)
@@ -54,12 +53,12 @@ func New(client redis.UniversalClient, o Options) *Store {
 
 // group is the dimensions that one call of the script decides.
 type group struct {
-	home string // of a single primary all is one home
-	dims []limit.Dim
-	indexes   []int // by dimension, where it is in the request
+	home    string // empty on a single primary
+	dims    []limit.Dim
+	indexes []int // by dimension: its index in the request
 }
 
-// groups parts dimensions by their home, in the order in which they come.
+// groups splits dimensions by their home, in the order in which they come.
 func (s *Store) groups(dims []limit.Dim) []group {
 	indexes := make([]int, len(dims))
 	for i := range indexes {
@@ -83,7 +82,7 @@ next:
 	return out
 }
 
-// tag is the part of a key that says in which slot of a cluster it lies.
+// tag returns the part of a key that determines its slot in a cluster.
 func tag(key string) string {
 	if _, rest, ok := strings.Cut(key, "{"); ok {
 		if name, _, ok := strings.Cut(rest, "}"); ok && name != "" {
@@ -93,7 +92,7 @@ func tag(key string) string {
 	return "{" + key + "}"
 }
 
-// pick takes the numbers that belong to a group.
+// numbersOf returns the numbers that belong to a group.
 func (g *group) numbersOf(numbers []int64) []int64 {
 	out := make([]int64, len(g.indexes))
 	for i, index := range g.indexes {
@@ -177,11 +176,11 @@ func (s *Store) runAll(ctx context.Context, calls []call) ([]any, error) {
 	return out, nil
 }
 
-// track remembers that a home may hold reservations to reap.
+// addHome remembers that a home may hold reservations to reap.
 func (s *Store) addHome(home string) {
 	s.mu.Lock()
 	if len(s.homes) >= maxTracked && !s.homes[home] {
-		for tracked := range s.homes { // it is tracked again when it is asked about
+		for tracked := range s.homes { // it is added again when it is asked about
 			delete(s.homes, tracked)
 			break
 		}
@@ -190,7 +189,7 @@ func (s *Store) addHome(home string) {
 	s.mu.Unlock()
 }
 
-// verdict takes from a verdict whether something was damaged, and counts that.
+// verdict returns a verdict without the mark of damage, and counts the damage.
 func (s *Store) verdict(c *call, n int64) int64 {
 	if n < badRecord {
 		return n
@@ -233,7 +232,7 @@ func (s *Store) Reserve(ctx context.Context, r limit.Reservation) (limit.Decisio
 	return limit.Decide(r.Dims, states), nil
 }
 
-// look judges all dimensions after one of the homes has refused.
+// peekAll judges all dimensions after one of the homes has refused.
 func (s *Store) peekAll(ctx context.Context, r limit.Reservation, groups []group, refusedBy int, states []limit.State) (limit.Decision, error) {
 	r.Peek = true
 	for i := range groups {
@@ -274,9 +273,9 @@ func (s *Store) reserve(ctx context.Context, r limit.Reservation, g *group, stat
 	return int(s.verdict(&c, verdict)), back, err
 }
 
-// errKept says that a reservation was refused, but that what earlier homes had let in
-// could not be taken back. It is to be settled to nothing; else it is reaped when its
-// lease ends.
+// errKept means that a reservation was refused, but that what earlier homes had admitted
+// could not be taken back. It is to be settled to nothing; else it is reaped when its lease
+// ends.
 var errKept = errors.New("redis: a refused reservation could not be taken back")
 
 // cancel takes back what earlier homes let in.
@@ -333,7 +332,7 @@ func (s *Store) Settle(ctx context.Context, t limit.Settlement) (limit.Settled, 
 	return out, nil
 }
 
-// several runs calls for which one request waits.
+// runSeveral runs calls for which one request waits.
 func (s *Store) runSeveral(ctx context.Context, calls []call) ([]any, error) {
 	if len(calls) == 1 {
 		one, err := s.run(ctx, calls[0])
@@ -384,7 +383,7 @@ func (s *Store) Renew(ctx context.Context, renewals []limit.Renewal) (lost []str
 	return lost, nil
 }
 
-// tracked are the homes to look at: of a single primary the one.
+// trackedHomes returns the homes to check: of a single primary the one.
 func (s *Store) trackedHomes() []string {
 	if !s.cluster {
 		return []string{""}
@@ -413,11 +412,11 @@ func (s *Store) reap(ctx context.Context, home string, answer any) error {
 	return nil
 }
 
-// maxReaps is how many lists of reservations to reap are taken at once.
+// maxReaps bounds the lists of reservations that one Renew reaps.
 const maxReaps = 1_000
 
-// reapListed settles those that are listed. Their records say what they are of; the
-// script has to be given the keys.
+// reapListed settles the reservations that are listed. Their records hold their dimensions;
+// the script needs the keys from here.
 func (s *Store) reapListed(ctx context.Context, home string, answer any) (dead int, err error) {
 	list, _ := answer.([]any)
 	if len(list) == 0 {
@@ -462,8 +461,8 @@ func (s *Store) reapListed(ctx context.Context, home string, answer any) (dead i
 	return len(ids), err
 }
 
-// oneHome reports whether keys that were read back are of counters of a home: no
-// others are touched on their account.
+// oneHome reports whether keys that were read back are of counters of a home: no others are
+// changed because of them.
 func (s *Store) oneHome(home string, keys []string) bool {
 	for _, key := range keys {
 		if !strings.HasPrefix(key, "tg:") || s.cluster && tag(key) != home {

@@ -5,39 +5,38 @@ import (
 	"time"
 )
 
-// State is what an operator may want to know.
+// State is the state of the guard for operators.
 type State struct {
 	Alone     bool      `json:"alone"`     // Redis is not asked
-	ChangedAt     time.Time `json:"since"`     // when that changed; zero: never
-	Error     string    `json:"error"`     // why it is not asked; empty while it is
-	Replicas  int       `json:"replicas"`  // for which the share is made; 0: never known
-	PerMille  int64     `json:"per_mille"` // of each limit, that this replica enforces alone
-	Waiting   int       `json:"waiting"`   // settlements that Redis is still to be told of
+	ChangedAt time.Time `json:"since"`     // time of the last change of Alone; zero for never
+	Error     string    `json:"error"`     // reason for which Redis is not asked; empty while it is
+	Replicas  int       `json:"replicas"`  // replicas for which the share is made; 0 where never known
+	PerMille  int64     `json:"per_mille"` // part of each limit that this replica enforces alone
+	Waiting   int       `json:"waiting"`   // settlements that Redis has not accepted yet
 	Dropped   int64     `json:"dropped"`   // settlements for which there was no room
-	Lost      time.Time `json:"lost"`      // when Redis was last found to have lost its counters; zero: never
-	Recounted bool      `json:"recounted"` // for a window after that the share holds beside what Redis says
-	Recalled  time.Time `json:"recalled"`  // when quotas were last read from the ledger; zero: never
-	Action     string    `json:"doing"`     // what is being done about Redis, in one sentence; empty: nothing has to be
+	Lost      time.Time `json:"lost"`      // time at which Redis was last found to have lost its counters; zero for never
+	Recounted bool      `json:"recounted"` // for a window after that, the share applies beside what Redis counts
+	Recalled  time.Time `json:"recalled"`  // time at which quotas were last read from the ledger; zero for never
+	Action    string    `json:"doing"`     // what the gateway does about Redis, in one sentence; empty where nothing has to be done
 }
 
-// State returns how things are now.
+// State returns the present state.
 func (g *Guarded) State() State {
-	s := State{Alone: g.alone.Load()}
+	s := State{Alone: g.link.alone.Load(), Recalled: g.recalls.get().time}
 	s.Replicas, s.PerMille = g.fleet.size()
-	if lost := g.lostMs.Load(); lost != 0 {
-		s.Lost, s.Recounted = time.UnixMilli(lost), g.lostRecently(g.opts.Now())
+	if lost := g.loss.atMs.Load(); lost != 0 {
+		s.Lost, s.Recounted = time.UnixMilli(lost), g.loss.isRecent(g.opts.Now())
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	s.ChangedAt, s.Waiting, s.Dropped, s.Recalled = g.since, len(g.waiting), g.dropped, g.recalled.time
-	if s.Alone && g.last != nil {
-		s.Error = g.last.Error()
+	s.Waiting, s.Dropped = g.backlog.size()
+	var err error
+	if s.ChangedAt, err = g.link.lastChange(); s.Alone && err != nil {
+		s.Error = err.Error()
 	}
 	s.Action = s.action()
 	return s
 }
 
-// doing returns one sentence for State.Doing.
+// action returns the sentence for State.Action.
 func (s *State) action() string {
 	switch {
 	case s.Alone:

@@ -39,23 +39,23 @@ type Server struct {
 	options []string // as lines of a configuration file
 	command *exec.Cmd
 	ended   chan struct{}
-	output  *locked
+	output  *processOutput
 }
 
-// locked is a buffer that a process writes while a test may read it.
-type locked struct {
+// processOutput is a buffer that a process writes while a test may read it.
+type processOutput struct {
 	sync.Mutex
 	bytes.Buffer
 }
 
-func (l *locked) Write(p []byte) (int, error) {
+func (l *processOutput) Write(p []byte) (int, error) {
 	l.Lock()
 	defer l.Unlock()
 	return l.Buffer.Write(p)
 }
 
-// tail is the end of what a process has written.
-func (l *locked) tail() string {
+// tail returns the end of what a process has written.
+func (l *processOutput) tail() string {
 	l.Lock()
 	defer l.Unlock()
 	text := l.String()
@@ -101,7 +101,7 @@ func (s *Server) Start() {
 	if strings.HasPrefix(strings.Join(s.options, "\n"), "sentinel ") {
 		args = append(args, "--sentinel")
 	}
-	s.output = &locked{}
+	s.output = &processOutput{}
 	s.command = exec.Command("redis-server", args...)
 	s.command.Stdout, s.command.Stderr = s.output, s.output
 	if err := s.command.Start(); err != nil {
@@ -124,8 +124,8 @@ func (s *Server) Start() {
 	})
 }
 
-// Client is a plain client of this server, for looking at it from outside of what
-// is tested. It is closed with the test.
+// Client returns a plain client of this server, for looking at it from outside of what is
+// tested. It is closed with the test.
 func (s *Server) Client() *redis.Client {
 	c := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true, Protocol: 2, DisableIdentity: true})
 	s.t.Cleanup(func() { _ = c.Close() })
@@ -154,20 +154,20 @@ func (s *Server) signal(one syscall.Signal) {
 	}
 }
 
-// await polls until something is so. A server that ended will never be so.
-func (s *Server) await(limit time.Duration, what string, so func(context.Context) bool) {
+// await polls until a state is reached. A server that ended never reaches it.
+func (s *Server) await(limit time.Duration, state string, reached func(context.Context) bool) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
-	for !so(ctx) {
+	for !reached(ctx) {
 		select {
 		case <-tick.C:
 		case <-s.ended:
-			s.t.Fatalf("redis-server at %s ended before it %s:\n%s", s.Addr, what, s.output.tail())
+			s.t.Fatalf("redis-server at %s ended before it %s:\n%s", s.Addr, state, s.output.tail())
 		case <-ctx.Done():
-			s.t.Fatalf("redis-server at %s: not within %s that it %s:\n%s", s.Addr, limit, what, s.output.tail())
+			s.t.Fatalf("redis-server at %s: not within %s that it %s:\n%s", s.Addr, limit, state, s.output.tail())
 		}
 	}
 }
@@ -223,8 +223,8 @@ func Cluster(t testing.TB) *Nodes {
 
 // Watched is a master with one replica, and three sentinels that fail it over.
 type Watched struct {
-	Name      string   // of the master, for sentinel clients
-	Addrs     []string // of the sentinels
+	Name      string   // name of the master, for sentinel clients
+	Addrs     []string // addresses of the sentinels
 	Master    *Server  // the first master
 	Replica   *Server
 	Sentinels []*Server
