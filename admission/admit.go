@@ -89,10 +89,8 @@ type Demand struct {
 	Caller            Caller        // nil: no smaller model can answer, and nobody is called while it waits
 }
 
-// limitRequest returns what the limits are asked for a request that is answered by a choice.
-// A smaller model may still answer it later, where it waits or its backends fail. Nobody
-// knows that in advance, and the limits are asked once.
-func (d *Demand) limitRequest(c choice) limit.Request {
+// limitRequest returns the request to the limits of a request that is served at a target.
+func (d *Demand) limitRequest(c target) limit.Request {
 	r, level := d.Request, c.level
 	r.Level, r.Reason = int(level), c.reason
 	if c.pool != nil {
@@ -171,9 +169,9 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	if err := now.refusal(); err != nil {
 		return nil, err
 	}
-	p := &Permit{demand: d, lines: &c.lines}
+	p := &Permit{demand: d, line: lineTurn{lines: &c.lines}}
 	var err error
-	now.choice, err = c.reserve(ctx, q, d, p, now.choice)
+	now.target, err = c.reserve(ctx, q, d, p, now.target)
 	if err != nil {
 		return nil, err
 	}
@@ -185,16 +183,16 @@ func (c *Controller) Admit(ctx context.Context, d *Demand) (*Permit, error) {
 	}()
 	p.Headers, p.ReservedLevel = p.grant.Headers, now.level
 	if past.rejection = p.grant.Exceeded; past.rejection != nil {
-		if p.committed {
+		if p.line.committed {
 			return nil, past.rejection // its caller was told a level at which nothing would be limited
 		}
-		past.floor = choice{level: degrade.SmallerModel, reason: reasonLimit}
+		past.target = target{level: degrade.SmallerModel, reason: reasonLimit}
 		now = c.choose(q, d, past)
 		if err := now.refusal(); err != nil {
 			return nil, err
 		}
 	}
-	e := placement{Controller: c, queue: q, demand: d, permit: p, choice: now.choice, rejection: past.rejection}
+	e := placement{Controller: c, queue: q, demand: d, permit: p, target: now.target, rejection: past.rejection}
 	if err := e.acquire(ctx); err != nil {
 		return nil, err
 	}
@@ -221,9 +219,9 @@ func (d *decision) refusal() error {
 // shrink, and its reason; empty at L0.
 func (p *Pool) TierLevel(tier string) (degrade.Level, string) {
 	p.mu.Lock()
-	local, _ := p.look(1, 1)
+	primary, _ := p.look(1, 1)
 	p.mu.Unlock()
-	c := modelChoice(p, p.level.Verdict(), &local, tier)
+	c := modelTarget(p, p.level.Verdict(), &primary, tier)
 	if c.level == degrade.Full {
 		return c.level, ""
 	}

@@ -36,7 +36,7 @@ type QueueConfig struct {
 	Tenants   []TenantWeight `yaml:"tenants"` // those whose weight is not 1
 }
 
-// QueueWeights are what a token counts in a tenant's service. One of an answer costs
+// QueueWeights holds the weights of tokens in a tenant's service. A token of an answer costs
 // the engine more than one of a prompt.
 type QueueWeights struct {
 	Input  int `yaml:"input"`  // of a prompt token in a tenant's share

@@ -18,8 +18,8 @@ const (
 	kindRefuse             // is refused
 )
 
-// choice is a level for a request and the pool that serves it there.
-type choice struct {
+// target is a level for a request and the pool that serves it there.
+type target struct {
 	pool   *Pool // nil for a canned answer
 	level  degrade.Level
 	reason string    // signal, rule or state that asks for the level
@@ -27,14 +27,14 @@ type choice struct {
 }
 
 // retryAfter returns how long the level lasts from now on, and one second at the least.
-func (c *choice) retryAfter(now time.Time) time.Duration {
+func (c *target) retryAfter(now time.Time) time.Duration {
 	return max(c.retry.Sub(now), time.Second)
 }
 
 // decision is the outcome for a request, with its level, pool and cause.
 type decision struct {
 	kind kind
-	choice
+	target
 	refusedFor time.Duration // of a refusal for the level: time until that may fall
 	cause      error         // of a refusal; nil if the level alone is the reason
 }
@@ -42,7 +42,7 @@ type decision struct {
 // progress is the result of earlier decisions about a request. The zero value is that of a
 // new request.
 type progress struct {
-	floor     choice           // lower bound of the level; its pool is the one where the request waits
+	target    target           // earlier target: a lower bound of the level, and the pool where the request waits
 	waited    time.Duration    // time spent waiting for a place on a backend
 	rejection *limit.Rejection // rejection that a rate rule replaces by the smaller model
 }
@@ -50,22 +50,22 @@ type progress struct {
 // decide returns what to do with a request. It is pure: it takes no lock, reads no clock, and
 // writes nothing but its result. docs/pressure.md states the rules.
 func decide(q *QueueConfig, d *Demand, s *situation) decision {
-	tier, floor := d.Request.Tier, &s.past.floor
-	local := s.local(max(degrade.Shift(s.verdict.Level, tier), floor.level))
-	c := modelChoice(d.Pool, s.verdict, local, tier)
+	tier, earlier := d.Request.Tier, &s.past.target
+	primary := s.primary(max(degrade.Shift(s.verdict.Level, tier), earlier.level))
+	c := modelTarget(d.Pool, s.verdict, primary, tier)
 	if !s.verdict.Pinned && q.Degrade {
-		c.crowd(d, local, s)
+		c.shrinkWhenFull(d, primary, s)
 	}
-	if floor.level > c.level {
-		c.level, c.reason, c.retry = floor.level, floor.reason, floor.retry
+	if earlier.level > c.level {
+		c.level, c.reason, c.retry = earlier.level, earlier.reason, earlier.retry
 	}
-	local = s.local(c.level)
-	if c.level >= degrade.SmallerModel && c.fromLoad() && s.past.rejection == nil && c.findRoom(d, local, s) {
+	primary = s.primary(c.level)
+	if c.level >= degrade.SmallerModel && c.fromLoad() && s.past.rejection == nil && c.useFreePlace(d, primary, s) {
 		return conclude(d, c, s)
 	}
-	if c.level == degrade.Canned && floor.pool != nil && c.fromLoad() && s.floorFits {
+	if c.level == degrade.Canned && earlier.pool != nil && c.fromLoad() && s.targetFits {
 		// A request that waits already keeps its turn, and a new one is not let in.
-		c.pool, c.level = floor.pool, max(floor.level, degrade.ThinkingOff)
+		c.pool, c.level = earlier.pool, max(earlier.level, degrade.ThinkingOff)
 		return conclude(d, c, s)
 	}
 	if c.level == degrade.Canned {
@@ -73,12 +73,12 @@ func decide(q *QueueConfig, d *Demand, s *situation) decision {
 		return conclude(d, c, s)
 	}
 	smaller := s.fallback.usable()
-	if c.level == degrade.SmallerModel && local.available && !smaller {
+	if c.level == degrade.SmallerModel && primary.available && !smaller {
 		c.level = degrade.ThinkingOff // the smallest answer of its own backends
 	}
-	if !local.available {
+	if !primary.available {
 		if !smaller || d.MaxLevel < degrade.SmallerModel {
-			return decision{kind: kindRefuse, choice: c, cause: local.unfit}
+			return decision{kind: kindRefuse, target: c, cause: primary.unfit}
 		}
 		if c.level < degrade.SmallerModel {
 			c.level, c.reason = degrade.SmallerModel, reasonDown
@@ -88,7 +88,7 @@ func decide(q *QueueConfig, d *Demand, s *situation) decision {
 		c.pool = s.fallback.pool
 	}
 	if s.past.rejection != nil && c.level < degrade.SmallerModel {
-		return decision{kind: kindRefuse, choice: c, cause: s.past.rejection} // the rule would limit nothing
+		return decision{kind: kindRefuse, target: c, cause: s.past.rejection} // the rule would limit nothing
 	}
 	return conclude(d, c, s)
 }
@@ -96,10 +96,10 @@ func decide(q *QueueConfig, d *Demand, s *situation) decision {
 // decideOnSeat returns what to do with a request that has acquired a place on a backend,
 // whose level may be higher than the lowest of its pool. It is pure, as decide is.
 func decideOnSeat(d *Demand, s *situation, verdict *degrade.Verdict) decision {
-	c := s.past.floor
+	c := s.past.target
 	level := min(degrade.Shift(verdict.Level, d.Request.Tier), degrade.ThinkingOff)
 	if c.pool != d.Pool || s.verdict.Pinned || level <= c.level {
-		return decision{kind: kindStay, choice: c}
+		return decision{kind: kindStay, target: c}
 	}
 	c.level, c.reason, c.retry = level, verdict.Reason, verdict.Retry
 	return conclude(d, c, s)
@@ -107,32 +107,32 @@ func decideOnSeat(d *Demand, s *situation, verdict *degrade.Verdict) decision {
 
 // conclude refuses an answer that is smaller than the caller accepts, and otherwise returns
 // what leads from the pool where the request waits to the chosen one.
-func conclude(d *Demand, c choice, s *situation) decision {
+func conclude(d *Demand, c target, s *situation) decision {
 	switch {
 	case c.level > d.MaxLevel && s.past.rejection != nil:
-		return decision{kind: kindRefuse, choice: c, cause: s.past.rejection}
+		return decision{kind: kindRefuse, target: c, cause: s.past.rejection}
 	case c.level > d.MaxLevel:
-		return decision{kind: kindRefuse, choice: c, refusedFor: c.retryAfter(s.now)}
+		return decision{kind: kindRefuse, target: c, refusedFor: c.retryAfter(s.now)}
 	case c.pool == nil:
-		return decision{kind: kindCanned, choice: c}
-	case s.past.floor.pool == nil:
-		return decision{kind: kindGo, choice: c}
-	case s.past.floor.pool == c.pool:
-		return decision{kind: kindStay, choice: c}
+		return decision{kind: kindCanned, target: c}
+	case s.past.target.pool == nil:
+		return decision{kind: kindGo, target: c}
+	case s.past.target.pool == c.pool:
+		return decision{kind: kindStay, target: c}
 	default:
-		return decision{kind: kindMove, choice: c}
+		return decision{kind: kindMove, target: c}
 	}
 }
 
-// modelChoice returns the level of a model for requests of a tier: the higher of the model's
+// modelTarget returns the level of a model for requests of a tier: the higher of the model's
 // own and that of its coolest backend, shifted by the tier. A pin is exact.
-func modelChoice(p *Pool, model *degrade.Verdict, local *outlook, tier string) choice {
-	c := choice{p, model.Level, model.Reason, model.Retry}
+func modelTarget(p *Pool, model *degrade.Verdict, primary *outlook, tier string) target {
+	c := target{p, model.Level, model.Reason, model.Retry}
 	if model.Pinned {
 		return c
 	}
-	if local.level > c.level {
-		c.level, c.reason, c.retry = local.level, local.reason, local.retry
+	if primary.level > c.level {
+		c.level, c.reason, c.retry = primary.level, primary.reason, primary.retry
 	}
 	c.level = degrade.Shift(c.level, tier)
 	return c
@@ -140,31 +140,31 @@ func modelChoice(p *Pool, model *degrade.Verdict, local *outlook, tier string) c
 
 // fromLoad reports whether the level comes from load, which a free place disproves, and not
 // from the cards or their memory.
-func (c *choice) fromLoad() bool { return c.reason == reasonQueue || c.reason == reasonTTFT }
+func (c *target) fromLoad() bool { return c.reason == reasonQueue || c.reason == reasonTTFT }
 
-// findRoom chooses a place that is free now for a request at L3 or L4, and reports whether
+// useFreePlace chooses a place that is free now for a request at L3 or L4, and reports whether
 // there is one. Levels from load outlast their cause, and no backend must be idle meanwhile
 // unless it is hot. Its own model comes first. At L3 a request waits for that where all are
 // full, or the smaller model would be flooded; each later decision looks for room again.
-func (c *choice) findRoom(d *Demand, local *outlook, s *situation) bool {
-	hot := local.firm >= degrade.SmallerModel
-	if (!local.available || local.full || hot) && d.MaxLevel >= degrade.SmallerModel && s.fallback.usable() && !s.fallback.full {
+func (c *target) useFreePlace(d *Demand, primary *outlook, s *situation) bool {
+	hot := primary.firm >= degrade.SmallerModel
+	if (!primary.available || primary.full || hot) && d.MaxLevel >= degrade.SmallerModel && s.fallback.usable() && !s.fallback.full {
 		c.pool, c.level = s.fallback.pool, degrade.SmallerModel
 		return true
 	}
-	if !local.available || hot || local.full && c.level == degrade.Canned {
+	if !primary.available || hot || primary.full && c.level == degrade.Canned {
 		return false
 	}
 	c.level = degrade.ThinkingOff
 	return true
 }
 
-// crowd makes the answer of a request that finds no place smaller, long before the ladder
-// confirms its signals. Without thinking, places become free sooner. The smaller model
-// answers where the first token would come late and it has a place. Batch requests go there
-// at once, and critical ones wait first. Nobody is refused for it.
-func (c *choice) crowd(d *Demand, local *outlook, s *situation) {
-	if !d.mayCrowd(local) || c.level >= degrade.SmallerModel {
+// shrinkWhenFull makes the answer of a request that finds no place smaller, long before the
+// ladder confirms its signals. Without thinking, places become free sooner. The smaller model
+// answers where the first token would come late and it has a place. Batch requests go there at
+// once, and critical ones wait first. Nobody is refused for it.
+func (c *target) shrinkWhenFull(d *Demand, primary *outlook, s *situation) {
+	if !d.shrinksWhenFull(primary) || c.level >= degrade.SmallerModel {
 		return
 	}
 	level := degrade.ThinkingOff
@@ -185,6 +185,8 @@ func (c *choice) crowd(d *Demand, local *outlook, s *situation) {
 	}
 }
 
-// mayCrowd reports whether the request finds no place and is promised a first token in
+// shrinksWhenFull reports whether the request finds no place and is promised a first token in
 // time.
-func (d *Demand) mayCrowd(local *outlook) bool { return local.available && local.full && d.TTFT > 0 }
+func (d *Demand) shrinksWhenFull(primary *outlook) bool {
+	return primary.available && primary.full && d.TTFT > 0
+}

@@ -29,7 +29,7 @@ func calm(large, small *Pool, change func(*scene)) *scene {
 		tier: "standard", maxLevel: degrade.Canned, ttft: time.Second, thinking: true, crowding: true,
 		situation: situation{
 			now: time.Unix(1e9, 0), verdict: &degrade.Verdict{}, full: outlook{available: true}, reduced: outlook{available: true},
-			fallback: candidate{pool: small, available: true, answers: true}, floorFits: true,
+			fallback: candidate{pool: small, available: true, answers: true}, targetFits: true,
 		},
 	}
 	change(s)
@@ -137,13 +137,13 @@ func loadRows(large, small *Pool, unfit error) map[string]rule {
 			s.model(4, "queue")
 			s.backends(noPlace)
 			s.fallback.full = true
-			s.past.floor = choice{pool: large, level: 1}
+			s.past.target = target{pool: large, level: 1}
 		}, kindStay, large, 2, "queue", nil},
 		"but for one that no backend can hold any more": {func(s *scene) {
 			s.model(4, "queue")
 			s.backends(noPlace)
-			s.fallback.full, s.floorFits = true, false
-			s.past.floor = choice{pool: large}
+			s.fallback.full, s.targetFits = true, false
+			s.past.target = target{pool: large}
 		}, kindCanned, nil, 4, "queue", nil},
 	}
 }
@@ -156,12 +156,12 @@ func waitRows(large, small *Pool, overLimit *limit.Rejection) map[string]rule {
 		"all are full, and it would wait long": {func(s *scene) { s.backends(noPlace); s.wait = 501 * time.Millisecond }, kindGo, small, 3, "queue", nil},
 		"it has waited long": {func(s *scene) {
 			s.backends(noPlace)
-			s.past = progress{floor: choice{pool: large, level: 2}, waited: time.Second}
+			s.past = progress{target: target{pool: large, level: 2}, waited: time.Second}
 		}, kindMove, small, 3, "queue", nil},
 		"it would wait long, and the other cannot answer": {func(s *scene) { s.backends(noPlace); s.wait, s.fallback.answers = time.Hour, false }, kindGo, large, 2, "queue", nil},
-		"it waits where it did":                           {func(s *scene) { s.backends(noPlace); s.past.floor = choice{pool: large, level: 2, reason: "queue"} }, kindStay, large, 2, "queue", nil},
-		"it waits at L3 for a level it refuses":           {func(s *scene) { s.model(3, "kv_cache"); s.past.floor = choice{pool: large, level: 1}; s.maxLevel = 2 }, kindRefuse, small, 3, "kv_cache", nil},
-		"its model got canned meanwhile":                  {func(s *scene) { s.model(4, "gpu_temperature"); s.past.floor = choice{pool: large, level: 1} }, kindCanned, nil, 4, "gpu_temperature", nil},
+		"it waits where it did":                           {func(s *scene) { s.backends(noPlace); s.past.target = target{pool: large, level: 2, reason: "queue"} }, kindStay, large, 2, "queue", nil},
+		"it waits at L3 for a level it refuses":           {func(s *scene) { s.model(3, "kv_cache"); s.past.target = target{pool: large, level: 1}; s.maxLevel = 2 }, kindRefuse, small, 3, "kv_cache", nil},
+		"its model got canned meanwhile":                  {func(s *scene) { s.model(4, "gpu_temperature"); s.past.target = target{pool: large, level: 1} }, kindCanned, nil, 4, "gpu_temperature", nil},
 		"it would wait for just half of ttft":             {func(s *scene) { s.backends(noPlace); s.wait = 500 * time.Millisecond }, kindGo, large, 2, "queue", nil},
 		"it would wait long, as would the other":          {func(s *scene) { s.backends(noPlace); s.wait, s.fallback.full = time.Hour, true }, kindGo, large, 2, "queue", nil},
 		"a batch goes to the smaller at once":             {func(s *scene) { s.backends(noPlace); s.tier = "batch" }, kindGo, small, 3, "queue", nil},
@@ -177,24 +177,24 @@ func waitRows(large, small *Pool, overLimit *limit.Rejection) map[string]rule {
 		"queue.degrade is off":       {func(s *scene) { s.backends(noPlace); s.wait, s.crowding = time.Hour, false }, kindGo, large, 0, "", nil},
 
 		// The level does not fall while a request waits, and it moves where it belongs.
-		"the level fell meanwhile":        {func(s *scene) { s.past.floor = choice{pool: large, level: 2, reason: "kv_cache"} }, kindStay, large, 2, "kv_cache", nil},
-		"the level rose meanwhile":        {func(s *scene) { s.model(3, "kv_cache"); s.past.floor = choice{pool: large, level: 1} }, kindMove, small, 3, "kv_cache", nil},
-		"its own model is back":           {func(s *scene) { s.model(1, "queue"); s.past.floor = choice{pool: small, level: 3, reason: "queue"} }, kindMove, large, 2, "queue", nil},
-		"all its backends went meanwhile": {func(s *scene) { s.backends(noBackend); s.past.floor = choice{pool: large} }, kindMove, small, 3, "no_backend", nil},
+		"the level fell meanwhile":        {func(s *scene) { s.past.target = target{pool: large, level: 2, reason: "kv_cache"} }, kindStay, large, 2, "kv_cache", nil},
+		"the level rose meanwhile":        {func(s *scene) { s.model(3, "kv_cache"); s.past.target = target{pool: large, level: 1} }, kindMove, small, 3, "kv_cache", nil},
+		"its own model is back":           {func(s *scene) { s.model(1, "queue"); s.past.target = target{pool: small, level: 3, reason: "queue"} }, kindMove, large, 2, "queue", nil},
+		"all its backends went meanwhile": {func(s *scene) { s.backends(noBackend); s.past.target = target{pool: large} }, kindMove, small, 3, "no_backend", nil},
 
 		// A rate rule with exceed: degrade asks for the smaller model.
-		"over a rate rule": {func(s *scene) { s.past = progress{floor: choice{level: 3, reason: "limit"}, rejection: overLimit} }, kindGo, small, 3, "limit", nil},
+		"over a rate rule": {func(s *scene) { s.past = progress{target: target{level: 3, reason: "limit"}, rejection: overLimit} }, kindGo, small, 3, "limit", nil},
 		"over a rate rule, and there is no smaller": {func(s *scene) {
-			s.past = progress{floor: choice{level: 3, reason: "limit"}, rejection: overLimit}
+			s.past = progress{target: target{level: 3, reason: "limit"}, rejection: overLimit}
 			s.fallback = candidate{}
 		}, kindRefuse, large, 2, "limit", overLimit},
 		"over a rate rule, and L2 is accepted": {func(s *scene) {
-			s.past = progress{floor: choice{level: 3, reason: "limit"}, rejection: overLimit}
+			s.past = progress{target: target{level: 3, reason: "limit"}, rejection: overLimit}
 			s.maxLevel = 2
 		}, kindRefuse, small, 3, "limit", overLimit},
 		"over a rate rule, and a free place is no help": {func(s *scene) {
 			s.model(3, "queue")
-			s.past = progress{floor: choice{level: 3, reason: "limit"}, rejection: overLimit}
+			s.past = progress{target: target{level: 3, reason: "limit"}, rejection: overLimit}
 		}, kindGo, small, 3, "queue", nil},
 	}
 }
@@ -263,17 +263,17 @@ func TestDecideOnSeat(t *testing.T) {
 		"a calm backend":                   {0, func(*scene) {}, kindStay, 0, ""},
 		"a backend at L1":                  {1, func(*scene) {}, kindStay, 1, "kv_cache"},
 		"a backend at L3 is L2":            {3, func(*scene) {}, kindStay, 2, "kv_cache"},
-		"a backend below the request":      {1, func(s *scene) { s.past.floor.level = 2 }, kindStay, 2, ""},
+		"a backend below the request":      {1, func(s *scene) { s.past.target.level = 2 }, kindStay, 2, ""},
 		"a batch on a backend at L1":       {1, func(s *scene) { s.tier = "batch" }, kindStay, 2, "kv_cache"},
 		"a critical one on one at L1":      {1, func(s *scene) { s.tier = "critical" }, kindStay, 0, ""},
 		"a pin is exact":                   {2, func(s *scene) { s.verdict.Pinned = true }, kindStay, 0, ""},
-		"a smaller model keeps its level":  {2, func(s *scene) { s.past.floor = choice{pool: small, level: 3} }, kindStay, 3, ""},
+		"a smaller model keeps its level":  {2, func(s *scene) { s.past.target = target{pool: small, level: 3} }, kindStay, 3, ""},
 		"a level that the caller refuses":  {2, func(s *scene) { s.maxLevel = 1 }, kindRefuse, 2, "kv_cache"},
 		"a level that the caller accepts":  {2, func(s *scene) { s.maxLevel = 2 }, kindStay, 2, "kv_cache"},
 		"and a rate rule over which it is": {2, func(s *scene) { s.maxLevel = 1; s.past.rejection = &limit.Rejection{} }, kindRefuse, 2, "kv_cache"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := calm(large, small, func(s *scene) { s.past.floor.pool = large; c.change(s) })
+			s := calm(large, small, func(s *scene) { s.past.target.pool = large; c.change(s) })
 			d := &Demand{Pool: large, MaxLevel: s.maxLevel, Request: limit.Request{Tier: s.tier}}
 			got := decideOnSeat(d, &s.situation, &degrade.Verdict{Level: c.backend, Reason: "kv_cache"})
 			if got.kind != c.kind || got.level != c.level || got.reason != c.reason || (got.cause != nil) != (s.past.rejection != nil) {

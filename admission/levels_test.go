@@ -203,7 +203,7 @@ func TestNeverToOneAtL3(t *testing.T) {
 			h.ladder.SetPins(pins)
 			d := h.demand("large")
 			d.Request.Tier, d.MaxLevel, d.TTFT = Tiers()[r.IntN(3)], degrade.Level(r.IntN(5)), time.Second
-			past := progress{floor: choice{level: degrade.Level(r.IntN(5)), reason: reasons[r.IntN(len(reasons))]}, waited: time.Duration(r.IntN(3)) * time.Second}
+			past := progress{target: target{level: degrade.Level(r.IntN(5)), reason: reasons[r.IntN(len(reasons))]}, waited: time.Duration(r.IntN(3)) * time.Second}
 			c := h.controller.choose(q, d, &past)
 			if c.kind == kindRefuse {
 				continue
@@ -551,7 +551,7 @@ func BenchmarkLevel(b *testing.B) {
 				if c.kind != kindGo || c.pool != p {
 					b.Fatal(c)
 				}
-				on := situation{past: progress{floor: c.choice}, verdict: p.level.Verdict()}
+				on := situation{past: progress{target: c.target}, verdict: p.level.Verdict()}
 				if raised := decideOnSeat(d, &on, seats[0].gauge.Verdict()); raised.kind != kindStay {
 					b.Fatal(raised)
 				}

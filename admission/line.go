@@ -210,9 +210,9 @@ func (t *lines) pollInterval(rejection *limit.Rejection, expected time.Duration)
 }
 
 // reserve asks the limits for a grant and sets it in the permit. A request that is over
-// nothing but a concurrency limit waits for a place, where the rule lets it; the choice that
+// nothing but a concurrency limit waits for a place, where the rule lets it; the target that
 // it returns is that after the wait.
-func (c *Controller) reserve(ctx context.Context, q *queueing, d *Demand, p *Permit, now choice) (choice, error) {
+func (c *Controller) reserve(ctx context.Context, q *queueing, d *Demand, p *Permit, now target) (target, error) {
 	r := d.limitRequest(now)
 	r.Behind = c.lines.occupied()
 	grant, err := c.limits.Admit(ctx, r)
@@ -221,7 +221,7 @@ func (c *Controller) reserve(ctx context.Context, q *queueing, d *Demand, p *Per
 		return now, nil
 	}
 	if rejection, ok := mayWait(err); ok {
-		t := &limitWait{Controller: c, queue: q, demand: d, permit: p, choice: now, rejection: rejection, start: time.Now(), id: d.Request.ID}
+		t := &limitWait{Controller: c, queue: q, demand: d, permit: p, target: now, rejection: rejection, start: time.Now(), id: d.Request.ID}
 		t.renewID(rejection)
 		return t.wait(ctx)
 	}
@@ -240,7 +240,7 @@ type limitWait struct {
 	queue     *queueing
 	demand    *Demand
 	permit    *Permit
-	choice    choice
+	target    target
 	rejection *limit.Rejection // last rejection
 	start     time.Time
 	deadline  time.Time
@@ -261,14 +261,14 @@ func (t *limitWait) renewID(rejection *limit.Rejection) {
 }
 
 // wait waits until the permit has a grant, or returns the error for which it gets none.
-func (t *limitWait) wait(ctx context.Context) (choice, error) {
-	n := t.demand.sequences(t.choice.level)
+func (t *limitWait) wait(ctx context.Context) (target, error) {
+	n := t.demand.sequences(t.target.level)
 	if !t.demand.Pool.reserveQueue(t.queue, n) {
-		return t.choice, t.refusal(t.rejection)
+		return t.target, t.refusal(t.rejection)
 	}
 	defer t.demand.Pool.releaseQueue(n)
 	if !t.join(ctx) {
-		return t.choice, t.refusal(t.rejection)
+		return t.target, t.refusal(t.rejection)
 	}
 	t.limits.CountWait(t.rejection)
 	defer func() { t.lines.remove(t.waiter) }()
@@ -280,7 +280,7 @@ func (t *limitWait) wait(ctx context.Context) (choice, error) {
 		timer.Reset(t.untilNext(first))
 		select {
 		case <-ctx.Done():
-			return t.choice, ctx.Err()
+			return t.target, ctx.Err()
 		case <-t.waiter.ready:
 		case <-timer.C:
 			if !first && time.Now().Before(t.deadline) {
@@ -289,10 +289,10 @@ func (t *limitWait) wait(ctx context.Context) (choice, error) {
 		}
 		expired := !time.Now().Before(t.deadline)
 		if expired && !t.lines.checkFirst(t.waiter, first) {
-			return t.choice, t.refusal(t.rejection)
+			return t.target, t.refusal(t.rejection)
 		}
 		if done, err := t.retry(ctx, expired); done || err != nil {
-			return t.choice, err
+			return t.target, err
 		}
 	}
 }
@@ -301,7 +301,7 @@ func (t *limitWait) wait(ctx context.Context) (choice, error) {
 // would be too long. As many sequences as have places may wait for the next ones, whatever
 // is expected: nobody knows when the others end.
 func (t *limitWait) join(ctx context.Context) bool {
-	t.waiter = newWaiter(t.queue, t.demand, t.choice.level)
+	t.waiter = newWaiter(t.queue, t.demand, t.target.level)
 	t.waiter.ready = make(chan struct{}, 1)
 	t.deadline = t.start.Add(min(t.rejection.Wait, t.queue.MaxWait))
 	if end, ok := ctx.Deadline(); ok && end.Before(t.deadline) {
@@ -322,7 +322,7 @@ func (t *limitWait) untilNext(first bool) time.Duration {
 	if first {
 		next = min(next, t.lines.pollInterval(t.rejection, t.limits.PlaceWait(t.rejection, 0)))
 	}
-	if t.permit.apply(t.choice); t.demand.Caller != nil && t.choice.pool != nil {
+	if t.permit.apply(t.target); t.demand.Caller != nil && t.target.pool != nil {
 		t.permit.Headers = t.rejection.Headers
 		alive, committed := t.demand.Caller.KeepAlive(t.permit)
 		t.committed = t.committed || committed
@@ -339,14 +339,14 @@ func (t *limitWait) retry(ctx context.Context, last bool) (done bool, err error)
 		if err := now.refusal(); err != nil {
 			return false, err
 		}
-		t.choice = now.choice
+		t.target = now.target
 	}
-	r := t.demand.limitRequest(t.choice)
+	r := t.demand.limitRequest(t.target)
 	r.ID, r.Waiting = t.id, true
 	grant, err := t.limits.Admit(ctx, r)
 	if err == nil {
 		t.lines.serve(t.waiter)
-		t.permit.grant, t.permit.lineWaiter, t.permit.committed = grant, t.waiter, t.committed
+		t.permit.grant, t.permit.line.waiter, t.permit.line.committed = grant, t.waiter, t.committed
 		t.permit.LimitWait = time.Since(t.start)
 		t.permit.Wait = t.permit.LimitWait
 		return true, nil
@@ -382,7 +382,7 @@ func (t *limitWait) retry(ctx context.Context, last bool) (done bool, err error)
 // refusal returns the error of a request that has waited, or may not wait.
 func (t *limitWait) refusal(rejection *limit.Rejection) error {
 	if t.waiter == nil {
-		t.waiter = newWaiter(t.queue, t.demand, t.choice.level)
+		t.waiter = newWaiter(t.queue, t.demand, t.target.level)
 	}
 	t.lines.remove(t.waiter) // it does not stand before itself
 	var ahead int64

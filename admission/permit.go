@@ -15,7 +15,7 @@ type Permit struct {
 	Headers       limit.Headers // what the limits leave the caller
 	Wait          time.Duration // time spent waiting for places, in total
 	LimitWait     time.Duration // part of Wait that was for a place under a concurrency limit
-	Arrival       time.Time     // time of arrival at the pool that answers; zero at L4
+	Arrival       time.Time     // time of arrival at the pool, or at the backend that the request was moved to; zero at L4
 	ReservedLevel degrade.Level // level for which the limits reserved; Level may be higher
 	RetryAfter    time.Duration // time for which Level lasts, at the least
 
@@ -24,16 +24,59 @@ type Permit struct {
 	seat   *Seat
 	failed *Seat
 
-	lines      *lines
-	lineWaiter *waiter // place in the line of a concurrency limit; nil where it did not wait in one
-	committed  bool    // its caller was told the level while it waited there
-	demand     *Demand
-	sequences  int64         // places acquired on the backend
-	sent       int64         // sequences that are sent at Level
-	account    *account      // account in the fair queue
-	output     int64         // tokens charged to account
-	shareStart time.Duration // integral of the backend's share when the place was acquired
-	gpu        time.Duration // GPU time on backends whose place was released
+	demand    *Demand
+	sequences int64 // places acquired on the backend
+	sent      int64 // sequences that are sent at Level
+
+	line   lineTurn
+	tenant tenantCharge
+	gpu    gpuTime
+}
+
+// lineTurn is the turn of a request in the lines of concurrency limits.
+type lineTurn struct {
+	lines     *lines
+	waiter    *waiter // place in a line; nil where it did not wait in one
+	committed bool    // its caller was told the level while it waited there
+}
+
+// finish ends the turn, and wakes those who wait for the places of a grant.
+func (t *lineTurn) finish(grant *limit.Grant) {
+	if t.waiter != nil {
+		t.lines.finish(t.waiter)
+		t.waiter = nil
+	}
+	t.lines.wakeReleased(grant)
+}
+
+// tenantCharge is the charge of a request to its tenant's account in the fair queue.
+type tenantCharge struct {
+	account *account // nil without a place
+	output  int64    // tokens charged
+}
+
+// setOutput charges the tokens that the answer has beyond those that were charged, and
+// returns them.
+func (c *tenantCharge) setOutput(output int64) (extra int64) {
+	if c.account == nil || output <= c.output {
+		return 0
+	}
+	extra = output - c.output
+	c.account.output(extra)
+	c.output = output
+	return extra
+}
+
+// gpuTime sums the GPU time of a request over its backends.
+type gpuTime struct {
+	start time.Duration // integral of the backend's share when the place was acquired
+	past  time.Duration // GPU time up to start
+}
+
+// add adds the time until the share's integral is end, for a number of sequences.
+func (t *gpuTime) add(end time.Duration, sequences int64) {
+	t.past += (end - t.start) * time.Duration(sequences)
+	t.start = end
 }
 
 // Pool returns the pool of the model that answers; nil where the answer is canned.
@@ -44,7 +87,7 @@ func (p *Permit) Seat() *Seat { return p.seat }
 
 // setPlace sets the place that a request has acquired.
 func (p *Permit) setPlace(w *waiter) {
-	p.seat, p.account, p.shareStart, p.Arrival = w.seat, w.account, w.shareStart, w.arrival
+	p.seat, p.tenant.account, p.gpu.start, p.Arrival = w.seat, w.account, w.shareStart, w.arrival
 	p.Wait += w.waited
 	p.sequences = w.sequences
 }
@@ -56,14 +99,13 @@ func (p *Permit) releaseExcess() {
 	if extra <= 0 {
 		return
 	}
-	now := p.seat.release(extra)
-	p.gpu += (now - p.shareStart) * time.Duration(p.sequences)
-	p.shareStart, p.sequences = now, p.sent
+	p.gpu.add(p.seat.release(extra), p.sequences)
+	p.sequences = p.sent
 	p.pool.dispatch()
 }
 
 // apply sets the level and the pool.
-func (p *Permit) apply(c choice) {
+func (p *Permit) apply(c target) {
 	p.sent = p.demand.sequences(c.level)
 	p.pool, p.Level, p.Reason = c.pool, c.level, ""
 	if c.level > degrade.Full {
@@ -82,7 +124,7 @@ func (p *Permit) SwitchBackend() bool {
 	if b == nil {
 		return false
 	}
-	p.seat, p.shareStart = b, b.acquire(p.sequences)
+	p.seat, p.gpu.start, p.Arrival = b, b.acquire(p.sequences), time.Now()
 	return true
 }
 
@@ -110,15 +152,14 @@ func (c *Controller) FallBack(p *Permit, d *Demand) bool {
 	if !smaller.usable() {
 		return false
 	}
-	target := smaller.pool
 	q := c.queue.Load()
 	w := newWaiter(q, d, degrade.SmallerModel)
-	if !target.tryAcquire(q, w) {
+	if !smaller.pool.tryAcquire(q, w) {
 		return false
 	}
 	p.releaseAll()
-	p.pool, p.seat, p.account, p.shareStart, p.failed = target, w.seat, w.account, w.shareStart, nil
-	p.sequences, p.output = w.sequences, 0 // the new account has been charged nothing yet
+	p.pool, p.failed, p.tenant.output = smaller.pool, nil, 0 // the new account has been charged nothing yet
+	p.setPlace(w)
 	if p.Level < degrade.SmallerModel {
 		p.Level, p.Reason = degrade.SmallerModel, reasonDown
 	}
@@ -133,14 +174,9 @@ func (p *Permit) RecordUsage(u limit.Usage) { p.grant.Progress(u) }
 // SetOutput sets the tokens that the answer has so far, so that the fair queue charges the
 // tenant while they come.
 func (p *Permit) SetOutput(output int64) {
-	if p.account == nil || output <= p.output {
-		return
+	if extra := p.tenant.setOutput(output); extra > 0 && p.line.waiter != nil {
+		p.line.waiter.account.output(extra)
 	}
-	p.account.output(output - p.output)
-	if p.lineWaiter != nil {
-		p.lineWaiter.account.output(output - p.output)
-	}
-	p.output = output
 }
 
 // Settle releases the place and charges what was used; a request that failed before its
@@ -154,7 +190,7 @@ func (p *Permit) Settle(u limit.Usage, served string) error {
 		u.Sequences = p.sent
 	}
 	err := p.grant.Settle(u, served)
-	p.wakeNext()
+	p.line.finish(p.grant)
 	return err
 }
 
@@ -162,16 +198,7 @@ func (p *Permit) Settle(u limit.Usage, served string) error {
 func (p *Permit) cancel() {
 	// What the store does not take back now is tried again by the limits' own loop.
 	_ = p.grant.Cancel()
-	p.wakeNext()
-}
-
-// wakeNext wakes those who wait for the places that the limits have got back.
-func (p *Permit) wakeNext() {
-	if p.lineWaiter != nil {
-		p.lines.finish(p.lineWaiter)
-		p.lineWaiter = nil
-	}
-	p.lines.wakeReleased(p.grant)
+	p.line.finish(p.grant)
 }
 
 // release releases the place on the backend.
@@ -179,7 +206,7 @@ func (p *Permit) release() {
 	if p.seat == nil {
 		return
 	}
-	p.gpu += (p.seat.release(p.sequences) - p.shareStart) * time.Duration(p.sequences)
+	p.gpu.add(p.seat.release(p.sequences), p.sequences)
 	p.failed, p.seat = p.seat, nil
 	p.pool.dispatch()
 }
@@ -187,9 +214,9 @@ func (p *Permit) release() {
 // releaseAll releases all that the request has of its pool.
 func (p *Permit) releaseAll() {
 	p.release()
-	if p.account != nil {
-		p.pool.finish(p.account)
-		p.account = nil
+	if p.tenant.account != nil {
+		p.pool.finish(p.tenant.account)
+		p.tenant.account = nil
 	}
 }
 
@@ -197,7 +224,9 @@ func (p *Permit) releaseAll() {
 // Settle, and 0 where the backends do not report their GPUs.
 func (p *Permit) GPU() time.Duration {
 	if p.seat == nil {
-		return p.gpu
+		return p.gpu.past
 	}
-	return p.gpu + (p.seat.share.change(0, time.Now())-p.shareStart)*time.Duration(p.sequences)
+	t := p.gpu
+	t.add(p.seat.share.change(0, time.Now()), p.sequences)
+	return t.past
 }

@@ -20,7 +20,7 @@ type placement struct {
 	demand *Demand
 	permit *Permit
 
-	choice    choice           // latest choice; its pool is nil where the answer is canned
+	target    target           // latest target; its pool is nil where the answer is canned
 	rejection *limit.Rejection // rejection that a rate rule replaces by the smaller model
 	waiter    *waiter          // request in the queue, or with its place
 	pool      *Pool            // pool where the request waits; nil where it does not
@@ -30,24 +30,24 @@ type placement struct {
 
 // progress returns the result of earlier decisions.
 func (e *placement) progress() progress {
-	return progress{floor: e.choice, waited: time.Since(e.start), rejection: e.rejection}
+	return progress{target: e.target, waited: time.Since(e.start), rejection: e.rejection}
 }
 
 // acquire acquires a place for the request, or waits for one.
 func (e *placement) acquire(ctx context.Context) error {
 	e.start = time.Now()
-	if e.permit.apply(e.choice); e.choice.pool == nil {
+	if e.permit.apply(e.target); e.target.pool == nil {
 		return nil
 	}
-	e.waiter = newWaiter(e.queue, e.demand, e.choice.level)
-	e.waiter.committed = e.permit.committed
-	if err := e.choice.pool.checkBounds(e.waiter.sequences); err != nil {
+	e.waiter = newWaiter(e.queue, e.demand, e.target.level)
+	e.waiter.committed = e.permit.line.committed
+	if err := e.target.pool.checkBounds(e.waiter.sequences); err != nil {
 		return err
 	}
-	if !e.choice.pool.tryAcquire(e.queue, e.waiter) {
+	if !e.target.pool.tryAcquire(e.queue, e.waiter) {
 		err := e.await(ctx)
-		e.permit.apply(e.choice)
-		if err != nil || e.choice.pool == nil {
+		e.permit.apply(e.target)
+		if err != nil || e.target.pool == nil {
 			return err
 		}
 	}
@@ -60,7 +60,7 @@ func (e *placement) acquire(ctx context.Context) error {
 			e.permit.releaseAll()
 			return err
 		}
-		e.permit.apply(raised.choice)
+		e.permit.apply(raised.target)
 	}
 	e.permit.releaseExcess()
 	return nil
@@ -74,10 +74,10 @@ func (e *placement) await(ctx context.Context) error {
 	if end, ok := ctx.Deadline(); ok && end.Before(e.deadline) {
 		e.deadline = end
 	}
-	if predicted, ok := e.choice.pool.enqueue(e.queue, e.waiter, time.Until(e.deadline)); !ok {
-		return &Overloaded{ShedQueue, e.choice.level, e.choice.reason, predicted}
+	if predicted, ok := e.target.pool.enqueue(e.queue, e.waiter, time.Until(e.deadline)); !ok {
+		return &Overloaded{ShedQueue, e.target.level, e.target.reason, predicted}
 	}
-	e.pool = e.choice.pool
+	e.pool = e.target.pool
 	defer func() {
 		if e.pool != nil { // also if KeepAlive panics
 			e.waiter.abandon(e.pool)
@@ -106,7 +106,7 @@ func (e *placement) await(ctx context.Context) error {
 		case <-poolLevel:
 		case <-timer.C:
 			if !time.Now().Before(e.deadline) {
-				return &Overloaded{ShedWaited, e.choice.level, e.choice.reason, max(e.pool.predictedWait(e.waiter.tier, e.waiter.tenant, e.waiter.weight), time.Second)}
+				return &Overloaded{ShedWaited, e.target.level, e.target.reason, max(e.pool.predictedWait(e.waiter.tier, e.waiter.tenant, e.waiter.weight), time.Second)}
 			}
 		}
 	}
@@ -131,16 +131,16 @@ func (e *placement) act(decided decision) (step, error) {
 	case decided.kind == kindRefuse:
 		return stepDone, decided.refusal()
 	case decided.kind == kindCanned:
-		e.choice = decided.choice
+		e.target = decided.target
 		return stepDone, nil
 	case decided.kind == kindMove:
-		if moved, err := e.move(decided.choice); moved != stepSleep || err != nil {
+		if moved, err := e.move(decided.target); moved != stepSleep || err != nil {
 			return moved, err
 		}
 	default:
-		e.choice = decided.choice
+		e.target = decided.target
 	}
-	e.pool.resize(e.waiter, e.demand.sequences(e.choice.level))
+	e.pool.resize(e.waiter, e.demand.sequences(e.target.level))
 	if err := e.pool.checkBounds(e.waiter.sequences); err != nil { // the bounds were lowered meanwhile
 		return stepDone, err
 	}
@@ -150,20 +150,20 @@ func (e *placement) act(decided decision) (step, error) {
 
 // move brings the request to another pool, where it acquires a place or waits. It stays
 // where it is if that has no room: here is better than nowhere.
-func (e *placement) move(target choice) (step, error) {
-	level := max(e.choice.level, min(target.level, degrade.ThinkingOff))
+func (e *placement) move(target target) (step, error) {
+	level := max(e.target.level, min(target.level, degrade.ThinkingOff))
 	fits := e.pool.checkFit(e.demand.sequences(level)) == nil
 	w, ok := target.pool.transfer(e.queue, e.waiter, e.demand.sequences(target.level), time.Until(e.deadline), target.fromLoad() && fits)
 	switch {
 	case !ok && !fits:
-		e.choice = target
+		e.target = target
 		return stepDone, &Overloaded{ShedQueue, target.level, target.reason, time.Second}
 	case !ok:
-		e.choice.level, e.choice.reason = level, target.reason
+		e.target.level, e.target.reason = level, target.reason
 		return stepSleep, nil
 	}
 	e.waiter.abandon(e.pool)
-	e.waiter, e.choice, e.pool = w, target, target.pool
+	e.waiter, e.target, e.pool = w, target, target.pool
 	if w.seat != nil {
 		e.pool = nil
 		return stepDone, nil
@@ -173,7 +173,7 @@ func (e *placement) move(target choice) (step, error) {
 
 // keepAlive calls the caller, and returns when it wants to be called again.
 func (e *placement) keepAlive() time.Duration {
-	e.permit.apply(e.choice)
+	e.permit.apply(e.target)
 	if e.demand.Caller == nil {
 		return decideInterval
 	}

@@ -23,11 +23,11 @@ const (
 	// maxCharge is the most tokens that one charge counts. No context is so long: it
 	// is there so that no number from outside can overflow a counter.
 	maxCharge = 1 << 24
-	// rebaseAt is where all counters are moved down together, after some 10^12
+	// rebaseAt is the service at which all counters are moved down together, after some 10^12
 	// weighted tokens; a counter at ceiling is not charged until that happened.
 	rebaseAt = 1 << 60
 	ceiling  = 1 << 61
-	// maxIdle is how many tenants of a tier are remembered that have neither a waiting
+	// maxIdle bounds the tenants of a tier that are remembered and have neither a waiting
 	// nor a running request.
 	maxIdle = 10_000
 )

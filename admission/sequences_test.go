@@ -188,7 +188,7 @@ func TestFallBackCharges(t *testing.T) {
 				if p.Level != degrade.SmallerModel || p.Pool().Name != "small" || placesTaken(h, "small") != 1 || placesTaken(h, "large") != 0 {
 					t.Fatalf("%+v, %d and %d in flight", p, placesTaken(h, "large"), placesTaken(h, "small"))
 				}
-				a := p.account
+				a := p.tenant.account
 				before := a.counter.Load()
 				p.SetOutput(40)
 				if err := p.Settle(limit.Usage{Input: 10, Output: 50}, "small"); err != nil {

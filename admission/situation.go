@@ -15,13 +15,13 @@ type situation struct {
 	full    outlook          // of that model's backends, for the request's sequences at L0
 	reduced outlook          // for its sequences from L1 on
 
-	wait      time.Duration // predicted wait for a place; zero where unknown or without effect
-	fallback  candidate     // smaller model; zero where there is none, or no rule needs one
-	floorFits bool          // the pool where the request waits can serve it at L2
+	wait       time.Duration // predicted wait for a place; zero where unknown or without effect
+	fallback   candidate     // smaller model; zero where there is none, or no rule needs one
+	targetFits bool          // the pool where the request waits can serve it at L2
 }
 
-// local returns what the request meets at its own model's backends at a level.
-func (s *situation) local(level degrade.Level) *outlook {
+// primary returns the outlook at the backends of the model that was asked for, at a level.
+func (s *situation) primary(level degrade.Level) *outlook {
 	if level >= degrade.StreamingOff {
 		return &s.reduced
 	}
@@ -59,18 +59,18 @@ func (c *Controller) snapshot(q *queueing, d *Demand, past *progress) situation 
 	s := situation{now: time.Now(), past: *past, verdict: d.Pool.level.Verdict()}
 	d.Pool.survey(q, d, &s)
 	level := degrade.Shift(max(s.verdict.Level, s.full.level, s.reduced.level), d.Request.Tier)
-	high := max(level, s.verdict.Level, past.floor.level) >= degrade.SmallerModel
+	high := max(level, s.verdict.Level, past.target.level) >= degrade.SmallerModel
 	if high || past.rejection != nil || !s.full.available || s.full.full || !s.reduced.available || s.reduced.full {
 		s.fallback = d.fallback()
 	}
-	switch waiting := past.floor.pool; {
+	switch waiting := past.target.pool; {
 	case waiting == nil || !high:
 	case waiting == d.Pool:
-		s.floorFits = s.reduced.unfit == nil
+		s.targetFits = s.reduced.unfit == nil
 	case waiting == s.fallback.pool:
-		s.floorFits = s.fallback.available
+		s.targetFits = s.fallback.available
 	default:
-		s.floorFits = waiting.checkFit(d.sequences(degrade.ThinkingOff)) == nil
+		s.targetFits = waiting.checkFit(d.sequences(degrade.ThinkingOff)) == nil
 	}
 	return s
 }
@@ -87,7 +87,7 @@ func (p *Pool) survey(q *queueing, d *Demand, s *situation) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.full, s.reduced = p.look(d.sequences(degrade.Full), d.sequences(degrade.StreamingOff))
-	if d.mayCrowd(&s.full) || d.mayCrowd(&s.reduced) {
+	if d.shrinksWhenFull(&s.full) || d.shrinksWhenFull(&s.reduced) {
 		tenant := q.tenant(&d.Request.Subjects)
 		s.wait, _ = p.drain.wait(s.now, p.queue.ahead(tierIndex(d.Request.Tier), tenant, q.weight(tenant)))
 	}

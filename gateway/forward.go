@@ -17,11 +17,8 @@ func (g *Gateway) forward(c *call) (err error) {
 		if s.backend = s.permitted(); s.backend == nil {
 			return admission.ErrNoBackend // a reload removed it meanwhile
 		}
-		if s.number > 1 {
-			c.permit.Arrival = time.Now() // the time before is not this backend's fault
-			if c.writer.begun == "" {     // else the caller knows an id, and the answer keeps it
-				c.writer.attempt = attemptID(c.id, s.number)
-			}
+		if s.number > 1 && c.writer.begun == "" { // else the caller knows an id, and the answer keeps it
+			c.writer.attempt = attemptID(c.id, s.number)
 		}
 		err = s.backend.Guard(s.attempt)
 		switch {
