@@ -101,8 +101,8 @@ type Schedule struct {
 }
 
 // Pressure shrinks a rule's limits while the GPUs are under pressure. A level
-// that is not given has the factor of the one below it. What a tier says of a
-// level goes before what is said in general.
+// that is left out has the factor of the one below it. The factor of a tier goes before the
+// general one.
 type Pressure struct {
 	Levels   `yaml:",inline"`
 	Critical Levels `yaml:"critical"`

@@ -15,7 +15,7 @@
 //
 // # Windows
 //
-// Time is cut into buckets, 12 to a window unless the rule says otherwise. A
+// Time is cut into buckets, 12 to a window unless the rule states another number. A
 // bucket is counted in full until its newest charge is one window old, so in any
 // interval of one window's length no more is charged than the limit: what an
 // interval holds was in buckets that counted when its last charge was decided.
@@ -43,7 +43,7 @@
 //
 // # Reserve, then settle
 //
-// How much a request will use is not known when it is let in. What is expected
+// How much a request will use is not known when it is admitted. What is expected
 // is reserved: the prompt and, by default, the p90 of this key's and model's
 // recent outputs. Reserving all that a request may produce leaves nearly half of
 // a limit unused, and charging afterwards lets five times the limit through when

@@ -30,10 +30,10 @@ const (
 // Options configures a Limiter. Only the Store is required.
 type Options struct {
 	Store    Store
-	Now      func() time.Time // nil: time.Now
-	Random   func() float64   // from 0 to 1, for jitter; nil: math/rand
-	Shadow   func(Breach)     // a shadow rule would have refused; it must not block
-	Trouble  func(error)      // the store failed where no request waits for it; it must not block
+	Now      func() time.Time // nil means time.Now
+	Random   func() float64   // from 0 to 1, for jitter; nil means math/rand
+	Shadow   func(Breach)     // called when a shadow rule would have rejected; it must not block
+	Trouble  func(error)      // called when the store fails where no request waits for it; it must not block
 	Registry prometheus.Registerer
 }
 

@@ -236,7 +236,7 @@ func (d *rejectionCache) find(dims []Dim, now time.Time) (cachedRejection, int, 
 	}
 	for i := range dims {
 		if !dims[i].Soft && dims[i].Cost > capacity(dims[i].Limit, dims[i].Burst) {
-			return cachedRejection{}, 0, false // to be told that it never fits, not to wait
+			return cachedRejection{}, 0, false // its rejection is that it never fits
 		}
 	}
 	d.mu.Lock()

@@ -25,5 +25,5 @@
 //
 // Guarded stands in front of a Store and keeps deciding while Redis does not: it
 // has a breaker, a budget of time for each call, and a shadow of what this replica
-// let in (failure.go describes what is then enforced, and how the counts are handed in).
+// admitted (failure.go describes what is then enforced, and how the counts are handed in).
 package redislimit

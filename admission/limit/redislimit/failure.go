@@ -12,42 +12,40 @@ import (
 )
 
 // This file has what a replica enforces while it cannot ask Redis. A rule of mode open refuses
-// nobody, one of mode closed everybody. For mode local the replica has a share of
-// each limit (fleet.go), which it enforces over the shadow: over all that it let in
-// before and since.
+// nobody, one of mode closed everybody. For mode local the replica has a share of each limit
+// (fleet.go). It enforces the share over the shadow: over all that it admitted before and
+// since.
 //
-// Of two replicas each has half. That alone would let them have more than the limit
-// in the first window: a caller that had used all of its limit through one would find
-// the half of the other untouched. So as long as what the others had let in, as far as
-// Redis last told of it, may still be in the window, a replica lets in no more than
-// what that leaves of the whole limit. A caller that uses half of its limit is refused
-// by none of this: the others cannot have let in more than the other half. For what
-// replicas have seen, two are within the limit then; a caller that appears at a replica
-// which had not seen it within the window is known only to the others.
+// Of two replicas each has half. That alone would admit more than the limit in the first
+// window: a caller that had used all of its limit through one would find the half of the other
+// untouched. So a replica also admits no more than what the others leave of the whole limit, as
+// far as Redis last reported, and as long as that may still be in the window. A caller that
+// uses half of its limit is never refused by this: the others cannot have admitted more than
+// the other half. For what replicas have seen, two are within the limit then; a caller that
+// appears at a replica which had not seen it within the window is known only to the others.
 //
-// Slots are enforced in the same way; what the others held counts for one lease. A
-// request that alone is larger than a share is let in when nothing else of its counter
-// counts, and of a window one that is no more than an eighth of it is let in beyond it. What running requests may use at most (limit.Dim.Ceiling) is enforced whole:
-// a request holds much of it that does not use it, and what is used over the limit is
-// carried into the windows that follow.
+// Slots are enforced in the same way; what the others held counts for one lease. A request
+// that alone is larger than a share is admitted when nothing else of its counter counts. Of a
+// window, a request that is no more than an eighth of the share is admitted beyond it. What
+// running requests may use at most (limit.Dim.Ceiling) is enforced whole: a request holds much
+// of it and does not use it, and usage above the limit is carried into the windows that follow.
 //
-// Of a quota a replica has its share of what remained. That is what Redis last told
-// of, or what the ledger knows (Recall), if that is more: it goes on counting for all
-// replicas while Redis is away. A quota of which nothing at all is known is taken to
-// have a twentieth left.
+// Of a quota a replica has its share of what remained. That is what Redis last reported, or
+// what the ledger knows (Recall), if that is more: the ledger goes on counting for all replicas
+// while Redis is away. A quota whose use is not known at all is assumed to have a twentieth
+// left.
 //
-// A Redis that was emptied knows nothing of the windows that are running. For the
-// length of a window after that a replica enforces its share beside what Redis says.
-// So it does for a while after every time alone: until the others have handed in what
-// they let in, Redis knows of less than that.
+// A Redis that was emptied knows nothing of the windows that are running. For the length of a
+// window after that, a replica enforces its share beside the counters of Redis. So it does for
+// a while after every time alone: until the others have handed in what they admitted, Redis
+// knows of less than that.
 //
-// What was let in here is settled in Redis as new when its truth is known and Redis
-// is there, quotas always and windows as long as they would still count; what still
-// runs is reserved there (adopt). An id is settled once, so a reservation that Redis
-// had made, but could not say so, is not charged twice. The settlements wait in memory;
-// what a replica that dies had not yet told of is in the ledger's journal, from which
-// quotas are restored. That is marked in Redis (Mark), so that what others have still
-// to tell is not added to it.
+// What was admitted here is settled in Redis as new, when its usage is known and Redis is
+// there: quotas always, and windows as long as they would still count. What still runs is
+// reserved there (adopt). An id is settled once, so a reservation that Redis had made without
+// an answer is not charged twice. The settlements wait in memory. Those of a replica that dies
+// are in the ledger's journal, from which quotas are restored. The restoration is marked in
+// Redis (Mark), so that what others have still to hand in is not added to it.
 
 // unknownPart divides a quota whose use is not known: that part is assumed to remain.
 const unknownPart = 20

@@ -289,7 +289,7 @@ func (g *Guarded) Mark(ctx context.Context) error {
 	})
 }
 
-// Run checks whether Redis is back, and hands in what it was not told, until ctx ends.
+// Run checks whether Redis is back, and hands in the backlog, until ctx ends.
 func (g *Guarded) Run(ctx context.Context) error {
 	if err := g.heartbeat(ctx); err != nil && ctx.Err() == nil {
 		g.link.setError(err)

@@ -123,7 +123,7 @@ func (s *Store) call(operation, home, id string, dims []limit.Dim, extra ...any)
 }
 
 // run runs one call. A server that does not know the script, because it was
-// restarted, failed over or told to forget, is given it.
+// restarted, failed over or had its scripts flushed, gets it with the call.
 func (s *Store) run(ctx context.Context, c call) (any, error) {
 	out, err := s.client.EvalSha(ctx, s.sha, c.keys, c.args...).Result()
 	if unknownScript(err) {
@@ -210,7 +210,7 @@ func (s *Store) Reserve(ctx context.Context, r limit.Reservation) (limit.Decisio
 	for i := range groups {
 		g := &groups[i]
 		verdict, back, err := s.reserve(ctx, r, g, states, i < len(groups)-1)
-		if err != nil { // what earlier homes let in ends with its lease
+		if err != nil { // what earlier homes admitted ends with its lease
 			return limit.Decision{}, fmt.Errorf("redis: %w", err)
 		}
 		undo[i] = back
@@ -278,11 +278,11 @@ func (s *Store) reserve(ctx context.Context, r limit.Reservation, g *group, stat
 // ends.
 var errKept = errors.New("redis: a refused reservation could not be taken back")
 
-// cancel takes back what earlier homes let in.
+// cancel takes back what earlier homes admitted.
 func (s *Store) cancel(ctx context.Context, id string, groups []group, undo [][]any) error {
 	var calls []call
 	for i := range groups {
-		if len(undo[i]) > 0 { // nothing is given where the id was let in before
+		if len(undo[i]) > 0 { // there is nothing where the id was admitted before
 			calls = append(calls, s.call("cancel", groups[i].home, id, groups[i].dims, undo[i]...))
 		}
 	}
