@@ -22,7 +22,7 @@ var ErrNoID = errors.New("a request needs an id")
 var ErrStore = errors.New("the store of the limits does not answer")
 
 const (
-	heartbeat     = 10 * time.Second // of reservations; three fit into LeaseLife
+	heartbeat     = 10 * time.Second // interval between renewals; three fit into LeaseLife
 	settleTimeout = 2 * time.Second
 	maxUnsettled  = 10_000
 )
@@ -120,7 +120,7 @@ func (l *Limiter) Admit(ctx context.Context, r Request) (*Grant, error) {
 			d := &p.dims[out.Binding]
 			shared := *rejection
 			index := p.limitIndex(out.Binding)
-			shared.Headers = p.headers(out.States, index, index+1) // what else is left is this caller's alone
+			shared.Headers = p.headers(out.States, index, index+1) // the other headers are this caller's alone
 			l.rejections.put(d.Key, cachedRejection{
 				expiry: now.Add(min(exact, rejectionLife)), retryAt: now.Add(exact), cost: d.Cost, limit: d.Limit, rejection: shared,
 			}, now)

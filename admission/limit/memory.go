@@ -338,7 +338,7 @@ func (h *held) adjust(i int, d *Dim, p *part, charge, now int64) {
 	c := h.cell(i, d)
 	if c == nil {
 		if delta < 0 {
-			return // what the refund was of is forgotten
+			return // the counter of the refund was forgotten
 		}
 		c = h.open(i, d, now)
 	}

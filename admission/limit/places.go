@@ -63,7 +63,7 @@ func (l *Limiter) placeWait(counter string, p place, ahead int64, now time.Time)
 		}
 		holds = append(holds, hold{remaining(now.Sub(g.began), cmp.Or(g.plan.callerDuration, p.typical)), g.plan.dims[i].Cost})
 	}
-	if len(grants) > maxHolds { // those that were looked at are some of all
+	if len(grants) > maxHolds { // only a part was looked at
 		needed = max(needed*maxHolds/int64(len(grants)), 1)
 		p.used = p.used * maxHolds / int64(len(grants))
 	}
@@ -189,7 +189,7 @@ func (l *Limiter) refundWait(d *Dim, missing int64, now time.Time) time.Duration
 	grants, seen := l.holders.byCounter[d.Key], 0
 	for g, i := range grants {
 		if seen == maxHolds {
-			missing = missing * maxHolds / int64(len(grants)) // of some of all
+			missing = missing * maxHolds / int64(len(grants)) // only a part was looked at
 			break
 		}
 		seen++

@@ -39,9 +39,9 @@ type counter struct {
 	policy
 	capacities
 
-	windowMs, bucketMs int64 // of a rate
+	windowMs, bucketMs int64 // lengths of a rate's window and bucket
 
-	calendar *calendar // of a quota
+	calendar *calendar // periods of a quota
 	alertAt  []int     // percent of a quota, the smallest first
 
 	variants map[owner]*counter // counters with the numbers of overrides
@@ -500,11 +500,11 @@ type Usage struct {
 	Cached    int64
 	Output    int64 // includes Reasoning
 	Reasoning int64
-	Sequences int64 // that were sent to a server; 0: those of the request
+	Sequences int64 // sequences that were sent to a backend; 0 for those of the request
 }
 
 // maxTokens bounds the tokens that one request is charged.
-const maxTokens = 1_000_000_000 // that one request is charged at most
+const maxTokens = 1_000_000_000
 
 // sane returns a usage within the bounds of what an engine can truly report.
 func (u Usage) sane() Usage {

@@ -67,7 +67,7 @@ type Decision struct {
 // Settlement is the final usage of a request.
 type Settlement struct {
 	ID      string
-	Dims    []Dim   // those of the reservation
+	Dims    []Dim   // dimensions of the reservation
 	Charges []int64 // by dimension
 	// New charges an id that was never reserved here, now: a reservation made
 	// elsewhere while the store was away, or a counter that is rebuilt.
@@ -86,8 +86,8 @@ type Settled struct {
 // Renewal reports that a request is still running.
 type Renewal struct {
 	ID      string
-	Dims    []Dim   // those of the reservation
-	Charges []int64 // what it has used so far, by dimension; empty: not known
+	Dims    []Dim   // dimensions of the reservation
+	Charges []int64 // usage so far, by dimension; empty where unknown
 }
 
 // Decide returns the decision that every store makes of the states of all dimensions.
