@@ -117,15 +117,18 @@ func scriptConstants() map[string]int64 {
 	}
 }
 
-var (
-	scriptName = regexp.MustCompile(`\$[A-Z]+`)
-	commentRow = regexp.MustCompile(`(?m)^ *--.*\n`)
-)
+// scriptName matches the name of a constant in a script.
+func scriptName() *regexp.Regexp { return regexp.MustCompile(`\$[A-Z]+`) }
+
+// withoutComments returns a script without its lines of comment.
+func withoutComments(text string) string {
+	return regexp.MustCompile(`(?m)^ *--.*\n`).ReplaceAllString(text, "")
+}
 
 // script returns a script with its constants as numbers and without its comments.
 func script(text string) string {
 	constants := scriptConstants()
-	return scriptName.ReplaceAllStringFunc(commentRow.ReplaceAllString(text, ""), func(name string) string {
+	return scriptName().ReplaceAllStringFunc(withoutComments(text), func(name string) string {
 		value, ok := constants[name[1:]]
 		if !ok {
 			return name // TestScript finds it

@@ -9,10 +9,10 @@ import (
 func TestScript(t *testing.T) {
 	used := map[string]bool{}
 	for name, text := range map[string]string{"limit.lua": limitLua, "fleet.lua": fleetLua} {
-		if left := scriptName.FindAllString(script(text), -1); len(left) > 0 {
+		if left := scriptName().FindAllString(script(text), -1); len(left) > 0 {
 			t.Errorf("%s: constants without a number: %v", name, left)
 		}
-		for _, one := range scriptName.FindAllString(commentRow.ReplaceAllString(text, ""), -1) {
+		for _, one := range scriptName().FindAllString(withoutComments(text), -1) {
 			used[strings.TrimPrefix(one, "$")] = true
 		}
 	}
