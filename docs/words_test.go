@@ -104,8 +104,8 @@ func TestWords(t *testing.T) {
 		c := byRoom[room]
 		share := float64(c.empty) / float64(max(c.names, 1))
 		t.Logf("%-40s %5d names, %3d function words, %4.1f %%", room, c.names, c.empty, 100*share)
-		if limit := max(maxFunctionWords, notYetPlain()[room]); share > limit {
-			t.Errorf("%s: %.1f %% of the names are function words, and %.1f %% may be: %s", room, 100*share, 100*limit, strings.Join(c.found, ", "))
+		if share > maxFunctionWords {
+			t.Errorf("%s: %.1f %% of the names are function words, and %.1f %% may be: %s", room, 100*share, 100*maxFunctionWords, strings.Join(c.found, ", "))
 		}
 	}
 }
@@ -118,7 +118,7 @@ func TestFields(t *testing.T) {
 			if !ok {
 				return true
 			}
-			if kind, ok := spec.Type.(*ast.StructType); ok && kind.Fields.NumFields() > maxFields && !slices.Contains(notYetSplit(), s.path+" "+spec.Name.Name) {
+			if kind, ok := spec.Type.(*ast.StructType); ok && kind.Fields.NumFields() > maxFields {
 				t.Errorf("%s: %s has %d fields; at most %d", s.path, spec.Name.Name, kind.Fields.NumFields(), maxFields)
 			}
 			return true
@@ -158,29 +158,6 @@ func TestDocComments(t *testing.T) {
 		}
 	}
 	for _, room := range slices.Sorted(maps.Keys(found)) {
-		if n := len(found[room]); n > notYetTold()[room] {
-			t.Errorf("%s: %d doc comments say that something is what or how: %s", room, n, strings.Join(found[room], ", "))
-		}
-	}
-}
-
-// notYetPlain are the rooms whose names were not rewritten yet, each with the share of
-// function words that it had last. A share only falls.
-func notYetPlain() map[string]float64 {
-	return map[string]float64{}
-}
-
-// notYetTold are the rooms whose doc comments were not rewritten yet, each with how many
-// say that something is what or how. A number only falls.
-func notYetTold() map[string]int {
-	return map[string]int{
-		"admission": 3,
-	}
-}
-
-// notYetSplit are the structs that were not split yet, by file and name.
-func notYetSplit() []string {
-	return []string{
-		"admission/permit.go Permit",
+		t.Errorf("%s: %d doc comments say that something is what or how: %s", room, len(found[room]), strings.Join(found[room], ", "))
 	}
 }

@@ -58,9 +58,9 @@ func Elements(raw []byte) (w Walker) {
 	return w
 }
 
-// Within returns a walker that is inside an object whose member's value begins at pos of
+// InsideAt returns a walker that is inside an object whose member's value begins at pos of
 // raw. It can only read strings and enter values.
-func Within(raw []byte, pos int) Walker { return Walker{raw: raw, pos: pos, depth: 1} }
+func InsideAt(raw []byte, pos int) Walker { return Walker{raw: raw, pos: pos, depth: 1} }
 
 // Raw returns the text that is walked.
 func (w *Walker) Raw() []byte { return w.raw }

@@ -39,7 +39,7 @@ func (t *Tap) matchShape(dst, data []byte) ([]byte, bool) {
 	if !s.known || !bytes.HasPrefix(data, s.prefix) {
 		return dst, false
 	}
-	w := jsonwalk.Within(data, len(s.prefix)) // inside the chunk's object
+	w := jsonwalk.InsideAt(data, len(s.prefix)) // inside the chunk's object
 	if !w.SkipString() {
 		return dst, false
 	}
