@@ -15,6 +15,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"tidegate/gateway/backend"
+	"tidegate/gateway/backend/exchange"
 	"tidegate/gateway/openai"
 )
 
@@ -120,8 +121,8 @@ func TestUnseenAnswersAreCharged(t *testing.T) {
 			if !got.outcome.charged || !got.outcome.estimated || got.outcome.usage != (openai.Usage{Input: got.request.prompt, Output: c.output}) || got.request.prompt == 0 {
 				t.Errorf("charged %v, estimated %v: %+v, %v", got.outcome.charged, got.outcome.estimated, got.outcome.usage, got.err)
 			}
-			var timeout *backend.TimeoutError
-			if c.leaves != errors.Is(got.err, backend.ErrLeft) || c.leaves == errors.As(got.err, &timeout) {
+			var timeout *exchange.TimeoutError
+			if c.leaves != errors.Is(got.err, exchange.ErrLeft) || c.leaves == errors.As(got.err, &timeout) {
 				t.Errorf("%v", got.err)
 			}
 		})

@@ -10,7 +10,7 @@ import (
 
 	"tidegate/admission"
 	"tidegate/degrade"
-	"tidegate/gateway/backend"
+	"tidegate/gateway/backend/exchange"
 	"tidegate/gateway/openai"
 )
 
@@ -47,13 +47,13 @@ func (g *Gateway) give(c *call, answer []byte, view openai.View) error {
 	}
 	if !c.request.Wish.Stream {
 		if c.writer.sendBody(answer) != nil {
-			return backend.ErrLeft
+			return exchange.ErrLeft
 		}
 		return nil
 	}
 	events, err := c.door.Events(view, answer, c.writer.begun)
 	if err == nil && c.writer.writeEvents(events) != nil {
-		return backend.ErrLeft
+		return exchange.ErrLeft
 	}
 	return err
 }
@@ -61,7 +61,7 @@ func (g *Gateway) give(c *call, answer []byte, view openai.View) error {
 // passStream passes on an answer event by event, and returns the output tokens of its
 // longest choice. The caller's leaving ends the request at the backend, and what the
 // backend had sent by then is still counted.
-func (s *sender) passStream(answer *backend.Answer) (longest int, err error) {
+func (s *sender) passStream(answer *exchange.Answer) (longest int, err error) {
 	c, out, w := s.c, &s.c.outcome, &s.c.writer
 	stream := c.door.Stream(s.view(), s.bounds(), s.g.newTally)
 	s.stream = stream
@@ -75,7 +75,7 @@ func (s *sender) passStream(answer *backend.Answer) (longest int, err error) {
 	err = answer.Follow(func() error {
 		for {
 			data, err := events.Next()
-			if err == backend.ErrNothing { //nolint:errorlint // never wrapped, and asked for each event
+			if err == exchange.ErrNothing { //nolint:errorlint // never wrapped, and asked for each event
 				return err
 			}
 			if err != nil {
@@ -144,11 +144,11 @@ func (s *sender) endStream(err error) error {
 	passed := s.stream.Done() && w.pendingBytes() == 0
 	switch {
 	case !w.flush():
-		return backend.ErrLeft
-	case errors.Is(err, io.EOF) && s.stream.Done(), errors.Is(err, backend.ErrLeft) && passed:
+		return exchange.ErrLeft
+	case errors.Is(err, io.EOF) && s.stream.Done(), errors.Is(err, exchange.ErrLeft) && passed:
 		return nil
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return backend.Broken("stream", openai.ErrUnfinished)
+		return &exchange.BrokenError{Action: "stream", Err: openai.ErrUnfinished}
 	}
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"tidegate/degrade"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/backend/exchange"
 	"tidegate/gateway/openai"
 	"tidegate/gateway/refusal"
 )
@@ -53,7 +54,7 @@ func explain(err error, f *facts) *refusal.Refusal {
 		r         *refusal.Refusal
 		request   *openai.Error
 		wrong     *account.Fault
-		timeout   *backend.TimeoutError
+		timeout   *exchange.TimeoutError
 		status    *backend.StatusError
 		stream    *openai.StreamError
 		guessing  *account.GuessingError
@@ -142,13 +143,13 @@ func explainFault(fault *account.Fault) *refusal.Refusal {
 }
 
 // timedOut returns the refusal where a backend took too long.
-func (f *facts) timedOut(e *backend.TimeoutError) *refusal.Refusal {
+func (f *facts) timedOut(e *exchange.TimeoutError) *refusal.Refusal {
 	limit := e.Wait.Round(time.Millisecond)
 	if limit > time.Minute {
 		limit = limit.Round(time.Second)
 	}
 	fault := "took longer than the " + string(e.Phase) + " limit of"
-	if e.Phase == backend.FirstByte && e.Silent {
+	if e.Phase == exchange.FirstByte && e.Silent {
 		fault = "hangs: it has made nothing, for this request or any other, within the first_byte limit of"
 	}
 	return refusal.New(refusal.Timeout, "", fmt.Sprintf("the model server %s %v; please try again (request id %s)", fault, limit, f.id))

@@ -10,7 +10,7 @@ import (
 	"tidegate/admission"
 	"tidegate/admission/limit"
 	"tidegate/degrade"
-	"tidegate/gateway/backend"
+	"tidegate/gateway/backend/exchange"
 	"tidegate/gateway/door"
 	"tidegate/gateway/refusal"
 )
@@ -23,7 +23,7 @@ const clientClosed = 499
 // does not read the event has no other way to know that the answer is not whole, and a
 // caller that is gone gets no answer at all.
 func (g *Gateway) fail(c *call, err error) (cut bool) {
-	if errors.Is(err, backend.ErrLeft) || errors.Is(err, context.Canceled) {
+	if errors.Is(err, exchange.ErrLeft) || errors.Is(err, context.Canceled) {
 		c.outcome.status = clientClosed
 		return true
 	}

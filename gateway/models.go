@@ -8,6 +8,7 @@ import (
 	"tidegate/admission/limit"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/backend/exchange"
 	"tidegate/gateway/door"
 	"tidegate/gateway/openai"
 	"tidegate/gateway/refusal"
@@ -201,7 +202,7 @@ func (c *call) replyTokens(ids []uint32, context int) error {
 	for i, id := range ids {
 		if len(out) >= answerChunk {
 			if _, err := c.writer.w.Write(out); err != nil {
-				return backend.ErrLeft
+				return exchange.ErrLeft
 			}
 			out = out[:0]
 		}
@@ -211,7 +212,7 @@ func (c *call) replyTokens(ids []uint32, context int) error {
 		out = strconv.AppendUint(out, uint64(id), 10)
 	}
 	if _, err := c.writer.w.Write(append(out, "]}"...)); err != nil {
-		return backend.ErrLeft
+		return exchange.ErrLeft
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/backend/exchange"
 	"tidegate/gateway/door"
 	"tidegate/gateway/openai"
 )
@@ -67,7 +68,7 @@ func (s *sender) attempt() (err error) {
 	}()
 
 	edits := c.plan.edits(&c.request, b, c.caller.Tier.Priority())
-	q := &backend.Request{
+	q := &exchange.Request{
 		Path: c.door.Path, ID: c.writer.attempt, Body: c.door.Write(c.request.Body, edits), Stream: c.plan.stream, Limits: c.plan.model.Timeouts, Header: header,
 		Prompt: c.plan.prompt, Answer: c.plan.limit, CanMove: s.shouldMove,
 		Silence: s.keepStream, SilenceAfter: c.settings.KeepAlive.Silence,
@@ -96,7 +97,7 @@ func (s *sender) attempt() (err error) {
 }
 
 // receive passes on the answer whose head has come, and learns the backend's pace from it.
-func (s *sender) receive(answer *backend.Answer) (err error) {
+func (s *sender) receive(answer *exchange.Answer) (err error) {
 	c, b := s.c, s.backend
 	out := &c.outcome
 	switch {
@@ -164,11 +165,11 @@ func (s *sender) noteEstimate(now time.Time) (next time.Duration) {
 // answer was seen: the caller left, or the backend was still making an answer in one piece
 // when its time was over. A backend that hung was not.
 func (s *sender) chargesUnseen(err error) bool {
-	var timeout *backend.TimeoutError
-	if errors.Is(err, backend.ErrLeft) {
+	var timeout *exchange.TimeoutError
+	if errors.Is(err, exchange.ErrLeft) {
 		return true
 	}
-	return !s.c.plan.stream && errors.As(err, &timeout) && (timeout.Phase == backend.Total || timeout.Phase == backend.FirstByte && !timeout.Silent)
+	return !s.c.plan.stream && errors.As(err, &timeout) && (timeout.Phase == exchange.Total || timeout.Phase == exchange.FirstByte && !timeout.Silent)
 }
 
 // setEstimatedUsage sets the usage of a request that ended before the backend had stated any.
@@ -230,13 +231,13 @@ func (g *Gateway) newTally() openai.Tally { return g.Tokenizer.NewTally() }
 
 // statusError reads a backend's error body. What cannot be read is left out; the status
 // still counts.
-func statusError(answer *backend.Answer) error {
+func statusError(answer *exchange.Answer) error {
 	body, _ := io.ReadAll(io.LimitReader(answer, maxError))
 	return &backend.StatusError{Status: answer.Status, Body: body}
 }
 
 // readAll reads an answer in one piece.
-func readAll(answer *backend.Answer) ([]byte, error) {
+func readAll(answer *exchange.Answer) ([]byte, error) {
 	if answer.Length() > maxAnswer {
 		return nil, fmt.Errorf("an answer of %d bytes is too long", answer.Length())
 	}

@@ -18,6 +18,7 @@ import (
 	"tidegate/admission"
 	"tidegate/gateway/account"
 	"tidegate/gateway/backend"
+	"tidegate/gateway/backend/exchange"
 	"tidegate/gateway/door"
 )
 
@@ -148,7 +149,7 @@ func TestOddRequests(t *testing.T) {
 	gone := one(clientClosed)
 	gone.outcome.backend, gone.outcome.usage.Output, gone.outcome.firstToken = "a:1", 5, time.Now()
 	gone.tracing.sendAttempt("chat", "m", "a:1", "id")
-	gone.tracing.attemptEnded(&gone.outcome, true, backend.ErrLeft)
+	gone.tracing.attemptEnded(&gone.outcome, true, exchange.ErrLeft)
 	if s := attempts.Ended()[1]; s.Name() != "stream" || s.EndTime().Before(s.StartTime()) {
 		t.Errorf("%s from %v to %v", s.Name(), s.StartTime(), s.EndTime())
 	}

@@ -12,6 +12,7 @@ import (
 	"tidegate/admission"
 	"tidegate/admission/limit"
 	"tidegate/degrade"
+	"tidegate/gateway/backend/exchange"
 	"tidegate/gateway/openai"
 	"tidegate/nvml"
 )
@@ -83,8 +84,7 @@ func TestApplyKeeps(t *testing.T) {
 			t.Fatal(err)
 		}
 		held := m.BackendOf(permit.Seat())
-		c, end := pipe()
-		a.pool.release(c, time.Now())
+		connections := watchClient(a)
 
 		changed := modelOf("Qwen3-1.7B", "a", "b", "c")
 		changed.Timeouts.Total = time.Hour
@@ -94,7 +94,7 @@ func TestApplyKeeps(t *testing.T) {
 		if m2 == m || m2.Backends[0] != a || m2.Backends[1] != b || m2.Timeouts.Total != time.Hour || m2.Reasoning != openai.OnlyReasoning {
 			t.Error("what did not change is not kept, or what did is not changed")
 		}
-		if !a.Seat.InRotation() || !b.Seat.InRotation() || held.Seat.InFlight() != 1 || len(a.pool.idle) != 1 || closed(end) {
+		if !a.Seat.InRotation() || !b.Seat.InRotation() || held.Seat.InFlight() != 1 || connections.closed {
 			t.Error("a kept backend lost its place, its count or its connections")
 		}
 		if err := permit.Settle(limit.Usage{}, ""); err != nil {
@@ -117,9 +117,7 @@ func TestApplyRemoves(t *testing.T) {
 		synctest.Wait()
 		m := model(t, f, "Qwen3-1.7B")
 		a, b := m.Backends[0], m.Backends[1]
-		c, end := pipe()
-		a.pool.release(c, time.Now())
-		late, lateEnd := pipe()
+		connections := watchClient(a)
 
 		second := modelOf("Qwen3-1.7B", "b")
 		second.Backends[0].APIKey = "k" // another key is another backend
@@ -130,7 +128,7 @@ func TestApplyRemoves(t *testing.T) {
 				t.Errorf("%s: %v, %q", old.Name, old.Seat.InRotation(), old.OutReason())
 			}
 		}
-		if a.pool.release(late, time.Now()); !closed(end) || !closed(lateEnd) {
+		if !connections.closed {
 			t.Error("connections are left open")
 		}
 		w.count("a/health")
@@ -221,10 +219,9 @@ func TestRunEnds(t *testing.T) {
 		f.Apply([]ModelConfig{modelOf("Qwen3-1.7B", "a", "b")})
 		synctest.Wait()
 		a := model(t, f, "Qwen3-1.7B").Backends[0]
-		c, end := pipe()
-		a.pool.release(c, time.Now())
+		connections := watchClient(a)
 		stop()
-		if !closed(end) {
+		if !connections.closed {
 			t.Error("a connection is left open")
 		}
 		if !a.Seat.InRotation() {
@@ -235,7 +232,7 @@ func TestRunEnds(t *testing.T) {
 
 func TestProbeClient(t *testing.T) {
 	transport := ProbeClient().Transport.(*http.Transport)
-	if transport.IdleConnTimeout != idleLife || !transport.DisableCompression {
+	if transport.IdleConnTimeout != exchange.IdleLife || !transport.DisableCompression {
 		t.Errorf("%+v", transport)
 	}
 }
@@ -259,9 +256,33 @@ func TestApplyWeight(t *testing.T) {
 			f.Apply([]ModelConfig{c})
 			synctest.Wait()
 			b := model(t, f, "Qwen3-1.7B").Backends[0]
-			if b != before || b.OutReason() != step.why || b.Seat.Drained() != (step.why != "") || !b.Seat.Usable() || b.unavailable() {
+			if b != before || b.OutReason() != step.why || b.Seat.Drained() != (step.why != "") || !b.Seat.Usable() || (observer{b}).Unavailable() {
 				t.Errorf("the same backend: %v, drained %v, %q", b == before, b.Seat.Drained(), b.OutReason())
 			}
 		}
 	})
+}
+
+// watchedClient records what is asked of its connections.
+type watchedClient struct {
+	client
+	closed bool
+	pruned int // calls of Prune
+}
+
+func (c *watchedClient) Prune(now time.Time) {
+	c.pruned++
+	c.client.Prune(now)
+}
+
+func (c *watchedClient) Close() {
+	c.closed = true
+	c.client.Close()
+}
+
+// watchClient returns a view of what is asked of the connections of a backend.
+func watchClient(b *Backend) *watchedClient {
+	c := &watchedClient{client: b.client}
+	b.client = c
+	return c
 }

@@ -1,11 +1,12 @@
 package backend
 
 import (
+	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/url"
 	"reflect"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"tidegate/admission"
 	"tidegate/degrade"
+	"tidegate/gateway/backend/exchange"
 	"tidegate/nvml"
 )
 
@@ -114,7 +116,7 @@ type Backend struct {
 	Output Meter           // output tokens of its answers, as they pass
 	Doubts Doubts          // answers whose usage was not believed
 
-	client   // written by New alone, apart from its pool
+	client   // set by New alone
 	rotation // written by probes, the watcher, the breaker and failed requests
 	load     // written by the scraper
 
@@ -129,6 +131,13 @@ type Backend struct {
 	gpus       atomic.Pointer[[]*nvml.View]
 	facts      atomic.Pointer[Facts]
 	certExpiry atomic.Int64 // expiry of its certificate, Unix time in s; 0 before the first one
+}
+
+// client sends requests to a backend: see exchange.Client.
+type client interface {
+	Send(ctx context.Context, q *exchange.Request) (*exchange.Answer, error)
+	Prune(now time.Time)
+	Close()
 }
 
 // rotation holds the reasons for being out of rotation.
@@ -174,35 +183,37 @@ func New(c Config, agent string) *Backend {
 	if err != nil {
 		u = &url.URL{}
 	}
-	prefix := trimRoute(u.EscapedPath())
 	b := &Backend{
-		Name: c.name(), config: c, base: u.Scheme + "://" + u.Host + prefix,
-		client:   client{prefix: prefix, post: &http.Request{Method: http.MethodPost}},
+		Name: c.name(), config: c, base: u.Scheme + "://" + u.Host + trimRoute(u.EscapedPath()),
 		rotation: rotation{probeRequests: make(chan struct{}, 1)},
 	}
-	b.observer = b
 	b.progress.base = time.Now()
 	b.gauge = degrade.NewGauge(b.Name, 1, b.readings)
 	b.Seat = admission.NewSeat(b.gauge, admission.Bounds{})
 	b.tune(c)
-	port := u.Port()
-	if u.Scheme == "https" {
-		b.dialer.tls = &tls.Config{ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12}
-		if port == "" {
-			port = "443"
-		}
-	} else if port == "" {
-		port = "80"
-	}
-	b.dialer.addr = net.JoinHostPort(u.Hostname(), port)
-	b.header = "Host: " + u.Host + "\r\nUser-Agent: " + agent + "\r\nContent-Type: application/json\r\n"
-	if c.APIKey != "" {
-		b.header += "Authorization: Bearer " + c.APIKey + "\r\n"
-	}
+	b.client = exchange.NewClient(c.exchange(u, agent), observer{b})
 	b.facts.Store(&Facts{Serves: c.Serves})
 	b.gpus.Store(&[]*nvml.View{})
 	b.takeOut("not probed yet")
 	return b
+}
+
+// exchange returns how to reach the backend at its URL. agent is the User-Agent.
+func (c *Config) exchange(u *url.URL, agent string) exchange.Config {
+	e := exchange.Config{
+		Prefix: trimRoute(u.EscapedPath()),
+		Header: "Host: " + u.Host + "\r\nUser-Agent: " + agent + "\r\nContent-Type: application/json\r\n",
+	}
+	if c.APIKey != "" {
+		e.Header += "Authorization: Bearer " + c.APIKey + "\r\n"
+	}
+	port := u.Port()
+	if u.Scheme == "https" {
+		e.TLS = &tls.Config{ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12}
+		port = cmp.Or(port, "443")
+	}
+	e.Address = net.JoinHostPort(u.Hostname(), cmp.Or(port, "80"))
+	return e
 }
 
 // Facts returns the last known identity of the backend.
@@ -277,26 +288,4 @@ func (b *Backend) probeNow() {
 	case b.probeRequests <- struct{}{}:
 	default:
 	}
-}
-
-// begin records that a request is sent.
-func (b *Backend) begin(now time.Time) { b.progress.begin(now) }
-
-// end records the end of a request; answered means that the backend has sent an answer.
-func (b *Backend) end(answered bool) { b.progress.end(answered) }
-
-// sign records that the backend has made some of an answer.
-func (b *Backend) sign(now time.Time) { b.progress.sign(now) }
-
-// queuedSince returns the time of the last report of waiting or preempted requests, but
-// none after the last sign of work; zero before the first report.
-func (b *Backend) queuedSince() time.Time {
-	queued := b.queuedAt.Load()
-	if queued == nil {
-		return time.Time{}
-	}
-	if last := b.progress.last(); !last.IsZero() && last.Before(*queued) {
-		return last
-	}
-	return *queued
 }

@@ -8,6 +8,7 @@ import (
 
 	"tidegate/admission"
 	"tidegate/degrade"
+	"tidegate/gateway/backend/exchange"
 )
 
 // tuning holds the settings that a reload changes on a running backend.
@@ -46,7 +47,7 @@ func (b *Backend) Guard(request func() error) error {
 		return nil // before anything is allocated
 	}
 	if errors.Is(err, degrade.ErrOpen) {
-		return &brokenError{"not asked", err}
+		return &exchange.BrokenError{Action: "not asked", Err: err}
 	}
 	if status := statusOf(err); Doubtful(err) || status == http.StatusBadGateway || status == http.StatusGatewayTimeout {
 		b.suspect(err) // its health probe knows whether the engine is dead
@@ -64,7 +65,7 @@ func (b *Backend) Blame(err error, peer *Backend) {
 	}
 	text := errors.New(err.Error()) // what it is counted as hangs no more on what it is
 	// The breaker returns what it is given.
-	_ = b.tuned.Load().breaker.Do(func() error { return &brokenError{"answered by another backend", text} })
+	_ = b.tuned.Load().breaker.Do(func() error { return &exchange.BrokenError{Action: "answered by another backend", Err: text} })
 }
 
 // harmless reports whether an error does not count against the backend: the caller left,
@@ -75,11 +76,11 @@ func harmless(err error) bool {
 	if status := statusOf(err); status != 0 {
 		return status != http.StatusBadGateway && status != http.StatusGatewayTimeout
 	}
-	var timeout *TimeoutError
+	var timeout *exchange.TimeoutError
 	if errors.As(err, &timeout) {
-		return timeout.Phase == Total || Doubtful(err)
+		return timeout.Phase == exchange.Total || Doubtful(err)
 	}
-	var broken *brokenError
+	var broken *exchange.BrokenError
 	return !errors.As(err, &broken)
 }
 

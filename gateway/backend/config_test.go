@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/url"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"tidegate/gateway/backend/exchange"
 	"tidegate/gateway/openai"
 )
 
@@ -43,7 +45,7 @@ func TestModelFaults(t *testing.T) {
 		{"too long", func(m *ModelConfig) { m.Name = strings.Repeat("x", 201) }, []string{"name: "}},
 		{"aliases", func(m *ModelConfig) { m.Aliases = []string{"ok", "", "a b"} }, []string{"aliases[1]: ", "aliases[2]: "}},
 		{"reasoning", func(m *ModelConfig) { m.Reasoning = "none" }, []string{`reasoning: must be both, reasoning or reasoning_content, not "none"`}},
-		{"timeouts", func(m *ModelConfig) { m.Timeouts = Timeouts{}; m.Probe = -1 }, []string{"timeouts.connect: ", "timeouts.first_token: ", "timeouts.first_byte: ", "timeouts.idle: ", "timeouts.total: ", "probe: "}},
+		{"timeouts", func(m *ModelConfig) { m.Timeouts = exchange.Timeouts{}; m.Probe = -1 }, []string{"timeouts.connect: ", "timeouts.first_token: ", "timeouts.first_byte: ", "timeouts.idle: ", "timeouts.total: ", "probe: "}},
 		{"no backends", func(m *ModelConfig) { m.Backends = nil }, []string{"backends: is empty"}},
 		{"no url", func(m *ModelConfig) { m.Backends[0].URL = "" }, []string{"backends[0].url: is missing"}},
 		{"no scheme", func(m *ModelConfig) { m.Backends[0].URL = "gpu-a:8000" }, []string{"backends[0].url: "}},
@@ -111,11 +113,16 @@ func TestNew(t *testing.T) {
 		{"https://[::1]:8443/a/b/", "[::1]:8443/a/b", "[::1]:8443", "https://[::1]:8443/a/b", "/a/b", "[::1]:8443"},
 	} {
 		b := New(Config{URL: c.url, Serves: "x"}, "agent")
-		if b.Name != c.name || b.dialer.addr != c.addr || b.base != c.base || b.prefix != c.prefix || !strings.HasPrefix(b.header, "Host: "+c.host+"\r\n") {
-			t.Errorf("%s: %q %q %q %q %q", c.url, b.Name, b.dialer.addr, b.base, b.prefix, b.header)
+		u, err := url.Parse(c.url)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if secure := strings.HasPrefix(c.url, "https"); (b.dialer.tls != nil) != secure {
-			t.Errorf("%s: TLS %v", c.url, b.dialer.tls)
+		e := b.config.exchange(u, "agent")
+		if b.Name != c.name || e.Address != c.addr || b.base != c.base || e.Prefix != c.prefix || !strings.HasPrefix(e.Header, "Host: "+c.host+"\r\n") {
+			t.Errorf("%s: %q %q %+v", c.url, b.Name, b.base, e)
+		}
+		if secure := strings.HasPrefix(c.url, "https"); (e.TLS != nil) != secure {
+			t.Errorf("%s: TLS %v", c.url, e.TLS)
 		}
 		if b.Seat.InRotation() || b.OutReason() != "not probed yet" || b.Facts().Serves != "x" {
 			t.Errorf("%s: in rotation %v, %q", c.url, b.Seat.InRotation(), b.OutReason())
@@ -130,12 +137,12 @@ func TestErrors(t *testing.T) {
 		outcome string
 	}{
 		{nil, false, "ok"},
-		{ErrLeft, false, "client_closed"},
+		{exchange.ErrLeft, false, "client_closed"},
 		{context.Canceled, false, "client_closed"},
-		{&TimeoutError{Phase: Connect}, true, "timeout_connect"},
-		{&TimeoutError{Phase: FirstToken}, false, "timeout_first_token"},
-		{&TimeoutError{Phase: Idle}, false, "timeout_idle"},
-		{&TimeoutError{Phase: Total}, false, "timeout_total"},
+		{&exchange.TimeoutError{Phase: exchange.Connect}, true, "timeout_connect"},
+		{&exchange.TimeoutError{Phase: exchange.FirstToken}, false, "timeout_first_token"},
+		{&exchange.TimeoutError{Phase: exchange.Idle}, false, "timeout_idle"},
+		{&exchange.TimeoutError{Phase: exchange.Total}, false, "timeout_total"},
 		{&StatusError{Status: 400}, false, "refused"},
 		{&StatusError{Status: 404}, false, "refused"},
 		{&StatusError{Status: 429}, false, "refused"},
@@ -146,7 +153,7 @@ func TestErrors(t *testing.T) {
 		{&StatusError{Status: 502}, true, "status_5xx"},
 		{&StatusError{Status: 503}, true, "status_5xx"},
 		{&StatusError{Status: 504}, true, "status_5xx"},
-		{Broken("stream", io.EOF), true, "broken"},
+		{&exchange.BrokenError{Action: "stream", Err: io.EOF}, true, "broken"},
 		{&openai.StreamError{Status: 400}, false, "refused"},
 		{&openai.StreamError{Status: 500}, true, "status_5xx"},
 		{&openai.StreamError{Status: 503}, true, "status_5xx"},
@@ -154,8 +161,7 @@ func TestErrors(t *testing.T) {
 		{openai.ErrGarbage, true, "bad_answer"},
 		{openai.ErrNoEvents, true, "bad_answer"},
 		{openai.ErrUnfinished, true, "bad_answer"},
-		{Broken("stream", openai.ErrUnfinished), true, "broken"},
-		{errFraming, false, "bad_answer"},
+		{&exchange.BrokenError{Action: "stream", Err: openai.ErrUnfinished}, true, "broken"},
 		{errors.New("x"), false, "bad_answer"},
 	} {
 		for _, err := range []error{c.err, fmt.Errorf("wrapped: %w", c.err)} {
@@ -168,18 +174,10 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	for err, want := range map[error]string{
-		&TimeoutError{Phase: FirstToken}: "timeout: first_token", &StatusError{Status: 503}: "status 503", Broken("connect", syscall.ECONNREFUSED): "connect: connection refused",
+		&exchange.TimeoutError{Phase: exchange.FirstToken}: "timeout: first_token", &StatusError{Status: 503}: "status 503", &exchange.BrokenError{Action: "connect", Err: syscall.ECONNREFUSED}: "connect: connection refused",
 	} {
 		if err.Error() != want {
 			t.Error(err)
-		}
-	}
-	for err, want := range map[error]bool{
-		io.EOF: true, io.ErrUnexpectedEOF: true, syscall.ECONNRESET: true, syscall.EPIPE: true, fmt.Errorf("x: %w", syscall.EPIPE): true,
-		syscall.ECONNREFUSED: false, errFraming: false, ErrLeft: false, &TimeoutError{Phase: Total}: false,
-	} {
-		if stale(err) != want {
-			t.Errorf("%v", err)
 		}
 	}
 }
@@ -202,10 +200,10 @@ func TestDoubtful(t *testing.T) {
 		{&openai.StreamError{Status: 500}, true, false},
 		{&openai.StreamError{Status: 503}, false, false},
 		{openai.ErrNoAnswer, true, false},
-		{Broken("stream", openai.ErrUnfinished), false, true},
-		{&TimeoutError{Phase: FirstToken}, false, true},
-		{&TimeoutError{Phase: Total}, false, false},
-		{ErrLeft, false, false},
+		{&exchange.BrokenError{Action: "stream", Err: openai.ErrUnfinished}, false, true},
+		{&exchange.TimeoutError{Phase: exchange.FirstToken}, false, true},
+		{&exchange.TimeoutError{Phase: exchange.Total}, false, false},
+		{exchange.ErrLeft, false, false},
 	} {
 		b := New(Config{URL: "http://gpu-a:8000", breaker: Breaker{Failures: 1, Open: time.Hour}}, "agent")
 		b.Seat.SetRotation(true)

@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"tidegate/gateway/backend/exchange"
+	"tidegate/gateway/backend/exchange/exchangetest"
 	"tidegate/gateway/gatewaytest"
 	"tidegate/nvml"
 	"tidegate/nvml/promtext"
@@ -269,7 +271,7 @@ func TestStarts(t *testing.T) {
 		}, false},
 		{"a breaker", metrics(0, 0, 1), func(_ *world, b *Backend) {
 			for range 100 {
-				_ = b.Guard(func() error { return &brokenError{"x", errors.New("x")} })
+				_ = b.Guard(func() error { return &exchange.BrokenError{Action: "x", Err: errors.New("x")} })
 			}
 			time.Sleep(time.Minute)
 		}, false},
@@ -436,15 +438,15 @@ func TestCapabilities(t *testing.T) {
 
 func TestScrapeOfARealSocket(t *testing.T) {
 	text := page(t, "vllm-0.23.txt")
-	s := serve(t, nil, func(p *peer) {
-		for q := p.request(); q != nil; q = p.request() {
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		for q := p.Request(); q != nil; q = p.Request() {
 			switch q.Header.Get("Authorization") {
 			case "Bearer k":
-				p.say(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(text), text))
+				p.Say(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(text), text))
 			default:
 				// for ever
-				p.say("HTTP/1.1 200 OK\r\n\r\n")
-				for p.say("vllm:x " + strings.Repeat("1", 1000) + "\n") {
+				p.Say("HTTP/1.1 200 OK\r\n\r\n")
+				for p.Say("vllm:x " + strings.Repeat("1", 1000) + "\n") {
 				}
 				return
 			}
@@ -452,7 +454,7 @@ func TestScrapeOfARealSocket(t *testing.T) {
 	})
 	for _, c := range []struct{ key, want string }{{"k", ""}, {"", "GET /metrics: the page is too long"}} {
 		client := ProbeClient()
-		b := New(Config{URL: "http://" + s.addr, APIKey: c.key}, "agent")
+		b := New(Config{URL: "http://" + s.Addr, APIKey: c.key}, "agent")
 		sc := newScraper(&prober{b: b, client: client, log: quiet(), scrape: time.Second})
 		err := sc.scrape(context.Background())
 		if c.want == "" && (err != nil || b.Engine().Running != 12) || c.want != "" && (err == nil || err.Error() != c.want) {

@@ -4,35 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"os"
-	"syscall"
-	"time"
 
+	"tidegate/gateway/backend/exchange"
 	"tidegate/gateway/openai"
 )
-
-// Phase names the limit that a timeout ran into.
-type Phase string
-
-// The limits of an exchange.
-const (
-	Connect    Phase = "connect"
-	FirstToken Phase = "first_token"
-	FirstByte  Phase = "first_byte"
-	Idle       Phase = "idle"
-	Total      Phase = "total"
-)
-
-// TimeoutError reports a limit of an exchange that has passed.
-type TimeoutError struct {
-	Phase  Phase
-	Wait   time.Duration // length of the limit
-	Silent bool          // whether the backend has shown no sign of work since the request was sent
-}
-
-func (e *TimeoutError) Error() string { return "timeout: " + string(e.Phase) }
 
 // StatusError is an answer with a status other than 200.
 type StatusError struct {
@@ -41,27 +17,6 @@ type StatusError struct {
 }
 
 func (e *StatusError) Error() string { return fmt.Sprintf("status %d", e.Status) }
-
-// ErrLeft is the error of an answer whose caller left before it was complete.
-var ErrLeft = errors.New("the caller left")
-
-// ErrNothing is the error of Read in Follow while there is nothing to read.
-var ErrNothing = errors.New("nothing to be read yet")
-
-// brokenError is a connection that failed or broke.
-type brokenError struct {
-	action string
-	err    error
-}
-
-func (e *brokenError) Error() string { return e.action + ": " + e.err.Error() }
-func (e *brokenError) Unwrap() error { return e.err }
-
-// errMoved is the error of a request that moves to another backend.
-var errMoved = errors.New("its backend went out of rotation, and another one is asked")
-
-// Broken marks err as the failure of a connection.
-func Broken(action string, err error) error { return &brokenError{action, err} }
 
 // statusOf returns the status of a refusal, from the head of an answer or from an answer
 // of status 200; 0 if err is no refusal.
@@ -90,11 +45,11 @@ func Retryable(err error) bool {
 	default:
 		return Doubtful(err)
 	}
-	var timeout *TimeoutError
+	var timeout *exchange.TimeoutError
 	if errors.As(err, &timeout) {
-		return timeout.Phase == Connect || timeout.Phase == FirstByte
+		return timeout.Phase == exchange.Connect || timeout.Phase == exchange.FirstByte
 	}
-	var broken *brokenError
+	var broken *exchange.BrokenError
 	return errors.As(err, &broken) || Doubtful(err)
 }
 
@@ -107,12 +62,12 @@ func Doubtful(err error) bool {
 	if status := statusOf(err); status != 0 {
 		return status == http.StatusInternalServerError
 	}
-	if errors.As(err, new(*brokenError)) {
+	if errors.As(err, new(*exchange.BrokenError)) {
 		return false // a connection that did not hold is no fault of a request
 	}
-	var timeout *TimeoutError
+	var timeout *exchange.TimeoutError
 	if errors.As(err, &timeout) {
-		return timeout.Phase == FirstByte && !timeout.Silent
+		return timeout.Phase == exchange.FirstByte && !timeout.Silent
 	}
 	return errors.Is(err, openai.ErrNoAnswer) || errors.Is(err, openai.ErrGarbage) || errors.Is(err, openai.ErrNoEvents) || errors.Is(err, openai.ErrUnfinished)
 }
@@ -130,12 +85,12 @@ func Outcome(err error) string {
 		return "ok" // before the targets below are allocated
 	}
 	var (
-		timeout *TimeoutError
-		broken  *brokenError
+		timeout *exchange.TimeoutError
+		broken  *exchange.BrokenError
 	)
 	status := statusOf(err)
 	switch {
-	case errors.Is(err, ErrLeft), errors.Is(err, context.Canceled):
+	case errors.Is(err, exchange.ErrLeft), errors.Is(err, context.Canceled):
 		return "client_closed"
 	case errors.As(err, &timeout):
 		return "timeout_" + string(timeout.Phase)
@@ -148,12 +103,3 @@ func Outcome(err error) string {
 	}
 	return "bad_answer"
 }
-
-// stale reports whether err is typical of an idle connection that the backend has
-// closed.
-func stale(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
-}
-
-func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

@@ -14,22 +14,23 @@ import (
 	"tidegate/admission"
 	"tidegate/admission/limit"
 	"tidegate/degrade"
+	"tidegate/gateway/backend/exchange"
 	"tidegate/gateway/openai"
 	"tidegate/nvml"
 )
 
 // ModelConfig configures one model and its backends.
 type ModelConfig struct {
-	Name      string        `yaml:"name"`      // what callers ask for, and what answers say
-	Aliases   []string      `yaml:"aliases"`   // other names by which callers may ask for it
-	Reasoning string        `yaml:"reasoning"` // both | reasoning | reasoning_content
-	Timeouts  Timeouts      `yaml:"timeouts"`
-	Probe     time.Duration `yaml:"probe"`   // between two health probes
-	Scrape    time.Duration `yaml:"scrape"`  // between two readings of a server's /metrics
-	Weights   limit.Weights `yaml:"weights"` // of its tokens in quota units
-	Prices    []Price       `yaml:"prices"`  // of its tokens, in the order of their days; reports show the cost
-	Pace      int           `yaml:"pace"`    // tokens per second of one choice that a server is believed to make until an answer has shown its speed
-	Backends  []Config      `yaml:"backends"`
+	Name      string            `yaml:"name"`      // what callers ask for, and what answers say
+	Aliases   []string          `yaml:"aliases"`   // other names by which callers may ask for it
+	Reasoning string            `yaml:"reasoning"` // both | reasoning | reasoning_content
+	Timeouts  exchange.Timeouts `yaml:"timeouts"`
+	Probe     time.Duration     `yaml:"probe"`   // between two health probes
+	Scrape    time.Duration     `yaml:"scrape"`  // between two readings of a server's /metrics
+	Weights   limit.Weights     `yaml:"weights"` // of its tokens in quota units
+	Prices    []Price           `yaml:"prices"`  // of its tokens, in the order of their days; reports show the cost
+	Pace      int               `yaml:"pace"`    // tokens per second of one choice that a server is believed to make until an answer has shown its speed
+	Backends  []Config          `yaml:"backends"`
 
 	Fallback   string     `yaml:"fallback"`   // the smaller model, where L3 goes; empty: L3 is no less than L2
 	AutoTools  bool       `yaml:"auto_tools"` // its servers run with --enable-auto-tool-choice
@@ -60,7 +61,7 @@ type Breaker struct {
 func DefaultModel() ModelConfig {
 	return ModelConfig{
 		Reasoning: "both",
-		Timeouts:  Timeouts{Connect: 3 * time.Second, FirstToken: 30 * time.Second, FirstByte: 30 * time.Second, Idle: 20 * time.Second, Total: 10 * time.Minute},
+		Timeouts:  exchange.Timeouts{Connect: 3 * time.Second, FirstToken: 30 * time.Second, FirstByte: 30 * time.Second, Idle: 20 * time.Second, Total: 10 * time.Minute},
 		Probe:     2 * time.Second,
 		Scrape:    250 * time.Millisecond,
 		Weights:   limit.DefaultWeights(),
@@ -194,7 +195,7 @@ type Model struct {
 	Name      string
 	Aliases   []string
 	Reasoning openai.Names
-	Timeouts  Timeouts
+	Timeouts  exchange.Timeouts
 	Weights   limit.Weights
 	Backends  []*Backend
 	Pool      *admission.Pool
@@ -284,7 +285,7 @@ func NewFleet(log *slog.Logger, agent string, gpus *nvml.Monitor, ladder *degrad
 // choose other hosts for the gateway to ask.
 func ProbeClient() *http.Client {
 	return &http.Client{
-		Transport:     &http.Transport{IdleConnTimeout: idleLife, DisableCompression: true, MaxResponseHeaderBytes: largeBuffer},
+		Transport:     &http.Transport{IdleConnTimeout: exchange.IdleLife, DisableCompression: true, MaxResponseHeaderBytes: exchange.MaxHead},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
@@ -340,7 +341,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	defer func() {
 		for b, r := range now {
 			r.stop()
-			b.pool.close()
+			b.Close()
 		}
 	}()
 	for {
@@ -354,7 +355,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 			delete(now, b)
 			if !ok {
 				b.takeOut(removed)
-				b.pool.close()
+				b.Close()
 			}
 		}
 		for b, p := range wanted {

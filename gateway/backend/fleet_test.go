@@ -16,6 +16,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"tidegate/gateway/backend/exchange/exchangetest"
 )
 
 // world is what all servers answer to probes; by host, else under "".
@@ -251,12 +253,11 @@ func TestProbeRhythm(t *testing.T) {
 		w.set("/health", "")
 		time.Sleep(2 * time.Second)
 		want("after a failure", 1, 1)
-		c, end := pipe()
-		p.b.pool.release(c, time.Now())
+		connections := watchClient(p.b)
 		time.Sleep(6 * time.Second)
 		synctest.Wait()
-		if !closed(end) {
-			t.Error("an old connection is left open")
+		if connections.pruned < 3 {
+			t.Errorf("old connections were closed %d times in 6 s", connections.pruned)
 		}
 		cancel()
 		synctest.Wait()
@@ -345,12 +346,12 @@ func TestProbeFollowsNoRedirect(t *testing.T) {
 // printable letters.
 func TestProbeQuotesLittle(t *testing.T) {
 	for _, answer := range []string{"\x1b[2J" + strings.Repeat("A", 2000) + "\r\n\r\n", "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20) + "\r\n\r\n"} {
-		s := serve(t, nil, func(p *peer) {
-			p.request()
-			p.say(answer)
+		s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+			p.Request()
+			p.Say(answer)
 		})
 		client := ProbeClient()
-		p := &prober{b: New(Config{URL: "http://" + s.addr}, "agent"), client: client, log: quiet()}
+		p := &prober{b: New(Config{URL: "http://" + s.Addr}, "agent"), client: client, log: quiet()}
 		p.probe(t.Context())
 		if why := p.b.OutReason(); len(why) > 2*maxText || strings.Contains(why, "\x1b") || !strings.HasPrefix(why, "GET /health: ") {
 			t.Errorf("%d bytes: %q", len(why), why)

@@ -8,6 +8,7 @@ import (
 
 	"tidegate/admission"
 	"tidegate/admission/limit"
+	"tidegate/gateway/backend/exchange"
 )
 
 // TestFirstTokens: p90 of the last half minute while many ask, of the last two minutes
@@ -113,10 +114,10 @@ func TestHarmless(t *testing.T) {
 		err      error
 		harmless bool
 	}{
-		{ErrLeft, true}, {&StatusError{Status: 400}, true}, {&StatusError{Status: 429}, true}, {&StatusError{Status: 500}, true},
+		{exchange.ErrLeft, true}, {&StatusError{Status: 400}, true}, {&StatusError{Status: 429}, true}, {&StatusError{Status: 500}, true},
 		{&StatusError{Status: 503}, true}, {&StatusError{Status: 502}, false}, {&StatusError{Status: 504}, false},
-		{&TimeoutError{Phase: Total}, true}, {&TimeoutError{Phase: FirstToken}, false}, {&TimeoutError{Phase: Idle}, false}, {&TimeoutError{Phase: Connect}, false},
-		{Broken("stream", errors.New("gone")), false}, {errors.New("no chunk"), true},
+		{&exchange.TimeoutError{Phase: exchange.Total}, true}, {&exchange.TimeoutError{Phase: exchange.FirstToken}, false}, {&exchange.TimeoutError{Phase: exchange.Idle}, false}, {&exchange.TimeoutError{Phase: exchange.Connect}, false},
+		{&exchange.BrokenError{Action: "stream", Err: errors.New("gone")}, false}, {errors.New("no chunk"), true},
 	} {
 		if got := harmless(c.err); got != c.harmless {
 			t.Errorf("%v: %v", c.err, got)
@@ -144,5 +145,72 @@ func TestMove(t *testing.T) {
 	}
 	if b.Move(at.Add(movesEvery-1)) || !b.Move(at.Add(movesEvery)) {
 		t.Error("not once a minute")
+	}
+}
+
+func TestPace(t *testing.T) {
+	var p Pace
+	if n := p.Tokens(time.Second); n != 1+DefaultPace || p.Tokens(0) != 0 {
+		t.Errorf("%d tokens of a second of which nothing is known", n)
+	}
+	p.Observe(100*time.Millisecond, time.Second, 1) // says nothing of the time between tokens
+	p.Observe(0, time.Second, 10)
+	p.Observe(-time.Second, time.Second, 10)
+	p.Observe(time.Second, 0, 10)
+	if n := p.Tokens(time.Second); n != 1+DefaultPace {
+		t.Errorf("%d tokens of what says nothing", n)
+	}
+	p.Observe(100*time.Millisecond, time.Second, 101) // 10 ms a token
+	for since, want := range map[time.Duration]int{-time.Second: 0, 0: 0, 100 * time.Millisecond: 0, 101 * time.Millisecond: 1, 110 * time.Millisecond: 2, 1100 * time.Millisecond: 101} {
+		if n := p.Tokens(since); n != want {
+			t.Errorf("%d tokens after %v; want %d", n, since, want)
+		}
+	}
+	p.Observe(900*time.Millisecond, 9*time.Second, 101) // 90 ms a token: counts one in eight
+	if p.ttft != 200*time.Millisecond || p.itl != 20*time.Millisecond {
+		t.Errorf("%v, %v", p.ttft, p.itl)
+	}
+	for range 200 {
+		p.Observe(time.Second, 5*time.Second, 101)
+	}
+	if n := p.Tokens(2 * time.Second); n < 20 || n > 22 {
+		t.Errorf("%d tokens after a second at 50 ms each", n)
+	}
+}
+
+// TestPaceOfWholeAnswers: where there are no streams, answers in one piece show the
+// pace, but nothing of when a first token came.
+func TestPaceOfWholeAnswers(t *testing.T) {
+	var p Pace
+	p.SetInitial(20)
+	if n := p.Tokens(time.Second); n != 21 {
+		t.Errorf("%d tokens in a second at 20 tokens/s", n)
+	}
+	p.ObserveWhole(time.Hour, wholeTokens-1)
+	p.ObserveWhole(0, 100)
+	if n := p.Tokens(time.Second); n != 21 {
+		t.Errorf("%d tokens after answers that say nothing", n)
+	}
+	p.ObserveWhole(time.Second, 100)
+	if n := p.Tokens(time.Second); n != 101 {
+		t.Errorf("%d tokens in a second at 10 ms each", n)
+	}
+	if _, known := p.Decode(100); known {
+		t.Error("whole answers cannot tell decoding from what came before")
+	}
+	p.Observe(100*time.Millisecond, 990*time.Millisecond, 100) // 10 ms as well
+	p.ObserveWhole(1090*time.Millisecond, 100)
+	if n := p.Tokens(1100 * time.Millisecond); n != 101 {
+		t.Errorf("%d tokens; the time to the first one is known now", n)
+	}
+	// A first token that was late once makes nothing free once it is not.
+	p.Observe(9*time.Second, 990*time.Millisecond, 100)
+	p.Observe(50*time.Millisecond, 990*time.Millisecond, 100)
+	if n := p.Tokens(1050 * time.Millisecond); n != 101 {
+		t.Errorf("%d tokens in a second after the first", n)
+	}
+	p.SetInitial(0)
+	if p.initial != 0 {
+		t.Error(p.initial)
 	}
 }

@@ -49,7 +49,7 @@ func (p *prober) run(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		p.probe(ctx)
-		p.b.pool.prune(time.Now())
+		p.b.Prune(time.Now())
 		select {
 		case <-ctx.Done():
 			return

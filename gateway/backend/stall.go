@@ -15,10 +15,6 @@ import (
 // configured. Its requests run to their end.
 const removed = "removed from the configuration"
 
-// unavailable reports whether the backend is out of rotation because it is unhealthy: a
-// request that waits there may wait for ever.
-func (b *Backend) unavailable() bool { return !b.Seat.Usable() && *b.outReason.Load() != removed }
-
 // hasFreshMetrics reports whether the engine's metrics are current enough to show
 // whether it works.
 func (b *Backend) hasFreshMetrics(now time.Time) bool {
@@ -42,13 +38,6 @@ func (b *Backend) evidence(now time.Time) evidence {
 	return evidence{b.hasFreshMetrics(now), canaryFor(b.patience())}
 }
 
-// silentFor reports whether a backend that has worked since it came up has shown no sign
-// of work for d, nor since start. The first requests of an engine may wait for a
-// compilation, longer than any later one.
-func (b *Backend) silentFor(d time.Duration, start, now time.Time) bool {
-	return !b.progress.last().IsZero() && b.progress.silentFor(d, start, now, b.evidence(now))
-}
-
 // Unanswered returns the number of requests for which the backend shows no sign of work,
 // and the start of the silence; 0 if it works or is idle. A slow engine whose metrics
 // are read shows a sign with every token.
@@ -58,15 +47,6 @@ func (b *Backend) Unanswered(now time.Time) (requests int, start time.Time) {
 		return 0, time.Time{}
 	}
 	return n, start
-}
-
-// predict returns the expected time of an answer in one piece.
-func (b *Backend) predict(prompt, answer int, now time.Time) time.Duration {
-	token := time.Duration(0)
-	if e := b.Engine(); e != nil && b.hasFreshMetrics(now) && e.Speed > 0 && e.Running > 0 {
-		token = time.Duration(min(float64(e.Running)/e.Speed, time.Hour.Seconds()) * float64(time.Second))
-	}
-	return b.Pace.Whole(prompt, answer, token)
 }
 
 // stall is a silence that counts as a hang. It belongs to the backend and not to its

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/gateway/backend/exchange"
+	"tidegate/gateway/backend/exchange/exchangetest"
 	"tidegate/gateway/gatewaytest"
 )
 
@@ -220,21 +222,21 @@ func TestClockJump(t *testing.T) {
 func TestWholePrediction(t *testing.T) {
 	b, _ := pair(t)
 	now := time.Now()
-	if d := b.predict(1000, 500, now); d != 2*time.Second+10*time.Second {
+	if d := (observer{b}).Predict(1000, 500, now); d != 2*time.Second+10*time.Second {
 		t.Errorf("%v of a backend of which nothing is known", d)
 	}
 	b.Pace.ObservePrompt(time.Second, promptTokens-1) // too short
 	b.Pace.ObservePrompt(time.Second, 1000)
 	b.Pace.Observe(time.Second, 99*100*time.Millisecond, 100)
-	if d := b.predict(1000, 500, now); d != time.Second+50*time.Second {
+	if d := (observer{b}).Predict(1000, 500, now); d != time.Second+50*time.Second {
 		t.Errorf("%v, at 10 tokens a second", d)
 	}
 	b.updateEngine(func(*Engine) *Engine { return &Engine{Time: now, Running: 8, Speed: 40} })
-	if d := b.predict(1000, 500, now); d != time.Second+100*time.Second {
+	if d := (observer{b}).Predict(1000, 500, now); d != time.Second+100*time.Second {
 		t.Errorf("%v, while the engine makes 5 tokens a second for each of 8 requests", d)
 	}
 	b.Pace.ObservePrompt(time.Nanosecond, 1<<30)
-	if d := b.predict(1<<40, 1<<40, now); d <= 0 {
+	if d := (observer{b}).Predict(1<<40, 1<<40, now); d <= 0 {
 		t.Errorf("%v of a request that nobody can send", d)
 	}
 }
@@ -291,13 +293,13 @@ func TestLeftBehind(t *testing.T) {
 	} {
 		asked := make(chan struct{})
 		answer := make(chan struct{})
-		s := serve(t, nil, func(p *peer) {
-			p.request()
+		s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+			p.Request()
 			close(asked)
 			<-answer
-			p.say(ok)
+			p.Say(exchangetest.OK)
 		})
-		b := backendOf(t, s.addr)
+		b := backendOf(t, s.Addr)
 		b.Seat.SetRotation(true)
 		q := post()
 		q.Stream = c.stream
@@ -312,7 +314,7 @@ func TestLeftBehind(t *testing.T) {
 		}
 		ended := make(chan error, 1)
 		go func() {
-			_, _, err := send(b, q)
+			_, err := send(b, q)
 			ended <- err
 		}()
 		<-asked
@@ -329,7 +331,7 @@ func TestLeftBehind(t *testing.T) {
 		if c.moved {
 			close(answer)
 		}
-		b.pool.close()
+		b.Close()
 	}
 }
 
@@ -337,17 +339,18 @@ func TestLeftBehind(t *testing.T) {
 // first_byte, whatever its answer was predicted to take; one that works is given three
 // times the predicted time.
 func TestSilentServer(t *testing.T) {
+	const soon = 30 * time.Millisecond
 	o := gatewaytest.Default()
 	for _, c := range []struct {
 		name   string
 		worked bool // since it came up
 		silent bool
 	}{{"it hangs", true, true}, {"its first request may compile", false, false}} {
-		s := serve(t, nil, func(p *peer) {
-			p.request()
-			p.request() // until the gateway leaves
+		s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+			p.Request()
+			p.Request() // until the gateway leaves
 		})
-		b := backendOf(t, s.addr)
+		b := backendOf(t, s.Addr)
 		q := post()
 		q.Limits.FirstByte, q.Limits.Total = soon, 20*soon
 		q.Answer = o.MaxModelLen
@@ -361,19 +364,19 @@ func TestSilentServer(t *testing.T) {
 		if c.worked {
 			b.progress.sign(time.Now())
 		}
-		_, _, err := send(b, q)
-		timeout, is := err.(*TimeoutError)
-		if !is || timeout.Silent != true || (timeout.Phase == FirstByte) != c.silent || (timeout.Phase == Total) == c.silent {
+		_, err := send(b, q)
+		timeout, is := err.(*exchange.TimeoutError)
+		if !is || timeout.Silent != true || (timeout.Phase == exchange.FirstByte) != c.silent || (timeout.Phase == exchange.Total) == c.silent {
 			t.Errorf("%s: %v", c.name, err)
 		}
-		b.pool.close()
+		b.Close()
 	}
 }
 
 // TestBlameForFirstByte: a backend that works, but is late with one answer, is asked again
 // elsewhere without being blamed for it; one that does nothing is blamed at once.
 func TestBlameForFirstByte(t *testing.T) {
-	late, hung := &TimeoutError{Phase: FirstByte}, &TimeoutError{Phase: FirstByte, Silent: true}
+	late, hung := &exchange.TimeoutError{Phase: exchange.FirstByte}, &exchange.TimeoutError{Phase: exchange.FirstByte, Silent: true}
 	if !Retryable(late) || !Retryable(hung) {
 		t.Error("not tried again")
 	}

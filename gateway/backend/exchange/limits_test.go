@@ -1,4 +1,4 @@
-package backend
+package exchange
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"tidegate/gateway/backend/exchange/exchangetest"
 )
 
 const (
@@ -24,34 +26,34 @@ func TestTimeouts(t *testing.T) {
 		name   string
 		stream bool
 		set    func(*Timeouts)
-		script func(*peer)
+		script func(*exchangetest.Peer)
 		phase  Phase
 		body   string
 	}{
-		{"no head", true, func(l *Timeouts) { l.FirstToken = soon }, func(p *peer) { p.request(); p.gone() }, FirstToken, ""},
-		{"no body", true, func(l *Timeouts) { l.FirstToken = soon }, func(p *peer) { p.request(); p.say(opened); p.gone() }, FirstToken, ""},
-		{"only an empty frame", true, func(l *Timeouts) { l.FirstToken = soon }, func(p *peer) { p.request(); p.say(opened + "5\r\n"); p.gone() }, FirstToken, ""},
-		{"silence", true, func(l *Timeouts) { l.Idle = soon }, func(p *peer) { p.request(); p.say(opened + "1\r\na\r\n"); p.gone() }, Idle, "a"},
-		{"silence later", true, func(l *Timeouts) { l.Idle = soon }, func(p *peer) {
-			p.request()
-			p.say(opened + strings.Repeat("1\r\na\r\n", 100))
-			p.gone()
+		{"no head", true, func(l *Timeouts) { l.FirstToken = soon }, func(p *exchangetest.Peer) { p.Request(); p.AwaitEnd() }, FirstToken, ""},
+		{"no body", true, func(l *Timeouts) { l.FirstToken = soon }, func(p *exchangetest.Peer) { p.Request(); p.Say(opened); p.AwaitEnd() }, FirstToken, ""},
+		{"only an empty frame", true, func(l *Timeouts) { l.FirstToken = soon }, func(p *exchangetest.Peer) { p.Request(); p.Say(opened + "5\r\n"); p.AwaitEnd() }, FirstToken, ""},
+		{"silence", true, func(l *Timeouts) { l.Idle = soon }, func(p *exchangetest.Peer) { p.Request(); p.Say(opened + "1\r\na\r\n"); p.AwaitEnd() }, Idle, "a"},
+		{"silence later", true, func(l *Timeouts) { l.Idle = soon }, func(p *exchangetest.Peer) {
+			p.Request()
+			p.Say(opened + strings.Repeat("1\r\na\r\n", 100))
+			p.AwaitEnd()
 		}, Idle, strings.Repeat("a", 100)},
-		{"silence at the end", true, func(l *Timeouts) { l.Idle = soon }, func(p *peer) { p.request(); p.say(opened + "1\r\na\r\n0\r\n"); p.gone() }, Idle, "a"},
-		{"total, stream", true, func(l *Timeouts) { l.Total = soon }, func(p *peer) { p.request(); p.say(opened + "1\r\na\r\n"); p.gone() }, Total, "a"},
-		{"total, no head", true, func(l *Timeouts) { l.Total = soon }, func(p *peer) { p.request(); p.gone() }, Total, ""},
-		{"total, not streamed", false, func(l *Timeouts) { l.Total, l.FirstToken, l.Idle = soon, time.Millisecond, time.Millisecond }, func(p *peer) { p.request(); p.gone() }, Total, ""},
+		{"silence at the end", true, func(l *Timeouts) { l.Idle = soon }, func(p *exchangetest.Peer) { p.Request(); p.Say(opened + "1\r\na\r\n0\r\n"); p.AwaitEnd() }, Idle, "a"},
+		{"total, stream", true, func(l *Timeouts) { l.Total = soon }, func(p *exchangetest.Peer) { p.Request(); p.Say(opened + "1\r\na\r\n"); p.AwaitEnd() }, Total, "a"},
+		{"total, no head", true, func(l *Timeouts) { l.Total = soon }, func(p *exchangetest.Peer) { p.Request(); p.AwaitEnd() }, Total, ""},
+		{"total, not streamed", false, func(l *Timeouts) { l.Total, l.FirstToken, l.Idle = soon, time.Millisecond, time.Millisecond }, func(p *exchangetest.Peer) { p.Request(); p.AwaitEnd() }, Total, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := serve(t, nil, c.script)
-			b := backendOf(t, s.addr)
+			s := exchangetest.Serve(t, nil, c.script)
+			b := clientOf(t, s.Addr)
 			q := post()
 			q.Stream = c.stream
 			c.set(&q.Limits)
 			_, body, err := send(b, q)
 			wantPhase(t, err, c.phase)
-			if body != c.body && (c.phase != Total || body != "") || Retryable(err) || Outcome(err) != "timeout_"+string(c.phase) {
-				t.Errorf("%q, %v: %s", body, err, Outcome(err))
+			if body != c.body && (c.phase != Total || body != "") {
+				t.Errorf("%q, %v", body, err)
 			}
 			if len(b.pool.idle) > 0 {
 				t.Error("the connection is kept")
@@ -67,22 +69,21 @@ func TestLimit(t *testing.T) {
 	before, later := waiting.Add(-time.Second), waiting.Add(time.Second)
 	for _, c := range []struct {
 		stream, spoken bool
-		held           *time.Time
+		held           time.Time
 		at             time.Time
 		phase          Phase
 	}{
-		{true, false, nil, waiting.Add(time.Second), FirstToken},
-		{true, true, nil, waiting.Add(time.Minute), Idle},
-		{false, true, nil, waiting.Add(time.Minute), Idle},
-		{false, false, nil, waiting.Add(2 * time.Second), FirstByte},
-		{false, false, &later, later.Add(2 * time.Second), FirstByte},
-		{true, false, &later, waiting.Add(time.Second), FirstToken},
-		{true, true, &before, waiting.Add(time.Minute), Idle},
-		{true, true, &later, later.Add(time.Minute), Idle},
+		{true, false, time.Time{}, waiting.Add(time.Second), FirstToken},
+		{true, true, time.Time{}, waiting.Add(time.Minute), Idle},
+		{false, true, time.Time{}, waiting.Add(time.Minute), Idle},
+		{false, false, time.Time{}, waiting.Add(2 * time.Second), FirstByte},
+		{false, false, later, later.Add(2 * time.Second), FirstByte},
+		{true, false, later, waiting.Add(time.Second), FirstToken},
+		{true, true, before, waiting.Add(time.Minute), Idle},
+		{true, true, later, later.Add(time.Minute), Idle},
 	} {
-		b := &Backend{}
-		b.queuedAt.Store(c.held)
-		a := &Answer{client: &client{observer: b}, q: &Request{Stream: c.stream, Limits: limits}, began: began, silentSince: waiting, started: c.spoken}
+		seen := &recorder{queuedSince: c.held}
+		a := &Answer{client: &Client{observer: seen}, q: &Request{Stream: c.stream, Limits: limits}, began: began, silentSince: waiting, started: c.spoken}
 		if at, phase := a.limit(); !at.Equal(c.at) || phase != c.phase {
 			t.Errorf("%+v: %v, %s", c, at, phase)
 		}
@@ -94,12 +95,7 @@ func TestLimit(t *testing.T) {
 func TestLimitOfHungQueue(t *testing.T) {
 	began := time.Unix(1000, 0)
 	at := func(s int) time.Time { return began.Add(time.Duration(s) * time.Second) }
-	b := &Backend{progress: progress{base: began}}
-	b.progress.sign(at(5))
-	for s := range 60 { // the page of its metrics stands still
-		held := at(s)
-		b.queuedAt.Store(&held)
-	}
+	seen := &recorder{queuedSince: at(5)} // its last sign of work
 	limits := Timeouts{FirstToken: time.Second, FirstByte: 30 * time.Second, Idle: 20 * time.Second, Total: time.Hour}
 	for _, c := range []struct {
 		stream, spoken bool
@@ -109,7 +105,7 @@ func TestLimitOfHungQueue(t *testing.T) {
 		{true, true, 8, 28},
 		{false, false, 1, 35},
 	} {
-		a := &Answer{client: &client{observer: b}, q: &Request{Stream: c.stream, Limits: limits}, began: began, silentSince: at(c.waiting), started: c.spoken}
+		a := &Answer{client: &Client{observer: seen}, q: &Request{Stream: c.stream, Limits: limits}, began: began, silentSince: at(c.waiting), started: c.spoken}
 		if end, _ := a.limit(); !end.Equal(at(c.end)) {
 			t.Errorf("%+v: ends after %v", c, end.Sub(began))
 		}
@@ -130,7 +126,7 @@ func TestSlowCallerOfSilence(t *testing.T) {
 				time.Sleep(2 * time.Minute)
 				return 30 * time.Second
 			}
-			a := &Answer{client: &New(Config{URL: "http://gpu-a:8000"}, "agent").client, c: &conn{nc: ours}, q: q, ctx: t.Context(), began: now, silentSince: now, nextSilence: now, started: spoken}
+			a := &Answer{client: &Client{observer: &recorder{}}, c: &conn{nc: ours}, q: q, ctx: t.Context(), began: now, silentSince: now, nextSilence: now, started: spoken}
 			if err := a.deadlinePassed(); err != nil {
 				t.Fatal(err)
 			}
@@ -150,16 +146,16 @@ func TestSlowCallerOfSilence(t *testing.T) {
 
 // TestTotalWhileFlowing: the total limit also ends an answer that never pauses.
 func TestTotalWhileFlowing(t *testing.T) {
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		p.say(opened)
-		for p.say("1\r\na\r\n") {
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		p.Say(opened)
+		for p.Say("1\r\na\r\n") {
 		}
 	})
 	for _, stream := range []bool{false, true} {
 		q := post()
 		q.Stream, q.Limits.Total = stream, 5*soon
-		_, body, err := send(backendOf(t, s.addr), q)
+		_, body, err := send(clientOf(t, s.Addr), q)
 		wantPhase(t, err, Total)
 		t.Logf("%d bytes by then", len(body))
 	}
@@ -168,12 +164,12 @@ func TestTotalWhileFlowing(t *testing.T) {
 // TestTotalWhileSending: a server that takes no bytes is a timeout like any other.
 func TestTotalWhileSending(t *testing.T) {
 	done := make(chan bool)
-	s := serve(t, nil, func(*peer) { <-done })
+	s := exchangetest.Serve(t, nil, func(*exchangetest.Peer) { <-done })
 	t.Cleanup(func() { close(done) })
 	q := post()
 	q.Limits.Total = soon
 	q.Body = make([]byte, 64<<20)
-	_, _, err := send(backendOf(t, s.addr), q)
+	_, _, err := send(clientOf(t, s.Addr), q)
 	wantPhase(t, err, Total)
 }
 
@@ -181,13 +177,13 @@ func TestTotalWhileSending(t *testing.T) {
 // before its time; limits still hold.
 func TestSilence(t *testing.T) {
 	speak := make(chan bool)
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		p.say(opened)
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		p.Say(opened)
 		<-speak
-		p.say("1\r\na\r\n")
+		p.Say("1\r\na\r\n")
 		<-speak
-		p.say("1\r\nb\r\n0\r\n\r\n")
+		p.Say("1\r\nb\r\n0\r\n\r\n")
 	})
 	q := post()
 	q.Stream, q.SilenceAfter = true, soon
@@ -199,7 +195,7 @@ func TestSilence(t *testing.T) {
 		return time.Duration(len(calls)) * 10 * time.Millisecond
 	}
 	began := time.Now()
-	_, body, err := send(backendOf(t, s.addr), q)
+	_, body, err := send(clientOf(t, s.Addr), q)
 	if err != nil || body != "ab" || len(calls) != 6 {
 		t.Fatalf("%q, %v, %d calls", body, err, len(calls))
 	}
@@ -212,8 +208,8 @@ func TestSilence(t *testing.T) {
 		}
 	}
 	q.Silence, q.Limits.FirstToken = func(time.Time) time.Duration { return time.Millisecond }, soon
-	silent := serve(t, nil, func(p *peer) { p.gone() })
-	_, _, err = send(backendOf(t, silent.addr), q)
+	silent := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) { p.AwaitEnd() })
+	_, _, err = send(clientOf(t, silent.Addr), q)
 	wantPhase(t, err, FirstToken)
 }
 
@@ -224,22 +220,22 @@ func TestWaiting(t *testing.T) {
 		waits := make(chan bool, 1000)
 		var server, client *tls.Config
 		if secure {
-			server, client = tlsPair(t)
+			server, client = exchangetest.TLSPair(t)
 		}
 		parts := []string{opened + "1\r\na\r\n", "2\r\nbc\r\n1\r\nd\r\n", "3\r", "\ne", "fg\r\n", "0\r\n\r\n"}
-		s := serve(t, server, func(p *peer) {
-			p.request()
+		s := exchangetest.Serve(t, server, func(p *exchangetest.Peer) {
+			p.Request()
 			for i, part := range parts {
 				if i > 0 {
 					<-waits
 				}
-				p.say(part)
+				p.Say(part)
 			}
-			p.gone()
+			p.AwaitEnd()
 		})
-		b := backendOf(t, s.addr)
+		b := clientOf(t, s.Addr)
 		if secure {
-			b = overTLS(t, s.addr, client)
+			b = clientWith(t, Config{Address: s.Addr, TLS: client})
 		}
 		q := post()
 		q.Stream = true
@@ -283,7 +279,7 @@ func TestWaiting(t *testing.T) {
 // TestCancel: the caller's leaving reaches the server at once, what the server had
 // sent by then is still read, and the connection is not used again.
 func TestCancel(t *testing.T) {
-	server, client := tlsPair(t)
+	server, client := exchangetest.TLSPair(t)
 	for _, c := range []struct {
 		name   string
 		secure bool
@@ -302,18 +298,18 @@ func TestCancel(t *testing.T) {
 			if c.secure {
 				config = server
 			}
-			s := serve(t, config, func(p *peer) {
-				p.request()
-				p.say(opened + "1\r\na\r\n")
+			s := exchangetest.Serve(t, config, func(p *exchangetest.Peer) {
+				p.Request()
+				p.Say(opened + "1\r\na\r\n")
 				<-more
-				p.say("1\r\nb\r\n1\r\nc\r\n")
+				p.Say("1\r\nb\r\n1\r\nc\r\n")
 				ready <- true
-				p.gone()
+				p.AwaitEnd()
 				gone <- time.Now()
 			})
-			b := backendOf(t, s.addr)
+			b := clientOf(t, s.Addr)
 			if c.secure {
-				b = overTLS(t, s.addr, client)
+				b = clientWith(t, Config{Address: s.Addr, TLS: client})
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -332,7 +328,7 @@ func TestCancel(t *testing.T) {
 			left := time.Now()
 			c.leave(a, cancel)
 			rest, err := io.ReadAll(a)
-			if string(rest) != "bc" || !errors.Is(err, ErrLeft) || Retryable(err) || Outcome(err) != "client_closed" {
+			if string(rest) != "bc" || !errors.Is(err, ErrLeft) {
 				t.Errorf("%q, %v", rest, err)
 			}
 			a.Close()
@@ -341,7 +337,7 @@ func TestCancel(t *testing.T) {
 			if took > 2*time.Second {
 				t.Errorf("the server sees it after %v", took)
 			}
-			if len(b.pool.idle) > 0 || len(b.probeRequests) > 0 {
+			if len(b.pool.idle) > 0 || b.seen.failures() > 0 {
 				t.Error("the connection is kept, or the server is blamed")
 			}
 		})
@@ -352,17 +348,17 @@ func TestCancel(t *testing.T) {
 // is not closed until the server has seen it.
 func TestCancelIsSeenBeforeClose(t *testing.T) {
 	gone := make(chan bool, 1)
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		p.say(opened + "1\r\na\r\n")
-		p.gone()
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		p.Say(opened + "1\r\na\r\n")
+		p.AwaitEnd()
 		gone <- true
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	q := post()
 	q.Stream = true
-	a, err := backendOf(t, s.addr).Send(ctx, q)
+	a, err := clientOf(t, s.Addr).Send(ctx, q)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -382,38 +378,38 @@ func TestCancelIsSeenBeforeClose(t *testing.T) {
 func TestCancelBeforeTheHead(t *testing.T) {
 	for name, c := range map[string]struct {
 		size int
-		then func(p *peer, left context.Context)
+		then func(p *exchangetest.Peer, left context.Context)
 	}{
-		"waiting": {10, func(p *peer, _ context.Context) { p.gone() }},
-		"sending": {64 << 20, func(_ *peer, left context.Context) { <-left.Done() }}, // reads no more
+		"waiting": {10, func(p *exchangetest.Peer, _ context.Context) { p.AwaitEnd() }},
+		"sending": {64 << 20, func(_ *exchangetest.Peer, left context.Context) { <-left.Done() }}, // reads no more
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			s := serve(t, nil, func(p *peer) {
-				p.br.ReadByte()
+			s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+				p.ReadByte()
 				cancel()
 				c.then(p, ctx)
 			})
-			b := backendOf(t, s.addr)
+			b := clientOf(t, s.Addr)
 			q := post()
 			q.Body = make([]byte, c.size)
-			if _, err := b.Send(ctx, q); !errors.Is(err, ErrLeft) || Outcome(err) != "client_closed" {
+			if _, err := b.Send(ctx, q); !errors.Is(err, ErrLeft) {
 				t.Error(err)
 			}
-			if len(b.probeRequests) > 0 || len(b.pool.idle) > 0 {
+			if b.seen.failures() > 0 || len(b.pool.idle) > 0 {
 				t.Error("the server is blamed, or the connection is kept")
 			}
 		})
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	s := serve(t, nil, answering(ok))
-	b := backendOf(t, s.addr)
-	if _, err := b.Send(ctx, post()); !errors.Is(err, context.Canceled) || Outcome(err) != "client_closed" || Retryable(err) {
+	s := exchangetest.Serve(t, nil, exchangetest.Answering(exchangetest.OK))
+	b := clientOf(t, s.Addr)
+	if _, err := b.Send(ctx, post()); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled before: %v", err)
 	}
-	if !b.Seat.InRotation() || len(b.probeRequests) > 0 {
+	if b.seen.failures() > 0 {
 		t.Error("the server is blamed")
 	}
 }
@@ -433,16 +429,16 @@ func followed(a *Answer, pause func() bool) (body []byte, err error) {
 // at any time then.
 func TestWaitingLeaves(t *testing.T) {
 	gone := make(chan bool, 1)
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		p.say(opened + "1\r\na\r\n")
-		p.gone() // the half-close
-		p.say("1\r\nb\r\n")
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		p.Say(opened + "1\r\na\r\n")
+		p.AwaitEnd() // the half-close
+		p.Say("1\r\nb\r\n")
 		gone <- true
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	b := backendOf(t, s.addr)
+	b := clientOf(t, s.Addr)
 	q := post()
 	q.Stream = true
 	a, err := b.Send(ctx, q)
@@ -464,16 +460,16 @@ func TestWaitingLeaves(t *testing.T) {
 // anybody has looked; what has come is read all the same.
 func TestLookAfterDeadline(t *testing.T) {
 	said := make(chan bool)
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		p.say(opened + "1\r\na\r\n")
-		p.gone()
-		p.say("1\r\nb\r\n")
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		p.Say(opened + "1\r\na\r\n")
+		p.AwaitEnd()
+		p.Say("1\r\nb\r\n")
 		close(said)
 	})
 	q := post()
 	q.Stream = true
-	a, err := backendOf(t, s.addr).Send(t.Context(), q)
+	a, err := clientOf(t, s.Addr).Send(t.Context(), q)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -495,13 +491,13 @@ func TestLookAfterDeadline(t *testing.T) {
 // TestWatchAfterLeave: the watch over the context fires after Leave has set its
 // own deadline, and takes nothing from it.
 func TestWatchAfterLeave(t *testing.T) {
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		p.say(opened + "1\r\na\r\n")
-		p.gone()
-		p.say("1\r\nb\r\n")
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		p.Say(opened + "1\r\na\r\n")
+		p.AwaitEnd()
+		p.Say("1\r\nb\r\n")
 	})
-	a, err := backendOf(t, s.addr).Send(t.Context(), post())
+	a, err := clientOf(t, s.Addr).Send(t.Context(), post())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -518,8 +514,8 @@ func TestWatchAfterLeave(t *testing.T) {
 // TestLeaveThenWholeAnswer: an answer that ends well after its caller left is
 // still one whose caller left, and its connection is half closed.
 func TestLeaveThenWholeAnswer(t *testing.T) {
-	s := serve(t, nil, answering(ok))
-	b := backendOf(t, s.addr)
+	s := exchangetest.Serve(t, nil, exchangetest.Answering(exchangetest.OK))
+	b := clientOf(t, s.Addr)
 	a, err := b.Send(t.Context(), post())
 	if err != nil {
 		t.Fatal(err)
@@ -535,13 +531,13 @@ func TestLeaveThenWholeAnswer(t *testing.T) {
 // TestDrainIsBounded: a server that goes on sending after the caller left is
 // read for a moment only.
 func TestDrainIsBounded(t *testing.T) {
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		p.say(opened)
-		for p.say("1\r\na\r\n") {
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		p.Say(opened)
+		for p.Say("1\r\na\r\n") {
 		}
 	})
-	a, err := backendOf(t, s.addr).Send(t.Context(), post())
+	a, err := clientOf(t, s.Addr).Send(t.Context(), post())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -555,8 +551,8 @@ func TestDrainIsBounded(t *testing.T) {
 // TestContextEndsAtTheEnd: the context ends between the last read and Close, or
 // after it.
 func TestContextEndsAtTheEnd(t *testing.T) {
-	s := serve(t, nil, answering(ok))
-	b := backendOf(t, s.addr)
+	s := exchangetest.Serve(t, nil, exchangetest.Answering(exchangetest.OK))
+	b := clientOf(t, s.Addr)
 	ctx, cancel := context.WithCancel(t.Context())
 	a, err := b.Send(ctx, post())
 	if err != nil {
@@ -570,7 +566,7 @@ func TestContextEndsAtTheEnd(t *testing.T) {
 	if _, body, err := send(b, post()); err != nil || body != "ok" {
 		t.Errorf("%q, %v", body, err)
 	}
-	if n := s.conns.Load(); n != 2 {
+	if n := s.Conns.Load(); n != 2 {
 		t.Errorf("%d connections", n)
 	}
 	// And after a Close a context's end no longer matters to the connection.
@@ -581,7 +577,7 @@ func TestContextEndsAtTheEnd(t *testing.T) {
 	io.Copy(io.Discard, a)
 	a.Close()
 	cancel()
-	if _, body, err := send(b, post()); err != nil || body != "ok" || s.conns.Load() != 2 {
-		t.Errorf("%q, %v, %d connections", body, err, s.conns.Load())
+	if _, body, err := send(b, post()); err != nil || body != "ok" || s.Conns.Load() != 2 {
+		t.Errorf("%q, %v, %d connections", body, err, s.Conns.Load())
 	}
 }

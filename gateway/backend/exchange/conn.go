@@ -1,4 +1,4 @@
-package backend
+package exchange
 
 import (
 	"bufio"
@@ -12,9 +12,15 @@ import (
 	"time"
 )
 
+// IdleLife is the time for which an idle connection is kept: less than the 5 s after which
+// vLLM's server closes it.
+const IdleLife = 4 * time.Second
+
+// MaxHead bounds the head of an answer, in bytes.
+const MaxHead = largeBuffer
+
 const (
-	idleLife = 4 * time.Second // below the 5 s after which vLLM's server closes
-	maxIdle  = 4096            // connections kept per backend
+	maxIdle = 4096 // connections kept per backend
 	// A server that is busy notices late that the caller has left, and what it makes
 	// until then is counted. One that never does is cut off after this.
 	drainAfter = 500 * time.Millisecond
@@ -244,7 +250,7 @@ func (d *dialer) dial(ctx context.Context, limit time.Duration) (*conn, error) {
 		if ctx.Err() == context.DeadlineExceeded || isTimeout(err) {
 			return nil, &TimeoutError{Phase: Connect, Wait: limit}
 		}
-		return nil, &brokenError{"connect", err}
+		return nil, &BrokenError{"connect", err}
 	}
 	return &conn{nc: nc, direct: reading, socket: sock, buffers: &d.buffers}, nil
 }
@@ -297,7 +303,7 @@ func (p *pool) pop(now time.Time) *conn {
 	}
 	last := len(p.idle) - 1
 	c := p.idle[last]
-	if now.Sub(c.idleSince) > idleLife { // and it is the youngest
+	if now.Sub(c.idleSince) > IdleLife { // and it is the youngest
 		p.drop(len(p.idle))
 		return nil
 	}
@@ -322,7 +328,7 @@ func (p *pool) prune(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := 0
-	for old < len(p.idle) && now.Sub(p.idle[old].idleSince) > idleLife {
+	for old < len(p.idle) && now.Sub(p.idle[old].idleSince) > IdleLife {
 		old++
 	}
 	p.drop(old)

@@ -1,6 +1,6 @@
 //go:build unix
 
-package backend
+package exchange
 
 import (
 	"bufio"
@@ -102,8 +102,7 @@ func benchBody() []byte {
 // server in one run. See docs/adr/0002-own-exchange.md.
 func BenchmarkExchange(b *testing.B) {
 	url := startBenchServer(b)
-	backend := New(Config{URL: url}, "bench")
-	b.Cleanup(backend.pool.close)
+	own := clientOf(b, strings.TrimPrefix(url, "http://"))
 	transport := &http.Transport{DisableCompression: true}
 	b.Cleanup(transport.CloseIdleConnections)
 	for _, path := range []string{"/unary", "/stream"} {
@@ -111,7 +110,7 @@ func BenchmarkExchange(b *testing.B) {
 			name     string
 			exchange func(ctx context.Context) error
 		}{
-			{"own", func(ctx context.Context) error { return ownExchange(ctx, backend, path) }},
+			{"own", func(ctx context.Context) error { return ownExchange(ctx, own, path) }},
 			{"transport", func(ctx context.Context) error { return transportExchange(ctx, transport, url, path) }},
 		} {
 			b.Run(path[1:]+"/"+c.name, func(b *testing.B) {
@@ -133,10 +132,10 @@ func BenchmarkExchange(b *testing.B) {
 }
 
 // ownExchange sends one request and reads its answer as the gateway does.
-func ownExchange(ctx context.Context, backend *Backend, path string) error {
+func ownExchange(ctx context.Context, cl client, path string) error {
 	q := post()
 	q.Path, q.Body, q.Stream = path, benchBody(), path == "/stream"
-	a, err := backend.Send(ctx, q)
+	a, err := cl.Send(ctx, q)
 	if err != nil {
 		return err
 	}

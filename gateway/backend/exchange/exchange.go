@@ -1,12 +1,10 @@
-package backend
+package exchange
 
 import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
-	"strconv"
 	"time"
 )
 
@@ -45,53 +43,13 @@ type Request struct {
 	SilenceAfter time.Duration
 }
 
-// client sends requests to one backend.
-type client struct {
-	prefix   string // path before /v1
-	header   string // header lines of every request
-	dialer   dialer
-	pool     pool
-	post     *http.Request // request that gives ReadResponse the method
-	observer observer
-}
-
-// observer follows the exchanges with a backend, and judges its silence. Its methods are
-// called on the goroutines of the exchanges.
-type observer interface {
-	// begin and end enclose each exchange; answered means that the backend has sent an
-	// answer, be it a refusal.
-	begin(now time.Time)
-	end(answered bool)
-
-	// sign records a sign of work. It is called for each piece of each stream.
-	sign(now time.Time)
-
-	// suspect records the failure of an exchange.
-	suspect(err error)
-
-	// queuedSince returns the time of the last report of waiting or preempted requests;
-	// zero before the first.
-	queuedSince() time.Time
-
-	// Silent reports whether the backend has shown no sign of work since start, for long
-	// enough to be confirmed; silentFor, whether it has been silent for d.
-	Silent(start, now time.Time) bool
-	silentFor(d time.Duration, start, now time.Time) bool
-
-	// unavailable reports whether an answer may never come.
-	unavailable() bool
-
-	// predict returns the expected time of an answer in one piece with so many tokens.
-	predict(prompt, answer int, now time.Time) time.Duration
-}
-
 // Answer is an exchange whose head has arrived. Read it to the end and Close it;
 // a connection whose answer was read to its end is used again.
 type Answer struct {
 	Status int
 	Header http.Header
 
-	client          *client
+	client          *Client
 	c               *conn
 	q               *Request
 	ctx             context.Context
@@ -111,60 +69,10 @@ type Answer struct {
 	drainEnd        time.Time   // end of that reading
 }
 
-// Send sends q and returns after the head of the answer, whatever its status. The end of
-// ctx cancels the request at the backend.
-func (cl *client) Send(ctx context.Context, q *Request) (*Answer, error) {
-	now := time.Now()
-	c := cl.pool.acquire(now)
-	for {
-		fresh := c == nil
-		if fresh {
-			var err error
-			if c, err = cl.dialer.dial(ctx, q.Limits.Connect); err != nil {
-				if ctx.Err() != nil {
-					return nil, ctx.Err()
-				}
-				cl.observer.suspect(err)
-				return nil, err
-			}
-		}
-		a := &Answer{client: cl, c: c, q: q, ctx: ctx, began: now, silentSince: now}
-		err := a.exchange()
-		if err == nil && !fresh && a.Status == http.StatusRequestTimeout && time.Since(now) < staleWithin {
-			// The server says that it has waited for a request for too long (RFC 9110
-			// §15.5.9), which crossed this one on the way.
-			a.Close()
-			c = nil
-			continue
-		}
-		if err == nil {
-			return a, nil
-		}
-		silent := !c.received
-		a.Close()
-		switch {
-		case a.left || ctx.Err() != nil:
-			return nil, ErrLeft
-		case !fresh && silent && stale(err) && time.Since(now) < staleWithin:
-			c = nil // the server had closed the idle connection; nobody has seen the request
-		case errors.As(err, new(*TimeoutError)):
-			return nil, err
-		default:
-			cl.observer.suspect(err)
-			return nil, &brokenError{"no answer", err}
-		}
-	}
-}
-
-// staleWithin is the longest time from sending to the failure of a reused connection
-// that the backend had closed as idle. A later failure means that the request was being
-// served: an answer in one piece has no head until it is complete.
-const staleWithin = time.Second
-
 // exchange sends the request and reads the head of the answer.
 func (a *Answer) exchange() error {
 	a.c.x, a.c.received = a, false
-	a.client.observer.begin(a.began)
+	a.client.observer.Begin(a.began)
 	a.counted = true
 	a.nextSilence = a.began.Add(a.q.SilenceAfter)
 	a.stop = context.AfterFunc(a.ctx, func() { _ = a.c.nc.SetDeadline(time.Unix(1, 0)) })
@@ -197,37 +105,6 @@ func (a *Answer) exchange() error {
 
 // maxInterim is the most 1xx answers before the final one.
 const maxInterim = 16
-
-// maxJoined is the largest body in bytes that is copied behind its head, which costs
-// less than a second buffer in the system call.
-const maxJoined = 16 << 10
-
-// write sends the request in one system call.
-func (cl *client) write(c *conn, q *Request) error {
-	buf, ok := cl.dialer.buffers.out.Get().(*[]byte)
-	if !ok {
-		buf = new([]byte)
-	}
-	defer cl.dialer.buffers.out.Put(buf)
-	head := append(append((*buf)[:0], "POST "...), cl.prefix...)
-	head = append(append(append(head, q.Path...), " HTTP/1.1\r\n"...), cl.header...)
-	if q.Stream {
-		head = append(head, "Accept: text/event-stream\r\n"...)
-	}
-	head = append(append(head, "X-Request-Id: "...), q.ID...)
-	head = append(head, "\r\n"...)
-	head = append(append(head, q.Header...), "Content-Length: "...)
-	head = append(strconv.AppendInt(head, int64(len(q.Body)), 10), "\r\n\r\n"...)
-	if len(q.Body) <= maxJoined {
-		head = append(head, q.Body...)
-		*buf = head
-		_, err := c.nc.Write(head)
-		return err
-	}
-	*buf = head
-	_, err := (&net.Buffers{head, q.Body}).WriteTo(c.nc)
-	return err
-}
 
 // Follow reads a stream as it arrives. It calls consume on this goroutine whenever there
 // is more. consume calls Read until that returns ErrNothing and returns its error; it
@@ -263,8 +140,8 @@ func (a *Answer) Read(p []byte) (int, error) {
 		err = ErrLeft
 	case errors.As(err, new(*TimeoutError)):
 	default:
-		a.client.observer.suspect(err)
-		err = &brokenError{"the answer broke off", err}
+		a.client.observer.Suspect(err)
+		err = &BrokenError{"the answer broke off", err}
 	}
 	return n, err
 }
@@ -314,7 +191,7 @@ func (a *Answer) Cancel() {
 // engine can still refuse.
 func (a *Answer) sign(now time.Time) {
 	if a.Status == http.StatusOK {
-		a.client.observer.sign(now)
+		a.client.observer.Sign(now)
 	}
 }
 
@@ -322,7 +199,7 @@ func (a *Answer) sign(now time.Time) {
 func (a *Answer) Close() {
 	if a.counted {
 		a.counted = false
-		a.client.observer.end(a.Status != 0 && (a.started || a.Status != http.StatusOK))
+		a.client.observer.End(a.Status != 0 && (a.started || a.Status != http.StatusOK))
 	}
 	watching := a.stop == nil || a.stop()
 	if a.body.state == ended && !a.body.close && watching && !a.left && a.c.drained() {
@@ -404,10 +281,10 @@ func (a *Answer) checkLimits(now time.Time) error {
 		return &TimeoutError{Phase: phase, Wait: a.patience(phase), Silent: silent}
 	case a.started:
 		return nil
-	case silent && !a.q.Stream && a.client.observer.silentFor(a.q.Limits.FirstByte, a.began, now):
+	case silent && !a.q.Stream && a.client.observer.SilentFor(a.q.Limits.FirstByte, a.began, now):
 		return &TimeoutError{Phase: FirstByte, Wait: a.q.Limits.FirstByte, Silent: true}
-	case a.q.CanMove != nil && a.client.observer.unavailable() && a.q.CanMove():
-		return &brokenError{"not waited for", errMoved}
+	case a.q.CanMove != nil && a.client.observer.Unavailable() && a.q.CanMove():
+		return &BrokenError{"not waited for", errMoved}
 	}
 	return nil
 }
@@ -420,7 +297,10 @@ func (a *Answer) limit() (time.Time, Phase) {
 	if !a.started && a.q.Stream {
 		return a.silentSince.Add(a.q.Limits.FirstToken), FirstToken
 	}
-	start := latest(a.silentSince, a.client.observer.queuedSince())
+	start := a.silentSince
+	if queued := a.client.observer.QueuedSince(); queued.After(start) {
+		start = queued
+	}
 	if a.started {
 		return start.Add(a.q.Limits.Idle), Idle
 	}
@@ -435,7 +315,7 @@ func (a *Answer) patience(phase Phase) time.Duration {
 	case Idle:
 		return a.q.Limits.Idle
 	}
-	return max(a.q.Limits.FirstByte, predictedFactor*a.client.observer.predict(a.q.Prompt, a.q.Answer, a.now()))
+	return max(a.q.Limits.FirstByte, predictedFactor*a.client.observer.Predict(a.q.Prompt, a.q.Answer, a.now()))
 }
 
 // predictedFactor multiplies the predicted time of an answer in one piece to give its

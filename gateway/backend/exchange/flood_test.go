@@ -1,4 +1,4 @@
-package backend
+package exchange
 
 import (
 	"context"
@@ -9,12 +9,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tidegate/gateway/backend/exchange/exchangetest"
 )
 
 // TestFlood: a server that sends without a pause, and no event, runs into the same
 // limits as one that is silent; the caller's leaving ends it as well.
 func TestFlood(t *testing.T) {
-	server, client := tlsPair(t)
+	server, client := exchangetest.TLSPair(t)
 	for _, c := range []struct {
 		name   string
 		set    func(*Timeouts)
@@ -34,15 +36,15 @@ func TestFlood(t *testing.T) {
 					config = server
 				}
 				comments := strings.Repeat("8\r\n: ping\n\n\r\n", 1000)
-				s := serve(t, config, func(p *peer) {
-					p.request()
-					p.say(opened)
-					for p.say(comments) {
+				s := exchangetest.Serve(t, config, func(p *exchangetest.Peer) {
+					p.Request()
+					p.Say(opened)
+					for p.Say(comments) {
 					}
 				})
-				b := backendOf(t, s.addr)
+				b := clientOf(t, s.Addr)
 				if secure {
-					b = overTLS(t, s.addr, client)
+					b = clientWith(t, Config{Address: s.Addr, TLS: client})
 				}
 				q := post()
 				q.Stream = true
@@ -85,17 +87,17 @@ func TestFlood(t *testing.T) {
 // the same.
 func TestClockInAFlood(t *testing.T) {
 	begun, said := make(chan bool), make(chan bool)
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		p.say(opened)
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		p.Say(opened)
 		<-begun
-		p.say(strings.Repeat("8\r\n: ping\n\n\r\n", 1000))
+		p.Say(strings.Repeat("8\r\n: ping\n\n\r\n", 1000))
 		close(said)
-		p.gone()
+		p.AwaitEnd()
 	})
 	q := post()
 	q.Stream = true
-	a, err := backendOf(t, s.addr).Send(t.Context(), q)
+	a, err := clientOf(t, s.Addr).Send(t.Context(), q)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,10 +124,10 @@ func TestClockInAFlood(t *testing.T) {
 // TestSilenceInAFlood: the caller's stream is kept alive while the server sends nothing
 // but comments.
 func TestSilenceInAFlood(t *testing.T) {
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		p.say(opened)
-		for p.say("8\r\n: ping\n\n\r\n") {
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		p.Say(opened)
+		for p.Say("8\r\n: ping\n\n\r\n") {
 		}
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -139,7 +141,7 @@ func TestSilenceInAFlood(t *testing.T) {
 		}
 		return time.Millisecond
 	}
-	a, err := backendOf(t, s.addr).Send(ctx, q)
+	a, err := clientOf(t, s.Addr).Send(ctx, q)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,19 +159,19 @@ func TestSlowCallerInAFlood(t *testing.T) {
 	for _, inFlood := range []bool{true, false} {
 		t.Run(fmt.Sprintf("before any wait %v", inFlood), func(t *testing.T) {
 			begun, said, waits := make(chan bool), make(chan bool), make(chan bool)
-			s := serve(t, nil, func(p *peer) {
-				p.request()
-				p.say(opened)
+			s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+				p.Request()
+				p.Say(opened)
 				<-begun
-				p.say(strings.Repeat(event, total))
+				p.Say(strings.Repeat(event, total))
 				close(said)
 				<-waits
-				p.say("0\r\n\r\n")
-				p.gone()
+				p.Say("0\r\n\r\n")
+				p.AwaitEnd()
 			})
 			q := post()
 			q.Stream, q.Limits.Idle, q.Limits.Total = true, time.Minute, time.Hour
-			a, err := backendOf(t, s.addr).Send(t.Context(), q)
+			a, err := clientOf(t, s.Addr).Send(t.Context(), q)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,4 +1,4 @@
-package backend
+package exchange
 
 import (
 	"context"
@@ -10,58 +10,24 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
-)
 
-func TestRequestOnTheWire(t *testing.T) {
-	got := make(chan string, 1)
-	s := serve(t, nil, func(p *peer) {
-		var b strings.Builder
-		for !strings.HasSuffix(b.String(), `{"a":1}`) {
-			c, err := p.br.ReadByte()
-			if err != nil {
-				break
-			}
-			b.WriteByte(c)
-		}
-		got <- b.String()
-		p.say(ok)
-	})
-	for _, c := range []struct {
-		config Config
-		stream bool
-		want   string
-	}{
-		{Config{}, false, "POST /v1/completions HTTP/1.1\r\nHost: ADDR\r\nUser-Agent: agent/1\r\nContent-Type: application/json\r\nX-Request-Id: id-1\r\nContent-Length: 7\r\n\r\n"},
-		{Config{}, true, "POST /v1/completions HTTP/1.1\r\nHost: ADDR\r\nUser-Agent: agent/1\r\nContent-Type: application/json\r\nAccept: text/event-stream\r\nX-Request-Id: id-1\r\nContent-Length: 7\r\n\r\n"},
-		{Config{URL: "/a%20b/", APIKey: "k"}, false, "POST /a%20b/v1/completions HTTP/1.1\r\nHost: ADDR\r\nUser-Agent: agent/1\r\nContent-Type: application/json\r\nAuthorization: Bearer k\r\nX-Request-Id: id-1\r\nContent-Length: 7\r\n\r\n"},
-	} {
-		c.config.URL = "http://" + s.addr + c.config.URL
-		b := New(c.config, "agent/1")
-		q := post()
-		q.Stream = c.stream
-		if _, body, err := send(b, q); err != nil || body != "ok" {
-			t.Errorf("%q, %v", body, err)
-		}
-		if want := strings.ReplaceAll(c.want, "ADDR", s.addr) + `{"a":1}`; <-got != want {
-			t.Errorf("want %q", want)
-		}
-		b.pool.close()
-	}
-}
+	"tidegate/gateway/backend/exchange/exchangetest"
+)
 
 // TestBodies sends bodies on both sides of the size up to which they are copied.
 func TestBodies(t *testing.T) {
 	got := make(chan string, 1)
-	s := serve(t, nil, func(p *peer) {
-		for q := p.request(); q != nil; q = p.request() {
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		for q := p.Request(); q != nil; q = p.Request() {
 			raw, _ := io.ReadAll(q.Body)
 			got <- string(raw)
-			p.say(ok)
+			p.Say(exchangetest.OK)
 		}
 	})
-	b := backendOf(t, s.addr)
+	b := clientOf(t, s.Addr)
 	for _, size := range []int{0, 1, maxJoined - 1, maxJoined, maxJoined + 1, 100_000, 4 << 20} {
 		q := post()
 		q.Body = []byte(strings.Repeat("0123456789abcdef", size/16+1)[:size])
@@ -72,7 +38,7 @@ func TestBodies(t *testing.T) {
 			t.Errorf("%d bytes did not arrive as sent", size)
 		}
 	}
-	if n := s.conns.Load(); n != 1 {
+	if n := s.Conns.Load(); n != 1 {
 		t.Errorf("%d connections", n)
 	}
 }
@@ -85,7 +51,7 @@ func TestAnswers(t *testing.T) {
 		length       int64
 		kept         bool
 	}{
-		{"length", ok, 200, "ok", 2, true},
+		{"length", exchangetest.OK, 200, "ok", 2, true},
 		{"no body", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, "", 0, true},
 		{"204", "HTTP/1.1 204 No Content\r\n\r\n", 204, "", 0, true},
 		{"chunks", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 200, "ok", -1, true},
@@ -94,10 +60,10 @@ func TestAnswers(t *testing.T) {
 		{"until close, not said", "HTTP/1.1 200 OK\r\n\r\nok", 200, "ok", -1, false},
 		{"HTTP/1.0", "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, "ok", 2, false},
 		{"connection: close", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok", 200, "ok", 2, false},
-		{"100 before", "HTTP/1.1 100 Continue\r\n\r\n" + ok, 200, "ok", 2, true},
-		{"several 1xx before", "HTTP/1.1 102 Processing\r\nA: b\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok, 200, "ok", 2, true},
+		{"100 before", "HTTP/1.1 100 Continue\r\n\r\n" + exchangetest.OK, 200, "ok", 2, true},
+		{"several 1xx before", "HTTP/1.1 102 Processing\r\nA: b\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + exchangetest.OK, 200, "ok", 2, true},
 		{"a refusal", "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\nX: y\r\n\r\nbusy", 503, "busy", 4, true},
-		{"more than the answer", ok + "junk", 200, "ok", 2, false},
+		{"more than the answer", exchangetest.OK + "junk", 200, "ok", 2, false},
 		{"a long head", "HTTP/1.1 200 OK\r\nX-Long: " + strings.Repeat("x", largeBuffer-100) + "\r\nContent-Length: 2\r\n\r\nok", 200, "ok", 2, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -105,13 +71,13 @@ func TestAnswers(t *testing.T) {
 				if split && (len(c.answer) > 1000 || strings.HasSuffix(c.answer, "junk")) {
 					continue // slow; and what comes after the answer was read is not seen by it
 				}
-				s := serve(t, nil, func(p *peer) {
-					for p.request() != nil {
+				s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+					for p.Request() != nil {
 						if !split {
-							p.say(c.answer)
+							p.Say(c.answer)
 						} else {
 							for i := range c.answer {
-								p.say(c.answer[i : i+1])
+								p.Say(c.answer[i : i+1])
 							}
 						}
 						if strings.HasPrefix(c.name, "until close") {
@@ -119,14 +85,14 @@ func TestAnswers(t *testing.T) {
 						}
 					}
 				})
-				b := backendOf(t, s.addr)
+				b := clientOf(t, s.Addr)
 				for range 2 {
 					a, body, err := send(b, post())
 					if err != nil || a.Status != c.status || body != c.body || a.Length() != c.length {
 						t.Fatalf("%+v, %q, %v", a, body, err)
 					}
 				}
-				if n := s.conns.Load(); (n == 1) != c.kept {
+				if n := s.Conns.Load(); (n == 1) != c.kept {
 					t.Errorf("%d connections for two requests", n)
 				}
 			}
@@ -144,24 +110,24 @@ func TestNoAnswer(t *testing.T) {
 		"a head too long":         "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20),
 		"a head of too many":      "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", 1<<16),
 		"1xx and then the end":    "HTTP/1.1 100 Continue\r\n\r\n",
-		"1xx without end":         strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", maxInterim+1) + ok,
+		"1xx without end":         strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", maxInterim+1) + exchangetest.OK,
 		"an encoding not chunked": "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := serve(t, nil, func(p *peer) {
-				p.request()
-				p.say(answer)
+			s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+				p.Request()
+				p.Say(answer)
 			})
-			b := backendOf(t, s.addr)
+			b := clientOf(t, s.Addr)
 			_, _, err := send(b, post())
-			if !Retryable(err) || Outcome(err) != "broken" {
-				t.Errorf("%v: %s", err, Outcome(err))
+			if !isBroken(err) {
+				t.Errorf("%v", err)
 			}
-			if n := s.conns.Load(); n != 1 {
+			if n := s.Conns.Load(); n != 1 {
 				t.Errorf("sent %d times", n)
 			}
-			if !b.Seat.InRotation() || len(b.probeRequests) != 1 {
-				t.Error("one failed answer should ask for a probe, no more")
+			if b.seen.failures() != 1 {
+				t.Error("one failed answer is one failure")
 			}
 		})
 	}
@@ -181,13 +147,13 @@ func TestBrokenBodies(t *testing.T) {
 		"behind the chunk": {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nokk\r\n0\r\n\r\n", "ok"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := serve(t, nil, func(p *peer) {
-				p.request()
-				p.say(c.answer)
+			s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+				p.Request()
+				p.Say(c.answer)
 			})
-			b := backendOf(t, s.addr)
+			b := clientOf(t, s.Addr)
 			_, body, err := send(b, post())
-			if body != c.body || !Retryable(err) || len(b.probeRequests) != 1 {
+			if body != c.body || !isBroken(err) || b.seen.failures() != 1 {
 				t.Errorf("%q, %v", body, err)
 			}
 			if len(b.pool.idle) != 0 {
@@ -198,8 +164,8 @@ func TestBrokenBodies(t *testing.T) {
 }
 
 func TestKeepAlive(t *testing.T) {
-	s := serve(t, nil, answering(ok))
-	b := backendOf(t, s.addr)
+	s := exchangetest.Serve(t, nil, exchangetest.Answering(exchangetest.OK))
+	b := clientOf(t, s.Addr)
 	for range 20 {
 		if _, body, err := send(b, post()); err != nil || body != "ok" {
 			t.Fatal(body, err)
@@ -211,8 +177,8 @@ func TestKeepAlive(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.Close()
-	if _, _, err := send(b, post()); err != nil || s.conns.Load() != 2 {
-		t.Error(err, s.conns.Load())
+	if _, _, err := send(b, post()); err != nil || s.Conns.Load() != 2 {
+		t.Error(err, s.Conns.Load())
 	}
 }
 
@@ -222,20 +188,20 @@ func TestStaleConnection(t *testing.T) {
 	for name, linger := range map[string]int{"closed": -1, "reset": 0} {
 		t.Run(name, func(t *testing.T) {
 			read := make(chan bool)
-			s := serve(t, nil, func(p *peer) {
-				p.request()
-				p.say(ok)
+			s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+				p.Request()
+				p.Say(exchangetest.OK)
 				<-read
 				p.Conn.(*net.TCPConn).SetLinger(linger)
 			})
-			b := backendOf(t, s.addr)
+			b := clientOf(t, s.Addr)
 			for i := range 20 {
 				if _, body, err := send(b, post()); err != nil || body != "ok" {
 					t.Fatalf("request %d: %q, %v", i, body, err)
 				}
 				read <- true
 			}
-			if n := s.conns.Load(); n != 20 {
+			if n := s.Conns.Load(); n != 20 {
 				t.Errorf("%d connections for 20 requests", n)
 			}
 		})
@@ -243,20 +209,20 @@ func TestStaleConnection(t *testing.T) {
 }
 
 func TestStaleConnectionOnce(t *testing.T) {
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		if p.n == 1 {
-			p.say(ok)
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		if p.N == 1 {
+			p.Say(exchangetest.OK)
 		}
 	})
-	b := backendOf(t, s.addr)
+	b := clientOf(t, s.Addr)
 	if _, _, err := send(b, post()); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := send(b, post()); !Retryable(err) || !errors.Is(err, io.EOF) {
+	if _, _, err := send(b, post()); !isBroken(err) || !errors.Is(err, io.EOF) {
 		t.Errorf("%v", err)
 	}
-	if n := s.conns.Load(); n != 2 {
+	if n := s.Conns.Load(); n != 2 {
 		t.Errorf("%d connections: the request was sent more than once again", n)
 	}
 }
@@ -264,7 +230,7 @@ func TestStaleConnectionOnce(t *testing.T) {
 // TestUnaskedAnswer: what a server sends on an idle connection is nobody's answer, and
 // the end of the connection is seen before a request is sent on it.
 func TestUnaskedAnswer(t *testing.T) {
-	server, client := tlsPair(t)
+	server, client := exchangetest.TLSPair(t)
 	server.DynamicRecordSizingDisabled = true // what is said at once is one record
 	const theirs = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\ntheirs"
 	const head = "HTTP/1.1 200 OK\r\nContent-Length: %04d\r\n\r\n"
@@ -275,13 +241,13 @@ func TestUnaskedAnswer(t *testing.T) {
 		secure        bool
 		first, second string // what is sent with the answer, and once that has been read
 	}{
-		{"an answer", false, ok, theirs},
-		{"an answer, TLS", true, ok, theirs},
+		{"an answer", false, exchangetest.OK, theirs},
+		{"an answer, TLS", true, exchangetest.OK, theirs},
 		{"an answer in the same record", true, fills + theirs, ""},
-		{"a byte", false, ok, "\n"},
-		{"the end", false, ok, "FIN"},
-		{"the end, TLS", true, ok, "FIN"},
-		{"the end after an answer", false, ok, theirs + "FIN"},
+		{"a byte", false, exchangetest.OK, "\n"},
+		{"the end", false, exchangetest.OK, "FIN"},
+		{"the end, TLS", true, exchangetest.OK, "FIN"},
+		{"the end after an answer", false, exchangetest.OK, theirs + "FIN"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			read, sent := make(chan bool), make(chan bool)
@@ -290,30 +256,30 @@ func TestUnaskedAnswer(t *testing.T) {
 			if c.secure {
 				config = server
 			}
-			s := serve(t, config, func(p *peer) {
-				p.request()
-				if p.n > 1 {
-					p.say(ok)
-					p.gone()
+			s := exchangetest.Serve(t, config, func(p *exchangetest.Peer) {
+				p.Request()
+				if p.N > 1 {
+					p.Say(exchangetest.OK)
+					p.AwaitEnd()
 					return
 				}
-				p.say(c.first)
+				p.Say(c.first)
 				<-read
 				text, ends := strings.CutSuffix(c.second, "FIN")
 				if text != "" {
-					p.say(text)
+					p.Say(text)
 				}
 				if ends {
 					p.Close()
 				}
 				close(sent)
-				if !ends && p.request() != nil {
+				if !ends && p.Request() != nil {
 					reused.Store(true)
 				}
 			})
-			b := backendOf(t, s.addr)
+			b := clientOf(t, s.Addr)
 			if c.secure {
-				b = overTLS(t, s.addr, client)
+				b = clientWith(t, Config{Address: s.Addr, TLS: client})
 			}
 			if _, _, err := send(b, post()); err != nil {
 				t.Fatal(err)
@@ -323,7 +289,7 @@ func TestUnaskedAnswer(t *testing.T) {
 			if _, body, err := send(b, post()); err != nil || body != "ok" {
 				t.Errorf("the next caller gets %q, %v", body, err)
 			}
-			if n := s.conns.Load(); n != 2 || reused.Load() {
+			if n := s.Conns.Load(); n != 2 || reused.Load() {
 				t.Errorf("%d connections; the request was sent on the first: %v", n, reused.Load())
 			}
 		})
@@ -334,25 +300,25 @@ func TestUnaskedAnswer(t *testing.T) {
 // while, crosses a request on the way. It is no answer to that.
 func TestTimeoutOfAnIdleConnection(t *testing.T) {
 	const late = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		p.say(ok)
-		if p.n == 1 && p.request() != nil {
-			p.say(late)
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		p.Say(exchangetest.OK)
+		if p.N == 1 && p.Request() != nil {
+			p.Say(late)
 		}
-		p.gone()
+		p.AwaitEnd()
 	})
-	b := backendOf(t, s.addr)
+	b := clientOf(t, s.Addr)
 	for range 2 {
 		if a, body, err := send(b, post()); err != nil || body != "ok" {
 			t.Errorf("%+v, %q, %v", a, body, err)
 		}
 	}
-	if n := s.conns.Load(); n != 2 {
+	if n := s.Conns.Load(); n != 2 {
 		t.Errorf("%d connections", n)
 	}
-	always := serve(t, nil, answering(late))
-	if a, _, err := send(backendOf(t, always.addr), post()); err != nil || a.Status != http.StatusRequestTimeout || always.conns.Load() != 1 {
+	always := exchangetest.Serve(t, nil, exchangetest.Answering(late))
+	if a, _, err := send(clientOf(t, always.Addr), post()); err != nil || a.Status != http.StatusRequestTimeout || always.Conns.Load() != 1 {
 		t.Errorf("on a new connection: %+v, %v", a, err)
 	}
 }
@@ -361,11 +327,11 @@ func TestTimeoutOfAnIdleConnection(t *testing.T) {
 // ends the connection. That is an answer, not a server that broke.
 func TestRefusedBeforeItIsSent(t *testing.T) {
 	const refusal = "HTTP/1.1 413 Request Entity Too Large\r\nConnection: close\r\nContent-Length: 8\r\n\r\ntoo long"
-	s := serve(t, nil, func(p *peer) {
-		p.br.ReadString('\n')
-		p.say(refusal)
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.ReadString('\n')
+		p.Say(refusal)
 	})
-	b := backendOf(t, s.addr)
+	b := clientOf(t, s.Addr)
 	for range 3 {
 		q := post()
 		q.Body = make([]byte, 16<<20)
@@ -374,7 +340,7 @@ func TestRefusedBeforeItIsSent(t *testing.T) {
 			t.Fatalf("%+v, %q, %v", a, body, err)
 		}
 	}
-	if n := s.conns.Load(); n != 3 || len(b.pool.idle) != 0 {
+	if n := s.Conns.Load(); n != 3 || len(b.pool.idle) != 0 {
 		t.Errorf("%d connections, %d kept", n, len(b.pool.idle))
 	}
 }
@@ -382,60 +348,43 @@ func TestRefusedBeforeItIsSent(t *testing.T) {
 // TestNoResendAfterAByte: once the server has said anything, the request may have
 // been worked on.
 func TestNoResendAfterAByte(t *testing.T) {
-	s := serve(t, nil, func(p *peer) {
-		p.request()
-		p.say(ok)
-		p.request()
-		p.say("H")
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) {
+		p.Request()
+		p.Say(exchangetest.OK)
+		p.Request()
+		p.Say("H")
 	})
-	b := backendOf(t, s.addr)
+	b := clientOf(t, s.Addr)
 	if _, _, err := send(b, post()); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := send(b, post()); !Retryable(err) {
+	if _, _, err := send(b, post()); !isBroken(err) {
 		t.Errorf("%v", err)
 	}
-	if n := s.conns.Load(); n != 1 {
+	if n := s.Conns.Load(); n != 1 {
 		t.Errorf("%d connections: the request was sent again", n)
-	}
-}
-
-func TestRefused(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
-	b := backendOf(t, addr)
-	_, _, err = send(b, post())
-	if !Retryable(err) || Outcome(err) != "broken" {
-		t.Errorf("%v", err)
-	}
-	if b.Seat.InRotation() || b.OutReason() != "connection refused" || len(b.probeRequests) != 1 {
-		t.Errorf("in rotation %v (%s), %d probes asked for", b.Seat.InRotation(), b.OutReason(), len(b.probeRequests))
 	}
 }
 
 // TestConnectTimeout: a server that accepts and then does not shake hands.
 func TestConnectTimeout(t *testing.T) {
-	s := serve(t, nil, func(p *peer) { p.gone() })
-	_, client := tlsPair(t)
-	b := overTLS(t, s.addr, client)
+	s := exchangetest.Serve(t, nil, func(p *exchangetest.Peer) { p.AwaitEnd() })
+	_, client := exchangetest.TLSPair(t)
+	b := clientWith(t, Config{Address: s.Addr, TLS: client})
 	q := post()
 	q.Limits.Connect = 20 * time.Millisecond
 	_, _, err := send(b, q)
 	wantPhase(t, err, Connect)
-	if !Retryable(err) || Outcome(err) != "timeout_connect" || len(b.probeRequests) != 1 {
+	if b.seen.failures() != 1 {
 		t.Errorf("%v", err)
 	}
 }
 
 func TestTLS(t *testing.T) {
-	server, client := tlsPair(t)
+	server, client := exchangetest.TLSPair(t)
 	big := strings.Repeat("x", 100_000)
-	s := serve(t, server, answering(fmt.Sprintf("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(big), big)))
-	b := overTLS(t, s.addr, client)
+	s := exchangetest.Serve(t, server, exchangetest.Answering(fmt.Sprintf("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(big), big)))
+	b := clientWith(t, Config{Address: s.Addr, TLS: client})
 	for range 3 {
 		q := post()
 		q.Body = []byte(strings.Repeat("y", 2*maxJoined))
@@ -443,25 +392,27 @@ func TestTLS(t *testing.T) {
 			t.Fatalf("%d bytes, %v", len(body), err)
 		}
 	}
-	if n := s.conns.Load(); n != 1 {
+	if n := s.Conns.Load(); n != 1 {
 		t.Errorf("%d connections", n)
-	}
-	// As configured, with no root of its own, it trusts no such server.
-	b = New(Config{URL: "https://" + s.addr}, "test")
-	t.Cleanup(b.pool.close)
-	_, _, err := send(b, post())
-	if unknown := new(tls.CertificateVerificationError); !errors.As(err, &unknown) || !Retryable(err) {
-		t.Errorf("%v", err)
-	}
-	if b.dialer.tls.ServerName != "127.0.0.1" || b.dialer.tls.MinVersion != tls.VersionTLS12 {
-		t.Errorf("%+v", b.dialer.tls)
 	}
 }
 
 func TestHeaders(t *testing.T) {
-	s := serve(t, nil, answering("HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nx-a: 1\r\nX-A: 2\r\nContent-Length: 0\r\n\r\n"))
-	a, _, err := send(backendOf(t, s.addr), post())
+	s := exchangetest.Serve(t, nil, exchangetest.Answering("HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nx-a: 1\r\nX-A: 2\r\nContent-Length: 0\r\n\r\n"))
+	a, _, err := send(clientOf(t, s.Addr), post())
 	if err != nil || a.Status != http.StatusTooManyRequests || a.Header.Get("Retry-After") != "7" || len(a.Header.Values("x-a")) != 2 {
 		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+// TestStale holds which errors are those of an idle connection that the server has closed.
+func TestStale(t *testing.T) {
+	for err, want := range map[error]bool{
+		io.EOF: true, io.ErrUnexpectedEOF: true, syscall.ECONNRESET: true, syscall.EPIPE: true, fmt.Errorf("x: %w", syscall.EPIPE): true,
+		syscall.ECONNREFUSED: false, errFraming: false, ErrLeft: false, &TimeoutError{Phase: Total}: false,
+	} {
+		if stale(err) != want {
+			t.Errorf("%v", err)
+		}
 	}
 }

@@ -1,4 +1,4 @@
-package backend
+package exchange
 
 import (
 	"errors"
@@ -47,18 +47,18 @@ func TestPool(t *testing.T) {
 		t.Error("not the youngest")
 	}
 	p.release(conns[3], at.Add(3*time.Second))
-	p.prune(at.Add(idleLife)) // the oldest is just of age, not older
+	p.prune(at.Add(IdleLife)) // the oldest is just of age, not older
 	if len(p.idle) != 4 {
 		t.Errorf("%d are left", len(p.idle))
 	}
-	p.prune(at.Add(idleLife + 1500*time.Millisecond))
+	p.prune(at.Add(IdleLife + 1500*time.Millisecond))
 	if got := []bool{closed(ends[0]), closed(ends[1]), closed(ends[2]), closed(ends[3])}; !slices.Equal(got, []bool{true, true, false, false}) {
 		t.Errorf("closed: %v", got)
 	}
-	if c := p.pop(at.Add(3*time.Second + idleLife)); c != conns[3] {
+	if c := p.pop(at.Add(3*time.Second + IdleLife)); c != conns[3] {
 		t.Error("one of just the allowed age is refused")
 	}
-	if c := p.pop(at.Add(2*time.Second + idleLife + 1)); c != nil || !closed(ends[2]) || len(p.idle) != 0 {
+	if c := p.pop(at.Add(2*time.Second + IdleLife + 1)); c != nil || !closed(ends[2]) || len(p.idle) != 0 {
 		t.Error("an old one is used, or kept")
 	}
 	p.release(conns[3], at)
@@ -115,7 +115,7 @@ func TestPoolLosesNone(t *testing.T) {
 					c = &conn{nc: nc, buffers: &buffers{}}
 					nc.close = func() { isClosed[c] = true }
 					all++
-				} else if now.Sub(c.idleSince) > idleLife {
+				} else if now.Sub(c.idleSince) > IdleLife {
 					t.Fatalf("idle for %v", now.Sub(c.idleSince))
 				}
 				inUse = append(inUse, c)
@@ -146,71 +146,4 @@ type counted struct {
 func (c *counted) Close() error {
 	c.close()
 	return nil
-}
-
-func TestPace(t *testing.T) {
-	var p Pace
-	if n := p.Tokens(time.Second); n != 1+DefaultPace || p.Tokens(0) != 0 {
-		t.Errorf("%d tokens of a second of which nothing is known", n)
-	}
-	p.Observe(100*time.Millisecond, time.Second, 1) // says nothing of the time between tokens
-	p.Observe(0, time.Second, 10)
-	p.Observe(-time.Second, time.Second, 10)
-	p.Observe(time.Second, 0, 10)
-	if n := p.Tokens(time.Second); n != 1+DefaultPace {
-		t.Errorf("%d tokens of what says nothing", n)
-	}
-	p.Observe(100*time.Millisecond, time.Second, 101) // 10 ms a token
-	for since, want := range map[time.Duration]int{-time.Second: 0, 0: 0, 100 * time.Millisecond: 0, 101 * time.Millisecond: 1, 110 * time.Millisecond: 2, 1100 * time.Millisecond: 101} {
-		if n := p.Tokens(since); n != want {
-			t.Errorf("%d tokens after %v; want %d", n, since, want)
-		}
-	}
-	p.Observe(900*time.Millisecond, 9*time.Second, 101) // 90 ms a token: counts one in eight
-	if p.ttft != 200*time.Millisecond || p.itl != 20*time.Millisecond {
-		t.Errorf("%v, %v", p.ttft, p.itl)
-	}
-	for range 200 {
-		p.Observe(time.Second, 5*time.Second, 101)
-	}
-	if n := p.Tokens(2 * time.Second); n < 20 || n > 22 {
-		t.Errorf("%d tokens after a second at 50 ms each", n)
-	}
-}
-
-// TestPaceOfWholeAnswers: where there are no streams, answers in one piece show the
-// pace, but nothing of when a first token came.
-func TestPaceOfWholeAnswers(t *testing.T) {
-	var p Pace
-	p.SetInitial(20)
-	if n := p.Tokens(time.Second); n != 21 {
-		t.Errorf("%d tokens in a second at 20 tokens/s", n)
-	}
-	p.ObserveWhole(time.Hour, wholeTokens-1)
-	p.ObserveWhole(0, 100)
-	if n := p.Tokens(time.Second); n != 21 {
-		t.Errorf("%d tokens after answers that say nothing", n)
-	}
-	p.ObserveWhole(time.Second, 100)
-	if n := p.Tokens(time.Second); n != 101 {
-		t.Errorf("%d tokens in a second at 10 ms each", n)
-	}
-	if _, known := p.Decode(100); known {
-		t.Error("whole answers cannot tell decoding from what came before")
-	}
-	p.Observe(100*time.Millisecond, 990*time.Millisecond, 100) // 10 ms as well
-	p.ObserveWhole(1090*time.Millisecond, 100)
-	if n := p.Tokens(1100 * time.Millisecond); n != 101 {
-		t.Errorf("%d tokens; the time to the first one is known now", n)
-	}
-	// A first token that was late once makes nothing free once it is not.
-	p.Observe(9*time.Second, 990*time.Millisecond, 100)
-	p.Observe(50*time.Millisecond, 990*time.Millisecond, 100)
-	if n := p.Tokens(1050 * time.Millisecond); n != 101 {
-		t.Errorf("%d tokens in a second after the first", n)
-	}
-	p.SetInitial(0)
-	if p.initial != 0 {
-		t.Error(p.initial)
-	}
 }
