@@ -51,7 +51,7 @@ const (
 	reasonTTFT       = "ttft"
 )
 
-// Overloaded is the refusal of a request for which there is no place.
+// Overloaded is the refusal of a request for load, or for its level.
 type Overloaded struct {
 	Cause      Shed
 	Level      degrade.Level // level of the answer that it would have had

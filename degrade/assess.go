@@ -14,8 +14,9 @@ const (
 	queue
 	preemptions
 	ttft
-	signals         // number of signals
-	noSignal signal = -1
+	signals                      // number of signals
+	cardSignals        = kvCache // number of the signals that are read from cards; those of engines follow
+	noSignal    signal = -1
 )
 
 // String returns the name of the signal in the configuration, metrics and headers.
@@ -35,7 +36,7 @@ func Reasons() (names []string) {
 }
 
 // ofGPU reports whether the signal is read from the cards.
-func (s signal) ofGPU() bool { return s <= memoryUsed }
+func (s signal) ofGPU() bool { return s < cardSignals }
 
 // begins returns the pressure at which a level begins; past L4, the end of the scale.
 func begins(l Level) float64 { return [...]float64{0, .50, .65, .80, .95, 1}[l] }

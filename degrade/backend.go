@@ -101,7 +101,7 @@ func (b *backend) step(k *rules, r *Readings, now time.Time) {
 	b.judgeCards(k, r, now)
 	newEngine := b.judgeEngine(k, r, now)
 	for side := range sides {
-		oldest := b.oldest(side, temperature, ttft)
+		oldest := b.oldest(side, 0, signals)
 		b.held[side], b.blind[side] = oldest.held, oldest.dropped
 	}
 	for s := range signals {
@@ -182,7 +182,7 @@ func (b *backend) judgeCards(k *rules, r *Readings, now time.Time) {
 // applySwitches merges the switches of one more card. A signal that is only
 // observed on one card moves nothing.
 func (b *backend) applySwitches(rules *ruleSet, first bool) {
-	for s := temperature; s <= memoryUsed; s++ {
+	for s := range cardSignals {
 		if first {
 			b.assessments[s], b.freshness[s], b.disabled[s], b.observe[s] = assessment{}, freshness{}, true, false
 		}
@@ -236,7 +236,7 @@ func (b *backend) align(gpus []*nvml.GPU) {
 func (b *backend) judgeEngine(k *rules, r *Readings, now time.Time) bool {
 	fresh := !r.EngineAt.Equal(b.engineAt)
 	b.engineAt = r.EngineAt
-	for s := kvCache; s < signals; s++ {
+	for s := cardSignals; s < signals; s++ {
 		b.freshness[s], b.disabled[s], b.observe[s] = freshness{}, k.engine[s].Disabled, k.engine[s].Observe
 	}
 	rate := func(s signal, known bool, v float64) {
@@ -285,8 +285,8 @@ func (b *backend) assessPreemptions(n int, now time.Time) assessment {
 
 // oldest returns the age class of the readings that count on a side, from one signal to
 // another.
-func (b *backend) oldest(side int, first, last signal) (oldest freshness) {
-	for s := first; s <= last; s++ {
+func (b *backend) oldest(side int, first, end signal) (oldest freshness) {
+	for s := first; s < end; s++ {
 		if n := b.freshness[s]; !b.disabled[s] && (side == wouldBe || !b.observe[s]) {
 			oldest = freshness{oldest.known || n.known, oldest.held || n.held, oldest.dropped || n.dropped}
 		}
@@ -317,7 +317,7 @@ func (b *backend) summarize(r *Readings, now time.Time) {
 		b.standings[side] = st
 	}
 	b.inFlightCap = 0
-	switch gpus := b.oldest(acting, temperature, memoryUsed); {
+	switch gpus := b.oldest(acting, 0, cardSignals); {
 	case gpus.dropped:
 		b.inFlightCap = max(b.busiest.inFlight[0], b.busiest.inFlight[1], r.MaxInFlight/leastCap, 1)
 	case gpus.known && !gpus.held && b.standings[acting].level == Full:

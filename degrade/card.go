@@ -29,10 +29,10 @@ type card struct {
 	basis     *rules    // configuration that ruleSet was made from
 	judgedAt  time.Time // time of the last reading that was judged
 
-	lastValue     [memoryUsed + 1]time.Time // last value of each signal; zero where there was none, or none since the GPU was lost
-	fresh         [memoryUsed + 1]bool      // signals with a value that was not judged before
-	assessments   [memoryUsed + 1]assessment
-	confirmations [memoryUsed + 1]confirmation
+	lastValue     [cardSignals]time.Time // last value of each signal; zero where there was none, or none since the GPU was lost
+	fresh         [cardSignals]bool      // signals with a value that was not judged before
+	assessments   [cardSignals]assessment
+	confirmations [cardSignals]confirmation
 
 	thermal    thermal
 	throttling throttling
@@ -71,8 +71,8 @@ func (c *card) identify(k *rules, g *nvml.GPU, now time.Time) bool {
 	return true
 }
 
-// judge assesses a reading; g is nil if no source reports the card. A reading that was seen before is no
-// second sample, however often it is looked at. A value that a reading lacks stays as it was
+// judge assesses a reading; g is nil if no source reports the card. A reading that was seen before does
+// not count as a second sample. A value that a reading lacks stays as it was
 // last read, and grows old. The values of a lost GPU do not count.
 func (c *card) judge(g *nvml.GPU, running, absolute bool, now time.Time) {
 	c.fresh = [len(c.fresh)]bool{}

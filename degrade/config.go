@@ -11,7 +11,7 @@ import (
 
 // Config configures the ladder.
 type Config struct {
-	Observe   bool          `yaml:"observe"` // all of it is told and nothing done: every model stands at L0 and no backend is left out
+	Observe   bool          `yaml:"observe"` // everything is reported and nothing done: every model stands at L0 and no backend is left out
 	Signals   Signals       `yaml:"signals"`
 	Dwell     Dwell         `yaml:"dwell"`
 	Baseline  time.Duration `yaml:"baseline"` // after a backend is up, over which the memory beside its engine is measured
@@ -32,10 +32,10 @@ type Signals struct {
 	TTFT           Table  `yaml:"ttft"`            // p90 over the objective; leaves at exit times the level
 }
 
-// Switch puts a signal out of use.
+// Switch disables a signal, or only observes it.
 type Switch struct {
 	Disabled bool `yaml:"off"`     // it is not looked at
-	Observe  bool `yaml:"observe"` // it is told, and moves nothing
+	Observe  bool `yaml:"observe"` // it is reported, and moves nothing
 }
 
 // Table holds the readings at which a signal enters each level and leaves it.
@@ -59,7 +59,7 @@ type TableOverride struct {
 	Levels   []float64 `yaml:"levels"`  // as in signals
 	Exit     *float64  `yaml:"exit"`    // as in signals
 	Disabled *bool     `yaml:"off"`     // it is not looked at on these cards
-	Observe  *bool     `yaml:"observe"` // it is told, and moves nothing on these cards
+	Observe  *bool     `yaml:"observe"` // it is reported, and moves nothing on these cards
 }
 
 // Dwell bounds how fast levels move.
@@ -158,7 +158,7 @@ func (c *Config) Validate() error {
 	}
 	for language, text := range c.Canned.Text {
 		if language == "" || strings.ToLower(language) != language || strings.TrimSpace(text) == "" || !utf8.ValidString(text) {
-			fault("canned.text: the one of %q is no language in small letters with a text; expected such as {zh: ..., en: ...}", language)
+			fault("canned.text: %q is not a language code in small letters with a text that is not empty; expected such as {zh: ..., en: ...}", language)
 		}
 	}
 	for i := range c.GPUModels {
@@ -242,6 +242,17 @@ func (c *Config) table(s signal) *Table {
 	return nil
 }
 
+// toggle returns the switch of a signal that has no scale.
+func (c *Signals) toggle(s signal) Switch {
+	switch s {
+	case throttle:
+		return c.GPUThrottle
+	case preemptions:
+		return c.Preemptions
+	}
+	return Switch{}
+}
+
 // override returns what a card's model overrides of a signal; nil where it is no signal of a GPU.
 func (m *GPUModel) override(s signal) *TableOverride {
 	switch s {
@@ -295,13 +306,10 @@ func (c *Config) rules(gpu string) *ruleSet {
 	set := &ruleSet{}
 	for s := range signals {
 		var t Table
-		switch table := c.table(s); {
-		case table != nil:
+		if table := c.table(s); table != nil {
 			t = *table
-		case s == throttle:
-			t.Switch = c.Signals.GPUThrottle
-		default:
-			t.Switch = c.Signals.Preemptions
+		} else {
+			t.Switch = c.Signals.toggle(s)
 		}
 		if card != nil {
 			if o := card.override(s); o != nil {

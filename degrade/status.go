@@ -102,7 +102,7 @@ func (w *watched) status() BackendStatus {
 	s := BackendStatus{
 		Backend: w.gauge.Name, Level: v.Level.String(), WouldBe: w.standings[wouldBe].level.String(), Pressure: v.Pressure, Reason: v.Reason,
 		MayFall: moment(v.Retry), Weight: w.gauge.Weight(), InRotation: w.life.inRotation, Counts: w.membership[acting].counted,
-		GPUs: w.oldest(wouldBe, temperature, memoryUsed).String(), Engine: w.oldest(wouldBe, kvCache, ttft).String(),
+		GPUs: w.oldest(wouldBe, 0, cardSignals).String(), Engine: w.oldest(wouldBe, cardSignals, signals).String(),
 		Out: v.Out, Cap: v.Cap, InFlight: w.readings.InFlight, Signals: []SignalStatus{},
 	}
 	for i := range w.cards {

@@ -7,7 +7,7 @@ import (
 
 const (
 	clearFor = 10 * time.Second // time without a throttle reason, or a preemption, before its level may be left
-	hotFor   = 10 * time.Second // time of HW thermal slowdown after which nothing less than L4 holds the card
+	hotFor   = 10 * time.Second // time of HW thermal slowdown after which the card calls for L4
 )
 
 // throttling holds the recent reasons why the clocks of a card were held down. The zero value

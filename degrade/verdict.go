@@ -7,8 +7,8 @@ import (
 	"tidegate/nvml"
 )
 
-// Readings holds the readings of one backend at a moment. Counts that are not known
-// are negative, times and durations that are not known are zero.
+// Readings holds the readings of one backend at a moment. KV, Waiting and Preempted are
+// negative if they are not known; times and durations are zero.
 type Readings struct {
 	GPUs        []*nvml.GPU   // last readings of its cards; nil for a card without any
 	Absolute    bool          // its engine does not pre-allocate: the used share of memory counts
@@ -29,7 +29,7 @@ type Readings struct {
 type Verdict struct {
 	Level    Level
 	Firm     Level     // level of a backend without the signals of load, queue and ttft, which a free place disproves
-	Reason   string    // signal with the highest pressure, such as gpu_temperature; empty at L0
+	Reason   string    // signal, or pin, that sets the level; empty at L0
 	Pressure float64   // 0 to 1; L1 to L4 begin at 0.50, 0.65, 0.80 and 0.95
 	Cap      int       // bound of requests in flight while readings are too old; 0 where there is none
 	Out      string    // why a backend must not be used, such as a lost GPU; empty where it may be

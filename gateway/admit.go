@@ -51,7 +51,7 @@ func (c *call) Fits(smaller *admission.Pool) bool {
 }
 
 // KeepAlive keeps a stream alive while its request waits for a place.
-func (c *call) KeepAlive(p *admission.Permit) (next time.Duration, announced bool) {
+func (c *call) KeepAlive(p *admission.Permit) (next time.Duration, committed bool) {
 	if !c.request.Wish.Stream {
 		return time.Minute, false
 	}

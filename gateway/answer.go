@@ -14,8 +14,9 @@ import (
 )
 
 // answerWriter writes the answer to a request: the head with its level and rate limits, a
-// JSON body, or a stream with its keep-alives. It alone touches the http.ResponseWriter,
-// and it knows nothing of the request. One goroutine may use it.
+// JSON body, or a stream with its keep-alives. Generations write to the
+// http.ResponseWriter only through it; errors and fixed routes write to w. It knows nothing
+// of the request. One goroutine may use it.
 type answerWriter struct {
 	w         http.ResponseWriter
 	values    []string // room for the values of the header, in one piece

@@ -17,7 +17,7 @@ import (
 // call is one HTTP request of a caller and all that its handler knows of it. It lives as
 // long as its handler and is used by its goroutine alone. Each part has one writer: the
 // head of the call is set by answer, request by parse, plan by generate and the sender,
-// writer by itself, outcome by the sender and finish.
+// writer by itself, outcome by who ends the request.
 type call struct {
 	r        *http.Request
 	settings *settings

@@ -70,7 +70,7 @@ func explain(err error, f *facts) *refusal.Refusal {
 	case errors.Is(err, account.ErrUnknownKey), errors.Is(err, account.ErrIPNotAllowed):
 		return f.keyRefused(err)
 	case errors.As(err, &guessing):
-		r := refusal.New(refusal.RateLimit, "", fmt.Sprintf("too many requests with keys that are not good came from your address %v, so this key was not looked at: check the key, then try again in %v",
+		r := refusal.New(refusal.RateLimit, "", fmt.Sprintf("too many requests with invalid keys came from your address %v, so this key was not looked at: check the key, then try again in %v",
 			f.addr, max(guessing.RetryAfter.Round(100*time.Millisecond), 100*time.Millisecond))).After(guessing.RetryAfter)
 		r.HangUp = true
 		return r

@@ -10,7 +10,7 @@ import (
 // forward sends the request to the permit's backend and the answer to the caller. A failure
 // of which the caller has seen nothing is tried again, on another backend.
 func (g *Gateway) forward(c *call) (err error) {
-	c.plan.model.Retries.Request()
+	c.plan.model.Retries.Earn()
 	first := c.plan.model
 	s := &sender{g: g, c: c, progressed: c.began}
 	for s.number = 1; ; s.number++ {
@@ -58,8 +58,8 @@ func (s *sender) permitted() *backend.Backend {
 }
 
 // retry takes a place for the next attempt after one has failed: on another backend of the
-// model while it may be tried there, else on the fallback model, once. The budget of
-// retries bounds both.
+// model while it may be tried there, else on the fallback model, once. payRetry
+// bounds both.
 func (s *sender) retry() bool {
 	c := s.c
 	if !s.payRetry() {
@@ -83,7 +83,7 @@ func (s *sender) payRetry() bool {
 		return true
 	}
 	m := s.c.plan.model
-	return m.Attempts >= 2 && (m.Retries.Retry() || s.backend.Move(time.Now()))
+	return m.Attempts >= 2 && (m.Retries.Spend() || s.backend.SpendMove(time.Now()))
 }
 
 // shouldMove reports whether the attempt, which waits on a backend out of rotation, is

@@ -9,8 +9,9 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// outcome describes the end of a request. The sender writes what it got from backends, and
-// finish the rest; the log line, metrics, trace, ledger and settlement read it.
+// outcome describes the end of a request. The sender, or canned, writes what the answer
+// was; fail writes why there was none; finish writes the level. The log line, metrics,
+// trace, ledger and settlement read it.
 type outcome struct {
 	backend    string        // name of the backend asked last; empty where none was
 	attempts   int           // exchanges with backends

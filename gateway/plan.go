@@ -12,8 +12,8 @@ import (
 const cannedModel = "tidegate-canned"
 
 // plan describes what is sent for a request at the level that it was admitted at. planFor
-// makes it, and nobody changes it, but for a model that a reload has replaced by its namesake. A
-// fallback after a failure makes a new plan.
+// makes it. Only permitted changes it, where a reload replaced the model by one of the same
+// name. A fallback after a failure makes a new plan.
 type plan struct {
 	model  *backend.Model // model that answers; nil for a canned answer
 	served string         // name of what answers, for the ledger and the caller

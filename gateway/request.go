@@ -11,7 +11,8 @@ import (
 	"tidegate/gateway/refusal"
 )
 
-// request holds what a caller asks for. parse writes it, and nobody after it.
+// request holds what a caller asks for. parse writes it; afterwards dropBody
+// alone changes it, which releases the body.
 type request struct {
 	door.Parsed
 	model    *backend.Model // model that the caller asked for

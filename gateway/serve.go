@@ -61,7 +61,7 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, route string, h
 	defer c.bodies.release()
 	c.writer.header("X-Request-Id", c.id)
 	c.tracing = g.startTrace(c)
-	err := c.revoked(g.guarded(c, h))
+	err := c.endCause(g.guarded(c, h))
 	cut := err != nil && g.fail(c, err)
 	g.finish(c, err)
 	if cut {
@@ -102,9 +102,9 @@ func (c *call) followKey() (release func()) {
 	return release
 }
 
-// revoked returns why the gateway itself ended the request, in place of an error that
-// looks as if the caller had left; else the error.
-func (c *call) revoked(err error) error {
+// endCause returns the error of the key if its revocation ended the request, which looks as
+// if the caller had left; else err.
+func (c *call) endCause(err error) error {
 	if cause := (*account.KeyError)(nil); err != nil && errors.As(context.Cause(c.r.Context()), &cause) {
 		return cause
 	}

@@ -28,7 +28,7 @@ func (g *Gateway) settle(c *call) {
 // beginFlight notes a request that is sent to a backend, with its prompt: should this
 // process be killed, the next one charges it.
 func (g *Gateway) beginFlight(c *call) {
-	r := c.record()
+	r := c.ledgerRecord()
 	r.Usage.Input = c.plan.prompt
 	if c.plan.model != nil {
 		r.Units = c.plan.model.Weights.Units(limitUsage(r.Usage))
@@ -57,7 +57,7 @@ func (g *Gateway) record(c *call) (kept bool) {
 		return true
 	}
 	c.settlement.recorded = true
-	out, r := &c.outcome, c.record()
+	out, r := &c.outcome, c.ledgerRecord()
 	r.Status, r.Took, r.Queue, r.GPU = out.status, time.Since(c.began), c.permit.Wait, c.permit.GPU()
 	if out.charged {
 		r.Usage, r.Estimated = out.usage, out.estimated
@@ -75,7 +75,7 @@ func (g *Gateway) record(c *call) (kept bool) {
 }
 
 // record returns what is known of the request from the beginning.
-func (c *call) record() ledger.Record {
+func (c *call) ledgerRecord() ledger.Record {
 	return ledger.Record{
 		ID: c.id, Time: c.began, Department: c.caller.Department, Project: c.caller.Project, User: c.caller.User, Key: c.caller.Key,
 		Asked: c.request.Wish.Model, Model: c.served(), Level: int(c.plan.level),

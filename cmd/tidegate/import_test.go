@@ -64,7 +64,7 @@ func TestOwnerCommands(t *testing.T) {
 		{exitOK, "user set ann --disable", "disabled since"},
 		{exitOK, "user set ann --enable", "active"},
 		{exitUsage, "user set ann --enable --disable", "either --disable or --enable"},
-		{exitUsage, "user set ann", "nothing is to change: give project or disabled"},
+		{exitUsage, "user set ann", "there is no change: give project or disabled"},
 		{exitUsage, "user set nobody --disable", `there is no user "nobody"`},
 		{exitOK, "user list --project gemini", "ann"},
 		{exitOK, "user list --json", `"project": "gemini"`},
@@ -74,7 +74,7 @@ func TestOwnerCommands(t *testing.T) {
 		{exitOK, "key set ann --models large --ips 10.0.0.0/8 --tier batch --max-level L1 --name ann-ci", "ann-ci"},
 		{exitOK, "key set ann-ci --models all --ips all --ttl 1d12h", "all"},
 		{exitOK, "key set ann-ci --expires-at 2099-01-01T00:00:00Z", "2099-01-01"},
-		{exitUsage, "key set ann-ci", "nothing is to change"},
+		{exitUsage, "key set ann-ci", "there is no change"},
 		{exitUsage, "key set ann-ci --models none", "has no model"},
 		{exitUsage, "key set ann-ci --models=", "--models: is empty"},
 		{exitUsage, "key create --user ann --ips=", "--ips: is empty"},
@@ -120,7 +120,7 @@ func TestRevokeSecret(t *testing.T) {
 		{exitOK, "Bearer " + secret + "\n", "revoked ann"},
 		{exitFailed, secret, "revoked already"},
 		{exitUsage, "", "no key came from stdin"},
-		{exitUsage, "hunter2\n", "is no text of a key"},
+		{exitUsage, "hunter2\n", "is not a key"},
 		{exitUsage, "tg-" + strings.Repeat("0", 43), "no key of this store has that text"},
 	} {
 		said := cli{c.code, "key revoke --secret", c.want}.check(t, file, c.in)

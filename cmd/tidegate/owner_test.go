@@ -183,14 +183,14 @@ func TestOwners(t *testing.T) {
 	lost, _ := stack.CreatedKey(t, do("POST", "keys", `{"user":"bea"}`, 200, ""))
 	do("POST", "keys/revoke", fmt.Sprintf(`{"secret":%q}`, lost), 200, `"name":"bea"`)
 	for body, want := range map[string]string{
-		fmt.Sprintf(`{"secret":%q}`, lost): "revoked already", `{"secret":"hunter2"}`: "is no text of a key", `{"Secret":"x"}`: "write it secret",
+		fmt.Sprintf(`{"secret":%q}`, lost): "revoked already", `{"secret":"hunter2"}`: "is not a key", `{"Secret":"x"}`: "write it secret",
 	} {
 		if _, text := a.Call(t, admin, "POST", "/admin/v1/keys/revoke", body); !strings.Contains(text, want) || strings.Contains(text, lost) || strings.Contains(text, "hunter2") {
 			t.Errorf("%s", text)
 		}
 	}
 	for _, refused := range []struct{ method, path, body, want string }{
-		{"PATCH", "users/ann", `{}`, "nothing is to change"},
+		{"PATCH", "users/ann", `{}`, "there is no change"},
 		{"PATCH", "users/ann", `{"department":"default"}`, "unknown field"},
 		{"PATCH", "departments/default", `{"project":"x"}`, "unknown field"},
 		{"POST", "departments", `{"name":"x","disabled":true}`, "unknown field"},

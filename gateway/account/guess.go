@@ -22,13 +22,13 @@ type GuessingError struct {
 }
 
 func (e *GuessingError) Error() string {
-	return fmt.Sprintf("too many keys that are not good came from this address: the next one is looked at in %v", e.RetryAfter)
+	return fmt.Sprintf("too many invalid keys came from this address: try again in %v", e.RetryAfter)
 }
 
 // guessLimiter limits how fast one address may try keys. A failed key takes a token from
 // the bucket of its address. While the bucket is empty, the gateway checks no key that
 // somebody could have guessed, so the answer is the same for valid keys. Keys that were
-// valid from that address before still are. It is safe for concurrent use.
+// used from that address before are still accepted. It is safe for concurrent use.
 type guessLimiter struct {
 	mu        sync.Mutex
 	perMinute int // rate and burst; 0 for no limit

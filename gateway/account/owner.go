@@ -226,7 +226,7 @@ func (s *Store) Owner(ctx context.Context, k Kind, name string) (o Owner, err er
 // The keys of a disabled owner are refused, and the requests that they have under way end.
 func (s *Store) ChangeOwner(ctx context.Context, actor string, k Kind, name string, ch OwnerChange) (updated Owner, err error) {
 	if ch.Parent == nil && ch.Disabled == nil {
-		return updated, newFault(ErrInvalid, "", "nothing is to change: give %sdisabled", parentField(k))
+		return updated, newFault(ErrInvalid, "", "there is no change: give %sdisabled", parentField(k))
 	}
 	err = s.change(ctx, actor, func(c *change) error {
 		updated, _, err = c.changeOwner(k, name, ch)

@@ -27,7 +27,7 @@ func (ch *KeyChange) empty() bool { return *ch == KeyChange{} }
 // to the next request. Requests under way keep their old rights.
 func (d *Directory) ChangeKey(ctx context.Context, actor, ref string, ch KeyChange) (updated Key, err error) {
 	if ch.empty() {
-		return updated, newFault(ErrInvalid, "", "nothing is to change: give some of name, ttl or expires_at, models, ips, tier and max_level")
+		return updated, newFault(ErrInvalid, "", "there is no change: give some of name, ttl or expires_at, models, ips, tier and max_level")
 	}
 	err = d.store.change(ctx, actor, func(c *change) error {
 		rows, err := c.find(ref)
@@ -162,7 +162,7 @@ func (s *Store) RevokeKey(ctx context.Context, actor, ref string) (revoked []Key
 }
 
 // RevokeUser revokes all keys of a user, as RevokeKey does. A user without a valid key is
-// no fault.
+// no error.
 func (s *Store) RevokeUser(ctx context.Context, actor, user string) (revoked []Key, err error) {
 	revoked = []Key{}
 	err = s.change(ctx, actor, func(c *change) error {
@@ -186,10 +186,10 @@ func (s *Store) RevokeUser(ctx context.Context, actor, user string) (revoked []K
 func (d *Directory) RevokeSecret(ctx context.Context, actor, secret string) (revoked []Key, err error) {
 	sum := hashKey(secret)
 	if id, ok := d.keys[sum]; ok {
-		return nil, newFault(ErrConflict, "secret", "this key of user %s stands in the configuration (%s): take it out there, and every gateway refuses it within two seconds of the change", id.User, id.Key)
+		return nil, newFault(ErrConflict, "secret", "this key of user %s is in the configuration file (%s): remove it there, and every gateway refuses it within two seconds of the change", id.User, id.Key)
 	}
 	if !wellFormed(secret) {
-		return nil, newFault(ErrInvalid, "secret", "secret: is no text of a key, which begins with %s and has %d characters; this one has %d", prefix, secretLen, len(secret))
+		return nil, newFault(ErrInvalid, "secret", "secret: is not a key, which begins with %s and has %d characters; this one has %d", prefix, secretLen, len(secret))
 	}
 	err = d.store.change(ctx, actor, func(c *change) error {
 		rows, err := c.store.keys(c.ctx, c.tx, "k.hash = ?", hex.EncodeToString(sum[:]))

@@ -77,7 +77,7 @@ func (f *Fleet) Apply(configs []ModelConfig) {
 func (m *ModelConfig) model(old *Model) *Model {
 	next := &Model{
 		Name: m.Name, Aliases: m.Aliases, Timeouts: m.Timeouts, Weights: m.Weights, AutoTools: m.AutoTools,
-		Objective: m.Objectives.TTFT, Attempts: m.Retry.Attempts, Retries: NewBudget(m.Retry.Budget),
+		Objective: m.Objectives.TTFT, Attempts: m.Retry.Attempts, Retries: NewRetryBudget(m.Retry.Budget),
 	}
 	next.Reasoning, _ = reasoningNames(m.Reasoning)
 	if old != nil {

@@ -63,7 +63,7 @@ func (b *Backend) Blame(err error, peer *Backend) {
 	if b.Facts().Version != peer.Facts().Version {
 		return
 	}
-	text := errors.New(err.Error()) // what it is counted as hangs no more on what it is
+	text := errors.New(err.Error()) // as text, so that its type no longer decides how it counts
 	// The breaker returns what it is given.
 	_ = b.tuned.Load().breaker.Do(func() error { return &exchange.BrokenError{Action: "answered by another backend", Err: text} })
 }

@@ -29,7 +29,7 @@ func TestDoubts(t *testing.T) {
 	if w := d.Warning(now); w != "" {
 		t.Errorf("an hour later: %s", w)
 	}
-	d.Note(now, openai.FaultFallen)
+	d.Note(now, openai.FaultDecreased)
 	if w := d.Warning(now); !strings.Contains(w, "1 answers") || !strings.Contains(w, "fallen") {
 		t.Errorf("anew: %s", w)
 	}

@@ -204,7 +204,7 @@ type Model struct {
 	AutoTools bool
 	Objective time.Duration // objective of the time to the first token; 0 if there is none
 	Attempts  int
-	Retries   *Budget
+	Retries   *RetryBudget
 }
 
 // BackendOf returns the backend of a seat; nil if the model has none.

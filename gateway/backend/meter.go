@@ -70,9 +70,9 @@ const (
 	speedAnswers = 5               // least number of answers that gives a speed
 )
 
-// Slower reports for each value whether the median of the other values is at least times
-// as large. Values of 0 are unknown and are ignored.
-func Slower(values []float64, times float64) []bool {
+// Slower reports for each value whether the median of the other values is at least
+// factor times as large. Values of 0 are unknown and are ignored.
+func Slower(values []float64, factor float64) []bool {
 	sorted := make([]float64, 0, len(values))
 	for _, v := range values {
 		if v > 0 {
@@ -90,7 +90,7 @@ func Slower(values []float64, times float64) []bool {
 		if middle >= index {
 			middle++
 		}
-		out[i] = sorted[middle] >= times*v
+		out[i] = sorted[middle] >= factor*v
 	}
 	return out
 }

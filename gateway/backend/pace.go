@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// Pace holds the recent speed of a backend, as moving averages over its answers. It
-// estimates the tokens of an answer in one piece that was cut, for which the backend
-// gives no usage. It is safe for concurrent use.
+// Pace holds the recent speed of a backend, as moving averages over its answers. It serves
+// the charge of cut answers, predictions of unary ones, and the signal ttft. It is safe for
+// concurrent use.
 type Pace struct {
 	mu      sync.Mutex
 	ttft    time.Duration // time to the first token of streams
@@ -49,9 +49,9 @@ func (p *Pace) First(now time.Time, took time.Duration) {
 }
 
 // TTFT returns the 90th percentile of the time to the first token over the last half
-// minute; 0 if there were too few requests. With fewer than ten requests in two minutes,
-// it uses all of them and leaves out the slowest: one slow request says nothing, two do.
-// So old requests do not count against an idle backend.
+// minute; 0 if there were too few requests. With fewer than ten requests it leaves out the
+// slowest: one slow request says nothing, two do. Old requests do not count against an idle
+// backend.
 func (p *Pace) TTFT(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -158,7 +158,7 @@ func (p *Pace) Observe(ttft, decode time.Duration, tokens int) {
 	}
 	p.itl += (itl - p.itl) / paceWeight
 	if ttft < p.ttft {
-		p.ttft = ttft // what a full engine took longer must make nothing free on an idle one
+		p.ttft = ttft // a TTFT learned under load must not make tokens free once the engine is idle
 		return
 	}
 	p.ttft += (ttft - p.ttft) / paceWeight
@@ -221,9 +221,9 @@ func (p *Pace) Tokens(elapsed time.Duration) int {
 	return 1 + int(elapsed/token)
 }
 
-// Budget bounds retries to a share of all requests, so that the retries of a failing
+// RetryBudget bounds retries to a share of all requests, so that the retries of a failing
 // fleet do not double its load. It is safe for concurrent use.
-type Budget struct {
+type RetryBudget struct {
 	share float64
 	mu    sync.Mutex
 	left  float64
@@ -232,20 +232,20 @@ type Budget struct {
 // fewRetries is the number of retries that are allowed at once after a quiet time.
 const fewRetries = 10
 
-// NewBudget returns a budget of share retries per request.
-func NewBudget(share float64) *Budget {
-	return &Budget{share: share, left: fewRetries * min(1, share*fewRetries)}
+// NewRetryBudget returns a budget of share retries per request.
+func NewRetryBudget(share float64) *RetryBudget {
+	return &RetryBudget{share: share, left: fewRetries * min(1, share*fewRetries)}
 }
 
-// Request counts a request.
-func (b *Budget) Request() {
+// Earn counts a request, which earns a share of a retry.
+func (b *RetryBudget) Earn() {
 	b.mu.Lock()
 	b.left = min(b.left+b.share, fewRetries)
 	b.mu.Unlock()
 }
 
-// Retry uses one retry and reports whether there was one.
-func (b *Budget) Retry() bool {
+// Spend uses one retry and reports whether there was one.
+func (b *RetryBudget) Spend() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.left < 1 {
@@ -256,8 +256,8 @@ func (b *Budget) Retry() bool {
 }
 
 // moves counts the requests that a failing backend may hand to its peers beyond their
-// Budget: at most all that it had when the first of them failed, since the fleet carries
-// these already.
+// retry budget: per minute at most all that it had when the first of them failed, since the
+// fleet carries these already.
 type moves struct {
 	mu     sync.Mutex
 	left   int
@@ -267,9 +267,9 @@ type moves struct {
 // movesEvery is the least time between two refills of moves.
 const movesEvery = time.Minute
 
-// Move uses one retry outside the Budget and reports whether there was one. The request
+// SpendMove uses one retry outside the retry budget and reports whether there was one. The request
 // still holds its seat on the backend.
-func (b *Backend) Move(now time.Time) bool {
+func (b *Backend) SpendMove(now time.Time) bool {
 	m := &b.moves
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -86,24 +86,24 @@ func TestDecodeIsKnown(t *testing.T) {
 
 // TestBudget: retries are a share of the requests, beside a few at once.
 func TestBudget(t *testing.T) {
-	b := NewBudget(0.1)
+	b := NewRetryBudget(0.1)
 	taken := 0
-	for b.Retry() {
+	for b.Spend() {
 		taken++
 	}
 	if taken != 10 {
 		t.Errorf("%d at once", taken)
 	}
 	for range 1000 {
-		b.Request()
-		if b.Retry() {
+		b.Earn()
+		if b.Spend() {
 			taken++
 		}
 	}
 	if taken < 105 || taken > 111 {
 		t.Errorf("%d retries of 1000 requests", taken)
 	}
-	if b := NewBudget(0); b.Retry() {
+	if b := NewRetryBudget(0); b.Spend() {
 		t.Error("a budget of nothing")
 	}
 }
@@ -139,11 +139,11 @@ func TestMove(t *testing.T) {
 	}
 	at := time.Unix(1000, 0)
 	for i, want := range []bool{true, true, true, false, false} {
-		if got := b.Move(at.Add(time.Duration(i) * time.Second)); got != want {
+		if got := b.SpendMove(at.Add(time.Duration(i) * time.Second)); got != want {
 			t.Errorf("move %d: %v", i, got)
 		}
 	}
-	if b.Move(at.Add(movesEvery-1)) || !b.Move(at.Add(movesEvery)) {
+	if b.SpendMove(at.Add(movesEvery-1)) || !b.SpendMove(at.Add(movesEvery)) {
 		t.Error("not once a minute")
 	}
 }

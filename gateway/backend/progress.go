@@ -18,9 +18,9 @@ type progress struct {
 
 	mu            sync.Mutex
 	inFlight      int           // requests under way
-	unsigned      int           // unanswered requests that were under way at the last sign or were sent since
+	withoutSign      int           // unanswered requests that were under way at the last sign or were sent since
 	busySince     time.Time     // start of the current period with a request under way
-	unsignedSince time.Time     // time at which unsigned reached stallRequests, or of the last sign if it was higher then
+	withoutSignSince time.Time     // time at which withoutSign reached stallRequests, or of the last sign if it was higher then
 	canarySent    time.Time     // time of sending of the unanswered canary; zero if there is none
 	patience      time.Duration // twice the longest silence that the backend has ended by itself
 }
@@ -53,8 +53,8 @@ func (p *progress) begin(now time.Time) {
 	if p.inFlight++; p.inFlight == 1 {
 		p.busySince, p.canarySent = now, time.Time{}
 	}
-	if p.unsigned++; p.unsigned == stallRequests {
-		p.unsignedSince = now
+	if p.withoutSign++; p.withoutSign == stallRequests {
+		p.withoutSignSince = now
 	}
 }
 
@@ -64,8 +64,8 @@ func (p *progress) end(answered bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.inFlight--
-	if answered && p.unsigned > 0 {
-		p.unsigned--
+	if answered && p.withoutSign > 0 {
+		p.withoutSign--
 	}
 }
 
@@ -78,9 +78,9 @@ func (p *progress) sign(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lastSign.Store(max(age, p.lastSign.Load(), 1))
-	p.unsigned, p.canarySent = p.inFlight, time.Time{}
-	if p.unsigned >= stallRequests {
-		p.unsignedSince = now
+	p.withoutSign, p.canarySent = p.inFlight, time.Time{}
+	if p.withoutSign >= stallRequests {
+		p.withoutSignSince = now
 	}
 }
 
@@ -92,8 +92,8 @@ func (p *progress) restart() {
 	p.canarySent, p.patience = time.Time{}, 0
 }
 
-// learn doubles the patience with a backend that has worked again by itself after such a
-// silence.
+// learn raises the patience to twice a silence after which a backend worked again by
+// itself.
 func (p *progress) learn(silence time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -157,8 +157,8 @@ func (p *progress) proven(now time.Time, e evidence) bool {
 func (p *progress) hangs(limit time.Duration, now time.Time, e evidence) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.inFlight > 0 && p.unsigned >= stallRequests && p.proven(now, e) &&
-		now.Sub(latest(p.unsignedSince, latest(p.busySince, p.last()))) >= max(limit, p.patience)
+	return p.inFlight > 0 && p.withoutSign >= stallRequests && p.proven(now, e) &&
+		now.Sub(latest(p.withoutSignSince, latest(p.busySince, p.last()))) >= max(limit, p.patience)
 }
 
 // latest returns the later of two times.

@@ -1,8 +1,8 @@
 // Package door holds the APIs that callers speak, as data. A Door is a struct of pure
 // functions over one wire format: how a body is read, how a plan is written into it, and
-// how answers, keep-alives and errors look. The path of a request knows no format; it
-// calls its door. Adding an API is one file here beside the package that knows the
-// grammar.
+// how answers, keep-alives and errors look. The path of a request calls its door, and
+// knows of a format only that it may be SSE. To add an API, write its door here and its
+// grammar in a package beside openai, and list it in gateway.New: see docs/architecture.md.
 package door
 
 import (

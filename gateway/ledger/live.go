@@ -33,7 +33,7 @@ func (l *liveFile) write(frames []byte, records int) error {
 	return nil
 }
 
-// grow notes that the first bytes and records of the file that were not synced are.
+// grow marks the first unsynced bytes and records of the file as synced.
 // The caller holds the journal's mutex too.
 func (l *liveFile) grow(bytes, records int) {
 	l.segment.size += int64(bytes)

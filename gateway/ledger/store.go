@@ -33,30 +33,30 @@ func Migrate(ctx context.Context, db *bun.DB) error {
 	return database.Migrate(ctx, db, "ledger", files)
 }
 
-// place is the key of a sum without its time.
-type place struct{ department, project, user, key, model string }
+// sumKey is the key of a sum without its time.
+type sumKey struct{ department, project, user, key, model string }
 
-// cell is the key of a sum. quarter is the begin of its period, in seconds since 1970.
+// cell is the key of a sum. quarter is the start of its period, in seconds since 1970.
 type cell struct {
 	quarter int64
-	place
+	sumKey
 }
 
-// quarterStart returns the begin of a moment's quarter of an hour, in seconds since 1970.
+// quarterStart returns the start of a moment's quarter of an hour, in seconds since 1970.
 func quarterStart(t time.Time) int64 {
 	s := t.Unix()
 	return s - s%int64(quarter/time.Second)
 }
 
 func newCell(r *Record) cell {
-	return cell{quarterStart(r.Time), place{r.Department, r.Project, r.User, r.Key, r.Model}}
+	return cell{quarterStart(r.Time), sumKey{r.Department, r.Project, r.User, r.Key, r.Model}}
 }
 
 // insert inserts a batch into the database in one transaction, and notes the bytes of the
 // segment that are shipped. Records that are there already change nothing.
 func insert(ctx context.Context, db *bun.DB, segment string, shipped int64, batch []Record) error {
-	// The same order everywhere: gateways that add to the same sums wait for each
-	// other, and never each for the other.
+	// Always in the same order, so that gateways that add to the same sums cannot
+	// deadlock.
 	slices.SortFunc(batch, func(a, b Record) int { return strings.Compare(a.ID, b.ID) })
 	put := insertPostgres
 	if db.Dialect().Name() != dialect.PG {
@@ -79,8 +79,8 @@ func insertTx(ctx context.Context, db *bun.DB, segment string, shipped int64, ba
 	}
 	defer tx.Rollback() //nolint:errcheck // after a commit there is nothing to roll back; otherwise the error is known
 	if err := put(ctx, tx.Tx, batch); err != nil {
-		// Without one of its own a statement of SQLite says only that there is no
-		// transaction any more.
+		// After the end of its context SQLite reports only that there is no transaction
+		// any more.
 		return cmp.Or(ctx.Err(), err)
 	}
 	if _, err := tx.ExecContext(ctx, `INSERT INTO usage_segments (id, shipped, at) VALUES (?, ?, ?)

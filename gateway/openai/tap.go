@@ -13,8 +13,8 @@ const MaxChoices = 1 << 14
 
 // Errors of a stream that is not a complete answer.
 var (
-	ErrGarbage    = errors.New("the stream carries something that is no chunk")
-	ErrUnfinished = errors.New("the stream ended before the answer did")
+	ErrGarbage    = errors.New("the answer has an event that is not a chunk")
+	ErrUnfinished = errors.New("the answer ended before it was complete")
 )
 
 // A StreamError is an error in an answer of status 200. vLLM sends errors that occur after

@@ -83,7 +83,7 @@ const (
 	FaultMissing   Faults = 1 << iota // the input or the output was never stated
 	FaultInvalid                      // a figure is no whole number, or is negative, or total_tokens is not the sum
 	FaultExcessive                    // a figure is above the bounds of the request
-	FaultFallen                       // a figure is below an earlier one of the same stream
+	FaultDecreased                       // a figure is below an earlier one of the same stream
 	FaultUnseen                       // a unary answer never arrived
 )
 
@@ -117,8 +117,8 @@ type Bounds struct {
 // longer one.
 const longestContext = 1 << 20
 
-// upperBound returns the largest sane figure for number prompts or choices of so many
-// tokens and extra ones each. 0 tokens means that the limit is unknown.
+// upperBound returns the largest sane figure for number prompts or choices of at most
+// tokens+extra tokens each. 0 tokens means that the limit is unknown.
 func upperBound(tokens, number, extra int) int {
 	if tokens <= 0 {
 		tokens = longestContext
@@ -206,14 +206,14 @@ func (b *Bounds) check(s *stated, prompts, choices int, floor Usage) (sane figur
 	case s.Input > upperBound(b.Context, prompts, 0):
 		sane, faults, input = sane&^inputFigure, faults|FaultExcessive, b.Input
 	case s.Input < floor.Input:
-		sane, faults, input = sane&^inputFigure, faults|FaultFallen, floor.Input
+		sane, faults, input = sane&^inputFigure, faults|FaultDecreased, floor.Input
 	}
 	switch {
 	case sane&outputFigure == 0:
 	case s.Output > upperBound(b.Limit, choices, 1):
 		sane, faults = sane&^outputFigure, faults|FaultExcessive
 	case s.Output < floor.Output:
-		sane, faults = sane&^outputFigure, faults|FaultFallen
+		sane, faults = sane&^outputFigure, faults|FaultDecreased
 	}
 	if sane&cachedFigure != 0 && s.Cached > input {
 		sane, faults = sane&^cachedFigure, faults|FaultExcessive
@@ -225,7 +225,7 @@ func (b *Bounds) check(s *stated, prompts, choices int, floor Usage) (sane figur
 	case s.Reasoning > s.Output:
 		sane, faults = sane&^reasoningFigure, faults|FaultExcessive
 	case s.Reasoning < floor.Reasoning:
-		sane, faults = sane&^reasoningFigure, faults|FaultFallen
+		sane, faults = sane&^reasoningFigure, faults|FaultDecreased
 	}
 	if sane&(neededFigures|totalFigure) == neededFigures|totalFigure && s.total != s.Usage.Total() {
 		sane, faults = sane&^totalFigure, faults|FaultInvalid

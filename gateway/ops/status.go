@@ -38,7 +38,7 @@ type ModelStatus struct {
 	Backends []BackendStatus `json:"backends"`
 }
 
-// BackendStatus is one server of a model.
+// BackendStatus is one backend of a model.
 type BackendStatus struct {
 	Backend      string               `json:"backend"`
 	InRotation   bool                 `json:"up"`
@@ -53,7 +53,7 @@ type BackendStatus struct {
 	Version      string               `json:"version,omitempty"`
 	NoThinking   bool                 `json:"no_thinking_by_default,omitempty"` // it switches thinking off where a chat says nothing of it
 	Capabilities backend.Capabilities `json:"capabilities"`
-	Engine       *EngineStatus        `json:"engine"`                 // null: it has never told its load
+	Engine       *EngineStatus        `json:"engine"`                 // null: it has never reported its load
 	Blind        string               `json:"engine_error,omitempty"` // why it did not the last time
 	GPUs         []BackendGPU         `json:"gpus,omitempty"`
 }
@@ -64,7 +64,7 @@ type UnansweredStatus struct {
 	ChangedAt time.Time `json:"since"` // the last sign of work, or the first of these requests
 }
 
-// EngineStatus is the load that a server tells.
+// EngineStatus is the load that a backend reports.
 type EngineStatus struct {
 	Freshness   string   `json:"freshness"` // fresh | held | dropped
 	AgeMs       int64    `json:"age_ms"`
@@ -78,7 +78,7 @@ type EngineStatus struct {
 	Sleep       string   `json:"sleep,omitempty"`
 }
 
-// BackendGPU is a GPU that a server is said to run on.
+// BackendGPU is a GPU that a backend is configured to run on.
 type BackendGPU struct {
 	GPU       string `json:"gpu"`       // as the configuration names it
 	Freshness string `json:"freshness"` // fresh | held | dropped | unknown

@@ -214,7 +214,7 @@ func FuzzRecorded(f *testing.F) {
 	f.Add(packNumbers([]int64{0, 1, -2, 1, 40, 0}) + strings.Repeat("k", 100))
 	f.Add(string(appendFloat(appendFloat(nil, math.NaN()), math.Inf(1))) + strings.Repeat("\xff", 100))
 	f.Fuzz(func(t *testing.T, record string) {
-		dims, keys := recorded(record)
+		dims, keys := unpackRecord(record)
 		if len(dims) > len(record) || len(keys) > len(record)+1 {
 			t.Error("more than there is")
 		}

@@ -23,7 +23,8 @@ type link struct {
 	outage int64
 }
 
-// setAlone sets whether Redis is asked, and returns the last failure.
+// setAlone records whether this replica decides without Redis, and returns the last
+// failure.
 func (l *link) setAlone(alone bool, now time.Time) error {
 	l.alone.Store(alone)
 	if !alone {
@@ -202,8 +203,8 @@ func (b *backlog) removeFirst() {
 	b.mu.Unlock()
 }
 
-// skipQuotas makes the settlements charge no quota: Redis was given what a ledger knows,
-// which has counted these requests, too.
+// skipQuotas makes the settlements of requests that were admitted here (ms is not 0) charge
+// no quota: Redis was given what a ledger knows, which has counted these requests, too.
 func (b *backlog) skipQuotas() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

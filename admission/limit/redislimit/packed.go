@@ -8,9 +8,9 @@ import (
 	"tidegate/admission/limit"
 )
 
-// recorded returns the packed dimensions of a record, and their keys; nothing where it is not
-// of our form.
-func recorded(record string) (dims string, keys []string) {
+// unpackRecord returns the packed dimensions of a record, and their keys; nothing where it
+// is malformed.
+func unpackRecord(record string) (dims string, keys []string) {
 	const head = recordFields * number
 	if len(record) < head {
 		return "", nil

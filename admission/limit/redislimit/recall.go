@@ -19,8 +19,8 @@ type recalled struct {
 // quotaUse is the use of one quota in a period, in the quota's unit.
 type quotaUse struct {
 	begin int64 // begin of the period, in milliseconds since 1970
-	used  int64 // use by all replicas, including this one's since it is alone
-	local int64 // use by this replica since it is alone, when the ledger was read
+	used  int64 // use by all replicas, including this one's since it has been alone
+	local int64 // use by this replica since it has been alone, when the ledger was read
 }
 
 // Recall sets what a ledger knows of quotas. Of those in counted it knows all that was
@@ -42,7 +42,7 @@ func (g *Guarded) Recall(counted []string, records []limit.Recorded) {
 // outageSuffix ends the key of a quota's counter of one outage.
 func outageSuffix(outage int64) string { return fmt.Sprintf("#%d", outage) }
 
-// localUse returns the amount of a quota that this replica has settled since it is alone.
+// localUse returns the amount of a quota that this replica has settled since it has been alone.
 func (g *Guarded) localUse(d limit.Dim, outage int64) int64 {
 	d.Key += outageSuffix(outage)
 	d.Cost = 0
@@ -63,11 +63,11 @@ func (g *Guarded) knownUse(d *limit.Dim, now int64) quotaUse {
 	if ledger.outage != g.link.outageNumber() {
 		r.local = 0
 	}
-	asked := ledger.rules[d.Rule] && now-ledger.time.UnixMilli() < recallLife.Milliseconds()
+	ledgerKnows := ledger.rules[d.Rule] && now-ledger.time.UnixMilli() < recallLife.Milliseconds()
 	if found && r.begin != d.BeginMs {
 		r = quotaUse{} // of another period
 	}
-	if last.ms == 0 && !found && !asked {
+	if last.ms == 0 && !found && !ledgerKnows {
 		return quotaUse{used: d.Limit - d.Limit/unknownPart}
 	}
 	if last.begin < d.BeginMs {

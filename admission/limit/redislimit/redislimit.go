@@ -447,7 +447,7 @@ func (s *Store) reapListed(ctx context.Context, home string, answer any) (dead i
 		}
 		c := s.call("reap", home, fmt.Sprint(ids[i]), nil)
 		// What nobody can read is dropped by the script, which is then given no keys.
-		raw, keys := recorded(records[i].Val())
+		raw, keys := unpackRecord(records[i].Val())
 		if s.oneHome(home, keys) {
 			c.keys, c.args[3] = append(c.keys, keys...), raw
 		}
