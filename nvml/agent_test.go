@@ -18,27 +18,13 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/nvml/poll"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
 // patience bounds every wait of these tests; it is for loaded machines.
-const patience = time.Minute
-
-// eventually asks again and again until ok.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("waited %v in vain for %s", patience, what)
-		}
-	}
-}
+const patience = poll.Patience
 
 // TestTake: what the numbers of reports and the boots of an agent mean.
 func TestTake(t *testing.T) {
@@ -324,9 +310,9 @@ func TestBadAgents(t *testing.T) {
 	v := m.Watch("good/0")
 	stop := start(t, m)
 	defer stop()
-	eventually(t, "a reading of the good one", func() bool { return v.Load() != nil })
+	poll.Await(t, "a reading of the good one", func() bool { return v.Load() != nil })
 	for i, b := range bad {
-		eventually(t, b.name+" to be told", func() bool {
+		poll.Await(t, b.name+" to be told", func() bool {
 			sources, _ := m.Status()
 			s := sources[i+1]
 			if s.Failures > 0 && !strings.Contains(s.Error, b.want) && !strings.Contains(s.Error, "no whole answer in time") {
@@ -336,7 +322,7 @@ func TestBadAgents(t *testing.T) {
 		})
 	}
 	seen := v.Load()
-	eventually(t, "another reading of the good one", func() bool { return v.Load() != seen })
+	poll.Await(t, "another reading of the good one", func() bool { return v.Load() != seen })
 	_, gpus := m.Status()
 	if len(gpus) != 1 {
 		t.Errorf("%+v", gpus)
@@ -360,9 +346,9 @@ func TestAgentRestarts(t *testing.T) {
 		}
 		return ""
 	}
-	eventually(t, "the first boot", func() bool { return uuid() == "GPU-first-0" })
+	poll.Await(t, "the first boot", func() bool { return uuid() == "GPU-first-0" })
 	now.Store(&fakeAgent{boot: "second", gpus: 1})
-	eventually(t, "the second boot", func() bool { return uuid() == "GPU-second-0" })
+	poll.Await(t, "the second boot", func() bool { return uuid() == "GPU-second-0" })
 	if s, _ := m.Status(); s[0].Restarts != 1 || !s[0].OK {
 		t.Errorf("%+v", s)
 	}

@@ -104,10 +104,16 @@ func (f *feed) run(ctx context.Context) {
 		if f.silence(began) > heldFor {
 			pause *= silentFactor
 		}
-		// 0.9 to 1.1 times that, from one request to the next
-		pause += time.Duration(rand.Int64N(int64(pause)/5)) - pause/10
-		timer.Reset(f.monitor.onGrid(max(pause-time.Since(startedAt), pause/10)))
+		timer.Reset(f.monitor.onGrid(NextPoll(pause, startedAt)))
 	}
+}
+
+// NextPoll returns the time to wait before the next poll of a source, given when the last
+// one began: 0.9 to 1.1 times the pause from one begin to the next, so that many replicas
+// do not poll at once, and a tenth of it at least.
+func NextPoll(pause time.Duration, began time.Time) time.Duration {
+	pause += time.Duration(rand.Int64N(int64(pause)/5)) - pause/10
+	return max(pause-time.Since(began), pause/10)
 }
 
 // grid is the distance of the moments at which sources are polled: hundreds of them wake this

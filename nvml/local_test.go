@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/nvml/poll"
+
 	"go.uber.org/goleak"
 )
 
@@ -95,7 +97,7 @@ func TestOrphan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the agent's end", func() bool { return ended(child) })
+	poll.Await(t, "the agent's end", func() bool { return ended(child) })
 }
 
 // ended reports whether a process is no more, or only not buried yet.
@@ -156,12 +158,12 @@ func TestChild(t *testing.T) {
 	t.Setenv("TMPDIR", dir)
 	m, v, j := localMonitor(t, "good")
 	stop := start(t, m)
-	eventually(t, "the agent's reading", func() bool { return pid(v) > 0 })
+	poll.Await(t, "the agent's reading", func() bool { return pid(v) > 0 })
 	first := pid(v)
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the next agent's reading", func() bool { p := pid(v); return p > 0 && p != first })
+	poll.Await(t, "the next agent's reading", func() bool { p := pid(v); return p > 0 && p != first })
 	sources, _ := m.Status()
 	if s := sources[0]; !s.OK || s.Restarts != 1 || s.Kind != "local" || !strings.Contains(j.String(), "signal: killed") {
 		t.Errorf("%+v\n%s", s, j)
@@ -195,11 +197,11 @@ func TestChildFails(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			m, v, j := localMonitor(t, c.mode, c.command...)
 			stop := start(t, m)
-			eventually(t, "the fault in the status", func() bool {
+			poll.Await(t, "the fault in the status", func() bool {
 				s, _ := m.Status()
 				return strings.Contains(s[0].Error, c.want)
 			})
-			eventually(t, "the third start", func() bool { return strings.Count(j.String(), "the GPU agent ended") == 2 })
+			poll.Await(t, "the third start", func() bool { return strings.Count(j.String(), "the GPU agent ended") == 2 })
 			stop()
 			if v.Load() != nil || !strings.Contains(j.String(), "again_in=1s") || !strings.Contains(j.String(), "again_in=2s") {
 				t.Error(j)
@@ -213,7 +215,7 @@ func TestChildFails(t *testing.T) {
 func TestStubbornChild(t *testing.T) {
 	m, v, j := localMonitor(t, "stubborn")
 	stop := start(t, m)
-	eventually(t, "the agent's reading", func() bool { return pid(v) > 0 })
+	poll.Await(t, "the agent's reading", func() bool { return pid(v) > 0 })
 	p := pid(v)
 	began := time.Now()
 	stop()
@@ -224,7 +226,7 @@ func TestStubbornChild(t *testing.T) {
 		t.Errorf("%v\n%s", err, j)
 	}
 	syscall.Kill(p, syscall.SIGTERM) // the second one ends it
-	eventually(t, "the agent's end", func() bool { return syscall.Kill(p, 0) != nil })
+	poll.Await(t, "the agent's end", func() bool { return syscall.Kill(p, 0) != nil })
 }
 
 // TestPass: whatever a child writes, each line is one of the log, cut where it is

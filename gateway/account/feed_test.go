@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tidegate/gateway/database/databasetest"
+	"tidegate/nvml/poll"
 )
 
 // TestOutage freezes the server: a caller waits no longer than it wants to, and
@@ -36,32 +37,20 @@ func TestOutage(t *testing.T) {
 	}
 	r.check(t, "in memory", warm.Secret, nil)
 	r.check(t, "not in memory", cold.Secret, ErrUnavailable)
-	waitFor(t, "the store to be taken for down", func() bool { return r.store.failing.Load() })
+	poll.Await(t, "the store to be taken for down", func() bool { return r.store.failing.Load() })
 	server.Resume(t)
-	waitFor(t, "the store to be back", func() bool {
+	poll.Await(t, "the store to be back", func() bool {
 		_, err := r.as(t, cold.Secret)
 		return err == nil
 	})
 	server.Stop(t)
-	waitFor(t, "the crash to be noticed", func() bool { return r.store.failing.Load() })
+	poll.Await(t, "the crash to be noticed", func() bool { return r.store.failing.Load() })
 	r.check(t, "in memory", warm.Secret, nil)
 	server.Start(t)
-	waitFor(t, "the store to be back", func() bool { return !r.store.failing.Load() })
+	poll.Await(t, "the store to be back", func() bool { return !r.store.failing.Load() })
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
-	}
-}
-
-// waitFor polls; it gives up after a time for loaded machines.
-func waitFor(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(time.Minute); !ok(); <-tick.C {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain for %s", what)
-		}
 	}
 }
 

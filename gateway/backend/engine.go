@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
 	"time"
 
@@ -274,8 +273,7 @@ func (s *scraper) run(ctx context.Context) {
 		if s.setLoadError(err); err != nil {
 			pause = s.slow
 		}
-		pause += time.Duration(rand.Int64N(int64(pause)/5)) - pause/10
-		timer.Reset(max(pause-time.Since(began), pause/10))
+		timer.Reset(nvml.NextPoll(pause, began))
 	}
 }
 

@@ -16,13 +16,13 @@ type progress struct {
 	base     time.Time    // time of creation; its monotonic clock survives a jump of the wall clock
 	lastSign atomic.Int64 // time of the last sign, in ns after base; 0 if none since the backend came up
 
-	mu            sync.Mutex
-	inFlight      int           // requests under way
+	mu               sync.Mutex
+	inFlight         int           // requests under way
 	withoutSign      int           // unanswered requests that were under way at the last sign or were sent since
-	busySince     time.Time     // start of the current period with a request under way
+	busySince        time.Time     // start of the current period with a request under way
 	withoutSignSince time.Time     // time at which withoutSign reached stallRequests, or of the last sign if it was higher then
-	canarySent    time.Time     // time of sending of the unanswered canary; zero if there is none
-	patience      time.Duration // twice the longest silence that the backend has ended by itself
+	canarySent       time.Time     // time of sending of the unanswered canary; zero if there is none
+	patience         time.Duration // twice the longest silence that the backend has ended by itself
 }
 
 const (

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"tidegate/nvml/poll"
 )
 
 // open starts a stream and reads its first data line.
@@ -39,7 +41,7 @@ func TestLeavingAborts(t *testing.T) {
 				resp.Body.Close()
 			}
 		}()
-		eventually(t, "three tokens", func() bool { return metric(b, "vllm:generation_tokens_total") >= 3 })
+		poll.Await(t, "three tokens", func() bool { return metric(b, "vllm:generation_tokens_total") >= 3 })
 		leave()
 		<-gone
 		r := b.record("left")
@@ -107,11 +109,11 @@ func TestPriority(t *testing.T) {
 					resp.Body.Close()
 				}
 			})
-			eventually(t, "waiting", func() bool { return b.Stats().Waiting == i+1 })
+			poll.Await(t, "waiting", func() bool { return b.Stats().Waiting == i+1 })
 		}
 		leave()
 		wg.Wait()
-		eventually(t, "all ended", func() bool { return len(b.Requests()) == 4 })
+		poll.Await(t, "all ended", func() bool { return len(b.Requests()) == 4 })
 		var order []string
 		for _, r := range b.Requests()[1:] {
 			order = append(order, r.ID)

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"tidegate/nvml/poll"
 )
 
 func (b *bench) fault(f Fault) {
@@ -91,7 +93,7 @@ func TestDeadEngine(t *testing.T) {
 		_, s, _ := b.try(chat("Hello", usage+`,"sim":{"tokens":5000}`))
 		got <- s
 	}()
-	eventually(t, "running", func() bool { return b.Stats().GenerationTokens > 0 || metric(b, "vllm:generation_tokens_total") > 2 })
+	poll.Await(t, "running", func() bool { return b.Stats().GenerationTokens > 0 || metric(b, "vllm:generation_tokens_total") > 2 })
 	b.fault(Fault{Kind: FaultDead})
 	s := <-got
 	if s.last().Get("error.code").Int() != 500 || !s.done || s.finish(0) != "" {
@@ -126,7 +128,7 @@ func TestFaultsMidway(t *testing.T) {
 	if err == nil || s.done || delivered(s) != 30 {
 		t.Error("die_mid:", err, delivered(s))
 	}
-	eventually(t, "die_mid recorded", func() bool { return len(b.Requests()) == 1 })
+	poll.Await(t, "die_mid recorded", func() bool { return len(b.Requests()) == 1 })
 	if r := b.Requests()[0]; r.Fault != FaultDieMid || !r.Aborted || r.Delivered != 30 || r.Output < 30 {
 		t.Errorf("%+v", r)
 	}

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"tidegate/nvml/poll"
+
 	"github.com/tidwall/gjson"
 )
 
@@ -110,7 +112,7 @@ func TestSleep(t *testing.T) {
 		defer close(answered)
 		b.post(chatPath, chat("Hello", ""))
 	}()
-	eventually(t, "waiting", func() bool { return b.Stats().Waiting == 1 })
+	poll.Await(t, "waiting", func() bool { return b.Stats().Waiting == 1 })
 	b.fetch("POST", "/wake_up", "")
 	<-answered
 }

@@ -9,12 +9,12 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/tidwall/gjson"
 	"go.uber.org/goleak"
 
 	"tidegate/gateway/gatewaytest/schematest"
+	"tidegate/nvml/poll"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -188,26 +188,11 @@ func chat(text, more string) string {
 
 const usage = `"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true}`
 
-// eventually polls until ok, or fails.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(10 * time.Second)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatal("never: " + what)
-		case <-tick.C:
-		}
-	}
-}
-
 // record waits for the record of a request id.
 func (b *bench) record(id string) Record {
 	b.t.Helper()
 	var found Record
-	eventually(b.t, "record of "+id, func() bool {
+	poll.Await(b.t, "record of "+id, func() bool {
 		for _, r := range b.Requests() {
 			if r.ID == id {
 				found = r

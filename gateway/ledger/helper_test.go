@@ -14,6 +14,7 @@ import (
 
 	"tidegate/gateway/database"
 	"tidegate/gateway/openai"
+	"tidegate/nvml/poll"
 )
 
 func TestMain(m *testing.M) {
@@ -135,7 +136,7 @@ func total(t testing.TB, l *Ledger, f Filter) Sums {
 // flush waits until all that was added is on the disk.
 func flush(t testing.TB, l *Ledger) {
 	t.Helper()
-	eventually(t, "the disk", func() bool { return l.Status().Buffer == 0 })
+	poll.Await(t, "the disk", func() bool { return l.Status().Buffer == 0 })
 }
 
 func sumOf(records ...Record) (s Sums) {
@@ -150,19 +151,4 @@ func records(from, n int) (out []Record) {
 		out = append(out, one(from+i))
 	}
 	return out
-}
-
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("waited %v in vain for %s", patience, what)
-		}
-	}
 }

@@ -23,6 +23,7 @@ import (
 
 	"tidegate/gateway/database/databasetest"
 	"tidegate/gateway/openai"
+	"tidegate/nvml/poll"
 )
 
 func TestEncode(t *testing.T) {
@@ -391,7 +392,7 @@ func TestNoDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Add(one(0), nil)
-	eventually(t, "the failure to be counted", func() bool { return value(t, l.metrics.writeFailures) > 0 })
+	poll.Await(t, "the failure to be counted", func() bool { return value(t, l.metrics.writeFailures) > 0 })
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -530,7 +531,7 @@ func TestFullWhileSyncing(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, "the disk", func() bool { return l.Status().Buffer == 0 })
+	poll.Await(t, "the disk", func() bool { return l.Status().Buffer == 0 })
 	if l.journal.segments.last < 3 {
 		t.Errorf("only %d segments were begun: the test does not test it", l.journal.segments.last)
 	}
@@ -553,8 +554,8 @@ func TestStatusTellsOfTheJournal(t *testing.T) {
 	}
 	run(t, l)
 	l.Add(one(1), nil)
-	eventually(t, "the failure", func() bool { return l.Status().Journal == "no space left on device" })
+	poll.Await(t, "the failure", func() bool { return l.Status().Journal == "no space left on device" })
 	broken.Store(false)
 	l.Add(one(2), nil)
-	eventually(t, "its end", func() bool { return l.Status().Journal == "" && l.Status().Buffer == 0 })
+	poll.Await(t, "its end", func() bool { return l.Status().Journal == "" && l.Status().Buffer == 0 })
 }

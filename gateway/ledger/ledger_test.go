@@ -15,6 +15,7 @@ import (
 
 	"tidegate/gateway/database/databasetest"
 	"tidegate/gateway/openai"
+	"tidegate/nvml/poll"
 )
 
 // TestBoth runs on both databases what is true of both. Each part has a department
@@ -353,7 +354,7 @@ func testRuns(t *testing.T, db *bun.DB) {
 	if err != nil || rows[0].Requests != 1600 {
 		t.Errorf("%v: %+v", err, rows)
 	}
-	eventually(t, "all to be shipped", func() bool { return l.Status().Backlog == 0 })
+	poll.Await(t, "all to be shipped", func() bool { return l.Status().Backlog == 0 })
 	l.Add(Record{ID: "runs-last", Time: noon(), Department: "runs", Status: 200}, nil)
 	stop()
 	if s := l.Status(); s != (Status{}) {
@@ -468,11 +469,11 @@ func TestOutage(t *testing.T) {
 		}
 	}
 	add(0, 600)
-	eventually(t, "the first to be shipped", func() bool { return l.Status().Backlog == 0 && total(t, l, Filter{}).Requests == 600 })
+	poll.Await(t, "the first to be shipped", func() bool { return l.Status().Backlog == 0 && total(t, l, Filter{}).Requests == 600 })
 	server.Stop(t)
 	add(600, 3000)
 	flush(t, l)
-	eventually(t, "the outage to be seen", func() bool { return l.Status().Failure != "" })
+	poll.Await(t, "the outage to be seen", func() bool { return l.Status().Failure != "" })
 	if s := l.Status(); s.Backlog == 0 {
 		t.Errorf("%+v", s)
 	}
@@ -482,7 +483,7 @@ func TestOutage(t *testing.T) {
 		t.Error("a report without a database")
 	}
 	server.Start(t)
-	eventually(t, "the backlog to be shipped", func() bool { return l.Status().Backlog == 0 })
+	poll.Await(t, "the backlog to be shipped", func() bool { return l.Status().Backlog == 0 })
 	if got, want := total(t, l, Filter{}), sumOf(records(0, 3600)...); got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}

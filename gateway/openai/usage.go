@@ -83,7 +83,7 @@ const (
 	FaultMissing   Faults = 1 << iota // the input or the output was never stated
 	FaultInvalid                      // a figure is no whole number, or is negative, or total_tokens is not the sum
 	FaultExcessive                    // a figure is above the bounds of the request
-	FaultDecreased                       // a figure is below an earlier one of the same stream
+	FaultDecreased                    // a figure is below an earlier one of the same stream
 	FaultUnseen                       // a unary answer never arrived
 )
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tidegate/nvml/poll"
 )
 
 func startMock(t *testing.T, b Behaviour) (*Mock, string) {
@@ -22,16 +24,6 @@ func startMock(t *testing.T, b Behaviour) (*Mock, string) {
 	go s.Serve(l)
 	t.Cleanup(func() { l.Close() })
 	return s, "http://" + l.Addr().String()
-}
-
-// eventually polls ok for at most ten seconds.
-func eventually(t *testing.T, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("it did not come true")
-		}
-	}
 }
 
 // client is the standard library's, the judge of the hand-written HTTP.
@@ -72,7 +64,7 @@ func TestMockAnswers(t *testing.T) {
 		io.Copy(io.Discard, resp.Body)
 	}
 	// A completion is counted just after it was written.
-	eventually(t, func() bool { return s.Stats().Finished == 3 && s.Stats().Conns == 1 })
+	poll.Await(t, "the expected state", func() bool { return s.Stats().Finished == 3 && s.Stats().Conns == 1 })
 }
 
 func TestMockStreamHasUsageAndDone(t *testing.T) {
@@ -105,7 +97,7 @@ func TestMockSeesAbortDuringPause(t *testing.T) {
 	resp := post(t, ctx, client(t), url+"/v1/chat/completions", `{"stream":true}`)
 	io.ReadFull(resp.Body, make([]byte, 10))
 	cancel()
-	eventually(t, func() bool { return s.Stats().Aborted == 1 })
+	poll.Await(t, "the expected state", func() bool { return s.Stats().Aborted == 1 })
 }
 
 func TestMockConfigChangesBehaviour(t *testing.T) {

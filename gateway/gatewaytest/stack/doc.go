@@ -3,9 +3,9 @@
 package stack
 
 import (
-	"context"
 	"testing"
-	"time"
+
+	"tidegate/nvml/poll"
 )
 
 // Models of the stack, and the keys of its callers and of its administrator.
@@ -26,21 +26,11 @@ const (
 	CompletionPath = "/v1/completions"
 )
 
-// Patience bounds every wait of the tests. It is meant for loaded machines.
-const Patience = time.Minute
+// Patience bounds every wait of the tests.
+const Patience = poll.Patience
 
 // Eventually polls ok until it returns true, and fails the test after Patience.
 func Eventually(t testing.TB, event string, ok func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), Patience) // in a cleanup, too
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("waited %v in vain for %s", Patience, event)
-		}
-	}
+	poll.Await(t, event, ok)
 }
