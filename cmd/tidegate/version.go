@@ -8,8 +8,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// release is the version that comes next; a build of a tagged module says its tag.
-const release = "0.1.0-dev"
+// release is the version of this tree; a build of a tagged module says its tag.
+const release = "0.1.0"
 
 func version() string {
 	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" && b.Main.Version != "(devel)" {

@@ -84,8 +84,6 @@ func TestApplyKeeps(t *testing.T) {
 			t.Fatal(err)
 		}
 		held := m.BackendOf(permit.Seat())
-		connections := watchClient(a)
-
 		changed := modelOf("Qwen3-1.7B", "a", "b", "c")
 		changed.Timeouts.Total = time.Hour
 		changed.Reasoning = "reasoning"
@@ -94,7 +92,7 @@ func TestApplyKeeps(t *testing.T) {
 		if m2 == m || m2.Backends[0] != a || m2.Backends[1] != b || m2.Timeouts.Total != time.Hour || m2.Reasoning != openai.OnlyReasoning {
 			t.Error("what did not change is not kept, or what did is not changed")
 		}
-		if !a.Seat.InRotation() || !b.Seat.InRotation() || held.Seat.InFlight() != 1 || connections.closed {
+		if !a.Seat.InRotation() || !b.Seat.InRotation() || held.Seat.InFlight() != 1 || a.Closed() {
 			t.Error("a kept backend lost its place, its count or its connections")
 		}
 		if err := permit.Settle(limit.Usage{}, ""); err != nil {
@@ -117,8 +115,6 @@ func TestApplyRemoves(t *testing.T) {
 		synctest.Wait()
 		m := model(t, f, "Qwen3-1.7B")
 		a, b := m.Backends[0], m.Backends[1]
-		connections := watchClient(a)
-
 		second := modelOf("Qwen3-1.7B", "b")
 		second.Backends[0].APIKey = "k" // another key is another backend
 		f.Apply([]ModelConfig{second})
@@ -128,7 +124,7 @@ func TestApplyRemoves(t *testing.T) {
 				t.Errorf("%s: %v, %q", old.Name, old.Seat.InRotation(), old.OutReason())
 			}
 		}
-		if !connections.closed {
+		if !a.Closed() {
 			t.Error("connections are left open")
 		}
 		w.count("a/health")
@@ -219,9 +215,8 @@ func TestRunEnds(t *testing.T) {
 		f.Apply([]ModelConfig{modelOf("Qwen3-1.7B", "a", "b")})
 		synctest.Wait()
 		a := model(t, f, "Qwen3-1.7B").Backends[0]
-		connections := watchClient(a)
 		stop()
-		if !connections.closed {
+		if !a.Closed() {
 			t.Error("a connection is left open")
 		}
 		if !a.Seat.InRotation() {
@@ -261,28 +256,4 @@ func TestApplyWeight(t *testing.T) {
 			}
 		}
 	})
-}
-
-// watchedClient records what is asked of its connections.
-type watchedClient struct {
-	client
-	closed bool
-	pruned int // calls of Prune
-}
-
-func (c *watchedClient) Prune(now time.Time) {
-	c.pruned++
-	c.client.Prune(now)
-}
-
-func (c *watchedClient) Close() {
-	c.closed = true
-	c.client.Close()
-}
-
-// watchClient returns a view of what is asked of the connections of a backend.
-func watchClient(b *Backend) *watchedClient {
-	c := &watchedClient{client: b.client}
-	b.client = c
-	return c
 }

@@ -138,6 +138,7 @@ type client interface {
 	Send(ctx context.Context, q *exchange.Request) (*exchange.Answer, error)
 	Prune(now time.Time)
 	Close()
+	Closed() bool
 }
 
 // rotation holds the reasons for being out of rotation.

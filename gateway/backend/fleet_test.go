@@ -214,12 +214,25 @@ func TestProbeSendsTheKey(t *testing.T) {
 	}
 }
 
+// pruneCounter counts how often old connections are closed.
+type pruneCounter struct {
+	client
+	calls atomic.Int64
+}
+
+func (c *pruneCounter) Prune(now time.Time) {
+	c.calls.Add(1)
+	c.client.Prune(now)
+}
+
 // TestProbeRhythm: health at every tick and when asked for, facts seldom, and
 // again after a failure; connections that grow old are closed meanwhile.
 func TestProbeRhythm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		p := proberOf(w, Config{}, "Qwen3-1.7B")
+		connections := &pruneCounter{client: p.b.client}
+		p.b.client = connections
 		ctx, cancel := context.WithCancel(t.Context())
 		go p.run(ctx)
 		want := func(when string, health, models int) {
@@ -253,11 +266,11 @@ func TestProbeRhythm(t *testing.T) {
 		w.set("/health", "")
 		time.Sleep(2 * time.Second)
 		want("after a failure", 1, 1)
-		connections := watchClient(p.b)
+		before := connections.calls.Load()
 		time.Sleep(6 * time.Second)
 		synctest.Wait()
-		if connections.pruned < 3 {
-			t.Errorf("old connections were closed %d times in 6 s", connections.pruned)
+		if n := connections.calls.Load() - before; n < 3 {
+			t.Errorf("old connections were closed %d times in 6 s", n)
 		}
 		cancel()
 		synctest.Wait()

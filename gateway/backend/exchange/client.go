@@ -41,6 +41,9 @@ func (cl *Client) Prune(now time.Time) { cl.pool.prune(now) }
 // Close closes the idle connections, and later those still in use.
 func (cl *Client) Close() { cl.pool.close() }
 
+// Closed reports whether Close was called.
+func (cl *Client) Closed() bool { return cl.pool.isClosed() }
+
 // Observer follows the exchanges of a client, and judges the silence of its backend. Its
 // methods are called on the goroutines of the exchanges.
 type Observer interface {

@@ -342,6 +342,13 @@ func (p *pool) close() {
 	p.drop(len(p.idle))
 }
 
+// isClosed reports whether the pool is closed.
+func (p *pool) isClosed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed
+}
+
 // drop closes the n oldest.
 func (p *pool) drop(n int) {
 	for _, c := range p.idle[:n] {

@@ -62,8 +62,11 @@ func TestPool(t *testing.T) {
 		t.Error("an old one is used, or kept")
 	}
 	p.release(conns[3], at)
+	if p.isClosed() {
+		t.Error("closed before it is closed")
+	}
 	p.close()
-	if !closed(ends[3]) || p.pop(at) != nil {
+	if !closed(ends[3]) || p.pop(at) != nil || !p.isClosed() {
 		t.Error("close leaves one open")
 	}
 	c, end := pipe()
