@@ -51,7 +51,7 @@ type progress struct {
 // writes nothing but its result. docs/pressure.md states the rules.
 func decide(q *QueueConfig, d *Demand, s *situation) decision {
 	tier, earlier := d.Request.Tier, &s.past.target
-	primary := s.primary(max(degrade.Shift(s.verdict.Level, tier), earlier.level))
+	primary := s.primary(max(tierLevel(s.verdict.Level, tier), earlier.level))
 	c := modelTarget(d.Pool, s.verdict, primary, tier)
 	if !s.verdict.Pinned && q.Degrade {
 		c.shrinkWhenFull(d, primary, s)
@@ -97,7 +97,7 @@ func decide(q *QueueConfig, d *Demand, s *situation) decision {
 // whose level may be higher than the lowest of its pool. It is pure, as decide is.
 func decideOnSeat(d *Demand, s *situation, verdict *degrade.Verdict) decision {
 	c := s.past.target
-	level := min(degrade.Shift(verdict.Level, d.Request.Tier), degrade.ThinkingOff)
+	level := min(tierLevel(verdict.Level, d.Request.Tier), degrade.ThinkingOff)
 	if c.pool != d.Pool || s.verdict.Pinned || level <= c.level {
 		return decision{kind: kindStay, target: c}
 	}
@@ -134,7 +134,7 @@ func modelTarget(p *Pool, model *degrade.Verdict, primary *outlook, tier string)
 	if primary.level > c.level {
 		c.level, c.reason, c.retry = primary.level, primary.reason, primary.retry
 	}
-	c.level = degrade.Shift(c.level, tier)
+	c.level = tierLevel(c.level, tier)
 	return c
 }
 
@@ -171,7 +171,7 @@ func (c *target) shrinkWhenFull(d *Demand, primary *outlook, s *situation) {
 	if max(s.wait, s.past.waited) > d.TTFT/2 {
 		level = degrade.SmallerModel
 	}
-	if level = min(degrade.Shift(level, d.Request.Tier), d.MaxLevel); level < degrade.ThinkingOff {
+	if level = min(tierLevel(level, d.Request.Tier), d.MaxLevel); level < degrade.ThinkingOff {
 		return // L1 alone frees no place
 	}
 	if level == degrade.SmallerModel && (!s.fallback.usable() || s.fallback.full) {
@@ -189,4 +189,10 @@ func (c *target) shrinkWhenFull(d *Demand, primary *outlook, s *situation) {
 // time.
 func (d *Demand) shrinksWhenFull(primary *outlook) bool {
 	return primary.available && primary.full && d.TTFT > 0
+}
+
+// tierLevel returns the level for requests of a tier: one more for batch, which can wait,
+// and one less for critical.
+func tierLevel(l degrade.Level, tier string) degrade.Level {
+	return degrade.Shift(l, degrade.Level(limit.TierIndex(tier)-limit.TierIndex(limit.Standard)))
 }

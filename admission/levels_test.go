@@ -202,7 +202,7 @@ func TestNeverToOneAtL3(t *testing.T) {
 			}
 			h.ladder.SetPins(pins)
 			d := h.demand("large")
-			d.Request.Tier, d.MaxLevel, d.TTFT = Tiers()[r.IntN(3)], degrade.Level(r.IntN(5)), time.Second
+			d.Request.Tier, d.MaxLevel, d.TTFT = limit.Tiers()[r.IntN(3)], degrade.Level(r.IntN(5)), time.Second
 			past := progress{target: target{level: degrade.Level(r.IntN(5)), reason: reasons[r.IntN(len(reasons))]}, waited: time.Duration(r.IntN(3)) * time.Second}
 			c := h.controller.choose(q, d, &past)
 			if c.kind == kindRefuse {
@@ -383,7 +383,7 @@ func TestPinIsExact(t *testing.T) {
 		h.press("large", 98)
 		for _, pin := range []degrade.Level{0, 2, 3} {
 			h.ladder.SetPins(map[string]degrade.Pin{"large": {Level: pin, Expires: time.Now().Add(time.Minute)}})
-			for _, tier := range Tiers() {
+			for _, tier := range limit.Tiers() {
 				d := h.demand("large")
 				d.Request.Tier = tier
 				if _, level, _ := h.answer(t, d); level != pin {

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"tidegate/admission/limit"
 	"tidegate/degrade"
 )
 
@@ -52,11 +53,8 @@ func (p *Pool) Available() bool {
 	return slices.ContainsFunc(p.seats, (*Seat).accepts)
 }
 
-// Tiers returns the tiers of requests in their order of precedence.
-func Tiers() [tierCount]string { return [...]string{"critical", "standard", "batch"} }
-
 // Queued returns how many requests wait for a place, by tier.
-func (p *Pool) Queued() (n [tierCount]int) {
+func (p *Pool) Queued() (n [limit.TierCount]int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for tier := range n {

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tidegate/admission/limit"
 	"tidegate/degrade"
 )
 
@@ -13,7 +14,6 @@ const (
 	tierCritical = iota
 	tierStandard
 	tierBatch
-	tierCount
 )
 
 const (
@@ -51,7 +51,7 @@ const (
 // but account.output.
 type fairQueue struct {
 	weights QueueWeights
-	tiers   [tierCount]band
+	tiers   [limit.TierCount]band
 	seq     int64 // number of the latest request
 }
 
@@ -108,7 +108,7 @@ type waiter struct {
 // newWaiter returns a request that needs a place at a level.
 func newWaiter(q *queueing, d *Demand, level degrade.Level) *waiter {
 	w := &waiter{
-		tier: tierIndex(d.Request.Tier), tenant: q.tenant(&d.Request.Subjects), input: d.Request.Prompt, sequences: d.sequences(level),
+		tier: limit.TierIndex(d.Request.Tier), tenant: q.tenant(&d.Request.Subjects), input: d.Request.Prompt, sequences: d.sequences(level),
 	}
 	w.weight = q.weight(w.tenant)
 	return w
@@ -116,16 +116,6 @@ func newWaiter(q *queueing, d *Demand, level degrade.Level) *waiter {
 
 // occupy acquires a place on b.
 func (w *waiter) occupy(b *Seat) { w.seat, w.shareStart = b, b.acquire(w.sequences) }
-
-// tierIndex returns the position of a tier, by default that of the standard one.
-func tierIndex(tier string) int {
-	for i, name := range Tiers() {
-		if name == tier {
-			return i
-		}
-	}
-	return tierStandard
-}
 
 // newFairQueue returns an empty queue.
 func newFairQueue(w QueueWeights) *fairQueue {

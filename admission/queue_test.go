@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 
+	"tidegate/admission/limit"
+
 	"pgregory.net/rapid"
 )
 
@@ -14,9 +16,9 @@ import (
 // every counter is kept for good.
 type naive struct {
 	weights  QueueWeights
-	counters [tierCount]map[string]int64
-	share    [tierCount]map[string]int
-	last     [tierCount]string
+	counters [limit.TierCount]map[string]int64
+	share    [limit.TierCount]map[string]int
+	last     [limit.TierCount]string
 	waiting  []*waiter // in the order they came
 }
 
@@ -92,7 +94,7 @@ type twins struct {
 	q      *fairQueue
 	model  *naive
 	runs   []twinRun
-	levels [tierCount]int64 // the last seen
+	levels [limit.TierCount]int64 // the last seen
 }
 
 type twinRun struct {
@@ -188,7 +190,7 @@ func (m *twins) Check(t *rapid.T) {
 	if (m.q.peek() == nil) != (len(m.model.waiting) == 0) {
 		t.Fatal("not work conserving")
 	}
-	for tier := range tierCount {
+	for tier := range limit.TierCount {
 		b := &m.q.tiers[tier]
 		level := b.level()
 		if level != m.model.level(tier) || level < m.levels[tier] {

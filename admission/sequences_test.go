@@ -44,7 +44,7 @@ func TestSequences(t *testing.T) {
 		if big.done || small.done {
 			t.Fatal("somebody was let in where two places are wanted and one is free")
 		}
-		if n := h.pools["large"].Queued(); n != [tierCount]int{0, 2, 0} {
+		if n := h.pools["large"].Queued(); n != [limit.TierCount]int{0, 2, 0} {
 			t.Errorf("%v wait", n)
 		}
 		two.Settle(limit.Usage{}, "")
@@ -228,7 +228,7 @@ func TestSequencesFollowTheLevel(t *testing.T) {
 			h.rotate("large", false)
 			advance(time.Second)
 			next := h.ask(t.Context(), h.demand("small"))
-			if big.done || next.done || h.pools["small"].Queued() != [tierCount]int{0, 2, 0} {
+			if big.done || next.done || h.pools["small"].Queued() != [limit.TierCount]int{0, 2, 0} {
 				t.Fatalf("%+v, %+v, %v wait", big, next, h.pools["small"].Queued())
 			}
 			held[4].Settle(limit.Usage{}, "")

@@ -3,6 +3,7 @@ package admission
 import (
 	"time"
 
+	"tidegate/admission/limit"
 	"tidegate/degrade"
 )
 
@@ -58,7 +59,7 @@ func (c *candidate) usable() bool {
 func (c *Controller) snapshot(q *queueing, d *Demand, past *progress) situation {
 	s := situation{now: time.Now(), past: *past, verdict: d.Pool.level.Verdict()}
 	d.Pool.survey(q, d, &s)
-	level := degrade.Shift(max(s.verdict.Level, s.full.level, s.reduced.level), d.Request.Tier)
+	level := tierLevel(max(s.verdict.Level, s.full.level, s.reduced.level), d.Request.Tier)
 	high := max(level, s.verdict.Level, past.target.level) >= degrade.SmallerModel
 	if high || past.rejection != nil || !s.full.available || s.full.full || !s.reduced.available || s.reduced.full {
 		s.fallback = d.fallback()
@@ -89,7 +90,7 @@ func (p *Pool) survey(q *queueing, d *Demand, s *situation) {
 	s.full, s.reduced = p.look(d.sequences(degrade.Full), d.sequences(degrade.StreamingOff))
 	if d.shrinksWhenFull(&s.full) || d.shrinksWhenFull(&s.reduced) {
 		tenant := q.tenant(&d.Request.Subjects)
-		s.wait, _ = p.drain.wait(s.now, p.queue.ahead(tierIndex(d.Request.Tier), tenant, q.weight(tenant)))
+		s.wait, _ = p.drain.wait(s.now, p.queue.ahead(limit.TierIndex(d.Request.Tier), tenant, q.weight(tenant)))
 	}
 }
 

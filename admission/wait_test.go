@@ -60,7 +60,7 @@ func (h *testFleet) checkIdle(t *testing.T) {
 				t.Errorf("%d left on backend %d of %s", n, i, name)
 			}
 		}
-		if n := h.pools[name].Queued(); n != [tierCount]int{} {
+		if n := h.pools[name].Queued(); n != [limit.TierCount]int{} {
 			t.Errorf("%v left in the queue of %s", n, name)
 		}
 	}
@@ -78,7 +78,7 @@ func TestTurns(t *testing.T) {
 			d.Request.Tier, d.Request.User, _ = strings.Cut(who, "/")
 			all[fmt.Sprint(i, who)] = h.ask(t.Context(), d)
 		}
-		if n := h.pools["large"].Queued(); n != [tierCount]int{1, 3, 1} {
+		if n := h.pools["large"].Queued(); n != [limit.TierCount]int{1, 3, 1} {
 			t.Fatalf("%v wait", n)
 		}
 		for range 5 {

@@ -342,25 +342,18 @@ func (c *Config) Effect(l Level) Effect {
 	return e
 }
 
-// The tiers that a level is shifted for.
-const (
-	TierBatch    = "batch"
-	TierCritical = "critical"
-)
-
-// Shift returns the level for requests of a tier: one more for batch, one less for
-// critical. At L0 there is no pressure to share out, so nobody's answer is changed;
-// and no shift makes an answer canned, which serves a batch worse than waiting.
-func Shift(l Level, tier string) Level {
+// Shift returns the level for requests that yield, with a positive shift, to others, or
+// with a negative one go before them. At L0 there is no pressure to share out, so nobody's
+// answer is changed; and no shift makes an answer canned, which serves a batch worse than
+// waiting.
+func Shift(l, shift Level) Level {
 	switch {
 	case l <= Full:
 		return Full
-	case tier == TierBatch && l < SmallerModel:
-		return l + 1
-	case tier == TierCritical:
-		return l - 1
+	case shift > 0:
+		return max(min(l+shift, SmallerModel), min(l, Canned))
 	}
-	return min(l, Canned)
+	return max(min(l+shift, Canned), Full)
 }
 
 // finite reports whether a number is one.

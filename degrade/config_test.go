@@ -114,17 +114,17 @@ func TestEffect(t *testing.T) {
 }
 
 func TestShift(t *testing.T) {
-	for tier, want := range map[string][]Level{
-		"batch":    {Full, ThinkingOff, SmallerModel, SmallerModel, Canned},
-		"standard": {Full, StreamingOff, ThinkingOff, SmallerModel, Canned},
-		"critical": {Full, Full, StreamingOff, ThinkingOff, SmallerModel},
+	for shift, want := range map[Level][]Level{
+		1:  {Full, ThinkingOff, SmallerModel, SmallerModel, Canned},
+		0:  {Full, StreamingOff, ThinkingOff, SmallerModel, Canned},
+		-1: {Full, Full, StreamingOff, ThinkingOff, SmallerModel},
 	} {
 		var got []Level
 		for l := Full; l <= Canned; l++ {
-			got = append(got, Shift(l, tier))
+			got = append(got, Shift(l, shift))
 		}
 		if !slices.Equal(got, want) {
-			t.Errorf("%s: %v, want %v", tier, got, want)
+			t.Errorf("%d: %v, want %v", shift, got, want)
 		}
 	}
 }

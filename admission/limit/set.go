@@ -72,7 +72,7 @@ type policy struct {
 type capacities struct {
 	amounts  []amount // by schedule; the last is that of the rule itself
 	largest  int64    // capacity under any schedule
-	factors  [tierCount][levelCount]int64
+	factors  [TierCount][levelCount]int64
 	schedule *schedule
 }
 
@@ -81,25 +81,7 @@ type amount struct{ limit, burst int64 }
 
 const (
 	levelCount = 5 // L0 to L4
-	tierCount  = 3
 )
-
-// Tiers of keys.
-const (
-	Critical = "critical"
-	Standard = "standard"
-	Batch    = "batch"
-)
-
-func tierIndex(tier string) int {
-	switch tier {
-	case Critical:
-		return 0
-	case Batch:
-		return 2
-	}
-	return 1
-}
 
 // schedule holds the hours of one rule.
 type schedule struct {
@@ -267,9 +249,9 @@ func (q *QuotaRule) counter() counter {
 }
 
 // factors returns the factors of every tier and level, in thousandths.
-func (p *Pressure) factors() (out [tierCount][levelCount]int64) {
+func (p *Pressure) factors() (out [TierCount][levelCount]int64) {
 	general := p.list()
-	for tier, levels := range [tierCount]Levels{p.Critical, p.Standard, p.Batch} {
+	for tier, levels := range [TierCount]Levels{p.Critical, p.Standard, p.Batch} {
 		last := int64(1000)
 		out[tier][0] = last
 		for i, f := range levels.list() {
@@ -355,7 +337,7 @@ func (s *Set) plan(r *Request, e Estimate, now time.Time) plan {
 	p := plan{dims: make([]Dim, 0, s.size), counters: make([]*counter, 0, s.size), meanDuration: e.MeanDuration, callerDuration: e.CallerDuration, likelyUsage: e.LikelyUsage, medianDuration: e.MedianDuration}
 	parts := s.keyParts(r.Aux)
 	n := r.names(parts.subjects, parts.homes)
-	p.level, p.tier, p.reason = min(max(r.Level, 0), levelCount-1), tierIndex(r.Tier), r.Reason
+	p.level, p.tier, p.reason = min(max(r.Level, 0), levelCount-1), TierIndex(r.Tier), r.Reason
 	for i := range s.counters {
 		c := &s.counters[i]
 		if c.aux != r.Aux {

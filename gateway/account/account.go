@@ -40,6 +40,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"tidegate/admission/limit"
 )
 
 // Tier is the class of a caller's requests, which orders them when they wait.
@@ -47,9 +49,9 @@ type Tier string
 
 // The tiers.
 const (
-	Critical Tier = "critical"
-	Standard Tier = "standard"
-	Batch    Tier = "batch"
+	Critical Tier = limit.Critical
+	Standard Tier = limit.Standard
+	Batch    Tier = limit.Batch
 )
 
 // Priority returns the tier's priority for vLLM's scheduler, where a lower number goes

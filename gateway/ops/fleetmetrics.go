@@ -5,7 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"tidegate/admission"
+	"tidegate/admission/limit"
 	"tidegate/gateway/backend"
 )
 
@@ -68,7 +68,7 @@ func (f *FleetCollector) Collect(out chan<- prometheus.Metric) {
 		f.pace(m, out)
 		gauge(f.requests, sum, m.Name)
 		for i, n := range m.Pool.Queued() {
-			gauge(f.queue, n, m.Name, admission.Tiers()[i])
+			gauge(f.queue, n, m.Name, limit.Tiers()[i])
 		}
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"time"
 
-	"tidegate/admission"
+	"tidegate/admission/limit"
 	"tidegate/degrade"
 	"tidegate/gateway/alert"
 	"tidegate/gateway/backend"
@@ -101,7 +101,7 @@ func (s *Server) status() (status Status) {
 			ms.Fallback = m.Fallback.Name
 		}
 		for i, n := range m.Pool.Queued() {
-			ms.Queued[admission.Tiers()[i]] = n
+			ms.Queued[limit.Tiers()[i]] = n
 		}
 		for _, b := range m.Backends {
 			bs, warnings := backendStatus(b, now)
