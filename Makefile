@@ -27,7 +27,7 @@ test: clients servers ## all tests; installs the client SDKs and servers they ne
 
 cover: ## the share of statements that the tests reach, by package; processes that they start count too
 	@rm -rf $(CACHE)/cover && mkdir -p $(CACHE)/cover
-	GOCOVERDIR=$(CACHE)/cover $(GO) test $(FLAGS) -short -timeout 30m -coverpkg=./... ./... -args -test.gocoverdir=$(CACHE)/cover
+	$(GO) test $(FLAGS) -short -timeout 30m -coverpkg=./... ./... -args -test.gocoverdir=$(CACHE)/cover
 	$(GO) tool covdata percent -i=$(CACHE)/cover
 
 race: clients servers ## all tests under the race detector (needs a C compiler)

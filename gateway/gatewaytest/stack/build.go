@@ -12,7 +12,7 @@ import (
 
 // Build builds the command tidegate with the tags of the test that calls it, under the
 // race detector if that is, and returns the path of the binary. Where the test measures
-// coverage, the binary writes its own to GOCOVERDIR. Packages that build at the same time
+// coverage, the binary counts its own: see Binary. Packages that build at the same time
 // replace it by an equal one.
 func Build() (path string, err error) {
 	module, err := exec.Command("go", "env", "GOMOD").Output()

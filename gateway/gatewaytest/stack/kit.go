@@ -3,6 +3,7 @@ package stack
 import (
 	"bytes"
 	"context"
+	"flag"
 	"io"
 	"net/http"
 	"os"
@@ -42,7 +43,11 @@ func Binary(path func() (string, error)) func(ctx context.Context, args ...strin
 		if err != nil {
 			return nil, err
 		}
-		return exec.CommandContext(ctx, name, args...), nil
+		c := exec.CommandContext(ctx, name, args...)
+		if dir := flag.Lookup("test.gocoverdir"); dir != nil && dir.Value.String() != "" {
+			c.Env = append(c.Environ(), "GOCOVERDIR="+dir.Value.String()) // go test has its own there, and throws it away
+		}
+		return c, nil
 	}
 }
 
