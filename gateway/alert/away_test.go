@@ -45,6 +45,46 @@ func TestAway(t *testing.T) {
 	w.want(t, map[string]int{"ada 80": 1, "bob 80": 1, "bob 95": 1, "bob 100": 1})
 }
 
+// TestTidyWhileAway: each step of tidying that fails is tried again, and says so meanwhile;
+// the deliveries of a removed channel are dropped once the database is back.
+func TestTidyWhileAway(t *testing.T) {
+	w := newWorld()
+	db := open(t, databasetest.SQLite(t))
+	a := w.replica(db, false, w.channel("ops"), w.channel("old"))
+	w.use(a, "ada", 800)
+	if err := a.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rename := func(from, to string) {
+		t.Helper()
+		if _, err := db.Exec("ALTER TABLE " + from + " RENAME TO " + to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	away := func(step string) {
+		t.Helper()
+		rename("alert_deliveries", "gone")
+		if err := a.Tidy(t.Context()); err == nil || !strings.Contains(err.Error(), "outbox: ") {
+			t.Errorf("%s, and the table is not there: %v", step, err)
+		}
+		rename("gone", "alert_deliveries")
+	}
+	away("old rows are to be deleted")
+	if err := a.Tidy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.pass(time.Minute)
+	away("deliveries are to be counted")
+	a.Reload([]Channel{w.channel("ops")})
+	away("a channel was removed")
+	if left := len(a.routes.removedTargets()); left != 1 {
+		t.Errorf("%d removed targets wait for their end", left)
+	}
+	if err := a.Tidy(t.Context()); err != nil || len(a.routes.removedTargets()) != 0 {
+		t.Errorf("%v, %d removed targets are left", err, len(a.routes.removedTargets()))
+	}
+}
+
 // TestUnwritten has the database go away while a message is sent, for longer than its
 // lease, and two replicas: it is not sent again.
 func TestUnwritten(t *testing.T) {
